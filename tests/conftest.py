@@ -1,0 +1,11 @@
+"""Every test runs on 8 fake CPU devices and shares one compilation cache, so that a second run is quick."""
+
+import os
+from pathlib import Path
+
+# Before JAX is imported anywhere: the device count is read once, at backend start.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
