@@ -1,0 +1,31 @@
+"""Qwen3 in JAX: load, train, post-train, and sample under a thinking budget.
+
+    import qwen3_jax, sharding
+    model, tok = qwen3_jax.load("Qwen/Qwen3-0.6B", dtype="bfloat16")
+    out = qwen3_jax.generate(model, tok, [[{"role": "user", "content": "Hi"}]], thinking_budget=512)
+
+Names are imported on first use, so that `import qwen3_jax` costs milliseconds.
+"""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    from qwen3_jax.checkpoint import load, save
+    from qwen3_jax.config import PRESETS, GenerationConfig, Qwen3Config, RopeScaling
+    from qwen3_jax.errors import UserError
+    from qwen3_jax.model import KVCache, Qwen3
+    from qwen3_jax.text import Tokenizer
+
+__version__ = "0.1.0"
+__all__ = [
+    "PRESETS",
+    "GenerationConfig",
+    "KVCache",
+    "Qwen3",
+    "Qwen3Config",
+    "RopeScaling",
+    "Tokenizer",
+    "UserError",
+    "load",
+    "save",
+]

@@ -1,0 +1,35 @@
+"""Text: the tokenizer, chat templates, the detokeniser, and the parsers of thinking and tool calls. No JAX.
+
+from qwen3_jax.text import Tokenizer, parse
+tokenizer = Tokenizer.from_pretrained("Qwen3-0.6B/")
+prompt = tokenizer.apply_chat_template([{"role": "user", "content": "What is 2+2?"}])
+parse("<think>\\nEasy.\\n</think>\\n\\n4").content       # "4"
+"""
+
+from .chat import built_in_template, render, soft_switch
+from .detokenize import Detokenizer
+from .errors import ChatTemplateError, TextError, TokenizerError
+from .parsers import AnswerParser, Delta, Parsed, ThinkingParser, ToolCallParser, parse
+from .tokenizer import Tokenizer
+from .tool_json import ToolCall
+from .train_tokenizer import train_from_files, train_tokenizer
+
+__all__ = [
+    "AnswerParser",
+    "ChatTemplateError",
+    "Delta",
+    "Detokenizer",
+    "Parsed",
+    "TextError",
+    "ThinkingParser",
+    "Tokenizer",
+    "TokenizerError",
+    "ToolCall",
+    "ToolCallParser",
+    "built_in_template",
+    "parse",
+    "render",
+    "soft_switch",
+    "train_from_files",
+    "train_tokenizer",
+]

@@ -1,0 +1,186 @@
+"""The one table between Hugging Face's tensor names and this model's parameters, read in both directions.
+
+A row says how one parameter is stored: our dimensions by letter, and HF's as groups of the same letters. `"dnh"` against
+`"nh,d"` is our [D, N, H] query projection and HF's [(N H), D] `q_proj.weight`. Everything about reading, slicing and
+writing follows from the row; an HF tensor that no row names, or a row that no tensor fills, is an error.
+
+Letters: l layers of a stack, v vocabulary, d hidden, n query heads, k key/value heads, h head size, f MLP width, e experts.
+"""
+
+from dataclasses import dataclass
+
+import jax
+from flax import nnx
+
+from qwen3_jax.config import Qwen3Config
+from qwen3_jax.model import layer_groups
+
+Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One parameter of a block (or of the model, outside the blocks).
+
+    Attributes:
+        ours: dotted path below the block.
+        hf: name below `model.layers.N.`; `{expert}` stands for the expert's index.
+        dims: our dimensions.
+        hf_dims: HF's dimensions of one tensor, comma-separated groups of letters.
+        fused: transformers 5's in-memory name, whose tensor holds all experts; "" where there is none.
+        fused_part: this parameter's half of the fused tensor's f dimension (gate 0, up 1), or None for all of it.
+    """
+
+    ours: str
+    hf: str
+    dims: str
+    hf_dims: str
+    fused: str = ""
+    fused_part: int | None = None
+
+
+MODEL_ROWS = (
+    Row("embed", "model.embed_tokens.weight", "vd", "v,d"),
+    Row("norm.scale", "model.norm.weight", "d", "d"),
+    Row("lm_head", "lm_head.weight", "dv", "v,d"),
+)
+BLOCK_ROWS = (
+    Row("attention_norm.scale", "input_layernorm.weight", "d", "d"),
+    Row("attention.q", "self_attn.q_proj.weight", "dnh", "nh,d"),
+    Row("attention.k", "self_attn.k_proj.weight", "dkh", "kh,d"),
+    Row("attention.v", "self_attn.v_proj.weight", "dkh", "kh,d"),
+    Row("attention.o", "self_attn.o_proj.weight", "nhd", "d,nh"),
+    Row("attention.q_bias", "self_attn.q_proj.bias", "nh", "nh"),
+    Row("attention.k_bias", "self_attn.k_proj.bias", "kh", "kh"),
+    Row("attention.v_bias", "self_attn.v_proj.bias", "kh", "kh"),
+    Row("attention.o_bias", "self_attn.o_proj.bias", "d", "d"),
+    Row("attention.q_norm.scale", "self_attn.q_norm.weight", "h", "h"),
+    Row("attention.k_norm.scale", "self_attn.k_norm.weight", "h", "h"),
+    Row("mlp_norm.scale", "post_attention_layernorm.weight", "d", "d"),
+)
+DENSE_ROWS = (
+    Row("mlp.gate", "mlp.gate_proj.weight", "df", "f,d"),
+    Row("mlp.up", "mlp.up_proj.weight", "df", "f,d"),
+    Row("mlp.down", "mlp.down_proj.weight", "fd", "d,f"),
+)
+MOE_ROWS = (
+    Row("mlp.router", "mlp.gate.weight", "de", "e,d"),
+    Row("mlp.gate", "mlp.experts.{expert}.gate_proj.weight", "edf", "f,d", "mlp.experts.gate_up_proj", 0),
+    Row("mlp.up", "mlp.experts.{expert}.up_proj.weight", "edf", "f,d", "mlp.experts.gate_up_proj", 1),
+    Row("mlp.down", "mlp.experts.{expert}.down_proj.weight", "efd", "d,f", "mlp.experts.down_proj"),
+)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A parameter of one model and the HF tensors that hold it.
+
+    Attributes:
+        path: where it sits in the model's state.
+        shape, axes: its shape and logical axes, without the leading "layers" of a stack.
+        stacked: whether the parameter leads with a layers axis.
+        row: its row of the table.
+        prefixes: for each layer of the stack (one entry when there is none), the HF name's prefix.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    stacked: bool
+    row: Row
+    prefixes: tuple[str, ...]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Size of each letter in `row.dims`."""
+        return dict(zip(self.row.dims, self.shape, strict=True))
+
+    @property
+    def per_expert(self) -> bool:
+        """Whether HF stores one tensor per expert."""
+        return "{expert}" in self.row.hf
+
+    def hf_shape(self) -> tuple[int, ...]:
+        """Shape of each HF tensor."""
+        return tuple(_product(self.sizes, group) for group in self.row.hf_dims.split(","))
+
+    def names(self, layer: int) -> list[str]:
+        """HF names of the tensors that make up this parameter in one layer of the stack."""
+        name = self.prefixes[layer] + self.row.hf
+        return [name.format(expert=e) for e in range(self.sizes["e"])] if self.per_expert else [name]
+
+
+def slots(model_state: nnx.State, config: Qwen3Config, scan_layers: bool) -> list[Slot]:
+    """Return a slot for every parameter of a model's (abstract or real) state.
+
+    Raises:
+        KeyError: a parameter that no row of the table names: a bug in the table, not in a checkpoint.
+    """
+    groups = layer_groups(config, scan_layers)
+    found = []
+    for path, variable in nnx.to_flat_state(model_state):
+        shape, axes = tuple(variable.get_value().shape), tuple(variable.get_metadata()["logical_axes"])
+        if path[0] == "groups":
+            moe, layers = groups[int(path[1])]
+            rows = BLOCK_ROWS + (MOE_ROWS if moe else DENSE_ROWS)
+            prefixes = tuple(f"model.layers.{layer}." for layer in layers)
+            row = _find(rows, ".".join(map(str, path[2:])))
+            stacked = scan_layers
+        else:
+            row, prefixes, stacked = _find(MODEL_ROWS, ".".join(map(str, path))), ("",), False
+        lead = int(stacked)
+        found.append(Slot(path, shape[lead:], axes[lead:], stacked, row, prefixes))
+    return found
+
+
+def from_hf(raw: jax.Array, row: Row, sizes: dict[str, int]) -> jax.Array:
+    """Turn an HF tensor (or a stack of them over experts) into our layout; `sizes` are the piece's own."""
+    groups = _groups(row)
+    split = raw.reshape([sizes[letter] for letter in groups])
+    return split.transpose([groups.index(letter) for letter in row.dims])
+
+
+def to_hf(value: jax.Array, row: Row) -> jax.Array:
+    """Turn one layer's parameter into HF's layout, with the experts leading where there is one tensor per expert."""
+    sizes = dict(zip(row.dims, value.shape, strict=True))
+    flat = value.transpose([row.dims.index(letter) for letter in _groups(row)])
+    lead = (sizes["e"],) if "{expert}" in row.hf else ()
+    return flat.reshape(*lead, *(_product(sizes, group) for group in row.hf_dims.split(",")))
+
+
+def hf_index(row: Row, sizes: dict[str, int], index: dict[str, slice]) -> tuple[slice, ...]:
+    """Return the part of an HF tensor that holds the given part of our parameter (one slice per letter).
+
+    Only the first letter of a group may be cut: heads are split between devices, the size of a head never is.
+    """
+    out = []
+    for group in row.hf_dims.split(","):
+        rest = _product(sizes, group[1:])
+        part = index[group[0]]
+        out.append(slice(part.start * rest, part.stop * rest))
+        for letter in group[1:]:
+            if (index[letter].start, index[letter].stop) != (0, sizes[letter]):
+                raise ValueError(f"{row.ours}: the dimension {letter!r} cannot be split between devices.")
+    return tuple(out)
+
+
+def _groups(row: Row) -> list[str]:
+    letters = list(row.hf_dims.replace(",", ""))
+    return ["e", *letters] if "{expert}" in row.hf else letters
+
+
+def _product(sizes: dict[str, int], letters: str) -> int:
+    out = 1
+    for letter in letters:
+        out *= sizes[letter]
+    return out
+
+
+def _find(rows: tuple[Row, ...], ours: str) -> Row:
+    for row in rows:
+        if row.ours == ours:
+            return row
+    raise KeyError(f"the key table has no row for the parameter {ours!r}")
+
+
+__all__ = ["Row", "Slot", "from_hf", "hf_index", "slots", "to_hf"]

@@ -1,0 +1,172 @@
+"""A folder of safetensors files as one mapping from tensor name to slices on disk.
+
+Everything about the folder is checked before the first tensor is read: files that the index names, headers, duplicates.
+Files are opened for one parameter at a time, because the pages of a mapped file count as this process's memory.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from qwen3_jax.config import read_json
+from qwen3_jax.errors import UserError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+CHECKSUMS = "checksums.sha256"  # in the format of `sha256sum -c`
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies: file, shape, and the name of its data type in NumPy's spelling."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class SafetensorsFolder:
+    """The tensors of a checkpoint folder.
+
+    Raises:
+        UserError: no weights, a missing, truncated or damaged file, or a tensor that occurs twice; names the file.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.entries: dict[str, Entry] = {}
+        for file in self._files():
+            try:
+                with safe_open(file, framework="np") as handle:
+                    for name in handle.keys():  # noqa: SIM118 - not a mapping
+                        self._add(name, handle.get_slice(name), file)
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{file} is not a complete safetensors file ({error}); copy it again.") from None
+        self._check_index()
+
+    def _files(self) -> list[Path]:
+        index, single = self.folder / INDEX, self.folder / SINGLE
+        if index.exists():
+            names = self._weight_map().values()
+            files = [self.folder / name for name in sorted(set(names))]
+            for file in files:
+                if not file.exists():
+                    raise UserError(f"{file} is missing; {INDEX} names it.")
+            stray = set(self.folder.glob("*.safetensors")) - set(files)
+            if stray:
+                raise UserError(f"{sorted(stray)[0]} is not named in {INDEX}: the folder mixes two checkpoints.")
+            return files
+        files = sorted(self.folder.glob("*.safetensors"))
+        if not files:
+            raise UserError(f"{self.folder} has no *.safetensors file; is the checkpoint complete?")
+        if files != [single]:
+            raise UserError(f"{self.folder} has {files[0].name} but no {INDEX}; the checkpoint is incomplete.")
+        return files
+
+    def _weight_map(self) -> dict[str, str]:
+        index = self.folder / INDEX
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+            raise UserError(f"{index} has no 'weight_map' from tensor names to file names.")
+        for name in weight_map.values():
+            if Path(name).name != name:
+                raise UserError(f"{index} names the file {name!r}, which is outside the folder.")
+        return weight_map
+
+    def _add(self, name: str, view: Any, file: Path) -> None:
+        if name in self.entries:
+            raise UserError(f"tensor {name!r} occurs twice, in {self.entries[name].file.name} and {file.name}.")
+        dtype = view.get_dtype()
+        if dtype not in _DTYPES:
+            raise UserError(
+                f"tensor {name!r} in {file.name} has data type {dtype}; quantised checkpoints are not read, "
+                "load the bf16 one instead."
+            )
+        self.entries[name] = Entry(file, tuple(view.get_shape()), _DTYPES[dtype])
+
+    def _check_index(self) -> None:
+        if not (self.folder / INDEX).exists():
+            return
+        for name, file in self._weight_map().items():
+            if name not in self.entries:
+                raise UserError(f"tensor {name!r} is missing from {file}; {INDEX} says it is there.")
+            if self.entries[name].file.name != file:
+                raise UserError(f"tensor {name!r} is in {self.entries[name].file.name}; {INDEX} says {file}.")
+        unlisted = set(self.entries) - set(self._weight_map())
+        if unlisted:
+            name = sorted(unlisted)[0]
+            raise UserError(f"tensor {name!r} in {self.entries[name].file.name} is not in {INDEX}.")
+
+    @contextmanager
+    def open(self) -> Iterator["Reader"]:
+        """Yield a reader whose files stay open (and mapped) until the block ends."""
+        reader = Reader(self)
+        try:
+            yield reader
+        finally:
+            reader.close()
+
+    def verify_checksums(self) -> None:
+        """Compare every file that `checksums.sha256` lists; folders without one (the hub's) pass.
+
+        Raises:
+            UserError: a listed file is missing or differs.
+        """
+        listing = self.folder / CHECKSUMS
+        if not listing.exists():
+            return
+        try:
+            rows = [line.split(maxsplit=1) for line in listing.read_text(encoding="ascii").splitlines() if line]
+            wanted = {name.lstrip("*"): digest for digest, name in rows}
+        except ValueError:
+            raise UserError(f"{listing} is damaged: expected lines of '<sha256>  <file>'.") from None
+        for name, digest in wanted.items():
+            file = self.folder / name
+            if Path(name).name != name or not file.exists():
+                raise UserError(f"{file} is missing; {CHECKSUMS} lists it.")
+            if sha256(file) != digest:
+                raise UserError(
+                    f"{file} does not have the checksum that {CHECKSUMS} gives: it was damaged or changed; copy it "
+                    f"again, or delete {CHECKSUMS} if the change is meant."
+                )
+
+
+class Reader:
+    """Reads slices of tensors; keeps files open between reads."""
+
+    def __init__(self, folder: SafetensorsFolder):
+        self._folder = folder
+        self._handles: dict[Path, Any] = {}
+
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """Return one part of a tensor, copied out of the file.
+
+        Raises:
+            UserError: the file no longer holds what its header says.
+        """
+        file = self._folder.entries[name].file
+        try:
+            if file not in self._handles:
+                self._handles[file] = safe_open(file, framework="np").__enter__()
+            return np.asarray(self._handles[file].get_slice(name)[index])
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"tensor {name!r} could not be read from {file} ({error}).") from None
+
+    def close(self) -> None:
+        """Unmap the files."""
+        for handle in self._handles.values():
+            handle.__exit__(None, None, None)
+        self._handles.clear()
+
+
+def sha256(file: Path) -> str:
+    """Hexadecimal SHA-256 of a file's contents."""
+    with open(file, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

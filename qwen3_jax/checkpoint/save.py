@@ -1,0 +1,170 @@
+"""Write a Hugging Face checkpoint folder that transformers, vLLM and the rest load as one of their own.
+
+Invariant: the target either does not exist (or is what it was) or is complete. Everything is written to a folder beside it,
+flushed to disk, and renamed.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save_file
+
+from qwen3_jax.checkpoint import keys
+from qwen3_jax.checkpoint.load import as_dtype
+from qwen3_jax.checkpoint.safetensors import CHECKSUMS, INDEX, SINGLE, sha256
+from qwen3_jax.errors import UserError
+from qwen3_jax.model import Qwen3
+from qwen3_jax.text import Tokenizer
+
+MAX_SHARD_BYTES = 5_000_000_000  # the hub's convention
+
+
+def save(
+    model: Qwen3,
+    tokenizer: Tokenizer | None,
+    path: str | os.PathLike,
+    *,
+    dtype: Any = None,
+    overwrite: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Path:
+    """Write config.json, generation_config.json, safetensors (with an index when sharded), tokenizer and chat template.
+
+    Host memory: one shard. In a run of several processes all must call this; the first one writes.
+
+    Args:
+        model: any placement, stacked or not.
+        tokenizer: None leaves the tokenizer files out.
+        path: the folder to make.
+        dtype: storage type of the weights; None keeps the model's.
+        overwrite: replace a folder that exists; without it a non-empty one is refused.
+        max_shard_bytes: largest safetensors file.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: the target exists, or cannot be written; it is left as it was.
+    """
+    target = Path(path).expanduser()
+    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not overwrite):
+        raise UserError(f"{target} exists; choose another folder or say overwrite=True.")
+    storage = as_dtype(model.param_dtype if dtype is None else dtype)
+    shards = _plan(model, storage, max_shard_bytes)
+    writes = jax.process_index() == 0
+    work = target
+    try:
+        if writes:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            work = Path(tempfile.mkdtemp(prefix=f".{target.name}.writing-", dir=target.parent))
+            work.chmod(0o755)
+        _write_tensors(model, storage, shards, work if writes else None)
+        if writes:
+            _write_texts(model, tokenizer, storage, work)
+            _publish(work, target)
+    except OSError as error:
+        raise UserError(f"{target} could not be written ({error}); nothing was left there.") from error
+    finally:
+        if writes and work != target and work.exists():
+            shutil.rmtree(work)
+    return target
+
+
+def _plan(model: Qwen3, dtype: jnp.dtype, limit: int) -> list[list[tuple[keys.Slot, int]]]:
+    """Split (parameter, layer) pairs, in layer order, into files of at most `limit` bytes."""
+    slots = keys.slots(nnx.state(model), model.config, model.scan_layers)
+    parts = [(slot, layer) for slot in slots for layer in range(len(slot.prefixes))]
+    parts.sort(key=lambda part: _layer_number(part[0].prefixes[part[1]]))
+    shards: list[list[tuple[keys.Slot, int]]] = [[]]
+    filled = 0
+    for slot, layer in parts:
+        size = int(np.prod(slot.shape)) * dtype.itemsize
+        if shards[-1] and filled + size > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append((slot, layer))
+        filled += size
+    return shards
+
+
+def _layer_number(prefix: str) -> int:
+    return int(prefix.split(".")[2]) if prefix else -1
+
+
+def _write_tensors(
+    model: Qwen3, dtype: jnp.dtype, shards: list[list[tuple[keys.Slot, int]]], folder: Path | None
+) -> None:
+    """Write the shards and their index; with folder None only take part in gathering."""
+    values = {path: variable.get_value() for path, variable in nnx.to_flat_state(nnx.state(model))}
+    weight_map: dict[str, str] = {}
+    total = 0
+    for number, parts in enumerate(shards, start=1):
+        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        tensors: dict[str, np.ndarray] = {}
+        for slot, layer in parts:
+            for name, array in _tensors(values[slot.path], slot, layer, dtype):
+                if folder is not None:
+                    tensors[name] = array
+        weight_map |= dict.fromkeys(tensors, file)
+        total += sum(array.nbytes for array in tensors.values())
+        if folder is not None:
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+    if folder is not None and len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        _write_json(folder / INDEX, index)
+
+
+def _tensors(value: jax.Array, slot: keys.Slot, layer: int, dtype: jnp.dtype) -> Iterator[tuple[str, np.ndarray]]:
+    if slot.stacked:
+        value = value[layer]
+    hf = keys.to_hf(value, slot.row).astype(dtype)
+    if not hf.is_fully_addressable:
+        from jax.experimental.multihost_utils import process_allgather  # noqa: PLC0415 - several processes only
+
+        hf = process_allgather(hf, tiled=True)
+    host = np.asarray(hf)
+    names = slot.names(layer)
+    yield from zip(names, host if slot.per_expert else [host], strict=True)
+
+
+def _write_texts(model: Qwen3, tokenizer: Tokenizer | None, dtype: jnp.dtype, folder: Path) -> None:
+    config = dataclasses.replace(model.config, dtype=dtype.name)
+    generation = model.generation_config
+    if not generation.eos_token_id:
+        generation = dataclasses.replace(generation, eos_token_id=config.eos_token_ids)
+    _write_json(folder / "config.json", config.to_hf())
+    _write_json(folder / "generation_config.json", generation.to_hf())
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    # config.json, generation_config.json and the template are for people to edit; the rest must never change.
+    fixed = sorted([*folder.glob("*.safetensors"), *folder.glob("*.index.json"), *folder.glob("tokenizer.json")])
+    (folder / CHECKSUMS).write_text("".join(f"{sha256(file)}  {file.name}\n" for file in fixed), encoding="ascii")
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _publish(work: Path, target: Path) -> None:
+    """Flush everything to disk, then put the folder in its place in one rename."""
+    for file in [*work.iterdir(), work]:
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    if target.is_dir():
+        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
+        os.replace(target, old)  # an empty directory may be replaced
+        os.replace(work, target)
+        shutil.rmtree(old)
+    else:
+        os.replace(work, target)

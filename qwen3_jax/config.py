@@ -1,0 +1,468 @@
+"""The architecture, field for field what Hugging Face's `config.json` says, and the eight sizes as named presets.
+
+    >>> from qwen3_jax import Qwen3Config
+    >>> Qwen3Config.preset("Qwen3-0.6B").head_dim
+    128
+    >>> Qwen3Config.from_hf({"model_type": "qwen3", "hidden_size": 64, "num_hidden_layers": 2}).hidden_size
+    64
+
+Both spellings that occur in the wild are read: `rope_theta` + `rope_scaling` + `torch_dtype` + `num_experts`
+(transformers 4, the files on the hub) and `rope_parameters` + `dtype` + `num_local_experts` (transformers 5). The first is
+written. A field that would change the computation and is not supported is refused by name.
+"""
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from qwen3_jax.errors import UserError, nearest
+
+# What transformers assumes when a config names no base (PreTrainedConfig.default_theta); not Qwen3's 1e6.
+DEFAULT_ROPE_THETA = 10_000.0
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Static YaRN (Peng et al. 2023, arXiv 2309.00071), as HF's `rope_scaling` / `rope_parameters` spell it.
+
+    Attributes:
+        rope_type: only "yarn"; unscaled RoPE is `rope_scaling=None`.
+        factor: context extension factor; None means max_position_embeddings / original_max_position_embeddings.
+        original_max_position_embeddings: positions seen in training; None means the config's max_position_embeddings.
+        attention_factor: multiplies cos and sin; None means YaRN's 0.1 ln(factor) + 1, or the mscale quotient.
+        beta_fast, beta_slow: rotations that bound the ramp between extrapolation and interpolation.
+        mscale, mscale_all_dim: when both are set, attention_factor = m(mscale) / m(mscale_all_dim).
+        truncate: round the ramp's bounds to whole dimensions.
+    """
+
+    rope_type: Literal["yarn"] = "yarn"
+    factor: float | None = None
+    original_max_position_embeddings: int | None = None
+    attention_factor: float | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+
+@dataclass(frozen=True)
+class Qwen3Config:
+    """A Qwen3 decoder, dense (`num_experts` = 0) or mixture of experts. Field names are HF's.
+
+    Source: Qwen3 technical report (arXiv 2505.09388), section 2, and the `config.json` of each checkpoint.
+    The defaults are Qwen3-0.6B's.
+
+    Attributes:
+        vocab_size: rows of the embedding (151,936 in released models; the tokenizer has 151,669 tokens).
+        hidden_size: width of the residual stream.
+        intermediate_size: width of a dense MLP.
+        num_hidden_layers, num_attention_heads, num_key_value_heads: depth, query heads, key/value heads (GQA).
+        head_dim: size of one head; set by itself, not hidden_size / num_attention_heads.
+        hidden_act: only "silu" (SwiGLU).
+        max_position_embeddings: longest sequence the model claims to handle, in tokens.
+        initializer_range: standard deviation of initial weights.
+        rms_norm_eps: added to the mean square in every RMSNorm.
+        tie_word_embeddings: the output projection is the embedding, transposed.
+        rope_theta: RoPE base.
+        rope_scaling: YaRN, or None.
+        attention_bias: biases on the q, k, v and o projections.
+        num_experts: experts in an MoE layer; 0 for a dense model.
+        num_experts_per_tok: experts that each token is sent to.
+        moe_intermediate_size: width of one expert.
+        norm_topk_prob: the chosen experts' probabilities are rescaled to sum to 1.
+        decoder_sparse_step: layer i is MoE where (i + 1) is divisible by this ...
+        mlp_only_layers: ... and i is not listed here.
+        router_aux_loss_coef: weight of the load-balancing loss in training.
+        bos_token_id, eos_token_id: as in the file; generation uses generation_config.json first.
+        dtype: the data type in which the checkpoint is stored; None where the file does not say.
+    """
+
+    vocab_size: int = 151_936
+    hidden_size: int = 1024
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 28
+    num_attention_heads: int = 16
+    num_key_value_heads: int = 8
+    head_dim: int = 128
+    hidden_act: Literal["silu"] = "silu"
+    max_position_embeddings: int = 40_960
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = True
+    rope_theta: float = 1_000_000.0
+    rope_scaling: RopeScaling | None = None
+    attention_bias: bool = False
+    num_experts: int = 0
+    num_experts_per_tok: int = 8
+    moe_intermediate_size: int = 768
+    norm_topk_prob: bool = True
+    decoder_sparse_step: int = 1
+    mlp_only_layers: tuple[int, ...] = ()
+    router_aux_loss_coef: float = 0.001
+    bos_token_id: int | None = 151_643
+    eos_token_id: int | tuple[int, ...] | None = 151_645
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):  # YAML and JSON have no tuples; a config must be hashable
+                object.__setattr__(self, field.name, tuple(value))
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+                raise UserError(f"config field {name!r} must be a positive integer, got {value!r}.")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise UserError(
+                f"config field 'num_attention_heads' ({self.num_attention_heads}) must be a multiple of "
+                f"'num_key_value_heads' ({self.num_key_value_heads})."
+            )
+        if self.head_dim % 2:
+            raise UserError(f"config field 'head_dim' must be even for RoPE, got {self.head_dim}.")
+        if self.hidden_act != "silu":
+            raise UserError(f"config field 'hidden_act' is {self.hidden_act!r}; Qwen3 uses 'silu' and only that is built.")
+        if self.num_experts < 0:
+            raise UserError(f"config field 'num_experts' must be 0 (dense) or more, got {self.num_experts}.")
+        if self.num_experts and not 1 <= self.num_experts_per_tok <= self.num_experts:
+            raise UserError(
+                f"config field 'num_experts_per_tok' ({self.num_experts_per_tok}) must lie between 1 and "
+                f"'num_experts' ({self.num_experts})."
+            )
+        for layer in self.mlp_only_layers:
+            if not 0 <= layer < self.num_hidden_layers:
+                raise UserError(f"config field 'mlp_only_layers' names layer {layer}; there are {self.num_hidden_layers}.")
+
+    def is_moe_layer(self, layer: int) -> bool:
+        """Whether the layer with this index (from 0) holds experts (HF Qwen3MoeDecoderLayer)."""
+        return (
+            self.num_experts > 0 and layer not in self.mlp_only_layers and (layer + 1) % self.decoder_sparse_step == 0
+        )
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """`eos_token_id` as a tuple, empty where the config has none."""
+        return _as_ids(self.eos_token_id)
+
+    @classmethod
+    def preset(cls, name: str) -> "Qwen3Config":
+        """Return a released model's architecture: "Qwen3-8B", "qwen3-30b-a3b-base", "Qwen/Qwen3-4B-Thinking-2507"..."""
+        key = name.rsplit("/", 1)[-1].lower()
+        if key not in _PRESETS_BY_KEY:
+            raise UserError(
+                f"there is no preset {name!r}.{nearest(key, list(_PRESETS_BY_KEY))} Presets: {', '.join(PRESETS)}."
+            )
+        return PRESETS[_PRESETS_BY_KEY[key]]
+
+    @classmethod
+    def from_hf(cls, raw: Mapping[str, Any]) -> "Qwen3Config":
+        """Build from the contents of a `config.json`.
+
+        Raises:
+            UserError: another architecture, an unsupported value, or a field of the wrong type, by name.
+        """
+        raw = dict(raw)
+        model_type = raw.pop("model_type", None)
+        if model_type not in ("qwen3", "qwen3_moe"):
+            raise UserError(
+                f"config field 'model_type' is {model_type!r}; only 'qwen3' and 'qwen3_moe' are this architecture "
+                "(Qwen2, Qwen3-Next, Qwen3-VL and Qwen3.5 are others)."
+            )
+        is_moe = model_type == "qwen3_moe"
+        architectures = raw.pop("architectures", None) or []
+        known = ("Qwen3MoeForCausalLM", "Qwen3MoeModel") if is_moe else ("Qwen3ForCausalLM", "Qwen3Model")
+        for architecture in architectures:
+            if architecture not in known:
+                raise UserError(f"config field 'architectures' names {architecture!r}; this loads {known[0]}.")
+
+        # What HF's Qwen3Config / Qwen3MoeConfig assume for a field that the file leaves out.
+        values: dict[str, Any] = dict(_HF_MOE_DEFAULTS if is_moe else _HF_DENSE_DEFAULTS)
+        if "num_local_experts" in raw:
+            raw.setdefault("num_experts", raw["num_local_experts"])
+            del raw["num_local_experts"]
+        values["dtype"] = raw.pop("dtype", None) or raw.pop("torch_dtype", None)
+        raw.pop("torch_dtype", None)
+        values["rope_theta"], values["rope_scaling"] = _read_rope(raw)
+        _refuse_unsupported(raw)
+
+        fields = {field.name for field in dataclasses.fields(cls)}
+        ignored = []
+        for name, value in raw.items():
+            if name in fields:
+                values[name] = value
+            elif name not in _HARMLESS:
+                ignored.append(name)
+        if ignored:
+            warnings.warn(
+                f"config.json fields {sorted(ignored)} are not Qwen3's and have no effect here.", UserWarning, stacklevel=2
+            )
+        for name in ("num_key_value_heads", "mlp_only_layers"):
+            if values.get(name) is None:
+                values[name] = values["num_attention_heads"] if name == "num_key_value_heads" else ()
+        if values.get("head_dim") is None:  # Qwen3MoeConfig has no head_dim of its own
+            values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
+        if not is_moe:
+            values["num_experts"] = 0
+        _check_types(cls, values)
+        return cls(**values)
+
+    def to_hf(self) -> dict[str, Any]:
+        """Return the contents of a `config.json` in the hub's spelling, which transformers 4 and 5 both read."""
+        moe = self.num_experts > 0
+        out: dict[str, Any] = {
+            "architectures": ["Qwen3MoeForCausalLM" if moe else "Qwen3ForCausalLM"],
+            "model_type": "qwen3_moe" if moe else "qwen3",
+            "attention_dropout": 0.0,
+            "sliding_window": None,
+            "use_cache": True,
+            "use_sliding_window": False,
+        }
+        for field in dataclasses.fields(self):
+            if field.name in _MOE_ONLY and not moe:
+                continue
+            out[field.name] = getattr(self, field.name)
+        out["torch_dtype"] = out.pop("dtype")
+        if self.rope_scaling is not None:
+            scaling = dataclasses.asdict(self.rope_scaling)
+            unset = dataclasses.asdict(RopeScaling())
+            out["rope_scaling"] = {k: v for k, v in scaling.items() if k == "rope_type" or v != unset[k]}
+        if not moe:
+            out["max_window_layers"] = self.num_hidden_layers
+        for name in ("mlp_only_layers", "eos_token_id"):
+            if isinstance(out.get(name), tuple):
+                out[name] = list(out[name])
+        return dict(sorted(out.items()))
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """Sampling defaults that a checkpoint carries in `generation_config.json`. Field names are HF's.
+
+    Attributes:
+        eos_token_id: any of these ends an answer; empty means the model config's and then the tokenizer's.
+        do_sample: False means greedy, whatever `temperature` says.
+        temperature, top_k, top_p, min_p, repetition_penalty: see `qwen3_jax.Sampling`; None where the file is silent.
+        max_new_tokens: None where the file is silent.
+        bos_token_id, pad_token_id: carried for export.
+    """
+
+    eos_token_id: tuple[int, ...] = ()
+    do_sample: bool = False
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    max_new_tokens: int | None = None
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
+
+    @classmethod
+    def from_hf(cls, raw: Mapping[str, Any]) -> "GenerationConfig":
+        """Build from the contents of a `generation_config.json`; fields that steer other decoders are left out."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        values = {name: value for name, value in raw.items() if name in names and value is not None}
+        values["eos_token_id"] = _as_ids(raw.get("eos_token_id"))
+        _check_types(cls, values, source="generation_config.json")
+        return cls(**values)
+
+    def to_hf(self) -> dict[str, Any]:
+        """Return the contents of a `generation_config.json`."""
+        out = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        out["eos_token_id"] = list(self.eos_token_id)
+        if not self.eos_token_id:
+            del out["eos_token_id"]
+        return dict(sorted(out.items()))
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a JSON object; a missing, broken or non-object file is a UserError that names it."""
+    path = Path(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}).") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object, got {type(value).__name__}.")
+    return value
+
+
+def _as_ids(value: int | tuple[int, ...] | list[int] | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def _read_rope(raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
+    """Take the RoPE base and YaRN settings out of `raw`, from whichever spelling it uses."""
+    theta = raw.pop("rope_theta", None)
+    merged: dict[str, Any] = {}
+    for key in ("rope_scaling", "rope_parameters"):  # where both occur, the newer spelling is the one HF reads
+        block = raw.pop(key, None)
+        if block is not None and not isinstance(block, dict):
+            raise UserError(f"config field {key!r} must be an object, got {block!r}.")
+        merged.update(block or {})
+    inner_theta = merged.pop("rope_theta", None)
+    theta = inner_theta if inner_theta is not None else theta
+    rope_type = merged.pop("rope_type", None) or merged.pop("type", None) or "default"
+    merged.pop("type", None)
+    if merged.pop("partial_rotary_factor", 1.0) != 1.0:
+        raise UserError("config field 'partial_rotary_factor' is not 1.0; Qwen3 rotates whole heads.")
+    theta = DEFAULT_ROPE_THETA if theta is None else float(theta)
+    if rope_type == "default":
+        return theta, None
+    if rope_type != "yarn":
+        raise UserError(f"config field 'rope_type' is {rope_type!r}; only 'default' and 'yarn' are built.")
+    names = [field.name for field in dataclasses.fields(RopeScaling)]
+    for name in merged:
+        if name not in names:
+            raise UserError(f"config field 'rope_scaling.{name}' is not a YaRN setting.{nearest(name, names)}")
+    return theta, RopeScaling(**{k: v for k, v in merged.items() if v is not None})
+
+
+def _refuse_unsupported(raw: dict[str, Any]) -> None:
+    """Take out of `raw` the fields that have one supported value, and refuse every other value by name."""
+    if raw.pop("use_sliding_window", False):
+        raise UserError("config field 'use_sliding_window' is true; no released Qwen3 uses it and it is not built.")
+    for name in ("sliding_window", "max_window_layers"):  # without use_sliding_window HF ignores both
+        raw.pop(name, None)
+    odd = set(raw.pop("layer_types", None) or ()) - {"full_attention"}
+    if odd:
+        raise UserError(f"config field 'layer_types' has {sorted(odd)}; only 'full_attention' is built.")
+    if raw.pop("attention_dropout", 0.0):
+        raise UserError("config field 'attention_dropout' is not 0; Qwen3 trains without it and it is not built.")
+    if raw.pop("quantization_config", None) is not None:
+        raise UserError(
+            "config field 'quantization_config' is set; quantised checkpoints are not read, load the bf16 one instead."
+        )
+
+
+def _check_types(cls: type, values: dict[str, Any], source: str = "config.json") -> None:
+    """Refuse strings for numbers and the like, naming the field; integers are accepted for floats."""
+    for field in dataclasses.fields(cls):
+        if field.name not in values or values[field.name] is None:
+            continue
+        value, kind = values[field.name], field.type
+        if kind in (int, int | None):
+            ok = isinstance(value, int) and not isinstance(value, bool)
+        elif kind in (float, float | None):
+            ok = isinstance(value, (int, float)) and not isinstance(value, bool)
+            values[field.name] = float(value) if ok else value
+        elif kind is bool:
+            ok = isinstance(value, bool)
+        elif kind in (tuple[int, ...], int | tuple[int, ...] | None):
+            items = value if isinstance(value, (list, tuple)) else (value,)
+            ok = all(isinstance(item, int) and not isinstance(item, bool) for item in items)
+            ok = ok and (kind != tuple[int, ...] or isinstance(value, (list, tuple)))
+        else:
+            ok = True
+        if not ok:
+            raise UserError(f"{source} field {field.name!r} has the value {value!r}; expected {_type_name(kind)}.")
+
+
+def _type_name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind)
+
+
+_POSITIVE = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "moe_intermediate_size",
+    "decoder_sparse_step",
+)
+_MOE_ONLY = (
+    "num_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "norm_topk_prob",
+    "decoder_sparse_step",
+    "mlp_only_layers",
+    "router_aux_loss_coef",
+)
+# Read by other programs or derived; none changes what the decoder computes.
+_HARMLESS = frozenset(
+    {"transformers_version", "use_cache", "output_router_logits", "pad_token_id", "_name_or_path", "name_or_path"}
+    | {"is_encoder_decoder", "return_dict", "output_attentions", "output_hidden_states", "chunk_size_feed_forward"}
+    | {"id2label", "label2id", "problem_type"}
+)
+_HF_DENSE_DEFAULTS = {
+    "vocab_size": 151_936,
+    "hidden_size": 4096,
+    "intermediate_size": 22_016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "head_dim": 128,
+    "max_position_embeddings": 32_768,
+    "tie_word_embeddings": False,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+_HF_MOE_DEFAULTS = {
+    "vocab_size": 151_936,
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": None,
+    "max_position_embeddings": 32_768,
+    "tie_word_embeddings": False,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": False,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+
+
+def _build_presets() -> dict[str, Qwen3Config]:
+    """The report's tables 1 and 2, with the values that differ between releases (from each config.json)."""
+    sizes: dict[str, dict[str, Any]] = {
+        "0.6B": dict(hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16),
+        "1.7B": dict(hidden_size=2048, intermediate_size=6144, num_hidden_layers=28, num_attention_heads=16),
+        "4B": dict(hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32),
+        "8B": dict(hidden_size=4096, intermediate_size=12_288, num_hidden_layers=36, num_attention_heads=32),
+        "14B": dict(hidden_size=5120, intermediate_size=17_408, num_hidden_layers=40, num_attention_heads=40),
+        "32B": dict(hidden_size=5120, intermediate_size=25_600, num_hidden_layers=64, num_attention_heads=64),
+        "30B-A3B": dict(
+            hidden_size=2048, intermediate_size=6144, num_hidden_layers=48, num_attention_heads=32,
+            num_key_value_heads=4, num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768,
+        ),
+        "235B-A22B": dict(
+            hidden_size=4096, intermediate_size=12_288, num_hidden_layers=94, num_attention_heads=64,
+            num_key_value_heads=4, num_experts=128, num_experts_per_tok=8, moe_intermediate_size=1536,
+        ),
+    }  # fmt: skip
+    theta_2507 = {"4B": 5_000_000.0, "30B-A3B": 10_000_000.0, "235B-A22B": 5_000_000.0}
+    presets = {}
+    for size, values in sizes.items():
+        chat = Qwen3Config(**values, tie_word_embeddings=size in ("0.6B", "1.7B", "4B"), dtype="bfloat16")
+        presets[f"Qwen3-{size}"] = chat
+        if size not in ("32B", "235B-A22B"):  # their Base models were not released
+            presets[f"Qwen3-{size}-Base"] = dataclasses.replace(
+                chat, max_position_embeddings=32_768, eos_token_id=151_643
+            )
+        if size in theta_2507:
+            for mode in ("Instruct", "Thinking"):
+                presets[f"Qwen3-{size}-{mode}-2507"] = dataclasses.replace(
+                    chat, max_position_embeddings=262_144, rope_theta=theta_2507[size]
+                )
+    return presets
+
+
+PRESETS: dict[str, Qwen3Config] = _build_presets()
+_PRESETS_BY_KEY = {name.lower(): name for name in PRESETS}

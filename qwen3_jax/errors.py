@@ -1,0 +1,17 @@
+"""One exception type for everything a user can mend: bad configs, checkpoints, requests, data and device counts.
+
+The message is one sentence that names the culprit and says what to do instead. `train.py`, `infer.py` and the `qwen3`
+command print it without a traceback; library callers can catch it apart from bugs.
+"""
+
+
+class UserError(ValueError):
+    """The input is at fault, not the program: the message names the field, file or option."""
+
+
+def nearest(name: str, valid: list[str] | tuple[str, ...]) -> str:
+    """Return " Did you mean 'x'?" for the valid name closest to `name`, or "" when none is close."""
+    from difflib import get_close_matches
+
+    matches = get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f" Did you mean {matches[0]!r}?" if matches else ""

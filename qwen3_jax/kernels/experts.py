@@ -1,0 +1,65 @@
+"""The SwiGLU experts of an MoE layer, applied to the tokens that were routed to them. Dropless.
+
+    y_i = sum over the chosen experts e of  c_ie * down_e(silu(gate_e x_i) * up_e x_i)
+
+- `dense` runs every expert on every token and weighs the rest with 0: plain einsums that any mesh can split, at E / k times
+  the arithmetic.
+- `ragged` sorts the rows by expert and multiplies each group with its own weights (`jax.lax.ragged_dot`): no waste on GPU
+  and TPU; on CPU it runs at 2-3 GFLOP/s.
+
+Shapes: n tokens, d width, e experts, f expert width, k experts per token.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+Implementation = Literal["auto", "dense", "ragged"]
+
+
+def expert_mlp(
+    x_nd: jax.Array,
+    index_nk: jax.Array,
+    weight_nk: jax.Array,
+    gate_edf: jax.Array,
+    up_edf: jax.Array,
+    down_efd: jax.Array,
+    implementation: Implementation = "auto",
+) -> jax.Array:
+    """Return the weighted sum of the chosen experts' outputs, [N, D] in x's dtype.
+
+    Args:
+        x_nd: tokens.
+        index_nk: int32, the experts chosen for each token, distinct within a row.
+        weight_nk: their weights, in x's dtype.
+        gate_edf, up_edf, down_efd: expert weights, in x's dtype.
+        implementation: "auto" is `ragged` where one accelerator holds all experts, else `dense`.
+    """
+    if implementation == "auto":
+        alone = jax.device_count() == 1 and jax.default_backend() != "cpu"
+        implementation = "ragged" if alone else "dense"
+    if implementation == "dense":
+        return _dense(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd)
+    if implementation == "ragged":
+        return _ragged(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd)
+    raise ValueError(f"there is no expert implementation {implementation!r}; choose 'auto', 'dense' or 'ragged'.")
+
+
+def _dense(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd):
+    experts = gate_edf.shape[0]
+    combine_ne = (jax.nn.one_hot(index_nk, experts, dtype=weight_nk.dtype) * weight_nk[:, :, None]).sum(axis=1)
+    hidden_enf = jax.nn.silu(jnp.einsum("nd,edf->enf", x_nd, gate_edf)) * jnp.einsum("nd,edf->enf", x_nd, up_edf)
+    hidden_enf *= combine_ne.T[:, :, None]
+    return jnp.einsum("enf,efd->nd", hidden_enf, down_efd)
+
+
+def _ragged(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd):
+    n, k = index_nk.shape
+    order = jnp.argsort(index_nk.reshape(-1), stable=True)
+    token = order // k
+    sizes_e = jnp.bincount(index_nk.reshape(-1), length=gate_edf.shape[0]).astype(jnp.int32)
+    x_md = x_nd[token]
+    hidden_mf = jax.nn.silu(jax.lax.ragged_dot(x_md, gate_edf, sizes_e)) * jax.lax.ragged_dot(x_md, up_edf, sizes_e)
+    y_md = jax.lax.ragged_dot(hidden_mf, down_efd, sizes_e) * weight_nk.reshape(-1)[order][:, None]
+    return jnp.zeros_like(x_nd).at[token].add(y_md)

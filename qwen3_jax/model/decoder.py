@@ -1,0 +1,253 @@
+"""The Qwen3 decoder as a Flax NNX module.
+
+    >>> model = Qwen3(Qwen3Config.preset("Qwen3-0.6B"), rngs=nnx.Rngs(0))
+    >>> logits = model(tokens)                                       # int32 [B, T] -> float32 [B, T, V]
+
+Invariant: parameters are declared once, in `params.Declare`; a run of equal layers is one block whose parameters lead with
+a "layers" axis (`scan_layers=True`: compile time does not depend on depth) or as many blocks (`scan_layers=False`: fastest
+to decode on CPU). Both run the same code and hold the same numbers.
+
+Shapes: b batch, t length, d hidden, v vocabulary, l layers, e experts.
+"""
+
+import functools
+import itertools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+
+from qwen3_jax.config import GenerationConfig, Qwen3Config
+from qwen3_jax.model.cache import KVCache
+from qwen3_jax.model.layers import MLP, Attention, LayerCache, RMSNorm
+from qwen3_jax.model.moe import MoE, RouterStats
+from qwen3_jax.model.params import Declare
+from qwen3_jax.model.rope import angles
+from sharding import Placement
+
+Remat = Literal["none", "full", "dots"]
+_REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@struct.dataclass
+class Hidden:
+    """What the decoder computes before the output projection.
+
+    Attributes:
+        states: [B, T, D], after the final norm, in the compute type.
+        cache: the updated cache, or None where none was given.
+        router: one entry per MoE layer, or None for a dense model.
+    """
+
+    states: jax.Array
+    cache: KVCache | None
+    router: RouterStats | None
+
+
+class Block(nnx.Module):
+    """One decoder layer, or a stack of equal ones to be scanned over."""
+
+    def __init__(self, config: Qwen3Config, declare: Declare, placement: Placement, moe: bool):
+        self.attention_norm = RMSNorm(config.hidden_size, "hidden", config, declare)
+        self.attention = Attention(config, declare, placement)
+        self.mlp_norm = RMSNorm(config.hidden_size, "hidden", config, declare)
+        self.mlp = (MoE if moe else MLP)(config, declare, placement)
+        self.moe = moe
+        self.stack = declare.stack
+        self.placement = placement
+
+    def __call__(self, x_btd, rope, slots_bt, segment_ids_bt, cache: LayerCache | None):
+        y_btd, cache = self.attention(self.attention_norm(x_btd), rope, slots_bt, segment_ids_bt, cache)
+        x_btd = self.placement.constrain(x_btd + y_btd, ("batch", "length", "hidden"))
+        stats = None
+        if self.moe:
+            valid_bt = None if segment_ids_bt is None else segment_ids_bt > 0
+            y_btd, stats = self.mlp(self.mlp_norm(x_btd), valid_bt)
+        else:
+            y_btd = self.mlp(self.mlp_norm(x_btd))
+        return self.placement.constrain(x_btd + y_btd, ("batch", "length", "hidden")), cache, stats
+
+
+class Qwen3(nnx.Module):
+    """A Qwen3 language model, dense or mixture of experts.
+
+    Args:
+        config: the architecture.
+        rngs: source of initial weights (normal, `initializer_range`; residual outputs smaller by depth).
+        dtype: compute type of activations; norms, softmax, routing and logits are float32 in any case.
+        param_dtype: storage type of parameters.
+        scan_layers: stack equal layers and scan over them.
+        remat: what the backward pass recomputes: "none", "dots" (all but weight products), "full" (whole layers).
+        placement: mesh and rules; the default is one device.
+
+    Attributes:
+        generation_config: sampling defaults, from the checkpoint's generation_config.json.
+    """
+
+    def __init__(
+        self,
+        config: Qwen3Config,
+        *,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        scan_layers: bool = True,
+        remat: Remat = "none",
+        placement: Placement = Placement(),  # noqa: B008 - frozen
+    ):
+        if remat != "none" and remat not in _REMAT_POLICIES:
+            raise ValueError(f"remat must be 'none', {', '.join(map(repr, _REMAT_POLICIES))}; got {remat!r}.")
+        self.config = config
+        self.generation_config = GenerationConfig()
+        self.dtype = jnp.dtype(dtype)
+        self.param_dtype = jnp.dtype(param_dtype)
+        self.scan_layers = scan_layers
+        self.remat = remat
+        self.placement = placement
+
+        declare = Declare(rngs, self.param_dtype)
+        v, d, std = config.vocab_size, config.hidden_size, config.initializer_range
+        self.embed = declare.normal((v, d), ("vocab", "embed"), std)
+        self.groups = nnx.List(
+            [
+                Block(config, Declare(rngs, self.param_dtype, len(layers) if scan_layers else None), placement, moe)
+                for moe, layers in layer_groups(config, scan_layers)
+            ]
+        )
+        self.norm = RMSNorm(d, "hidden", config, declare)
+        if not config.tie_word_embeddings:
+            self.lm_head = declare.normal((d, v), ("embed", "vocab"), std)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        *,
+        positions: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        cache: KVCache | None = None,
+    ) -> jax.Array | tuple[jax.Array, KVCache]:
+        """Return the next-token logits, float32 [B, T, V]; with a cache, (logits, updated cache).
+
+        Args:
+            tokens: int32 [B, T].
+            positions: int32 [B, T] for RoPE; by default 0.. T - 1, or on from the cache's lengths.
+            segment_ids: int32 [B, T], documents packed into one row: tokens see only their own segment. 0 is padding.
+            cache: keys and values of earlier tokens (`new_cache`); this call's are appended.
+
+        Raises:
+            ValueError: tokens are not [B, T] integers, or segment_ids come together with a cache.
+        """
+        tokens = jnp.asarray(tokens)
+        if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise ValueError(f"tokens must be integers [B, T]; got {tokens.dtype} {tokens.shape}.")
+        # Jitted here, so that a plain call costs one dispatch and not one per operation; inside a jit it is inlined.
+        logits, cache = _forward(*nnx.split(self), tokens, positions, segment_ids, cache)
+        return logits if cache is None else (logits, cache)
+
+    def hidden(
+        self,
+        tokens: jax.Array,
+        *,
+        positions: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        cache: KVCache | None = None,
+    ) -> Hidden:
+        """Everything but the output projection; arguments as for a call."""
+        b, t = tokens.shape
+        steps_bt = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (b, t))
+        slots_bt = steps_bt if cache is None else cache.lengths[:, None] + steps_bt
+        if cache is not None and segment_ids is not None:
+            raise ValueError("segment_ids and a cache exclude each other: a cached row is one document.")
+        rope = angles(self.config, slots_bt if positions is None else positions)
+
+        x_btd = self.embed[...][tokens].astype(self.dtype)
+        x_btd = self.placement.constrain(x_btd, ("batch", "length", "hidden"))
+        caches, stats = [], []
+        for index, group in enumerate(self.groups):
+            layer_cache = None if cache is None else cache.layers[index]
+            x_btd, layer_cache, group_stats = self._run(group, x_btd, rope, slots_bt, segment_ids, layer_cache)
+            caches.append(layer_cache)
+            if group.moe:
+                stats.append(group_stats if group.stack else jax.tree.map(lambda s: s[None], group_stats))
+        new_cache = None if cache is None else KVCache(tuple(caches), cache.lengths + t)
+        router = jax.tree.map(lambda *s: jnp.concatenate(s), *stats) if stats else None
+        return Hidden(self.norm(x_btd), new_cache, router)
+
+    def _run(self, group: Block, x_btd, rope, slots_bt, segment_ids_bt, cache):
+        """Run one group of layers: a single block, or a scan over a stack."""
+        graphdef, state = nnx.split(group)
+
+        def body(x_btd, layer):
+            layer_state, layer_cache = layer
+            x_btd, layer_cache, stats = nnx.merge(graphdef, layer_state)(
+                x_btd, rope, slots_bt, segment_ids_bt, layer_cache
+            )
+            return x_btd, (layer_cache, stats)
+
+        if self.remat != "none":
+            body = jax.checkpoint(body, policy=_REMAT_POLICIES[self.remat], prevent_cse=group.stack is None)
+        if group.stack is None:
+            x_btd, (cache, stats) = body(x_btd, (state, cache))
+        else:
+            x_btd, (cache, stats) = jax.lax.scan(body, x_btd, (state, cache))
+        return x_btd, cache, stats
+
+    def logits(self, states: jax.Array) -> jax.Array:
+        """Project hidden states [..., D] to float32 logits [..., V]."""
+        states = states.astype(self.dtype)
+        if self.config.tie_word_embeddings:
+            weight, equation = self.embed[...], "...d,vd->...v"
+        else:
+            weight, equation = self.lm_head[...], "...d,dv->...v"
+        return jnp.einsum(equation, states, weight.astype(self.dtype), preferred_element_type=jnp.float32)
+
+    def new_cache(self, batch: int, capacity: int, dtype: Any = None) -> KVCache:
+        """Return an empty cache of `capacity` slots for each of `batch` rows, in the compute type unless told."""
+        config = self.config
+        shape = (batch, config.num_key_value_heads, capacity, config.head_dim)
+        layers = []
+        for group in self.groups:
+            lead = () if group.stack is None else (group.stack,)
+            pair = []
+            for _ in range(2):
+                x = jnp.zeros((*lead, *shape), dtype or self.dtype)
+                axes = (*(("layers",) * len(lead)), "batch", "kv_heads", None, None)
+                pair.append(self.placement.constrain(x, axes))
+            layers.append((pair[0], pair[1]))
+        return KVCache(tuple(layers), jnp.zeros(batch, jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(graphdef, state, tokens, positions, segment_ids, cache):
+    model = nnx.merge(graphdef, state)
+    hidden = model.hidden(tokens, positions=positions, segment_ids=segment_ids, cache=cache)
+    logits = model.placement.constrain(model.logits(hidden.states), ("batch", "length", "vocab"))
+    return logits, hidden.cache
+
+
+def layer_groups(config: Qwen3Config, scan_layers: bool) -> list[tuple[bool, list[int]]]:
+    """Return (is MoE, layer indices) for each group: runs of equal layers, or every layer by itself."""
+    if not scan_layers:
+        return [(config.is_moe_layer(i), [i]) for i in range(config.num_hidden_layers)]
+    runs = itertools.groupby(range(config.num_hidden_layers), key=config.is_moe_layer)
+    return [(moe, list(layers)) for moe, layers in runs]
+
+
+def abstract(make: Any) -> tuple[nnx.GraphDef, nnx.State]:
+    """Return (graphdef, state of ShapeDtypeStructs) of the model that `make()` would build, without its memory."""
+    return nnx.split(nnx.eval_shape(make))
+
+
+def parameter_count(config: Qwen3Config, active: bool = False) -> int:
+    """Number of parameters, tied weights once; `active` counts only the experts that one token uses."""
+    _, state = abstract(lambda: Qwen3(config, rngs=nnx.Rngs(0)))
+    total = sum(leaf.size for leaf in jax.tree.leaves(state))
+    if not active or not config.num_experts:
+        return total
+    moe_layers = sum(config.is_moe_layer(i) for i in range(config.num_hidden_layers))
+    idle = config.num_experts - config.num_experts_per_tok
+    return total - moe_layers * idle * 3 * config.hidden_size * config.moe_intermediate_size

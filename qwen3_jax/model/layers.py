@@ -1,0 +1,112 @@
+"""The parts of a decoder block: RMSNorm, attention with QK-Norm, SwiGLU. Single-device maths.
+
+Source: Qwen3 technical report, section 2; transformers `modeling_qwen3.py`.
+
+Shapes: b batch, t length, d hidden, n query heads, k key/value heads, h head size, f MLP width, s cache slots.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from qwen3_jax.config import Qwen3Config
+from qwen3_jax.kernels import attention
+from qwen3_jax.model.params import Declare
+from qwen3_jax.model.rope import rotate
+from sharding import Placement
+
+LayerCache = tuple[jax.Array, jax.Array]  # keys and values, each [B, K, S, H]
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * scale over the last axis (Zhang & Sennrich 2019), in float32."""
+
+    def __init__(self, size: int, axis: str, config: Qwen3Config, declare: Declare):
+        self.scale = declare.constant((size,), (axis,), 1.0)
+        self.eps = config.rms_norm_eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y *= jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+        return (y * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with RMSNorm on queries and keys before RoPE (QK-Norm)."""
+
+    def __init__(self, config: Qwen3Config, declare: Declare, placement: Placement):
+        d, n, k, h = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        std = config.initializer_range
+        self.q = declare.normal((d, n, h), ("embed", "heads", "head_dim"), std)
+        self.k = declare.normal((d, k, h), ("embed", "kv_heads", "head_dim"), std)
+        self.v = declare.normal((d, k, h), ("embed", "kv_heads", "head_dim"), std)
+        # What is added to the residual stream starts smaller by its depth (GPT-2; Radford et al. 2019, section 2.3).
+        self.o = declare.normal((n, h, d), ("heads", "head_dim", "embed"), std / (2 * config.num_hidden_layers) ** 0.5)
+        self.q_norm = RMSNorm(h, "head_dim", config, declare)
+        self.k_norm = RMSNorm(h, "head_dim", config, declare)
+        if config.attention_bias:
+            self.q_bias = declare.constant((n, h), ("heads", "head_dim"), 0.0)
+            self.k_bias = declare.constant((k, h), ("kv_heads", "head_dim"), 0.0)
+            self.v_bias = declare.constant((k, h), ("kv_heads", "head_dim"), 0.0)
+            self.o_bias = declare.constant((d,), ("hidden",), 0.0)
+        self.bias = config.attention_bias
+        self.placement = placement
+
+    def __call__(
+        self,
+        x_btd: jax.Array,
+        rope: tuple[jax.Array, jax.Array],
+        slots_bt: jax.Array,
+        segment_ids_bt: jax.Array | None,
+        cache: LayerCache | None,
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """Return the attention output [B, T, D] and the cache with this call's keys and values at `slots_bt`."""
+        dtype = x_btd.dtype
+        cos, sin = rope
+        q_btnh = jnp.einsum("btd,dnh->btnh", x_btd, self.q[...].astype(dtype))
+        k_bkth = jnp.einsum("btd,dkh->bkth", x_btd, self.k[...].astype(dtype))
+        v_bkth = jnp.einsum("btd,dkh->bkth", x_btd, self.v[...].astype(dtype))
+        if self.bias:
+            q_btnh += self.q_bias[...].astype(dtype)
+            k_bkth += self.k_bias[...].astype(dtype)[:, None]
+            v_bkth += self.v_bias[...].astype(dtype)[:, None]
+        q_btnh = rotate(self.q_norm(q_btnh), cos[:, :, None], sin[:, :, None])
+        k_bkth = rotate(self.k_norm(k_bkth), cos[:, None], sin[:, None])
+        q_btnh = self.placement.constrain(q_btnh, ("batch", "length", "heads", None))
+        if cache is None:
+            k_bksh, v_bksh = k_bkth, v_bkth
+            segments = None if segment_ids_bt is None else (segment_ids_bt, segment_ids_bt)
+        else:
+            k_bksh, v_bksh = _write(cache[0], k_bkth, slots_bt), _write(cache[1], v_bkth, slots_bt)
+            cache, segments = (k_bksh, v_bksh), None
+            k_bksh, v_bksh = k_bksh.astype(dtype), v_bksh.astype(dtype)
+        out_btnh = attention(q_btnh, k_bksh, v_bksh, slots_bt, segments)
+        out_btd = jnp.einsum("btnh,nhd->btd", out_btnh, self.o[...].astype(dtype))
+        return out_btd + self.o_bias[...].astype(dtype) if self.bias else out_btd, cache
+
+
+def _write(cache_bksh: jax.Array, new_bkth: jax.Array, slots_bt: jax.Array) -> jax.Array:
+    """Put T consecutive entries of each row at that row's first slot."""
+
+    def row(cache_ksh, new_kth, start):
+        return jax.lax.dynamic_update_slice(cache_ksh, new_kth.astype(cache_ksh.dtype), (0, start, 0))
+
+    return jax.vmap(row)(cache_bksh, new_bkth, slots_bt[:, 0])
+
+
+class MLP(nnx.Module):
+    """SwiGLU: down(silu(gate x) * up x) (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, config: Qwen3Config, declare: Declare, placement: Placement):
+        d, f, std = config.hidden_size, config.intermediate_size, config.initializer_range
+        self.gate = declare.normal((d, f), ("embed", "mlp"), std)
+        self.up = declare.normal((d, f), ("embed", "mlp"), std)
+        self.down = declare.normal((f, d), ("mlp", "embed"), std / (2 * config.num_hidden_layers) ** 0.5)
+        self.placement = placement
+
+    def __call__(self, x_btd: jax.Array) -> jax.Array:
+        dtype = x_btd.dtype
+        gate_btf = jnp.einsum("btd,df->btf", x_btd, self.gate[...].astype(dtype))
+        up_btf = jnp.einsum("btd,df->btf", x_btd, self.up[...].astype(dtype))
+        hidden_btf = self.placement.constrain(jax.nn.silu(gate_btf) * up_btf, ("batch", "length", "mlp"))
+        return jnp.einsum("btf,fd->btd", hidden_btf, self.down[...].astype(dtype))

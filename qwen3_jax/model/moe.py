@@ -1,0 +1,78 @@
+"""The mixture-of-experts layer: 128 experts of which each token uses 8, no shared expert.
+
+Source: Qwen3 technical report, section 2; transformers `modeling_qwen3_moe.py`. The router's softmax runs over all experts
+in float32; the chosen probabilities are rescaled to sum to 1 when `norm_topk_prob`.
+
+Shapes: b batch, t length, n = b t tokens, d hidden, e experts, k experts per token, f expert width.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+
+from qwen3_jax.config import Qwen3Config
+from qwen3_jax.kernels import expert_mlp
+from qwen3_jax.model.params import Declare
+from sharding import Placement
+
+
+@struct.dataclass
+class RouterStats:
+    """What the load-balancing loss and the router metrics are made of; sums over the tokens that count.
+
+    Attributes:
+        load: float32 [L, E] ([E] inside a layer), tokens sent to each expert; each token counts k times.
+        prob: float32 [L, E], sum over tokens of the router's probability of each expert.
+        entropy: float32 [L], sum over tokens of the entropy of the router's distribution, in nats.
+        tokens: float32 [L], tokens that count (padding does not).
+    """
+
+    load: jax.Array
+    prob: jax.Array
+    entropy: jax.Array
+    tokens: jax.Array
+
+
+class MoE(nnx.Module):
+    """Top-k routed SwiGLU experts; dropless."""
+
+    def __init__(self, config: Qwen3Config, declare: Declare, placement: Placement):
+        d, e, f = config.hidden_size, config.num_experts, config.moe_intermediate_size
+        std = config.initializer_range
+        self.router = declare.normal((d, e), ("embed", "router"), std)
+        self.gate = declare.normal((e, d, f), ("expert", "embed", "mlp"), std)
+        self.up = declare.normal((e, d, f), ("expert", "embed", "mlp"), std)
+        self.down = declare.normal((e, f, d), ("expert", "mlp", "embed"), std / (2 * config.num_hidden_layers) ** 0.5)
+        self.experts_per_token = config.num_experts_per_tok
+        self.norm_topk_prob = config.norm_topk_prob
+        self.placement = placement
+
+    def __call__(self, x_btd: jax.Array, valid_bt: jax.Array | None) -> tuple[jax.Array, RouterStats]:
+        """Return the layer's output [B, T, D] and the statistics of its router over tokens where `valid_bt`."""
+        b, t, d = x_btd.shape
+        dtype = x_btd.dtype
+        x_nd = x_btd.reshape(b * t, d)
+        logits_ne = jnp.einsum(
+            "nd,de->ne", x_nd, self.router[...].astype(dtype), preferred_element_type=jnp.float32
+        )
+        probs_ne = jax.nn.softmax(logits_ne, axis=-1)
+        weight_nk, index_nk = jax.lax.top_k(probs_ne, self.experts_per_token)
+        if self.norm_topk_prob:
+            weight_nk /= weight_nk.sum(axis=-1, keepdims=True)
+        y_nd = expert_mlp(
+            x_nd,
+            index_nk,
+            weight_nk.astype(dtype),
+            self.gate[...].astype(dtype),
+            self.up[...].astype(dtype),
+            self.down[...].astype(dtype),
+        )
+        count_n = jnp.ones(b * t) if valid_bt is None else valid_bt.reshape(-1).astype(jnp.float32)
+        chosen_ne = jax.nn.one_hot(index_nk, probs_ne.shape[-1]).sum(axis=1)
+        stats = RouterStats(
+            load=(chosen_ne * count_n[:, None]).sum(axis=0),
+            prob=(probs_ne * count_n[:, None]).sum(axis=0),
+            entropy=(-jax.scipy.special.xlogy(probs_ne, probs_ne).sum(axis=-1) * count_n).sum(),
+            tokens=count_n.sum(),
+        )
+        return y_nd.reshape(b, t, d), stats

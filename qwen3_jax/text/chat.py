@@ -1,0 +1,302 @@
+"""Conversations to prompts: Jinja chat templates rendered as transformers renders them, in Jinja's sandbox.
+
+    text = render(built_in_template(), [{"role": "user", "content": "Hello"}])
+
+Templates come with downloaded checkpoints, so they are untrusted code: the sandbox forbids attributes that reach the
+interpreter, and a template sees only plain strings, numbers, lists and dicts.
+"""
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+
+from .byte_level import THINK_END, THINK_START
+from .errors import ChatTemplateError
+
+ROLES = ("system", "user", "assistant", "tool")
+# Names that clients give a message's thinking, the one that templates read first.
+REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+# Stands for the last message's text while the template renders; private-use characters, which no text needs.
+_MARK = "\ue000continue\ue001"
+_EMPTY_THINKING = re.compile(rf"{THINK_START}\s*{THINK_END}\s*\Z")
+_SWITCH = re.compile(r"(?<![A-Za-z0-9_/.<\\-])/(no_think|think)(?![A-Za-z0-9_/-])")
+
+
+@functools.cache
+def built_in_template() -> str:
+    """Our own template, for folders that have none; it renders as Qwen3's does."""
+    return Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
+
+
+def render(
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    add_generation_prompt: bool = True,
+    enable_thinking: bool = True,
+    continue_final_message: bool = False,
+    special_tokens: Mapping[str, str] | None = None,
+) -> str:
+    """Render a conversation with a Jinja chat template.
+
+    Understood besides plain `content` strings: content as a list of {"type": "text", "text": ...} parts, joined with
+    nothing between; no or null content on assistant and tool messages; thinking under any of REASONING_FIELDS;
+    `tool_calls` as {"function": {"name", "arguments"}} or {"name", "arguments"}, or as `parsers.ToolCall`, with the
+    arguments an object or a JSON string.
+
+    With continue_final_message the last message, the assistant's, stays open. Its text stands at the end to the
+    letter. A text that has its own think tags, or an unclosed <think>, gets no empty think block before it; one that
+    starts inside the thinking that the prompt had opened (it has </think> but no <think>) gets <think> back. If it
+    has reasoning and no content at all, the thinking itself stays open.
+
+    special_tokens: eos_token and the like, which some templates name. Raises ChatTemplateError.
+    """
+    conversation = _plain_messages(messages)
+    variables: dict[str, Any] = {
+        **(special_tokens or {}),
+        "tools": _plain_tools(tools),
+        "documents": None,
+        "enable_thinking": enable_thinking,
+    }
+    if continue_final_message:
+        return _continued(template, conversation, variables)
+    return _run(template, {**variables, "messages": conversation, "add_generation_prompt": add_generation_prompt})
+
+
+def soft_switch(messages: Sequence[Mapping[str, Any]]) -> bool | None:
+    """The mode that a conversation asks for: the last /think (True) or /no_think (False) in user or system text.
+
+    None if there is neither. A switch stands alone: not inside a path, a URL or a tag such as </think>.
+    """
+    for message in reversed(_plain_messages(messages)):
+        text = message.get("content", "")
+        # Tool results are sent as user text by some clients; they are not the user speaking.
+        wrapped = text.startswith("<tool_response>") and text.endswith("</tool_response>")
+        if message["role"] in ("user", "system") and not wrapped:
+            found = _SWITCH.findall(text)
+            if found:
+                return found[-1] == "think"
+    return None
+
+
+def _continued(template: str, conversation: list[dict[str, Any]], variables: dict[str, Any]) -> str:
+    """Render up to the last message's text and put that text there untouched.
+
+    The template would strip newlines around think tags, and would take an unclosed <think> for an answer and write an
+    empty think block before it. So it gets a mark in the text's place, and what stands before the mark is used.
+    """
+    last = conversation[-1]
+    where = f"messages[{len(conversation) - 1}]"
+    if last["role"] != "assistant":
+        raise ChatTemplateError(
+            f"continue_final_message needs the assistant's message last, but {where} is {last['role']}"
+        )
+    if last.get("tool_calls"):
+        raise ChatTemplateError(f"continue_final_message cannot continue {where}: it ends in tool calls")
+    reasoning = last.get("reasoning_content")
+    text = last.get("content")
+    marked = {**last, "content": _MARK}
+    if text is None and reasoning is not None:
+        for field in REASONING_FIELDS:
+            marked.pop(field, None)
+    conversation = [*conversation[:-1], marked]
+    rendered = _run(template, {**variables, "messages": conversation, "add_generation_prompt": False})
+    if _MARK not in rendered:
+        raise ChatTemplateError(f"the chat template leaves out {where}, so it cannot be continued")
+    head = rendered[: rendered.rindex(_MARK)]
+    bare = _EMPTY_THINKING.sub("", head)
+    if text is None and reasoning is not None:
+        if THINK_START not in template:
+            raise ChatTemplateError(f"the chat template has no place for the reasoning of {where}")
+        return f"{bare}{THINK_START}\n{reasoning}"
+    text = text or ""
+    if reasoning is None and bare != head:
+        start, end = text.find(THINK_START), text.find(THINK_END)
+        if end >= 0 and not 0 <= start < end:
+            return f"{bare}{THINK_START}\n{text}"
+        if start >= 0:
+            return bare + text
+    return head + text
+
+
+def _plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Checked copies with string content, null fields dropped, thinking under every name it goes by."""
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
+        raise ChatTemplateError(f"messages must be a list of objects with role and content, not a {_kind(messages)}")
+    if not messages:
+        raise ChatTemplateError("messages is empty: a conversation needs at least one message")
+    return [_plain_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+
+
+def _plain_message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise ChatTemplateError(f"{where} must be an object with role and content, not a {_kind(message)}")
+    content = _text(message.get("content"), f"{where}.content")
+    plain = _plain({k: v for k, v in message.items() if k != "content" and v is not None}, where)
+    role = plain.get("role")
+    if role not in ROLES:
+        raise ChatTemplateError(f"{where} has the role {role!r}; the roles are {', '.join(ROLES)}")
+    if content is not None:
+        plain["content"] = content
+    elif role in ("system", "user"):
+        raise ChatTemplateError(f"{where} ({role}) has no content")
+    reasoning = next((plain[field] for field in REASONING_FIELDS if field in plain), None)
+    if reasoning is not None:
+        if not isinstance(reasoning, str):
+            raise ChatTemplateError(f"{where}.reasoning_content must be a string, not a {_kind(reasoning)}")
+        plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
+    if "tool_calls" in plain:
+        plain["tool_calls"] = _tool_calls(plain["tool_calls"], f"{where}.tool_calls")
+    return plain
+
+
+def _text(content: Any, where: str) -> str | None:
+    if content is None or isinstance(content, str):
+        return None if content is None else str.__str__(content)
+    if not isinstance(content, Sequence) or isinstance(content, bytes):
+        raise ChatTemplateError(f"{where} must be a string or a list of text parts, not a {_kind(content)}")
+    parts = []
+    for i, part in enumerate(content):
+        text = part
+        if isinstance(part, Mapping):
+            if part.get("type", "text") != "text":
+                raise ChatTemplateError(f"{where}[{i}] is of type {part['type']!r}; Qwen3 reads only text")
+            text = part.get("text")
+        if not isinstance(text, str):
+            raise ChatTemplateError(f"{where}[{i}] must be a text part with a string in it, not a {_kind(text)}")
+        parts.append(str.__str__(text))
+    return "".join(parts)
+
+
+def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
+    if not isinstance(calls, list):
+        raise ChatTemplateError(f"{where} must be a list, not a {_kind(calls)}")
+    checked = []
+    for i, call in enumerate(calls):
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise ChatTemplateError(f"{where}[{i}] must be an object with a function that has a name")
+        # No arguments are the empty object: templates would fail on null.
+        arguments = function.get("arguments")
+        function = {**function, "arguments": {} if arguments is None else arguments}
+        checked.append({**call, "function": function} if "function" in call else function)
+    return checked
+
+
+def _plain_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
+    if tools is None:
+        return None
+    if isinstance(tools, (str, bytes, Mapping)) or not isinstance(tools, Sequence):
+        raise ChatTemplateError(f"tools must be a list of JSON schemas, not a {_kind(tools)}")
+    for i, tool in enumerate(tools):
+        if not isinstance(tool, Mapping):
+            raise ChatTemplateError(f"tools[{i}] must be a JSON schema (an object), not a {_kind(tool)}")
+    return [_plain(tool, f"tools[{i}]") for i, tool in enumerate(tools)]
+
+
+def _plain(value: Any, where: str) -> Any:
+    """A copy made only of JSON's own types: a richer object's methods would be open to the template."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return {_plain(key, where): _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    raise ChatTemplateError(f"{where} is a {_kind(value)}, which JSON has no form for")
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
+
+
+def _run(template: str, variables: dict[str, Any]) -> str:
+    try:
+        return _compile(template).render(variables)
+    except jinja2.TemplateSyntaxError as error:
+        raise ChatTemplateError(
+            f"the chat template is not valid Jinja at line {error.lineno}: {error.message}"
+        ) from None
+    except Exception as error:  # a template can raise whatever its expressions raise
+        raise ChatTemplateError(f"the chat template failed: {error}") from error
+
+
+@functools.lru_cache(maxsize=32)
+def _compile(template: str) -> jinja2.Template:
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    environment.globals["namespace"] = _Namespace
+    return environment.from_string(template)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own filter escapes <, > and & for HTML; a model is to see the text as it is."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+class _Namespace(jinja2.utils.Namespace):
+    """Jinja's namespace() less underscored names, which could shadow the object's own machinery."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:  # Jinja's signature: namespace(self=...) works
+        self, args = args[0], args[1:]
+        attributes = dict(*args, **kwargs)
+        for name in attributes:
+            _check_name(name)
+        jinja2.utils.Namespace.__init__(self, attributes)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+def _check_name(name: Any) -> None:
+    if str(name).startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a chat template may not set {name!r} on a namespace")
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}`, with which training templates mark the assistant's text: its body is rendered as it is."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.Scope(body, lineno=line)

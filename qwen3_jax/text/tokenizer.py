@@ -1,0 +1,273 @@
+"""Qwen3's tokenizer: text to ids and back, and conversations to prompts.
+
+    tokenizer = Tokenizer.from_pretrained("Qwen3-0.6B/")
+    ids = tokenizer.encode("Hello")
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], enable_thinking=False)
+
+Every special id is looked up in the vocabulary by the token's text: nothing here knows a number.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, overload
+
+from tokenizers import Tokenizer as Backend
+
+from . import byte_level, chat
+from .detokenize import Detokenizer
+from .errors import TokenizerError
+from .folder import NAMED_TOKENS, TokenizerFiles, named_token, read_folder, write_folder
+
+_ID_LIMIT = 1 << 32  # what the Rust library can take
+
+
+class Tokenizer:
+    """A byte-level BPE tokenizer with a chat template. Immutable; can be pickled into worker processes.
+
+    backend: the `tokenizers` pipeline. config: tokenizer_config.json, unknown fields included. templates: chat
+    templates by name ("default", and perhaps "tool_use"); empty means the built-in one.
+    Raises TokenizerError if config names a token that the vocabulary lacks.
+    """
+
+    def __init__(self, backend: Backend, config: Mapping[str, Any], templates: Mapping[str, str]) -> None:
+        self._backend = backend
+        self._config = dict(config)
+        self._templates = dict(templates)
+        self._named = {key: text for key in NAMED_TOKENS if (text := named_token(self._config, key)) is not None}
+        for key, text in self._named.items():
+            if backend.token_to_id(text) is None:
+                raise TokenizerError(f"tokenizer_config.json names {text!r} as {key}, but the vocabulary lacks it")
+        self._special_ids = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
+        self._vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        self._token_bytes: dict[int, bytes] = {}
+        # The same model without added tokens: the only way to read "<think>" as five characters of plain text.
+        self._plain = Backend(backend.model)
+        self._plain.normalizer = backend.normalizer
+        self._plain.pre_tokenizer = backend.pre_tokenizer
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str]) -> "Tokenizer":
+        """Load a local folder: tokenizer.json (or vocab.json + merges.txt), tokenizer_config.json, chat template.
+
+        Raises TokenizerError naming the file or field that is missing, damaged or contradictory.
+        """
+        files = read_folder(Path(path))
+        return cls(files.backend, files.config, files.templates)
+
+    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
+        """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, for transformers and for us.
+
+        Fields of tokenizer_config.json that mean nothing to us are written as they were read.
+        """
+        templates = self._templates or {"default": chat.built_in_template()}
+        write_folder(Path(path), TokenizerFiles(self._backend, self._config, templates))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`. The text of an added token ("<|im_end|>") becomes that token; nothing is put around it.
+
+        Raises TokenizerError for what is not a string, or has a lone surrogate.
+        """
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        """`encode` of each text, in parallel over the machine's cores."""
+        return _encode(self._backend, texts)
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        """Ids of `text` with no added tokens among them: "<|im_end|>" is read as plain characters.
+
+        For text that is not to be trusted with turn boundaries.
+        """
+        return _encode(self._plain, [text])[0]
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
+        """Text of `ids`; bytes that are no UTF-8 become U+FFFD, ids that have no token give nothing.
+
+        skip_special_tokens drops <|im_end|> and the like; <think> and <tool_call> are not special in Qwen3.
+        """
+        numbers = [int(i) for i in ids]
+        for i in (min(numbers, default=0), max(numbers, default=0)):
+            _check_id(i)
+        return self._backend.decode(numbers, skip_special_tokens=skip_special_tokens)
+
+    def detokenizer(self, skip_special_tokens: bool = False) -> Detokenizer:
+        """A fresh incremental decoder of one token stream; it gives what `decode` gives."""
+        return Detokenizer(self._bytes_of, self._special_ids if skip_special_tokens else ())
+
+    @overload
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        enable_thinking: bool = True,
+        continue_final_message: bool = False,
+        tokenize: Literal[False] = False,
+    ) -> str: ...
+
+    @overload
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        enable_thinking: bool = True,
+        continue_final_message: bool = False,
+        *,
+        tokenize: Literal[True],
+    ) -> list[int]: ...
+
+    @overload
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        enable_thinking: bool = True,
+        continue_final_message: bool = False,
+        tokenize: bool = False,
+    ) -> str | list[int]: ...
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        enable_thinking: bool = True,
+        continue_final_message: bool = False,
+        tokenize: bool = False,
+    ) -> str | list[int]:
+        """The prompt of a conversation, as text or (tokenize=True) as ids.
+
+        messages: {"role": "system" | "user" | "assistant" | "tool", "content": ...} as OpenAI clients send them; see
+        `chat.render` for what is understood. tools: JSON schemas of functions. add_generation_prompt: open the
+        assistant's turn at the end. continue_final_message: leave the last assistant message open instead, its text
+        kept to the letter (then add_generation_prompt has no effect).
+        Raises ChatTemplateError if a message is malformed or the template refuses the conversation.
+        """
+        text = chat.render(
+            self._templates.get("tool_use", self.chat_template) if tools else self.chat_template,
+            messages,
+            tools,
+            add_generation_prompt=add_generation_prompt,
+            enable_thinking=enable_thinking,
+            continue_final_message=continue_final_message,
+            special_tokens=self._named,
+        )
+        return self.encode(text) if tokenize else text
+
+    @property
+    def chat_template(self) -> str:
+        """The Jinja source in use: the folder's own, or the built-in one."""
+        return self._templates.get("default") or chat.built_in_template()
+
+    @property
+    def has_own_chat_template(self) -> bool:
+        """Whether the template came with the tokenizer."""
+        return "default" in self._templates
+
+    @property
+    def supports_thinking(self) -> bool:
+        """Whether this model thinks: it has both think tokens and its template writes them (Instruct-2507's does not)."""
+        known = self.think_start_id is not None and self.think_end_id is not None
+        return known and byte_level.THINK_START in self.chat_template
+
+    @property
+    def vocab_size(self) -> int:
+        """The largest id + 1, added tokens included (151,669 for Qwen3, whose embeddings have 151,936 rows)."""
+        return self._vocab_size
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The ids that skip_special_tokens drops."""
+        return self._special_ids
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id of a token as the vocabulary spells it ("Ġthe", "<think>"), or None."""
+        return self._backend.token_to_id(token)
+
+    def id_to_token(self, token_id: int) -> str | None:
+        """The vocabulary's spelling of an id, or None if it has no token."""
+        return self._backend.id_to_token(token_id) if 0 <= token_id < _ID_LIMIT else None
+
+    @property
+    def bos_token_id(self) -> int | None:
+        return self._named_id("bos_token")
+
+    @property
+    def eos_token_id(self) -> int | None:
+        return self._named_id("eos_token")
+
+    @property
+    def pad_token_id(self) -> int | None:
+        return self._named_id("pad_token")
+
+    @property
+    def think_start_id(self) -> int | None:
+        return self.token_to_id(byte_level.THINK_START)
+
+    @property
+    def think_end_id(self) -> int | None:
+        return self.token_to_id(byte_level.THINK_END)
+
+    @property
+    def tool_call_start_id(self) -> int | None:
+        return self.token_to_id(byte_level.TOOL_CALL_START)
+
+    @property
+    def tool_call_end_id(self) -> int | None:
+        return self.token_to_id(byte_level.TOOL_CALL_END)
+
+    @property
+    def im_start_id(self) -> int | None:
+        return self.token_to_id(byte_level.IM_START)
+
+    @property
+    def im_end_id(self) -> int | None:
+        return self.token_to_id(byte_level.IM_END)
+
+    @property
+    def endoftext_id(self) -> int | None:
+        return self.token_to_id(byte_level.ENDOFTEXT)
+
+    def __repr__(self) -> str:
+        template = "own" if self.has_own_chat_template else "built-in"
+        return (
+            f"Tokenizer(vocab_size={self.vocab_size}, eos={self._named.get('eos_token')!r}, chat_template={template})"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tokenizer, (self._backend, self._config, self._templates)
+
+    def _named_id(self, key: str) -> int | None:
+        return self.token_to_id(self._named[key]) if key in self._named else None
+
+    def _bytes_of(self, token_id: int) -> bytes:
+        known = self._token_bytes.get(token_id)
+        if known is None:
+            _check_id(token_id)
+            token = self._backend.id_to_token(token_id)
+            known = self._token_bytes[token_id] = b"" if token is None else byte_level.token_to_bytes(token)
+        return known
+
+
+def _check_id(token_id: int) -> None:
+    if not 0 <= token_id < _ID_LIMIT:
+        raise TokenizerError(f"{token_id} is not a token id: ids are from 0 to 2**32 - 1")
+
+
+def _encode(backend: Backend, texts: Iterable[str]) -> list[list[int]]:
+    texts = list(texts)
+    try:
+        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    except TypeError:  # what the library says of a wrong type and of a lone surrogate alike
+        for text in texts:
+            if not isinstance(text, str):
+                raise TokenizerError(f"only text can be encoded, not a {type(text).__name__}") from None
+            at = next((i for i, character in enumerate(text) if "\ud800" <= character <= "\udfff"), None)
+            if at is not None:
+                raise TokenizerError(
+                    f"the text has a lone surrogate U+{ord(text[at]):04X} at character {at}, which is not Unicode text"
+                ) from None
+        raise

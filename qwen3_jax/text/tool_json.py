@@ -1,0 +1,119 @@
+"""The JSON of one Hermes tool call: {"name": "f", "arguments": {"x": 1}}.
+
+Models write arguments as an object or as a string that holds one, and raw line breaks inside strings. All of that is
+read. What cannot be one call with a name and an object of arguments gives None: the caller keeps the text.
+"""
+
+import json
+import re
+import uuid
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+# In a JSON string: an escape (perhaps cut off by the end), a quote, or a line break, which strict JSON forbids.
+_MARKS = re.compile(r'\\(?:.|\Z)|["\n\r]', re.DOTALL)
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """One call. `id` is unique ("call_" and 32 hex digits); `arguments` is the JSON text of an object, as written."""
+
+    id: str
+    name: str
+    arguments: str
+
+    def arguments_dict(self) -> dict[str, Any]:
+        """The arguments with JSON's types."""
+        return json.loads(self.arguments)
+
+
+def read_call(body: str) -> ToolCall | None:
+    """The call that stands between <tool_call> and </tool_call>, or None if it is none."""
+    try:
+        fields = _object_fields(body.strip())
+        name, _ = fields["name"]
+        value, text = fields.get("arguments", ({}, "{}"))
+        if isinstance(value, str):
+            text = value.strip() or "{}"
+            value = _DECODER.decode(text)
+        if value is None:
+            value, text = {}, "{}"
+    except (ValueError, KeyError, RecursionError):
+        return None
+    if not isinstance(name, str) or not name or not isinstance(value, dict):
+        return None
+    return ToolCall(
+        f"call_{uuid.uuid4().hex}", name, text if _is_strict(text) else json.dumps(value, ensure_ascii=False)
+    )
+
+
+class StringState:
+    """Whether a JSON text read so far stops inside a string, where a closing tag is only text.
+
+    A line break inside a string breaks JSON's rules, and then the quotes cannot be trusted: `open` stays False.
+    """
+
+    def __init__(self) -> None:
+        self._open = False
+        self._escaped = False
+        self._broken = False
+
+    @property
+    def open(self) -> bool:
+        return self._open and not self._broken
+
+    def feed(self, text: str) -> None:
+        """Read on, in time linear in `text`."""
+        if self._broken or not text:
+            return
+        skip = int(self._escaped)
+        self._escaped = False
+        for mark in _MARKS.finditer(text, skip):
+            character = mark.group()
+            if character == '"':
+                self._open = not self._open
+            elif character[0] == "\\":
+                self._escaped = len(character) == 1
+            elif self._open:
+                self._broken = True
+                return
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+_DECODER = json.JSONDecoder(strict=False, parse_constant=_refuse)
+
+
+def _object_fields(text: str) -> dict[str, tuple[Any, str]]:
+    """The top-level fields of a JSON object, each value beside its own text: 1.0 and 1e2 are to stay as written."""
+    fields: dict[str, tuple[Any, str]] = {}
+    position = _expect(text, 0, "{")
+    while True:
+        key, position = _DECODER.raw_decode(text, position)
+        if not isinstance(key, str):
+            raise ValueError("a key must be a string")
+        start = _expect(text, _SPACE.match(text, position).end(), ":")  # type: ignore[union-attr] # matches anywhere
+        value, end = _DECODER.raw_decode(text, start)
+        fields[key] = value, text[start:end]
+        position = _SPACE.match(text, end).end()  # type: ignore[union-attr]
+        if text[position:] == "}":
+            return fields
+        position = _expect(text, position, ",")
+
+
+def _expect(text: str, position: int, character: str) -> int:
+    """Step over one character and the space after it."""
+    if not text.startswith(character, position):
+        raise ValueError(f"expected {character} at {position}")
+    return _SPACE.match(text, position + 1).end()  # type: ignore[union-attr]
+
+
+def _is_strict(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
