@@ -138,9 +138,9 @@ def _read_vocabulary(folder: Path, added: dict[int, AddedToken]) -> Tokenizer:
     lines = _read_text(merges_path).split("\n")
     merges: list[tuple[str, str]] = []
     for number, line in enumerate(lines, 1):
-        if line.startswith("#version") or not line.strip():
+        if (number == 1 and line.startswith("#version")) or not line.strip():
             continue
-        left, space, right = line.rstrip("\r").partition(" ")
+        left, _, right = line.rstrip("\r").partition(" ")
         if not left or not right or " " in right:
             raise TokenizerError(f"{merges_path}, line {number} is not two tokens: {line!r}")
         merges.append((left, right))

@@ -4,6 +4,7 @@ from collections import Counter
 
 import grain
 import numpy as np
+from data.helpers import segments_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,16 +15,6 @@ from qwen3_jax.data.records import Encoded
 DOCUMENTS = st.lists(
     st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=0, max_size=40), min_size=1, max_size=30
 )
-
-
-def segments_of(row):
-    """The packed segments of one row: lists of (token, target, loss, position)."""
-    ids = row["segment_ids"]
-    for number in range(1, ids.max() + 1):
-        (where,) = np.nonzero(ids == number)
-        assert (np.diff(where) == 1).all(), "a segment is contiguous"
-        columns = (row[name][where].tolist() for name in ("tokens", "targets", "loss_mask", "positions"))
-        yield list(zip(*columns, strict=True))
 
 
 @settings(max_examples=150, deadline=None)

@@ -7,10 +7,9 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from byte_tokenizer import ByteTokenizer
+from data.helpers import ByteTokenizer, segments_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_data_packing import segments_of
 
 from qwen3_jax.data import (
     DataConfig,

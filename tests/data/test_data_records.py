@@ -4,10 +4,22 @@ import json
 
 import numpy as np
 import pytest
-from byte_tokenizer import ByteTokenizer
+from data.helpers import ByteTokenizer
 
-from qwen3_jax.data import DataError, Record, documents, encode, problem_record, running_sum_problem
+from qwen3_jax.data import (
+    STOP_TEXT,
+    DataConfig,
+    DataError,
+    Record,
+    Source,
+    documents,
+    encode,
+    problem_record,
+    running_sum_problem,
+    training_texts,
+)
 from qwen3_jax.data.records import texts
+from qwen3_jax.text import train_tokenizer
 
 TOK = ByteTokenizer()
 USER = {"role": "user", "content": "What is 2+2?"}
@@ -125,3 +137,31 @@ def test_texts_for_the_tokenizer_are_unrendered():
     ) == list("abc")
     with pytest.raises(DataError, match=r"^f: no 'text'"):
         list(texts(Record("f", {"txt": "a"})))
+
+
+def test_problems_under_the_real_tokenizer_are_what_generation_forces_and_samples():
+    """Every character of the thinking is one token, and a truncated problem is the prompt's ids, the thinking's, the
+    stop text's and the answer's, each encoded alone as generation does."""
+    config = DataConfig([Source("sums", "synthetic:running_sum")])
+    tokenizer = train_tokenizer(training_texts(config, max_records=300), 330)
+    problem = running_sum_problem(8)
+    messages = [{"role": "user", "content": problem.question}]
+    prompt = tokenizer.apply_chat_template(messages, tokenize=True)
+    stop = tokenizer.encode(STOP_TEXT)
+    answer = [*tokenizer.encode(problem.answer), tokenizer.im_end_id]
+    thinking = [tokenizer.think_start_id, *tokenizer.encode("\n"), *tokenizer.encode(problem.steps + "\n")]
+    assert len(thinking) == 2 + len(problem.steps) + 1
+
+    def encoded(body):
+        (document,) = documents(Record("f", body), tokenizer, loss_on="assistant")
+        return encode(document, tokenizer)
+
+    for cut in range(len(problem.steps) + 2):
+        found = encoded(problem_record(problem, "truncated", cut=cut))
+        assert found.tokens.tolist() == prompt + thinking[: 2 + cut] + stop + answer
+        assert found.loss.tolist() == [False] * len(prompt) + [True] * (2 + cut) + [False] * len(stop) + [True] * 2
+    whole = encoded(problem_record(problem, "thinking"))
+    assert whole.tokens.tolist()[: len(prompt) + len(thinking)] == prompt + thinking
+    assert whole.tokens.tolist()[-2:] == answer
+    disabled = tokenizer.apply_chat_template(messages, enable_thinking=False, tokenize=True)
+    assert encoded(problem_record(problem, "disabled")).tokens.tolist() == disabled + answer

@@ -4,6 +4,7 @@ import ast
 import json
 from pathlib import Path
 
+import jsonargparse
 import pytest
 
 import qwen3_jax.data
@@ -143,6 +144,26 @@ def test_paths_that_cannot_be_read_are_named(tmp_path):
 def test_bad_configuration_names_the_field(build, complaint):
     with pytest.raises(ValueError, match=complaint):
         build()
+
+
+def test_the_dataclasses_serve_as_yaml_with_overrides():
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(DataConfig, "data")
+    yaml = """
+    data:
+      sequence_length: 128
+      sources:
+        - {name: text, path: [a.txt, "b/*.txt"], weight: 0.7}
+        - {name: sums, path: "synthetic:running_sum", running_sum: {max_digits: 6}}
+    """
+    namespace = parser.parse_string(yaml)
+    config = parser.instantiate_classes(namespace).data
+    config = config if isinstance(config, DataConfig) else DataConfig(**vars(config))
+    sources = [Source("text", ["a.txt", "b/*.txt"], weight=0.7)]
+    sources.append(Source("sums", "synthetic:running_sum", running_sum=RunningSum(max_digits=6)))
+    assert config == DataConfig(sources, sequence_length=128)
+    with pytest.raises(jsonargparse.ArgumentError, match="pathh"):
+        parser.parse_string(yaml.replace("path: [", "pathh: ["))
 
 
 def test_training_texts_leave_out_what_is_held_out(corpus):

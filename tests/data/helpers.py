@@ -1,9 +1,11 @@
-"""A byte tokenizer with ChatML specials and the official Qwen3 template: ids are easy to read back in a test."""
+"""A byte tokenizer with ChatML specials and the official Qwen3 template (ids are easy to read back), and packed rows
+taken apart again."""
 
 from functools import cache
 from importlib.resources import files
 
 import jinja2
+import numpy as np
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 
@@ -42,3 +44,13 @@ class ByteTokenizer:
             add_generation_prompt=add_generation_prompt,
             enable_thinking=enable_thinking,
         )
+
+
+def segments_of(row):
+    """The packed segments of one row: lists of (token, target, loss, position)."""
+    ids = row["segment_ids"]
+    for number in range(1, ids.max() + 1):
+        (where,) = np.nonzero(ids == number)
+        assert (np.diff(where) == 1).all(), "a segment is contiguous"
+        columns = (row[name][where].tolist() for name in ("tokens", "targets", "loss_mask", "positions"))
+        yield list(zip(*columns, strict=True))

@@ -20,7 +20,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from qwen3_jax.checkpoint import keys
-from qwen3_jax.checkpoint.load import as_dtype
+from qwen3_jax.checkpoint.hf_load import as_dtype
 from qwen3_jax.checkpoint.safetensors import CHECKSUMS, INDEX, SINGLE, sha256
 from qwen3_jax.errors import UserError
 from qwen3_jax.model import Qwen3

@@ -1,0 +1,192 @@
+"""Thinking and tool-call parsers: what they take, what they leave alone, and that chunking never matters."""
+
+import json
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qwen3_jax.text import AnswerParser, Delta, ThinkingParser, ToolCall, ToolCallParser, parse
+
+PIECES = [
+    "<think>", "</think>", "<tool_call>", "</tool_call>", "<think", ">", "</", "<", "tool_call>", "\n", "\n\n", " ",
+    "Hello", "思考", '{"name": "f", "arguments": {"x": 1}}', '{"name": "f", "arguments": "{}"}', '{"name": ', '"', "\\",
+    '{"name": "g", "arguments": {"t": "</tool_call>"}}', '{"name": "h", "arguments": {"t": "<think>"}}', "{}", "}",
+    '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>', "<think>\nWait.\n</think>\n\n",
+]  # fmt: skip
+ANSWERS = st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=12).map("".join)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+PLAIN = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<"), max_size=20)
+
+
+def merged(events: list) -> list:
+    """Neighbouring deltas of a kind joined; calls without their random ids."""
+    out: list = []
+    for event in events:
+        if isinstance(event, ToolCall):
+            out.append((event.name, event.arguments))
+        elif out and isinstance(out[-1], Delta) and out[-1].kind == event.kind:
+            out[-1] = Delta(event.kind, out[-1].text + event.text)
+        else:
+            assert event.text, "an empty delta"
+            out.append(event)
+    return out
+
+
+def run(parser, chunks: list[str]) -> list:
+    return merged([event for chunk in chunks for event in parser.feed(chunk)] + parser.finish())
+
+
+@settings(max_examples=600, deadline=None)
+@given(ANSWERS, st.data(), st.booleans(), st.booleans())
+def test_chunking_never_matters(text: str, data: st.DataObject, in_thinking: bool, tools: bool):
+    """Any cuts, and one character at a time: each parser alone, and both in a row."""
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
+    chunks = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    for make in (
+        lambda: ThinkingParser(in_thinking),
+        lambda: ThinkingParser(in_thinking, keep_tool_calls=True),
+        ToolCallParser,
+        lambda: AnswerParser(in_thinking, tools),
+    ):
+        assert run(make(), chunks) == run(make(), [text]) == run(make(), list(text))
+    parsed = parse(text, in_thinking, tools)
+    whole = run(AnswerParser(in_thinking, tools), [text])
+    assert parsed.content == "".join(e.text for e in whole if isinstance(e, Delta) and e.kind == "content")
+    assert [(c.name, c.arguments) for c in parsed.tool_calls] == [e for e in whole if not isinstance(e, Delta)]
+
+
+@pytest.mark.parametrize(
+    ("text", "in_thinking", "thinking", "content"),
+    [
+        ("Just an answer.\n", False, None, "Just an answer.\n"),
+        ("<think>\nHm.\n</think>\n\nFour.", False, "Hm.", "Four."),
+        ("<think>\n\n</think>\n\nFour.", False, "", "Four."),
+        ("\n\n<think>\n\n a\n\nb \n\n\n</think>\n\n\n Four.\n\n", False, " a\n\nb ", " Four.\n\n"),
+        ("\n\nNo tag.", False, None, "\n\nNo tag."),
+        ("Hm.\n</think>\n\nFour.", True, "Hm.", "Four."),
+        ("<think>\nHm.\n</think>\n\nFour.", True, "Hm.", "Four."),  # the tag repeated
+        ("Is <think> a tag?</think>Yes.", True, "Is <think> a tag?", "Yes."),
+        ("Cut off\n", True, "Cut off\n", ""),
+        ("", True, "", ""),
+        ("<think>\nCut </thi", False, "Cut </thi", ""),
+        ("<think>a</think>One. <think>\nb\n</think>\n\nTwo.", False, "ab", "One. Two."),
+        ("Four.\n</think>\n\nFive.", False, None, "Four.\nFive."),  # nothing had opened it
+        ("a < b <thinking> </thinker>", False, None, "a < b <thinking> </thinker>"),
+    ],
+)
+def test_thinking(text: str, in_thinking: bool, thinking: str | None, content: str):
+    parsed = parse(text, in_thinking)
+    assert (parsed.thinking, parsed.content, parsed.tool_calls) == (thinking, content, ())
+
+
+@settings(max_examples=200, deadline=None)
+@given(PLAIN, PLAIN, st.lists(st.tuples(st.text(min_size=1, max_size=8), JSON), max_size=3), st.data())
+def test_what_qwen3_writes_is_read_back(thinking: str, content: str, values: list, data: st.DataObject):
+    """The form of Qwen3's own template: think block, content, calls; arguments with their JSON types, in any layout."""
+    calls = [(name, {"value": value, "<think>": "</tool_call>"}) for name, value in values]
+    indent, ascii_only = data.draw(st.sampled_from([None, 2])), data.draw(st.booleans())
+    text = f"<think>\n{thinking}\n</think>\n\n{content}"
+    for i, (name, arguments) in enumerate(calls):
+        text += "\n" if content or i else ""
+        as_string = data.draw(st.booleans())
+        call = {"name": name, "arguments": json.dumps(arguments) if as_string else arguments}
+        text += f"<tool_call>\n{json.dumps(call, indent=indent, ensure_ascii=ascii_only)}\n</tool_call>"
+    parsed = parse(text)
+    assert parsed.thinking == thinking.strip("\n")
+    expected = content.lstrip("\n")
+    # Spaces are all that is dropped before a call.
+    assert parsed.content == (expected.rstrip() if calls else expected)
+    assert [(c.name, c.arguments_dict()) for c in parsed.tool_calls] == calls
+    assert repr([c.arguments_dict() for c in parsed.tool_calls]) == repr([a for _, a in calls])  # 1 is not 1.0 or True
+    assert len({c.id for c in parsed.tool_calls}) == len(calls)
+    assert all(c.id.startswith("call_") for c in parsed.tool_calls)
+
+
+CALL = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "calls"),
+    [
+        (f"Let me look. \n\n{CALL}\n{CALL}\n", "Let me look.", ['{"x": 1}', '{"x": 1}']),
+        (f"A\n{CALL}\nB", "A\nB", ['{"x": 1}']),
+        (f"\n{CALL}\n\nB", "B", ['{"x": 1}']),
+        ('<tool_call>{"arguments":{"x":1.0,"y":1e2,"z":"\\u00e9"},"name":"f"}</tool_call>', "",
+         ['{"x":1.0,"y":1e2,"z":"\\u00e9"}']),  # the numbers and escapes as they were written
+        ('<tool_call>\n{"name": "f"}\n</tool_call>', "", ["{}"]),
+        ('<tool_call>\n{"name": "f", "arguments": null}\n</tool_call>', "", ["{}"]),
+        ('<tool_call>\n{"name": "f", "arguments": ""}\n</tool_call>', "", ["{}"]),
+        ('<tool_call>\n{"name": "f", "arguments": "{\\"x\\": [1]}"}\n</tool_call>', "", ['{"x": [1]}']),
+        ('<tool_call>\n{"name": "f", "arguments": {"code": "a\nb"}}\n</tool_call>', "", ['{"code": "a\\nb"}']),
+        (CALL[:-5], "", ['{"x": 1}']),  # cut off inside the closing tag
+        (CALL.replace("\n</tool_call>", ""), "", ['{"x": 1}']),
+        (f"<tool_call>\n{{oops\n{CALL}", "<tool_call>\n{oops", ['{"x": 1}']),  # begun again
+        (f'<tool_call>\n{{"name": "f, "arguments": {{}}}}\n</tool_call>\n{CALL}',
+         '<tool_call>\n{"name": "f, "arguments": {}}\n</tool_call>', ['{"x": 1}']),
+    ],
+)  # fmt: skip
+def test_tool_calls(text: str, content: str, calls: list[str]):
+    parsed = parse(text)
+    assert (parsed.content, [call.arguments for call in parsed.tool_calls]) == (content, calls)
+    assert all(call.name == "f" and isinstance(call.arguments_dict(), dict) for call in parsed.tool_calls)
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["", "{", "not json", '{"arguments": {}}', '{"name": 5, "arguments": {}}', '{"name": "", "arguments": {}}',
+     '{"name": "f", "arguments": [1]}', '{"name": "f", "arguments": "x"}', '{"name": "f", "arguments": {"x": NaN}}',
+     '["f", {}]', '{"name": "f", "arguments": {}} {}', '{"name": "f", "arguments": {}', '{"name": "f",}', '{"name" "f"}',
+     '{"name": "f", "arguments": ' + "[" * 100_000, '{5: "f"}'],
+)  # fmt: skip
+@pytest.mark.parametrize("end", ["\n</tool_call>", "\n</tool_call>\n\nSorry. ", ""])
+def test_what_is_no_call_stays_in_the_content(body: str, end: str):
+    """Nothing is lost: the same text comes back, spaces and tags included; with tools=False so do good calls."""
+    text = f"Look: \n <tool_call>\n{body}{end}"
+    assert (parse(text).content, parse(text).tool_calls) == (text, ())
+    assert parse(f"{text}{CALL}", tools=False).content == f"{text}{CALL}"
+
+
+def test_think_tags_inside_a_call_are_arguments():
+    """A coding agent writes about templates; with tools=False the tag is the model's own."""
+    text = '<tool_call>\n{"name": "write", "arguments": {"text": "<think>\\n</think>"}}\n</tool_call>'
+    assert parse(text).tool_calls[0].arguments_dict() == {"text": "<think>\n</think>"}
+    assert parse(text).thinking is None
+    assert parse(text, tools=False).thinking is not None
+    inside = parse(f"<think>\nI could call {CALL}\n</think>\n\nNo.")
+    assert (inside.content, inside.tool_calls) == ("No.", ())
+
+
+def test_text_is_given_out_as_soon_as_it_is_certain():
+    """Only what may become a tag, or what a tag may take, waits."""
+    parser = AnswerParser()
+    assert parser.feed("<thi") == []
+    assert parser.feed("nk>\nLet") == [Delta("thinking", "Let")]
+    assert parser.feed(" me\n") == [Delta("thinking", " me")]
+    assert parser.feed("see</") == [Delta("thinking", "\nsee")]
+    assert parser.feed("b>") == [Delta("thinking", "</b>")]
+    assert parser.feed("</think>\n\n4 <") == [Delta("content", "4")]
+    assert parser.feed(" 5") == [Delta("content", " < 5")]
+    assert parser.feed(CALL[:-1]) == []
+    (call,) = parser.feed(">")
+    assert isinstance(call, ToolCall)
+    assert parser.finish() == []
+
+
+@pytest.mark.parametrize("unit", ["\n", " ", "<", "</tool_call>", "<tool_call>", "<think>", '"', "\\", "x"])
+@pytest.mark.parametrize("head", ["", "<think>\nx", '<tool_call>\n{"name": "'])
+def test_cost_is_linear(head: str, unit: str):
+    """A model stuck on one token: 20,000 pieces, fed one by one."""
+    start = time.perf_counter()
+    parser = AnswerParser()
+    for _ in parser.feed(head):
+        pass
+    for _ in range(20_000):
+        parser.feed(unit)
+    parser.finish()
+    assert time.perf_counter() - start < 3
