@@ -125,7 +125,9 @@ class Qwen3Config:
         if self.head_dim % 2:
             raise UserError(f"config field 'head_dim' must be even for RoPE, got {self.head_dim}.")
         if self.hidden_act != "silu":
-            raise UserError(f"config field 'hidden_act' is {self.hidden_act!r}; Qwen3 uses 'silu' and only that is built.")
+            raise UserError(
+                f"config field 'hidden_act' is {self.hidden_act!r}; Qwen3 uses 'silu' and only that is built."
+            )
         if self.num_experts < 0:
             raise UserError(f"config field 'num_experts' must be 0 (dense) or more, got {self.num_experts}.")
         if self.num_experts and not 1 <= self.num_experts_per_tok <= self.num_experts:
@@ -135,7 +137,9 @@ class Qwen3Config:
             )
         for layer in self.mlp_only_layers:
             if not 0 <= layer < self.num_hidden_layers:
-                raise UserError(f"config field 'mlp_only_layers' names layer {layer}; there are {self.num_hidden_layers}.")
+                raise UserError(
+                    f"config field 'mlp_only_layers' names layer {layer}; there are {self.num_hidden_layers}."
+                )
 
     def is_moe_layer(self, layer: int) -> bool:
         """Whether the layer with this index (from 0) holds experts (HF Qwen3MoeDecoderLayer)."""
@@ -198,7 +202,9 @@ class Qwen3Config:
                 ignored.append(name)
         if ignored:
             warnings.warn(
-                f"config.json fields {sorted(ignored)} are not Qwen3's and have no effect here.", UserWarning, stacklevel=2
+                f"config.json fields {sorted(ignored)} are not Qwen3's and have no effect here.",
+                UserWarning,
+                stacklevel=2,
             )
         for name in ("num_key_value_heads", "mlp_only_layers"):
             if values.get(name) is None:

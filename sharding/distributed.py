@@ -1,7 +1,7 @@
 """Joining the processes of one run, before any device is touched.
 
-    >>> sharding.initialize()                     # one process, or what Cloud TPU, GKE, SLURM or Open MPI announce
-    >>> sharding.initialize("10.0.0.1:1234", process_count=2, process_index=0)
+>>> sharding.initialize()                     # one process, or what Cloud TPU, GKE, SLURM or Open MPI announce
+>>> sharding.initialize("10.0.0.1:1234", process_count=2, process_index=0)
 """
 
 import os

@@ -129,7 +129,7 @@ def _tensors(value: jax.Array, slot: keys.Slot, layer: int, dtype: jnp.dtype) ->
         value = value[layer]
     hf = keys.to_hf(value, slot.row).astype(dtype)
     if not hf.is_fully_addressable:
-        from jax.experimental.multihost_utils import process_allgather  # noqa: PLC0415 - several processes only
+        from jax.experimental.multihost_utils import process_allgather
 
         hf = process_allgather(hf, tiled=True)
     host = np.asarray(hf)

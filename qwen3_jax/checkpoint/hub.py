@@ -29,13 +29,15 @@ def resolve(path_or_repo_id: str | os.PathLike, *, revision: str | None = None) 
         raise UserError(f"{path} is a file; give the folder that holds config.json and the weights.")
     if not _REPO_ID.fullmatch(text) or text.startswith((".", "/", "~")) or "/" not in text:
         raise UserError(f"{text} is neither a folder nor a hub repository id such as 'Qwen/Qwen3-0.6B'.")
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 - local folders need no hub client
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(text, revision=revision, allow_patterns=list(_FILES)))
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no answer"
-        raise UserError(f"the hub has no checkpoint {text!r} for you (HTTP {status}); check the name and HF_TOKEN.") from None
+        raise UserError(
+            f"the hub has no checkpoint {text!r} for you (HTTP {status}); check the name and HF_TOKEN."
+        ) from None
     except (LocalEntryNotFoundError, OSError) as error:
         raise UserError(f"{text!r} is not a local folder and could not be downloaded ({error}).") from None

@@ -10,14 +10,13 @@ Numpy and Grain only: this room never imports JAX, and takes any tokenizer with 
 `apply_chat_template` and `endoftext_id`.
 """
 
-from qwen3_jax.data.config import STOP_TEXT, DataConfig, RunningSum, Source
+from qwen3_jax.data.config import DataConfig, RunningSum, Source
 from qwen3_jax.data.pipeline import Batch, corpus_unigram_entropy, make_eval_batches, make_train_loader
 from qwen3_jax.data.reasoning import Problem, is_correct, problem_messages, problem_record, running_sum_problem
 from qwen3_jax.data.records import DataError, Document, Encoded, Record, Segment, documents, encode
 from qwen3_jax.data.sources import open_source, training_texts
 
 __all__ = [
-    "STOP_TEXT",
     "Batch",
     "DataConfig",
     "DataError",

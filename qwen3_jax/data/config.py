@@ -8,7 +8,7 @@
         - {name: sums, path: "synthetic:running_sum", weight: 0.3, eval_fraction: 0.1}
 
 Everything is checked here, when the configuration is built, except what needs the disk; a bad value is a
-`ValueError` that names the field.
+`UserError` that names the field.
 """
 
 from __future__ import annotations
@@ -16,14 +16,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from qwen3_jax.errors import UserError
+from qwen3_jax.text.thinking import STOP_TEXT
+
 STDLIB = "stdlib:"
 RUNNING_SUM = "synthetic:running_sum"
-
-STOP_TEXT = (
-    "\n\nConsidering the limited time by the user, I have to give the solution based on the thinking directly now."
-    "\n</think>\n\n"
-)
-"""The early-stop text as Qwen's documentation prints it; it must be the one that generation forces."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class RunningSum:
         _at_least("running_sum.max_digits", self.max_digits, self.min_digits)
         shares = (self.thinking, self.non_thinking, self.disabled, self.truncated)
         if min(shares) < 0 or sum(shares) <= 0:
-            raise ValueError(
+            raise UserError(
                 "running_sum.thinking, non_thinking, disabled and truncated must not be negative and not all be 0, "
                 f"got {shares}"
             )
@@ -94,23 +91,23 @@ class Source:
     def __post_init__(self) -> None:
         where = f"source {self.name!r}"
         if not self.name:
-            raise ValueError("every data source needs a name")
+            raise UserError("every data source needs a name")
         if not self.paths:
-            raise ValueError(f"{where}: path is empty")
+            raise UserError(f"{where}: path is empty")
         if self.format not in ("auto", "text", "jsonl"):
-            raise ValueError(f"{where}: format must be auto, text or jsonl, got {self.format!r}")
+            raise UserError(f"{where}: format must be auto, text or jsonl, got {self.format!r}")
         if self.loss_on not in ("all", "assistant"):
-            raise ValueError(f"{where}: loss_on must be all or assistant, got {self.loss_on!r}")
+            raise UserError(f"{where}: loss_on must be all or assistant, got {self.loss_on!r}")
         if not 0 < self.weight < float("inf"):
-            raise ValueError(f"{where}: weight must be above 0, got {self.weight}; to leave a source out, remove it")
+            raise UserError(f"{where}: weight must be above 0, got {self.weight}; to leave a source out, remove it")
         if not 0 <= self.eval_fraction < 1:
-            raise ValueError(f"{where}: eval_fraction must be at least 0 and below 1, got {self.eval_fraction}")
+            raise UserError(f"{where}: eval_fraction must be at least 0 and below 1, got {self.eval_fraction}")
         if self.is_synthetic and (len(self.paths) > 1 or self.format != "auto" or self.text_key != "text"):
-            raise ValueError(f"{where}: {RUNNING_SUM} stands alone, without other paths, format or text_key")
+            raise UserError(f"{where}: {RUNNING_SUM} stands alone, without other paths, format or text_key")
         if self.running_sum is not None and not self.is_synthetic:
-            raise ValueError(f"{where}: running_sum settings belong to path {RUNNING_SUM!r}, not to {self.path!r}")
+            raise UserError(f"{where}: running_sum settings belong to path {RUNNING_SUM!r}, not to {self.path!r}")
         if self.format == "text" and (self.text_key != "text" or self.loss_on != "assistant"):
-            raise ValueError(f"{where}: text_key and loss_on are about JSONL records; format is text")
+            raise UserError(f"{where}: text_key and loss_on are about JSONL records; format is text")
 
     @property
     def paths(self) -> list[str]:
@@ -152,28 +149,28 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if not self.sources:
-            raise ValueError("data.sources is empty: nothing to train on")
+            raise UserError("data.sources is empty: nothing to train on")
         names = [source.name for source in self.sources]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"data.sources has two sources named {name!r}")
+                raise UserError(f"data.sources has two sources named {name!r}")
         for field in ("sequence_length", "batch_size", "packing_bins", "shuffle_window"):
             _at_least(f"data.{field}", getattr(self, field), 1)
         for field in ("read_threads", "prefetch_batches", "seed"):
             _at_least(f"data.{field}", getattr(self, field), 0)
         if self.read_threads and self.read_ahead < self.read_threads:
-            raise ValueError(
+            raise UserError(
                 f"data.read_ahead ({self.read_ahead}) must be at least data.read_threads ({self.read_threads})"
             )
 
     def source(self, name: str) -> Source:
-        """The source called `name`; a `ValueError` that lists the names where there is none."""
+        """The source called `name`; a `UserError` that lists the names where there is none."""
         for source in self.sources:
             if source.name == name:
                 return source
-        raise ValueError(f"no data source named {name!r}; there are {[source.name for source in self.sources]}")
+        raise UserError(f"no data source named {name!r}; there are {[source.name for source in self.sources]}")
 
 
 def _at_least(field: str, value: int, least: int) -> None:
     if value < least:
-        raise ValueError(f"{field} must be at least {least}, got {value}")
+        raise UserError(f"{field} must be at least {least}, got {value}")

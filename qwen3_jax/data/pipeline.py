@@ -13,10 +13,11 @@ Invariants:
   doc[:-1] and targets doc[1:]; where it is longer than T it is cut into chunks of T pairs, so neighbouring chunks
   share one token and no prediction is lost. A chunk starts a segment of its own and does not see the one before it.
 - No row crosses sources, and the weights of the mixture are exact shares of *rows*: over any stretch of rows the
-  counts differ from the weights by less than one row per source. Rows are full up to the packing's waste (about 1%),
-  so this is a mixture over tokens, padding included, whatever the lengths of the documents. (Weights over documents
-  would give a source of books a hundred times the tokens of a source of short chats.) With loss_on="assistant" the
-  share of *learned* tokens is smaller.
+  counts differ from the weights by about one row per source. So this is a mixture over tokens, padding included,
+  whatever the lengths of the documents. (Weights over documents would give a source of books a hundred times the
+  tokens of a source of short chats.) Padding was measured at 1% for the standard library at T=256, 3% at T=2048 (half
+  that with 256 bins) and 5% for problems of 60 tokens at T=256. With loss_on="assistant" the share of *learned* tokens
+  is smaller than the weight: about a quarter of a running-sum problem is learned.
 - Each source repeats by itself, in a new order each epoch, so a small source with a large weight comes round sooner.
 - The global batch of step s is a function of (config, tokenizer, files, s) only. Every host reads and packs all of it
   and keeps its own rows: exact and elastic, at the price of host_count times the reading and tokenising.
@@ -27,8 +28,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice, zip_longest
 from typing import TypedDict
 
 import grain
@@ -37,6 +40,7 @@ import numpy as np
 from qwen3_jax.data.config import DataConfig, Source
 from qwen3_jax.data.records import DataError, Encoded, Record, TextTokenizer, documents, encode
 from qwen3_jax.data.sources import RecordSource, open_source
+from qwen3_jax.errors import UserError
 
 
 class Batch(TypedDict):
@@ -61,16 +65,17 @@ def make_train_loader(
     The state is a dict of integers and booleans that survives JSON; it is the same on all hosts, so any of them may
     store it, and any number of hosts may resume from it. It is tied to the config, the tokenizer and the files (more
     sources may be added, the number of hosts may change). Restoring costs one shuffle window and one round of packing
-    per source.
+    per source. Close the iterator when done (`contextlib.closing`) and let go of it before the interpreter exits:
+    its threads read ahead.
 
     Raises:
-        ValueError: the batch cannot be divided over the hosts.
+        UserError: the batch cannot be divided over the hosts.
         DataError: a source has no documents. Malformed records raise it when they are read, from `next`.
     """
     if not 0 <= host_index < host_count:
-        raise ValueError(f"host_index must be in 0..{host_count - 1}, got {host_index}")
+        raise UserError(f"host_index must be in 0..{host_count - 1}, got {host_index}")
     if config.batch_size % host_count:
-        raise ValueError(f"data.batch_size {config.batch_size} must be a multiple of the {host_count} hosts")
+        raise UserError(f"data.batch_size {config.batch_size} must be a multiple of the {host_count} hosts")
     # Keyed by name, and so is the saved state: a source added later leaves the positions of the others as they are.
     rows = {source.name: _train_rows(source, config, tokenizer) for source in config.sources}
     mixed = grain.IterDataset.mix(rows, {source.name: source.weight for source in config.sources})
@@ -92,24 +97,21 @@ def make_eval_batches(
         source_name: one source; None takes a row of each in turn until all are used up.
 
     Raises:
-        ValueError: an unknown source, or none of those asked for holds anything out.
+        UserError: an unknown source, or none of those asked for holds anything out.
     """
+    if max_batches is not None and max_batches < 1:
+        raise UserError(f"max_batches must be at least 1, got {max_batches}")
     sources = config.sources if source_name is None else [config.source(source_name)]
     limit = None if max_batches is None else max_batches * config.batch_size
     datasets = [_eval_rows(source, config, tokenizer) for source in sources]
-    streams = [iter(dataset) for dataset in datasets if dataset is not None]
-    rows: list[Batch] = []
-    while streams and (limit is None or len(rows) < limit):
-        for stream in list(streams):
-            if (row := next(stream, None)) is None:
-                streams.remove(stream)
-            else:
-                rows.append(row)
+    with ExitStack() as stack:  # closing stops the threads that read ahead
+        streams = [stack.enter_context(closing(iter(dataset))) for dataset in datasets if dataset is not None]
+        in_turn = (row for turn in zip_longest(*streams) for row in turn if row is not None)
+        rows: list[Batch] = list(islice(in_turn, limit))
     if not rows:
         names = [source.name for source in sources]
-        raise ValueError(f"no document of {names} is held out: raise eval_fraction, or give more than one document")
+        raise UserError(f"no document of {names} is held out: raise eval_fraction, or give more than one document")
     make_batch = partial(grain.experimental.batch_and_pad, batch_size=config.batch_size)
-    rows = rows[:limit]
     return [make_batch(rows[i : i + config.batch_size]) for i in range(0, len(rows), config.batch_size)]
 
 
@@ -117,12 +119,12 @@ def corpus_unigram_entropy(batches: Sequence[Batch]) -> float:
     """Entropy in nats of the learned targets' own unigram counts: the loss of the best model that ignores context.
 
     Raises:
-        ValueError: no target in `batches` is learned.
+        UserError: no target in `batches` is learned.
     """
     targets = [batch["targets"][batch["loss_mask"] > 0] for batch in batches]
     counts = np.unique(np.concatenate(targets), return_counts=True)[1] if targets else np.zeros(0)
     if not counts.sum():
-        raise ValueError("the batches hold no target with a loss_mask above 0")
+        raise UserError("the batches hold no target with a loss_mask above 0")
     p = counts / counts.sum()
     return float(-(p * np.log(p)).sum())
 

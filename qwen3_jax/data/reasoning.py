@@ -18,8 +18,10 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qwen3_jax.data.config import STOP_TEXT, RunningSum
+from qwen3_jax.data.config import RunningSum
 from qwen3_jax.data.records import END_OF_TURN, Record
+from qwen3_jax.errors import UserError
+from qwen3_jax.text.thinking import STOP_TEXT
 
 QUESTION = "Add these digits one by one and give the last digit of the sum: "
 
@@ -60,7 +62,7 @@ def running_sum_problem(
         eval_fraction: the share of all questions that belong to the eval split; give the one used in training.
 
     Raises:
-        ValueError: the split has no such question (eval_fraction 0, or lengths too small for it).
+        UserError: the split has no such question (eval_fraction 0, or lengths too small for it).
     """
     rng = random.Random(f"running_sum/{seed}/{split}/{index}")
     answer = rng.randrange(10)
@@ -72,7 +74,7 @@ def running_sum_problem(
         if (_share(question) < eval_fraction) == (split == "eval"):
             totals = [sum(digits[: i + 1]) % 10 for i in range(len(digits))]
             return Problem(question, " ".join(map(str, totals)), str(answer))
-    raise ValueError(
+    raise UserError(
         f"no {split} question with {min_digits} to {max_digits} digits and the answer {answer} "
         f"at eval_fraction {eval_fraction}"
     )

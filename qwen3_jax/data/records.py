@@ -23,11 +23,13 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from qwen3_jax.errors import UserError
+
 END_OF_TURN = "<|im_end|>"
 """How every ChatML template closes a turn (the text; ids come from the tokenizer)."""
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Training data that cannot be used; the message starts with the file, and the line where there is one."""
 
 
@@ -35,7 +37,7 @@ class TextTokenizer(Protocol):
     """What the data room needs of a tokenizer; `qwen3_jax.text.Tokenizer` has it."""
 
     @property
-    def endoftext_id(self) -> int: ...
+    def endoftext_id(self) -> int | None: ...
 
     def encode_batch(self, texts: Sequence[str], /) -> list[list[int]]: ...
 
@@ -107,10 +109,16 @@ def documents(
 
 
 def encode(document: Document, tokenizer: TextTokenizer) -> Encoded:
-    """Encodes each segment by itself and joins the ids."""
+    """Encodes each segment by itself and joins the ids.
+
+    Raises:
+        ValueError: the tokenizer refuses the text, or lacks the end token that the document needs.
+    """
     # One call for all segments: encode_batch lets other Python threads run meanwhile, encode may not.
     pieces = tokenizer.encode_batch([segment.text for segment in document.segments])
     if document.add_end:
+        if tokenizer.endoftext_id is None:
+            raise DataError("its vocabulary has no <|endoftext|> to close a document with")
         pieces = [*pieces, [tokenizer.endoftext_id]]
     learned = [segment.loss for segment in document.segments] + [True] * document.add_end
     tokens = np.concatenate([np.asarray(piece, dtype=np.int32) for piece in pieces])

@@ -55,7 +55,7 @@ def _dense(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd):
 
 
 def _ragged(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd):
-    n, k = index_nk.shape
+    k = index_nk.shape[1]
     order = jnp.argsort(index_nk.reshape(-1), stable=True)
     token = order // k
     sizes_e = jnp.bincount(index_nk.reshape(-1), length=gate_edf.shape[0]).astype(jnp.int32)

@@ -52,9 +52,7 @@ class MoE(nnx.Module):
         b, t, d = x_btd.shape
         dtype = x_btd.dtype
         x_nd = x_btd.reshape(b * t, d)
-        logits_ne = jnp.einsum(
-            "nd,de->ne", x_nd, self.router[...].astype(dtype), preferred_element_type=jnp.float32
-        )
+        logits_ne = jnp.einsum("nd,de->ne", x_nd, self.router[...].astype(dtype), preferred_element_type=jnp.float32)
         probs_ne = jax.nn.softmax(logits_ne, axis=-1)
         weight_nk, index_nk = jax.lax.top_k(probs_ne, self.experts_per_token)
         if self.norm_topk_prob:

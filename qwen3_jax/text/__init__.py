@@ -10,11 +10,13 @@ from .chat import built_in_template, render, soft_switch
 from .detokenize import Detokenizer
 from .errors import ChatTemplateError, TextError, TokenizerError
 from .parsers import AnswerParser, Delta, Parsed, ThinkingParser, ToolCallParser, parse
+from .thinking import STOP_TEXT
 from .tokenizer import Tokenizer
 from .tool_json import ToolCall
 from .train_tokenizer import train_from_files, train_tokenizer
 
 __all__ = [
+    "STOP_TEXT",
     "AnswerParser",
     "ChatTemplateError",
     "Delta",

@@ -1,7 +1,9 @@
-"""The text room's errors. All are ValueErrors with one sentence that names the culprit."""
+"""The text room's errors. All are UserErrors."""
+
+from qwen3_jax.errors import UserError
 
 
-class TextError(ValueError):
+class TextError(UserError):
     """Something is wrong with a text, a conversation or a tokenizer."""
 
 

@@ -193,12 +193,16 @@ def _declared_tokens(folder: Path, config: dict[str, Any]) -> dict[int, AddedTok
 def _register(backend: Tokenizer, added: dict[int, AddedToken], folder: Path) -> None:
     """Add the declared tokens that the backend does not have yet, and hold every declared id against it."""
     known = backend.get_added_tokens_decoder()
+    for index, token in added.items():
+        taken = backend.id_to_token(index)
+        if taken is not None and taken != token.content:
+            raise TokenizerError(f"{folder} gives the added token {token.content!r} the id of {taken!r}, {index}")
     backend.add_tokens([token for index, token in sorted(added.items()) if index not in known])
     for index, token in added.items():
         actual = backend.token_to_id(token.content)
         if actual != index:
             raise TokenizerError(
-                f"{folder}: tokenizer_config.json gives {token.content!r} the id {index}, the vocabulary {actual}"
+                f"{folder} gives the added token {token.content!r} the id {index}, but the vocabulary has it at {actual}"
             )
 
 

@@ -99,7 +99,12 @@ def exported(tmp_path_factory) -> Path:
     return qwen3_jax.save(model, None, folder / "out", max_shard_bytes=400_000)
 
 
-DAMAGED_FILES = ["config.json", "generation_config.json", "model.safetensors.index.json", "model-00002-of-00004.safetensors"]
+DAMAGED_FILES = [
+    "config.json",
+    "generation_config.json",
+    "model.safetensors.index.json",
+    "model-00002-of-00004.safetensors",
+]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -143,9 +148,15 @@ def set_config(folder: Path, **changes) -> None:
 
 PROJ = "model.layers.1.self_attn.q_proj.weight"
 FAULTS = {
-    "missing tensor": (lambda f: edit(f, lambda t: t.pop(PROJ)), r"'model.layers.1.self_attn.q_proj.weight' is missing"),
+    "missing tensor": (
+        lambda f: edit(f, lambda t: t.pop(PROJ)),
+        r"'model.layers.1.self_attn.q_proj.weight' is missing",
+    ),
     "unknown tensor": (lambda f: edit(f, lambda t: t.update(odd=t[PROJ])), r"'odd' in model.safetensors is no param"),
-    "misshapen tensor": (lambda f: edit(f, lambda t: t.update({PROJ: t[PROJ][:-1]})), r"q_proj.weight'.*has shape \[127"),
+    "misshapen tensor": (
+        lambda f: edit(f, lambda t: t.update({PROJ: t[PROJ][:-1]})),
+        r"q_proj.weight'.*has shape \[127",
+    ),
     "integer tensor": (lambda f: edit(f, lambda t: t.update({PROJ: t[PROJ].astype(np.int8)})), r"q_proj.*type I8"),
     "untied but equal names": (
         lambda f: edit(f, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1})),
@@ -155,7 +166,10 @@ FAULTS = {
     "another class": (lambda f: set_config(f, architectures=["Qwen3ForSequenceClassification"]), "ForSequenceClass"),
     "sliding window": (lambda f: set_config(f, use_sliding_window=True), "use_sliding_window"),
     "sliding layers": (lambda f: set_config(f, layer_types=["sliding_attention"] * 3), "layer_types"),
-    "another rope": (lambda f: set_config(f, rope_parameters={"rope_type": "llama3", "factor": 8.0}), "rope_type.*llama3"),
+    "another rope": (
+        lambda f: set_config(f, rope_parameters={"rope_type": "llama3", "factor": 8.0}),
+        "rope_type.*llama3",
+    ),
     "unknown rope field": (
         lambda f: set_config(f, rope_parameters={"rope_type": "yarn", "factr": 8.0}),
         "rope_scaling.factr.*Did you mean 'factor'",
@@ -192,7 +206,7 @@ def test_duplicate_tensors_and_missing_shards_are_named(exported, tmp_path):
         qwen3_jax.load(folder, verify=False)
     folder = shutil.copytree(exported, tmp_path / "lost")
     (folder / first.name).unlink()
-    with pytest.raises(UserError, match="model-00001-of-00004.safetensors is missing"):
+    with pytest.raises(UserError, match=r"model-00001-of-00004\.safetensors is missing"):
         qwen3_jax.load(folder)
 
 

@@ -2,17 +2,17 @@
 taken apart again."""
 
 from functools import cache
-from importlib.resources import files
 
 import jinja2
 import numpy as np
+from real_tokenizer import package_file
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 
 
 @cache
 def _template() -> jinja2.Template:
-    text = files("trl").joinpath("chat_templates/qwen3.jinja").read_text()
+    text = package_file("trl", "chat_templates", "qwen3.jinja").read_text()
     return jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(text)
 
 

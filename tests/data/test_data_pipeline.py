@@ -155,6 +155,8 @@ def test_eval_batches_are_held_out_fixed_and_complete(folder, unbroken):
 
     with pytest.raises(ValueError, match=r"no data source named 'books'; there are \['text', 'chat', 'sums'\]"):
         make_eval_batches(config(folder), TOK, "books")
+    with pytest.raises(ValueError, match="max_batches must be at least 1"):
+        make_eval_batches(config(folder), TOK, max_batches=0)
     with pytest.raises(ValueError, match=r"no document of \['text'\] is held out"):
         make_eval_batches(config(folder, sources=[Source("text", str(folder), eval_fraction=0)]), TOK)
 

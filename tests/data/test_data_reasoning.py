@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from qwen3_jax.data import RunningSum, is_correct, problem_messages, problem_record, running_sum_problem
+from qwen3_jax.data import Problem, RunningSum, is_correct, problem_messages, problem_record, running_sum_problem
 from qwen3_jax.data.reasoning import MODES, QUESTION, RunningSumRecords
 
 PROBLEMS = {split: [running_sum_problem(i, 5, split) for i in range(4000)] for split in ("train", "eval")}
@@ -24,7 +24,7 @@ def test_problems_are_right_and_depend_on_seed_and_index_alone():
             assert not is_correct(problem, wrong)
     assert running_sum_problem(17, 5) == PROBLEMS["train"][17] != running_sum_problem(17, 6)
     # Frozen: a change here would make old checkpoints resume on other problems.
-    assert running_sum_problem(0) == FIRST
+    assert running_sum_problem(0) == Problem(QUESTION + "5 5 8 7 3 8", "5 0 8 5 8 6", "6")
 
 
 def test_train_and_eval_questions_are_disjoint_whatever_the_seed():
@@ -79,6 +79,3 @@ def test_records_follow_the_configured_mixture_of_modes():
     assert all(problem_record(problem, mode) for mode in MODES)
     with pytest.raises(ValueError, match="truncated"):
         problem_messages(problem, "truncated")
-
-
-FIRST = running_sum_problem(0)

@@ -7,7 +7,6 @@ import pytest
 from data.helpers import ByteTokenizer
 
 from qwen3_jax.data import (
-    STOP_TEXT,
     DataConfig,
     DataError,
     Record,
@@ -19,7 +18,7 @@ from qwen3_jax.data import (
     training_texts,
 )
 from qwen3_jax.data.records import texts
-from qwen3_jax.text import train_tokenizer
+from qwen3_jax.text import STOP_TEXT, train_tokenizer
 
 TOK = ByteTokenizer()
 USER = {"role": "user", "content": "What is 2+2?"}
@@ -51,6 +50,15 @@ def test_text_is_learned_whole_and_closed_by_endoftext():
     assert rendered({"text": "a\0b"}) == [("a\0b<|endoftext|>", "a\0b<|endoftext|>")]
     assert rendered({"body": "a"}, text_key="body") == [("a<|endoftext|>",) * 2]
     assert rendered({"text": ""}) == []
+
+
+def test_a_vocabulary_without_endoftext_cannot_close_a_document():
+    class Endless(ByteTokenizer):
+        endoftext_id = None
+
+    (document,) = documents(Record("f", {"text": "a"}), Endless(), loss_on="all")
+    with pytest.raises(ValueError, match=r"no <\|endoftext\|>"):
+        encode(document, Endless())
 
 
 def test_only_the_answer_is_learned_of_a_chat_as_generation_would_write_it():

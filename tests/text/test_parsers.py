@@ -141,8 +141,8 @@ def test_tool_calls(text: str, content: str, calls: list[str]):
     "body",
     ["", "{", "not json", '{"arguments": {}}', '{"name": 5, "arguments": {}}', '{"name": "", "arguments": {}}',
      '{"name": "f", "arguments": [1]}', '{"name": "f", "arguments": "x"}', '{"name": "f", "arguments": {"x": NaN}}',
-     '["f", {}]', '{"name": "f", "arguments": {}} {}', '{"name": "f", "arguments": {}', '{"name": "f",}', '{"name" "f"}',
-     '{"name": "f", "arguments": ' + "[" * 100_000, '{5: "f"}'],
+     '["f", {}]', '{"name": "f", "arguments": {}} {}', '{"name": "f", "arguments": {}', '{"name": "f",}',
+     '{"name" "f"}', '{"name": "f", "arguments": ' + "[" * 100_000, '{5: "f"}'],
 )  # fmt: skip
 @pytest.mark.parametrize("end", ["\n</tool_call>", "\n</tool_call>\n\nSorry. ", ""])
 def test_what_is_no_call_stays_in_the_content(body: str, end: str):

@@ -1,0 +1,351 @@
+"""`generate` and `stream`: prompts in, answers out. Both sit on one `generate_step`.
+
+    out = qwen3_jax.generate(model, tok, [[{"role": "user", "content": "What is 7 * 8?"}]], thinking_budget=512)
+    out[0].thinking, out[0].content, out[0].usage.thinking_tokens
+
+    for delta in qwen3_jax.stream(model, tok, [{"role": "user", "content": "Hi"}]):
+        print(delta.text, end="", flush=True)
+
+Everything about a request is checked before anything runs.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from qwen3_jax.errors import UserError
+from qwen3_jax.generation.answer import Answer, Delta, Generation, TokenLogprob
+from qwen3_jax.generation.budget import ThinkingTokens
+from qwen3_jax.generation.sampling import Sampling
+from qwen3_jax.generation.steps import Row, Step, generate_step
+from qwen3_jax.model import Qwen3
+from qwen3_jax.progress import progress_bar
+from qwen3_jax.text import STOP_TEXT, Tokenizer
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[int] | Sequence[Message]
+T = TypeVar("T")
+PerRow = T | Sequence[T]
+
+DEFAULT_MAX_NEW_TOKENS = 32_768  # Qwen's recommendation for most queries
+
+
+@dataclass
+class Timing:
+    """Adds up what generation did; tokens per second follow from it.
+
+    Attributes:
+        prefill_tokens, prefill_seconds: prompt tokens, and the time to the first new token (compilation included).
+        decode_tokens, decode_seconds: all further tokens of unfinished answers.
+    """
+
+    prefill_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_tokens: int = 0
+    decode_seconds: float = 0.0
+
+
+def generate(
+    model: Qwen3,
+    tokenizer: Tokenizer | None,
+    prompts: Prompt | Sequence[Prompt],
+    *,
+    sampling: PerRow[Sampling] | None = None,
+    max_new_tokens: PerRow[int | None] = None,
+    enable_thinking: PerRow[bool | None] = None,
+    thinking_budget: PerRow[int | None] = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    continue_final_message: bool = False,
+    thinking_stop_text: str = STOP_TEXT,
+    batch_size: int | None = None,
+    progress: bool | None = False,
+    timing: Timing | None = None,
+) -> list[Generation]:
+    """Answer every prompt.
+
+    Args:
+        model: from `qwen3_jax.load`, on any mesh.
+        tokenizer: its tokenizer; None is enough for prompts of token ids, and leaves the texts empty.
+        prompts: a list of texts (continued as they are), of token-id lists, or of message lists (the chat template is
+            applied). A single prompt is taken as a list of one.
+        sampling: see `Sampling`; None, and fields that are None, follow the checkpoint's generation_config.json.
+        max_new_tokens: most tokens of an answer; None is generation_config.json's, else 32,768 or what the context holds.
+        enable_thinking: False tells the model not to think, True or None leaves it to the template and soft switches.
+        thinking_budget: most thinking tokens of an answer (see `qwen3_jax.generation.budget`); None is unlimited, 0 is
+            the same as `enable_thinking=False`.
+        tools: functions that the model may call, as JSON schemas in OpenAI's form; calls come back as `tool_calls`.
+        continue_final_message: the last message is an unfinished answer that the model goes on with.
+        thinking_stop_text: what is inserted at the budget; holds `</think>` once.
+        batch_size: answers decoded together; None is all.
+        progress: draw a bar over the answers; None draws it on a terminal.
+        timing: added to, if given.
+
+        `sampling`, `max_new_tokens`, `enable_thinking` and `thinking_budget` may be lists with one entry per prompt.
+
+    Returns:
+        One result per prompt, in order.
+
+    Raises:
+        UserError: an unusable prompt or option, by name; a budget that is negative, on a model without thinking, or too
+            close to max_new_tokens to leave room for an answer; a prompt beyond the context.
+    """
+    requests = _plan(
+        model, tokenizer, prompts, sampling, max_new_tokens, enable_thinking, thinking_budget, tools,
+        continue_final_message, thinking_stop_text,
+    )  # fmt: skip
+    results: dict[tuple[int, int], Generation] = {}
+    with progress_bar("generating", len(requests), visible=progress) as bar:
+        for delta in _run(model, requests, batch_size, timing or Timing()):
+            if delta.result is not None:
+                results[delta.index, delta.sample] = delta.result
+                bar.advance()
+    out = []
+    for index in sorted({index for index, _ in results}):
+        first, *others = [results[key] for key in sorted(results) if key[0] == index]
+        out.append(dataclasses.replace(first, others=tuple(others)))
+    return out
+
+
+def stream(
+    model: Qwen3,
+    tokenizer: Tokenizer | None,
+    prompts: Prompt | Sequence[Prompt],
+    *,
+    sampling: PerRow[Sampling] | None = None,
+    max_new_tokens: PerRow[int | None] = None,
+    enable_thinking: PerRow[bool | None] = None,
+    thinking_budget: PerRow[int | None] = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    continue_final_message: bool = False,
+    thinking_stop_text: str = STOP_TEXT,
+    batch_size: int | None = None,
+    timing: Timing | None = None,
+) -> Iterator[Delta]:
+    """Like `generate`, but yield typed deltas as they come; each answer closes with a delta of kind "end".
+
+    Requests are checked at the call, before the first delta is asked for.
+    """
+    requests = _plan(
+        model, tokenizer, prompts, sampling, max_new_tokens, enable_thinking, thinking_budget, tools,
+        continue_final_message, thinking_stop_text,
+    )  # fmt: skip
+    return _run(model, requests, batch_size, timing or Timing())
+
+
+@dataclass(frozen=True)
+class _Request:
+    row: Row
+    answer: Answer
+    tokens: ThinkingTokens
+
+
+def _run(model: Qwen3, requests: list[_Request], batch_size: int | None, timing: Timing) -> Iterator[Delta]:
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"batch_size must be 1 or more, got {batch_size}.")
+    size = batch_size or len(requests)
+    for start in range(0, len(requests), size):
+        batch = requests[start : start + size]
+        timing.prefill_tokens += sum(len(request.row.prompt) for request in batch)
+        for number, step in enumerate(generate_step(model, [request.row for request in batch], batch[0].tokens)):
+            live = sum(request.answer.result is None for request in batch)
+            if number == 0:
+                timing.prefill_seconds += step.seconds
+            else:
+                timing.decode_seconds += step.seconds
+                timing.decode_tokens += live
+            for i, request in enumerate(batch):
+                logprob = _logprob(step, i, request.answer.logprobs)
+                yield from request.answer.add(
+                    int(step.tokens[i]), bool(step.forced[i]), bool(step.thinking[i]), logprob
+                )
+            if all(request.answer.result is not None for request in batch):
+                break
+
+
+def _logprob(step: Step, row: int, wanted: int | None) -> TokenLogprob | None:
+    if wanted is None or step.logprobs is None:
+        return None
+    top = zip(step.logprobs.top_tokens[row, :wanted].tolist(), step.logprobs.top[row, :wanted].tolist(), strict=True)
+    return TokenLogprob(int(step.tokens[row]), float(step.logprobs.chosen[row]), tuple(top))
+
+
+def _plan(
+    model, tokenizer, prompts, sampling, max_new_tokens, enable_thinking, thinking_budget, tools,
+    continue_final_message, thinking_stop_text,
+) -> list[_Request]:  # fmt: skip
+    """Check everything and lay out the rows."""
+    prompts = _as_prompts(prompts)
+    count = len(prompts)
+    sampling_rows = _per_row("sampling", Sampling() if sampling is None else sampling, count)
+    max_rows = _per_row("max_new_tokens", max_new_tokens, count)
+    enable_rows = _per_row("enable_thinking", enable_thinking, count)
+    budget_rows = _per_row("thinking_budget", thinking_budget, count)
+    tokens = ThinkingTokens.of(tokenizer, thinking_stop_text, tools=bool(tools))
+    eos = _eos(model, tokenizer)
+    requests = []
+    for index, prompt in enumerate(prompts):
+        enable, budget = _thinking(index, tokenizer, tokens, enable_rows[index], budget_rows[index])
+        ids = _encode(index, prompt, tokenizer, tools, enable, continue_final_message)
+        _check_ids(index, ids, model.config.vocab_size)
+        limit = _limit(index, len(ids), max_rows[index], model)
+        header = None if tokenizer is None else tokenizer.im_start_id
+        is_open = tokens.is_open(ids, header)
+        _check_room(index, budget, limit, tokens, is_open)
+        resolved = sampling_rows[index].resolve(model.generation_config)
+        if resolved.stop and tokenizer is None:
+            raise UserError("sampling option 'stop' needs a tokenizer, and there is none.")
+        for sample in range(resolved.n):
+            row = Row(tuple(ids), resolved, budget, is_open, sample)
+            answer = Answer(
+                tokenizer, len(ids), limit, eos, tuple(resolved.stop), is_open, bool(tools), resolved.logprobs,
+                index, sample,
+            )  # fmt: skip
+            requests.append(_Request(row, answer, tokens))
+    return requests
+
+
+def _as_prompts(prompts: Any) -> list[Any]:
+    if isinstance(prompts, str):
+        return [prompts]
+    if isinstance(prompts, np.ndarray) or hasattr(prompts, "tolist"):
+        prompts = prompts.tolist()
+    if not isinstance(prompts, Sequence) or len(prompts) == 0:
+        raise UserError("prompts must be a non-empty list of texts, token-id lists or message lists.")
+    if isinstance(prompts[0], (Mapping, int, np.integer)) and not isinstance(prompts[0], bool):
+        return [prompts]  # one conversation, or one prompt of token ids
+    return list(prompts)
+
+
+def _per_row(name: str, value: Any, count: int) -> list[Any]:
+    if not isinstance(value, (list, tuple)):
+        value = [value] * count
+    if len(value) != count:
+        raise UserError(f"{name} has {len(value)} entries for {count} prompts.")
+    kinds: dict[str, tuple[type, ...]] = {
+        "sampling": (Sampling,),
+        "max_new_tokens": (int, np.integer),
+        "enable_thinking": (bool, np.bool_),
+        "thinking_budget": (int, np.integer),
+    }
+    for item in value:
+        if item is None and name != "sampling":
+            continue
+        if not isinstance(item, kinds[name]) or (isinstance(item, bool) and name != "enable_thinking"):
+            raise UserError(
+                f"{name} is {item!r}; it must be {kinds[name][0].__name__}{' or None' * (name != 'sampling')}."
+            )
+    return list(value)
+
+
+def _thinking(
+    index: int, tokenizer: Tokenizer | None, tokens: ThinkingTokens, enable: bool | None, budget: int | None
+) -> tuple[bool | None, int | None]:
+    """Reconcile the two switches: (what the template is told, what the step enforces)."""
+    supported = tokenizer is not None and tokenizer.supports_thinking
+    if budget is not None:
+        if budget < 0:
+            raise UserError(
+                f"thinking_budget of prompt {index} is {budget}; it must be 0 or more, or None for unlimited."
+            )
+        if not supported:
+            raise UserError(
+                f"thinking_budget of prompt {index} is {budget}, but this model does not think: its chat template "
+                "never opens <think>. Leave thinking_budget out."
+            )
+        if enable is False and budget > 0:
+            raise UserError(
+                f"prompt {index} has enable_thinking=False and thinking_budget={budget}; leave one of them out."
+            )
+    if enable is True and not supported:
+        raise UserError(f"prompt {index} has enable_thinking=True, but this model does not think.")
+    if enable is True and budget == 0:
+        raise UserError(f"prompt {index} has enable_thinking=True and thinking_budget=0; leave one of them out.")
+    if enable is False or budget == 0:
+        return False, 0 if tokens.start >= 0 else None
+    return enable, budget
+
+
+def _encode(
+    index: int,
+    prompt: Any,
+    tokenizer: Tokenizer | None,
+    tools: Sequence[Mapping[str, Any]] | None,
+    enable: bool | None,
+    continue_final_message: bool,
+) -> list[int]:
+    if isinstance(prompt, np.ndarray) or hasattr(prompt, "tolist"):
+        prompt = prompt.tolist()
+    is_chat = isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+    if (is_chat or isinstance(prompt, str)) and tokenizer is None:
+        raise UserError(f"prompt {index} is text, and there is no tokenizer; give token ids.")
+    if is_chat:
+        assert tokenizer is not None
+        return tokenizer.apply_chat_template(
+            prompt,
+            tools=tools,
+            add_generation_prompt=not continue_final_message,
+            enable_thinking=enable is not False,
+            continue_final_message=continue_final_message,
+            tokenize=True,
+        )
+    for name, given in (("tools", tools), ("continue_final_message", continue_final_message)):
+        if given:
+            raise UserError(f"{name} needs messages; prompt {index} is {'text' if isinstance(prompt, str) else 'ids'}.")
+    if isinstance(prompt, str):
+        assert tokenizer is not None
+        return tokenizer.encode(prompt)
+    if not isinstance(prompt, Sequence):
+        raise UserError(f"prompt {index} is {type(prompt).__name__}; give a text, token ids or messages.")
+    return list(prompt)
+
+
+def _check_ids(index: int, ids: list[int], vocabulary: int) -> None:
+    if not ids:
+        raise UserError(f"prompt {index} is empty.")
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, (int, np.integer)) or not 0 <= token < vocabulary:
+            raise UserError(f"prompt {index} has {token!r}; token ids are whole numbers from 0 to {vocabulary - 1}.")
+
+
+def _limit(index: int, prompt: int, wanted: int | None, model: Qwen3) -> int:
+    """Most new tokens of a row; the prompt and they must fit the context."""
+    context = model.config.max_position_embeddings
+    if prompt >= context:
+        raise UserError(
+            f"prompt {index} has {prompt} tokens; the model's maximum context length is {context} tokens, and the answer "
+            "needs at least one."
+        )
+    if wanted is None:
+        return min(model.generation_config.max_new_tokens or DEFAULT_MAX_NEW_TOKENS, context - prompt)
+    if wanted < 1:
+        raise UserError(f"max_new_tokens of prompt {index} is {wanted}; it must be 1 or more.")
+    if prompt + wanted > context:
+        raise UserError(
+            f"prompt {index} has {prompt} tokens and max_new_tokens is {wanted}; the model's maximum context length is "
+            f"{context} tokens."
+        )
+    return wanted
+
+
+def _check_room(index: int, budget: int | None, limit: int, tokens: ThinkingTokens, is_open: bool) -> None:
+    """A budget must leave room for its stop text and at least one token of the answer."""
+    if budget is None or (budget == 0 and not is_open):
+        return
+    needed = budget + len(tokens.stop) + 1 + (not is_open)
+    if needed > limit:
+        raise UserError(
+            f"thinking_budget of prompt {index} is {budget}; with the stop text ({len(tokens.stop)} tokens) that leaves no "
+            f"room for an answer in max_new_tokens={limit}: give at least {needed}, or a budget of at most "
+            f"{max(budget - (needed - limit), 0)}."
+        )
+
+
+def _eos(model: Qwen3, tokenizer: Tokenizer | None) -> frozenset[int]:
+    """Tokens that end an answer: the checkpoint's, else the config's, else the tokenizer's."""
+    ids = model.generation_config.eos_token_id or model.config.eos_token_ids
+    if not ids and tokenizer is not None and tokenizer.eos_token_id is not None:
+        ids = (tokenizer.eos_token_id,)
+    return frozenset(ids)

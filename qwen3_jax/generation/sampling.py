@@ -1,0 +1,242 @@
+"""From logits to tokens: penalties, temperature, top-k, top-p, min-p, one seed per row.
+
+Order of operations (as vLLM and transformers apply them): repetition penalty, presence penalty, temperature, top-k, top-p,
+min-p. All settings are arrays with one entry per row, so a batch may mix them and a change compiles nothing.
+
+Invariant: a row's token depends on its own logits, settings, seed and position only, never on its neighbours. One uniform
+number is drawn per row and token and looked up in the cumulative distribution, most likely token first.
+
+Shapes: b rows, v vocabulary, c candidates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from qwen3_jax.config import GenerationConfig
+from qwen3_jax.errors import UserError
+
+MAX_LOGPROBS = 20  # alternatives per token that can be asked for, as in OpenAI's API
+# Rows with 0 < top_k <= this are sampled from a partial sort; a full sort of 151,936 logits takes many times longer.
+_FEW = 64
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to choose tokens. None means "what the checkpoint's generation_config.json says".
+
+    Qwen's own settings: thinking temperature 0.6, top_p 0.95, top_k 20; without thinking 0.7, 0.8, 20.
+
+    Attributes:
+        temperature: 0 is greedy; otherwise logits are divided by it. Where neither this nor the checkpoint says: 1 if
+            any of top_k, top_p, min_p is given, else greedy.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the most likely tokens that together reach this probability; 1 keeps all.
+        min_p: drop tokens less likely than this share of the most likely one; 0 drops none.
+        presence_penalty: subtracted from the logit of every token generated before, in [-2, 2].
+        repetition_penalty: divides positive and multiplies negative logits of every token of prompt and answer; 1 is off.
+        seed: makes the row repeatable, alone or in any batch; None draws one.
+        stop: texts that end the answer; they are not part of it.
+        logprobs: report each token's log probability and this many alternatives; None reports nothing.
+        n: answers per prompt.
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    presence_penalty: float = 0.0
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: str | Sequence[str] = ()
+    logprobs: int | None = None
+    n: int = 1
+
+    def __post_init__(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        object.__setattr__(self, "stop", stop)
+        checks = (
+            ("temperature", self.temperature, lambda x: 0 <= x < float("inf"), "0 (greedy) or more"),
+            ("top_k", self.top_k, lambda x: x == int(x) and x >= 0, "a whole number, 0 (all) or more"),
+            ("top_p", self.top_p, lambda x: 0 < x <= 1, "above 0 and at most 1"),
+            ("min_p", self.min_p, lambda x: 0 <= x <= 1, "between 0 and 1"),
+            ("presence_penalty", self.presence_penalty, lambda x: -2 <= x <= 2, "between -2 and 2"),
+            ("repetition_penalty", self.repetition_penalty, lambda x: 0 < x < float("inf"), "above 0"),
+            ("seed", self.seed, lambda x: x == int(x) and 0 <= x < 2**63, "a whole number from 0 up to 2**63"),
+            ("logprobs", self.logprobs, lambda x: x == int(x) and 0 <= x <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}"),
+            ("n", self.n, lambda x: x == int(x) and x >= 1, "a whole number, 1 or more"),
+        )
+        for name, value, valid, words in checks:
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not valid(value):
+                raise UserError(f"sampling option {name!r} is {value!r}; it must be {words}.")
+        for text in stop:
+            if not isinstance(text, str) or not text:
+                raise UserError(f"sampling option 'stop' has {text!r}; it takes non-empty texts.")
+
+    def resolve(self, defaults: GenerationConfig) -> Sampling:
+        """Return a copy in which nothing is None but `logprobs`, filled from a checkpoint's defaults."""
+        temperature = self.temperature
+        if temperature is None:
+            if defaults.do_sample:
+                temperature = 1.0 if defaults.temperature is None else defaults.temperature
+            else:
+                narrowed = (self.top_k, self.top_p, self.min_p) != (None, None, None)
+                temperature = 1.0 if narrowed else 0.0
+
+        def pick(name: str, neutral: float) -> float:
+            own, theirs = getattr(self, name), getattr(defaults, name)
+            return own if own is not None else theirs if theirs is not None else neutral
+
+        return dataclasses.replace(
+            self,
+            temperature=float(temperature),
+            top_k=int(pick("top_k", 0)),
+            top_p=pick("top_p", 1.0),
+            min_p=pick("min_p", 0.0),
+            repetition_penalty=pick("repetition_penalty", 1.0),
+            seed=secrets.randbits(62) if self.seed is None else int(self.seed),
+        )
+
+
+@struct.dataclass
+class SamplingRows:
+    """`Sampling` of each row as arrays [B]; `key` is uint32 [B, 2]."""
+
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+    min_p: jax.Array
+    presence_penalty: jax.Array
+    repetition_penalty: jax.Array
+    logprobs: jax.Array
+    key: jax.Array
+
+    @classmethod
+    def of(cls, rows: Sequence[Sampling], sample_indices: Sequence[int]) -> SamplingRows:
+        """Stack resolved settings; `sample_indices` tell the n answers to one prompt apart."""
+
+        def column(name: str, dtype: type) -> np.ndarray:
+            return np.asarray([getattr(row, name) for row in rows], dtype)
+
+        seeds = [np.random.SeedSequence([row.seed or 0, i]) for row, i in zip(rows, sample_indices, strict=True)]
+        return cls(
+            temperature=column("temperature", np.float32),
+            top_k=column("top_k", np.int32),
+            top_p=column("top_p", np.float32),
+            min_p=column("min_p", np.float32),
+            presence_penalty=column("presence_penalty", np.float32),
+            repetition_penalty=column("repetition_penalty", np.float32),
+            logprobs=np.asarray([row.logprobs is not None for row in rows]),
+            key=np.stack([seed.generate_state(2, np.uint32) for seed in seeds]),
+        )
+
+
+def penalise(logits_bv: jax.Array, rows: SamplingRows, in_prompt_bv: jax.Array, in_answer_bv: jax.Array) -> jax.Array:
+    """Apply the repetition penalty (Keskar et al. 2019, arXiv 1909.05858) and the presence penalty; nothing if all are off."""
+
+    def apply(logits_bv: jax.Array) -> jax.Array:
+        factor_b1 = rows.repetition_penalty[:, None]
+        scaled_bv = jnp.where(logits_bv > 0, logits_bv / factor_b1, logits_bv * factor_b1)
+        logits_bv = jnp.where(in_prompt_bv | in_answer_bv, scaled_bv, logits_bv)
+        return logits_bv - rows.presence_penalty[:, None] * in_answer_bv
+
+    used = jnp.any(rows.repetition_penalty != 1) | jnp.any(rows.presence_penalty != 0)
+    return jax.lax.cond(used, apply, lambda x: x, logits_bv)
+
+
+def sample(logits_bv: jax.Array, rows: SamplingRows, position_b: jax.Array) -> jax.Array:
+    """Return one token per row, int32 [B].
+
+    Args:
+        logits_bv: float32, after penalties; -inf for tokens that may not be chosen.
+        rows: settings.
+        position_b: int32, the number of tokens that the row has generated: each position has its own random number.
+    """
+    greedy_b = jnp.argmax(logits_bv, axis=-1).astype(jnp.int32)
+    is_greedy_b = rows.temperature == 0
+
+    def draw(_: None) -> jax.Array:
+        uniform_b = jax.vmap(_uniform)(rows.key, position_b)
+        scaled_bv = logits_bv / jnp.where(is_greedy_b, 1.0, rows.temperature)[:, None]
+        few = min(_FEW, logits_bv.shape[-1])
+        few_b = (rows.top_k > 0) & (rows.top_k <= few)
+        sorted_bc, index_bc = jax.lax.top_k(scaled_bv, few)
+        from_few_b = _choose(sorted_bc, index_bc, rows, uniform_b)
+
+        def from_all(_: None) -> jax.Array:
+            index_bv = jnp.argsort(scaled_bv, axis=-1, descending=True, stable=True)
+            sorted_bv = jnp.take_along_axis(scaled_bv, index_bv, axis=-1)
+            return _choose(sorted_bv, index_bv, rows, uniform_b)
+
+        return jax.lax.cond(
+            jnp.all(few_b | is_greedy_b),
+            lambda _: from_few_b,
+            lambda _: jnp.where(few_b, from_few_b, from_all(None)),
+            None,
+        )
+
+    drawn_b = jax.lax.cond(jnp.all(is_greedy_b), lambda _: greedy_b, draw, None)
+    return jnp.where(is_greedy_b, greedy_b, drawn_b)
+
+
+def _uniform(key: jax.Array, position: jax.Array) -> jax.Array:
+    return jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(key), position))
+
+
+def _choose(sorted_bc: jax.Array, index_bc: jax.Array, rows: SamplingRows, uniform_b: jax.Array) -> jax.Array:
+    """Pick from candidates in falling order of their scaled logits."""
+    rank_c = jnp.arange(sorted_bc.shape[-1])
+    top_k_b1 = jnp.where(rows.top_k > 0, rows.top_k, sorted_bc.shape[-1])[:, None]
+    probs_bc = jax.nn.softmax(jnp.where(rank_c < top_k_b1, sorted_bc, -jnp.inf), axis=-1)
+    before_bc = jnp.cumsum(probs_bc, axis=-1) - probs_bc  # probability of all that is more likely
+    keep_bc = (before_bc < rows.top_p[:, None]) & (probs_bc >= rows.min_p[:, None] * probs_bc[:, :1])
+    keep_bc = keep_bc.at[:, 0].set(True) & (probs_bc > 0)
+    cumulative_bc = jnp.cumsum(jnp.where(keep_bc, probs_bc, 0), axis=-1)
+    target_b1 = uniform_b[:, None] * cumulative_bc[:, -1:]
+    # The first kept candidate whose cumulative probability exceeds the target; rounding may leave none: then the last kept.
+    last_b = sorted_bc.shape[-1] - 1 - jnp.argmax(keep_bc[:, ::-1], axis=-1)
+    found_bc = keep_bc & (cumulative_bc > target_b1)
+    place_b = jnp.where(found_bc.any(axis=-1), jnp.argmax(found_bc, axis=-1), last_b)
+    return jnp.take_along_axis(index_bc, place_b[:, None], axis=-1)[:, 0].astype(jnp.int32)
+
+
+@struct.dataclass
+class Logprobs:
+    """Log probabilities of the model itself (before penalties and temperature); zeros where no row asked.
+
+    Attributes:
+        chosen: float32 [B], of the token that was taken.
+        top: float32 [B, 20], of the most likely tokens, best first.
+        top_tokens: int32 [B, 20].
+    """
+
+    chosen: jax.Array
+    top: jax.Array
+    top_tokens: jax.Array
+
+
+def logprobs(logits_bv: jax.Array, tokens_b: jax.Array, wanted_b: jax.Array) -> Logprobs:
+    """Return the log probabilities of `tokens_b` and the most likely alternatives, if any row wants them."""
+    rows, few = logits_bv.shape[0], min(MAX_LOGPROBS, logits_bv.shape[1])
+
+    def compute(_: None) -> Logprobs:
+        log_bv = jax.nn.log_softmax(logits_bv, axis=-1)
+        top, top_tokens = jax.lax.top_k(log_bv, few)
+        return Logprobs(
+            jnp.take_along_axis(log_bv, tokens_b[:, None], axis=-1)[:, 0], top, top_tokens.astype(jnp.int32)
+        )
+
+    def nothing(_: None) -> Logprobs:
+        return Logprobs(jnp.zeros(rows), jnp.zeros((rows, few)), jnp.zeros((rows, few), jnp.int32))
+
+    return jax.lax.cond(jnp.any(wanted_b), compute, nothing, None)

@@ -1,0 +1,181 @@
+"""The decode loop: tokens in, tokens out, one jitted step for forward pass, sampling and budget.
+
+    for step in generate_step(model, [Row(prompt=(151644, 872, ...), sampling=Sampling(temperature=0).resolve(...))]):
+        step.tokens                                                   # int32 [B]
+
+Compilations: one prefill per (rows, bucket of prompt length), one decode step per (rows, bucket of cache size). Sampling
+settings, budgets and seeds are arrays and cause none.
+
+Shapes: b rows, t prompt length (bucketed), v vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, struct
+
+from qwen3_jax.generation.budget import BudgetState, ThinkingTokens
+from qwen3_jax.generation.sampling import Logprobs, Sampling, SamplingRows, logprobs, penalise, sample
+from qwen3_jax.model import KVCache, Qwen3
+
+_MIN_BUCKET = 16
+_GROWTH = 128  # slots that a fresh cache has beyond the prompt's bucket
+
+
+@dataclass(frozen=True)
+class Row:
+    """One answer to generate.
+
+    Attributes:
+        prompt: token ids, at least one.
+        sampling: resolved settings (`Sampling.resolve`).
+        budget: thinking tokens allowed; None is unlimited.
+        thinking: the prompt leaves `<think>` open.
+        sample_index: which of the n answers to the prompt this is.
+    """
+
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    budget: int | None = None
+    thinking: bool = False
+    sample_index: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step gave, on the host.
+
+    Attributes:
+        tokens: int32 [B].
+        forced: bool [B], tokens of the stop text.
+        thinking: bool [B], sampled tokens that counted against the budget.
+        logprobs: arrays as in `Logprobs`, or None if no row asked.
+        seconds: time since the step before; the first one is the prefill.
+    """
+
+    tokens: np.ndarray
+    forced: np.ndarray
+    thinking: np.ndarray
+    logprobs: Logprobs | None
+    seconds: float
+
+
+@struct.dataclass
+class _State:
+    """What a decode step carries on, on the device."""
+
+    cache: KVCache
+    token: jax.Array
+    position: jax.Array
+    in_prompt: jax.Array
+    in_answer: jax.Array
+    budget: BudgetState
+
+
+@struct.dataclass
+class _Output:
+    token: jax.Array
+    forced: jax.Array
+    thinking: jax.Array
+    logprobs: Logprobs
+
+
+def bucket(length: int) -> int:
+    """Round up to 16, 24, 32, 48, 64, 96, ...: at most half as much again, few compilations."""
+    size = _MIN_BUCKET
+    while size < length:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size // 3 * 4
+    return size
+
+
+def generate_step(model: Qwen3, rows: Sequence[Row], tokens: ThinkingTokens = ThinkingTokens()) -> Iterator[Step]:  # noqa: B008
+    """Generate one token per row and step, without end: the caller decides when each row is finished and stops.
+
+    Args:
+        model: the model, on any mesh.
+        rows: one or more answers; prompts may differ in length.
+        tokens: ids that the budget works with.
+    """
+    graphdef, params = nnx.split(model)
+    settings = SamplingRows.of([row.sampling for row in rows], [row.sample_index for row in rows])
+    lengths = np.asarray([len(row.prompt) for row in rows], np.int32)
+    width = bucket(int(lengths.max()))
+    prompts = np.zeros((len(rows), width), np.int32)
+    for row, prompt in zip(prompts, (row.prompt for row in rows), strict=True):
+        row[: len(prompt)] = prompt
+    budget = BudgetState.start([row.budget for row in rows], [row.thinking for row in rows])
+    wants_logprobs = bool(settings.logprobs.any())
+
+    started = time.perf_counter()
+    used = int(lengths.max())
+    capacity = bucket(width + _GROWTH)
+    state, output = _prefill(graphdef, tokens, capacity, params, settings, prompts, lengths, budget)
+    while True:
+        host = jax.device_get(output if wants_logprobs else output.replace(logprobs=None))
+        now = time.perf_counter()
+        yield Step(host.token, host.forced, host.thinking, host.logprobs, now - started)
+        started = time.perf_counter()
+        used += 1
+        if used > capacity:
+            capacity = bucket(capacity + 1)
+            state = state.replace(cache=_grow(state.cache, capacity))
+        state, output = _decode(graphdef, tokens, params, settings, state)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _prefill(graphdef, tokens, capacity, params, settings, prompts_bt, lengths_b, budget) -> tuple[_State, _Output]:
+    model = nnx.merge(graphdef, params)
+    rows, width = prompts_bt.shape
+    cache = model.new_cache(rows, capacity)
+    hidden = model.hidden(prompts_bt, cache=cache)
+    # Rows are padded on the right: the slots past a row's own length are overwritten before any query can see them.
+    cache = hidden.cache.replace(lengths=lengths_b)
+    last_bd = jnp.take_along_axis(hidden.states, (lengths_b - 1)[:, None, None], axis=1)[:, 0]
+    vocabulary = model.config.vocab_size
+    row = jnp.arange(rows)[:, None]
+    real_bt = jnp.arange(width) < lengths_b[:, None]
+    in_prompt = (
+        jnp.zeros((rows, vocabulary), bool).at[row, jnp.where(real_bt, prompts_bt, vocabulary)].set(True, mode="drop")
+    )
+    state = _State(
+        cache, jnp.zeros(rows, jnp.int32), jnp.zeros(rows, jnp.int32), in_prompt, jnp.zeros_like(in_prompt), budget
+    )
+    return _take(model, tokens, settings, state, model.logits(last_bd))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
+def _decode(graphdef, tokens, params, settings, state) -> tuple[_State, _Output]:
+    model = nnx.merge(graphdef, params)
+    hidden = model.hidden(state.token[:, None], cache=state.cache)
+    return _take(model, tokens, settings, state.replace(cache=hidden.cache), model.logits(hidden.states[:, 0]))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _grow(cache: KVCache, capacity: int) -> KVCache:
+    return cache.grow(capacity)
+
+
+def _take(model: Qwen3, tokens: ThinkingTokens, settings: SamplingRows, state: _State, logits_bv: jax.Array):
+    """Choose each row's next token from its logits and move the row's state on."""
+    logits_bv = model.placement.constrain(logits_bv, ("batch", "vocab"))
+    shaped_bv = penalise(logits_bv, settings, state.in_prompt, state.in_answer)
+    sampled_b = sample(state.budget.forbid(shaped_bv, tokens), settings, state.position)
+    token_b, forced_b, budget = state.budget.advance(sampled_b, tokens)
+    thinking_b = budget.used > state.budget.used
+    output = _Output(token_b, forced_b, thinking_b, logprobs(logits_bv, token_b, settings.logprobs))
+    # Small, and read by every process's host.
+    output = jax.tree.map(lambda x: model.placement.constrain(x, (None,) * x.ndim), output)
+    state = state.replace(
+        token=token_b,
+        position=state.position + 1,
+        in_answer=state.in_answer.at[jnp.arange(token_b.shape[0]), token_b].set(True),
+        budget=budget,
+    )
+    return state, output
