@@ -163,6 +163,16 @@ class Qwen3Config:
         return PRESETS[_PRESETS_BY_KEY[key]]
 
     @classmethod
+    def checked(cls, values: Mapping[str, Any]) -> "Qwen3Config":
+        """Build from fields by name, as a YAML file has them; a value of the wrong type is refused by name."""
+        values = dict(values)
+        scaling = values.get("rope_scaling")
+        if isinstance(scaling, Mapping):
+            _, values["rope_scaling"] = _read_rope({"rope_scaling": dict(scaling)})
+        _check_types(cls, values, source="model config")
+        return cls(**values)
+
+    @classmethod
     def from_hf(cls, raw: Mapping[str, Any]) -> "Qwen3Config":
         """Build from the contents of a `config.json`.
 

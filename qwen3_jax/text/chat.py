@@ -57,9 +57,9 @@ def render(
     arguments an object or a JSON string.
 
     With continue_final_message the last message, the assistant's, stays open. Its text stands at the end to the
-    letter. A text that has its own think tags, or an unclosed <think>, gets no empty think block before it; one that
-    starts inside the thinking that the prompt had opened (it has </think> but no <think>) gets <think> back. If it
-    has reasoning and no content at all, the thinking itself stays open.
+    letter. A text with thinking of its own, closed or not, gets no empty think block before it; one that starts inside
+    the thinking that the prompt had opened (it has </think> but no <think>) gets <think> back. If the message has
+    reasoning and no content at all, the thinking itself stays open.
 
     special_tokens: eos_token and the like, which some templates name. Raises ChatTemplateError.
     """
@@ -123,11 +123,11 @@ def _continued(template: str, conversation: list[dict[str, Any]], variables: dic
         return f"{bare}{THINK_START}\n{reasoning}"
     text = text or ""
     if reasoning is None and bare != head:
-        start, end = text.find(THINK_START), text.find(THINK_END)
-        if end >= 0 and not 0 <= start < end:
-            return f"{bare}{THINK_START}\n{text}"
-        if start >= 0:
+        before, end, _ = text.partition(THINK_END)
+        if text.lstrip().startswith(THINK_START) or (end and THINK_START in before):
             return bare + text
+        if end:
+            return f"{bare}{THINK_START}\n{text}"
     return head + text
 
 

@@ -7,6 +7,7 @@
 Every special id is looked up in the vocabulary by the token's text: nothing here knows a number.
 """
 
+import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -39,7 +40,6 @@ class Tokenizer:
             if backend.token_to_id(text) is None:
                 raise TokenizerError(f"tokenizer_config.json names {text!r} as {key}, but the vocabulary lacks it")
         self._special_ids = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
-        self._vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self._token_bytes: dict[int, bytes] = {}
         # The same model without added tokens: the only way to read "<think>" as five characters of plain text.
         self._plain = Backend(backend.model)
@@ -173,10 +173,10 @@ class Tokenizer:
         known = self.think_start_id is not None and self.think_end_id is not None
         return known and byte_level.THINK_START in self.chat_template
 
-    @property
+    @functools.cached_property
     def vocab_size(self) -> int:
         """The largest id + 1, added tokens included (151,669 for Qwen3, whose embeddings have 151,936 rows)."""
-        return self._vocab_size
+        return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
 
     @property
     def special_ids(self) -> frozenset[int]:

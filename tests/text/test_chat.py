@@ -186,6 +186,7 @@ def test_continuing_a_thought(real: Tokenizer, official):
     )
     assert continued(content="<think>\nBecause") == prompt + "<think>\nBecause"  # transformers writes an empty block
     assert continued(content="Because\n</think>\n\nSo") == prompt + "<think>\nBecause\n</think>\n\nSo"
+    assert continued(content="The <think> tag") == prompt + "<think>\n\n</think>\n\nThe <think> tag"  # not a thought
     assert continued(content="\n\nSo") == prompt + "<think>\n\n</think>\n\n\n\nSo"
     assert continued(content="So", reasoning_content="Hm.") == prompt + "<think>\nHm.\n</think>\n\nSo"
     assert continued(content="", reasoning_content="Hm.") == prompt + "<think>\nHm.\n</think>\n\n"

@@ -1,0 +1,125 @@
+"""The project's own checkpoint folder: the model in Orbax, beside the same small files that a Hugging Face folder has.
+
+    save_native(model, tokenizer, "qwen3-0.6b-orbax")
+    model, tokenizer = load_native("qwen3-0.6b-orbax", placement=Placement(mesh, SERVING))
+
+    config.json  generation_config.json  tokenizer.json ...  checksums.sha256
+    params/                   Orbax: {"embed": ..., "groups.0.attention.q": ..., ...}, dotted names of the parameters
+
+Invariant: `params/` always holds equal layers stacked, whatever the layout of the model that was saved, so a folder can be
+loaded stacked or not, onto any mesh. Every process of a run writes and reads only its own parts.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from qwen3_jax.checkpoint.checksums import verify_checksums, write_checksums
+from qwen3_jax.checkpoint.hf_load import as_dtype, load_tokenizer
+from qwen3_jax.checkpoint.hf_save import write_texts
+from qwen3_jax.checkpoint.publish import publishing
+from qwen3_jax.config import GenerationConfig, Qwen3Config, read_json
+from qwen3_jax.errors import UserError
+from qwen3_jax.model import Qwen3, abstract, layer_groups
+from qwen3_jax.text import Tokenizer
+from sharding import SERVING, Placement
+
+PARAMS = "params"
+
+Named = dict[str, Any]  # dotted parameter name -> array, or its shape and sharding
+
+
+def is_native(folder: Path) -> bool:
+    """Whether a folder is one of these."""
+    return (folder / PARAMS).is_dir() and (folder / "config.json").is_file()
+
+
+def save_native(
+    model: Qwen3, tokenizer: Tokenizer | None, path: str | os.PathLike, *, dtype: Any = None, overwrite: bool = False
+) -> Path:
+    """Write a folder; arguments and errors are those of `qwen3_jax.save`.
+
+    Unstacked layers are stacked for this, which takes their memory a second time; load with `scan_layers=True` to convert.
+    """
+    target = Path(path).expanduser().absolute()
+    storage = as_dtype(model.param_dtype if dtype is None else dtype)
+    named = _named(nnx.state(model))
+    if not model.scan_layers:
+        named = _stack(named, model.config, _shardings(_abstract(model.config, model.placement, storage), model))
+    named = {name: array.astype(storage) for name, array in named.items()}
+    with publishing(target, overwrite) as work:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(work / PARAMS, named)
+        if jax.process_index() == 0:
+            write_texts(model, tokenizer, storage, work)
+            fixed = [file for file in (work / PARAMS).rglob("*") if file.is_file()]
+            write_checksums(work, [*fixed, *work.glob("tokenizer.json")])
+    return target
+
+
+def load_native(
+    path: str | os.PathLike,
+    *,
+    dtype: Any = None,
+    param_dtype: Any = None,
+    placement: Placement = Placement(None, SERVING),  # noqa: B008 - frozen
+    scan_layers: bool = True,
+    verify: bool = True,
+    **options: Any,
+) -> tuple[Qwen3, Tokenizer | None]:
+    """Load a folder, each device's parts straight onto it.
+
+    Args:
+        path: what `save_native` wrote.
+        dtype: compute type; None is the stored one.
+        param_dtype: storage type; None is the stored one.
+        placement: mesh and rules.
+        scan_layers: stack equal layers.
+        verify: compare the files with their checksums first.
+        options: for `Qwen3`.
+
+    Returns:
+        The model, and the tokenizer or None where the folder has none.
+
+    Raises:
+        UserError: names the file or parameter that is missing, damaged or does not fit config.json.
+        ShardingError: a dimension does not divide over the mesh.
+    """
+    folder = Path(path).expanduser().absolute()
+    if not folder.is_dir():
+        raise UserError(f"there is no checkpoint folder {folder}.")
+    config = Qwen3Config.from_hf(read_json(folder / "config.json"))
+    if not (folder / PARAMS).is_dir():
+        raise UserError(f"{folder} has no {PARAMS}/ folder; it is not a checkpoint that `qwen3 convert --to orbax` wrote.")
+    if verify:
+        verify_checksums(folder)
+    with _reading(folder), ocp.StandardCheckpointer() as checkpointer:
+        stored = checkpointer.metadata(folder / PARAMS).item_metadata.tree
+    kind = config.dtype or next(iter(stored.values())).dtype
+    compute, storage = as_dtype(dtype or kind), as_dtype(param_dtype or kind)
+
+    wanted = _abstract(config, placement, storage)
+    _check(stored, wanted, folder)
+    with _reading(folder), ocp.StandardCheckpointer() as checkpointer:
+        named = checkpointer.restore(folder / PARAMS, wanted)
+    graphdef, state = abstract(
+        lambda: Qwen3(
+            config, rngs=nnx.Rngs(0), dtype=compute, param_dtype=storage, placement=placement, scan_layers=scan_layers,
+            **options,
+        )  # fmt: skip
+    )
+    if not scan_layers:
+        named = _unstack(named, config, _placed(state, placement))
+    filled = [(path, variable.replace(named[_name(path)])) for path, variable in nnx.to_flat_state(state)]
+    model = nnx.merge(graphdef, nnx.from_flat_state(filled))
+    generation = folder / "generation_config.json"
+    if generation.exists():
+        model.generation_config = GenerationConfig.from_hf(read_json(generation))
+    return model, load_tokenizer(folder)

@@ -1,0 +1,26 @@
+"""The `qwen3` command.
+
+    qwen3 infer --model Qwen/Qwen3-0.6B --prompt "What is 7 * 8?" --thinking-budget 256
+    qwen3 convert Qwen/Qwen3-0.6B qwen3-0.6b-orbax --to orbax
+    qwen3 tokenizer train --input 'corpus/**/*.txt' --vocab-size 32000 --output tokenizer/
+
+Nothing here imports JAX before the command line has been read: `--help` and a mistyped option answer at once. Bad input is
+one sentence on standard error and exit code 2.
+"""
+
+from qwen3_jax.cli.common import dispatch
+
+# command -> (module with `main(argv, prog)`, one line of help)
+COMMANDS = {
+    "infer": ("qwen3_jax.cli.infer", "answer prompts, chat, or work through a file of conversations"),
+    "convert": ("qwen3_jax.cli.convert", "Hugging Face safetensors <-> Orbax, or to another data type"),
+    "tokenizer": ("qwen3_jax.cli.tokenizer", "train a tokenizer"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command that the first argument names; return the exit code."""
+    return dispatch("qwen3", "Qwen3 in JAX.", COMMANDS, argv)
+
+
+__all__ = ["COMMANDS", "main"]

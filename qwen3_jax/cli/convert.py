@@ -1,0 +1,59 @@
+"""Convert a checkpoint between Hugging Face's format and Orbax, or to another data type.
+
+    qwen3 convert Qwen/Qwen3-0.6B qwen3-0.6b-orbax --to orbax
+    qwen3 convert qwen3-0.6b-orbax qwen3-0.6b-hf --to hf
+    qwen3 convert Qwen/Qwen3-0.6B qwen3-0.6b-fp32 --to hf --dtype float32
+
+SOURCE is a Hugging Face folder, a hub repository, or a folder that `--to orbax` wrote; which one is seen from its contents.
+TARGET appears whole or not at all.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qwen3_jax.cli.common import Parser, guarded
+
+if TYPE_CHECKING:
+    from qwen3_jax.model import Qwen3
+    from qwen3_jax.text import Tokenizer
+
+
+def main(argv: list[str] | None = None, prog: str = "qwen3 convert") -> int:
+    """Run the conversion; return the exit code."""
+    parser = Parser(prog=prog, description=__doc__)
+    parser.add_argument("source", metavar="SOURCE", help="checkpoint folder or hub repository id")
+    parser.add_argument("target", metavar="TARGET", type=Path, help="the folder to make")
+    parser.add_argument("--to", choices=["hf", "orbax"], required=True, help="format of TARGET")
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub repository")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="storage type of the weights (default: as they are in SOURCE)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
+    args = parser.parse_args(argv)
+    return guarded(prog, lambda: _convert(args))
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from qwen3_jax.checkpoint import save
+    from qwen3_jax.checkpoint.native import save_native
+    from qwen3_jax.checkpoint.publish import check_target
+
+    check_target(args.target, args.overwrite)  # before minutes of reading
+    model, tokenizer = read_source(args.source, revision=args.revision, dtype=args.dtype)
+    write = {"hf": save, "orbax": save_native}[args.to]
+    write(model, tokenizer, args.target, overwrite=args.overwrite)
+    parts = [f"{args.target}: {model.param_dtype.name} weights"]
+    parts += [] if tokenizer is not None else ["no tokenizer (SOURCE has none)"]
+    print(", ".join(parts), file=sys.stderr)
+    return 0
+
+
+def read_source(source: str, *, revision: str | None, dtype: str | None) -> "tuple[Qwen3, Tokenizer | None]":
+    """Load whatever SOURCE is, layers stacked as the Orbax format stores them."""
+    from qwen3_jax.checkpoint import load
+
+    return load(source, revision=revision, dtype=dtype, scan_layers=True)

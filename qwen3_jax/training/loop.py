@@ -1,0 +1,277 @@
+"""One training run from configuration to exported checkpoint.
+
+    python train.py --config configs/quickstart.yaml
+
+Invariant: the state after step s depends on the configuration alone, not on how often the run was interrupted before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import sharding
+from qwen3_jax.checkpoint import load_model, load_tokenizer, save
+from qwen3_jax.checkpoint.hub import resolve
+from qwen3_jax.checkpoint.training import TrainCheckpoints
+from qwen3_jax.config import GenerationConfig, Qwen3Config, read_json
+from qwen3_jax.data import corpus_unigram_entropy, make_eval_batches, make_train_loader, training_texts
+from qwen3_jax.errors import UserError
+from qwen3_jax.evaluation import budget_curve
+from qwen3_jax.model import flatten
+from qwen3_jax.progress import progress_bar
+from qwen3_jax.text import Tokenizer, train_tokenizer
+from qwen3_jax.training import metrics
+from qwen3_jax.training.config import TrainConfig
+from qwen3_jax.training.flops import training_flops_per_token
+from qwen3_jax.training.step import Trainer, TrainState, host
+from sharding.hardware import peak_flops
+
+_VOCABULARY_MULTIPLE = 128  # embedding rows are padded to this, so that they split over any usual mesh
+
+
+def train(config: TrainConfig) -> Path:
+    """Run (or resume, or finish) a training run and return the exported Hugging Face folder.
+
+    Raises:
+        UserError: the configuration, data, weights or an existing run directory do not fit; names what.
+        ShardingError: the model or batch does not divide over the mesh.
+    """
+    started = time.perf_counter()
+    run_dir = Path(config.run_dir).expanduser()
+    _claim(run_dir, config)
+    mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
+    placement = sharding.Placement(mesh, sharding.TRAINING)
+    tokenizer = _tokenizer(config, run_dir)
+
+    source = resolve(config.model.init_from) if config.model.init_from else None
+    base = Qwen3Config.from_hf(read_json(source / "config.json")) if source else None
+    rows = -(-tokenizer.vocab_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+    architecture = config.model.architecture(base, rows)
+    architecture = dataclasses.replace(
+        architecture, bos_token_id=tokenizer.endoftext_id, eos_token_id=tokenizer.im_end_id, dtype=None
+    )
+    if config.data.sequence_length > architecture.max_position_embeddings:
+        raise UserError(
+            f"data.sequence_length ({config.data.sequence_length}) is longer than the model's max_position_embeddings "
+            f"({architecture.max_position_embeddings})."
+        )
+    trainer = Trainer(architecture, config.model, config.optimizer, config.steps, placement)
+    checkpoints = TrainCheckpoints(run_dir / "checkpoints", config.checkpoint_keep)
+    loader = make_train_loader(
+        config.data, tokenizer, host_index=jax.process_index(), host_count=jax.process_count()
+    )
+    _say(f"{run_dir}: {_describe(trainer)}, mesh {dict(mesh.shape)}, {config.steps} steps")
+
+    with contextlib.closing(checkpoints), contextlib.closing(iter(loader)) as batches:
+        step = checkpoints.latest_step()
+        if step is not None:
+            state, position = checkpoints.restore(step, trainer.abstract_state())
+            batches.set_state(position)
+            _say(f"resumed at step {step}")
+        else:
+            state = _fresh(config, trainer, source, placement)
+        state = _run(config, trainer, state, batches, checkpoints, run_dir, tokenizer)
+
+    model = trainer.model(state.params)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tuple(i for i in (tokenizer.im_end_id, tokenizer.endoftext_id) if i is not None),
+        bos_token_id=tokenizer.endoftext_id,
+        pad_token_id=tokenizer.endoftext_id,
+    )
+    exported = save(model, tokenizer, run_dir / "hf", dtype=config.export_dtype, overwrite=True)
+    _say(f"exported {exported} after {time.perf_counter() - started:.0f} s")
+    if config.budget_curve is not None and jax.process_index() == 0:
+        budget_curve.measure(exported, config.budget_curve, config.data, run_dir)
+        _say(f"done after {time.perf_counter() - started:.0f} s. Try next:\n{budget_curve.suggestion(exported, config)}")
+    return exported
+
+
+def _run(
+    config: TrainConfig,
+    trainer: Trainer,
+    state: TrainState,
+    batches: Any,
+    checkpoints: TrainCheckpoints,
+    run_dir: Path,
+    tokenizer: Tokenizer,
+) -> TrainState:
+    """Take the remaining steps."""
+    step = int(state.step)
+    if step >= config.steps:
+        return state
+    held_out = _held_out(config, tokenizer)
+    entropy = {name: corpus_unigram_entropy(rows) for name, rows in held_out.items()}
+    writer = metrics.MetricsWriter(run_dir, step) if jax.process_index() == 0 else None
+    tokens_per_step = config.data.batch_size * config.data.sequence_length
+    flops_per_step = tokens_per_step * training_flops_per_token(trainer.config, config.data.sequence_length)
+    peak = peak_flops(jax.local_devices()[0])
+    since, logged, waited = time.perf_counter(), step, 0.0
+
+    with progress_bar("training", config.steps - step) as bar:
+        while step < config.steps:
+            asked = time.perf_counter()
+            batch = trainer.place(next(batches))
+            waited += time.perf_counter() - asked
+            state, step_metrics = trainer.step(state, batch)
+            step += 1
+            last = step == config.steps
+            if step % config.log_every == 0 or last:
+                values = host(step_metrics)  # waits for the device
+                seconds, since = time.perf_counter() - since, time.perf_counter()
+                taken, logged = step - logged, step
+                flops = flops_per_step * taken / seconds / jax.device_count()
+                row = {f"train.{name.removeprefix('loss.')}": value for name, value in values.items()}
+                row |= {
+                    "tokens_per_second": tokens_per_step * taken / seconds,
+                    "tflops_per_device": flops / 1e12,
+                    "input_wait_share": waited / seconds,
+                }
+                if peak is not None:
+                    row["mfu"] = flops / peak
+                if not np.isfinite(values["loss.total"]):
+                    raise UserError(
+                        f"the loss is {values['loss.total']} at step {step}; lower optimizer.learning_rate or start "
+                        "again from an earlier checkpoint."
+                    )
+                if writer:
+                    writer.write(step, row)
+                note = _note(row)
+                bar.advance(taken, note)
+                _log(step, config.steps, note, bar)
+                waited = 0.0
+            if last or (config.eval_every and step % config.eval_every == 0):
+                paused = time.perf_counter()
+                losses = _evaluate(trainer, state, held_out)
+                if writer:
+                    writer.write(step, {f"eval.{name}": loss for name, loss in losses.items()})
+                    metrics.plot_loss(writer.path, run_dir / "loss.png", entropy)
+                parts = (f"{name} {loss:.3f} (unigram entropy {entropy[name]:.2f})" for name, loss in losses.items())
+                bar.print(f"step {step}: held-out loss {', '.join(parts)}")
+                since += time.perf_counter() - paused
+            if last or (config.checkpoint_every and step % config.checkpoint_every == 0):
+                checkpoints.save(step, state, batches.get_state())
+    checkpoints.wait()
+    if writer:
+        writer.close()
+    return state
+
+
+def _note(row: dict[str, float]) -> str:
+    parts = [f"loss {row['train.cross_entropy']:.3f}", f"{row['tokens_per_second']:,.0f} tok/s"]
+    if "mfu" in row:
+        parts.append(f"MFU {row['mfu']:.0%}")
+    if row["train.balance"]:
+        parts.append(f"balance {row['train.balance']:.2f}")
+    return " | ".join(parts)
+
+
+def _log(step: int, steps: int, note: str, bar: Any) -> None:
+    """Where no bar is drawn (a log file), print a line now and then instead: about twenty over a run."""
+    if not bar.visible and (step == steps or step * 20 // steps != (step - 1) * 20 // steps):
+        bar.print(f"step {step}/{steps}: {note}")
+
+
+def _evaluate(trainer: Trainer, state: TrainState, held_out: dict[str, list[Any]]) -> dict[str, float]:
+    """Token-weighted cross-entropy of every source's held-out batches, in nats."""
+    out = {}
+    for name, rows in held_out.items():
+        parts = [trainer.evaluate(state.params, trainer.place(batch)) for batch in rows]
+        tokens = sum(float(part.tokens) for part in parts)
+        out[name] = sum(float(part.cross_entropy) * float(part.tokens) for part in parts) / tokens
+    return out
+
+
+def _held_out(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, list[Any]]:
+    """This process's rows of each source's held-out batches; sources that hold nothing out are left out."""
+    hosts, host_index = jax.process_count(), jax.process_index()
+    rows = config.data.batch_size // hosts
+    part = slice(host_index * rows, (host_index + 1) * rows)
+    out = {}
+    for source in config.data.sources:
+        if source.eval_fraction > 0:
+            batches = make_eval_batches(config.data, tokenizer, source.name, config.eval_batches)
+            out[source.name] = [{name: array[part] for name, array in batch.items()} for batch in batches]
+    return out
+
+
+def _fresh(config: TrainConfig, trainer: Trainer, source: Path | None, placement: sharding.Placement) -> TrainState:
+    if source is None:
+        return trainer.init(config.seed)
+    model = load_model(
+        source,
+        dtype=config.model.dtype,
+        param_dtype=config.model.param_dtype,
+        placement=placement,
+        scan_layers=config.model.scan_layers,
+    )
+    params, shapes = flatten(model), trainer.structure.shapes
+    for name, shape in shapes.items():
+        if name not in params or params[name].shape != shape.shape:
+            raise UserError(f"model.config changes the shape of {name!r}; model.init_from cannot fill it.")
+    return trainer.init_from(params)
+
+
+def _tokenizer(config: TrainConfig, run_dir: Path) -> Tokenizer:
+    """The run's tokenizer: the one it already has, the configured one, or a new one trained on the run's data."""
+    folder = run_dir / "tokenizer"
+    if (folder / "tokenizer.json").exists():
+        return Tokenizer.from_pretrained(folder)
+    where = config.tokenizer.path or config.model.init_from
+    if where is not None:
+        tokenizer = load_tokenizer(resolve(where))
+        if tokenizer is None:
+            raise UserError(f"{where} has no tokenizer files; set tokenizer.path.")
+    else:
+        _say(f"training a tokenizer of {config.tokenizer.vocab_size} tokens")
+        texts = training_texts(config.data, config.tokenizer.train_records)
+        tokenizer = train_tokenizer(texts, config.tokenizer.vocab_size, show_progress=False)
+    if jax.process_index() == 0:
+        tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _claim(run_dir: Path, config: TrainConfig) -> None:
+    """Write the configuration into the run directory, or check that the run there has the same one."""
+    values = json.loads(json.dumps(dataclasses.asdict(config)))
+    path = run_dir / "config.json"
+    if path.exists():
+        before = read_json(path)
+        for name in ("model", "tokenizer", "data", "optimizer", "seed", "steps"):
+            changed = _difference(before.get(name), values[name], name)
+            if changed:
+                raise UserError(
+                    f"{run_dir} holds a run with other settings: {changed}. Set run_dir to another folder, or delete this one."
+                )
+    elif jax.process_index() == 0:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _difference(before: Any, now: Any, name: str) -> str:
+    """Say where two nested configurations differ first, or nothing."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in [*now, *(k for k in before if k not in now)]:
+            found = _difference(before.get(key), now.get(key), f"{name}.{key}")
+            if found:
+                return found
+        return ""
+    return "" if before == now else f"{name} was {before!r} and is {now!r}"
+
+
+def _describe(trainer: Trainer) -> str:
+    count = sum(shape.size for shape in trainer.structure.shapes.values())
+    kind = f"{trainer.config.num_experts} experts" if trainer.config.num_experts else "dense"
+    return f"{count / 1e6:,.2f}M parameters ({kind})"
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)

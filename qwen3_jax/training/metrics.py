@@ -1,0 +1,76 @@
+"""Where the numbers of a run go: metrics.jsonl, TensorBoard, and loss.png.
+
+Invariant: metrics.jsonl has one line per logged step, in order, without repeats, also after a resume.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class MetricsWriter:
+    """Appends to a run's metrics.
+
+    Args:
+        run_dir: the run's folder.
+        resume_step: lines past this step are dropped: the run went back to a checkpoint.
+    """
+
+    def __init__(self, run_dir: Path, resume_step: int):
+        from tensorboardX import SummaryWriter  # noqa: PLC0415 - takes seconds to import
+
+        self.path = run_dir / "metrics.jsonl"
+        kept = [row for row in read(self.path) if row["step"] <= resume_step]
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self.path)
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Write one line; numbers also go to TensorBoard."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                self._board.add_scalar(name.replace(".", "/"), value, step)
+
+    def close(self) -> None:
+        """Flush both."""
+        self._file.close()
+        self._board.close()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a metrics.jsonl; an unfinished last line (a killed run) is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def plot_loss(path: Path, output: Path, entropy: dict[str, float]) -> None:
+    """Draw the training loss, the held-out losses and the sources' unigram entropies over steps."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - no global state, no display
+
+    rows = read(path)
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    train = [(row["step"], row["train.cross_entropy"]) for row in rows if "train.cross_entropy" in row]
+    if train:
+        axes.plot(*zip(*train, strict=True), color="0.65", linewidth=1, label="training batches")
+    for color, (name, nats) in zip(("C0", "C1", "C2", "C3", "C4", "C5"), entropy.items(), strict=False):
+        points = [(row["step"], row[f"eval.{name}"]) for row in rows if f"eval.{name}" in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=3, label=f"held-out {name}")
+        axes.axhline(nats, color=color, linestyle=":", linewidth=1, label=f"unigram entropy of {name}")
+    axes.set(xlabel="step", ylabel="loss (nats per token)", ylim=(0, None))
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+    figure.savefig(output, dpi=130)
