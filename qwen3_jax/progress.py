@@ -8,19 +8,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
 class Bar:
     """A running progress bar."""
 
-    def __init__(self, progress: Progress, task: int):
+    def __init__(self, progress: Progress, task: TaskID):
         self._progress, self._task = progress, task
+
+    @property
+    def visible(self) -> bool:
+        """Whether anything is drawn."""
+        return not self._progress.disable
 
     def advance(self, amount: float = 1.0, note: str | None = None) -> None:
         """Move on by `amount` of the total; `note` is shown at the end of the line."""
         fields = {} if note is None else {"note": note}
-        self._progress.update(self._task, advance=amount, **fields)  # type: ignore[arg-type]
+        self._progress.update(self._task, advance=amount, **fields)
 
     def print(self, text: str) -> None:
         """Print a line above the bar."""

@@ -11,7 +11,7 @@ import jax
 from sharding.placement import ShardingError
 
 # Where JAX's own cluster detection finds its answer: a scheduler, or a TPU pod's metadata.
-_ANNOUNCED = ("SLURM_JOB_NUM_NODES", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS")
+_ANNOUNCED = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS")
 
 
 def initialize(
@@ -35,8 +35,6 @@ def initialize(
         assert process_index is not None
         if not 0 <= process_index < process_count:
             raise ShardingError(f"process_index {process_index} must lie in [0, {process_count}).")
-        if os.environ.get("JAX_PLATFORMS", "") == "cpu":  # CPU processes need a collectives library of their own
-            jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(coordinator, num_processes=process_count, process_id=process_index)
         return
     announced = [name for name in _ANNOUNCED if os.environ.get(name)]

@@ -95,6 +95,16 @@ class Placement:
     mesh: Mesh | None = None
     rules: Rules = TRAINING
 
+    def __post_init__(self) -> None:
+        if self.mesh is None:
+            return
+        for name, mesh_axes in self.rules.table:
+            for axis in mesh_axes:
+                if axis not in self.mesh.shape:
+                    raise ShardingError(
+                        f"the rule for {name!r} names the mesh axis {axis!r}; the mesh has {list(self.mesh.shape)}."
+                    )
+
     def spec(self, axes: LogicalAxes) -> PartitionSpec:
         """Return the PartitionSpec for logical axes; see `Rules.spec`."""
         return self.rules.spec(axes)
@@ -106,7 +116,7 @@ class Placement:
             ShardingError: a dimension does not divide by the mesh axes it is split over; `name` says whose.
         """
         if self.mesh is None:
-            return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         spec = self.spec(axes)
         for dimension, (size, entry) in enumerate(zip(shape, spec, strict=True)):
             parts = _parts(self.mesh, entry)

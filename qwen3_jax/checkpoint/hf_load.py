@@ -18,6 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from qwen3_jax.checkpoint import keys
+from qwen3_jax.checkpoint.checksums import verify_checksums
 from qwen3_jax.checkpoint.hub import resolve
 from qwen3_jax.checkpoint.keys import Slot
 from qwen3_jax.checkpoint.safetensors import SafetensorsFolder
@@ -44,7 +45,8 @@ def load(
     """Load a Qwen3 checkpoint for inference.
 
     Args:
-        path_or_repo_id: a folder in Hugging Face's format, or a repository on the hub ("Qwen/Qwen3-0.6B").
+        path_or_repo_id: a folder in Hugging Face's format, a repository on the hub ("Qwen/Qwen3-0.6B"), or a folder that
+            `qwen3 convert --to orbax` wrote.
         dtype: storage and compute type, "float32", "bfloat16" or "float16"; None is the checkpoint's own.
         mesh: devices to spread the model over (`sharding.make_mesh`); None is one device.
         scan_layers: stack equal layers; None is what decodes fastest on this platform.
@@ -58,16 +60,19 @@ def load(
         UserError: names the missing, damaged, duplicate, misshapen or unknown tensor, file or field.
         ShardingError: a dimension does not divide over the mesh.
     """
+    from qwen3_jax.checkpoint.native import is_native, load_native  # imports Orbax, and this module
+
     folder = resolve(path_or_repo_id, revision=revision)
-    model = load_model(
-        folder,
+    options: dict[str, Any] = dict(
         dtype=dtype,
         param_dtype=dtype,
         placement=Placement(mesh, SERVING),
         scan_layers=not prefers_unrolled_decoding() if scan_layers is None else scan_layers,
         verify=verify,
     )
-    return model, load_tokenizer(folder)  # type: ignore[return-value]
+    if is_native(folder):
+        return load_native(folder, **options)  # type: ignore[return-value]
+    return load_model(folder, **options), load_tokenizer(folder)  # type: ignore[return-value]
 
 
 def load_tokenizer(folder: Path) -> Tokenizer | None:
@@ -91,7 +96,7 @@ def load_model(
     config = Qwen3Config.from_hf(read_json(folder / "config.json"))
     tensors = SafetensorsFolder(folder)
     if verify:
-        tensors.verify_checksums()
+        verify_checksums(folder)
     stored = config.dtype or next(iter(tensors.entries.values())).dtype
     compute, storage = as_dtype(dtype or stored), as_dtype(param_dtype or stored)
     make = functools.partial(

@@ -1,14 +1,11 @@
 """Write a Hugging Face checkpoint folder that transformers, vLLM and the rest load as one of their own.
 
-Invariant: the target either does not exist (or is what it was) or is complete. Everything is written to a folder beside it,
-flushed to disk, and renamed.
+Invariant: the target either does not exist (or is what it was) or is complete (`publish`).
 """
 
 import dataclasses
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +17,10 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from qwen3_jax.checkpoint import keys
+from qwen3_jax.checkpoint.checksums import write_checksums
 from qwen3_jax.checkpoint.hf_load import as_dtype
-from qwen3_jax.checkpoint.safetensors import CHECKSUMS, INDEX, SINGLE, sha256
-from qwen3_jax.errors import UserError
+from qwen3_jax.checkpoint.publish import publishing
+from qwen3_jax.checkpoint.safetensors import INDEX, SINGLE
 from qwen3_jax.model import Qwen3
 from qwen3_jax.text import Tokenizer
 
@@ -57,26 +55,15 @@ def save(
         UserError: the target exists, or cannot be written; it is left as it was.
     """
     target = Path(path).expanduser()
-    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not overwrite):
-        raise UserError(f"{target} exists; choose another folder or say overwrite=True.")
     storage = as_dtype(model.param_dtype if dtype is None else dtype)
     shards = _plan(model, storage, max_shard_bytes)
-    writes = jax.process_index() == 0
-    work = target
-    try:
-        if writes:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            work = Path(tempfile.mkdtemp(prefix=f".{target.name}.writing-", dir=target.parent))
-            work.chmod(0o755)
+    with publishing(target, overwrite) as work:
+        writes = jax.process_index() == 0
         _write_tensors(model, storage, shards, work if writes else None)
         if writes:
-            _write_texts(model, tokenizer, storage, work)
-            _publish(work, target)
-    except OSError as error:
-        raise UserError(f"{target} could not be written ({error}); nothing was left there.") from error
-    finally:
-        if writes and work != target and work.exists():
-            shutil.rmtree(work)
+            write_texts(model, tokenizer, storage, work)
+            # config.json, generation_config.json and the template are for people to edit; the rest must never change.
+            write_checksums(work, [*work.glob("*.safetensors"), *work.glob("*.index.json"), *work.glob("tokenizer.json")])
     return target
 
 
@@ -137,7 +124,8 @@ def _tensors(value: jax.Array, slot: keys.Slot, layer: int, dtype: jnp.dtype) ->
     yield from zip(names, host if slot.per_expert else [host], strict=True)
 
 
-def _write_texts(model: Qwen3, tokenizer: Tokenizer | None, dtype: jnp.dtype, folder: Path) -> None:
+def write_texts(model: Qwen3, tokenizer: Tokenizer | None, dtype: jnp.dtype, folder: Path) -> None:
+    """Write config.json, generation_config.json and the tokenizer's files; `dtype` is what the weights are stored in."""
     config = dataclasses.replace(model.config, dtype=dtype.name)
     generation = model.generation_config
     if not generation.eos_token_id:
@@ -146,25 +134,7 @@ def _write_texts(model: Qwen3, tokenizer: Tokenizer | None, dtype: jnp.dtype, fo
     _write_json(folder / "generation_config.json", generation.to_hf())
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    # config.json, generation_config.json and the template are for people to edit; the rest must never change.
-    fixed = sorted([*folder.glob("*.safetensors"), *folder.glob("*.index.json"), *folder.glob("tokenizer.json")])
-    (folder / CHECKSUMS).write_text("".join(f"{sha256(file)}  {file.name}\n" for file in fixed), encoding="ascii")
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _publish(work: Path, target: Path) -> None:
-    """Flush everything to disk, then put the folder in its place in one rename."""
-    for file in [*work.iterdir(), work]:
-        descriptor = os.open(file, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    if target.is_dir():
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
-        os.replace(target, old)  # an empty directory may be replaced
-        os.replace(work, target)
-        shutil.rmtree(old)
-    else:
-        os.replace(work, target)

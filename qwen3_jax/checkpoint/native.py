@@ -11,7 +11,7 @@ loaded stacked or not, onto any mesh. Every process of a run writes and reads on
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def save_native(
     storage = as_dtype(model.param_dtype if dtype is None else dtype)
     named = _named(nnx.state(model))
     if not model.scan_layers:
-        named = _stack(named, model.config, _shardings(_abstract(model.config, model.placement, storage), model))
+        named = _stack(named, model.config, _abstract(model.config, model.placement, model.param_dtype, True))
     named = {name: array.astype(storage) for name, array in named.items()}
     with publishing(target, overwrite) as work:
         with ocp.StandardCheckpointer() as checkpointer:
@@ -105,7 +105,7 @@ def load_native(
     kind = config.dtype or next(iter(stored.values())).dtype
     compute, storage = as_dtype(dtype or kind), as_dtype(param_dtype or kind)
 
-    wanted = _abstract(config, placement, storage)
+    wanted = _abstract(config, placement, storage, True)
     _check(stored, wanted, folder)
     with _reading(folder), ocp.StandardCheckpointer() as checkpointer:
         named = checkpointer.restore(folder / PARAMS, wanted)
@@ -116,10 +116,90 @@ def load_native(
         )  # fmt: skip
     )
     if not scan_layers:
-        named = _unstack(named, config, _placed(state, placement))
+        named = _unstack(named, config, _abstract(config, placement, storage, False))
     filled = [(path, variable.replace(named[_name(path)])) for path, variable in nnx.to_flat_state(state)]
     model = nnx.merge(graphdef, nnx.from_flat_state(filled))
     generation = folder / "generation_config.json"
     if generation.exists():
         model.generation_config = GenerationConfig.from_hf(read_json(generation))
     return model, load_tokenizer(folder)
+
+
+def _name(path: tuple[str | int, ...]) -> str:
+    return ".".join(map(str, path))
+
+
+def _named(state: nnx.State) -> Named:
+    return {_name(path): variable.get_value() for path, variable in nnx.to_flat_state(state)}
+
+
+def _abstract(config: Qwen3Config, placement: Placement, storage: jnp.dtype, scan_layers: bool) -> Named:
+    """Shape, type and sharding of every parameter in one of the two layouts."""
+    _, state = abstract(lambda: Qwen3(config, rngs=nnx.Rngs(0), param_dtype=storage, scan_layers=scan_layers))
+    out = {}
+    for path, variable in nnx.to_flat_state(state):
+        name, shape = _name(path), variable.get_value().shape
+        sharding = placement.sharding(variable.get_metadata()["logical_axes"], shape, name)
+        out[name] = jax.ShapeDtypeStruct(shape, storage, sharding=sharding)
+    return out
+
+
+def _stack(named: Named, config: Qwen3Config, target: Named) -> Named:
+    """One array per layer -> one per run of equal layers."""
+    out = {}
+    for name, like in target.items():
+        root, _, rest = name.partition(".")
+        if root != "groups":
+            out[name] = named[name]
+            continue
+        group, _, below = rest.partition(".")
+        _, layers = layer_groups(config, True)[int(group)]
+        out[name] = jax.device_put(jnp.stack([named[f"groups.{layer}.{below}"] for layer in layers]), like.sharding)
+    return out
+
+
+def _unstack(named: Named, config: Qwen3Config, target: Named) -> Named:
+    """The inverse; each stack is let go of as soon as it is cut up, so the memory is that of the model and one stack."""
+    out = {}
+    for name in list(named):
+        stack = named.pop(name)
+        root, _, rest = name.partition(".")
+        if root != "groups":
+            out[name] = stack
+            continue
+        group, _, below = rest.partition(".")
+        _, layers = layer_groups(config, True)[int(group)]
+        for place, layer in enumerate(layers):
+            part = f"groups.{layer}.{below}"
+            out[part] = jax.device_put(stack[place], target[part].sharding)
+        jax.block_until_ready([out[f"groups.{layer}.{below}"] for layer in layers])
+    return out
+
+
+def _check(stored: Named, wanted: Named, folder: Path) -> None:
+    """Hold the stored names and shapes against the model that config.json describes."""
+    for name, like in wanted.items():
+        if name not in stored:
+            raise UserError(f"parameter {name!r} is missing from {folder / PARAMS}.")
+        if tuple(stored[name].shape) != like.shape:
+            raise UserError(
+                f"parameter {name!r} in {folder / PARAMS} has shape {list(stored[name].shape)}; config.json means "
+                f"{list(like.shape)}."
+            )
+    unknown = sorted(set(stored) - set(wanted))
+    if unknown:
+        raise UserError(f"{unknown[0]!r} in {folder / PARAMS} is no parameter of the model that config.json describes.")
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Orbax and TensorStore report a damaged folder in many ways, bare Exceptions included: name the folder."""
+    try:
+        yield
+    except (RuntimeError, MemoryError):  # the device's or the program's fault
+        raise
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0][:200]
+        raise UserError(
+            f"{folder / PARAMS} is not a complete Orbax checkpoint ({type(error).__name__}: {first})."
+        ) from error

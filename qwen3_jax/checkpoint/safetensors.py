@@ -4,7 +4,6 @@ Everything about the folder is checked before the first tensor is read: files th
 Files are opened for one parameter at a time, because the pages of a mapped file count as this process's memory.
 """
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from qwen3_jax.errors import UserError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-CHECKSUMS = "checksums.sha256"  # in the format of `sha256sum -c`
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -113,30 +111,6 @@ class SafetensorsFolder:
         finally:
             reader.close()
 
-    def verify_checksums(self) -> None:
-        """Compare every file that `checksums.sha256` lists; folders without one (the hub's) pass.
-
-        Raises:
-            UserError: a listed file is missing or differs.
-        """
-        listing = self.folder / CHECKSUMS
-        if not listing.exists():
-            return
-        try:
-            rows = [line.split(maxsplit=1) for line in listing.read_text(encoding="ascii").splitlines() if line]
-            wanted = {name.lstrip("*"): digest for digest, name in rows}
-        except ValueError:
-            raise UserError(f"{listing} is damaged: expected lines of '<sha256>  <file>'.") from None
-        for name, digest in wanted.items():
-            file = self.folder / name
-            if Path(name).name != name or not file.exists():
-                raise UserError(f"{file} is missing; {CHECKSUMS} lists it.")
-            if sha256(file) != digest:
-                raise UserError(
-                    f"{file} does not have the checksum that {CHECKSUMS} gives: it was damaged or changed; copy it "
-                    f"again, or delete {CHECKSUMS} if the change is meant."
-                )
-
 
 class Reader:
     """Reads slices of tensors; keeps files open between reads."""
@@ -164,9 +138,3 @@ class Reader:
         for handle in self._handles.values():
             handle.__exit__(None, None, None)
         self._handles.clear()
-
-
-def sha256(file: Path) -> str:
-    """Hexadecimal SHA-256 of a file's contents."""
-    with open(file, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

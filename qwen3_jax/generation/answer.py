@@ -159,12 +159,12 @@ class Answer:
         return deltas
 
     def _release(self, text: str) -> tuple[list[Delta], bool]:
-        """Pass on text up to what may begin a stop text; cut at a whole one."""
+        """Pass on text up to what may begin a stop text; cut at the one that is whole first, the longest of several."""
         text = self._held + text
-        found = [place for place in (text.find(stop) for stop in self.stop) if place >= 0]
+        found = [(start + len(stop), start) for stop in self.stop if (start := text.find(stop)) >= 0]
         if found:
             self._held = ""
-            return self._parse(text[: min(found)]), True
+            return self._parse(text[: min(found)[1]]), True
         held = _overlap(text, self.stop)
         self._held = text[len(text) - held :]
         return self._parse(text[: len(text) - held]), False

@@ -94,7 +94,7 @@ def generate(
     """
     requests = _plan(
         model, tokenizer, prompts, sampling, max_new_tokens, enable_thinking, thinking_budget, tools,
-        continue_final_message, thinking_stop_text,
+        continue_final_message, thinking_stop_text, batch_size,
     )  # fmt: skip
     results: dict[tuple[int, int], Generation] = {}
     with progress_bar("generating", len(requests), visible=progress) as bar:
@@ -130,7 +130,7 @@ def stream(
     """
     requests = _plan(
         model, tokenizer, prompts, sampling, max_new_tokens, enable_thinking, thinking_budget, tools,
-        continue_final_message, thinking_stop_text,
+        continue_final_message, thinking_stop_text, batch_size,
     )  # fmt: skip
     return _run(model, requests, batch_size, timing or Timing())
 
@@ -143,8 +143,6 @@ class _Request:
 
 
 def _run(model: Qwen3, requests: list[_Request], batch_size: int | None, timing: Timing) -> Iterator[Delta]:
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"batch_size must be 1 or more, got {batch_size}.")
     size = batch_size or len(requests)
     for start in range(0, len(requests), size):
         batch = requests[start : start + size]
@@ -174,9 +172,12 @@ def _logprob(step: Step, row: int, wanted: int | None) -> TokenLogprob | None:
 
 def _plan(
     model, tokenizer, prompts, sampling, max_new_tokens, enable_thinking, thinking_budget, tools,
-    continue_final_message, thinking_stop_text,
+    continue_final_message, thinking_stop_text, batch_size,
 ) -> list[_Request]:  # fmt: skip
     """Check everything and lay out the rows."""
+    whole = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
+    if batch_size is not None and not (whole and batch_size >= 1):
+        raise UserError(f"batch_size is {batch_size!r}; it must be 1 or more, or None for all.")
     prompts = _as_prompts(prompts)
     count = len(prompts)
     sampling_rows = _per_row("sampling", Sampling() if sampling is None else sampling, count)
@@ -185,6 +186,8 @@ def _plan(
     budget_rows = _per_row("thinking_budget", thinking_budget, count)
     tokens = ThinkingTokens.of(tokenizer, thinking_stop_text, tools=bool(tools))
     eos = _eos(model, tokenizer)
+    if eos.intersection(tokens.stop):
+        raise UserError(f"the thinking stop text {thinking_stop_text!r} holds a token that ends the answer.")
     requests = []
     for index, prompt in enumerate(prompts):
         enable, budget = _thinking(index, tokenizer, tokens, enable_rows[index], budget_rows[index])
@@ -212,7 +215,7 @@ def _as_prompts(prompts: Any) -> list[Any]:
         return [prompts]
     if isinstance(prompts, np.ndarray) or hasattr(prompts, "tolist"):
         prompts = prompts.tolist()
-    if not isinstance(prompts, Sequence) or len(prompts) == 0:
+    if not isinstance(prompts, Sequence) or isinstance(prompts, bytes) or len(prompts) == 0:
         raise UserError("prompts must be a non-empty list of texts, token-id lists or message lists.")
     if isinstance(prompts[0], (Mapping, int, np.integer)) and not isinstance(prompts[0], bool):
         return [prompts]  # one conversation, or one prompt of token ids
@@ -244,7 +247,12 @@ def _thinking(
     index: int, tokenizer: Tokenizer | None, tokens: ThinkingTokens, enable: bool | None, budget: int | None
 ) -> tuple[bool | None, int | None]:
     """Reconcile the two switches: (what the template is told, what the step enforces)."""
-    supported = tokenizer is not None and tokenizer.supports_thinking
+    if tokenizer is None:
+        for name, value in (("thinking_budget", budget), ("enable_thinking", enable)):
+            if value is not None:
+                raise UserError(f"{name} of prompt {index} is {value}; it needs a tokenizer, and there is none.")
+        return None, None
+    supported = tokenizer.supports_thinking
     if budget is not None:
         if budget < 0:
             raise UserError(
@@ -297,7 +305,7 @@ def _encode(
     if isinstance(prompt, str):
         assert tokenizer is not None
         return tokenizer.encode(prompt)
-    if not isinstance(prompt, Sequence):
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
         raise UserError(f"prompt {index} is {type(prompt).__name__}; give a text, token ids or messages.")
     return list(prompt)
 
@@ -336,10 +344,11 @@ def _check_room(index: int, budget: int | None, limit: int, tokens: ThinkingToke
         return
     needed = budget + len(tokens.stop) + 1 + (not is_open)
     if needed > limit:
+        fits = budget - (needed - limit) if is_open else max(budget - (needed - limit), 0)
         raise UserError(
             f"thinking_budget of prompt {index} is {budget}; with the stop text ({len(tokens.stop)} tokens) that leaves no "
-            f"room for an answer in max_new_tokens={limit}: give at least {needed}, or a budget of at most "
-            f"{max(budget - (needed - limit), 0)}."
+            f"room for an answer in max_new_tokens={limit}: give at least {needed}"
+            + (f", or a budget of at most {fits}." if fits >= 0 else ".")
         )
 
 

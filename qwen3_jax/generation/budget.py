@@ -99,7 +99,7 @@ class BudgetState:
         """Return the state before the first token; a budget of None is unlimited."""
         rows = len(budgets)
         return cls(
-            budget=np.asarray([UNLIMITED if b is None else b for b in budgets], np.int32),
+            budget=np.asarray([UNLIMITED if b is None else min(b, UNLIMITED) for b in budgets], np.int32),
             used=np.zeros(rows, np.int32),
             thinking=np.asarray(thinking, bool),
             in_call=np.zeros(rows, bool),

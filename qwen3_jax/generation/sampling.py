@@ -61,27 +61,32 @@ class Sampling:
     n: int = 1
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        object.__setattr__(self, "stop", stop)
+        def finite(x: float) -> bool:
+            return abs(x) < float("inf")  # false for nan too
+
         checks = (
-            ("temperature", self.temperature, lambda x: 0 <= x < float("inf"), "0 (greedy) or more"),
-            ("top_k", self.top_k, lambda x: x == int(x) and x >= 0, "a whole number, 0 (all) or more"),
-            ("top_p", self.top_p, lambda x: 0 < x <= 1, "above 0 and at most 1"),
-            ("min_p", self.min_p, lambda x: 0 <= x <= 1, "between 0 and 1"),
-            ("presence_penalty", self.presence_penalty, lambda x: -2 <= x <= 2, "between -2 and 2"),
-            ("repetition_penalty", self.repetition_penalty, lambda x: 0 < x < float("inf"), "above 0"),
-            ("seed", self.seed, lambda x: x == int(x) and 0 <= x < 2**63, "a whole number from 0 up to 2**63"),
-            ("logprobs", self.logprobs, lambda x: x == int(x) and 0 <= x <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}"),
-            ("n", self.n, lambda x: x == int(x) and x >= 1, "a whole number, 1 or more"),
+            ("temperature", (float, True), lambda x: 0 <= x and finite(x), "0 (greedy) or more"),
+            ("top_k", (int, True), lambda x: x >= 0, "a whole number, 0 (all) or more"),
+            ("top_p", (float, True), lambda x: 0 < x <= 1, "above 0 and at most 1"),
+            ("min_p", (float, True), lambda x: 0 <= x <= 1, "between 0 and 1"),
+            ("presence_penalty", (float, False), lambda x: -2 <= x <= 2, "between -2 and 2"),
+            ("repetition_penalty", (float, True), lambda x: 0 < x and finite(x), "above 0"),
+            ("seed", (int, True), lambda x: 0 <= x < 2**63, "a whole number from 0 up to 2**63"),
+            ("logprobs", (int, True), lambda x: 0 <= x <= MAX_LOGPROBS, f"a whole number from 0 to {MAX_LOGPROBS}"),
+            ("n", (int, False), lambda x: x >= 1, "a whole number, 1 or more"),
         )
-        for name, value, valid, words in checks:
-            if value is None:
+        for name, (kind, optional), valid, words in checks:
+            value = getattr(self, name)
+            if value is None and optional:
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not valid(value):
+            kinds = (int, np.integer) if kind is int else (int, float, np.integer, np.floating)
+            if isinstance(value, bool) or not isinstance(value, kinds) or not valid(value):
                 raise UserError(f"sampling option {name!r} is {value!r}; it must be {words}.")
+        stop = (self.stop,) if isinstance(self.stop, str) or not isinstance(self.stop, Sequence) else tuple(self.stop)
         for text in stop:
             if not isinstance(text, str) or not text:
                 raise UserError(f"sampling option 'stop' has {text!r}; it takes non-empty texts.")
+        object.__setattr__(self, "stop", stop)
 
     def resolve(self, defaults: GenerationConfig) -> Sampling:
         """Return a copy in which nothing is None but `logprobs`, filled from a checkpoint's defaults."""
@@ -100,12 +105,22 @@ class Sampling:
         return dataclasses.replace(
             self,
             temperature=float(temperature),
-            top_k=int(pick("top_k", 0)),
+            top_k=min(int(pick("top_k", 0)), np.iinfo(np.int32).max),
             top_p=pick("top_p", 1.0),
             min_p=pick("min_p", 0.0),
             repetition_penalty=pick("repetition_penalty", 1.0),
-            seed=secrets.randbits(62) if self.seed is None else int(self.seed),
+            seed=_draw_seed() if self.seed is None else int(self.seed),
         )
+
+
+def _draw_seed() -> int:
+    """Return a fresh seed; the processes of one run must all draw the same."""
+    high, low = np.frombuffer(secrets.token_bytes(8), np.uint32) >> 1
+    if jax.process_count() > 1:
+        from jax.experimental.multihost_utils import broadcast_one_to_all
+
+        high, low = broadcast_one_to_all(np.asarray([high, low]))
+    return (int(high) << 31) | int(low)
 
 
 @struct.dataclass
@@ -128,7 +143,7 @@ class SamplingRows:
         def column(name: str, dtype: type) -> np.ndarray:
             return np.asarray([getattr(row, name) for row in rows], dtype)
 
-        seeds = [np.random.SeedSequence([row.seed or 0, i]) for row, i in zip(rows, sample_indices, strict=True)]
+        seeds = [np.random.SeedSequence(row.seed, spawn_key=(i,)) for row, i in zip(rows, sample_indices, strict=True)]
         return cls(
             temperature=column("temperature", np.float32),
             top_k=column("top_k", np.int32),
@@ -163,11 +178,13 @@ def sample(logits_bv: jax.Array, rows: SamplingRows, position_b: jax.Array) -> j
         position_b: int32, the number of tokens that the row has generated: each position has its own random number.
     """
     greedy_b = jnp.argmax(logits_bv, axis=-1).astype(jnp.int32)
-    is_greedy_b = rows.temperature == 0
+    is_greedy_b = rows.temperature < jnp.finfo(jnp.float32).tiny  # 0, or too small to divide by
 
     def draw(_: None) -> jax.Array:
         uniform_b = jax.vmap(_uniform)(rows.key, position_b)
-        scaled_bv = logits_bv / jnp.where(is_greedy_b, 1.0, rows.temperature)[:, None]
+        # Less the largest, so that no temperature is too small: the quotient may overflow to -inf, not to inf.
+        below_bv = logits_bv - logits_bv.max(axis=-1, keepdims=True)
+        scaled_bv = below_bv / jnp.where(is_greedy_b, 1.0, rows.temperature)[:, None]
         few = min(_FEW, logits_bv.shape[-1])
         few_b = (rows.top_k > 0) & (rows.top_k <= few)
         sorted_bc, index_bc = jax.lax.top_k(scaled_bv, few)
@@ -199,7 +216,8 @@ def _choose(sorted_bc: jax.Array, index_bc: jax.Array, rows: SamplingRows, unifo
     top_k_b1 = jnp.where(rows.top_k > 0, rows.top_k, sorted_bc.shape[-1])[:, None]
     probs_bc = jax.nn.softmax(jnp.where(rank_c < top_k_b1, sorted_bc, -jnp.inf), axis=-1)
     before_bc = jnp.cumsum(probs_bc, axis=-1) - probs_bc  # probability of all that is more likely
-    keep_bc = (before_bc < rows.top_p[:, None]) & (probs_bc >= rows.min_p[:, None] * probs_bc[:, :1])
+    top_p_b1 = jnp.where(rows.top_p < 1, rows.top_p, jnp.inf)[:, None]  # 1 keeps all, whatever the sum rounds to
+    keep_bc = (before_bc < top_p_b1) & (probs_bc >= rows.min_p[:, None] * probs_bc[:, :1])
     keep_bc = keep_bc.at[:, 0].set(True) & (probs_bc > 0)
     cumulative_bc = jnp.cumsum(jnp.where(keep_bc, probs_bc, 0), axis=-1)
     target_b1 = uniform_b[:, None] * cumulative_bc[:, -1:]

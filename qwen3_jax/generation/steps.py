@@ -1,6 +1,6 @@
 """The decode loop: tokens in, tokens out, one jitted step for forward pass, sampling and budget.
 
-    for step in generate_step(model, [Row(prompt=(151644, 872, ...), sampling=Sampling(temperature=0).resolve(...))]):
+    for step in generate_step(model, [Row(prompt=(151644, 872, ...), sampling=Sampling(temperature=0))]):
         step.tokens                                                   # int32 [B]
 
 Compilations: one prefill per (rows, bucket of prompt length), one decode step per (rows, bucket of cache size). Sampling
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
 
+from qwen3_jax.errors import UserError
 from qwen3_jax.generation.budget import BudgetState, ThinkingTokens
 from qwen3_jax.generation.sampling import Logprobs, Sampling, SamplingRows, logprobs, penalise, sample
 from qwen3_jax.model import KVCache, Qwen3
@@ -35,7 +36,7 @@ class Row:
 
     Attributes:
         prompt: token ids, at least one.
-        sampling: resolved settings (`Sampling.resolve`).
+        sampling: settings; what is None follows the model's generation_config.
         budget: thinking tokens allowed; None is unlimited.
         thinking: the prompt leaves `<think>` open.
         sample_index: which of the n answers to the prompt this is.
@@ -102,9 +103,17 @@ def generate_step(model: Qwen3, rows: Sequence[Row], tokens: ThinkingTokens = Th
         model: the model, on any mesh.
         rows: one or more answers; prompts may differ in length.
         tokens: ids that the budget works with.
+
+    Raises:
+        UserError: no rows, an empty prompt, or a budget without `tokens` to count by.
     """
+    if not rows or not all(row.prompt for row in rows):
+        raise UserError("generate_step needs at least one row, and at least one token in every prompt.")
+    if tokens.start < 0 and any(row.budget is not None or row.thinking for row in rows):
+        raise UserError("a row has a thinking budget; generate_step then needs `tokens`, see ThinkingTokens.of.")
     graphdef, params = nnx.split(model)
-    settings = SamplingRows.of([row.sampling for row in rows], [row.sample_index for row in rows])
+    sampling = [row.sampling.resolve(model.generation_config) for row in rows]
+    settings = SamplingRows.of(sampling, [row.sample_index for row in rows])
     lengths = np.asarray([len(row.prompt) for row in rows], np.int32)
     width = bucket(int(lengths.max()))
     prompts = np.zeros((len(rows), width), np.int32)

@@ -1,0 +1,146 @@
+"""Accuracy against thinking budget, on generated problems that training never saw.
+
+Source: Qwen3 technical report, figure 2: performance rises smoothly with the thinking budget.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from qwen3_jax.checkpoint import load
+from qwen3_jax.data import DataConfig, Problem, RunningSum, is_correct, running_sum_problem
+from qwen3_jax.generation import Sampling, generate
+from qwen3_jax.progress import progress_bar
+
+if TYPE_CHECKING:
+    from qwen3_jax.training.config import BudgetCurveConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class Point:
+    """One budget's result.
+
+    Attributes:
+        budget: thinking tokens allowed; None is unlimited.
+        accuracy: share of right answers.
+        standard_error: of the accuracy, binomial.
+        thinking_tokens: mean number used.
+        halted: share of answers whose thinking the budget ended.
+        problems: number asked.
+    """
+
+    budget: int | None
+    accuracy: float
+    standard_error: float
+    thinking_tokens: float
+    halted: float
+    problems: int
+
+
+def measure(folder: Path, config: BudgetCurveConfig, data: DataConfig, run_dir: Path) -> list[Point]:
+    """Ask held-out problems under every budget; print a table, write budget_curve.json and budget_curve.png.
+
+    Decoding is greedy: a tiny model's answers are one digit, and the curve then has no sampling noise of its own.
+    """
+    model, tokenizer = load(folder)
+    problems = held_out_problems(data, config.source, config.problems)
+    prompts = [[{"role": "user", "content": problem.question}] for problem in problems]
+    points = []
+    started = time.perf_counter()
+    with progress_bar("thinking budgets", len(config.budgets)) as bar:
+        for budget in config.budgets:
+            answers = generate(
+                model,
+                tokenizer,
+                prompts,
+                sampling=Sampling(temperature=0),
+                max_new_tokens=config.max_new_tokens,
+                thinking_budget=budget,
+                batch_size=config.batch_size,
+            )
+            right = sum(is_correct(p, answer.content) for p, answer in zip(problems, answers, strict=True))
+            accuracy = right / len(problems)
+            points.append(
+                Point(
+                    budget,
+                    accuracy,
+                    (accuracy * (1 - accuracy) / len(problems)) ** 0.5,
+                    sum(answer.usage.thinking_tokens for answer in answers) / len(problems),
+                    sum(answer.usage.forced_tokens > 0 for answer in answers) / len(problems),
+                    len(problems),
+                )
+            )
+            bar.advance(1, f"budget {'unlimited' if budget is None else budget}: {accuracy:.0%}")
+    (run_dir / "budget_curve.json").write_text(json.dumps([asdict(p) for p in points], indent=2) + "\n", encoding="utf-8")
+    show(points, time.perf_counter() - started)
+    plot(points, run_dir / "budget_curve.png")
+    return points
+
+
+def held_out_problems(data: DataConfig, source_name: str, count: int) -> list[Problem]:
+    """The first `count` problems of a synthetic source's evaluation split."""
+    source = data.source(source_name)
+    settings = source.running_sum or RunningSum()
+    return [
+        running_sum_problem(
+            index,
+            data.seed,
+            "eval",
+            min_digits=settings.min_digits,
+            max_digits=settings.max_digits,
+            eval_fraction=source.eval_fraction,
+        )
+        for index in range(count)
+    ]
+
+
+def show(points: list[Point], seconds: float) -> None:
+    """Print the table."""
+    table = Table(title=f"Accuracy on {points[0].problems} unseen problems ({seconds:.0f} s)", title_justify="left")
+    for name in ("thinking budget", "accuracy", "", "mean thinking tokens", "halted"):
+        table.add_column(name, justify="left" if not name else "right")
+    for point in points:
+        table.add_row(
+            "unlimited" if point.budget is None else str(point.budget),
+            f"{point.accuracy:.1%}",
+            "█" * round(20 * point.accuracy),
+            f"{point.thinking_tokens:.1f}",
+            f"{point.halted:.0%}",
+        )
+    Console(width=100).print(table)
+
+
+def plot(points: list[Point], output: Path) -> None:
+    """Draw accuracy over budgets; the unlimited one stands at the right."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - no global state, no display
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    finite = [p.budget for p in points if p.budget is not None]
+    last = max(finite, default=0)
+    step = max(last / max(len(finite) - 1, 1), 1)
+    xs = [last + step if p.budget is None else p.budget for p in points]
+    axes.errorbar(
+        xs, [p.accuracy for p in points], yerr=[p.standard_error for p in points], marker="o", capsize=3, color="C0"
+    )
+    axes.axhline(0.1, color="0.5", linestyle=":", linewidth=1)
+    axes.annotate("chance", (xs[-1], 0.1), xytext=(0, 3), textcoords="offset points", ha="right", fontsize=8, color="0.4")
+    axes.set_xticks(xs, ["unlimited" if p.budget is None else str(p.budget) for p in points])
+    axes.set(xlabel="thinking budget (tokens)", ylabel="accuracy on unseen problems", ylim=(0, 1.03))
+    axes.grid(alpha=0.25)
+    figure.savefig(output, dpi=130)
+
+
+def suggestion(folder: Path, config: TrainConfig) -> str:
+    """The infer.py command to try on the exported model, with a held-out problem."""
+    assert config.budget_curve is not None
+    problem = held_out_problems(config.data, config.budget_curve.source, 1)[0]
+    return f"  python infer.py --model {shlex.quote(str(folder))} --prompt {shlex.quote(problem.question)} --thinking-budget 8"

@@ -1,0 +1,77 @@
+"""A tiny tokenizer with Qwen3's special tokens and tiny random models that like to use them. Neither needs torch."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from qwen3_jax.config import GenerationConfig, Qwen3Config
+from qwen3_jax.model import Qwen3
+from qwen3_jax.text import STOP_TEXT, Tokenizer, built_in_template, render, train_tokenizer
+
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
+TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+VOCABULARY = 512
+CONTEXT = 1024
+
+
+@functools.cache
+def tokenizer(chat_template: str | None = None) -> Tokenizer:
+    """Trained on what a chat prompt with tools and the stop text look like, so that both are few tokens."""
+    chat = render(built_in_template(), [{"role": "user", "content": "What is 2 + 3?"}], TOOLS)
+    made = train_tokenizer([chat, STOP_TEXT, STOP_TEXT] * 3, vocab_size=VOCABULARY)
+    if chat_template is None:
+        return made
+    backend, config, _ = made.__reduce__()[1]
+    return Tokenizer(backend, config, {"default": chat_template})
+
+
+@functools.cache
+def model(seed: int = 0, *, eos: bool = True, experts: int = 0, tag_scale: float = 3.0) -> Qwen3:
+    """A random model in which think tags, tool tags and <|im_end|> are drawn often. Equal settings share compilations.
+
+    Args:
+        seed: of the weights.
+        eos: answers end at <|im_end|>; else only at their limit.
+        experts: experts of an MoE model; 0 is dense.
+        tag_scale: how much wider the logits of the tags are than those of other tokens.
+    """
+    tok = tokenizer()
+    moe = dict(num_experts=experts, num_experts_per_tok=2, moe_intermediate_size=32) if experts else {}
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=False,
+        **moe,
+    )
+    made = Qwen3(config, rngs=nnx.Rngs(seed), scan_layers=False)
+    random = np.random.default_rng(seed)
+    for path, variable in nnx.to_flat_state(nnx.state(made)):
+        value = random.normal(size=variable.get_value().shape).astype(np.float32)
+        if path[-1] == "scale":
+            value = 1 + 0.1 * value
+        elif path[-1] == "lm_head":
+            value *= 1.5 / value.shape[0] ** 0.5
+            value[:, [tok.token_to_id(tag) for tag in TAGS]] *= tag_scale
+            value[:, tok.im_end_id] *= (1 + tag_scale) / 2
+        elif path[-1] != "embed":
+            value *= 1.5 / value.shape[0] ** 0.5
+        variable.set_value(jnp.asarray(value))
+    made.generation_config = GenerationConfig(eos_token_id=(tok.im_end_id,) if eos else (VOCABULARY - 1,))
+    return made
+
+
+def next_token_logits(of: Qwen3, prompt: list[int], answer: list[int]) -> np.ndarray:
+    """The logits [len(answer), V] that each token of an answer was chosen from, by one plain pass with no cache."""
+    ids = [*prompt, *answer]
+    padded = np.zeros((1, -(-len(ids) // 128) * 128), np.int32)  # causal: what follows changes nothing
+    padded[0, : len(ids)] = ids
+    return np.asarray(jax.device_get(of(padded)))[0, len(prompt) - 1 : len(ids) - 1]

@@ -1,0 +1,13 @@
+"""Train a Qwen3 model.
+
+python train.py --config configs/quickstart.yaml
+python train.py --config configs/quickstart.yaml --run_dir runs/wide --model.config.hidden_size=192
+python train.py --help
+"""
+
+import sys
+
+from qwen3_jax.training.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
