@@ -13,7 +13,7 @@ from qwen3_jax.text import STOP_TEXT, Tokenizer, built_in_template, render, trai
 
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
 TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
-VOCABULARY = 512
+VOCABULARY = 480
 CONTEXT = 1024
 
 
@@ -65,7 +65,7 @@ def model(seed: int = 0, *, eos: bool = True, experts: int = 0, tag_scale: float
         elif path[-1] != "embed":
             value *= 1.5 / value.shape[0] ** 0.5
         variable.set_value(jnp.asarray(value))
-    made.generation_config = GenerationConfig(eos_token_id=(tok.im_end_id,) if eos else (VOCABULARY - 1,))
+    made.generation_config = GenerationConfig(eos_token_id=(tok.im_end_id,) if eos else (VOCABULARY,))  # an id that is never drawn
     return made
 
 

@@ -63,7 +63,9 @@ def save(
         if writes:
             write_texts(model, tokenizer, storage, work)
             # config.json, generation_config.json and the template are for people to edit; the rest must never change.
-            write_checksums(work, [*work.glob("*.safetensors"), *work.glob("*.index.json"), *work.glob("tokenizer.json")])
+            write_checksums(
+                work, [*work.glob("*.safetensors"), *work.glob("*.index.json"), *work.glob("tokenizer.json")]
+            )
     return target
 
 

@@ -8,6 +8,7 @@ Letters: l layers of a stack, v vocabulary, d hidden, n query heads, k key/value
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from flax import nnx
@@ -15,7 +16,7 @@ from flax import nnx
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.model import layer_groups
 
-Path = tuple[str | int, ...]
+Path = tuple[Any, ...]  # as nnx.to_flat_state spells it
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def slots(model_state: nnx.State, config: Qwen3Config, scan_layers: bool) -> lis
     for path, variable in nnx.to_flat_state(model_state):
         shape, axes = tuple(variable.get_value().shape), tuple(variable.get_metadata()["logical_axes"])
         if path[0] == "groups":
-            moe, layers = groups[int(path[1])]
+            moe, layers = groups[int(str(path[1]))]
             rows = BLOCK_ROWS + (MOE_ROWS if moe else DENSE_ROWS)
             prefixes = tuple(f"model.layers.{layer}." for layer in layers)
             row = _find(rows, ".".join(map(str, path[2:])))

@@ -97,7 +97,9 @@ def load_native(
         raise UserError(f"there is no checkpoint folder {folder}.")
     config = Qwen3Config.from_hf(read_json(folder / "config.json"))
     if not (folder / PARAMS).is_dir():
-        raise UserError(f"{folder} has no {PARAMS}/ folder; it is not a checkpoint that `qwen3 convert --to orbax` wrote.")
+        raise UserError(
+            f"{folder} has no {PARAMS}/ folder; it is not a checkpoint that `qwen3 convert --to orbax` wrote."
+        )
     if verify:
         verify_checksums(folder)
     with _reading(folder), ocp.StandardCheckpointer() as checkpointer:
@@ -109,12 +111,8 @@ def load_native(
     _check(stored, wanted, folder)
     with _reading(folder), ocp.StandardCheckpointer() as checkpointer:
         named = checkpointer.restore(folder / PARAMS, wanted)
-    graphdef, state = abstract(
-        lambda: Qwen3(
-            config, rngs=nnx.Rngs(0), dtype=compute, param_dtype=storage, placement=placement, scan_layers=scan_layers,
-            **options,
-        )  # fmt: skip
-    )
+    options |= dict(dtype=compute, param_dtype=storage, placement=placement, scan_layers=scan_layers)
+    graphdef, state = abstract(lambda: Qwen3(config, rngs=nnx.Rngs(0), **options))
     if not scan_layers:
         named = _unstack(named, config, _abstract(config, placement, storage, False))
     filled = [(path, variable.replace(named[_name(path)])) for path, variable in nnx.to_flat_state(state)]

@@ -51,6 +51,8 @@ class RunningSum:
         _at_least("running_sum.eval_problems", self.eval_problems, 1)
         _at_least("running_sum.min_digits", self.min_digits, 2)
         _at_least("running_sum.max_digits", self.max_digits, self.min_digits)
+        if self.max_digits > 26:
+            raise UserError(f"running_sum.max_digits is {self.max_digits}; there are 26 letters to name digits with")
         shares = (self.thinking, self.non_thinking, self.disabled, self.truncated)
         if min(shares) < 0 or sum(shares) <= 0:
             raise UserError(

@@ -1,10 +1,10 @@
 """Generated problems that need their steps: the last digit of a running sum.
 
-    Add these digits one by one and give the last digit of the sum: 7 3 9 2
-    thinking: 7 0 9 1          the running totals, modulo 10
+    Add these digits one by one and give the last digit of the sum: a7 b3 c9 d2
+    thinking: a7 b0 c9 d1      the running totals, modulo 10
     answer:   1
 
-Each step is one easy addition, all of them at once are not: without thinking a small model is at chance (10%, since
+The letters give every digit a name, so that a small model finds its place again. Each step is one easy addition, all of them at once are not: without thinking a small model is at chance (10%, since
 answers are uniform), with enough of it it is right, and because lengths are mixed, accuracy rises smoothly with the
 thinking budget. A problem depends on (seed, split, index) alone; a hash of its question decides whether it may be
 trained on, so train and eval questions are disjoint whatever the seeds.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+import string
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -70,10 +71,10 @@ def running_sum_problem(
     for _ in range(10_000):
         digits = [rng.randrange(10) for _ in range(rng.randint(min_digits, max_digits) - 1)]
         digits.append((answer - sum(digits)) % 10)
-        question = QUESTION + " ".join(map(str, digits))
+        question = QUESTION + _named(digits)
         if (_share(question) < eval_fraction) == (split == "eval"):
             totals = [sum(digits[: i + 1]) % 10 for i in range(len(digits))]
-            return Problem(question, " ".join(map(str, totals)), str(answer))
+            return Problem(question, _named(totals), str(answer))
     raise UserError(
         f"no {split} question with {min_digits} to {max_digits} digits and the answer {answer} "
         f"at eval_fraction {eval_fraction}"
@@ -100,8 +101,7 @@ def problem_record(problem: Problem, mode: Mode, *, cut: int = 0, stop_text: str
     """The problem as the body of a `records.Record`.
 
     Args:
-        cut: for `truncated`, how many characters of the thinking remain. Each is one token, a digit, a space or the
-            final newline, because Qwen's pre-tokeniser splits digits singly; generation may stop at any of them.
+        cut: for `truncated`, how many tokens of the thinking remain (see `step_tokens`); generation may stop at any.
     """
     if mode in ("thinking", "non_thinking"):
         return {"messages": problem_messages(problem, "thinking" if mode == "thinking" else "non_thinking")}
@@ -109,8 +109,13 @@ def problem_record(problem: Problem, mode: Mode, *, cut: int = 0, stop_text: str
     answer = {"text": problem.answer + END_OF_TURN, "loss": True}
     if mode == "disabled":
         return {"messages": messages, "completion": [{"text": "<think>\n\n</think>\n\n", "loss": False}, answer]}
-    thinking = {"text": "<think>\n" + (problem.steps + "\n")[:cut], "loss": True}
+    thinking = {"text": "<think>\n" + "".join(step_tokens(problem)[:cut]), "loss": True}
     return {"messages": messages, "completion": [thinking, {"text": stop_text, "loss": False}, answer]}
+
+
+def step_tokens(problem: Problem) -> list[str]:
+    """The thinking as the tokens it becomes: Qwen's pre-tokeniser cuts before a name, after it, and at the newline."""
+    return re.findall(r" ?[a-z]|\d|\n", problem.steps + "\n")
 
 
 class RunningSumRecords:
@@ -138,9 +143,13 @@ class RunningSumRecords:
         rng = random.Random(f"mode/{self._seed}/{self._split}/{index}")
         shares = [settings.thinking, settings.non_thinking, settings.disabled, settings.truncated]
         mode = rng.choices(MODES, shares)[0]
-        cut = rng.randint(0, len(problem.steps) + 1)
+        cut = rng.randint(0, len(step_tokens(problem)))
         body = problem_record(problem, mode, cut=cut, stop_text=settings.stop_text)
         return Record(f"synthetic:running_sum ({self._split} problem {index})", body)
+
+
+def _named(digits: list[int]) -> str:
+    return " ".join(f"{name}{digit}" for name, digit in zip(string.ascii_lowercase, digits, strict=False))
 
 
 def _share(question: str) -> float:

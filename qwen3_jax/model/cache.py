@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 
 
-@struct.dataclass
-class KVCache:
+class KVCache(struct.PyTreeNode):
     """A static cache of `capacity` slots per row.
 
     Attributes:

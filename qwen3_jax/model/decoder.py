@@ -55,7 +55,7 @@ class Block(nnx.Module):
         self.attention_norm = RMSNorm(config.hidden_size, "hidden", config, declare)
         self.attention = Attention(config, declare, placement)
         self.mlp_norm = RMSNorm(config.hidden_size, "hidden", config, declare)
-        self.mlp = (MoE if moe else MLP)(config, declare, placement)
+        self.mlp: MLP | MoE = (MoE if moe else MLP)(config, declare, placement)
         self.moe = moe
         self.stack = declare.stack
         self.placement = placement
@@ -64,7 +64,7 @@ class Block(nnx.Module):
         y_btd, cache = self.attention(self.attention_norm(x_btd), rope, slots_bt, segment_ids_bt, cache)
         x_btd = self.placement.constrain(x_btd + y_btd, ("batch", "length", "hidden"))
         stats = None
-        if self.moe:
+        if isinstance(self.mlp, MoE):
             valid_bt = None if segment_ids_bt is None else segment_ids_bt > 0
             y_btd, stats = self.mlp(self.mlp_norm(x_btd), valid_bt)
         else:

@@ -22,7 +22,7 @@ from qwen3_jax.checkpoint import load_model, load_tokenizer, save
 from qwen3_jax.checkpoint.hub import resolve
 from qwen3_jax.checkpoint.training import TrainCheckpoints
 from qwen3_jax.config import GenerationConfig, Qwen3Config, read_json
-from qwen3_jax.data import corpus_unigram_entropy, make_eval_batches, make_train_loader, training_texts
+from qwen3_jax.data import Batch, corpus_unigram_entropy, make_eval_batches, make_train_loader, training_texts
 from qwen3_jax.errors import UserError
 from qwen3_jax.evaluation import budget_curve
 from qwen3_jax.model import flatten
@@ -151,7 +151,8 @@ def _run(
                 paused = time.perf_counter()
                 losses = _evaluate(trainer, state, held_out)
                 if writer:
-                    writer.write(step, {f"eval.{name}": loss for name, loss in losses.items()})
+                    row = {f"eval.{name}": loss for name, loss in losses.items()}
+                    writer.write(step, row | {f"eval.{name}_unigram_entropy": entropy[name] for name in losses})
                     metrics.plot_loss(writer.path, run_dir / "loss.png", entropy)
                 parts = (f"{name} {loss:.3f} (unigram entropy {entropy[name]:.2f})" for name, loss in losses.items())
                 bar.print(f"step {step}: held-out loss {', '.join(parts)}")
@@ -179,7 +180,7 @@ def _log(step: int, steps: int, note: str, bar: Any) -> None:
         bar.print(f"step {step}/{steps}: {note}")
 
 
-def _evaluate(trainer: Trainer, state: TrainState, held_out: dict[str, list[Any]]) -> dict[str, float]:
+def _evaluate(trainer: Trainer, state: TrainState, held_out: dict[str, list[Batch]]) -> dict[str, float]:
     """Token-weighted cross-entropy of every source's held-out batches, in nats."""
     out = {}
     for name, rows in held_out.items():
@@ -189,7 +190,7 @@ def _evaluate(trainer: Trainer, state: TrainState, held_out: dict[str, list[Any]
     return out
 
 
-def _held_out(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, list[Any]]:
+def _held_out(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, list[Batch]]:
     """This process's rows of each source's held-out batches; sources that hold nothing out are left out."""
     hosts, host_index = jax.process_count(), jax.process_index()
     rows = config.data.batch_size // hosts
@@ -198,7 +199,7 @@ def _held_out(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, list[Any]]
     for source in config.data.sources:
         if source.eval_fraction > 0:
             batches = make_eval_batches(config.data, tokenizer, source.name, config.eval_batches)
-            out[source.name] = [{name: array[part] for name, array in batch.items()} for batch in batches]
+            out[source.name] = [jax.tree.map(lambda array: array[part], batch) for batch in batches]
     return out
 
 

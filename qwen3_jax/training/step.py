@@ -7,7 +7,7 @@ donates its state, so nothing is ever held twice.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -30,9 +30,9 @@ Batch = dict[str, jax.Array]
 class TrainState:
     """What a checkpoint holds: parameters, optimizer state, and the number of steps taken (int32)."""
 
-    params: Params
+    params: Any  # Params; shardings or shapes in a tree of the same form
     optimizer: Any
-    step: jax.Array
+    step: Any
 
 
 @struct.dataclass
@@ -95,13 +95,7 @@ class Trainer:
     ):
         self.config = config
         self.placement = placement
-        self._options = {
-            "dtype": model.dtype,
-            "param_dtype": model.param_dtype,
-            "scan_layers": model.scan_layers,
-            "remat": model.remat,
-            "placement": placement,
-        }
+        self._model = model
         self.structure = Structure(lambda: self._build(nnx.Rngs(0)))
         self.optimizer = make_optimizer(optimizer, steps)
         self._schedule = schedule(optimizer, steps)
@@ -112,17 +106,25 @@ class Trainer:
         self.evaluate: Callable[[Params, Batch], losses.Loss] = jax.jit(self._evaluate)
 
     def _build(self, rngs: nnx.Rngs) -> Qwen3:
-        return Qwen3(self.config, rngs=rngs, **self._options)
+        return Qwen3(
+            self.config,
+            rngs=rngs,
+            dtype=self._model.dtype,
+            param_dtype=self._model.param_dtype,
+            scan_layers=self._model.scan_layers,
+            remat=self._model.remat,
+            placement=self.placement,
+        )
 
     def _state_shardings(self) -> TrainState:
         """The optimizer's moments live with their parameter, counters everywhere."""
         params = self.structure.shardings(self.placement)
-        single = self.placement.mesh is None
-        everywhere = next(iter(params.values())) if single else NamedSharding(self.placement.mesh, PartitionSpec())
+        mesh = self.placement.mesh
+        everywhere = next(iter(params.values())) if mesh is None else NamedSharding(mesh, PartitionSpec())
         abstract = jax.eval_shape(self.optimizer.init, self.structure.shapes)
 
         def of(path: tuple, _leaf: Any) -> jax.sharding.Sharding:
-            return params.get(getattr(path[-1], "key", None), everywhere)
+            return params.get(str(getattr(path[-1], "key", None)), everywhere)
 
         return TrainState(params, jax.tree_util.tree_map_with_path(of, abstract), everywhere)
 
@@ -149,14 +151,14 @@ class Trainer:
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), plain, self.shardings
         )
 
-    def place(self, batch: dict[str, Any]) -> Batch:
+    def place(self, batch: Mapping[str, Any]) -> Batch:
         """Put this process's rows of the global batch on its devices.
 
         Raises:
             ShardingError: the rows do not divide over the mesh.
         """
         if self.placement.mesh is None:
-            return jax.device_put(batch)
+            return jax.device_put(dict(batch))
         rows, length = batch["tokens"].shape
         shape = (rows * jax.process_count(), length)
         sharding = self.placement.sharding(("batch", "length"), shape, "the global batch (data.batch_size)")

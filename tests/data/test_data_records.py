@@ -17,6 +17,7 @@ from qwen3_jax.data import (
     running_sum_problem,
     training_texts,
 )
+from qwen3_jax.data.reasoning import step_tokens
 from qwen3_jax.data.records import texts
 from qwen3_jax.text import STOP_TEXT, train_tokenizer
 
@@ -101,9 +102,9 @@ def test_truncated_and_disabled_problems_look_like_a_forced_stop_in_generation()
     problem = running_sum_problem(3, seed=1, min_digits=4, max_digits=4)
     prompt = TOK.apply_chat_template([{"role": "user", "content": problem.question}])
     stop = "\n\nTime is up.\n</think>\n\n"
-    for cut in range(len(problem.steps) + 2):
+    for cut in range(len(step_tokens(problem)) + 1):
         ((text, learned),) = rendered(problem_record(problem, "truncated", cut=cut, stop_text=stop))
-        thinking = "<think>\n" + (problem.steps + "\n")[:cut]
+        thinking = "<think>\n" + "".join(step_tokens(problem)[:cut])
         assert text == prompt + thinking + stop + problem.answer + "<|im_end|>"
         assert learned == thinking + problem.answer + "<|im_end|>"
     disabled = TOK.apply_chat_template([{"role": "user", "content": problem.question}], enable_thinking=False)
@@ -148,8 +149,8 @@ def test_texts_for_the_tokenizer_are_unrendered():
 
 
 def test_problems_under_the_real_tokenizer_are_what_generation_forces_and_samples():
-    """Every character of the thinking is one token, and a truncated problem is the prompt's ids, the thinking's, the
-    stop text's and the answer's, each encoded alone as generation does."""
+    """Every name, digit and newline of the thinking is one token; a truncated problem is the ids of prompt, thinking,
+    stop text and answer, each encoded alone as generation does."""
     config = DataConfig([Source("sums", "synthetic:running_sum")])
     tokenizer = train_tokenizer(training_texts(config, max_records=300), 330)
     problem = running_sum_problem(8)
@@ -158,13 +159,13 @@ def test_problems_under_the_real_tokenizer_are_what_generation_forces_and_sample
     stop = tokenizer.encode(STOP_TEXT)
     answer = [*tokenizer.encode(problem.answer), tokenizer.im_end_id]
     thinking = [tokenizer.think_start_id, *tokenizer.encode("\n"), *tokenizer.encode(problem.steps + "\n")]
-    assert len(thinking) == 2 + len(problem.steps) + 1
+    assert [tokenizer.decode([token]) for token in thinking[2:]] == step_tokens(problem)
 
     def encoded(body):
         (document,) = documents(Record("f", body), tokenizer, loss_on="assistant")
         return encode(document, tokenizer)
 
-    for cut in range(len(problem.steps) + 2):
+    for cut in range(len(step_tokens(problem)) + 1):
         found = encoded(problem_record(problem, "truncated", cut=cut))
         assert found.tokens.tolist() == prompt + thinking[: 2 + cut] + stop + answer
         assert found.loss.tolist() == [False] * len(prompt) + [True] * (2 + cut) + [False] * len(stop) + [True] * 2

@@ -1,0 +1,265 @@
+"""How `infer` shows answers: streamed text with dimmed thinking, whole text, JSON objects, a JSONL file.
+
+What is the answer proper goes to standard output; thinking (except on a terminal), timing and progress go to standard error.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import qwen3_jax
+from qwen3_jax.cli.inputs import Job
+from qwen3_jax.errors import UserError
+from qwen3_jax.generation import Delta, Generation, Timing
+from qwen3_jax.model import Qwen3
+from qwen3_jax.progress import progress_bar
+from qwen3_jax.text import Tokenizer
+
+_DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
+
+
+class Printer:
+    """Writes the deltas of one answer as they come.
+
+    On a terminal the thinking stands before the answer, dimmed (or between think tags where colours are off); elsewhere it
+    goes to standard error.
+    """
+
+    def __init__(self) -> None:
+        self._terminal = sys.stdout.isatty()
+        self._colours = self._terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        self._thinking_out: TextIO = sys.stdout if self._terminal else sys.stderr
+        self._kind = ""
+        self._open: set[int] = set()  # streams whose last line is not ended
+
+    def show(self, delta: Delta) -> None:
+        """Write one piece."""
+        if delta.kind == "end":
+            return
+        self._turn_to(delta.kind)
+        if delta.tool_call is not None:
+            self._write(sys.stdout, format_call(delta.tool_call))
+        elif delta.text:
+            self._write(self._thinking_out if delta.kind == "thinking" else sys.stdout, delta.text)
+
+    def finish(self) -> None:
+        """End the last line, and any dimming."""
+        self._turn_to("")
+        self._end_line(sys.stdout)
+
+    def _turn_to(self, kind: str) -> None:
+        """Close what was being written and open the next kind."""
+        if kind == self._kind:
+            return
+        if self._kind == "thinking":
+            self._end_line(self._thinking_out)
+            self._mark(_PLAIN if self._colours else "</think>\n")
+            self._mark("\n" if kind else "")
+        if kind == "tool_call" or (kind == "thinking" and self._terminal):
+            self._end_line(sys.stdout)
+        if kind == "thinking":
+            self._mark(_DIM if self._colours else "<think>\n")
+        self._kind = kind
+
+    def _mark(self, text: str) -> None:
+        """Set thinking off from the answer where both go to one terminal."""
+        if self._terminal:
+            sys.stdout.write(text)
+
+    def _end_line(self, out: TextIO) -> None:
+        if id(out) in self._open:
+            self._write(out, "\n")
+
+    def _write(self, out: TextIO, text: str) -> None:
+        out.write(text)
+        out.flush()
+        (self._open.discard if text.endswith("\n") else self._open.add)(id(out))
+
+
+def answer_one(
+    model: Qwen3,
+    tokenizer: Tokenizer,
+    job: Job,
+    options: dict[str, Any],
+    *,
+    as_json: bool,
+    stream: bool,
+    shown: bool = True,
+) -> bool:
+    """Answer one prompt (n times) on standard output; return False if Ctrl-C cut it short."""
+    timing = Timing()
+    results: list[Generation] = []
+    deltas = qwen3_jax.stream(model, tokenizer, [job.prompt], timing=timing, **options)
+    total = options["sampling"].n
+    printer = Printer() if shown and stream else None
+    partial: list[Delta] = []
+    done = True
+    try:
+        for delta in deltas:
+            partial.append(delta)
+            if printer is not None:
+                printer.show(delta)
+            if delta.result is None:
+                continue
+            results.append(delta.result)
+            if as_json and shown:
+                write_json(sys.stdout, record(delta, job, timing))
+    except KeyboardInterrupt:
+        done = False
+    if not shown:
+        return done
+    if printer is not None:
+        printer.finish()
+    elif not as_json:
+        _print_whole(partial, total)
+    report(timing, results, stopped=not done)
+    return done
+
+
+def _print_whole(deltas: list[Delta], total: int) -> None:
+    """Print what there is of each answer, in order."""
+    for sample in range(total):
+        if total > 1:
+            print(f"=== {sample + 1}/{total} ===", flush=True)
+        printer = Printer()
+        for delta in deltas:
+            if delta.sample == sample:
+                printer.show(delta)
+        printer.finish()
+
+
+def answer_batch(
+    model: Qwen3,
+    tokenizer: Tokenizer,
+    jobs: list[Job],
+    options: dict[str, Any],
+    batch_size: int,
+    output: Path | None,
+    shown: bool = True,
+) -> bool:
+    """Answer a file of prompts, one line of JSON each as soon as it is finished; return False if Ctrl-C cut it short.
+
+    Lines come in the order in which answers finish; "index" is the place of the prompt in the file.
+    """
+    timing, before = Timing(), Timing()  # of the run, and of the run before the batch at hand
+    results: list[Generation] = []
+    total = len(jobs) * options["sampling"].n
+    prompts = [job.prompt for job in jobs]
+    deltas = qwen3_jax.stream(model, tokenizer, prompts, batch_size=batch_size, timing=timing, **options)
+    done = True
+    with _opened(output) as out, progress_bar("answering", total, visible=None if shown else False) as bar:
+        try:
+            for delta in deltas:
+                if delta.result is None:
+                    continue
+                results.append(delta.result)
+                if shown:
+                    write_json(out, record(delta, jobs[delta.index], _since(timing, before)))
+                bar.advance()
+                if len(results) % batch_size == 0:
+                    before = dataclasses.replace(timing)
+        except KeyboardInterrupt:
+            done = False
+    if shown:
+        report(timing, results, stopped=not done)
+        if not done or output is not None:
+            where = "" if output is None else f" in {output}"
+            print(f"{len(results)} of {total} answers{where}", file=sys.stderr)
+    return done
+
+
+@contextlib.contextmanager
+def _opened(output: Path | None) -> Iterator[TextIO]:
+    if output is None:
+        yield sys.stdout
+        return
+    try:
+        file = open(output, "w", encoding="utf-8")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written ({error.strerror}).") from None
+    with file:
+        yield file
+
+
+def record(delta: Delta, job: Job, timing: Timing) -> dict[str, Any]:
+    """Return a finished answer as plain JSON values; `timing` is that of its batch until the answer was finished."""
+    result = delta.result
+    assert result is not None
+    logprobs = None
+    if result.logprobs is not None:
+        logprobs = [
+            {
+                "token_id": entry.token_id,
+                "logprob": entry.logprob,
+                "top": [{"token_id": token, "logprob": value} for token, value in entry.top],
+            }
+            for entry in result.logprobs
+        ]
+    out: dict[str, Any] = {} if job.id is None else {"id": job.id}
+    return out | {
+        "index": delta.index,
+        "sample": delta.sample,
+        "text": result.text,
+        "thinking": result.thinking,
+        "content": result.content,
+        "tool_calls": [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in result.tool_calls
+        ],
+        "token_ids": result.token_ids,
+        "forced_mask": result.forced_mask,
+        "logprobs": logprobs,
+        "finish_reason": result.finish_reason,
+        "usage": dataclasses.asdict(result.usage) | {"total_tokens": result.usage.total_tokens},
+        "timing": dataclasses.asdict(timing)
+        | {
+            "prefill_tokens_per_second": _rate(timing.prefill_tokens, timing.prefill_seconds),
+            "decode_tokens_per_second": _rate(timing.decode_tokens, timing.decode_seconds),
+        },
+    }
+
+
+def write_json(out: TextIO, value: dict[str, Any]) -> None:
+    """Write one line and flush it."""
+    out.write(json.dumps(value, ensure_ascii=False) + "\n")
+    out.flush()
+
+
+def format_call(call: Any) -> str:
+    """Return a tool call as the model writes it."""
+    return f'<tool_call>\n{{"name": {json.dumps(call.name)}, "arguments": {call.arguments}}}\n</tool_call>\n'
+
+
+def report(timing: Timing, results: list[Generation], stopped: bool = False) -> None:
+    """Print the timing summary on standard error. Times include compilation, which later calls of a process do not repeat."""
+    thinking = sum(result.usage.thinking_tokens for result in results)
+    forced = sum(result.usage.forced_tokens for result in results)
+    # Each answer's first token comes out of its prefill.
+    new = sum(result.usage.completion_tokens for result in results) if not stopped else timing.decode_tokens
+    parts = [
+        f"prompt {timing.prefill_tokens} tokens: {_speed(timing.prefill_tokens, timing.prefill_seconds)}",
+        f"answer {new} tokens: {_speed(timing.decode_tokens, timing.decode_seconds)}",
+        "stopped" if stopped else f"thinking {thinking}, forced {forced}",
+    ]
+    line = " | ".join(parts)
+    colours = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    print(f"{_DIM}{line}{_PLAIN}" if colours else line, file=sys.stderr, flush=True)
+
+
+def _speed(tokens: int, seconds: float) -> str:
+    rate = _rate(tokens, seconds)
+    return f"{seconds:.2f} s" if rate is None else f"{rate:.1f} tok/s ({seconds:.2f} s)"
+
+
+def _rate(tokens: int, seconds: float) -> float | None:
+    return tokens / seconds if seconds > 0 else None
+
+
+def _since(timing: Timing, before: Timing) -> Timing:
+    pairs = zip(dataclasses.astuple(timing), dataclasses.astuple(before), strict=True)
+    return Timing(*(now - then for now, then in pairs))

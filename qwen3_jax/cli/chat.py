@@ -1,0 +1,192 @@
+"""`infer --chat`: a conversation in the terminal.
+
+    python infer.py --model Qwen/Qwen3-0.6B --chat --thinking-budget 512
+
+Invariant: the history holds only whole turns (a user message and its answer), so the next prompt is always well-formed. The
+thinking of earlier turns is kept in the history and left out of the prompt by the chat template.
+"""
+
+import contextlib
+import re
+import sys
+from typing import Any
+
+import qwen3_jax
+from qwen3_jax.cli.answers import Printer, report
+from qwen3_jax.errors import UserError, nearest
+from qwen3_jax.generation import Generation, Timing
+from qwen3_jax.model import Qwen3
+from qwen3_jax.text import Tokenizer, soft_switch
+
+HELP = """\
+/think          think before answering, from now on
+/no_think       answer at once, from now on
+/budget N       at most N thinking tokens an answer; /budget off lifts the limit
+/reset          forget the conversation
+/exit           leave (so does Ctrl-D, or Ctrl-C at the prompt)
+/help           this list
+
+/think or /no_think inside a message is passed to the model, which obeys the last one it sees.
+Ctrl-C stops an answer; what was written of it stays in the conversation."""
+
+_COMMANDS = ("/think", "/no_think", "/budget", "/reset", "/exit", "/help")
+
+
+class Chat:
+    """The loop of a conversation.
+
+    Args:
+        model, tokenizer: from `qwen3_jax.load`.
+        system: a system message, or None.
+        options: keyword arguments of `qwen3_jax.stream`; their `enable_thinking` and `thinking_budget` are where it starts.
+        stream: show answers as they come.
+    """
+
+    def __init__(
+        self, model: Qwen3, tokenizer: Tokenizer, system: str | None, options: dict[str, Any], *, stream: bool
+    ):
+        self._model, self._tokenizer, self._stream = model, tokenizer, stream
+        self._options = dict(options)
+        self._thinks: bool | None = self._options.pop("enable_thinking")  # None: as the model and soft switches have it
+        self._budget: int | None = self._options.pop("thinking_budget")
+        self._start = [] if system is None else [{"role": "system", "content": system}]
+        self._history: list[dict[str, Any]] = list(self._start)
+
+    def run(self) -> int:
+        """Talk until the user leaves; return the exit code."""
+        if self._budget is not None and not self._tokenizer.supports_thinking:
+            raise UserError("--thinking-budget is given, but this model does not think; leave it out.")
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401 - gives input() editing and a history
+        if sys.stdin.isatty():
+            print("/help lists the commands, Ctrl-D leaves.", file=sys.stderr)
+        while True:
+            try:
+                line = input("> ").strip()
+            except (EOFError, KeyboardInterrupt):
+                print()
+                return 0
+            except UnicodeDecodeError as error:
+                self._say(f"that is not UTF-8 text ({error}).")
+                continue
+            if line == "/exit":
+                return 0
+            if line and not self._command(line):
+                self._turn(line)
+
+    def _command(self, line: str) -> bool:
+        """Carry out a command; return False for a message to the model."""
+        name, *rest = line.split()
+        if line in ("/think", "/no_think"):
+            if not self._tokenizer.supports_thinking:
+                self._say("this model does not think.")
+                return True
+            self._thinks = line == "/think"
+            self._say("thinking is on." if self._thinks else "thinking is off.")
+        elif name == "/budget":
+            self._set_budget(rest)
+        elif line == "/reset":
+            self._history = list(self._start)
+            self._say("the conversation is forgotten.")
+        elif line == "/help":
+            print(HELP, file=sys.stderr)
+        elif re.fullmatch(r"/\w+", line):
+            self._say(f"there is no command {line}.{nearest(line, _COMMANDS)} /help lists them.")
+        else:
+            return False
+        return True
+
+    def _set_budget(self, words: list[str]) -> None:
+        if not self._tokenizer.supports_thinking:
+            self._say("this model does not think.")
+        elif words in (["off"], ["none"]):
+            self._budget = None
+            self._say("the thinking budget is unlimited.")
+        elif len(words) == 1 and words[0].isdecimal():
+            self._budget = int(words[0])
+            self._say(f"the thinking budget is {self._budget} tokens.")
+        elif not words:
+            self._say(f"the thinking budget is {'unlimited' if self._budget is None else f'{self._budget} tokens'}.")
+        else:
+            self._say(f"/budget takes a whole number of 0 or more, or off; got {' '.join(words)!r}.")
+
+    def _turn(self, text: str) -> None:
+        """One message and its answer, which may call tools that the user plays."""
+        turn = [self._user(text)]
+        while True:
+            answer = self._answer(turn)
+            if answer is None:
+                return
+            turn.append(answer)
+            if not answer.get("tool_calls"):
+                self._history += turn
+                return
+            for call in answer["tool_calls"]:
+                try:
+                    result = input(f"result of {call['function']['name']}> ")
+                except (EOFError, KeyboardInterrupt):
+                    print()
+                    self._say("without the results the turn is forgotten.")
+                    return
+                turn.append({"role": "tool", "name": call["function"]["name"], "content": result})
+
+    def _user(self, text: str) -> dict[str, Any]:
+        message = {"role": "user", "content": text}
+        # The mode that /think set would lose against an older /no_think in the conversation: the model obeys the last one.
+        if self._thinks and soft_switch([message]) is None and soft_switch([*self._history, message]) is False:
+            message["content"] = f"{text} /think"
+        return message
+
+    def _mode(self, message: dict[str, Any]) -> dict[str, Any]:
+        """What the template and the budget are told for this turn; a switch inside the message goes first."""
+        if self._thinks is False and soft_switch([message]) is None:
+            return {"enable_thinking": False}
+        return {"thinking_budget": self._budget}
+
+    def _answer(self, turn: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """Generate and show an answer; None if there is nothing of it to keep."""
+        timing, printer = Timing(), Printer()
+        pieces: dict[str, list[str]] = {"thinking": [], "content": []}
+        shown = []
+        result: Generation | None = None
+        try:
+            deltas = qwen3_jax.stream(
+                self._model, self._tokenizer, [[*self._history, *turn]], timing=timing, **self._mode(turn[0]),
+                **self._options,
+            )  # fmt: skip
+            for delta in deltas:
+                if self._stream:
+                    printer.show(delta)
+                shown.append(delta)
+                if delta.kind in pieces:
+                    pieces[delta.kind].append(delta.text)
+                result = delta.result or result
+        except KeyboardInterrupt:
+            pass
+        except UserError as error:
+            self._say(str(error))
+            if "maximum context length" in str(error) and self._history != self._start:
+                self._say("/reset makes room.")
+            return None
+        if not self._stream:
+            for delta in shown:
+                printer.show(delta)
+        printer.finish()
+        report(timing, [] if result is None else [result], stopped=result is None)
+        thinking, content = "".join(pieces["thinking"]), "".join(pieces["content"])
+        if result is None and not content.strip():
+            self._say("stopped before the answer began; the turn is forgotten.")
+            return None
+        message: dict[str, Any] = {"role": "assistant", "content": content}
+        if thinking:
+            message["reasoning_content"] = thinking
+        if result is not None and result.tool_calls:
+            message["tool_calls"] = [
+                {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in result.tool_calls
+            ]
+        return message
+
+    @staticmethod
+    def _say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)

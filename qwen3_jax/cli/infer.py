@@ -1,0 +1,227 @@
+"""Answer prompts with a Qwen3 model, under a thinking budget.
+
+    python infer.py --model Qwen/Qwen3-0.6B --prompt "What is 7 * 8?" --thinking-budget 256
+    python infer.py --model DIR --chat
+    echo "Name three colours." | python infer.py --model DIR --json
+    python infer.py --model DIR --messages questions.jsonl --output answers.jsonl --batch-size 16
+    python infer.py --model Qwen/Qwen3-8B --mesh tensor=4 --dtype bfloat16 --prompt "Hello"
+
+The answer goes to standard output; a timing summary goes to standard error. On a terminal the answer streams, its thinking
+dimmed. Elsewhere the thinking goes to standard error, so that a pipe or file receives the answer alone.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qwen3_jax.cli.common import INTERRUPTED, Parser, guarded, whole_number
+from qwen3_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from qwen3_jax.generation import Sampling
+    from qwen3_jax.model import Qwen3
+    from qwen3_jax.text import Tokenizer
+
+DEFAULT_BATCH_SIZE = 8
+
+
+def main(argv: list[str] | None = None, prog: str = "qwen3 infer") -> int:
+    """Run `infer`; return the exit code."""
+    parser = _parser(prog)
+    args = parser.parse_args(argv)
+    _check_together(parser, args)
+    return guarded(prog, lambda: _run(args))
+
+
+def _parser(prog: str) -> Parser:
+    parser = Parser(prog=prog, description=__doc__)
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR|ID", help="checkpoint folder, or hub repository (Qwen/Qwen3-0.6B)")
+    add("--revision", metavar="REV", help="branch, tag or commit of a hub repository")
+
+    add = parser.add_argument_group(
+        "input (one of these; otherwise the prompt is read from standard input)"
+    ).add_argument
+    add("--prompt", metavar="TEXT", help="what the user says")
+    add(
+        "--messages", type=Path, metavar="FILE",
+        help="JSON: a list of messages, answered once. JSONL: batch mode, one conversation per line, as a list of "
+        'messages, {"messages": [...]} or {"prompt": TEXT}, with an optional "id"; gives one line of JSON per answer',
+    )  # fmt: skip
+    add("--chat", action="store_true", help="talk in turns; /help there lists the commands")
+    add("--raw", action="store_true", help="continue the text of the prompt as it is, without the chat template")
+    add("--system", metavar="TEXT", help="a system message to begin with")
+    add(
+        "--tools",
+        type=Path,
+        metavar="FILE",
+        help="JSON list of functions that may be called, as OpenAI's API takes them",
+    )
+
+    add = parser.add_argument_group("thinking").add_argument
+    add(
+        "--thinking-budget",
+        type=whole_number(0),
+        metavar="N",
+        help="most thinking tokens; 0 is none (default: no limit)",
+    )
+    add("--no-thinking", action="store_true", help="answer without thinking")
+
+    add = parser.add_argument_group("sampling (defaults: the checkpoint's generation_config.json)").add_argument
+    add("--max-new-tokens", type=whole_number(1), metavar="N", help="longest answer, thinking included")
+    add("--temperature", type=float, metavar="T", help="0 is greedy")
+    add("--top-k", type=int, metavar="K", help="keep the K likeliest tokens; 0 keeps all")
+    add("--top-p", type=float, metavar="P", help="keep the likeliest tokens that reach probability P")
+    add("--min-p", type=float, metavar="P", help="drop tokens below P times the likeliest one's probability")
+    add("--presence-penalty", type=float, metavar="X", default=0.0, help="-2 to 2, against repetition")
+    add("--repetition-penalty", type=float, metavar="X", help="above 1 against repetition")
+    add("--seed", type=int, metavar="N", help="makes the answer repeatable")
+    add("--stop", action="append", default=[], metavar="TEXT", help="ends the answer; may be given several times")
+    add("--n", type=whole_number(1), default=1, metavar="N", help="answers per prompt")
+    add("--logprobs", type=int, metavar="N", help="report log probabilities and N alternatives (with --json or JSONL)")
+
+    add = parser.add_argument_group("output").add_argument
+    add(
+        "--stream", action=argparse.BooleanOptionalAction,
+        help="print the answer as it comes (default: when standard output is a terminal)",
+    )  # fmt: skip
+    add(
+        "--json", action="store_true",
+        help="one JSON object per answer: text, thinking, content, tool_calls, token_ids, forced_mask, logprobs, "
+        "finish_reason, usage, timing",
+    )  # fmt: skip
+    add(
+        "--output", type=Path, metavar="FILE", help="batch mode: write the answers here, each as soon as it is finished"
+    )
+    add("--overwrite", action="store_true", help="replace the --output file if it exists")
+    add(
+        "--batch-size", type=whole_number(1), metavar="N",
+        help=f"batch mode: answers decoded together (default {DEFAULT_BATCH_SIZE})",
+    )  # fmt: skip
+
+    add = parser.add_argument_group("devices").add_argument
+    add(
+        "--mesh", metavar="AXES",
+        help="spread the model, as data=2,tensor=4; axes: replica, data, expert, context, tensor; -1 on one of them is "
+        "all devices that are left (default: one device)",
+    )  # fmt: skip
+    add(
+        "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto",
+        help="type of weights and activations (auto: float32 on CPU, else bfloat16)",
+    )  # fmt: skip
+    return parser
+
+
+def _check_together(parser: Parser, args: argparse.Namespace) -> None:
+    """Refuse options that exclude each other, or would have no effect, by name."""
+    given = {name for name, value in vars(args).items() if value not in (None, False, [], parser.get_default(name))}
+    batch = _is_batch(args)
+
+    def refuse(option: str, others: tuple[str, ...], why: str = "leave one of them out") -> None:
+        for other in others:
+            if option in given and other in given:
+                names = [f"--{name.replace('_', '-')}" for name in (option, other)]
+                parser.error(f"{names[0]} does not go with {names[1]}: {why}")
+
+    refuse("prompt", ("messages", "chat"))
+    refuse("messages", ("chat",))
+    refuse("raw", ("system", "tools", "chat"), "it leaves the chat template out")
+    refuse("no_thinking", ("thinking_budget",))
+    refuse("chat", ("json", "n", "logprobs", "output", "overwrite", "batch_size"), "a chat shows one answer at a time")
+    if not batch:
+        for option in ("output", "overwrite", "batch_size"):
+            if option in given:
+                parser.error(f"--{option.replace('_', '-')} is for batch mode, --messages FILE.jsonl")
+    if "overwrite" in given and "output" not in given:
+        parser.error("--overwrite needs --output")
+    if args.stream:
+        whole = "it prints whole answers"
+        for option, shown in (("json", "--json"), ("n", "--n"), ("output", "--output")):
+            if option in given:
+                parser.error(f"--stream does not go with {shown}: {whole}")
+        if batch:
+            parser.error(f"--stream does not go with batch mode: {whole}")
+    if "logprobs" in given and not (args.json or batch):
+        parser.error("--logprobs is shown only with --json or in batch mode")
+
+
+def _is_batch(args: argparse.Namespace) -> bool:
+    return args.messages is not None and args.messages.suffix == ".jsonl"
+
+
+def _run(args: argparse.Namespace) -> int:
+    from qwen3_jax.cli import inputs
+
+    batch = _is_batch(args)
+    if batch:
+        jobs = inputs.read_jsonl(args.messages, args.system, args.raw)
+        if args.output is not None:
+            inputs.check_output(args.output, args.overwrite)
+    elif args.chat:
+        jobs = []
+    else:
+        jobs = [inputs.read_one(args.prompt, args.messages, args.system, args.raw)]
+    tools = None if args.tools is None else inputs.read_tools(args.tools)
+    axes = None if args.mesh is None else inputs.read_mesh(args.mesh)
+
+    import jax
+
+    import sharding
+
+    if axes is not None:
+        sharding.initialize()  # no effect for a single process
+    sampling = _sampling(args)
+    mesh = None if axes is None else sharding.make_mesh(**axes)
+    if args.chat and jax.process_count() > 1:
+        raise UserError("--chat needs a single process; this run has several.")
+    model, tokenizer = _load(args, mesh)
+    options: dict[str, Any] = dict(
+        sampling=sampling,
+        max_new_tokens=args.max_new_tokens,
+        enable_thinking=False if args.no_thinking else None,
+        thinking_budget=args.thinking_budget,
+        tools=tools,
+    )
+    from qwen3_jax.cli.answers import answer_batch, answer_one
+
+    stream = sys.stdout.isatty() and not args.json and args.n == 1 if args.stream is None else args.stream
+    if args.chat:
+        from qwen3_jax.cli.chat import Chat
+
+        return Chat(model, tokenizer, args.system, options, stream=args.stream is not False).run()
+    shown = jax.process_index() == 0
+    if batch:
+        size = args.batch_size or DEFAULT_BATCH_SIZE
+        done = answer_batch(model, tokenizer, jobs, options, size, args.output, shown)
+    else:
+        done = answer_one(model, tokenizer, jobs[0], options, as_json=args.json, stream=stream, shown=shown)
+    return 0 if done else INTERRUPTED
+
+
+def _sampling(args: argparse.Namespace) -> "Sampling":
+    from qwen3_jax.generation import Sampling
+
+    names = (
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "presence_penalty",
+        "repetition_penalty",
+        "seed",
+        "logprobs",
+        "n",
+    )
+    return Sampling(stop=tuple(args.stop), **{name: getattr(args, name) for name in names})
+
+
+def _load(args: argparse.Namespace, mesh: Any) -> "tuple[Qwen3, Tokenizer]":
+    from qwen3_jax.checkpoint import load
+    from qwen3_jax.kernels.platform import default_compute_dtype
+
+    dtype = default_compute_dtype() if args.dtype == "auto" else args.dtype
+    model, tokenizer = load(args.model, dtype=dtype, mesh=mesh, revision=args.revision)
+    if tokenizer is None:
+        raise UserError(f"{args.model} has no tokenizer files (tokenizer.json); text cannot be read or written.")
+    return model, tokenizer

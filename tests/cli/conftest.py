@@ -1,0 +1,41 @@
+"""A tiny random checkpoint on disk, and a way to run a command in this process."""
+
+import dataclasses
+
+import pytest
+import tiny_models
+
+import qwen3_jax
+from qwen3_jax.cli.infer import main
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A checkpoint whose answers end by themselves."""
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    qwen3_jax.save(tiny_models.model(), tiny_models.tokenizer(), path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def endless(tmp_path_factory):
+    """A checkpoint whose answers end only at --max-new-tokens, which may be large."""
+    path = tmp_path_factory.mktemp("model") / "endless"
+    model, _ = qwen3_jax.load(qwen3_jax.save(tiny_models.model(eos=False), tiny_models.tokenizer(), path))
+    model.config = dataclasses.replace(model.config, max_position_embeddings=100_000)
+    return str(qwen3_jax.save(model, tiny_models.tokenizer(), path, overwrite=True))
+
+
+@pytest.fixture
+def infer(capsys):
+    """Run `infer` in this process; return (exit code, standard output, standard error)."""
+
+    def run(*argv):
+        try:
+            code = main([str(word) for word in argv])
+        except SystemExit as exit:
+            code = exit.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run

@@ -1,0 +1,408 @@
+"""Sampling against a statement in NumPy: kept sets, frequencies, penalties, log probabilities, seeds, stop texts."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+import scipy.stats
+import tiny_models
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import qwen3_jax
+from qwen3_jax import GenerationConfig, Sampling, UserError
+from qwen3_jax.generation.answer import Answer
+from qwen3_jax.generation.sampling import SamplingRows, penalise, sample
+
+TOK = tiny_models.tokenizer()
+DRAWS = 20_000
+SIZE = 100  # tokens: more than the partial sort takes
+
+
+def expected_probabilities(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """Temperature, then the k most likely, then the fewest that reach top_p, then those near the most likely one."""
+    scaled = logits.astype(np.float64) / sampling.temperature
+    probs = np.exp(scaled - scaled.max())
+    order = np.argsort(-probs, kind="stable")
+    probs = probs[order]
+    if sampling.top_k:
+        probs[sampling.top_k :] = 0
+    probs /= probs.sum()
+    if sampling.top_p < 1:
+        probs[1 + np.searchsorted(np.cumsum(probs), sampling.top_p) :] = 0
+    probs[probs < sampling.min_p * probs[0]] = 0
+    out = np.empty_like(probs)
+    out[order] = probs / probs.sum()
+    return out
+
+
+jitted_sample = jax.jit(sample)
+
+
+@functools.cache
+def draw_settings() -> list[Sampling]:
+    base = dict(top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
+    changes = [
+        dict(temperature=1.0),
+        dict(temperature=0.6),
+        dict(temperature=2.5),
+        dict(temperature=1.0, top_k=1),
+        dict(temperature=1.5, top_k=7),
+        dict(temperature=3.0, top_k=64),
+        dict(temperature=3.0, top_k=65),
+        dict(temperature=1.0, top_k=1000),
+        dict(temperature=1.0, top_p=0.8),
+        dict(temperature=1.0, top_p=1e-9),
+        dict(temperature=1.0, min_p=0.1),
+        dict(temperature=1.0, min_p=1.0),
+        dict(temperature=0.6, top_k=20, top_p=0.95),
+        dict(temperature=2.0, top_k=30, top_p=0.9, min_p=0.05),
+        dict(temperature=2.0, top_k=80, top_p=0.9, min_p=0.02),
+    ]
+    return [Sampling(**(base | change), seed=11) for change in changes]
+
+
+def assert_drawn_from(tokens: np.ndarray, probs: np.ndarray) -> None:
+    """No token without probability, every likely one, and frequencies that chi-square does not tell apart."""
+    counts = np.bincount(tokens, minlength=len(probs))
+    assert counts[probs == 0].sum() == 0
+    assert (counts[probs > 20 / DRAWS] > 0).all()
+    common = probs * DRAWS >= 5
+    seen = np.append(counts[common], counts[~common].sum())
+    wanted = np.append(probs[common], probs[~common].sum()) * DRAWS
+    keep = wanted > 0
+    if keep.sum() > 1:
+        assert scipy.stats.chisquare(seen[keep], wanted[keep] * seen.sum() / wanted[keep].sum()).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("setting", draw_settings(), ids=lambda s: f"t{s.temperature}-k{s.top_k}-p{s.top_p}-m{s.min_p}")
+def test_draws_follow_the_distribution(setting):
+    """Over seeds at one position, and over the positions of one seed."""
+    logits = np.random.default_rng(3).normal(size=SIZE).astype(np.float32) * 2
+    probs = expected_probabilities(logits, setting)
+    many = np.broadcast_to(logits, (DRAWS, SIZE))
+    rows = SamplingRows.of([setting], [0])
+    rows = jax.tree.map(lambda x: np.broadcast_to(x, (DRAWS, *x.shape[1:])), rows)
+    over_positions = jitted_sample(many, rows, np.arange(DRAWS, dtype=np.int32))
+    assert_drawn_from(np.asarray(over_positions), probs)
+    keys = SamplingRows.of([Sampling(temperature=0, top_k=0, top_p=1, min_p=0, repetition_penalty=1, seed=s) for s in range(2000)], [0] * 2000).key  # noqa: E501  # fmt: skip
+    keys = np.concatenate([keys ^ np.uint32(i * 7919) for i in range(DRAWS // 2000)])
+    over_seeds = jitted_sample(many, rows.replace(key=keys), np.full(DRAWS, 5, np.int32))
+    assert_drawn_from(np.asarray(over_seeds), probs)
+
+
+def row_settings():
+    return st.builds(
+        Sampling,
+        temperature=st.one_of(st.just(0.0), st.floats(0.05, 5)),
+        top_k=st.sampled_from([0, 1, 3, 20, 63, 64, 65, 99, 100, 2**40]),
+        top_p=st.floats(0.01, 1),
+        min_p=st.floats(0, 1),
+        repetition_penalty=st.floats(0.5, 2),
+        presence_penalty=st.floats(-2, 2),
+        seed=st.integers(0, 2**63 - 1),
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=st.lists(row_settings(), min_size=4, max_size=4), seed=st.integers(0, 2**32 - 1))
+def test_a_row_depends_on_itself_alone_and_stays_in_its_kept_set(rows, seed):
+    """Its own settings decide between the partial and the full sort, the penalties and greedy: never a neighbour's."""
+    random = np.random.default_rng(seed)
+    rows = [row.resolve(GenerationConfig()) for row in rows]
+    logits = random.normal(size=(4, SIZE)).astype(np.float32) * 3
+    in_prompt, in_answer = random.random((2, 4, SIZE)) < 0.2
+    position = random.integers(0, 1000, 4).astype(np.int32)
+
+    def run(settings_of_rows):
+        arrays = SamplingRows.of(settings_of_rows, range(4))
+        shaped = jitted_penalise(logits, arrays, in_prompt, in_answer)
+        return np.asarray(shaped), np.asarray(jitted_sample(shaped, arrays, position))
+
+    shaped, together = run(rows)
+    for i, row in enumerate(rows):
+        plain = logits[i].astype(np.float64)
+        seen = in_prompt[i] | in_answer[i]
+        plain = np.where(seen, np.where(plain > 0, plain / row.repetition_penalty, plain * row.repetition_penalty), plain)
+        plain -= row.presence_penalty * in_answer[i]
+        np.testing.assert_allclose(shaped[i], plain, rtol=1e-5, atol=1e-5)
+        if row.temperature == 0:
+            assert together[i] == shaped[i].argmax()
+        else:
+            # The kept set on either side of rounding at its edges.
+            wide = Sampling(
+                temperature=row.temperature, top_k=row.top_k, top_p=min(row.top_p + 1e-5, 1), min_p=row.min_p * 0.9999
+            )
+            assert expected_probabilities(shaped[i], wide)[together[i]] > 0
+        for neighbour in (
+            Sampling(temperature=0, seed=1),
+            Sampling(temperature=1, top_k=0, presence_penalty=1, repetition_penalty=1.7, seed=1),
+            Sampling(temperature=1, top_k=5, seed=1),
+        ):
+            others = [row if j == i else neighbour.resolve(GenerationConfig()) for j in range(4)]
+            assert run(others)[1][i] == together[i]
+
+
+jitted_penalise = jax.jit(penalise)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-45, 1e-40, 1.2e-38, 1e-30, 1e-6])
+@pytest.mark.parametrize("top_k", [0, 20])
+def test_a_tiny_temperature_is_greedy(temperature, top_k):
+    logits = np.random.default_rng(0).normal(size=(4, SIZE)).astype(np.float32) * 20
+    logits[0, 3] = -np.inf
+    row = Sampling(temperature=temperature, top_k=top_k, seed=0).resolve(GenerationConfig())
+    neighbour = Sampling(temperature=1.0, seed=0).resolve(GenerationConfig())
+    tokens = jitted_sample(logits, SamplingRows.of([row, row, row, neighbour], [0] * 4), np.zeros(4, np.int32))
+    assert np.asarray(tokens)[:3].tolist() == logits[:3].argmax(axis=-1).tolist()
+
+
+def test_top_p_1_keeps_the_tail():
+    """Though a float32 sum of the tokens before it may reach 1."""
+    probs = np.full(SIZE, 1e-9)
+    probs[0] = 1.0
+    logits = np.log(probs / probs.sum()).astype(np.float32)
+    rows = SamplingRows.of([Sampling(temperature=8.0, top_k=0, seed=2).resolve(GenerationConfig())], [0])
+    rows = jax.tree.map(lambda x: np.broadcast_to(x, (DRAWS, *x.shape[1:])), rows)
+    tokens = jitted_sample(np.broadcast_to(logits, (DRAWS, SIZE)), rows, np.arange(DRAWS, dtype=np.int32))
+    assert len(np.unique(tokens)) == SIZE
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_penalties_and_log_probabilities_of_whole_answers(seed):
+    """Greedy under penalties, and the reported log probabilities, from a plain forward pass over the finished answer."""
+    model = tiny_models.model(seed, eos=False)
+    prompts = [TOK.encode("<think>What function"), TOK.encode("2 + 3?"), [TOK.think_start_id] * 3]
+    rows = [
+        Sampling(temperature=0, repetition_penalty=1.4, presence_penalty=0.7, logprobs=3),
+        Sampling(temperature=0.8, top_k=5, seed=4, repetition_penalty=1.2, logprobs=20),
+        Sampling(temperature=0, presence_penalty=-0.5, logprobs=0),
+    ]
+    results = qwen3_jax.generate(
+        model, TOK, prompts, sampling=rows, max_new_tokens=40, thinking_budget=[9, None, None]
+    )
+    for prompt, row, result in zip(prompts, rows, results, strict=True):
+        logits = tiny_models.next_token_logits(model, prompt, result.token_ids)
+        assert len(result.logprobs) == len(result.token_ids) == 40
+        exact = logits.astype(np.float64)
+        log = exact - np.log(np.exp(exact - exact.max(-1, keepdims=True)).sum(-1, keepdims=True)) - exact.max(-1, keepdims=True)
+        for i, (token, forced, reported) in enumerate(
+            zip(result.token_ids, result.forced_mask, result.logprobs, strict=True)
+        ):
+            assert reported.token_id == token
+            assert abs(reported.logprob - log[i, token]) < 1e-4
+            assert len(reported.top) == row.logprobs
+            best = np.sort(log[i])[::-1][: row.logprobs]
+            np.testing.assert_allclose([value for _, value in reported.top], best, atol=1e-4)
+            np.testing.assert_allclose([log[i, t] for t, _ in reported.top], best, atol=1e-4)
+            if row.temperature == 0 and not forced:
+                shaped = exact[i].copy()
+                seen = np.isin(np.arange(len(shaped)), prompt + result.token_ids[:i])
+                factor = row.repetition_penalty or 1.0
+                shaped = np.where(seen, np.where(shaped > 0, shaped / factor, shaped * factor), shaped)
+                shaped[list(set(result.token_ids[:i]))] -= row.presence_penalty
+                if any(result.forced_mask[:i]):
+                    shaped[TOK.think_start_id] = -np.inf
+                assert shaped[token] >= shaped.max() - 1e-4
+    assert any(results[0].forced_mask)
+    plain = qwen3_jax.generate(model, TOK, prompts[:1], sampling=Sampling(temperature=0), max_new_tokens=5)
+    assert plain[0].logprobs is None
+
+
+def test_n_answers_differ_and_repeat():
+    model = tiny_models.model(5)
+    prompts = [[{"role": "user", "content": "Hi"}], "What"]
+    options = dict(max_new_tokens=30, thinking_budget=3)
+
+    def generate(n, **more):
+        sampling = Sampling(temperature=2.0, top_k=0, seed=8, n=n)
+        return qwen3_jax.generate(model, TOK, prompts, sampling=sampling, **options, **more)
+
+    three = generate(3)
+    assert three == generate(3) == generate(3, batch_size=2)
+    for result in three:
+        samples = [result, *result.others]
+        assert len(samples) == 3
+        assert all(not other.others for other in result.others)
+        assert len({tuple(s.token_ids) for s in samples}) == 3
+    for one, many in zip(generate(1), three, strict=True):
+        assert one.token_ids == many.token_ids
+        assert one.others == ()
+    unseeded = [
+        qwen3_jax.generate(model, TOK, prompts[1:] * 2, sampling=Sampling(temperature=2.0), max_new_tokens=30)
+        for _ in range(2)
+    ]
+    assert len({tuple(result.token_ids) for results in unseeded for result in results}) == 4
+
+
+def test_defaults_come_from_the_generation_config():
+    config = GenerationConfig(do_sample=True, temperature=0.6, top_k=20, top_p=0.95, repetition_penalty=1.05)
+    filled = Sampling(seed=1).resolve(config)
+    assert (filled.temperature, filled.top_k, filled.top_p, filled.min_p) == (0.6, 20, 0.95, 0.0)
+    assert (filled.repetition_penalty, filled.presence_penalty, filled.seed) == (1.05, 0.0, 1)
+    assert filled.resolve(GenerationConfig()) == filled
+    own = Sampling(temperature=0.9, top_k=0, top_p=1, min_p=0.1, repetition_penalty=1.0).resolve(config)
+    assert (own.temperature, own.top_k, own.top_p, own.min_p, own.repetition_penalty) == (0.9, 0, 1, 0.1, 1.0)
+    assert Sampling().resolve(GenerationConfig(temperature=0.6)).temperature == 0
+    assert Sampling().resolve(GenerationConfig(do_sample=True)).temperature == 1
+    assert Sampling(top_p=0.9).resolve(GenerationConfig()).temperature == 1
+    with pytest.raises(UserError, match="'top_p' is 7"):
+        Sampling().resolve(GenerationConfig(top_p=7))
+    # ... and the model's own reach the tokens: the same as when they are spelt out.
+    model = tiny_models.model(6)
+    original = model.generation_config
+    prompt = ["<think>What"]
+    try:
+        model.generation_config = GenerationConfig(
+            do_sample=True, temperature=1.3, top_k=4, max_new_tokens=17, eos_token_id=(tiny_models.VOCABULARY,)
+        )
+        (implied,) = qwen3_jax.generate(model, TOK, prompt, sampling=Sampling(seed=3))
+    finally:
+        model.generation_config = original
+    stated = Sampling(temperature=1.3, top_k=4, seed=3)
+    (expected,) = qwen3_jax.generate(tiny_models.model(6, eos=False), TOK, prompt, sampling=stated, max_new_tokens=17)
+    assert implied == expected
+    assert len(implied.token_ids) == 17
+
+
+BAD = {
+    "temperature": [-0.1, float("inf"), float("nan"), "1", True],
+    "top_k": [-1, 1.5, 20.0, float("inf"), float("nan"), "20", True],
+    "top_p": [0, -0.5, 1.01, float("nan"), "1", True],
+    "min_p": [-0.1, 1.1, float("nan")],
+    "presence_penalty": [-2.1, 2.1, None, float("nan"), "0"],
+    "repetition_penalty": [0, -1, float("inf"), float("nan")],
+    "seed": [-1, 2**63, 1.0, float("inf"), "0", True],
+    "logprobs": [-1, 21, 2.0, True],
+    "n": [0, -1, 2.0, None, True],
+    "stop": ["", ["a", ""], [3], 5, None, b"a"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
+def test_a_setting_out_of_range_is_refused_by_name(name, value):
+    with pytest.raises(UserError, match=f"sampling option '{name}'"):
+        Sampling(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        dict(temperature=0), dict(temperature=np.float32(0.5)), dict(top_k=0), dict(top_k=np.int64(3)), dict(top_p=1),
+        dict(min_p=0), dict(min_p=1), dict(presence_penalty=-2), dict(presence_penalty=2), dict(seed=2**63 - 1),
+        dict(logprobs=0), dict(logprobs=20), dict(n=1), dict(stop="a"), dict(stop=["a", "b"]), dict(stop=[]),
+    ],
+)  # fmt: skip
+def test_the_ends_of_each_range_are_taken(setting):
+    Sampling(**setting)
+
+
+# --- Answers as they grow -------------------------------------------------------------------------------------------
+
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+PIECES = st.sampled_from(
+    ["<think>", "</think>", "\n", "\n\n", "ab", "abab", "b", "aé", "漢字", "🙂", " ", "<", "think>", CALL, "<|im_end|>"]
+)
+STOPS = st.lists(st.sampled_from(["a", "ab", "bab", "abab", "é", "字", "\n\n", "</think>", "<", "zz"]), max_size=3)
+
+
+def feed(answer: Answer, ids: list[int]):
+    deltas = []
+    for token in ids:
+        deltas += answer.add(token, False, False, None)
+        if answer.result is not None:
+            break
+    return deltas
+
+
+def assert_deltas_make_the_result(deltas, result, in_thinking=False) -> None:
+    assert [delta.kind for delta in deltas if delta.result is not None] == ["end"]
+    assert deltas[-1].result is result
+    joined = {kind: "".join(d.text for d in deltas if d.kind == kind) for kind in ("thinking", "content")}
+    assert joined["content"] == result.content
+    assert joined["thinking"] == (result.thinking or "")
+    assert tuple(d.tool_call for d in deltas if d.kind == "tool_call") == result.tool_calls
+    assert all(delta.text for delta in deltas if delta.kind in ("thinking", "content"))
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    pieces=st.lists(PIECES, min_size=1, max_size=12),
+    stop=STOPS,
+    in_thinking=st.booleans(),
+    tools=st.booleans(),
+    split=st.booleans(),
+    cut=st.integers(0, 5),
+)
+def test_answers_are_cut_at_stop_texts_and_stream_what_they_say(pieces, stop, in_thinking, tools, split, cut):
+    ids = [
+        i for piece in pieces
+        for i in (TOK.encode(piece) if not split or piece in ("<think>", "</think>", "<|im_end|>")
+                  else [i for byte in piece.encode() for i in _byte_ids(byte)])
+    ]  # fmt: skip
+    ids = ids[: max(1, len(ids) - cut)]  # may end inside a character, a tag or a call
+    eos = frozenset([TOK.im_end_id])
+    answer = Answer(TOK, 1, len(ids), eos, tuple(stop), in_thinking, tools, None)
+    deltas = feed(answer, ids)
+    result = answer.result
+    assert_deltas_make_the_result(deltas, result)
+
+    # Read by itself: token after token until an end token, a stop text or the limit.
+    text, reason, taken = "", "length", 0
+    detokenizer = TOK.detokenizer(skip_special_tokens=True)
+    for taken, token in enumerate(ids, start=1):  # noqa: B007
+        text += detokenizer.add(token)
+        if token in eos:
+            reason = "stop"
+            break
+        if any(s in text for s in stop):
+            break
+    if not any(s in text for s in stop):
+        text += detokenizer.flush()
+    ends = [(text.index(s) + len(s), text.index(s)) for s in stop if s in text]
+    if ends:
+        text, reason = text[: min(ends)[1]], "stop"
+    assert result.token_ids == ids[:taken]
+    assert result.text == text
+    parsed = qwen3_jax.text.parse(text, in_thinking, tools)
+    assert (result.thinking, result.content, result.tool_calls) == (parsed.thinking, parsed.content, parsed.tool_calls)
+    assert result.finish_reason == ("tool_calls" if reason == "stop" and parsed.tool_calls else reason)
+    assert answer.add(5, False, False, None) == []
+
+
+@functools.cache
+def _byte_ids(byte: int) -> list[int]:
+    from qwen3_jax.text.byte_level import BYTE_CHARACTERS
+
+    return [TOK.token_to_id(BYTE_CHARACTERS[byte])]
+
+
+@pytest.mark.parametrize("tools", [None, tiny_models.TOOLS])
+def test_streams_say_what_generate_returns(tools):
+    prompts = [[{"role": "user", "content": text}] for text in ("Hi", "What", "2 + 3?")]
+    for seed in range(4):
+        model = tiny_models.model(seed)
+        options = dict(
+            sampling=[
+                Sampling(temperature=1.0, seed=seed, n=1 + (tools is None), stop=["e", "  "]),
+                Sampling(temperature=1.0, seed=seed + 1, logprobs=2),
+                Sampling(temperature=0.0),
+            ],
+            max_new_tokens=64,
+            thinking_budget=[4, None, 12],
+            tools=tools,
+        )
+        results = qwen3_jax.generate(model, TOK, prompts, **options)
+        for batch_size in (None, 1):
+            deltas = list(qwen3_jax.stream(model, TOK, prompts, batch_size=batch_size, **options))
+            for index, result in enumerate(results):
+                for sample_index, wanted in enumerate([result, *result.others]):
+                    own = [d for d in deltas if (d.index, d.sample) == (index, sample_index)]
+                    got = own[-1].result
+                    assert_deltas_make_the_result(own, got)
+                    assert got.token_ids == wanted.token_ids
+                    assert (got.text, got.thinking, got.content) == (wanted.text, wanted.thinking, wanted.content)
+                    assert (got.tool_calls, got.usage, got.finish_reason) == (
+                        wanted.tool_calls, wanted.usage, wanted.finish_reason,
+                    )  # fmt: skip
