@@ -65,7 +65,9 @@ def model(seed: int = 0, *, eos: bool = True, experts: int = 0, tag_scale: float
         elif path[-1] != "embed":
             value *= 1.5 / value.shape[0] ** 0.5
         variable.set_value(jnp.asarray(value))
-    made.generation_config = GenerationConfig(eos_token_id=(tok.im_end_id,) if eos else (VOCABULARY,))  # an id that is never drawn
+    made.generation_config = GenerationConfig(
+        eos_token_id=(tok.im_end_id,) if eos else (VOCABULARY,)
+    )  # an id that is never drawn
     return made
 
 

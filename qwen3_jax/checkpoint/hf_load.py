@@ -183,7 +183,8 @@ def _check_tied(tensors: SafetensorsFolder) -> None:
     with tensors.open() as reader:
         for start in range(0, rows, step):
             index = (slice(start, min(start + step, rows)), slice(0, columns))
-            if not np.array_equal(*(reader.read(name, index) for name in names)):
+            left, right = (reader.read(name, index) for name in names)
+            if not np.array_equal(left, right):
                 raise UserError("config.json ties 'lm_head.weight' to the embedding, but their values differ.")
 
 
@@ -197,8 +198,8 @@ def _load_slot(slot: Slot, tensors: SafetensorsFolder, placement: Placement, dty
     name = ".".join(map(str, slot.path))
     sharding = placement.sharding(slot.axes, slot.shape, name)
     parts: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
-    for device, index in sharding.addressable_devices_indices_map(slot.shape).items():
-        bounds = tuple(s.indices(n)[:2] for s, n in zip(index, slot.shape, strict=True))  # type: ignore[arg-type]
+    for device, cut in sharding.addressable_devices_indices_map(slot.shape).items():
+        bounds = tuple(s.indices(n)[:2] for s, n in zip(cut, slot.shape, strict=True))  # type: ignore[arg-type]
         parts.setdefault(bounds, []).append(device)
 
     buffers: dict[jax.Device, jax.Array] = {}
@@ -211,8 +212,7 @@ def _load_slot(slot: Slot, tensors: SafetensorsFolder, placement: Placement, dty
                 local = _convert(jax.device_put(raw, device), slot.row, sizes, dtype)
                 if slot.stacked:
                     if layer == 0:
-                        shape = (len(slot.prefixes), *local.shape)
-                        buffers[device] = jnp.zeros(shape, dtype, device=device)
+                        buffers[device] = jnp.zeros((len(slot.prefixes), *local.shape), dtype, device=device)
                     local = _insert(buffers[device], local, layer)
                 buffers[device] = jax.block_until_ready(local)  # before the next part is read: bounds the memory
             del raw

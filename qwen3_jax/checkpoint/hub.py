@@ -30,14 +30,33 @@ def resolve(path_or_repo_id: str | os.PathLike, *, revision: str | None = None) 
     if not _REPO_ID.fullmatch(text) or text.startswith((".", "/", "~")) or "/" not in text:
         raise UserError(f"{text} is neither a folder nor a hub repository id such as 'Qwen/Qwen3-0.6B'.")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         return Path(snapshot_download(text, revision=revision, allow_patterns=list(_FILES)))
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "no answer"
+    except HFValidationError as error:
+        raise UserError(f"{text!r} is no hub repository id ({_line(error)}).") from None
+    except Exception as error:
+        if not (isinstance(error, OSError) or _is_transport(error)):
+            raise
+        response = getattr(error, "response", None)
+        if isinstance(error, HfHubHTTPError) and response is not None:
+            raise UserError(
+                f"the hub has no checkpoint {text!r} for you (HTTP {response.status_code}); check the name, the revision "
+                "and HF_TOKEN."
+            ) from None
         raise UserError(
-            f"the hub has no checkpoint {text!r} for you (HTTP {status}); check the name and HF_TOKEN."
+            f"{text!r} is not a local folder and could not be downloaded ({_line(error)}); what has arrived is kept, the "
+            "same command goes on from there."
         ) from None
-    except (LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"{text!r} is not a local folder and could not be downloaded ({error}).") from None
+
+
+def _is_transport(error: Exception) -> bool:
+    """Whether an error is the HTTP library's: httpx or httpx2, by the version of huggingface_hub."""
+    return any(kind.__name__ == "HTTPError" for kind in type(error).__mro__)
+
+
+def _line(error: Exception) -> str:
+    """An error's text on one line, without its final period."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return (text if len(text) <= 300 else text[:300] + " ...").rstrip(".")

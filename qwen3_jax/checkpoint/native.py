@@ -123,7 +123,7 @@ def load_native(
     return model, load_tokenizer(folder)
 
 
-def _name(path: tuple[str | int, ...]) -> str:
+def _name(path: tuple[Any, ...]) -> str:
     return ".".join(map(str, path))
 
 

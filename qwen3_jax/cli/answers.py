@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import qwen3_jax
+from qwen3_jax.cli.common import ctrl_c
 from qwen3_jax.cli.inputs import Job
 from qwen3_jax.errors import UserError
 from qwen3_jax.generation import Delta, Generation, Timing
@@ -98,19 +99,18 @@ def answer_one(
     total = options["sampling"].n
     printer = Printer() if shown and stream else None
     partial: list[Delta] = []
-    done = True
-    try:
+    with ctrl_c() as stopped:
         for delta in deltas:
             partial.append(delta)
             if printer is not None:
                 printer.show(delta)
-            if delta.result is None:
-                continue
-            results.append(delta.result)
-            if as_json and shown:
-                write_json(sys.stdout, record(delta, job, timing))
-    except KeyboardInterrupt:
-        done = False
+            if delta.result is not None:
+                results.append(delta.result)
+                if as_json and shown:
+                    write_json(sys.stdout, record(delta, job, timing))
+            if stopped():
+                break
+        done = len(results) == total
     if not shown:
         return done
     if printer is not None:
@@ -149,22 +149,21 @@ def answer_batch(
     timing, before = Timing(), Timing()  # of the run, and of the run before the batch at hand
     results: list[Generation] = []
     total = len(jobs) * options["sampling"].n
+    bar_shown = None if shown else False
     prompts = [job.prompt for job in jobs]
     deltas = qwen3_jax.stream(model, tokenizer, prompts, batch_size=batch_size, timing=timing, **options)
-    done = True
-    with _opened(output) as out, progress_bar("answering", total, visible=None if shown else False) as bar:
-        try:
-            for delta in deltas:
-                if delta.result is None:
-                    continue
+    with ctrl_c() as stopped, _opened(output) as out, progress_bar("answering", total, visible=bar_shown) as bar:
+        for delta in deltas:
+            if delta.result is not None:
                 results.append(delta.result)
                 if shown:
                     write_json(out, record(delta, jobs[delta.index], _since(timing, before)))
                 bar.advance()
                 if len(results) % batch_size == 0:
                     before = dataclasses.replace(timing)
-        except KeyboardInterrupt:
-            done = False
+            if stopped():
+                break
+    done = len(results) == total
     if shown:
         report(timing, results, stopped=not done)
         if not done or output is not None:

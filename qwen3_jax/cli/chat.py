@@ -13,6 +13,7 @@ from typing import Any
 
 import qwen3_jax
 from qwen3_jax.cli.answers import Printer, report
+from qwen3_jax.cli.common import ctrl_c
 from qwen3_jax.errors import UserError, nearest
 from qwen3_jax.generation import Generation, Timing
 from qwen3_jax.model import Qwen3
@@ -154,14 +155,17 @@ class Chat:
                 self._model, self._tokenizer, [[*self._history, *turn]], timing=timing, **self._mode(turn[0]),
                 **self._options,
             )  # fmt: skip
-            for delta in deltas:
-                if self._stream:
-                    printer.show(delta)
-                shown.append(delta)
-                if delta.kind in pieces:
-                    pieces[delta.kind].append(delta.text)
-                result = delta.result or result
-        except KeyboardInterrupt:
+            with ctrl_c() as stopped:
+                for delta in deltas:
+                    if self._stream:
+                        printer.show(delta)
+                    shown.append(delta)
+                    if delta.kind in pieces:
+                        pieces[delta.kind].append(delta.text)
+                    result = delta.result or result
+                    if stopped():
+                        break
+        except KeyboardInterrupt:  # pressed twice
             pass
         except UserError as error:
             self._say(str(error))

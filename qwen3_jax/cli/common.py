@@ -6,8 +6,11 @@ Exit codes: 0 done, 2 bad input (one sentence on standard error), 130 stopped by
 import argparse
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from qwen3_jax.errors import UserError, nearest
@@ -83,6 +86,30 @@ def _is_users(error: ValueError) -> bool:
     from sharding import ShardingError
 
     return isinstance(error, ShardingError)
+
+
+@contextmanager
+def ctrl_c() -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether Ctrl-C was pressed since; a second Ctrl-C raises KeyboardInterrupt.
+
+    Asked between two pieces of an answer, it never leaves half a line or half a step behind.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    pressed = False
+
+    def note(*_: Any) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def whole_number(least: int) -> Callable[[str], int]:

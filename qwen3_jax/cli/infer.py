@@ -172,7 +172,7 @@ def _run(args: argparse.Namespace) -> int:
     if axes is not None:
         sharding.initialize()  # no effect for a single process
     sampling = _sampling(args)
-    mesh = None if axes is None else sharding.make_mesh(**axes)
+    mesh = None if axes is None else sharding.make_mesh(**axes)  # type: ignore[arg-type] # axis names are checked
     if args.chat and jax.process_count() > 1:
         raise UserError("--chat needs a single process; this run has several.")
     model, tokenizer = _load(args, mesh)

@@ -1,7 +1,7 @@
 """Generated problems that need their steps: the last digit of a running sum.
 
     Add these digits one by one and give the last digit of the sum: a7 b3 c9 d2
-    thinking: a7 b0 c9 d1      the running totals, modulo 10
+    thinking: a7:7 b3:0 c9:9 d2:1      each digit, and the running total modulo 10
     answer:   1
 
 The letters give every digit a name, so that a small model finds its place again. Each step is one easy addition, all of them at once are not: without thinking a small model is at chance (10%, since
@@ -74,7 +74,8 @@ def running_sum_problem(
         question = QUESTION + _named(digits)
         if (_share(question) < eval_fraction) == (split == "eval"):
             totals = [sum(digits[: i + 1]) % 10 for i in range(len(digits))]
-            return Problem(question, _named(totals), str(answer))
+            steps = [f"{digit}:{total}" for digit, total in zip(digits, totals, strict=True)]
+            return Problem(question, _named(steps), str(answer))
     raise UserError(
         f"no {split} question with {min_digits} to {max_digits} digits and the answer {answer} "
         f"at eval_fraction {eval_fraction}"
@@ -115,7 +116,7 @@ def problem_record(problem: Problem, mode: Mode, *, cut: int = 0, stop_text: str
 
 def step_tokens(problem: Problem) -> list[str]:
     """The thinking as the tokens it becomes: Qwen's pre-tokeniser cuts before a name, after it, and at the newline."""
-    return re.findall(r" ?[a-z]|\d|\n", problem.steps + "\n")
+    return re.findall(r" ?[a-z]|\d|:|\n", problem.steps + "\n")
 
 
 class RunningSumRecords:
@@ -148,8 +149,8 @@ class RunningSumRecords:
         return Record(f"synthetic:running_sum ({self._split} problem {index})", body)
 
 
-def _named(digits: list[int]) -> str:
-    return " ".join(f"{name}{digit}" for name, digit in zip(string.ascii_lowercase, digits, strict=False))
+def _named(items: list[Any]) -> str:
+    return " ".join(f"{name}{item}" for name, item in zip(string.ascii_lowercase, items, strict=False))
 
 
 def _share(question: str) -> float:

@@ -12,7 +12,7 @@ Everything about a request is checked before anything runs.
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from qwen3_jax.text import STOP_TEXT, Tokenizer
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message]
 T = TypeVar("T")
-PerRow = T | Sequence[T]
+PerRow: TypeAlias = T | Sequence[T]
 
 DEFAULT_MAX_NEW_TOKENS = 32_768  # Qwen's recommendation for most queries
 

@@ -18,7 +18,9 @@ With the budget not reached, no token differs from a run without one.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -98,13 +100,14 @@ class BudgetState:
     def start(cls, budgets: list[int | None], thinking: list[bool]) -> BudgetState:
         """Return the state before the first token; a budget of None is unlimited."""
         rows = len(budgets)
-        return cls(
+        arrays: dict[str, Any] = dict(
             budget=np.asarray([UNLIMITED if b is None else min(b, UNLIMITED) for b in budgets], np.int32),
             used=np.zeros(rows, np.int32),
             thinking=np.asarray(thinking, bool),
             in_call=np.zeros(rows, bool),
             forcing=np.full(rows, -1, np.int32),
         )
+        return cls(**arrays)
 
     def forbid(self, logits_bv: jax.Array, tokens: ThinkingTokens) -> jax.Array:
         """Take `<think>` out of reach of rows that have used up their budget."""
@@ -128,7 +131,8 @@ class BudgetState:
         counts_b = self.thinking & ~ends_b & ~forced_b
         calls_b = ~self.thinking & (token_b == tokens.call_start)
         returns_b = ~self.thinking & (token_b == tokens.call_end)
-        state = self.replace(
+        state = dataclasses.replace(
+            self,
             used=self.used + counts_b.astype(jnp.int32),
             thinking=(self.thinking & ~ends_b) | begins_b,
             in_call=(self.in_call | calls_b) & ~returns_b,

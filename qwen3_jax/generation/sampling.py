@@ -15,6 +15,7 @@ import dataclasses
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,12 +66,12 @@ class Sampling:
             return abs(x) < float("inf")  # false for nan too
 
         checks = (
-            ("temperature", (float, True), lambda x: 0 <= x and finite(x), "0 (greedy) or more"),
+            ("temperature", (float, True), lambda x: x >= 0 and finite(x), "0 (greedy) or more"),
             ("top_k", (int, True), lambda x: x >= 0, "a whole number, 0 (all) or more"),
             ("top_p", (float, True), lambda x: 0 < x <= 1, "above 0 and at most 1"),
             ("min_p", (float, True), lambda x: 0 <= x <= 1, "between 0 and 1"),
             ("presence_penalty", (float, False), lambda x: -2 <= x <= 2, "between -2 and 2"),
-            ("repetition_penalty", (float, True), lambda x: 0 < x and finite(x), "above 0"),
+            ("repetition_penalty", (float, True), lambda x: x > 0 and finite(x), "above 0"),
             ("seed", (int, True), lambda x: 0 <= x < 2**63, "a whole number from 0 up to 2**63"),
             ("logprobs", (int, True), lambda x: 0 <= x <= MAX_LOGPROBS, f"a whole number from 0 to {MAX_LOGPROBS}"),
             ("n", (int, False), lambda x: x >= 1, "a whole number, 1 or more"),
@@ -140,10 +141,12 @@ class SamplingRows:
     def of(cls, rows: Sequence[Sampling], sample_indices: Sequence[int]) -> SamplingRows:
         """Stack resolved settings; `sample_indices` tell the n answers to one prompt apart."""
 
-        def column(name: str, dtype: type) -> np.ndarray:
+        def column(name: str, dtype: type) -> Any:
             return np.asarray([getattr(row, name) for row in rows], dtype)
 
+        wanted: Any = np.asarray([row.logprobs is not None for row in rows])
         seeds = [np.random.SeedSequence(row.seed, spawn_key=(i,)) for row, i in zip(rows, sample_indices, strict=True)]
+        keys: Any = np.stack([seed.generate_state(2, np.uint32) for seed in seeds])
         return cls(
             temperature=column("temperature", np.float32),
             top_k=column("top_k", np.int32),
@@ -151,8 +154,8 @@ class SamplingRows:
             min_p=column("min_p", np.float32),
             presence_penalty=column("presence_penalty", np.float32),
             repetition_penalty=column("repetition_penalty", np.float32),
-            logprobs=np.asarray([row.logprobs is not None for row in rows]),
-            key=np.stack([seed.generate_state(2, np.uint32) for seed in seeds]),
+            logprobs=wanted,
+            key=keys,
         )
 
 

@@ -11,6 +11,7 @@ Shapes: b rows, t prompt length (bucketed), v vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Iterator, Sequence
@@ -181,7 +182,8 @@ def _take(model: Qwen3, tokens: ThinkingTokens, settings: SamplingRows, state: _
     output = _Output(token_b, forced_b, thinking_b, logprobs(logits_bv, token_b, settings.logprobs))
     # Small, and read by every process's host.
     output = jax.tree.map(lambda x: model.placement.constrain(x, (None,) * x.ndim), output)
-    state = state.replace(
+    state = dataclasses.replace(
+        state,
         token=token_b,
         position=state.position + 1,
         in_answer=state.in_answer.at[jnp.arange(token_b.shape[0]), token_b].set(True),

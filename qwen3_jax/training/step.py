@@ -173,7 +173,7 @@ class Trainer:
         updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = Metrics(
-            loss, optax.global_norm(gradients), optax.global_norm(params), jnp.asarray(self._schedule(state.step))
+            loss, optax.tree.norm(gradients), optax.tree.norm(params), jnp.asarray(self._schedule(state.step))
         )
         return TrainState(params, optimizer, state.step + 1), metrics
 

@@ -1,5 +1,6 @@
 """`infer.py --chat`: what reaches the model turn by turn, and Ctrl-C on a real terminal."""
 
+import contextlib
 import itertools
 import os
 import pty
@@ -138,8 +139,14 @@ def test_ctrl_c_on_a_terminal(endless):
             wait(r"stopped[\s\S]*> $")
         send("/no_think\r")
         wait(r"thinking is off\.[\s\S]*> $")
-        send("\x03")  # at the prompt: leave
-        assert process.wait(60) == 0
+        # At the prompt: leave. Again and again, since CPython's readline misses a signal that comes right after its prompt.
+        for _ in range(4):
+            with contextlib.suppress(OSError):
+                send("\x03")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+                break
+        assert process.returncode == 0
         assert "Traceback" not in seen
     finally:
         process.kill()

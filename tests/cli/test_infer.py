@@ -13,7 +13,12 @@ import pytest
 import tiny_models
 
 import qwen3_jax
-from qwen3_jax import Sampling
+from qwen3_jax import Delta, Generation, Sampling
+from qwen3_jax.cli import answers
+from qwen3_jax.cli.inputs import Job
+from qwen3_jax.generation import Timing
+from qwen3_jax.generation.answer import Usage
+from qwen3_jax.text import ToolCall
 
 ROOT = Path(__file__).parents[2]
 USER = {"role": "user", "content": "What is 2 + 3?"}
@@ -26,22 +31,28 @@ def loaded(folder):
     return qwen3_jax.load(folder, dtype="float32")
 
 
-def test_json_holds_the_whole_answer_and_nothing_else_is_on_standard_output(infer, folder, loaded, tmp_path):
-    tools = tmp_path / "tools.json"
-    tools.write_text(json.dumps(tiny_models.TOOLS))
+@pytest.mark.parametrize("tools", [True, False])
+def test_json_holds_the_whole_answer_and_standard_output_nothing_else(infer, folder, loaded, tools, tmp_path):
+    file = tmp_path / "tools.json"
+    file.write_text(json.dumps(tiny_models.TOOLS))
     code, out, err = infer(
-        "--model", folder, "--prompt", USER["content"], "--system", "Be brief.", "--tools", tools, "--json", "--n", 3,
-        "--logprobs", 2, "--thinking-budget", 1, *SAMPLING,
+        "--model", folder, "--prompt", USER["content"], "--system", "Be brief.", "--json", "--n", 3,
+        *(("--tools", file) if tools else ()), "--logprobs", 2, "--thinking-budget", 1, *SAMPLING,
     )  # fmt: skip
     assert code == 0
     records = sorted((json.loads(line) for line in out.splitlines()), key=lambda record: record["sample"])
     sampling = Sampling(seed=1, temperature=0.9, top_k=30, logprobs=2, n=3)
     messages = [{"role": "system", "content": "Be brief."}, USER]
     first = qwen3_jax.generate(
-        *loaded, [messages], sampling=sampling, max_new_tokens=70, thinking_budget=1, tools=tiny_models.TOOLS
+        *loaded,
+        [messages],
+        sampling=sampling,
+        max_new_tokens=70,
+        thinking_budget=1,
+        tools=tiny_models.TOOLS if tools else None,
     )[0]
     assert len(records) == 3
-    assert any(any(record["forced_mask"]) for record in records), "the budget is never reached: a weak test"
+    assert tools or any(any(record["forced_mask"]) for record in records), "a weak test"
     for record, expected in zip(records, (first, *first.others), strict=True):
         for name in ("text", "thinking", "content", "token_ids", "forced_mask", "finish_reason"):
             assert record[name] == getattr(expected, name), name
@@ -57,6 +68,23 @@ def test_json_holds_the_whole_answer_and_nothing_else_is_on_standard_output(infe
     assert len(err.splitlines()) == 1
     assert f"thinking {thinking}, forced {forced}" in err
     assert "tok/s" in err
+
+
+def test_tool_calls_are_shown_as_the_model_writes_them_and_as_openai_has_them(capsys):
+    call = ToolCall("call_1", "add", '{"a": 1}')
+    usage = Usage(1, 2, 3, 4)
+    result = Generation("...", "t", "Let me see.", (call,), [5], [False], None, "tool_calls", usage)
+    printer = answers.Printer()
+    for delta in (Delta("thinking", "t"), Delta("content", "Let me see."), Delta("tool_call", tool_call=call)):
+        printer.show(delta)
+    printer.finish()
+    out, err = capsys.readouterr()
+    assert (out, err) == ('Let me see.\n<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>\n', "t\n")
+    shown = json.loads(json.dumps(answers.record(Delta("end", result=result), Job("x", "mine"), Timing())))
+    assert shown["tool_calls"] == [
+        {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    ]
+    assert (shown["id"], shown["finish_reason"]) == ("mine", "tool_calls")
 
 
 @pytest.mark.parametrize("stream", ["--stream", "--no-stream"])
@@ -208,7 +236,7 @@ def test_the_script_reads_a_pipe_streams_and_stops_at_ctrl_c(endless):
         assert process.wait(60) == 130
     finally:
         process.kill()
-    assert (first + rest).endswith(b"\n")
+    assert (first + rest).endswith(b"\n"), err
     assert "stopped" in err
     assert "Traceback" not in err
 

@@ -11,27 +11,27 @@ PROBLEMS = {split: [running_sum_problem(i, 5, split) for i in range(4000)] for s
 
 
 def digits_of(problem):
-    return values_of(problem.question.removeprefix(QUESTION))
+    return [int(digit) for digit in values_of(problem.question.removeprefix(QUESTION))]
 
 
 def values_of(named):
-    """[7, 3] for "a7 b3", with the names checked."""
+    """["7", "3"] for "a7 b3", with the names checked."""
     items = named.split(" ")
     assert "".join(item[0] for item in items) == "abcdefghijklmnopqrstuvwxyz"[: len(items)]
-    return [int(item[1:]) for item in items]
+    return [item[1:] for item in items]
 
 
 def test_problems_are_right_and_depend_on_seed_and_index_alone():
     for problem in PROBLEMS["train"] + PROBLEMS["eval"]:
         digits = digits_of(problem)
-        assert values_of(problem.steps) == [sum(digits[: i + 1]) % 10 for i in range(len(digits))]
+        assert values_of(problem.steps) == [f"{digit}:{sum(digits[: i + 1]) % 10}" for i, digit in enumerate(digits)]
         assert problem.answer == problem.steps[-1]
         assert is_correct(problem, f"The answer is **{problem.answer}**.\n")
         for wrong in ("", "seven", "0 1 2 3 4 5 6 7 8 9", "1" + problem.answer, str((int(problem.answer) + 1) % 10)):
             assert not is_correct(problem, wrong)
     assert running_sum_problem(17, 5) == PROBLEMS["train"][17] != running_sum_problem(17, 6)
     # Frozen: a change here would make old checkpoints resume on other problems.
-    assert running_sum_problem(0) == Problem(QUESTION + "a5 b5 c8 d7 e3 f8", "a5 b0 c8 d5 e8 f6", "6")
+    assert running_sum_problem(0) == Problem(QUESTION + "a5 b5 c8 d7 e3 f8", "a5:5 b5:0 c8:8 d7:5 e3:8 f8:6", "6")
 
 
 def test_train_and_eval_questions_are_disjoint_whatever_the_seed():

@@ -13,7 +13,7 @@ from qwen3_jax.generation import steps
 
 NEW = 64
 LENGTHS = (3, 17, 40)
-VARIANTS = ("dense_tied", "dense_untied", "moe", "moe_mixed_layers", "yarn", "odd_heads")
+VARIANTS = ("dense_tied", "dense_untied", "moe", "yarn", "odd_heads")
 
 
 @functools.cache

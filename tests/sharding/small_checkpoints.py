@@ -1,0 +1,84 @@
+"""Two checkpoints whose dimensions divide over every mesh of the tests. Run as a script, it is one of two processes."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+PROMPTS = [[5, 6, 7], list(range(20, 33)), [300] * 8, [9]]
+NEW = 12
+
+
+def write(kind: str, folder: Path) -> Path:
+    """Save a random model, "dense" or "moe", with weights wide enough for lively logits."""
+    import jax.numpy as jnp
+    from flax import nnx
+
+    import qwen3_jax
+
+    moe = dict(num_experts=8, num_experts_per_tok=2, moe_intermediate_size=48) if kind == "moe" else {}
+    config = qwen3_jax.Qwen3Config(
+        vocab_size=320,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=16,
+        max_position_embeddings=256,
+        tie_word_embeddings=kind == "dense",
+        **moe,
+    )
+    model = qwen3_jax.Qwen3(config, rngs=nnx.Rngs(0))
+    random = np.random.default_rng(0)
+    for path, variable in nnx.to_flat_state(nnx.state(model)):
+        noise = random.normal(size=variable.get_value().shape).astype(np.float32)
+        variable.set_value(jnp.asarray(1 + 0.2 * noise if path[-1] == "scale" else noise / 6))
+    return qwen3_jax.save(model, None, folder)
+
+
+def tokens() -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 320, (8, 24)).astype(np.int32)
+
+
+def greedy(model) -> list[list[int]]:
+    """Greedy tokens under a thinking budget, one row past it at once and one with no budget."""
+    from qwen3_jax import Sampling
+    from qwen3_jax.generation import Row, ThinkingTokens, generate_step
+
+    think = ThinkingTokens(start=310, end=311, stop=(17, 311, 18))
+    budgets = [(None, False), (3, True), (0, True), (5, True)]
+    rows = [
+        Row(tuple(prompt), Sampling(temperature=0, seed=0), budget, thinking)
+        for prompt, (budget, thinking) in zip(PROMPTS, budgets, strict=True)
+    ]
+    steps = zip(range(NEW), generate_step(model, rows, think), strict=False)
+    return np.stack([step.tokens for _, step in steps], axis=1).tolist()
+
+
+def main(index: int, coordinator: str, folder: Path, out: Path) -> None:
+    """Process `index` of two: load over all eight devices, write the logits and greedy tokens, save the model again."""
+    import jax
+    from jax.experimental.multihost_utils import process_allgather
+
+    import qwen3_jax
+    import sharding
+
+    sharding.initialize(coordinator, process_count=2, process_index=index)
+    assert (jax.process_count(), jax.device_count(), jax.local_device_count()) == (2, 8, 4)
+    try:
+        sharding.make_mesh(data=4)
+    except sharding.ShardingError as error:
+        assert "with several processes it must use all" in str(error)  # noqa: PT017
+    else:
+        raise AssertionError("a mesh of half the devices was made")
+    mesh = sharding.make_mesh(data=2, expert=2, tensor=2)
+    model, _ = qwen3_jax.load(folder, mesh=mesh)
+    assert not model.embed[...].is_fully_addressable
+    logits = process_allgather(model(tokens()), tiled=True)
+    np.savez(out / f"process-{index}.npz", logits=logits, greedy=np.asarray(greedy(model)))
+    qwen3_jax.save(model, None, out / "saved")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))

@@ -1,0 +1,234 @@
+"""Whole runs: train.py on text and generated problems, resume, refusals, and training on from a checkpoint."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import transformers
+import yaml
+
+import qwen3_jax
+from qwen3_jax.checkpoint.training import TrainCheckpoints
+from qwen3_jax.errors import UserError
+from qwen3_jax.training import cli, loop
+from qwen3_jax.training.step import Trainer
+
+
+def write_config(folder: Path, **changes) -> Path:
+    """A run of a few steps on a little text and generated problems, dense unless told; dotted keys change it."""
+    corpus = folder / "corpus.jsonl"
+    if not corpus.exists():
+        lines = [json.dumps({"text": f"Document {i}: " + " ".join(str(i * j) for j in range(30))}) for i in range(200)]
+        corpus.write_text("\n".join(lines))
+    config = {
+        "run_dir": str(folder / "run"),
+        "steps": 9,
+        "log_every": 2,
+        "eval_every": 4,
+        "checkpoint_every": 3,
+        "model": {
+            "config": {
+                "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+                "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512,
+            }
+        },
+        "tokenizer": {"vocab_size": 360, "train_records": 100},
+        "data": {
+            "sequence_length": 64,
+            "batch_size": 8,
+            "packing_bins": 8,
+            "shuffle_window": 64,
+            "sources": [
+                {"name": "text", "path": str(corpus), "weight": 0.5, "eval_fraction": 0.1},
+                {"name": "problems", "path": "synthetic:running_sum", "weight": 0.5, "eval_fraction": 0.1},
+            ],
+        },
+        "optimizer": {"learning_rate": 1e-3, "warmup_steps": 2},
+        "mesh": {"data": 1},
+    }  # fmt: skip
+    for key, value in changes.items():
+        *parents, last = key.split("__")
+        place = config
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def final(run_dir: Path, config: Path):
+    """State and data position of the last checkpoint, as NumPy."""
+    parsed = cli.parse([f"--config={config}", f"--run_dir={run_dir}"])
+    tokenizer = qwen3_jax.Tokenizer.from_pretrained(run_dir / "tokenizer")
+    exported = qwen3_jax.load(run_dir / "hf")[0].config
+    import dataclasses
+
+    import sharding
+
+    trainer = Trainer(
+        dataclasses.replace(exported, dtype=None), parsed.model, parsed.optimizer, parsed.steps, sharding.Placement()
+    )
+    checkpoints = TrainCheckpoints(run_dir / "checkpoints", 2)
+    step = checkpoints.latest_step()
+    state, position = checkpoints.restore(step, trainer.abstract_state())
+    checkpoints.close()
+    assert tokenizer.vocab_size == 360
+    return step, jax.device_get(state), position
+
+
+def rows(run_dir: Path) -> list[dict]:
+    """The metrics that do not depend on the clock."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k == "step" or k.startswith(("train.", "eval."))} for line in lines]
+
+
+@pytest.mark.parametrize("moe", [False, True], ids=["dense", "moe"])
+def test_an_interrupted_run_resumes_bit_equal_to_an_unbroken_one(tmp_path, monkeypatch, moe):
+    """Parameters, optimizer state, data position, data order and metrics."""
+    changes = {"model__config__num_experts": 4, "model__config__num_experts_per_tok": 2} if moe else {}
+    changes |= {"model__config__moe_intermediate_size": 32} if moe else {}
+    config = write_config(tmp_path, **changes)
+    assert cli.main([f"--config={config}", f"--run_dir={tmp_path / 'whole'}"]) == 0
+
+    seen = []
+    original = Trainer.place
+
+    def place(self, batch):
+        seen.append(batch["tokens"].tobytes())
+        if len(seen) == 8 and interrupt:  # in the middle of step 8: after the checkpoint of step 6
+            raise KeyboardInterrupt
+        return original(self, batch)
+
+    monkeypatch.setattr(Trainer, "place", place)
+    interrupt = True
+    monkeypatch.setattr(loop, "_evaluate", lambda *_: {"text": 0.0, "problems": 0.0})
+    assert cli.main([f"--config={config}", f"--run_dir={tmp_path / 'broken'}"]) == 130
+    interrupt, first = False, list(seen)
+    seen.clear()
+    assert cli.main([f"--config={config}", f"--run_dir={tmp_path / 'broken'}"]) == 0
+    assert seen[0] == first[6], "the first batch after step 6 is the same one again"
+    assert len(seen) == 3
+
+    whole, broken = final(tmp_path / "whole", config), final(tmp_path / "broken", config)
+    assert whole[0] == broken[0] == 9
+    assert whole[2] == broken[2], "the data position"
+    leaves = zip(jax.tree_util.tree_leaves_with_path(whole[1]), jax.tree.leaves(broken[1]), strict=True)
+    for (path, left), right in leaves:
+        np.testing.assert_array_equal(left, right, err_msg=jax.tree_util.keystr(path))
+    kept = [{k: v for k, v in row.items() if not k.startswith("eval.")} for row in rows(tmp_path / "whole")]
+    again = [{k: v for k, v in row.items() if not k.startswith("eval.")} for row in rows(tmp_path / "broken")]
+    assert kept == again
+
+
+def test_a_run_writes_everything_it_promises_and_its_export_works_everywhere(tmp_path, capsys):
+    config = write_config(tmp_path, budget_curve={"source": "problems", "budgets": [0, 3, None], "problems": 6})
+    assert cli.main([f"--config={config}"]) == 0
+    run = tmp_path / "run"
+    out = capsys.readouterr().out
+    for name in ("metrics.jsonl", "loss.png", "budget_curve.png", "budget_curve.json", "config.json", "hf", "tensorboard"):
+        assert (run / name).exists(), name
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert f"python infer.py --model {run / 'hf'} --prompt" in out
+    points = json.loads((run / "budget_curve.json").read_text())
+    assert [point["budget"] for point in points] == [0, 3, None]
+    assert points[1]["thinking_tokens"] <= 3
+    lines = rows(run)
+    assert [line["step"] for line in lines if "train.cross_entropy" in line] == [2, 4, 6, 8, 9]
+    assert [line["step"] for line in lines if "eval.text" in line] == [4, 8, 9]
+    held_out = [line["eval.text"] for line in lines if "eval.text" in line]
+    assert held_out[2] < held_out[1] < held_out[0]
+
+    model, tokenizer = qwen3_jax.load(run / "hf")
+    assert set(model.generation_config.eos_token_id) == {tokenizer.im_end_id, tokenizer.endoftext_id}
+    reference = transformers.AutoModelForCausalLM.from_pretrained(run / "hf")
+    theirs = transformers.AutoTokenizer.from_pretrained(run / "hf")
+    messages = [{"role": "user", "content": "Hi"}]
+    ids = tokenizer.apply_chat_template(messages, tokenize=True)
+    assert ids == theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    import torch
+
+    with torch.no_grad():
+        expected = reference(torch.tensor([ids])).logits.numpy()
+    np.testing.assert_allclose(model(np.asarray([ids])), expected, atol=2e-5 * np.abs(expected).max())
+
+    # The same command on the finished run measures again and trains nothing; other settings are refused by name.
+    assert cli.main([f"--config={config}"]) == 0
+    assert rows(run) == lines
+    assert cli.main([f"--config={config}", "--optimizer.learning_rate=0.5"]) == 2
+    assert "optimizer.learning_rate was 0.001 and is 0.5" in capsys.readouterr().err
+
+    # And training goes on from the exported checkpoint, in bf16 compute over fp32 master weights, on a mesh.
+    further = [
+        f"--config={config}", f"--run_dir={tmp_path / 'more'}", f"--model.init_from={run / 'hf'}", "--steps=4",
+        "--model.config={}", "--model.dtype=bfloat16", "--mesh.data=2", "--mesh.tensor=2", "--budget_curve=null",
+    ]  # fmt: skip
+    assert cli.main(further) == 0
+    first = rows(tmp_path / "more")[0]
+    assert first["train.cross_entropy"] < lines[0]["train.cross_entropy"]
+    assert qwen3_jax.load(tmp_path / "more/hf")[0].param_dtype == "float32"
+
+
+REFUSED = {
+    "--optimizer.learning_rat=1": "no option --optimizer.learning_rat. Did you mean 'learning_rate'?",
+    "--stepz=1": "no option --stepz. Did you mean 'steps'?",
+    "--steps=many": "steps",
+    "--steps=0": "steps is 0; it must be at least 1.",
+    "--optimizer.schedule=step": "schedule",
+    "--optimizer.clip_norm=0": "optimizer.clip_norm is 0.0; it must be above 0.",
+    "--optimizer.warmup_steps=9": "warmup_steps (9) leaves nothing",
+    "--model.preset=Qwen3-0.6": "no preset 'Qwen3-0.6'. Did you mean 'qwen3-0.6b'?",
+    "--model.config.hiden_size=8": "model.config.hiden_size is not an architecture field. Did you mean 'hidden_size'?",
+    "--model.config.hidden_size=big": "'hidden_size' has the value 'big'",
+    "--model.config.vocab_size=100": "vocab_size is 100; the tokenizer has 384 tokens",
+    "--model.config.max_position_embeddings=32": "data.sequence_length (64) is longer",
+    "--model.init_from=/nowhere": "/nowhere is neither a folder nor a hub repository id",
+    "--mesh.data=16": "needs 16 devices; there are 8",
+    "--data.batch_size=6": "the global batch (data.batch_size): dimension 0 ('batch', 6) does not divide by 4",
+    "--mesh.tensor=4": "'kv_heads', 2) does not divide by 4",
+    "--data.batch_size=0": "data.batch_size must be at least 1",
+}
+
+
+@pytest.mark.parametrize("flag", REFUSED)
+def test_a_bad_setting_is_one_sentence_that_names_it(tmp_path, capsys, flag):
+    config = write_config(tmp_path)
+    mesh = [] if flag.startswith("--mesh") else ["--mesh.data=4"]
+    assert cli.main([f"--config={config}", *mesh, flag]) == 2
+    error = capsys.readouterr().err.strip()
+    assert REFUSED[flag] in error
+    assert "\n" not in error
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+def test_unknown_keys_in_a_file_are_refused_with_the_nearest_name(tmp_path):
+    for change, message in {
+        "optimiser": "there is no key optimiser. Did you mean 'optimizer'?",
+        "data__sequence_lenght": "no key data.sequence_lenght. Did you mean 'sequence_length'?",
+        "mesh__tenser": "no key mesh.tenser. Did you mean 'tensor'?",
+    }.items():
+        with pytest.raises(UserError, match=message.replace("?", r"\?")):
+            cli.parse([f"--config={write_config(tmp_path, **{change: 1})}"])
+    config = write_config(tmp_path)
+    parsed = yaml.safe_load(config.read_text())
+    parsed["data"]["sources"][0]["wait"] = 1
+    config.write_text(yaml.safe_dump(parsed))
+    with pytest.raises(UserError, match=r"no key data.sources.wait. Did you mean 'weight'\?"):
+        cli.parse([f"--config={config}"])
+    for text, message in {"a: [": "not valid YAML", "[1]": "must hold keys and values"}.items():
+        config.write_text(text)
+        with pytest.raises(UserError, match=message):
+            cli.parse([f"--config={config}"])
+    with pytest.raises(UserError, match="does not exist"):
+        cli.parse(["--config=/nowhere.yaml"])
+
+
+def test_the_quickstart_configuration_is_valid_and_its_flags_override():
+    parsed = cli.parse(["--config=configs/quickstart.yaml", "--model.config.hidden_size=192", "--steps=77"])
+    assert parsed.model.config["hidden_size"] == 192
+    assert parsed.model.config["head_dim"] == 32
+    assert parsed.steps == 77
+    assert parsed.budget_curve is not None
+    assert len(parsed.budget_curve.budgets) >= 5
