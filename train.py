@@ -7,7 +7,7 @@ python train.py --help
 
 import sys
 
-from qwen3_jax.training.cli import main
+from qwen3_jax.cli.train import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(prog="train.py"))

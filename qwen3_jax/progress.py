@@ -24,8 +24,9 @@ class Bar:
 
     def advance(self, amount: float = 1.0, note: str | None = None) -> None:
         """Move on by `amount` of the total; `note` is shown at the end of the line."""
-        fields = {} if note is None else {"note": note}
-        self._progress.update(self._task, advance=amount, **fields)
+        self._progress.update(self._task, advance=amount)
+        if note is not None:
+            self._progress.update(self._task, note=note)
 
     def print(self, text: str) -> None:
         """Print a line above the bar."""

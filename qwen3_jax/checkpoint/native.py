@@ -27,7 +27,7 @@ from qwen3_jax.checkpoint.hf_save import write_texts
 from qwen3_jax.checkpoint.publish import publishing
 from qwen3_jax.config import GenerationConfig, Qwen3Config, read_json
 from qwen3_jax.errors import UserError
-from qwen3_jax.model import Qwen3, abstract, layer_groups
+from qwen3_jax.model import Qwen3, Structure, flatten, layer_groups
 from qwen3_jax.text import Tokenizer
 from sharding import SERVING, Placement
 
@@ -50,7 +50,7 @@ def save_native(
     """
     target = Path(path).expanduser().absolute()
     storage = as_dtype(model.param_dtype if dtype is None else dtype)
-    named = _named(nnx.state(model))
+    named = flatten(model)
     if not model.scan_layers:
         named = _stack(named, model.config, _abstract(model.config, model.placement, model.param_dtype, True))
     named = {name: array.astype(storage) for name, array in named.items()}
@@ -112,34 +112,23 @@ def load_native(
     with _reading(folder), ocp.StandardCheckpointer() as checkpointer:
         named = checkpointer.restore(folder / PARAMS, wanted)
     options |= dict(dtype=compute, param_dtype=storage, placement=placement, scan_layers=scan_layers)
-    graphdef, state = abstract(lambda: Qwen3(config, rngs=nnx.Rngs(0), **options))
     if not scan_layers:
         named = _unstack(named, config, _abstract(config, placement, storage, False))
-    filled = [(path, variable.replace(named[_name(path)])) for path, variable in nnx.to_flat_state(state)]
-    model = nnx.merge(graphdef, nnx.from_flat_state(filled))
+    model = Structure(lambda: Qwen3(config, rngs=nnx.Rngs(0), **options)).merge(named)
     generation = folder / "generation_config.json"
     if generation.exists():
         model.generation_config = GenerationConfig.from_hf(read_json(generation))
     return model, load_tokenizer(folder)
 
 
-def _name(path: tuple[Any, ...]) -> str:
-    return ".".join(map(str, path))
-
-
-def _named(state: nnx.State) -> Named:
-    return {_name(path): variable.get_value() for path, variable in nnx.to_flat_state(state)}
-
-
 def _abstract(config: Qwen3Config, placement: Placement, storage: jnp.dtype, scan_layers: bool) -> Named:
     """Shape, type and sharding of every parameter in one of the two layouts."""
-    _, state = abstract(lambda: Qwen3(config, rngs=nnx.Rngs(0), param_dtype=storage, scan_layers=scan_layers))
-    out = {}
-    for path, variable in nnx.to_flat_state(state):
-        name, shape = _name(path), variable.get_value().shape
-        sharding = placement.sharding(variable.get_metadata()["logical_axes"], shape, name)
-        out[name] = jax.ShapeDtypeStruct(shape, storage, sharding=sharding)
-    return out
+    structure = Structure(lambda: Qwen3(config, rngs=nnx.Rngs(0), param_dtype=storage, scan_layers=scan_layers))
+    shardings = structure.shardings(placement)
+    return {
+        name: jax.ShapeDtypeStruct(value.shape, storage, sharding=shardings[name])
+        for name, value in structure.shapes.items()
+    }
 
 
 def _stack(named: Named, config: Qwen3Config, target: Named) -> Named:

@@ -29,6 +29,10 @@ class TrainCheckpoints:
         """Step of the newest checkpoint, or None."""
         return self._manager.latest_step()
 
+    def steps(self) -> list[int]:
+        """Steps of all checkpoints."""
+        return sorted(self._manager.all_steps())
+
     def save(self, step: int, state: Any, position: dict[str, Any]) -> None:
         """Begin to save in the background; `position` is the data iterator's state, as JSON can hold it."""
         self._manager.save(

@@ -3,8 +3,10 @@
     qwen3 convert Qwen/Qwen3-0.6B qwen3-0.6b-orbax --to orbax
     qwen3 convert qwen3-0.6b-orbax qwen3-0.6b-hf --to hf
     qwen3 convert Qwen/Qwen3-0.6B qwen3-0.6b-fp32 --to hf --dtype float32
+    qwen3 convert runs/quickstart quickstart-500 --to hf --step 500
 
-SOURCE is a Hugging Face folder, a hub repository, or a folder that `--to orbax` wrote; which one is seen from its contents.
+SOURCE is a Hugging Face folder, a hub repository, a folder that `--to orbax` wrote, or a training run; which one is seen from
+its contents.
 TARGET appears whole or not at all.
 """
 
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwen3_jax.cli.common import Parser, guarded
+from qwen3_jax.errors import UserError
 
 if TYPE_CHECKING:
     from qwen3_jax.model import Qwen3
@@ -32,6 +35,7 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 convert") -> int:
         choices=["float32", "bfloat16", "float16"],
         help="storage type of the weights (default: as they are in SOURCE)",
     )
+    parser.add_argument("--step", type=int, metavar="N", help="checkpoint of a training run (default: its newest)")
     parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
     args = parser.parse_args(argv)
     return guarded(prog, lambda: _convert(args))
@@ -43,17 +47,25 @@ def _convert(args: argparse.Namespace) -> int:
     from qwen3_jax.checkpoint.publish import check_target
 
     check_target(args.target, args.overwrite)  # before minutes of reading
-    model, tokenizer = read_source(args.source, revision=args.revision, dtype=args.dtype)
+    model, tokenizer = _read(args)
     write = {"hf": save, "orbax": save_native}[args.to]
-    write(model, tokenizer, args.target, overwrite=args.overwrite)
+    write(model, tokenizer, args.target, dtype=args.dtype, overwrite=args.overwrite)
     parts = [f"{args.target}: {model.param_dtype.name} weights"]
     parts += [] if tokenizer is not None else ["no tokenizer (SOURCE has none)"]
     print(", ".join(parts), file=sys.stderr)
     return 0
 
 
-def read_source(source: str, *, revision: str | None, dtype: str | None) -> "tuple[Qwen3, Tokenizer | None]":
+def _read(args: argparse.Namespace) -> "tuple[Qwen3, Tokenizer | None]":
     """Load whatever SOURCE is, layers stacked as the Orbax format stores them."""
     from qwen3_jax.checkpoint import load
+    from qwen3_jax.training.run_folder import is_run, load_run
 
-    return load(source, revision=revision, dtype=dtype, scan_layers=True)
+    run = Path(args.source).expanduser()
+    if is_run(run):
+        if args.revision is not None:
+            raise UserError(f"--revision is for a repository on the hub; {run} is a training run.")
+        return load_run(run, args.step)
+    if args.step is not None:
+        raise UserError(f"--step is for a training run; {args.source} is none.")
+    return load(args.source, revision=args.revision, scan_layers=True)

@@ -4,10 +4,11 @@
     thinking: a7:7 b3:0 c9:9 d2:1      each digit, and the running total modulo 10
     answer:   1
 
-The letters give every digit a name, so that a small model finds its place again. Each step is one easy addition, all of them at once are not: without thinking a small model is at chance (10%, since
-answers are uniform), with enough of it it is right, and because lengths are mixed, accuracy rises smoothly with the
-thinking budget. A problem depends on (seed, split, index) alone; a hash of its question decides whether it may be
-trained on, so train and eval questions are disjoint whatever the seeds.
+The letters give every digit a name, so that a small model finds its place again. Each step is one easy addition, all of
+them at once are not: without thinking a small model is at chance (10%, since answers are uniform), with enough of it it is
+right, and because lengths are mixed, accuracy rises smoothly with the thinking budget. A problem depends on (seed, split,
+index) alone; a hash of its question decides whether it may be trained on, so train and eval questions are disjoint whatever
+the seeds.
 """
 
 from __future__ import annotations

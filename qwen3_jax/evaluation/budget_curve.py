@@ -79,7 +79,9 @@ def measure(folder: Path, config: BudgetCurveConfig, data: DataConfig, run_dir: 
                 )
             )
             bar.advance(1, f"budget {'unlimited' if budget is None else budget}: {accuracy:.0%}")
-    (run_dir / "budget_curve.json").write_text(json.dumps([asdict(p) for p in points], indent=2) + "\n", encoding="utf-8")
+    (run_dir / "budget_curve.json").write_text(
+        json.dumps([asdict(p) for p in points], indent=2) + "\n", encoding="utf-8"
+    )
     show(points, time.perf_counter() - started)
     plot(points, run_dir / "budget_curve.png")
     return points
@@ -120,7 +122,7 @@ def show(points: list[Point], seconds: float) -> None:
 
 def plot(points: list[Point], output: Path) -> None:
     """Draw accuracy over budgets; the unlimited one stands at the right."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 - no global state, no display
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
@@ -132,7 +134,9 @@ def plot(points: list[Point], output: Path) -> None:
         xs, [p.accuracy for p in points], yerr=[p.standard_error for p in points], marker="o", capsize=3, color="C0"
     )
     axes.axhline(0.1, color="0.5", linestyle=":", linewidth=1)
-    axes.annotate("chance", (xs[-1], 0.1), xytext=(0, 3), textcoords="offset points", ha="right", fontsize=8, color="0.4")
+    axes.annotate(
+        "chance", (xs[-1], 0.1), xytext=(0, 3), textcoords="offset points", ha="right", fontsize=8, color="0.4"
+    )
     axes.set_xticks(xs, ["unlimited" if p.budget is None else str(p.budget) for p in points])
     axes.set(xlabel="thinking budget (tokens)", ylabel="accuracy on unseen problems", ylim=(0, 1.03))
     axes.grid(alpha=0.25)

@@ -5,4 +5,14 @@ from qwen3_jax.model.decoder import Hidden, Qwen3, abstract, layer_groups, param
 from qwen3_jax.model.flat import Structure, flatten
 from qwen3_jax.model.moe import RouterStats
 
-__all__ = ["Hidden", "KVCache", "Qwen3", "RouterStats", "Structure", "abstract", "flatten", "layer_groups", "parameter_count"]
+__all__ = [
+    "Hidden",
+    "KVCache",
+    "Qwen3",
+    "RouterStats",
+    "Structure",
+    "abstract",
+    "flatten",
+    "layer_groups",
+    "parameter_count",
+]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -18,23 +17,21 @@ import jax
 import numpy as np
 
 import sharding
-from qwen3_jax.checkpoint import load_model, load_tokenizer, save
+from qwen3_jax.checkpoint import load_model, save
 from qwen3_jax.checkpoint.hub import resolve
 from qwen3_jax.checkpoint.training import TrainCheckpoints
-from qwen3_jax.config import GenerationConfig, Qwen3Config, read_json
-from qwen3_jax.data import Batch, corpus_unigram_entropy, make_eval_batches, make_train_loader, training_texts
+from qwen3_jax.data import Batch, corpus_unigram_entropy, make_eval_batches, make_train_loader
 from qwen3_jax.errors import UserError
 from qwen3_jax.evaluation import budget_curve
 from qwen3_jax.model import flatten
 from qwen3_jax.progress import progress_bar
-from qwen3_jax.text import Tokenizer, train_tokenizer
-from qwen3_jax.training import metrics
+from qwen3_jax.text import Tokenizer
+from qwen3_jax.training import metrics, run_folder
 from qwen3_jax.training.config import TrainConfig
 from qwen3_jax.training.flops import training_flops_per_token
+from qwen3_jax.training.run_folder import say
 from qwen3_jax.training.step import Trainer, TrainState, host
 from sharding.hardware import peak_flops
-
-_VOCABULARY_MULTIPLE = 128  # embedding rows are padded to this, so that they split over any usual mesh
 
 
 def train(config: TrainConfig) -> Path:
@@ -46,18 +43,12 @@ def train(config: TrainConfig) -> Path:
     """
     started = time.perf_counter()
     run_dir = Path(config.run_dir).expanduser()
-    _claim(run_dir, config)
+    run_folder.claim(run_dir, config)
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
     placement = sharding.Placement(mesh, sharding.TRAINING)
-    tokenizer = _tokenizer(config, run_dir)
-
     source = resolve(config.model.init_from) if config.model.init_from else None
-    base = Qwen3Config.from_hf(read_json(source / "config.json")) if source else None
-    rows = -(-tokenizer.vocab_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
-    architecture = config.model.architecture(base, rows)
-    architecture = dataclasses.replace(
-        architecture, bos_token_id=tokenizer.endoftext_id, eos_token_id=tokenizer.im_end_id, dtype=None
-    )
+    tokenizer = run_folder.tokenizer(run_dir, config, source)
+    architecture = run_folder.architecture(run_dir, config, source, tokenizer)
     if config.data.sequence_length > architecture.max_position_embeddings:
         raise UserError(
             f"data.sequence_length ({config.data.sequence_length}) is longer than the model's max_position_embeddings "
@@ -65,32 +56,30 @@ def train(config: TrainConfig) -> Path:
         )
     trainer = Trainer(architecture, config.model, config.optimizer, config.steps, placement)
     checkpoints = TrainCheckpoints(run_dir / "checkpoints", config.checkpoint_keep)
-    loader = make_train_loader(
-        config.data, tokenizer, host_index=jax.process_index(), host_count=jax.process_count()
-    )
-    _say(f"{run_dir}: {_describe(trainer)}, mesh {dict(mesh.shape)}, {config.steps} steps")
+    loader = make_train_loader(config.data, tokenizer, host_index=jax.process_index(), host_count=jax.process_count())
+    say(f"{run_dir}: {_describe(trainer)}, mesh {dict(mesh.shape)}, {config.steps} steps")
 
     with contextlib.closing(checkpoints), contextlib.closing(iter(loader)) as batches:
         step = checkpoints.latest_step()
         if step is not None:
             state, position = checkpoints.restore(step, trainer.abstract_state())
             batches.set_state(position)
-            _say(f"resumed at step {step}")
+            say(f"resumed at step {step}")
         else:
             state = _fresh(config, trainer, source, placement)
         state = _run(config, trainer, state, batches, checkpoints, run_dir, tokenizer)
 
-    model = trainer.model(state.params)
-    model.generation_config = GenerationConfig(
-        eos_token_id=tuple(i for i in (tokenizer.im_end_id, tokenizer.endoftext_id) if i is not None),
-        bos_token_id=tokenizer.endoftext_id,
-        pad_token_id=tokenizer.endoftext_id,
+    exported = save(
+        run_folder.finished(trainer, state, tokenizer),
+        tokenizer,
+        run_dir / "hf",
+        dtype=config.export_dtype,
+        overwrite=True,
     )
-    exported = save(model, tokenizer, run_dir / "hf", dtype=config.export_dtype, overwrite=True)
-    _say(f"exported {exported} after {time.perf_counter() - started:.0f} s")
+    say(f"exported {exported} after {time.perf_counter() - started:.0f} s")
     if config.budget_curve is not None and jax.process_index() == 0:
         budget_curve.measure(exported, config.budget_curve, config.data, run_dir)
-        _say(f"done after {time.perf_counter() - started:.0f} s. Try next:\n{budget_curve.suggestion(exported, config)}")
+        say(f"done after {time.perf_counter() - started:.0f} s. Try next:\n{budget_curve.suggestion(exported, config)}")
     return exported
 
 
@@ -220,59 +209,7 @@ def _fresh(config: TrainConfig, trainer: Trainer, source: Path | None, placement
     return trainer.init_from(params)
 
 
-def _tokenizer(config: TrainConfig, run_dir: Path) -> Tokenizer:
-    """The run's tokenizer: the one it already has, the configured one, or a new one trained on the run's data."""
-    folder = run_dir / "tokenizer"
-    if (folder / "tokenizer.json").exists():
-        return Tokenizer.from_pretrained(folder)
-    where = config.tokenizer.path or config.model.init_from
-    if where is not None:
-        tokenizer = load_tokenizer(resolve(where))
-        if tokenizer is None:
-            raise UserError(f"{where} has no tokenizer files; set tokenizer.path.")
-    else:
-        _say(f"training a tokenizer of {config.tokenizer.vocab_size} tokens")
-        texts = training_texts(config.data, config.tokenizer.train_records)
-        tokenizer = train_tokenizer(texts, config.tokenizer.vocab_size, show_progress=False)
-    if jax.process_index() == 0:
-        tokenizer.save_pretrained(folder)
-    return tokenizer
-
-
-def _claim(run_dir: Path, config: TrainConfig) -> None:
-    """Write the configuration into the run directory, or check that the run there has the same one."""
-    values = json.loads(json.dumps(dataclasses.asdict(config)))
-    path = run_dir / "config.json"
-    if path.exists():
-        before = read_json(path)
-        for name in ("model", "tokenizer", "data", "optimizer", "seed", "steps"):
-            changed = _difference(before.get(name), values[name], name)
-            if changed:
-                raise UserError(
-                    f"{run_dir} holds a run with other settings: {changed}. Set run_dir to another folder, or delete this one."
-                )
-    elif jax.process_index() == 0:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def _difference(before: Any, now: Any, name: str) -> str:
-    """Say where two nested configurations differ first, or nothing."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in [*now, *(k for k in before if k not in now)]:
-            found = _difference(before.get(key), now.get(key), f"{name}.{key}")
-            if found:
-                return found
-        return ""
-    return "" if before == now else f"{name} was {before!r} and is {now!r}"
-
-
 def _describe(trainer: Trainer) -> str:
     count = sum(shape.size for shape in trainer.structure.shapes.values())
     kind = f"{trainer.config.num_experts} experts" if trainer.config.num_experts else "dense"
     return f"{count / 1e6:,.2f}M parameters ({kind})"
-
-
-def _say(text: str) -> None:
-    if jax.process_index() == 0:
-        print(text, flush=True)

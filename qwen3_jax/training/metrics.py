@@ -17,7 +17,7 @@ class MetricsWriter:
     """
 
     def __init__(self, run_dir: Path, resume_step: int):
-        from tensorboardX import SummaryWriter  # noqa: PLC0415 - takes seconds to import
+        from tensorboardX import SummaryWriter
 
         self.path = run_dir / "metrics.jsonl"
         kept = [row for row in read(self.path) if row["step"] <= resume_step]
@@ -57,7 +57,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def plot_loss(path: Path, output: Path, entropy: dict[str, float]) -> None:
     """Draw the training loss, the held-out losses and the sources' unigram entropies over steps."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 - no global state, no display
+    from matplotlib.figure import Figure
 
     rows = read(path)
     figure = Figure(figsize=(8, 4.5), layout="constrained")

@@ -148,7 +148,9 @@ class Trainer:
         shapes = self.structure.shapes
         plain = TrainState(shapes, jax.eval_shape(self.optimizer.init, shapes), jax.ShapeDtypeStruct((), jnp.int32))
         return jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), plain, self.shardings
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            plain,
+            self.shardings,
         )
 
     def place(self, batch: Mapping[str, Any]) -> Batch:

@@ -11,8 +11,9 @@ import yaml
 
 import qwen3_jax
 from qwen3_jax.checkpoint.training import TrainCheckpoints
+from qwen3_jax.cli import train as cli
 from qwen3_jax.errors import UserError
-from qwen3_jax.training import cli, loop
+from qwen3_jax.training import loop
 from qwen3_jax.training.step import Trainer
 
 

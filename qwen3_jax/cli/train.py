@@ -1,6 +1,10 @@
-"""`train.py --config FILE [--any.key=value]`: from YAML and flags to a typed `TrainConfig`.
+"""Train a Qwen3 model from a configuration file.
 
-An unknown key is refused with the nearest valid name, wherever it stands.
+    python train.py --config configs/quickstart.yaml
+    python train.py --config configs/quickstart.yaml --run_dir runs/wide --model.config.hidden_size=192
+
+Every key of the file is also a flag, by its dotted name. An unknown key is refused with the nearest valid one, wherever it
+stands. The same command resumes a run that was interrupted.
 """
 
 from __future__ import annotations
@@ -12,30 +16,36 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import jsonargparse
 import yaml
 
+from qwen3_jax.cli.common import guarded
 from qwen3_jax.errors import UserError, nearest
-from qwen3_jax.training.config import TrainConfig
-from sharding import ShardingError
+
+if TYPE_CHECKING:
+    from qwen3_jax.training.config import TrainConfig
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, train, and turn a user's mistakes into one line on standard error; returns the exit status."""
-    try:
-        config = parse(sys.argv[1:] if argv is None else argv)
-        from qwen3_jax.training.loop import train  # noqa: PLC0415 - so that --help and mistakes answer at once
+def main(argv: list[str] | None = None, prog: str = "qwen3 train") -> int:
+    """Train; return the exit code."""
+
+    def work() -> int:
+        config = parse(sys.argv[1:] if argv is None else argv, prog)
+        from qwen3_jax.training.loop import train
 
         train(config)
-    except (UserError, ShardingError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command resumes from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
+        return 0
+
+    return guarded(prog, work)
+
+
+class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
+    """Keeps the line breaks of the description."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "".join(indent + line for line in text.splitlines(keepends=True))
 
 
 class _Parser(jsonargparse.ArgumentParser):
@@ -48,30 +58,30 @@ class _Parser(jsonargparse.ArgumentParser):
         raise UserError(_with_suggestion(" ".join(message.split())))
 
 
-def parser() -> jsonargparse.ArgumentParser:
+def _parser(prog: str) -> jsonargparse.ArgumentParser:
     """The command line: `--config`, and every key of `TrainConfig`."""
-    made = _Parser(
-        prog="train.py",
-        description="Pre-train or fine-tune a Qwen3 model: python train.py --config configs/quickstart.yaml",
-        exit_on_error=True,
-    )
+    from qwen3_jax.training.config import TrainConfig
+
+    made = _Parser(prog=prog, description=__doc__, formatter_class=_HelpFormatter)
     made.add_argument("--config", action="config", help="a YAML file with any of the keys below; flags come after it")
     made.add_class_arguments(TrainConfig)
     return made
 
 
-def parse(argv: Sequence[str]) -> TrainConfig:
+def parse(argv: Sequence[str], prog: str = "train.py") -> TrainConfig:
     """Return the configuration of a command line.
 
     Raises:
         UserError: an unknown key (with the nearest valid one), a missing file, or a value of the wrong type.
     """
+    from qwen3_jax.training.config import TrainConfig
+
     argv = list(argv)
     for place, word in enumerate(argv):
         if word == "--config" or word.startswith("--config="):
             path = word.partition("=")[2] or (argv[place + 1] if place + 1 < len(argv) else "")
-            _check_file(Path(path).expanduser(), path)
-    made = parser()
+            _check_file(TrainConfig, Path(path).expanduser(), path)
+    made = _parser(prog)
     if not argv:
         raise UserError("give --config FILE (configs/quickstart.yaml needs no download), or --help.")
     for word in argv:
@@ -82,7 +92,7 @@ def parse(argv: Sequence[str]) -> TrainConfig:
     return TrainConfig(**{f.name: values[f.name] for f in dataclasses.fields(TrainConfig)})
 
 
-def _check_file(path: Path, written: str) -> None:
+def _check_file(kind: Any, path: Path, written: str) -> None:
     if not path.is_file():
         raise UserError(f"the config file {written!r} does not exist.")
     try:
@@ -91,7 +101,7 @@ def _check_file(path: Path, written: str) -> None:
         raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())}).") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold keys and values.")
-    _check_keys(TrainConfig, content, "", path)
+    _check_keys(kind, content, "", path)
 
 
 def _check_keys(kind: Any, content: Any, prefix: str, path: Path) -> None:

@@ -1,0 +1,154 @@
+"""The folder of a run: its configuration, tokenizer, architecture, and how to open it again.
+
+RUN/config.json         the configuration, as it was started
+RUN/architecture.json   the model's config.json
+RUN/tokenizer/          the tokenizer
+RUN/checkpoints/STEP/   state and data position (Orbax)
+RUN/metrics.jsonl, tensorboard/, loss.png
+RUN/hf/                 the exported checkpoint, at the end
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import sharding
+from qwen3_jax.checkpoint import load_tokenizer
+from qwen3_jax.checkpoint.hub import resolve
+from qwen3_jax.checkpoint.training import TrainCheckpoints
+from qwen3_jax.config import GenerationConfig, Qwen3Config, read_json
+from qwen3_jax.data import training_texts
+from qwen3_jax.errors import UserError
+from qwen3_jax.model import Qwen3
+from qwen3_jax.text import Tokenizer, train_tokenizer
+from qwen3_jax.training.config import ModelConfig, OptimizerConfig, TrainConfig
+from qwen3_jax.training.step import Trainer, TrainState
+
+_VOCABULARY_MULTIPLE = 128  # embedding rows are padded to this, so that they split over any usual mesh
+_FIXED = ("model", "tokenizer", "data", "optimizer", "seed", "steps")  # what a resumed run may not change
+
+
+def claim(run_dir: Path, config: TrainConfig) -> None:
+    """Write the configuration into the folder, or check that the run there has the same one.
+
+    Raises:
+        UserError: the folder holds a run with other settings; names the first that differs.
+    """
+    values = json.loads(json.dumps(dataclasses.asdict(config)))
+    path = run_dir / "config.json"
+    if path.exists():
+        before = read_json(path)
+        for name in _FIXED:
+            changed = _difference(before.get(name), values[name], name)
+            if changed:
+                raise UserError(
+                    f"{run_dir} holds a run with other settings: {changed}; set run_dir to another folder, or delete this one."
+                )
+    elif jax.process_index() == 0:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        _write(path, values)
+
+
+def tokenizer(run_dir: Path, config: TrainConfig, init_from: Path | None) -> Tokenizer:
+    """Return the run's tokenizer: the one it already has, the configured one, or a new one trained on the run's data."""
+    folder = run_dir / "tokenizer"
+    if (folder / "tokenizer.json").exists():
+        return Tokenizer.from_pretrained(folder)
+    where = resolve(config.tokenizer.path) if config.tokenizer.path else init_from
+    if where is not None:
+        found = load_tokenizer(where)
+        if found is None:
+            raise UserError(f"{where} has no tokenizer files; set tokenizer.path.")
+    else:
+        say(f"training a tokenizer of {config.tokenizer.vocab_size} tokens")
+        texts = training_texts(config.data, config.tokenizer.train_records)
+        found = train_tokenizer(texts, config.tokenizer.vocab_size, show_progress=False)
+    if jax.process_index() == 0:
+        found.save_pretrained(folder)
+    return found
+
+
+def architecture(run_dir: Path, config: TrainConfig, init_from: Path | None, tokenizer: Tokenizer) -> Qwen3Config:
+    """Return the architecture that the configuration describes, and keep it in the folder."""
+    base = Qwen3Config.from_hf(read_json(init_from / "config.json")) if init_from else None
+    rows = -(-tokenizer.vocab_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+    found = dataclasses.replace(
+        config.model.architecture(base, rows),
+        bos_token_id=tokenizer.endoftext_id,
+        eos_token_id=tokenizer.im_end_id,
+        dtype=config.model.param_dtype,
+    )
+    if jax.process_index() == 0:
+        _write(run_dir / "architecture.json", found.to_hf())
+    return found
+
+
+def finished(trainer: Trainer, state: TrainState, tokenizer: Tokenizer) -> Qwen3:
+    """Return the state's model with the sampling defaults of its tokenizer, ready to be exported."""
+    model = trainer.model(state.params)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tuple(i for i in (tokenizer.im_end_id, tokenizer.endoftext_id) if i is not None),
+        bos_token_id=tokenizer.endoftext_id,
+        pad_token_id=tokenizer.endoftext_id,
+    )
+    return model
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's."""
+    return (folder / "architecture.json").exists() and (folder / "checkpoints").is_dir()
+
+
+def load_run(run_dir: Path, step: int | None = None) -> tuple[Qwen3, Tokenizer]:
+    """Return model and tokenizer of a run's checkpoint, the newest one unless told.
+
+    Raises:
+        UserError: the run has no checkpoint, or none of that step.
+    """
+    config = Qwen3Config.from_hf(read_json(run_dir / "architecture.json"))
+    saved = read_json(run_dir / "config.json")
+    trainer = Trainer(
+        config,
+        ModelConfig(**saved["model"]),
+        OptimizerConfig(**saved["optimizer"]),
+        saved["steps"],
+        sharding.Placement(),
+    )
+    checkpoints = TrainCheckpoints(run_dir / "checkpoints", saved["checkpoint_keep"])
+    try:
+        steps = checkpoints.steps()
+        if not steps or (step is not None and step not in steps):
+            raise UserError(
+                f"{run_dir} has no checkpoint{f' of step {step}' if steps else ''}; steps: {steps or 'none'}."
+            )
+        state, _ = checkpoints.restore(max(steps) if step is None else step, trainer.abstract_state())
+    finally:
+        checkpoints.close()
+    found = Tokenizer.from_pretrained(run_dir / "tokenizer")
+    return finished(trainer, state, found), found
+
+
+def say(text: str) -> None:
+    """Print from one process."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _difference(before: Any, now: Any, name: str) -> str:
+    """Say where two nested configurations differ first, or nothing."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in [*now, *(k for k in before if k not in now)]:
+            found = _difference(before.get(key), now.get(key), f"{name}.{key}")
+            if found:
+                return found
+        return ""
+    return "" if before == now else f"{name} was {before!r} and is {now!r}"
