@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import tiny_models
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import qwen3_jax
@@ -298,9 +298,28 @@ def test_the_ends_of_each_range_are_taken(setting):
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
 PIECES = st.sampled_from(
-    ["<think>", "</think>", "\n", "\n\n", "ab", "abab", "b", "aé", "漢字", "🙂", " ", "<", "think>", " thinking", CALL, "<|im_end|>"]
+    [
+        "<think>",
+        "</think>",
+        "\n",
+        "\n\n",
+        "ab",
+        "abab",
+        "b",
+        "aé",
+        "漢字",
+        "🙂",
+        " ",
+        "<",
+        "think>",
+        " function",
+        CALL,
+        "<|im_end|>",
+    ]
 )
-STOPS = st.lists(st.sampled_from(["a", "ab", "bab", "abab", "é", "字", "\n\n", "</think>", "<", "thinking", "nk"]), max_size=3)
+STOPS = st.lists(
+    st.sampled_from(["a", "ab", "bab", "abab", "é", "字", "\n\n", "</think>", "<", "function", "nct"]), max_size=3
+)
 
 
 def feed(answer: Answer, ids: list[int]):
@@ -331,6 +350,7 @@ def assert_deltas_make_the_result(deltas, result, in_thinking=False) -> None:
     split=st.booleans(),
     cut=st.integers(0, 5),
 )
+@example([" function"], ["function", "nct"], False, False, False, 0)  # both in one token: "nct" is whole first
 def test_answers_are_cut_at_stop_texts_and_stream_what_they_say(pieces, stop, in_thinking, tools, split, cut):
     ids = [
         i for piece in pieces
