@@ -70,9 +70,14 @@ def load(
         scan_layers=not prefers_unrolled_decoding() if scan_layers is None else scan_layers,
         verify=verify,
     )
-    if is_native(folder):
-        return load_native(folder, **options)  # type: ignore[return-value]
-    return load_model(folder, **options), load_tokenizer(folder)  # type: ignore[return-value]
+    tokenizer = load_tokenizer(folder)
+    model = load_native(folder, **options)[0] if is_native(folder) else load_model(folder, **options)
+    if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, but config field 'vocab_size' gives the embedding "
+            f"{model.config.vocab_size} rows."
+        )
+    return model, tokenizer  # type: ignore[return-value]
 
 
 def load_tokenizer(folder: Path) -> Tokenizer | None:

@@ -235,7 +235,7 @@ def format_call(call: Any) -> str:
 
 
 def report(timing: Timing, results: list[Generation], stopped: bool = False) -> None:
-    """Print the timing summary on standard error. Times include compilation, which later calls of a process do not repeat."""
+    """Print the timing summary on standard error."""
     thinking = sum(result.usage.thinking_tokens for result in results)
     forced = sum(result.usage.forced_tokens for result in results)
     # Each answer's first token comes out of its prefill.
@@ -243,6 +243,7 @@ def report(timing: Timing, results: list[Generation], stopped: bool = False) -> 
     parts = [
         f"prompt {timing.prefill_tokens} tokens: {_speed(timing.prefill_tokens, timing.prefill_seconds)}",
         f"answer {new} tokens: {_speed(timing.decode_tokens, timing.decode_seconds)}",
+        f"compilation {timing.compile_seconds:.1f} s",
         "stopped" if stopped else f"thinking {thinking}, forced {forced}",
     ]
     line = " | ".join(parts)

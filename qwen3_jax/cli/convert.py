@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None, prog: str = "qwen3 convert") -> int:
     """Run the conversion; return the exit code."""
+    args = _parser(prog).parse_args(argv)
+    return guarded(prog, lambda: _convert(args))
+
+
+def _parser(prog: str) -> Parser:
     parser = Parser(prog=prog, description=__doc__)
     parser.add_argument("source", metavar="SOURCE", help="checkpoint folder or hub repository id")
     parser.add_argument("target", metavar="TARGET", type=Path, help="the folder to make")
@@ -37,8 +42,7 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 convert") -> int:
     )
     parser.add_argument("--step", type=int, metavar="N", help="checkpoint of a training run (default: its newest)")
     parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
-    args = parser.parse_args(argv)
-    return guarded(prog, lambda: _convert(args))
+    return parser
 
 
 def _convert(args: argparse.Namespace) -> int:

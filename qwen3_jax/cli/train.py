@@ -33,8 +33,10 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 train") -> int:
 
     def work() -> int:
         config = parse(sys.argv[1:] if argv is None else argv, prog)
+        import sharding
         from qwen3_jax.training.loop import train
 
+        sharding.initialize()  # one process, or what the scheduler announces
         train(config)
         return 0
 

@@ -38,14 +38,16 @@ class Timing:
     """Adds up what generation did; tokens per second follow from it.
 
     Attributes:
-        prefill_tokens, prefill_seconds: prompt tokens, and the time to the first new token (compilation included).
+        prefill_tokens, prefill_seconds: prompt tokens, and the time that their forward pass and first new token took.
         decode_tokens, decode_seconds: all further tokens of unfinished answers.
+        compile_seconds: time spent compiling, in neither of the two; later calls of a process do not repeat it.
     """
 
     prefill_tokens: int = 0
     prefill_seconds: float = 0.0
     decode_tokens: int = 0
     decode_seconds: float = 0.0
+    compile_seconds: float = 0.0
 
 
 def generate(
@@ -149,6 +151,7 @@ def _run(model: Qwen3, requests: list[_Request], batch_size: int | None, timing:
         timing.prefill_tokens += sum(len(request.row.prompt) for request in batch)
         for number, step in enumerate(generate_step(model, [request.row for request in batch], batch[0].tokens)):
             live = sum(request.answer.result is None for request in batch)
+            timing.compile_seconds += step.compile_seconds
             if number == 0:
                 timing.prefill_seconds += step.seconds
             else:

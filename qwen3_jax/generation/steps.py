@@ -59,7 +59,8 @@ class Step:
         forced: bool [B], tokens of the stop text.
         thinking: bool [B], sampled tokens that counted against the budget.
         logprobs: arrays as in `Logprobs`, or None if no row asked.
-        seconds: time since the step before; the first one is the prefill.
+        seconds: time that the step ran; the first one is the prefill.
+        compile_seconds: time that was spent compiling before it ran.
     """
 
     tokens: np.ndarray
@@ -67,6 +68,7 @@ class Step:
     thinking: np.ndarray
     logprobs: Logprobs | None
     seconds: float
+    compile_seconds: float
 
 
 @struct.dataclass
@@ -87,6 +89,33 @@ class _Output:
     forced: jax.Array
     thinking: jax.Array
     logprobs: Logprobs
+
+
+class _Clock:
+    """Times one step, compilation apart: a call that compiles returns when it has, and then runs."""
+
+    compilations = 0
+
+    def __init__(self) -> None:
+        self._seen = _Clock.compilations
+        self._started = self._running = time.perf_counter()
+
+    def dispatched(self) -> None:
+        """The step's call has returned."""
+        if _Clock.compilations > self._seen:
+            self._running = time.perf_counter()
+
+    def stop(self) -> tuple[float, float]:
+        """The step's result is here: return (seconds running, seconds compiling)."""
+        return time.perf_counter() - self._running, self._running - self._started
+
+    @staticmethod
+    def listen(event: str, _seconds: float, **_: object) -> None:
+        """Called by JAX after every compilation, also one that the persistent cache spared."""
+        _Clock.compilations += event == "/jax/core/compile/backend_compile_duration"
+
+
+jax.monitoring.register_event_duration_secs_listener(_Clock.listen)
 
 
 def bucket(length: int) -> int:
@@ -123,20 +152,21 @@ def generate_step(model: Qwen3, rows: Sequence[Row], tokens: ThinkingTokens = Th
     budget = BudgetState.start([row.budget for row in rows], [row.thinking for row in rows])
     wants_logprobs = bool(settings.logprobs.any())
 
-    started = time.perf_counter()
+    clock = _Clock()
     used = int(lengths.max())
     capacity = bucket(width + _GROWTH)
     state, output = _prefill(graphdef, tokens, capacity, params, settings, prompts, lengths, budget)
+    clock.dispatched()
     while True:
         host = jax.device_get(output if wants_logprobs else output.replace(logprobs=None))
-        now = time.perf_counter()
-        yield Step(host.token, host.forced, host.thinking, host.logprobs, now - started)
-        started = time.perf_counter()
+        yield Step(host.token, host.forced, host.thinking, host.logprobs, *clock.stop())
+        clock = _Clock()
         used += 1
         if used > capacity:
             capacity = bucket(capacity + 1)
             state = state.replace(cache=_grow(state.cache, capacity))
         state, output = _decode(graphdef, tokens, params, settings, state)
+        clock.dispatched()
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -64,7 +64,11 @@ def plot_loss(path: Path, output: Path, entropy: dict[str, float]) -> None:
     axes = figure.add_subplot()
     train = [(row["step"], row["train.cross_entropy"]) for row in rows if "train.cross_entropy" in row]
     if train:
-        axes.plot(*zip(*train, strict=True), color="0.65", linewidth=1, label="training batches")
+        steps, losses = zip(*train, strict=True)
+        axes.plot(steps, losses, color="0.85", linewidth=1, label="training batches")
+        width = max(len(losses) // 20, 1)  # batches differ in what they are made of: show where they are going
+        means = [sum(losses[max(i - width, 0) : i + 1]) / (i + 1 - max(i - width, 0)) for i in range(len(losses))]
+        axes.plot(steps, means, color="0.45", linewidth=1.3, label="running mean")
     for color, (name, nats) in zip(("C0", "C1", "C2", "C3", "C4", "C5"), entropy.items(), strict=False):
         points = [(row["step"], row[f"eval.{name}"]) for row in rows if f"eval.{name}" in row]
         if points:

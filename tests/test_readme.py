@@ -1,0 +1,89 @@
+"""README and docs state only what runs: Python blocks are executed, commands are run or parsed, CI uses the same lines."""
+
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import tiny_models
+
+import qwen3_jax
+from qwen3_jax.cli import convert, infer, train
+from qwen3_jax.cli import main as qwen3
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = "\n".join(block for page in PAGES for block in blocks(page, "bash")).splitlines()
+    return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """A folder in which the quickstart has run, as far as the README's examples can tell."""
+    folder = tmp_path_factory.mktemp("checkout")
+    qwen3_jax.save(tiny_models.model(), tiny_models.tokenizer(), folder / "runs/quickstart/hf")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    (folder / "corpus/a").mkdir(parents=True)
+    (folder / "corpus/a/b.txt").write_text((ROOT / "README.md").read_text() * 3)
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_run_top_to_bottom(page, checkout, monkeypatch):
+    monkeypatch.chdir(checkout)
+    source = "\n".join(blocks(page, "python"))
+    exec(compile(source, str(page), "exec"), {})
+
+
+def test_the_two_commands_are_what_ci_runs():
+    script = (ROOT / ".ci/run").read_text()
+    first, second = (block.strip().splitlines() for block in blocks(ROOT / "README.md", "bash")[:2])
+    assert first == ["pip install -e .", "python train.py --config configs/quickstart.yaml"]
+    assert second == ['pip install -e ".[test]"', "python -m pytest"]
+    for line in first + second:
+        assert line.replace("pip install", "pip install -q") in script
+
+
+def test_every_command_line_in_the_docs_is_accepted(checkout, monkeypatch, capsys):
+    """infer.py lines run, on a tiny model in the place of each model named; train.py lines are parsed; qwen3 lines run."""
+    monkeypatch.chdir(checkout)
+    ran = []
+    for line in commands():
+        words = shlex.split(line)
+        if words[:2] == ["python", "infer.py"]:
+            if "--help" in words or "--chat" in words:
+                continue
+            place = words.index("--model") + 1
+            words[place] = "runs/quickstart/hf"
+            if "--mesh" in words:
+                words[words.index("--mesh") + 1] = "tensor=2"  # the tiny model has two key/value heads
+            assert infer.main([*words[2:], "--max-new-tokens", "400"], "infer.py") == 0, (line, capsys.readouterr().err)
+        elif words[:2] == ["python", "train.py"]:
+            if "--help" not in words:
+                assert train.parse(words[2:]).steps > 0
+        elif words[:3] == ["qwen3", "tokenizer", "train"]:
+            words[words.index("--vocab-size") + 1] = "400"
+            assert qwen3(words[1:]) == 0, capsys.readouterr().err
+            assert (checkout / "tokenizer/tokenizer.json").exists()
+        elif words[:2] == ["qwen3", "convert"]:
+            convert._parser("qwen3 convert").parse_args(words[2:])  # tests/cli runs it on what it names
+        else:
+            assert words[:3] == ["pip", "install", "-e"] or words[:3] == ["python", "-m", "pytest"], line
+        ran.append(words[1] if words[0] == "python" else words[0])
+    assert ran.count("infer.py") >= 3
+    assert ran.count("train.py") >= 2
+    assert os.environ["JAX_PLATFORMS"] == "cpu"
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
