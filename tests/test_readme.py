@@ -40,7 +40,7 @@ def checkout(tmp_path_factory) -> Path:
 def test_python_blocks_run_top_to_bottom(page, checkout, monkeypatch):
     monkeypatch.chdir(checkout)
     source = "\n".join(blocks(page, "python"))
-    exec(compile(source, str(page), "exec"), {})
+    exec(compile(source, f"<python blocks of {page.name}>", "exec"), {})
 
 
 def test_the_two_commands_are_what_ci_runs():

@@ -110,7 +110,7 @@ class _Clock:
         return time.perf_counter() - self._running, self._running - self._started
 
     @staticmethod
-    def listen(event: str, _seconds: float, **_: object) -> None:
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
         """Called by JAX after every compilation, also one that the persistent cache spared."""
         _Clock.compilations += event == "/jax/core/compile/backend_compile_duration"
 

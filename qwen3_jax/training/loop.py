@@ -43,18 +43,16 @@ def train(config: TrainConfig) -> Path:
     """
     started = time.perf_counter()
     run_dir = Path(config.run_dir).expanduser()
-    run_folder.claim(run_dir, config)
+    run_folder.check(run_dir, config)
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
     placement = sharding.Placement(mesh, sharding.TRAINING)
+    batch_shape = (config.data.batch_size, config.data.sequence_length)
+    placement.sharding(("batch", "length"), batch_shape, "the global batch (data.batch_size)")
     source = resolve(config.model.init_from) if config.model.init_from else None
     tokenizer = run_folder.tokenizer(run_dir, config, source)
-    architecture = run_folder.architecture(run_dir, config, source, tokenizer)
-    if config.data.sequence_length > architecture.max_position_embeddings:
-        raise UserError(
-            f"data.sequence_length ({config.data.sequence_length}) is longer than the model's max_position_embeddings "
-            f"({architecture.max_position_embeddings})."
-        )
+    architecture = run_folder.architecture(config, source, tokenizer)
     trainer = Trainer(architecture, config.model, config.optimizer, config.steps, placement)
+    run_folder.claim(run_dir, config, tokenizer, architecture)
     checkpoints = TrainCheckpoints(run_dir / "checkpoints", config.checkpoint_keep)
     loader = make_train_loader(config.data, tokenizer, host_index=jax.process_index(), host_count=jax.process_count())
     say(f"{run_dir}: {_describe(trainer)}, mesh {dict(mesh.shape)}, {config.steps} steps")

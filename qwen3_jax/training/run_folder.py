@@ -33,32 +33,36 @@ _VOCABULARY_MULTIPLE = 128  # embedding rows are padded to this, so that they sp
 _FIXED = ("model", "tokenizer", "data", "optimizer", "seed", "steps")  # what a resumed run may not change
 
 
-def claim(run_dir: Path, config: TrainConfig) -> None:
-    """Write the configuration into the folder, or check that the run there has the same one.
+def check(run_dir: Path, config: TrainConfig) -> None:
+    """Make sure that a run which the folder already holds has the same settings.
 
     Raises:
-        UserError: the folder holds a run with other settings; names the first that differs.
+        UserError: it has not; names the first that differs.
     """
-    values = json.loads(json.dumps(dataclasses.asdict(config)))
     path = run_dir / "config.json"
     if path.exists():
-        before = read_json(path)
+        before, values = read_json(path), _values(config)
         for name in _FIXED:
             changed = _difference(before.get(name), values[name], name)
             if changed:
                 raise UserError(
                     f"{run_dir} holds a run with other settings: {changed}; set run_dir to another folder, or delete this one."
                 )
-    elif jax.process_index() == 0:
+
+
+def claim(run_dir: Path, config: TrainConfig, tokenizer: Tokenizer, architecture: Qwen3Config) -> None:
+    """Write what defines the run, once everything about it has been checked; config.json last."""
+    if jax.process_index() == 0 and not (run_dir / "config.json").exists():
         run_dir.mkdir(parents=True, exist_ok=True)
-        _write(path, values)
+        tokenizer.save_pretrained(run_dir / "tokenizer")
+        _write(run_dir / "architecture.json", architecture.to_hf())
+        _write(run_dir / "config.json", _values(config))
 
 
 def tokenizer(run_dir: Path, config: TrainConfig, init_from: Path | None) -> Tokenizer:
     """Return the run's tokenizer: the one it already has, the configured one, or a new one trained on the run's data."""
-    folder = run_dir / "tokenizer"
-    if (folder / "tokenizer.json").exists():
-        return Tokenizer.from_pretrained(folder)
+    if (run_dir / "config.json").exists():
+        return Tokenizer.from_pretrained(run_dir / "tokenizer")
     where = resolve(config.tokenizer.path) if config.tokenizer.path else init_from
     if where is not None:
         found = load_tokenizer(where)
@@ -68,13 +72,15 @@ def tokenizer(run_dir: Path, config: TrainConfig, init_from: Path | None) -> Tok
         say(f"training a tokenizer of {config.tokenizer.vocab_size} tokens")
         texts = training_texts(config.data, config.tokenizer.train_records)
         found = train_tokenizer(texts, config.tokenizer.vocab_size, show_progress=False)
-    if jax.process_index() == 0:
-        found.save_pretrained(folder)
     return found
 
 
-def architecture(run_dir: Path, config: TrainConfig, init_from: Path | None, tokenizer: Tokenizer) -> Qwen3Config:
-    """Return the architecture that the configuration describes, and keep it in the folder."""
+def architecture(config: TrainConfig, init_from: Path | None, tokenizer: Tokenizer) -> Qwen3Config:
+    """Return the architecture that the configuration describes.
+
+    Raises:
+        UserError: it does not fit the tokenizer or the data.
+    """
     base = Qwen3Config.from_hf(read_json(init_from / "config.json")) if init_from else None
     rows = -(-tokenizer.vocab_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
     found = dataclasses.replace(
@@ -83,8 +89,11 @@ def architecture(run_dir: Path, config: TrainConfig, init_from: Path | None, tok
         eos_token_id=tokenizer.im_end_id,
         dtype=config.model.param_dtype,
     )
-    if jax.process_index() == 0:
-        _write(run_dir / "architecture.json", found.to_hf())
+    if config.data.sequence_length > found.max_position_embeddings:
+        raise UserError(
+            f"data.sequence_length ({config.data.sequence_length}) is longer than the model's max_position_embeddings "
+            f"({found.max_position_embeddings})."
+        )
     return found
 
 
@@ -137,6 +146,10 @@ def say(text: str) -> None:
     """Print from one process."""
     if jax.process_index() == 0:
         print(text, flush=True)
+
+
+def _values(config: TrainConfig) -> dict[str, Any]:
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:

@@ -120,7 +120,9 @@ def test_router_statistics_of_the_model_equal_numpy_and_leave_out_padding():
         type(block).__call__ = record
         with jax.disable_jit():
             hidden = model.hidden(
-                jnp.asarray(batch["tokens"]), positions=batch["positions"], segment_ids=jnp.asarray(batch["segment_ids"])
+                jnp.asarray(batch["tokens"]),
+                positions=batch["positions"],
+                segment_ids=jnp.asarray(batch["segment_ids"]),
             )
     finally:
         type(block).__call__ = original
@@ -186,7 +188,13 @@ def test_decay_leaves_norms_and_biases_alone_and_the_clip_is_global():
     for name, value in after.params.items():
         factor = 1 - 0.5 * 0.5 if decayed(name) else 1.0
         np.testing.assert_allclose(value, kept[name] * factor, atol=1e-6, err_msg=name)
-    assert {name.rsplit(".", 1)[-1] for name in kept if not decayed(name)} == {"scale", "q_bias", "k_bias", "v_bias", "o_bias"}
+    assert {name.rsplit(".", 1)[-1] for name in kept if not decayed(name)} == {
+        "scale",
+        "q_bias",
+        "k_bias",
+        "v_bias",
+        "o_bias",
+    }
 
 
 def test_schedules_start_at_once_peak_after_warmup_and_end_where_they_say():

@@ -129,7 +129,15 @@ def test_a_run_writes_everything_it_promises_and_its_export_works_everywhere(tmp
     assert cli.main([f"--config={config}"]) == 0
     run = tmp_path / "run"
     out = capsys.readouterr().out
-    for name in ("metrics.jsonl", "loss.png", "budget_curve.png", "budget_curve.json", "config.json", "hf", "tensorboard"):
+    for name in (
+        "metrics.jsonl",
+        "loss.png",
+        "budget_curve.png",
+        "budget_curve.json",
+        "config.json",
+        "hf",
+        "tensorboard",
+    ):
         assert (run / name).exists(), name
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert f"python infer.py --model {run / 'hf'} --prompt" in out
@@ -201,7 +209,7 @@ def test_a_bad_setting_is_one_sentence_that_names_it(tmp_path, capsys, flag):
     error = capsys.readouterr().err.strip()
     assert REFUSED[flag] in error
     assert "\n" not in error
-    assert not (tmp_path / "run/metrics.jsonl").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_unknown_keys_in_a_file_are_refused_with_the_nearest_name(tmp_path):
