@@ -10,18 +10,15 @@ import shlex
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from qwen3_jax.checkpoint import load
 from qwen3_jax.data import DataConfig, Problem, RunningSum, is_correct, running_sum_problem
+from qwen3_jax.evaluation.config import BudgetCurveConfig
 from qwen3_jax.generation import Sampling, generate
 from qwen3_jax.progress import progress_bar
-
-if TYPE_CHECKING:
-    from qwen3_jax.training.config import BudgetCurveConfig, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -143,8 +140,7 @@ def plot(points: list[Point], output: Path) -> None:
     figure.savefig(output, dpi=130)
 
 
-def suggestion(folder: Path, config: TrainConfig) -> str:
+def suggestion(folder: Path, config: BudgetCurveConfig, data: DataConfig) -> str:
     """The infer.py command to try on the exported model, with a held-out problem."""
-    assert config.budget_curve is not None
-    problem = held_out_problems(config.data, config.budget_curve.source, 1)[0]
+    problem = held_out_problems(data, config.source, 1)[0]
     return f"  python infer.py --model {shlex.quote(str(folder))} --prompt {shlex.quote(problem.question)} --thinking-budget 8"

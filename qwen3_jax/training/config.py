@@ -12,6 +12,7 @@ from typing import Any, Literal
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.data import DataConfig
 from qwen3_jax.errors import UserError, nearest
+from qwen3_jax.evaluation.config import BudgetCurveConfig
 from sharding import MeshConfig
 
 
@@ -115,30 +116,11 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
-class BudgetCurveConfig:
-    """Accuracy on held-out generated problems under several thinking budgets, measured after training.
-
-    Attributes:
-        source: the data source whose problems are asked.
-        budgets: thinking tokens; null is unlimited.
-        problems: how many.
-        max_new_tokens: of an answer.
-        batch_size: problems answered together.
-    """
-
-    source: str
-    budgets: list[int | None] = field(default_factory=lambda: [0, 4, 8, 16, 32, None])
-    problems: int = 200
-    max_new_tokens: int = 128
-    batch_size: int = 100
-
-
-@dataclass(frozen=True)
 class TrainConfig:
     """A training run.
 
     Attributes:
-        run_dir: everything the run writes: checkpoints/, hf/, metrics.jsonl, tensorboard/, loss.png, config.yaml. A run
+        run_dir: everything the run writes: checkpoints/, hf/, metrics.jsonl, tensorboard/, loss.png, config.json. A run
             that is there already is resumed.
         steps: optimizer steps.
         model: what to train.

@@ -77,7 +77,9 @@ def train(config: TrainConfig) -> Path:
     say(f"exported {exported} after {time.perf_counter() - started:.0f} s")
     if config.budget_curve is not None and jax.process_index() == 0:
         budget_curve.measure(exported, config.budget_curve, config.data, run_dir)
-        say(f"done after {time.perf_counter() - started:.0f} s. Try next:\n{budget_curve.suggestion(exported, config)}")
+        say(
+            f"done after {time.perf_counter() - started:.0f} s. Try next:\n{budget_curve.suggestion(exported, config.budget_curve, config.data)}"
+        )
     return exported
 
 

@@ -13,7 +13,8 @@ from qwen3_jax.generation import steps
 
 NEW = 64
 LENGTHS = (3, 17, 40)
-VARIANTS = ("dense_tied", "dense_untied", "moe", "yarn", "odd_heads")
+STACKED = ("dense_tied", "dense_untied", "moe", "yarn", "odd_heads")
+CASES = [(v, False) for v in hf_checkpoints.VARIANTS] + [(v, True) for v in STACKED]
 
 
 @functools.cache
@@ -33,8 +34,7 @@ def reference(variant: str):
     return model, prompts, answers
 
 
-@pytest.mark.parametrize("scan_layers", [True, False])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("variant", "scan_layers"), CASES)
 def test_greedy_tokens_equal_transformers(variant, scan_layers, tmp_path, monkeypatch):
     # A fresh cache holds 96 slots here; the longest row needs 40 + 63.
     monkeypatch.setattr(steps, "_GROWTH", 40)

@@ -1,0 +1,24 @@
+"""What to measure, as a section of a training configuration. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class BudgetCurveConfig:
+    """Accuracy on held-out generated problems under several thinking budgets, measured after training.
+
+    Attributes:
+        source: the data source whose problems are asked.
+        budgets: thinking tokens; null is unlimited.
+        problems: how many.
+        max_new_tokens: of an answer.
+        batch_size: problems answered together.
+    """
+
+    source: str
+    budgets: list[int | None] = field(default_factory=lambda: [0, 4, 8, 16, 32, None])
+    problems: int = 200
+    max_new_tokens: int = 128
+    batch_size: int = 100
