@@ -143,4 +143,4 @@ def plot(points: list[Point], output: Path) -> None:
 def suggestion(folder: Path, config: BudgetCurveConfig, data: DataConfig) -> str:
     """The infer.py command to try on the exported model, with a held-out problem."""
     problem = held_out_problems(data, config.source, 1)[0]
-    return f"  python infer.py --model {shlex.quote(str(folder))} --prompt {shlex.quote(problem.question)} --thinking-budget 8"
+    return f"python infer.py --model {shlex.quote(str(folder))} --prompt {shlex.quote(problem.question)} --thinking-budget 8"

@@ -77,9 +77,8 @@ def train(config: TrainConfig) -> Path:
     say(f"exported {exported} after {time.perf_counter() - started:.0f} s")
     if config.budget_curve is not None and jax.process_index() == 0:
         budget_curve.measure(exported, config.budget_curve, config.data, run_dir)
-        say(
-            f"done after {time.perf_counter() - started:.0f} s. Try next:\n{budget_curve.suggestion(exported, config.budget_curve, config.data)}"
-        )
+        next_command = budget_curve.suggestion(exported, config.budget_curve, config.data)
+        say(f"done after {time.perf_counter() - started:.0f} s. Try next:\n  {next_command}")
     return exported
 
 
@@ -99,32 +98,27 @@ def _run(
     held_out = _held_out(config, tokenizer)
     entropy = {name: corpus_unigram_entropy(rows) for name, rows in held_out.items()}
     writer = metrics.MetricsWriter(run_dir, step) if jax.process_index() == 0 else None
-    tokens_per_step = config.data.batch_size * config.data.sequence_length
-    flops_per_step = tokens_per_step * training_flops_per_token(trainer.config, config.data.sequence_length)
-    peak = peak_flops(jax.local_devices()[0])
-    since, logged, waited = time.perf_counter(), step, 0.0
-
+    meter = metrics.Meter(
+        config.data.batch_size * config.data.sequence_length,
+        training_flops_per_token(trainer.config, config.data.sequence_length),
+        peak_flops(jax.local_devices()[0]),
+        jax.device_count(),
+    )
+    first = logged = step
     with progress_bar("training", config.steps - step) as bar:
         while step < config.steps:
-            asked = time.perf_counter()
-            batch = trainer.place(next(batches))
-            waited += time.perf_counter() - asked
+            with meter.waiting():
+                batch = trainer.place(next(batches))
             state, step_metrics = trainer.step(state, batch)
             step += 1
             last = step == config.steps
+            if step == first + 1:
+                jax.block_until_ready(step_metrics)
+                meter.restart()  # the first step compiles
             if step % config.log_every == 0 or last:
                 values = host(step_metrics)  # waits for the device
-                seconds, since = time.perf_counter() - since, time.perf_counter()
-                taken, logged = step - logged, step
-                flops = flops_per_step * taken / seconds / jax.device_count()
                 row = {f"train.{name.removeprefix('loss.')}": value for name, value in values.items()}
-                row |= {
-                    "tokens_per_second": tokens_per_step * taken / seconds,
-                    "tflops_per_device": flops / 1e12,
-                    "input_wait_share": waited / seconds,
-                }
-                if peak is not None:
-                    row["mfu"] = flops / peak
+                row |= meter.read()
                 if not np.isfinite(values["loss.total"]):
                     raise UserError(
                         f"the loss is {values['loss.total']} at step {step}; lower optimizer.learning_rate or start "
@@ -133,11 +127,10 @@ def _run(
                 if writer:
                     writer.write(step, row)
                 note = _note(row)
-                bar.advance(taken, note)
+                bar.advance(step - logged, note)
                 _log(step, config.steps, note, bar)
-                waited = 0.0
+                logged = step
             if last or (config.eval_every and step % config.eval_every == 0):
-                paused = time.perf_counter()
                 losses = _evaluate(trainer, state, held_out)
                 if writer:
                     row = {f"eval.{name}": loss for name, loss in losses.items()}
@@ -145,7 +138,7 @@ def _run(
                     metrics.plot_loss(writer.path, run_dir / "loss.png", entropy)
                 parts = (f"{name} {loss:.3f} (unigram entropy {entropy[name]:.2f})" for name, loss in losses.items())
                 bar.print(f"step {step}: held-out loss {', '.join(parts)}")
-                since += time.perf_counter() - paused
+                meter.restart()
             if last or (config.checkpoint_every and step % config.checkpoint_every == 0):
                 checkpoints.save(step, state, batches.get_state())
     checkpoints.wait()
@@ -155,7 +148,9 @@ def _run(
 
 
 def _note(row: dict[str, float]) -> str:
-    parts = [f"loss {row['train.cross_entropy']:.3f}", f"{row['tokens_per_second']:,.0f} tok/s"]
+    parts = [f"loss {row['train.cross_entropy']:.3f}"]
+    if "tokens_per_second" in row:
+        parts.append(f"{row['tokens_per_second']:,.0f} tok/s")
     if "mfu" in row:
         parts.append(f"MFU {row['mfu']:.0%}")
     if row["train.balance"]:

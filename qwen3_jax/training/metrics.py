@@ -3,7 +3,10 @@
 Invariant: metrics.jsonl has one line per logged step, in order, without repeats, also after a resume.
 """
 
+import contextlib
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,44 @@ class MetricsWriter:
         """Flush both."""
         self._file.close()
         self._board.close()
+
+
+class Meter:
+    """Throughput between two readings.
+
+    Args:
+        tokens_per_step: of the global batch.
+        flops_per_token: forward and backward.
+        peak: FLOP/s of one device, None when unknown.
+        devices: of the whole run.
+    """
+
+    def __init__(self, tokens_per_step: int, flops_per_token: float, peak: float | None, devices: int):
+        self._tokens, self._flops, self._peak, self._devices = tokens_per_step, flops_per_token, peak, devices
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin to count now: what came before (a compilation, an evaluation) is not training time."""
+        self._since, self._waited, self._done = time.perf_counter(), 0.0, 0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around everything that waits for input; each entry is one step."""
+        started = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - started
+        self._done += 1
+
+    def read(self) -> dict[str, float]:
+        """Return the rates since the last reading or restart, and begin anew; nothing if no step was taken since."""
+        seconds, steps, waited = time.perf_counter() - self._since, self._done, self._waited
+        self.restart()
+        if steps == 0:
+            return {}
+        tokens = self._tokens * steps / seconds
+        flops = tokens * self._flops / self._devices
+        rates = {"tokens_per_second": tokens, "tflops_per_device": flops / 1e12, "input_wait_share": waited / seconds}
+        return rates if self._peak is None else rates | {"mfu": flops / self._peak}
 
 
 def read(path: Path) -> list[dict[str, Any]]:

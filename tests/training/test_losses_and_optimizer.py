@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import sharding
 from qwen3_jax.config import Qwen3Config
-from qwen3_jax.model import Qwen3, parameter_count
+from qwen3_jax.model import Qwen3, RouterStats, parameter_count
 from qwen3_jax.training import losses
 from qwen3_jax.training.config import ModelConfig, OptimizerConfig
 from qwen3_jax.training.flops import training_flops_per_token
@@ -94,8 +94,6 @@ def test_balance_loss_equals_its_equation_over_the_global_batch(seed):
     f = np.array([(chosen[valid] == i).any(axis=1).mean() for i in range(experts)])
     p = probs[valid].mean(axis=0)
     load = np.array([(chosen[valid] == i).sum() for i in range(experts)], np.float32)
-    from qwen3_jax.model import RouterStats
-
     stats = RouterStats(
         load=jnp.asarray(load)[None],
         prob=jnp.asarray(probs[valid].sum(axis=0), jnp.float32)[None],

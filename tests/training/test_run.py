@@ -1,15 +1,18 @@
 """Whole runs: train.py on text and generated problems, resume, refusals, and training on from a checkpoint."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import torch
 import transformers
 import yaml
 
 import qwen3_jax
+import sharding
 from qwen3_jax.checkpoint.training import TrainCheckpoints
 from qwen3_jax.cli import train as cli
 from qwen3_jax.errors import UserError
@@ -65,10 +68,6 @@ def final(run_dir: Path, config: Path):
     parsed = cli.parse([f"--config={config}", f"--run_dir={run_dir}"])
     tokenizer = qwen3_jax.Tokenizer.from_pretrained(run_dir / "tokenizer")
     exported = qwen3_jax.load(run_dir / "hf")[0].config
-    import dataclasses
-
-    import sharding
-
     trainer = Trainer(
         dataclasses.replace(exported, dtype=None), parsed.model, parsed.optimizer, parsed.steps, sharding.Placement()
     )
@@ -157,8 +156,6 @@ def test_a_run_writes_everything_it_promises_and_its_export_works_everywhere(tmp
     messages = [{"role": "user", "content": "Hi"}]
     ids = tokenizer.apply_chat_template(messages, tokenize=True)
     assert ids == theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-    import torch
-
     with torch.no_grad():
         expected = reference(torch.tensor([ids])).logits.numpy()
     np.testing.assert_allclose(model(np.asarray([ids])), expected, atol=2e-5 * np.abs(expected).max())
