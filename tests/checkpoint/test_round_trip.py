@@ -35,8 +35,15 @@ def assert_bit_equal(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) 
 
 
 @pytest.mark.parametrize("variant", [v for v in hf_checkpoints.VARIANTS if v != "real_vocabulary"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("scan_layers", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "scan_layers"),
+    [
+        ("float32", True),
+        ("bfloat16", False),
+        pytest.param("float32", False, marks=pytest.mark.slow),
+        pytest.param("bfloat16", True, marks=pytest.mark.slow),
+    ],
+)
 def test_hf_to_jax_to_hf_is_bit_equal_and_loads_in_transformers_without_warnings(
     variant, dtype, scan_layers, tmp_path, caplog
 ):

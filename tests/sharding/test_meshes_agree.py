@@ -78,8 +78,14 @@ def assert_split(model, kind: str, mesh, axes_left_out=()) -> None:
     assert names == set(SPLIT[kind])
 
 
-@pytest.mark.parametrize("kind", ["dense", "moe"])
-@pytest.mark.parametrize("name", MESHES)
+FEW = ("one_device", "data4_tensor2", "context2_tensor2")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(name, "moe") for name in MESHES]
+    + [pytest.param(name, "dense", marks=[] if name in FEW else [pytest.mark.slow]) for name in MESHES],
+)
 def test_logits_and_shares_on_every_mesh(kind, name, expected):
     folder, wanted, _ = expected(kind)
     mesh = sharding.make_mesh(**MESHES[name])
