@@ -137,8 +137,19 @@ def test_router_statistics_of_the_model_equal_numpy_and_leave_out_padding():
     assert len(seen) == 2
 
 
-@pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "moe"])
-def test_step_on_meshes_equals_one_device_and_splits_state_as_the_rules_say(config):
+MESHES = [{"data": 4, "tensor": 2}, {"data": 2, "expert": 2, "tensor": 2}, {"data": 8}, {"replica": 2, "data": 4}]
+
+
+@pytest.mark.parametrize(
+    ("config", "meshes"),
+    [
+        pytest.param(TINY, MESHES[:1], id="dense"),
+        pytest.param(TINY_MOE, MESHES[1:2], id="moe"),
+        pytest.param(TINY, MESHES[1:], id="dense-more", marks=pytest.mark.slow),
+        pytest.param(TINY_MOE, [MESHES[0], *MESHES[2:]], id="moe-more", marks=pytest.mark.slow),
+    ],
+)
+def test_step_on_meshes_equals_one_device_and_splits_state_as_the_rules_say(config, meshes):
     """Loss, gradient norm and new parameters agree; parameters and both Adam moments take 1/n of the bytes."""
     batch = packed_batch()
     options = (config, ModelConfig(scan_layers=True), OptimizerConfig(learning_rate=1e-2, warmup_steps=0), 10)
@@ -153,7 +164,6 @@ def test_step_on_meshes_equals_one_device_and_splits_state_as_the_rules_say(conf
         return trainer, state, collected
 
     _, expected, expected_metrics = run(None)
-    meshes = [{"data": 8}, {"data": 4, "tensor": 2}, {"replica": 2, "data": 4}, {"data": 2, "expert": 2, "tensor": 2}]
     for sizes in meshes:
         trainer, state, collected = run(sharding.make_mesh(**sizes))
         for ours, theirs in zip(collected, expected_metrics, strict=True):
