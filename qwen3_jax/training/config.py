@@ -15,6 +15,13 @@ from qwen3_jax.errors import UserError, nearest
 from qwen3_jax.evaluation.config import BudgetCurveConfig
 from sharding import MeshConfig
 
+# Architecture fields that a run sets itself.
+_SET_ELSEWHERE = {
+    "dtype": "set model.param_dtype",
+    "bos_token_id": "the tokenizer decides it",
+    "eos_token_id": "the tokenizer decides it",
+}
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -45,6 +52,8 @@ class ModelConfig:
             Qwen3Config.preset(self.preset)
         known = [f.name for f in dataclasses.fields(Qwen3Config)]
         for name in self.config:
+            if name in _SET_ELSEWHERE:
+                raise UserError(f"model.config.{name} has no effect: {_SET_ELSEWHERE[name]}.")
             if name not in known:
                 raise UserError(f"model.config.{name} is not an architecture field.{nearest(name, known)}")
 

@@ -187,6 +187,7 @@ REFUSED = {
     "--optimizer.warmup_steps=9": "warmup_steps (9) leaves nothing",
     "--model.preset=Qwen3-0.6": "no preset 'Qwen3-0.6'. Did you mean 'qwen3-0.6b'?",
     "--model.config.hiden_size=8": "model.config.hiden_size is not an architecture field. Did you mean 'hidden_size'?",
+    "--model.config.dtype=bfloat16": "model.config.dtype has no effect: set model.param_dtype.",
     "--model.config.hidden_size=big": "'hidden_size' has the value 'big'",
     "--model.config.vocab_size=100": "vocab_size is 100; the tokenizer has 384 tokens",
     "--model.config.max_position_embeddings=32": "data.sequence_length (64) is longer",
