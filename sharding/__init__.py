@@ -10,6 +10,7 @@ A model names what each dimension *is* ("embed", "heads", "expert"); `Rules` say
 over; a `Placement` is a mesh with rules and turns names into `jax.sharding.NamedSharding`s.
 """
 
+from sharding.context import balanced_order
 from sharding.distributed import initialize
 from sharding.mesh import AXES, MeshConfig, make_mesh
 from sharding.placement import SERVING, TRAINING, Placement, Rules, ShardingError
@@ -22,6 +23,7 @@ __all__ = [
     "Placement",
     "Rules",
     "ShardingError",
+    "balanced_order",
     "initialize",
     "make_mesh",
 ]

@@ -135,9 +135,9 @@ class Placement:
         entries = [e if size % _parts(self.mesh, e) == 0 else None for size, e in zip(x.shape, spec, strict=True)]
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*entries)))
 
-    def batch_parts(self) -> int:
-        """Into how many parts the global batch is split."""
-        return 1 if self.mesh is None else _parts(self.mesh, self.spec(("batch",))[0])
+    def parts(self, axis: str) -> int:
+        """Into how many parts a logical axis is split."""
+        return 1 if self.mesh is None else _parts(self.mesh, self.spec((axis,))[0])
 
 
 def _parts(mesh: Mesh, entry: Any) -> int:

@@ -1,5 +1,6 @@
 """Every test runs on 8 fake CPU devices and shares one compilation cache, so that a second run is quick."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -9,3 +10,15 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax
+import pytest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled_programs():
+    """Each program that XLA:CPU compiles keeps about ten memory mappings; a whole suite in one process would pass the kernel's
+    limit (vm.max_map_count, 65,530) and abort inside LLVM."""
+    yield
+    jax.clear_caches()
+    gc.collect()

@@ -10,40 +10,41 @@
 Shapes: n tokens, d width, e experts, f expert width, k experts per token.
 """
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 
-Implementation = Literal["auto", "dense", "ragged"]
+from qwen3_jax.kernels.choice import Experts, target
+from sharding import Placement
 
 
 def expert_mlp(
-    x_nd: jax.Array,
-    index_nk: jax.Array,
-    weight_nk: jax.Array,
+    x_btd: jax.Array,
+    index_btk: jax.Array,
+    weight_btk: jax.Array,
     gate_edf: jax.Array,
     up_edf: jax.Array,
     down_efd: jax.Array,
-    implementation: Implementation = "auto",
+    *,
+    implementation: Experts = "auto",
+    placement: Placement = Placement(),  # noqa: B008 - frozen
 ) -> jax.Array:
-    """Return the weighted sum of the chosen experts' outputs, [N, D] in x's dtype.
+    """Return the weighted sum of the chosen experts' outputs, [B, T, D] in x's dtype.
 
     Args:
-        x_nd: tokens.
-        index_nk: int32, the experts chosen for each token, distinct within a row.
-        weight_nk: their weights, in x's dtype.
+        x_btd: tokens.
+        index_btk: int32, the experts chosen for each token, distinct within a token.
+        weight_btk: their weights, in x's dtype.
         gate_edf, up_edf, down_efd: expert weights, in x's dtype.
         implementation: "auto" is `ragged` where one accelerator holds all experts, else `dense`.
+        placement: where the arrays live.
     """
+    b, t, d = x_btd.shape
+    tokens = x_btd.reshape(b * t, d), index_btk.reshape(b * t, -1), weight_btk.reshape(b * t, -1)
     if implementation == "auto":
-        alone = jax.device_count() == 1 and jax.default_backend() != "cpu"
+        alone = (placement.mesh is None or placement.mesh.size == 1) and target(placement) != "cpu"
         implementation = "ragged" if alone else "dense"
-    if implementation == "dense":
-        return _dense(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd)
-    if implementation == "ragged":
-        return _ragged(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd)
-    raise ValueError(f"there is no expert implementation {implementation!r}; choose 'auto', 'dense' or 'ragged'.")
+    kernel = {"dense": _dense, "ragged": _ragged}[implementation]
+    return kernel(*tokens, gate_edf, up_edf, down_efd).reshape(b, t, d)
 
 
 def _dense(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd):

@@ -16,15 +16,17 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx, struct
 
 from qwen3_jax.config import GenerationConfig, Qwen3Config
+from qwen3_jax.kernels import Kernels
 from qwen3_jax.model.cache import KVCache
 from qwen3_jax.model.layers import MLP, Attention, LayerCache, RMSNorm
 from qwen3_jax.model.moe import MoE, RouterStats
 from qwen3_jax.model.params import Declare
 from qwen3_jax.model.rope import angles
-from sharding import Placement
+from sharding import Placement, balanced_order
 
 Remat = Literal["none", "full", "dots"]
 _REMAT_POLICIES = {
@@ -51,17 +53,17 @@ class Hidden:
 class Block(nnx.Module):
     """One decoder layer, or a stack of equal ones to be scanned over."""
 
-    def __init__(self, config: Qwen3Config, declare: Declare, placement: Placement, moe: bool):
+    def __init__(self, config: Qwen3Config, declare: Declare, placement: Placement, kernels: Kernels, moe: bool):
         self.attention_norm = RMSNorm(config.hidden_size, "hidden", config, declare)
-        self.attention = Attention(config, declare, placement)
+        self.attention = Attention(config, declare, placement, kernels)
         self.mlp_norm = RMSNorm(config.hidden_size, "hidden", config, declare)
-        self.mlp: MLP | MoE = (MoE if moe else MLP)(config, declare, placement)
+        self.mlp: MLP | MoE = (MoE if moe else MLP)(config, declare, placement, kernels)
         self.moe = moe
         self.stack = declare.stack
         self.placement = placement
 
-    def __call__(self, x_btd, rope, slots_bt, segment_ids_bt, cache: LayerCache | None):
-        y_btd, cache = self.attention(self.attention_norm(x_btd), rope, slots_bt, segment_ids_bt, cache)
+    def __call__(self, x_btd, rope, slots_bt, segment_ids_bt, cache: LayerCache | None, balanced: bool):
+        y_btd, cache = self.attention(self.attention_norm(x_btd), rope, slots_bt, segment_ids_bt, cache, balanced)
         x_btd = self.placement.constrain(x_btd + y_btd, ("batch", "length", "hidden"))
         stats = None
         if isinstance(self.mlp, MoE):
@@ -83,6 +85,7 @@ class Qwen3(nnx.Module):
         scan_layers: stack equal layers and scan over them.
         remat: what the backward pass recomputes: "none", "dots" (all but weight products), "full" (whole layers).
         placement: mesh and rules; the default is one device.
+        kernels: which implementation of attention and of the experts runs.
 
     Attributes:
         generation_config: sampling defaults, from the checkpoint's generation_config.json.
@@ -98,6 +101,7 @@ class Qwen3(nnx.Module):
         scan_layers: bool = True,
         remat: Remat = "none",
         placement: Placement = Placement(),  # noqa: B008 - frozen
+        kernels: Kernels = Kernels(),  # noqa: B008 - frozen
     ):
         if remat != "none" and remat not in _REMAT_POLICIES:
             raise ValueError(f"remat must be 'none', {', '.join(map(repr, _REMAT_POLICIES))}; got {remat!r}.")
@@ -108,13 +112,20 @@ class Qwen3(nnx.Module):
         self.scan_layers = scan_layers
         self.remat = remat
         self.placement = placement
+        self.kernels = kernels
 
         declare = Declare(rngs, self.param_dtype)
         v, d, std = config.vocab_size, config.hidden_size, config.initializer_range
         self.embed = declare.normal((v, d), ("vocab", "embed"), std)
         self.groups = nnx.List(
             [
-                Block(config, Declare(rngs, self.param_dtype, len(layers) if scan_layers else None), placement, moe)
+                Block(
+                    config,
+                    Declare(rngs, self.param_dtype, len(layers) if scan_layers else None),
+                    placement,
+                    kernels,
+                    moe,
+                )
                 for moe, layers in layer_groups(config, scan_layers)
             ]
         )
@@ -155,10 +166,16 @@ class Qwen3(nnx.Module):
         positions: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
         cache: KVCache | None = None,
+        balanced: bool = False,
     ) -> Hidden:
-        """Everything but the output projection; arguments as for a call."""
+        """Everything but the output projection; arguments as for a call.
+
+        `balanced`: the tokens of each row come in the order of `sharding.balanced_order` over the mesh axis that splits the
+        length, which evens out the work of causal attention.
+        """
         b, t = tokens.shape
-        steps_bt = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (b, t))
+        steps_t = balanced_order(t, self.placement.parts("length")) if balanced else np.arange(t)
+        steps_bt = jnp.broadcast_to(jnp.asarray(steps_t, jnp.int32), (b, t))
         slots_bt = steps_bt if cache is None else cache.lengths[:, None] + steps_bt
         if cache is not None and segment_ids is not None:
             raise ValueError("segment_ids and a cache exclude each other: a cached row is one document.")
@@ -169,7 +186,9 @@ class Qwen3(nnx.Module):
         caches, stats = [], []
         for index, group in enumerate(self.groups):
             layer_cache = None if cache is None else cache.layers[index]
-            x_btd, layer_cache, group_stats = self._run(group, x_btd, rope, slots_bt, segment_ids, layer_cache)
+            x_btd, layer_cache, group_stats = self._run(
+                group, x_btd, rope, slots_bt, segment_ids, layer_cache, balanced
+            )
             caches.append(layer_cache)
             if group.moe:
                 stats.append(group_stats if group.stack else jax.tree.map(lambda s: s[None], group_stats))
@@ -177,14 +196,14 @@ class Qwen3(nnx.Module):
         router = jax.tree.map(lambda *s: jnp.concatenate(s), *stats) if stats else None
         return Hidden(self.norm(x_btd), new_cache, router)
 
-    def _run(self, group: Block, x_btd, rope, slots_bt, segment_ids_bt, cache):
+    def _run(self, group: Block, x_btd, rope, slots_bt, segment_ids_bt, cache, balanced):
         """Run one group of layers: a single block, or a scan over a stack."""
         graphdef, state = nnx.split(group)
 
         def body(x_btd, layer):
             layer_state, layer_cache = layer
             x_btd, layer_cache, stats = nnx.merge(graphdef, layer_state)(
-                x_btd, rope, slots_bt, segment_ids_bt, layer_cache
+                x_btd, rope, slots_bt, segment_ids_bt, layer_cache, balanced
             )
             return x_btd, (layer_cache, stats)
 

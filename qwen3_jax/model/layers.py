@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from qwen3_jax.config import Qwen3Config
-from qwen3_jax.kernels import attention
+from qwen3_jax.kernels import Kernels, attention, cached_attention
 from qwen3_jax.model.params import Declare
 from qwen3_jax.model.rope import rotate
 from sharding import Placement
@@ -34,7 +34,7 @@ class RMSNorm(nnx.Module):
 class Attention(nnx.Module):
     """Grouped-query attention with RMSNorm on queries and keys before RoPE (QK-Norm)."""
 
-    def __init__(self, config: Qwen3Config, declare: Declare, placement: Placement):
+    def __init__(self, config: Qwen3Config, declare: Declare, placement: Placement, kernels: Kernels):
         d, n, k, h = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
         std = config.initializer_range
         self.q = declare.normal((d, n, h), ("embed", "heads", "head_dim"), std)
@@ -51,6 +51,7 @@ class Attention(nnx.Module):
             self.o_bias = declare.constant((d,), ("hidden",), 0.0)
         self.bias = config.attention_bias
         self.placement = placement
+        self.kernels = kernels
 
     def __call__(
         self,
@@ -59,8 +60,12 @@ class Attention(nnx.Module):
         slots_bt: jax.Array,
         segment_ids_bt: jax.Array | None,
         cache: LayerCache | None,
+        balanced: bool,
     ) -> tuple[jax.Array, LayerCache | None]:
-        """Return the attention output [B, T, D] and the cache with this call's keys and values at `slots_bt`."""
+        """Return the attention output [B, T, D] and the cache with this call's keys and values at `slots_bt`.
+
+        `balanced`: the tokens come in the order of `sharding.balanced_order`.
+        """
         dtype = x_btd.dtype
         cos, sin = rope
         q_btnh = jnp.einsum("btd,dnh->btnh", x_btd, self.q[...].astype(dtype))
@@ -74,13 +79,19 @@ class Attention(nnx.Module):
         k_bkth = rotate(self.k_norm(k_bkth), cos[:, None], sin[:, None])
         q_btnh = self.placement.constrain(q_btnh, ("batch", "length", "heads", None))
         if cache is None:
-            k_bksh, v_bksh = k_bkth, v_bkth
-            segments = None if segment_ids_bt is None else (segment_ids_bt, segment_ids_bt)
+            out_btnh = attention(
+                q_btnh,
+                k_bkth,
+                v_bkth,
+                segment_ids_bt,
+                balanced=balanced,
+                implementation=self.kernels.attention,
+                placement=self.placement,
+            )
         else:
-            k_bksh, v_bksh = _write(cache[0], k_bkth, slots_bt), _write(cache[1], v_bkth, slots_bt)
-            cache, segments = (k_bksh, v_bksh), None
-            k_bksh, v_bksh = k_bksh.astype(dtype), v_bksh.astype(dtype)
-        out_btnh = attention(q_btnh, k_bksh, v_bksh, slots_bt, segments)
+            cache = _write(cache[0], k_bkth, slots_bt), _write(cache[1], v_bkth, slots_bt)
+            k_bksh, v_bksh = cache
+            out_btnh = cached_attention(q_btnh, k_bksh.astype(dtype), v_bksh.astype(dtype), slots_bt)
         out_btd = jnp.einsum("btnh,nhd->btd", out_btnh, self.o[...].astype(dtype))
         return out_btd + self.o_bias[...].astype(dtype) if self.bias else out_btd, cache
 
@@ -97,7 +108,7 @@ def _write(cache_bksh: jax.Array, new_bkth: jax.Array, slots_bt: jax.Array) -> j
 class MLP(nnx.Module):
     """SwiGLU: down(silu(gate x) * up x) (Shazeer 2020, arXiv 2002.05202)."""
 
-    def __init__(self, config: Qwen3Config, declare: Declare, placement: Placement):
+    def __init__(self, config: Qwen3Config, declare: Declare, placement: Placement, kernels: Kernels):
         d, f, std = config.hidden_size, config.intermediate_size, config.initializer_range
         self.gate = declare.normal((d, f), ("embed", "mlp"), std)
         self.up = declare.normal((d, f), ("embed", "mlp"), std)

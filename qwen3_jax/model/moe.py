@@ -3,7 +3,7 @@
 Source: Qwen3 technical report, section 2; transformers `modeling_qwen3_moe.py`. The router's softmax runs over all experts
 in float32; the chosen probabilities are rescaled to sum to 1 when `norm_topk_prob`.
 
-Shapes: b batch, t length, n = b t tokens, d hidden, e experts, k experts per token, f expert width.
+Shapes: b batch, t length, d hidden, e experts, k experts per token, f expert width.
 """
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from qwen3_jax.config import Qwen3Config
-from qwen3_jax.kernels import expert_mlp
+from qwen3_jax.kernels import Kernels, expert_mlp
 from qwen3_jax.model.params import Declare
 from sharding import Placement
 
@@ -36,7 +36,7 @@ class RouterStats:
 class MoE(nnx.Module):
     """Top-k routed SwiGLU experts; dropless."""
 
-    def __init__(self, config: Qwen3Config, declare: Declare, placement: Placement):
+    def __init__(self, config: Qwen3Config, declare: Declare, placement: Placement, kernels: Kernels):
         d, e, f = config.hidden_size, config.num_experts, config.moe_intermediate_size
         std = config.initializer_range
         self.router = declare.normal((d, e), ("embed", "router"), std)
@@ -46,31 +46,34 @@ class MoE(nnx.Module):
         self.experts_per_token = config.num_experts_per_tok
         self.norm_topk_prob = config.norm_topk_prob
         self.placement = placement
+        self.kernels = kernels
 
     def __call__(self, x_btd: jax.Array, valid_bt: jax.Array | None) -> tuple[jax.Array, RouterStats]:
         """Return the layer's output [B, T, D] and the statistics of its router over tokens where `valid_bt`."""
-        b, t, d = x_btd.shape
         dtype = x_btd.dtype
-        x_nd = x_btd.reshape(b * t, d)
-        logits_ne = jnp.einsum("nd,de->ne", x_nd, self.router[...].astype(dtype), preferred_element_type=jnp.float32)
-        probs_ne = jax.nn.softmax(logits_ne, axis=-1)
-        weight_nk, index_nk = jax.lax.top_k(probs_ne, self.experts_per_token)
+        logits_bte = jnp.einsum(
+            "btd,de->bte", x_btd, self.router[...].astype(dtype), preferred_element_type=jnp.float32
+        )
+        probs_bte = jax.nn.softmax(logits_bte, axis=-1)
+        weight_btk, index_btk = jax.lax.top_k(probs_bte, self.experts_per_token)
         if self.norm_topk_prob:
-            weight_nk /= weight_nk.sum(axis=-1, keepdims=True)
-        y_nd = expert_mlp(
-            x_nd,
-            index_nk,
-            weight_nk.astype(dtype),
+            weight_btk /= weight_btk.sum(axis=-1, keepdims=True)
+        y_btd = expert_mlp(
+            x_btd,
+            index_btk,
+            weight_btk.astype(dtype),
             self.gate[...].astype(dtype),
             self.up[...].astype(dtype),
             self.down[...].astype(dtype),
+            implementation=self.kernels.experts,
+            placement=self.placement,
         )
-        count_n = jnp.ones(b * t) if valid_bt is None else valid_bt.reshape(-1).astype(jnp.float32)
-        chosen_ne = jax.nn.one_hot(index_nk, probs_ne.shape[-1]).sum(axis=1)
+        count_bt = jnp.ones(x_btd.shape[:2]) if valid_bt is None else valid_bt.astype(jnp.float32)
+        chosen_bte = jax.nn.one_hot(index_btk, probs_bte.shape[-1]).sum(axis=2)
         stats = RouterStats(
-            load=(chosen_ne * count_n[:, None]).sum(axis=0),
-            prob=(probs_ne * count_n[:, None]).sum(axis=0),
-            entropy=(-jax.scipy.special.xlogy(probs_ne, probs_ne).sum(axis=-1) * count_n).sum(),
-            tokens=count_n.sum(),
+            load=jnp.einsum("bte,bt->e", chosen_bte, count_bt),
+            prob=jnp.einsum("bte,bt->e", probs_bte, count_bt),
+            entropy=(-jax.scipy.special.xlogy(probs_bte, probs_bte).sum(axis=-1) * count_bt).sum(),
+            tokens=count_bt.sum(),
         )
-        return y_nd.reshape(b, t, d), stats
+        return y_btd, stats

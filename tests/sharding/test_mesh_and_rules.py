@@ -90,8 +90,8 @@ def test_placement_is_strict_for_parameters_and_a_hint_for_activations():
     dropped = jax.jit(lambda x: place.constrain(x, ("batch", "mlp")))(x[:3, :5])  # divides over nothing
     assert np.array_equal(constrained, x)
     assert np.array_equal(dropped, x[:3, :5])
-    assert place.batch_parts() == 2
-    assert Placement(sharding.make_mesh(replica=2, data=2, expert=2)).batch_parts() == 8
+    assert place.parts("batch") == 2
+    assert Placement(sharding.make_mesh(replica=2, data=2, expert=2)).parts("batch") == 8
 
 
 def test_without_a_mesh_nothing_moves():
@@ -99,7 +99,7 @@ def test_without_a_mesh_nothing_moves():
     x = np.ones(3)
     assert place.constrain(x, ("batch",)) is x
     assert place.sharding(("embed",), (7,)) == SingleDeviceSharding(jax.devices()[0])
-    assert place.batch_parts() == 1
+    assert place.parts("batch") == 1
 
 
 def test_start_up_of_one_process_touches_nothing(monkeypatch):
