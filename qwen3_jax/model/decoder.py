@@ -23,15 +23,20 @@ from qwen3_jax.config import GenerationConfig, Qwen3Config
 from qwen3_jax.kernels import Kernels
 from qwen3_jax.model.cache import KVCache
 from qwen3_jax.model.layers import MLP, Attention, LayerCache, RMSNorm
+from qwen3_jax.model.linear import Quantization
+from qwen3_jax.model.linear import check as check_quantization
 from qwen3_jax.model.moe import MoE, RouterStats
 from qwen3_jax.model.params import Declare
 from qwen3_jax.model.rope import angles
 from sharding import Placement, balanced_order
 
-Remat = Literal["none", "full", "dots"]
-_REMAT_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
+Remat = Literal["none", "dots", "qkv", "attention", "full"]
+# What the backward pass finds saved of each layer, besides its input; the rest is computed again. Most memory first.
+_SAVED = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "qkv": jax.checkpoint_policies.save_only_these_names("qkv", "attention_out"),
+    "attention": jax.checkpoint_policies.save_only_these_names("attention_out"),
+    "full": jax.checkpoint_policies.nothing_saveable,
 }
 
 
@@ -53,11 +58,23 @@ class Hidden:
 class Block(nnx.Module):
     """One decoder layer, or a stack of equal ones to be scanned over."""
 
-    def __init__(self, config: Qwen3Config, declare: Declare, placement: Placement, kernels: Kernels, moe: bool):
+    def __init__(
+        self,
+        config: Qwen3Config,
+        declare: Declare,
+        placement: Placement,
+        kernels: Kernels,
+        quantization: Quantization | None,
+        moe: bool,
+    ):
         self.attention_norm = RMSNorm(config.hidden_size, "hidden", config, declare)
-        self.attention = Attention(config, declare, placement, kernels)
+        self.attention = Attention(config, declare, placement, kernels, quantization)
         self.mlp_norm = RMSNorm(config.hidden_size, "hidden", config, declare)
-        self.mlp: MLP | MoE = (MoE if moe else MLP)(config, declare, placement, kernels)
+        self.mlp: MLP | MoE
+        if moe:
+            self.mlp = MoE(config, declare, placement, kernels)
+        else:
+            self.mlp = MLP(config, declare, placement, quantization)
         self.moe = moe
         self.stack = declare.stack
         self.placement = placement
@@ -83,7 +100,10 @@ class Qwen3(nnx.Module):
         dtype: compute type of activations; norms, softmax, routing and logits are float32 in any case.
         param_dtype: storage type of parameters.
         scan_layers: stack equal layers and scan over them.
-        remat: what the backward pass recomputes: "none", "dots" (all but weight products), "full" (whole layers).
+        remat: what the backward pass computes again: "none"; "dots", all but the products with weights; "qkv", all but
+            queries, keys, values and attention; "attention", all but attention; "full", whole layers.
+        quantization: "int8" or "fp8" products of the attention projections and of dense MLPs; the experts, the router and
+            the output projection stay in the compute type.
         placement: mesh and rules; the default is one device.
         kernels: which implementation of attention and of the experts runs.
 
@@ -100,11 +120,13 @@ class Qwen3(nnx.Module):
         param_dtype: Any = jnp.float32,
         scan_layers: bool = True,
         remat: Remat = "none",
+        quantization: Quantization | None = None,
         placement: Placement = Placement(),  # noqa: B008 - frozen
         kernels: Kernels = Kernels(),  # noqa: B008 - frozen
     ):
-        if remat != "none" and remat not in _REMAT_POLICIES:
-            raise ValueError(f"remat must be 'none', {', '.join(map(repr, _REMAT_POLICIES))}; got {remat!r}.")
+        if remat not in ("none", *_SAVED):
+            raise ValueError(f"remat must be 'none', {', '.join(map(repr, _SAVED))}; got {remat!r}.")
+        check_quantization(quantization)
         self.config = config
         self.generation_config = GenerationConfig()
         self.dtype = jnp.dtype(dtype)
@@ -117,16 +139,11 @@ class Qwen3(nnx.Module):
         declare = Declare(rngs, self.param_dtype)
         v, d, std = config.vocab_size, config.hidden_size, config.initializer_range
         self.embed = declare.normal((v, d), ("vocab", "embed"), std)
+        stacks = [(moe, len(layers) if scan_layers else None) for moe, layers in layer_groups(config, scan_layers)]
         self.groups = nnx.List(
             [
-                Block(
-                    config,
-                    Declare(rngs, self.param_dtype, len(layers) if scan_layers else None),
-                    placement,
-                    kernels,
-                    moe,
-                )
-                for moe, layers in layer_groups(config, scan_layers)
+                Block(config, Declare(rngs, self.param_dtype, stack), placement, kernels, quantization, moe)
+                for moe, stack in stacks
             ]
         )
         self.norm = RMSNorm(d, "hidden", config, declare)
@@ -208,7 +225,7 @@ class Qwen3(nnx.Module):
             return x_btd, (layer_cache, stats)
 
         if self.remat != "none":
-            body = jax.checkpoint(body, policy=_REMAT_POLICIES[self.remat], prevent_cse=group.stack is None)
+            body = jax.checkpoint(body, policy=_SAVED[self.remat], prevent_cse=group.stack is None)
         if group.stack is None:
             x_btd, (cache, stats) = body(x_btd, (state, cache))
         else:
@@ -217,12 +234,15 @@ class Qwen3(nnx.Module):
 
     def logits(self, states: jax.Array) -> jax.Array:
         """Project hidden states [..., D] to float32 logits [..., V]."""
+        weight, tied = self.output_weight
+        equation = "...d,vd->...v" if tied else "...d,dv->...v"
         states = states.astype(self.dtype)
-        if self.config.tie_word_embeddings:
-            weight, equation = self.embed[...], "...d,vd->...v"
-        else:
-            weight, equation = self.lm_head[...], "...d,dv->...v"
         return jnp.einsum(equation, states, weight.astype(self.dtype), preferred_element_type=jnp.float32)
+
+    @property
+    def output_weight(self) -> tuple[jax.Array, bool]:
+        """The output projection and whether it is the embedding: ([V, D], True) or ([D, V], False)."""
+        return (self.embed[...], True) if self.config.tie_word_embeddings else (self.lm_head[...], False)
 
     def new_cache(self, batch: int, capacity: int, dtype: Any = None) -> KVCache:
         """Return an empty cache of `capacity` slots for each of `batch` rows, in the compute type unless told."""

@@ -8,9 +8,11 @@ Shapes: b batch, t length, d hidden, n query heads, k key/value heads, h head si
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.kernels import Kernels, attention, cached_attention
+from qwen3_jax.model.linear import Quantization, linear
 from qwen3_jax.model.params import Declare
 from qwen3_jax.model.rope import rotate
 from sharding import Placement
@@ -34,7 +36,14 @@ class RMSNorm(nnx.Module):
 class Attention(nnx.Module):
     """Grouped-query attention with RMSNorm on queries and keys before RoPE (QK-Norm)."""
 
-    def __init__(self, config: Qwen3Config, declare: Declare, placement: Placement, kernels: Kernels):
+    def __init__(
+        self,
+        config: Qwen3Config,
+        declare: Declare,
+        placement: Placement,
+        kernels: Kernels,
+        quantization: Quantization | None,
+    ):
         d, n, k, h = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
         std = config.initializer_range
         self.q = declare.normal((d, n, h), ("embed", "heads", "head_dim"), std)
@@ -52,6 +61,7 @@ class Attention(nnx.Module):
         self.bias = config.attention_bias
         self.placement = placement
         self.kernels = kernels
+        self.quantization = quantization
 
     def __call__(
         self,
@@ -68,15 +78,16 @@ class Attention(nnx.Module):
         """
         dtype = x_btd.dtype
         cos, sin = rope
-        q_btnh = jnp.einsum("btd,dnh->btnh", x_btd, self.q[...].astype(dtype))
-        k_bkth = jnp.einsum("btd,dkh->bkth", x_btd, self.k[...].astype(dtype))
-        v_bkth = jnp.einsum("btd,dkh->bkth", x_btd, self.v[...].astype(dtype))
+        q_btnh = linear("btd,dnh->btnh", x_btd, self.q[...], self.quantization)
+        k_bkth = linear("btd,dkh->bkth", x_btd, self.k[...], self.quantization)
+        v_bkth = linear("btd,dkh->bkth", x_btd, self.v[...], self.quantization)
         if self.bias:
             q_btnh += self.q_bias[...].astype(dtype)
             k_bkth += self.k_bias[...].astype(dtype)[:, None]
             v_bkth += self.v_bias[...].astype(dtype)[:, None]
-        q_btnh = rotate(self.q_norm(q_btnh), cos[:, :, None], sin[:, :, None])
-        k_bkth = rotate(self.k_norm(k_bkth), cos[:, None], sin[:, None])
+        q_btnh = checkpoint_name(rotate(self.q_norm(q_btnh), cos[:, :, None], sin[:, :, None]), "qkv")
+        k_bkth = checkpoint_name(rotate(self.k_norm(k_bkth), cos[:, None], sin[:, None]), "qkv")
+        v_bkth = checkpoint_name(v_bkth, "qkv")
         q_btnh = self.placement.constrain(q_btnh, ("batch", "length", "heads", None))
         if cache is None:
             out_btnh = attention(
@@ -92,7 +103,7 @@ class Attention(nnx.Module):
             cache = _write(cache[0], k_bkth, slots_bt), _write(cache[1], v_bkth, slots_bt)
             k_bksh, v_bksh = cache
             out_btnh = cached_attention(q_btnh, k_bksh.astype(dtype), v_bksh.astype(dtype), slots_bt)
-        out_btd = jnp.einsum("btnh,nhd->btd", out_btnh, self.o[...].astype(dtype))
+        out_btd = linear("btnh,nhd->btd", checkpoint_name(out_btnh, "attention_out"), self.o[...], self.quantization)
         return out_btd + self.o_bias[...].astype(dtype) if self.bias else out_btd, cache
 
 
@@ -108,16 +119,16 @@ def _write(cache_bksh: jax.Array, new_bkth: jax.Array, slots_bt: jax.Array) -> j
 class MLP(nnx.Module):
     """SwiGLU: down(silu(gate x) * up x) (Shazeer 2020, arXiv 2002.05202)."""
 
-    def __init__(self, config: Qwen3Config, declare: Declare, placement: Placement, kernels: Kernels):
+    def __init__(self, config: Qwen3Config, declare: Declare, placement: Placement, quantization: Quantization | None):
         d, f, std = config.hidden_size, config.intermediate_size, config.initializer_range
         self.gate = declare.normal((d, f), ("embed", "mlp"), std)
         self.up = declare.normal((d, f), ("embed", "mlp"), std)
         self.down = declare.normal((f, d), ("mlp", "embed"), std / (2 * config.num_hidden_layers) ** 0.5)
         self.placement = placement
+        self.quantization = quantization
 
     def __call__(self, x_btd: jax.Array) -> jax.Array:
-        dtype = x_btd.dtype
-        gate_btf = jnp.einsum("btd,df->btf", x_btd, self.gate[...].astype(dtype))
-        up_btf = jnp.einsum("btd,df->btf", x_btd, self.up[...].astype(dtype))
+        gate_btf = linear("btd,df->btf", x_btd, self.gate[...], self.quantization)
+        up_btf = linear("btd,df->btf", x_btd, self.up[...], self.quantization)
         hidden_btf = self.placement.constrain(jax.nn.silu(gate_btf) * up_btf, ("batch", "length", "mlp"))
-        return jnp.einsum("btf,fd->btd", hidden_btf, self.down[...].astype(dtype))
+        return linear("btf,fd->btd", hidden_btf, self.down[...], self.quantization)

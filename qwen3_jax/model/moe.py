@@ -51,9 +51,7 @@ class MoE(nnx.Module):
     def __call__(self, x_btd: jax.Array, valid_bt: jax.Array | None) -> tuple[jax.Array, RouterStats]:
         """Return the layer's output [B, T, D] and the statistics of its router over tokens where `valid_bt`."""
         dtype = x_btd.dtype
-        logits_bte = jnp.einsum(
-            "btd,de->bte", x_btd, self.router[...].astype(dtype), preferred_element_type=jnp.float32
-        )
+        logits_bte = jnp.einsum("btd,de->bte", x_btd.astype(jnp.float32), self.router[...].astype(jnp.float32))
         probs_bte = jax.nn.softmax(logits_bte, axis=-1)
         weight_btk, index_btk = jax.lax.top_k(probs_bte, self.experts_per_token)
         if self.norm_topk_prob:

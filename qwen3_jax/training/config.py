@@ -13,6 +13,7 @@ from qwen3_jax.config import Qwen3Config
 from qwen3_jax.data import DataConfig
 from qwen3_jax.errors import UserError, nearest
 from qwen3_jax.evaluation.config import BudgetCurveConfig
+from qwen3_jax.kernels.choice import Kernels
 from sharding import MeshConfig
 
 # Architecture fields that a run sets itself.
@@ -34,7 +35,10 @@ class ModelConfig:
         dtype: compute type of activations.
         param_dtype: storage type of parameters; float32 keeps master weights.
         scan_layers: stack equal layers, so that compile time does not depend on depth; false runs a small model faster.
-        remat: what the backward pass recomputes: none, dots (all but weight products), full (whole layers).
+        remat: what the backward pass computes again: none; dots, all but the products with weights; qkv, all but queries,
+            keys, values and attention; attention, all but attention; full, whole layers. From most memory to least.
+        quantization: int8 or fp8 products of the attention projections and of dense MLPs, through qwix.
+        kernels: implementation of attention and of the experts; auto picks the platform's fastest.
     """
 
     preset: str | None = None
@@ -43,7 +47,9 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     scan_layers: bool = True
-    remat: Literal["none", "dots", "full"] = "none"
+    remat: Literal["none", "dots", "qkv", "attention", "full"] = "none"
+    quantization: Literal["int8", "fp8"] | None = None
+    kernels: Kernels = field(default_factory=Kernels)
 
     def __post_init__(self) -> None:
         if self.preset is not None and self.init_from is not None:
@@ -99,6 +105,11 @@ class OptimizerConfig:
         weight_decay: on matrices; norms and biases are not decayed.
         beta1, beta2, eps: Adam's.
         clip_norm: largest global gradient norm.
+        moment_dtype: storage type of Adam's moments; their arithmetic is float32.
+        spike_sigmas: a step is skipped when its loss or gradient norm lies this many standard deviations above the mean of
+            the last `spike_window` steps; 0 skips only what is not finite, which is always skipped.
+        spike_window: see above.
+        max_skips: the run stops after this many skipped steps in a row.
     """
 
     learning_rate: float = 3e-4
@@ -110,11 +121,16 @@ class OptimizerConfig:
     beta2: float = 0.95
     eps: float = 1e-8
     clip_norm: float = 1.0
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    spike_sigmas: float = 6.0
+    spike_window: int = 128
+    max_skips: int = 20
 
     def __post_init__(self) -> None:
         for name, low, high in (
             ("learning_rate", 0.0, None), ("warmup_steps", 0, None), ("final_learning_rate", 0.0, 1.0),
             ("weight_decay", 0.0, None), ("beta1", 0.0, 1.0), ("beta2", 0.0, 1.0), ("eps", 0.0, None),
+            ("spike_sigmas", 0.0, None), ("spike_window", 2, None), ("max_skips", 1, None),
         ):  # fmt: skip
             value = getattr(self, name)
             if value < low or (high is not None and value > high):
@@ -122,6 +138,32 @@ class OptimizerConfig:
                 raise UserError(f"optimizer.{name} is {value}; it must be {bound}.")
         if self.clip_norm <= 0:
             raise UserError(f"optimizer.clip_norm is {self.clip_norm}; it must be above 0.")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What is minimised besides cross-entropy.
+
+    The coefficient of the load-balancing loss belongs to the architecture: `model.config.router_aux_loss_coef`.
+
+    Attributes:
+        z_loss: coefficient of (log Z)^2 (PaLM used 1e-4).
+        chunk_tokens: tokens of one device whose logits are held at a time.
+        balance_counts: how the load-balancing loss of an MoE model counts expert choices over the whole global batch when it
+            comes in several micro-batches. exact: one more forward pass counts them first, and the result is that of one
+            big batch. buffer: the running buffer of Qiu et al. 2025 (arXiv 2501.11873), no extra pass; each micro-batch
+            uses the counts of the step so far.
+    """
+
+    z_loss: float = 0.0
+    chunk_tokens: int = 1024
+    balance_counts: Literal["exact", "buffer"] = "exact"
+
+    def __post_init__(self) -> None:
+        if self.z_loss < 0:
+            raise UserError(f"loss.z_loss is {self.z_loss}; it must be at least 0.")
+        if self.chunk_tokens < 1:
+            raise UserError(f"loss.chunk_tokens is {self.chunk_tokens}; it must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -136,6 +178,8 @@ class TrainConfig:
         tokenizer: its tokenizer.
         data: what to train on.
         optimizer: how.
+        loss: what is minimised.
+        micro_batches: the batch is worked through in this many parts, with the result of one.
         mesh: devices; -1 on one axis takes all that are left.
         seed: of the initial weights; the data has its own.
         log_every: steps between lines of metrics.
@@ -153,6 +197,8 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    micro_batches: int = 1
     mesh: MeshConfig = field(default_factory=lambda: MeshConfig(data=-1))
     seed: int = 0
     log_every: int = 10
@@ -165,8 +211,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, low in (
-            ("steps", 1), ("log_every", 1), ("eval_every", 0), ("eval_batches", 1), ("checkpoint_every", 0),
-            ("checkpoint_keep", 1),
+            ("steps", 1), ("micro_batches", 1), ("log_every", 1), ("eval_every", 0), ("eval_batches", 1),
+            ("checkpoint_every", 0), ("checkpoint_keep", 1),
         ):  # fmt: skip
             if getattr(self, name) < low:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {low}.")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 import sharding
 from qwen3_jax.checkpoint import load_model, save
@@ -46,15 +45,16 @@ def train(config: TrainConfig) -> Path:
     run_folder.check(run_dir, config)
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
     placement = sharding.Placement(mesh, sharding.TRAINING)
-    batch_shape = (config.data.batch_size, config.data.sequence_length)
-    placement.sharding(("batch", "length"), batch_shape, "the global batch (data.batch_size)")
     source = resolve(config.model.init_from) if config.model.init_from else None
     tokenizer = run_folder.tokenizer(run_dir, config, source)
     architecture = run_folder.architecture(config, source, tokenizer)
-    trainer = Trainer(architecture, config.model, config.optimizer, config.steps, placement)
+    trainer = Trainer(
+        architecture, config.model, config.optimizer, config.steps, placement, config.loss, config.micro_batches
+    )
+    trainer.abstract_batch(config.data.batch_size, config.data.sequence_length)  # refuses what does not divide
     run_folder.claim(run_dir, config, tokenizer, architecture)
     checkpoints = TrainCheckpoints(run_dir / "checkpoints", config.checkpoint_keep)
-    loader = make_train_loader(config.data, tokenizer, host_index=jax.process_index(), host_count=jax.process_count())
+    loader = make_train_loader(config.data, tokenizer)
     say(f"{run_dir}: {_describe(trainer)}, mesh {dict(mesh.shape)}, {config.steps} steps")
 
     with contextlib.closing(checkpoints), contextlib.closing(iter(loader)) as batches:
@@ -119,13 +119,14 @@ def _run(
                 values = host(step_metrics)  # waits for the device
                 row = {f"train.{name.removeprefix('loss.')}": value for name, value in values.items()}
                 row |= meter.read()
-                if not np.isfinite(values["loss.total"]):
-                    raise UserError(
-                        f"the loss is {values['loss.total']} at step {step}; lower optimizer.learning_rate or start "
-                        "again from an earlier checkpoint."
-                    )
                 if writer:
                     writer.write(step, row)
+                if values["skipped_in_row"] >= config.optimizer.max_skips:
+                    raise UserError(
+                        f"{values['skipped_in_row']:.0f} steps in a row were skipped up to step {step} (loss "
+                        f"{values['loss.total']:.4g}, gradient norm {values['gradient_norm']:.4g}); lower "
+                        "optimizer.learning_rate, or look at the data, and start again from an earlier checkpoint."
+                    )
                 note = _note(row)
                 bar.advance(step - logged, note)
                 _log(step, config.steps, note, bar)
@@ -155,6 +156,8 @@ def _note(row: dict[str, float]) -> str:
         parts.append(f"MFU {row['mfu']:.0%}")
     if row["train.balance"]:
         parts.append(f"balance {row['train.balance']:.2f}")
+    if row["train.skipped"]:
+        parts.append(f"{row['train.skipped']:.0f} steps skipped")
     return " | ".join(parts)
 
 
@@ -175,16 +178,12 @@ def _evaluate(trainer: Trainer, state: TrainState, held_out: dict[str, list[Batc
 
 
 def _held_out(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, list[Batch]]:
-    """This process's rows of each source's held-out batches; sources that hold nothing out are left out."""
-    hosts, host_index = jax.process_count(), jax.process_index()
-    rows = config.data.batch_size // hosts
-    part = slice(host_index * rows, (host_index + 1) * rows)
-    out = {}
-    for source in config.data.sources:
-        if source.eval_fraction > 0:
-            batches = make_eval_batches(config.data, tokenizer, source.name, config.eval_batches)
-            out[source.name] = [jax.tree.map(lambda array: array[part], batch) for batch in batches]
-    return out
+    """Each source's held-out batches; sources that hold nothing out are left out."""
+    return {
+        source.name: make_eval_batches(config.data, tokenizer, source.name, config.eval_batches)
+        for source in config.data.sources
+        if source.eval_fraction > 0
+    }
 
 
 def _fresh(config: TrainConfig, trainer: Trainer, source: Path | None, placement: sharding.Placement) -> TrainState:

@@ -1,6 +1,8 @@
-"""What is minimised: token-weighted cross-entropy, and the load-balancing loss of MoE layers.
+"""What is minimised: token-weighted cross-entropy, z-loss, and the load-balancing loss of MoE layers.
 
-Shapes: b batch, t length, v vocabulary, l MoE layers, e experts.
+Everything here is a sum over tokens until the very end, so that a batch in several micro-batches gives what the whole gives.
+
+Shapes: b batch, t length, l MoE layers, e experts.
 """
 
 import jax
@@ -8,67 +10,160 @@ import jax.numpy as jnp
 from flax import struct
 
 from qwen3_jax.model import Qwen3, RouterStats
+from qwen3_jax.training.config import LossConfig
+from qwen3_jax.training.cross_entropy import token_loss
+
+
+@struct.dataclass
+class Sums:
+    """Sums over the tokens of one micro-batch, float32.
+
+    Attributes:
+        cross_entropy: of -log p(target), over learned tokens, in nats.
+        log_z_squared: of the squared log normaliser, over learned tokens.
+        balance: the micro-batch's part of the load-balancing loss, mean over MoE layers (0 for a dense model).
+        router: of every MoE layer, or None for a dense model.
+    """
+
+    cross_entropy: jax.Array
+    log_z_squared: jax.Array
+    balance: jax.Array
+    router: RouterStats | None
 
 
 @struct.dataclass
 class Loss:
-    """Sums and means of one batch, float32 scalars.
+    """Means over a global batch, float32; scalars but for the routers'.
 
     Attributes:
         total: what the gradient is taken of.
         cross_entropy: mean over the learned tokens, in nats.
+        z: mean of (log Z)^2 over the learned tokens.
         balance: load-balancing loss, mean over MoE layers (0 for a dense model).
         tokens: learned tokens.
-        router_entropy: mean entropy of the routers' distributions, in nats.
-        router_max_load: share of the busiest expert times the number of experts, mean over layers; 1 is balance.
+        router_entropy: [L], mean entropy of each router's distribution, in nats; None for a dense model.
+        router_max_load: [L], share of the busiest expert times the number of experts; 1 is perfect balance.
+        router_min_load: [L], the same of the idlest expert; 0 is a dead expert.
     """
 
     total: jax.Array
     cross_entropy: jax.Array
+    z: jax.Array
     balance: jax.Array
     tokens: jax.Array
-    router_entropy: jax.Array
-    router_max_load: jax.Array
+    router_entropy: jax.Array | None
+    router_max_load: jax.Array | None
+    router_min_load: jax.Array | None
 
 
-def cross_entropy_sum(logits_btv: jax.Array, targets_bt: jax.Array, weights_bt: jax.Array) -> jax.Array:
-    """Return the weighted sum of -log softmax(logits)[target], in nats; logits are float32."""
-    log_z_bt = jax.nn.logsumexp(logits_btv, axis=-1)
-    chosen_bt = jnp.take_along_axis(logits_btv, targets_bt[..., None], axis=-1)[..., 0]
-    return ((log_z_bt - chosen_bt) * weights_bt).sum()
+@struct.dataclass
+class Whole:
+    """What a micro-batch has to know of the global batch it is part of.
+
+    Attributes:
+        tokens: float32 scalar, learned tokens of the global batch.
+        valid: float32 scalar, tokens of the global batch that are not padding.
+        load: float32 [L, E], tokens sent to each expert, of which the load-balancing loss takes its f; None counts the
+            micro-batch itself (right when it is the whole).
+        load_tokens: float32 scalar, the tokens that `load` has counted.
+        add_own: whether the micro-batch's own counts are added to `load` (the running buffer).
+    """
+
+    tokens: jax.Array
+    valid: jax.Array
+    load: jax.Array | None = None
+    load_tokens: jax.Array | None = None
+    add_own: bool = struct.field(pytree_node=False, default=False)
 
 
-def balance_loss(router: RouterStats, experts: int) -> jax.Array:
+def whole(batch: dict[str, jax.Array]) -> Whole:
+    """Count a global batch."""
+    return Whole(batch["loss_mask"].sum(), (batch["segment_ids"] > 0).sum().astype(jnp.float32))
+
+
+def balance_loss(load_le: jax.Array, load_tokens: jax.Array, prob_le: jax.Array, valid: jax.Array) -> jax.Array:
     """Return the load-balancing loss, mean over layers.
 
         N_E * sum_i f_i p_i        (Qiu et al. 2025, arXiv 2501.11873, equation 2)
 
-    f_i is the share of the global batch's tokens that are sent to expert i (each token counts once for each of its k
-    experts, so perfect balance gives k), p_i the mean probability of expert i. Padding does not count. No gradient flows
-    through f.
+    f_i = load_i / load_tokens is the share of the global batch's tokens that are sent to expert i (each token counts once for
+    each of its k experts, so perfect balance gives k), p_i = prob_i / valid the mean probability of expert i. Padding does
+    not count. No gradient flows through f. The loss is linear in prob: with the f and `valid` of the global batch, the
+    losses of its micro-batches add up to the loss of the whole.
     """
-    tokens_l1 = jnp.maximum(router.tokens, 1)[:, None]
-    share_le = jax.lax.stop_gradient(router.load) / tokens_l1
-    return experts * (share_le * router.prob / tokens_l1).sum(axis=-1).mean()
+    share_le = jax.lax.stop_gradient(load_le) / jnp.maximum(load_tokens, 1)
+    return load_le.shape[-1] * (share_le * prob_le / jnp.maximum(valid, 1)).sum(axis=-1).mean()
 
 
-def compute(model: Qwen3, batch: dict[str, jax.Array]) -> Loss:
-    """Return the loss of one global batch: `tokens, targets, segment_ids, positions` int32 and `loss_mask` [B, T]."""
-    hidden = model.hidden(batch["tokens"], positions=batch["positions"], segment_ids=batch["segment_ids"])
-    logits_btv = model.placement.constrain(model.logits(hidden.states), ("batch", "length", "vocab"))
-    tokens = batch["loss_mask"].sum()
-    loss = cross_entropy_sum(logits_btv, batch["targets"], batch["loss_mask"]) / jnp.maximum(tokens, 1)
-    zero = jnp.zeros((), jnp.float32)
-    if hidden.router is None:
-        return Loss(loss, loss, zero, tokens, zero, zero)
-    router, experts = hidden.router, model.config.num_experts
-    balance = balance_loss(router, experts)
-    busiest = router.load.max(axis=-1) / jnp.maximum(router.load.sum(axis=-1), 1) * experts
-    return Loss(
-        total=loss + model.config.router_aux_loss_coef * balance,
-        cross_entropy=loss,
-        balance=balance,
-        tokens=tokens,
-        router_entropy=(router.entropy / jnp.maximum(router.tokens, 1)).mean(),
-        router_max_load=busiest.mean(),
+def router_load(model: Qwen3, batch: dict[str, jax.Array], balanced: bool) -> jax.Array:
+    """Count the tokens sent to each expert, [L, E]: a forward pass without output projection."""
+    hidden = _hidden(model, batch, balanced)
+    assert hidden.router is not None
+    return jax.lax.stop_gradient(hidden.router.load)
+
+
+def objective(
+    model: Qwen3, batch: dict[str, jax.Array], whole: Whole, config: LossConfig, balanced: bool = False
+) -> tuple[jax.Array, Sums]:
+    """Return a micro-batch's share of the global batch's loss, and its sums.
+
+    The shares of all micro-batches add up to `finish(...).total`, and so do their gradients.
+
+    Args:
+        model: with the parameters to differentiate.
+        batch: `tokens, targets, segment_ids, positions` int32 and `loss_mask` float32 [B, T].
+        whole: the global batch.
+        config: coefficients.
+        balanced: rows come in the order of `sharding.balanced_order`.
+    """
+    hidden = _hidden(model, batch, balanced)
+    weight, tied = model.output_weight
+    loss = token_loss(
+        hidden.states.astype(model.dtype),
+        weight,
+        batch["targets"],
+        batch["loss_mask"],
+        tied=tied,
+        z_loss=config.z_loss,
+        chunk=config.chunk_tokens,
+        placement=model.placement,
+    )
+    balance = jnp.zeros((), jnp.float32)
+    if hidden.router is not None:
+        own_tokens = hidden.router.tokens[0]
+        load, load_tokens = hidden.router.load, own_tokens
+        if whole.load is not None:
+            assert whole.load_tokens is not None
+            load = whole.load + load if whole.add_own else whole.load
+            load_tokens = whole.load_tokens + own_tokens if whole.add_own else whole.load_tokens
+        balance = balance_loss(load, load_tokens, hidden.router.prob, whole.valid)
+    share = loss.total / jnp.maximum(whole.tokens, 1) + model.config.router_aux_loss_coef * balance
+    return share, Sums(loss.cross_entropy, loss.log_z_squared, balance, hidden.router)
+
+
+def finish(sums: Sums, whole: Whole, config: LossConfig, balance_coefficient: float) -> Loss:
+    """Turn the sums of a global batch into its means."""
+    tokens = jnp.maximum(whole.tokens, 1)
+    cross_entropy, z = sums.cross_entropy / tokens, sums.log_z_squared / tokens
+    entropy = busiest = idlest = None
+    if sums.router is not None:
+        entropy = sums.router.entropy / jnp.maximum(sums.router.tokens, 1)
+        load = (
+            sums.router.load / jnp.maximum(sums.router.load.sum(axis=-1, keepdims=True), 1) * sums.router.load.shape[-1]
+        )
+        busiest, idlest = load.max(axis=-1), load.min(axis=-1)
+    total = cross_entropy + config.z_loss * z + balance_coefficient * sums.balance
+    return Loss(total, cross_entropy, z, sums.balance, whole.tokens, entropy, busiest, idlest)
+
+
+def compute(model: Qwen3, batch: dict[str, jax.Array], config: LossConfig | None = None) -> Loss:
+    """Return the loss of one global batch in one piece; arguments as for `objective`."""
+    count, config = whole(batch), config or LossConfig()
+    _, sums = objective(model, batch, count, config)
+    return finish(sums, count, config, model.config.router_aux_loss_coef)
+
+
+def _hidden(model: Qwen3, batch: dict[str, jax.Array], balanced: bool):
+    return model.hidden(
+        batch["tokens"], positions=batch["positions"], segment_ids=batch["segment_ids"], balanced=balanced
     )

@@ -24,6 +24,7 @@ from qwen3_jax.checkpoint.training import TrainCheckpoints
 from qwen3_jax.config import GenerationConfig, Qwen3Config, read_json
 from qwen3_jax.data import training_texts
 from qwen3_jax.errors import UserError
+from qwen3_jax.kernels import Kernels
 from qwen3_jax.model import Qwen3
 from qwen3_jax.text import Tokenizer, train_tokenizer
 from qwen3_jax.training.config import ModelConfig, OptimizerConfig, TrainConfig
@@ -123,7 +124,8 @@ def load_run(run_dir: Path, step: int | None = None) -> tuple[Qwen3, Tokenizer]:
     saved = read_json(run_dir / "config.json")
     trainer = Trainer(
         config,
-        ModelConfig(**saved["model"]),
+        # Not the run's kernels: this may be another platform.
+        ModelConfig(**saved["model"] | {"kernels": Kernels()}),
         OptimizerConfig(**saved["optimizer"]),
         saved["steps"],
         sharding.Placement(),

@@ -1,7 +1,8 @@
 """State, optimizer and the jitted step. Parameters are a flat dictionary by name (`qwen3_jax.model.flat`).
 
-Invariant: parameters and both Adam moments live where the placement puts the parameter, from initialisation on; the step
-donates its state, so nothing is ever held twice.
+Invariants: parameters and both Adam moments live where the placement puts the parameter, from initialisation on; the step
+donates its state, so nothing is ever held twice. Loss and gradients depend on the global batch alone: not on the mesh, and not
+on the number of micro-batches it is worked through in (but for the balancing loss's running buffer, which says so).
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx, struct
 from jax.sharding import NamedSharding, PartitionSpec
 
 from qwen3_jax.config import Qwen3Config
+from qwen3_jax.errors import UserError
 from qwen3_jax.model import Qwen3, Structure
-from qwen3_jax.training import losses
-from qwen3_jax.training.config import ModelConfig, OptimizerConfig
-from sharding import Placement
+from qwen3_jax.training import guard, losses
+from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig
+from sharding import Placement, ShardingError, balanced_order
 
 Params = dict[str, jax.Array]
 Batch = dict[str, jax.Array]
@@ -28,21 +31,30 @@ Batch = dict[str, jax.Array]
 
 @struct.dataclass
 class TrainState:
-    """What a checkpoint holds: parameters, optimizer state, and the number of steps taken (int32)."""
+    """What a checkpoint holds: parameters, optimizer state, the recent past, and the number of steps, skipped ones too."""
 
     params: Any  # Params; shardings or shapes in a tree of the same form
     optimizer: Any
+    guard: Any
     step: Any
 
 
 @struct.dataclass
 class Metrics:
-    """What one step reports, float32 scalars."""
+    """What one step reports, float32 scalars but for the routers'.
+
+    Attributes:
+        gradient_norm: global, before it is clipped.
+        skipped: steps skipped so far.
+        skipped_in_row: steps skipped since the last one that was taken; 0 says that this one was.
+    """
 
     loss: losses.Loss
     gradient_norm: jax.Array
     parameter_norm: jax.Array
     learning_rate: jax.Array
+    skipped: jax.Array
+    skipped_in_row: jax.Array
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -61,7 +73,7 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """AdamW after a clip by global norm; norms and biases are not decayed."""
-    return optax.chain(
+    optimizer = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
             schedule(config, steps),
@@ -72,6 +84,23 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             mask=lambda params: {name: decayed(name) for name in params},
         ),
     )
+    return optimizer if config.moment_dtype == "float32" else stored_as(optimizer, jnp.dtype(config.moment_dtype))
+
+
+def stored_as(optimizer: optax.GradientTransformation, dtype: Any) -> optax.GradientTransformation:
+    """Return the optimizer with every float of its state stored in `dtype` between steps and computed in float32."""
+
+    def cast(state: Any, to: Any) -> Any:
+        return jax.tree.map(lambda x: x.astype(to) if jnp.issubdtype(x.dtype, jnp.floating) else x, state)
+
+    def init(params: Any) -> Any:
+        return cast(optimizer.init(params), dtype)
+
+    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = optimizer.update(gradients, cast(state, jnp.float32), params)
+        return updates, cast(state, dtype)
+
+    return optax.GradientTransformation(init, update)
 
 
 def decayed(name: str) -> bool:
@@ -88,14 +117,35 @@ class Trainer:
         optimizer: see `OptimizerConfig`.
         steps: length of the run, for the schedule.
         placement: mesh and rules.
+        loss: what is minimised besides cross-entropy.
+        micro_batches: the batch is worked through in this many parts.
+
+    Raises:
+        UserError, ShardingError: options that exclude each other, or a parameter that does not divide over the mesh.
     """
 
     def __init__(
-        self, config: Qwen3Config, model: ModelConfig, optimizer: OptimizerConfig, steps: int, placement: Placement
+        self,
+        config: Qwen3Config,
+        model: ModelConfig,
+        optimizer: OptimizerConfig,
+        steps: int,
+        placement: Placement,
+        loss: LossConfig = LossConfig(),  # noqa: B008 - frozen
+        micro_batches: int = 1,
     ):
+        if loss.balance_counts != "exact" and not config.num_experts:
+            raise UserError(
+                f"loss.balance_counts {loss.balance_counts!r} needs a model with experts; this one is dense."
+            )
         self.config = config
         self.placement = placement
+        self.micro_batches = micro_batches
         self._model = model
+        self._loss = loss
+        self._guard = optimizer
+        # A split sequence is worked through in the order that gives every device the same share of causal attention.
+        self._balanced = placement.parts("length") > 1
         self.structure = Structure(lambda: self._build(nnx.Rngs(0)))
         self.optimizer = make_optimizer(optimizer, steps)
         self._schedule = schedule(optimizer, steps)
@@ -104,6 +154,9 @@ class Trainer:
             self._step, donate_argnums=0, out_shardings=(self.shardings, None)
         )
         self.evaluate: Callable[[Params, Batch], losses.Loss] = jax.jit(self._evaluate)
+        self.gradients: Callable[[Params, Batch], tuple[Params, losses.Loss]] = jax.jit(
+            self._gradients, out_shardings=(self.shardings.params, None)
+        )
 
     def _build(self, rngs: nnx.Rngs) -> Qwen3:
         return Qwen3(
@@ -113,6 +166,8 @@ class Trainer:
             param_dtype=self._model.param_dtype,
             scan_layers=self._model.scan_layers,
             remat=self._model.remat,
+            quantization=self._model.quantization,
+            kernels=self._model.kernels,
             placement=self.placement,
         )
 
@@ -126,7 +181,11 @@ class Trainer:
         def of(path: tuple, _leaf: Any) -> jax.sharding.Sharding:
             return params.get(str(getattr(path[-1], "key", None)), everywhere)
 
-        return TrainState(params, jax.tree_util.tree_map_with_path(of, abstract), everywhere)
+        guards = jax.tree.map(lambda _: everywhere, jax.eval_shape(self._fresh_guard))
+        return TrainState(params, jax.tree_util.tree_map_with_path(of, abstract), guards, everywhere)
+
+    def _fresh_guard(self) -> guard.Guard:
+        return guard.fresh(self._guard.spike_window)
 
     def init(self, seed: int) -> TrainState:
         """Return a fresh state; every device makes only its own part."""
@@ -134,64 +193,179 @@ class Trainer:
         def make() -> TrainState:
             state = nnx.state(self._build(nnx.Rngs(seed)))
             params = {".".join(map(str, path)): v.get_value() for path, v in nnx.to_flat_state(state)}
-            return TrainState(params, self.optimizer.init(params), jnp.zeros((), jnp.int32))
+            return TrainState(params, self.optimizer.init(params), self._fresh_guard(), jnp.zeros((), jnp.int32))
 
         return jax.jit(make, out_shardings=self.shardings)()
 
     def init_from(self, params: Params) -> TrainState:
         """Return a state that starts from given parameters, already placed."""
         optimizer = jax.jit(self.optimizer.init, out_shardings=self.shardings.optimizer)(params)
-        return TrainState(params, optimizer, jax.device_put(jnp.zeros((), jnp.int32), self.shardings.step))
+        fresh = self._fresh_guard(), jnp.zeros((), jnp.int32)
+        return TrainState(params, optimizer, *jax.device_put(fresh, (self.shardings.guard, self.shardings.step)))
 
     def abstract_state(self) -> TrainState:
         """Shapes, types and shardings of the state, for restoring a checkpoint straight onto its devices."""
         shapes = self.structure.shapes
-        plain = TrainState(shapes, jax.eval_shape(self.optimizer.init, shapes), jax.ShapeDtypeStruct((), jnp.int32))
+        optimizer, fresh = jax.eval_shape(self.optimizer.init, shapes), jax.eval_shape(self._fresh_guard)
+        plain = TrainState(shapes, optimizer, fresh, jax.ShapeDtypeStruct((), jnp.int32))
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             plain,
             self.shardings,
         )
 
-    def place(self, batch: Mapping[str, Any]) -> Batch:
-        """Put this process's rows of the global batch on its devices.
+    def abstract_batch(self, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes, types and shardings of a global batch, for compiling a step without data.
 
         Raises:
-            ShardingError: the rows do not divide over the mesh.
+            ShardingError: the batch does not divide over the mesh and the micro-batches.
         """
+        sharding = self._batch_sharding((batch_size, length))
+        names = ("tokens", "targets", "segment_ids", "positions", "loss_mask")
+        dtypes = {name: jnp.float32 if name == "loss_mask" else jnp.int32 for name in names}
+        return {name: jax.ShapeDtypeStruct((batch_size, length), dtypes[name], sharding=sharding) for name in names}
+
+    def place(self, batch: Mapping[str, Any]) -> Batch:
+        """Put the global batch, which every process holds whole, on the devices.
+
+        Raises:
+            ShardingError: the batch does not divide over the mesh and the micro-batches.
+        """
+        sharding = self._batch_sharding(batch["tokens"].shape)
         if self.placement.mesh is None:
             return jax.device_put(dict(batch))
-        rows, length = batch["tokens"].shape
-        shape = (rows * jax.process_count(), length)
-        sharding = self.placement.sharding(("batch", "length"), shape, "the global batch (data.batch_size)")
-        return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+        if self._balanced:
+            order = balanced_order(batch["tokens"].shape[1], self.placement.parts("length"))
+            batch = {name: rows[:, order] for name, rows in batch.items()}
+
+        def put(rows: np.ndarray) -> jax.Array:
+            return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
+
+        return {name: put(np.asarray(rows)) for name, rows in batch.items()}
+
+    def _batch_sharding(self, shape: tuple[int, ...]) -> jax.sharding.Sharding:
+        rows, length = shape
+        parts = self.placement.parts("batch")
+        if rows % (parts * self.micro_batches):
+            raise ShardingError(
+                f"a global batch of {rows} rows (data.batch_size) does not divide by {parts} x {self.micro_batches}, the parts "
+                f"of the mesh times micro_batches; choose a multiple of {parts * self.micro_batches}."
+            )
+        if self._balanced:
+            balanced_order(length, self.placement.parts("length"))
+        return self.placement.sharding(("batch", "length"), shape, "the global batch")
 
     def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        def objective(params: Params) -> tuple[jax.Array, losses.Loss]:
-            loss = losses.compute(self.structure.merge(params), batch)
-            return loss.total, loss
-
-        gradients, loss = jax.grad(objective, has_aux=True)(state.params)
+        gradients, loss = self._gradients(state.params, batch)
+        norm = optax.tree.norm(gradients)
+        take, watched = guard.judge(state.guard, loss.total, norm, self._guard.spike_sigmas)
         updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = Metrics(
-            loss, optax.tree.norm(gradients), optax.tree.norm(params), jnp.asarray(self._schedule(state.step))
+        taken = optax.apply_updates(state.params, updates), optimizer
+        params, optimizer = jax.tree.map(
+            lambda new, old: jnp.where(take, new, old), taken, (state.params, state.optimizer)
         )
-        return TrainState(params, optimizer, state.step + 1), metrics
+        # Skipped steps do not move the schedule; its own count says where it stands.
+        rate = jnp.asarray(self._schedule(state.step - state.guard.skipped))
+        metrics = Metrics(loss, norm, optax.tree.norm(params), rate, watched.skipped, watched.in_row)
+        return TrainState(params, optimizer, watched, state.step + 1), metrics
+
+    def _gradients(self, params: Params, batch: Batch) -> tuple[Params, losses.Loss]:
+        """Gradient of the loss of a global batch, float32 where parameters are, and the loss."""
+        whole = losses.whole(batch)
+
+        def share(params: Params, rows: Batch, whole: losses.Whole) -> tuple[jax.Array, losses.Sums]:
+            return losses.objective(self.structure.merge(params), rows, whole, self._loss, self._balanced)
+
+        gradient = jax.grad(share, has_aux=True)
+        if self.micro_batches == 1:
+            gradients, sums = gradient(params, batch, whole)
+        else:
+            gradients, sums = self._accumulate(gradient, params, self._split(batch), whole)
+        return gradients, losses.finish(sums, whole, self._loss, self.config.router_aux_loss_coef)
+
+    def _accumulate(
+        self, gradient: Callable, params: Params, parts: Batch, whole: losses.Whole
+    ) -> tuple[Params, losses.Sums]:
+        """Add up the gradients of micro-batches, in float32. `parts`: [micro-batches, rows, T]."""
+        moe, buffer = bool(self.config.num_experts), self._loss.balance_counts == "buffer"
+        seen: tuple[jax.Array, jax.Array] | None = None
+        if moe:
+            load = jax.eval_shape(self._count, params, jax.tree.map(lambda x: x[0], parts))
+            seen = jnp.zeros(load.shape, load.dtype), jnp.zeros((), jnp.float32)
+        if moe and not buffer:
+            seen = self._count_all(params, parts, seen), whole.valid
+
+        def body(carry: tuple, rows: Batch) -> tuple[tuple, losses.Sums]:
+            total, seen = carry
+            known = whole
+            if seen is not None:
+                known = losses.Whole(whole.tokens, whole.valid, seen[0], seen[1], buffer)
+            gradients, sums = gradient(params, rows, known)
+            if buffer:
+                seen = seen[0] + sums.router.load, seen[1] + sums.router.tokens[0]
+            total = jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, gradients)
+            return (self._like_params(total), seen), sums
+
+        zeros = {name: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)) for name, p in params.items()}
+        (gradients, _), sums = jax.lax.scan(body, (self._like_params(zeros), seen), parts)
+        return gradients, jax.tree.map(lambda x: x.sum(axis=0), sums)
+
+    def _count(self, params: Params, rows: Batch) -> jax.Array:
+        return losses.router_load(self.structure.merge(params), rows, self._balanced)
+
+    def _count_all(self, params: Params, parts: Batch, seen: Any) -> jax.Array:
+        """The expert choices of the global batch, [L, E]: one forward pass over all micro-batches."""
+
+        def body(load: jax.Array, rows: Batch) -> tuple[jax.Array, None]:
+            return load + self._count(params, rows), None
+
+        return jax.lax.scan(body, seen[0], parts)[0]
+
+    def _like_params(self, tree: Params) -> Params:
+        """Keep sums of gradients where their parameters live."""
+        if self.placement.mesh is None:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, self.shardings.params)
+
+    def _split(self, batch: Batch) -> Batch:
+        """[B, T] -> [micro-batches, rows, T]: of every device's rows, a part to each micro-batch."""
+        parts, count = self.placement.parts("batch"), self.micro_batches
+
+        def split(x: jax.Array) -> jax.Array:
+            rows, length = x.shape
+            x = x.reshape(parts, count, rows // parts // count, length).swapaxes(0, 1)
+            return self.placement.constrain(x.reshape(count, rows // count, length), (None, "batch", "length"))
+
+        return {name: split(x) for name, x in batch.items()}
 
     def _evaluate(self, params: Params, batch: Batch) -> losses.Loss:
-        return losses.compute(self.structure.merge(params), batch)
+        """Loss of a global batch, one micro-batch at a time."""
+        model, whole = self.structure.merge(params), losses.whole(batch)
+
+        def body(_: None, rows: Batch) -> tuple[None, losses.Sums]:
+            return None, losses.objective(model, rows, whole, self._loss, self._balanced)[1]
+
+        _, sums = jax.lax.scan(body, None, self._split(batch))
+        sums = jax.tree.map(lambda x: x.sum(axis=0), sums)
+        return losses.finish(sums, whole, self._loss, self.config.router_aux_loss_coef)
 
     def model(self, params: Params) -> Qwen3:
         """Return the model with these parameters."""
         return self.structure.merge(params)
 
 
-def host(metrics: Any) -> dict[str, float]:
-    """Fetch metrics and flatten them to {"loss.total": 3.2, ...}."""
-    flat = {}
+def host(metrics: Metrics) -> dict[str, float]:
+    """Fetch metrics and flatten them: {"loss.total": 3.2, "loss.router_entropy": 4.1, "loss.router_entropy.00": 4.0, ...}.
+
+    A value of every layer becomes its mean, and one value a layer under the layer's number.
+    """
+    flat: dict[str, float] = {}
     for key, value in dataclasses.asdict(jax.device_get(metrics)).items():
-        items = value.items() if isinstance(value, dict) else [(None, value)]
-        for name, number in items:
-            flat[key if name is None else f"{key}.{name}"] = float(number)
+        for name, number in value.items() if isinstance(value, dict) else [(None, value)]:
+            if number is None:
+                continue
+            label = key if name is None else f"{key}.{name}"
+            flat[label] = float(np.mean(number))
+            if np.ndim(number):
+                flat |= {f"{label}.{layer:02d}": float(x) for layer, x in enumerate(number)}
     return flat

@@ -1,0 +1,86 @@
+"""Products of activations with weights: computed in the activations' type, with the weight's gradient in the weight's own.
+
+    y = x W        dx = dy W^T        dW = x^T dy
+
+A bf16 model with float32 parameters so reduces its weight gradients in float32, over tokens and across devices; plain
+differentiation of `einsum(x, w.astype(bf16))` would round them to bf16 first.
+
+Quantised training follows SwitchBack (Wortsman et al. 2023, arXiv 2304.13013): y and dx are products of 8-bit numbers, scaled
+by row of x and dy and by column of W; dW, whose sum runs over all tokens, is not quantised. Through qwix.
+"""
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from qwen3_jax.errors import UserError
+
+Quantization = Literal["int8", "fp8"]
+# e4m3 has the digits that values need, e5m2 the range that gradients need (Micikevicius et al. 2022, arXiv 2209.05433).
+_TYPES = {"int8": (jnp.int8, jnp.int8), "fp8": (jnp.float8_e4m3fn, jnp.float8_e5m2)}
+
+
+def check(quantization: Quantization | None) -> None:
+    """Refuse a quantisation that is unknown or whose library is missing.
+
+    Raises:
+        UserError: says which and what to install.
+    """
+    if quantization is None:
+        return
+    if quantization not in _TYPES:
+        raise UserError(f"there is no quantization {quantization!r}; choose one of {list(_TYPES)}, or leave it out.")
+    try:
+        import qwix  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"quantization {quantization!r} needs qwix: pip install 'qwen3-jax[quantization]'.") from error
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def linear(equation: str, x: jax.Array, w: jax.Array, quantization: Quantization | None = None) -> jax.Array:
+    """Return einsum(equation, x, w) in x's dtype; the gradient of w comes in w's dtype from float32 sums.
+
+    Args:
+        equation: "rows x columns" in einsum letters, such as "btd,dnh->btnh"; no letter is in one term alone.
+        x: activations in the compute type.
+        w: weights in their storage type.
+        quantization: of both products that involve w.
+    """
+    return _product(equation, x, w.astype(x.dtype), quantization, 0).astype(x.dtype)
+
+
+def _forward(equation, x, w, quantization):
+    return linear(equation, x, w, quantization), (x, w)
+
+
+def _backward(equation, quantization, residuals, dy):
+    x, w = residuals
+    a, b, c = _terms(equation)
+    dx = _product(f"{c},{b}->{a}", dy, w.astype(x.dtype), quantization, 1).astype(x.dtype)
+    dw = jnp.einsum(f"{a},{c}->{b}", x, dy, preferred_element_type=jnp.float32)
+    return dx, dw.astype(w.dtype)
+
+
+linear.defvjp(_forward, _backward)
+
+
+def _terms(equation: str) -> tuple[str, str, str]:
+    inputs, c = equation.split("->")
+    a, b = inputs.split(",")
+    return a, b, c
+
+
+def _product(equation: str, x: jax.Array, w: jax.Array, quantization: Quantization | None, kind: int) -> jax.Array:
+    """The product, of quantised operands when asked for; kind 0: x are values, 1: x are gradients."""
+    if quantization is None:
+        return jnp.einsum(equation, x, w)
+    import qwix
+
+    a, b, c = _terms(equation)
+    x_type, w_type = _TYPES[quantization][kind], _TYPES[quantization][0]
+    # One scale for each row and each column: along every axis that is not summed over.
+    x = qwix.quantize(x, x_type, channelwise_axes=[i for i, letter in enumerate(a) if letter in c])
+    w = qwix.quantize(w, w_type, channelwise_axes=[i for i, letter in enumerate(b) if letter in c])
+    return qwix.einsum(equation, x, w)

@@ -1,0 +1,190 @@
+"""The output projection and its cross-entropy in one: logits exist for one chunk of tokens at a time.
+
+    loss = sum_n w_n (log Z_n - z_n[target_n])  +  z_loss sum_n w_n (log Z_n)^2        z_n = W x_n,  Z_n = sum_v exp z_nv
+
+(z-loss: Chowdhery et al. 2022, arXiv 2204.02311, section 5.) The gradient is linear in the one number that comes back from
+above, so the forward pass computes it along with the loss and logits are never made twice.
+
+Invariants: [B, T, V] logits never exist; products run in the compute type, and everything that is summed (softmax, loss, the
+weight's gradient, also across devices) is float32. On a mesh each device works through its own tokens and its own part of the
+vocabulary; the weight is gathered over the axes that split "embed" once, and its gradient is scattered once.
+
+Shapes: b batch, t length, n tokens, c tokens of a chunk, d hidden, v vocabulary (on this device, in the shard-mapped part).
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from sharding import Placement
+
+
+class TokenLoss(NamedTuple):
+    """Weighted sums over all tokens, float32 scalars; gradients flow through `total` alone.
+
+    Attributes:
+        total: cross_entropy + z_loss * log_z_squared.
+        cross_entropy: of -log p(target), in nats.
+        log_z_squared: of (log Z)^2.
+    """
+
+    total: jax.Array
+    cross_entropy: jax.Array
+    log_z_squared: jax.Array
+
+
+class _Settings(NamedTuple):
+    """What is static. `vocab` and `embed` are the mesh axes that split the weight; parts is the size of `vocab`."""
+
+    tied: bool
+    z_loss: float
+    chunk: int
+    vocab: tuple[str, ...]
+    embed: tuple[str, ...]
+    parts: int
+
+
+def token_loss(
+    states_btd: jax.Array,
+    weight: jax.Array,
+    targets_bt: jax.Array,
+    weights_bt: jax.Array,
+    *,
+    tied: bool,
+    z_loss: float = 0.0,
+    chunk: int = 1024,
+    placement: Placement = Placement(),  # noqa: B008 - frozen
+) -> TokenLoss:
+    """Return the weighted sums of cross-entropy and z-loss over a batch.
+
+    Args:
+        states_btd: final hidden states, in the compute type.
+        weight: [D, V], or the embedding [V, D] when `tied`; any float type, in which its gradient is returned.
+        targets_bt: int32.
+        weights_bt: float32, 0 for what is not learned.
+        tied: the weight is the embedding.
+        z_loss: coefficient of (log Z)^2.
+        chunk: tokens of one device whose logits are held at a time.
+        placement: where the arrays live.
+    """
+    mesh = placement.mesh
+    if mesh is None or mesh.size == 1:
+        local = _Settings(tied, z_loss, chunk, (), (), 1)
+        total, parts = _token_loss(local, states_btd, weight, targets_bt, weights_bt)
+        return TokenLoss(total, *parts)
+
+    tokens, vocab, embed = placement.spec(("batch", "length")), _axes(placement, "vocab"), _axes(placement, "embed")
+    names = ("vocab", "embed") if tied else ("embed", "vocab")
+    parts = int(np.prod([mesh.shape[axis] for axis in vocab]))
+    local = _Settings(tied, z_loss, chunk, vocab, embed, parts)
+
+    # Every device returns its own share, and the shares are added up outside: so what comes back from above is the same
+    # number on every device, whichever axes an input is split or copied over.
+    def share(*arrays):
+        total, parts = _token_loss(local, *arrays)
+        return jax.tree.map(lambda x: x[None], (total, *parts))
+
+    shares = jax.shard_map(
+        share,
+        mesh=mesh,
+        in_specs=(PartitionSpec(*tokens, None), placement.spec(names), tokens, tokens),
+        out_specs=PartitionSpec(mesh.axis_names),
+        check_vma=False,
+    )(states_btd, weight, targets_bt, weights_bt)
+    return TokenLoss(*(x.sum() / _copies(placement, tokens, vocab) for x in shares))
+
+
+def _axes(placement: Placement, name: str) -> tuple[str, ...]:
+    entry = placement.spec((name,))[0]
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def _copies(placement: Placement, tokens: PartitionSpec, vocab: tuple[str, ...]) -> int:
+    """How many devices return the same share: along axes that split neither the tokens nor the vocabulary."""
+    assert placement.mesh is not None
+    used = {axis for entry in tokens if entry for axis in ((entry,) if isinstance(entry, str) else entry)} | set(vocab)
+    return int(np.prod([size for axis, size in placement.mesh.shape.items() if axis not in used]))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _token_loss(settings: _Settings, states_btd, weight, targets_bt, weights_bt):
+    """Return (total, (cross_entropy, log_z_squared)) of this device's tokens, divided by the parts of the vocabulary."""
+    sums, _ = _scan(settings, states_btd, weight, targets_bt, weights_bt, gradients=False)
+    return sums
+
+
+def _forward(settings, states_btd, weight, targets_bt, weights_bt):
+    sums, gradients = _scan(settings, states_btd, weight, targets_bt, weights_bt, gradients=True)
+    return sums, (*gradients, jnp.zeros((0,), weight.dtype))
+
+
+def _backward(settings, residuals, above):
+    dstates_btd, dweight, like = residuals
+    above = above[0]
+    dweight = above * dweight
+    if settings.embed:
+        dweight = jax.lax.psum_scatter(dweight, settings.embed, scatter_dimension=1 if settings.tied else 0, tiled=True)
+    return (above * dstates_btd.astype(jnp.float32)).astype(dstates_btd.dtype), dweight.astype(like.dtype), None, None
+
+
+_token_loss.defvjp(_forward, _backward)
+
+
+def _scan(settings: _Settings, states_btd, weight, targets_bt, weights_bt, gradients: bool):
+    """Work through the tokens chunk by chunk; with `gradients`, also return those of the states and the gathered weight."""
+    b, t, d = states_btd.shape
+    dtype = states_btd.dtype
+    weight = weight.astype(dtype)
+    if settings.embed:
+        weight = jax.lax.all_gather(weight, settings.embed, axis=1 if settings.tied else 0, tiled=True)
+    project, back = ("cd,vd->cv", "cv,vd->cd") if settings.tied else ("cd,dv->cv", "cv,dv->cd")
+    outer = "cv,cd->vd" if settings.tied else "cd,cv->dv"
+
+    def chunk_of(dweight, rows):
+        x_cd, target_c, w_c = rows
+        logits_cv = jnp.einsum(project, x_cd, weight, preferred_element_type=jnp.float32)
+        top_c = _over(jax.lax.pmax, logits_cv.max(axis=-1), settings.vocab)
+        log_z_c = jnp.log(_over(jax.lax.psum, jnp.exp(logits_cv - top_c[:, None]).sum(axis=-1), settings.vocab)) + top_c
+        first = jax.lax.axis_index(settings.vocab) * logits_cv.shape[-1] if settings.vocab else 0
+        hit_cv = jnp.arange(logits_cv.shape[-1])[None] == target_c[:, None] - first
+        chosen_c = _over(jax.lax.psum, jnp.where(hit_cv, logits_cv, 0).sum(axis=-1), settings.vocab)
+        cross_entropy = ((log_z_c - chosen_c) * w_c).sum()
+        log_z_squared = (jnp.square(log_z_c) * w_c).sum()
+        if not gradients:
+            return None, (cross_entropy, log_z_squared, None)
+        prob_cv = jnp.exp(logits_cv - log_z_c[:, None])
+        dlogits_cv = (prob_cv * (1 + 2 * settings.z_loss * log_z_c)[:, None] - hit_cv) * w_c[:, None]
+        dlogits_cv = dlogits_cv.astype(dtype)
+        x_gradient_cd = jnp.einsum(back, dlogits_cv, weight, preferred_element_type=jnp.float32).astype(dtype)
+        pair = (dlogits_cv, x_cd) if settings.tied else (x_cd, dlogits_cv)
+        return dweight + jnp.einsum(outer, *pair, preferred_element_type=jnp.float32), (
+            cross_entropy,
+            log_z_squared,
+            x_gradient_cd,
+        )
+
+    rows = states_btd.reshape(b * t, d), targets_bt.reshape(-1), weights_bt.reshape(-1)
+    dweight = jnp.zeros(weight.shape, jnp.float32) if gradients else None
+    if b * t <= settings.chunk:
+        dweight, (cross_entropy, log_z_squared, dx_nd) = chunk_of(dweight, rows)
+    else:
+        chunks = -(-b * t // settings.chunk)
+        size = -(-b * t // chunks)
+        rest = chunks * size - b * t  # rows of weight 0
+        rows = jax.tree.map(
+            lambda x: jnp.pad(x, ((0, rest), *((0, 0),) * (x.ndim - 1))).reshape(chunks, size, *x.shape[1:]), rows
+        )
+        dweight, (cross_entropy, log_z_squared, dx_nd) = jax.lax.scan(chunk_of, dweight, rows)
+        cross_entropy, log_z_squared = cross_entropy.sum(), log_z_squared.sum()
+        dx_nd = None if dx_nd is None else dx_nd.reshape(chunks * size, d)[: b * t]
+    cross_entropy, log_z_squared = cross_entropy / settings.parts, log_z_squared / settings.parts
+    sums = cross_entropy + settings.z_loss * log_z_squared, (cross_entropy, log_z_squared)
+    return sums, (None if dx_nd is None else dx_nd.reshape(b, t, d), dweight)
+
+
+def _over(reduce, x, axes: tuple[str, ...]):
+    return reduce(x, axes) if axes else x

@@ -1,0 +1,300 @@
+"""Loss and gradient depend on the global batch alone: not on the mesh, the micro-batches, or the chunks of the loss."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny_training import TINY, TINY_MOE, packed_batch
+
+import sharding
+from qwen3_jax.errors import UserError
+from qwen3_jax.model import Qwen3
+from qwen3_jax.training import guard, losses
+from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig
+from qwen3_jax.training.step import Trainer, host
+
+# The balancing loss weighs a thousand times more than in training, so that its gradient shows.
+MOE = dataclasses.replace(TINY_MOE, router_aux_loss_coef=1.0)
+LOSS = LossConfig(z_loss=1e-2, chunk_tokens=37)
+MESHES = [
+    {},
+    {"data": 8},
+    {"tensor": 2, "data": 4},
+    {"data": 2, "expert": 2, "tensor": 2},
+    {"replica": 2, "data": 2, "context": 2},
+    {"context": 4, "expert": 2},
+    {"context": 2, "tensor": 2, "data": 2},
+    {"replica": 2, "expert": 4},
+    {"expert": 8},
+]
+ROWS = 64
+
+
+def make_trainer(config, mesh=None, micro_batches=1, loss=LOSS, **model):
+    placement = sharding.Placement(None if mesh is None else sharding.make_mesh(**mesh), sharding.TRAINING)
+    return Trainer(config, ModelConfig(**model), OptimizerConfig(warmup_steps=0), 10, placement, loss, micro_batches)
+
+
+def measure(trainer, batch):
+    """Gradients and loss of initial parameters, as NumPy."""
+    gradients, loss = trainer.gradients(trainer.init(0).params, trainer.place(batch))
+    return jax.device_get(gradients), jax.device_get(loss)
+
+
+def assert_same(ours, theirs, what, relative=1e-5):
+    """Equal to `relative` of the largest entry of each array."""
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
+        error = np.abs(np.asarray(a, np.float64) - b).max()
+        assert error <= relative * np.abs(b).max() + 1e-9, (what, jax.tree_util.keystr(path), error, np.abs(b).max())
+
+
+@pytest.fixture(scope="module")
+def single():
+    """The big batch on one device, by name of the model."""
+    batch = packed_batch(ROWS, 16)
+    whole = LossConfig(z_loss=LOSS.z_loss, chunk_tokens=10**6)
+    return batch, {name: measure(make_trainer(c, loss=whole), batch) for name, c in (("dense", TINY), ("moe", MOE))}
+
+
+def _cases():
+    for name in ("dense", "moe"):
+        for index, mesh in enumerate(MESHES):
+            for micro_batches in (1, 2, 8):
+                quick = micro_batches == (8, 2, 1)[index % 3] and (name == "moe" or index < 4)
+                label = "_".join(f"{k}{v}" for k, v in mesh.items()) or "one"
+                yield pytest.param(
+                    name,
+                    mesh,
+                    micro_batches,
+                    id=f"{name}-{label}-{micro_batches}",
+                    marks=() if quick else pytest.mark.slow,
+                )
+
+
+@pytest.mark.parametrize(("name", "mesh", "micro_batches"), list(_cases()))
+def test_gradients_equal_the_single_device_big_batch(single, name, mesh, micro_batches):
+    batch, expected = single
+    config = TINY if name == "dense" else MOE
+    assert_same(measure(make_trainer(config, mesh, micro_batches), batch), expected[name], (mesh, micro_batches))
+
+
+def micro(batch, count):
+    """What a one-device trainer makes of a batch: consecutive rows."""
+    columns = (np.split(rows, count) for rows in batch.values())
+    return [dict(zip(batch, parts, strict=True)) for parts in zip(*columns, strict=True)]
+
+
+def by_hand(params, batch, micro_batches, buffer):
+    """The balancing loss of a one-device trainer's micro-batches from NumPy counts, differentiable in the probabilities.
+
+    exact:  N_E sum_i f_i P_i / N                       f over the whole batch
+    buffer: sum_m N_E sum_i (C_i^1 + ... + C_i^m) / (n_1 + ... + n_m) P_i^m / N     (Qiu et al. 2025, section 3)
+    """
+    structure = make_trainer(MOE).structure
+    rows = micro(batch, micro_batches)
+    total = (batch["segment_ids"] > 0).sum()
+    counts = []
+    for part in rows:
+        router = (
+            structure.merge(params)
+            .hidden(
+                jnp.asarray(part["tokens"]), positions=part["positions"], segment_ids=jnp.asarray(part["segment_ids"])
+            )
+            .router
+        )
+        counts.append((np.asarray(router.load, np.float64), float((part["segment_ids"] > 0).sum())))
+    shares = []
+    for m in range(micro_batches):
+        seen = counts[: m + 1] if buffer else counts
+        shares.append(sum(c for c, _ in seen) / sum(n for _, n in seen))
+
+    def loss(params):
+        out = 0.0
+        for part, share in zip(rows, shares, strict=True):
+            router = (
+                structure.merge(params)
+                .hidden(
+                    jnp.asarray(part["tokens"]),
+                    positions=part["positions"],
+                    segment_ids=jnp.asarray(part["segment_ids"]),
+                )
+                .router
+            )
+            out += (8 * (jnp.asarray(share, jnp.float32) * router.prob).sum(-1) / total).mean()
+        return out
+
+    return jax.value_and_grad(loss)(params)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("buffer", [False, True])
+def test_balance_loss_and_its_gradient_equal_numpy_over_the_global_batch(micro_batches, buffer):
+    batch = packed_batch(16, 16, seed=3)
+    loss = LossConfig(balance_counts="buffer" if buffer else "exact")
+    on = make_trainer(MOE, None, micro_batches, loss)
+    off = make_trainer(dataclasses.replace(MOE, router_aux_loss_coef=0.0), None, micro_batches, loss)
+    params = on.init(0).params
+    (with_balance, report), (without, _) = (t.gradients(params, t.place(batch)) for t in (on, off))
+    value, gradient = by_hand(params, batch, micro_batches, buffer)
+    np.testing.assert_allclose(report.balance, value, rtol=1e-5)
+    for name, theirs in gradient.items():
+        ours = np.asarray(with_balance[name]) - np.asarray(without[name])
+        np.testing.assert_allclose(
+            ours, theirs, atol=2e-5 * float(np.abs(with_balance[name]).max()) + 1e-9, err_msg=name
+        )
+
+    if micro_batches > 1:
+        # Counting each micro-batch by itself, as others do, is another loss with another gradient.
+        parts = micro(batch, micro_batches)
+        valid = [(part["segment_ids"] > 0).sum() for part in parts]
+        values = [by_hand(params, part, 1, False) for part in parts]
+        per_part = sum(n * float(v) for n, (v, _) in zip(valid, values, strict=True)) / sum(valid)
+        assert abs(per_part - float(report.balance)) > 2e-4
+        name = "groups.0.mlp.router"
+        micro_gradient = sum(n * np.asarray(g[name]) for n, (_, g) in zip(valid, values, strict=True)) / sum(valid)
+        assert np.abs(micro_gradient - gradient[name]).max() > 1e-2 * np.abs(gradient[name]).max()
+
+
+def test_padding_never_counts():
+    """Other tokens where there is padding change neither loss nor gradient nor router metrics, in any micro-batch."""
+    batch = packed_batch(16, 16)
+    other = dict(batch, tokens=np.where(batch["segment_ids"] > 0, batch["tokens"], 5).astype(np.int32))
+    assert (other["tokens"] != batch["tokens"]).any()
+    trainer = make_trainer(MOE, None, 2)
+    assert_same(measure(trainer, other), measure(trainer, batch), "padding", 1e-6)
+
+
+def test_logits_of_the_whole_batch_never_exist():
+    """With a vocabulary far larger than all else, the compiled step holds no array of [B, T, V] elements."""
+    config = dataclasses.replace(TINY, vocab_size=4096)
+    batch = packed_batch(8, 64)
+    for mesh, tokens in ((None, 512), ({"data": 2, "tensor": 2, "context": 2}, 128)):
+        trainer = make_trainer(config, mesh, 1, LossConfig(chunk_tokens=16))
+        text = trainer.step.lower(trainer.abstract_state(), trainer.place(batch)).compile().as_text()
+        local_vocabulary = 4096 // (1 if mesh is None else 2)
+        assert f"f32[16,{local_vocabulary}]" in text  # one chunk does
+        for shape in (
+            f"[{tokens},{local_vocabulary}]",
+            f"[8,64,{local_vocabulary}]",
+            f"[{tokens},4096]",
+            "[8,64,4096]",
+        ):
+            assert shape not in text, shape
+
+
+@pytest.mark.parametrize("remat", ["dots", "qkv", "attention", "full"])
+def test_remat_changes_nothing_but_what_is_saved(remat, single):
+    batch, expected = single
+    assert_same(measure(make_trainer(TINY, None, 1, remat=remat), batch), expected["dense"], remat)
+
+
+def test_bf16_keeps_float32_gradients_and_close_losses(single):
+    batch, expected = single
+    for name, config in (("dense", TINY), ("moe", MOE)):
+        gradients, loss = measure(make_trainer(config, None, 2, dtype="bfloat16"), batch)
+        np.testing.assert_allclose(loss.cross_entropy, expected[name][1].cross_entropy, rtol=2e-3)
+        for key, value in gradients.items():
+            assert value.dtype == np.float32, key
+        # More digits than bf16 has: the weight gradients were not rounded on the way.
+        q = gradients["groups.0.attention.q"]
+        assert (q != q.astype(jnp.bfloat16).astype(np.float32)).mean() > 0.9
+
+
+@pytest.mark.parametrize("quantization", ["int8", "fp8"])
+def test_quantised_products_are_close_and_learn(quantization):
+    pytest.importorskip("qwix")
+    batch = packed_batch(8, 24)
+    plain, ours = (make_trainer(TINY, None, 1, quantization=q) for q in (None, quantization))
+    (expected, loss), (gradients, quantised_loss) = measure(plain, batch), measure(ours, batch)
+    assert 0 < abs(quantised_loss.cross_entropy - loss.cross_entropy) < 0.02
+    q = "groups.0.mlp.gate"
+    cosine = (gradients[q] * expected[q]).sum() / np.linalg.norm(gradients[q]) / np.linalg.norm(expected[q])
+    assert 0.97 < cosine < 1 - 1e-7
+    state, placed = ours.init(0), ours.place(batch)
+    seen = []
+    for _ in range(8):
+        state, metrics = ours.step(state, placed)
+        seen.append(float(metrics.loss.cross_entropy))
+    assert seen[-1] < seen[0] - 0.01
+
+
+def test_bf16_moments_take_half_and_stay_close():
+    batch = packed_batch(8, 24)
+    runs = {}
+    for dtype in ("float32", "bfloat16"):
+        options = OptimizerConfig(warmup_steps=0, learning_rate=1e-2, moment_dtype=dtype)
+        trainer = Trainer(TINY, ModelConfig(), options, 10, sharding.Placement())
+        state, placed = trainer.init(0), trainer.place(batch)
+        for _ in range(5):
+            state, metrics = trainer.step(state, placed)
+        floats = [x for x in jax.tree.leaves(state.optimizer) if jnp.issubdtype(x.dtype, jnp.floating)]
+        assert all(x.dtype == dtype for x in floats)
+        runs[dtype] = sum(x.nbytes for x in floats), float(metrics.loss.total)
+    assert runs["bfloat16"][0] * 2 == runs["float32"][0]
+    np.testing.assert_allclose(runs["bfloat16"][1], runs["float32"][1], rtol=0.02)
+
+
+def test_a_step_that_is_not_finite_or_spikes_is_skipped_and_counted():
+    batch = packed_batch(8, 24)
+    options = OptimizerConfig(warmup_steps=0, learning_rate=1e-3, spike_window=8, spike_sigmas=6.0)
+    trainer = Trainer(TINY, ModelConfig(), options, 100, sharding.Placement())
+    state, placed = trainer.init(0), trainer.place(batch)
+    for _ in range(6):
+        state, metrics = trainer.step(state, placed)
+    assert host(metrics)["skipped"] == 0
+
+    def unchanged(bad):
+        nonlocal state
+        before = jax.device_get((state.params, state.optimizer))
+        rate = float(metrics.learning_rate)
+        state, report = trainer.step(state, bad)
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get((state.params, state.optimizer)), before)
+        assert float(report.learning_rate) <= rate
+        return host(report)
+
+    poisoned = dict(placed, loss_mask=placed["loss_mask"].at[0, 0].set(jnp.nan))
+    report = unchanged(poisoned)
+    assert (report["skipped"], report["skipped_in_row"]) == (1, 1)
+    # The same tokens with targets that are never seen: finite, but far above the last losses' spread.
+    report = unchanged(dict(placed, targets=jnp.full_like(placed["targets"], 63), loss_mask=100 * placed["loss_mask"]))
+    assert (report["skipped"], report["skipped_in_row"]) == (2, 2)
+    state, metrics = trainer.step(state, placed)
+    assert host(metrics)["skipped"] == 2
+    assert host(metrics)["skipped_in_row"] == 0
+    assert int(state.step) == 9
+
+
+def test_guard_equals_a_plain_statement_of_its_rule():
+    rng = np.random.default_rng(0)
+    state, seen, skipped = guard.fresh(6), [], 0
+    judge = jax.jit(guard.judge, static_argnums=3)
+    for _ in range(60):
+        loss, norm = rng.normal(3, 0.1) + 5 * (rng.random() < 0.1), abs(rng.normal(1, 0.2)) + 9 * (rng.random() < 0.1)
+        loss = np.nan if rng.random() < 0.05 else loss
+        take, state = judge(state, jnp.float32(loss), jnp.float32(norm), 3.0)
+        window = np.array(seen[-6:], np.float32)
+        expected = bool(np.isfinite([loss, norm]).all())
+        if expected and len(seen) >= 3:
+            expected = bool((np.float32([loss, norm]) - window.mean(0) <= 3 * window.std(0)).all())
+        if np.isfinite([loss, norm]).all():
+            seen.append((loss, norm))
+        skipped += not expected
+        assert bool(take) == expected
+        assert int(state.skipped) == skipped
+    assert 0 < skipped < 60
+
+
+def test_options_that_cannot_work_are_refused_by_name():
+    with pytest.raises(UserError, match=r"balance_counts.*dense"):
+        make_trainer(TINY, loss=LossConfig(balance_counts="buffer"))
+    trainer = make_trainer(TINY, {"data": 4}, 2)
+    with pytest.raises(sharding.ShardingError, match=r"12 rows.*4 x 2.*multiple of 8"):
+        trainer.place(packed_batch(12, 16))
+    with pytest.raises(sharding.ShardingError, match=r"18 tokens.*divide by 4"):
+        make_trainer(TINY, {"context": 2}).place(packed_batch(8, 18))
+    with pytest.raises(UserError, match="quantization 'int3'"):
+        Qwen3(TINY, rngs=nnx.Rngs(0), quantization="int3")
+    assert losses.whole(packed_batch()).tokens > 0
