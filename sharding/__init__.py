@@ -11,9 +11,10 @@ over; a `Placement` is a mesh with rules and turns names into `jax.sharding.Name
 """
 
 from sharding.context import balanced_order
-from sharding.distributed import initialize
+from sharding.distributed import initialize, lost_process
 from sharding.mesh import AXES, MeshConfig, make_mesh
 from sharding.placement import SERVING, TRAINING, Placement, Rules, ShardingError
+from sharding.topology import Topology, topology, topology_mesh
 
 __all__ = [
     "AXES",
@@ -23,7 +24,11 @@ __all__ = [
     "Placement",
     "Rules",
     "ShardingError",
+    "Topology",
     "balanced_order",
     "initialize",
+    "lost_process",
     "make_mesh",
+    "topology",
+    "topology_mesh",
 ]

@@ -1,7 +1,11 @@
-"""Joining the processes of one run, before any device is touched.
+"""Joining the processes of one run, before any device is touched, and noticing when one of them is lost.
 
 >>> sharding.initialize()                     # one process, or what Cloud TPU, GKE, SLURM or Open MPI announce
 >>> sharding.initialize("10.0.0.1:1234", process_count=2, process_index=0)
+
+Invariant: when a process dies, all others end within a minute. Two things see to that: JAX's coordination service, whose
+heartbeats stop (it ends the process from C++, with its own message), and the collective that waits for the dead peer, where the transport notices
+(Python gets an error, which `lost_process` recognises).
 """
 
 import os
@@ -12,6 +16,10 @@ from sharding.placement import ShardingError
 
 # Where JAX's own cluster detection finds its answer: a scheduler, or a TPU pod's metadata.
 _ANNOUNCED = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS")
+HEARTBEAT_SECONDS = 30  # JAX's default of 100 would keep a pod idle for longer than a restart takes
+# What transports say of a peer that is gone: gloo, the coordination service, NCCL, TPU's DCN.
+_LOST = ("gloo", "connection closed by peer", "connection reset by peer", "broken pipe", "unavailable:", "coordination service",
+         "heartbeat", "nccl", "remote process exited", "deadline exceeded", "deadline_exceeded", "megascale")  # fmt: skip
 
 
 def initialize(
@@ -25,19 +33,48 @@ def initialize(
         process_index: this process, from 0.
 
     Raises:
-        ShardingError: some of the three are given and some are not, or they contradict each other.
+        ShardingError: some of the three are given and some are not, they contradict each other, or the processes did not
+            find each other.
     """
     given = [value is not None for value in (coordinator, process_count, process_index)]
     if any(given) and not all(given):
         raise ShardingError("coordinator, process_count and process_index go together: give all three or none.")
     if all(given):
+        assert coordinator is not None
         assert process_count is not None
         assert process_index is not None
         if not 0 <= process_index < process_count:
             raise ShardingError(f"process_index {process_index} must lie in [0, {process_count}).")
-        jax.distributed.initialize(coordinator, num_processes=process_count, process_id=process_index)
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdecimal():
+            raise ShardingError(f"the coordinator {coordinator!r} must be HOST:PORT of process 0.")
+        _join(coordinator, process_count, process_index)
         return
     announced = [name for name in _ANNOUNCED if os.environ.get(name)]
     several = any("," in os.environ[n] or os.environ[n] not in ("", "1", "localhost") for n in announced)
     if several and not jax.distributed.is_initialized():
-        jax.distributed.initialize()
+        _join(None, None, None)
+
+
+def _join(coordinator: str | None, process_count: int | None, process_index: int | None) -> None:
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes=process_count,
+            process_id=process_index,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except jax.errors.JaxRuntimeError as error:
+        where = f"at {coordinator}" if coordinator else "that the scheduler announces"
+        reason = str(error).splitlines()[0]
+        raise ShardingError(
+            f"the processes of this run did not all meet at the coordinator {where} ({reason})."
+        ) from error
+
+
+def lost_process(error: BaseException) -> bool:
+    """Whether an error of a run with several processes means that another process has gone."""
+    if jax.process_count() == 1:
+        return False
+    text = str(error).lower()
+    return any(sign in text for sign in _LOST)

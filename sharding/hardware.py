@@ -1,23 +1,71 @@
-"""Peak arithmetic of accelerators, for model FLOPs utilisation.
+"""What chips can do: peak arithmetic, memory, and the networks between them.
 
-Dense bf16 FLOP/s of one JAX device, from the vendors' data sheets: Google Cloud's TPU pages (v4, v5e, v5p, v6e, tpu7x; a
-v4/v5p/v6e chip is one device) and NVIDIA's H100, H200, A100, L4 and T4 pages (SXM where there are several, without sparsity).
+Figures are for one chip, from Google Cloud's TPU pages (v4, v5e, v5p, v6e, tpu7x), except the interconnect: Google states the
+sum over a chip's links, both ways (v5e 400, v4 300, v6e 800, v5p and tpu7x 1,200 GB/s), which is 50 or 100 GB/s for one link
+one way; the table has 90% of that, as the first edition of "How to Scale Your Model" (jax-ml.github.io/scaling-book, part 2)
+does. The data-centre network is egress: 50 Gb/s a chip for v5p, 100 Gb/s for v6e and tpu7x (TPU pages), 6.4 Tb/s a pod of 256
+for v5e; v4 has 25 GB/s a host of four chips (the same book). NVIDIA: the data sheets of H100, H200, A100, L4 and T4 (SXM where
+there are several, dense bf16).
 """
 
 import time
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
-_PEAK_BF16 = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "TPU7x": 2307e12 / 2,
+
+@dataclass(frozen=True)
+class Chip:
+    """One TPU chip.
+
+    Attributes:
+        name: as a topology spells it ("v5p").
+        kinds: what JAX's `device_kind` starts with.
+        flops: peak bf16 FLOP/s.
+        hbm_gib: memory, GiB.
+        hbm_bandwidth: bytes/s between memory and the cores.
+        ici_link: bytes/s of one link to a neighbouring chip, one way; two links along each dimension of the torus.
+        dimensions: of the torus.
+        dcn: bytes/s to chips of other slices.
+        devices: JAX devices that a chip is.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    flops: float
+    hbm_gib: float
+    hbm_bandwidth: float
+    ici_link: float
+    dimensions: int
+    dcn: float
+    devices: int = 1
+
+    def wraps(self, shape: tuple[int, ...]) -> tuple[bool, ...]:
+        """Which dimensions of a slice of this shape close to a ring.
+
+        Two-dimensional pods have links around a whole side of 16 only; three-dimensional ones are joined from cubes of 4 x 4 x 4
+        by optical switches, which close every dimension of a slice of whole cubes (scaling book, part 2; TPU v4 paper,
+        arXiv 2304.01433).
+        """
+        if self.dimensions == 2:
+            return tuple(side == 16 for side in shape)
+        return (all(side % 4 == 0 for side in shape),) * len(shape)
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v4", ("TPU v4",), 275e12, 32, 1228e9, 4.5e10, 3, 6.25e9),
+        Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16, 819e9, 4.5e10, 2, 3.125e9),
+        Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95, 2765e9, 9e10, 3, 6.25e9),
+        Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32, 1638e9, 9e10, 2, 12.5e9),
+        Chip("tpu7x", ("TPU7x",), 2307e12, 192, 7380e9, 9e10, 3, 12.5e9, devices=2),
+    )
+}
+
+# Of one JAX device.
+_PEAK_BF16 = {kind: chip.flops / chip.devices for chip in CHIPS.values() for kind in chip.kinds} | {
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
     "NVIDIA A100": 312e12,

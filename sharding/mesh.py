@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from sharding.placement import ShardingError
@@ -42,8 +44,8 @@ class MeshConfig:
     context: int = 1
     tensor: int = 1
 
-    def sizes(self, device_count: int) -> tuple[int, ...]:
-        """Return the axis sizes in the order of `AXES`, with -1 filled in.
+    def sizes(self, device_count: int, where: str | None = None) -> tuple[int, ...]:
+        """Return the axis sizes in the order of `AXES`, with -1 filled in; `where` names the devices in errors.
 
         Raises:
             ShardingError: a size is not positive, or the product does not fit `device_count`.
@@ -63,12 +65,16 @@ class MeshConfig:
                 )
             sizes[sizes.index(-1)] = device_count // known
         if math.prod(sizes) > device_count:
-            shape = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True) if size > 1)
             raise ShardingError(
-                f"the mesh {shape} needs {math.prod(sizes)} devices; there are {device_count} "
-                f"({jax.default_backend()})."
+                f"the mesh {describe(sizes)} needs {math.prod(sizes)} devices; there are {device_count} "
+                f"({where or jax.default_backend()})."
             )
         return tuple(sizes)
+
+
+def describe(sizes: Sequence[int]) -> str:
+    """Return "data=2, tensor=4": the axes that are not 1."""
+    return ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True) if size != 1) or "of one device"
 
 
 def make_mesh(
@@ -83,7 +89,7 @@ def make_mesh(
     """Return a mesh with all five axes; an axis left out is 1, and -1 on one axis takes all devices that are left.
 
     Fewer devices than there are may be used by a single process (the first ones are taken); several processes must use
-    all of them. Placement follows the hardware's topology (`jax.make_mesh`).
+    all of them. Placement follows the hardware's topology; TPU slices are joined along `replica` (see `arrange`).
 
     Raises:
         ShardingError: the sizes do not fit the devices.
@@ -95,4 +101,33 @@ def make_mesh(
     if used != len(devices) and jax.process_count() > 1:
         raise ShardingError(f"the mesh uses {used} of {len(devices)} devices; with several processes it must use all.")
     # Auto: the compiler propagates shardings from parameters, inputs and the constraints of a Placement.
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:used])
+    return Mesh(arrange(sizes, devices[:used]), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def arrange(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Return the devices as an array with these axis sizes, in an order in which each axis has short ways.
+
+    On a TPU torus an axis gets whole physical dimensions where it can, else part of one. Several TPU slices are laid along
+    `replica`, the outermost axis, whose traffic is one gradient sum a step: nothing else crosses the data-centre network.
+
+    Raises:
+        ShardingError: `replica` is not a multiple of the number of slices.
+    """
+    slices = {getattr(device, "slice_index", 0) or 0 for device in devices}
+    if devices[0].platform != "tpu" or len(slices) == 1:
+        return _within_slice(sizes, devices)
+    if sizes[0] % len(slices):
+        raise ShardingError(
+            f"the {len(devices)} devices are in {len(slices)} slices, joined by the data-centre network, which only the "
+            f"replica axis may cross: it is {sizes[0]} and must be a multiple of {len(slices)}."
+        )
+    inner = (sizes[0] // len(slices), *sizes[1:])
+    parts = [[device for device in devices if device.slice_index == index] for index in sorted(slices)]
+    return np.concatenate([_within_slice(inner, part) for part in parts])
+
+
+def _within_slice(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    try:
+        return mesh_utils.create_device_mesh(tuple(sizes), devices)
+    except NotImplementedError:  # no assignment of whole dimensions of the torus to axes
+        return mesh_utils.create_device_mesh(tuple(sizes), devices, allow_split_physical_axes=True)

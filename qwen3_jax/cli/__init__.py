@@ -1,6 +1,7 @@
 """The `qwen3` command.
 
     qwen3 train --config configs/quickstart.yaml
+    qwen3 plan --config configs/pretrain/qwen3-8b.yaml --topology v5p:2x2x1
     qwen3 infer --model Qwen/Qwen3-0.6B --prompt "What is 7 * 8?" --thinking-budget 256
     qwen3 convert Qwen/Qwen3-0.6B qwen3-0.6b-orbax --to orbax
     qwen3 tokenizer train --input 'corpus/**/*.txt' --vocab-size 32000 --output tokenizer/
@@ -14,6 +15,7 @@ from qwen3_jax.cli.common import dispatch
 # command -> (module with `main(argv, prog)`, one line of help)
 COMMANDS = {
     "train": ("qwen3_jax.cli.train", "train a model from a configuration file"),
+    "plan": ("qwen3_jax.cli.plan", "compile a training run for TPUs that are not here: memory, traffic, speed"),
     "infer": ("qwen3_jax.cli.infer", "answer prompts, chat, or work through a file of conversations"),
     "convert": ("qwen3_jax.cli.convert", "Hugging Face safetensors <-> Orbax, or to another data type"),
     "tokenizer": ("qwen3_jax.cli.tokenizer", "train a tokenizer"),

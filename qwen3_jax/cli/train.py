@@ -2,9 +2,11 @@
 
     python train.py --config configs/quickstart.yaml
     python train.py --config configs/quickstart.yaml --run_dir runs/wide --model.config.hidden_size=192
+    python train.py --config configs/pretrain/qwen3-8b.yaml --plan v5p:2x2x1
 
 Every key of the file is also a flag, by its dotted name. An unknown key is refused with the nearest valid one, wherever it
-stands. The same command resumes a run that was interrupted.
+stands. The same command resumes a run that was interrupted. `--plan` trains nothing: it compiles the step for TPUs that are
+not here (see `qwen3 plan --help`).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import jsonargparse
 import yaml
 
+from qwen3_jax.cli import plan, processes
 from qwen3_jax.cli.common import guarded
 from qwen3_jax.errors import UserError, nearest
 
@@ -32,13 +35,16 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 train") -> int:
     """Train; return the exit code."""
 
     def work() -> int:
-        config = parse(sys.argv[1:] if argv is None else argv, prog)
+        options, rest = plan.take(sys.argv[1:] if argv is None else argv, prog)
+        if options is not None:
+            return plan.run(options, rest, prog)
+        which, rest = processes.take(rest, prog)
+        config = parse(rest, prog)
         import sharding
         from qwen3_jax.training.loop import train
 
-        sharding.initialize()  # one process, or what the scheduler announces
-        train(config)
-        return 0
+        sharding.initialize(**which)  # one process, or what the scheduler announces
+        return processes.until_lost(prog, lambda: train(config))
 
     return guarded(prog, work)
 
@@ -66,6 +72,8 @@ def _parser(prog: str) -> jsonargparse.ArgumentParser:
 
     made = _Parser(prog=prog, description=__doc__, formatter_class=_HelpFormatter)
     made.add_argument("--config", action="config", help="a YAML file with any of the keys below; flags come after it")
+    plan.add_flags(made)  # for --help; `main` has taken these and the next off the command line
+    processes.add_flags(made)
     made.add_class_arguments(TrainConfig)
     return made
 
@@ -88,7 +96,7 @@ def parse(argv: Sequence[str], prog: str = "train.py") -> TrainConfig:
         raise UserError("give --config FILE (configs/quickstart.yaml needs no download), or --help.")
     for word in argv:
         name = word[2:].partition("=")[0]
-        if word.startswith("--") and name not in ("config", "help", "print_config"):
+        if word.startswith("--") and name not in ("config", "help", "print_config", *plan.FLAGS, *processes.FLAGS):
             _check_name(TrainConfig, name.split("."), "--")
     values = vars(made.instantiate(made.parse_args(argv)))
     return TrainConfig(**{f.name: values[f.name] for f in dataclasses.fields(TrainConfig)})

@@ -8,8 +8,8 @@ import jax
 from qwen3_jax.errors import UserError, nearest
 from sharding import Placement
 
-Attention = Literal["auto", "reference"]
-Experts = Literal["auto", "dense", "ragged"]
+Attention = Literal["auto", "reference", "chunked", "splash", "cudnn", "triton"]
+Experts = Literal["auto", "dense", "grouped", "tokamax", "ragged_dot", "all_gather", "all_to_all"]
 
 
 @dataclass(frozen=True)

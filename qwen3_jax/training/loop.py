@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,15 @@ from qwen3_jax.training.step import Trainer, TrainState, host
 from sharding.hardware import peak_flops
 
 
-def train(config: TrainConfig) -> Path:
+Watch = Callable[[int, dict[str, float]], None]
+
+
+def train(config: TrainConfig, watch: Watch | None = None) -> Path:
     """Run (or resume, or finish) a training run and return the exported Hugging Face folder.
+
+    Args:
+        config: the run.
+        watch: called with (step, metrics) whenever metrics are logged, on every process: a live plot, an early stop.
 
     Raises:
         UserError: the configuration, data, weights or an existing run directory do not fit; names what.
@@ -65,7 +73,7 @@ def train(config: TrainConfig) -> Path:
             say(f"resumed at step {step}")
         else:
             state = _fresh(config, trainer, source, placement)
-        state = _run(config, trainer, state, batches, checkpoints, run_dir, tokenizer)
+        state = _run(config, trainer, state, batches, checkpoints, run_dir, tokenizer, watch)
 
     exported = save(
         run_folder.finished(trainer, state, tokenizer),
@@ -90,6 +98,7 @@ def _run(
     checkpoints: TrainCheckpoints,
     run_dir: Path,
     tokenizer: Tokenizer,
+    watch: Watch | None,
 ) -> TrainState:
     """Take the remaining steps."""
     step = int(state.step)
@@ -121,6 +130,8 @@ def _run(
                 row |= meter.read()
                 if writer:
                     writer.write(step, row)
+                if watch:
+                    watch(step, row)
                 if values["skipped_in_row"] >= config.optimizer.max_skips:
                     raise UserError(
                         f"{values['skipped_in_row']:.0f} steps in a row were skipped up to step {step} (loss "

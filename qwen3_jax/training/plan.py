@@ -84,7 +84,9 @@ def across_slices(config: TrainConfig, where: Topology) -> tuple[TrainConfig, tu
     if where.slices == 1 or mesh.replica == -1 or mesh.replica % where.slices == 0:
         return config, ()
     mesh = dataclasses.replace(mesh, replica=mesh.replica * where.slices)
-    note = f"{where.slices} slices hold one copy each: mesh.replica={mesh.replica} (a run needs it in its configuration)"
+    note = (
+        f"{where.slices} slices hold one copy each: mesh.replica={mesh.replica} (a run needs it in its configuration)"
+    )
     return dataclasses.replace(config, mesh=mesh), (note,)
 
 
@@ -184,7 +186,9 @@ def full_logits(module: hlo.Module, vocabulary: int, tokens: int) -> list[str]:
         f"{i.name} {shape.dtype}{list(shape.dims)} of {i.source}"
         for i in module.instructions()
         for shape in i.shapes
-        if vocabulary in shape.dims and shape.elements >= vocabulary * tokens and tokens in _products(shape.dims, vocabulary)
+        if vocabulary in shape.dims
+        and shape.elements >= vocabulary * tokens
+        and tokens in _products(shape.dims, vocabulary)
     ]
 
 

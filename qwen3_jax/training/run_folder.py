@@ -31,7 +31,8 @@ from qwen3_jax.training.config import ModelConfig, OptimizerConfig, TrainConfig
 from qwen3_jax.training.step import Trainer, TrainState
 
 _VOCABULARY_MULTIPLE = 128  # embedding rows are padded to this, so that they split over any usual mesh
-_FIXED = ("model", "tokenizer", "data", "optimizer", "seed", "steps")  # what a resumed run may not change
+_FIXED = ("model", "tokenizer", "data", "optimizer", "loss", "seed", "steps")  # what a resumed run may not change
+_FREE = ("model.remat", "model.kernels")  # but these, which change no result: the restart may be on other hardware
 
 
 def check(run_dir: Path, config: TrainConfig) -> None:
@@ -160,6 +161,8 @@ def _write(path: Path, values: dict[str, Any]) -> None:
 
 def _difference(before: Any, now: Any, name: str) -> str:
     """Say where two nested configurations differ first, or nothing."""
+    if name in _FREE:
+        return ""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in [*now, *(k for k in before if k not in now)]:
             found = _difference(before.get(key), now.get(key), f"{name}.{key}")

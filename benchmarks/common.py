@@ -1,0 +1,43 @@
+"""Timing two things in turn, so that whatever else the machine does falls on both."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+from qwen3_jax.progress import progress_bar
+
+
+def interleaved(contestants: Mapping[str, Callable[[], object]], rounds: int, label: str) -> dict[str, float]:
+    """Call every contestant once to warm up, then in turn `rounds` times; return each one's median seconds.
+
+    A contestant returns when its work is done.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    with progress_bar(label, (rounds + 1) * len(contestants)) as bar:
+        for turn in range(rounds + 1):
+            for name, call in contestants.items():
+                started = time.perf_counter()
+                call()
+                if turn:
+                    seconds[name].append(time.perf_counter() - started)
+                bar.advance(1, name)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def show(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Print a table with what it was measured on."""
+    import jax
+
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    device = jax.devices()[0]
+    console.print(
+        f"{device.device_kind} ({platform.machine()}), Python {platform.python_version()}, jax {jax.__version__}"
+    )

@@ -1,0 +1,35 @@
+"""Architectures and batches that the benchmarks share."""
+
+import dataclasses
+
+import numpy as np
+
+from qwen3_jax.config import Qwen3Config
+
+# 29M parameters with a 16K vocabulary: Qwen3-0.6B's proportions, small enough for two cores.
+DENSE = dataclasses.replace(
+    Qwen3Config(),
+    vocab_size=16384,
+    hidden_size=512,
+    intermediate_size=1536,
+    num_hidden_layers=6,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=64,
+    max_position_embeddings=2048,
+    tie_word_embeddings=True,
+)
+# Eight of 32 experts, each an eighth as wide as the dense MLP: the same active parameters but for the router.
+MOE = dataclasses.replace(DENSE, num_experts=32, num_experts_per_tok=8, moe_intermediate_size=192)
+
+
+def batch(config: Qwen3Config, rows: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """One document per row, every target learned."""
+    tokens = np.random.default_rng(seed).integers(0, config.vocab_size, (rows, length + 1)).astype(np.int32)
+    return {
+        "tokens": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "segment_ids": np.ones((rows, length), np.int32),
+        "positions": np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length)),
+        "loss_mask": np.ones((rows, length), np.float32),
+    }

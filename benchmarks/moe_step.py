@@ -1,0 +1,56 @@
+"""A training step of a mixture of experts against a dense model of equal active parameters.
+
+python benchmarks/moe_step.py                    # goal: at most 1.3x the dense step's time
+"""
+
+import argparse
+
+import sharding
+from benchmarks.common import interleaved, show
+from benchmarks.models import DENSE, MOE, batch
+from qwen3_jax.model import parameter_count
+from qwen3_jax.training.config import ModelConfig, OptimizerConfig
+from qwen3_jax.training.step import Trainer
+
+
+def stepper(config, dtype: str, rows: int, length: int):
+    """Return a function that takes one step."""
+    options = OptimizerConfig(warmup_steps=0, schedule="constant", learning_rate=1e-4)
+    trainer = Trainer(config, ModelConfig(dtype=dtype, scan_layers=False), options, 10**6, sharding.Placement())
+    state, placed = trainer.init(0), trainer.place(batch(config, rows, length))
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = trainer.step(state, placed)
+        return float(metrics.loss.cross_entropy)
+
+    return step
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=10)
+    options = parser.parse_args()
+    table = []
+    for dtype in ("float32", "bfloat16"):
+        seconds = interleaved(
+            {name: stepper(c, dtype, options.rows, options.length) for name, c in (("dense", DENSE), ("moe", MOE))},
+            options.rounds, dtype,
+        )  # fmt: skip
+        table.append([
+            dtype, f"{seconds['dense'] * 1e3:,.0f} ms", f"{seconds['moe'] * 1e3:,.0f} ms",
+            f"{seconds['moe'] / seconds['dense']:.2f}x",
+        ])  # fmt: skip
+    active = [parameter_count(config, active=True) / 1e6 for config in (DENSE, MOE)]
+    show(
+        f"train step, {options.rows} x {options.length} tokens: dense {active[0]:.1f}M, mixture of experts "
+        f"{active[1]:.1f}M active of {parameter_count(MOE) / 1e6:.1f}M",
+        ["compute", "dense", "8 of 32 experts", "ratio"], table,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""The SwiGLU experts of an MoE layer, applied to the tokens that were routed to them. Dropless.
+
+    y_i = sum over the chosen experts e of  c_ie * down_e(silu(gate_e x_i) * up_e x_i)
+
+| name         | what it does                                                    | where                               |
+|--------------|-----------------------------------------------------------------|-------------------------------------|
+| `dense`      | every expert on every token: E / k times the arithmetic         | anywhere; the reference of the tests |
+| `grouped`    | rows sorted by expert, with the platform's product: tiles (CPU), | any mesh with expert = 1            |
+|              | megablox (TPU), tokamax where it is installed, else ragged_dot (GPU) |                                |
+| `tokamax`    | grouped, with tokamax's kernels                                 | GPU, expert = 1                     |
+| `ragged_dot` | grouped, with `jax.lax.ragged_dot` (2-3 GFLOP/s on CPU)         | any platform, expert = 1            |
+| `all_gather` | grouped; every device sees all tokens of the expert axis        | meshes with expert > 1              |
+| `all_to_all` | grouped; each token travels to its experts' devices             | meshes with expert > 1              |
+
+`auto` is `grouped` where the expert axis is not split, else `all_to_all` on TPU and GPU and `all_gather` on CPU (whose
+devices share one memory). On a mesh that the batch or the length does not divide over, as when one request is served by
+many devices, `auto` is `dense`, which XLA can split in other ways; a name is then an error.
+"""
+
+import functools
+
+import jax
+
+from qwen3_jax.kernels.choice import Experts, target
+from qwen3_jax.kernels.experts.dense import dense_mlp
+from qwen3_jax.kernels.experts.grouped import choose_product, grouped_mlp
+from qwen3_jax.kernels.experts.parallel import sharded_mlp, unsplittable
+from sharding import Placement, ShardingError
+
+
+def expert_mlp(
+    x_btd: jax.Array,
+    index_btk: jax.Array,
+    weight_btk: jax.Array,
+    gate_edf: jax.Array,
+    up_edf: jax.Array,
+    down_efd: jax.Array,
+    *,
+    implementation: Experts = "auto",
+    placement: Placement = Placement(),  # noqa: B008 - frozen
+) -> jax.Array:
+    """Return the weighted sum of the chosen experts' outputs, [B, T, D] in x's dtype.
+
+    Args:
+        x_btd: tokens.
+        index_btk: int32, the experts chosen for each token, distinct within a token.
+        weight_btk: their weights, in x's dtype.
+        gate_edf, up_edf, down_efd: expert weights, in x's dtype.
+        implementation: see the table above.
+        placement: where the arrays live.
+
+    Raises:
+        ShardingError: an implementation asked for by name does not suit the mesh.
+        UserError: one asked for by name is not installed, or not for this platform.
+    """
+    arrays = x_btd, index_btk, weight_btk, gate_edf, up_edf, down_efd
+    alone = placement.mesh is None or placement.mesh.size == 1
+    problem = None if alone else unsplittable(x_btd, gate_edf, placement)
+    experts_split = not alone and placement.parts("expert") > 1
+    name = implementation
+    if name == "auto":
+        if problem:
+            name = "dense"
+        elif not experts_split:
+            name = "grouped"
+        else:
+            name = "all_gather" if target(placement) == "cpu" else "all_to_all"
+    if name == "dense":
+        return _on_tokens(dense_mlp, *arrays)
+    if problem:
+        raise ShardingError(f"experts={name!r} cannot run on this mesh: {problem}; choose 'auto' or 'dense'.")
+    if name in ("all_gather", "all_to_all"):
+        if not experts_split:
+            raise ShardingError(f"experts={name!r} needs a mesh whose expert axis is larger than 1; choose 'grouped'.")
+        mlp = functools.partial(grouped_mlp, product=choose_product("grouped", target(placement)))
+        return sharded_mlp(*arrays, mlp=mlp, over=name, placement=placement)
+    if experts_split:
+        raise ShardingError(
+            f"experts={name!r} needs all experts on each device, and the mesh splits them over "
+            f"{placement.parts('expert')}; choose 'all_to_all' or 'all_gather'."
+        )
+    mlp = functools.partial(grouped_mlp, product=choose_product(name, target(placement)))
+    if alone:
+        return _on_tokens(mlp, *arrays)
+    return sharded_mlp(*arrays, mlp=mlp, over=None, placement=placement)
+
+
+def _on_tokens(mlp, x_btd, index_btk, weight_btk, *weights):
+    b, t, d = x_btd.shape
+    tokens = x_btd.reshape(b * t, d), index_btk.reshape(b * t, -1), weight_btk.reshape(b * t, -1)
+    return mlp(*tokens, *weights).reshape(b, t, d)

@@ -1,0 +1,63 @@
+"""Sending rows to the devices that own their experts, and back: a ragged all-to-all.
+
+Every device holds rows sorted by the device they go to; `counts_pp[i, j]` says how many go from i to j. What arrives lies in
+the order of the senders, without gaps. The way back is the same exchange with the transposed counts, and so is the gradient.
+
+Shapes: p devices along the axis, m rows to send, r rows of the receiving buffer, d width, c rows of a slot.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def exchange(x_md: jax.Array, counts_pp: jax.Array, rows: int, axis: str, native: bool) -> jax.Array:
+    """Return the rows that were sent to this device, [rows, D], with zeros after the last; call inside `shard_map`.
+
+    Args:
+        x_md: rows sorted by the device they go to; rows past the last that is sent may hold anything finite.
+        counts_pp: int32, the same on all devices of the axis.
+        rows: size of the buffer; the caller sees to it that no device receives more.
+        axis: mesh axis to exchange over.
+        native: use `lax.ragged_all_to_all`, which TPU and GPU have; else `_slots`, with the same result.
+    """
+    if not native:
+        return _slots(x_md, counts_pp, rows, axis)
+    me = lax.axis_index(axis)
+    before_pp = jnp.cumsum(counts_pp, axis=0) - counts_pp  # where the rows of i begin at j
+    from_pp = jnp.cumsum(counts_pp, axis=1) - counts_pp  # where the rows for j begin at i
+    empty_rd = jnp.zeros((rows, *x_md.shape[1:]), x_md.dtype)
+    return lax.ragged_all_to_all(
+        x_md, empty_rd, from_pp[me], counts_pp[me], before_pp[me], counts_pp[:, me], axis_name=axis
+    )
+
+
+def _forward(x_md, counts_pp, rows, axis, native):
+    # An empty array remembers how many rows there were.
+    return exchange(x_md, counts_pp, rows, axis, native), (counts_pp, jnp.empty((x_md.shape[0], 0)))
+
+
+def _backward(rows, axis, native, kept, dy_rd):
+    counts_pp, shape_m0 = kept
+    return exchange(dy_rd, counts_pp.T, shape_m0.shape[0], axis, native), None
+
+
+exchange.defvjp(_forward, _backward)
+
+
+def _slots(x_md, counts_pp, rows, axis):
+    """The same by a dense all-to-all with one slot per pair of devices, each as large as the worst case."""
+    me = lax.axis_index(axis)
+    slot = min(x_md.shape[0], rows)
+    from_p = jnp.cumsum(counts_pp[me]) - counts_pp[me]
+    sent_pcd = x_md.at[from_p[:, None] + jnp.arange(slot)].get(mode="clip")
+    received_pcd = lax.all_to_all(sent_pcd, axis, 0, 0)
+    ends_p = jnp.cumsum(counts_pp[:, me])
+    place_r = jnp.arange(rows)
+    sender_r = jnp.minimum(jnp.searchsorted(ends_p, place_r, side="right"), ends_p.size - 1)
+    within_r = place_r - (ends_p - counts_pp[:, me])[sender_r]
+    y_rd = received_pcd.at[sender_r, within_r].get(mode="clip")
+    return jnp.where((place_r < ends_p[-1]).reshape(-1, *(1,) * (y_rd.ndim - 1)), y_rd, 0)

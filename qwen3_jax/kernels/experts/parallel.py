@@ -1,0 +1,205 @@
+"""The experts on a mesh: `shard_map`, since sorted rows and Pallas kernels cannot be partitioned by the compiler.
+
+Each device has some tokens, some experts (`expert`), a part of their width (`tensor`) and, in training, a part of their
+input rows (`data`, FSDP). It gathers the latter, so that their gradient is a reduce-scatter, and never those of other
+experts. Where the expert axis is split, tokens meet their experts in one of two ways:
+
+- all-gather: every device sees all tokens of the axis, computes its own experts' share and adds the shares up where the
+  tokens came from (reduce-scatter). Traffic does not depend on the routing, and grows with the number of devices.
+- all-to-all: each token goes to the devices of its k experts, and back (Lepikhin et al. 2020, arXiv 2006.16668, section 3;
+  without their capacity limit: no token is dropped). See `_all_to_all`.
+
+Shapes: b batch, t length, n tokens of a device, k experts per token, m = n k rows, d width, e experts, f expert width,
+p devices along the expert axis, l experts of a device, r rows of the receiving buffer.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from qwen3_jax.kernels.experts.exchange import exchange
+from qwen3_jax.kernels.experts.rows import sort_by_expert, sum_rows, take_rows, take_weights
+from sharding import Placement
+
+Exchange = Literal["all_gather", "all_to_all"]
+
+# The receiving buffer of the all-to-all holds this many times the rows that a device sends: balanced routing fills a half.
+# Fuller buffers are never cut: the tokens then go in several chunks.
+_BUFFER = 2
+# A worst case of up to this many rows (a decode step, a small batch) is simply allocated.
+_SMALL = 4096
+
+
+def unsplittable(x_btd: jax.Array, gate_edf: jax.Array, placement: Placement) -> str | None:
+    """Return why the arrays cannot be split over the mesh as the rules say, or None where they can."""
+    names = {
+        "batch": x_btd.shape[0],
+        "length": x_btd.shape[1],
+        "hidden": x_btd.shape[2],
+        "expert": gate_edf.shape[0],
+        "embed": gate_edf.shape[1],
+        "mlp": gate_edf.shape[2],
+    }
+    for name, size in names.items():
+        if size % placement.parts(name):
+            return f"{name} {size} does not divide by {placement.parts(name)}, the devices that it is split over"
+    if placement.parts("hidden") > 1:
+        return "the rules split the hidden axis"
+    token_axes = {*_axes(placement, "batch"), *_axes(placement, "length")}
+    if not set(_axes(placement, "expert")) <= token_axes or len(_axes(placement, "expert")) > 1:
+        return "the rules split the experts over a mesh axis that does not split the tokens"
+    if set(_axes(placement, "mlp")) & token_axes:
+        return "the rules split the tokens and the experts' width over the same mesh axis"
+    return None
+
+
+def sharded_mlp(
+    x_btd,
+    index_btk,
+    weight_btk,
+    gate_edf,
+    up_edf,
+    down_efd,
+    *,
+    mlp: Callable,
+    over: Exchange | None,
+    placement: Placement,
+):
+    """Return the weighted sum of the chosen experts' outputs, [B, T, D]; arguments as in `expert_mlp`.
+
+    Args:
+        mlp: `grouped_mlp` with its product chosen; runs on each device.
+        over: how tokens meet their experts; None where the expert axis is not split.
+        placement: mesh and rules for which `unsplittable` is None.
+    """
+    mesh = placement.mesh
+    assert mesh is not None
+    native = mesh.devices.flat[0].platform != "cpu"  # XLA:CPU has no ragged all-to-all
+
+    def one_device(x_btd, index_btk, weight_btk, gate_ldf, up_ldf, down_lfd):
+        b, t, d = x_btd.shape
+        tokens = x_btd.reshape(b * t, d), index_btk.reshape(b * t, -1), weight_btk.reshape(b * t, -1)
+        for axis in _axes(placement, "embed"):
+            gate_ldf = lax.all_gather(gate_ldf, axis, axis=1, tiled=True)
+            up_ldf = lax.all_gather(up_ldf, axis, axis=1, tiled=True)
+            down_lfd = lax.all_gather(down_lfd, axis, axis=2, tiled=True)
+        local = functools.partial(mlp, gate_edf=gate_ldf, up_edf=up_ldf, down_efd=down_lfd)
+        if over is None:
+            y_nd = local(*tokens)
+        else:
+            (axis,) = _axes(placement, "expert")
+            if over == "all_gather":
+                y_nd = _all_gather(*tokens, local, gate_ldf.shape[0], axis)
+            else:
+                y_nd = _all_to_all(*tokens, local, gate_ldf.shape[0], axis, native, mesh.axis_names)
+        return _add_up(y_nd, _axes(placement, "mlp")).reshape(b, t, d)
+
+    tokens_spec = placement.spec(("batch", "length", "hidden"))
+    routing_spec = PartitionSpec(*tokens_spec[:2], None)
+    wide_spec, narrow_spec = placement.spec(("expert", "embed", "mlp")), placement.spec(("expert", "mlp", "embed"))
+    return jax.shard_map(
+        one_device,
+        mesh=mesh,
+        in_specs=(tokens_spec, routing_spec, routing_spec, wide_spec, wide_spec, narrow_spec),
+        out_specs=tokens_spec,
+        check_vma=False,  # Pallas kernels do not say over which axes their outputs vary
+    )(x_btd, index_btk, weight_btk, gate_edf, up_edf, down_efd)
+
+
+def _axes(placement: Placement, name: str) -> tuple[str, ...]:
+    """The mesh axes larger than 1 that a logical axis is split over."""
+    assert placement.mesh is not None
+    entry = placement.spec((name,))[0]
+    axes = () if entry is None else (entry,) if isinstance(entry, str) else entry
+    return tuple(axis for axis in axes if placement.mesh.shape[axis] > 1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _add_up(y_nd: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """Add the partial sums of the down product over `axes`.
+
+    Without its checks `shard_map` hands each of the p devices that hold a copy of the output 1 / p of its gradient, and
+    would sum the gradient of a `psum` over them. All hold the same, so p times it is that sum, without the traffic.
+    """
+    return lax.psum(y_nd, axes) if axes else y_nd
+
+
+def _add_up_backward(axes, _, dy_nd):
+    return ((dy_nd * lax.axis_size(axes) if axes else dy_nd),)
+
+
+_add_up.defvjp(lambda y_nd, axes: (_add_up(y_nd, axes), None), _add_up_backward)
+
+
+def _all_gather(x_nd, index_nk, weight_nk, local: Callable, experts: int, axis: str):
+    """Every device computes its experts' share of all tokens of the axis."""
+    x_nd, index_nk, weight_nk = (lax.all_gather(a, axis, tiled=True) for a in (x_nd, index_nk, weight_nk))
+    index_nk = index_nk - lax.axis_index(axis) * experts
+    index_nk = jnp.where((index_nk >= 0) & (index_nk < experts), index_nk, experts)
+    return lax.psum_scatter(local(x_nd, index_nk, weight_nk), axis, tiled=True)
+
+
+def _all_to_all(x_nd, index_nk, weight_nk, local: Callable, experts: int, axis: str, native: bool, mesh_axes):
+    """Each row goes to its expert's device and back.
+
+    The buffer of the receiver has a fixed size. In the worst case all rows of the axis go to one device, p times what it
+    sends, but that is rare: the buffer is `_BUFFER` times what it sends. Where some device would receive more, all of them
+    send their tokens in chunks, so many that even the worst case fits.
+    """
+    p, (n, k) = lax.axis_size(axis), index_nk.shape
+    worst = p * n * k
+    rows = max(_BUFFER * n * k, min(worst, _SMALL))
+    through = functools.partial(_there_and_back, local=local, experts=experts, axis=axis, native=native)
+    if worst <= rows:
+        return through(x_nd, index_nk, weight_nk, rows=worst)
+
+    def at_once(*tokens):
+        return through(*tokens, rows=rows)
+
+    def in_chunks(*tokens):
+        chunks = -(-worst // rows)
+        size = -(-n // chunks)
+        # Tokens added to fill the last chunk belong to no expert.
+        fills = 0, p * experts, 0
+        parts = [
+            jnp.pad(a, ((0, chunks * size - n), (0, 0)), constant_values=fill).reshape(chunks, size, -1)
+            for a, fill in zip(tokens, fills, strict=True)
+        ]
+        # Without the checkpoint the gradient would keep every chunk's buffers, which is the memory that chunks avoid.
+        body = jax.checkpoint(functools.partial(through, rows=p * size * k))
+        _, y_cnd = lax.scan(lambda carry, part: (carry, body(*part)), None, tuple(parts))
+        return y_cnd.reshape(chunks * size, -1)[:n]
+
+    received_p = _counts(index_nk, p * experts, axis).reshape(p, p, experts).sum(axis=(0, 2))
+    # The same on the whole mesh, so that no device waits for one that took the other branch.
+    most = lax.pmax(received_p.max(), mesh_axes)
+    return lax.cond(most <= rows, at_once, in_chunks, x_nd, index_nk, weight_nk)
+
+
+def _counts(index_nk, experts: int, axis: str):
+    """How many rows each device of the axis has for each expert, int32 [P, E]."""
+    sizes_e = jnp.bincount(index_nk.reshape(-1), length=experts + 1)[:experts].astype(jnp.int32)
+    return lax.all_gather(sizes_e, axis)
+
+
+def _there_and_back(x_nd, index_nk, weight_nk, *, local: Callable, experts: int, axis: str, native: bool, rows: int):
+    """Send each row to its expert's device, compute there, and return what comes back, summed by token."""
+    p, me = lax.axis_size(axis), lax.axis_index(axis)
+    order = sort_by_expert(index_nk, p * experts)
+    counts_ppl = lax.all_gather(order.sizes_e, axis).reshape(p, p, experts)
+    counts_pp = counts_ppl.sum(axis=2)
+    x_rd = exchange(take_rows(x_nd, order), counts_pp, rows, axis, native)
+    weight_r1 = exchange(take_weights(weight_nk, order)[:, None], counts_pp, rows, axis, native)
+    # What arrives from each device is sorted by expert: the counts say which row is whose, and no index is sent.
+    arrived_x = counts_ppl[:, me].reshape(-1)
+    expert_x = jnp.tile(jnp.arange(experts, dtype=jnp.int32), p)
+    index_r = jnp.repeat(expert_x, arrived_x, total_repeat_length=rows)
+    index_r = jnp.where(jnp.arange(rows) < arrived_x.sum(), index_r, experts)
+    y_rd = local(x_rd, index_r[:, None], weight_r1)
+    y_md = exchange(y_rd, counts_pp.T, index_nk.size, axis, native)
+    return sum_rows(y_md, order)

@@ -1,0 +1,195 @@
+"""TPU slices by name, without a TPU: libtpu describes their devices, and XLA compiles for them.
+
+    >>> slice = sharding.topology("v5p:8x8x8")
+    >>> slice.chips, slice.chip.hbm_gib
+    (512, 95)
+    >>> mesh = sharding.topology_mesh(slice, MeshConfig(data=64, tensor=8))
+    >>> jax.jit(f).lower(ShapeDtypeStructs with shardings on mesh).compile()      # nothing runs
+
+A name is a generation and the sides of the slice in chips. Several slices are joined by the data-centre network.
+"""
+
+import contextlib
+import difflib
+import functools
+import math
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from sharding.hardware import CHIPS, Chip
+from sharding.mesh import AXES, MeshConfig, arrange, describe
+from sharding.placement import ShardingError
+
+# Slices that Google Cloud's TPU pages list, to suggest from; libtpu describes others too (v5p:4x4x12).
+_OFFERED = {
+    2: ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
+    3: (
+        "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Topology:
+    """One or more equal slices.
+
+    Attributes:
+        name: "v5p:8x8x8".
+        slices: how many.
+        shape: sides of one slice, in chips.
+        chip: what each chip can do.
+        devices: JAX devices of all slices; a tpu7x chip is two, every other one.
+    """
+
+    name: str
+    slices: int
+    shape: tuple[int, ...]
+    chip: Chip
+    devices: tuple[jax.Device, ...]
+
+    @property
+    def chips(self) -> int:
+        """Chips of all slices."""
+        return math.prod(self.shape) * self.slices
+
+    @property
+    def title(self) -> str:
+        """ "2 x v5p:8x8x8"."""
+        return self.name if self.slices == 1 else f"{self.slices} x {self.name}"
+
+
+def topology(name: str, slices: int = 1) -> Topology:
+    """Return the slice(s) of this name.
+
+    Raises:
+        ShardingError: libtpu is not installed, or there is no such slice; names the nearest that there are.
+    """
+    generation, colon, sides = name.partition(":")
+    if generation not in CHIPS:
+        near = difflib.get_close_matches(generation.lower(), CHIPS, n=1, cutoff=0.5)
+        guess = near[0] if near else "v5p"
+        raise ShardingError(
+            f"there is no TPU generation {generation!r} in the topology {name!r}; known are {', '.join(CHIPS)}: "
+            f"try {guess}:{_OFFERED[CHIPS[guess].dimensions][3]}."
+        )
+    chip = CHIPS[generation]
+    if not colon or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sides):
+        raise ShardingError(f"the topology {name!r} is not GENERATION:SIDES; {_nearest(chip, 1)}.")
+    shape = tuple(int(side) for side in sides.split("x"))
+    if len(shape) != chip.dimensions:
+        raise ShardingError(
+            f"the topology {name!r} has {len(shape)} sides; a {generation} slice has {chip.dimensions}: "
+            f"{_nearest(chip, math.prod(shape))}."
+        )
+    if slices < 1:
+        raise ShardingError(f"the number of slices is {slices}; it must be 1 or more.")
+    return Topology(name, slices, shape, chip, _devices(name, slices))
+
+
+@functools.cache
+def _devices(name: str, slices: int) -> tuple[jax.Device, ...]:
+    from jax.experimental import topologies
+
+    chip = CHIPS[name.partition(":")[0]]
+    options: dict = {} if slices == 1 else {"num_slices": slices}
+    if chip.name == "v4":
+        options["chip_config_name"] = "megacore"  # a chip's two cores as one device, as on Cloud TPU
+    try:
+        with _quiet_libtpu():
+            described = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+    except Exception as error:  # the type differs between versions of JAX
+        if "libtpu" in str(error) and "INVALID" not in str(error):
+            raise ShardingError(
+                f"describing {name} needs libtpu, which is not installed or cannot be loaded: pip install 'jax[tpu]' "
+                f"({' '.join(str(error).split())[:200]})."
+            ) from None
+        sides = name.partition(":")[2]
+        raise ShardingError(
+            f"there is no slice {name!r}: {_nearest(chip, math.prod(map(int, sides.split('x'))))} "
+            f"(libtpu says: {' '.join(str(error).split())[:200]})."
+        ) from None
+    return tuple(described.devices)
+
+
+@contextlib.contextmanager
+def _quiet_libtpu() -> Iterator[None]:
+    """What libtpu reads while it loads: no waiting for a cloud's metadata server, no lock against other processes."""
+    settings = {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # any; silences a warning
+    }
+    added = [key for key in settings if key not in os.environ]
+    os.environ.update({key: settings[key] for key in added})
+    try:
+        yield
+    finally:
+        for key in added:
+            del os.environ[key]
+
+
+def _nearest(chip: Chip, chips: int) -> str:
+    """Offered slices of about this many chips."""
+    offered = sorted(_OFFERED[chip.dimensions], key=lambda sides: abs(math.log(_chips(sides) / chips)))
+    return "the nearest are " + ", ".join(f"{chip.name}:{sides} ({_chips(sides)} chips)" for sides in offered[:3])
+
+
+def _chips(sides: str) -> int:
+    return math.prod(map(int, sides.split("x")))
+
+
+def topology_mesh(where: Topology, config: MeshConfig) -> Mesh:
+    """Return a mesh over all devices of the slice(s), in an order that follows the torus; axes are of type Auto.
+
+    Raises:
+        ShardingError: the axes do not use all devices, or `replica` does not divide into the slices; names meshes that fit.
+    """
+    count = len(where.devices)
+    try:
+        sizes = config.sizes(count, where.title)
+        if math.prod(sizes) != count:
+            raise ShardingError(
+                f"the mesh {describe(sizes)} has {math.prod(sizes)} places; {where.title} has {count} devices and all are "
+                "used."
+            )
+        return Mesh(arrange(sizes, where.devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    except ShardingError as error:
+        near = nearest_meshes(config, count, lambda sizes: sizes[0] % where.slices == 0)
+        raise ShardingError(f"{error} {near}") from None
+
+
+def nearest_meshes(
+    wanted: MeshConfig, count: int, works: Callable[[tuple[int, ...]], bool] = lambda sizes: True, most: int = 3
+) -> str:
+    """Return a sentence that names the meshes of `count` devices nearest to the wanted one (fewest doublings away).
+
+    Args:
+        wanted: what was asked for; -1 is any size.
+        count: devices.
+        works: whether a mesh with these axis sizes can be used.
+        most: how many to name.
+    """
+    asked = [getattr(wanted, axis) for axis in AXES]
+
+    def distance(sizes: tuple[int, ...]) -> float:
+        return sum(abs(math.log2(size / want)) for size, want in zip(sizes, asked, strict=True) if want > 0)
+
+    fitting = sorted((sizes for sizes in factorizations(count, len(AXES)) if works(sizes)), key=distance)
+    if not fitting:
+        return f"No mesh of {count} devices works."
+    return "Nearest that work: " + "; ".join(describe(sizes) for sizes in fitting[:most]) + "."
+
+
+@functools.cache
+def factorizations(number: int, parts: int) -> tuple[tuple[int, ...], ...]:
+    """All ordered ways to write a number as a product of `parts` positive integers."""
+    if parts == 1:
+        return ((number,),)
+    divisors = [d for d in range(1, number + 1) if number % d == 0]
+    return tuple((d, *rest) for d in divisors for rest in factorizations(number // d, parts - 1))

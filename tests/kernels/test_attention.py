@@ -1,0 +1,299 @@
+"""Every attention implementation that runs here equals the formula, in value and gradient; none holds [T, T] scores."""
+
+import functools
+import sys
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from attention_cases import assert_close, inputs, packed, reference, value_and_gradients
+
+from qwen3_jax.errors import UserError
+from qwen3_jax.kernels import Kernels, attention, cached_attention
+from qwen3_jax.kernels.attention import chunked, gpu, splash
+from qwen3_jax.kernels.attention.partition import SAVE_NAME, Split, split
+from qwen3_jax.kernels.attention.reference import masked_attention
+from sharding import Placement, ShardingError, balanced_order, make_mesh
+
+ALONE = Placement()
+
+
+def run(name, segment_ids_bt=None):
+    """Return function(q, k, v) for an implementation on one device; Pallas kernels are interpreted."""
+    return {
+        "chunked": lambda *qkv: attention(*qkv, segment_ids_bt, implementation="chunked"),
+        "auto": lambda *qkv: attention(*qkv, segment_ids_bt),
+        "splash": lambda *qkv: splash.attention(*qkv, segment_ids_bt, False, ALONE, Split(), interpret=True),
+        "triton": lambda *qkv: gpu.triton_attention(*qkv, segment_ids_bt, ALONE, Split(), interpret=True),
+    }[name]
+
+
+@pytest.mark.parametrize("pack", [False, True], ids=["whole", "packed"])
+@pytest.mark.parametrize(
+    ("name", "t", "n", "k"),
+    [
+        ("chunked", 7, 2, 2),
+        ("chunked", 128, 8, 1),
+        ("chunked", 300, 4, 2),
+        ("splash", 128, 8, 1),
+        ("splash", 300, 4, 2),
+        ("triton", 128, 8, 1),
+        ("triton", 300, 4, 2),
+    ],
+)
+def test_every_implementation_equals_the_formula(name, t, n, k, pack):
+    q, k, v, w = inputs(2, t, n, k, 32)
+    segments = packed(2, t) if pack else None
+    expected = value_and_gradients(reference(segments), q, k, v, w)
+    assert_close(value_and_gradients(run(name, segments), q, k, v, w), expected)
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "two passes"])
+def test_splash_in_several_blocks(monkeypatch, fused):
+    """The two backward kernels of long rows, over blocks small enough to interpret."""
+    monkeypatch.setattr(splash, "_BLOCK", 128)
+    monkeypatch.setattr(splash, "_FUSED_UP_TO", 4 if fused else 1)
+    splash._kernel.cache_clear()
+    q, k, v, w = inputs(1, 384, 2, 1, 32)
+    segments = packed(1, 384)
+    expected = value_and_gradients(reference(segments), q, k, v, w)
+    assert_close(value_and_gradients(run("splash", segments), q, k, v, w), expected)
+    splash._kernel.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["chunked", "splash", "triton"])
+def test_bfloat16_is_near_float32(name):
+    q, k, v, w = inputs(2, 256, 4, 2, 32, jnp.bfloat16)
+    segments = packed(2, 256)
+    expected = value_and_gradients(reference(segments), *(x.astype(jnp.float32) for x in (q, k, v, w)))
+    assert_close(value_and_gradients(run(name, segments), q, k, v, w), expected, part=0.02)
+
+
+@functools.cache
+def _two_ways():
+    def flash(q, k, v, segments):
+        places = jnp.arange(q.shape[1])[None]
+        return chunked.flash(q, k, v, places, segments, segments, block=16)
+
+    def plain(q, k, v, segments):
+        return attention(q, k, v, segments, implementation="reference")
+
+    def both(function, q, k, v, w, segments):
+        out, pull = jax.vjp(lambda *qkv: function(*qkv, segments), q, k, v)
+        return out, *pull(w)
+
+    return jax.jit(functools.partial(both, flash)), jax.jit(functools.partial(both, plain))
+
+
+@hypothesis.given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 40)), min_size=1, max_size=9), st.integers(0, 3))
+@hypothesis.settings(max_examples=40, deadline=None)
+def test_any_layout_of_segments(runs, seed):
+    """Ids in any order, coming back later, padding first or between: skipped blocks never hold a visible key."""
+    row = np.repeat([i for i, _ in runs], [size for _, size in runs])
+    segments = jnp.asarray(np.stack([np.resize(row, 75), np.resize(row[::-1], 75)]).astype(np.int32))
+    case = inputs(2, 75, 2, 1, 8, seed=seed)
+    found, expected = (np_arrays(f(*case, segments)) for f in _two_ways())
+    assert_close(found, expected)
+
+
+def np_arrays(tree):
+    return [np.asarray(x) for x in tree]
+
+
+def test_blocks_that_nobody_sees_are_not_computed():
+    """Values there are NaN, which 0 times would spread."""
+    q, k, v, _ = inputs(1, 64, 2, 1, 8)
+    places = jnp.arange(64)[None]
+    flash = jax.jit(functools.partial(chunked.flash, block=16))
+    future = flash(q[:, :32], k, v.at[:, :, 32:].set(jnp.nan), places[:, :32])
+    assert np.isfinite(future).all()
+
+    segments = jnp.asarray(np.repeat([1, 2, 0], [32, 16, 16])[None].astype(np.int32))
+    for start, stop in ((32, 48), (48, 64)):
+        others = np.ones(64, bool)
+        others[start:stop] = False
+        out = flash(q, k, v.at[:, :, others].set(jnp.nan), places, segments, segments)
+        assert np.isfinite(out[:, start:stop]).all()
+
+
+# ---- over a mesh ---------------------------------------------------------------------------------------------------------
+
+
+def in_order(function, order):
+    """Return function(q, k, v) of natural order around one that wants this order."""
+    back = np.argsort(order)
+
+    def call(q, k, v):
+        return function(q[:, order], k[:, :, order], v[:, :, order])[:, back]
+
+    return call
+
+
+def over(placement, t, segments, balanced, call):
+    parts = placement.parts("length")
+    order = balanced_order(t, parts) if balanced else np.arange(t)
+    segments = None if segments is None else segments[:, order]
+    return in_order(lambda *qkv: call(*qkv, segments), order)
+
+
+@pytest.mark.parametrize("balanced", [False, True], ids=["in order", "balanced"])
+@pytest.mark.parametrize(
+    "axes",
+    [{"context": 2, "data": 2, "tensor": 2}, {"context": 4, "data": 2}, {"context": 8}, {"data": 4, "tensor": 2}],
+    ids=lambda axes: "x".join(f"{axis}{size}" for axis, size in axes.items()),
+)
+def test_chunked_over_a_mesh_equals_one_device(axes, balanced):
+    t = 400  # 400 / 8 = 50 and 400 / 16 = 25: no part is whole blocks
+    q, k, v, w = inputs(4, t, 4, 2, 16)
+    segments = packed(4, t)
+    placement = Placement(make_mesh(**axes))
+
+    def call(q, k, v, segments):
+        return attention(q, k, v, segments, balanced=balanced, implementation="chunked", placement=placement)
+
+    expected = value_and_gradients(reference(segments), q, k, v, w)
+    assert_close(value_and_gradients(over(placement, t, segments, balanced, call), q, k, v, w), expected)
+
+
+@pytest.mark.parametrize("pack", [False, True], ids=["whole", "packed"])
+@pytest.mark.parametrize("balanced", [False, True], ids=["in order", "balanced"])
+def test_splash_over_a_split_length_equals_one_device(balanced, pack):
+    t = 1024
+    q, k, v, w = inputs(1, t, 2, 2, 16)
+    segments = packed(1, t) if pack else None
+    placement = Placement(make_mesh(context=4, tensor=2))
+    where = split(placement, q.shape, k.shape[1])
+
+    def call(q, k, v, segments):
+        return splash.attention(q, k, v, segments, balanced, placement, where, interpret=True)
+
+    expected = value_and_gradients(reference(segments), q, k, v, w)
+    assert_close(value_and_gradients(over(placement, t, segments, balanced, call), q, k, v, w), expected)
+
+
+def test_32k_tokens_over_eight_parts():
+    """Compared at 384 queries at the beginning, in the middle and at the end; the loss weighs nothing else."""
+    t, tests = 32_768, np.concatenate([np.arange(128), np.arange(16_300, 16_428), np.arange(32_640, 32_768)])
+    q, k, v, w = inputs(1, t, 1, 1, 16)
+    w = jnp.zeros_like(w).at[:, tests].set(w[:, tests])
+    segments = jnp.asarray(np.repeat([1, 2, 0], [20_000, 12_700, 68])[None].astype(np.int32))
+    placement = Placement(make_mesh(context=8))
+
+    def call(q, k, v, segments):
+        return attention(q, k, v, segments, balanced=True, implementation="chunked", placement=placement)
+
+    def slices(q, k, v):
+        mask = (jnp.arange(t) <= tests[:, None]) & (segments[0] == segments[0, tests][:, None])
+        return masked_attention(q, k, v, mask[None])
+
+    out, *gradients = value_and_gradients(over(placement, t, segments, True, call), q, k, v, w)
+    expected = value_and_gradients(slices, q[:, tests], k, v, w[:, tests])
+    assert_close([out[:, tests], gradients[0][:, tests], *gradients[1:]], expected)
+
+
+def test_every_part_of_a_balanced_row_meets_as_many_blocks():
+    t, parts = 4096, 8
+    order = balanced_order(t, parts).reshape(parts, -1)
+    k = jnp.zeros((1, 1, t, 1))
+    work = []
+    for places in order:
+        rows = chunked._rows(chunked._Mask(jnp.asarray(places)[None], None, None), k, 1, 128, 128)
+        work.append(int((rows.stop_i - rows.first_i).sum()))
+    assert len(set(work)) == 1
+    assert work[0] * parts == 32 * 33 // 2  # of 32 x 32 pairs of blocks
+
+
+def test_what_does_not_divide_is_an_error_by_name_and_no_matter_to_auto():
+    q, k, v, w = inputs(3, 64, 4, 2, 8)
+    placement = Placement(make_mesh(data=2, tensor=4))
+    with pytest.raises(ShardingError, match="'chunked' cannot divide 2 key/value heads by 4"):
+        attention(q, k, v, implementation="chunked", placement=placement)
+    with pytest.raises(ShardingError, match="'chunked' cannot divide 3 rows by 4"):
+        attention(q, k, v, implementation="chunked", placement=Placement(make_mesh(data=4)))
+    found = value_and_gradients(functools.partial(attention, placement=placement), q, k, v, w)
+    assert_close(found, value_and_gradients(reference(), q, k, v, w))
+
+
+# ---- memory, checkpoints, choice -----------------------------------------------------------------------------------------
+
+
+def test_memory_grows_with_the_length_and_not_with_its_square():
+    def temporary(t):
+        shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in jax.eval_shape(lambda: inputs(1, t, 2, 1, 16))]
+        gradients = jax.grad(lambda q, k, v, w: (attention(q, k, v, implementation="chunked") * w).sum(), (0, 1, 2))
+        return jax.jit(gradients).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    short, long = temporary(2048), temporary(16_384)
+    assert long < 8.5 * short
+    assert long < 16_384**2 / 4  # one bit-packed mask would be an eighth, one bfloat16 head's scores twice T^2
+
+
+@pytest.mark.parametrize("axes", [{}, {"context": 2, "data": 2}], ids=["alone", "mesh"])
+def test_a_checkpoint_policy_can_keep_what_the_backward_pass_needs(axes):
+    q, k, v, _ = inputs(2, 256, 2, 1, 8)
+    placement = Placement(make_mesh(**axes)) if axes else ALONE
+
+    def scans(policy):
+        def layer(q, k, v):
+            return jnp.sin(attention(q * 2, k, v, implementation="chunked", placement=placement)).sum()
+
+        return str(jax.make_jaxpr(jax.grad(jax.checkpoint(layer, policy=policy)))(q, k, v)).count(" scan[")
+
+    assert scans(jax.checkpoint_policies.nothing_saveable) == 3  # forward, forward anew, backward
+    assert scans(jax.checkpoint_policies.save_only_these_names(SAVE_NAME)) == 2
+
+
+def test_a_kernel_of_another_platform_is_refused():
+    q, k, v, _ = inputs(1, 128, 2, 1, 16)
+    for name, device in (("splash", "TPU"), ("cudnn", "GPU"), ("triton", "GPU")):
+        with pytest.raises(UserError, match=f"attention '{name}' needs a {device}, and this is a CPU"):
+            attention(q, k, v, implementation=name)
+    with pytest.raises(UserError, match="no attention kernel 'flash'"):
+        Kernels(attention="flash")
+
+
+def test_what_a_gpu_runs(monkeypatch):
+    """The choice alone; the kernels themselves are in test_gpu.py."""
+    room = sys.modules["qwen3_jax.kernels.attention"]
+    half = jax.ShapeDtypeStruct((2, 256, 4, 128), jnp.bfloat16)
+    full = jax.ShapeDtypeStruct((2, 256, 4, 128), jnp.float32)
+    assert room._fastest("gpu", half, False, Split()) == "cudnn"
+    assert room._fastest("gpu", half, True, Split()) == "triton"
+    assert room._fastest("gpu", full, False, Split()) == "chunked"
+    assert room._fastest("gpu", half, False, Split(length=("context",), parts=2)) == "chunked"
+
+    monkeypatch.setattr(room, "target", lambda placement: "gpu")
+    q, k, v, _ = inputs(1, 128, 2, 1, 16)
+    with pytest.raises(UserError, match="'cudnn' needs rows of one document each"):
+        attention(q, k, v, packed(1, 128), implementation="cudnn")
+    with pytest.raises(UserError, match="'triton' needs a compute type of bfloat16 or float16; it is float32"):
+        attention(q, k, v, implementation="triton")
+
+
+# ---- over a cache --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("t", "s"), [(1, 40), (40, 200), (130, 300)])
+def test_queries_over_a_cache(t, s):
+    q, _, _, _ = inputs(3, t, 4, 2, 16)
+    _, k, v, _ = inputs(3, s, 4, 2, 16, seed=1)
+    slots = jnp.asarray([0, 5, s - t])[:, None] + jnp.arange(t)
+    out = jax.jit(cached_attention)(q, k, v, slots)
+    expected = masked_attention(q, k, v, jnp.arange(s) <= slots[:, :, None])
+    np.testing.assert_allclose(out, expected, rtol=0, atol=2e-5)
+
+    if t > 1:  # What a row of a prompt holds does not depend on its neighbours, to the last bit.
+        for row in range(3):
+            alone = jax.jit(cached_attention)(*(x[row : row + 1] for x in (q, k, v, slots)))
+            np.testing.assert_array_equal(alone[0], out[row])
+
+
+def test_a_long_prompt_holds_no_scores():
+    t = 4096
+    q, k, v, _ = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in jax.eval_shape(lambda: inputs(1, t, 2, 1, 16)))
+    slots = jax.ShapeDtypeStruct((1, t), jnp.int32)
+    compiled = jax.jit(cached_attention).lower(q, k, v, slots).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < t * t

@@ -1,0 +1,73 @@
+"""The attention that a TPU would run compiles for TPUs, forward and backward, on every kind of mesh."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from tpu_topologies import topology_mesh
+
+from qwen3_jax.errors import UserError
+from qwen3_jax.kernels import attention
+from sharding import Placement
+
+BALANCED = {"context": 2, "tensor": 2}
+
+
+def program(placement, shape, packed, balanced, dtype=jnp.bfloat16, implementation="auto"):
+    """Return the text of the compiled gradient for queries, keys and values; shape: (b, t, n, k, h)."""
+    b, t, n, k, h = shape
+
+    def array(shape, axes, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(placement.mesh, placement.spec(axes)))
+
+    kv = array((b, k, t, h), ("batch", "kv_heads", "length", None), dtype)
+    segments = array((b, t), ("batch", "length"), jnp.int32) if packed else None
+
+    def loss(q, k, v, segments):
+        out = attention(q, k, v, segments, balanced=balanced, implementation=implementation, placement=placement)
+        return (out.astype(jnp.float32) ** 2).sum()
+
+    q = array((b, t, n, h), ("batch", "length", "heads", None), dtype)
+    return jax.jit(jax.grad(loss, (0, 1, 2))).lower(q, kv, kv, segments).compile().as_text()
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape", "packed", "balanced"),
+    [
+        ({"data": 2, "tensor": 2}, (2, 1024, 4, 2, 128), False, False),
+        ({"data": 4}, (4, 1000, 2, 1, 128), True, False),
+        (BALANCED, (1, 2048, 4, 2, 128), True, True),
+        pytest.param({"context": 4}, (1, 32_768, 4, 2, 128), True, True, marks=pytest.mark.slow),
+        pytest.param({"context": 4}, (1, 32_768, 4, 2, 128), False, False, marks=pytest.mark.slow),
+        pytest.param({"tensor": 4}, (1, 32_768, 8, 4, 128), True, False, marks=pytest.mark.slow),
+    ],
+    ids=["whole", "packed", "balanced", "32k balanced", "32k in order", "32k unsplit"],
+)
+@pytest.mark.parametrize(
+    "generation",
+    ["v5e", "v5p", pytest.param("v6e", marks=pytest.mark.slow), pytest.param("v7x", marks=pytest.mark.slow)],
+)
+def test_splash_compiles(generation, axes, shape, packed, balanced):
+    text = program(Placement(topology_mesh(generation, **axes)), shape, packed, balanced)
+    assert "tpu_custom_call" in text
+    assert f"[{shape[1]},{shape[1]}]" not in text
+    # Keys are gathered and their gradients summed where they belong, only where the length is split.
+    assert ("all-gather" in text) == ("context" in axes)
+    assert ("reduce-scatter" in text) == ("context" in axes)
+    assert "all-to-all" not in text
+
+
+@pytest.mark.parametrize(("head_size", "dtype"), [(16, jnp.bfloat16), (64, jnp.bfloat16), (128, jnp.float32)])
+def test_other_head_sizes_and_float32_compile(head_size, dtype):
+    placement = Placement(topology_mesh("v5e"))
+    assert "tpu_custom_call" in program(placement, (2, 200, 2, 1, head_size), True, False, dtype)
+
+
+def test_chunked_compiles_for_tpu_too():
+    """What "auto" falls back to where a part of the length is no multiple of 128."""
+    placement = Placement(topology_mesh("v5e", **BALANCED))
+    text = program(placement, (1, 400, 4, 2, 128), True, True)
+    assert "tpu_custom_call" not in text
+    assert "all-gather" in text
+    with pytest.raises(UserError, match="'splash' needs parts of the length that divide by 128; 400 tokens in 2 parts"):
+        program(placement, (1, 400, 4, 2, 128), True, True, implementation="splash")

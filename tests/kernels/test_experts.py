@@ -1,0 +1,342 @@
+"""Every implementation of the experts against the dense one: values and gradients of all inputs, on one device and on meshes."""
+
+import functools
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tpu_topologies
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qwen3_jax.errors import UserError
+from qwen3_jax.kernels import expert_mlp
+from qwen3_jax.kernels.experts import grouped, parallel
+from qwen3_jax.kernels.experts.dense import dense_mlp
+from qwen3_jax.kernels.experts.exchange import exchange
+from qwen3_jax.kernels.experts.grouped import choose_product, grouped_mlp
+from qwen3_jax.kernels.experts.megablox import megablox_dot
+from sharding import SERVING, TRAINING, Placement, ShardingError, make_mesh
+
+TOLERANCE = 2e-5  # of the largest number, in float32
+NAMES = ("y", "x", "weight", "gate", "up", "down")
+
+
+def layer(n=24, d=16, e=4, f=8, k=2, *, seed=0, routing="random", dtype=jnp.float32):
+    """Tokens [N, D], their experts and weights [N, K], and the expert weights."""
+    random = np.random.default_rng(seed)
+    score_ne = random.normal(size=(n, e))
+    if routing == "one":
+        score_ne[:, 0] += 100  # every token goes to expert 0
+    elif routing == "few":
+        score_ne[:, k:] -= 100  # only the first k experts have tokens
+    elif routing == "uneven":
+        score_ne += 2 * np.arange(e)
+    index_nk = np.argsort(-score_ne, axis=1)[:, :k].astype(np.int32)
+    weight_nk = random.uniform(0.1, 1, size=(n, k))
+    arrays = (
+        random.normal(size=(n, d)),
+        weight_nk,
+        *(random.normal(size=s) / 4 for s in [(e, d, f), (e, d, f), (e, f, d)]),
+    )
+    x_nd, weight_nk, *weights = (jnp.asarray(a, dtype) for a in arrays)
+    return x_nd, jnp.asarray(index_nk), weight_nk, *weights
+
+
+def results(mlp, arrays):
+    """The output and the gradients of everything but the routing, for a loss that weighs every output differently."""
+    x, index, *floats = arrays
+
+    def loss(floats):
+        y = mlp(floats[0], index, *floats[1:])
+        mix = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
+        return (y.astype(jnp.float32) * mix).sum(), y
+
+    (_, y), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))([x, *floats])
+    return y, *grads
+
+
+def assert_same(got, wanted, tolerance=TOLERANCE):
+    for name, one, other in zip(NAMES, got, wanted, strict=True):
+        assert one.dtype == other.dtype, name
+        assert one.shape == other.shape, name
+        one, other = np.asarray(one, np.float32), np.asarray(other, np.float32)
+        assert np.abs(one - other).max() <= tolerance * np.abs(other).max(), name
+
+
+@pytest.fixture
+def pallas_anywhere(monkeypatch):
+    """Run megablox as plain JAX, where there is no TPU."""
+    monkeypatch.setattr(grouped, "megablox_dot", lambda x, w, sizes: megablox_dot(x, w, sizes, True))
+
+
+# One device.
+
+
+@pytest.mark.parametrize("routing", ["random", "one", "few", "uneven"])
+@pytest.mark.parametrize("product", ["tiles", "ragged_dot", "megablox"])
+def test_products_equal_dense(product, routing, pallas_anywhere):
+    arrays = layer(routing=routing)
+    assert_same(results(functools.partial(grouped_mlp, product=product), arrays), results(dense_mlp, arrays))
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    n=st.sampled_from([1, 7, 33, 80]),
+    e_k=st.sampled_from([(1, 1), (4, 1), (4, 4), (5, 2), (8, 3)]),
+    routing=st.sampled_from(["random", "one", "few", "uneven"]),
+    product=st.sampled_from(["tiles", "ragged_dot"]),
+    seed=st.integers(0, 99),
+)
+def test_products_equal_dense_at_any_size(n, e_k, routing, product, seed):
+    e, k = e_k
+    arrays = layer(n, e=e, k=k, routing=routing, seed=seed)
+    assert_same(results(functools.partial(grouped_mlp, product=product), arrays), results(dense_mlp, arrays))
+
+
+@pytest.mark.parametrize("routing", ["random", "uneven"])
+def test_tiles_of_several_heights(routing):
+    """Experts with several whole tiles and every kind of rest."""
+    arrays = layer(900, d=8, e=3, f=4, k=2, routing=routing)
+    mlp = functools.partial(grouped_mlp, product="tiles")
+    assert_same(results(mlp, arrays), results(dense_mlp, arrays), 5e-5)
+
+
+@pytest.mark.parametrize("product", ["tiles", "ragged_dot", "megablox"])
+def test_rows_of_no_expert_here_add_nothing(product, pallas_anywhere):
+    """The index E, on which expert parallelism builds: no output, no gradient."""
+    x, index, weight, *weights = layer(n=20, e=4, k=2)
+    index = jnp.where(index < 2, index, 2)
+    arrays = x, index, weight, *(w[:2] for w in weights)
+    got = results(functools.partial(grouped_mlp, product=product), arrays)
+    assert_same(got, results(dense_mlp, arrays))
+    assert not np.asarray(got[2])[np.asarray(index) == 2].any()
+    nowhere = (x, jnp.full_like(index, 2), *arrays[2:])
+    assert not any(np.asarray(a).any() for a in results(functools.partial(grouped_mlp, product=product), nowhere))
+
+
+@pytest.mark.parametrize("product", ["tiles", "ragged_dot", "megablox"])
+def test_bf16_is_as_close_to_float32_as_dense_is(product, pallas_anywhere):
+    arrays = layer(n=40, d=32, e=4, f=16, dtype=jnp.bfloat16)
+    wide = [a.astype(jnp.float32) if a.dtype == jnp.bfloat16 else a for a in arrays]
+    wanted = [a.astype(jnp.bfloat16) for a in results(dense_mlp, wide)]
+    assert_same(results(functools.partial(grouped_mlp, product=product), arrays), wanted, 0.03)
+
+
+def test_a_row_alone_is_the_row_in_a_batch():
+    x, index, weight, *weights = layer(n=64, e=8, k=2)
+    mlp = jax.jit(functools.partial(grouped_mlp, product="tiles"))
+    together = mlp(x, index, weight, *weights)
+    for row in (0, 13, 63):
+        here = slice(row, row + 1)
+        alone = mlp(x[here], index[here], weight[here], *weights)
+        np.testing.assert_allclose(alone[0], together[row], rtol=0, atol=1e-6 * float(jnp.abs(together).max()))
+
+
+# Meshes.
+
+MESHES = {
+    "data8": (dict(data=8), TRAINING),
+    "replica2_data2_context2": (dict(replica=2, data=2, context=2), TRAINING),
+    "data2_tensor4": (dict(data=2, tensor=4), TRAINING),
+    "expert4": (dict(expert=4), TRAINING),
+    "expert8": (dict(expert=8), TRAINING),
+    "expert2_tensor4": (dict(expert=2, tensor=4), TRAINING),
+    "data2_expert2_tensor2": (dict(data=2, expert=2, tensor=2), TRAINING),
+    "data2_expert2_context2": (dict(data=2, expert=2, context=2), TRAINING),
+    "replica2_expert4": (dict(replica=2, expert=4), TRAINING),
+    "serving_data2_expert4": (dict(data=2, expert=4), SERVING),
+}
+SPECS = {
+    "x": ("batch", "length", "hidden"),
+    "routing": ("batch", "length", None),
+    "wide": ("expert", "embed", "mlp"),
+    "narrow": ("expert", "mlp", "embed"),
+}
+
+
+def on_mesh(arrays, placement):
+    """The arrays of `layer` as [B = 8, T, ...], placed as a model places them."""
+    x, index, weight, *weights = arrays
+    shaped = [a.reshape(8, -1, a.shape[-1]) for a in (x, index, weight)] + weights
+    names = ["x", "routing", "routing", "wide", "wide", "narrow"]
+    return [
+        jax.device_put(a, placement.sharding(SPECS[n], a.shape)) if n != "routing" else a
+        for a, n in zip(shaped, names, strict=True)
+    ]
+
+
+@functools.cache
+def expected(routing: str):
+    arrays = layer(n=48, e=8, k=2, d=16, f=8, routing=routing)
+    return arrays, results(dense_mlp, arrays)
+
+
+CASES = [
+    (name, implementation)
+    for name, (axes, _) in MESHES.items()
+    for implementation in (("all_gather", "all_to_all") if "expert" in axes else ("grouped",))
+]
+
+
+@pytest.mark.parametrize(("name", "implementation"), CASES)
+def test_meshes_equal_dense_on_one_device(name, implementation):
+    axes, rules = MESHES[name]
+    placement = Placement(make_mesh(**axes), rules)
+    for routing in ("random", "one"):
+        arrays, wanted = expected(routing)
+        mlp = functools.partial(expert_mlp, implementation=implementation, placement=placement)
+        got = results(mlp, on_mesh(arrays, placement))
+        wanted = [w.reshape(g.shape) for g, w in zip(got, wanted, strict=True)]
+        # The loss weighs outputs by their place, which is the same in [N, D] and [B, T, D].
+        assert_same(got, wanted)
+
+
+@pytest.mark.parametrize("routing", ["random", "uneven", "one"])
+def test_all_to_all_in_chunks_where_a_device_would_receive_too_much(routing, monkeypatch):
+    """Nothing is dropped when the buffer is too small for the routing; "random" fits at once."""
+    monkeypatch.setattr(parallel, "_SMALL", 0)
+    placement = Placement(make_mesh(expert=8))
+    arrays, wanted = expected(routing)
+    mlp = functools.partial(expert_mlp, implementation="all_to_all", placement=placement)
+    got = results(mlp, on_mesh(arrays, placement))
+    assert_same(got, [w.reshape(g.shape) for g, w in zip(got, wanted, strict=True)])
+
+
+def test_exchange_moves_each_row_to_its_device_and_back():
+    """Against the definition, with devices that send and receive nothing."""
+    counts = np.array([[1, 0, 2, 0], [0, 0, 0, 0], [3, 0, 1, 0], [2, 0, 0, 1]], np.int32)
+    rows = np.zeros((4, 6, 2), np.float32)
+    for i in range(4):
+        rows[i, : counts[i].sum()] = 1 + i * 10 + np.arange(counts[i].sum())[:, None]
+    mesh = make_mesh(expert=4)
+    spec = jax.P("expert")
+    moved, back = jax.jit(
+        jax.shard_map(
+            lambda x: (
+                out := exchange(x[0], jnp.asarray(counts), 8, "expert", False),
+                exchange(out, jnp.asarray(counts.T), 6, "expert", False),
+            ),
+            mesh=mesh,
+            in_specs=spec,
+            out_specs=(spec, spec),
+            check_vma=False,
+        )
+    )(rows)
+    moved = np.asarray(moved).reshape(4, 8, 2)
+    for j in range(4):
+        starts = np.cumsum(counts, axis=1) - counts
+        parts = [rows[i, starts[i, j] : starts[i, j] + counts[i, j]] for i in range(4)]
+        wanted = np.concatenate(parts)
+        np.testing.assert_array_equal(moved[j, : len(wanted)], wanted)
+        assert not moved[j, len(wanted) :].any()
+    np.testing.assert_array_equal(np.asarray(back).reshape(rows.shape), rows)
+
+
+@pytest.mark.parametrize("implementation", ["all_gather", "all_to_all"])
+def test_no_weights_travel_along_the_expert_axis(implementation):
+    """Without FSDP nothing of the size of a weight is gathered or summed over devices in the forward pass."""
+    placement = Placement(make_mesh(expert=4))
+    arrays = on_mesh(layer(n=8, e=8, d=64, f=32), placement)
+    mlp = functools.partial(expert_mlp, implementation=implementation, placement=placement)
+    text = jax.jit(mlp).lower(*arrays).compile().as_text()
+    local = 8 // 4 * 64 * 32
+    for line in text.splitlines():
+        for collective in ("all-gather(", "all-reduce(", "all-to-all(", "collective-permute("):
+            if collective in line:
+                shape = line.split(" = ")[1].split("[")[1].split("]")[0] if "[" in line.split(" = ")[1] else ""
+                assert np.prod([int(s) for s in shape.split(",") if s] or [1]) < local, line
+
+
+# The choice.
+
+
+def calls(monkeypatch, implementation="auto", n=48, b=8, **axes):
+    """Which inner function a call reaches: "dense", the product of `grouped`, or the form on a mesh."""
+    import qwen3_jax.kernels.experts as package
+
+    reached = []
+    monkeypatch.setattr(package, "dense_mlp", lambda x, *_: reached.append("dense") or x)
+    monkeypatch.setattr(package, "grouped_mlp", lambda x, *_, product: reached.append(product) or x)
+    monkeypatch.setattr(package, "sharded_mlp", lambda x, *_, over, **__: reached.append(over or "sharded") or x)
+    placement = Placement(make_mesh(**axes)) if axes else Placement()
+    x, index, weight, *weights = layer(n=n, e=8)
+    shaped = [a.reshape(b, n // b, -1) for a in (x, index, weight)]
+    expert_mlp(*shaped, *weights, implementation=implementation, placement=placement)
+    return reached
+
+
+def test_auto(monkeypatch):
+    assert calls(monkeypatch) == ["tiles"]
+    assert calls(monkeypatch, data=1) == ["tiles"]
+    assert calls(monkeypatch, data=8) == ["sharded"]
+    assert calls(monkeypatch, expert=4) == ["all_gather"]
+    assert calls(monkeypatch, expert=4, n=12, b=1) == ["dense"]  # one row on four devices
+    assert calls(monkeypatch, "ragged_dot") == ["ragged_dot"]
+
+
+def test_names_that_do_not_suit_are_refused(monkeypatch):
+    with pytest.raises(ShardingError, match="'grouped' cannot run on this mesh: batch 1 does not divide by 4"):
+        calls(monkeypatch, "grouped", n=12, b=1, data=4)
+    with pytest.raises(ShardingError, match="'all_to_all' cannot run on this mesh: length 3 does not divide by 2"):
+        calls(monkeypatch, "all_to_all", n=12, b=4, expert=4, context=2)
+    for name in ("all_to_all", "all_gather"):
+        with pytest.raises(ShardingError, match=f"{name!r} needs a mesh whose expert axis"):
+            calls(monkeypatch, name, data=8)
+    for name in ("grouped", "ragged_dot"):
+        with pytest.raises(ShardingError, match=f"{name!r} needs all experts on each device"):
+            calls(monkeypatch, name, expert=4)
+    with pytest.raises(UserError, match="'tokamax' runs on GPUs; this program is for cpu"):
+        calls(monkeypatch, "tokamax")
+
+
+def test_products_by_platform(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tokamax" else find(name))
+    assert [choose_product("grouped", p) for p in ("cpu", "tpu", "gpu")] == ["tiles", "megablox", "ragged_dot"]
+    with pytest.raises(UserError, match="pip install tokamax"):
+        choose_product("tokamax", "gpu")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True if name == "tokamax" else find(name))
+    assert choose_product("grouped", "gpu") == "tokamax"
+    assert choose_product("ragged_dot", "gpu") == "ragged_dot"
+
+
+# TPUs that are not here.
+
+TPU_MESHES = {
+    "one": (dict(), "grouped"),
+    "data4": (dict(data=4), "grouped"),
+    "data2_tensor2": (dict(data=2, tensor=2), "grouped"),
+    "context2_data2": (dict(context=2, data=2), "grouped"),
+    "expert4": (dict(expert=4), "all_to_all"),
+    "expert4_all_gather": (dict(expert=4), "all_gather"),
+    "data2_expert2": (dict(data=2, expert=2), "all_to_all"),
+    "expert2_tensor2": (dict(expert=2, tensor=2), "all_to_all"),
+    "expert2_tensor2_all_gather": (dict(expert=2, tensor=2), "all_gather"),
+}
+
+
+@pytest.mark.parametrize("generation", ["v5e", "v5p"])
+@pytest.mark.parametrize("name", TPU_MESHES)
+def test_compiles_for_tpu(name, generation):
+    """Forward and gradient in bf16, at the widths of Qwen3-30B-A3B."""
+    axes, implementation = TPU_MESHES[name]
+    placement = Placement(tpu_topologies.topology_mesh(generation, **axes))
+    b, t, d, e, f, k = 4, 256, 2048, 16, 768, 8
+    shapes = [(b, t, d), (b, t, k), (b, t, k), (e, d, f), (e, d, f), (e, f, d)]
+    kinds = ["x", "routing", "routing", "wide", "wide", "narrow"]
+    arrays = [
+        jax.ShapeDtypeStruct(
+            shape, jnp.int32 if i == 1 else jnp.bfloat16, sharding=placement.sharding(SPECS[kind], shape)
+        )
+        for i, (shape, kind) in enumerate(zip(shapes, kinds, strict=True))
+    ]
+    mlp = functools.partial(expert_mlp, implementation=implementation, placement=placement)
+    results_of = jax.jit(
+        jax.value_and_grad(lambda x, i, *rest: mlp(x, i, *rest).astype(jnp.float32).sum(), argnums=(0, 2, 3, 4, 5))
+    )
+    text = results_of.lower(*arrays).compile().as_text()
+    assert text.count("tpu_custom_call") >= 9  # three products, each with two for the gradient
+    assert ("ragged-all-to-all" in text) == (implementation == "all_to_all")

@@ -1,0 +1,92 @@
+"""Several processes are one run: the same losses, a lost one is noticed and said, and the restart resumes."""
+
+import importlib.util
+import json
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+_spec = importlib.util.spec_from_file_location("small_run", Path(__file__).with_name("small_run.py"))
+small_run = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(small_run)
+
+
+def metrics(run_dir: Path) -> dict[int, dict]:
+    path = run_dir / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return {row["step"]: row for row in rows if "train.total" in row}
+
+
+def output(run_dir: Path, index: int = 0) -> str:
+    return (run_dir.parent / f"{run_dir.name}-{index}.log").read_text()[-3000:]
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    """A finished run of one process with eight devices."""
+    folder = tmp_path_factory.mktemp("processes")
+    config = small_run.write_config(folder)
+    process = small_run.start(config, folder / "one", 8, log=folder / "one-0.log")
+    assert process.wait(240) == 0, output(folder / "one")
+    return folder, config, metrics(folder / "one")
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_and_a_lost_one_is_noticed_and_the_restart_resumes(one_process):
+    """2 x 4 devices give the losses of 1 x 8. After SIGKILL of one process the other says so and ends within a minute; the
+    same command then goes on from the last checkpoint to the same end."""
+    folder, config, expected = one_process
+    run_dir = folder / "two"
+    processes = small_run.start_pair(config, run_dir, folder)
+    try:
+        deadline = time.monotonic() + 200
+        while len(metrics(run_dir)) < 6 and time.monotonic() < deadline:
+            assert all(p.poll() is None for p in processes), output(run_dir) + output(run_dir, 1)
+            time.sleep(0.05)
+        processes[1].kill()
+        killed = time.monotonic()
+        assert processes[0].wait(60) != 0
+        waited = time.monotonic() - killed
+    finally:
+        for process in processes:
+            process.kill()
+    assert waited < 60
+    said = output(run_dir)
+    assert "process 0 of 2 lost another one" in said or "because another one was lost" in said
+    assert "resumes from its last checkpoint" in output(run_dir)
+    reached = max(metrics(run_dir))
+    assert reached < 12  # killed on the way
+
+    processes = small_run.start_pair(config, run_dir, folder)
+    try:
+        codes = [process.wait(200) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert codes == [0, 0], output(run_dir) + output(run_dir, 1)
+    assert "resumed at step 4" in output(run_dir) or "resumed at step 8" in output(run_dir)
+    found = metrics(run_dir)
+    assert sorted(found) == sorted(expected) == list(range(1, 13))
+    for step, row in expected.items():
+        for name in ("train.total", "train.balance", "train.gradient_norm"):
+            np.testing.assert_allclose(found[step][name], row[name], rtol=2e-5, err_msg=f"step {step} {name}")
+    one, two = ((folder / name / "hf" / "config.json").read_text() for name in ("one", "two"))
+    assert one == two
+    shutil.rmtree(run_dir)
+
+
+def test_processes_that_cannot_meet_say_so(one_process):
+    folder, config, _ = one_process
+    cases = {
+        "--process_count=2": "go together",
+        "--coordinator=nowhere --process_count=2 --process_index=0": "'nowhere' must be HOST:PORT",
+        "--coordinator=127.0.0.1:1 --process_count=2 --process_index=2": "process_index 2 must lie in [0, 2)",
+    }
+    for flags, message in cases.items():
+        process = small_run.start(config, folder / "none", 1, *flags.split(), log=folder / "none-0.log")
+        assert process.wait(60) == 2
+        assert message in output(folder / "none")
+        assert not (folder / "none").exists()
