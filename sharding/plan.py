@@ -92,7 +92,7 @@ def compile_for(
     """
     started = time.perf_counter()
     try:
-        with _uncached():
+        with uncached():
             compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -120,7 +120,7 @@ def compile_for(
 
 
 @contextlib.contextmanager
-def _uncached() -> Iterator[None]:
+def uncached() -> Iterator[None]:
     """Programs for devices that are not here can be written to JAX's compilation cache, but not read from it."""
     before = jax.config.jax_persistent_cache_min_compile_time_secs
     jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)

@@ -9,15 +9,17 @@ most promising few are compiled, the configuration's own first.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import get_args, get_type_hints
 
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
 from qwen3_jax.model import parameter_count
 from qwen3_jax.progress import progress_bar
-from qwen3_jax.training.config import TrainConfig
+from qwen3_jax.training.config import ModelConfig, TrainConfig
 from qwen3_jax.training.flops import training_flops_per_token
 from qwen3_jax.training.plan import across_slices, architecture, mesh_works, plan
 from sharding import AXES, MeshConfig, ShardingError, Topology
@@ -26,7 +28,7 @@ from sharding.plan import Plan
 from sharding.topology import factorizations
 
 _GIB = 2**30
-_REMAT = ("none", "dots", "qkv", "attention", "full")
+_REMAT = get_args(get_type_hints(ModelConfig)["remat"])
 _MARGIN = 0.9  # of the memory; estimates are rough, and a run needs room for checkpoints and metrics
 COMPILED = 5
 
@@ -113,7 +115,7 @@ def estimate(config: TrainConfig, model: Qwen3Config, where: Topology, sizes: tu
     queries, pairs = model.num_attention_heads * h / tensor, 2 * model.num_key_value_heads * h / tensor
     routed = model.num_experts_per_tok if model.num_experts else 1
     width = (model.moe_intermediate_size if model.num_experts else model.intermediate_size) * routed / tensor
-    total = parameter_count(model)
+    total, per_token = _size(model, config.data.sequence_length)
     in_experts = 0
     if model.num_experts:
         moe_layers = sum(model.is_moe_layer(layer) for layer in range(layers))
@@ -138,7 +140,7 @@ def estimate(config: TrainConfig, model: Qwen3Config, where: Topology, sizes: tu
     memory += 2 * mine * (layers * kept + 2 * one_layer) + logits
 
     attention = 6 * layers * model.num_attention_heads * h * config.data.sequence_length * tokens
-    arithmetic = training_flops_per_token(model, config.data.sequence_length) * tokens
+    arithmetic = per_token * tokens
     again = {
         "none": 0.0,
         "dots": attention / 3,
@@ -167,11 +169,16 @@ def estimate(config: TrainConfig, model: Qwen3Config, where: Topology, sizes: tu
     return Estimate(memory * devices, max(compute + exchange, gather + exchange, between))
 
 
+@functools.cache
+def _size(model: Qwen3Config, length: int) -> tuple[int, float]:
+    """Parameters, and FLOPs of a token; each takes building the model once."""
+    return parameter_count(model), training_flops_per_token(model, length)
+
+
 def table(found: list[Found], where: Topology) -> str:
     """The ranking as text, best first, with the first one's report."""
-    lines = [
-        f"{'mesh':<36} {'remat':<10} {'micro':>5} {'HBM GiB':>8} {'estimate':>8} {'step s':>8} {'MFU':>6} {'bound by':<9} compile s"
-    ]
+    heads = f"{'HBM GiB':>8} {'estimate':>8} {'step s':>8} {'MFU':>6} {'bound by':<9}"
+    lines = [f"{'mesh':<36} {'remat':<10} {'micro':>5} {heads} compile s"]
     for one in found:
         memory = one.plan.compiled.needed
         bound = one.plan.compiled.roofline

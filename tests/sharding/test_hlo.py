@@ -12,6 +12,7 @@ import sharding
 from sharding import MeshConfig, costs, hlo, roofline
 from sharding.costs import convolution_flops
 from sharding.hlo import replica_groups
+from sharding.plan import uncached
 
 P = PartitionSpec
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
@@ -29,7 +30,9 @@ def abstract(mesh, shape, spec, dtype=jnp.float32):
 
 
 def counted(function, *arguments, **options) -> costs.Program:
-    return costs.count(hlo.parse(jax.jit(function, **options).lower(*arguments).compile().as_text()))
+    lowered = jax.jit(function, **options).lower(*arguments)
+    with uncached():
+        return costs.count(hlo.parse(lowered.compile().as_text()))
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
