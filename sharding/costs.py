@@ -10,6 +10,7 @@ trip counts of the loops around it.
   what the caller says, else what its cost estimate says. Element-wise arithmetic is left out.
 - HBM bytes: operands and results of fusions and other top-level instructions, as far as they live in HBM (VMEM does not
   count). A slice of a stack counts as the slice; an update in place counts as the update; padding of tiles does not count.
+- Of a conditional, the cheapest branch that computes anything.
 - Collectives: bytes that one device sends, by the ring algorithm (see `_wire`).
 """
 
@@ -18,12 +19,14 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from sharding.hlo import Computation, Instruction, Module, replica_groups
+from sharding.hlo import Computation, Instruction, Module, Shape, replica_groups
+
+Price = Callable[[Instruction, list[Shape]], float | None]
 
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id", "domain",
@@ -105,21 +108,21 @@ class Program:
             self.unpriced[name] = self.unpriced.get(name, 0) + count
 
 
-def count(module: Module, kernel_flops: Mapping[str, float] | None = None) -> Program:
+def count(module: Module, price: Price | None = None) -> Program:
     """Return what the program does on each device.
 
     Args:
         module: the parsed program.
-        kernel_flops: FLOPs of one execution of a custom call whose name or name stack contains the key; for kernels that
-            carry no cost estimate, or a wrong one.
+        price: FLOPs of one execution of a custom call, from the instruction and its operands; for kernels that carry no
+            cost estimate, or a wrong one. None leaves a call to its estimate.
     """
-    return _Walk(module, dict(kernel_flops or {})).computation(module.entry, 1.0)
+    return _Walk(module, price or (lambda call, operands: None)).computation(module.entry, 1.0)
 
 
 class _Walk:
-    def __init__(self, module: Module, kernel_flops: dict[str, float]):
+    def __init__(self, module: Module, price: Price):
         self.module = module
-        self.kernel_flops = kernel_flops
+        self.price = price
 
     def computation(self, computation: Computation, times: float) -> Program:
         out = Program()
@@ -132,7 +135,10 @@ class _Walk:
                 out.add(self.computation(self.module.computations[body], times * (1 if trips is None else trips)))
             elif i.opcode == "conditional":
                 branches = [self.computation(self.module.computations[name], times) for name in i.called]
-                out.add(max(branches, key=lambda branch: (branch.flops, branch.hbm_bytes)))
+                computing = [branch for branch in branches if branch.flops]
+                out.add(
+                    min(computing, key=lambda b: b.flops) if computing else max(branches, key=lambda b: b.hbm_bytes)
+                )
             elif i.opcode in ("call", "async-start") and i.called:
                 out.add(self.computation(self.module.computations[i.called[0]], times))
             elif i.opcode == "send":
@@ -172,15 +178,15 @@ class _Walk:
             lhs, rhs = (source.shapes[0] for source in computation.inputs(i)[:2])
             return convolution_flops(lhs.dims, rhs.dims, i.shapes[0].dims, i.attributes.split(", metadata=")[0])
         if i.opcode == "custom-call" and i.target not in _MARKS:
-            for key, flops in self.kernel_flops.items():
-                if key in i.name or key in i.source:
-                    return flops
-            estimate = _estimate(i)
-            if estimate is None:
+            told = self.price(i, [shape for source in computation.inputs(i) for shape in source.shapes])
+            if told is not None:
+                return told
+            guess = estimate(i)
+            if guess is None:
                 name = i.source.rsplit("/", 1)[-1] or i.target or i.name
                 out.unpriced[name] = out.unpriced.get(name, 0) + times
                 return 0.0
-            return float(estimate.get("flops", 0))
+            return guess.get("flops", 0.0)
         return 0.0
 
     # ---- memory
@@ -198,9 +204,11 @@ class _Walk:
         if base == "dynamic-update-slice":
             update = inputs[1].shapes[0]
             return update.hbm + (update.bytes if i.shapes[0].space == 0 else 0.0)
-        estimate = _estimate(i) if i.opcode == "custom-call" else None
-        if estimate and "bytes_accessed" in estimate:
-            return float(estimate["bytes_accessed"])
+        guess = estimate(i) if i.opcode == "custom-call" else None
+        if guess and "bytes_accessed" in guess:
+            told = self.price(i, [shape for source in inputs for shape in source.shapes])
+            share = told / guess["flops"] if told is not None and guess.get("flops") else 1.0
+            return guess["bytes_accessed"] * share
         read = sum(shape.hbm for source in inputs for shape in source.shapes)
         # An asynchronous start's result holds its operands too.
         written = sum(shape.hbm for shape in i.shapes) - (read if i.opcode != base else 0.0)
@@ -259,6 +267,8 @@ class _Walk:
         kind, starts = i.opcode.removesuffix("-start"), i.opcode.endswith("-start")
         operands = [shape.bytes for source in computation.inputs(i) for shape in source.shapes]
         size = operands[0] if kind in ("ragged-all-to-all", "collective-permute") and operands else sum(operands)
+        if kind == "ragged-all-to-all":
+            size = min(size, i.shapes[0].bytes)  # one side is a buffer with room to spare
         if kind == "collective-permute":
             pairs = re.findall(r"\{(\d+),(\d+)\}", i.attribute("source_target_pairs") or "")
             groups = np.asarray([(int(a), int(b)) for a, b in pairs if a != b], int).reshape(-1, 2)
@@ -310,7 +320,7 @@ def _wire(kind: str, size: float, members: int) -> float:
     }[kind]
 
 
-def _estimate(i: Instruction) -> dict | None:
+def estimate(i: Instruction) -> dict[str, float] | None:
     """A Pallas kernel's cost estimate, {"flops": ..., "bytes_accessed": ...}, or None."""
     found = re.search(r'"cost_estimate":(\{[^{}]*\})', i.attributes)
     return {name: float(value) for name, value in json.loads(found[1]).items()} if found else None

@@ -44,9 +44,9 @@ class Chip:
     def wraps(self, shape: tuple[int, ...]) -> tuple[bool, ...]:
         """Which dimensions of a slice of this shape close to a ring.
 
-        Two-dimensional pods have links around a whole side of 16 only; three-dimensional ones are joined from cubes of 4 x 4 x 4
-        by optical switches, which close every dimension of a slice of whole cubes (scaling book, part 2; TPU v4 paper,
-        arXiv 2304.01433).
+        Two-dimensional pods have links around a whole side of 16 only; three-dimensional ones are joined from cubes of
+        4 x 4 x 4 by optical switches, which close every dimension of a slice of whole cubes (scaling book, part 2; TPU v4
+        paper, arXiv 2304.01433).
         """
         if self.dimensions == 2:
             return tuple(side == 16 for side in shape)

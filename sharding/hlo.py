@@ -24,6 +24,7 @@ _BITS = {
 }  # fmt: skip
 _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,<= ]*)\](\{[^{}]*\})?")
 _LAYOUT_SPACE = re.compile(r"S\((\d+)\)")
+_STARTS = re.compile(r"  (?:ROOT )?%?[\w.\-]+ = ")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|branch_computations|true_computation|false_computation)=")
 
 
@@ -163,22 +164,35 @@ def parse(text: str) -> Module:
     """
     computations: dict[str, Computation] = {}
     entry, current = None, None
-    for line in text.splitlines():
+    for line in _logical_lines(text):
         if line.startswith(("%", "ENTRY")) and line.endswith("{"):
             name = line.removeprefix("ENTRY ").lstrip("%").split(" ", 1)[0]
             current = computations[name] = Computation(name)
             entry = current if line.startswith("ENTRY") else entry
-        elif current is not None and line.startswith("  ") and " = " in line:
+        elif current is not None and _STARTS.match(line):
             instruction = _instruction(line)
             current.instructions[instruction.name] = instruction
-            if line.lstrip().startswith("ROOT "):
+            if line.startswith("  ROOT "):
                 current.root = instruction
-        elif line.startswith("}"):
+        elif line == "}":
             current = None
     if entry is None:
         raise ValueError("this is not the text of an HLO module: there is no ENTRY computation.")
     partitions = re.search(r"num_partitions=(\d+)", text[: text.index("\n") + 1])
     return Module(computations, entry, int(partitions[1]) if partitions else 1)
+
+
+def _logical_lines(text: str) -> Iterator[str]:
+    """Lines, with an instruction whose metadata holds line breaks (a Pallas kernel's) in one piece."""
+    pending = ""
+    for line in text.splitlines():
+        if line == "}" or _STARTS.match(line) or line.startswith(("%", "ENTRY", "HloModule")):
+            if pending:
+                yield pending
+            pending = line
+        else:
+            pending += line
+    yield pending
 
 
 def _instruction(line: str) -> Instruction:

@@ -13,7 +13,7 @@ import functools
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,16 +76,14 @@ class Compiled:
         return hlo.parse(self.text)
 
 
-def compile_for(
-    lowered: jax.stages.Lowered, where: Topology, mesh: Mesh, kernel_flops: Mapping[str, float] | None = None
-) -> Compiled:
+def compile_for(lowered: jax.stages.Lowered, where: Topology, mesh: Mesh, price: costs.Price | None = None) -> Compiled:
     """Compile a lowered program and measure it.
 
     Args:
         lowered: `jax.jit(...).lower(...)` of abstract arguments with shardings on `mesh`.
         where: the slice(s) that the mesh covers.
         mesh: from `topology_mesh`.
-        kernel_flops: see `costs.count`.
+        price: see `costs.count`.
 
     Raises:
         Whatever the compiler raises, except that memory does not suffice: that is a result.
@@ -113,7 +111,7 @@ def compile_for(
     text = compiled.as_text()
     assert text is not None
     module = hlo.parse(text)
-    program = costs.count(module, kernel_flops)
+    program = costs.count(module, price)
     found = Compiled(seconds, memory, memory.peak, roofline.bound(program, where, mesh), text, program)
     found.__dict__["module"] = module  # parsed already
     return found
@@ -122,7 +120,7 @@ def compile_for(
 @contextlib.contextmanager
 def uncached() -> Iterator[None]:
     """Programs for devices that are not here can be written to JAX's compilation cache, but not read from it."""
-    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    before = jax.config.values["jax_persistent_cache_min_compile_time_secs"]
     jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)
     try:
         yield
@@ -260,13 +258,14 @@ class Plan:
         ici = [f"{axes} {sent / 1e9:.2f} GB ({_duration(bound.ici_s[axes])})" for axes, sent in bound.ici_bytes.items()]
         model = self.model_flops / self.where.chips
         return [
-            f"  arithmetic   {bound.flops:.3e} FLOPs per chip and step ({_duration(bound.compute_s)} at {chip.flops / 1e12:.0f} "
-            f"TFLOP/s); the model itself is {model:.3e}",
+            f"  arithmetic   {bound.flops:.3e} FLOPs per chip and step ({_duration(bound.compute_s)} at "
+            f"{chip.flops / 1e12:.0f} TFLOP/s); the model itself is {model:.3e}",
             f"  HBM traffic  {bound.hbm_bytes / 1e9:.1f} GB per chip ({_duration(bound.memory_s)} at "
             f"{chip.hbm_bandwidth / 1e9:.0f} GB/s)",
             f"  ICI          sent per chip: {', '.join(ici) or 'nothing'}; {_duration(bound.exposed_s)} not overlapped "
             f"(links of {chip.ici_link / 1e9:.0f} GB/s one way)",
-            f"  DCN          sent per chip: {bound.dcn_bytes / 1e9:.2f} GB ({_duration(bound.dcn_s)} at {chip.dcn / 1e9:.1f} GB/s)",
+            f"  DCN          sent per chip: {bound.dcn_bytes / 1e9:.2f} GB ({_duration(bound.dcn_s)} at "
+            f"{chip.dcn / 1e9:.1f} GB/s)",
             f"  step         at least {_duration(bound.step_s)}, bound by {bound.bound}; {_duration(bound.serial_s)} if "
             "nothing overlapped",
             f"  tokens       {self.tokens:,} per step, at most {self.tokens / bound.step_s:,.0f} per second",

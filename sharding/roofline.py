@@ -84,6 +84,7 @@ def bound(program: Program, where: Topology, mesh: Mesh) -> Roofline:
     ici_s: dict[str, float] = {}
     exposed, dcn = 0.0, 0.0
     network = _Network(where, mesh)
+    shifts = {_pairs(c.groups) for c in program.collectives if c.kind == "collective-permute" and c.groups is not None}
     for collective in program.collectives:
         sent = collective.bytes * collective.count
         if collective.groups is None:
@@ -93,6 +94,8 @@ def bound(program: Program, where: Topology, mesh: Mesh) -> Roofline:
             continue
         axes = network.axes(collective.groups)
         seconds = network.seconds(collective) * collective.count
+        if collective.kind == "collective-permute" and _pairs(collective.groups[:, ::-1]) in shifts:
+            seconds /= 2  # halves travel both ways around at once
         ici_bytes[axes] = ici_bytes.get(axes, 0.0) + sent * devices
         ici_s[axes] = ici_s.get(axes, 0.0) + seconds
         exposed += 0.0 if collective.overlapped else seconds
@@ -108,6 +111,10 @@ def bound(program: Program, where: Topology, mesh: Mesh) -> Roofline:
         exposed_s=exposed,
         dcn_s=dcn / chip.dcn,
     )
+
+
+def _pairs(groups: np.ndarray) -> frozenset[tuple[int, int]]:
+    return frozenset((int(source), int(target)) for source, target in groups)
 
 
 class _Network:

@@ -5,9 +5,13 @@
     echo "Name three colours." | python infer.py --model DIR --json
     python infer.py --model DIR --messages questions.jsonl --output answers.jsonl --batch-size 16
     python infer.py --model Qwen/Qwen3-8B --mesh tensor=4 --dtype bfloat16 --prompt "Hello"
+    python infer.py --model Qwen/Qwen3-8B --mesh tensor=4 --plan v5e:2x2 --batch-size 16 --context 8192
 
 The answer goes to standard output; a timing summary goes to standard error. On a terminal the answer streams, its thinking
 dimmed. Elsewhere the thinking goes to standard error, so that a pipe or file receives the answer alone.
+
+`--plan` answers nothing: it compiles the decode step for TPUs that are not here and reports memory, traffic and a bound on
+speed. No weights are read.
 """
 
 import argparse
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     from qwen3_jax.text import Tokenizer
 
 DEFAULT_BATCH_SIZE = 8
+DEFAULT_CONTEXT = 4096
 
 
 def main(argv: list[str] | None = None, prog: str = "qwen3 infer") -> int:
@@ -31,7 +36,7 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 infer") -> int:
     parser = _parser(prog)
     args = parser.parse_args(argv)
     _check_together(parser, args)
-    return guarded(prog, lambda: _run(args))
+    return guarded(prog, lambda: _plan(args) if args.plan is not None else _run(args))
 
 
 def _parser(prog: str) -> Parser:
@@ -97,18 +102,26 @@ def _parser(prog: str) -> Parser:
     add("--overwrite", action="store_true", help="replace the --output file if it exists")
     add(
         "--batch-size", type=whole_number(1), metavar="N",
-        help=f"batch mode: answers decoded together (default {DEFAULT_BATCH_SIZE})",
+        help=f"batch mode and --plan: answers decoded together (default {DEFAULT_BATCH_SIZE})",
     )  # fmt: skip
 
     add = parser.add_argument_group("devices").add_argument
     add(
         "--mesh", metavar="AXES",
         help="spread the model, as data=2,tensor=4; axes: replica, data, expert, context, tensor; -1 on one of them is "
-        "all devices that are left (default: one device)",
+        "all devices that are left (default: one device; with --plan tensor=-1)",
     )  # fmt: skip
     add(
         "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto",
         help="type of weights and activations (auto: float32 on CPU, else bfloat16)",
+    )  # fmt: skip
+
+    add = parser.add_argument_group("planning (with --mesh, --dtype, --batch-size and --json)").add_argument
+    add("--plan", metavar="TOPOLOGY", help="compile the decode step for this TPU slice (v5e:2x2) and report")
+    add("--slices", type=whole_number(1), metavar="N", help="so many equal slices (default 1)")
+    add(
+        "--context", type=whole_number(1), metavar="N",
+        help=f"slots of the cache in each row, all attended to (default {DEFAULT_CONTEXT})",
     )  # fmt: skip
     return parser
 
@@ -124,6 +137,14 @@ def _check_together(parser: Parser, args: argparse.Namespace) -> None:
                 names = [f"--{name.replace('_', '-')}" for name in (option, other)]
                 parser.error(f"{names[0]} does not go with {names[1]}: {why}")
 
+    if args.plan is not None:
+        known = {"model", "plan", "slices", "context", "mesh", "dtype", "batch_size", "json"}
+        for option in sorted(given - known):
+            parser.error(f"--{option.replace('_', '-')} does not go with --plan: nothing is answered")
+        return
+    for option in ("slices", "context"):
+        if option in given:
+            parser.error(f"--{option} is about planning: it needs --plan TOPOLOGY")
     refuse("prompt", ("messages", "chat"))
     refuse("messages", ("chat",))
     refuse("raw", ("system", "tools", "chat"), "it leaves the chat template out")
@@ -197,6 +218,31 @@ def _run(args: argparse.Namespace) -> int:
     else:
         done = answer_one(model, tokenizer, jobs[0], options, as_json=args.json, stream=stream, shown=shown)
     return 0 if done else INTERRUPTED
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from qwen3_jax.cli import inputs
+    from qwen3_jax.cli.plan import without_accelerators
+
+    axes = {"tensor": -1} if args.mesh is None else inputs.read_mesh(args.mesh)
+    without_accelerators()
+    import json
+
+    import sharding
+    from qwen3_jax.generation import plan
+
+    config = plan.architecture(args.model)
+    planned = plan.plan(
+        config,
+        sharding.topology(args.plan, args.slices or 1),
+        sharding.MeshConfig(**axes),
+        rows=args.batch_size or DEFAULT_BATCH_SIZE,
+        context=args.context or min(DEFAULT_CONTEXT, config.max_position_embeddings),
+        dtype="bfloat16" if args.dtype == "auto" else args.dtype,
+        name=args.model,
+    )
+    print(json.dumps(planned.json()) if args.json else planned.text())
+    return 0
 
 
 def _sampling(args: argparse.Namespace) -> "Sampling":

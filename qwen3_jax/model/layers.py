@@ -103,7 +103,7 @@ class Attention(nnx.Module):
             cache = _write(cache[0], k_bkth, slots_bt), _write(cache[1], v_bkth, slots_bt)
             k_bksh, v_bksh = cache
             out_btnh = cached_attention(q_btnh, k_bksh.astype(dtype), v_bksh.astype(dtype), slots_bt)
-        out_btd = linear("btnh,nhd->btd", checkpoint_name(out_btnh, "attention_out"), self.o[...], self.quantization)
+        out_btd = linear("btnh,nhd->btd", out_btnh, self.o[...], self.quantization)
         return out_btd + self.o_bias[...].astype(dtype) if self.bias else out_btd, cache
 
 

@@ -60,9 +60,9 @@ class MoE(nnx.Module):
             x_btd,
             index_btk,
             weight_btk.astype(dtype),
-            self.gate[...].astype(dtype),
-            self.up[...].astype(dtype),
-            self.down[...].astype(dtype),
+            self.gate[...],
+            self.up[...],
+            self.down[...],
             implementation=self.kernels.experts,
             placement=self.placement,
         )

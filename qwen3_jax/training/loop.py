@@ -33,7 +33,6 @@ from qwen3_jax.training.run_folder import say
 from qwen3_jax.training.step import Trainer, TrainState, host
 from sharding.hardware import peak_flops
 
-
 Watch = Callable[[int, dict[str, float]], None]
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 import sharding
 from qwen3_jax.config import Qwen3Config, read_json
 from qwen3_jax.errors import UserError
+from qwen3_jax.kernels.costs import pricer
 from qwen3_jax.training.config import TrainConfig
 from qwen3_jax.training.flops import training_flops_per_token
 from qwen3_jax.training.step import Trainer
-from sharding import MeshConfig, Placement, ShardingError, Topology, hlo
+from sharding import Placement, ShardingError, Topology, hlo
 from sharding.plan import Plan, bytes_per_device, compile_for
 from sharding.topology import nearest_meshes
 
@@ -44,9 +45,11 @@ def plan(config: TrainConfig, where: Topology) -> Plan:
     lowering = time.perf_counter() - started
     assert trainer.placement.mesh is not None
     mesh = trainer.placement.mesh
-    compiled = compile_for(lowered, where, mesh)
-    compiled = dataclasses.replace(compiled, seconds=compiled.seconds + lowering)
     tokens = config.data.batch_size * config.data.sequence_length
+    split = trainer.placement.parts("batch") * trainer.placement.parts("length") * config.micro_batches
+    rows = tokens / split * model.num_experts_per_tok if model.num_experts else None
+    compiled = compile_for(lowered, where, mesh, pricer(rows))
+    compiled = dataclasses.replace(compiled, seconds=compiled.seconds + lowering)
     devices = where.chip.devices
     return Plan(
         title=f"{_name(config)}, training with sequences of {config.data.sequence_length:,}",

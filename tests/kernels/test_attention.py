@@ -282,7 +282,7 @@ def test_queries_over_a_cache(t, s):
     _, k, v, _ = inputs(3, s, 4, 2, 16, seed=1)
     slots = jnp.asarray([0, 5, s - t])[:, None] + jnp.arange(t)
     out = jax.jit(cached_attention)(q, k, v, slots)
-    expected = masked_attention(q, k, v, jnp.arange(s) <= slots[:, :, None])
+    expected = jax.jit(masked_attention)(q, k, v, jnp.arange(s) <= slots[:, :, None])
     np.testing.assert_allclose(out, expected, rtol=0, atol=2e-5)
 
     if t > 1:  # What a row of a prompt holds does not depend on its neighbours, to the last bit.

@@ -10,6 +10,8 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.kernels import attention
 from sharding import Placement
 
+pytestmark = pytest.mark.usefixtures("no_compilation_cache")
+
 BALANCED = {"context": 2, "tensor": 2}
 
 
@@ -53,7 +55,8 @@ def test_splash_compiles(generation, axes, shape, packed, balanced):
     assert f"[{shape[1]},{shape[1]}]" not in text
     # Keys are gathered and their gradients summed where they belong, only where the length is split.
     assert ("all-gather" in text) == ("context" in axes)
-    assert ("reduce-scatter" in text) == ("context" in axes)
+    # (The compiler may write the scattered sum as a whole sum and a slice.)
+    assert ("reduce-scatter" in text or "all-reduce" in text) == ("context" in axes)
     assert "all-to-all" not in text
 
 

@@ -101,7 +101,7 @@ def test_convolutions_count_only_real_elements(lhs, rhs, out, attributes, flops)
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize(("axis", "size"), [("data", 2), ("tensor", 2), ("data", 4)])
 def test_gathers_and_sums_by_axis(platform, axis, size):
-    """[64, 256] float32 over one axis: gathered, a device sends its part n - 1 times; summed, 2 (n - 1) / n of the whole."""
+    """[64, 256] float32 over one axis: gathered, a device sends its part n - 1 times; summed, 2 (n - 1) / n of all."""
     other = "tensor" if axis == "data" else "data"
     mesh = mesh_of(platform, **{axis: size, other: 4 // size})
     whole = NamedSharding(mesh, P())
@@ -240,8 +240,20 @@ def test_kernels_count_as_their_estimate_or_as_told():
     assert (bare.flops, bare.hbm_bytes, bare.unpriced) == (0, 2 * 8 * 8 * 4, {"splash": 1})
     priced = costs.count(hlo.parse(f"{text}{line}{estimate}\n}}\n"))
     assert (priced.flops, priced.hbm_bytes, priced.unpriced) == (1000, 512, {})
-    told = costs.count(hlo.parse(f"{text}{line}\n}}\n"), {"splash": 2000.0})
-    assert (told.flops, told.unpriced) == (2000, {})
+    told = costs.count(hlo.parse(f"{text}{line}\n}}\n"), lambda call, operands: 2.0 * operands[0].elements)
+    assert (told.flops, told.unpriced) == (2 * 8 * 8, {})
+
+
+def test_an_instruction_over_several_lines_is_one():
+    """Pallas kernels carry metadata with line breaks, one of which may begin with a brace."""
+    text = (
+        "HloModule m\n\nENTRY %main (a: f32[8]) -> f32[8] {\n  %a = f32[8]{0} parameter(0)\n"
+        '  %k = f32[8]{0} custom-call(%a), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={\n'
+        '"x": "{}"\n}}, metadata={op_name="f/kernel"}\n  ROOT %n = f32[8]{0} negate(%k)\n}\n'
+    )
+    module = hlo.parse(text)
+    assert [i.name for i in module.entry] == ["a", "k", "n"]
+    assert module.entry.instructions["k"].source == "f/kernel"
 
 
 def test_slices_count_as_slices_and_vmem_not_at_all():

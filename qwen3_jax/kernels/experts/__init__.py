@@ -45,7 +45,8 @@ def expert_mlp(
         x_btd: tokens.
         index_btk: int32, the experts chosen for each token, distinct within a token.
         weight_btk: their weights, in x's dtype.
-        gate_edf, up_edf, down_efd: expert weights, in x's dtype.
+        gate_edf, up_edf, down_efd: expert weights in their storage type; used in x's dtype. Their gradients are computed in x's
+            dtype on each device and summed over devices in the storage type.
         implementation: see the table above.
         placement: where the arrays live.
 
@@ -66,10 +67,10 @@ def expert_mlp(
         else:
             name = "all_gather" if target(placement) == "cpu" else "all_to_all"
     if name == "dense":
-        return _on_tokens(dense_mlp, *arrays)
+        return _on_tokens(dense_mlp, *_in_compute_type(arrays))
     if problem:
         raise ShardingError(f"experts={name!r} cannot run on this mesh: {problem}; choose 'auto' or 'dense'.")
-    if name in ("all_gather", "all_to_all"):
+    if name == "all_gather" or name == "all_to_all":  # mypy narrows no `in`
         if not experts_split:
             raise ShardingError(f"experts={name!r} needs a mesh whose expert axis is larger than 1; choose 'grouped'.")
         mlp = functools.partial(grouped_mlp, product=choose_product("grouped", target(placement)))
@@ -81,8 +82,12 @@ def expert_mlp(
         )
     mlp = functools.partial(grouped_mlp, product=choose_product(name, target(placement)))
     if alone:
-        return _on_tokens(mlp, *arrays)
+        return _on_tokens(mlp, *_in_compute_type(arrays))
     return sharded_mlp(*arrays, mlp=mlp, over=None, placement=placement)
+
+
+def _in_compute_type(arrays):
+    return *arrays[:3], *(w.astype(arrays[0].dtype) for w in arrays[3:])
 
 
 def _on_tokens(mlp, x_btd, index_btk, weight_btk, *weights):

@@ -14,6 +14,7 @@ Shapes: n tokens, m rows sorted by expert, d width, e experts, f expert width, k
 
 import functools
 import importlib.util
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -74,7 +75,7 @@ def grouped_dot(x_md, w_edf, sizes_e, *, product: Product):
         import tokamax
 
         # Both are kernels; tokamax's own default would go on to XLA without a word.
-        dot = functools.partial(tokamax.ragged_dot, implementation=("mosaic", "triton"))
+        dot: Callable = functools.partial(tokamax.ragged_dot, implementation=("mosaic", "triton"))
     else:
         dot = jax.lax.ragged_dot
     inside_m1 = (jnp.arange(x_md.shape[0]) < sizes_e.sum())[:, None]

@@ -84,10 +84,9 @@ def sharded_mlp(
     def one_device(x_btd, index_btk, weight_btk, gate_ldf, up_ldf, down_lfd):
         b, t, d = x_btd.shape
         tokens = x_btd.reshape(b * t, d), index_btk.reshape(b * t, -1), weight_btk.reshape(b * t, -1)
-        for axis in _axes(placement, "embed"):
-            gate_ldf = lax.all_gather(gate_ldf, axis, axis=1, tiled=True)
-            up_ldf = lax.all_gather(up_ldf, axis, axis=1, tiled=True)
-            down_lfd = lax.all_gather(down_lfd, axis, axis=2, tiled=True)
+        embed = _axes(placement, "embed")
+        gate_ldf, up_ldf = (_gathered(w, embed, 1, x_btd.dtype) for w in (gate_ldf, up_ldf))
+        down_lfd = _gathered(down_lfd, embed, 2, x_btd.dtype)
         local = functools.partial(mlp, gate_edf=gate_ldf, up_edf=up_ldf, down_efd=down_lfd)
         if over is None:
             y_nd = local(*tokens)
@@ -117,6 +116,28 @@ def _axes(placement: Placement, name: str) -> tuple[str, ...]:
     entry = placement.spec((name,))[0]
     axes = () if entry is None else (entry,) if isinstance(entry, str) else entry
     return tuple(axis for axis in axes if placement.mesh.shape[axis] > 1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gathered(w: jax.Array, axes: tuple[str, ...], dimension: int, dtype: jnp.dtype) -> jax.Array:
+    """Return the weight in the compute type, whole along a dimension that is split over `axes`.
+
+    It travels in the compute type; its gradient comes back, and is summed, in the weight's own type.
+    """
+    w = w.astype(dtype)
+    return lax.all_gather(w, axes, axis=dimension, tiled=True) if axes else w
+
+
+def _gathered_forward(w, axes, dimension, dtype):
+    return _gathered(w, axes, dimension, dtype), jnp.empty((0,), w.dtype)
+
+
+def _gathered_backward(axes, dimension, dtype, kept, dw):
+    dw = dw.astype(kept.dtype)
+    return (lax.psum_scatter(dw, axes, scatter_dimension=dimension, tiled=True) if axes else dw,)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

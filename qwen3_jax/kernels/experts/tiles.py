@@ -162,9 +162,9 @@ def _backward(kept, dy_nd):
         ]
         return dx_md, dweight_m, *dweights
 
-    carry = jnp.zeros((m + tiles[0], d), x_nd.dtype), jnp.zeros(m + tiles[0], jnp.float32)
-    carry = (*carry, *(jnp.zeros_like(weights) for weights in (gate_edf, up_edf, down_efd)))
-    dx_md, dweight_m, *dweights = _over_experts(walk, expert_rows, carry)
+    empty = jnp.zeros((m + tiles[0], d), x_nd.dtype), jnp.zeros(m + tiles[0], jnp.float32)
+    empty_weights = [jnp.zeros_like(weights) for weights in (gate_edf, up_edf, down_efd)]
+    dx_md, dweight_m, *dweights = _over_experts(walk, expert_rows, (*empty, *empty_weights))
     # Rows that belong to no expert were never visited, but for a tile's zeros: their weights have no gradient.
     dweight_m = jnp.where(jnp.arange(m) < walk.rows.sizes_e.sum(), dweight_m[:m], 0)
     return sum_rows(dx_md, walk.rows), None, dweight_m[walk.rows.slot_nk].astype(weight_nk.dtype), *dweights

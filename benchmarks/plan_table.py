@@ -1,0 +1,129 @@
+"""The table of planned pods in docs/scale.md: every row is a real training step, compiled for its slice on this machine.
+
+    python -m benchmarks.plan_table                    # compiles the rows that have no figures yet, writes the table
+    python -m benchmarks.plan_table --only 8b --again  # one row anew
+    python -m benchmarks.plan_table --write-only       # the table alone, from the figures that are there
+
+Figures lie in benchmarks/plans/ROW.json, each from a process of its own (compile time then depends on no other row). With two
+cores a row takes two to six minutes.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+FIGURES = ROOT / "benchmarks/plans"
+PAGE = ROOT / "docs/scale.md"
+BEGIN, END = "<!-- plans: written by benchmarks/plan_table.py -->", "<!-- end of plans -->"
+
+LONG = ["--data.sequence_length=32768"]
+# row -> (configuration, topology, slices, overrides)
+ROWS: dict[str, tuple[str, str, int, list[str]]] = {
+    "0.6b": ("qwen3-0.6b", "v5e:2x2", 1, []),
+    "8b": ("qwen3-8b", "v5p:2x2x1", 1, []),
+    "32b": ("qwen3-32b", "v6e:8x8", 1, []),
+    "30b-a3b": ("qwen3-30b-a3b", "v5p:4x4x4", 1, []),
+    "235b-a22b": ("qwen3-235b-a22b", "v5p:8x8x8", 1, []),
+    "235b-a22b-two-slices": ("qwen3-235b-a22b", "v5p:8x8x8", 2, ["--mesh.replica=2", "--data.batch_size=2048"]),
+    "8b-long": ("qwen3-8b", "v5p:2x2x1", 1, [*LONG, "--data.batch_size=4", "--mesh.data=1", "--mesh.context=4"]),
+    "32b-long": ("qwen3-32b", "v6e:8x8", 1, [*LONG, "--data.batch_size=16", "--mesh.data=16", "--mesh.context=4"]),
+    "235b-a22b-long": (
+        "qwen3-235b-a22b", "v5p:8x8x8", 1,
+        [*LONG, "--data.batch_size=128", "--mesh.data=16", "--mesh.expert=8", "--mesh.context=4"],
+    ),
+}  # fmt: skip
+
+
+def command(row: str) -> list[str]:
+    """The command line that plans a row."""
+    config, topology, slices, overrides = ROWS[row]
+    several = [] if slices == 1 else ["--slices", str(slices)]
+    return ["train.py", "--config", f"configs/pretrain/{config}.yaml", "--plan", topology, *several, *overrides]
+
+
+def measure(row: str) -> None:
+    """Plan one row and keep its figures and its report."""
+    code = (
+        "import json, sys\n"
+        "from qwen3_jax.cli import plan, train\n"
+        "options, rest = plan.take(sys.argv[1:], 'plan_table')\n"
+        "plan.without_accelerators()\n"
+        "config = train.parse(rest)\n"
+        "import jax, sharding\n"
+        "from qwen3_jax.training.plan import plan as compile_plan\n"
+        "planned = compile_plan(config, sharding.topology(options.topology, options.slices))\n"
+        "bound = planned.compiled.roofline\n"
+        "more = dict(bound_by=bound and bound.bound, serial_s=bound and bound.serial_s, remat=config.model.remat,\n"
+        "    micro_batches=config.micro_batches, sequence_length=config.data.sequence_length, jax=jax.__version__,\n"
+        "    model=config.model.preset, report=planned.text().splitlines())\n"
+        "print(json.dumps(planned.json() | more))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command(row)[1:]], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{row}: {done.stderr[-2000:]}")
+    FIGURES.mkdir(exist_ok=True)
+    figures = json.loads(done.stdout.splitlines()[-1])
+    figures["command"] = "python " + " ".join(command(row))
+    (FIGURES / f"{row}.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    print("\n".join(figures["report"]), flush=True)
+
+
+def table() -> str:
+    """The rows that have figures, in Markdown."""
+    lines = [
+        "| model | slice | mesh, remat | sequence | tokens per step | peak HBM, GiB | compile, s | step, s | MFU | bound by |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for row in ROWS:
+        file = FIGURES / f"{row}.json"
+        if not file.exists():
+            continue
+        f = json.loads(file.read_text(encoding="utf-8"))
+        mesh = ", ".join(f"{axis} {size}" for axis, size in f["mesh"].items() if size > 1)
+        micro = "" if f["micro_batches"] == 1 else f", {f['micro_batches']} micro-batches"
+        memory = "does not fit" if f["hbm_peak_gib"] is None else (
+            f"{f['hbm_peak_gib']:.1f} ({f['hbm_peak_gib'] / f['hbm_capacity_gib']:.0%} of {f['hbm_capacity_gib']})"
+        )  # fmt: skip
+        speed = ["-", "-", "-"]
+        if f["roofline_step_s"] is not None:
+            speed = [f"{f['roofline_step_s']:.2f}", f"{f['roofline_mfu']:.0%}", f["bound_by"]]
+        lines.append(
+            f"| {f['model']} | {f['topology']} | {mesh}; {f['remat']}{micro} | {f['sequence_length']:,} | "
+            f"{f['tokens_per_step']:,} | {memory} | {f['compile_s']:.0f} | {' | '.join(speed)} |"
+        )
+    return "\n".join(lines)
+
+
+def write() -> None:
+    """Put the table between its marks in the page."""
+    text = PAGE.read_text(encoding="utf-8")
+    if BEGIN not in text:
+        raise SystemExit(f"{PAGE} has no line {BEGIN!r} to write the table after.")
+    before, rest = text.split(BEGIN, 1)
+    after = rest.split(END, 1)[1]
+    PAGE.write_text(f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=ROWS, nargs="+", default=list(ROWS), help="these rows")
+    parser.add_argument("--again", action="store_true", help="also rows that have figures")
+    parser.add_argument("--write-only", action="store_true", help="compile nothing")
+    parser.add_argument("--print", action="store_true", help="print the table and leave the page alone")
+    arguments = parser.parse_args()
+    if not arguments.write_only:
+        for row in arguments.only:
+            if arguments.again or not (FIGURES / f"{row}.json").exists():
+                measure(row)
+    print(table())
+    if not arguments.print:
+        write()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""FLOPs of Pallas kernels as the planner counts them, read off the call in a compiled program.
+
+Splash attention carries no cost estimate. megablox's `gmm` and `tgmm` carry one for the whole buffer of rows; they skip the
+part that no expert fills, which with balanced routing is half of it (see `kernels.experts.parallel`).
+
+Shapes: b batch, t queries, s keys, n query heads, h head size, m rows of a buffer.
+"""
+
+import re
+
+from sharding.costs import Price, estimate
+from sharding.hlo import Instruction, Shape
+
+# Products of a block of queries with a block of keys: scores and output; their gradients, with the scores computed again.
+_SPLASH_PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
+_FUSED_BACKWARD = 5
+
+
+def pricer(expert_rows: float | None = None) -> Price:
+    """Return the FLOPs of one kernel call on one device, for `sharding.costs.count`.
+
+    Args:
+        expert_rows: rows (a token for one of its experts) that a device works on with balanced routing; None for a model
+            without experts.
+    """
+
+    def price(call: Instruction, operands: list[Shape]) -> float | None:
+        names = f"{call.name} {call.source}"
+        for name, products in _SPLASH_PRODUCTS.items():
+            if name in names:
+                fused = name == "splash_mha_dkv" and any(len(shape.dims) == 5 for shape in call.shapes)
+                return _splash(_FUSED_BACKWARD if fused else products, operands)
+        guess = estimate(call)
+        if guess is not None and expert_rows is not None and re.search(r"\bt?gmm\b", names.replace("_", " ")):
+            rows = max(shape.dims[0] for shape in operands + list(call.shapes) if len(shape.dims) == 2)
+            return guess["flops"] * min(1.0, expert_rows / rows)
+        return None
+
+    return price
+
+
+def _splash(products: int, operands: list[Shape]) -> float | None:
+    """FLOPs of one call: the blocks that a causal mask leaves, of which each device has its share.
+
+    The first operands say which blocks to visit, int8 [1, blocks of queries, blocks of keys]; queries [B, N, T, H] and keys
+    [B, K, S, H] are the first two of four dimensions.
+    """
+    grids = [shape.dims for shape in operands if len(shape.dims) == 3 and shape.dtype == "s8"]
+    heads = [shape.dims for shape in operands if len(shape.dims) == 4]
+    if not grids or len(heads) < 2:
+        return None
+    (b, n, t, h), s = heads[0], heads[1][2]
+    block = t // grids[0][1] if t % grids[0][1] == 0 else t
+    blocks = s // block
+    pairs = block**2 * blocks * (blocks + 1) / 2 * t / s
+    return 2.0 * products * b * n * h * pairs

@@ -1,0 +1,147 @@
+"""`--plan`: what is printed, what is refused, and that nothing but the configuration is read."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qwen3_jax.cli import infer, train
+from qwen3_jax.cli import main as qwen3
+from qwen3_jax.cli.plan import Options, take
+from qwen3_jax.errors import UserError
+
+ROOT = Path(__file__).parent.parent.parent
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+KEYS = [
+    "topology", "chips", "mesh", "hbm_capacity_gib", "hbm_peak_gib", "fits", "compile_s", "flops_per_chip",
+    "hbm_bytes_per_chip", "ici_bytes_per_chip", "dcn_bytes_per_chip", "roofline_step_s", "roofline_mfu", "tokens_per_step",
+]  # fmt: skip
+
+TINY = """
+model:
+  dtype: bfloat16
+  config: {vocab_size: 512, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 4,
+    num_key_value_heads: 2, head_dim: 32}
+tokenizer: {vocab_size: 512}
+data:
+  sequence_length: 128
+  batch_size: 8
+  sources: [{name: text, path: no/such/folder}]
+mesh: {data: 4}
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path) -> str:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return str(path)
+
+
+@needs_libtpu
+def test_a_plan_needs_only_the_configuration(tiny, capsys):
+    assert train.main(["--config", tiny, "--plan", "v5e:2x2", "--json"], "train.py") == 0
+    out = json.loads(capsys.readouterr().out)
+    assert list(out) == KEYS
+    assert (out["topology"], out["chips"], out["fits"], out["tokens_per_step"]) == ("v5e:2x2", 4, True, 8 * 128)
+    assert out["mesh"] == {"replica": 1, "data": 4, "expert": 1, "context": 1, "tensor": 1}
+    assert out["hbm_capacity_gib"] == 16
+    assert 0 < out["hbm_peak_gib"] < 1
+    assert 0 < out["roofline_mfu"] < 1
+    assert out["dcn_bytes_per_chip"] == 0 < out["ici_bytes_per_chip"]
+
+
+@needs_libtpu
+def test_two_slices_hold_a_copy_each(tiny, capsys):
+    arguments = ["plan", "--config", tiny, "--topology", "v5e:2x2", "--slices", "2"]
+    assert qwen3(arguments) == 0
+    out = capsys.readouterr().out
+    assert "on 2 x v5e:2x2: 8 chips, mesh replica=2, data=4" in out
+    assert "2 slices hold one copy each: mesh.replica=2" in out
+    for line in ("HBM  ", "arithmetic", "ICI  ", "DCN  ", "step  ", "MFU  ", "assumptions"):
+        assert f"\n  {line}" in out
+    assert "DCN          sent per chip: 0.00 GB (0.0 us" not in out
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--plan", "v5e:3x3"], "there is no slice 'v5e:3x3': the nearest are v5e:2x4 (8 chips)"),
+        (["--plan", "v5e:4x4"], "the mesh data=4 has 4 places; v5e:4x4 has 16 devices and all are used. Nearest"),
+        (["--plan", "v5e:2x2", "--mesh.data=1", "--mesh.tensor=4"], "does not divide by 4"),
+        (["--plan", "v5e:2x2", "--data.batch_size=6"], "choose a multiple of 4. Nearest that work: data=2, tensor=2"),
+        (["--slices", "2"], "--slices is about planning: it needs --plan TOPOLOGY"),
+        (["--search"], "--search is about planning: it needs --plan TOPOLOGY"),
+        (["--plan", "v5e:2x2", "--data.sequence_length=100000"], "is longer than the model's max_position_embeddings"),
+        (["--plan", "v5e:2x2", "--stesp=3"], "there is no option --stesp. Did you mean"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_by_name(tiny, arguments, words, capsys):
+    assert train.main(["--config", tiny, *arguments], "train.py") == 2
+    err = capsys.readouterr().err
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_planning_options_come_off_the_command_line():
+    options, rest = take(
+        ["--config", "x.yaml", "--plan=v5p:8x8x8", "--steps", "3", "--slices", "2", "--json"], "train.py"
+    )
+    assert options == Options("v5p:8x8x8", 2, False, True)
+    assert rest == ["--config", "x.yaml", "--steps", "3"]
+    assert take(["--steps=3"], "train.py") == (None, ["--steps=3"])
+    with pytest.raises(UserError, match="--json is about planning"):
+        take(["--json"], "train.py")
+
+
+def test_weights_that_are_not_here_cannot_be_planned_from(tiny, capsys):
+    assert train.main(["--config", tiny, "--plan", "v5e:2x2", "--model.init_from=some/where"], "train.py") == 2
+    assert "set model.preset to the architecture instead" in capsys.readouterr().err
+
+
+@needs_libtpu
+def test_decoding_is_planned_from_a_config_json(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(dict(
+        model_type="qwen3", vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=32, max_position_embeddings=512,
+    )))  # fmt: skip
+    arguments = ["--model", str(tmp_path), "--plan", "v5e:2x2", "--mesh", "data=2,tensor=2", "--context", "128"]
+    assert infer.main([*arguments, "--json"], "infer.py") == 0
+    out = json.loads(capsys.readouterr().out)
+    assert list(out) == KEYS
+    assert (out["chips"], out["tokens_per_step"], out["fits"]) == (4, 8, True)
+    assert infer.main([*arguments[:-1], "4096"], "infer.py") == 2
+    assert "8 rows of 4096 slots cannot be planned" in capsys.readouterr().err
+    assert infer.main([*arguments[:4], "--mesh", "tensor=4"], "infer.py") == 2
+    assert "does not divide by 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--plan", "v5e:2x2", "--prompt", "Hi"], "--prompt does not go with --plan"),
+        (["--context", "64"], "--context is about planning"),
+        (["--slices", "2"], "--slices is about planning"),
+    ],
+)
+def test_options_of_infer_that_contradict_planning(arguments, words, capsys):
+    with pytest.raises(SystemExit):
+        infer.main(["--model", "Qwen/Qwen3-0.6B", *arguments], "infer.py")
+    assert words in capsys.readouterr().err
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_the_command_runs_where_jax_has_not_started(tiny):
+    """In a fresh process planning keeps JAX off real devices and prints nothing but the plan."""
+    done = subprocess.run(
+        [sys.executable, "train.py", "--config", tiny, "--plan", "v5e:2x2", "--json"],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["fits"]
+    assert done.stderr == ""
