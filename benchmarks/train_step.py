@@ -10,6 +10,7 @@ first loss.
 import argparse
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import sharding
@@ -25,7 +26,7 @@ def ours(dtype: str, rows: int, length: int):
     model = ModelConfig(dtype=dtype, scan_layers=False)
     trainer = Trainer(DENSE, model, options, 10**6, sharding.Placement(), LossConfig())
     state = trainer.init(0)
-    start = trainer.model(jax.tree.map(np.asarray, state.params))
+    start = trainer.model(jax.tree.map(jnp.copy, state.params))
     placed = trainer.place(batch(DENSE, rows, length))
 
     def step() -> float:

@@ -83,7 +83,7 @@ class Program:
         work: instructions that compute or move data.
         collectives: in no order.
         unknown_loops: loops whose trip count is not a constant; their bodies are counted once.
-        unpriced: custom calls without a cost estimate, with how often they are executed; their FLOPs are counted as 0.
+        unpriced: Pallas kernels without a cost estimate, with how often they are executed; their FLOPs are counted as 0.
     """
 
     work: list[Work] = field(default_factory=list)
@@ -182,6 +182,8 @@ class _Walk:
             if told is not None:
                 return told
             guess = estimate(i)
+            if guess is None and i.target != "tpu_custom_call":
+                return 0.0  # the compiler's own: sorts, look-ups
             if guess is None:
                 name = i.source.rsplit("/", 1)[-1] or i.target or i.name
                 out.unpriced[name] = out.unpriced.get(name, 0) + times

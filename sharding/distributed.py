@@ -4,8 +4,8 @@
 >>> sharding.initialize("10.0.0.1:1234", process_count=2, process_index=0)
 
 Invariant: when a process dies, all others end within a minute. Two things see to that: JAX's coordination service, whose
-heartbeats stop (it ends the process from C++, with its own message), and the collective that waits for the dead peer, where the transport notices
-(Python gets an error, which `lost_process` recognises).
+heartbeats stop (it ends the process from C++, with its own message), and the collective that waits for the dead peer, where
+the transport notices (Python gets an error, which `lost_process` recognises).
 """
 
 import os

@@ -12,9 +12,11 @@ import contextlib
 import functools
 import math
 import re
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -90,8 +92,7 @@ def compile_for(lowered: jax.stages.Lowered, where: Topology, mesh: Mesh, price:
     """
     started = time.perf_counter()
     try:
-        with uncached():
-            compiled = lowered.compile()
+        compiled, text = _compile(lowered)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -108,13 +109,25 @@ def compile_for(lowered: jax.stages.Lowered, where: Topology, mesh: Mesh, price:
         )
     seconds = time.perf_counter() - started
     memory = _memory(compiled.memory_analysis(), where.chip.devices)
-    text = compiled.as_text()
-    assert text is not None
     module = hlo.parse(text)
     program = costs.count(module, price)
     found = Compiled(seconds, memory, memory.peak, roofline.bound(program, where, mesh), text, program)
     found.__dict__["module"] = module  # parsed already
     return found
+
+
+def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
+    """The compiled program and its optimized HLO.
+
+    The text is taken from XLA's dump: `Compiled.as_text()` cannot read back every program (libtpu 0.0.52 hands work to v5p's
+    sparse cores in a form that JAX's copy of XLA refuses).
+    """
+    with tempfile.TemporaryDirectory() as folder, uncached():
+        compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        dumped = sorted(Path(folder).glob("*after_optimizations.txt"), key=lambda file: file.stat().st_size)
+        text = dumped[-1].read_text(encoding="utf-8") if dumped else compiled.as_text()
+    assert text is not None
+    return compiled, text
 
 
 @contextlib.contextmanager

@@ -97,6 +97,8 @@ def _devices(name: str, slices: int) -> tuple[jax.Device, ...]:
 
     chip = CHIPS[name.partition(":")[0]]
     options: dict = {} if slices == 1 else {"num_slices": slices}
+    if name.endswith(":1x1"):
+        options["chips_per_host_bounds"] = (1, 1, 1)  # libtpu before 0.0.45 takes a host of four chips otherwise
     if chip.name == "v4":
         options["chip_config_name"] = "megacore"  # a chip's two cores as one device, as on Cloud TPU
     try:
@@ -177,8 +179,9 @@ def nearest_meshes(
     """
     asked = [getattr(wanted, axis) for axis in AXES]
 
-    def distance(sizes: tuple[int, ...]) -> float:
-        return sum(abs(math.log2(size / want)) for size, want in zip(sizes, asked, strict=True) if want > 0)
+    def distance(sizes: tuple[int, ...]) -> tuple[float, int]:
+        doublings = sum(abs(math.log2(size / want)) for size, want in zip(sizes, asked, strict=True) if want > 0)
+        return doublings, -sizes[AXES.index("data")]  # of equals, the one with the cheapest traffic
 
     fitting = sorted((sizes for sizes in factorizations(count, len(AXES)) if works(sizes)), key=distance)
     if not fitting:

@@ -93,7 +93,7 @@ def test_products_equal_dense(product, pallas_anywhere):
         assert_same(run(arrays), expected(arrays))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     n=st.sampled_from([1, 7, 33, 80]),
     e_k=st.sampled_from([(1, 1), (4, 1), (4, 4), (5, 2), (8, 3)]),
@@ -318,13 +318,14 @@ TPU_MESHES = {
     "expert2_tensor2": (dict(expert=2, tensor=2), "all_to_all"),
     "expert2_tensor2_all_gather": (dict(expert=2, tensor=2), "all_gather"),
 }
-# (batch, length, width, expert width); the wide ones are Qwen3-30B-A3B's, and long enough for chunks.
+# (batch, length, width, expert width); the wide one is Qwen3-30B-A3B's, long enough for an all-to-all in chunks.
 NARROW, WIDE = (4, 64, 512, 256), (4, 256, 2048, 768)
+QUICK = [("data2_tensor2", "v5e"), ("expert4", "v5e"), ("expert2_tensor2", "v5p")]
 
 
 @pytest.mark.parametrize(
     ("name", "generation", "sizes"),
-    [(name, generation, NARROW) for name in TPU_MESHES for generation in ("v5e", "v5p")]
+    [(name, generation, NARROW) for name, generation in QUICK]
     + [
         pytest.param(name, generation, WIDE, marks=pytest.mark.slow)
         for name in TPU_MESHES

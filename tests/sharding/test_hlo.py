@@ -91,7 +91,8 @@ def test_batched_dots_and_convolutions_on_cpu():
          2 * 2 * 1024 * 1024 * 512),
         ((8, 16), (16, 32), (8, 32), "dim_labels=bf_io->bf", 2 * 8 * 16 * 32),
         # A batch dimension as holes between the elements of the left side.
-        ((2, 8, 16), (2, 4, 16), (2, 8, 4), "window={size=2 stride=1 lhs_dilate=2}, dim_labels=0bf_0oi->0bf", 2 * 2 * 8 * 16 * 4),
+        ((2, 8, 16), (2, 4, 16), (2, 8, 4), "window={size=2 stride=1 lhs_dilate=2}, dim_labels=0bf_0oi->0bf",
+         2 * 2 * 8 * 16 * 4),
     ],
 )  # fmt: skip
 def test_convolutions_count_only_real_elements(lhs, rhs, out, attributes, flops):

@@ -7,8 +7,8 @@ product), SwiGLU, multiply by down. Trip counts depend on the routing, so the gr
 A tile that reaches past its expert's last row computes zeros there and writes them over rows of experts that come later,
 which then write their own: no row is padded, none is masked on the way out.
 
-Everything inside is float32: bf16 weights are widened when an expert's are copied out, which costs nothing extra, and the
-gradients of the weights add up over tiles in float32.
+Everything inside is float32: bf16 weights are widened as an expert's are copied out, and the gradients of the weights add
+up over tiles in float32.
 
 Shapes: n tokens, d width, e experts, f expert width, g = 2 f (gate and up side by side), k experts per token, m = n k rows
 sorted by expert (then `margin` more, so that a tile never reaches past the end), r rows of a tile.
@@ -95,8 +95,20 @@ def _over_tiles(walk: _Walk, expert, tiles: tuple[int, ...], body: Callable, car
 
 def _weights(expert, gate_edf, up_edf, down_efd):
     """Copy out one expert's weights in float32: gate and up side by side [D, G], and down [F, D]."""
-    gate_up_dg = jnp.concatenate([gate_edf[expert], up_edf[expert]], axis=1)
-    return gate_up_dg.astype(jnp.float32), down_efd[expert].astype(jnp.float32)
+    gate_df, up_df, down_fd = (_widened(weights, expert) for weights in (gate_edf, up_edf, down_efd))
+    return jnp.concatenate([gate_df, up_df], axis=1), down_fd
+
+
+def _widened(stack, index):
+    """stack[index] in float32.
+
+    XLA:CPU slices bf16 arrays in float32 and moves the conversion out of the loop, that of all experts: a decode step of 8
+    experts in 64 took as long as all 64. So bf16 is sliced as integers, and its bits are the upper half of a float32's.
+    """
+    if stack.dtype != jnp.bfloat16:
+        return stack[index].astype(jnp.float32)
+    bits = lax.bitcast_convert_type(stack, jnp.uint16)[index].astype(jnp.uint32)
+    return lax.bitcast_convert_type(bits << 16, jnp.float32)
 
 
 def _forward(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd, keep: bool):
@@ -104,30 +116,32 @@ def _forward(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd, keep: bool):
     (e, d, f), m = gate_edf.shape, index_nk.size
     tiles = _tiles(m, e)
     walk = _begin(index_nk, weight_nk, e, tiles[0])
+    wide_nd = x_nd.astype(jnp.float32)
 
     def expert_rows(expert, carry):
         gate_up_dg, down_fd = _weights(expert, gate_edf, up_edf, down_efd)
 
         def tile_rows(take, put, inside_r, carry):
             y_md, gate_up_mg = carry
-            gate_up_rg = x_nd[take(walk.token_m)].astype(jnp.float32) @ gate_up_dg
+            gate_up_rg = wide_nd[take(walk.token_m)] @ gate_up_dg
             weight_r = jnp.where(inside_r, take(walk.weight_m), 0)
             hidden_rf = jax.nn.silu(gate_up_rg[:, :f]) * gate_up_rg[:, f:] * weight_r[:, None]
-            y_md = put(y_md, (hidden_rf @ down_fd).astype(y_md.dtype))
+            y_md = put(y_md, hidden_rf @ down_fd)
             return y_md, put(gate_up_mg, gate_up_rg) if keep else gate_up_mg
 
         return _over_tiles(walk, expert, tiles, tile_rows, carry)
 
-    y_md = jnp.zeros((m + tiles[0], d), x_nd.dtype)
+    y_md = jnp.zeros((m + tiles[0], d), jnp.float32)
     gate_up_mg = jnp.zeros((m + tiles[0], 2 * f), jnp.float32) if keep else None
     y_md, gate_up_mg = _over_experts(walk, expert_rows, (y_md, gate_up_mg))
-    return sum_rows(y_md, walk.rows), (x_nd, weight_nk, gate_edf, up_edf, down_efd, gate_up_mg, walk)
+    return sum_rows(y_md, walk.rows).astype(x_nd.dtype), (x_nd, weight_nk, gate_edf, up_edf, down_efd, gate_up_mg, walk)
 
 
 def _backward(kept, dy_nd):
     x_nd, weight_nk, gate_edf, up_edf, down_efd, gate_up_mg, walk = kept
     (e, d, f), m = gate_edf.shape, weight_nk.size
     tiles = _tiles(m, e)
+    wide_nd, dwide_nd = x_nd.astype(jnp.float32), dy_nd.astype(jnp.float32)
 
     def expert_rows(expert, carry):
         dx_md, dweight_m, *dweights = carry
@@ -136,7 +150,7 @@ def _backward(kept, dy_nd):
         def tile_rows(take, put, inside_r, carry):
             dx_md, dweight_m, dgate_up_dg, ddown_fd = carry
             token_r = take(walk.token_m)
-            x_rd, dy_rd = x_nd[token_r].astype(jnp.float32), dy_nd[token_r].astype(jnp.float32)
+            x_rd, dy_rd = wide_nd[token_r], dwide_nd[token_r]
             gate_rf, up_rf = take(gate_up_mg)[:, :f], take(gate_up_mg)[:, f:]
             sigmoid_rf = jax.nn.sigmoid(gate_rf)
             silu_rf = gate_rf * sigmoid_rf
@@ -147,7 +161,7 @@ def _backward(kept, dy_nd):
             dhidden_rf *= weight_r1
             dgate_rf = dhidden_rf * up_rf * (sigmoid_rf + silu_rf * (1 - sigmoid_rf))
             dgate_up_rg = jnp.concatenate([dgate_rf, dhidden_rf * silu_rf], axis=1)
-            dx_md = put(dx_md, (dgate_up_rg @ gate_up_dg.T).astype(dx_md.dtype))
+            dx_md = put(dx_md, dgate_up_rg @ gate_up_dg.T)
             dgate_up_dg += x_rd.T @ dgate_up_rg
             ddown_fd += (silu_rf * up_rf * weight_r1).T @ dy_rd
             return dx_md, put(dweight_m, dweight_r), dgate_up_dg, ddown_fd
@@ -157,17 +171,18 @@ def _backward(kept, dy_nd):
         dx_md, dweight_m, dgate_up_dg, ddown_fd = carry
         new = (dgate_up_dg[:, :f], dgate_up_dg[:, f:], ddown_fd)
         dweights = [
-            lax.dynamic_update_index_in_dim(old, value.astype(old.dtype), expert, 0)
-            for old, value in zip(dweights, new, strict=True)
+            lax.dynamic_update_index_in_dim(old, value, expert, 0) for old, value in zip(dweights, new, strict=True)
         ]
         return dx_md, dweight_m, *dweights
 
-    empty = jnp.zeros((m + tiles[0], d), x_nd.dtype), jnp.zeros(m + tiles[0], jnp.float32)
-    empty_weights = [jnp.zeros_like(weights) for weights in (gate_edf, up_edf, down_efd)]
+    empty = jnp.zeros((m + tiles[0], d), jnp.float32), jnp.zeros(m + tiles[0], jnp.float32)
+    empty_weights = [jnp.zeros_like(weights, jnp.float32) for weights in (gate_edf, up_edf, down_efd)]
     dx_md, dweight_m, *dweights = _over_experts(walk, expert_rows, (*empty, *empty_weights))
     # Rows that belong to no expert were never visited, but for a tile's zeros: their weights have no gradient.
     dweight_m = jnp.where(jnp.arange(m) < walk.rows.sizes_e.sum(), dweight_m[:m], 0)
-    return sum_rows(dx_md, walk.rows), None, dweight_m[walk.rows.slot_nk].astype(weight_nk.dtype), *dweights
+    dx_nd = sum_rows(dx_md, walk.rows).astype(x_nd.dtype)
+    dweights = [value.astype(gate_edf.dtype) for value in dweights]
+    return dx_nd, None, dweight_m[walk.rows.slot_nk].astype(weight_nk.dtype), *dweights
 
 
 tiles_mlp.defvjp(functools.partial(_forward, keep=True), _backward)

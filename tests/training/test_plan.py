@@ -1,0 +1,216 @@
+"""The planned step is the real one: its arithmetic, traffic and memory against counts by hand, on a described v5e:2x2."""
+
+import dataclasses
+import importlib.util
+
+import jax
+import pytest
+
+import sharding
+from qwen3_jax.config import Qwen3Config
+from qwen3_jax.data import DataConfig
+from qwen3_jax.data.config import Source
+from qwen3_jax.errors import UserError
+from qwen3_jax.training import search
+from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig, TokenizerConfig, TrainConfig
+from qwen3_jax.training.flops import training_flops_per_token
+from qwen3_jax.training.plan import architecture, build, full_logits, full_stack_gathers, mesh_works, plan
+from sharding import AXES, MeshConfig, ShardingError
+from sharding.topology import factorizations
+
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+LAYERS, WIDTH, MLP, HEADS, KV, HEAD, VOCABULARY, ROWS, LENGTH = 6, 128, 256, 4, 2, 64, 1024, 8, 256
+
+
+def config(**changes) -> TrainConfig:
+    """A tiny dense run; `changes` are fields of `TrainConfig`, and `architecture` fields of the model over these."""
+    fields = dict(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=MLP, num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS, num_key_value_heads=KV, head_dim=HEAD, tie_word_embeddings=False,
+    ) | changes.pop("architecture", {})  # fmt: skip
+    values = dict(
+        data=DataConfig([Source("text", "no/such/folder")], sequence_length=LENGTH, batch_size=ROWS),
+        model=ModelConfig(config=fields, dtype="bfloat16", remat="full"),
+        tokenizer=TokenizerConfig(vocab_size=VOCABULARY),
+        loss=LossConfig(chunk_tokens=128),
+        mesh=MeshConfig(data=4),
+    )
+    return TrainConfig(**(values | changes))
+
+
+@pytest.fixture(scope="module")
+def planned():
+    return plan(config(), sharding.topology("v5e:2x2"))
+
+
+@needs_libtpu
+def test_arithmetic_is_what_the_architecture_needs(planned):
+    """Forward, backward and one forward again; the last product of a layer is not computed again, nor is the output's."""
+    tokens = ROWS * LENGTH // 4
+    projections = 2 * tokens * WIDTH * (2 * HEADS * HEAD + 2 * KV * HEAD + 3 * MLP)
+    down = 2 * tokens * MLP * WIDTH
+    output = 3 * 2 * tokens * WIDTH * VOCABULARY
+    pairs = LENGTH * LENGTH  # one block of queries and keys, which causal order cannot skip
+    attention = 2 * (ROWS // 4) * HEADS * HEAD * pairs
+    # Twice scores and output, then the five products of the kernel's fused backward pass.
+    expected = LAYERS * (4 * projections - down + (2 + 2 + 5) * attention) + output
+    assert planned.compiled.roofline.flops == expected
+    assert planned.compiled.program.unknown_loops == []
+    assert planned.compiled.program.unpriced == {}
+    model = architecture(config())
+    assert planned.model_flops == ROWS * LENGTH * training_flops_per_token(model, LENGTH)
+
+
+@needs_libtpu
+def test_memory_holds_weights_and_moments_once_per_mesh(planned):
+    parameters = LAYERS * (WIDTH * HEAD * (2 * HEADS + 2 * KV) + 3 * WIDTH * MLP + 2 * WIDTH + 2 * HEAD)
+    parameters += 2 * VOCABULARY * WIDTH + WIDTH
+    norms = LAYERS * (2 * WIDTH + 2 * HEAD) + WIDTH  # too small to split
+    per_chip = 4 * ((parameters - norms) / 4 + norms)
+    assert planned.holds["weights"] == per_chip
+    assert planned.holds["optimizer"] == pytest.approx(2 * per_chip, abs=64)
+    memory = planned.compiled.memory
+    assert memory.arguments >= 3 * per_chip
+    assert memory.peak == memory.arguments + memory.results + memory.temporary + memory.code
+    assert planned.fits
+
+
+@needs_libtpu
+def test_parameters_are_gathered_one_layer_at_a_time_and_logits_in_chunks(planned):
+    assert full_stack_gathers(planned.compiled.module, LAYERS) == []
+    assert full_logits(planned.compiled.module, VOCABULARY, ROWS * LENGTH // 4) == []
+
+
+@needs_libtpu
+def test_what_a_good_program_has_not_is_found_where_it_is():
+    """The same questions, asked of a program that gathers the whole stack and holds all logits."""
+    mesh = sharding.topology_mesh(sharding.topology("v5e:2x2"), MeshConfig(data=4))
+    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "data"))
+    stack = jax.ShapeDtypeStruct((LAYERS, WIDTH, WIDTH), "float32", sharding=where)
+    batch = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    x = jax.ShapeDtypeStruct((ROWS, LENGTH, WIDTH), "float32", sharding=batch)
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    head = jax.ShapeDtypeStruct((WIDTH, VOCABULARY), "float32", sharding=whole)
+
+    def bad(stack, x, head):
+        stack = jax.lax.with_sharding_constraint(stack * 2, whole)
+        return jax.nn.logsumexp(x @ stack.sum(0) @ head, axis=-1).sum(), stack
+
+    compiled = sharding.plan.compile_for(jax.jit(bad).lower(stack, x, head), sharding.topology("v5e:2x2"), mesh)
+    assert full_stack_gathers(compiled.module, LAYERS)
+    assert full_logits(compiled.module, VOCABULARY, ROWS * LENGTH // 4)
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_micro_batches_gather_parameters_again(planned):
+    """Two micro-batches: the same arithmetic, twice the traffic of parameters."""
+    again = plan(config(micro_batches=2), sharding.topology("v5e:2x2"))
+    assert again.compiled.roofline.flops == planned.compiled.roofline.flops
+    assert sum(again.compiled.roofline.ici_bytes.values()) > 1.3 * sum(planned.compiled.roofline.ici_bytes.values())
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_between_slices_only_gradients_travel():
+    where = sharding.topology("v5e:2x2", 2)
+    two = plan(config(), where)
+    assert two.mesh["replica"] == 2
+    assert any("mesh.replica=2" in note for note in two.notes)
+    gradients = two.holds["weights"]  # float32, and a sum over two slices sends each chip's part once
+    assert gradients * 0.9 < two.compiled.roofline.dcn_bytes < gradients * 1.5
+    assert all("replica" not in axes for axes in two.compiled.roofline.ici_bytes)
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_experts_are_counted_by_the_rows_that_reach_them():
+    fields = dict(num_experts=8, num_experts_per_tok=2, moe_intermediate_size=128)
+    moe = plan(config(architecture=fields, mesh=MeshConfig(data=2, expert=2)), sharding.topology("v5e:2x2"))
+    assert moe.compiled.program.unpriced == {}
+    assert moe.compiled.program.unknown_loops == []
+    ratio = moe.compiled.roofline.flops * 4 / moe.model_flops
+    assert 1.0 < ratio < 1.6  # attention without skipped blocks, and one forward pass again
+    assert any("expert" in axes for axes in moe.compiled.roofline.ici_bytes)
+
+
+@needs_libtpu
+def test_meshes_that_do_not_divide_the_model_are_refused_with_the_nearest():
+    where = sharding.topology("v5e:2x2")
+    with pytest.raises(ShardingError, match=r"does not divide by 4.* Nearest that work: data=2, tensor=2;"):
+        build(config(mesh=MeshConfig(tensor=4)), architecture(config()), where)
+    data = dataclasses.replace(config().data, batch_size=6)
+    with pytest.raises(ShardingError, match=r"choose a multiple of 4\. Nearest that work: data=2, tensor=2"):
+        plan(config(data=data), where)
+
+
+@needs_libtpu
+@pytest.mark.parametrize("experts", [{}, dict(num_experts=6, num_experts_per_tok=2, moe_intermediate_size=96)])
+def test_whether_a_mesh_works_is_known_without_building(experts):
+    where = sharding.topology("v5e:2x4")
+    run = config(architecture=experts)
+    model = architecture(run)
+    for sizes in factorizations(8, len(AXES)):
+        tried = dataclasses.replace(run, mesh=MeshConfig(**dict(zip(AXES, sizes, strict=True))))
+        try:
+            build(tried, model, where).abstract_batch(ROWS, LENGTH)
+            works = True
+        except ShardingError:
+            works = False
+        assert mesh_works(tried, model, sizes) == works, sizes
+
+
+def test_the_vocabulary_comes_from_what_names_it():
+    run = config()
+    assert architecture(run).vocab_size == VOCABULARY
+    assert architecture(dataclasses.replace(run, model=ModelConfig(preset="Qwen3-0.6B"))).vocab_size == 151_936
+    trained = dataclasses.replace(run, model=ModelConfig(), tokenizer=TokenizerConfig(vocab_size=1000))
+    assert architecture(trained).vocab_size == 1024
+    assert architecture(dataclasses.replace(run, model=ModelConfig(init_from="Qwen/Qwen3-8B"))) == dataclasses.replace(
+        Qwen3Config.preset("Qwen3-8B"), dtype="float32"
+    )
+    with pytest.raises(UserError, match=r"set model\.config\.vocab_size"):
+        architecture(dataclasses.replace(run, model=ModelConfig(), tokenizer=TokenizerConfig(path="some/where")))
+
+
+@needs_libtpu
+def test_estimates_order_settings_as_they_should():
+    where = sharding.topology("v5p:4x4x4")
+    run = config(
+        model=ModelConfig(preset="Qwen3-8B", dtype="bfloat16"),
+        data=DataConfig([Source("text", "no/such/folder")], sequence_length=4096, batch_size=128),
+        mesh=MeshConfig(data=64),
+    )
+    model = architecture(run)
+
+    def estimate(remat="full", micro=1, optimizer=OptimizerConfig(), **axes) -> search.Estimate:  # noqa: B008
+        one = dataclasses.replace(
+            run, model=dataclasses.replace(run.model, remat=remat), micro_batches=micro, optimizer=optimizer
+        )
+        return search.estimate(one, model, where, MeshConfig(**axes).sizes(64))
+
+    kept = [estimate(remat, data=64) for remat in ("full", "attention", "qkv", "dots", "none")]
+    assert [one.memory for one in kept] == sorted(one.memory for one in kept)
+    assert kept[-1].seconds < kept[0].seconds
+    assert estimate(micro=2, data=64).memory < kept[0].memory + 4 * 8.2e9 / 64
+    assert estimate(data=16, tensor=4).seconds > kept[0].seconds
+    assert estimate(optimizer=OptimizerConfig(moment_dtype="bfloat16"), data=64).memory < kept[0].memory
+    every = list(search.candidates(run, model, where))
+    assert all(mesh_works(one, model, one.mesh.sizes(64)) for one, _ in every)
+    assert {one.model.remat for one, _ in every} == {"none", "dots", "qkv", "attention", "full"}
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_search_compiles_the_promising_and_ranks_them(capsys):
+    where = sharding.topology("v5e:2x2")
+    found = search.search(config(), where, most=3)
+    assert len(found) == 3
+    steps = [one.plan.compiled.roofline.step_s for one in found if one.plan.fits]
+    assert steps == sorted(steps)
+    assert len({one.mesh for one in found}) == 3
+    text = search.table(found, where)
+    assert "--model.remat=" in text.splitlines()[5]
+    data = dataclasses.replace(config().data, batch_size=3)
+    with pytest.raises(UserError, match="no mesh of the 4 devices of v5e:2x2 divides 3 rows"):
+        search.search(config(data=data), where)
