@@ -16,6 +16,7 @@ trip counts of the loops around it.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import re
@@ -140,7 +141,10 @@ class _Walk:
                     min(computing, key=lambda b: b.flops) if computing else max(branches, key=lambda b: b.hbm_bytes)
                 )
             elif i.opcode in ("call", "async-start") and i.called:
-                out.add(self.computation(self.module.computations[i.called[0]], times))
+                part = self.computation(self.module.computations[i.called[0]], times)
+                if i.opcode == "async-start":  # a copy, or a collective that the chip's sparse cores run
+                    part.collectives = [dataclasses.replace(one, overlapped=True) for one in part.collectives]
+                out.add(part)
             elif i.opcode == "send":
                 self._send(i, times, out)
             elif _collective(i):

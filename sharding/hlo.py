@@ -25,6 +25,7 @@ _BITS = {
 _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,<= ]*)\](\{[^{}]*\})?")
 _LAYOUT_SPACE = re.compile(r"S\((\d+)\)")
 _STARTS = re.compile(r"  (?:ROOT )?%?[\w.\-]+ = ")
+_ENDS = re.compile(r"\}(?:, execution_thread=.*)?$")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|branch_computations|true_computation|false_computation)=")
 
 
@@ -174,7 +175,7 @@ def parse(text: str) -> Module:
             current.instructions[instruction.name] = instruction
             if line.startswith("  ROOT "):
                 current.root = instruction
-        elif line == "}":
+        elif _ENDS.match(line):
             current = None
     if entry is None:
         raise ValueError("this is not the text of an HLO module: there is no ENTRY computation.")
@@ -186,7 +187,7 @@ def _logical_lines(text: str) -> Iterator[str]:
     """Lines, with an instruction whose metadata holds line breaks (a Pallas kernel's) in one piece."""
     pending = ""
     for line in text.splitlines():
-        if line == "}" or _STARTS.match(line) or line.startswith(("%", "ENTRY", "HloModule")):
+        if _ENDS.match(line) or _STARTS.match(line) or line.startswith(("%", "ENTRY", "HloModule")):
             if pending:
                 yield pending
             pending = line

@@ -332,7 +332,7 @@ QUICK = [("data2_tensor2", "v5e"), ("expert4", "v5e"), ("expert2_tensor2", "v5p"
         for generation in ("v5e", "v5p")
     ],
 )
-def test_compiles_for_tpu(name, generation, sizes):
+def test_compiles_for_tpu(name, generation, sizes, no_compilation_cache):
     """Forward and gradient in bf16."""
     axes, implementation = TPU_MESHES[name]
     placement = Placement(tpu_topologies.topology_mesh(generation, **axes))

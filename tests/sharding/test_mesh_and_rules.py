@@ -104,7 +104,12 @@ def test_without_a_mesh_nothing_moves():
 
 def test_start_up_of_one_process_touches_nothing(monkeypatch):
     calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: calls.append((args, options)))
+
+    def called(address, *, num_processes, process_id, heartbeat_timeout_seconds):
+        assert heartbeat_timeout_seconds < 60  # a lost process ends the others within a minute
+        calls.append((address, num_processes, process_id))
+
+    monkeypatch.setattr(jax.distributed, "initialize", called)
     for name in (
         "SLURM_STEP_NUM_TASKS",
         "OMPI_COMM_WORLD_SIZE",
@@ -125,10 +130,12 @@ def test_start_up_of_one_process_touches_nothing(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
             sharding.initialize()
-        assert calls == [((), {})], name
+        assert calls == [(None, None, None)], name
         calls.clear()
     sharding.initialize("127.0.0.1:1", process_count=2, process_index=1)
-    assert calls == [(("127.0.0.1:1",), dict(num_processes=2, process_id=1))]
+    assert calls == [("127.0.0.1:1", 2, 1)]
+    with pytest.raises(ShardingError, match="must be HOST:PORT"):
+        sharding.initialize("nowhere", process_count=2, process_index=1)
     for arguments in (dict(coordinator="a:1"), dict(process_count=2), dict(process_count=2, process_index=0)):
         with pytest.raises(ShardingError, match="go together"):
             sharding.initialize(**arguments)
