@@ -27,12 +27,12 @@ ROWS: dict[str, tuple[str, str, int, list[str]]] = {
     "32b": ("qwen3-32b", "v6e:8x8", 1, []),
     "30b-a3b": ("qwen3-30b-a3b", "v5p:4x4x4", 1, []),
     "235b-a22b": ("qwen3-235b-a22b", "v5p:8x8x8", 1, []),
-    "235b-a22b-two-slices": ("qwen3-235b-a22b", "v5p:8x8x8", 2, ["--mesh.replica=2", "--data.batch_size=2048"]),
+    "235b-a22b-two-slices": ("qwen3-235b-a22b", "v5p:8x8x8", 2, ["--mesh.replica=2", "--data.batch_size=4096"]),
     "8b-long": ("qwen3-8b", "v5p:2x2x1", 1, [*LONG, "--data.batch_size=4", "--mesh.data=1", "--mesh.context=4"]),
     "32b-long": ("qwen3-32b", "v6e:8x8", 1, [*LONG, "--data.batch_size=16", "--mesh.data=16", "--mesh.context=4"]),
     "235b-a22b-long": (
         "qwen3-235b-a22b", "v5p:8x8x8", 1,
-        [*LONG, "--data.batch_size=128", "--mesh.data=16", "--mesh.expert=8", "--mesh.context=4"],
+        [*LONG, "--data.batch_size=256", "--mesh.data=128", "--mesh.context=4"],
     ),
 }  # fmt: skip
 
@@ -56,7 +56,8 @@ def measure(row: str) -> None:
         "from qwen3_jax.training.plan import plan as compile_plan\n"
         "planned = compile_plan(config, sharding.topology(options.topology, options.slices))\n"
         "bound = planned.compiled.roofline\n"
-        "more = dict(bound_by=bound and bound.bound, serial_s=bound and bound.serial_s, remat=config.model.remat,\n"
+        "more = dict(bound_by=bound and bound.bound, waiting_s=bound and bound.waiting_s, chip_s=bound and bound.chip_s,\n"
+        "    compute_s=bound and bound.compute_s, remat=config.model.remat,\n"
         "    micro_batches=config.micro_batches, sequence_length=config.data.sequence_length, jax=jax.__version__,\n"
         "    model=config.model.preset, report=planned.text().splitlines())\n"
         "print(json.dumps(planned.json() | more))\n"

@@ -15,6 +15,7 @@ from sharding.distributed import initialize, lost_process
 from sharding.mesh import AXES, MeshConfig, make_mesh
 from sharding.placement import SERVING, TRAINING, Placement, Rules, ShardingError
 from sharding.topology import Topology, topology, topology_mesh
+from sharding.xla import compiler_options
 
 __all__ = [
     "AXES",
@@ -26,6 +27,7 @@ __all__ = [
     "ShardingError",
     "Topology",
     "balanced_order",
+    "compiler_options",
     "initialize",
     "lost_process",
     "make_mesh",

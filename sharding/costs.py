@@ -1,7 +1,7 @@
 """What a compiled program does on each device: arithmetic, memory traffic and collectives, loops multiplied out.
 
     >>> program = costs.count(hlo.parse(compiled.as_text()))
-    >>> program.flops, program.hbm_bytes, sum(c.bytes * c.count for c in program.collectives)
+    >>> program.flops, program.hbm_bytes, sum(c.bytes * times for c, times in program.collectives)
 
 `compiled.cost_analysis()` counts the body of a loop once, and knows no collectives. Here every instruction is taken times the
 trip counts of the loops around it.
@@ -11,27 +11,26 @@ trip counts of the loops around it.
 - HBM bytes: operands and results of fusions and other top-level instructions, as far as they live in HBM (VMEM does not
   count). A slice of a stack counts as the slice; an update in place counts as the update; padding of tiles does not count.
 - Of a conditional, the cheapest branch that computes anything.
-- Collectives: bytes that one device sends, by the ring algorithm (see `_wire`).
+- Collectives: bytes that one device sends, by the ring algorithm (see `formulas.ring_bytes`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 
+from sharding.formulas import convolution_flops, estimate, ring_bytes
 from sharding.hlo import Computation, Instruction, Module, Shape, replica_groups
+from sharding.program import Collective, Event, Loop, Program, Wait, Work
 
 Price = Callable[[Instruction, list[Shape]], float | None]
 
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id", "domain",
-    "opt-barrier", "add-dependency", "while", "conditional", "call",
+    "opt-barrier", "add-dependency", "recv",
 }  # fmt: skip
 # Custom calls that move nothing: marks for the compiler, and the ends of asynchronous collectives.
 _MARKS = {
@@ -45,70 +44,6 @@ COLLECTIVES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Work:
-    """One instruction on one device: FLOPs and HBM bytes of one execution, and how often it is executed."""
-
-    name: str
-    flops: float
-    bytes: float
-    count: float
-
-
-@dataclass(frozen=True)
-class Collective:
-    """One collective on one device.
-
-    Attributes:
-        kind: "all-gather", ...; "send" is traffic between slices.
-        bytes: what one device sends in one execution.
-        count: executions.
-        groups: int [groups, devices], numbers of partitions; None between slices.
-        overlapped: the compiler starts it and goes on with other work.
-        source: JAX's name stack.
-    """
-
-    kind: str
-    bytes: float
-    count: float
-    groups: np.ndarray | None
-    overlapped: bool
-    source: str
-
-
-@dataclass
-class Program:
-    """Everything that one step does on one device.
-
-    Attributes:
-        work: instructions that compute or move data.
-        collectives: in no order.
-        unknown_loops: loops whose trip count is not a constant; their bodies are counted once.
-        unpriced: Pallas kernels without a cost estimate, with how often they are executed; their FLOPs are counted as 0.
-    """
-
-    work: list[Work] = field(default_factory=list)
-    collectives: list[Collective] = field(default_factory=list)
-    unknown_loops: list[str] = field(default_factory=list)
-    unpriced: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def flops(self) -> float:
-        return sum(work.flops * work.count for work in self.work)
-
-    @property
-    def hbm_bytes(self) -> float:
-        return sum(work.bytes * work.count for work in self.work)
-
-    def add(self, other: Program) -> None:
-        """Take over what another part of the program does."""
-        self.work += other.work
-        self.collectives += other.collectives
-        self.unknown_loops += other.unknown_loops
-        for name, count in other.unpriced.items():
-            self.unpriced[name] = self.unpriced.get(name, 0) + count
-
-
 def count(module: Module, price: Price | None = None) -> Program:
     """Return what the program does on each device.
 
@@ -117,63 +52,89 @@ def count(module: Module, price: Price | None = None) -> Program:
         price: FLOPs of one execution of a custom call, from the instruction and its operands; for kernels that carry no
             cost estimate, or a wrong one. None leaves a call to its estimate.
     """
-    return _Walk(module, price or (lambda call, operands: None)).computation(module.entry, 1.0)
+    walk = _Walk(module, price or (lambda call, operands: None))
+    program = walk.program
+    program.events = walk.computation(module.entry, 1.0)
+    return program
 
 
 class _Walk:
     def __init__(self, module: Module, price: Price):
         self.module = module
         self.price = price
+        self.program = Program()
 
-    def computation(self, computation: Computation, times: float) -> Program:
-        out = Program()
-        for i in computation:
-            if i.opcode == "while":
-                trips = self.module.trip_count(computation, i)
-                if trips is None:
-                    out.unknown_loops.append(i.source or i.name)
-                body = (i.attribute("body") or "").lstrip("%")
-                out.add(self.computation(self.module.computations[body], times * (1 if trips is None else trips)))
-            elif i.opcode == "conditional":
-                branches = [self.computation(self.module.computations[name], times) for name in i.called]
-                computing = [branch for branch in branches if branch.flops]
-                out.add(
-                    min(computing, key=lambda b: b.flops) if computing else max(branches, key=lambda b: b.hbm_bytes)
-                )
-            elif i.opcode in ("call", "async-start") and i.called:
-                part = self.computation(self.module.computations[i.called[0]], times)
-                if i.opcode == "async-start":  # a copy, or a collective that the chip's sparse cores run
-                    part.collectives = [dataclasses.replace(one, overlapped=True) for one in part.collectives]
-                out.add(part)
-            elif i.opcode == "send":
-                self._send(i, times, out)
-            elif _collective(i):
-                out.collectives.append(self._collective(computation, i, times))
-                out.work.append(Work(i.name, 0.0, self._moved(computation, i), times))
-            elif i.opcode == "fusion":
-                inner = self.module.computations[i.called[0]]
-                for found in inner:
-                    if _collective(found) and not _continued(inner, found):
-                        out.collectives.append(self._collective(inner, found, times, i))
-                out.work.append(Work(i.name, self._flops(inner, times, out), self._fusion_bytes(inner), times))
-            elif i.opcode not in _FREE and not i.opcode.endswith(("-done", "-update")) and i.opcode != "recv":
-                flops = self._own_flops(computation, i, times, out)
-                moved = 0.0 if i.target in _MARKS else self._moved(computation, i)
-                out.work.append(Work(i.name, flops, moved, times))
-        return out
+    def computation(self, computation: Computation, times: float) -> list[Event]:
+        """What a computation does that is executed `times` times."""
+        return [event for i in computation for event in self._events(computation, i, times)]
+
+    def _events(self, computation: Computation, i: Instruction, times: float) -> list[Event]:
+        called = [self.module.computations[name] for name in i.called if name in self.module.computations]
+        if i.opcode == "while":
+            trips = self.module.trip_count(computation, i)
+            if trips is None:
+                self.program.unknown_loops.append(i.source or i.name)
+            body = self.module.computations[(i.attribute("body") or "").lstrip("%")]
+            count = 1 if trips is None else trips
+            return [Loop(self.computation(body, times * count), count)]
+        if i.opcode == "conditional":
+            branches = [Program(self.computation(branch, times)) for branch in called]
+            computing = [branch for branch in branches if branch.flops]
+            if computing:
+                return min(computing, key=lambda branch: branch.flops).events
+            return max(branches, key=lambda branch: branch.hbm_bytes).events
+        if i.opcode == "call" or (i.opcode == "custom-call" and "called_computations=" in i.attributes):
+            return self.computation(called[0], times)
+        if i.opcode == "async-start" and called:  # a copy, or a collective that the chip's sparse cores run
+            inner = self.computation(called[0], times)
+            return [dataclasses.replace(e, key=i.name) if isinstance(e, Collective) else e for e in inner]
+        if i.opcode == "send":
+            return self._send(i)
+        if i.opcode == "recv-done":
+            return [Wait(_rendezvous(computation.inputs(i)[0]))]
+        if i.opcode.endswith("-done"):
+            return [Wait(self._start_of(computation, i))]
+        if _collective(i):
+            moved = Work(i.name, 0.0, self._moved(computation, i))
+            return [self._collective(computation, i), moved]
+        if i.opcode == "fusion":
+            return self._fusion(i, called[0], times)
+        if i.opcode in _FREE or i.opcode.endswith("-update") or i.target in _MARKS:
+            return []
+        return [Work(i.name, self._own_flops(computation, i, times), self._moved(computation, i))]
+
+    def _fusion(self, i: Instruction, inner: Computation, times: float) -> list[Event]:
+        before: list[Event] = []
+        for found in inner:
+            if not _collective(found):
+                continue
+            targets = {user.target for user in inner.users(found.name)}
+            key = f"{found.opcode} {found.attribute('channel_id')}"
+            if "AsyncCollectiveDone" in targets:
+                before.append(Wait(key))
+            elif "AsyncCollectiveStart" in targets:
+                before.append(dataclasses.replace(self._collective(inner, found, i), key=key))
+            elif "async_collective" not in inner.name:  # else: begun in an earlier fusion, goes on beside this one
+                before.append(self._collective(inner, found, i))
+        return [*before, Work(i.name, self._flops(inner, times), self._fusion_bytes(inner))]
+
+    def _start_of(self, computation: Computation, done: Instruction) -> str:
+        """The name of the instruction that began what this one ends."""
+        begun = computation.inputs(done)[0]
+        return computation.inputs(begun)[0].name if begun.opcode.endswith("-update") else begun.name
 
     # ---- arithmetic
 
-    def _flops(self, computation: Computation, times: float, out: Program) -> float:
+    def _flops(self, computation: Computation, times: float) -> float:
         total = 0.0
         for i in computation:
             if i.opcode in ("fusion", "call"):
-                total += self._flops(self.module.computations[i.called[0]], times, out)
+                total += self._flops(self.module.computations[i.called[0]], times)
             else:
-                total += self._own_flops(computation, i, times, out)
+                total += self._own_flops(computation, i, times)
         return total
 
-    def _own_flops(self, computation: Computation, i: Instruction, times: float, out: Program) -> float:
+    def _own_flops(self, computation: Computation, i: Instruction, times: float) -> float:
         if i.opcode == "dot":
             lhs = computation.inputs(i)[0].shapes[0]
             contracted = re.findall(r"\d+", i.attribute("lhs_contracting_dims") or "")
@@ -190,7 +151,8 @@ class _Walk:
                 return 0.0  # the compiler's own: sorts, look-ups
             if guess is None:
                 name = i.source.rsplit("/", 1)[-1] or i.target or i.name
-                out.unpriced[name] = out.unpriced.get(name, 0) + times
+                unpriced = self.program.unpriced
+                unpriced[name] = unpriced.get(name, 0) + times
                 return 0.0
             return guess.get("flops", 0.0)
         return 0.0
@@ -267,10 +229,8 @@ class _Walk:
 
     # ---- networks
 
-    def _collective(
-        self, computation: Computation, i: Instruction, times: float, fusion: Instruction | None = None
-    ) -> Collective:
-        kind, starts = i.opcode.removesuffix("-start"), i.opcode.endswith("-start")
+    def _collective(self, computation: Computation, i: Instruction, fusion: Instruction | None = None) -> Collective:
+        kind = i.opcode.removesuffix("-start")
         operands = [shape.bytes for source in computation.inputs(i) for shape in source.shapes]
         size = operands[0] if kind in ("ragged-all-to-all", "collective-permute") and operands else sum(operands)
         if kind == "ragged-all-to-all":
@@ -285,82 +245,25 @@ class _Walk:
                 result = sum(shape.bytes for shape in fusion.shapes)
                 if result * groups.shape[1] <= size * 1.01:
                     kind = "reduce-scatter"  # a TPU's is a fusion of all-reduce and slice
-            sent = _wire(kind, size, groups.shape[1])
-        starts |= any(user.target == "AsyncCollectiveStart" for user in computation.users(i.name))
-        return Collective(kind, sent, times, groups, starts, i.source)
+            sent = ring_bytes(kind, size, groups.shape[1])
+        return Collective(kind, sent, groups, i.source, i.name if i.opcode.endswith("-start") else None)
 
-    def _send(self, i: Instruction, times: float, out: Program) -> None:
+    def _send(self, i: Instruction) -> list[Event]:
         """Traffic between slices: XLA splits a collective into parts within a slice and transfers between hosts."""
         kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', i.attributes)
         if kind is None:
-            return
+            return []
         slices = re.search(r'_xla_megascale_target="\{([\d,]+)\}', i.attributes)
         members = len(slices[1].split(",")) if slices else 2
         size = i.shapes[0].bytes
-        sent = size if kind[1] == "ONE_TO_ONE" else _wire(kind[1].lower().replace("_", "-"), size, members)
-        out.collectives.append(Collective("send", sent, times, None, True, i.source or kind[1]))
+        sent = size if kind[1] == "ONE_TO_ONE" else ring_bytes(kind[1].lower().replace("_", "-"), size, members)
+        return [Collective("send", sent, None, i.source or kind[1], _rendezvous(i))]
+
+
+def _rendezvous(i: Instruction) -> str:
+    found = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', i.attributes)
+    return found[1] if found else i.name
 
 
 def _collective(i: Instruction) -> bool:
     return i.opcode.removesuffix("-start") in COLLECTIVES
-
-
-def _continued(fused: Computation, i: Instruction) -> bool:
-    """Whether a collective in a fusion began in an earlier one: a TPU spreads it over the fusions that run meanwhile."""
-    targets = {user.target for user in fused.users(i.name)}
-    if "AsyncCollectiveStart" in targets:
-        return False
-    return "AsyncCollectiveDone" in targets or "async_collective" in fused.name
-
-
-def _wire(kind: str, size: float, members: int) -> float:
-    """Bytes that each of `members` devices sends, with `size` bytes of operands each (ring algorithm)."""
-    share = (members - 1) / members
-    return {
-        "all-gather": size * (members - 1),
-        "all-reduce": 2 * size * share,
-        "reduce-scatter": size * share,
-        "all-to-all": size * share,
-        "ragged-all-to-all": size * share,  # at most: the operand's rows, not the padded result's
-        "collective-broadcast": size,
-    }[kind]
-
-
-def estimate(i: Instruction) -> dict[str, float] | None:
-    """A Pallas kernel's cost estimate, {"flops": ..., "bytes_accessed": ...}, or None."""
-    found = re.search(r'"cost_estimate":(\{[^{}]*\})', i.attributes)
-    return {name: float(value) for name, value in json.loads(found[1]).items()} if found else None
-
-
-@functools.lru_cache(maxsize=65536)
-def convolution_flops(lhs: tuple[int, ...], rhs: tuple[int, ...], out: tuple[int, ...], attributes: str) -> float:
-    """Return the FLOPs of a convolution; positions that meet only padding or dilation holes cost nothing.
-
-    Args:
-        lhs, rhs, out: dimensions of the operands and of the result.
-        attributes: the instruction's, with `dim_labels=`, `window=` and group counts.
-    """
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
-    assert labels is not None, attributes
-    spatial = sorted(c for c in labels[1] if c.isdigit())  # the window's fields are in this order
-    sides = [dict(zip(text, dims, strict=True)) for text, dims in zip(labels.groups(), (lhs, rhs, out), strict=True)]
-    window = re.search(r"window=\{([^}]*)\}", attributes)
-    fields = dict(part.split("=") for part in window[1].split()) if window and window[1] else {}
-
-    def per_dimension(name: str, default: str) -> list[str]:
-        return fields[name].split("x") if name in fields else [default] * len(spatial)
-
-    batch_groups = re.search(r"batch_group_count=(\d+)", attributes)
-    positions = 1.0
-    for d, stride, pad, lhs_dilate, rhs_dilate in zip(
-        spatial, per_dimension("stride", "1"), per_dimension("pad", "0_0"), per_dimension("lhs_dilate", "1"),
-        per_dimension("rhs_dilate", "1"), strict=True,
-    ):  # fmt: skip
-        o = np.arange(sides[2][d])[:, None] * int(stride)
-        k = np.arange(sides[1][d])[None] * int(rhs_dilate)
-        at = o + k - int(pad.split("_")[0])
-        hole = int(lhs_dilate)
-        positions *= int(((at >= 0) & (at % hole == 0) & (at // hole < sides[0][d])).sum())
-    # The kernel's input features are those of one feature group already.
-    multiply_adds = sides[1]["i"] * sides[2]["f"] * sides[0]["b"] * positions
-    return 2.0 * multiply_adds / (int(batch_groups[1]) if batch_groups else 1)

@@ -26,7 +26,9 @@ _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,<= ]*)\](\{[^{}]*\})?")
 _LAYOUT_SPACE = re.compile(r"S\((\d+)\)")
 _STARTS = re.compile(r"  (?:ROOT )?%?[\w.\-]+ = ")
 _ENDS = re.compile(r"\}(?:, execution_thread=.*)?$")
-_CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|branch_computations|true_computation|false_computation)=")
+_CALLED = re.compile(
+    r"\b(?:calls|to_apply|body|condition|branch_computations|true_computation|false_computation|called_computations)="
+)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import jax
 from jax.sharding import Mesh
 
 from sharding import costs, hlo, roofline
+from sharding.program import Program
 from sharding.roofline import Roofline
 from sharding.topology import Topology
 
@@ -69,7 +70,7 @@ class Compiled:
     needed: float | None
     roofline: Roofline | None
     text: str
-    program: costs.Program | None
+    program: Program | None
     refused: str | None = None
 
     @functools.cached_property
@@ -78,7 +79,13 @@ class Compiled:
         return hlo.parse(self.text)
 
 
-def compile_for(lowered: jax.stages.Lowered, where: Topology, mesh: Mesh, price: costs.Price | None = None) -> Compiled:
+def compile_for(
+    lowered: jax.stages.Lowered,
+    where: Topology,
+    mesh: Mesh,
+    price: costs.Price | None = None,
+    options: Mapping[str, str] | None = None,
+) -> Compiled:
     """Compile a lowered program and measure it.
 
     Args:
@@ -86,13 +93,14 @@ def compile_for(lowered: jax.stages.Lowered, where: Topology, mesh: Mesh, price:
         where: the slice(s) that the mesh covers.
         mesh: from `topology_mesh`.
         price: see `costs.count`.
+        options: of XLA's compiler, as the run itself passes them.
 
     Raises:
         Whatever the compiler raises, except that memory does not suffice: that is a result.
     """
     started = time.perf_counter()
     try:
-        compiled, text = _compile(lowered)
+        compiled, text = _compile(lowered, dict(options or {}))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -116,14 +124,14 @@ def compile_for(lowered: jax.stages.Lowered, where: Topology, mesh: Mesh, price:
     return found
 
 
-def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
+def _compile(lowered: jax.stages.Lowered, options: dict[str, str]) -> tuple[jax.stages.Compiled, str]:
     """The compiled program and its optimized HLO.
 
     The text is taken from XLA's dump: `Compiled.as_text()` cannot read back every program (libtpu 0.0.52 hands work to v5p's
     sparse cores in a form that JAX's copy of XLA refuses).
     """
     with tempfile.TemporaryDirectory() as folder, uncached():
-        compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        compiled = lowered.compile(compiler_options={**options, "xla_dump_to": folder, "xla_dump_hlo_as_text": True})
         dumped = sorted(Path(folder).glob("*after_optimizations.txt"), key=lambda file: file.stat().st_size)
         text = dumped[-1].read_text(encoding="utf-8") if dumped else compiled.as_text()
     assert text is not None
@@ -275,12 +283,12 @@ class Plan:
             f"{chip.flops / 1e12:.0f} TFLOP/s); the model itself is {model:.3e}",
             f"  HBM traffic  {bound.hbm_bytes / 1e9:.1f} GB per chip ({_duration(bound.memory_s)} at "
             f"{chip.hbm_bandwidth / 1e9:.0f} GB/s)",
-            f"  ICI          sent per chip: {', '.join(ici) or 'nothing'}; {_duration(bound.exposed_s)} not overlapped "
-            f"(links of {chip.ici_link / 1e9:.0f} GB/s one way)",
+            f"  ICI          sent per chip: {', '.join(ici) or 'nothing'}; the chip waits {_duration(bound.waiting_s)} for "
+            f"networks (links of {chip.ici_link / 1e9:.0f} GB/s one way)",
             f"  DCN          sent per chip: {bound.dcn_bytes / 1e9:.2f} GB ({_duration(bound.dcn_s)} at "
             f"{chip.dcn / 1e9:.1f} GB/s)",
-            f"  step         at least {_duration(bound.step_s)}, bound by {bound.bound}; {_duration(bound.serial_s)} if "
-            "nothing overlapped",
+            f"  step         at least {_duration(bound.step_s)}, mostly {bound.bound}: compute {_duration(bound.compute_s)}, "
+            f"HBM beyond it {_duration(bound.chip_s - bound.compute_s)}, networks {_duration(bound.waiting_s)}",
             f"  tokens       {self.tokens:,} per step, at most {self.tokens / bound.step_s:,.0f} per second",
             f"  MFU          at most {self.mfu:.1%}",
             f"  assumptions  {roofline.ASSUMPTIONS}",

@@ -1,8 +1,10 @@
 """How fast a compiled program could run on a TPU slice: a bound, with its assumptions.
 
 Assumptions (`ASSUMPTIONS` states them beside the figures):
-- An instruction takes the longer of its FLOPs at peak and its HBM bytes at full bandwidth; instructions run one by one.
-- A collective that the compiler starts asynchronously hides behind them completely; any other one stops the chip.
+- Instructions run one by one in the order that the compiler chose; each takes the longer of its FLOPs at peak and its HBM
+  bytes at full bandwidth.
+- A collective that the compiler starts asynchronously runs beside them until its result is needed, one at a time on each
+  network; any other one stops the chip.
 - A ring has the links of every torus dimension that its devices span: both directions where the dimension closes to a
   ring, one where it does not; groups that interleave share them.
 - Traffic between slices leaves every chip at its share of the host's network cards.
@@ -17,14 +19,14 @@ from dataclasses import dataclass
 import numpy as np
 from jax.sharding import Mesh
 
-from sharding.costs import Collective, Program
 from sharding.mesh import AXES
+from sharding.program import Collective, Event, Loop, Program, Wait, Work
 from sharding.topology import Topology
 
 ASSUMPTIONS = (
-    "Roofline: every instruction takes the longer of FLOPs / peak and HBM bytes / bandwidth, one after the other; "
-    "asynchronous collectives hide behind them completely, others stop the chip; rings use every link along their torus "
-    "dimensions; no latency, no host time. A bound, not a forecast: expect less."
+    "instructions run one by one in the compiled order, each for the longer of FLOPs / peak and HBM bytes / bandwidth; "
+    "asynchronous collectives run beside them until their result is needed, others stop the chip; rings use every link "
+    "along their torus dimensions; no latency, no host time. A bound, not a forecast: expect less."
 )
 
 
@@ -41,8 +43,8 @@ class Roofline:
         memory_s: HBM bytes at full bandwidth.
         chip_s: instructions one by one, each the longer of the two.
         ici_s: collectives by mesh axis.
-        exposed_s: the part of `ici_s` that is not asynchronous.
         dcn_s: traffic between slices.
+        step_s: instructions and networks together, in the compiled order.
     """
 
     flops: float
@@ -53,64 +55,109 @@ class Roofline:
     memory_s: float
     chip_s: float
     ici_s: dict[str, float]
-    exposed_s: float
     dcn_s: float
+    step_s: float
 
     @property
-    def step_s(self) -> float:
-        """The bound: chip and exposed collectives, or a network that is busy for longer."""
-        return max(self.chip_s + self.exposed_s, sum(self.ici_s.values()), self.dcn_s)
-
-    @property
-    def serial_s(self) -> float:
-        """If nothing overlapped."""
-        return self.chip_s + sum(self.ici_s.values()) + self.dcn_s
+    def waiting_s(self) -> float:
+        """Time in which the chip waits for a network."""
+        return self.step_s - self.chip_s
 
     @property
     def bound(self) -> str:
-        """What the step waits for most: "compute", "HBM", "ICI" or "DCN"."""
-        if self.dcn_s >= self.step_s:
-            return "DCN"
-        if sum(self.ici_s.values()) >= self.step_s or self.exposed_s > self.chip_s:
-            return "ICI"
-        return "compute" if self.compute_s >= self.chip_s / 2 else "HBM"
+        """What most of the step goes to: "compute", "HBM" (beyond compute), "ICI" or "DCN" (waiting for them)."""
+        network = "DCN" if self.dcn_s > sum(self.ici_s.values()) else "ICI"
+        parts = {"compute": self.compute_s, "HBM": self.chip_s - self.compute_s, network: self.waiting_s}
+        return max(parts, key=lambda name: parts[name])
 
 
 def bound(program: Program, where: Topology, mesh: Mesh) -> Roofline:
     """Return the roofline of a program that was compiled for a mesh over the topology."""
     chip, devices = where.chip, where.chip.devices
-    peak, memory = chip.flops / devices, chip.hbm_bandwidth / devices
+    clock = _Clock(program, where, mesh)
     ici_bytes: dict[str, float] = {}
     ici_s: dict[str, float] = {}
-    exposed, dcn = 0.0, 0.0
-    network = _Network(where, mesh)
-    shifts = {_pairs(c.groups) for c in program.collectives if c.kind == "collective-permute" and c.groups is not None}
-    for collective in program.collectives:
-        sent = collective.bytes * collective.count
+    dcn = 0.0
+    for collective, times in program.collectives:
         if collective.groups is None:
-            dcn += sent * devices
-            continue
-        if not sent:
-            continue
-        axes = network.axes(collective.groups)
-        seconds = network.seconds(collective) * collective.count
-        if collective.kind == "collective-permute" and _pairs(collective.groups[:, ::-1]) in shifts:
-            seconds /= 2  # halves travel both ways around at once
-        ici_bytes[axes] = ici_bytes.get(axes, 0.0) + sent * devices
-        ici_s[axes] = ici_s.get(axes, 0.0) + seconds
-        exposed += 0.0 if collective.overlapped else seconds
+            dcn += collective.bytes * times * devices
+        elif collective.bytes:
+            axes = clock.network.axes(collective.groups)
+            ici_bytes[axes] = ici_bytes.get(axes, 0.0) + collective.bytes * times * devices
+            ici_s[axes] = ici_s.get(axes, 0.0) + clock.duration(collective) * times
     return Roofline(
         flops=program.flops * devices,
         hbm_bytes=program.hbm_bytes * devices,
         ici_bytes=ici_bytes,
         dcn_bytes=dcn,
-        compute_s=program.flops / peak,
-        memory_s=program.hbm_bytes / memory,
-        chip_s=sum(max(work.flops / peak, work.bytes / memory) * work.count for work in program.work),
+        compute_s=program.flops / clock.peak,
+        memory_s=program.hbm_bytes / clock.memory,
+        chip_s=sum(clock.busy(work) * times for work, times in program.work),
         ici_s=ici_s,
-        exposed_s=exposed,
         dcn_s=dcn / chip.dcn,
+        step_s=clock.run(program.events),
     )
+
+
+class _Clock:
+    """Runs a program's events in order: `now` is the chip's time, `free` says when each network has nothing left to do."""
+
+    def __init__(self, program: Program, where: Topology, mesh: Mesh):
+        chip = where.chip
+        self.peak, self.memory = chip.flops / chip.devices, chip.hbm_bandwidth / chip.devices
+        self.dcn = chip.dcn / chip.devices
+        self.network = _Network(where, mesh)
+        # Shifts in opposite directions travel both ways around at once.
+        self.shifts = {_pairs(c.groups) for c, _ in program.collectives if c.kind == _SHIFT and c.groups is not None}
+        self.now = 0.0
+        self.free = {"ICI": 0.0, "DCN": 0.0}
+        self.ready: dict[str, float] = {}
+
+    def run(self, events: list[Event]) -> float:
+        """Return the time at which everything has happened."""
+        self._through(events)
+        return max(self.now, *self.free.values())
+
+    def _through(self, events: list[Event]) -> None:
+        for event in events:
+            if isinstance(event, Work):
+                self.now += self.busy(event)
+            elif isinstance(event, Wait):
+                self.now = max(self.now, self.ready.pop(event.key, 0.0))
+            elif isinstance(event, Loop):
+                self._loop(event)
+            else:
+                name = "DCN" if event.groups is None else "ICI"
+                self.free[name] = max(self.now, self.free[name]) + self.duration(event)
+                if event.key is None:
+                    self.now = self.free[name]
+                else:
+                    self.ready[event.key] = self.free[name]
+
+    def _loop(self, loop: Loop) -> None:
+        """Two rounds are followed; further ones take as long as the second."""
+        for _ in range(min(int(loop.count), 2)):
+            before = self.now
+            self._through(loop.events)
+        if loop.count > 2:
+            more = (self.now - before) * (loop.count - 2)
+            self.now += more
+            self.free = {name: time + more for name, time in self.free.items()}
+            self.ready = {key: time + more for key, time in self.ready.items()}
+
+    def busy(self, work: Work) -> float:
+        return max(work.flops / self.peak, work.bytes / self.memory)
+
+    def duration(self, collective: Collective) -> float:
+        if collective.groups is None:
+            return collective.bytes / self.dcn
+        if not collective.bytes:
+            return 0.0
+        both_ways = collective.kind == _SHIFT and _pairs(collective.groups[:, ::-1]) in self.shifts
+        return self.network.seconds(collective) / (2 if both_ways else 1)
+
+
+_SHIFT = "collective-permute"
 
 
 def _pairs(groups: np.ndarray) -> frozenset[tuple[int, int]]:

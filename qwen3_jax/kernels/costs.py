@@ -8,7 +8,8 @@ Shapes: b batch, t queries, s keys, n query heads, h head size, m rows of a buff
 
 import re
 
-from sharding.costs import Price, estimate
+from sharding.costs import Price
+from sharding.formulas import estimate
 from sharding.hlo import Instruction, Shape
 
 # Products of a block of queries with a block of keys: scores and output; their gradients, with the scores computed again.

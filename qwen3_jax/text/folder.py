@@ -196,13 +196,17 @@ def _register(backend: Tokenizer, added: dict[int, AddedToken], folder: Path) ->
     for index, token in added.items():
         taken = backend.id_to_token(index)
         if taken is not None and taken != token.content:
-            raise TokenizerError(f"{folder} gives the added token {token.content!r} the id of {taken!r}, {index}")
+            raise TokenizerError(
+                f"{folder} gives the added token {token.content!r} the id of {taken!r}, {index}; tokenizer.json and "
+                "tokenizer_config.json disagree"
+            )
     backend.add_tokens([token for index, token in sorted(added.items()) if index not in known])
     for index, token in added.items():
         actual = backend.token_to_id(token.content)
         if actual != index:
             raise TokenizerError(
-                f"{folder} gives the added token {token.content!r} the id {index}, but the vocabulary has it at {actual}"
+                f"{folder} gives the added token {token.content!r} the id {index}, but the vocabulary of tokenizer.json has it "
+                f"at {actual}"
             )
 
 

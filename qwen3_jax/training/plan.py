@@ -48,7 +48,8 @@ def plan(config: TrainConfig, where: Topology) -> Plan:
     tokens = config.data.batch_size * config.data.sequence_length
     split = trainer.placement.parts("batch") * trainer.placement.parts("length") * config.micro_batches
     rows = tokens / split * model.num_experts_per_tok if model.num_experts else None
-    compiled = compile_for(lowered, where, mesh, pricer(rows))
+    options = sharding.compiler_options(mesh)
+    compiled = compile_for(lowered, where, mesh, pricer(rows), options)
     compiled = dataclasses.replace(compiled, seconds=compiled.seconds + lowering)
     devices = where.chip.devices
     return Plan(
@@ -62,7 +63,7 @@ def plan(config: TrainConfig, where: Topology) -> Plan:
         },
         tokens=tokens,
         model_flops=tokens * training_flops_per_token(model, config.data.sequence_length),
-        notes=notes,
+        notes=(*notes, "collectives run on the chips' sparse cores (sharding.compiler_options)") if options else notes,
     )
 
 

@@ -55,6 +55,7 @@ def test_a_plan_needs_only_the_configuration(tiny, capsys):
 
 
 @needs_libtpu
+@pytest.mark.slow
 def test_two_slices_hold_a_copy_each(tiny, capsys):
     arguments = ["plan", "--config", tiny, "--topology", "v5e:2x2", "--slices", "2"]
     assert qwen3(arguments) == 0

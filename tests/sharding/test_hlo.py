@@ -10,9 +10,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import sharding
 from sharding import MeshConfig, costs, hlo, roofline
-from sharding.costs import convolution_flops
+from sharding.formulas import convolution_flops
 from sharding.hlo import replica_groups
 from sharding.plan import uncached
+from sharding.program import Collective, Loop, Program, Wait, Work
 
 P = PartitionSpec
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
@@ -50,7 +51,7 @@ def test_a_loop_counts_as_often_as_it_runs(platform):
     program = counted(run, abstract(mesh, (m, k), P("data")), abstract(mesh, (k, k), P()))
     assert program.flops == 2 * (m // 4) * k * k * outer * inner
     assert program.unknown_loops == []
-    assert not program.collectives
+    assert list(program.collectives) == []
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
@@ -65,9 +66,9 @@ def test_the_gradient_of_a_scanned_stack(platform):
 
     program = counted(jax.grad(loss), abstract(mesh, (layers, k, k), P()), abstract(mesh, (m, k), P("data")))
     assert program.flops == 4 * 2 * (m // 4) * k * k * layers
-    summed = [c for c in program.collectives if c.kind in ("all-reduce", "reduce-scatter")]
+    summed = [c.bytes * times for c, times in program.collectives if c.kind in ("all-reduce", "reduce-scatter")]
     # The gradient [L, K, K] is summed over 4 devices: each sends twice three quarters of it.
-    assert sum(c.bytes * c.count for c in summed) == pytest.approx(2 * 3 / 4 * layers * k * k * 4)
+    assert sum(summed) == pytest.approx(2 * 3 / 4 * layers * k * k * 4)
 
 
 def test_batched_dots_and_convolutions_on_cpu():
@@ -146,7 +147,7 @@ def test_a_scattered_sum_and_a_gather_of_parts_on_cpu():
         mesh=mesh, in_specs=P(), out_specs=P("data"), check_vma=False,
     )  # fmt: skip
     program = counted(scatter, abstract(mesh, (64, 16), P()))
-    assert [c.kind for c in program.collectives] == ["reduce-scatter"]
+    assert [c.kind for c, _ in program.collectives] == ["reduce-scatter"]
     assert _by_axis(program, mesh) == {"data": 64 * 16 * 4 * 3 / 4}
 
 
@@ -154,10 +155,10 @@ def _by_axis(program: costs.Program, mesh: jax.sharding.Mesh) -> dict[str, float
     network = object.__new__(roofline._Network)
     network.sizes = mesh.devices.shape
     out: dict[str, float] = {}
-    for c in program.collectives:
+    for c, times in program.collectives:
         if c.bytes:
             axes = network.axes(c.groups)
-            out[axes] = out.get(axes, 0.0) + c.bytes * c.count
+            out[axes] = out.get(axes, 0.0) + c.bytes * times
     return out
 
 
@@ -277,6 +278,68 @@ ENTRY %main (a: f32[10,8,8], i: s32[]) -> f32[1,8,8] {
     assert costs.count(hlo.parse(text)).hbm_bytes == 8 * 8 * 4 + 4  # one slice and the index are read; VMEM is written
 
 
+OFFLOADED = """HloModule m, num_partitions=4
+
+%inner (p: f32[8]) -> f32[32] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %g = f32[32]{0} all-gather(%p), channel_id=1, replica_groups={{0,1,2,3}}, dimensions={0}
+}, execution_thread="sparsecore"
+
+%wrapped (q: f32[8]) -> f32[32] {
+  %q = f32[8]{0} parameter(0)
+  ROOT %c = f32[32]{0} custom-call(%q), custom_call_target="any", called_computations={%inner}
+}, execution_thread="sparsecore"
+
+ENTRY %main (a: f32[8], b: f32[64,64]) -> f32[32] {
+  %a = f32[8]{0} parameter(0)
+  %b = f32[64,64]{1,0} parameter(1)
+  %s = ((f32[8]{0}), f32[32]{0}, u32[]) async-start(), async_execution_thread="sparsecore", calls=%wrapped
+  %u = ((f32[8]{0}), f32[32]{0}, u32[]) async-update(%s, %a)
+  %d = f32[64,64]{1,0} dot(%b, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %e = f32[32]{0} async-done(%u)
+}
+"""
+
+
+def test_collectives_of_the_sparse_cores_run_beside_what_is_between_start_and_done():
+    kinds = [type(event).__name__ for event in costs.count(hlo.parse(OFFLOADED)).events]
+    assert kinds == ["Collective", "Work", "Work", "Wait"]
+    (gather, _), *_ = costs.count(hlo.parse(OFFLOADED)).collectives
+    assert (gather.kind, gather.bytes, gather.key) == ("all-gather", 8 * 4 * 3, "s")
+
+
+@needs_libtpu
+def test_the_clock_hides_what_the_order_hides():
+    """One gather of 1 ms on the wire: alone, beside 3 ms of work, beside 0.4 ms, and in a loop that begins it a round early."""
+    where = sharding.topology("v5e:2x2")
+    mesh = sharding.topology_mesh(where, MeshConfig(data=4))
+    groups = np.arange(4)[None]
+    seconds = 1e-3
+    sent = seconds * 2 * where.chip.ici_link
+
+    def time(*events) -> float:
+        return roofline.bound(Program(list(events)), where, mesh).step_s
+
+    def work(milliseconds: float) -> Work:
+        return Work("w", milliseconds * 1e-3 * where.chip.flops, 0.0)
+
+    alone = Collective("all-gather", sent, groups, "")
+    beside = Collective("all-gather", sent, groups, "", "k")
+    assert time(work(3), alone) == pytest.approx(4e-3)
+    assert time(beside, work(3), Wait("k")) == pytest.approx(3e-3)
+    assert time(beside, work(0.4), Wait("k")) == pytest.approx(1e-3)
+    assert time(beside, work(0.4)) == pytest.approx(1e-3)  # a program ends when its networks do
+    other = Collective("all-gather", sent, groups, "", "l")
+    assert time(beside, other, work(0.4), Wait("k"), Wait("l")) == pytest.approx(2e-3)  # one at a time
+    assert time(Loop([beside, Wait("k"), work(3)], 5)) == pytest.approx(5 * 4e-3)
+    assert time(Loop([Wait("k"), beside, work(3)], 5)) == pytest.approx(5 * 3e-3)
+    memory = Work("w", 0.0, 2e-3 * where.chip.hbm_bandwidth)
+    found = roofline.bound(Program([work(1), memory, alone]), where, mesh)
+    assert (found.step_s, found.chip_s, found.waiting_s) == pytest.approx((4e-3, 3e-3, 1e-3))
+    assert found.bound == "HBM"
+    assert roofline.bound(Program([work(1), alone, alone]), where, mesh).bound == "ICI"
+
+
 def test_text_that_is_no_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY computation"):
         hlo.parse("HloModule m\n")
@@ -293,9 +356,9 @@ def test_times_on_the_torus():
     ):
         where = sharding.topology(name)
         network = roofline._Network(where, sharding.topology_mesh(where, MeshConfig(**axes)))
-        one = costs.Collective("all-gather", sent, 1, groups, True, "")
+        one = Collective("all-gather", sent, groups, "")
         assert network.axes(groups) == "tensor"
         assert network.seconds(one) == pytest.approx(seconds)
-        exchange = costs.Collective("all-to-all", sent, 1, groups, True, "")
+        exchange = Collective("all-to-all", sent, groups, "")
         rate = sent / seconds
         assert network.seconds(exchange) == pytest.approx(sent * 8 / 7 * 8 / 4 / rate)

@@ -8,6 +8,7 @@ import sharding
 from sharding import AXES, MeshConfig, ShardingError
 from sharding.hardware import CHIPS, peak_flops
 from sharding.mesh import describe
+from sharding.plan import compile_for
 from sharding.topology import factorizations, nearest_meshes
 
 needs_libtpu = pytest.mark.skipif(
@@ -124,3 +125,34 @@ def test_every_way_to_lay_out_devices_is_known():
 )
 def test_which_dimensions_close_to_rings(name, shape, wraps):
     assert CHIPS[name].wraps(shape) == wraps
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("name", "given"), [("v5e:2x2", False), ("v5p:2x2x1", True), ("v6e:2x2", True), ("v4:2x2x1", False)]
+)
+def test_chips_with_sparse_cores_are_told_to_use_them(name, given):
+    mesh = sharding.topology_mesh(sharding.topology(name), MeshConfig(data=-1))
+    assert (sharding.compiler_options(mesh) is not None) == given
+    assert sharding.compiler_options(sharding.make_mesh(data=2)) is None
+    assert sharding.compiler_options(None) is None
+
+
+@needs_libtpu
+def test_the_compiler_knows_the_options_and_hides_a_gather_with_them():
+    """A gathered weight used after other work: on v5p the gather runs beside that work, with these options only."""
+    where = sharding.topology("v5p:2x2x1")
+    mesh = sharding.topology_mesh(where, MeshConfig(data=4))
+
+    def placed(shape, *axes):
+        spec = jax.sharding.PartitionSpec(*axes)
+        return jax.ShapeDtypeStruct(shape, "bfloat16", sharding=jax.sharding.NamedSharding(mesh, spec))
+
+    def step(x, w):
+        return jax.lax.scan(lambda x, w: (jax.numpy.tanh(x @ w), None), x, w)[0]
+
+    lowered = jax.jit(step).lower(placed((4096, 2048), "data"), placed((8, 2048, 2048), None, "data"))
+    compiled = compile_for(lowered, where, mesh, None, sharding.compiler_options(mesh))
+    gathers = [one for one, _ in compiled.program.collectives if one.kind == "all-gather"]
+    assert gathers
+    assert all(one.key is not None for one in gathers)
