@@ -29,7 +29,9 @@ def pricer(expert_rows: float | None = None) -> Price:
         names = f"{call.name} {call.source}"
         for name, products in _SPLASH_PRODUCTS.items():
             if name in names:
-                fused = name == "splash_mha_dkv" and any(len(shape.dims) == 5 for shape in call.shapes)
+                # The fused backward pass also gives one gradient of the queries per block of keys.
+                dims = len(next(shape.dims for shape in operands if shape.dtype in ("bf16", "f16", "f32")))
+                fused = name == "splash_mha_dkv" and any(len(shape.dims) > dims for shape in call.shapes)
                 return _splash(_FUSED_BACKWARD if fused else products, operands)
         guess = estimate(call)
         if guess is not None and expert_rows is not None and re.search(r"\bt?gmm\b", names.replace("_", " ")):
@@ -44,13 +46,14 @@ def _splash(products: int, operands: list[Shape]) -> float | None:
     """FLOPs of one call: the blocks that a causal mask leaves, of which each device has its share.
 
     The first operands say which blocks to visit, int8 [1, blocks of queries, blocks of keys]; queries [B, N, T, H] and keys
-    [B, K, S, H] are the first two of four dimensions.
+    [B, K, S, H] are the first two arrays of floats, without B where a device has one row.
     """
     grids = [shape.dims for shape in operands if len(shape.dims) == 3 and shape.dtype == "s8"]
-    heads = [shape.dims for shape in operands if len(shape.dims) == 4]
+    heads = [shape.dims for shape in operands if len(shape.dims) in (3, 4) and shape.dtype in ("bf16", "f16", "f32")]
     if not grids or len(heads) < 2:
         return None
-    (b, n, t, h), s = heads[0], heads[1][2]
+    (n, t, h), s = heads[0][-3:], heads[1][-2]
+    b = heads[0][0] if len(heads[0]) == 4 else 1
     block = t // grids[0][1] if t % grids[0][1] == 0 else t
     blocks = s // block
     pairs = block**2 * blocks * (blocks + 1) / 2 * t / s
