@@ -198,7 +198,9 @@ class Trainer:
         return jax.jit(make, out_shardings=self.shardings)()
 
     def init_from(self, params: Params) -> TrainState:
-        """Return a state that starts from given parameters, already placed."""
+        """Return a state that starts from a copy of given parameters, already placed."""
+        # A copy: on CPU, loaded arrays may lie in the checkpoint's own mapped pages, and the step writes over its state.
+        params = jax.jit(lambda given: jax.tree.map(jnp.copy, given), out_shardings=self.shardings.params)(params)
         optimizer = jax.jit(self.optimizer.init, out_shardings=self.shardings.optimizer)(params)
         fresh = self._fresh_guard(), jnp.zeros((), jnp.int32)
         return TrainState(params, optimizer, *jax.device_put(fresh, (self.shardings.guard, self.shardings.step)))
