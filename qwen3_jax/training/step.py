@@ -176,43 +176,36 @@ class Trainer:
         params = self.structure.shardings(self.placement)
         mesh = self.placement.mesh
         everywhere = next(iter(params.values())) if mesh is None else NamedSharding(mesh, PartitionSpec())
-        abstract = jax.eval_shape(self.optimizer.init, self.structure.shapes)
 
         def of(path: tuple, _leaf: Any) -> jax.sharding.Sharding:
             return params.get(str(getattr(path[-1], "key", None)), everywhere)
 
-        guards = jax.tree.map(lambda _: everywhere, jax.eval_shape(self._fresh_guard))
-        return TrainState(params, jax.tree_util.tree_map_with_path(of, abstract), guards, everywhere)
-
-    def _fresh_guard(self) -> guard.Guard:
-        return guard.fresh(self._guard.spike_window)
+        return jax.tree_util.tree_map_with_path(of, jax.eval_shape(self._start, self.structure.shapes))
 
     def init(self, seed: int) -> TrainState:
         """Return a fresh state; every device makes only its own part."""
 
         def make() -> TrainState:
             state = nnx.state(self._build(nnx.Rngs(seed)))
-            params = {".".join(map(str, path)): v.get_value() for path, v in nnx.to_flat_state(state)}
-            return TrainState(params, self.optimizer.init(params), self._fresh_guard(), jnp.zeros((), jnp.int32))
+            return self._start({".".join(map(str, path)): v.get_value() for path, v in nnx.to_flat_state(state)})
 
         return jax.jit(make, out_shardings=self.shardings)()
 
     def init_from(self, params: Params) -> TrainState:
-        """Return a state that starts from a copy of given parameters, already placed."""
-        # A copy: on CPU, loaded arrays may lie in the checkpoint's own mapped pages, and the step writes over its state.
-        params = jax.jit(lambda given: jax.tree.map(jnp.copy, given), out_shardings=self.shardings.params)(params)
-        optimizer = jax.jit(self.optimizer.init, out_shardings=self.shardings.optimizer)(params)
-        fresh = self._fresh_guard(), jnp.zeros((), jnp.int32)
-        return TrainState(params, optimizer, *jax.device_put(fresh, (self.shardings.guard, self.shardings.step)))
+        """Return a state that starts from given parameters, already placed; the first step takes their memory."""
+        return jax.jit(self._start, out_shardings=self.shardings)(params)
+
+    def _start(self, params: Params) -> TrainState:
+        """The state before the first step. Under jit, so that no two counters share a buffer, which a step cannot donate."""
+        return TrainState(
+            params, self.optimizer.init(params), guard.fresh(self._guard.spike_window), jnp.zeros((), jnp.int32)
+        )
 
     def abstract_state(self) -> TrainState:
         """Shapes, types and shardings of the state, for restoring a checkpoint straight onto its devices."""
-        shapes = self.structure.shapes
-        optimizer, fresh = jax.eval_shape(self.optimizer.init, shapes), jax.eval_shape(self._fresh_guard)
-        plain = TrainState(shapes, optimizer, fresh, jax.ShapeDtypeStruct((), jnp.int32))
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            plain,
+            jax.eval_shape(self._start, self.structure.shapes),
             self.shardings,
         )
 
