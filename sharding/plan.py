@@ -14,7 +14,7 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,6 @@ def compile_for(
     where: Topology,
     mesh: Mesh,
     price: costs.Price | None = None,
-    options: Mapping[str, str] | None = None,
 ) -> Compiled:
     """Compile a lowered program and measure it.
 
@@ -93,14 +92,13 @@ def compile_for(
         where: the slice(s) that the mesh covers.
         mesh: from `topology_mesh`.
         price: see `costs.count`.
-        options: of XLA's compiler, as the run itself passes them.
 
     Raises:
         Whatever the compiler raises, except that memory does not suffice: that is a result.
     """
     started = time.perf_counter()
     try:
-        compiled, text = _compile(lowered, dict(options or {}))
+        compiled, text = _compile(lowered)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -124,14 +122,14 @@ def compile_for(
     return found
 
 
-def _compile(lowered: jax.stages.Lowered, options: dict[str, str]) -> tuple[jax.stages.Compiled, str]:
+def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
     """The compiled program and its optimized HLO.
 
     The text is taken from XLA's dump: `Compiled.as_text()` cannot read back every program (libtpu 0.0.52 hands work to v5p's
     sparse cores in a form that JAX's copy of XLA refuses).
     """
     with tempfile.TemporaryDirectory() as folder, uncached():
-        compiled = lowered.compile(compiler_options={**options, "xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
         dumped = sorted(Path(folder).glob("*after_optimizations.txt"), key=lambda file: file.stat().st_size)
         text = dumped[-1].read_text(encoding="utf-8") if dumped else compiled.as_text()
     assert text is not None

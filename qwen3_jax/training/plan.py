@@ -11,6 +11,8 @@ import dataclasses
 import time
 from pathlib import Path
 
+from jax.sharding import Mesh
+
 import sharding
 from qwen3_jax.config import Qwen3Config, read_json
 from qwen3_jax.errors import UserError
@@ -41,15 +43,14 @@ def plan(config: TrainConfig, where: Topology) -> Plan:
     except ShardingError as error:
         raise ShardingError(f"{error} {_nearest(config, model, where)}") from None
     state = trainer.abstract_state()
-    lowered = trainer.step.lower(state, batch)  # type: ignore[attr-defined] # a jitted function
+    lowered = trainer.step.lower(state, batch)
     lowering = time.perf_counter() - started
     assert trainer.placement.mesh is not None
     mesh = trainer.placement.mesh
     tokens = config.data.batch_size * config.data.sequence_length
     split = trainer.placement.parts("batch") * trainer.placement.parts("length") * config.micro_batches
     rows = tokens / split * model.num_experts_per_tok if model.num_experts else None
-    options = sharding.compiler_options(mesh)
-    compiled = compile_for(lowered, where, mesh, pricer(rows), options)
+    compiled = compile_for(lowered, where, mesh, pricer(rows))
     compiled = dataclasses.replace(compiled, seconds=compiled.seconds + lowering)
     devices = where.chip.devices
     return Plan(
@@ -63,7 +64,7 @@ def plan(config: TrainConfig, where: Topology) -> Plan:
         },
         tokens=tokens,
         model_flops=tokens * training_flops_per_token(model, config.data.sequence_length),
-        notes=(*notes, "collectives run on the chips' sparse cores (sharding.compiler_options)") if options else notes,
+        notes=(*notes, *_sparse_cores(mesh)),
     )
 
 
@@ -156,6 +157,11 @@ def _nearest(config: TrainConfig, model: Qwen3Config, where: Topology) -> str:
         return sizes[0] % where.slices == 0 and mesh_works(config, model, sizes)
 
     return nearest_meshes(config.mesh, len(where.devices), works)
+
+
+def _sparse_cores(mesh: Mesh) -> tuple[str, ...]:
+    told = sharding.compiler_options(mesh) is not None
+    return ("collectives run on the chips' sparse cores (sharding.compiler_options)",) if told else ()
 
 
 def _name(config: TrainConfig) -> str:

@@ -23,7 +23,7 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.model import Qwen3, Structure
 from qwen3_jax.training import guard, losses
 from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig
-from sharding import Placement, ShardingError, balanced_order
+from sharding import Placement, ShardingError, balanced_order, compiler_options
 
 Params = dict[str, jax.Array]
 Batch = dict[str, jax.Array]
@@ -150,13 +150,17 @@ class Trainer:
         self.optimizer = make_optimizer(optimizer, steps)
         self._schedule = schedule(optimizer, steps)
         self.shardings = self._state_shardings()
-        self.step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]] = jax.jit(
-            self._step, donate_argnums=0, out_shardings=(self.shardings, None)
+        # (state, batch) -> (state, Metrics); takes the state's memory.
+        self.step: jax.stages.Wrapped = jax.jit(
+            self._step,
+            donate_argnums=0,
+            out_shardings=(self.shardings, None),
+            compiler_options=compiler_options(placement.mesh),
         )
-        self.evaluate: Callable[[Params, Batch], losses.Loss] = jax.jit(self._evaluate)
-        self.gradients: Callable[[Params, Batch], tuple[Params, losses.Loss]] = jax.jit(
-            self._gradients, out_shardings=(self.shardings.params, None)
-        )
+        # (params, batch) -> Loss
+        self.evaluate: jax.stages.Wrapped = jax.jit(self._evaluate)
+        # (params, batch) -> (gradients, Loss)
+        self.gradients: jax.stages.Wrapped = jax.jit(self._gradients, out_shardings=(self.shardings.params, None))
 
     def _build(self, rngs: nnx.Rngs) -> Qwen3:
         return Qwen3(

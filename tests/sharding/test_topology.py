@@ -151,8 +151,10 @@ def test_the_compiler_knows_the_options_and_hides_a_gather_with_them():
     def step(x, w):
         return jax.lax.scan(lambda x, w: (jax.numpy.tanh(x @ w), None), x, w)[0]
 
-    lowered = jax.jit(step).lower(placed((4096, 2048), "data"), placed((8, 2048, 2048), None, "data"))
-    compiled = compile_for(lowered, where, mesh, None, sharding.compiler_options(mesh))
+    lowered = jax.jit(step, compiler_options=sharding.compiler_options(mesh)).lower(
+        placed((4096, 2048), "data"), placed((8, 2048, 2048), None, "data")
+    )
+    compiled = compile_for(lowered, where, mesh)
     gathers = [one for one, _ in compiled.program.collectives if one.kind == "all-gather"]
     assert gathers
     assert all(one.key is not None for one in gathers)
