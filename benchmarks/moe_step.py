@@ -5,26 +5,9 @@ python benchmarks/moe_step.py                    # goal: at most 1.3x the dense 
 
 import argparse
 
-import sharding
 from benchmarks.common import interleaved, show
-from benchmarks.models import DENSE, MOE, batch
+from benchmarks.models import DENSE, MOE, stepper
 from qwen3_jax.model import parameter_count
-from qwen3_jax.training.config import ModelConfig, OptimizerConfig
-from qwen3_jax.training.step import Trainer
-
-
-def stepper(config, dtype: str, rows: int, length: int):
-    """Return a function that takes one step."""
-    options = OptimizerConfig(warmup_steps=0, schedule="constant", learning_rate=1e-4)
-    trainer = Trainer(config, ModelConfig(dtype=dtype, scan_layers=False), options, 10**6, sharding.Placement())
-    state, placed = trainer.init(0), trainer.place(batch(config, rows, length))
-
-    def step() -> float:
-        nonlocal state
-        state, metrics = trainer.step(state, placed)
-        return float(metrics.loss.cross_entropy)
-
-    return step
 
 
 def main() -> None:
@@ -37,7 +20,7 @@ def main() -> None:
     table = []
     for dtype in ("float32", "bfloat16"):
         seconds = interleaved(
-            {name: stepper(c, dtype, options.rows, options.length) for name, c in (("dense", DENSE), ("moe", MOE))},
+            {name: stepper(c, dtype, options.rows, options.length)[1] for name, c in (("dense", DENSE), ("moe", MOE))},
             options.rounds, dtype,
         )  # fmt: skip
         table.append([

@@ -9,32 +9,10 @@ first loss.
 
 import argparse
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-import sharding
 from benchmarks.common import interleaved, show
-from benchmarks.models import DENSE, batch
-from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig
-from qwen3_jax.training.step import Trainer
-
-
-def ours(dtype: str, rows: int, length: int):
-    """Return (parameters as a Hugging Face model would load them, a function that takes one step and returns its loss)."""
-    options = OptimizerConfig(warmup_steps=0, schedule="constant", learning_rate=1e-4)
-    model = ModelConfig(dtype=dtype, scan_layers=False)
-    trainer = Trainer(DENSE, model, options, 10**6, sharding.Placement(), LossConfig())
-    state = trainer.init(0)
-    start = trainer.model(jax.tree.map(jnp.copy, state.params))
-    placed = trainer.place(batch(DENSE, rows, length))
-
-    def step() -> float:
-        nonlocal state
-        state, metrics = trainer.step(state, placed)
-        return float(metrics.loss.cross_entropy)
-
-    return start, step
+from benchmarks.models import DENSE, batch, stepper
 
 
 def peer(folder: str, dtype: str, rows: int, length: int):
@@ -78,7 +56,7 @@ def main() -> None:
     options = parser.parse_args()
     table, tokens = [], options.rows * options.length
     for dtype in ("float32", "bfloat16"):
-        start, step = ours(dtype, options.rows, options.length)
+        start, step = stepper(DENSE, dtype, options.rows, options.length)
         with tempfile.TemporaryDirectory() as folder:
             save(start, None, f"{folder}/hf")
             torch_step = peer(f"{folder}/hf", dtype, options.rows, options.length)

@@ -9,7 +9,7 @@ import pytest
 import tiny_models
 
 import qwen3_jax
-from qwen3_jax.cli import convert, infer, train
+from qwen3_jax.cli import convert, infer, plan, train
 from qwen3_jax.cli import main as qwen3
 
 ROOT = Path(__file__).parent.parent
@@ -61,6 +61,9 @@ def test_every_command_line_in_the_docs_is_accepted(checkout, monkeypatch, capsy
         if words[:2] == ["python", "infer.py"]:
             if "--help" in words or "--chat" in words:
                 continue
+            if "--plan" in words:  # tests/cli runs it
+                assert infer._parser("infer.py").parse_args(words[2:]).plan
+                continue
             place = words.index("--model") + 1
             words[place] = "runs/quickstart/hf"
             if "--mesh" in words:
@@ -68,7 +71,11 @@ def test_every_command_line_in_the_docs_is_accepted(checkout, monkeypatch, capsy
             assert infer.main([*words[2:], "--max-new-tokens", "400"], "infer.py") == 0, (line, capsys.readouterr().err)
         elif words[:2] == ["python", "train.py"]:
             if "--help" not in words:
-                assert train.parse(words[2:]).steps > 0
+                assert train.parse(plan.take(words[2:], "train.py")[1]).steps > 0
+        elif words[:2] == ["qwen3", "plan"]:
+            options, rest = plan.take(words[2:], "qwen3 plan", "topology")
+            assert options is not None
+            assert train.parse(rest).steps > 0
         elif words[:3] == ["qwen3", "tokenizer", "train"]:
             words[words.index("--vocab-size") + 1] = "400"
             assert qwen3(words[1:]) == 0, capsys.readouterr().err
