@@ -67,8 +67,7 @@ class Rules:
 
 
 # Activations: batch, length, hidden. Parameters: the rest ("hidden" too, for norms).
-# Training splits every large parameter over `data` as well (FSDP, Rajbhandari et al. 2019, arXiv 1910.02054, stage 3), and over
-# `context`, whose devices otherwise would hold copies.
+# Training splits every large parameter over `data` as well (FSDP, Rajbhandari et al. 2019, arXiv 1910.02054, stage 3).
 TRAINING = Rules.of(
     {
         "batch": ("replica", "data", "expert"),
@@ -76,7 +75,7 @@ TRAINING = Rules.of(
         "hidden": None,
         "layers": None,
         "vocab": "tensor",
-        "embed": ("data", "context"),
+        "embed": "data",
         "heads": "tensor",
         "kv_heads": "tensor",
         "head_dim": None,
@@ -124,7 +123,7 @@ class Placement:
             if size % parts:
                 raise ShardingError(
                     f"{name}: dimension {dimension} ({axes[dimension]!r}, {size}) does not divide by {parts}, the size "
-                    f"of mesh axis {' x '.join(map(repr, self.axes(str(axes[dimension]))))}; choose a size that divides {size}."
+                    f"of mesh axis {entry!r}; choose a size that divides {size}."
                 )
         return NamedSharding(self.mesh, spec)
 
@@ -136,20 +135,12 @@ class Placement:
         entries = [e if size % _parts(self.mesh, e) == 0 else None for size, e in zip(x.shape, spec, strict=True)]
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*entries)))
 
-    def axes(self, axis: str) -> tuple[str, ...]:
-        """The mesh axes larger than 1 over which a logical axis is split."""
-        return () if self.mesh is None else tuple(a for a in _names(self.spec((axis,))[0]) if self.mesh.shape[a] > 1)
-
     def parts(self, axis: str) -> int:
         """Into how many parts a logical axis is split."""
         return 1 if self.mesh is None else _parts(self.mesh, self.spec((axis,))[0])
 
 
-def _names(entry: Any) -> tuple[str, ...]:
-    """The mesh axes in one entry of a PartitionSpec."""
-    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
-
-
 def _parts(mesh: Mesh, entry: Any) -> int:
     """Into how many parts one entry of a PartitionSpec splits its dimension."""
-    return math.prod(mesh.shape[axis] for axis in _names(entry))
+    axes = () if entry is None else (entry,) if isinstance(entry, str) else entry
+    return math.prod(mesh.shape[axis] for axis in axes)

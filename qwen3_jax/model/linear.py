@@ -75,13 +75,7 @@ def _terms(equation: str) -> tuple[str, str, str]:
 def _product(equation: str, x: jax.Array, w: jax.Array, quantization: Quantization | None, kind: int) -> jax.Array:
     """The product, of quantised operands when asked for; kind 0: x are values, 1: x are gradients."""
     if quantization is None:
-        # XLA:CPU multiplies bf16 twice as fast into float32; elsewhere that would double what devices exchange.
-        return jax.lax.platform_dependent(
-            x,
-            w,
-            cpu=lambda x, w: jnp.einsum(equation, x, w, preferred_element_type=jnp.float32).astype(x.dtype),
-            default=functools.partial(jnp.einsum, equation),
-        )
+        return jnp.einsum(equation, x, w)
     import qwix
 
     a, b, c = _terms(equation)
