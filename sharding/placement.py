@@ -135,12 +135,20 @@ class Placement:
         entries = [e if size % _parts(self.mesh, e) == 0 else None for size, e in zip(x.shape, spec, strict=True)]
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*entries)))
 
+    def axes(self, axis: str) -> tuple[str, ...]:
+        """The mesh axes larger than 1 over which a logical axis is split."""
+        return () if self.mesh is None else tuple(a for a in _names(self.spec((axis,))[0]) if self.mesh.shape[a] > 1)
+
     def parts(self, axis: str) -> int:
         """Into how many parts a logical axis is split."""
         return 1 if self.mesh is None else _parts(self.mesh, self.spec((axis,))[0])
 
 
+def _names(entry: Any) -> tuple[str, ...]:
+    """The mesh axes in one entry of a PartitionSpec."""
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+
+
 def _parts(mesh: Mesh, entry: Any) -> int:
     """Into how many parts one entry of a PartitionSpec splits its dimension."""
-    axes = () if entry is None else (entry,) if isinstance(entry, str) else entry
-    return math.prod(mesh.shape[axis] for axis in axes)
+    return math.prod(mesh.shape[axis] for axis in _names(entry))

@@ -13,11 +13,11 @@ Shapes: b batch, t length, n tokens, c tokens of a chunk, d hidden, v vocabulary
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec
 
 from sharding import Placement
@@ -77,10 +77,9 @@ def token_loss(
         total, parts = _token_loss(local, states_btd, weight, targets_bt, weights_bt)
         return TokenLoss(total, *parts)
 
-    tokens, vocab, embed = placement.spec(("batch", "length")), _axes(placement, "vocab"), _axes(placement, "embed")
+    tokens, vocab, embed = placement.spec(("batch", "length")), placement.axes("vocab"), placement.axes("embed")
     names = ("vocab", "embed") if tied else ("embed", "vocab")
-    parts = int(np.prod([mesh.shape[axis] for axis in vocab]))
-    local = _Settings(tied, z_loss, chunk, vocab, embed, parts)
+    local = _Settings(tied, z_loss, chunk, vocab, embed, placement.parts("vocab"))
 
     # Every device returns its own share, and the shares are added up outside: so what comes back from above is the same
     # number on every device, whichever axes an input is split or copied over.
@@ -95,19 +94,10 @@ def token_loss(
         out_specs=PartitionSpec(mesh.axis_names),
         check_vma=False,
     )(states_btd, weight, targets_bt, weights_bt)
-    return TokenLoss(*(x.sum() / _copies(placement, tokens, vocab) for x in shares))
-
-
-def _axes(placement: Placement, name: str) -> tuple[str, ...]:
-    entry = placement.spec((name,))[0]
-    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
-
-
-def _copies(placement: Placement, tokens: PartitionSpec, vocab: tuple[str, ...]) -> int:
-    """How many devices return the same share: along axes that split neither the tokens nor the vocabulary."""
-    assert placement.mesh is not None
-    used = {axis for entry in tokens if entry for axis in ((entry,) if isinstance(entry, str) else entry)} | set(vocab)
-    return int(np.prod([size for axis, size in placement.mesh.shape.items() if axis not in used]))
+    # Devices along axes that split neither the tokens nor the vocabulary return the same share.
+    used = {*placement.axes("batch"), *placement.axes("length"), *vocab}
+    copies = math.prod(size for axis, size in mesh.shape.items() if axis not in used)
+    return TokenLoss(*(x.sum() / copies for x in shares))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -68,15 +68,13 @@ def split(placement: Placement, q_shape: tuple[int, ...], kv_heads: int, strict:
     b, t, n, _ = q_shape
 
     def axes(name: str, dimensions: dict[str, int]) -> tuple[str, ...]:
-        entry = placement.spec((name,))[0]
-        names = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
-        parts = placement.parts(name)
+        names, parts = placement.axes(name), placement.parts(name)
         for what, size in dimensions.items():
             if size % parts:
                 if strict is None:
                     return ()
                 raise ShardingError(
-                    f"attention {strict!r} cannot divide {size} {what} by {parts}, the size of mesh axis {entry!r}; "
+                    f"attention {strict!r} cannot divide {size} {what} by {parts}, the size of {' x '.join(names)}; "
                     f"choose a size that divides, or attention 'auto'."
                 )
         return names

@@ -50,10 +50,10 @@ def unsplittable(x_btd: jax.Array, gate_edf: jax.Array, placement: Placement) ->
             return f"{name} {size} does not divide by {placement.parts(name)}, the devices that it is split over"
     if placement.parts("hidden") > 1:
         return "the rules split the hidden axis"
-    token_axes = {*_axes(placement, "batch"), *_axes(placement, "length")}
-    if not set(_axes(placement, "expert")) <= token_axes or len(_axes(placement, "expert")) > 1:
+    token_axes = {*placement.axes("batch"), *placement.axes("length")}
+    if not set(placement.axes("expert")) <= token_axes or len(placement.axes("expert")) > 1:
         return "the rules split the experts over a mesh axis that does not split the tokens"
-    if set(_axes(placement, "mlp")) & token_axes:
+    if set(placement.axes("mlp")) & token_axes:
         return "the rules split the tokens and the experts' width over the same mesh axis"
     return None
 
@@ -84,19 +84,19 @@ def sharded_mlp(
     def one_device(x_btd, index_btk, weight_btk, gate_ldf, up_ldf, down_lfd):
         b, t, d = x_btd.shape
         tokens = x_btd.reshape(b * t, d), index_btk.reshape(b * t, -1), weight_btk.reshape(b * t, -1)
-        embed = _axes(placement, "embed")
+        embed = placement.axes("embed")
         gate_ldf, up_ldf = (_gathered(w, embed, 1, x_btd.dtype) for w in (gate_ldf, up_ldf))
         down_lfd = _gathered(down_lfd, embed, 2, x_btd.dtype)
         local = functools.partial(mlp, gate_edf=gate_ldf, up_edf=up_ldf, down_efd=down_lfd)
         if over is None:
             y_nd = local(*tokens)
         else:
-            (axis,) = _axes(placement, "expert")
+            (axis,) = placement.axes("expert")
             if over == "all_gather":
                 y_nd = _all_gather(*tokens, local, gate_ldf.shape[0], axis)
             else:
                 y_nd = _all_to_all(*tokens, local, gate_ldf.shape[0], axis, native, mesh.axis_names)
-        return _add_up(y_nd, _axes(placement, "mlp")).reshape(b, t, d)
+        return _add_up(y_nd, placement.axes("mlp")).reshape(b, t, d)
 
     tokens_spec = placement.spec(("batch", "length", "hidden"))
     routing_spec = PartitionSpec(*tokens_spec[:2], None)
@@ -108,14 +108,6 @@ def sharded_mlp(
         out_specs=tokens_spec,
         check_vma=False,  # Pallas kernels do not say over which axes their outputs vary
     )(x_btd, index_btk, weight_btk, gate_edf, up_edf, down_efd)
-
-
-def _axes(placement: Placement, name: str) -> tuple[str, ...]:
-    """The mesh axes larger than 1 that a logical axis is split over."""
-    assert placement.mesh is not None
-    entry = placement.spec((name,))[0]
-    axes = () if entry is None else (entry,) if isinstance(entry, str) else entry
-    return tuple(axis for axis in axes if placement.mesh.shape[axis] > 1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
