@@ -67,7 +67,8 @@ class Rules:
 
 
 # Activations: batch, length, hidden. Parameters: the rest ("hidden" too, for norms).
-# Training splits every large parameter over `data` as well (FSDP, Rajbhandari et al. 2019, arXiv 1910.02054, stage 3).
+# Training splits every large parameter over `data` as well (FSDP, Rajbhandari et al. 2019, arXiv 1910.02054, stage 3), and over
+# `context`, whose devices would otherwise hold copies.
 TRAINING = Rules.of(
     {
         "batch": ("replica", "data", "expert"),
@@ -75,7 +76,7 @@ TRAINING = Rules.of(
         "hidden": None,
         "layers": None,
         "vocab": "tensor",
-        "embed": "data",
+        "embed": ("data", "context"),
         "heads": "tensor",
         "kv_heads": "tensor",
         "head_dim": None,
@@ -123,7 +124,7 @@ class Placement:
             if size % parts:
                 raise ShardingError(
                     f"{name}: dimension {dimension} ({axes[dimension]!r}, {size}) does not divide by {parts}, the size "
-                    f"of mesh axis {entry!r}; choose a size that divides {size}."
+                    f"of mesh axis {' x '.join(map(repr, self.axes(str(axes[dimension]))))}; choose a size that divides {size}."
                 )
         return NamedSharding(self.mesh, spec)
 

@@ -1,4 +1,4 @@
-"""Attention and expert matmuls: one function each, one implementation per platform.
+"""Attention, expert matmuls and products with weights: one function each, one implementation per platform.
 
 The only room that asks which platform it is on.
 """
@@ -6,6 +6,18 @@ The only room that asks which platform it is on.
 from qwen3_jax.kernels.attention import attention, cached_attention
 from qwen3_jax.kernels.choice import Kernels, target
 from qwen3_jax.kernels.experts import expert_mlp
+from qwen3_jax.kernels.linear import Quantization, linear
+from qwen3_jax.kernels.linear import check as check_quantization
 from qwen3_jax.kernels.platform import prefers_unrolled_decoding
 
-__all__ = ["Kernels", "attention", "cached_attention", "expert_mlp", "prefers_unrolled_decoding", "target"]
+__all__ = [
+    "Kernels",
+    "Quantization",
+    "attention",
+    "cached_attention",
+    "check_quantization",
+    "expert_mlp",
+    "linear",
+    "prefers_unrolled_decoding",
+    "target",
+]

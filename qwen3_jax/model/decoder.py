@@ -20,11 +20,9 @@ import numpy as np
 from flax import nnx, struct
 
 from qwen3_jax.config import GenerationConfig, Qwen3Config
-from qwen3_jax.kernels import Kernels
+from qwen3_jax.kernels import Kernels, Quantization, check_quantization
 from qwen3_jax.model.cache import KVCache
 from qwen3_jax.model.layers import MLP, Attention, LayerCache, RMSNorm
-from qwen3_jax.model.linear import Quantization
-from qwen3_jax.model.linear import check as check_quantization
 from qwen3_jax.model.moe import MoE, RouterStats
 from qwen3_jax.model.params import Declare
 from qwen3_jax.model.rope import angles

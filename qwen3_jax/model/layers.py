@@ -11,8 +11,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from qwen3_jax.config import Qwen3Config
-from qwen3_jax.kernels import Kernels, attention, cached_attention
-from qwen3_jax.model.linear import Quantization, linear
+from qwen3_jax.kernels import Kernels, Quantization, attention, cached_attention, linear
 from qwen3_jax.model.params import Declare
 from qwen3_jax.model.rope import rotate
 from sharding import Placement
@@ -78,9 +77,9 @@ class Attention(nnx.Module):
         """
         dtype = x_btd.dtype
         cos, sin = rope
-        q_btnh = linear("btd,dnh->btnh", x_btd, self.q[...], self.quantization)
-        k_bkth = linear("btd,dkh->bkth", x_btd, self.k[...], self.quantization)
-        v_bkth = linear("btd,dkh->bkth", x_btd, self.v[...], self.quantization)
+        q_btnh = linear("btd,dnh->btnh", x_btd, self.q[...], self.quantization, self.placement)
+        k_bkth = linear("btd,dkh->bkth", x_btd, self.k[...], self.quantization, self.placement)
+        v_bkth = linear("btd,dkh->bkth", x_btd, self.v[...], self.quantization, self.placement)
         if self.bias:
             q_btnh += self.q_bias[...].astype(dtype)
             k_bkth += self.k_bias[...].astype(dtype)[:, None]
@@ -103,7 +102,7 @@ class Attention(nnx.Module):
             cache = _write(cache[0], k_bkth, slots_bt), _write(cache[1], v_bkth, slots_bt)
             k_bksh, v_bksh = cache
             out_btnh = cached_attention(q_btnh, k_bksh.astype(dtype), v_bksh.astype(dtype), slots_bt)
-        out_btd = linear("btnh,nhd->btd", out_btnh, self.o[...], self.quantization)
+        out_btd = linear("btnh,nhd->btd", out_btnh, self.o[...], self.quantization, self.placement)
         return out_btd + self.o_bias[...].astype(dtype) if self.bias else out_btd, cache
 
 
@@ -128,7 +127,7 @@ class MLP(nnx.Module):
         self.quantization = quantization
 
     def __call__(self, x_btd: jax.Array) -> jax.Array:
-        gate_btf = linear("btd,df->btf", x_btd, self.gate[...], self.quantization)
-        up_btf = linear("btd,df->btf", x_btd, self.up[...], self.quantization)
+        gate_btf = linear("btd,df->btf", x_btd, self.gate[...], self.quantization, self.placement)
+        up_btf = linear("btd,df->btf", x_btd, self.up[...], self.quantization, self.placement)
         hidden_btf = self.placement.constrain(jax.nn.silu(gate_btf) * up_btf, ("batch", "length", "mlp"))
-        return linear("btf,fd->btd", hidden_btf, self.down[...], self.quantization)
+        return linear("btf,fd->btd", hidden_btf, self.down[...], self.quantization, self.placement)

@@ -140,7 +140,7 @@ def mesh_works(config: TrainConfig, model: Qwen3Config, sizes: tuple[int, ...]) 
     divisible = [
         (rows, replica * data * expert * config.micro_batches),
         (length, 2 * context if context > 1 else 1),
-        (model.hidden_size, data),
+        (model.hidden_size, data * context),
         (model.vocab_size, tensor),
         (model.num_attention_heads, tensor),
         (model.num_key_value_heads, tensor),

@@ -120,7 +120,8 @@ def estimate(config: TrainConfig, model: Qwen3Config, where: Topology, sizes: tu
     if model.num_experts:
         moe_layers = sum(model.is_moe_layer(layer) for layer in range(layers))
         in_experts = moe_layers * 3 * model.num_experts * d * model.moe_intermediate_size
-    shard = (total - in_experts) / tensor + in_experts / (tensor * expert)  # of one place along `data`
+    shard = (total - in_experts) / tensor + in_experts / (tensor * expert)  # whole, as it is gathered
+    fsdp = data * context
     tokens = config.data.batch_size * config.data.sequence_length
     mine = tokens / (replica * data * expert * context) / config.micro_batches
 
@@ -136,7 +137,7 @@ def estimate(config: TrainConfig, model: Qwen3Config, where: Topology, sizes: tu
     }[config.model.remat]
     one_layer = 8 * d + 4 * queries + 2 * pairs + 4 * width
     logits = config.loss.chunk_tokens * model.vocab_size / tensor * 4 * 3
-    memory = shard / data * (parameter + 2 * moment + gradients) + 2 * 2 * shard / layers
+    memory = shard / fsdp * (parameter + 2 * moment + gradients) + 2 * 2 * shard / layers
     memory += 2 * mine * (layers * kept + 2 * one_layer) + logits
 
     attention = 6 * layers * model.num_attention_heads * h * config.data.sequence_length * tokens
@@ -156,7 +157,7 @@ def estimate(config: TrainConfig, model: Qwen3Config, where: Topology, sizes: tu
         return 2 * chip.ici_link * max(chip.dimensions * share, 0.5) / devices
 
     passes = 3 if config.model.remat == "none" else 4
-    gather = 3 * 2 * shard * (data - 1) / data * config.micro_batches / rate(data) if data > 1 else 0.0
+    gather = 3 * 2 * shard * (fsdp - 1) / fsdp * config.micro_batches / rate(fsdp) if fsdp > 1 else 0.0
     exchange = 0.0
     micro_tokens = mine * config.micro_batches
     if tensor > 1:
@@ -165,7 +166,7 @@ def estimate(config: TrainConfig, model: Qwen3Config, where: Topology, sizes: tu
         exchange += passes * 2 * layers * micro_tokens * routed * d * 2 * max(1, expert / 8) / rate(expert)
     if context > 1:
         exchange += passes * layers * micro_tokens * (context - 1) * pairs * 2 / rate(context)
-    between = 2 * 4 * shard / data / chip.dcn if where.slices > 1 else 0.0
+    between = 2 * 4 * shard / fsdp / chip.dcn if where.slices > 1 else 0.0
     return Estimate(memory * devices, max(compute + exchange, gather + exchange, between))
 
 

@@ -56,9 +56,11 @@ def test_sizes_that_do_not_fit_are_named(sizes, words):
 
 
 def test_rules_turn_logical_axes_into_mesh_axes():
-    assert TRAINING.spec(("vocab", "embed")) == PartitionSpec("tensor", "data")
+    assert TRAINING.spec(("vocab", "embed")) == PartitionSpec("tensor", ("data", "context"))
     assert SERVING.spec(("vocab", "embed")) == PartitionSpec("tensor", None)
-    assert TRAINING.spec(("layers", "expert", "embed", "mlp")) == PartitionSpec(None, "expert", "data", "tensor")
+    assert TRAINING.spec(("layers", "expert", "embed", "mlp")) == PartitionSpec(
+        None, "expert", ("data", "context"), "tensor"
+    )
     assert TRAINING.spec(("batch", None, "hidden")) == PartitionSpec(("replica", "data", "expert"), None, None)
     assert TRAINING.replace(mlp=None).spec(("mlp",)) == PartitionSpec(None)
     assert hash(Rules.of({"a": "data", "b": None})) == hash(Rules.of({"a": ["data"], "b": ()}))

@@ -29,22 +29,22 @@ MESHES = {
     "replica2_data2_tensor2": dict(replica=2, data=2, tensor=2),
     "context2_tensor2": dict(context=2, tensor=2, data=2),
 }
-# Over which mesh axes each parameter is split in training; `data` is left out in serving.
+# Over which mesh axes each parameter is split in training; `data` and `context` are left out in serving.
 SPLIT = {
     "dense": {
-        "embed": "tensor data",
-        "q": "data tensor",
-        "k": "data tensor",
-        "v": "data tensor",
-        "o": "tensor data",
-        "gate": "data tensor",
-        "up": "data tensor",
-        "down": "tensor data",
+        "embed": "tensor data context",
+        "q": "data context tensor",
+        "k": "data context tensor",
+        "v": "data context tensor",
+        "o": "tensor data context",
+        "gate": "data context tensor",
+        "up": "data context tensor",
+        "down": "tensor data context",
         "scale": "",
     }
 }
-SPLIT["moe"] = SPLIT["dense"] | dict.fromkeys(("gate", "up", "down"), "expert data tensor")
-SPLIT["moe"] |= {"router": "data", "lm_head": "data tensor"}
+SPLIT["moe"] = SPLIT["dense"] | dict.fromkeys(("gate", "up", "down"), "expert data context tensor")
+SPLIT["moe"] |= {"router": "data context", "lm_head": "data context tensor"}
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_logits_and_shares_on_every_mesh(kind, name, expected):
     folder, wanted, _ = expected(kind)
     mesh = sharding.make_mesh(**MESHES[name])
     serving, _ = qwen3_jax.load(folder, mesh=mesh)
-    assert_split(serving, kind, mesh, axes_left_out=["data"])
+    assert_split(serving, kind, mesh, axes_left_out=["data", "context"])
     assert_close(serving(small_checkpoints.tokens()), wanted)
     training = load_model(folder, placement=sharding.Placement(mesh, sharding.TRAINING), scan_layers=True)
     assert_split(training, kind, mesh)

@@ -7,6 +7,9 @@ differentiation of `einsum(x, w.astype(bf16))` would round them to bf16 first.
 
 Quantised training follows SwitchBack (Wortsman et al. 2023, arXiv 2304.13013): y and dx are products of 8-bit numbers, scaled
 by row of x and dy and by column of W; dW, whose sum runs over all tokens, is not quantised. Through qwix.
+
+XLA:CPU multiplies bf16 twice as fast into float32 as into bf16, so there y and dx are rounded after the product. On other
+platforms that would double what devices exchange when they sum the parts of a split product.
 """
 
 import functools
@@ -16,6 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from qwen3_jax.errors import UserError
+from qwen3_jax.kernels.choice import target
+from sharding import Placement
 
 Quantization = Literal["int8", "fp8"]
 # e4m3 has the digits that values need, e5m2 the range that gradients need (Micikevicius et al. 2022, arXiv 2209.05433).
@@ -38,8 +43,13 @@ def check(quantization: Quantization | None) -> None:
         raise UserError(f"quantization {quantization!r} needs qwix: pip install 'qwen3-jax[quantization]'.") from error
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
-def linear(equation: str, x: jax.Array, w: jax.Array, quantization: Quantization | None = None) -> jax.Array:
+def linear(
+    equation: str,
+    x: jax.Array,
+    w: jax.Array,
+    quantization: Quantization | None = None,
+    placement: Placement = Placement(),  # noqa: B008 - frozen
+) -> jax.Array:
     """Return einsum(equation, x, w) in x's dtype; the gradient of w comes in w's dtype from float32 sums.
 
     Args:
@@ -47,23 +57,31 @@ def linear(equation: str, x: jax.Array, w: jax.Array, quantization: Quantization
         x: activations in the compute type.
         w: weights in their storage type.
         quantization: of both products that involve w.
+        placement: where the arrays live.
     """
-    return _product(equation, x, w.astype(x.dtype), quantization, 0).astype(x.dtype)
+    return _linear(equation, quantization, target(placement) == "cpu", x, w)
 
 
-def _forward(equation, x, w, quantization):
-    return linear(equation, x, w, quantization), (x, w)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _linear(
+    equation: str, quantization: Quantization | None, rounded_after: bool, x: jax.Array, w: jax.Array
+) -> jax.Array:
+    return _product(equation, quantization, rounded_after, x, w.astype(x.dtype), 0)
 
 
-def _backward(equation, quantization, residuals, dy):
+def _forward(equation, quantization, rounded_after, x, w):
+    return _linear(equation, quantization, rounded_after, x, w), (x, w)
+
+
+def _backward(equation, quantization, rounded_after, residuals, dy):
     x, w = residuals
     a, b, c = _terms(equation)
-    dx = _product(f"{c},{b}->{a}", dy, w.astype(x.dtype), quantization, 1).astype(x.dtype)
+    dx = _product(f"{c},{b}->{a}", quantization, rounded_after, dy, w.astype(x.dtype), 1)
     dw = jnp.einsum(f"{a},{c}->{b}", x, dy, preferred_element_type=jnp.float32)
     return dx, dw.astype(w.dtype)
 
 
-linear.defvjp(_forward, _backward)
+_linear.defvjp(_forward, _backward)
 
 
 def _terms(equation: str) -> tuple[str, str, str]:
@@ -72,15 +90,18 @@ def _terms(equation: str) -> tuple[str, str, str]:
     return a, b, c
 
 
-def _product(equation: str, x: jax.Array, w: jax.Array, quantization: Quantization | None, kind: int) -> jax.Array:
-    """The product, of quantised operands when asked for; kind 0: x are values, 1: x are gradients."""
+def _product(
+    equation: str, quantization: Quantization | None, rounded_after: bool, x: jax.Array, w: jax.Array, kind: int
+) -> jax.Array:
+    """The product in x's dtype, of quantised operands when asked for; kind 0: x are values, 1: x are gradients."""
     if quantization is None:
-        return jnp.einsum(equation, x, w)
+        sums = jnp.float32 if rounded_after else None
+        return jnp.einsum(equation, x, w, preferred_element_type=sums).astype(x.dtype)
     import qwix
 
     a, b, c = _terms(equation)
     x_type, w_type = _TYPES[quantization][kind], _TYPES[quantization][0]
     # One scale for each row and each column: along every axis that is not summed over.
-    x = qwix.quantize(x, x_type, channelwise_axes=[i for i, letter in enumerate(a) if letter in c])
-    w = qwix.quantize(w, w_type, channelwise_axes=[i for i, letter in enumerate(b) if letter in c])
-    return qwix.einsum(equation, x, w)
+    x_8 = qwix.quantize(x, x_type, channelwise_axes=[i for i, letter in enumerate(a) if letter in c])
+    w_8 = qwix.quantize(w, w_type, channelwise_axes=[i for i, letter in enumerate(b) if letter in c])
+    return qwix.einsum(equation, x_8, w_8).astype(x.dtype)
