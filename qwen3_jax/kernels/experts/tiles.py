@@ -7,8 +7,8 @@ product), SwiGLU, multiply by down. Trip counts depend on the routing, so the gr
 A tile that reaches past its expert's last row computes zeros there and writes them over rows of experts that come later,
 which then write their own: no row is padded, none is masked on the way out.
 
-Everything inside is float32: bf16 weights are widened as an expert's are copied out, and the gradients of the weights add
-up over tiles in float32.
+Products take the tokens' type and give float32, as do all sums: SwiGLU, the sum over a token's experts, and the gradients of
+the weights over tiles.
 
 Shapes: n tokens, d width, e experts, f expert width, g = 2 f (gate and up side by side), k experts per token, m = n k rows
 sorted by expert (then `margin` more, so that a tile never reaches past the end), r rows of a tile.
@@ -94,21 +94,27 @@ def _over_tiles(walk: _Walk, expert, tiles: tuple[int, ...], body: Callable, car
 
 
 def _weights(expert, gate_edf, up_edf, down_efd):
-    """Copy out one expert's weights in float32: gate and up side by side [D, G], and down [F, D]."""
-    gate_df, up_df, down_fd = (_widened(weights, expert) for weights in (gate_edf, up_edf, down_efd))
+    """Copy out one expert's weights: gate and up side by side [D, G], and down [F, D]."""
+    gate_df, up_df, down_fd = (_floats(_bits(weights)[expert]) for weights in (gate_edf, up_edf, down_efd))
     return jnp.concatenate([gate_df, up_df], axis=1), down_fd
 
 
-def _widened(stack, index):
-    """stack[index] in float32.
+def _bits(x):
+    """bf16 as integers, anything else as it is.
 
-    XLA:CPU slices bf16 arrays in float32 and moves the conversion out of the loop, that of all experts: a decode step of 8
-    experts in 64 took as long as all 64. So bf16 is sliced as integers, and its bits are the upper half of a float32's.
+    XLA:CPU reads and writes slices of bf16 arrays in float32, and converts the whole array for it: a decode step of 8 experts
+    in 64 took as long as all 64. Integers are sliced as they are.
     """
-    if stack.dtype != jnp.bfloat16:
-        return stack[index].astype(jnp.float32)
-    bits = lax.bitcast_convert_type(stack, jnp.uint16)[index].astype(jnp.uint32)
-    return lax.bitcast_convert_type(bits << 16, jnp.float32)
+    return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
+
+
+def _floats(x):
+    """The opposite of `_bits`."""
+    return lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
+
+
+def _dot(equation: str, a, b):
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
 
 
 def _forward(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd, keep: bool):
@@ -116,23 +122,22 @@ def _forward(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd, keep: bool):
     (e, d, f), m = gate_edf.shape, index_nk.size
     tiles = _tiles(m, e)
     walk = _begin(index_nk, weight_nk, e, tiles[0])
-    wide_nd = x_nd.astype(jnp.float32)
 
     def expert_rows(expert, carry):
         gate_up_dg, down_fd = _weights(expert, gate_edf, up_edf, down_efd)
 
         def tile_rows(take, put, inside_r, carry):
             y_md, gate_up_mg = carry
-            gate_up_rg = wide_nd[take(walk.token_m)] @ gate_up_dg
+            gate_up_rg = _dot("rd,dg->rg", x_nd[take(walk.token_m)], gate_up_dg)
             weight_r = jnp.where(inside_r, take(walk.weight_m), 0)
             hidden_rf = jax.nn.silu(gate_up_rg[:, :f]) * gate_up_rg[:, f:] * weight_r[:, None]
-            y_md = put(y_md, hidden_rf @ down_fd)
-            return y_md, put(gate_up_mg, gate_up_rg) if keep else gate_up_mg
+            y_md = put(y_md, _dot("rf,fd->rd", hidden_rf.astype(x_nd.dtype), down_fd))
+            return y_md, put(gate_up_mg, _bits(gate_up_rg.astype(x_nd.dtype))) if keep else gate_up_mg
 
         return _over_tiles(walk, expert, tiles, tile_rows, carry)
 
     y_md = jnp.zeros((m + tiles[0], d), jnp.float32)
-    gate_up_mg = jnp.zeros((m + tiles[0], 2 * f), jnp.float32) if keep else None
+    gate_up_mg = _bits(jnp.zeros((m + tiles[0], 2 * f), x_nd.dtype)) if keep else None
     y_md, gate_up_mg = _over_experts(walk, expert_rows, (y_md, gate_up_mg))
     return sum_rows(y_md, walk.rows).astype(x_nd.dtype), (x_nd, weight_nk, gate_edf, up_edf, down_efd, gate_up_mg, walk)
 
@@ -141,7 +146,7 @@ def _backward(kept, dy_nd):
     x_nd, weight_nk, gate_edf, up_edf, down_efd, gate_up_mg, walk = kept
     (e, d, f), m = gate_edf.shape, weight_nk.size
     tiles = _tiles(m, e)
-    wide_nd, dwide_nd = x_nd.astype(jnp.float32), dy_nd.astype(jnp.float32)
+    dtype = x_nd.dtype
 
     def expert_rows(expert, carry):
         dx_md, dweight_m, *dweights = carry
@@ -150,20 +155,21 @@ def _backward(kept, dy_nd):
         def tile_rows(take, put, inside_r, carry):
             dx_md, dweight_m, dgate_up_dg, ddown_fd = carry
             token_r = take(walk.token_m)
-            x_rd, dy_rd = wide_nd[token_r], dwide_nd[token_r]
-            gate_rf, up_rf = take(gate_up_mg)[:, :f], take(gate_up_mg)[:, f:]
+            x_rd, dy_rd = x_nd[token_r], dy_nd[token_r]
+            gate_up_rg = _floats(take(gate_up_mg)).astype(jnp.float32)
+            gate_rf, up_rf = gate_up_rg[:, :f], gate_up_rg[:, f:]
             sigmoid_rf = jax.nn.sigmoid(gate_rf)
             silu_rf = gate_rf * sigmoid_rf
             # The weight was multiplied into the hidden row, so its gradient needs no output row.
             weight_r1 = jnp.where(inside_r, take(walk.weight_m), 0)[:, None]
-            dhidden_rf = dy_rd @ down_fd.T
+            dhidden_rf = _dot("rd,fd->rf", dy_rd, down_fd)
             dweight_r = (dhidden_rf * silu_rf * up_rf).sum(axis=1)
             dhidden_rf *= weight_r1
             dgate_rf = dhidden_rf * up_rf * (sigmoid_rf + silu_rf * (1 - sigmoid_rf))
-            dgate_up_rg = jnp.concatenate([dgate_rf, dhidden_rf * silu_rf], axis=1)
-            dx_md = put(dx_md, dgate_up_rg @ gate_up_dg.T)
-            dgate_up_dg += x_rd.T @ dgate_up_rg
-            ddown_fd += (silu_rf * up_rf * weight_r1).T @ dy_rd
+            dgate_up_rg = jnp.concatenate([dgate_rf, dhidden_rf * silu_rf], axis=1).astype(dtype)
+            dx_md = put(dx_md, _dot("rg,dg->rd", dgate_up_rg, gate_up_dg))
+            dgate_up_dg += _dot("rd,rg->dg", x_rd, dgate_up_rg)
+            ddown_fd += _dot("rf,rd->fd", (silu_rf * up_rf * weight_r1).astype(dtype), dy_rd)
             return dx_md, put(dweight_m, dweight_r), dgate_up_dg, ddown_fd
 
         zeros = jnp.zeros((d, 2 * f), jnp.float32), jnp.zeros((f, d), jnp.float32)
