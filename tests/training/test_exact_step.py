@@ -1,6 +1,7 @@
 """Loss and gradient depend on the global batch alone: not on the mesh, the micro-batches, or the chunks of the loss."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -38,9 +39,17 @@ def make_trainer(config, mesh=None, micro_batches=1, loss=LOSS, **model):
     return Trainer(config, ModelConfig(**model), OptimizerConfig(warmup_steps=0), 10, placement, loss, micro_batches)
 
 
+@functools.cache
+def initial(config):
+    """The parameters that every mesh begins with, as NumPy."""
+    return jax.device_get(make_trainer(config).init(0).params)
+
+
 def measure(trainer, batch):
     """Gradients and loss of initial parameters, as NumPy."""
-    gradients, loss = trainer.gradients(trainer.init(0).params, trainer.place(batch))
+    places = trainer.abstract_state().params
+    params = jax.tree.map(lambda x, place: jax.device_put(x, place.sharding), initial(trainer.config), places)
+    gradients, loss = trainer.gradients(params, trainer.place(batch))
     return jax.device_get(gradients), jax.device_get(loss)
 
 
@@ -87,25 +96,25 @@ def micro(batch, count):
     return [dict(zip(batch, parts, strict=True)) for parts in zip(*columns, strict=True)]
 
 
+@jax.jit
+def router_of(params, part):
+    """What the routers of the MoE model count over some rows."""
+    of = make_trainer(MOE).structure.merge(params)
+    return of.hidden(part["tokens"], positions=part["positions"], segment_ids=part["segment_ids"]).router
+
+
 def by_hand(params, batch, micro_batches, buffer):
     """The balancing loss of a one-device trainer's micro-batches from NumPy counts, differentiable in the probabilities.
 
     exact:  N_E sum_i f_i P_i / N                       f over the whole batch
     buffer: sum_m N_E sum_i (C_i^1 + ... + C_i^m) / (n_1 + ... + n_m) P_i^m / N     (Qiu et al. 2025, section 3)
     """
-    structure = make_trainer(MOE).structure
     rows = micro(batch, micro_batches)
     total = (batch["segment_ids"] > 0).sum()
     counts = []
     for part in rows:
-        router = (
-            structure.merge(params)
-            .hidden(
-                jnp.asarray(part["tokens"]), positions=part["positions"], segment_ids=jnp.asarray(part["segment_ids"])
-            )
-            .router
-        )
-        counts.append((np.asarray(router.load, np.float64), float((part["segment_ids"] > 0).sum())))
+        load = np.asarray(router_of(params, part).load, np.float64)
+        counts.append((load, float((part["segment_ids"] > 0).sum())))
     shares = []
     for m in range(micro_batches):
         seen = counts[: m + 1] if buffer else counts
@@ -114,16 +123,8 @@ def by_hand(params, batch, micro_batches, buffer):
     def loss(params):
         out = 0.0
         for part, share in zip(rows, shares, strict=True):
-            router = (
-                structure.merge(params)
-                .hidden(
-                    jnp.asarray(part["tokens"]),
-                    positions=part["positions"],
-                    segment_ids=jnp.asarray(part["segment_ids"]),
-                )
-                .router
-            )
-            out += (8 * (jnp.asarray(share, jnp.float32) * router.prob).sum(-1) / total).mean()
+            prob = router_of(params, part).prob
+            out += (8 * (jnp.asarray(share, jnp.float32) * prob).sum(-1) / total).mean()
         return out
 
     return jax.value_and_grad(loss)(params)
