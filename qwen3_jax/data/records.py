@@ -41,6 +41,8 @@ class TextTokenizer(Protocol):
 
     def encode_batch(self, texts: Sequence[str], /) -> list[list[int]]: ...
 
+    def definition(self) -> str: ...
+
     def apply_chat_template(
         self, messages: list[dict[str, Any]], tools: Any = None, *, add_generation_prompt: bool = True
     ) -> Any: ...
@@ -48,10 +50,18 @@ class TextTokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One JSON object and where it was found (`path` or `path:line`)."""
+    """One JSON object, where it was found (`path` or `path:line`), and 64 bits of its place that any machine finds."""
 
     where: str
     body: dict[str, Any]
+    key: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """A record that cannot be used; the reason starts with where it was found."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,21 +118,24 @@ def documents(
     raise _unknown(record, text_key)
 
 
-def encode(document: Document, tokenizer: TextTokenizer) -> Encoded:
-    """Encodes each segment by itself and joins the ids.
+def encode(documents: Sequence[Document], tokenizer: TextTokenizer) -> list[Encoded]:
+    """Encodes each segment by itself and joins the ids of a document's.
 
     Raises:
-        ValueError: the tokenizer refuses the text, or lacks the end token that the document needs.
+        ValueError: the tokenizer refuses a text, or lacks the end token that a document needs.
     """
-    # One call for all segments: encode_batch lets other Python threads run meanwhile, encode may not.
-    pieces = tokenizer.encode_batch([segment.text for segment in document.segments])
-    if document.add_end:
-        if tokenizer.endoftext_id is None:
-            raise DataError("its vocabulary has no <|endoftext|> to close a document with")
-        pieces = [*pieces, [tokenizer.endoftext_id]]
-    learned = [segment.loss for segment in document.segments] + [True] * document.add_end
-    tokens = np.concatenate([np.asarray(piece, dtype=np.int32) for piece in pieces])
-    return Encoded(tokens, np.repeat(learned, [len(piece) for piece in pieces]))
+    # One call for all segments, which the tokenizer may spread over cores.
+    pieces = iter(tokenizer.encode_batch([segment.text for document in documents for segment in document.segments]))
+    out = []
+    for document in documents:
+        found = [np.asarray(next(pieces), dtype=np.int32) for _ in document.segments]
+        if document.add_end:
+            if tokenizer.endoftext_id is None:
+                raise DataError("the tokenizer's vocabulary has no <|endoftext|> to close a document with")
+            found.append(np.asarray([tokenizer.endoftext_id], dtype=np.int32))
+        learned = [segment.loss for segment in document.segments] + [True] * document.add_end
+        out.append(Encoded(np.concatenate(found), np.repeat(learned, [len(piece) for piece in found])))
+    return out
 
 
 def texts(record: Record, text_key: str = "text") -> Iterator[str]:
