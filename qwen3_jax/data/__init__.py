@@ -9,8 +9,8 @@
 
     files and URLs -> sources -> records -> prepare -> prepared (ArrayRecord) -> mixture -> pipeline -> batches
 
-Numpy and Grain only: this room never imports JAX, and takes any tokenizer with `encode_batch`, `apply_chat_template`, `definition` and
-`endoftext_id`.
+Numpy and Grain only: this room never imports JAX, and takes any tokenizer with `encode_batch`, `apply_chat_template`,
+`definition` and `endoftext_id`.
 """
 
 from qwen3_jax.data.config import Cleaning, DataConfig, Labels, LengthShare, RunningSum, Source, Where

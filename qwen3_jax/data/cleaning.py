@@ -1,9 +1,9 @@
 """Finding what must not be trained on: duplicates, near-duplicates, and text that shares long passages with held-out sets.
 
 Texts that are equal but for case and white space are exact duplicates. Near-duplicates are found by MinHash
-(Broder 1997; as in Lee et al. 2021, arXiv 2107.06499): the share of equal entries of two signatures estimates the Jaccard similarity
-of their sets of 5-word shingles; documents whose signatures agree in one of several bands are compared, and the later one is left out
-when the estimate reaches the threshold.
+(Broder 1997; as in Lee et al. 2021, arXiv 2107.06499): the share of equal entries of two signatures estimates the Jaccard
+similarity of their sets of 5-word shingles; documents whose signatures agree in one of several bands are compared, and the
+later one is left out when the estimate reaches the threshold.
 
 Signatures of all documents lie on disk while a corpus is prepared, so memory does not grow with its text.
 """
@@ -23,13 +23,17 @@ _WORDS = re.compile(r"\w+")
 _PRIME = np.uint64(0x9E3779B97F4A7C15)
 # (bands, rows): the chance that two documents of similarity s are compared is 1 - (1 - s^rows)^bands.
 BANDS, ROWS = 16, 8
-_MULTIPLIERS = np.random.default_rng(20250509).integers(1, 2**63, BANDS * ROWS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+_MULTIPLIERS = np.random.default_rng(20250509).integers(1, 2**63, BANDS * ROWS, dtype=np.uint64) * np.uint64(
+    2
+) + np.uint64(1)
 SIGNATURE = np.dtype([("exact", "<u8"), ("minhash", "<u4", (BANDS * ROWS,))])
 
 
 def words_of(text: str) -> np.ndarray:
     """uint64 [words]: a hash of each word."""
-    return np.array([zlib.crc32(word.encode("utf-8", "replace")) for word in _WORDS.findall(text.lower())], dtype=np.uint64)
+    return np.array(
+        [zlib.crc32(word.encode("utf-8", "replace")) for word in _WORDS.findall(text.lower())], dtype=np.uint64
+    )
 
 
 def grams(words: np.ndarray, n: int) -> np.ndarray:

@@ -17,6 +17,7 @@ Everything is checked here, when the configuration is built, except what needs t
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -264,12 +265,12 @@ class DataConfig:
         for name in ("prefetch_batches", "seed"):
             _at_least(f"data.{name}", getattr(self, name), 0)
         ordered = sorted(self.lengths, key=lambda one: one.above)
-        for one, following in zip(ordered, ordered[1:], strict=False):
+        for one, following in itertools.pairwise(ordered):
             if following.above < one.up_to:
                 raise UserError(f"data.lengths: the classes up to {one.up_to} and above {following.above} overlap")
         if ordered and ordered[-1].up_to > self.sequence_length:
             raise UserError(
-                f"data.lengths: up_to {ordered[-1].up_to} is beyond sequence_length {self.sequence_length}, at which text is cut"
+                f"data.lengths: up_to {ordered[-1].up_to} is beyond sequence_length {self.sequence_length}, where text is cut"
             )
 
     def source(self, name: str) -> Source:

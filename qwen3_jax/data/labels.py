@@ -1,8 +1,8 @@
 """Labels of a document: domain, language, quality. (Its length in tokens is known when it is encoded.)
 
-Quality without a key is the share of the document rules of Gopher (Rae et al. 2021, arXiv 2112.11446, appendix A.1.1 and table A1)
-that the text keeps: 1.0 keeps all. The rules are about prose in languages that put spaces between words; give labels of your own
-for the rest.
+Quality without a key is the share of the document rules of Gopher (Rae et al. 2021, arXiv 2112.11446, appendix A.1.1 and
+table A1) that the text keeps: 1.0 keeps all. The rules are about prose in languages that put spaces between words; give
+labels of your own for the rest.
 """
 
 from __future__ import annotations

@@ -6,11 +6,12 @@ The tokens of a corpus lie prepared on disk, so the order of training can be pla
               -> windows of `packing_rows` rows, packed best fit first, longest piece first -> rows, shuffled
 
 Invariants:
-- A piece is a stretch of (input, target) pairs of one document: inputs doc[a : a + n], targets doc[a + 1 : a + 1 + n]. Every pair of
-  every document that the mixture uses is in exactly one piece, and every piece in one row per epoch of its stream.
-- Shares are shares of tokens: the next piece comes from the stream that is furthest behind its own. After any number of pieces a
-  stream's tokens differ from its share by no more than a few pieces.
-- Row g depends on (settings, corpora, g) alone, so every host plans the same rows, for any number of hosts, and reads only its own.
+- A piece is a stretch of (input, target) pairs of one document: inputs doc[a : a + n], targets doc[a + 1 : a + 1 + n]. Every
+  pair of every document that the mixture uses is in exactly one piece, and every piece in one row per epoch of its stream.
+- Shares are shares of tokens: the next piece comes from the stream that is furthest behind its own. After any number of
+  pieces a stream's tokens differ from its share by no more than a few pieces.
+- Row g depends on (settings, corpora, g) alone, so every host plans the same rows, for any number of hosts, and reads only
+  its own.
 - The state is a handful of integers: each stream's place and tokens, the pieces that were carried over, and the row.
 
 (Packing: Ding et al. 2024, arXiv 2404.10830, best-fit decreasing.)
@@ -74,6 +75,12 @@ class Stream:
         return Piece(self.source, int(self.document[i]), int(self.start[i]), int(self.pairs[i]))
 
 
+def at_boundary(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state in which another mixture goes on from one: text that was drawn is not drawn again (in this epoch),
+    shares are counted anew, and pieces that were waiting for a row are dropped, since rows may have another length."""
+    return {"window": state["window"], "drawn": dict(state["drawn"]), "tokens": {}, "carried": [], "row": 0}
+
+
 def streams(config: DataConfig, corpora: Sequence[Prepared], weights: Mapping[str, float]) -> list[Stream]:
     """The streams of a mixture.
 
@@ -98,7 +105,11 @@ def streams(config: DataConfig, corpora: Sequence[Prepared], weights: Mapping[st
             chosen = slice(None) if one is None else (pairs > one.above) & (pairs <= one.up_to)
             key = source.name if one is None else f"{source.name}/{one.above}-{one.up_to}"
             if not len(pairs[chosen]):
-                what = "no text to train on" if one is None else f"no text of more than {one.above} and up to {one.up_to} tokens"
+                what = (
+                    "no text to train on"
+                    if one is None
+                    else f"no text of more than {one.above} and up to {one.up_to} tokens"
+                )
                 raise DataError(f"source {source.name!r} has {what}{_why(source, corpus)}.")
             share = weights[source.name] / whole * (one.weight / parts if one else 1.0)
             seed = int.from_bytes(hashlib.blake2b(f"{config.seed}/{key}".encode(), digest_size=4).digest(), "big")

@@ -7,8 +7,8 @@
     loader.set_state(json.loads(position))                # the batches that follow are bit-identical
 
 Invariants:
-- The global batch of step s is a function of (config, corpora, s) only (`qwen3_jax.data.mixture`). A host plans all of it, which takes
-  lengths and no tokens, and reads the rows it is asked for.
+- The global batch of step s is a function of (config, corpora, s) only (`qwen3_jax.data.mixture`). A host plans all of it,
+  which takes lengths and no tokens, and reads the rows it is asked for.
 - Rows hold pieces of any source; pieces of one row do not see each other (segment_ids, positions from 0 in each).
 - Nothing depends on token values: segment_ids say what is padding.
 """
@@ -76,9 +76,9 @@ def make_train_loader(
 ) -> grain.IterDataset[Batch]:
     """An endless dataset of batches; `iter()` of it has `get_state` and `set_state`.
 
-    The state is a dict of integers that survives JSON; it is the same on all hosts, so any of them may store it, and any number of
-    hosts may resume from it. Restoring costs planning one window of rows. Close the iterator when done (`contextlib.closing`): its
-    thread reads ahead.
+    The state is a dict of integers that survives JSON; it is the same on all hosts, so any of them may store it, and any
+    number of hosts may resume from it. Restoring costs planning one window of rows. Close the iterator when done
+    (`contextlib.closing`): its thread reads ahead.
 
     Args:
         config: the mixture.
@@ -109,8 +109,8 @@ def make_eval_batches(
 ) -> list[Batch]:
     """Batches of held-out documents, the same list each time; the last one is filled up with padding rows.
 
-    Documents come in the order of their keys, which is random but fixed: the first `max_batches` are a sample of all. Length classes
-    play no part, the source's `where` does.
+    Documents come in the order of their keys, which is random but fixed: the first `max_batches` are a sample of all. Length
+    classes play no part, the source's `where` does.
 
     Args:
         source_name: whose.
@@ -134,7 +134,9 @@ def make_eval_batches(
         fits = np.cumsum([piece.pairs for piece in pieces]) <= room
         pieces = pieces[: max(int(fits.sum()), 1)]
     if not pieces:
-        raise UserError(f"no document of {source_name!r} is held out: raise eval_fraction, or give more than one document")
+        raise UserError(
+            f"no document of {source_name!r} is held out: raise eval_fraction, or give more than one document"
+        )
     limit = None if max_batches is None else max_batches * config.batch_size
     rows = pack(pieces, config.sequence_length)[:limit]
     batches = []
@@ -162,7 +164,9 @@ def corpus_unigram_entropy(batches: Sequence[Batch]) -> float:
 class _Planned(grain.IterDataset[Batch]):
     """The batches, planned and read one by one."""
 
-    def __init__(self, config: DataConfig, corpora: Sequence[Prepared], weights: Mapping[str, float], rows: Sequence[int]):
+    def __init__(
+        self, config: DataConfig, corpora: Sequence[Prepared], weights: Mapping[str, float], rows: Sequence[int]
+    ):
         super().__init__()
         self._config, self._corpora, self._rows = config, corpora, rows
         self._streams = streams(config, corpora, weights)
@@ -213,14 +217,16 @@ def _read(rows: Sequence[Row], corpora: Sequence[Prepared], length: int) -> Batc
         members = list(group)
         wanted = sorted({piece.document for piece, *_ in members})
         found = dict(zip(wanted, corpora[source].read(wanted), strict=True))
-        for piece, row, start, segment in members:
+        for piece, number, start, segment in members:
             document, here = found[piece.document], slice(start, start + piece.pairs)
             stop = piece.start + piece.pairs
             if stop >= len(document.tokens):
-                raise DataError(f"{corpora[source].folder}: document {piece.document} is shorter than lengths.npy says.")
-            batch["tokens"][row, here] = document.tokens[piece.start : stop]
-            batch["targets"][row, here] = document.tokens[piece.start + 1 : stop + 1]
-            batch["loss_mask"][row, here] = document.loss[piece.start + 1 : stop + 1]
-            batch["segment_ids"][row, here] = segment
-            batch["positions"][row, here] = np.arange(piece.pairs)
+                raise DataError(
+                    f"{corpora[source].folder}: document {piece.document} is shorter than lengths.npy says."
+                )
+            batch["tokens"][number, here] = document.tokens[piece.start : stop]
+            batch["targets"][number, here] = document.tokens[piece.start + 1 : stop + 1]
+            batch["loss_mask"][number, here] = document.loss[piece.start + 1 : stop + 1]
+            batch["segment_ids"][number, here] = segment
+            batch["positions"][number, here] = np.arange(piece.pairs)
     return batch

@@ -4,10 +4,10 @@
 
     files -> splits -> records -> documents -> (left out: duplicates, held-out text, malformed) -> tokens, labels -> shards
 
-Each split of the corpus becomes one shard, written by one process, so the result depends on the corpus and the settings alone: not on
-the number of processes, nor on whether they ran here or under Apache Beam (`qwen3_jax.data.beam`). Finished shards lie in
-OUTPUT.partial until all are; a preparation that was interrupted goes on where it stopped. Memory is that of one batch of records per
-process.
+Each split of the corpus becomes one shard, written by one process, so the result depends on the corpus and the settings
+alone: not on the number of processes, nor on whether they ran here or under Apache Beam (`qwen3_jax.data.beam`). Finished
+shards lie in OUTPUT.partial until all are; a preparation that was interrupted goes on where it stopped. Memory is that of one
+batch of records per process.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def prepare(
         return _same(target, settings)
     _open_work(work, settings)
     count = min((os.cpu_count() or 1) if processes is None else processes, len(pieces))
-    with _workers(count) as run:
+    with _Workers(count) as run:
         drop = _find_duplicates(job, pieces, run, visible)
         shards = _all(run, prepare_split, job, pieces, f"preparing {source.name}", visible, drop)
     return publish(job, shards, settings, target)
@@ -171,7 +171,8 @@ def prepare_split(job: Job, number: int, split: Split, drop: np.ndarray | None) 
 
 
 def sign_split(job: Job, number: int, split: Split) -> Path:
-    """Write the signatures of a split's records (dtype `cleaning.SIGNATURE`, one for each, malformed ones too); return the file."""
+    """Write the signatures of a split's records (dtype `cleaning.SIGNATURE`, one for each, malformed ones too); return the
+    file."""
     path = _stem(job, number).with_suffix(".signatures.npy")
     if not path.exists():
         near = job.source.cleaning.duplicates == "near"
@@ -223,7 +224,9 @@ def publish(job: Job, shards: list[Shard], settings: dict[str, Any], target: Pat
             f"{source.cleaning.max_malformed})"
         )
     if not total["documents"]:
-        raise DataError(f"source {source.name!r}: no document at {source.path!r} has the two tokens that a prediction needs")
+        raise DataError(
+            f"source {source.name!r}: no document at {source.path!r} has the two tokens that a prediction needs"
+        )
     names: dict[str, dict[str, int]] = {name: {} for name in _NAMES}
     joined = {
         name: np.lib.format.open_memmap(work / f"{name}.npy", mode="w+", dtype=kind, shape=(total["documents"],))
@@ -257,10 +260,19 @@ def publish(job: Job, shards: list[Shard], settings: dict[str, Any], target: Pat
         "tokenizer": settings["tokenizer"],
         "settings": settings,
         "shards": [
-            {"file": f"{s.number:05d}.arrayrecord", "documents": s.documents, "tokens": s.tokens, "bytes": s.bytes} for s in used
+            {"file": f"{s.number:05d}.arrayrecord", "documents": s.documents, "tokens": s.tokens, "bytes": s.bytes}
+            for s in used
         ],
     })  # fmt: skip
-    for pattern in ("*.npz", "?????.json", "*.signatures.npy", "signatures.npy", "*.log", "settings.json", "held_out.npy"):
+    for pattern in (
+        "*.npz",
+        "?????.json",
+        "*.signatures.npy",
+        "signatures.npy",
+        "*.log",
+        "settings.json",
+        "held_out.npy",
+    ):
         for file in work.glob(pattern):
             file.unlink()
     for shard in shards:
@@ -307,7 +319,9 @@ class _Log:
     def malformed(self, reason: str) -> None:
         self.count += 1
         if self.count > self._limit:
-            allowed = f" (more malformed records than cleaning.max_malformed, {self._limit}, allows)" if self._limit else ""
+            allowed = (
+                f" (more malformed records than cleaning.max_malformed, {self._limit}, allows)" if self._limit else ""
+            )
             raise DataError(reason + allowed)
         self._file.write(" ".join(reason.split()) + "\n")
 
@@ -373,16 +387,14 @@ def _all(
     return out
 
 
-class _workers:  # noqa: N801 - a context manager
+class _Workers:
     """Yields run(work, job, splits, ...) -> results in order: in this process, or spread over several."""
 
     def __init__(self, processes: int):
         self._pool: Executor | None = None
         if processes > 1:
             # Spawned, not forked: this process may hold JAX's threads. A tokenizer's own threads would only get in the way.
-            self._pool = ProcessPoolExecutor(
-                processes, multiprocessing.get_context("spawn"), initializer=_one_thread
-            )
+            self._pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_one_thread)
 
     def __enter__(self) -> Callable:
         return self._run
@@ -432,7 +444,9 @@ def _same(target: Path, settings: dict[str, Any]) -> Prepared:
     before = found.manifest["settings"]
     for name, value in json.loads(json.dumps(settings)).items():
         if before.get(name) != value:
-            what = {"files": "the files have changed", "tokenizer": "the tokenizer is another"}.get(name, f"{name} differs")
+            what = {"files": "the files have changed", "tokenizer": "the tokenizer is another"}.get(
+                name, f"{name} differs"
+            )
             raise UserError(f"{target} was prepared otherwise ({what}); choose another folder, or delete it.")
     return found
 
@@ -464,7 +478,8 @@ def _logged(job: Job, number: int) -> list[str]:
 def _save(path: Path, arrays: dict[str, np.ndarray], names: dict[str, list[str]]) -> None:
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as stream:
-        np.savez(stream, **arrays, **{f"{name}_names": np.asarray(values, dtype=str) for name, values in names.items()})
+        found = arrays | {f"{name}_names": np.asarray(values, dtype=str) for name, values in names.items()}
+        np.savez(stream, allow_pickle=False, **found)
     temporary.replace(path)
 
 

@@ -9,8 +9,8 @@
     FOLDER/00000.arrayrecord ...                 one record per document
     FOLDER/{lengths,domain,language,quality,key}.npy
 
-A record is one byte (bit 0: tokens have 4 bytes and not 2; bit 1: not every token is learned), the token ids, and where bit 1 is
-set one bit per token, whether it is learned.
+A record is one byte (bit 0: tokens have 4 bytes and not 2; bit 1: not every token is learned), the token ids, and where bit 1
+is set one bit per token, whether it is learned.
 """
 
 from __future__ import annotations
@@ -67,10 +67,14 @@ class Prepared:
         except (OSError, ValueError) as error:
             raise DataError(f"{self.folder} is not a whole prepared corpus ({error}); prepare it again.") from None
         if self.manifest.get("format") != FORMAT:
-            raise DataError(f"{self.folder} was prepared in format {self.manifest.get('format')}; this is {FORMAT}: prepare it again.")
+            raise DataError(
+                f"{self.folder} was prepared in format {self.manifest.get('format')}; this is {FORMAT}: prepare it again."
+            )
         for name in COLUMNS:
             if len(getattr(self, name)) != self.manifest["documents"]:
-                raise DataError(f"{self.folder / name}.npy does not have the {self.manifest['documents']} entries of {MANIFEST}.")
+                raise DataError(
+                    f"{self.folder / name}.npy does not have the {self.manifest['documents']} entries of {MANIFEST}."
+                )
 
     def __len__(self) -> int:
         return int(self.manifest["documents"])
@@ -91,11 +95,13 @@ class Prepared:
             DataError: it is another.
         """
         if self.manifest["tokenizer"] != fingerprint(tokenizer):
-            raise DataError(f"{self.folder} was prepared with another tokenizer than the run's; prepare it again with this one.")
+            raise DataError(
+                f"{self.folder} was prepared with another tokenizer than the run's; prepare it again with this one."
+            )
 
     def held_out(self, fraction: float) -> np.ndarray:
-        """bool [documents]. A threshold on the key, so a growing corpus never moves a document to the other side; where it leaves
-        one side empty, the document nearest to the threshold crosses it (a lone one is trained on)."""
+        """bool [documents]. A threshold on the key, so a growing corpus never moves a document to the other side; where it
+        leaves one side empty, the document nearest to the threshold crosses it (a lone one is trained on)."""
         keys = np.asarray(self.key)
         out = keys < np.uint64(fraction * 2**64)
         if len(keys) == 1:

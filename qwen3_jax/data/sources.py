@@ -3,9 +3,9 @@
     for split in splits(source):              # a few dozen megabytes each, in order; one worker reads one
         for found in read(split, source):     # Record, or Malformed where a record cannot be used
 
-Files are sorted by their path below the folder or glob they were found by, so splits are the same on every machine. JSONL that is
-not compressed is cut by bytes, Parquet by row groups, ArrayRecord by records; compressed files are read whole. Nothing is held but
-the record at hand. Local paths and every URL that fsspec knows (gs://, s3://, https://, ...) are read.
+Files are sorted by their path below the folder or glob they were found by, so splits are the same on every machine. JSONL
+that is not compressed is cut by bytes, Parquet by row groups, ArrayRecord by records; compressed files are read whole.
+Nothing is held but the record at hand. Local paths and every URL that fsspec knows (gs://, s3://, https://, ...) are read.
 """
 
 from __future__ import annotations
@@ -137,7 +137,8 @@ def find_files(source: Source) -> list[CorpusFile]:
         suffix = os.path.splitext(url)[1].lower()
         if suffix in _UNREADABLE:
             raise DataError(
-                f"source {source.name!r}: {url} is a {suffix} file; text, JSONL (also .gz, .zst), Parquet and ArrayRecord are read"
+                f"source {source.name!r}: {url} is a {suffix} file; text, JSONL (also .gz, .zst), "
+                "Parquet and ArrayRecord are read"
             )
     return [found[url] for url in sorted(found)]
 
@@ -323,7 +324,9 @@ def _array_record(file: CorpusFile) -> Any:
     from grain.sources import ArrayRecordDataSource
 
     if "://" in file.url:
-        raise DataError(f"{file.url}: ArrayRecord is read from local paths alone; mount the bucket (gcsfuse) or copy the file")
+        raise DataError(
+            f"{file.url}: ArrayRecord is read from local paths alone; mount the bucket (gcsfuse) or copy the file"
+        )
     try:
         return ArrayRecordDataSource([file.url])
     except (ValueError, RuntimeError) as error:
