@@ -99,7 +99,26 @@ def prepare(
         DataError: a file cannot be read, more records are malformed than allowed, or no document is left.
         UserError: `output` holds something else.
     """
-    target = Path(output).expanduser()
+    begun = begin(source, tokenizer, output, seed, split_bytes)
+    if isinstance(begun, Prepared):
+        return begun
+    job, pieces, settings, target = begun
+    collect_held_out(job)
+    count = min((os.cpu_count() or 1) if processes is None else processes, len(pieces))
+    with _Workers(count) as run:
+        drop: Iterable[np.ndarray | None] = [None] * len(pieces)
+        if source.cleaning.duplicates != "keep":
+            drop = find_duplicates(job, _all(run, sign_split, job, pieces, f"comparing {source.name}", visible))
+        shards = _all(run, prepare_split, job, pieces, f"preparing {source.name}", visible, drop)
+    return publish(job, shards, settings, target)
+
+
+def begin(
+    source: Source, tokenizer: TextTokenizer, output: str | Path, seed: int, split_bytes: int
+) -> Prepared | tuple[Job, list[Split], dict[str, Any], Path]:
+    """Return (job, splits, settings for `publish`, folder) of a preparation that is begun or taken up again, or its result
+    where it is done; errors are those of `prepare`."""
+    target = Path(output).expanduser().absolute()
     work = target.with_name(target.name + ".partial")
     job = Job(source, tokenizer, work, seed)
     pieces = splits(source, seed, split_bytes)
@@ -107,11 +126,7 @@ def prepare(
     if target.exists():
         return _same(target, settings)
     _open_work(work, settings)
-    count = min((os.cpu_count() or 1) if processes is None else processes, len(pieces))
-    with _Workers(count) as run:
-        drop = _find_duplicates(job, pieces, run, visible)
-        shards = _all(run, prepare_split, job, pieces, f"preparing {source.name}", visible, drop)
-    return publish(job, shards, settings, target)
+    return job, pieces, settings, target
 
 
 def prepare_split(job: Job, number: int, split: Split, drop: np.ndarray | None) -> Shard:
@@ -350,8 +365,8 @@ def _held_out(job: Job) -> cleaning.HeldOut | None:
     return cleaning.HeldOut(np.load(job.folder / "held_out.npy", mmap_mode="r"), job.source.cleaning.ngram)
 
 
-def _write_held_out(job: Job) -> None:
-    """Collect the n-grams that must not be trained on, once for all splits."""
+def collect_held_out(job: Job) -> None:
+    """Write the n-grams that must not be trained on, once for all splits."""
     settings, path = job.source.cleaning, job.folder / "held_out.npy"
     if not settings.held_out or path.exists():
         return
@@ -365,14 +380,6 @@ def _write_held_out(job: Job) -> None:
                 yield "\n".join(texts(record, source.text_key))
 
     np.save(path, cleaning.HeldOut.of(plain(), settings.ngram).grams)
-
-
-def _find_duplicates(job: Job, pieces: list[Split], run: Callable, visible: bool | None) -> list[np.ndarray | None]:
-    _write_held_out(job)
-    if job.source.cleaning.duplicates == "keep":
-        return [None] * len(pieces)
-    signatures = _all(run, sign_split, job, pieces, f"comparing {job.source.name}", visible)
-    return list(find_duplicates(job, signatures))
 
 
 def _all(

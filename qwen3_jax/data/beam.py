@@ -1,0 +1,90 @@
+"""Preparing a corpus as an Apache Beam job: the same functions on the same splits, so the same files.
+
+    prepare_with_beam(source, tokenizer, "prepared/web", ["--runner=FlinkRunner", "--flink_master=..."])
+
+The pipeline hands splits to workers and collects counts; text and tokens never pass through it. Workers read the corpus and
+write into OUTPUT.partial, which they all must see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qwen3_jax.data.config import Source
+from qwen3_jax.data.prepare import (
+    Job,
+    Shard,
+    begin,
+    collect_held_out,
+    find_duplicates,
+    prepare_split,
+    publish,
+    sign_split,
+)
+from qwen3_jax.data.prepared import Prepared
+from qwen3_jax.data.records import TextTokenizer
+from qwen3_jax.data.sources import SPLIT_BYTES, Split
+from qwen3_jax.errors import UserError
+
+
+def prepare_with_beam(
+    source: Source,
+    tokenizer: TextTokenizer,
+    output: str | Path,
+    options: Sequence[str] = (),
+    *,
+    seed: int = 0,
+    split_bytes: int = SPLIT_BYTES,
+) -> Prepared:
+    """Prepare a corpus and return it; see `qwen3_jax.data.prepare`.
+
+    Args:
+        options: Beam's own, such as --runner=DataflowRunner.
+
+    Raises:
+        UserError: Beam is not installed, or does not know an option; besides the errors of `prepare`.
+    """
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError:
+        raise UserError('--beam needs Apache Beam: pip install "qwen3-jax[beam]"') from None
+    begun = begin(source, tokenizer, output, seed, split_bytes)
+    if isinstance(begun, Prepared):
+        return begun
+    job, pieces, settings, target = begun
+    collect_held_out(job)
+    with beam.Pipeline(options=PipelineOptions(list(options), save_main_session=False)) as pipeline:
+        numbered = pipeline | "splits" >> beam.Create(list(enumerate(pieces))) | "spread" >> beam.Reshuffle()
+        if source.cleaning.duplicates == "keep":
+            work = numbered | "nothing dropped" >> beam.MapTuple(lambda number, split: (number, split, None))
+        else:
+            signed = numbered | "sign" >> beam.MapTuple(
+                lambda number, split: (number, str(sign_split(job, number, split)))
+            )
+            drops = (
+                signed
+                | "together" >> beam.combiners.ToList()
+                | "duplicates" >> beam.FlatMap(lambda found: _drops(job, found))
+            )
+            work = (
+                {"split": numbered, "drop": drops}
+                | "join" >> beam.CoGroupByKey()
+                | "unpack" >> beam.MapTuple(lambda number, both: (number, *both["split"], *both["drop"]))
+            )
+        work | "prepare" >> beam.Map(lambda one: _prepare(job, *one))
+    # Every shard is on disk; reading their counts back costs nothing, whatever the runner.
+    shards = [prepare_split(job, number, split, None) for number, split in enumerate(pieces)]
+    return publish(job, shards, settings, target)
+
+
+def _drops(job: Job, found: Iterable[tuple[int, str]]) -> list[tuple[int, np.ndarray]]:
+    return list(enumerate(find_duplicates(job, [Path(path) for _, path in sorted(found)])))
+
+
+def _prepare(job: Job, number: int, split: Split, drop: Any) -> Shard:
+    return prepare_split(job, number, split, drop)
