@@ -63,7 +63,15 @@ def report(run_dir: Path) -> Path:
     _throughput(grid[2, 0], train)
     _time(grid[2, 1], rows)
     if routers:
-        _heat(figure, grid[3, 0], train, steps, "train.router_max_load.", "load of the busiest expert (1 is even)", "magma")
+        _heat(
+            figure,
+            grid[3, 0],
+            train,
+            steps,
+            "train.router_max_load.",
+            "load of the busiest expert (1 is even)",
+            "magma",
+        )
         _heat(figure, grid[3, 1], train, steps, "train.router_entropy.", "router entropy (nats)", "viridis")
     ends = _stage_ends(config)
     for axes in [*grid[:2].ravel(), grid[2, 0]]:
@@ -120,7 +128,9 @@ def _held_out(axes: Any, rows: Rows) -> None:
 
 def _norms(axes: Any, train: Rows, steps: Sequence[int]) -> None:
     gradient = [row["train.gradient_norm"] for row in train]
-    axes.plot(steps, [math.nan if value is None else value for value in gradient], color="C1", linewidth=0.9, label="gradient")
+    axes.plot(
+        steps, [math.nan if value is None else value for value in gradient], color="C1", linewidth=0.9, label="gradient"
+    )
     axes.set(ylabel="gradient norm", yscale="log", title="global norms")
     right = axes.twinx()
     right.plot(steps, [row["train.parameter_norm"] for row in train], color="C4", label="parameters")
@@ -149,8 +159,8 @@ def _throughput(axes: Any, train: Rows) -> None:
 def _time(axes: Any, rows: Rows) -> None:
     spent = time_spent(rows)
     total = max(sum(spent.values()), 1e-9)
-    names = {"step": "steps", "input": "input wait", "compile": "compilation", "eval": "evaluation", "checkpoint":
-    "checkpoints"} axes.barh([names[part] for part in spent][::-1], [spent[part] for part in spent][::-1], color="C0")
+    names = dict(zip(_PARTS, ("steps", "input wait", "compilation", "evaluation", "checkpoints"), strict=True))
+    axes.barh([names[part] for part in spent][::-1], [spent[part] for part in spent][::-1], color="C0")
     for place, value in enumerate([spent[part] for part in spent][::-1]):
         axes.annotate(f" {value:,.1f} s, {value / total:.0%}", (value, place), va="center", fontsize=8)
     axes.set(title="where the time went", xlabel="seconds", xlim=(0, 1.25 * max(spent.values())))
@@ -160,7 +170,11 @@ def _heat(figure: Any, axes: Any, train: Rows, steps: Sequence[int], prefix: str
     layers = sorted(name for name in train[-1] if name.startswith(prefix))
     values = [[math.nan if row.get(name) is None else row[name] for row in train] for name in layers]
     image = axes.imshow(
-        values, aspect="auto", cmap=colors, interpolation="nearest", extent=(steps[0], steps[-1], len(layers) - 0.5, -0.5)
+        values,
+        aspect="auto",
+        cmap=colors,
+        interpolation="nearest",
+        extent=(steps[0], steps[-1], len(layers) - 0.5, -0.5),
     )
     axes.set(xlabel="step", ylabel="layer", title=title)
     figure.colorbar(image, ax=axes)
