@@ -192,7 +192,10 @@ REFUSED = {
     "--model.config.max_position_embeddings=32": "data.sequence_length (64) is longer",
     "--model.init_from=/nowhere": "/nowhere is neither a folder nor a hub repository id",
     "--mesh.data=16": "needs 16 devices; there are 8",
-    "--data.batch_size=6": "a global batch of 6 rows (data.batch_size) does not divide by 4 x 1, the parts of the mesh",
+    "--data.batch_size=6": (
+        "a global batch of 6 rows (data.batch_size) does not divide by 4 x 1, the parts of the mesh times micro_batches; "
+        "choose a multiple of 4."
+    ),
     "--mesh.tensor=4": "'kv_heads', 2) does not divide by 4",
     "--data.batch_size=0": "data.batch_size must be at least 1",
 }

@@ -74,8 +74,8 @@ def split(placement: Placement, q_shape: tuple[int, ...], kv_heads: int, strict:
                 if strict is None:
                     return ()
                 raise ShardingError(
-                    f"attention {strict!r} cannot divide {size} {what} by {parts}, the size of {' x '.join(names)}; "
-                    f"choose a size that divides, or attention 'auto'."
+                    f"attention {strict!r} cannot divide {size} {what} by {parts}, the size of mesh axis "
+                    f"{' x '.join(map(repr, names))}; choose a size that divides, or attention 'auto'."
                 )
         return names
 
