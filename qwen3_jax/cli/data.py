@@ -59,7 +59,8 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
     add("--domain-key", metavar="KEY", help="of a record that holds it")
     add("--language", default="und", metavar="CODE", help="of every document, or detect (extra data)")
     add("--language-key", metavar="KEY", help="of a record that holds it")
-    add("--quality-key", metavar="KEY", help="of a record that holds it (default: the share of Gopher's rules kept)")
+    add("--quality", type=float, help="of every document (default: the share of Gopher's rules that a text keeps)")
+    add("--quality-key", metavar="KEY", help="of a record that holds it")
 
     add = parser.add_argument_group("what is left out").add_argument
     add("--duplicates", choices=["keep", "exact", "near"], default="keep", help="near: exact ones too (default: keep)")
@@ -102,7 +103,7 @@ def _prepare(args: argparse.Namespace, beam: list[str]) -> int:
         format=args.format,
         text_key=args.text_key,
         loss_on=args.loss_on,
-        labels=Labels(args.domain, args.domain_key, args.language, args.language_key, args.quality_key),
+        labels=Labels(args.domain, args.domain_key, args.language, args.language_key, args.quality, args.quality_key),
         cleaning=Cleaning(args.duplicates, args.similarity, args.held_out, args.ngram, args.max_malformed),
     )
     tokenizer = Tokenizer.from_pretrained(resolve(args.tokenizer))

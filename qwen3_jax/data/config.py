@@ -77,14 +77,16 @@ class Labels:
         domain_key: the key of a record that holds its domain; a record without it gets `domain`.
         language: the language of every document (ISO 639-1), or "detect" (py3langid, extra `data`); the default is "und".
         language_key: as for the domain.
-        quality_key: the key of a record that holds its quality, a number; without it, quality is the share of Gopher's rules
-            (Rae et al. 2021, arXiv 2112.11446, table A1) that the text keeps, 0 to 1.
+        quality: the quality of every document; the default is the share of Gopher's rules (Rae et al. 2021, arXiv 2112.11446,
+            table A1) that its text keeps, 0 to 1.
+        quality_key: the key of a record that holds its quality, a number; a record without it gets `quality`.
     """
 
     domain: str | None = None
     domain_key: str | None = None
     language: str = "und"
     language_key: str | None = None
+    quality: float | None = None
     quality_key: str | None = None
 
 

@@ -45,7 +45,7 @@ def label(record: Record, text: str, labels: Labels, source_name: str) -> Labell
     language = labels.language if labels.language != "detect" else ""
     language = _named(record, labels.language_key, language) or _detector()(text[:_DETECTED_CHARACTERS])
     if labels.quality_key is None or labels.quality_key not in record.body:
-        return Labelled(domain, language, gopher_quality(text))
+        return Labelled(domain, language, gopher_quality(text) if labels.quality is None else labels.quality)
     value = record.body[labels.quality_key]
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise DataError(f"{record.where}: {labels.quality_key!r} must be a number, got {type(value).__name__}")

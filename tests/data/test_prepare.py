@@ -221,6 +221,8 @@ def test_labels_select_documents(tmp_path):
         assert np.flatnonzero(corpus.select(where)).tolist() == expected
     with pytest.raises(DataError, match=r"no document with the domain 'prse'; there are \['code', 'prose'\]"):
         corpus.select(Where(domain=["prse"]))
+    constant = Labels(quality=0.25, quality_key="rank")
+    assert prepare(Source("s", str(tmp_path / "in.jsonl"), labels=constant), TOK, tmp_path / "c").quality[0] == 0.25
     jsonl(tmp_path / "in.jsonl", [{"text": "a", "score": "high"}])
     with pytest.raises(DataError, match=r"in\.jsonl:1: 'score' must be a number, got str"):
         prepare(Source("s", str(tmp_path / "in.jsonl"), labels=labels), TOK, tmp_path / "bad")
