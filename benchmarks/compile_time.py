@@ -15,14 +15,15 @@ from benchmarks.common import show
 from benchmarks.models import DENSE, MOE
 from qwen3_jax.progress import progress_bar
 from qwen3_jax.training.config import ModelConfig, OptimizerConfig
-from qwen3_jax.training.step import Trainer
+from qwen3_jax.training.step import Trainer, schedule
 
 
 def seconds(config, layers: int) -> float:
     """Trace, lower and compile once, without any cache."""
     config = dataclasses.replace(config, num_hidden_layers=layers)
     jax.clear_caches()
-    trainer = Trainer(config, ModelConfig(remat="full"), OptimizerConfig(warmup_steps=0), 10, sharding.Placement())
+    options = OptimizerConfig(warmup_steps=0)
+    trainer = Trainer(config, ModelConfig(remat="full"), options, schedule(options, 10), sharding.Placement())
     started = time.perf_counter()
     trainer.step.lower(trainer.abstract_state(), trainer.abstract_batch(4, 512)).compile()
     return time.perf_counter() - started

@@ -35,7 +35,7 @@ def measure(name: str, rows: int, length: int, remat: str, moments: str, steps: 
     from qwen3_jax.config import Qwen3Config
     from qwen3_jax.training.config import ModelConfig, OptimizerConfig
     from qwen3_jax.training.flops import training_flops_per_token
-    from qwen3_jax.training.step import Trainer
+    from qwen3_jax.training.step import Trainer, schedule
     from sharding.hardware import peak_flops
 
     preset, layers, *_ = MODELS[name]
@@ -44,7 +44,7 @@ def measure(name: str, rows: int, length: int, remat: str, moments: str, steps: 
         config = dataclasses.replace(config, num_hidden_layers=layers)
     options = OptimizerConfig(warmup_steps=0, schedule="constant", learning_rate=1e-5, moment_dtype=moments)
     model = ModelConfig(dtype="bfloat16", param_dtype=param_dtype, remat=remat)
-    trainer = Trainer(config, model, options, 10**6, sharding.Placement())
+    trainer = Trainer(config, model, options, schedule(options, 10**6), sharding.Placement())
     state, placed = trainer.init(0), trainer.place(batch(config, rows, length))
     started = time.perf_counter()
     step = trainer.step.lower(state, placed).compile()

@@ -20,13 +20,12 @@ def measure(chunk: int, rows: int, length: int) -> dict[str, float]:
     import sharding
     from benchmarks.models import DENSE, batch
     from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig
-    from qwen3_jax.training.step import Trainer
+    from qwen3_jax.training.step import Trainer, schedule
 
     config = dataclasses.replace(DENSE, vocab_size=151_936, num_hidden_layers=2)
     loss = LossConfig(chunk_tokens=chunk)
-    trainer = Trainer(
-        config, ModelConfig(remat="full"), OptimizerConfig(warmup_steps=0), 10, sharding.Placement(), loss
-    )
+    options = OptimizerConfig(warmup_steps=0)
+    trainer = Trainer(config, ModelConfig(remat="full"), options, schedule(options, 10), sharding.Placement(), loss)
     state, placed = trainer.init(0), trainer.place(batch(config, rows, length))
     step = trainer.step.lower(state, placed).compile()
     for _ in range(2):

@@ -11,7 +11,7 @@ import sharding
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.model import Qwen3
 from qwen3_jax.training.config import ModelConfig, OptimizerConfig
-from qwen3_jax.training.step import Trainer
+from qwen3_jax.training.step import Trainer, schedule
 
 # 29M parameters with a 16K vocabulary: Qwen3-0.6B's proportions, small enough for two cores.
 DENSE = dataclasses.replace(
@@ -45,7 +45,9 @@ def batch(config: Qwen3Config, rows: int, length: int, seed: int = 0) -> dict[st
 def stepper(config: Qwen3Config, dtype: str, rows: int, length: int) -> tuple[Qwen3, Callable[[], float]]:
     """Return a fresh model, and a function that trains it by one step (unrolled, one device) and returns the loss."""
     options = OptimizerConfig(warmup_steps=0, schedule="constant", learning_rate=1e-4)
-    trainer = Trainer(config, ModelConfig(dtype=dtype, scan_layers=False), options, 10**6, sharding.Placement())
+    trainer = Trainer(
+        config, ModelConfig(dtype=dtype, scan_layers=False), options, schedule(options, 10**6), sharding.Placement()
+    )
     state, placed = trainer.init(0), trainer.place(batch(config, rows, length))
     start = trainer.model(jax.tree.map(jnp.copy, state.params))  # the first step takes the state's memory
 

@@ -4,6 +4,12 @@ The message is one sentence that names the culprit and says what to do instead. 
 command print it without a traceback; library callers can catch it apart from bugs.
 """
 
+import sys
+
+
+class Interrupted(Exception):
+    """The program was asked to end and has saved what it needs to go on later."""
+
 
 class UserError(ValueError):
     """The input is at fault, not the program: the message names the field, file or option."""
@@ -15,3 +21,8 @@ def nearest(name: str, valid: list[str] | tuple[str, ...]) -> str:
 
     matches = get_close_matches(name, valid, n=1, cutoff=0.5)
     return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+def warn(text: str) -> None:
+    """Say on standard error what the user should know and the program goes on in spite of."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)

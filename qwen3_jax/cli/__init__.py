@@ -18,6 +18,8 @@ COMMANDS = {
     "plan": ("qwen3_jax.cli.plan", "compile a training run for TPUs that are not here: memory, traffic, speed"),
     "infer": ("qwen3_jax.cli.infer", "answer prompts, chat, or work through a file of conversations"),
     "convert": ("qwen3_jax.cli.convert", "Hugging Face safetensors <-> Orbax, or to another data type"),
+    "report": ("qwen3_jax.cli.report", "draw one page about a training run"),
+    "data": ("qwen3_jax.cli.data", "prepare a corpus: tokens and labels, deduplicated, in ArrayRecord"),
     "tokenizer": ("qwen3_jax.cli.tokenizer", "train a tokenizer"),
 }
 

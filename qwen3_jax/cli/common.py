@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from qwen3_jax.errors import UserError, nearest
+from qwen3_jax.errors import Interrupted, UserError, nearest
 
 BAD_INPUT = 2
 INTERRUPTED = 130
+TERMINATED = 143  # asked to end by SIGTERM; what was done is saved
 
 
 class Parser(argparse.ArgumentParser):
@@ -69,6 +70,9 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print(f"\n{prog}: stopped.", file=sys.stderr)
         return INTERRUPTED
+    except Interrupted as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return TERMINATED
     except BrokenPipeError:  # `... | head`: the reader has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -12,6 +12,7 @@ options:
   --config FILE         a training configuration
   --topology NAME       a TPU slice: generation and sides in chips (v5e:2x2, v6e:8x8, v5p:4x4x4)
   --slices N            so many equal slices, joined by the data-centre network (default 1)
+  --stage NAME          of a run with stages: this one
   --search              try other meshes, remat policies and micro-batches, and rank what fits
   --json                print one JSON object (with --search: one a line, best first)
 """
@@ -28,15 +29,16 @@ from dataclasses import dataclass
 from qwen3_jax.cli.common import Parser, guarded, whole_number
 from qwen3_jax.errors import UserError
 
-FLAGS = ("plan", "slices", "search", "json")
+FLAGS = ("plan", "slices", "stage", "search", "json")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to plan for: a topology's name, how many slices, whether to search, and how to print."""
+    """What to plan for: a topology's name, how many slices, which stage, whether to search, and how to print."""
 
     topology: str
     slices: int = 1
+    stage: str | None = None
     search: bool = False
     json: bool = False
 
@@ -64,6 +66,7 @@ def add_flags(parser: argparse.ArgumentParser, name: str = "plan") -> None:
         f"--{name}", metavar="TOPOLOGY", help="compile for this TPU slice (v5p:8x8x8) and report; trains nothing"
     )
     parser.add_argument("--slices", metavar="N", help=f"with --{name}: so many equal slices", type=whole_number(1))
+    parser.add_argument("--stage", metavar="NAME", help=f"with --{name}: this stage of the run")
     parser.add_argument(
         "--search", action="store_true", help=f"with --{name}: try other meshes, remat and micro-batches"
     )
@@ -81,11 +84,11 @@ def take(argv: Sequence[str], prog: str, name: str = "plan") -> tuple[Options | 
     found, rest = parser.parse_known_args(list(argv))
     topology = getattr(found, name)
     if topology is None:
-        for flag in ("slices", "search", "json"):
+        for flag in ("slices", "stage", "search", "json"):
             if getattr(found, flag):
                 raise UserError(f"--{flag} is about planning: it needs --{name} TOPOLOGY.")
         return None, rest
-    return Options(topology, found.slices or 1, found.search, found.json), rest
+    return Options(topology, found.slices or 1, found.stage, found.search, found.json), rest
 
 
 def without_accelerators() -> None:
@@ -99,7 +102,7 @@ def run(options: Options, argv: Sequence[str], prog: str) -> int:
     without_accelerators()
     from qwen3_jax.cli.train import parse
 
-    config = parse(argv, prog)
+    config = parse(argv, prog).stage(options.stage)
     import sharding
     from qwen3_jax.training import plan
 

@@ -1,11 +1,15 @@
-"""What to train on: the typed configuration of the data pipeline, used as it is in a training YAML.
+"""What to train on: the typed configuration of the data room, used as it is in a training YAML.
 
     data:
-      sequence_length: 512
-      batch_size: 32
+      sequence_length: 4096
+      batch_size: 512
       sources:
-        - {name: stdlib, path: "stdlib:", weight: 0.7, eval_fraction: 0.05}
-        - {name: sums, path: "synthetic:running_sum", weight: 0.3, eval_fraction: 0.1}
+        - {name: web, path: "prepared/web", weight: 0.7, where: {language: [en, de], quality: [0.8, null]}}
+        - {name: stdlib, path: "stdlib:", weight: 0.2, eval_fraction: 0.05}
+        - {name: sums, path: "synthetic:running_sum", weight: 0.1, eval_fraction: 0.1}
+      lengths:
+        - {above: 16384, up_to: 32768, weight: 0.75}
+        - {above: 4096, up_to: 16384, weight: 0.25}
 
 Everything is checked here, when the configuration is built, except what needs the disk; a bad value is a
 `UserError` that names the field.
@@ -13,7 +17,8 @@ Everything is checked here, when the configuration is built, except what needs t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, field
 from typing import Literal
 
 from qwen3_jax.errors import UserError
@@ -22,21 +27,23 @@ from qwen3_jax.text.thinking import STOP_TEXT
 STDLIB = "stdlib:"
 RUNNING_SUM = "synthetic:running_sum"
 
+Format = Literal["auto", "text", "jsonl", "parquet", "arrayrecord"]
+
 
 @dataclass(frozen=True)
 class RunningSum:
     """The generated running-sum problems (see `qwen3_jax.data.reasoning`) of a `synthetic:running_sum` source.
 
     Attributes:
-        problems: distinct training problems in one epoch; they are generated when read, so this costs no memory.
-        eval_problems: held-out problems of `make_eval_batches`.
+        problems: distinct training problems.
+        eval_problems: held-out problems.
         min_digits, max_digits: lengths are drawn evenly from this range, both ends included.
         thinking, non_thinking, disabled, truncated: shares of the four ways to write a problem down (see
             `reasoning.Mode`); any scale.
         stop_text: the text forced at the end of a truncated thinking block.
     """
 
-    problems: int = 1_000_000
+    problems: int = 50_000
     eval_problems: int = 512
     min_digits: int = 2
     max_digits: int = 12
@@ -62,44 +69,126 @@ class RunningSum:
 
 
 @dataclass(frozen=True)
+class Labels:
+    """Where the labels of a document come from: a constant of the corpus, or a key of its records.
+
+    Attributes:
+        domain: the domain of every document; the default is the source's name.
+        domain_key: the key of a record that holds its domain; a record without it gets `domain`.
+        language: the language of every document (ISO 639-1), or "detect" (py3langid, extra `data`); the default is "und".
+        language_key: as for the domain.
+        quality: the quality of every document; the default is the share of Gopher's rules (Rae et al. 2021, arXiv 2112.11446,
+            table A1) that its text keeps, 0 to 1.
+        quality_key: the key of a record that holds its quality, a number; a record without it gets `quality`.
+    """
+
+    domain: str | None = None
+    domain_key: str | None = None
+    language: str = "und"
+    language_key: str | None = None
+    quality: float | None = None
+    quality_key: str | None = None
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """What is left out when a corpus is prepared.
+
+    Attributes:
+        duplicates: "keep", or leave out documents whose normalised text occurred before ("exact"), or also those that share
+            most of their 5-word shingles with an earlier one ("near"; MinHash).
+        similarity: of "near": Jaccard similarity of shingles from which on two documents are likely to be taken for one.
+        held_out: files (as `path`, with the same keys) whose text must not be trained on.
+        ngram: a document that shares so many consecutive words with `held_out` is left out (GPT-3's 13; Brown et al. 2020,
+            arXiv 2005.14165, appendix C).
+        max_malformed: records that cannot be read are logged and passed over, up to so many; one more is an error.
+    """
+
+    duplicates: Literal["keep", "exact", "near"] = "keep"
+    similarity: float = 0.8
+    held_out: list[str] = field(default_factory=list)
+    ngram: int = 13
+    max_malformed: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least("cleaning.ngram", self.ngram, 1)
+        _at_least("cleaning.max_malformed", self.max_malformed, 0)
+        if not 0.1 <= self.similarity <= 0.99:
+            raise UserError(f"cleaning.similarity must be between 0.1 and 0.99, got {self.similarity}")
+
+
+@dataclass(frozen=True)
+class Where:
+    """Which documents of a source are used, by label; ranges are [lowest, highest], null is open.
+
+    Attributes:
+        domain, language: any of these; null is all.
+        quality: range, both ends included.
+        length: range in tokens, both ends included.
+    """
+
+    domain: list[str] | None = None
+    language: list[str] | None = None
+    quality: list[float | None] | None = None
+    length: list[int | None] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("quality", "length"):
+            limits = getattr(self, name)
+            if limits is None:
+                continue
+            if len(limits) != 2:
+                raise UserError(f"where.{name} is a range [lowest, highest], got {limits}")
+            if None not in limits and limits[0] > limits[1]:
+                raise UserError(f"where.{name} is empty: {limits[0]} is above {limits[1]}")
+        for name in ("domain", "language"):
+            if getattr(self, name) == []:
+                raise UserError(f"where.{name} is an empty list; leave it out to take all")
+
+
+@dataclass(frozen=True)
 class Source:
     """One corpus of a mixture.
 
     Attributes:
-        name: a unique label, used in errors, in the saved data position and by `make_eval_batches`.
-        path: a file, folder (read recursively, hidden files left out) or glob, or a list of them; `~` is the home
-            folder. `stdlib:` is this machine's own Python standard library, without its tests;
+        name: a unique label, used in errors, in the saved data position and for held-out losses.
+        path: a folder that `qwen3 data prepare` wrote; or a file, folder (read recursively, hidden files left out) or glob, or
+            a list of them, also on object storage (gs://, s3://, any fsspec URL): those are prepared when a run starts. `~` is
+            the home folder. `stdlib:` is this machine's own Python standard library, without its tests;
             `synthetic:running_sum` generates reasoning problems and stands alone.
-        format: `text` (one file is one document), `jsonl` (one line is one record), or `auto`: by suffix, `.jsonl`
-            is JSONL and everything else text.
-        text_key: the key that holds the document in JSONL text records.
-        weight: this source's share of the rows of every batch, relative to the other sources. Every row is packed
-            from one source only, so shares of rows are shares of tokens up to padding (see `pipeline`).
-        eval_fraction: share of the documents held out for evaluation, chosen by a hash of the document's path below
-            `path` and its line; of generated problems, the share of questions.
+        format: text (one file is one document), jsonl (one line is one record), parquet (one row), arrayrecord (one record,
+            JSON or plain text), or auto: by suffix, what is none of these being text. Text and JSONL may end in .gz or .zst.
+        text_key: the key that holds the document in records of text.
         loss_on: which tokens of chat and prompt/completion records are learned: what the assistant says, or all.
+        labels: where domain, language and quality come from.
+        cleaning: what is left out.
         running_sum: settings of `synthetic:running_sum`, and only of that.
+        weight: this source's share of the tokens, relative to the other sources.
+        where: only these documents.
+        eval_fraction: share of the documents held out for evaluation, chosen by a hash of the document's place in its file; of
+            generated problems, the share of questions.
     """
 
     name: str
     path: str | list[str]
-    format: Literal["auto", "text", "jsonl"] = "auto"
+    format: Format = "auto"
     text_key: str = "text"
-    weight: float = 1.0
-    eval_fraction: float = 0.01
     loss_on: Literal["all", "assistant"] = "assistant"
+    labels: Labels = field(default_factory=Labels)
+    cleaning: Cleaning = field(default_factory=Cleaning)
     running_sum: RunningSum | None = None
+    weight: float = 1.0
+    where: Where = field(default_factory=Where)
+    eval_fraction: float = 0.01
 
     def __post_init__(self) -> None:
         where = f"source {self.name!r}"
         if not self.name:
             raise UserError("every data source needs a name")
+        if "/" in self.name or self.name.startswith("."):
+            raise UserError(f"{where}: a name becomes a folder's; it must not hold '/' or start with '.'")
         if not self.paths:
             raise UserError(f"{where}: path is empty")
-        if self.format not in ("auto", "text", "jsonl"):
-            raise UserError(f"{where}: format must be auto, text or jsonl, got {self.format!r}")
-        if self.loss_on not in ("all", "assistant"):
-            raise UserError(f"{where}: loss_on must be all or assistant, got {self.loss_on!r}")
         if not 0 < self.weight < float("inf"):
             raise UserError(f"{where}: weight must be above 0, got {self.weight}; to leave a source out, remove it")
         if not 0 <= self.eval_fraction < 1:
@@ -109,7 +198,7 @@ class Source:
         if self.running_sum is not None and not self.is_synthetic:
             raise UserError(f"{where}: running_sum settings belong to path {RUNNING_SUM!r}, not to {self.path!r}")
         if self.format == "text" and (self.text_key != "text" or self.loss_on != "assistant"):
-            raise UserError(f"{where}: text_key and loss_on are about JSONL records; format is text")
+            raise UserError(f"{where}: text_key and loss_on are about records; format is text")
 
     @property
     def paths(self) -> list[str]:
@@ -123,6 +212,26 @@ class Source:
 
 
 @dataclass(frozen=True)
+class LengthShare:
+    """A class of text by length, and its share of the tokens.
+
+    Attributes:
+        above, up_to: (input, target) pairs of a piece of text, after documents longer than the row are cut: above < n <= up_to.
+        weight: relative to the other classes.
+    """
+
+    above: int
+    up_to: int
+    weight: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.above < self.up_to:
+            raise UserError(f"data.lengths: above ({self.above}) must be below up_to ({self.up_to})")
+        if not 0 < self.weight < float("inf"):
+            raise UserError(f"data.lengths: weight must be above 0, got {self.weight}")
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """The whole pipeline.
 
@@ -130,23 +239,20 @@ class DataConfig:
         sources: the mixture.
         sequence_length: T, tokens in a row.
         batch_size: rows in the global batch, over all hosts.
+        lengths: classes of text by length with their shares of the tokens of every source; empty is all text as it comes.
         seed: of the shuffles and of the generated problems.
-        packing_bins: rows packed at the same time, per source: more waste less and cost more to rebuild on resume.
-        shuffle_window: chunks mixed together after long documents are cut, per source, so that one batch is not one
-            file; 1 leaves the order of the documents. Rebuilt on resume too.
-        read_threads: threads that read and tokenise documents, per source; 0 does it in the consumer's thread.
-        read_ahead: documents read and tokenised ahead, per source.
+        packing_rows: rows that are packed together: more waste less and cost more to plan again on resume.
+        cache: folder for what is prepared from raw sources when a run starts; null is the run's own.
         prefetch_batches: finished batches kept ready by a background thread; 0 builds each when it is asked for.
     """
 
     sources: list[Source]
     sequence_length: int = 512
     batch_size: int = 32
+    lengths: list[LengthShare] = field(default_factory=list)
     seed: int = 0
-    packing_bins: int = 64
-    shuffle_window: int = 1024
-    read_threads: int = 2
-    read_ahead: int = 32
+    packing_rows: int = 256
+    cache: str | None = None
     prefetch_batches: int = 4
 
     def __post_init__(self) -> None:
@@ -156,13 +262,17 @@ class DataConfig:
         for name in names:
             if names.count(name) > 1:
                 raise UserError(f"data.sources has two sources named {name!r}")
-        for field in ("sequence_length", "batch_size", "packing_bins", "shuffle_window"):
-            _at_least(f"data.{field}", getattr(self, field), 1)
-        for field in ("read_threads", "prefetch_batches", "seed"):
-            _at_least(f"data.{field}", getattr(self, field), 0)
-        if self.read_threads and self.read_ahead < self.read_threads:
+        for name in ("sequence_length", "batch_size", "packing_rows"):
+            _at_least(f"data.{name}", getattr(self, name), 1)
+        for name in ("prefetch_batches", "seed"):
+            _at_least(f"data.{name}", getattr(self, name), 0)
+        ordered = sorted(self.lengths, key=lambda one: one.above)
+        for one, following in itertools.pairwise(ordered):
+            if following.above < one.up_to:
+                raise UserError(f"data.lengths: the classes up to {one.up_to} and above {following.above} overlap")
+        if ordered and ordered[-1].up_to > self.sequence_length:
             raise UserError(
-                f"data.read_ahead ({self.read_ahead}) must be at least data.read_threads ({self.read_threads})"
+                f"data.lengths: up_to {ordered[-1].up_to} is beyond sequence_length {self.sequence_length}, where text is cut"
             )
 
     def source(self, name: str) -> Source:
@@ -173,6 +283,6 @@ class DataConfig:
         raise UserError(f"no data source named {name!r}; there are {[source.name for source in self.sources]}")
 
 
-def _at_least(field: str, value: int, least: int) -> None:
+def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
-        raise UserError(f"{field} must be at least {least}, got {value}")
+        raise UserError(f"{name} must be at least {least}, got {value}")

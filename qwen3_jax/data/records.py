@@ -41,6 +41,8 @@ class TextTokenizer(Protocol):
 
     def encode_batch(self, texts: Sequence[str], /) -> list[list[int]]: ...
 
+    def definition(self) -> str: ...
+
     def apply_chat_template(
         self, messages: list[dict[str, Any]], tools: Any = None, *, add_generation_prompt: bool = True
     ) -> Any: ...
@@ -48,10 +50,18 @@ class TextTokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One JSON object and where it was found (`path` or `path:line`)."""
+    """One JSON object, where it was found (`path` or `path:line`), and 64 bits of its place that any machine finds."""
 
     where: str
     body: dict[str, Any]
+    key: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """A record that cannot be used; the reason starts with where it was found."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +96,7 @@ def documents(
     Raises:
         DataError: a key is missing or of the wrong type, the template refuses the messages, or nothing is learned.
     """
-    body, where = record.body, record.where
+    body = record.body
     learn_prompt = loss_on == "all"
     if "messages" in body:
         messages = _messages(record)
@@ -98,31 +108,31 @@ def documents(
             return [Document((Segment(_until_end_of_turn(text), True),))]
         return _turns(record, tokenizer, messages)
     if "prompt" in body or "completion" in body:
-        if not isinstance(body.get("prompt"), str):
-            raise DataError(f"{where}: 'prompt' must be a string beside 'completion'")
-        return [Document((Segment(body["prompt"], learn_prompt), *_completion(record)))]
+        return [Document((Segment(_string(record, "prompt"), learn_prompt), *_completion(record)))]
     if text_key in body:
-        if not isinstance(body[text_key], str):
-            raise DataError(f"{where}: {text_key!r} must be a string, got {type(body[text_key]).__name__}")
-        return [Document((Segment(body[text_key], True),), add_end=True)] if body[text_key] else []
+        text = _string(record, text_key)
+        return [Document((Segment(text, True),), add_end=True)] if text else []
     raise _unknown(record, text_key)
 
 
-def encode(document: Document, tokenizer: TextTokenizer) -> Encoded:
-    """Encodes each segment by itself and joins the ids.
+def encode(documents: Sequence[Document], tokenizer: TextTokenizer) -> list[Encoded]:
+    """Encodes each segment by itself and joins the ids of a document's.
 
     Raises:
-        ValueError: the tokenizer refuses the text, or lacks the end token that the document needs.
+        ValueError: the tokenizer refuses a text, or lacks the end token that a document needs.
     """
-    # One call for all segments: encode_batch lets other Python threads run meanwhile, encode may not.
-    pieces = tokenizer.encode_batch([segment.text for segment in document.segments])
-    if document.add_end:
-        if tokenizer.endoftext_id is None:
-            raise DataError("its vocabulary has no <|endoftext|> to close a document with")
-        pieces = [*pieces, [tokenizer.endoftext_id]]
-    learned = [segment.loss for segment in document.segments] + [True] * document.add_end
-    tokens = np.concatenate([np.asarray(piece, dtype=np.int32) for piece in pieces])
-    return Encoded(tokens, np.repeat(learned, [len(piece) for piece in pieces]))
+    # One call for all segments, which the tokenizer may spread over cores.
+    pieces = iter(tokenizer.encode_batch([segment.text for document in documents for segment in document.segments]))
+    out = []
+    for document in documents:
+        found = [np.asarray(next(pieces), dtype=np.int32) for _ in document.segments]
+        if document.add_end:
+            if tokenizer.endoftext_id is None:
+                raise DataError("the tokenizer's vocabulary has no <|endoftext|> to close a document with")
+            found.append(np.asarray([tokenizer.endoftext_id], dtype=np.int32))
+        learned = [segment.loss for segment in document.segments] + [True] * document.add_end
+        out.append(Encoded(np.concatenate(found), np.repeat(learned, [len(piece) for piece in found])))
+    return out
 
 
 def texts(record: Record, text_key: str = "text") -> Iterator[str]:
@@ -131,12 +141,21 @@ def texts(record: Record, text_key: str = "text") -> Iterator[str]:
     if "messages" in body:
         for message in _messages(record):
             yield from (message[key] for key in ("reasoning_content", "content") if isinstance(message.get(key), str))
-    elif isinstance(text := body.get("prompt", body.get(text_key)), str):
-        yield text
+    elif "prompt" in body or "completion" in body:
+        yield _string(record, "prompt")
+    elif text_key in body:
+        yield _string(record, text_key)
     else:
         raise _unknown(record, text_key)
     if "completion" in body:
         yield from (segment.text for segment in _completion(record))
+
+
+def _string(record: Record, key: str) -> str:
+    value = record.body.get(key)
+    if not isinstance(value, str):
+        raise DataError(f"{record.where}: {key!r} must be a string, got {type(value).__name__}")
+    return value
 
 
 def _unknown(record: Record, text_key: str) -> DataError:

@@ -1,106 +1,127 @@
-"""Random-access sources of records: folders of text, JSONL files, this machine's standard library.
+"""From paths to records: files and URLs found, cut into splits, and read as a stream.
 
-`open_source(source, "train", seed)` gives what `grain.MapDataset.source` takes. Files are sorted by path, so an index
-means the same record on every host and after every restart. JSONL files are scanned once for the offsets of their
-lines (two int64 per line are kept); lines are read and parsed when asked for, so a malformed one is a `DataError`
-when its turn comes. Files are opened per read: no handle is shared between threads or processes.
+    for split in splits(source):              # a few dozen megabytes each, in order; one worker reads one
+        for found in read(split, source):     # Record, or Malformed where a record cannot be used
+
+Files are sorted by their path below the folder or glob they were found by, so splits are the same on every machine. JSONL
+that is not compressed is cut by bytes, Parquet by row groups, ArrayRecord by records; compressed files are read whole.
+Nothing is held but the record at hand. Local paths and every URL that fsspec knows (gs://, s3://, https://, ...) are read.
 """
 
 from __future__ import annotations
 
-import glob
+import gzip
 import hashlib
+import io
 import json
 import os
 import sysconfig
-from array import array
-from bisect import bisect_right
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate, takewhile
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Any, Literal, cast
 
-import numpy as np
+import fsspec
+from fsspec.core import url_to_fs
 
 from qwen3_jax.data.config import RUNNING_SUM, STDLIB, DataConfig, RunningSum, Source
-from qwen3_jax.data.reasoning import RunningSumRecords, Split
-from qwen3_jax.data.records import DataError, Record, texts
+from qwen3_jax.data.reasoning import RunningSumRecords
+from qwen3_jax.data.records import DataError, Malformed, Record, texts
+from qwen3_jax.errors import UserError
 
-_UNREADABLE = {".gz", ".zst", ".bz2", ".xz", ".zip", ".parquet", ".arrayrecord", ".array_record", ".tfrecord"}
+Kind = Literal["text", "jsonl", "parquet", "arrayrecord", "synthetic"]
+
+SPLIT_BYTES = 32 * 2**20
+_KINDS: dict[str, Kind] = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".arrayrecord": "arrayrecord",
+    ".array_record": "arrayrecord",
+}  # fmt: skip
+_COMPRESSED = {".gz", ".zst"}
+_UNREADABLE = {".bz2", ".xz", ".zip", ".tar", ".tgz", ".tfrecord", ".bin", ".npy"}
 _TEST_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-
-
-class RecordSource(Protocol):
-    """What grain reads from."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Record: ...
-
-
-def open_source(source: Source, split: Split, seed: int = 0) -> RecordSource:
-    """The records of one split of a source; `seed` is that of generated problems.
-
-    Raises:
-        DataError: a path matches nothing, a file cannot be read, or nothing is in it.
-    """
-    if source.is_synthetic:
-        return RunningSumRecords(source.running_sum or RunningSum(), split, seed, source.eval_fraction)
-    return FileRecords(source, split)
-
-
-def training_texts(config: DataConfig, max_records: int = 2000) -> Iterator[str]:
-    """Plain texts to train a tokenizer on: up to `max_records` training records of each source, spread over it.
-
-    Held-out documents are left out, so that held-out loss stays honest.
-    """
-    for source in config.sources:
-        records = open_source(source, "train", config.seed)
-        for i in range(0, len(records), -(-len(records) // max_records)):
-            yield from texts(records[i], source.text_key)
-
-
-class FileRecords:
-    """The train or eval records of a source's files, in order of path and line."""
-
-    def __init__(self, source: Source, split: Split):
-        self._name, self._split = source.name, split
-        self._files = [_open(file, source) for file in find_files(source)]
-        self._ends = list(accumulate(len(file) for file in self._files))
-        if not self._ends[-1]:
-            raise DataError(f"source {source.name!r}: the files at {source.path!r} hold no documents")
-        held_out = self._held_out(source.eval_fraction)
-        self._indices = np.flatnonzero(held_out if split == "eval" else ~held_out)
-
-    def __repr__(self) -> str:
-        # Grain compares and logs sources by this text.
-        return f"FileRecords({self._name!r}, {self._split!r}, {len(self)} records)"
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> Record:
-        position = int(self._indices[index])
-        file = bisect_right(self._ends, position)
-        return self._files[file][position - (self._ends[file] - len(self._files[file]))]
-
-    def _held_out(self, fraction: float) -> np.ndarray:
-        """bool [documents]. A threshold on a hash, so a growing corpus never moves a document to the other side;
-        where it leaves one side empty, the document nearest to the threshold crosses it (a lone one is trained on)."""
-        hashes = np.concatenate([_hashes(file.key, len(file)) for file in self._files])
-        held_out = hashes < np.uint64(fraction * 2**64)
-        if len(hashes) > 1 and fraction > 0 and (held_out.all() or not held_out.any()):
-            held_out[hashes.argmax() if held_out.all() else hashes.argmin()] ^= True
-        return held_out if len(hashes) > 1 else np.zeros(1, dtype=bool)
+_PROBLEM_BYTES = 4096  # a generated problem is as much work as so much text
+LAST_KEY = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class CorpusFile:
-    """A file, and its path below the folder or glob it was found by: the same on any machine."""
+    """A file or URL, its path below the folder or glob it was found by (the same on any machine), and its size in bytes."""
 
-    path: Path
+    url: str
     key: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A stretch of one file: bytes of JSONL, row groups of Parquet, records of ArrayRecord, numbers of generated problems; of
+    text and of compressed files, everything."""
+
+    file: CorpusFile
+    kind: Kind
+    start: int = 0
+    stop: int | None = None
+
+
+Split = tuple[Part, ...]
+
+
+def splits(source: Source, seed: int = 0, size: int = SPLIT_BYTES) -> list[Split]:
+    """Cut a source into pieces of work of about `size` bytes, in order.
+
+    Args:
+        source: its paths and format.
+        seed: of generated problems.
+        size: bytes as they lie in the files.
+
+    Raises:
+        DataError: a path matches nothing, or a file is of a format that is not read.
+    """
+    out: list[Split] = []
+    held: list[Part] = []
+    filled = 0
+    for part, weight in _parts(source, seed, size):
+        if held and filled + weight > size:
+            out.append(tuple(held))
+            held, filled = [], 0
+        held.append(part)
+        filled += weight
+    return [*out, tuple(held)] if held else out
+
+
+def read(split: Split, source: Source, seed: int = 0) -> Iterator[Record | Malformed]:
+    """The records of one split, in order.
+
+    Raises:
+        DataError: a file cannot be opened or read at all.
+    """
+    for part in split:
+        try:
+            yield from _READERS[part.kind](part, source, seed)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{part.file.url}: cannot be read: {error}") from error
+
+
+def training_texts(config: DataConfig, max_records: int = 2000) -> Iterator[str]:
+    """Plain texts to train a tokenizer on: up to `max_records` training records of each source, from all over it.
+
+    Held-out documents are left out, so that held-out loss stays honest.
+    """
+    for source in config.sources:
+        pieces = splits(source, config.seed, size=2**20)
+        wanted = pieces[:: max(len(pieces) // 64, 1)]
+        share = -(-max_records // len(wanted))
+        for split in wanted:
+            given = 0
+            for found in read(split, source, config.seed):
+                if isinstance(found, Malformed) or found.key < source.eval_fraction * 2**64:
+                    continue
+                yield from texts(found, source.text_key)
+                given += 1
+                if given == share:
+                    break
 
 
 def find_files(source: Source) -> list[CorpusFile]:
@@ -109,39 +130,86 @@ def find_files(source: Source) -> list[CorpusFile]:
     Raises:
         DataError: an entry of `path` matches no file, or names a format that is not read here.
     """
-    found: dict[Path, CorpusFile] = {}
+    found: dict[str, CorpusFile] = {}
     for entry in source.paths:
-        files = [file for file in _expand(entry, source) if file.path.is_file()]
+        files = list(_expand(entry, source))
         if not files:
             raise DataError(f"source {source.name!r}: no file matches {entry!r}")
-        found.update((file.path, file) for file in files)
-    for path in found:
-        if path.suffix.lower() in _UNREADABLE:
-            raise DataError(f"source {source.name!r}: {path} is a {path.suffix} file; plain text and JSONL are read")
-    return [found[path] for path in sorted(found)]
+        found.update((file.url, file) for file in files)
+    for url in found:
+        suffix = os.path.splitext(url)[1].lower()
+        if suffix in _UNREADABLE:
+            raise DataError(
+                f"source {source.name!r}: {url} is a {suffix} file; text, JSONL (also .gz, .zst), "
+                "Parquet and ArrayRecord are read"
+            )
+    return [found[url] for url in sorted(found)]
+
+
+def key_of(file: str, place: int) -> int:
+    """64 bits from the file's path and the record's place in it: what decides whether a document is held out."""
+    return int.from_bytes(hashlib.blake2b(f"{file}\0{place}".encode(), digest_size=8).digest(), "big")
+
+
+def _parts(source: Source, seed: int, size: int) -> Iterator[tuple[Part, int]]:
+    """Every stretch with about its number of bytes."""
+    if source.is_synthetic:
+        settings = source.running_sum or RunningSum()
+        for split, count in (("train", settings.problems), ("eval", settings.eval_problems)):
+            file = CorpusFile(RUNNING_SUM, split, 0)
+            step = max(size // _PROBLEM_BYTES, 1)
+            for start in range(0, count, step):
+                stop = min(start + step, count)
+                yield Part(file, "synthetic", start, stop), (stop - start) * _PROBLEM_BYTES
+        return
+    for file in find_files(source):
+        kind = _kind(file, source)
+        if kind == "jsonl" and not _compression(file.url):
+            for start in range(0, max(file.size, 1), size):
+                yield Part(file, kind, start, min(start + size, file.size)), min(size, file.size - start)
+        elif kind == "parquet":
+            with _parquet(file) as reader:
+                groups = [reader.metadata.row_group(i).total_byte_size for i in range(reader.num_row_groups)]
+            for i, weight in enumerate(groups):
+                yield Part(file, kind, i, i + 1), weight
+        elif kind == "arrayrecord":
+            records = len(_array_record(file))
+            step = max(records * size // max(file.size, 1), 1)
+            for start in range(0, records, step):
+                stop = min(start + step, records)
+                yield Part(file, kind, start, stop), (stop - start) * file.size // records
+        else:
+            yield Part(file, kind), file.size
 
 
 def _expand(entry: str, source: Source) -> Iterator[CorpusFile]:
     if entry == STDLIB:
         yield from _stdlib()
         return
-    if entry.startswith((STDLIB, "synthetic:")) or "://" in entry:
+    if entry.startswith((STDLIB, "synthetic:")):
         raise DataError(
-            f"source {source.name!r}: unknown path {entry!r}; it may be a local path, {STDLIB!r} or {RUNNING_SUM!r}"
+            f"source {source.name!r}: unknown path {entry!r}; it may be a path, a URL, {STDLIB!r} or {RUNNING_SUM!r}"
         )
-    path = Path(entry).expanduser()
-    if path.is_dir():
-        for file in path.rglob("*"):
-            relative = file.relative_to(path)
-            wanted = source.format != "jsonl" or file.suffix == ".jsonl"
-            if wanted and not any(part.startswith(".") for part in relative.parts):
-                yield CorpusFile(file, relative.as_posix())
-    elif path.exists():
-        yield CorpusFile(path, path.name)
-    else:
-        fixed = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
-        for match in glob.iglob(str(path), recursive=True):
-            yield CorpusFile(Path(match), os.path.relpath(match, fixed))
+    try:
+        system, path = url_to_fs(os.path.expanduser(entry))
+        if system.isdir(path):
+            listing, base = system.find(path, detail=True), path
+        elif any(letter in path for letter in "*?["):
+            listing, base = system.glob(path, detail=True), path[: min(path.find(c) for c in "*?[" if c in path)]
+            base = base.rpartition("/")[0]
+        elif system.exists(path):
+            listing, base = {path: system.info(path)}, path.rpartition("/")[0]
+        else:
+            return
+    except (ImportError, ValueError) as error:  # an unknown protocol, or one whose package is not installed
+        raise DataError(f"source {source.name!r}: {entry!r} cannot be read: {error}") from None
+    for name, info in listing.items():
+        below = name[len(base) :].lstrip("/")
+        if info["type"] != "file" or any(part.startswith(".") for part in below.split("/")):
+            continue
+        if system.isdir(path) and source.format not in ("auto", "text") and _by_suffix(name) != source.format:
+            continue  # of a folder, the files of that format
+        yield CorpusFile(system.unstrip_protocol(name) if "://" in entry else name, below, int(info["size"] or 0))
 
 
 def _stdlib() -> Iterator[CorpusFile]:
@@ -151,71 +219,176 @@ def _stdlib() -> Iterator[CorpusFile]:
         relative = file.relative_to(root)
         # A venv or a distribution may put its packages below the standard library.
         if not _TEST_FOLDERS.intersection(relative.parts[:-1]):
-            yield CorpusFile(file, relative.as_posix())
+            yield CorpusFile(str(file), relative.as_posix(), file.stat().st_size)
 
 
-def _open(file: CorpusFile, source: Source) -> _TextFile | _JsonlFile:
-    jsonl = source.format == "jsonl" or (source.format == "auto" and file.path.suffix == ".jsonl")
-    return _JsonlFile(file) if jsonl else _TextFile(file, source.text_key)
+def _compression(url: str) -> str | None:
+    suffix = os.path.splitext(url)[1].lower()
+    return suffix if suffix in _COMPRESSED else None
 
 
-class _TextFile:
-    """One document, or none where the file is empty."""
-
-    def __init__(self, file: CorpusFile, text_key: str):
-        self.path, self.key, self._text_key = file.path, file.key, text_key
-        self._length = int(file.path.stat().st_size > 0)
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> Record:
-        return Record(str(self.path), {self._text_key: _decode(self.path.read_bytes(), str(self.path))})
+def _by_suffix(url: str) -> Kind:
+    stem, suffix = os.path.splitext(url.lower())
+    return _KINDS.get(os.path.splitext(stem)[1] if suffix in _COMPRESSED else suffix, "text")
 
 
-class _JsonlFile:
-    """One JSON object per line; blank lines are passed over and count in line numbers."""
+def _kind(file: CorpusFile, source: Source) -> Kind:
+    return _by_suffix(file.url) if source.format == "auto" else source.format
 
-    def __init__(self, file: CorpusFile):
-        self.path, self.key = file.path, file.key
-        offsets, lines = array("q"), array("q")
-        offset = 0
-        with file.path.open("rb") as stream:
-            for number, line in enumerate(stream, 1):
-                if not line.isspace():
-                    offsets.append(offset)
-                    lines.append(number)
-                offset += len(line)
-        self._offsets, self._lines = np.array(offsets, dtype=np.int64), np.array(lines, dtype=np.int64)
 
-    def __len__(self) -> int:
-        return len(self._offsets)
+@contextmanager
+def _opened(file: CorpusFile) -> Iterator[IO[bytes]]:
+    with fsspec.open(file.url, "rb") as stream:
+        match _compression(file.url):
+            case ".gz":
+                yield cast(IO[bytes], gzip.GzipFile(fileobj=stream))
+            case ".zst":
+                yield io.BufferedReader(_Zstandard(stream, file.url), 2**17)
+            case _:
+                yield stream
 
-    def __getitem__(self, index: int) -> Record:
-        where = f"{self.path}:{self._lines[index]}"
-        with self.path.open("rb") as stream:
-            stream.seek(int(self._offsets[index]))
-            text = _decode(stream.readline(), where)
+
+class _Zstandard(io.RawIOBase):
+    """Decompresses every frame of a stream; one that ends early is an `EOFError` (zstandard's own reader says nothing)."""
+
+    def __init__(self, stream: IO[bytes], url: str):
         try:
-            body = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from error
-        if not isinstance(body, dict):
-            raise DataError(f"{where}: a JSON object is wanted, got {type(body).__name__}")
-        return Record(where, body)
+            import zstandard
+        except ImportError:
+            raise UserError(f'{url} needs the package zstandard: pip install "qwen3-jax[data]"') from None
+        self._stream, self._error = stream, zstandard.ZstdError
+        self._new = zstandard.ZstdDecompressor().decompressobj
+        self._frame: Any = None
+        self._raw, self._plain = b"", memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, out: Any) -> int:
+        while not self._plain:
+            self._raw = self._raw or self._stream.read(2**17)
+            if not self._raw:
+                if self._frame:
+                    raise EOFError("the compressed data ends early")
+                return 0
+            self._frame = self._frame or self._new()
+            try:
+                self._plain = memoryview(self._frame.decompress(self._raw))
+            except self._error as error:
+                raise OSError(str(error)) from error
+            self._raw = self._frame.unused_data if self._frame.eof else b""
+            self._frame = None if self._frame.eof else self._frame
+        size = min(len(out), len(self._plain))
+        out[:size], self._plain = self._plain[:size], self._plain[size:]
+        return size
 
 
-def _decode(raw: bytes, where: str) -> str:
+def _read_text(part: Part, source: Source, seed: int) -> Iterator[Record | Malformed]:
+    with _opened(part.file) as stream:
+        raw = stream.read()
+    if raw:
+        text = _decoded(raw, part.file.url)
+        key = key_of(part.file.key, 0)
+        yield text if isinstance(text, Malformed) else Record(part.file.url, {source.text_key: text}, key)
+
+
+def _read_jsonl(part: Part, source: Source, seed: int) -> Iterator[Record | Malformed]:
+    """Lines that begin in this stretch; blank lines are passed over and count in line numbers."""
+    with _opened(part.file) as stream:
+        offset = part.start
+        if offset:
+            stream.seek(offset - 1)
+            offset += len(stream.readline()) - 1
+        number = 0
+        while part.stop is None or offset < part.stop:
+            line = stream.readline()
+            if not line:
+                return
+            number += 1
+            place, offset = offset, offset + len(line)
+            if not line.isspace():
+                # Within a large file lines cannot be counted without reading what comes before.
+                where = f"{part.file.url}:{number}" if part.start == 0 else f"{part.file.url} at byte {place}"
+                yield _json_record(line, where, key_of(part.file.key, place))
+
+
+def _read_parquet(part: Part, source: Source, seed: int) -> Iterator[Record | Malformed]:
+    with _parquet(part.file) as reader:
+        before = sum(reader.metadata.row_group(i).num_rows for i in range(part.start))
+        for batch in reader.iter_batches(batch_size=256, row_groups=list(range(part.start, part.stop or 0))):
+            for row in batch.to_pylist():
+                body = {name: value for name, value in row.items() if value is not None}
+                yield Record(f"{part.file.url} row {before + 1}", body, key_of(part.file.key, before))
+                before += 1
+
+
+def _read_arrayrecord(part: Part, source: Source, seed: int) -> Iterator[Record | Malformed]:
+    records = _array_record(part.file)
+    for number in range(part.start, part.stop or 0):
+        where, key, raw = f"{part.file.url} record {number}", key_of(part.file.key, number), records[number]
+        if raw[:1] == b"{":
+            yield _json_record(raw, where, key)
+        else:
+            text = _decoded(raw, where)
+            yield text if isinstance(text, Malformed) else Record(where, {source.text_key: text}, key)
+
+
+def _read_synthetic(part: Part, source: Source, seed: int) -> Iterator[Record]:
+    split: Any = part.file.key
+    records = RunningSumRecords(source.running_sum or RunningSum(), split, seed, source.eval_fraction)
+    for number in range(part.start, part.stop or 0):
+        found = records[number]
+        yield Record(found.where, found.body, 0 if split == "eval" else LAST_KEY)
+
+
+_READERS = {
+    "text": _read_text, "jsonl": _read_jsonl, "parquet": _read_parquet, "arrayrecord": _read_arrayrecord,
+    "synthetic": _read_synthetic,
+}  # fmt: skip
+
+
+@contextmanager
+def _parquet(file: CorpusFile) -> Iterator[Any]:
+    try:
+        import pyarrow as arrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(f'{file.url} needs the package pyarrow: pip install "qwen3-jax[data]"') from None
+    try:
+        with fsspec.open(file.url, "rb") as stream:
+            yield arrow.parquet.ParquetFile(stream)
+    except arrow.ArrowException as error:
+        raise DataError(f"{file.url}: not a whole Parquet file: {error}") from error
+
+
+def _array_record(file: CorpusFile) -> Any:
+    from grain.sources import ArrayRecordDataSource
+
+    if "://" in file.url:
+        raise DataError(
+            f"{file.url}: ArrayRecord is read from local paths alone; mount the bucket (gcsfuse) or copy the file"
+        )
+    try:
+        return ArrayRecordDataSource([file.url])
+    except (ValueError, RuntimeError) as error:
+        raise DataError(f"{file.url}: not a whole ArrayRecord file: {error}") from error
+
+
+def _json_record(raw: bytes, where: str, key: int) -> Record | Malformed:
+    text = _decoded(raw, where)
+    if isinstance(text, Malformed):
+        return text
+    try:
+        body = json.loads(text)
+    except json.JSONDecodeError as error:
+        return Malformed(f"{where}: not valid JSON: {error.msg} at column {error.colno}")
+    if not isinstance(body, dict):
+        return Malformed(f"{where}: a JSON object is wanted, got {type(body).__name__}")
+    return Record(where, body, key)
+
+
+def _decoded(raw: bytes, where: str) -> str | Malformed:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not valid UTF-8 at byte {error.start}") from error
-
-
-def _hashes(key: str, count: int) -> np.ndarray:
-    """uint64 [count], one per document of the file: splitmix64 of the file's hash plus the document's number."""
-    start = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
-    x = np.uint64(start) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+        return Malformed(f"{where}: not valid UTF-8 at byte {error.start}")

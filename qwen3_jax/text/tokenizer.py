@@ -8,6 +8,7 @@ Every special id is looked up in the vocabulary by the token's text: nothing her
 """
 
 import functools
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -230,6 +231,10 @@ class Tokenizer:
     @property
     def endoftext_id(self) -> int | None:
         return self.token_to_id(byte_level.ENDOFTEXT)
+
+    def definition(self) -> str:
+        """Return all that decides how text and messages become tokens, as one text that can be compared."""
+        return json.dumps([self._backend.to_str(), sorted(self._templates.items())])
 
     def __repr__(self) -> str:
         template = "own" if self.has_own_chat_template else "built-in"

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from qwen3_jax.config import Qwen3Config
-from qwen3_jax.data import DataConfig
+from qwen3_jax.data import DataConfig, LengthShare
 from qwen3_jax.errors import UserError, nearest
 from qwen3_jax.evaluation.config import BudgetCurveConfig
 from qwen3_jax.kernels.choice import Kernels
 from sharding import MeshConfig
+
+Remat = Literal["none", "dots", "qkv", "attention", "full"]
 
 # Architecture fields that a run sets itself.
 _SET_ELSEWHERE = {
@@ -47,7 +49,7 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     scan_layers: bool = True
-    remat: Literal["none", "dots", "qkv", "attention", "full"] = "none"
+    remat: Remat = "none"
     quantization: Literal["int8", "fp8"] | None = None
     kernels: Kernels = field(default_factory=Kernels)
 
@@ -100,8 +102,10 @@ class OptimizerConfig:
     Attributes:
         learning_rate: peak.
         warmup_steps: linear from 0 to the peak.
-        schedule: what follows: cosine or linear to `final_learning_rate`, or constant.
+        schedule: what follows: cosine or linear to `final_learning_rate`; constant; or wsd, constant but for a linear decay
+            over the last `decay_share` of the steps (warm-up, stable, decay: Hu et al. 2024, arXiv 2404.06395).
         final_learning_rate: as a share of the peak.
+        decay_share: of wsd: the share of the steps.
         weight_decay: on matrices; norms and biases are not decayed.
         beta1, beta2, eps: Adam's.
         clip_norm: largest global gradient norm.
@@ -114,8 +118,9 @@ class OptimizerConfig:
 
     learning_rate: float = 3e-4
     warmup_steps: int = 100
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     final_learning_rate: float = 0.1
+    decay_share: float = 0.2
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
@@ -129,8 +134,8 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         for name, low, high in (
             ("learning_rate", 0.0, None), ("warmup_steps", 0, None), ("final_learning_rate", 0.0, 1.0),
-            ("weight_decay", 0.0, None), ("beta1", 0.0, 1.0), ("beta2", 0.0, 1.0), ("eps", 0.0, None),
-            ("spike_sigmas", 0.0, None), ("spike_window", 2, None), ("max_skips", 1, None),
+            ("decay_share", 0.0, 1.0), ("weight_decay", 0.0, None), ("beta1", 0.0, 1.0), ("beta2", 0.0, 1.0), ("eps", 0.0,
+            None), ("spike_sigmas", 0.0, None), ("spike_window", 2, None), ("max_skips", 1, None),
         ):  # fmt: skip
             value = getattr(self, name)
             if value < low or (high is not None and value > high):
@@ -167,13 +172,86 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class StageOptimizer:
+    """The learning rate of one stage; null is the run's own (but a warm-up, which is the first stage's).
+
+    Attributes:
+        learning_rate, warmup_steps, schedule, final_learning_rate, decay_share: see `OptimizerConfig`; steps and shares are the
+            stage's.
+    """
+
+    learning_rate: float | None = None
+    warmup_steps: int | None = None
+    schedule: Literal["cosine", "linear", "constant", "wsd"] | None = None
+    final_learning_rate: float | None = None
+    decay_share: float | None = None
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of a run: what differs from the run's own settings; null is the run's own.
+
+    Attributes:
+        name: a unique label.
+        steps: optimizer steps of this stage.
+        sequence_length, batch_size, lengths: of its data, see `DataConfig`.
+        weights: shares of the sources by name, in the place of their own; a source left out is not used.
+        rope_theta: base of the rotary embedding from this stage on (ABF: Xiong et al. 2023, arXiv 2309.16039).
+        optimizer: its learning rate.
+        micro_batches, mesh, remat: longer sequences may want others.
+    """
+
+    name: str
+    steps: int
+    sequence_length: int | None = None
+    batch_size: int | None = None
+    lengths: list[LengthShare] | None = None
+    weights: dict[str, float] | None = None
+    rope_theta: float | None = None
+    optimizer: StageOptimizer = field(default_factory=StageOptimizer)
+    micro_batches: int | None = None
+    mesh: MeshConfig | None = None
+    remat: Remat | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"stage {self.name!r}: steps is {self.steps}; it must be at least 1.")
+        if self.rope_theta is not None and self.rope_theta <= 0:
+            raise UserError(f"stage {self.name!r}: rope_theta is {self.rope_theta}; it must be above 0.")
+        if self.weights is not None and (not self.weights or min(self.weights.values()) <= 0):
+            raise UserError(f"stage {self.name!r}: weights must name sources with shares above 0, got {self.weights}.")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage with everything filled in.
+
+    Attributes:
+        name: of the stage; "train" for a run without stages.
+        first, last: it takes the steps first + 1 to last of the run.
+        run: the configuration of this stage by itself: data, optimizer, micro-batches, mesh, remat, `steps` = last - first.
+        weights: shares of the sources; None is their own.
+        rope_theta: None is the architecture's.
+    """
+
+    name: str
+    first: int
+    last: int
+    run: TrainConfig
+    weights: dict[str, float] | None
+    rope_theta: float | None
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A training run.
 
     Attributes:
         run_dir: everything the run writes: checkpoints/, hf/, metrics.jsonl, tensorboard/, loss.png, config.json. A run
             that is there already is resumed.
-        steps: optimizer steps.
+        steps: optimizer steps of a run without stages.
+        stages: the stages of a run, one after the other: parameters and optimizer state carry over, and the end of each is a
+            checkpoint that is kept.
         model: what to train.
         tokenizer: its tokenizer.
         data: what to train on.
@@ -186,14 +264,18 @@ class TrainConfig:
         eval_every: steps between measurements on held-out data; 0 measures at the end only.
         eval_batches: most batches of each source's held-out data.
         checkpoint_every: steps between checkpoints; 0 saves at the end only.
-        checkpoint_keep: newest checkpoints kept.
+        checkpoint_keep: newest checkpoints kept, beside the ends of stages.
+        checkpoint_keep_best: of those at which held-out loss was measured, so many with the lowest are kept too.
+        profile: write a trace of a few early steps to run_dir/profile, for xprof (TensorBoard's profile plugin).
+        wandb: project of Weights & Biases to log to (extra `wandb`).
         export_dtype: data type of the weights in run_dir/hf; null keeps param_dtype.
         budget_curve: measured at the end when given.
     """
 
     data: DataConfig
     run_dir: str = "runs/default"
-    steps: int = 1000
+    steps: int | None = None
+    stages: list[StageConfig] = field(default_factory=list)
     model: ModelConfig = field(default_factory=ModelConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -206,19 +288,82 @@ class TrainConfig:
     eval_batches: int = 8
     checkpoint_every: int = 0
     checkpoint_keep: int = 2
+    checkpoint_keep_best: int = 1
+    profile: bool = False
+    wandb: str | None = None
     export_dtype: Literal["float32", "bfloat16"] | None = None
     budget_curve: BudgetCurveConfig | None = None
 
     def __post_init__(self) -> None:
         for name, low in (
-            ("steps", 1), ("micro_batches", 1), ("log_every", 1), ("eval_every", 0), ("eval_batches", 1),
-            ("checkpoint_every", 0), ("checkpoint_keep", 1),
+            ("micro_batches", 1), ("log_every", 1), ("eval_every", 0), ("eval_batches", 1),
+            ("checkpoint_every", 0), ("checkpoint_keep", 1), ("checkpoint_keep_best", 0),
         ):  # fmt: skip
             if getattr(self, name) < low:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {low}.")
+        if self.steps is not None and self.steps < 1:
+            raise UserError(f"steps is {self.steps}; it must be at least 1.")
+        if (self.steps is None) == (not self.stages):
+            raise UserError("give the run either steps or stages.")
         if self.budget_curve is not None:
             self.data.source(self.budget_curve.source)
-        if self.optimizer.warmup_steps >= self.steps:
+        for i, stage in enumerate(self.stages):
+            if stage.name in [other.name for other in self.stages[:i]]:
+                raise UserError(f"two stages are named {stage.name!r}.")
+            for name in stage.weights or ():
+                self.data.source(name)
+        for resolved in self.resolved():
+            optimizer, steps = resolved.run.optimizer, resolved.last - resolved.first
+            if optimizer.warmup_steps >= steps:
+                what = "the run's" if not self.stages else f"stage {resolved.name!r}'s"
+                raise UserError(
+                    f"optimizer.warmup_steps ({optimizer.warmup_steps}) leaves nothing of {what} steps ({steps})."
+                )
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of all stages."""
+        return self.steps if self.steps is not None else sum(stage.steps for stage in self.stages)
+
+    def stage(self, name: str | None) -> TrainConfig:
+        """Return the configuration of one stage by itself; None is that of a run without stages.
+
+        Raises:
+            UserError: there is no such stage, or one must be named.
+        """
+        names = [stage.name for stage in self.stages]
+        if name is None and not names:
+            return self
+        if name not in names:
             raise UserError(
-                f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) leaves nothing of the run's steps ({self.steps})."
+                f"give --stage one of {names}." if names else f"the run has no stages: leave --stage {name} out."
             )
+        return self.resolved()[names.index(name)].run
+
+    def resolved(self) -> list[Stage]:
+        """Every stage with the run's settings filled in; a run without stages is one stage."""
+        if self.steps is not None:
+            return [Stage("train", 0, self.steps, self, None, None)]
+        out: list[Stage] = []
+        theta = None
+        for number, stage in enumerate(self.stages):
+            first = out[-1].last if out else 0
+            theta = theta if stage.rope_theta is None else stage.rope_theta
+            own = {name: value for name, value in dataclasses.asdict(stage.optimizer).items() if value is not None}
+            warmup = {"warmup_steps": 0} if number else {}
+            data = {name: getattr(stage, name) for name in ("sequence_length", "batch_size", "lengths")}
+            run = {name: getattr(stage, name) for name in ("micro_batches", "mesh")}
+            try:
+                filled = dataclasses.replace(
+                    self,
+                    **{name: value for name, value in run.items() if value is not None},
+                    steps=stage.steps,
+                    stages=[],
+                    data=dataclasses.replace(self.data, **{n: v for n, v in data.items() if v is not None}),
+                    optimizer=dataclasses.replace(self.optimizer, **warmup | own),
+                    model=dataclasses.replace(self.model, remat=stage.remat or self.model.remat),
+                )
+            except UserError as error:
+                raise UserError(f"stage {stage.name!r}: {error}") from None
+            out.append(Stage(stage.name, first, first + stage.steps, filled, stage.weights, theta))
+        return out

@@ -1,15 +1,19 @@
-"""Where the numbers of a run go: metrics.jsonl, TensorBoard, and loss.png.
+"""Where the numbers of a run go: metrics.jsonl, TensorBoard, Weights & Biases, loss.png; and history.jsonl, when it ran.
 
-Invariant: metrics.jsonl has one line per logged step, in order, without repeats, also after a resume.
+Invariant: metrics.jsonl has one line of training metrics per logged step and one of held-out losses per evaluation, in order,
+without gaps or repeats, also after a resume.
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from qwen3_jax.errors import UserError
 
 
 class MetricsWriter:
@@ -18,10 +22,18 @@ class MetricsWriter:
     Args:
         run_dir: the run's folder.
         resume_step: lines past this step are dropped: the run went back to a checkpoint.
+        wandb: project of Weights & Biases, or None.
+
+    Raises:
+        UserError: wandb is not installed.
     """
 
-    def __init__(self, run_dir: Path, resume_step: int):
+    def __init__(self, run_dir: Path, resume_step: int, wandb: str | None = None):
         from tensorboardX import SummaryWriter
+
+        self._wandb = _wandb_run(wandb, run_dir) if wandb else None
+        self._history = run_dir / "history.jsonl"
+        self._note("start", resume_step)
 
         self.path = run_dir / "metrics.jsonl"
         kept = [row for row in read(self.path) if row["step"] <= resume_step]
@@ -36,20 +48,31 @@ class MetricsWriter:
         """Write one line; numbers also go to TensorBoard."""
         # JSON has no NaN: what is not finite (a skipped step's loss) is null.
         plain = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
-        self._file.write(json.dumps({"step": step, **plain}) + "\n")
+        self._step = step
+        self._file.write(json.dumps({"step": step, "time": time.time(), **plain}) + "\n")
         self._file.flush()
+        if self._wandb:
+            self._wandb.log(plain, step=step)
         for name, value in values.items():
             if isinstance(value, (int, float)):
                 self._board.add_scalar(name.replace(".", "/"), value, step)
 
-    def close(self) -> None:
-        """Flush both."""
+    def close(self, reason: str | None = None) -> None:
+        """Flush everything; `reason` is why the run ended before its time."""
+        self._note("end", self._step, **({"reason": reason} if reason else {}))
         self._file.close()
         self._board.close()
+        if self._wandb:
+            self._wandb.finish(exit_code=1 if reason else 0)
+
+    def _note(self, event: str, step: int, **more: Any) -> None:
+        self._step = step
+        with open(self._history, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": event, "time": time.time(), "step": step, **more}) + "\n")
 
 
 class Meter:
-    """Throughput between two readings.
+    """Throughput between two readings, and what the time went to.
 
     Args:
         tokens_per_step: of the global batch.
@@ -60,30 +83,56 @@ class Meter:
 
     def __init__(self, tokens_per_step: int, flops_per_token: float, peak: float | None, devices: int):
         self._tokens, self._flops, self._peak, self._devices = tokens_per_step, flops_per_token, peak, devices
-        self.restart()
+        self._begin()
 
-    def restart(self) -> None:
-        """Begin to count now: what came before (a compilation, an evaluation) is not training time."""
-        self._since, self._waited, self._done = time.perf_counter(), 0.0, 0
+    def _begin(self) -> None:
+        self._since, self._steps = time.perf_counter(), 0
+        self._other = dict.fromkeys(("compile", "input", "eval", "checkpoint"), 0.0)
 
     @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Around everything that waits for input; each entry is one step."""
+    def during(self, what: str) -> Iterator[None]:
+        """Around what is not computation: "input" (each entry is one step), "eval", "checkpoint"."""
         started = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - started
-        self._done += 1
+        self._other[what] += time.perf_counter() - started
+        self._steps += what == "input"
+
+    def compiled(self) -> None:
+        """All time so far went to the first step, which compiles: it is not counted as one."""
+        self._other["compile"] = time.perf_counter() - self._since - self._other["input"]
+        self._other["input"], self._steps = 0.0, 0
 
     def read(self) -> dict[str, float]:
-        """Return the rates since the last reading or restart, and begin anew; nothing if no step was taken since."""
-        seconds, steps, waited = time.perf_counter() - self._since, self._done, self._waited
-        self.restart()
+        """Return what was measured since the last reading, and begin anew.
+
+        seconds, and those of them in `seconds_input`, `_eval`, `_checkpoint`, `_compile` and `_step` (the rest); if a step was
+        taken, tokens_per_second of input and computation, tflops_per_device, mfu and input_wait_share.
+        """
+        seconds, steps, other = time.perf_counter() - self._since, self._steps, self._other
+        self._begin()
+        out = {"seconds": seconds} | {f"seconds_{name}": value for name, value in other.items()}
+        out["seconds_step"] = max(seconds - sum(other.values()), 0.0)
         if steps == 0:
-            return {}
-        tokens = self._tokens * steps / seconds
+            return out
+        training = out["seconds_step"] + other["input"]
+        tokens = self._tokens * steps / training
         flops = tokens * self._flops / self._devices
-        rates = {"tokens_per_second": tokens, "tflops_per_device": flops / 1e12, "input_wait_share": waited / seconds}
-        return rates if self._peak is None else rates | {"mfu": flops / self._peak}
+        out |= {
+            "tokens_per_second": tokens,
+            "tflops_per_device": flops / 1e12,
+            "input_wait_share": other["input"] / training,
+        }
+        return out if self._peak is None else out | {"mfu": flops / self._peak}
+
+
+def _wandb_run(project: str, run_dir: Path) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise UserError('wandb needs its package: pip install "qwen3-jax[wandb]", or leave the key out.') from None
+    # The same id after a resume: one run, one curve.
+    identity = hashlib.blake2b(str(run_dir.absolute()).encode(), digest_size=8).hexdigest()
+    return wandb.init(project=project, name=run_dir.name, id=identity, resume="allow", dir=run_dir)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.kernels.costs import pricer
 from qwen3_jax.training.config import TrainConfig
 from qwen3_jax.training.flops import training_flops_per_token
-from qwen3_jax.training.step import Trainer
+from qwen3_jax.training.step import Trainer, schedule
 from sharding import Placement, ShardingError, Topology, hlo
 from sharding.plan import Plan, bytes_per_device, compile_for
 from sharding.topology import nearest_meshes
@@ -28,7 +28,7 @@ _VOCABULARY_MULTIPLE = 128  # as a run pads a trained tokenizer's
 
 
 def plan(config: TrainConfig, where: Topology) -> Plan:
-    """Compile the training step of a configuration for the slice(s) and return what it would take.
+    """Compile the training step of a configuration without stages for the slice(s) and return what it would take.
 
     Raises:
         UserError: the configuration does not say enough without its data, or options exclude each other.
@@ -75,10 +75,9 @@ def build(config: TrainConfig, model: Qwen3Config, where: Topology) -> Trainer:
         ShardingError: a parameter does not divide over the mesh; names meshes that work.
     """
     placement = Placement(sharding.topology_mesh(where, config.mesh), sharding.TRAINING)
+    rate = schedule(config.optimizer, config.total_steps)
     try:
-        return Trainer(
-            model, config.model, config.optimizer, config.steps, placement, config.loss, config.micro_batches
-        )
+        return Trainer(model, config.model, config.optimizer, rate, placement, config.loss, config.micro_batches)
     except ShardingError as error:
         raise ShardingError(f"{error} {_nearest(config, model, where)}") from None
 

@@ -3,6 +3,7 @@
 RUN/config.json         the configuration, as it was started
 RUN/architecture.json   the model's config.json
 RUN/tokenizer/          the tokenizer
+RUN/data/               what was prepared from raw sources
 RUN/checkpoints/STEP/   state and data position (Orbax)
 RUN/metrics.jsonl, tensorboard/, loss.png
 RUN/hf/                 the exported checkpoint, at the end
@@ -10,6 +11,7 @@ RUN/hf/                 the exported checkpoint, at the end
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -22,17 +24,28 @@ from qwen3_jax.checkpoint import load_tokenizer
 from qwen3_jax.checkpoint.hub import resolve
 from qwen3_jax.checkpoint.training import TrainCheckpoints
 from qwen3_jax.config import GenerationConfig, Qwen3Config, read_json
-from qwen3_jax.data import training_texts
+from qwen3_jax.data import Prepared, open_sources, training_texts
 from qwen3_jax.errors import UserError
 from qwen3_jax.kernels import Kernels
 from qwen3_jax.model import Qwen3
 from qwen3_jax.text import Tokenizer, train_tokenizer
 from qwen3_jax.training.config import ModelConfig, OptimizerConfig, TrainConfig
-from qwen3_jax.training.step import Trainer, TrainState
+from qwen3_jax.training.step import Trainer, TrainState, schedule
 
 _VOCABULARY_MULTIPLE = 128  # embedding rows are padded to this, so that they split over any usual mesh
-_FIXED = ("model", "tokenizer", "data", "optimizer", "loss", "seed", "steps")  # what a resumed run may not change
-_FREE = ("model.remat", "model.kernels")  # but these, which change no result: the restart may be on other hardware
+_FIXED = (
+    "model",
+    "tokenizer",
+    "data",
+    "optimizer",
+    "loss",
+    "seed",
+    "steps",
+    "stages",
+)  # what a resumed run may not change
+# But these, which change no result: the restart may be on other hardware.
+_FREE = ("model.remat", "model.kernels", "data.cache", "data.prefetch_batches")
+_FREE_IN_STAGES = ("mesh", "remat", "micro_batches")
 
 
 def check(run_dir: Path, config: TrainConfig) -> None:
@@ -43,7 +56,7 @@ def check(run_dir: Path, config: TrainConfig) -> None:
     """
     path = run_dir / "config.json"
     if path.exists():
-        before, values = read_json(path), _values(config)
+        before, values = _comparable(read_json(path)), _comparable(_values(config))
         for name in _FIXED:
             changed = _difference(before.get(name), values[name], name)
             if changed:
@@ -77,6 +90,22 @@ def tokenizer(run_dir: Path, config: TrainConfig, init_from: Path | None) -> Tok
     return found
 
 
+def corpora(run_dir: Path, config: TrainConfig, tokenizer: Tokenizer) -> list[Prepared]:
+    """Return the prepared corpus of every source; the first process prepares what is raw, and the others wait for it.
+
+    Raises:
+        UserError: data cannot be read, or does not fit the run's tokenizer.
+    """
+    folder = run_dir / "data"
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        if jax.process_index() == 0:
+            open_sources(config.data, tokenizer, folder)
+        multihost_utils.sync_global_devices("data is prepared")
+    return open_sources(config.data, tokenizer, folder)
+
+
 def architecture(config: TrainConfig, init_from: Path | None, tokenizer: Tokenizer) -> Qwen3Config:
     """Return the architecture that the configuration describes.
 
@@ -91,11 +120,14 @@ def architecture(config: TrainConfig, init_from: Path | None, tokenizer: Tokeniz
         eos_token_id=tokenizer.im_end_id,
         dtype=config.model.param_dtype,
     )
-    if config.data.sequence_length > found.max_position_embeddings:
-        raise UserError(
-            f"data.sequence_length ({config.data.sequence_length}) is longer than the model's max_position_embeddings "
-            f"({found.max_position_embeddings})."
-        )
+    for stage in config.resolved():
+        length = stage.run.data.sequence_length
+        if length > found.max_position_embeddings:
+            where = "" if not config.stages else f"stage {stage.name!r}: "
+            raise UserError(
+                f"{where}data.sequence_length ({length}) is longer than the model's max_position_embeddings "
+                f"({found.max_position_embeddings})."
+            )
     return found
 
 
@@ -121,28 +153,38 @@ def load_run(run_dir: Path, step: int | None = None) -> tuple[Qwen3, Tokenizer]:
     Raises:
         UserError: the run has no checkpoint, or none of that step.
     """
-    config = Qwen3Config.from_hf(read_json(run_dir / "architecture.json"))
     saved = read_json(run_dir / "config.json")
-    trainer = Trainer(
-        config,
-        # Not the run's kernels: this may be another platform.
-        ModelConfig(**saved["model"] | {"kernels": Kernels()}),
-        OptimizerConfig(**saved["optimizer"]),
-        saved["steps"],
-        sharding.Placement(),
-    )
-    checkpoints = TrainCheckpoints(run_dir / "checkpoints", saved["checkpoint_keep"])
-    try:
+    with contextlib.closing(TrainCheckpoints(run_dir / "checkpoints", saved["checkpoint_keep"])) as checkpoints:
         steps = checkpoints.steps()
         if not steps or (step is not None and step not in steps):
             raise UserError(
                 f"{run_dir} has no checkpoint{f' of step {step}' if steps else ''}; steps: {steps or 'none'}."
             )
-        state, _ = checkpoints.restore(max(steps) if step is None else step, trainer.abstract_state())
-    finally:
-        checkpoints.close()
+        step = max(steps) if step is None else step
+        config = _architecture_at(run_dir, saved, step)
+        trainer = Trainer(
+            config,
+            # Not the run's kernels: this may be another platform.
+            ModelConfig(**saved["model"] | {"kernels": Kernels()}),
+            optimizer := OptimizerConfig(**saved["optimizer"]),
+            schedule(optimizer, step + optimizer.warmup_steps + 1),  # plays no part: nothing is trained
+            sharding.Placement(),
+        )
+        state, _ = checkpoints.restore(step, trainer.abstract_state())
     found = Tokenizer.from_pretrained(run_dir / "tokenizer")
     return finished(trainer, state, found), found
+
+
+def _architecture_at(run_dir: Path, saved: dict[str, Any], step: int) -> Qwen3Config:
+    """The architecture after a step: a stage may change the base of the rotary embedding."""
+    config, done = Qwen3Config.from_hf(read_json(run_dir / "architecture.json")), 0
+    for stage in saved["stages"]:
+        if step <= done:
+            break
+        if stage["rope_theta"] is not None:
+            config = dataclasses.replace(config, rope_theta=stage["rope_theta"])
+        done += stage["steps"]
+    return config
 
 
 def say(text: str) -> None:
@@ -153,6 +195,15 @@ def say(text: str) -> None:
 
 def _values(config: TrainConfig) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def _comparable(values: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with its stages by name, without what a resumed run may change of them."""
+    stages = {
+        stage["name"]: {name: value for name, value in stage.items() if name not in _FREE_IN_STAGES}
+        for stage in values.get("stages", [])
+    }
+    return values | {"stages": stages}
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ on the number of micro-batches it is worked through in (but for the balancing lo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -58,25 +58,33 @@ class Metrics:
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Return the learning rate of each step: linear warm-up, then the configured decay up to `steps`."""
+    """Return the learning rate of each of `steps` steps: linear warm-up, then the configured decay."""
     peak, end = config.learning_rate, config.learning_rate * config.final_learning_rate
     rest = steps - config.warmup_steps
+    decaying = min(max(round(steps * config.decay_share), 1), rest)
     decay = {
         "cosine": lambda: optax.cosine_decay_schedule(peak, rest, config.final_learning_rate),
         "linear": lambda: optax.linear_schedule(peak, end, rest),
         "constant": lambda: optax.constant_schedule(peak),
+        "wsd": lambda: optax.linear_schedule(peak, end, decaying, rest - decaying),
     }[config.schedule]()
     # The first step already learns: warm-up counts 1, 2, ... and not 0, 1, ...
     warmup = optax.linear_schedule(peak / max(config.warmup_steps, 1), peak, max(config.warmup_steps - 1, 1))
     return optax.join_schedules([warmup, decay], [config.warmup_steps])
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+def run_schedule(stages: Sequence[tuple[OptimizerConfig, int]]) -> optax.Schedule:
+    """Return the learning rate of each step of a run of several stages, each with its number of steps."""
+    ends = np.cumsum([steps for _, steps in stages]).tolist()
+    return optax.join_schedules([schedule(config, steps) for config, steps in stages], ends[:-1])
+
+
+def make_optimizer(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
     """AdamW after a clip by global norm; norms and biases are not decayed."""
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
-            schedule(config, steps),
+            rate,
             b1=config.beta1,
             b2=config.beta2,
             eps=config.eps,
@@ -115,7 +123,7 @@ class Trainer:
         config: the architecture.
         model: compute type, storage type, remat, stacking.
         optimizer: see `OptimizerConfig`.
-        steps: length of the run, for the schedule.
+        rate: the learning rate of each step, from `schedule`.
         placement: mesh and rules.
         loss: what is minimised besides cross-entropy.
         micro_batches: the batch is worked through in this many parts.
@@ -129,7 +137,7 @@ class Trainer:
         config: Qwen3Config,
         model: ModelConfig,
         optimizer: OptimizerConfig,
-        steps: int,
+        rate: optax.Schedule,
         placement: Placement,
         loss: LossConfig = LossConfig(),  # noqa: B008 - frozen
         micro_batches: int = 1,
@@ -147,8 +155,8 @@ class Trainer:
         # A split sequence is worked through in the order that gives every device the same share of causal attention.
         self._balanced = placement.parts("length") > 1
         self.structure = Structure(lambda: self._build(nnx.Rngs(0)))
-        self.optimizer = make_optimizer(optimizer, steps)
-        self._schedule = schedule(optimizer, steps)
+        self.optimizer = make_optimizer(optimizer, rate)
+        self._schedule = rate
         self.shardings = self._state_shardings()
         # (state, batch) -> (state, Metrics); takes the state's memory.
         self.step: jax.stages.Wrapped = jax.jit(
@@ -224,21 +232,42 @@ class Trainer:
         dtypes = {name: jnp.float32 if name == "loss_mask" else jnp.int32 for name in names}
         return {name: jax.ShapeDtypeStruct((batch_size, length), dtypes[name], sharding=sharding) for name in names}
 
-    def place(self, batch: Mapping[str, Any]) -> Batch:
-        """Put the global batch, which every process holds whole, on the devices.
+    def local_rows(self, batch_size: int) -> list[int]:
+        """The rows of a global batch that this process's devices need, ascending."""
+        if self.placement.mesh is None:
+            return list(range(batch_size))
+        sharding = self.placement.sharding(("batch",), (batch_size,), "the global batch")
+        found = sharding.addressable_devices_indices_map((batch_size,)).values()
+        return sorted({row for index in found if index is not None for row in range(batch_size)[index[0]]})
+
+    def place(self, batch: Mapping[str, Any], batch_size: int | None = None) -> Batch:
+        """Put a batch on the devices.
+
+        Args:
+            batch: this process's rows (`local_rows`) of a global batch of `batch_size` rows; or the global batch, where that is
+                None.
 
         Raises:
             ShardingError: the batch does not divide over the mesh and the micro-batches.
         """
-        sharding = self._batch_sharding(batch["tokens"].shape)
+        held, length = batch["tokens"].shape
+        shape = (held if batch_size is None else batch_size, length)
+        sharding = self._batch_sharding(shape)
         if self.placement.mesh is None:
             return jax.device_put(dict(batch))
         if self._balanced:
-            order = balanced_order(batch["tokens"].shape[1], self.placement.parts("length"))
+            order = balanced_order(length, self.placement.parts("length"))
             batch = {name: rows[:, order] for name, rows in batch.items()}
+        # Where the process holds each row of the global batch; its devices ask for no other.
+        place = np.full(shape[0], -1)
+        place[range(held) if batch_size is None else self.local_rows(batch_size)] = np.arange(held)
 
         def put(rows: np.ndarray) -> jax.Array:
-            return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
+            def part(index: tuple[slice, ...] | None) -> np.ndarray:
+                assert index is not None
+                return rows[place[index[0]]][:, index[1]]
+
+            return jax.make_array_from_callback(shape, sharding, part)
 
         return {name: put(np.asarray(rows)) for name, rows in batch.items()}
 

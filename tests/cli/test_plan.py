@@ -92,7 +92,7 @@ def test_planning_options_come_off_the_command_line():
     options, rest = take(
         ["--config", "x.yaml", "--plan=v5p:8x8x8", "--steps", "3", "--slices", "2", "--json"], "train.py"
     )
-    assert options == Options("v5p:8x8x8", 2, False, True)
+    assert options == Options("v5p:8x8x8", 2, None, False, True)
     assert rest == ["--config", "x.yaml", "--steps", "3"]
     assert take(["--steps=3"], "train.py") == (None, ["--steps=3"])
     with pytest.raises(UserError, match="--json is about planning"):

@@ -33,6 +33,9 @@ class ByteTokenizer:
     def encode_batch(self, texts) -> list[list[int]]:
         return [self.encode(text) for text in texts]
 
+    def definition(self) -> str:
+        return "bytes"
+
     def decode(self, ids) -> str:
         pieces = [bytes([i]) if i < 256 else SPECIALS[i - 256].encode() for i in ids]
         return b"".join(pieces).decode()

@@ -15,7 +15,7 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.model import Qwen3
 from qwen3_jax.training import guard, losses
 from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig
-from qwen3_jax.training.step import Trainer, host
+from qwen3_jax.training.step import Trainer, host, schedule
 
 # The balancing loss weighs a thousand times more than in training, so that its gradient shows.
 MOE = dataclasses.replace(TINY_MOE, router_aux_loss_coef=1.0)
@@ -36,7 +36,8 @@ ROWS = 64
 
 def make_trainer(config, mesh=None, micro_batches=1, loss=LOSS, **model):
     placement = sharding.Placement(None if mesh is None else sharding.make_mesh(**mesh), sharding.TRAINING)
-    return Trainer(config, ModelConfig(**model), OptimizerConfig(warmup_steps=0), 10, placement, loss, micro_batches)
+    options = OptimizerConfig(warmup_steps=0)
+    return Trainer(config, ModelConfig(**model), options, schedule(options, 10), placement, loss, micro_batches)
 
 
 @functools.cache
@@ -227,7 +228,7 @@ def test_bf16_moments_take_half_and_stay_close():
     runs = {}
     for dtype in ("float32", "bfloat16"):
         options = OptimizerConfig(warmup_steps=0, learning_rate=1e-2, moment_dtype=dtype)
-        trainer = Trainer(TINY, ModelConfig(), options, 10, sharding.Placement())
+        trainer = Trainer(TINY, ModelConfig(), options, schedule(options, 10), sharding.Placement())
         state, placed = trainer.init(0), trainer.place(batch)
         for _ in range(5):
             state, metrics = trainer.step(state, placed)
@@ -241,7 +242,7 @@ def test_bf16_moments_take_half_and_stay_close():
 def test_a_step_that_is_not_finite_or_spikes_is_skipped_and_counted():
     batch = packed_batch(8, 24)
     options = OptimizerConfig(warmup_steps=0, learning_rate=1e-3, spike_window=8, spike_sigmas=6.0)
-    trainer = Trainer(TINY, ModelConfig(), options, 100, sharding.Placement())
+    trainer = Trainer(TINY, ModelConfig(), options, schedule(options, 100), sharding.Placement())
     state, placed = trainer.init(0), trainer.place(batch)
     for _ in range(6):
         state, metrics = trainer.step(state, placed)

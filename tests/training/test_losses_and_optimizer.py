@@ -17,7 +17,7 @@ from qwen3_jax.model import Qwen3, RouterStats, parameter_count
 from qwen3_jax.training import losses
 from qwen3_jax.training.config import ModelConfig, OptimizerConfig
 from qwen3_jax.training.flops import training_flops_per_token
-from qwen3_jax.training.step import Trainer, decayed, schedule
+from qwen3_jax.training.step import Trainer, decayed, run_schedule, schedule
 
 
 def test_cross_entropy_equals_numpy_and_ignores_what_is_masked():
@@ -118,7 +118,8 @@ def test_steps_on_a_mesh_equal_one_device_and_split_the_state_as_the_rules_say(c
     """Two optimizer steps agree (`test_exact_step.py` has gradients on nine meshes); parameters and both Adam moments take 1/n
     of the bytes."""
     batch = packed_batch()
-    options = (config, ModelConfig(scan_layers=True), OptimizerConfig(learning_rate=1e-2, warmup_steps=0), 10)
+    optimizer = OptimizerConfig(learning_rate=1e-2, warmup_steps=0)
+    options = (config, ModelConfig(scan_layers=True), optimizer, schedule(optimizer, 10))
 
     def run(mesh):
         trainer = Trainer(*options, sharding.Placement(mesh, sharding.TRAINING))
@@ -147,13 +148,9 @@ def test_steps_on_a_mesh_equal_one_device_and_split_the_state_as_the_rules_say(c
 
 
 def test_decay_leaves_norms_and_biases_alone_and_the_clip_is_global():
-    trainer = Trainer(
-        dataclasses.replace(TINY, attention_bias=True),
-        ModelConfig(),
-        OptimizerConfig(learning_rate=0.5, warmup_steps=0, weight_decay=0.5, clip_norm=1e-30, schedule="constant"),
-        10,
-        sharding.Placement(),
-    )
+    options = OptimizerConfig(learning_rate=0.5, warmup_steps=0, weight_decay=0.5, clip_norm=1e-30, schedule="constant")
+    config = dataclasses.replace(TINY, attention_bias=True)
+    trainer = Trainer(config, ModelConfig(), options, schedule(options, 10), sharding.Placement())
     before = trainer.init(0)
     kept = {name: np.asarray(value) for name, value in before.params.items()}
     after, _ = trainer.step(before, trainer.place(packed_batch()))
@@ -179,6 +176,17 @@ def test_schedules_start_at_once_peak_after_warmup_and_end_where_they_say():
         np.testing.assert_allclose(rates[100], 2.0 * end, rtol=1e-5)
         assert (np.diff(rates[:11]) >= 0).all()
         assert (np.diff(rates[10:]) <= 1e-6).all()
+
+
+def test_wsd_decays_at_the_end_and_stages_follow_each_other():
+    wsd = OptimizerConfig(learning_rate=2.0, warmup_steps=10, schedule="wsd", decay_share=0.25, final_learning_rate=0.0)
+    rates = np.array([float(schedule(wsd, 100)(step)) for step in range(101)])
+    np.testing.assert_allclose(rates[10:76], 2.0)
+    np.testing.assert_allclose(rates[75:], 2.0 * np.linspace(1, 0, 26), atol=1e-6)
+    second = OptimizerConfig(learning_rate=1.0, warmup_steps=0, schedule="linear", final_learning_rate=0.5)
+    whole = run_schedule([(wsd, 100), (second, 50)])
+    np.testing.assert_allclose([float(whole(step)) for step in range(100)], rates[:100], atol=1e-6)
+    np.testing.assert_allclose([float(whole(100 + step)) for step in range(51)], np.linspace(1, 0.5, 51), atol=1e-6)
 
 
 def test_flops_use_head_dim_and_active_experts():

@@ -1,0 +1,172 @@
+"""Prepare a corpus for training: tokens and labels in ArrayRecord, once, on all cores.
+
+    qwen3 data prepare --path 'crawl/*.jsonl.gz' --tokenizer Qwen/Qwen3-0.6B --output prepared/web --language detect
+    qwen3 data prepare --path gs://bucket/books --tokenizer tokenizer/ --output prepared/books --domain books --duplicates near
+    qwen3 data prepare --path 'crawl/*.parquet' --tokenizer tokenizer/ --output prepared/web --beam --runner=FlinkRunner
+    qwen3 data show prepared/web --row 4096
+
+A configuration names the folder as a source's path. An interrupted preparation goes on where it stopped. With --beam the same
+work runs as an Apache Beam job (extra `beam`); what follows are Beam's own options, DirectRunner being the default. Its
+workers must share a file system.
+"""
+
+import argparse
+import itertools
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qwen3_jax.cli.common import Parser, guarded, whole_number
+from qwen3_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from qwen3_jax.data import Prepared
+
+
+def main(argv: list[str] | None = None, prog: str = "qwen3 data") -> int:
+    """Run `data prepare` or `data show`; return the exit code."""
+    parser = Parser(prog=prog, description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    _prepare_flags(commands.add_parser("prepare", help="make a prepared corpus"))
+    show = commands.add_parser("show", help="say what a prepared corpus holds")
+    show.add_argument("folder", type=Path, help="a prepared corpus")
+    show.add_argument(
+        "--row", type=whole_number(2), metavar="T", help="also pack it into rows of T tokens, and say how full they are"
+    )
+    arguments, beam = _split_off_beam(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_args(arguments)
+    return guarded(prog, lambda: _show(args) if args.command == "show" else _prepare(args, beam))
+
+
+def _prepare_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--path",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="files, folders, globs in quotes, or URLs (gs://, s3://)",
+    )
+    add("--tokenizer", required=True, metavar="DIR|ID", help="tokenizer folder or hub repository")
+    add("--output", type=Path, required=True, metavar="DIR", help="the folder to make")
+    add("--name", metavar="NAME", help="of the corpus; also the domain unless told (default: the folder's)")
+    add("--format", choices=["auto", "text", "jsonl", "parquet", "arrayrecord"], default="auto")
+    add("--text-key", default="text", metavar="KEY", help="of the text in a record (default: text)")
+    add("--loss-on", choices=["all", "assistant"], default="assistant", help="of chat records: what is learned")
+
+    add = parser.add_argument_group("labels").add_argument
+    add("--domain", metavar="NAME", help="of every document")
+    add("--domain-key", metavar="KEY", help="of a record that holds it")
+    add("--language", default="und", metavar="CODE", help="of every document, or detect (extra data)")
+    add("--language-key", metavar="KEY", help="of a record that holds it")
+    add("--quality", type=float, help="of every document (default: the share of Gopher's rules that a text keeps)")
+    add("--quality-key", metavar="KEY", help="of a record that holds it")
+
+    add = parser.add_argument_group("what is left out").add_argument
+    add("--duplicates", choices=["keep", "exact", "near"], default="keep", help="near: exact ones too (default: keep)")
+    add("--similarity", type=float, default=0.8, metavar="S", help="of near-duplicates (default: 0.8)")
+    add("--held-out", nargs="+", default=[], metavar="PATH", help="leave out text that shares n words with these")
+    add("--ngram", type=whole_number(1), default=13, metavar="N", help="consecutive words (default: 13)")
+    add("--max-malformed", type=whole_number(0), default=0, metavar="N", help="records to pass over (default: 0)")
+
+    add = parser.add_argument_group("how").add_argument
+    add("--processes", type=whole_number(1), metavar="N", help="default: one for each core")
+    add("--split-mb", type=_size, default=32, metavar="N", help="size of a piece of work (default: 32)")
+    add("--beam", action="store_true", help="as an Apache Beam job; what follows are Beam's options")
+
+
+def _size(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size above 0")
+    return value
+
+
+def _split_off_beam(argv: list[str]) -> tuple[list[str], list[str]]:
+    if "--beam" not in argv:
+        return argv, []
+    place = argv.index("--beam")
+    return argv[: place + 1], argv[place + 1 :]
+
+
+def _prepare(args: argparse.Namespace, beam: list[str]) -> int:
+    from qwen3_jax.checkpoint.hub import resolve
+    from qwen3_jax.data import Cleaning, Labels, Source, prepare
+    from qwen3_jax.text import Tokenizer
+
+    source = Source(
+        name=args.name or args.output.name,
+        path=args.path,
+        format=args.format,
+        text_key=args.text_key,
+        loss_on=args.loss_on,
+        labels=Labels(args.domain, args.domain_key, args.language, args.language_key, args.quality, args.quality_key),
+        cleaning=Cleaning(args.duplicates, args.similarity, args.held_out, args.ngram, args.max_malformed),
+    )
+    tokenizer = Tokenizer.from_pretrained(resolve(args.tokenizer))
+    options: dict[str, Any] = {"split_bytes": max(int(args.split_mb * 2**20), 1)}
+    if args.beam:
+        if args.processes:
+            raise UserError(
+                "--processes is about this machine; with --beam give Beam's own option (--direct_num_workers)."
+            )
+        from qwen3_jax.data.beam import prepare_with_beam
+
+        corpus = prepare_with_beam(source, tokenizer, args.output, beam, **options)
+    else:
+        corpus = prepare(source, tokenizer, args.output, processes=args.processes, **options)
+    left_out = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in corpus.manifest["left_out"].items())
+    print(
+        f"{len(corpus):,} documents, {corpus.tokens:,} tokens in {corpus.folder}; left out: {left_out}", file=sys.stderr
+    )
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    import numpy as np
+    from rich.console import Console
+    from rich.table import Table
+
+    from qwen3_jax.data import Prepared
+
+    corpus = Prepared(args.folder)
+    lengths = np.asarray(corpus.lengths, np.int64)
+    print(
+        f"{len(corpus):,} documents, {corpus.tokens:,} tokens, prepared from {corpus.manifest['settings']['source']['path']}"
+    )
+    console = Console()
+    for label in ("domain", "language"):
+        table = Table(label, "documents", "tokens", "share of tokens", "mean quality")
+        column = np.asarray(getattr(corpus, label))
+        for place, name in enumerate(corpus.names(label)):
+            chosen = column == place
+            tokens = lengths[chosen].sum()
+            table.add_row(
+                name, f"{chosen.sum():,}", f"{tokens:,}", f"{tokens / corpus.tokens:.1%}",
+                f"{np.asarray(corpus.quality)[chosen].mean():.2f}",
+            )  # fmt: skip
+        console.print(table)
+    table = Table("length", "documents", "share of tokens")
+    edges = [0, 256, 1024, 4096, 16384, 32768, 2**31]
+    for low, high in itertools.pairwise(edges):
+        chosen = (lengths > low) & (lengths <= high)
+        name = f"over {low:,}" if high == 2**31 else f"up to {high:,}"
+        table.add_row(name, f"{chosen.sum():,}", f"{lengths[chosen].sum() / corpus.tokens:.1%}")
+    console.print(table)
+    if args.row:
+        print(f"packed into rows of {args.row:,} tokens, {_waste(corpus, args.row):.3%} of them is padding")
+    return 0
+
+
+def _waste(corpus: "Prepared", length: int) -> float:
+    """The share of padding in the rows of one epoch, or of the first 20,000 rows."""
+    from qwen3_jax.data import DataConfig, Source
+    from qwen3_jax.data.mixture import RowPlanner, streams
+
+    config = DataConfig([Source("corpus", str(corpus.folder), eval_fraction=0)], sequence_length=length)
+    planner = RowPlanner(config, streams(config, [corpus], {"corpus": 1.0}))
+    rows = max(min(corpus.tokens // length, 20_000), 1)
+    return 1 - sum(piece.pairs for _ in range(rows) for piece in next(planner)) / (rows * length)

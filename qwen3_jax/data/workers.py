@@ -1,0 +1,90 @@
+"""Work on the splits of a corpus in this process, or on several cores.
+
+    with workers(job, 4) as run:
+        for shard in run(prepare_split, pieces):
+            ...
+
+Workers are spawned, not forked, since this process may hold JAX's threads; they end when this process does, however it ends.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from qwen3_jax.data.shards import Job
+from qwen3_jax.data.sources import Split
+from qwen3_jax.errors import UserError
+
+Run = Callable[..., Iterator[Any]]
+_job: Job | None = None
+
+
+@contextmanager
+def workers(job: Job, processes: int) -> Iterator[Run]:
+    """Yield run(work, splits, *extra), which gives the result of work(job, number, split, *extra[number]) for every split, in
+    order.
+
+    Raises:
+        UserError: a process was killed from outside, for want of memory most likely.
+    """
+    if processes <= 1:
+        yield lambda work, pieces, *extra: map(work, [job] * len(pieces), range(len(pieces)), pieces, *extra)
+        return
+    context = multiprocessing.get_context("spawn")
+    ends, here = context.Pipe(duplex=False)  # what this process holds of it is closed when it ends, by whatever hand
+    pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(job, ends))
+
+    def run(work: Callable, pieces: Sequence[Split], *extra: Iterable) -> Iterator[Any]:
+        with _no_main():  # map starts the processes
+            results = pool.map(_do, [work] * len(pieces), range(len(pieces)), pieces, *extra)
+        yield from results
+
+    try:
+        yield run
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process was killed, most likely for want of memory; prepare with fewer processes, or smaller splits."
+        ) from None
+    finally:
+        here.close()
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(job: Job, ends: Connection) -> None:
+    global _job
+    _job = job
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process for every core
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
+    threading.Thread(target=_end_with_parent, args=(ends,), daemon=True).start()
+
+
+def _end_with_parent(ends: Connection) -> None:
+    """A worker that outlived a killed parent would go on writing beside the one that takes up its work."""
+    wait([ends])
+    os._exit(1)
+
+
+def _do(work: Callable, number: int, split: Split, *extra: Any) -> Any:
+    return work(_job, number, split, *extra)
+
+
+@contextmanager
+def _no_main() -> Iterator[None]:
+    """Keep multiprocessing from running the caller's script again in every worker, which not every script is written for."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
