@@ -154,7 +154,7 @@ class MixtureConfig:
         output: folder of everything: results.jsonl, tokenizer, data, logs, mixture.png, result.json, config.yaml.
         train: a training configuration; its sources are the components of the mixture.
         set: changes to it, by dotted name.
-        split: sources that become one component for each value of a label: {web: domain}, by domain, language, quality or length.
+        split: sources that become one component per value of a label: {web: domain}; domain, language, quality or length.
         edges: where quality or length is cut: {web: [0.5, 0.8]}.
         mixtures: proxies, the uniform mixture included.
         concentration: [lowest, highest] of the Dirichlet distributions that weights are drawn from, per component: below 1 most
