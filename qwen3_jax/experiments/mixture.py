@@ -195,7 +195,7 @@ def _parts(config: MixtureConfig, source: Source, corpus: Prepared) -> list[tupl
     if label in ("domain", "language"):
         kept = corpus.select(where)
         numbers = np.unique(np.asarray(getattr(corpus, label))[kept])
-        for value in (corpus.names(label)[i] for i in numbers):
+        for value in sorted(corpus.names(label)[i] for i in numbers):
             part = dataclasses.replace(where, **{label: [value]})
             parts.append((f"{source.name} {value}".replace("/", "_"), part))
     else:

@@ -46,6 +46,12 @@ def exponential(weights: np.ndarray, losses: np.ndarray) -> Predictor:
         fitted = p[0] + np.exp(np.clip(weights @ p[1:], -50, 20))
         return np.concatenate([fitted - losses, np.sqrt(_RIDGE) * spread * (p[1:] - p[1:].mean())])
 
+    def slopes(p: np.ndarray) -> np.ndarray:
+        grown = np.exp(np.clip(weights @ p[1:], -50, 20))[:, None]
+        k = len(p) - 1
+        pull = np.sqrt(_RIDGE) * spread * (np.eye(k) - 1 / k)
+        return np.block([[np.ones_like(grown), grown * weights], [np.zeros((k, 1)), pull]])
+
     best = None
     for below in (0.3, 3.0):
         c = max(low - below * spread, 0.0)
@@ -53,7 +59,7 @@ def exponential(weights: np.ndarray, losses: np.ndarray) -> Predictor:
         upper = np.concatenate([[low], np.full(weights.shape[1], np.inf)])
         lower = np.concatenate([[-1e-9], np.full(weights.shape[1], -np.inf)])
         start = np.clip(start, lower + 1e-12, upper - 1e-12)
-        found = optimize.least_squares(residuals, start, bounds=(lower, upper), max_nfev=200)
+        found = optimize.least_squares(residuals, start, slopes, bounds=(lower, upper), max_nfev=100)
         if best is None or found.cost < best.cost:
             best = found
     assert best is not None
