@@ -49,14 +49,14 @@ def _of_compute(constant: float, exponent: float) -> Law:
 PUBLISHED = {
     "step_law": Published(
         "Step Law",
-        "Li et al. 2025, arXiv 2503.04715, equation 1",
+        "Li et al. 2025, arXiv 2503.04715",
         Law(1.79, -0.713, 0.307),
         Law(0.58, 0.0, 0.571),
     ),
     # Their C is in non-embedding FLOPs (attention counted); 6 N D is within some percent of it at short rows.
     "deepseek": Published(
         "DeepSeek LLM",
-        "DeepSeek-AI 2024, arXiv 2401.02954, equation 1",
+        "DeepSeek-AI 2024, arXiv 2401.02954",
         _of_compute(0.3118, -0.1250),
         _of_compute(0.2920, 0.3271),
     ),

@@ -2,7 +2,7 @@
 
     linear:        loss = sum_i t_i w_i
     logarithmic:   loss = c + sum_i t_i log(w_i + 0.01)
-    exponential:   loss = c + exp(sum_i t_i w_i)         Ye et al. 2024, "Data Mixing Laws", arXiv 2403.16952, equation 1
+    exponential:   loss = c + exp(sum_i t_i w_i)         Ye et al. 2024, "Data Mixing Laws", arXiv 2403.16952
 
 (Weights sum to one, so the linear form needs no constant and the exponential one no factor.) Proxies are few, so the form is
 chosen for each held-out loss by the error it makes on runs that it was not fitted to, each left out in turn.

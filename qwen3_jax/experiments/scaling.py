@@ -28,6 +28,7 @@ from qwen3_jax.experiments.sweep import Row, Run, Sweep, active_parameters, read
 from qwen3_jax.training import run_folder
 from qwen3_jax.training.config import TrainConfig
 
+_VAGUE = 3.0
 _FIELDS = ("parameters", "tokens", "batch_tokens", "learning_rate")
 
 
@@ -206,6 +207,10 @@ def fit(config: ScalingConfig, runs: Sequence[Observation]) -> Scaling:
     for cell in optima.cells:
         for sentence in cell.warnings:
             warn(sentence)
+        vague = math.exp(math.sqrt(float(np.diag(cell.covariance).max())))
+        if cell.usable and vague > _VAGUE:
+            name = cell_name(cell.parameters, cell.tokens)
+            warn(f"{name}: the optimum is known to within a factor of {vague:.2g} only and counts little; add seeds.")
     usable = [cell for cell in optima.cells if cell.usable]
     if not usable:
         raise UserError(

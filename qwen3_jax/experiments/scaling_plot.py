@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from qwen3_jax.experiments.config import ScalingConfig
 from qwen3_jax.experiments.laws import PUBLISHED
-from qwen3_jax.experiments.optimum import Optimum, cells, short
+from qwen3_jax.experiments.optimum import Optimum, cells, short, short_rate
 from qwen3_jax.experiments.scaling import Prediction, Scaling
 
 _DASHES = ("--", ":")
@@ -29,6 +30,10 @@ def plot(config: ScalingConfig, found: Scaling, prediction: Prediction | None, o
     if found.batch is not None:
         _batches(grid[2], config, found, prediction, shades)
     for axes in grid:
+        # Labels of minor ticks run into each other where an axis spans little more than a decade.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_rate(value)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.25, which="major")
         axes.legend(fontsize=7)
     figure.savefig(output, dpi=130)
@@ -90,6 +95,7 @@ def _rates(axes: Any, config: ScalingConfig, found: Scaling, prediction: Predict
         axes.fill_between(n, [b.low for b in band], [b.high for b in band], color="C3", alpha=0.12, lw=0)
         label = f"target: {prediction.rate.value:.2e}"
         axes.plot(prediction.parameters, prediction.rate.value, "D", color="C3", markersize=8, label=label)
+    _within(axes, [math.exp(cell.log_rate) for cell, _ in usable])
     axes.set(xscale="log", yscale="log", xlabel="active parameters without embeddings", ylabel="best learning rate")
     exponents = {name: found.rate.exponent(name) for name in ("N", "D")}
     axes.set_title(
@@ -119,6 +125,7 @@ def _batches(
     if prediction and prediction.batch:
         label = f"target: {short(prediction.batch.value)} tokens"
         axes.plot(prediction.tokens, prediction.batch.value, "D", color="C3", markersize=8, label=label)
+    _within(axes, [math.exp(_batch(cell)) for cell, _ in usable])
     axes.set(xscale="log", yscale="log", xlabel="training tokens", ylabel="best batch size (tokens)")
     value, error = found.batch.exponent("D")
     axes.set_title(f"batch size ~ D^({value:.2f}±{error:.2f})", fontsize=10)
@@ -129,6 +136,18 @@ def config_error(found: Scaling, cell: Optimum, k: int, level: float) -> float:
     from scipy import stats
 
     return float(stats.t.ppf(0.5 + level / 2, found.optima.degrees)) * math.sqrt(float(cell.covariance[k, k]))
+
+
+def _within(axes: Any, optima: list[float]) -> None:
+    """Limits that show the lines and the optima; an error bar that says "anywhere" runs out of the picture."""
+    shown = [
+        value
+        for line in axes.get_lines()
+        for value in np.atleast_1d(line.get_ydata())
+        if line.get_linestyle() != "None"
+    ]
+    values = [*shown, *optima]
+    axes.set_ylim(min(values) / 2, max(values) * 2)
 
 
 def _bars(log: float, error: float) -> list[list[float]]:
