@@ -47,12 +47,12 @@ def measure(name: str, rows: int, length: int, remat: str, moments: str, steps: 
     trainer = Trainer(config, model, options, schedule(options, 10**6), sharding.Placement())
     state, placed = trainer.init(0), trainer.place(batch(config, rows, length))
     started = time.perf_counter()
-    step = trainer.step.lower(state, placed).compile()
+    step = trainer.lower(state, placed).compile()
     compile_s = time.perf_counter() - started
     seconds = []
     for index in range(steps + 2):
         started = time.perf_counter()
-        state, metrics = step(state, placed)
+        state, metrics = step(state, placed, trainer.peaks)
         loss = float(metrics.loss.cross_entropy)  # waits
         if index >= 2:
             seconds.append(time.perf_counter() - started)

@@ -27,9 +27,9 @@ def measure(chunk: int, rows: int, length: int) -> dict[str, float]:
     options = OptimizerConfig(warmup_steps=0)
     trainer = Trainer(config, ModelConfig(remat="full"), options, schedule(options, 10), sharding.Placement(), loss)
     state, placed = trainer.init(0), trainer.place(batch(config, rows, length))
-    step = trainer.step.lower(state, placed).compile()
+    step = trainer.lower(state, placed).compile()
     for _ in range(2):
-        state, metrics = step(state, placed)
+        state, metrics = step(state, placed, trainer.peaks)
     jax.block_until_ready(metrics)
     # Not ru_maxrss: in a child process Linux starts it at the peak of the process that forked.
     status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()

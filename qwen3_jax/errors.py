@@ -15,6 +15,10 @@ class UserError(ValueError):
     """The input is at fault, not the program: the message names the field, file or option."""
 
 
+class Diverged(UserError):
+    """Training came to nothing: too many steps in a row had to be skipped."""
+
+
 def nearest(name: str, valid: list[str] | tuple[str, ...]) -> str:
     """Return " Did you mean 'x'?" for the valid name closest to `name`, or "" when none is close."""
     from difflib import get_close_matches

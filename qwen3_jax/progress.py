@@ -54,5 +54,7 @@ def progress_bar(description: str, total: float, *, unit: str = "", visible: boo
         TextColumn("{task.fields[note]}"),
     )
     shown = sys.stderr.isatty() if visible is None else visible
-    with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as progress:
+    # This stream and no other: whatever redirects sys.stderr later does not take the bar along.
+    console = Console(file=sys.stderr)
+    with Progress(*columns, console=console, disable=not shown, transient=True) as progress:
         yield Bar(progress, progress.add_task(description, total=total, note=""))

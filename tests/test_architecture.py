@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "generation": {"model", "text"},
     "evaluation": {"checkpoint", "data", "generation", "model", "text"},
     "training": {"checkpoint", "data", "evaluation", "kernels", "model", "text"},
-    "cli": {"checkpoint", "data", "evaluation", "generation", "kernels", "model", "text", "training"},
+    "experiments": {"checkpoint", "data", "model", "text", "training"},
+    "cli": {"checkpoint", "data", "evaluation", "experiments", "generation", "kernels", "model", "text", "training"},
 }
 EVERYBODY = {"errors", "config", "progress"}
 

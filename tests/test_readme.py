@@ -11,6 +11,8 @@ import tiny_models
 import qwen3_jax
 from qwen3_jax.cli import convert, infer, plan, train
 from qwen3_jax.cli import main as qwen3
+from qwen3_jax.cli.typed import parse_into
+from qwen3_jax.experiments import MixtureConfig, ScalingConfig
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
@@ -80,6 +82,13 @@ def test_every_command_line_in_the_docs_is_accepted(checkout, monkeypatch, capsy
             words[words.index("--vocab-size") + 1] = "400"
             assert qwen3(words[1:]) == 0, capsys.readouterr().err
             assert (checkout / "tokenizer/tokenizer.json").exists()
+        elif words[:2] in (["qwen3", "scaling"], ["qwen3", "mixture"]):  # tests/experiments run them
+            kind = ScalingConfig if words[1] == "scaling" else MixtureConfig
+            config = parse_into(kind, words[3:], " ".join(words[:3]), "")
+            if config.train is not None:
+                train.parse(["--config", config.train])
+        elif words[:2] == ["python", "examples/collect_corpus.py"]:
+            assert (ROOT / words[1]).exists()
         elif words[:2] == ["qwen3", "convert"]:
             convert._parser("qwen3 convert").parse_args(words[2:])  # tests/cli runs it on what it names
         else:

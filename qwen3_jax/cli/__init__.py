@@ -20,6 +20,8 @@ COMMANDS = {
     "convert": ("qwen3_jax.cli.convert", "Hugging Face safetensors <-> Orbax, or to another data type"),
     "report": ("qwen3_jax.cli.report", "draw one page about a training run"),
     "data": ("qwen3_jax.cli.data", "prepare a corpus: tokens and labels, deduplicated, in ArrayRecord"),
+    "scaling": ("qwen3_jax.cli.scaling", "learning rate and batch size by experiment: sweep, power laws, prediction"),
+    "mixture": ("qwen3_jax.cli.mixture", "weights of a data mixture by experiment: proxies, regression, verification"),
     "tokenizer": ("qwen3_jax.cli.tokenizer", "train a tokenizer"),
 }
 

@@ -27,7 +27,7 @@ from qwen3_jax.checkpoint.training import TrainCheckpoints, restore_newest
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.data import Batch, Prepared, corpus_unigram_entropy, make_eval_batches, make_train_loader
 from qwen3_jax.data.mixture import at_boundary
-from qwen3_jax.errors import Interrupted, UserError
+from qwen3_jax.errors import Diverged, Interrupted, UserError
 from qwen3_jax.evaluation import budget_curve
 from qwen3_jax.model import flatten
 from qwen3_jax.progress import Bar, progress_bar
@@ -191,7 +191,7 @@ class _Run:
         """Fetch the metrics of a step, write and show them.
 
         Raises:
-            UserError: too many steps in a row were skipped.
+            Diverged: too many steps in a row were skipped.
         """
         values = host(step_metrics)  # waits for the device
         row = {f"train.{name.removeprefix('loss.')}": value for name, value in values.items()} | meter.read()
@@ -199,7 +199,7 @@ class _Run:
         if self.watch:
             self.watch(step, row)
         if values["skipped_in_row"] >= self.config.optimizer.max_skips:
-            raise UserError(
+            raise Diverged(
                 f"{values['skipped_in_row']:.0f} steps in a row were skipped up to step {step} "
                 f"(loss {values['loss.total']:.4g}, gradient norm {values['gradient_norm']:.4g}); lower "
                 "optimizer.learning_rate, or look at the data, and start again from an earlier checkpoint."

@@ -43,7 +43,7 @@ def plan(config: TrainConfig, where: Topology) -> Plan:
     except ShardingError as error:
         raise ShardingError(f"{error} {_nearest(config, model, where)}") from None
     state = trainer.abstract_state()
-    lowered = trainer.step.lower(state, batch)
+    lowered = trainer.lower(state, batch)
     lowering = time.perf_counter() - started
     assert trainer.placement.mesh is not None
     mesh = trainer.placement.mesh

@@ -57,9 +57,35 @@ class Metrics:
     skipped_in_row: jax.Array
 
 
-def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Return the learning rate of each of `steps` steps: linear warm-up, then the configured decay."""
-    peak, end = config.learning_rate, config.learning_rate * config.final_learning_rate
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The learning rate of each step of a run. Its peaks are data, not part of the compiled program: runs that differ in the
+    peak alone share one.
+
+    Attributes:
+        stages: the optimizer of each stage with its number of steps.
+    """
+
+    stages: tuple[tuple[OptimizerConfig, int], ...]
+
+    @property
+    def peaks(self) -> np.ndarray:
+        """Peak learning rate of each stage, float32 [stages]."""
+        return np.asarray([config.learning_rate for config, _ in self.stages], np.float32)
+
+    def __call__(self, step: Any) -> Any:
+        """The learning rate of a step, from 0."""
+        return self.at(self.peaks)(step)
+
+    def at(self, peaks: Any) -> optax.Schedule:
+        """The same course with other peaks [stages]: linear warm-up, then the configured decay, stage after stage."""
+        parts = [_course(config, steps, peaks[i]) for i, (config, steps) in enumerate(self.stages)]
+        ends = np.cumsum([steps for _, steps in self.stages]).tolist()
+        return optax.join_schedules(parts, ends[:-1])
+
+
+def _course(config: OptimizerConfig, steps: int, peak: Any) -> optax.Schedule:
+    end = peak * config.final_learning_rate
     rest = steps - config.warmup_steps
     decaying = min(max(round(steps * config.decay_share), 1), rest)
     decay = {
@@ -73,10 +99,14 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, decay], [config.warmup_steps])
 
 
-def run_schedule(stages: Sequence[tuple[OptimizerConfig, int]]) -> optax.Schedule:
+def schedule(config: OptimizerConfig, steps: int) -> Schedule:
+    """Return the learning rate of each of `steps` steps."""
+    return Schedule(((config, steps),))
+
+
+def run_schedule(stages: Sequence[tuple[OptimizerConfig, int]]) -> Schedule:
     """Return the learning rate of each step of a run of several stages, each with its number of steps."""
-    ends = np.cumsum([steps for _, steps in stages]).tolist()
-    return optax.join_schedules([schedule(config, steps) for config, steps in stages], ends[:-1])
+    return Schedule(tuple(stages))
 
 
 def make_optimizer(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
@@ -137,7 +167,7 @@ class Trainer:
         config: Qwen3Config,
         model: ModelConfig,
         optimizer: OptimizerConfig,
-        rate: optax.Schedule,
+        rate: Schedule,
         placement: Placement,
         loss: LossConfig = LossConfig(),  # noqa: B008 - frozen
         micro_batches: int = 1,
@@ -151,15 +181,16 @@ class Trainer:
         self.micro_batches = micro_batches
         self._model = model
         self._loss = loss
-        self._guard = optimizer
+        self._options = optimizer
         # A split sequence is worked through in the order that gives every device the same share of causal attention.
         self._balanced = placement.parts("length") > 1
         self.structure = Structure(lambda: self._build(nnx.Rngs(0)))
         self.optimizer = make_optimizer(optimizer, rate)
         self._schedule = rate
+        self.peaks = rate.peaks  # what the compiled step takes besides state and batch
         self.shardings = self._state_shardings()
-        # (state, batch) -> (state, Metrics); takes the state's memory.
-        self.step: jax.stages.Wrapped = jax.jit(
+        # (state, batch, peaks) -> (state, Metrics); takes the state's memory.
+        self._program: jax.stages.Wrapped = jax.jit(
             self._step,
             donate_argnums=0,
             out_shardings=(self.shardings, None),
@@ -210,7 +241,7 @@ class Trainer:
     def _start(self, params: Params) -> TrainState:
         """The state before the first step. Under jit, so that no two counters share a buffer, which a step cannot donate."""
         return TrainState(
-            params, self.optimizer.init(params), guard.fresh(self._guard.spike_window), jnp.zeros((), jnp.int32)
+            params, self.optimizer.init(params), guard.fresh(self._options.spike_window), jnp.zeros((), jnp.int32)
         )
 
     def abstract_state(self) -> TrainState:
@@ -283,17 +314,27 @@ class Trainer:
             balanced_order(length, self.placement.parts("length"))
         return self.placement.sharding(("batch", "length"), shape, "the global batch")
 
-    def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Take one optimizer step on a placed global batch; the state that is given is gone."""
+        return self._program(state, batch, self.peaks)
+
+    def lower(self, state: Any, batch: Any) -> jax.stages.Lowered:
+        """Lower the step for a state and batch, abstract or not; the compiled step takes (state, batch, `peaks`)."""
+        return self._program.lower(state, batch, self.peaks)
+
+    def _step(self, state: TrainState, batch: Batch, peaks: jax.Array) -> tuple[TrainState, Metrics]:
+        schedule = self._schedule.at(peaks)
         gradients, loss = self._gradients(state.params, batch)
         norm = optax.tree.norm(gradients)
-        take, watched = guard.judge(state.guard, loss.total, norm, self._guard.spike_sigmas)
-        updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.params)
+        take, watched = guard.judge(state.guard, loss.total, norm, self._options.spike_sigmas)
+        update = make_optimizer(self._options, schedule).update
+        updates, optimizer = update(gradients, state.optimizer, state.params)
         taken = optax.apply_updates(state.params, updates), optimizer
         params, optimizer = jax.tree.map(
             lambda new, old: jnp.where(take, new, old), taken, (state.params, state.optimizer)
         )
         # Skipped steps do not move the schedule; its own count says where it stands.
-        rate = jnp.asarray(self._schedule(state.step - state.guard.skipped))
+        rate = jnp.asarray(schedule(state.step - state.guard.skipped))
         metrics = Metrics(loss, norm, optax.tree.norm(params), rate, watched.skipped, watched.in_row)
         return TrainState(params, optimizer, watched, state.step + 1), metrics
 

@@ -175,7 +175,7 @@ def test_logits_of_the_whole_batch_never_exist():
     batch = packed_batch(8, 64)
     for mesh, tokens in ((None, 512), ({"data": 2, "tensor": 2, "context": 2}, 128)):
         trainer = make_trainer(config, mesh, 1, LossConfig(chunk_tokens=16))
-        text = trainer.step.lower(trainer.abstract_state(), trainer.place(batch)).compile().as_text()
+        text = trainer.lower(trainer.abstract_state(), trainer.place(batch)).compile().as_text()
         local_vocabulary = 4096 // (1 if mesh is None else 2)
         assert f"f32[16,{local_vocabulary}]" in text  # one chunk does
         for shape in (

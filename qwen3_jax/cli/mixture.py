@@ -1,0 +1,71 @@
+"""Weights of a data mixture by experiment: proxies on drawn mixtures, a regression, a proposal, and its verification.
+
+    qwen3 mixture search --config configs/experiments/mixture-laptop.yaml
+    qwen3 mixture search --config FILE --mixtures 64 --verify.seeds '[1, 2, 3, 4, 5]'
+
+Components are the sources of the training configuration, or the values of a label of them (split). The search goes on where it
+was stopped; finished runs are not repeated. OUTPUT/config.yaml is made for `train.py --config BASE --config
+OUTPUT/config.yaml`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qwen3_jax.cli import experiment
+from qwen3_jax.cli.common import BAD_INPUT, guarded
+from qwen3_jax.cli.typed import parse_into
+from qwen3_jax.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from qwen3_jax.experiments.config import MixtureConfig
+
+
+def main(argv: list[str] | None = None, prog: str = "qwen3 mixture") -> int:
+    """Run `mixture search`; return the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"usage: {prog} search --config FILE\n\n{__doc__}\n{prog} search --help lists every key.")
+        return 0 if argv else BAD_INPUT
+
+    def work() -> int:
+        if argv[0] != "search":
+            raise UserError(f"unknown command {argv[0]!r}; there is search.{nearest(argv[0], ['search'])}")
+        from qwen3_jax.experiments.config import MixtureConfig
+
+        return _search(parse_into(MixtureConfig, argv[1:], f"{prog} search", __doc__ or ""))
+
+    return guarded(prog, work)
+
+
+def _search(config: MixtureConfig) -> int:
+    from qwen3_jax.experiments import mixture
+
+    train = experiment.training(config.train, config.set, "train")
+    verify = experiment.training(config.train, config.set | config.verify.set, "verify")
+    search = mixture.Search(config, train, verify)
+    found = mixture.regress(config, search.components, search.proxies())
+    proposal = mixture.propose(config, found, search.tokens)
+    result = search.verify(proposal, found.objective)
+
+    output = Path(config.output).expanduser()
+    values = mixture.summary(found, proposal, result) | {"config": dataclasses.asdict(config)}
+    experiment.write(output / "result.json", json.dumps(values, indent=2) + "\n")
+    mixture.plot(found, proposal, result, output / "mixture.png")
+    made = experiment.write(output / "config.yaml", mixture.fragment(search.sources, proposal, result))
+
+    print(f"{len(found.weights)} proxies; rank correlation of prediction and measurement {found.fidelity:.2f}")
+    for name, one in found.chosen.items():
+        print(f"  {name}: {one.form}, error {one.errors[one.form]:.4f} of {found.losses[name].std():.4f} nats")
+    print("proposed weights:")
+    for name, weight, deviation in zip(found.components, proposal.weights, proposal.deviations, strict=True):
+        print(f"  {name}: {weight:.3f} ± {deviation:.3f}")
+    print(f"predicted {proposal.predicted:.4f}, uniform {proposal.uniform:.4f} nats")
+    print(result.sentence)
+    print(output / "mixture.png")
+    print(f"{made}: python train.py --config BASE --config {made}")
+    return 0

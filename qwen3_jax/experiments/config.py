@@ -1,0 +1,234 @@
+"""What an experiment is: the typed configurations of `qwen3 scaling fit` and `qwen3 mixture search`.
+
+Both name a training configuration (`train`), as `train.py --config` reads it, and change it run by run: what they set is said
+below, everything else is the training configuration's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from qwen3_jax.errors import UserError
+
+Prior = Literal["step_law", "deepseek", "none"]
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """One model of a sweep.
+
+    Attributes:
+        name: a unique label.
+        set: changes to the training configuration by dotted name: {model.config.hidden_size: 64}.
+    """
+
+    name: str
+    set: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to predict for: a training configuration (its architecture, tokens and row length), or numbers.
+
+    Attributes:
+        config: a training configuration; a run of several stages is predicted for its first.
+        parameters: active, without embeddings.
+        tokens: to be trained on.
+        sequence_length: tokens in a row; null is that of the sweep's training configuration.
+    """
+
+    config: str | None = None
+    parameters: float | None = None
+    tokens: float | None = None
+    sequence_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.config is None and (self.parameters is None) != (self.tokens is None):
+            raise UserError("target needs both parameters and tokens, or config.")
+        if self.config is not None and self.parameters is not None:
+            raise UserError("target.config and target.parameters both say how large the model is; give one of them.")
+        for name in ("parameters", "tokens", "sequence_length"):
+            _above_zero(f"target.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class ScalingConfig:
+    """A sweep over learning rate x batch size x model size x tokens, and what to make of it.
+
+    Every run sets steps, data.batch_size, optimizer.learning_rate and warmup_steps, seed, and eval_batches. Loss is the mean of
+    the held-out losses at the end.
+
+    Attributes:
+        output: folder of everything: results.jsonl, tokenizer, data, logs, laws.png, result.json, config.yaml.
+        train: a training configuration; not needed where all runs are read.
+        set: changes to it for all runs, by dotted name.
+        models: sizes.
+        tokens: tokens of a run.
+        learning_rates: peaks; null is a grid of `rate_points` around what the law `start` says for each cell.
+        batch_tokens: tokens of a step; null is a grid of `batch_points` (powers of two in rows) around the same law.
+        start: the published law that grids without numbers are laid around.
+        rate_points, rate_ratio, batch_points, batch_ratio: of such grids, and how far `widen` goes.
+        widen: where the best run of a cell lies at the edge, so many times a row of runs is added there.
+        seeds: of the initial weights; each run is repeated with each.
+        warmup_share: share of the steps.
+        eval_tokens: held-out tokens of each source (whole rows).
+        window: nats above a cell's best run up to which runs take part in its parabola.
+        prior: published law that the exponents are drawn to; none is the sweep alone.
+        prior_deviation: standard deviation of the exponents around it (published laws differ by about 0.2).
+        level: probability of the intervals.
+        target: what to predict for; null fits only.
+        max_extrapolation: largest ratio of the target's parameters or tokens to the largest in the sweep.
+    """
+
+    output: str
+    train: str | None = None
+    set: dict[str, Any] = field(default_factory=dict)
+    models: list[ModelSize] = field(default_factory=list)
+    tokens: list[float] = field(default_factory=list)
+    learning_rates: list[float] | None = None
+    batch_tokens: list[int] | None = None
+    start: Literal["step_law", "deepseek"] = "step_law"
+    rate_points: int = 5
+    rate_ratio: float = 2.0
+    batch_points: int = 3
+    batch_ratio: float = 2.0
+    widen: int = 2
+    seeds: list[int] = field(default_factory=lambda: [0])
+    warmup_share: float = 0.1
+    eval_tokens: int = 65_536
+    window: float = 0.15
+    prior: Prior = "step_law"
+    prior_deviation: float = 0.3
+    level: float = 0.9
+    target: Target | None = None
+    max_extrapolation: float = 100.0
+
+    def __post_init__(self) -> None:
+        names = [one.name for one in self.models]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"models has two sizes named {name!r}.")
+        for key in ("tokens", "learning_rates", "batch_tokens"):
+            for value in getattr(self, key) or ():
+                _above_zero(key, value)
+        for key, least in (("rate_points", 3), ("batch_points", 1), ("widen", 0), ("eval_tokens", 1)):
+            if getattr(self, key) < least:
+                raise UserError(f"{key} is {getattr(self, key)}; it must be at least {least}.")
+        for key in ("rate_ratio", "batch_ratio"):
+            if getattr(self, key) <= 1:
+                raise UserError(f"{key} is {getattr(self, key)}; it must be above 1.")
+        for key in ("window", "prior_deviation", "max_extrapolation"):
+            _above_zero(key, getattr(self, key))
+        _between("warmup_share", self.warmup_share, 0.0, 0.9)
+        _between("level", self.level, 0.5, 0.999)
+        _check_seeds("seeds", self.seeds)
+
+
+@dataclass(frozen=True)
+class Verify:
+    """The proposed mixture against the uniform one.
+
+    Attributes:
+        seeds: one pair of runs each, other seeds than the search's.
+        tokens: of a run; null is the search's.
+        set: further changes to the training configuration by dotted name: a larger model.
+    """
+
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    tokens: float | None = None
+    set: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _above_zero("verify.tokens", self.tokens)
+        _check_seeds("verify.seeds", self.seeds)
+
+
+@dataclass(frozen=True)
+class MixtureConfig:
+    """A search for the weights of a mixture over sources and instance labels.
+
+    Every run sets the sources' weights, steps, warm-up, seed, and eval_batches.
+
+    Attributes:
+        output: folder of everything: results.jsonl, tokenizer, data, logs, mixture.png, result.json, config.yaml.
+        train: a training configuration; its sources are the components of the mixture.
+        set: changes to it, by dotted name.
+        split: sources that become one component per value of a label: {web: domain}; domain, language, quality or length.
+        edges: where quality or length is cut: {web: [0.5, 0.8]}.
+        mixtures: proxies, the uniform mixture included.
+        concentration: [lowest, highest] of the Dirichlet distributions that weights are drawn from, per component: below 1 most
+            weight is on a few, far above 1 all are near uniform.
+        tokens: of a run.
+        objective: weights of the held-out losses by name; null is the plain mean.
+        min_weight: least share of a component.
+        target_tokens, max_epochs: no component is proposed a share that would repeat it more than `max_epochs` times in a run
+            of `target_tokens` (4 epochs are about as good as new text: Muennighoff et al. 2023, arXiv 2305.16264).
+        warmup_share: share of the steps.
+        eval_tokens: held-out tokens of each component (whole rows).
+        seed: of the drawn weights, and of the proxies' initial weights.
+        verify: of the proposal.
+    """
+
+    output: str
+    train: str
+    tokens: float
+    set: dict[str, Any] = field(default_factory=dict)
+    split: dict[str, str] = field(default_factory=dict)
+    edges: dict[str, list[float]] = field(default_factory=dict)
+    mixtures: int = 24
+    concentration: list[float] = field(default_factory=lambda: [0.5, 4.0])
+    objective: dict[str, float] | None = None
+    min_weight: float = 0.01
+    target_tokens: float | None = None
+    max_epochs: float = 4.0
+    warmup_share: float = 0.1
+    eval_tokens: int = 65_536
+    seed: int = 0
+    verify: Verify = field(default_factory=Verify)
+
+    def __post_init__(self) -> None:
+        for key in ("tokens", "target_tokens", "max_epochs", "eval_tokens"):
+            _above_zero(key, getattr(self, key))
+        if self.mixtures < 4:
+            raise UserError(f"mixtures is {self.mixtures}; it must be at least 4.")
+        if len(self.concentration) != 2 or not 0 < self.concentration[0] <= self.concentration[1]:
+            raise UserError(f"concentration must be [lowest, highest], both above 0, got {self.concentration}.")
+        _between("min_weight", self.min_weight, 0.0, 0.5)
+        _between("warmup_share", self.warmup_share, 0.0, 0.9)
+        for name, label in self.split.items():
+            if label not in ("domain", "language", "quality", "length"):
+                raise UserError(f"split.{name} is {label!r}; sources split by domain, language, quality or length.")
+            if (label in ("quality", "length")) != (name in self.edges):
+                raise UserError(
+                    f"split.{name} is {label!r}: "
+                    + (
+                        f"give edges.{name}."
+                        if name not in self.edges
+                        else f"edges.{name} belongs to quality or length."
+                    )
+                )
+        for name, edges in self.edges.items():
+            if name not in self.split:
+                raise UserError(f"edges.{name} has no effect: split.{name} is not set.")
+            if not edges or sorted(set(edges)) != edges:
+                raise UserError(f"edges.{name} must ascend, got {edges}.")
+        if self.objective is not None and (not self.objective or min(self.objective.values()) < 0):
+            raise UserError(f"objective must name held-out losses with weights of 0 or more, got {self.objective}.")
+        if self.seed in self.verify.seeds:
+            raise UserError(f"verify.seeds holds the search's own seed ({self.seed}); a fair test takes others.")
+
+
+def _above_zero(name: str, value: float | None) -> None:
+    if value is not None and not 0 < value < float("inf"):
+        raise UserError(f"{name} is {value}; it must be above 0.")
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise UserError(f"{name} is {value}; it must be between {low} and {high}.")
+
+
+def _check_seeds(name: str, seeds: list[int]) -> None:
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise UserError(f"{name} must be different whole numbers of 0 or more, at least one, got {seeds}.")
