@@ -7,6 +7,7 @@ saved: every array's fingerprint is saved with it and compared.
 
 import contextlib
 import errno
+import math
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class TrainCheckpoints:
         rules = [
             keeping.LatestN(keep),
             keeping.CustomSteps(list(keep_steps)),
-            keeping.BestN(get_metric_fn=_held_out, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False),
+            keeping.BestN(get_metric_fn=_held_out, reverse=True, n=keep_best),
         ]
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keeping.AnyPreservationPolicy(rules),
@@ -54,7 +55,8 @@ class TrainCheckpoints:
 
     def best_step(self) -> int | None:
         """Step of the checkpoint with the lowest held-out loss; None where none was measured."""
-        return self._manager.best_step()
+        step = self._manager.best_step()
+        return step if step is not None and self._manager.metrics(step) else None
 
     def steps(self) -> list[int]:
         """Steps of all checkpoints."""
@@ -77,7 +79,7 @@ class TrainCheckpoints:
             position=ocp.args.JsonSave({"position": position, "fingerprints": fingerprints(state)}),
         )
         with self.full_disk_said(step):
-            self._manager.save(step, args=arguments, metrics=None if held_out is None else {_BEST: held_out})
+            self._manager.save(step, args=arguments, metrics={} if held_out is None else {_BEST: held_out})
 
     def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
         """Return (state, data position) of a step, placed as `abstract_state` says.
@@ -196,7 +198,8 @@ def _everywhere(fine: bool) -> bool:
 
 
 def _held_out(metrics: dict[str, float]) -> float:
-    return metrics[_BEST]
+    """What the best are chosen by; where it was not measured, it is no better than any."""
+    return metrics.get(_BEST, math.inf)
 
 
 def _disk_full(error: BaseException | None) -> bool:
