@@ -76,8 +76,9 @@ class Stream:
 
 
 def at_boundary(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the state in which another mixture goes on from one: text that was drawn is not drawn again (in this epoch),
-    shares are counted anew, and pieces that were waiting for a row are dropped, since rows may have another length."""
+    """Return the state in which another mixture goes on from one: each stream keeps its place, so that text which was drawn is
+    not drawn again in this epoch, as long as its pieces are the same (row length, class of lengths, `where`). Shares are
+    counted anew, and pieces that were waiting for a row are dropped, since rows may have another length."""
     return {"window": state["window"], "drawn": dict(state["drawn"]), "tokens": {}, "carried": [], "row": 0}
 
 

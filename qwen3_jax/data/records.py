@@ -96,7 +96,7 @@ def documents(
     Raises:
         DataError: a key is missing or of the wrong type, the template refuses the messages, or nothing is learned.
     """
-    body, where = record.body, record.where
+    body = record.body
     learn_prompt = loss_on == "all"
     if "messages" in body:
         messages = _messages(record)
@@ -108,13 +108,10 @@ def documents(
             return [Document((Segment(_until_end_of_turn(text), True),))]
         return _turns(record, tokenizer, messages)
     if "prompt" in body or "completion" in body:
-        if not isinstance(body.get("prompt"), str):
-            raise DataError(f"{where}: 'prompt' must be a string beside 'completion'")
-        return [Document((Segment(body["prompt"], learn_prompt), *_completion(record)))]
+        return [Document((Segment(_string(record, "prompt"), learn_prompt), *_completion(record)))]
     if text_key in body:
-        if not isinstance(body[text_key], str):
-            raise DataError(f"{where}: {text_key!r} must be a string, got {type(body[text_key]).__name__}")
-        return [Document((Segment(body[text_key], True),), add_end=True)] if body[text_key] else []
+        text = _string(record, text_key)
+        return [Document((Segment(text, True),), add_end=True)] if text else []
     raise _unknown(record, text_key)
 
 
@@ -144,12 +141,21 @@ def texts(record: Record, text_key: str = "text") -> Iterator[str]:
     if "messages" in body:
         for message in _messages(record):
             yield from (message[key] for key in ("reasoning_content", "content") if isinstance(message.get(key), str))
-    elif isinstance(text := body.get("prompt", body.get(text_key)), str):
-        yield text
+    elif "prompt" in body or "completion" in body:
+        yield _string(record, "prompt")
+    elif text_key in body:
+        yield _string(record, text_key)
     else:
         raise _unknown(record, text_key)
     if "completion" in body:
         yield from (segment.text for segment in _completion(record))
+
+
+def _string(record: Record, key: str) -> str:
+    value = record.body.get(key)
+    if not isinstance(value, str):
+        raise DataError(f"{record.where}: {key!r} must be a string, got {type(value).__name__}")
+    return value
 
 
 def _unknown(record: Record, text_key: str) -> DataError:

@@ -10,15 +10,18 @@ Nothing is held but the record at hand. Local paths and every URL that fsspec kn
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import json
 import os
 import sysconfig
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, cast
 
 import fsspec
 from fsspec.core import url_to_fs
@@ -35,10 +38,10 @@ _KINDS: dict[str, Kind] = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".arrayrecord": "arrayrecord",
     ".array_record": "arrayrecord",
 }  # fmt: skip
-_COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
+_COMPRESSED = {".gz", ".zst"}
 _UNREADABLE = {".bz2", ".xz", ".zip", ".tar", ".tgz", ".tfrecord", ".bin", ".npy"}
 _TEST_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-_SYNTHETIC_SPLIT = 10_000
+_PROBLEM_BYTES = 4096  # a generated problem is as much work as so much text
 LAST_KEY = 2**64 - 1
 
 
@@ -97,7 +100,7 @@ def read(split: Split, source: Source, seed: int = 0) -> Iterator[Record | Malfo
     for part in split:
         try:
             yield from _READERS[part.kind](part, source, seed)
-        except OSError as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{part.file.url}: cannot be read: {error}") from error
 
 
@@ -154,8 +157,10 @@ def _parts(source: Source, seed: int, size: int) -> Iterator[tuple[Part, int]]:
         settings = source.running_sum or RunningSum()
         for split, count in (("train", settings.problems), ("eval", settings.eval_problems)):
             file = CorpusFile(RUNNING_SUM, split, 0)
-            for start in range(0, count, _SYNTHETIC_SPLIT):
-                yield Part(file, "synthetic", start, min(start + _SYNTHETIC_SPLIT, count)), size
+            step = max(size // _PROBLEM_BYTES, 1)
+            for start in range(0, count, step):
+                stop = min(start + step, count)
+                yield Part(file, "synthetic", start, stop), (stop - start) * _PROBLEM_BYTES
         return
     for file in find_files(source):
         kind = _kind(file, source)
@@ -218,7 +223,8 @@ def _stdlib() -> Iterator[CorpusFile]:
 
 
 def _compression(url: str) -> str | None:
-    return _COMPRESSED.get(os.path.splitext(url)[1].lower())
+    suffix = os.path.splitext(url)[1].lower()
+    return suffix if suffix in _COMPRESSED else None
 
 
 def _by_suffix(url: str) -> Kind:
@@ -232,14 +238,49 @@ def _kind(file: CorpusFile, source: Source) -> Kind:
 
 @contextmanager
 def _opened(file: CorpusFile) -> Iterator[IO[bytes]]:
-    compression = _compression(file.url)
-    try:
-        with fsspec.open(file.url, "rb", compression=compression) as stream:
-            yield stream
-    except ValueError as error:
-        if compression == "zstd" and "not supported" in str(error):
-            raise UserError(f'{file.url} needs the package zstandard: pip install "qwen3-jax[data]"') from None
-        raise
+    with fsspec.open(file.url, "rb") as stream:
+        match _compression(file.url):
+            case ".gz":
+                yield cast(IO[bytes], gzip.GzipFile(fileobj=stream))
+            case ".zst":
+                yield io.BufferedReader(_Zstandard(stream, file.url), 2**17)
+            case _:
+                yield stream
+
+
+class _Zstandard(io.RawIOBase):
+    """Decompresses every frame of a stream; one that ends early is an `EOFError` (zstandard's own reader says nothing)."""
+
+    def __init__(self, stream: IO[bytes], url: str):
+        try:
+            import zstandard
+        except ImportError:
+            raise UserError(f'{url} needs the package zstandard: pip install "qwen3-jax[data]"') from None
+        self._stream, self._error = stream, zstandard.ZstdError
+        self._new = zstandard.ZstdDecompressor().decompressobj
+        self._frame: Any = None
+        self._raw, self._plain = b"", memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, out: Any) -> int:
+        while not self._plain:
+            self._raw = self._raw or self._stream.read(2**17)
+            if not self._raw:
+                if self._frame:
+                    raise EOFError("the compressed data ends early")
+                return 0
+            self._frame = self._frame or self._new()
+            try:
+                self._plain = memoryview(self._frame.decompress(self._raw))
+            except self._error as error:
+                raise OSError(str(error)) from error
+            self._raw = self._frame.unused_data if self._frame.eof else b""
+            self._frame = None if self._frame.eof else self._frame
+        size = min(len(out), len(self._plain))
+        out[:size], self._plain = self._plain[:size], self._plain[size:]
+        return size
 
 
 def _read_text(part: Part, source: Source, seed: int) -> Iterator[Record | Malformed]:

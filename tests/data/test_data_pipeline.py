@@ -1,5 +1,6 @@
-"""The whole pipeline: exact resume, hosts, mixture, epochs, held-out batches."""
+"""The whole pipeline: hosts, exact resume, mixture, epochs, held-out batches."""
 
+import itertools
 import json
 import math
 from collections import Counter
@@ -14,12 +15,17 @@ from hypothesis import strategies as st
 from qwen3_jax.data import (
     DataConfig,
     DataError,
+    Labels,
+    LengthShare,
     RunningSum,
     Source,
+    Where,
     corpus_unigram_entropy,
     make_eval_batches,
     make_train_loader,
+    open_sources,
 )
+from qwen3_jax.data.mixture import at_boundary
 
 TOK = ByteTokenizer()
 
@@ -43,8 +49,18 @@ def config(folder, **options):
         Source("chat", f"{folder}/chat.jsonl", weight=0.2, eval_fraction=0.2),
         Source("sums", "synthetic:running_sum", weight=0.3, running_sum=RunningSum(problems=50, eval_problems=20)),
     ]
-    defaults = {"sequence_length": 96, "batch_size": 4, "packing_bins": 5, "shuffle_window": 40, "seed": 3}
+    defaults = {"sequence_length": 96, "batch_size": 4, "packing_rows": 10, "seed": 3, "cache": str(folder / "cache")}
     return DataConfig(**{"sources": sources, **defaults, **options})
+
+
+def loader(folder, rows=None, weights=None, **options):
+    made = config(folder, **options)
+    return make_train_loader(made, open_sources(made, TOK, folder / "unused"), rows=rows, weights=weights)
+
+
+def held_out(folder, name, *more, **options):
+    made = config(folder, **options)
+    return make_eval_batches(made, open_sources(made, TOK, folder / "unused"), name, *more)
 
 
 def take(loader, count):
@@ -62,27 +78,38 @@ def assert_equal(found, expected):
 @pytest.fixture(scope="module")
 def unbroken(folder):
     """60 batches: several epochs of the small sources."""
-    return take(make_train_loader(config(folder), TOK), 60)
+    return take(loader(folder), 60)
 
 
-@settings(max_examples=12, deadline=None)
-@given(stops=st.lists(st.integers(0, 12), min_size=1, max_size=3), prefetch=st.sampled_from([0, 1, 3]))
-def test_resume_at_any_step_gives_the_same_batches(folder, unbroken, stops, prefetch):
-    """Killed and resumed several times in a row; each life saves its position as JSON."""
+@settings(max_examples=15, deadline=None)
+@given(
+    lives=st.lists(st.tuples(st.integers(0, 12), st.sampled_from([1, 2, 4])), min_size=1, max_size=4),
+    prefetch=st.sampled_from([0, 1, 3]),
+)
+def test_batches_are_the_same_for_any_hosts_and_after_any_resume(folder, unbroken, lives, prefetch):
+    """A run that is killed again and again and goes on with 1, 2 or 4 hosts, from a position that any of them saved."""
     state, step = None, 0
-    for stop in [*stops, 4]:
-        loader = make_train_loader(config(folder, prefetch_batches=prefetch, read_threads=prefetch), TOK)
-        with closing(iter(loader)) as iterator:
-            if state is not None:
-                iterator.set_state(json.loads(state))
-            assert_equal([next(iterator) for _ in range(stop)], unbroken[step : step + stop])
-            step += stop
-            state = json.dumps(iterator.get_state())
-            assert len(state) < 2000
+    for stop, hosts in [*lives, (3, 2)]:
+        shares, states = [], []
+        for host in range(hosts):
+            rows = range(host * 4 // hosts, (host + 1) * 4 // hosts)
+            with closing(iter(loader(folder, rows, prefetch_batches=prefetch))) as iterator:
+                if state is not None:
+                    iterator.set_state(json.loads(state))
+                shares.append([next(iterator) for _ in range(stop)])
+                states.append(json.dumps(iterator.get_state()))
+        together = [
+            {name: np.concatenate([b[name] for b in parts]) for name in parts[0]} for parts in zip(*shares, strict=True)
+        ]
+        assert_equal(together, unbroken[step : step + stop])
+        step += stop
+        assert len(set(states)) == 1, "every host saves the same position"
+        state = states[0]
+        assert len(state) < 2000
 
 
 def test_going_back_with_the_same_iterator(folder, unbroken):
-    with closing(iter(make_train_loader(config(folder), TOK))) as iterator:
+    with closing(iter(loader(folder))) as iterator:
         for _ in range(11):
             next(iterator)
         state = json.dumps(iterator.get_state())
@@ -91,78 +118,136 @@ def test_going_back_with_the_same_iterator(folder, unbroken):
             iterator.set_state(json.loads(state))
 
 
-@pytest.mark.parametrize("hosts", [2, 4])
-def test_hosts_share_the_same_global_batches(folder, unbroken, hosts):
-    shares = [take(make_train_loader(config(folder), TOK, host_index=i, host_count=hosts), 8) for i in range(hosts)]
-    together = [
-        {name: np.concatenate([share[step][name] for share in shares]) for name in shares[0][step]} for step in range(8)
-    ]
-    assert_equal(together, unbroken[:8])
-    with pytest.raises(ValueError, match=r"batch_size 4 must be a multiple of the 3 hosts"):
-        make_train_loader(config(folder), TOK, host_index=0, host_count=3)
-    with pytest.raises(ValueError, match=r"host_index must be in 0\.\.1"):
-        make_train_loader(config(folder), TOK, host_index=2, host_count=2)
+def test_a_host_may_ask_for_any_rows(folder, unbroken):
+    (batch,) = take(loader(folder, rows=[3, 1]), 1)
+    assert_equal([batch], [{name: value[[3, 1]] for name, value in unbroken[0].items()}])
+    with pytest.raises(ValueError, match=r"rows \[4\] are not all in a batch of 4"):
+        loader(folder, rows=[4])
 
 
-def test_rows_follow_the_weights_and_seeds_change_the_order(folder, unbroken):
-    kinds = Counter()
-    # Rows long enough that every one shows where it is from.
-    for batch in take(make_train_loader(config(folder, sequence_length=500), TOK), 60):
-        for row in batch["tokens"]:
-            text = TOK.decode(row.tolist())
-            kinds["sums" if "Add these" in text else "chat" if "say " in text else "text"] += 1
-    total = sum(kinds.values())
-    assert total == 240
-    for name, weight in {"text": 0.5, "chat": 0.2, "sums": 0.3}.items():
-        assert abs(kinds[name] - weight * total) <= 1, kinds
-    (other,) = take(make_train_loader(config(folder, seed=4), TOK), 1)
+def test_tokens_follow_the_weights_and_seeds_change_the_order(folder, unbroken):
+    def shares(batches):
+        pairs = Counter()
+        for batch in batches:
+            for i in range(4):
+                for segment in segments_of({name: value[i] for name, value in batch.items()}):
+                    text = TOK.decode([segment[0][0], *(pair[1] for pair in segment)])
+                    pairs["sums" if "Add these" in text else "chat" if "say " in text else "text"] += len(segment)
+        return {name: count / sum(pairs.values()) for name, count in pairs.items()}
+
+    whole = {"sequence_length": 1000}  # no document is cut, so that every segment shows where it is from
+    for weights in (None, {"text": 0.1, "chat": 0.9}):
+        found = shares(take(loader(folder, weights=weights, **whole), 15))
+        assert found == pytest.approx(weights or {"text": 0.5, "chat": 0.2, "sums": 0.3}, abs=0.02)
+    with pytest.raises(ValueError, match="no data source named 'books'"):
+        loader(folder, weights={"books": 1.0})
+    (other,) = take(loader(folder, seed=4, cache=str(folder / "other")), 1)
     assert not np.array_equal(other["tokens"], unbroken[0]["tokens"])
 
 
-def test_every_epoch_reads_every_document_once_in_a_new_order(folder):
+def test_every_prediction_of_every_document_is_made_once_in_an_epoch(folder):
+    """Documents are cut where they are longer than a row; the pieces overlap by the token that is input and target."""
     source = Source("text", f"{folder}/*.txt", eval_fraction=0)
-    one = config(folder, sources=[source], shuffle_window=1, packing_bins=1, batch_size=1, sequence_length=2000)
-    order = []
-    with closing(iter(make_train_loader(one, TOK))) as iterator:
-        while len(order) < 90:
-            batch = {name: value[0] for name, value in next(iterator).items()}
-            for segment in segments_of(batch):
-                text = TOK.decode([segment[0][0], *(pair[1] for pair in segment)])
-                assert text.endswith("<|endoftext|>")
-                order.append(int(text.split(":")[0].removeprefix("document ")))
-    # One bin: first-fit keeps the order of the documents, so epochs do not overlap.
-    epochs = [order[i : i + 30] for i in (0, 30, 60)]
-    assert all(sorted(epoch) == list(range(30)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in [*epochs, range(30)]}) == 4
+    one = {"sources": [source], "batch_size": 1, "sequence_length": 50, "packing_rows": 4}
+    made = config(folder, **one)
+    (corpus,) = open_sources(made, TOK, folder / "unused")
+    documents = [document.tokens.tolist() for document in corpus.read(range(len(corpus)))]
+    epoch = Counter(pair for tokens in documents for pair in itertools.pairwise(tokens))
+    seen = Counter()
+    for batch in take(loader(folder, **one), 3 * sum(epoch.values()) // 50):
+        for segment in segments_of({name: value[0] for name, value in batch.items()}):
+            assert [position for *_, position in segment] == list(range(len(segment)))
+            assert all(a[1] == b[0] for a, b in itertools.pairwise(segment))
+            seen.update((token, target) for token, target, learned, _ in segment if learned)
+    assert set(seen) == set(epoch)
+    for pair, count in epoch.items():
+        assert seen[pair] == pytest.approx(3 * count, rel=0.2, abs=6)
+
+
+def test_labels_and_length_classes_choose_what_is_drawn(folder, tmp_path):
+    lines = [
+        {"text": f"{domain} {i} " + "x" * (i * 7 % 90), "domain": domain, "lang": "de" if i % 3 else "en"}
+        for i in range(60)
+        for domain in ("news", "code")
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    labels = Labels(domain_key="domain", language_key="lang")
+    path = str(tmp_path / "a.jsonl")
+    sources = [
+        Source("code", path, labels=labels, where=Where(domain=["code"], language=["de"]), weight=1, eval_fraction=0.2),
+        Source("all", path, labels=labels, weight=3, eval_fraction=0.2),
+    ]
+    lengths = [LengthShare(60, 100, 0.75), LengthShare(20, 60, 0.25)]
+    options = {"sources": sources, "sequence_length": 100, "lengths": lengths, "cache": str(tmp_path / "cache")}
+    pairs = Counter()
+    for batch in take(loader(folder, **options), 300):
+        for i in range(4):
+            for segment in segments_of({name: value[i] for name, value in batch.items()}):
+                assert len(segment) > 20
+                pairs[len(segment) > 60] += len(segment)
+    assert pairs[True] / pairs.total() == pytest.approx(0.75, abs=0.01)
+    for domain in ("news", "code"):
+        text = b"".join(
+            bytes(x for x in b["tokens"].ravel() if x < 256) for b in held_out(folder, "all", None, domain, **options)
+        )
+        other = {"news": b"code", "code": b"news"}[domain]
+        assert domain.encode() in text
+        assert other not in text
+    with pytest.raises(
+        DataError, match=r"source 'code' has no text of more than 97 and up to 100 tokens \(120 documents"
+    ):
+        loader(folder, **options | {"lengths": [LengthShare(97, 100, 1)]})
+
+
+def test_a_new_stage_goes_on_with_text_that_was_not_seen(folder):
+    """Another row length and other weights: what was drawn is not drawn again in this epoch."""
+    source = Source("text", f"{folder}/*.txt", eval_fraction=0)
+
+    def numbers(batch):
+        found = [segments_of({name: value[i] for name, value in batch.items()}) for i in range(len(batch["tokens"]))]
+        texts = [TOK.decode([s[0][0], *(pair[1] for pair in s)]) for row in found for s in row]
+        return [int(text.split(":")[0].removeprefix("document ")) for text in texts]
+
+    first = {"sources": [source], "batch_size": 1, "sequence_length": 600, "packing_rows": 1, "prefetch_batches": 0}
+    with closing(iter(loader(folder, **first))) as iterator:
+        seen = numbers(next(iterator))
+        state = iterator.get_state()
+    assert 0 < len(seen) == state["drawn"]["text"] - len(state["carried"]) < 20
+    with closing(iter(loader(folder, **first | {"sequence_length": 900}))) as iterator:
+        iterator.set_state(at_boundary(json.loads(json.dumps(state))))
+        later = numbers(next(iterator))
+    assert later
+    assert not set(later) & set(seen)
 
 
 def test_eval_batches_are_held_out_fixed_and_complete(folder, unbroken):
-    everything = make_eval_batches(config(folder), TOK)
-    assert_equal(make_eval_batches(config(folder, seed=3, shuffle_window=50), TOK), everything)
-    assert all(batch["tokens"].shape == (4, 96) for batch in everything)
-    assert_equal(make_eval_batches(config(folder), TOK, max_batches=2), everything[:2])
+    batches = {name: held_out(folder, name) for name in ("text", "chat", "sums")}
+    assert_equal(held_out(folder, "text", packing_rows=50), batches["text"])
+    assert all(batch["tokens"].shape == (4, 96) for found in batches.values() for batch in found)
+    assert len(held_out(folder, "text", 1)) == 1
 
-    held_out = b"".join(bytes(x for x in row["tokens"].ravel() if x < 256) for row in everything)
-    trained = b"".join(bytes(x for x in row["tokens"].ravel() if x < 256) for row in unbroken)
+    def raw(batches):
+        return b"".join(bytes(x for x in batch["tokens"].ravel() if x < 256) for batch in batches)
+
+    trained, evaluated = raw(unbroken), raw(batches["text"])
     mentioned = [f"document {i}: ".encode() for i in range(30)]
-    assert all((name in held_out) != (name in trained) for name in mentioned)
+    assert all((name in evaluated) != (name in trained) for name in mentioned)
 
     # Complete: the learned targets are those of the held-out documents, each once.
-    text = make_eval_batches(config(folder), TOK, "text")
-    paths = [file for i, file in enumerate(sorted(folder.glob("*.txt"))) if mentioned[i] in held_out]
+    paths = [file for i, file in enumerate(sorted(folder.glob("*.txt"))) if mentioned[i] in evaluated]
     expected = sum(len(file.read_bytes()) for file in paths)  # n bytes and the end token: n predictions
-    assert sum(batch["loss_mask"].sum() for batch in text) == expected
+    assert sum(batch["loss_mask"].sum() for batch in batches["text"]) == expected
 
     with pytest.raises(ValueError, match=r"no data source named 'books'; there are \['text', 'chat', 'sums'\]"):
-        make_eval_batches(config(folder), TOK, "books")
+        held_out(folder, "books")
     with pytest.raises(ValueError, match="max_batches must be at least 1"):
-        make_eval_batches(config(folder), TOK, max_batches=0)
-    with pytest.raises(ValueError, match=r"no document of \['text'\] is held out"):
-        make_eval_batches(config(folder, sources=[Source("text", str(folder), eval_fraction=0)]), TOK)
+        held_out(folder, "text", 0)
+    with pytest.raises(ValueError, match="no document of 'none' is held out"):
+        held_out(folder, "none", sources=[Source("none", f"{folder}/*.txt", eval_fraction=0)])
 
 
 def test_unigram_entropy_honours_the_mask(folder):
-    batches = make_eval_batches(config(folder), TOK, "sums")
+    batches = held_out(folder, "sums")
     everything_learned = [{**batch, "loss_mask": (batch["segment_ids"] > 0).astype(np.float32)} for batch in batches]
     seen = []
     for rows in (batches, everything_learned):
@@ -179,18 +264,16 @@ def test_unigram_entropy_honours_the_mask(folder):
         corpus_unigram_entropy([{**batches[0], "loss_mask": np.zeros_like(batches[0]["loss_mask"])}])
 
 
-def test_errors_reach_the_trainer_and_nothing_hangs(tmp_path):
-    file = tmp_path / "bad.jsonl"
-    sources = [Source("bad", str(tmp_path), eval_fraction=0)]
-    bad = DataConfig(sources, sequence_length=8, batch_size=2, packing_bins=2, shuffle_window=1)
-    file.write_text('{"text": "fine"}\n{"text": 7}\n')
-    with pytest.raises(DataError, match=r"bad.jsonl:2: 'text' must be a string"):
-        take(make_train_loader(bad, TOK), 100)
-    file.write_text('{"text": "half a pair: \\ud800"}\n')
-    with pytest.raises(DataError, match=r"bad.jsonl:1: the tokenizer refuses the text"):
-        take(make_train_loader(bad, TOK), 1)
-    file.write_text('{"text": ""}\n' * 5)
-    with pytest.raises(DataError, match="source 'bad': no document has the two tokens"):
-        take(make_train_loader(bad, TOK), 1)
-    file.write_text('{"text": ""}\n' * 5 + '{"text": "one"}\n')
-    assert len(take(make_train_loader(bad, TOK), 20)) == 20
+def test_damage_reaches_the_trainer_and_nothing_hangs(tmp_path):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": "x" * 50}) + "\n" for _ in range(200)))
+    made = DataConfig(
+        [Source("s", str(tmp_path / "a.jsonl"))], sequence_length=64, batch_size=2, cache=str(tmp_path / "c")
+    )
+    corpora = open_sources(made, TOK, tmp_path)
+    file = tmp_path / "c/s/00000.arrayrecord"
+    raw = bytearray(file.read_bytes())
+    middle = len(raw) // 2
+    raw[middle : middle + 400] = bytes(400)
+    file.write_bytes(raw)
+    with pytest.raises(DataError, match=r"c/s: its ArrayRecord files are damaged"):
+        take(make_train_loader(made, corpora), 200)

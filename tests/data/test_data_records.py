@@ -38,7 +38,7 @@ def rendered(body, loss_on="assistant", text_key="text"):
     """Each document as (its text, the text that is learned); checks the encoding on the way."""
     found = []
     for document in documents(Record("f:1", body), TOK, loss_on=loss_on, text_key=text_key):
-        encoded = encode(document, TOK)
+        (encoded,) = encode([document], TOK)
         separately = [token for segment in document.segments for token in TOK.encode(segment.text)]
         assert encoded.tokens.tolist() == separately + [TOK.endoftext_id] * document.add_end
         assert encoded.tokens.dtype == np.int32
@@ -59,7 +59,7 @@ def test_a_vocabulary_without_endoftext_cannot_close_a_document():
 
     (document,) = documents(Record("f", {"text": "a"}), Endless(), loss_on="all")
     with pytest.raises(ValueError, match=r"no <\|endoftext\|>"):
-        encode(document, Endless())
+        encode([document], Endless())
 
 
 def test_only_the_answer_is_learned_of_a_chat_as_generation_would_write_it():
@@ -163,7 +163,7 @@ def test_problems_under_the_real_tokenizer_are_what_generation_forces_and_sample
 
     def encoded(body):
         (document,) = documents(Record("f", body), tokenizer, loss_on="assistant")
-        return encode(document, tokenizer)
+        return encode([document], tokenizer)[0]
 
     for cut in range(len(step_tokens(problem)) + 1):
         found = encoded(problem_record(problem, "truncated", cut=cut))

@@ -1,20 +1,38 @@
-"""Sources: which files are found, JSONL by line, errors that name the culprit, and what is held out."""
+"""Sources: which files are found, what is read of them however they are cut, errors that name the culprit, what is held out."""
 
 import ast
+import gzip
 import json
+import random
+import re
 from pathlib import Path
 
 import jsonargparse
 import pytest
+from data.helpers import ByteTokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import qwen3_jax.data
-from qwen3_jax.data import DataConfig, DataError, RunningSum, Source, open_source, training_texts
-from qwen3_jax.data.sources import find_files
+from qwen3_jax.data import (
+    Cleaning,
+    DataConfig,
+    DataError,
+    LengthShare,
+    Malformed,
+    RunningSum,
+    Source,
+    Where,
+    prepare,
+    training_texts,
+)
+from qwen3_jax.data.sources import SPLIT_BYTES, find_files, read, splits
+
+TOK = ByteTokenizer()
 
 
-def records(source, split="train"):
-    opened = open_source(source, split)
-    return [opened[i] for i in range(len(opened))]
+def records(source, size=SPLIT_BYTES):
+    return [record for split in splits(source, size=size) for record in read(split, source)]
 
 
 def keys(path, **options):
@@ -49,39 +67,88 @@ def test_files_folders_globs_and_home_are_found_in_a_fixed_order(corpus, monkeyp
 
 
 def test_a_folder_of_text_and_jsonl_reads_every_document_once(corpus):
-    source = Source("s", str(corpus / "docs"), eval_fraction=0.2)
-    train, held_out = records(source), records(source, "eval")
-    found = sorted(record.body["text"].strip() for record in train + held_out)
-    assert found == sorted([f"document {i}" for i in range(40)] + [f"line {i}" for i in range(60)])
-    assert 8 <= len(held_out) <= 35
+    source = Source("s", str(corpus / "docs"))
+    found = records(source)
+    expected = [f"document {i}" for i in range(40)] + [f"line {i}" for i in range(60)]
+    assert sorted(record.body["text"].strip() for record in found) == sorted(expected)
     # Blank lines are passed over and counted: line 31 of the records is line 33 of the file.
-    where = {record.body["text"]: record.where for record in train + held_out}
+    where = {record.body["text"]: record.where for record in found}
     assert where["line 0"].endswith("lines.jsonl:1")
     assert where["line 30"].endswith("lines.jsonl:33")
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    lines=st.lists(
+        st.sampled_from(["", "  ", '{"text": "a"}', '{"text": "ä\U0001f600"}', "[]", "{" * 40]), max_size=12
+    ),
+    ending=st.sampled_from(["\n", "\r\n"]),
+    closed=st.booleans(),
+    size=st.integers(1, 60),
+)
+def test_jsonl_cut_by_bytes_gives_every_line_once(tmp_path_factory, lines, ending, closed, size):
+    file = tmp_path_factory.mktemp("cut") / "a.jsonl"
+    file.write_bytes((ending.join(lines) + ending * closed).encode())
+    source = Source("s", str(file))
+
+    def plain(found):
+        return [one.reason.split(": ", 1)[1] if isinstance(one, Malformed) else (one.body, one.key) for one in found]
+
+    whole = records(source)
+    assert len(whole) == sum(bool(line.strip()) for line in lines)
+    assert plain(records(source, size)) == plain(whole)
+
+
+def test_damaged_compressed_files_are_refused(tmp_path):
+    """What ends early or is garbled is an error, not the end of the file; files of several members are read to the end."""
+    zstandard = pytest.importorskip("zstandard")
+    noise = random.Random(0)
+    lines = [json.dumps({"text": noise.randbytes(90).hex()}).encode() + b"\n" for _ in range(3000)]
+    halves = [b"".join(lines[:1500]), b"".join(lines[1500:])]
+    for suffix, compress in ((".gz", gzip.compress), (".zst", zstandard.compress)):
+        file = tmp_path / f"a.jsonl{suffix}"
+        whole = b"".join(map(compress, halves))
+        file.write_bytes(whole)
+        assert [record.body for record in records(Source("s", str(file)))] == [json.loads(line) for line in lines]
+        for damaged in (
+            whole[:-1],
+            whole[: len(whole) * 2 // 3],
+            whole[:200_000] + b"garbage" + whole[200_007:],
+            b"garbage",
+        ):
+            file.write_bytes(damaged)
+            with pytest.raises(DataError, match=re.escape(f"{file}: cannot be read")):
+                records(Source("s", str(file)))
+
+
 def test_what_is_held_out_depends_on_the_document_alone(corpus, tmp_path_factory):
     docs = corpus / "docs"
-    held_out = {record.where for record in records(Source("s", str(docs), eval_fraction=0.2), "eval")}
+
+    def sides(folder):
+        """Texts that are trained on, and those that are held out."""
+        out = tmp_path_factory.mktemp("prepared") / "out"
+        found = prepare(Source("s", folder if isinstance(folder, list) else str(folder)), TOK, out, processes=1)
+        texts = [TOK.decode(one.tokens.tolist()).split("\n")[0] for one in found.read(range(len(found)))]
+        return lambda fraction: [
+            {text for text, out in zip(texts, found.held_out(fraction), strict=True) if out == side} for side in (0, 1)
+        ]
+
+    trained, held_out = sides(docs)(0.2)
+    assert len(trained) + len(held_out) == 100
+    assert 8 <= len(held_out) <= 35
     for i in range(40, 60):  # the corpus grows: nothing changes sides
-        (docs / "part0" / f"{i}.txt").write_text(f"document {i}")
-    grown = Source("s", str(docs), eval_fraction=0.2)
-    assert held_out <= {record.where for record in records(grown, "eval")}
-    assert not held_out & {record.where for record in records(grown)}
+        (docs / "part0" / f"{i}.txt").write_text(f"document {i}\n")
     moved = tmp_path_factory.mktemp("elsewhere") / "docs"
     docs.rename(moved)  # nor when it lies elsewhere
-    elsewhere = {
-        record.where.replace(str(moved), str(docs))
-        for record in records(Source("t", str(moved), eval_fraction=0.2), "eval")
-    }
-    assert held_out <= elsewhere
+    grown = sides(moved)(0.2)
+    assert trained <= grown[0]
+    assert held_out <= grown[1]
+    assert not sides(moved)(0)[1]
 
-    two = Source("s", [str(moved / "part0/00.txt"), str(moved / "part1/01.txt")], eval_fraction=0.001)
-    assert [len(records(two)), len(records(two, "eval"))] == [1, 1], "a small corpus still has an eval document"
-    one = Source("s", str(moved / "part0/00.txt"), eval_fraction=0.9)
-    assert [len(records(one)), len(records(one, "eval"))] == [1, 0], "a lone document is trained on"
-    none = Source("s", str(moved), eval_fraction=0)
-    assert len(records(none, "eval")) == 0
+    two = sides([str(moved / "part0/00.txt"), str(moved / "part1/01.txt")])(0.001)
+    assert [len(side) for side in two] == [1, 1], "a small corpus still has an eval document"
+    one = sides(moved / "part0/00.txt")(0.9)
+    assert [len(side) for side in one] == [1, 0], "a lone document is trained on"
 
 
 def test_standard_library_without_its_tests():
@@ -89,35 +156,23 @@ def test_standard_library_without_its_tests():
     names = {file.key for file in files}
     assert {"json/decoder.py", "asyncio/events.py", "abc.py"} <= names
     assert not [name for name in names if "/test" in f"/{Path(name).parent}" or "-packages" in name]
-    assert sum(file.path.stat().st_size for file in files) > 5e6
+    assert sum(file.size for file in files) > 5e6
     assert all(record.body["text"] for record in records(Source("s", "stdlib:"))), "all of it is UTF-8"
 
 
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        (b'{"text": "a"}\n{"text": "b"\n', r"bad.jsonl:2: not valid JSON: .* at column"),
-        (b'\n{"text": "a"}\n["b"]\n', "bad.jsonl:3: a JSON object is wanted, got list"),
-        (b'{"text": "a"}\n{"text": "\xff"}', "bad.jsonl:2: not valid UTF-8 at byte 10"),
-        (b"\n\n", "source 's': the files at .* hold no documents"),
-    ],
-)
-def test_malformed_jsonl_names_file_and_line(tmp_path, content, complaint):
-    (tmp_path / "bad.jsonl").write_bytes(content)
-    with pytest.raises(DataError, match=complaint):
-        records(Source("s", str(tmp_path), eval_fraction=0))
-
-
 def test_paths_that_cannot_be_read_are_named(tmp_path):
-    (tmp_path / "a.jsonl.gz").write_bytes(b"\x1f\x8b")
-    (tmp_path / "b.txt").write_bytes(b"ok\xff")
+    (tmp_path / "a.jsonl.xz").write_bytes(b"x")
+    (tmp_path / "b.parquet").write_bytes(b"not a table")
+    (tmp_path / "c.arrayrecord").write_bytes(b"not records")
     for path, complaint in {
         f"{tmp_path}/*.md": r"source 's': no file matches '.*/\*\.md'",
         f"{tmp_path}/missing": "no file matches '.*/missing'",
-        "gs://bucket/x": "unknown path 'gs://bucket/x'",
+        "nosuch://bucket/x": "'nosuch://bucket/x' cannot be read",
         "synthetic:sums": "unknown path 'synthetic:sums'",
-        str(tmp_path / "a.jsonl.gz"): r"a.jsonl.gz is a \.gz file",
-        str(tmp_path / "b.txt"): "b.txt: not valid UTF-8 at byte 2",
+        str(tmp_path / "a.jsonl.xz"): r"a\.jsonl\.xz is a \.xz file",
+        str(tmp_path / "b.parquet"): r"b\.parquet: not a whole Parquet file",
+        str(tmp_path / "c.arrayrecord"): r"c\.arrayrecord: not a whole ArrayRecord file",
+        "memory://bucket/c.arrayrecord": "no file matches 'memory://bucket/c.arrayrecord'",
     }.items():
         with pytest.raises(DataError, match=complaint):
             records(Source("s", path))
@@ -127,10 +182,10 @@ def test_paths_that_cannot_be_read_are_named(tmp_path):
     ("build", "complaint"),
     [
         (lambda: Source("s", []), "path is empty"),
-        (lambda: Source("s", "x", format="csv"), "format must be"),
+        (lambda: Source("s/t", "x"), "must not hold '/'"),
         (lambda: Source("s", "x", weight=0), "weight must be above 0"),
         (lambda: Source("s", "x", eval_fraction=1), "eval_fraction must be"),
-        (lambda: Source("s", "x", format="text", text_key="body"), "text_key and loss_on are about JSONL"),
+        (lambda: Source("s", "x", format="text", text_key="body"), "text_key and loss_on are about records"),
         (lambda: Source("s", "x", running_sum=RunningSum()), "running_sum settings belong to"),
         (lambda: Source("s", ["synthetic:running_sum", "x"]), "stands alone"),
         (lambda: RunningSum(min_digits=5, max_digits=4), "max_digits must be at least 5"),
@@ -138,7 +193,19 @@ def test_paths_that_cannot_be_read_are_named(tmp_path):
         (lambda: DataConfig([]), "sources is empty"),
         (lambda: DataConfig([Source("s", "x"), Source("s", "y")]), "two sources named 's'"),
         (lambda: DataConfig([Source("s", "x")], batch_size=0), "data.batch_size must be at least 1"),
-        (lambda: DataConfig([Source("s", "x")], read_threads=8, read_ahead=4), "data.read_ahead"),
+        (lambda: DataConfig([Source("s", "x")], packing_rows=0), "data.packing_rows must be at least 1"),
+        (
+            lambda: DataConfig([Source("s", "x")], lengths=[LengthShare(0, 513, 1)]),
+            "up_to 513 is beyond sequence_length",
+        ),
+        (lambda: DataConfig([Source("s", "x")], lengths=[LengthShare(0, 9, 1), LengthShare(8, 99, 1)]), "overlap"),
+        (lambda: LengthShare(9, 9, 1), r"above \(9\) must be below up_to \(9\)"),
+        (lambda: LengthShare(0, 9, 0), "weight must be above 0"),
+        (lambda: Where(quality=[0.5]), r"where.quality is a range \[lowest, highest\]"),
+        (lambda: Where(length=[9, 2]), "where.length is empty: 9 is above 2"),
+        (lambda: Where(domain=[]), "where.domain is an empty list"),
+        (lambda: Cleaning(similarity=1.0), "cleaning.similarity must be between"),
+        (lambda: Cleaning(ngram=0), "cleaning.ngram must be at least 1"),
     ],
 )
 def test_bad_configuration_names_the_field(build, complaint):
@@ -169,8 +236,11 @@ def test_the_dataclasses_serve_as_yaml_with_overrides():
 def test_training_texts_leave_out_what_is_held_out(corpus):
     source = Source("s", str(corpus / "docs"), eval_fraction=0.3)
     found = set(training_texts(DataConfig([source, Source("sums", "synthetic:running_sum")]), max_records=500))
-    assert {record.body["text"] for record in records(source)} <= found
-    assert not {record.body["text"] for record in records(source, "eval")} & found
+    all_records = records(source)
+    held_out = {record.body["text"] for record in all_records if record.key < 0.3 * 2**64}
+    assert {record.body["text"] for record in all_records} - held_out <= found
+    assert held_out
+    assert not held_out & found
     assert any(text.startswith("Add these digits") for text in found)
     assert len(set(training_texts(DataConfig([source]), max_records=10))) <= 10
 
@@ -186,5 +256,5 @@ def test_the_room_does_not_import_jax_or_torch():
                 else []
             )
             assert not {name.split(".")[0] for name in names} & {"jax", "torch", "transformers", "flax"}, file
-            below = ("qwen3_jax.data", "qwen3_jax.text", "qwen3_jax.errors")
+            below = ("qwen3_jax.data", "qwen3_jax.text", "qwen3_jax.errors", "qwen3_jax.progress")
             assert all(name.startswith(below) for name in names if name.startswith("qwen3_jax")), file

@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,22 +13,27 @@ from qwen3_jax.data.mixture import Piece, RowPlanner, cut, pack, streams
 from qwen3_jax.data.records import DataError
 
 
-def corpus(lengths):
+class Lengths:
     """What planning asks of a prepared corpus: no tokens."""
-    lengths = np.asarray(lengths, np.int32)
-    return SimpleNamespace(
-        lengths=lengths,
-        select=lambda where: np.ones(len(lengths), bool),
-        held_out=lambda fraction: np.zeros(len(lengths), bool),
-        __len__=lambda: len(lengths),
-    )
+
+    def __init__(self, lengths):
+        self.lengths = np.asarray(lengths, np.int32)
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def select(self, where):
+        return np.ones(len(self), bool)
+
+    def held_out(self, fraction):
+        return np.zeros(len(self), bool)
 
 
 def planner(lengths_by_name, weights=None, **options):
     names = list(lengths_by_name)
     config = DataConfig([Source(name, "x") for name in names], **options)
     weights = dict.fromkeys(names, 1.0) if weights is None else weights
-    return RowPlanner(config, streams(config, [corpus(lengths_by_name[name]) for name in names], weights))
+    return RowPlanner(config, streams(config, [Lengths(lengths_by_name[name]) for name in names], weights))
 
 
 @settings(max_examples=100, deadline=None)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -101,8 +102,7 @@ def test_the_result_does_not_depend_on_the_number_of_processes(tmp_path):
 def test_an_interrupted_preparation_goes_on(tmp_path, monkeypatch):
     source = Source("s", str(tmp_path / "in"))
     jsonl(tmp_path / "in/a.jsonl", [{"text": f"text number {i}"} for i in range(100)])
-    from qwen3_jax.data import prepare as module
-
+    module = sys.modules["qwen3_jax.data.prepare"]
     real, seen = module.prepare_split, []
 
     def dies(job, number, split, drop):
@@ -158,7 +158,7 @@ def test_labels_select_documents(tmp_path):
     bodies = [
         {"text": "x" * 20, "kind": "code", "lang": "en", "score": 0.9},
         {"text": "y" * 40, "kind": "prose", "lang": "de", "score": 0.1},
-        {"text": "z" * 60, "kind": "code", "lang": "de"},
+        {"text": "z" * 60, "kind": "code", "lang": "de", "score": -3},
     ]
     labels = Labels(domain="web", domain_key="kind", language_key="lang", quality_key="score")
     jsonl(tmp_path / "in.jsonl", bodies)
