@@ -7,6 +7,7 @@ saved: every array's fingerprint is saved with it and compared.
 
 import contextlib
 import errno
+import logging
 import math
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ from qwen3_jax.checkpoint.fingerprint import fingerprints
 from qwen3_jax.errors import UserError, warn
 
 _BEST = "held_out"
+# Orbax logs the traceback of every thread that found the disk full; the run says it once, in a sentence.
+logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and _disk_full(record.exc_info[1])))
 
 
 class TrainCheckpoints:

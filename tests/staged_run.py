@@ -1,15 +1,20 @@
 """A run of three tiny stages, started many times: its configuration, the command, and what it must come to."""
 
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
+from multiprocessing.process import BaseProcess as Process
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).parent.parent.parent
+from qwen3_jax.training import metrics
+
+_server = multiprocessing.get_context("forkserver")
+# Imports only: nothing here may start JAX's backend, whose threads would not survive a fork.
+_server.set_forkserver_preload(["qwen3_jax.training.loop", "qwen3_jax.cli.train", "tensorboardX", "matplotlib.figure"])
 STEPS = (14, 10, 12)
 VOLATILE = ("time", "seconds", "tokens_per_second", "tflops_per_device", "mfu", "input_wait_share")
 
@@ -73,17 +78,37 @@ def write_config(folder: Path, moe: bool = True, **changes: Any) -> Path:
     return path
 
 
-def start(config: Path, run_dir: Path, *options: str, devices: int = 1, log: Path | None = None) -> subprocess.Popen:
-    """Start train.py, its output in a file beside the run; everything it compiles is cached."""
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": str(ROOT),
-    }
-    command = [sys.executable, str(ROOT / "train.py"), "--config", str(config), "--run_dir", str(run_dir), *options]
-    with open(log or log_of(run_dir), "ab") as output:
-        return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=config.parent)
+def start(config: Path, run_dir: Path, *options: str, devices: int = 1) -> Process:
+    """Start `qwen3 train` in a process of its own, its output in a file beside the run.
+
+    A server that has everything imported forks it, so that hundreds of starts take minutes; all that it compiles is cached.
+    """
+    argv = [f"--config={config}", f"--run_dir={run_dir}", *options]
+    process = _server.Process(target=_train, args=(argv, log_of(run_dir), devices))
+    process.start()
+    return process
+
+
+def _train(argv: list[str], log: Path, devices: int) -> None:
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    import jax
+
+    from qwen3_jax.cli.train import main
+
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    code = main(argv)
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def run(config: Path, run_dir: Path, *options: str, devices: int = 1, code: int = 0) -> None:
+    """Start and wait for the end."""
+    process = start(config, run_dir, *options, devices=devices)
+    process.join(400)
+    assert process.exitcode == code, said(run_dir)
 
 
 def log_of(run_dir: Path) -> Path:
@@ -96,8 +121,7 @@ def said(run_dir: Path) -> str:
 
 def lines(run_dir: Path, name: str = "metrics") -> list[dict[str, Any]]:
     """The rows without what depends on the clock."""
-    path = run_dir / f"{name}.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = metrics.read(run_dir / f"{name}.jsonl")
     return [{k: v for k, v in row.items() if not k.startswith(VOLATILE)} for row in rows]
 
 
