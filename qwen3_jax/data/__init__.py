@@ -13,13 +13,22 @@ Numpy and Grain only: this room never imports JAX, and takes any tokenizer with 
 `definition` and `endoftext_id`.
 """
 
-from qwen3_jax.data.config import Cleaning, DataConfig, Labels, LengthShare, RunningSum, Source, Where
-from qwen3_jax.data.pipeline import Batch, corpus_unigram_entropy, make_eval_batches, make_train_loader, open_sources
-from qwen3_jax.data.prepare import prepare
-from qwen3_jax.data.prepared import Prepared
-from qwen3_jax.data.reasoning import Problem, is_correct, problem_messages, problem_record, running_sum_problem
-from qwen3_jax.data.records import DataError, Document, Encoded, Malformed, Record, Segment, documents, encode
-from qwen3_jax.data.sources import training_texts
+from etils import epy
+
+with epy.lazy_api_imports(globals()):  # Grain brings JAX with it, which the processes that prepare have no use for
+    from qwen3_jax.data.config import Cleaning, DataConfig, Labels, LengthShare, RunningSum, Source, Where
+    from qwen3_jax.data.pipeline import (
+        Batch,
+        corpus_unigram_entropy,
+        make_eval_batches,
+        make_train_loader,
+        open_sources,
+    )
+    from qwen3_jax.data.preparation import prepare
+    from qwen3_jax.data.prepared import Prepared
+    from qwen3_jax.data.reasoning import Problem, is_correct, problem_messages, problem_record, running_sum_problem
+    from qwen3_jax.data.records import DataError, Document, Encoded, Malformed, Record, Segment, documents, encode
+    from qwen3_jax.data.sources import training_texts
 
 __all__ = [
     "Batch",

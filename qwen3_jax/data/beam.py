@@ -15,18 +15,10 @@ from typing import Any
 import numpy as np
 
 from qwen3_jax.data.config import Source
-from qwen3_jax.data.prepare import (
-    Job,
-    Shard,
-    begin,
-    collect_held_out,
-    find_duplicates,
-    prepare_split,
-    publish,
-    sign_split,
-)
+from qwen3_jax.data.preparation import find_duplicates, preparation
 from qwen3_jax.data.prepared import Prepared
 from qwen3_jax.data.records import TextTokenizer
+from qwen3_jax.data.shards import Job, prepare_split, sign_split
 from qwen3_jax.data.sources import SPLIT_BYTES, Split
 from qwen3_jax.errors import UserError
 
@@ -53,38 +45,28 @@ def prepare_with_beam(
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
         raise UserError('--beam needs Apache Beam: pip install "qwen3-jax[beam]"') from None
-    begun = begin(source, tokenizer, output, seed, split_bytes)
-    if isinstance(begun, Prepared):
-        return begun
-    job, pieces, settings, target = begun
-    collect_held_out(job)
-    with beam.Pipeline(options=PipelineOptions(list(options), save_main_session=False)) as pipeline:
-        numbered = pipeline | "splits" >> beam.Create(list(enumerate(pieces))) | "spread" >> beam.Reshuffle()
-        if source.cleaning.duplicates == "keep":
-            work = numbered | "nothing dropped" >> beam.MapTuple(lambda number, split: (number, split, None))
-        else:
-            signed = numbered | "sign" >> beam.MapTuple(
-                lambda number, split: (number, str(sign_split(job, number, split)))
-            )
-            drops = (
-                signed
-                | "together" >> beam.combiners.ToList()
-                | "duplicates" >> beam.FlatMap(lambda found: _drops(job, found))
-            )
-            work = (
-                {"split": numbered, "drop": drops}
-                | "join" >> beam.CoGroupByKey()
-                | "unpack" >> beam.MapTuple(lambda number, both: (number, *both["split"], *both["drop"]))
-            )
-        work | "prepare" >> beam.Map(lambda one: _prepare(job, *one))
-    # Every shard is on disk; reading their counts back costs nothing, whatever the runner.
-    shards = [prepare_split(job, number, split, None) for number, split in enumerate(pieces)]
-    return publish(job, shards, settings, target)
+    with preparation(source, tokenizer, output, seed, split_bytes) as begun:
+        if begun is None:
+            return Prepared(Path(output).expanduser())
+        job = begun.job
+        with beam.Pipeline(options=PipelineOptions(list(options), save_main_session=False)) as pipeline:
+            numbered = pipeline | "splits" >> beam.Create(list(enumerate(begun.splits))) | "spread" >> beam.Reshuffle()
+            if source.cleaning.duplicates == "keep":
+                work = numbered | "keep all" >> beam.MapTuple(lambda number, split: (number, split, None))
+            else:
+                signed = numbered | "sign" >> beam.MapTuple(lambda n, split: (n, str(sign_split(job, n, split))))
+                together = signed | "together" >> beam.combiners.ToList()
+                drops = together | "duplicates" >> beam.FlatMap(lambda found: _drops(job, found))
+                both = {"split": numbered, "drop": drops} | "join" >> beam.CoGroupByKey()
+                work = both | "unpack" >> beam.MapTuple(lambda n, found: (n, *found["split"], *found["drop"]))
+            work | "prepare" >> beam.Map(lambda one: _prepare(job, *one))
+        # Every shard is on disk; reading their counts back costs nothing, whatever the runner.
+        return begun.publish([prepare_split(job, number, split, None) for number, split in enumerate(begun.splits)])
 
 
 def _drops(job: Job, found: Iterable[tuple[int, str]]) -> list[tuple[int, np.ndarray]]:
     return list(enumerate(find_duplicates(job, [Path(path) for _, path in sorted(found)])))
 
 
-def _prepare(job: Job, number: int, split: Split, drop: Any) -> Shard:
-    return prepare_split(job, number, split, drop)
+def _prepare(job: Job, number: int, split: Split, drop: Any) -> None:
+    prepare_split(job, number, split, drop)

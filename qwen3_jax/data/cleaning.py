@@ -19,7 +19,11 @@ from dataclasses import dataclass
 import numpy as np
 
 SHINGLE = 5
-_WORDS = re.compile(r"\w+")
+# Scripts that put no spaces between words count by the character: Thai to Burmese, Khmer, kana, Han.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_WORDS = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
 _PRIME = np.uint64(0x9E3779B97F4A7C15)
 # (bands, rows): the chance that two documents of similarity s are compared is 1 - (1 - s^rows)^bands.
 BANDS, ROWS = 16, 8

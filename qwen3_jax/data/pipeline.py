@@ -26,7 +26,7 @@ import numpy as np
 
 from qwen3_jax.data.config import DataConfig
 from qwen3_jax.data.mixture import Piece, Row, RowPlanner, cut, pack, streams
-from qwen3_jax.data.prepare import prepare
+from qwen3_jax.data.preparation import prepare
 from qwen3_jax.data.prepared import Prepared, is_prepared
 from qwen3_jax.data.records import DataError, TextTokenizer
 from qwen3_jax.errors import UserError

@@ -102,7 +102,7 @@ def test_the_result_does_not_depend_on_the_number_of_processes(tmp_path):
 def test_an_interrupted_preparation_goes_on(tmp_path, monkeypatch):
     source = Source("s", str(tmp_path / "in"))
     jsonl(tmp_path / "in/a.jsonl", [{"text": f"text number {i}"} for i in range(100)])
-    module = sys.modules["qwen3_jax.data.prepare"]
+    module = sys.modules["qwen3_jax.data.preparation"]
     real, seen = module.prepare_split, []
 
     def dies(job, number, split, drop):
@@ -188,6 +188,15 @@ def test_gopher_quality_tells_prose_from_rubbish():
     assert gopher_quality("") == 0
     assert gopher_quality("- a\n- b\n- c\n") < gopher_quality(prose) <= 1
     assert gopher_quality("### ... ### ...") < 0.6
+
+
+def test_words_of_scripts_without_spaces_are_their_characters():
+    """Otherwise a Chinese question would be one word, and never be found in a text that holds it."""
+    held_out = HeldOut.of(["三个连续偶数的和是七十二，求最大的数。", "ผลรวมของจำนวนคู่สามจำนวน"], 13)
+    assert held_out.overlaps("题目：三个连续偶数的和是七十二，求最大的数是多少？")
+    assert held_out.overlaps("โจทย์: ผลรวมของจำนวนคู่สามจำนวนคือ")
+    assert not held_out.overlaps("三个连续奇数的和是七十二，求最大的数。")
+    assert len(words_of("don't stop_it 42 über 조선말")) == 6
 
 
 def test_exact_and_near_duplicates_are_left_out(tmp_path):
