@@ -8,10 +8,14 @@ import subprocess
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import staged_run
 from staged_run import STEPS, lines, run, said, saved, start, weights
+
+from qwen3_jax.training.run_folder import load_run
 
 TOTAL, ENDS = sum(STEPS), np.cumsum(STEPS).tolist()
 
@@ -40,6 +44,57 @@ def wait_for_lines(run_dir: Path, count: int, process) -> bool:
             return True
         time.sleep(0.002)
     return False
+
+
+def learning_rates() -> np.ndarray:
+    """What `staged_run` asks for, stage by stage."""
+    first, second, third = (np.arange(steps) for steps in STEPS)
+    warmed = np.minimum((first + 1) / 4, 1.0)
+    decayed = 1 - 0.9 * np.maximum(first - 7, 0) / 7  # over the last half, to a tenth
+    return np.concatenate([
+        4e-3 * warmed * decayed, 2e-3 * (1 - 0.9 * second / STEPS[1]), 1e-3 * (1 + np.cos(np.pi * third / STEPS[2])) / 2,
+    ])  # fmt: skip
+
+
+@pytest.mark.slow
+def test_three_stages_change_what_they_say_and_carry_the_rest_over(unbroken):
+    _, whole = unbroken
+    rows = lines(whole)
+    train = [row for row in rows if "train.total" in row]
+    assert [row["step"] for row in train] == list(range(1, TOTAL + 1))
+    np.testing.assert_allclose([row["train.learning_rate"] for row in train], learning_rates(), rtol=2e-6)
+    evaluated = {*range(5, TOTAL, 5), *ENDS}
+    assert [row["step"] for row in rows if "eval.problems" in row] == sorted(evaluated)
+    assert [row["step"] for row in rows if "position.64-128" in row] == ENDS
+    assert {"eval.north/north0", "eval.north/north1", "eval.south/south1"} <= set(rows[-2])
+
+    kept = {int(name) for name in os.listdir(whole / "checkpoints")}
+    means = {
+        row["step"]: np.mean([v for k, v in row.items() if k.startswith("eval.") and "entropy" not in k])
+        for row in rows
+        if "eval.problems" in row and (row["step"] % 2 == 0 or row["step"] in ENDS)
+    }
+    assert kept == {*ENDS, TOTAL - 2, min(means, key=means.get)}
+    for step, theta in zip(ENDS, (1e4, 1e4, 1e6), strict=True):
+        model, _ = load_run(whole, step)
+        assert model.config.rope_theta == theta
+    state = ocp.StandardCheckpointer().restore(whole / "checkpoints" / str(TOTAL) / "state")
+    counts = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state) if "count" in str(path[-1])]
+    assert counts
+    assert all(int(count) == TOTAL for count in counts)
+
+    # Shares of the tokens that were drawn; a piece is at most a row.
+    for end, length, shares in (
+        (ENDS[0], 32, {"north": 1.0}),
+        (ENDS[1], 32, {"north": 0.3, "south": 0.3, "problems": 0.4}),
+        (ENDS[2], 128, {f"{name}/{part}": 0.5 * share for name in ("north", "south")
+                        for part, share in (("64-128", 0.75), ("16-64", 0.25))}),
+    ):  # fmt: skip
+        drawn = saved(whole, end)["position"]["data"]["tokens"]
+        assert set(drawn) == set(shares)
+        total = sum(drawn.values())
+        for name, share in shares.items():
+            assert abs(drawn[name] - share * total) <= 2 * length, (end, name)
 
 
 @pytest.mark.slow
