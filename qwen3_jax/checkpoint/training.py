@@ -7,6 +7,7 @@ saved: every array's fingerprint is saved with it and compared.
 
 import contextlib
 import errno
+import json
 import logging
 import math
 from collections.abc import Callable, Collection, Iterator
@@ -41,7 +42,7 @@ class TrainCheckpoints:
         rules = [
             keeping.LatestN(keep),
             keeping.CustomSteps(list(keep_steps)),
-            keeping.BestN(get_metric_fn=_held_out, reverse=True, n=keep_best),
+            keeping.BestN(get_metric_fn=_held_out, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False),
         ]
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keeping.AnyPreservationPolicy(rules),
@@ -50,6 +51,7 @@ class TrainCheckpoints:
             cleanup_tmp_directories=True,
         )
         self.folder = folder.absolute()
+        self._set_aside_unreadable()
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def latest_step(self) -> int | None:
@@ -108,15 +110,30 @@ class TrainCheckpoints:
     def set_aside(self, step: int) -> None:
         """Rename a damaged checkpoint to damaged-STEP, so that the run can go on from the one before."""
         if jax.process_index() == 0:
-            target = self.folder / f"damaged-{step}"
-            number = 1
-            while target.exists():
-                number += 1
-                target = self.folder / f"damaged-{step}.{number}"
-            (self.folder / str(step)).rename(target)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("a damaged checkpoint is set aside")
+            self._rename(step)
+        _meet("a damaged checkpoint is set aside")
         self._manager.reload()
+
+    def _set_aside_unreadable(self) -> None:
+        """The same for those whose held-out loss cannot be read, at which Orbax would stop before it reads anything else."""
+        if jax.process_index() == 0:
+            for path in self.folder.glob("*/metrics/metrics"):
+                step = path.parent.parent.name
+                with contextlib.suppress(FileNotFoundError):
+                    try:
+                        json.loads(path.read_text(encoding="utf-8"))
+                    except ValueError:
+                        if step.isdigit():
+                            warn(f"checkpoint {self.folder / step} is damaged: {path} is no JSON. It is set aside.")
+                            self._rename(int(step))
+        _meet("checkpoints are looked at")
+
+    def _rename(self, step: int) -> None:
+        target, number = self.folder / f"damaged-{step}", 1
+        while target.exists():
+            number += 1
+            target = self.folder / f"damaged-{step}.{number}"
+        (self.folder / str(step)).rename(target)
 
     def wait(self) -> None:
         """Block until everything is on disk.
@@ -198,6 +215,12 @@ def _everywhere(fine: bool) -> bool:
     if jax.process_count() == 1:
         return fine
     return bool(np.all(multihost_utils.process_allgather(np.asarray(fine))))
+
+
+def _meet(where: str) -> None:
+    """Wait for the other processes."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
 
 
 def _held_out(metrics: dict[str, float]) -> float:

@@ -168,7 +168,7 @@ def _sentence(run: Run) -> str:
     if "mfu" in numbers:
         parts.append(f"MFU {numbers['mfu']:.0%}")
     if numbers["skipped"]:
-        parts.append(f"{numbers['skipped']:.0f} steps skipped")
+        parts.append(f"{numbers['skipped']:.0f} step{'s' if numbers['skipped'] > 1 else ''} skipped")
     parts.append("started once" if numbers["starts"] == 1 else f"started {numbers['starts']} times")
     return ", ".join([*parts, f"goodput {numbers['goodput']:.0%}"])
 
