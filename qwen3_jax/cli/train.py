@@ -2,7 +2,7 @@
 
     python train.py --config configs/quickstart.yaml
     python train.py --config configs/quickstart.yaml --run_dir runs/wide --model.config.hidden_size=192
-    python train.py --config configs/pretrain/qwen3-8b.yaml --plan v5p:2x2x1
+    python train.py --config configs/scale/qwen3-8b.yaml --plan v5p:2x2x1
 
 Every key of the file is also a flag, by its dotted name. An unknown key is refused with the nearest valid one, wherever it
 stands. The same command resumes a run that was interrupted. `--plan` trains nothing: it compiles the step for TPUs that are
