@@ -353,7 +353,7 @@ def _note(row: dict[str, float]) -> str:
     if row["train.balance"]:
         parts.append(f"balance {row['train.balance']:.2f}")
     if row["train.skipped"]:
-        parts.append(f"{row['train.skipped']:.0f} steps skipped")
+        parts.append(f"{row['train.skipped']:.0f} step{'s' if row['train.skipped'] > 1 else ''} skipped")
     return " | ".join(parts)
 
 

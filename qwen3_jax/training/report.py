@@ -116,16 +116,17 @@ def report(run_dir: Path) -> Path:
         panels += [_busiest, _experts]
     height = math.ceil(len(panels) / 2)
     with matplotlib.rc_context(
-        {"svg.fonttype": "none", "font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold"}
+        {"svg.fonttype": "none", "font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlepad": 15}
     ):
         figure = Figure(figsize=(13, 3.3 * height), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # type: ignore[union-attr, call-arg]
-        grid = figure.subplots(height, 2, squeeze=False).ravel()
-        for axes, panel in zip(grid, panels, strict=False):
-            axes.spines[["top", "right"]].set_visible(False)
-            panel(axes, run)
-        for axes in grid[len(panels) :]:
-            axes.set_visible(False)
+        # Rows by themselves: what one needs beside its axes takes no room from the others.
+        for number, row in enumerate(figure.subfigures(height, 1, squeeze=False).ravel()):
+            for axes, panel in zip(row.subplots(1, 2), panels[2 * number : 2 * number + 2], strict=False):
+                axes.spines[["top", "right"]].set_visible(False)
+                panel(axes, run)
+            for axes in row.axes[len(panels) - 2 * number : 2]:
+                axes.set_visible(False)
         vector = io.StringIO()
         figure.savefig(vector, format="svg")
         figure.suptitle(_sentence(run), x=0.01, ha="left", fontsize=10)
@@ -239,8 +240,8 @@ def _over_steps(axes: Any, run: Run) -> None:
             axes.axvspan(first, min(end, last), color=_SHADES[number % 2], zorder=0, linewidth=0)
             middle = (first + min(end, last)) / 2
             axes.annotate(
-                name, (middle, 1.0), xycoords=("data", "axes fraction"), xytext=(0, -2), textcoords="offset points",
-                ha="center", va="top", fontsize=7.5, color="0.45",
+                name, (middle, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 2), textcoords="offset points",
+                ha="center", va="bottom", fontsize=7.5, color="0.45",
             )  # fmt: skip
     for step in run.starts()[1:]:
         axes.axvline(step, color="C3", linewidth=0.7, linestyle=":")
@@ -257,7 +258,7 @@ def _loss(axes: Any, run: Run) -> None:
         axes.plot([], [], color="C3", linewidth=0.7, linestyle=":", label=f"resumed (first at step {step:,})")
     axes.set(ylabel="nats per token", title="training loss")
     _over_steps(axes, run)
-    axes.legend(fontsize=8, loc="upper right", bbox_to_anchor=(1, 0.94))
+    axes.legend(fontsize=8)
 
 
 def _held_out(axes: Any, run: Run) -> None:
@@ -269,7 +270,7 @@ def _held_out(axes: Any, run: Run) -> None:
     axes.set(ylabel="nats per token", title="held-out loss by source and domain")
     _over_steps(axes, run)
     if names:
-        axes.legend(fontsize=7.5, ncols=1 + len(names) // 7, loc="upper right", bbox_to_anchor=(1, 0.94))
+        axes.legend(fontsize=7.5, ncols=1 + len(names) // 7)
 
 
 def _position(axes: Any, run: Run) -> None:
@@ -295,9 +296,7 @@ def _norms(axes: Any, run: Run) -> None:
     right.set_ylabel("parameter norm")
     right.spines["top"].set_visible(False)
     handles = [*axes.get_lines()[:1], *right.get_lines()]
-    axes.legend(
-        handles, [line.get_label() for line in handles], fontsize=8, loc="upper right", bbox_to_anchor=(1, 0.94)
-    )
+    axes.legend(handles, [line.get_label() for line in handles], fontsize=8, loc="lower right")
 
 
 def _learning_rate(axes: Any, run: Run) -> None:
@@ -348,7 +347,7 @@ def _busiest(axes: Any, run: Run) -> None:
         title="load of the busiest expert (1 is an even share)",
         yticks=_ticks(len(layers)),
     )
-    axes.figure.colorbar(image, ax=axes)
+    axes.figure.colorbar(image, ax=axes, pad=0.02, aspect=30)
 
 
 def _experts(axes: Any, run: Run) -> None:
@@ -361,7 +360,7 @@ def _experts(axes: Any, run: Run) -> None:
         xlabel="expert", ylabel="layer", title=f"load of every expert at step {last['step']:,} (1 is an even share)",
         xticks=_ticks(len(load[0])), yticks=_ticks(len(load)),
     )  # fmt: skip
-    axes.figure.colorbar(image, ax=axes)
+    axes.figure.colorbar(image, ax=axes, pad=0.02, aspect=30)
 
 
 def _ticks(count: int) -> list[int]:
