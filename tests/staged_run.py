@@ -127,7 +127,7 @@ def lines(run_dir: Path, name: str = "metrics") -> list[dict[str, Any]]:
 
 def saved(run_dir: Path, step: int) -> dict[str, Any]:
     """The data position and the fingerprint of every array of a checkpoint, as they were saved."""
-    return json.loads(next((run_dir / "checkpoints" / str(step) / "position").glob("*")).read_text())
+    return json.loads((run_dir / "checkpoints" / str(step) / "position" / "metadata").read_text())
 
 
 def weights(run_dir: Path) -> bytes:

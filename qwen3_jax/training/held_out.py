@@ -26,6 +26,7 @@ class HeldOut:
     def __init__(self, stage: Stage, corpora: Sequence[Prepared], most: int):
         self.batches: dict[str, list[Batch]] = {}
         data = stage.run.data
+        self._trained = stage.weights or [source.name for source in data.sources]
         for source, corpus in zip(data.sources, corpora, strict=True):
             if not source.eval_fraction or not corpus.held_out(source.eval_fraction).any():
                 continue
@@ -41,10 +42,16 @@ class HeldOut:
         return {name: _mean(trainer, params, rows) for name, rows in self.batches.items()}
 
     def by_position(self, trainer: Trainer, params: Params, edges: Sequence[int]) -> dict[str, float]:
-        """Return {"0-4096": cross-entropy of the tokens at these positions of their document, ...} over all batches."""
+        """Return {"0-4096": cross-entropy of the tokens at these positions of their document, ...}.
+
+        Of all sources that the stage trains on: others would add their short texts to the first positions.
+        """
         out = {}
+        rows = [
+            batch for name, some in self.batches.items() if name.partition("/")[0] in self._trained for batch in some
+        ]
         for low, high in itertools.pairwise(edges):
-            some = [_only(batch, low, high) for batch in itertools.chain(*self.batches.values())]
+            some = [_only(batch, low, high) for batch in rows]
             some = [batch for batch in some if batch["loss_mask"].any()]
             if some:
                 out[f"{low}-{high}"] = _mean(trainer, params, some)

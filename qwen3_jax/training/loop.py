@@ -33,7 +33,7 @@ from qwen3_jax.errors import Interrupted, UserError
 from qwen3_jax.evaluation import budget_curve
 from qwen3_jax.model import flatten
 from qwen3_jax.progress import Bar, progress_bar
-from qwen3_jax.training import metrics, run_folder
+from qwen3_jax.training import guard, metrics, run_folder
 from qwen3_jax.training.config import Stage, TrainConfig
 from qwen3_jax.training.flops import training_flops_per_token
 from qwen3_jax.training.held_out import HeldOut, position_edges
@@ -89,6 +89,8 @@ def train(config: TrainConfig, watch: Watch | None = None) -> Path:
             run = _Run(config, run_dir, stages, architecture, corpora, checkpoints, journal, watch, asked_to_end)
             for stage, trainer in zip(stages, trainers, strict=True):
                 if step < stage.last:
+                    if step == stage.first:
+                        state = dataclasses.replace(state, guard=guard.anew(state.guard))
                     state = jax.device_put(state, trainer.shardings)  # another stage may have another mesh
                     state, position = run.stage(stage, trainer, state, position)
                     step = stage.last

@@ -109,7 +109,7 @@ def test_fifteen_kills_at_random_moments_leave_no_trace(unbroken):
         kind = ("anywhere", "steps", "save")[kills % 3]
         if kind == "anywhere":
             time.sleep(rng.uniform(0, 6))
-        elif wait_for_lines(run_dir, len(lines(run_dir)) + rng.randrange(1, 3), process) and kind == "steps":
+        elif wait_for_lines(run_dir, len(lines(run_dir)) + rng.randrange(1, 6), process) and kind == "steps":
             time.sleep(rng.uniform(0, 0.05))
         elif kind == "save":
             while process.exitcode is None and not _being_written(run_dir):
