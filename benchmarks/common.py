@@ -11,19 +11,24 @@ from rich.table import Table
 from qwen3_jax.progress import progress_bar
 
 
-def interleaved(contestants: Mapping[str, Callable[[], object]], rounds: int, label: str) -> dict[str, float]:
+def interleaved(
+    contestants: Mapping[str, Callable[[], object]],
+    rounds: int,
+    label: str,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
     """Call every contestant once to warm up, then in turn `rounds` times; return each one's median seconds.
 
-    A contestant returns when its work is done.
+    A contestant returns when its work is done. `clock` may count the processor's seconds instead of the wall's.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     with progress_bar(label, (rounds + 1) * len(contestants)) as bar:
         for turn in range(rounds + 1):
             for name, call in contestants.items():
-                started = time.perf_counter()
+                started = clock()
                 call()
                 if turn:
-                    seconds[name].append(time.perf_counter() - started)
+                    seconds[name].append(clock() - started)
                 bar.advance(1, name)
     return {name: statistics.median(values) for name, values in seconds.items()}
 

@@ -3,7 +3,7 @@
     qwen3 data prepare --path 'crawl/*.jsonl.gz' --tokenizer Qwen/Qwen3-0.6B --output prepared/web --language detect
     qwen3 data prepare --path gs://bucket/books --tokenizer tokenizer/ --output prepared/books --domain books --duplicates near
     qwen3 data prepare --path 'crawl/*.parquet' --tokenizer tokenizer/ --output prepared/web --beam --runner=FlinkRunner
-    qwen3 data show prepared/web
+    qwen3 data show prepared/web --row 4096
 
 A configuration names the folder as a source's path. An interrupted preparation goes on where it stopped. With --beam the same
 work runs as an Apache Beam job (extra `beam`); what follows are Beam's own options, DirectRunner being the default. Its
@@ -14,10 +14,13 @@ import argparse
 import itertools
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qwen3_jax.cli.common import Parser, guarded, whole_number
 from qwen3_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from qwen3_jax.data import Prepared
 
 
 def main(argv: list[str] | None = None, prog: str = "qwen3 data") -> int:
@@ -27,6 +30,9 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 data") -> int:
     _prepare_flags(commands.add_parser("prepare", help="make a prepared corpus"))
     show = commands.add_parser("show", help="say what a prepared corpus holds")
     show.add_argument("folder", type=Path, help="a prepared corpus")
+    show.add_argument(
+        "--row", type=whole_number(2), metavar="T", help="also pack it into rows of T tokens, and say how full they are"
+    )
     arguments, beam = _split_off_beam(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(arguments)
     return guarded(prog, lambda: _show(args) if args.command == "show" else _prepare(args, beam))
@@ -64,8 +70,18 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
 
     add = parser.add_argument_group("how").add_argument
     add("--processes", type=whole_number(1), metavar="N", help="default: one for each core")
-    add("--split-mb", type=whole_number(1), default=32, metavar="N", help="size of a piece of work (default: 32)")
+    add("--split-mb", type=_size, default=32, metavar="N", help="size of a piece of work (default: 32)")
     add("--beam", action="store_true", help="as an Apache Beam job; what follows are Beam's options")
+
+
+def _size(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size above 0")
+    return value
 
 
 def _split_off_beam(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -90,7 +106,7 @@ def _prepare(args: argparse.Namespace, beam: list[str]) -> int:
         cleaning=Cleaning(args.duplicates, args.similarity, args.held_out, args.ngram, args.max_malformed),
     )
     tokenizer = Tokenizer.from_pretrained(resolve(args.tokenizer))
-    options: dict[str, Any] = {"split_bytes": args.split_mb * 2**20}
+    options: dict[str, Any] = {"split_bytes": max(int(args.split_mb * 2**20), 1)}
     if args.beam:
         if args.processes:
             raise UserError(
@@ -139,4 +155,17 @@ def _show(args: argparse.Namespace) -> int:
         name = f"over {low:,}" if high == 2**31 else f"up to {high:,}"
         table.add_row(name, f"{chosen.sum():,}", f"{lengths[chosen].sum() / corpus.tokens:.1%}")
     console.print(table)
+    if args.row:
+        print(f"packed into rows of {args.row:,} tokens, {_waste(corpus, args.row):.3%} of them is padding")
     return 0
+
+
+def _waste(corpus: "Prepared", length: int) -> float:
+    """The share of padding in the rows of one epoch, or of the first 20,000 rows."""
+    from qwen3_jax.data import DataConfig, Source
+    from qwen3_jax.data.mixture import RowPlanner, streams
+
+    config = DataConfig([Source("corpus", str(corpus.folder), eval_fraction=0)], sequence_length=length)
+    planner = RowPlanner(config, streams(config, [corpus], {"corpus": 1.0}))
+    rows = max(min(corpus.tokens // length, 20_000), 1)
+    return 1 - sum(piece.pairs for _ in range(rows) for piece in next(planner)) / (rows * length)

@@ -20,7 +20,7 @@ from qwen3_jax.data.prepared import Prepared
 from qwen3_jax.data.records import TextTokenizer
 from qwen3_jax.data.shards import Job, prepare_split, sign_split
 from qwen3_jax.data.sources import SPLIT_BYTES, Split
-from qwen3_jax.errors import UserError
+from qwen3_jax.errors import UserError, nearest
 
 
 def prepare_with_beam(
@@ -42,14 +42,14 @@ def prepare_with_beam(
     """
     try:
         import apache_beam as beam
-        from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
         raise UserError('--beam needs Apache Beam: pip install "qwen3-jax[beam]"') from None
+    chosen = _options(options)
     with preparation(source, tokenizer, output, seed, split_bytes) as begun:
         if begun is None:
             return Prepared(Path(output).expanduser())
         job = begun.job
-        with beam.Pipeline(options=PipelineOptions(list(options), save_main_session=False)) as pipeline:
+        with beam.Pipeline(options=chosen) as pipeline:
             numbered = pipeline | "splits" >> beam.Create(list(enumerate(begun.splits))) | "spread" >> beam.Reshuffle()
             if source.cleaning.duplicates == "keep":
                 work = numbered | "keep all" >> beam.MapTuple(lambda number, split: (number, split, None))
@@ -62,6 +62,20 @@ def prepare_with_beam(
             work | "prepare" >> beam.Map(lambda one: _prepare(job, *one))
         # Every shard is on disk; reading their counts back costs nothing, whatever the runner.
         return begun.publish([prepare_split(job, number, split, None) for number, split in enumerate(begun.splits)])
+
+
+def _options(flags: Sequence[str]) -> Any:
+    """Beam passes over what it does not know, with a warning; here it is refused."""
+    from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
+
+    parser = _BeamArgumentParser(allow_abbrev=False, add_help=False)
+    for kind in PipelineOptions.__subclasses__():
+        kind._add_argparse_args(parser)
+    unknown = parser.parse_known_args(list(flags))[1]
+    if unknown:
+        known = [flag for action in parser._actions for flag in action.option_strings]
+        raise UserError(f"Apache Beam has no option {unknown[0]!r}.{nearest(unknown[0].partition('=')[0], known)}")
+    return PipelineOptions(list(flags), save_main_session=False)
 
 
 def _drops(job: Job, found: Iterable[tuple[int, str]]) -> list[tuple[int, np.ndarray]]:

@@ -8,16 +8,22 @@ labels of your own for the rest.
 from __future__ import annotations
 
 import functools
+import re
 from collections import Counter
 from collections.abc import Callable
+from itertools import filterfalse
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from qwen3_jax.data.cleaning import grams
 from qwen3_jax.data.config import Labels
 from qwen3_jax.data.records import DataError, Record
 from qwen3_jax.errors import UserError
 
 _DETECTED_CHARACTERS = 2000  # the beginning says it
-_BULLETS = ("•", "-", "*", "‣", "–")
+_LETTER = re.compile(r"[^\W\d_]")
+_BULLETS = frozenset("•-*‣–")
 _STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with"}
 
 
@@ -51,35 +57,40 @@ def gopher_quality(text: str) -> float:
     words = text.split()
     if not words:
         return 0.0
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    paragraphs = [p.strip() for p in text.split("\n\n") if p.strip()]
-    count = len(words)
-    repeated_lines = 1 - len(set(lines)) / len(lines)
-    repeated_paragraphs = 1 - len(set(paragraphs)) / len(paragraphs)
+    lines = [stripped for line in text.splitlines() if (stripped := line.strip())]
+    paragraphs = [stripped for part in text.split("\n\n") if (stripped := part.strip())]
+    count, different = len(words), Counter(words)
+    lengths = np.fromiter(map(len, words), np.int64, count)
+    unlettered = [word for word in filterfalse(str.isalpha, different) if not _LETTER.search(word)]
+    trailing = [line for line in lines if line.endswith(("...", "…"))] if "..." in text or "…" in text else []
     kept = [
         50 <= count <= 100_000,
-        3 <= sum(map(len, words)) / count <= 10,
+        3 <= lengths.sum() / count <= 10,
         (text.count("#") + text.count("...") + text.count("…")) / count <= 0.1,
-        sum(line.startswith(_BULLETS) for line in lines) / len(lines) <= 0.9,
-        sum(line.endswith(("...", "…")) for line in lines) / len(lines) <= 0.3,
-        sum(any(map(str.isalpha, word)) for word in words) / count >= 0.8,
-        len(_STOP_WORDS.intersection(words)) >= 2,
-        repeated_lines <= 0.3,
-        repeated_paragraphs <= 0.3,
-        _top_share(words, 2) <= 0.2,
-        _top_share(words, 3) <= 0.18,
-        _top_share(words, 4) <= 0.16,
+        len([line for line in lines if line[0] in _BULLETS]) / len(lines) <= 0.9,
+        len(trailing) / len(lines) <= 0.3,
+        sum(map(different.__getitem__, unlettered)) / count <= 0.2,
+        len(_STOP_WORDS.intersection(different)) >= 2,
+        1 - len(set(lines)) / len(lines) <= 0.3,
+        1 - len(set(paragraphs)) / len(paragraphs) <= 0.3,
     ]
-    return sum(kept) / len(kept)
+    places = dict(zip(different, range(count), strict=False))
+    ids = np.fromiter(map(places.__getitem__, words), np.uint64, count)
+    kept += [_top_share(ids, lengths, n) <= most for n, most in ((2, 0.2), (3, 0.18), (4, 0.16))]
+    return float(sum(kept) / len(kept))
 
 
-def _top_share(words: list[str], n: int) -> float:
-    """The share of the characters that lies in the most frequent n-gram."""
-    grams = Counter(zip(*(words[i:] for i in range(n)), strict=False))
-    if not grams:
+def _top_share(words: np.ndarray, lengths: np.ndarray, n: int) -> float:
+    """The share of the characters that lies in the most frequent n-gram of words, 0 where none comes twice."""
+    found = grams(words, n)
+    ordered = np.sort(found)
+    if not (ordered[1:] == ordered[:-1]).any():
         return 0.0
-    gram, times = grams.most_common(1)[0]
-    return 0.0 if times == 1 else times * sum(map(len, gram)) / sum(map(len, words))
+    ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
+    times = np.diff(ends, prepend=-1)
+    most = ordered[ends[times == times.max()]]
+    place = int(np.isin(found, most).argmax())  # of several the first
+    return float(times.max() * lengths[place : place + n].sum() / lengths.sum())
 
 
 def _named(record: Record, key: str | None, otherwise: str) -> str:

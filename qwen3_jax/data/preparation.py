@@ -36,6 +36,7 @@ from qwen3_jax.data.shards import (
     Shard,
     load_columns,
     load_log,
+    number_of,
     prepare_split,
     sign_split,
     whole,
@@ -122,14 +123,16 @@ def preparation(
 
 def find_duplicates(job: Job, signatures: Sequence[Path]) -> list[np.ndarray]:
     """Return bool [records] for each split, which to leave out, given the files of `sign_split` in order."""
-    found = [np.load(path, mmap_mode="r") for path in signatures]
-    counts = [len(part) for part in found]
+    size = cleaning.SIGNATURE.itemsize
+    counts = [path.stat().st_size // size for path in signatures]
     if not sum(counts):
         return [np.zeros(0, bool)] * len(counts)
-    joined = np.lib.format.open_memmap(
-        job.folder / PARTS / "signatures.npy", mode="w+", dtype=cleaning.SIGNATURE, shape=(sum(counts),)
-    )
-    np.concatenate(found, out=joined)
+    together = job.folder / PARTS / "signatures"
+    with together.open("wb") as out:
+        for path in signatures:
+            with path.open("rb") as stream:
+                shutil.copyfileobj(stream, out)
+    joined = np.memmap(together, cleaning.SIGNATURE, "r")
     settings = job.source.cleaning
     dropped = cleaning.duplicates(joined, settings.duplicates == "near", settings.similarity)
     return np.split(dropped, np.cumsum(counts)[:-1])
@@ -209,8 +212,7 @@ class Preparation:
             for name, column in joined.items():
                 values = columns[name]
                 if name in NAMED and len(values):
-                    known = names[name]
-                    places = [known.setdefault(value, len(known)) for value in local[name]]
+                    places = [number_of(value, names[name], name) for value in local[name]]
                     values = np.array(places, COLUMNS[name])[values]
                 column[start:stop] = values
             start = stop

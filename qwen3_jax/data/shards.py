@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import uuid
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ from qwen3_jax.data.sources import Split, read
 
 PARTS = "parts"
 NAMED = ("domain", "language")
+_MOST_NAMES = 2**15
 # Records that are encoded together: so many, or so many characters.
 _BATCH, _BATCH_CHARACTERS = 64, 2**20
 
@@ -113,6 +115,18 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
+def number_of(value: str, known: dict[str, int], label: str) -> int:
+    """The number that stands for a domain or language, a new one where it is not known yet.
+
+    Raises:
+        DataError: there are more values than a column can hold.
+    """
+    number = known.setdefault(value, len(known))
+    if number >= _MOST_NAMES:
+        raise DataError(f"the label {label!r} has more than {_MOST_NAMES:,} values, the last of them {value!r}")
+    return number
+
+
 def prepare_split(job: Job, number: int, split: Split, drop: np.ndarray | None) -> Shard:
     """Write one shard with its columns, unless they are there; `drop` [records] marks the duplicates.
 
@@ -128,7 +142,7 @@ def prepare_split(job: Job, number: int, split: Split, drop: np.ndarray | None) 
         size = path.stat().st_size
     with whole(job.part(number, ".npz")) as path, path.open("wb") as stream:
         names = {f"{name}_names": np.array(list(known), dtype=str) for name, known in work.names.items()}
-        arrays = {name: np.array(values, COLUMNS[name]) for name, values in work.columns.items()}
+        arrays = {name: np.asarray(values, COLUMNS[name]) for name, values in work.columns.items()}
         np.savez(stream, allow_pickle=False, **arrays, **names)
     if work.malformed:
         with whole(job.part(number, ".log")) as path:
@@ -154,24 +168,23 @@ def load_log(job: Job, number: int) -> list[str]:
 
 
 def sign_split(job: Job, number: int, split: Split) -> Path:
-    """Write the signatures of a split's records (dtype `cleaning.SIGNATURE`, one for each, malformed ones too); return the
-    file."""
-    path = job.part(number, ".signatures.npy")
-    if not path.exists():
-        near = job.source.cleaning.duplicates == "near"
-        found = []
+    """Write the signatures of a split's records (dtype `cleaning.SIGNATURE`, one for each, malformed ones too) one after the
+    other; return the file."""
+    path = job.part(number, ".signatures")
+    if path.exists():
+        return path
+    near = job.source.cleaning.duplicates == "near"
+    with whole(path) as temporary, temporary.open("wb") as stream:
         for place, record in enumerate(read(split, job.source, job.seed)):
             try:
-                found.append(cleaning.signature(_text(record, job), near))
+                signed = cleaning.signature(_text(record, job), near)
             except DataError:
                 # Counted by prepare_split; here it must only resemble nothing else.
                 own = hashlib.blake2b(f"{number}/{place}".encode(), digest_size=8).digest()
-                empty = np.zeros((), cleaning.SIGNATURE)
-                empty["exact"] = int.from_bytes(own, "little")
-                empty["minhash"] = np.random.default_rng(list(own)).integers(0, 2**32, cleaning.BANDS * cleaning.ROWS)
-                found.append(empty)
-        with whole(path) as temporary, temporary.open("wb") as stream:
-            np.save(stream, np.array(found, cleaning.SIGNATURE))
+                signed = np.zeros((), cleaning.SIGNATURE)
+                signed["exact"] = int.from_bytes(own, "little")
+                signed["minhash"] = np.random.default_rng(list(own)).integers(0, 2**32, cleaning.BANDS * cleaning.ROWS)
+            stream.write(signed.tobytes())
     return path
 
 
@@ -180,7 +193,7 @@ class _Work:
 
     def __init__(self, job: Job):
         self._job = job
-        self.columns: dict[str, list] = {name: [] for name in COLUMNS}
+        self.columns: dict[str, array] = {name: array(np.dtype(kind).char) for name, kind in COLUMNS.items()}
         self.names: dict[str, dict[str, int]] = {name: {} for name in NAMED}
         self.malformed: list[str] = []
         self.duplicates = self.held_out = self.text_bytes = 0
@@ -235,8 +248,7 @@ class _Work:
                 self.columns["quality"].append(labels.quality)
                 self.columns["key"].append(record.key)
                 for name in NAMED:
-                    known = self.names[name]
-                    self.columns[name].append(known.setdefault(getattr(labels, name), len(known)))
+                    self.columns[name].append(number_of(getattr(labels, name), self.names[name], name))
 
     def _encode(self, waiting: list[tuple[Record, Labelled, list[Document]]]) -> list[list[Encoded]]:
         """The encoded documents of each record: all in one call, and record by record where the tokenizer refuses that."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import types
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from qwen3_jax.data.shards import Job
@@ -40,37 +41,37 @@ def workers(job: Job, processes: int) -> Iterator[Run]:
     if processes <= 1:
         yield lambda work, pieces, *extra: map(work, [job] * len(pieces), range(len(pieces)), pieces, *extra)
         return
-    with ProcessPoolExecutor(
-        processes, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(job,)
-    ) as pool:
+    context = multiprocessing.get_context("spawn")
+    ends, here = context.Pipe(duplex=False)  # what this process holds of it is closed when it ends, by whatever hand
+    pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(job, ends))
 
-        def run(work: Callable, pieces: Sequence[Split], *extra: Iterable) -> Iterator[Any]:
-            with _no_main():  # map starts the processes
-                results = pool.map(_do, [work] * len(pieces), range(len(pieces)), pieces, *extra)
-            yield from results
+    def run(work: Callable, pieces: Sequence[Split], *extra: Iterable) -> Iterator[Any]:
+        with _no_main():  # map starts the processes
+            results = pool.map(_do, [work] * len(pieces), range(len(pieces)), pieces, *extra)
+        yield from results
 
-        try:
-            yield run
-        except BrokenProcessPool:
-            raise UserError(
-                "a worker process was killed, most likely for want of memory; prepare with fewer processes, or smaller splits."
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+    try:
+        yield run
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process was killed, most likely for want of memory; prepare with fewer processes, or smaller splits."
+        ) from None
+    finally:
+        here.close()
+        pool.shutdown(cancel_futures=True)
 
 
-def _begin(job: Job) -> None:
+def _begin(job: Job, ends: Connection) -> None:
     global _job
     _job = job
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process for every core
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
+    threading.Thread(target=_end_with_parent, args=(ends,), daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    """A worker that outlives a killed parent would go on writing beside the one that takes up its work."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
+def _end_with_parent(ends: Connection) -> None:
+    """A worker that outlived a killed parent would go on writing beside the one that takes up its work."""
+    wait([ends])
     os._exit(1)
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from qwen3_jax.data import Cleaning, DataError, Encoded, Labels, Prepared, Source, Where, prepare
 from qwen3_jax.data.cleaning import HeldOut, duplicates, grams, signature, words_of
 from qwen3_jax.data.labels import gopher_quality
+from qwen3_jax.data.preparation import preparation
 from qwen3_jax.data.prepared import decode_record, encode_record
 from qwen3_jax.errors import UserError
 
@@ -24,6 +25,10 @@ def jsonl(path: Path, bodies) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(body) + "\n" for body in bodies))
     return path
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*"))}
 
 
 def everything(corpus: Prepared) -> list[str]:
@@ -94,8 +99,7 @@ def test_the_result_does_not_depend_on_the_number_of_processes(tmp_path):
     three = prepare(source, TOK, tmp_path / "three", processes=3, split_bytes=4000)
     assert one.manifest == three.manifest
     assert one.manifest["left_out"]["duplicates"] == 42
-    for file in sorted((tmp_path / "one").iterdir()):
-        assert file.read_bytes() == (tmp_path / "three" / file.name).read_bytes(), file.name
+    assert files(tmp_path / "one") == files(tmp_path / "three")
     assert prepare(source, TOK, tmp_path / "one", processes=1, split_bytes=4000).tokens == one.tokens, "nothing to do"
 
 
@@ -122,6 +126,49 @@ def test_an_interrupted_preparation_goes_on(tmp_path, monkeypatch):
     assert not (tmp_path / "out.partial").exists()
     whole = prepare(source, TOK, tmp_path / "whole", processes=1, split_bytes=500)
     assert whole.manifest == corpus.manifest
+
+
+@pytest.mark.parametrize("step", ["load_columns", "write_json", "Path.replace", "shutil.rmtree"])
+def test_an_interruption_while_it_is_published_leaves_nothing_half_written(tmp_path, monkeypatch, step):
+    source = Source("s", str(tmp_path / "in"), cleaning=Cleaning(max_malformed=1))
+    jsonl(tmp_path / "in/a.jsonl", [{"text": f"text number {i}"} for i in range(30)] + [{"txt": "x"}])
+    module = sys.modules["qwen3_jax.data.preparation"]
+    whole = prepare(source, TOK, tmp_path / "whole", processes=1, split_bytes=500)
+
+    def dies(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        holder, _, name = step.rpartition(".")
+        if step == "write_json":  # of the manifest; settings come first
+            real = module.write_json
+            patch.setattr(module, name, lambda path, values: dies() if path.stem == "dataset" else real(path, values))
+        elif step == "Path.replace":
+            real = Path.replace
+            patch.setattr(Path, name, lambda path, to: dies() if path.suffix == ".partial" else real(path, to))
+        else:
+            patch.setattr(getattr(module, holder) if holder else module, name, dies)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(source, TOK, tmp_path / "out", processes=1, split_bytes=500)
+    assert (tmp_path / "out").exists() == (step == "shutil.rmtree")
+    prepare(source, TOK, tmp_path / "out", processes=1, split_bytes=500)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    assert whole.manifest["left_out"]["malformed"] == 1
+
+
+def test_two_preparations_of_one_folder_do_not_mix(tmp_path):
+    jsonl(tmp_path / "in.jsonl", [{"text": "one"}, {"text": "two"}])
+    source = Source("s", str(tmp_path / "in.jsonl"))
+    with preparation(source, TOK, tmp_path / "out", 0, 10**6) as begun:
+        assert begun is not None
+        with pytest.raises(UserError, match=r"another process is preparing .*/out; wait for it, or end it"):
+            prepare(source, TOK, tmp_path / "out", processes=1)
+    german = Source("s", str(tmp_path / "in.jsonl"), labels=Labels(language="de"))
+    with pytest.raises(
+        UserError, match=r"out.partial holds an interrupted preparation .*labels is .*'de'.* was .*'und'"
+    ):
+        prepare(german, TOK, tmp_path / "out", processes=1)
+    assert everything(prepare(source, TOK, tmp_path / "out", processes=1)) == ["one", "two"]
 
 
 def test_malformed_records_are_counted_logged_and_refused_past_the_limit(tmp_path):
