@@ -49,7 +49,7 @@ def command(row: str) -> list[str]:
     """The command line that plans a row."""
     config, topology, slices, overrides = ROWS[row]
     several = [] if slices == 1 else ["--slices", str(slices)]
-    return ["train.py", "--config", f"configs/pretrain/{config}.yaml", "--plan", topology, *several, *overrides]
+    return ["train.py", "--config", f"configs/scale/{config}.yaml", "--plan", topology, *several, *overrides]
 
 
 def measure(row: str) -> None:

@@ -7,18 +7,25 @@ saved: every array's fingerprint is saved with it and compared.
 
 import contextlib
 import errno
-from collections.abc import Collection, Iterator
+import json
+import logging
+import math
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keeping
 
 from qwen3_jax.checkpoint.fingerprint import fingerprints
 from qwen3_jax.errors import UserError, warn
 
 _BEST = "held_out"
+# Orbax logs the traceback of every thread that found the disk full; the run says it once, in a sentence.
+logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and _disk_full(record.exc_info[1])))
 
 
 class TrainCheckpoints:
@@ -32,23 +39,29 @@ class TrainCheckpoints:
     """
 
     def __init__(self, folder: Path, keep: int, keep_best: int = 0, keep_steps: Collection[int] = ()):
-        rules: list[keeping.PreservationPolicy] = [keeping.LatestN(keep), keeping.CustomSteps(list(keep_steps))]
-        if keep_best:
-            # Ascending order keeps the last ones: the metric's negative.
-            rules.append(keeping.BestN(
-                get_metric_fn=lambda metrics: -metrics[_BEST], n=keep_best, keep_checkpoints_without_metrics=False
-            ))  # fmt: skip
-        self._options = ocp.CheckpointManagerOptions(
+        rules = [
+            keeping.LatestN(keep),
+            keeping.CustomSteps(list(keep_steps)),
+            keeping.BestN(get_metric_fn=_held_out, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False),
+        ]
+        options = ocp.CheckpointManagerOptions(
             preservation_policy=keeping.AnyPreservationPolicy(rules),
-            enable_async_checkpointing=True,
+            best_fn=_held_out,
+            best_mode="min",
             cleanup_tmp_directories=True,
         )
         self.folder = folder.absolute()
-        self._manager = ocp.CheckpointManager(self.folder, options=self._options)
+        self._set_aside_unreadable()
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def latest_step(self) -> int | None:
         """Step of the newest checkpoint, or None."""
         return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """Step of the checkpoint with the lowest held-out loss; None where none was measured."""
+        step = self._manager.best_step()
+        return step if step is not None and self._manager.metrics(step) else None
 
     def steps(self) -> list[int]:
         """Steps of all checkpoints."""
@@ -70,18 +83,8 @@ class TrainCheckpoints:
             state=ocp.args.StandardSave(state),
             position=ocp.args.JsonSave({"position": position, "fingerprints": fingerprints(state)}),
         )
-        with self._writing(step):
-            self._manager.save(step, args=arguments, metrics=None if held_out is None else {_BEST: held_out})
-
-    def position(self, step: int) -> dict[str, Any]:
-        """Return the data position of a step.
-
-        Raises:
-            UserError: the checkpoint is damaged.
-        """
-        with self._reading(step):
-            found = self._manager.restore(step, args=ocp.args.Composite(position=ocp.args.JsonRestore()))
-        return found["position"]["position"]
+        with self.full_disk_said(step):
+            self._manager.save(step, args=arguments, metrics={} if held_out is None else {_BEST: held_out})
 
     def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
         """Return (state, data position) of a step, placed as `abstract_state` says.
@@ -96,23 +99,41 @@ class TrainCheckpoints:
                     state=ocp.args.StandardRestore(abstract_state), position=ocp.args.JsonRestore()
                 ),
             )
-        state, saved = restored["state"], restored["position"]
+            state, saved = restored["state"], restored["position"]
+            expected, position = saved["fingerprints"], saved["position"]
         found = fingerprints(state)
-        for name, value in saved["fingerprints"].items():
+        for name, value in expected.items():
             if found.get(name) != value:
                 raise UserError(f"checkpoint {self.folder / str(step)} is damaged: {name} is not what was saved.")
-        return state, saved["position"]
+        return state, position
 
     def set_aside(self, step: int) -> None:
         """Rename a damaged checkpoint to damaged-STEP, so that the run can go on from the one before."""
         if jax.process_index() == 0:
-            target = self.folder / f"damaged-{step}"
-            number = 1
-            while target.exists():
-                number += 1
-                target = self.folder / f"damaged-{step}.{number}"
-            (self.folder / str(step)).rename(target)
+            self._rename(step)
+        _meet("a damaged checkpoint is set aside")
         self._manager.reload()
+
+    def _set_aside_unreadable(self) -> None:
+        """The same for those whose held-out loss cannot be read, at which Orbax would stop before it reads anything else."""
+        if jax.process_index() == 0:
+            for path in self.folder.glob("*/metrics/metrics"):
+                step = path.parent.parent.name
+                with contextlib.suppress(FileNotFoundError):
+                    try:
+                        json.loads(path.read_text(encoding="utf-8"))
+                    except ValueError:
+                        if step.isdigit():
+                            warn(f"checkpoint {self.folder / step} is damaged: {path} is no JSON. It is set aside.")
+                            self._rename(int(step))
+        _meet("checkpoints are looked at")
+
+    def _rename(self, step: int) -> None:
+        target, number = self.folder / f"damaged-{step}", 1
+        while target.exists():
+            number += 1
+            target = self.folder / f"damaged-{step}.{number}"
+        (self.folder / str(step)).rename(target)
 
     def wait(self) -> None:
         """Block until everything is on disk.
@@ -120,7 +141,7 @@ class TrainCheckpoints:
         Raises:
             UserError: the disk is full.
         """
-        with self._writing(None):
+        with self.full_disk_said(None):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
@@ -130,11 +151,12 @@ class TrainCheckpoints:
             self._manager.close()
 
     @contextlib.contextmanager
-    def _writing(self, step: int | None) -> Iterator[None]:
+    def full_disk_said(self, step: int | None) -> Iterator[None]:
+        """Turn the many ways to find the disk full into one sentence that names the newest whole checkpoint."""
         try:
             yield
         except Exception as error:
-            if not _disk_full(error):
+            if isinstance(error, UserError) or not _disk_full(error):
                 raise
             whole = self.steps()
             kept = f"the newest whole checkpoint is that of step {whole[-1]}" if whole else "there is no checkpoint yet"
@@ -154,32 +176,56 @@ class TrainCheckpoints:
             raise UserError(f"checkpoint {self.folder / str(step)} could not be restored ({reason}).") from error
 
 
-def restore_newest(checkpoints: TrainCheckpoints, abstract_state: Any) -> tuple[int, Any, dict[str, Any]] | None:
+def restore_newest(
+    checkpoints: TrainCheckpoints, abstract_state: Callable[[int], Any]
+) -> tuple[int, Any, dict[str, Any]] | None:
     """Return (step, state, data position) of the newest checkpoint that is whole, or None where there is none.
 
-    A damaged one is set aside with a warning.
+    A damaged one is set aside with a warning, on all processes or on none.
 
     Args:
         checkpoints: of the run.
-        abstract_state: (step, position) -> shapes, types and shardings.
+        abstract_state: step -> shapes, types and shardings.
 
     Raises:
         UserError: there are checkpoints, and none can be restored.
     """
     reasons = []
     for step in reversed(checkpoints.steps()):
+        found, reason = None, ""
         try:
-            position = checkpoints.position(step)
-            state, position = checkpoints.restore(step, abstract_state(step, position))
+            found = checkpoints.restore(step, abstract_state(step))
         except UserError as error:
-            reasons.append(str(error))
-            warn(f"{error} It is set aside, and the one before is tried.")
-            checkpoints.set_aside(step)
-            continue
-        return step, state, position
+            reason = str(error)
+        if _everywhere(found is not None):
+            assert found is not None
+            return step, *found
+        reasons.append(
+            reason or f"checkpoint {checkpoints.folder / str(step)} could not be restored by another process."
+        )
+        warn(f"{reasons[-1]} It is set aside, and the one before is tried.")
+        checkpoints.set_aside(step)
     if reasons:
         raise UserError(f"no checkpoint of the run is whole; the newest: {reasons[0]}")
     return None
+
+
+def _everywhere(fine: bool) -> bool:
+    """Whether all processes say so."""
+    if jax.process_count() == 1:
+        return fine
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(fine))))
+
+
+def _meet(where: str) -> None:
+    """Wait for the other processes."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
+
+
+def _held_out(metrics: dict[str, float]) -> float:
+    """What the best are chosen by; where it was not measured, it is no better than any."""
+    return metrics.get(_BEST, math.inf)
 
 
 def _disk_full(error: BaseException | None) -> bool:

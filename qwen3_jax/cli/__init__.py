@@ -1,7 +1,7 @@
 """The `qwen3` command.
 
     qwen3 train --config configs/quickstart.yaml
-    qwen3 plan --config configs/pretrain/qwen3-8b.yaml --topology v5p:2x2x1
+    qwen3 plan --config configs/scale/qwen3-8b.yaml --topology v5p:2x2x1
     qwen3 infer --model Qwen/Qwen3-0.6B --prompt "What is 7 * 8?" --thinking-budget 256
     qwen3 convert Qwen/Qwen3-0.6B qwen3-0.6b-orbax --to orbax
     qwen3 tokenizer train --input 'corpus/**/*.txt' --vocab-size 32000 --output tokenizer/

@@ -1,9 +1,10 @@
 """Draw one page about a training run: losses, norms, routers, throughput, and where the time went.
 
-qwen3 report runs/quickstart              # writes runs/quickstart/report.png
+qwen3 report runs/quickstart              # writes runs/quickstart/report.html and report.png
 qwen3 report runs/quickstart --json
 """
 
+import json
 from pathlib import Path
 
 from qwen3_jax.cli.common import Parser, guarded
@@ -13,14 +14,14 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 report") -> int:
     """Draw; return the exit code."""
     parser = Parser(prog=prog, description=__doc__)
     parser.add_argument("run", type=Path, help="the folder of a run, finished or not")
-    parser.add_argument("--json", action="store_true", help="print the numbers too, as one JSON object")
+    parser.add_argument("--json", action="store_true", help="print the numbers as one JSON object")
     args = parser.parse_args(argv)
 
     def work() -> int:
         from qwen3_jax.training.report import report, summary
 
         page = report(args.run)
-        print(summary(args.run) if args.json else page)
+        print(json.dumps(summary(args.run)) if args.json else page)
         return 0
 
     return guarded(prog, work)

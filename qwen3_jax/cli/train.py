@@ -2,11 +2,11 @@
 
     python train.py --config configs/quickstart.yaml
     python train.py --config configs/quickstart.yaml --run_dir runs/wide --model.config.hidden_size=192
-    python train.py --config configs/pretrain/qwen3-8b.yaml --plan v5p:2x2x1
+    python train.py --config configs/scale/qwen3-8b.yaml --plan v5p:2x2x1
 
 Every key of the file is also a flag, by its dotted name. An unknown key is refused with the nearest valid one, wherever it
 stands. The same command resumes a run that was interrupted. `--plan` trains nothing: it compiles the step for TPUs that are
-not here (see `qwen3 plan --help`).
+not here (see `qwen3 plan --help`). `--profile` also writes a trace for xprof.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def parse(argv: Sequence[str], prog: str = "train.py") -> TrainConfig:
     """
     from qwen3_jax.training.config import TrainConfig
 
-    argv = list(argv)
+    argv = ["--profile=true" if word == "--profile" else word for word in argv]
     for place, word in enumerate(argv):
         if word == "--config" or word.startswith("--config="):
             path = word.partition("=")[2] or (argv[place + 1] if place + 1 < len(argv) else "")

@@ -234,7 +234,8 @@ class Tokenizer:
 
     def definition(self) -> str:
         """Return all that decides how text and messages become tokens, as one text that can be compared."""
-        return json.dumps([self._backend.to_str(), sorted(self._templates.items())])
+        templates = {"default": self.chat_template} | self._templates  # saving writes the built-in one down
+        return json.dumps([self._backend.to_str(), sorted(templates.items())])
 
     def __repr__(self) -> str:
         template = "own" if self.has_own_chat_template else "built-in"

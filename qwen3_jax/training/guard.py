@@ -5,6 +5,8 @@ they were. The rule is OLMo 2's (Team OLMo 2024, arXiv 2501.00656; `SkipStepOpti
 than 6 standard deviations above its mean over the last 128 steps, once half of these have been seen.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -32,6 +34,11 @@ def fresh(window: int) -> Guard:
     """Return a guard that has seen nothing."""
     zero = jnp.zeros((), jnp.int32)
     return Guard(jnp.zeros(window, jnp.float32), jnp.zeros(window, jnp.float32), zero, zero, zero)
+
+
+def anew(guard: Guard) -> Guard:
+    """Return a guard that has forgotten the recent past: another stage, whose text is of another kind, begins."""
+    return dataclasses.replace(guard, seen=jnp.zeros_like(guard.seen))
 
 
 def judge(guard: Guard, loss: jax.Array, norm: jax.Array, sigmas: float) -> tuple[jax.Array, Guard]:

@@ -44,6 +44,7 @@ class Loss:
         router_entropy: [L], mean entropy of each router's distribution, in nats; None for a dense model.
         router_max_load: [L], share of the busiest expert times the number of experts; 1 is perfect balance.
         router_min_load: [L], the same of the idlest expert; 0 is a dead expert.
+        router_load: [L, E], the same of every expert.
     """
 
     total: jax.Array
@@ -54,6 +55,7 @@ class Loss:
     router_entropy: jax.Array | None
     router_max_load: jax.Array | None
     router_min_load: jax.Array | None
+    router_load: jax.Array | None
 
 
 @struct.dataclass
@@ -145,7 +147,7 @@ def finish(sums: Sums, whole: Whole, config: LossConfig, balance_coefficient: fl
     """Turn the sums of a global batch into its means."""
     tokens = jnp.maximum(whole.tokens, 1)
     cross_entropy, z = sums.cross_entropy / tokens, sums.log_z_squared / tokens
-    entropy = busiest = idlest = None
+    entropy = busiest = idlest = load = None
     if sums.router is not None:
         entropy = sums.router.entropy / jnp.maximum(sums.router.tokens, 1)
         load = (
@@ -153,7 +155,7 @@ def finish(sums: Sums, whole: Whole, config: LossConfig, balance_coefficient: fl
         )
         busiest, idlest = load.max(axis=-1), load.min(axis=-1)
     total = cross_entropy + config.z_loss * z + balance_coefficient * sums.balance
-    return Loss(total, cross_entropy, z, sums.balance, whole.tokens, entropy, busiest, idlest)
+    return Loss(total, cross_entropy, z, sums.balance, whole.tokens, entropy, busiest, idlest, load)
 
 
 def compute(model: Qwen3, batch: dict[str, jax.Array], config: LossConfig | None = None) -> Loss:

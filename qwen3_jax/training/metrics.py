@@ -1,19 +1,31 @@
-"""Where the numbers of a run go: metrics.jsonl, TensorBoard, Weights & Biases, loss.png; and history.jsonl, when it ran.
+"""Where the numbers of a run go: metrics.jsonl, router.jsonl (load of every expert), TensorBoard, Weights & Biases, loss.png;
+and history.jsonl, when it ran.
 
 Invariant: metrics.jsonl has one line of training metrics per logged step and one of held-out losses per evaluation, in order,
 without gaps or repeats, also after a resume.
 """
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
+import importlib.util
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TextIO, TypeVar
+
+import jax
+import numpy as np
 
 from qwen3_jax.errors import UserError
+
+PARTS = ("step", "input", "compile", "eval", "checkpoint", "other")
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 class MetricsWriter:
@@ -22,57 +34,74 @@ class MetricsWriter:
     Args:
         run_dir: the run's folder.
         resume_step: lines past this step are dropped: the run went back to a checkpoint.
+        started: `time.time()` at which the program was started.
         wandb: project of Weights & Biases, or None.
-
-    Raises:
-        UserError: wandb is not installed.
     """
 
-    def __init__(self, run_dir: Path, resume_step: int, wandb: str | None = None):
+    def __init__(self, run_dir: Path, resume_step: int, started: float, wandb: str | None = None):
         from tensorboardX import SummaryWriter
 
-        self._wandb = _wandb_run(wandb, run_dir) if wandb else None
-        self._history = run_dir / "history.jsonl"
-        self._note("start", resume_step)
-
         self.path = run_dir / "metrics.jsonl"
-        kept = [row for row in read(self.path) if row["step"] <= resume_step]
-        text = "".join(json.dumps(row) + "\n" for row in kept)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(self.path)
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        self._step = resume_step
+        self._history = run_dir / "history.jsonl"
+        self._note("start", started)
+        self._metrics = _lines(self.path, resume_step)
+        self._routers = _lines(run_dir / "router.jsonl", resume_step)
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
+        self._wandb = _wandb_run(wandb, run_dir) if wandb else None
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Write one line; numbers also go to TensorBoard."""
         # JSON has no NaN: what is not finite (a skipped step's loss) is null.
         plain = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
         self._step = step
-        self._file.write(json.dumps({"step": step, "time": time.time(), **plain}) + "\n")
-        self._file.flush()
+        self._append(self._metrics, {"step": step, "time": time.time(), **plain})
         if self._wandb:
             self._wandb.log(plain, step=step)
         for name, value in values.items():
             if isinstance(value, (int, float)):
                 self._board.add_scalar(name.replace(".", "/"), value, step)
 
+    def write_routers(self, step: int, load_le: np.ndarray) -> None:
+        """Write the load of every expert of every MoE layer; 1 is an even share."""
+        self._append(self._routers, {"step": step, "load": np.round(load_le, 4).tolist()})
+
     def close(self, reason: str | None = None) -> None:
         """Flush everything; `reason` is why the run ended before its time."""
-        self._note("end", self._step, **({"reason": reason} if reason else {}))
-        self._file.close()
+        if reason is None:
+            self._note("end", time.time())
+        else:
+            with contextlib.suppress(OSError):  # a full disk, most likely: the reason itself is what should be heard
+                self._note("end", time.time(), reason=reason)
+        self._metrics.close()
+        self._routers.close()
         self._board.close()
         if self._wandb:
             self._wandb.finish(exit_code=1 if reason else 0)
 
-    def _note(self, event: str, step: int, **more: Any) -> None:
-        self._step = step
+    def _append(self, file: TextIO, row: dict[str, Any]) -> None:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+
+    def _note(self, event: str, when: float, **more: Any) -> None:
         with open(self._history, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, "time": time.time(), "step": step, **more}) + "\n")
+            self._append(file, {"event": event, "time": when, "step": self._step, **more})
+
+
+def _lines(path: Path, resume_step: int) -> TextIO:
+    """Open a file of lines to append to, without those past a step."""
+    kept = [row for row in read(path) if row["step"] <= resume_step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    temporary.replace(path)
+    return open(path, "a", encoding="utf-8")
 
 
 class Meter:
     """Throughput between two readings, and what the time went to.
+
+    Steps are handed to the device ahead of their results. A thread waits for each result and notes when it was there, so that
+    what the device worked and what it waited for input is known exactly, not what the host happened to do meanwhile.
 
     Args:
         tokens_per_step: of the global batch.
@@ -83,53 +112,92 @@ class Meter:
 
     def __init__(self, tokens_per_step: int, flops_per_token: float, peak: float | None, devices: int):
         self._tokens, self._flops, self._peak, self._devices = tokens_per_step, flops_per_token, peak, devices
-        self._begin()
+        self._watcher = ThreadPoolExecutor(1, "meter")
+        self._last: Future[None] | None = None
+        self._done = self._since = self._asked = time.perf_counter()
+        self._compiled = False
+        self._begin(self._since)
 
-    def _begin(self) -> None:
-        self._since, self._steps = time.perf_counter(), 0
-        self._other = dict.fromkeys(("compile", "input", "eval", "checkpoint"), 0.0)
+    def _begin(self, now: float) -> None:
+        self._since, self._steps, self._spent = now, 0, dict.fromkeys(PARTS[:-1], 0.0)
+
+    def __enter__(self) -> Meter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watcher.shutdown()
+
+    def fetch(self, get: Callable[[], T]) -> T:
+        """Get the input of the next step."""
+        self._asked = time.perf_counter()
+        return get()
+
+    def step(self, take: Callable[[], tuple[T, U]]) -> tuple[T, U]:
+        """Take a step that returns (state, metrics)."""
+        fetched = time.perf_counter()
+        out = take()
+        self._last = self._watcher.submit(self._finish, self._asked, fetched, out[1])
+        return out
+
+    def _finish(self, asked: float, fetched: float, result: Any) -> None:
+        jax.block_until_ready(result)
+        now = time.perf_counter()
+        self._spent["input"] += max(fetched - max(asked, self._done), 0.0)
+        self._spent["step" if self._compiled else "compile"] += now - max(fetched, self._done)
+        self._steps += self._compiled
+        self._compiled, self._done = True, now
+
+    def _wait(self) -> None:
+        if self._last is not None:
+            self._last.result()
 
     @contextlib.contextmanager
-    def during(self, what: str) -> Iterator[None]:
-        """Around what is not computation: "input" (each entry is one step), "eval", "checkpoint"."""
+    def during(self, what: Literal["eval", "checkpoint"]) -> Iterator[None]:
+        """Around what is not training."""
+        self._wait()
         started = time.perf_counter()
         yield
-        self._other[what] += time.perf_counter() - started
-        self._steps += what == "input"
-
-    def compiled(self) -> None:
-        """All time so far went to the first step, which compiles: it is not counted as one."""
-        self._other["compile"] = time.perf_counter() - self._since - self._other["input"]
-        self._other["input"], self._steps = 0.0, 0
+        self._spent[what] += time.perf_counter() - started
 
     def read(self) -> dict[str, float]:
         """Return what was measured since the last reading, and begin anew.
 
-        seconds, and those of them in `seconds_input`, `_eval`, `_checkpoint`, `_compile` and `_step` (the rest); if a step was
-        taken, tokens_per_second of input and computation, tflops_per_device, mfu and input_wait_share.
+        seconds, and what they went to: `seconds_step` (computation), `_input` (the device waited for a batch), `_compile` (the
+        first step of a stage), `_eval`, `_checkpoint` (where it held up the run) and `_other` (the rest). If a step was taken:
+        tokens_per_second of all but compilation, evaluation and checkpoints, tflops_per_device, mfu, input_wait_share.
         """
-        seconds, steps, other = time.perf_counter() - self._since, self._steps, self._other
-        self._begin()
-        out = {"seconds": seconds} | {f"seconds_{name}": value for name, value in other.items()}
-        out["seconds_step"] = max(seconds - sum(other.values()), 0.0)
+        self._wait()
+        now = time.perf_counter()
+        seconds, steps, spent = now - self._since, self._steps, self._spent
+        self._begin(now)
+        spent["other"] = max(seconds - sum(spent.values()), 0.0)
+        out = {"seconds": seconds} | {f"seconds_{name}": spent[name] for name in PARTS}
         if steps == 0:
             return out
-        training = out["seconds_step"] + other["input"]
+        training = spent["step"] + spent["input"] + spent["other"]
         tokens = self._tokens * steps / training
         flops = tokens * self._flops / self._devices
         out |= {
             "tokens_per_second": tokens,
             "tflops_per_device": flops / 1e12,
-            "input_wait_share": other["input"] / training,
+            "input_wait_share": spent["input"] / training,
         }
         return out if self._peak is None else out | {"mfu": flops / self._peak}
 
 
+def check_wandb(project: str | None) -> None:
+    """Refuse to log to Weights & Biases without its package.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    if project and importlib.util.find_spec("wandb") is None:
+        raise UserError('wandb needs its package: pip install "qwen3-jax[wandb]", or leave the key out.')
+
+
 def _wandb_run(project: str, run_dir: Path) -> Any:
-    try:
-        import wandb
-    except ImportError:
-        raise UserError('wandb needs its package: pip install "qwen3-jax[wandb]", or leave the key out.') from None
+    import wandb
+
     # The same id after a resume: one run, one curve.
     identity = hashlib.blake2b(str(run_dir.absolute()).encode(), digest_size=8).hexdigest()
     return wandb.init(project=project, name=run_dir.name, id=identity, resume="allow", dir=run_dir)

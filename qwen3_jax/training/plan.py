@@ -1,6 +1,6 @@
 """Planning a run from a machine without TPUs: the real training step, compiled for a named slice.
 
-    python train.py --config configs/pretrain/qwen3-8b-v5p-2x2x1.yaml --plan v5p:2x2x1
+    python train.py --config configs/scale/qwen3-8b.yaml --plan v5p:2x2x1
 
 The step is the run's own (`Trainer.step`), with the mesh laid over described devices. No data, tokenizer or weights are read.
 """

@@ -5,7 +5,7 @@ RUN/architecture.json   the model's config.json
 RUN/tokenizer/          the tokenizer
 RUN/data/               what was prepared from raw sources
 RUN/checkpoints/STEP/   state and data position (Orbax)
-RUN/metrics.jsonl, tensorboard/, loss.png
+RUN/metrics.jsonl, router.jsonl, history.jsonl, tensorboard/, loss.png
 RUN/hf/                 the exported checkpoint, at the end
 """
 
@@ -207,7 +207,10 @@ def _comparable(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    """All or nothing: a run that was killed meanwhile begins anew."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def _difference(before: Any, now: Any, name: str) -> str:

@@ -1,6 +1,6 @@
 """Which mesh, remat policy and number of micro-batches suit a slice: an estimate orders them, the compiler decides.
 
-    python train.py --config configs/pretrain/qwen3-32b.yaml --plan v6e:8x8 --search
+    python train.py --config configs/scale/qwen3-32b.yaml --plan v6e:8x8 --search
 
 The estimate is arithmetic over the architecture (`estimate`); of each mesh its fastest setting that should fit is kept, and the
 most promising few are compiled, the configuration's own first.

@@ -426,12 +426,13 @@ class Trainer:
 def host(metrics: Metrics) -> dict[str, float]:
     """Fetch metrics and flatten them: {"loss.total": 3.2, "loss.router_entropy": 4.1, "loss.router_entropy.00": 4.0, ...}.
 
-    A value of every layer becomes its mean, and one value a layer under the layer's number.
+    A value of every layer becomes its mean, and one value a layer under the layer's number. The load of every expert is left
+    out.
     """
     flat: dict[str, float] = {}
     for key, value in dataclasses.asdict(jax.device_get(metrics)).items():
         for name, number in value.items() if isinstance(value, dict) else [(None, value)]:
-            if number is None:
+            if number is None or np.ndim(number) > 1:
                 continue
             label = key if name is None else f"{key}.{name}"
             flat[label] = float(np.mean(number))

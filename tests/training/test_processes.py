@@ -78,6 +78,38 @@ def test_two_processes_equal_one_and_a_lost_one_is_noticed_and_the_restart_resum
     shutil.rmtree(run_dir)
 
 
+@pytest.mark.slow
+def test_two_processes_asked_to_end_save_together_and_one_goes_on_alone(one_process):
+    """SIGTERM to one of two: both stop after the same step with the checkpoint of that step. Another host count continues."""
+    folder, config, expected = one_process
+    run_dir = folder / "ended"
+    processes = small_run.start_pair(config, run_dir, folder)
+    try:
+        deadline = time.monotonic() + 200
+        while len(metrics(run_dir)) < 5 and time.monotonic() < deadline:
+            assert all(p.poll() is None for p in processes), output(run_dir) + output(run_dir, 1)
+            time.sleep(0.05)
+        processes[0].terminate()
+        codes = [process.wait(100) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert codes == [143, 143], output(run_dir) + output(run_dir, 1)
+    step = max(metrics(run_dir))
+    assert f"stopped at step {step} as asked (SIGTERM)" in output(run_dir)
+    assert step < 12
+
+    process = small_run.start(config, run_dir, 8, log=folder / "ended-0.log")
+    assert process.wait(200) == 0, output(run_dir)
+    assert f"resumed at step {step}" in output(run_dir)
+    found = metrics(run_dir)
+    assert sorted(found) == list(range(1, 13))
+    for number, row in expected.items():
+        for name in ("train.total", "train.balance", "train.gradient_norm"):
+            np.testing.assert_allclose(found[number][name], row[name], rtol=2e-5, err_msg=f"step {number} {name}")
+    shutil.rmtree(run_dir)
+
+
 def test_processes_that_cannot_meet_say_so(one_process):
     folder, config, _ = one_process
     cases = {
