@@ -1,8 +1,10 @@
 """README and docs state only what runs: Python blocks are executed, commands are run or parsed, CI uses the same lines."""
 
+import json
 import os
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,8 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    lines = "\n".join(block for page in PAGES for block in blocks(page, "bash")).splitlines()
+    text = "\n".join(block for page in PAGES for block in blocks(page, "bash"))
+    lines = text.replace("\\\n", " ").splitlines()
     return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
@@ -35,6 +38,8 @@ def checkout(tmp_path_factory) -> Path:
     (folder / "configs").symlink_to(ROOT / "configs")
     (folder / "corpus/a").mkdir(parents=True)
     (folder / "corpus/a/b.txt").write_text((ROOT / "README.md").read_text() * 3)
+    record = json.dumps({"text": (ROOT / "docs/log.md").read_text(), "domain": "docs", "language": "en"})
+    (folder / "corpus/docs-000.jsonl").write_text(f"{record}\n")
     return folder
 
 
@@ -73,13 +78,14 @@ def test_every_command_line_in_the_docs_is_accepted(checkout, monkeypatch, capsy
             assert infer.main([*words[2:], "--max-new-tokens", "400"], "infer.py") == 0, (line, capsys.readouterr().err)
         elif words[:2] == ["python", "train.py"]:
             if "--help" not in words:
-                assert train.parse(plan.take(words[2:], "train.py")[1]).steps > 0
+                assert train.parse(plan.take(words[2:], "train.py")[1]).total_steps > 0
         elif words[:2] == ["qwen3", "plan"]:
             options, rest = plan.take(words[2:], "qwen3 plan", "topology")
             assert options is not None
-            assert train.parse(rest).steps > 0
+            assert train.parse(rest).total_steps > 0
         elif words[:3] == ["qwen3", "tokenizer", "train"]:
             words[words.index("--vocab-size") + 1] = "400"
+            shutil.rmtree(checkout / "tokenizer", ignore_errors=True)  # each page makes it in its own way
             assert qwen3(words[1:]) == 0, capsys.readouterr().err
             assert (checkout / "tokenizer/tokenizer.json").exists()
         elif words[:2] in (["qwen3", "scaling"], ["qwen3", "mixture"]):  # tests/experiments run them
@@ -87,7 +93,13 @@ def test_every_command_line_in_the_docs_is_accepted(checkout, monkeypatch, capsy
             config = parse_into(kind, words[3:], " ".join(words[:3]), "")
             if config.train is not None:
                 train.parse(["--config", config.train])
-        elif words[:2] == ["python", "examples/collect_corpus.py"]:
+        elif words[:2] == ["qwen3", "data"]:
+            if words[2] == "prepare":
+                shutil.rmtree(checkout / "prepared", ignore_errors=True)
+            assert qwen3(words[1:]) == 0, capsys.readouterr().err
+        elif words[:2] == ["qwen3", "report"]:  # tests/training draw one
+            assert len(words) == 3
+        elif words[0] == "python" and words[1].startswith(("examples/", "benchmarks/")):
             assert (ROOT / words[1]).exists()
         elif words[:2] == ["qwen3", "convert"]:
             convert._parser("qwen3 convert").parse_args(words[2:])  # tests/cli runs it on what it names
