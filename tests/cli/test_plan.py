@@ -21,6 +21,7 @@ KEYS = [
 ]  # fmt: skip
 
 TINY = """
+steps: 1000
 model:
   dtype: bfloat16
   config: {vocab_size: 512, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 4,

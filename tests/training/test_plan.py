@@ -29,6 +29,7 @@ def config(**changes) -> TrainConfig:
         num_attention_heads=HEADS, num_key_value_heads=KV, head_dim=HEAD, tie_word_embeddings=False,
     ) | changes.pop("architecture", {})  # fmt: skip
     values = dict(
+        steps=1000,
         data=DataConfig([Source("text", "no/such/folder")], sequence_length=LENGTH, batch_size=ROWS),
         model=ModelConfig(config=fields, dtype="bfloat16", remat="full"),
         tokenizer=TokenizerConfig(vocab_size=VOCABULARY),
