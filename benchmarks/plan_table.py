@@ -29,6 +29,7 @@ ROWS: dict[str, tuple[str, str, int, list[str]]] = {
     "235b-a22b": ("qwen3-235b-a22b", "v5p:8x8x8", 1, []),
     "235b-a22b-two-slices": ("qwen3-235b-a22b", "v5p:8x8x8", 2, ["--mesh.replica=2", "--data.batch_size=4096"]),
     "235b-a22b-tpu7x": ("qwen3-235b-a22b", "tpu7x:4x4x4", 1, ["--mesh.data=128", "--data.batch_size=512"]),
+    "32b-tpu7x": ("qwen3-32b", "tpu7x:4x4x4", 1, ["--mesh.data=128", "--data.batch_size=256"]),
     "0.6b-long": ("qwen3-0.6b", "v5e:2x2", 1, [*LONG, "--data.batch_size=2", "--mesh.data=1", "--mesh.context=4"]),
     "8b-long": (
         "qwen3-8b", "v5p:2x2x1", 1,
