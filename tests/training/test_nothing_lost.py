@@ -20,13 +20,17 @@ from qwen3_jax.training.run_folder import load_run
 TOTAL, ENDS = sum(STEPS), np.cumsum(STEPS).tolist()
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["moe", "dense"])
+@pytest.fixture(scope="module")
 def unbroken(request, tmp_path_factory):
-    """(config, finished run folder) of a run of three stages that nothing interrupted."""
-    folder = tmp_path_factory.mktemp("moe" if request.param else "dense")
-    config = staged_run.write_config(folder, moe=request.param)
+    """(config, finished run folder) of a run of three stages that nothing interrupted; a mixture of experts unless told."""
+    moe = getattr(request, "param", "moe") == "moe"
+    folder = tmp_path_factory.mktemp("moe" if moe else "dense")
+    config = staged_run.write_config(folder, moe=moe)
     run(config, folder / "whole")
     return config, folder / "whole"
+
+
+both = pytest.mark.parametrize("unbroken", ["moe", "dense"], indirect=True)
 
 
 def assert_equal(run_dir: Path, whole: Path) -> None:
@@ -56,6 +60,7 @@ def learning_rates() -> np.ndarray:
     ])  # fmt: skip
 
 
+@both
 @pytest.mark.slow
 def test_three_stages_change_what_they_say_and_carry_the_rest_over(unbroken):
     _, whole = unbroken
@@ -97,6 +102,7 @@ def test_three_stages_change_what_they_say_and_carry_the_rest_over(unbroken):
             assert abs(drawn[name] - share * total) <= 2 * length, (end, name)
 
 
+@both
 @pytest.mark.slow
 def test_fifteen_kills_at_random_moments_leave_no_trace(unbroken):
     """Of each kind of model. A third of the kills come at any time since the start, a third some steps later, and a third
