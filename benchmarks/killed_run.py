@@ -48,7 +48,7 @@ def main() -> None:
     steps = common(whole, killed)
     same = {
         "metrics": read(whole) == read(killed),
-        "router load": metrics.read(whole / "router.jsonl") == metrics.read(killed / "router.jsonl"),
+        "router load": read(whole, "router") == read(killed, "router"),
         "checkpoints": all(saved(whole, step) == saved(killed, step) for step in steps),
         "weights": (whole / "hf/model.safetensors").read_bytes() == (killed / "hf/model.safetensors").read_bytes(),
     }
@@ -58,9 +58,9 @@ def main() -> None:
     sys.exit(not all(same.values()))
 
 
-def read(run_dir: Path) -> list[dict]:
-    """Metrics without what depends on the clock."""
-    rows = metrics.read(run_dir / "metrics.jsonl")
+def read(run_dir: Path, name: str = "metrics") -> list[dict]:
+    """Lines of a file of the run without what depends on the clock."""
+    rows = metrics.read(run_dir / f"{name}.jsonl")
     return [{name: value for name, value in row.items() if not name.startswith(CLOCK)} for row in rows]
 
 

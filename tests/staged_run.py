@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from qwen3_jax.training import metrics
+from benchmarks.killed_run import read as lines
+from benchmarks.killed_run import saved
+
+__all__ = ["STEPS", "lines", "run", "said", "saved", "start", "weights", "write_config"]
 
 _server = multiprocessing.get_context("forkserver")
 # Imports only: nothing here may start JAX's backend, whose threads would not survive a fork.
 _server.set_forkserver_preload(["qwen3_jax.training.loop", "qwen3_jax.cli.train", "tensorboardX", "matplotlib.figure"])
 STEPS = (14, 10, 12)
-VOLATILE = ("time", "seconds", "tokens_per_second", "tflops_per_device", "mfu", "input_wait_share")
 
 
 def write_config(folder: Path, moe: bool = True, **changes: Any) -> Path:
@@ -117,17 +119,6 @@ def log_of(run_dir: Path) -> Path:
 
 def said(run_dir: Path) -> str:
     return log_of(run_dir).read_text()[-4000:]
-
-
-def lines(run_dir: Path, name: str = "metrics") -> list[dict[str, Any]]:
-    """The rows without what depends on the clock."""
-    rows = metrics.read(run_dir / f"{name}.jsonl")
-    return [{k: v for k, v in row.items() if not k.startswith(VOLATILE)} for row in rows]
-
-
-def saved(run_dir: Path, step: int) -> dict[str, Any]:
-    """The data position and the fingerprint of every array of a checkpoint, as they were saved."""
-    return json.loads((run_dir / "checkpoints" / str(step) / "position" / "metadata").read_text())
 
 
 def weights(run_dir: Path) -> bytes:

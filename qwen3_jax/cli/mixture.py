@@ -12,14 +12,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwen3_jax.cli import experiment
-from qwen3_jax.cli.common import BAD_INPUT, guarded
 from qwen3_jax.cli.typed import parse_into
-from qwen3_jax.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from qwen3_jax.experiments.config import MixtureConfig
@@ -27,19 +24,13 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None, prog: str = "qwen3 mixture") -> int:
     """Run `mixture search`; return the exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help"):
-        print(f"usage: {prog} search --config FILE\n\n{__doc__}\n{prog} search --help lists every key.")
-        return 0 if argv else BAD_INPUT
 
-    def work() -> int:
-        if argv[0] != "search":
-            raise UserError(f"unknown command {argv[0]!r}; there is search.{nearest(argv[0], ['search'])}")
+    def action(rest: list[str]) -> int:
         from qwen3_jax.experiments.config import MixtureConfig
 
-        return _search(parse_into(MixtureConfig, argv[1:], f"{prog} search", __doc__ or ""))
+        return _search(parse_into(MixtureConfig, rest, f"{prog} search", __doc__ or ""))
 
-    return guarded(prog, work)
+    return experiment.run(argv, prog, "search", __doc__ or "", action)
 
 
 def _search(config: MixtureConfig) -> int:

@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwen3_jax.cli import experiment
-from qwen3_jax.cli.common import BAD_INPUT, guarded
 from qwen3_jax.cli.typed import parse_into
-from qwen3_jax.errors import UserError, nearest
+from qwen3_jax.errors import UserError
 
 if TYPE_CHECKING:
     from qwen3_jax.experiments.config import ScalingConfig
@@ -29,20 +27,14 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None, prog: str = "qwen3 scaling") -> int:
     """Run `scaling fit`; return the exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help"):
-        print(f"usage: {prog} fit --config FILE\n\n{__doc__}\n{prog} fit --help lists every key.")
-        return 0 if argv else BAD_INPUT
 
-    def work() -> int:
-        if argv[0] != "fit":
-            raise UserError(f"unknown command {argv[0]!r}; there is fit.{nearest(argv[0], ['fit'])}")
+    def action(rest: list[str]) -> int:
         from qwen3_jax.experiments.config import ScalingConfig
 
-        runs, rest = _take_runs(argv[1:])
+        runs, rest = _take_runs(rest)
         return _fit(parse_into(ScalingConfig, rest, f"{prog} fit", __doc__ or ""), runs)
 
-    return guarded(prog, work)
+    return experiment.run(argv, prog, "fit", __doc__ or "", action)
 
 
 def _take_runs(argv: list[str]) -> tuple[list[Path], list[str]]:

@@ -225,12 +225,7 @@ def final_losses(run_dir: Path) -> dict[str, float | None]:
     Raises:
         UserError: nothing is held out, so there is nothing to compare runs by.
     """
-    found = [row for row in metrics.read(run_dir / "metrics.jsonl") if any(name.startswith("eval.") for name in row)]
-    losses = {
-        name.removeprefix("eval."): value
-        for name, value in (found[-1] if found else {}).items()
-        if name.startswith("eval.") and not name.endswith("_unigram_entropy")
-    }
+    losses = metrics.last_held_out(metrics.read(run_dir / "metrics.jsonl"))
     if not losses:
         raise UserError("no source holds anything out (data.sources: eval_fraction): there is no loss to compare.")
     return losses

@@ -13,7 +13,7 @@ import importlib.util
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, TextIO, TypeVar
@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from qwen3_jax.errors import UserError
+from qwen3_jax.text.folder import replace_file
 
 PARTS = ("step", "input", "compile", "eval", "checkpoint", "other")
 T = TypeVar("T")
@@ -91,9 +92,7 @@ class MetricsWriter:
 def _lines(path: Path, resume_step: int) -> TextIO:
     """Open a file of lines to append to, without those past a step."""
     kept = [row for row in read(path) if row["step"] <= resume_step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    temporary.replace(path)
+    replace_file(path, "".join(json.dumps(row) + "\n" for row in kept))
     return open(path, "a", encoding="utf-8")
 
 
@@ -216,6 +215,38 @@ def read(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def held_out_losses(row: dict[str, Any]) -> dict[str, float | None]:
+    """Return the held-out losses of a row by name, none in a row of training metrics; None is one that is not finite."""
+    return {
+        name.removeprefix("eval."): value
+        for name, value in row.items()
+        if name.startswith("eval.") and not name.endswith("_unigram_entropy")
+    }
+
+
+def last_held_out(rows: Iterable[dict[str, Any]]) -> dict[str, float | None]:
+    """Return the last held-out losses among rows, or nothing."""
+    found: dict[str, float | None] = {}
+    for row in rows:
+        found = held_out_losses(row) or found
+    return found
+
+
+def finite(values: Iterable[float | None]) -> list[float]:
+    """Return values as they can be drawn: NaN where a row has null."""
+    return [math.nan if value is None else value for value in values]
+
+
+def running_mean(values: Sequence[float]) -> list[float]:
+    """Return the mean of each value and those before it, a twentieth of all; NaN counts for nothing."""
+    width = max(len(values) // 20, 1)
+    out = []
+    for i in range(len(values)):
+        near = [value for value in values[max(i - width, 0) : i + 1] if not math.isnan(value)]
+        out.append(sum(near) / len(near) if near else math.nan)
+    return out
+
+
 def plot_loss(path: Path, output: Path, entropy: dict[str, float]) -> None:
     """Draw the training loss, the held-out losses and the sources' unigram entropies over steps."""
     from matplotlib.figure import Figure
@@ -223,13 +254,12 @@ def plot_loss(path: Path, output: Path, entropy: dict[str, float]) -> None:
     rows = read(path)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    train = [(row["step"], row["train.cross_entropy"]) for row in rows if "train.cross_entropy" in row]
+    train = [row for row in rows if "train.cross_entropy" in row]
     if train:
-        steps, losses = zip(*train, strict=True)
+        steps, losses = [row["step"] for row in train], finite(row["train.cross_entropy"] for row in train)
         axes.plot(steps, losses, color="0.85", linewidth=1, label="training batches")
-        width = max(len(losses) // 20, 1)  # batches differ in what they are made of: show where they are going
-        means = [sum(losses[max(i - width, 0) : i + 1]) / (i + 1 - max(i - width, 0)) for i in range(len(losses))]
-        axes.plot(steps, means, color="0.45", linewidth=1.3, label="running mean")
+        # Batches differ in what they are made of: show where they are going.
+        axes.plot(steps, running_mean(losses), color="0.45", linewidth=1.3, label="running mean")
     for color, (name, nats) in zip(("C0", "C1", "C2", "C3", "C4", "C5"), entropy.items(), strict=False):
         points = [(row["step"], row[f"eval.{name}"]) for row in rows if f"eval.{name}" in row]
         if points:

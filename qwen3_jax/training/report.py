@@ -139,13 +139,15 @@ def report(run_dir: Path) -> Path:
 
 def summary(run_dir: Path) -> dict[str, Any]:
     """The page's numbers: steps, last losses, seconds by part, goodput, mean throughput after the first tenth."""
-    run = read(run_dir)
-    held_out = {name.removeprefix("eval."): value for name, value in _last_of(run, "eval.").items()}
+    return _summary(read(run_dir))
+
+
+def _summary(run: Run) -> dict[str, Any]:
     out = {
         "step": run.train[-1]["step"],
         "steps": [end for *_, end, _ in run.stages()][-1],
         "training_loss": run.train[-1]["train.cross_entropy"],
-        "held_out_loss": held_out,
+        "held_out_loss": _losses(metrics.last_held_out(run.rows)),
         "skipped": run.train[-1]["train.skipped"],
         "starts": len(run.starts()),
         "seconds": run.time_spent(),
@@ -159,7 +161,7 @@ def summary(run_dir: Path) -> dict[str, Any]:
 
 
 def _sentence(run: Run) -> str:
-    numbers = summary(run.folder)
+    numbers = _summary(run)
     parts = [
         f"{run.folder.name}: step {numbers['step']:,} of {numbers['steps']:,}",
         f"training loss {numbers['training_loss']:.3f}",
@@ -182,8 +184,7 @@ def _page(run: Run, drawing: str) -> str:
         if not inside:
             stages.append([name, f"{first + 1:,} to {last:,}", f"{(last - first) * tokens:,}", "not begun", "", ""])
             continue
-        held_out = [row for row in run.rows if first < row["step"] <= last and any(n.startswith("eval.") for n in row)]
-        losses = _held_out_losses(held_out[-1]) if held_out else {}
+        losses = _losses(metrics.last_held_out(row for row in run.rows if first < row["step"] <= last))
         speed = sorted(row["tokens_per_second"] for row in inside if "tokens_per_second" in row)
         stages.append([
             name, f"{first + 1:,} to {last:,}", f"{(last - first) * tokens:,}", f"{inside[-1]['train.cross_entropy']:.3f}",
@@ -218,17 +219,9 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "<table>" + line(heads, "th") + "".join(line(row, "td") for row in rows) + "</table>"
 
 
-def _held_out_losses(row: dict[str, Any]) -> dict[str, float]:
-    return {
-        name.removeprefix("eval."): value
-        for name, value in row.items()
-        if name.startswith("eval.") and not name.endswith("_unigram_entropy") and value is not None
-    }
-
-
-def _last_of(run: Run, prefix: str) -> dict[str, float]:
-    rows = [row for row in run.rows if any(name.startswith(prefix) for name in row)]
-    return _held_out_losses(rows[-1]) if rows else {}
+def _losses(found: dict[str, float | None]) -> dict[str, float]:
+    """Without those that are not finite."""
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _over_steps(axes: Any, run: Run) -> None:
@@ -250,10 +243,9 @@ def _over_steps(axes: Any, run: Run) -> None:
 
 
 def _loss(axes: Any, run: Run) -> None:
-    values = [row["train.cross_entropy"] for row in run.train]
-    finite = [math.nan if value is None else value for value in values]
+    finite = metrics.finite(row["train.cross_entropy"] for row in run.train)
     axes.plot(run.steps, finite, color="0.78", linewidth=0.8, label="batches")
-    axes.plot(run.steps, _smooth(finite), color="C0", label="running mean")
+    axes.plot(run.steps, metrics.running_mean(finite), color="C0", label="running mean")
     for step in run.starts()[1:2]:
         axes.plot([], [], color="C3", linewidth=0.7, linestyle=":", label=f"resumed (first at step {step:,})")
     axes.set(ylabel="nats per token", title="training loss")
@@ -262,7 +254,7 @@ def _loss(axes: Any, run: Run) -> None:
 
 
 def _held_out(axes: Any, run: Run) -> None:
-    names = sorted({name for row in run.rows for name in _held_out_losses(row)})
+    names = sorted({name for row in run.rows for name in _losses(metrics.held_out_losses(row))})
     for number, name in enumerate(names):
         points = [(row["step"], row[f"eval.{name}"]) for row in run.rows if row.get(f"eval.{name}") is not None]
         style = "-" if number < 10 else "--"
@@ -286,8 +278,7 @@ def _position(axes: Any, run: Run) -> None:
 
 
 def _norms(axes: Any, run: Run) -> None:
-    gradient = [row["train.gradient_norm"] for row in run.train]
-    finite = [math.nan if value is None else value for value in gradient]
+    finite = metrics.finite(row["train.gradient_norm"] for row in run.train)
     axes.plot(run.steps, finite, color="C1", linewidth=0.9, label="gradient (left)")
     axes.set(ylabel="gradient norm", yscale="log", title="global norms")
     _over_steps(axes, run)
@@ -365,13 +356,3 @@ def _experts(axes: Any, run: Run) -> None:
 
 def _ticks(count: int) -> list[int]:
     return list(range(0, count, max(count // 8, 1)))
-
-
-def _smooth(values: Sequence[float]) -> list[float]:
-    """Mean of each value and those before it, a twentieth of all."""
-    width = max(len(values) // 20, 1)
-    out = []
-    for i in range(len(values)):
-        near = [value for value in values[max(i - width, 0) : i + 1] if not math.isnan(value)]
-        out.append(sum(near) / len(near) if near else math.nan)
-    return out

@@ -29,6 +29,7 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.kernels import Kernels
 from qwen3_jax.model import Qwen3
 from qwen3_jax.text import Tokenizer, train_tokenizer
+from qwen3_jax.text.folder import replace_file
 from qwen3_jax.training.config import ModelConfig, OptimizerConfig, TrainConfig
 from qwen3_jax.training.step import Trainer, TrainState, schedule
 
@@ -208,9 +209,7 @@ def _comparable(values: dict[str, Any]) -> dict[str, Any]:
 
 def _write(path: Path, values: dict[str, Any]) -> None:
     """All or nothing: a run that was killed meanwhile begins anew."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    replace_file(path, json.dumps(values, indent=2) + "\n")
 
 
 def _difference(before: Any, now: Any, name: str) -> str:

@@ -24,6 +24,22 @@ def output(run_dir: Path, index: int = 0) -> str:
     return (run_dir.parent / f"{run_dir.name}-{index}.log").read_text()[-3000:]
 
 
+def wait_for_steps(run_dir: Path, count: int, processes) -> None:
+    """Wait until so many steps are logged, by processes that must not end before."""
+    deadline = time.monotonic() + 200
+    while len(metrics(run_dir)) < count and time.monotonic() < deadline:
+        assert all(p.poll() is None for p in processes), output(run_dir) + output(run_dir, 1)
+        time.sleep(0.05)
+
+
+def assert_same_curve(run_dir: Path, expected: dict[int, dict]) -> None:
+    found = metrics(run_dir)
+    assert sorted(found) == sorted(expected) == list(range(1, 13))
+    for step, row in expected.items():
+        for name in ("train.total", "train.balance", "train.gradient_norm"):
+            np.testing.assert_allclose(found[step][name], row[name], rtol=2e-5, err_msg=f"step {step} {name}")
+
+
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
     """A finished run of one process with eight devices."""
@@ -42,10 +58,7 @@ def test_two_processes_equal_one_and_a_lost_one_is_noticed_and_the_restart_resum
     run_dir = folder / "two"
     processes = small_run.start_pair(config, run_dir, folder)
     try:
-        deadline = time.monotonic() + 200
-        while len(metrics(run_dir)) < 6 and time.monotonic() < deadline:
-            assert all(p.poll() is None for p in processes), output(run_dir) + output(run_dir, 1)
-            time.sleep(0.05)
+        wait_for_steps(run_dir, 6, processes)
         processes[1].kill()
         killed = time.monotonic()
         assert processes[0].wait(60) != 0
@@ -68,11 +81,7 @@ def test_two_processes_equal_one_and_a_lost_one_is_noticed_and_the_restart_resum
             process.kill()
     assert codes == [0, 0], output(run_dir) + output(run_dir, 1)
     assert "resumed at step 4" in output(run_dir) or "resumed at step 8" in output(run_dir)
-    found = metrics(run_dir)
-    assert sorted(found) == sorted(expected) == list(range(1, 13))
-    for step, row in expected.items():
-        for name in ("train.total", "train.balance", "train.gradient_norm"):
-            np.testing.assert_allclose(found[step][name], row[name], rtol=2e-5, err_msg=f"step {step} {name}")
+    assert_same_curve(run_dir, expected)
     one, two = ((folder / name / "hf" / "config.json").read_text() for name in ("one", "two"))
     assert one == two
     shutil.rmtree(run_dir)
@@ -85,10 +94,7 @@ def test_two_processes_asked_to_end_save_together_and_one_goes_on_alone(one_proc
     run_dir = folder / "ended"
     processes = small_run.start_pair(config, run_dir, folder)
     try:
-        deadline = time.monotonic() + 200
-        while len(metrics(run_dir)) < 5 and time.monotonic() < deadline:
-            assert all(p.poll() is None for p in processes), output(run_dir) + output(run_dir, 1)
-            time.sleep(0.05)
+        wait_for_steps(run_dir, 5, processes)
         processes[0].terminate()
         codes = [process.wait(100) for process in processes]
     finally:
@@ -102,11 +108,7 @@ def test_two_processes_asked_to_end_save_together_and_one_goes_on_alone(one_proc
     process = small_run.start(config, run_dir, 8, log=folder / "ended-0.log")
     assert process.wait(200) == 0, output(run_dir)
     assert f"resumed at step {step}" in output(run_dir)
-    found = metrics(run_dir)
-    assert sorted(found) == list(range(1, 13))
-    for number, row in expected.items():
-        for name in ("train.total", "train.balance", "train.gradient_norm"):
-            np.testing.assert_allclose(found[number][name], row[name], rtol=2e-5, err_msg=f"step {number} {name}")
+    assert_same_curve(run_dir, expected)
     shutil.rmtree(run_dir)
 
 
