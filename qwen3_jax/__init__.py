@@ -13,7 +13,17 @@ with epy.lazy_api_imports(globals()):
     from qwen3_jax.checkpoint import load, save
     from qwen3_jax.config import PRESETS, GenerationConfig, Qwen3Config, RopeScaling
     from qwen3_jax.errors import UserError
-    from qwen3_jax.generation import Delta, Generation, Sampling, generate, generate_step, stream
+    from qwen3_jax.generation import (
+        Delta,
+        DraftModel,
+        Engine,
+        Generation,
+        PromptLookup,
+        Request,
+        Sampling,
+        generate,
+        stream,
+    )
     from qwen3_jax.model import KVCache, Qwen3
     from qwen3_jax.text import Tokenizer
 
@@ -21,17 +31,20 @@ __version__ = "0.1.0"
 __all__ = [
     "PRESETS",
     "Delta",
+    "DraftModel",
+    "Engine",
     "Generation",
     "GenerationConfig",
     "KVCache",
+    "PromptLookup",
     "Qwen3",
     "Qwen3Config",
+    "Request",
     "RopeScaling",
     "Sampling",
     "Tokenizer",
     "UserError",
     "generate",
-    "generate_step",
     "load",
     "save",
     "stream",

@@ -16,8 +16,7 @@ import qwen3_jax
 from qwen3_jax.cli.common import ctrl_c
 from qwen3_jax.cli.inputs import Job
 from qwen3_jax.errors import UserError
-from qwen3_jax.generation import Delta, Generation, Timing
-from qwen3_jax.model import Qwen3
+from qwen3_jax.generation import Delta, Engine, Generation, Stats
 from qwen3_jax.progress import progress_bar
 from qwen3_jax.text import Tokenizer
 
@@ -83,7 +82,7 @@ class Printer:
 
 
 def answer_one(
-    model: Qwen3,
+    engine: Engine,
     tokenizer: Tokenizer,
     job: Job,
     options: dict[str, Any],
@@ -93,10 +92,9 @@ def answer_one(
     shown: bool = True,
 ) -> bool:
     """Answer one prompt (n times) on standard output; return False if Ctrl-C cut it short."""
-    timing = Timing()
     results: list[Generation] = []
-    deltas = qwen3_jax.stream(model, tokenizer, [job.prompt], timing=timing, **options)
     total = options["sampling"].n
+    deltas = qwen3_jax.stream(engine, tokenizer, [job.prompt], **options)
     printer = Printer() if shown and stream else None
     partial: list[Delta] = []
     with ctrl_c() as stopped:
@@ -107,7 +105,7 @@ def answer_one(
             if delta.result is not None:
                 results.append(delta.result)
                 if as_json and shown:
-                    write_json(sys.stdout, record(delta, job, timing))
+                    write_json(sys.stdout, record(delta, job, engine.stats))
             if stopped():
                 break
         done = len(results) == total
@@ -117,7 +115,7 @@ def answer_one(
         printer.finish()
     elif not as_json:
         _print_whole(partial, total)
-    report(timing, results, stopped=not done)
+    report(engine.stats, results, stopped=not done)
     return done
 
 
@@ -134,11 +132,10 @@ def _print_whole(deltas: list[Delta], total: int) -> None:
 
 
 def answer_batch(
-    model: Qwen3,
+    engine: Engine,
     tokenizer: Tokenizer,
     jobs: list[Job],
     options: dict[str, Any],
-    batch_size: int,
     output: Path | None,
     shown: bool = True,
 ) -> bool:
@@ -146,26 +143,23 @@ def answer_batch(
 
     Lines come in the order in which answers finish; "index" is the place of the prompt in the file.
     """
-    timing, before = Timing(), Timing()  # of the run, and of the run before the batch at hand
     results: list[Generation] = []
     total = len(jobs) * options["sampling"].n
     bar_shown = None if shown else False
     prompts = [job.prompt for job in jobs]
-    deltas = qwen3_jax.stream(model, tokenizer, prompts, batch_size=batch_size, timing=timing, **options)
+    deltas = qwen3_jax.stream(engine, tokenizer, prompts, **options)
     with ctrl_c() as stopped, _opened(output) as out, progress_bar("answering", total, visible=bar_shown) as bar:
         for delta in deltas:
             if delta.result is not None:
                 results.append(delta.result)
                 if shown:
-                    write_json(out, record(delta, jobs[delta.index], _since(timing, before)))
+                    write_json(out, record(delta, jobs[delta.index], engine.stats))
                 bar.advance()
-                if len(results) % batch_size == 0:
-                    before = dataclasses.replace(timing)
             if stopped():
                 break
     done = len(results) == total
     if shown:
-        report(timing, results, stopped=not done)
+        report(engine.stats, results, stopped=not done)
         if not done or output is not None:
             where = "" if output is None else f" in {output}"
             print(f"{len(results)} of {total} answers{where}", file=sys.stderr)
@@ -185,8 +179,8 @@ def _opened(output: Path | None) -> Iterator[TextIO]:
         yield file
 
 
-def record(delta: Delta, job: Job, timing: Timing) -> dict[str, Any]:
-    """Return a finished answer as plain JSON values; `timing` is that of its batch until the answer was finished."""
+def record(delta: Delta, job: Job, stats: Stats) -> dict[str, Any]:
+    """Return a finished answer as plain JSON values; `stats` is of the whole run until the answer was finished."""
     result = delta.result
     assert result is not None
     logprobs = None
@@ -215,10 +209,10 @@ def record(delta: Delta, job: Job, timing: Timing) -> dict[str, Any]:
         "logprobs": logprobs,
         "finish_reason": result.finish_reason,
         "usage": dataclasses.asdict(result.usage) | {"total_tokens": result.usage.total_tokens},
-        "timing": dataclasses.asdict(timing)
+        "timing": dataclasses.asdict(stats)
         | {
-            "prefill_tokens_per_second": _rate(timing.prefill_tokens, timing.prefill_seconds),
-            "decode_tokens_per_second": _rate(timing.decode_tokens, timing.decode_seconds),
+            "prefill_tokens_per_second": _rate(stats.prefill_tokens, stats.prefill_seconds),
+            "decode_tokens_per_second": _rate(stats.decode_tokens, stats.decode_seconds),
         },
     }
 
@@ -234,18 +228,21 @@ def format_call(call: Any) -> str:
     return f'<tool_call>\n{{"name": {json.dumps(call.name)}, "arguments": {call.arguments}}}\n</tool_call>\n'
 
 
-def report(timing: Timing, results: list[Generation], stopped: bool = False) -> None:
+def report(stats: Stats, results: list[Generation], stopped: bool = False) -> None:
     """Print the timing summary on standard error."""
     thinking = sum(result.usage.thinking_tokens for result in results)
     forced = sum(result.usage.forced_tokens for result in results)
     # Each answer's first token comes out of its prefill.
-    new = sum(result.usage.completion_tokens for result in results) if not stopped else timing.decode_tokens
+    new = sum(result.usage.completion_tokens for result in results) if not stopped else stats.decode_tokens
+    cached = f" + {stats.cached_tokens} cached" if stats.cached_tokens else ""
     parts = [
-        f"prompt {timing.prefill_tokens} tokens: {_speed(timing.prefill_tokens, timing.prefill_seconds)}",
-        f"answer {new} tokens: {_speed(timing.decode_tokens, timing.decode_seconds)}",
-        f"compilation {timing.compile_seconds:.1f} s",
+        f"prompt {stats.prefill_tokens}{cached} tokens: {_speed(stats.prefill_tokens, stats.prefill_seconds)}",
+        f"answer {new} tokens: {_speed(stats.decode_tokens, stats.decode_seconds)}",
+        f"compilation {stats.compile_seconds:.1f} s",
         "stopped" if stopped else f"thinking {thinking}, forced {forced}",
     ]
+    if stats.guessed:
+        parts.insert(2, f"accepted {stats.accepted} of {stats.guessed} guesses")
     line = " | ".join(parts)
     colours = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     print(f"{_DIM}{line}{_PLAIN}" if colours else line, file=sys.stderr, flush=True)
@@ -258,8 +255,3 @@ def _speed(tokens: int, seconds: float) -> str:
 
 def _rate(tokens: int, seconds: float) -> float | None:
     return tokens / seconds if seconds > 0 else None
-
-
-def _since(timing: Timing, before: Timing) -> Timing:
-    pairs = zip(dataclasses.astuple(timing), dataclasses.astuple(before), strict=True)
-    return Timing(*(now - then for now, then in pairs))

@@ -7,6 +7,7 @@ thinking of earlier turns is kept in the history and left out of the prompt by t
 """
 
 import contextlib
+import dataclasses
 import re
 import sys
 from typing import Any
@@ -15,8 +16,7 @@ import qwen3_jax
 from qwen3_jax.cli.answers import Printer, report
 from qwen3_jax.cli.common import ctrl_c
 from qwen3_jax.errors import UserError, nearest
-from qwen3_jax.generation import Generation, Timing
-from qwen3_jax.model import Qwen3
+from qwen3_jax.generation import Engine, Generation
 from qwen3_jax.text import Tokenizer, soft_switch
 
 HELP = """\
@@ -37,16 +37,17 @@ class Chat:
     """The loop of a conversation.
 
     Args:
-        model, tokenizer: from `qwen3_jax.load`.
+        engine: keeps the conversation's keys and values from turn to turn.
+        tokenizer: of its model.
         system: a system message, or None.
         options: keyword arguments of `qwen3_jax.stream`; their `enable_thinking` and `thinking_budget` are where it starts.
         stream: show answers as they come.
     """
 
     def __init__(
-        self, model: Qwen3, tokenizer: Tokenizer, system: str | None, options: dict[str, Any], *, stream: bool
+        self, engine: Engine, tokenizer: Tokenizer, system: str | None, options: dict[str, Any], *, stream: bool
     ):
-        self._model, self._tokenizer, self._stream = model, tokenizer, stream
+        self._engine, self._tokenizer, self._stream = engine, tokenizer, stream
         self._options = dict(options)
         self._thinks: bool | None = self._options.pop("enable_thinking")  # None: as the model and soft switches have it
         self._budget: int | None = self._options.pop("thinking_budget")
@@ -146,14 +147,13 @@ class Chat:
 
     def _answer(self, turn: list[dict[str, Any]]) -> dict[str, Any] | None:
         """Generate and show an answer; None if there is nothing of it to keep."""
-        timing, printer = Timing(), Printer()
+        before, printer = dataclasses.replace(self._engine.stats), Printer()
         pieces: dict[str, list[str]] = {"thinking": [], "content": []}
         shown = []
         result: Generation | None = None
         try:
             deltas = qwen3_jax.stream(
-                self._model, self._tokenizer, [[*self._history, *turn]], timing=timing, **self._mode(turn[0]),
-                **self._options,
+                self._engine, self._tokenizer, [[*self._history, *turn]], **self._mode(turn[0]), **self._options,
             )  # fmt: skip
             with ctrl_c() as stopped:
                 for delta in deltas:
@@ -176,7 +176,7 @@ class Chat:
             for delta in shown:
                 printer.show(delta)
         printer.finish()
-        report(timing, [] if result is None else [result], stopped=result is None)
+        report(self._engine.stats.since(before), [] if result is None else [result], stopped=result is None)
         thinking, content = "".join(pieces["thinking"]), "".join(pieces["content"])
         if result is None and not content.strip():
             self._say("stopped before the answer began; the turn is forgotten.")

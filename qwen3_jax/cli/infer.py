@@ -23,7 +23,7 @@ from qwen3_jax.cli.common import INTERRUPTED, Parser, guarded, whole_number
 from qwen3_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from qwen3_jax.generation import Sampling
+    from qwen3_jax.generation import Engine, Sampling
     from qwen3_jax.model import Qwen3
     from qwen3_jax.text import Tokenizer
 
@@ -80,11 +80,24 @@ def _parser(prog: str) -> Parser:
     add("--top-p", type=float, metavar="P", help="keep the likeliest tokens that reach probability P")
     add("--min-p", type=float, metavar="P", help="drop tokens below P times the likeliest one's probability")
     add("--presence-penalty", type=float, metavar="X", default=0.0, help="-2 to 2, against repetition")
+    add("--frequency-penalty", type=float, metavar="X", default=0.0, help="-2 to 2, the same for every time it stood")
     add("--repetition-penalty", type=float, metavar="X", help="above 1 against repetition")
     add("--seed", type=int, metavar="N", help="makes the answer repeatable")
     add("--stop", action="append", default=[], metavar="TEXT", help="ends the answer; may be given several times")
     add("--n", type=whole_number(1), default=1, metavar="N", help="answers per prompt")
     add("--logprobs", type=int, metavar="N", help="report log probabilities and N alternatives (with --json or JSONL)")
+
+    add = parser.add_argument_group("speed and memory").add_argument
+    add(
+        "--lookup", type=whole_number(1), metavar="N",
+        help="guess that text goes on as it did where its last tokens stood before, N tokens at a time",
+    )  # fmt: skip
+    add("--draft", metavar="DIR|ID", help="let this smaller model of the same vocabulary guess, 4 tokens at a time")
+    add(
+        "--cache-type",
+        choices=["int8", "fp8"],
+        help="keep keys and values in 8 bits: half the memory of bfloat16; not exact",
+    )
 
     add = parser.add_argument_group("output").add_argument
     add(
@@ -146,6 +159,7 @@ def _check_together(parser: Parser, args: argparse.Namespace) -> None:
         if option in given:
             parser.error(f"--{option} is about planning: it needs --plan TOPOLOGY")
     refuse("prompt", ("messages", "chat"))
+    refuse("lookup", ("draft",))
     refuse("messages", ("chat",))
     refuse("raw", ("system", "tools", "chat"), "it leaves the chat template out")
     refuse("no_thinking", ("thinking_budget",))
@@ -206,17 +220,18 @@ def _run(args: argparse.Namespace) -> int:
     )
     from qwen3_jax.cli.answers import answer_batch, answer_one
 
+    rows = (args.batch_size or DEFAULT_BATCH_SIZE) if batch else min(args.n, DEFAULT_BATCH_SIZE)
+    engine = _engine(args, model, mesh, rows)
     stream = sys.stdout.isatty() and not args.json and args.n == 1 if args.stream is None else args.stream
     if args.chat:
         from qwen3_jax.cli.chat import Chat
 
-        return Chat(model, tokenizer, args.system, options, stream=args.stream is not False).run()
+        return Chat(engine, tokenizer, args.system, options, stream=args.stream is not False).run()
     shown = jax.process_index() == 0
     if batch:
-        size = args.batch_size or DEFAULT_BATCH_SIZE
-        done = answer_batch(model, tokenizer, jobs, options, size, args.output, shown)
+        done = answer_batch(engine, tokenizer, jobs, options, args.output, shown)
     else:
-        done = answer_one(model, tokenizer, jobs[0], options, as_json=args.json, stream=stream, shown=shown)
+        done = answer_one(engine, tokenizer, jobs[0], options, as_json=args.json, stream=stream, shown=shown)
     return 0 if done else INTERRUPTED
 
 
@@ -254,6 +269,7 @@ def _sampling(args: argparse.Namespace) -> "Sampling":
         "top_p",
         "min_p",
         "presence_penalty",
+        "frequency_penalty",
         "repetition_penalty",
         "seed",
         "logprobs",
@@ -271,3 +287,16 @@ def _load(args: argparse.Namespace, mesh: Any) -> "tuple[Qwen3, Tokenizer]":
     if tokenizer is None:
         raise UserError(f"{args.model} has no tokenizer files (tokenizer.json); text cannot be read or written.")
     return model, tokenizer
+
+
+def _engine(args: argparse.Namespace, model: "Qwen3", mesh: Any, rows: int) -> "Engine":
+    from qwen3_jax.checkpoint import load
+    from qwen3_jax.generation import DraftModel, Engine, PromptLookup
+
+    speculation: Any = None
+    if args.lookup is not None:
+        speculation = PromptLookup(args.lookup)
+    elif args.draft is not None:
+        draft, _ = load(args.draft, dtype=model.dtype, mesh=mesh)
+        speculation = DraftModel(draft)
+    return Engine(model, rows=rows, speculation=speculation, cache_type=args.cache_type)

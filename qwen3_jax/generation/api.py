@@ -1,4 +1,4 @@
-"""`generate` and `stream`: prompts in, answers out. Both sit on one `generate_step`.
+"""`generate` and `stream`: prompts in, answers out. Both sit on one `Engine`.
 
     out = qwen3_jax.generate(model, tok, [[{"role": "user", "content": "What is 7 * 8?"}]], thinking_budget=512)
     out[0].thinking, out[0].content, out[0].usage.thinking_tokens
@@ -11,16 +11,15 @@ Everything about a request is checked before anything runs.
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from qwen3_jax.errors import UserError
-from qwen3_jax.generation.answer import Answer, Delta, Generation, TokenLogprob
+from qwen3_jax.generation.answer import Answer, Delta, Generation
 from qwen3_jax.generation.budget import ThinkingTokens
+from qwen3_jax.generation.engine import Engine, Request
 from qwen3_jax.generation.sampling import Sampling
-from qwen3_jax.generation.steps import Row, Step, generate_step
 from qwen3_jax.model import Qwen3
 from qwen3_jax.progress import progress_bar
 from qwen3_jax.text import STOP_TEXT, Tokenizer
@@ -30,28 +29,12 @@ Prompt = str | Sequence[int] | Sequence[Message]
 T = TypeVar("T")
 PerRow: TypeAlias = T | Sequence[T]
 
+DEFAULT_ROWS = 32  # answers decoded together
 DEFAULT_MAX_NEW_TOKENS = 32_768  # Qwen's recommendation for most queries
 
 
-@dataclass
-class Timing:
-    """Adds up what generation did; tokens per second follow from it.
-
-    Attributes:
-        prefill_tokens, prefill_seconds: prompt tokens, and the time that their forward pass and first new token took.
-        decode_tokens, decode_seconds: all further tokens of unfinished answers.
-        compile_seconds: time spent compiling, in neither of the two; later calls of a process do not repeat it.
-    """
-
-    prefill_tokens: int = 0
-    prefill_seconds: float = 0.0
-    decode_tokens: int = 0
-    decode_seconds: float = 0.0
-    compile_seconds: float = 0.0
-
-
 def generate(
-    model: Qwen3,
+    model: Qwen3 | Engine,
     tokenizer: Tokenizer | None,
     prompts: Prompt | Sequence[Prompt],
     *,
@@ -64,12 +47,11 @@ def generate(
     thinking_stop_text: str = STOP_TEXT,
     batch_size: int | None = None,
     progress: bool | None = False,
-    timing: Timing | None = None,
 ) -> list[Generation]:
     """Answer every prompt.
 
     Args:
-        model: from `qwen3_jax.load`, on any mesh.
+        model: from `qwen3_jax.load`, on any mesh; or an engine around it, whose cache then goes on from call to call.
         tokenizer: its tokenizer; None is enough for prompts of token ids, and leaves the texts empty.
         prompts: a list of texts (continued as they are), of token-id lists, or of message lists (the chat template is
             applied). A single prompt is taken as a list of one.
@@ -81,10 +63,8 @@ def generate(
         tools: functions that the model may call, as JSON schemas in OpenAI's form; calls come back as `tool_calls`.
         continue_final_message: the last message is an unfinished answer that the model goes on with.
         thinking_stop_text: what is inserted at the budget; holds `</think>` once.
-        batch_size: answers decoded together; None is all.
+        batch_size: answers decoded together, at most; None is 32, or what the given engine has.
         progress: draw a bar over the answers; None draws it on a terminal.
-        timing: added to, if given.
-
         `sampling`, `max_new_tokens`, `enable_thinking` and `thinking_budget` may be lists with one entry per prompt.
 
     Returns:
@@ -94,13 +74,13 @@ def generate(
         UserError: an unusable prompt or option, by name; a budget that is negative, on a model without thinking, or too
             close to max_new_tokens to leave room for an answer; a prompt beyond the context.
     """
-    requests = _plan(
+    engine, requests = _plan(
         model, tokenizer, prompts, sampling, max_new_tokens, enable_thinking, thinking_budget, tools,
         continue_final_message, thinking_stop_text, batch_size,
     )  # fmt: skip
     results: dict[tuple[int, int], Generation] = {}
     with progress_bar("generating", len(requests), visible=progress) as bar:
-        for delta in _run(model, requests, batch_size, timing or Timing()):
+        for delta in _run(engine, requests):
             if delta.result is not None:
                 results[delta.index, delta.sample] = delta.result
                 bar.advance()
@@ -112,7 +92,7 @@ def generate(
 
 
 def stream(
-    model: Qwen3,
+    model: Qwen3 | Engine,
     tokenizer: Tokenizer | None,
     prompts: Prompt | Sequence[Prompt],
     *,
@@ -124,63 +104,53 @@ def stream(
     continue_final_message: bool = False,
     thinking_stop_text: str = STOP_TEXT,
     batch_size: int | None = None,
-    timing: Timing | None = None,
 ) -> Iterator[Delta]:
     """Like `generate`, but yield typed deltas as they come; each answer closes with a delta of kind "end".
 
     Requests are checked at the call, before the first delta is asked for.
     """
-    requests = _plan(
+    engine, requests = _plan(
         model, tokenizer, prompts, sampling, max_new_tokens, enable_thinking, thinking_budget, tools,
         continue_final_message, thinking_stop_text, batch_size,
     )  # fmt: skip
-    return _run(model, requests, batch_size, timing or Timing())
+    return _run(engine, requests)
 
 
-@dataclass(frozen=True)
-class _Request:
-    row: Row
-    answer: Answer
-    tokens: ThinkingTokens
-
-
-def _run(model: Qwen3, requests: list[_Request], batch_size: int | None, timing: Timing) -> Iterator[Delta]:
-    size = batch_size or len(requests)
-    for start in range(0, len(requests), size):
-        batch = requests[start : start + size]
-        timing.prefill_tokens += sum(len(request.row.prompt) for request in batch)
-        for number, step in enumerate(generate_step(model, [request.row for request in batch], batch[0].tokens)):
-            live = sum(request.answer.result is None for request in batch)
-            timing.compile_seconds += step.compile_seconds
-            if number == 0:
-                timing.prefill_seconds += step.seconds
-            else:
-                timing.decode_seconds += step.seconds
-                timing.decode_tokens += live
-            for i, request in enumerate(batch):
-                logprob = _logprob(step, i, request.answer.logprobs)
-                yield from request.answer.add(
-                    int(step.tokens[i]), bool(step.forced[i]), bool(step.thinking[i]), logprob
-                )
-            if all(request.answer.result is not None for request in batch):
-                break
-
-
-def _logprob(step: Step, row: int, wanted: int | None) -> TokenLogprob | None:
-    if wanted is None or step.logprobs is None:
-        return None
-    top = zip(step.logprobs.top_tokens[row, :wanted].tolist(), step.logprobs.top[row, :wanted].tolist(), strict=True)
-    return TokenLogprob(int(step.tokens[row]), float(step.logprobs.chosen[row]), tuple(top))
+def _run(engine: Engine, requests: list[tuple[Request, Answer]]) -> Iterator[Delta]:
+    """Answer all; what is left is cancelled when the caller stops early."""
+    if engine.busy:
+        raise UserError(
+            "the engine is busy with other requests; finish or close their stream first, or use Engine.submit."
+        )
+    answers = {engine.submit(request): answer for request, answer in requests}
+    try:
+        while answers:
+            for token in engine.step():
+                answer = answers.get(token.number)
+                if answer is None:
+                    continue  # past a stop text
+                yield from answer.add(token.id, token.forced, token.thinking, token.logprob)
+                if answer.result is not None:
+                    del answers[token.number]
+                    engine.cancel(token.number)  # a stop text ends it here; the engine knows of the other ends
+    finally:
+        for number in answers:
+            engine.cancel(number)
 
 
 def _plan(
     model, tokenizer, prompts, sampling, max_new_tokens, enable_thinking, thinking_budget, tools,
     continue_final_message, thinking_stop_text, batch_size,
-) -> list[_Request]:  # fmt: skip
-    """Check everything and lay out the rows."""
+) -> tuple[Engine, list[tuple[Request, Answer]]]:  # fmt: skip
+    """Check everything and lay out the requests."""
     whole = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
     if batch_size is not None and not (whole and batch_size >= 1):
-        raise UserError(f"batch_size is {batch_size!r}; it must be 1 or more, or None for all.")
+        raise UserError(f"batch_size is {batch_size!r}; it must be 1 or more, or None.")
+    engine = model if isinstance(model, Engine) else None
+    if engine is not None:
+        if batch_size is not None:
+            raise UserError(f"batch_size is {batch_size}, but the given engine has its own; leave it out.")
+        model = engine.model
     prompts = _as_prompts(prompts)
     count = len(prompts)
     sampling_rows = _per_row("sampling", Sampling() if sampling is None else sampling, count)
@@ -191,26 +161,33 @@ def _plan(
     eos = _eos(model, tokenizer)
     if eos.intersection(tokens.stop):
         raise UserError(f"the thinking stop text {thinking_stop_text!r} holds a token that ends the answer.")
-    requests = []
+    rows: list[tuple[int, list[int], Sampling, int | None, int | None]] = []
     for index, prompt in enumerate(prompts):
         enable, budget = _thinking(index, tokenizer, tokens, enable_rows[index], budget_rows[index])
         ids = _encode(index, prompt, tokenizer, tools, enable, continue_final_message)
         _check_ids(index, ids, model.config.vocab_size)
-        limit = _limit(index, len(ids), max_rows[index], model)
-        header = None if tokenizer is None else tokenizer.im_start_id
-        is_open = tokens.is_open(ids, header)
-        _check_room(index, budget, limit, tokens, is_open)
         resolved = sampling_rows[index].resolve(model.generation_config)
         if resolved.stop and tokenizer is None:
             raise UserError("sampling option 'stop' needs a tokenizer, and there is none.")
+        rows.append((index, ids, resolved, max_rows[index], budget))
+    if engine is None:
+        for index, ids, _, wanted, _ in rows:
+            _limit(index, len(ids), wanted, model, model.config.max_position_embeddings)
+        engine = Engine(model, rows=min(sum(resolved.n for _, _, resolved, _, _ in rows), batch_size or DEFAULT_ROWS))
+    requests = []
+    header = None if tokenizer is None else tokenizer.im_start_id
+    for index, ids, resolved, wanted, budget in rows:
+        limit = _limit(index, len(ids), wanted, model, engine.max_length)
+        is_open = tokens.is_open(ids, header)
+        _check_room(index, budget, limit, tokens, is_open)
         for sample in range(resolved.n):
-            row = Row(tuple(ids), resolved, budget, is_open, sample)
+            request = Request(tuple(ids), resolved, limit, eos, budget, is_open, tokens, sample)
             answer = Answer(
                 tokenizer, len(ids), limit, eos, tuple(resolved.stop), is_open, bool(tools), resolved.logprobs,
                 index, sample,
             )  # fmt: skip
-            requests.append(_Request(row, answer, tokens))
-    return requests
+            requests.append((request, answer))
+    return engine, requests
 
 
 def _as_prompts(prompts: Any) -> list[Any]:
@@ -321,9 +298,8 @@ def _check_ids(index: int, ids: list[int], vocabulary: int) -> None:
             raise UserError(f"prompt {index} has {token!r}; token ids are whole numbers from 0 to {vocabulary - 1}.")
 
 
-def _limit(index: int, prompt: int, wanted: int | None, model: Qwen3) -> int:
-    """Most new tokens of a row; the prompt and they must fit the context."""
-    context = model.config.max_position_embeddings
+def _limit(index: int, prompt: int, wanted: int | None, model: Qwen3, context: int) -> int:
+    """Most new tokens of a request; the prompt and they must fit the context, and the engine's cache."""
     if prompt >= context:
         raise UserError(
             f"prompt {index} has {prompt} tokens; the model's maximum context length is {context} tokens, and the answer "

@@ -18,7 +18,7 @@ With the budget not reached, no token differs from a run without one.
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.text import STOP_TEXT, Tokenizer
 
 UNLIMITED = np.iinfo(np.int32).max
+MAX_STOP_TOKENS = 64  # of a stop text; every row's has room for so many
 _NONE = -1  # an id that no token has
 
 
@@ -66,6 +67,10 @@ class ThinkingTokens:
         start, end = (_NONE if id is None else id for id in calls)
         return cls(tokenizer.think_start_id, tokenizer.think_end_id, stop, start, end)
 
+    def __post_init__(self) -> None:
+        if len(self.stop) > MAX_STOP_TOKENS:
+            raise UserError(f"the thinking stop text has {len(self.stop)} tokens; it may have {MAX_STOP_TOKENS}.")
+
     def is_open(self, prompt: list[int], header: int | None) -> bool:
         """Whether a prompt leaves thinking open; tags before the last `<|im_start|>` (`header`) are someone's text."""
         if self.start == _NONE:
@@ -79,29 +84,66 @@ class ThinkingTokens:
 
 
 @struct.dataclass
+class BudgetRules:
+    """What holds for each row from start to end, arrays [B]; `ThinkingTokens` and the budget.
+
+    Attributes:
+        budget: int32, sampled thinking tokens allowed.
+        start, end, call_start, call_end: int32, -1 for none.
+        stop: int32 [B, MAX_STOP_TOKENS], the stop text's ids.
+        stop_length: int32.
+    """
+
+    budget: jax.Array
+    start: jax.Array
+    end: jax.Array
+    call_start: jax.Array
+    call_end: jax.Array
+    stop: jax.Array
+    stop_length: jax.Array
+
+    @classmethod
+    def of(cls, budgets: Sequence[int | None], tokens: Sequence[ThinkingTokens]) -> BudgetRules:
+        """Stack the rules of rows; a budget of None is unlimited."""
+
+        def column(values: Iterable[int]) -> Any:
+            return np.asarray(list(values), np.int32)
+
+        stop: Any = np.zeros((len(budgets), MAX_STOP_TOKENS), np.int32)
+        for row, of in zip(stop, tokens, strict=True):
+            row[: len(of.stop)] = of.stop
+        return cls(
+            budget=column(UNLIMITED if b is None else min(b, UNLIMITED) for b in budgets),
+            start=column(of.start for of in tokens),
+            end=column(of.end for of in tokens),
+            call_start=column(of.call_start for of in tokens),
+            call_end=column(of.call_end for of in tokens),
+            stop=stop,
+            stop_length=column(len(of.stop) for of in tokens),
+        )
+
+
+@struct.dataclass
 class BudgetState:
     """Where each row stands, arrays [B].
 
     Attributes:
-        budget: int32, sampled thinking tokens allowed.
         used: int32, sampled thinking tokens so far.
         thinking: bool, between the tags.
         in_call: bool, between the tags of a tool call outside thinking.
         forcing: int32, index of the stop token that comes next, -1 when none does.
     """
 
-    budget: jax.Array
     used: jax.Array
     thinking: jax.Array
     in_call: jax.Array
     forcing: jax.Array
 
     @classmethod
-    def start(cls, budgets: list[int | None], thinking: list[bool]) -> BudgetState:
-        """Return the state before the first token; a budget of None is unlimited."""
-        rows = len(budgets)
+    def start(cls, thinking: Sequence[bool]) -> BudgetState:
+        """Return the state before the first token, given whether the prompts leave thinking open."""
+        rows = len(thinking)
         arrays: dict[str, Any] = dict(
-            budget=np.asarray([UNLIMITED if b is None else min(b, UNLIMITED) for b in budgets], np.int32),
             used=np.zeros(rows, np.int32),
             thinking=np.asarray(thinking, bool),
             in_call=np.zeros(rows, bool),
@@ -109,30 +151,26 @@ class BudgetState:
         )
         return cls(**arrays)
 
-    def forbid(self, logits_bv: jax.Array, tokens: ThinkingTokens) -> jax.Array:
+    def forbid(self, logits_bv: jax.Array, rules: BudgetRules) -> jax.Array:
         """Take `<think>` out of reach of rows that have used up their budget."""
-        if tokens.start == _NONE:
-            return logits_bv
-        spent_b = (self.used >= self.budget) & ~self.thinking
-        return logits_bv.at[:, tokens.start].set(jnp.where(spent_b, -jnp.inf, logits_bv[:, tokens.start]))
+        spent_b = (self.used >= rules.budget) & ~self.thinking & (rules.start >= 0)
+        token_b = jnp.where(spent_b, rules.start, logits_bv.shape[1])  # past the last is dropped
+        return logits_bv.at[jnp.arange(logits_bv.shape[0]), token_b].set(-jnp.inf, mode="drop")
 
-    def advance(self, sampled_b: jax.Array, tokens: ThinkingTokens) -> tuple[jax.Array, jax.Array, BudgetState]:
+    def advance(self, sampled_b: jax.Array, rules: BudgetRules) -> tuple[jax.Array, jax.Array, BudgetState]:
         """Return (token that is taken, whether it was forced, next state), each [B]."""
-        if tokens.start == _NONE:
-            return sampled_b, jnp.zeros(sampled_b.shape, bool), self
-        stop_s = jnp.asarray(tokens.stop, jnp.int32)
-        forcing_b = jnp.where((self.forcing < 0) & self.thinking & (self.used >= self.budget), 0, self.forcing)
+        forcing_b = jnp.where((self.forcing < 0) & self.thinking & (self.used >= rules.budget), 0, self.forcing)
         forced_b = forcing_b >= 0
-        token_b = jnp.where(forced_b, stop_s[jnp.maximum(forcing_b, 0)], sampled_b)
-        last_b = forcing_b == len(tokens.stop) - 1
+        next_b = jnp.take_along_axis(rules.stop, jnp.maximum(forcing_b, 0)[:, None], axis=1)[:, 0]
+        token_b = jnp.where(forced_b, next_b, sampled_b)
+        last_b = forcing_b == rules.stop_length - 1
 
-        ends_b = self.thinking & (token_b == tokens.end)
-        begins_b = ~self.thinking & ~self.in_call & (token_b == tokens.start)
+        ends_b = self.thinking & (token_b == rules.end)
+        begins_b = ~self.thinking & ~self.in_call & (token_b == rules.start)
         counts_b = self.thinking & ~ends_b & ~forced_b
-        calls_b = ~self.thinking & (token_b == tokens.call_start)
-        returns_b = ~self.thinking & (token_b == tokens.call_end)
-        state = dataclasses.replace(
-            self,
+        calls_b = ~self.thinking & (token_b == rules.call_start)
+        returns_b = ~self.thinking & (token_b == rules.call_end)
+        state = BudgetState(
             used=self.used + counts_b.astype(jnp.int32),
             thinking=(self.thinking & ~ends_b) | begins_b,
             in_call=(self.in_call | calls_b) & ~returns_b,

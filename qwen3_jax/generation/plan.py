@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +18,18 @@ from flax import nnx
 import sharding
 from qwen3_jax.config import GenerationConfig, Qwen3Config, read_json
 from qwen3_jax.errors import UserError
-from qwen3_jax.generation import steps
-from qwen3_jax.generation.budget import BudgetState, ThinkingTokens
-from qwen3_jax.generation.sampling import Sampling, SamplingRows
+from qwen3_jax.generation import program
+from qwen3_jax.generation.engine import Request, arrays_of
+from qwen3_jax.generation.program import State
+from qwen3_jax.generation.sampling import Sampling, Seen
+from qwen3_jax.kernels import page_size
 from qwen3_jax.model import Qwen3, Structure, parameter_count
 from sharding import MeshConfig, Placement, ShardingError, Topology
 from sharding.plan import Plan, bytes_per_device, compile_for, uncached
 from sharding.topology import nearest_meshes
 
-_PROMPT = 16  # the shortest prefill: it is compiled only for where it leaves its state
+_LEAST = 16  # slots of a context
+_STEPS = 8  # most tokens of a call; the report is of one
 
 
 def plan(
@@ -54,9 +56,9 @@ def plan(
         UserError: no rows, or a context beyond what the model handles.
         ShardingError: the mesh does not fit the devices or the model; names meshes that do.
     """
-    if rows < 1 or not _PROMPT <= context <= config.max_position_embeddings:
+    if rows < 1 or not _LEAST <= context <= config.max_position_embeddings:
         raise UserError(
-            f"{rows} rows of {context} slots cannot be planned: at least one row, and {_PROMPT} to "
+            f"{rows} rows of {context} slots cannot be planned: at least one row, and {_LEAST} to "
             f"{config.max_position_embeddings} slots (max_position_embeddings)."
         )
     started = time.perf_counter()
@@ -75,10 +77,13 @@ def plan(
     shapes = structure.shapes
     weights = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[n]) for n, x in shapes.items()}
     graphdef, params = nnx.split(structure.merge(weights))
-    tokens = ThinkingTokens()
-    settings = SamplingRows.of([Sampling(seed=0).resolve(GenerationConfig())] * rows, [0] * rows)
-    state = _state(graphdef, tokens, context, params, settings, rows)
-    lowered = steps._decode.lower(graphdef, tokens, params, settings, state)
+    shards = placement.parts("batch")
+    if rows % shards:
+        raise ShardingError(f"{rows} rows do not divide by {shards}, over which the mesh splits the batch.")
+    state, settings, progress, tables = _arguments(structure, placement, rows, shards, context)
+    lowered = program.decode.lower(
+        (graphdef,), _STEPS, (params,), state, settings, progress, tables, jax.ShapeDtypeStruct((), jnp.int32)
+    )
     lowering = time.perf_counter() - started
     assert placement.mesh is not None
     compiled = compile_for(lowered, where, placement.mesh)
@@ -93,7 +98,7 @@ def plan(
         where=where,
         mesh=dict(placement.mesh.shape),
         compiled=compiled,
-        holds={"weights": devices * bytes_per_device(weights), "cache": devices * bytes_per_device(state.cache)},
+        holds={"weights": devices * bytes_per_device(weights), "cache": devices * bytes_per_device(state.groups)},
         tokens=rows,
         model_flops=rows * (2 * matrices + attention),
         notes=("one step gives one token to every row; a full cache is attended to",),
@@ -115,16 +120,23 @@ def architecture(model: str) -> Qwen3Config:
         raise UserError(f"{model!r} is no folder with a config.json, and {error}") from None
 
 
-def _state(graphdef: Any, tokens: ThinkingTokens, context: int, params: Any, settings: SamplingRows, rows: int) -> Any:
-    """The decode step's state, described: shapes and shardings with which a prefill leaves it."""
-    prompts = jax.ShapeDtypeStruct((rows, _PROMPT), jnp.int32)
-    lengths = jax.ShapeDtypeStruct((rows,), jnp.int32)
-    budget = BudgetState.start([None] * rows, [False] * rows)
-    lowered = steps._prefill.lower(graphdef, tokens, context, params, settings, prompts, lengths, budget)
-    shapes, _ = lowered.out_info
+def _arguments(structure: Structure, placement: Placement, rows: int, shards: int, context: int):
+    """What the decode step is called with, described: as an `Engine` with a full cache calls it."""
+    size = page_size(placement)
+    width = -(-context // size)
+
+    def state() -> State:
+        model = structure.merge(structure.shapes)
+        groups = model.new_pages(1 + rows // shards * width, slots_per_page=size, shards=shards)
+        return State(groups, (), Seen.empty(rows, model.config.vocab_size, placement))
+
     with uncached():
-        placed, _ = lowered.compile().output_shardings
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
+        lowered = jax.jit(state).lower()
+        shardings = lowered.compile().output_shardings
+    placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), lowered.out_info, shardings)
+    one_row = arrays_of(Request((0,), Sampling(temperature=0, seed=0), 1), GenerationConfig(), 0)
+    settings, progress = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), one_row)
+    return placed, settings, progress, jax.ShapeDtypeStruct((shards, rows // shards, width), jnp.int32)
 
 
 def _works(config: Qwen3Config, where: Topology, sizes: tuple[int, ...]) -> bool:

@@ -1,7 +1,7 @@
 """From logits to tokens: penalties, temperature, top-k, top-p, min-p, one seed per row.
 
-Order of operations (as vLLM and transformers apply them): repetition penalty, presence penalty, temperature, top-k, top-p,
-min-p. All settings are arrays with one entry per row, so a batch may mix them and a change compiles nothing.
+Order of operations (as vLLM and transformers apply them): repetition penalty, frequency and presence penalty, temperature,
+top-k, top-p, min-p. All settings are arrays with one entry per row, so a batch may mix them and a change compiles nothing.
 
 Invariant: a row's token depends on its own logits, settings, seed and position only, never on its neighbours. One uniform
 number is drawn per row and token and looked up in the cumulative distribution, most likely token first.
@@ -24,6 +24,7 @@ from flax import struct
 
 from qwen3_jax.config import GenerationConfig
 from qwen3_jax.errors import UserError
+from sharding import Placement
 
 MAX_LOGPROBS = 20  # alternatives per token that can be asked for, as in OpenAI's API
 # Rows with 0 < top_k <= this are sampled from a partial sort; a full sort of 151,936 logits takes many times longer.
@@ -43,6 +44,7 @@ class Sampling:
         top_p: keep the most likely tokens that together reach this probability; 1 keeps all.
         min_p: drop tokens less likely than this share of the most likely one; 0 drops none.
         presence_penalty: subtracted from the logit of every token generated before, in [-2, 2].
+        frequency_penalty: subtracted once for every time that a token was generated before, in [-2, 2].
         repetition_penalty: divides positive and multiplies negative logits of every token of prompt and answer; 1 is off.
         seed: makes the row repeatable, alone or in any batch; None draws one.
         stop: texts that end the answer; they are not part of it.
@@ -55,6 +57,7 @@ class Sampling:
     top_p: float | None = None
     min_p: float | None = None
     presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     repetition_penalty: float | None = None
     seed: int | None = None
     stop: str | Sequence[str] = ()
@@ -71,6 +74,7 @@ class Sampling:
             ("top_p", (float, True), lambda x: 0 < x <= 1, "above 0 and at most 1"),
             ("min_p", (float, True), lambda x: 0 <= x <= 1, "between 0 and 1"),
             ("presence_penalty", (float, False), lambda x: -2 <= x <= 2, "between -2 and 2"),
+            ("frequency_penalty", (float, False), lambda x: -2 <= x <= 2, "between -2 and 2"),
             ("repetition_penalty", (float, True), lambda x: x > 0 and finite(x), "above 0"),
             ("seed", (int, True), lambda x: 0 <= x < 2**63, "a whole number from 0 up to 2**63"),
             ("logprobs", (int, True), lambda x: 0 <= x <= MAX_LOGPROBS, f"a whole number from 0 to {MAX_LOGPROBS}"),
@@ -133,9 +137,15 @@ class SamplingRows:
     top_p: jax.Array
     min_p: jax.Array
     presence_penalty: jax.Array
+    frequency_penalty: jax.Array
     repetition_penalty: jax.Array
     logprobs: jax.Array
     key: jax.Array
+
+    @property
+    def penalised(self) -> jax.Array:
+        """Whether each row's logits depend on what it has seen, bool [B]."""
+        return (self.repetition_penalty != 1) | (self.presence_penalty != 0) | (self.frequency_penalty != 0)
 
     @classmethod
     def of(cls, rows: Sequence[Sampling], sample_indices: Sequence[int]) -> SamplingRows:
@@ -153,23 +163,47 @@ class SamplingRows:
             top_p=column("top_p", np.float32),
             min_p=column("min_p", np.float32),
             presence_penalty=column("presence_penalty", np.float32),
+            frequency_penalty=column("frequency_penalty", np.float32),
             repetition_penalty=column("repetition_penalty", np.float32),
             logprobs=wanted,
             key=keys,
         )
 
 
-def penalise(logits_bv: jax.Array, rows: SamplingRows, in_prompt_bv: jax.Array, in_answer_bv: jax.Array) -> jax.Array:
-    """Apply the repetition penalty (Keskar et al. 2019, arXiv 1909.05858) and the presence penalty; nothing if all are off."""
+class Seen(struct.PyTreeNode):
+    """Which tokens each row has seen, for the penalties.
+
+    Attributes:
+        prompt: bool [S, V], tokens of the prompt.
+        answer: int16 [S, V], how often each token was generated.
+    """
+
+    prompt: jax.Array
+    answer: jax.Array
+
+    @classmethod
+    def empty(cls, slots: int, vocabulary: int, placement: Placement) -> Seen:
+        """Nothing seen, in any of so many slots; whole on every device."""
+        both = cls(jnp.zeros((slots, vocabulary), bool), jnp.zeros((slots, vocabulary), jnp.int16))
+        return jax.tree.map(lambda x: placement.constrain(x, (None, None)), both)
+
+    def add(self, slot_b: jax.Array, token_b: jax.Array) -> Seen:
+        """Count one generated token in each of some slots; slots past the last are left out."""
+        return self.replace(answer=self.answer.at[slot_b, token_b].add(1, mode="drop"))
+
+
+def penalise(logits_bv: jax.Array, rows: SamplingRows, seen: Seen, slot_b: jax.Array) -> jax.Array:
+    """Apply the repetition penalty (Keskar et al. 2019, arXiv 1909.05858) and those of frequency and presence; nothing if all
+    are off. `slot_b` says where in `seen` each row's tokens are."""
 
     def apply(logits_bv: jax.Array) -> jax.Array:
+        in_prompt_bv, count_bv = seen.prompt[slot_b], seen.answer[slot_b].astype(jnp.float32)
         factor_b1 = rows.repetition_penalty[:, None]
         scaled_bv = jnp.where(logits_bv > 0, logits_bv / factor_b1, logits_bv * factor_b1)
-        logits_bv = jnp.where(in_prompt_bv | in_answer_bv, scaled_bv, logits_bv)
-        return logits_bv - rows.presence_penalty[:, None] * in_answer_bv
+        logits_bv = jnp.where(in_prompt_bv | (count_bv > 0), scaled_bv, logits_bv)
+        return logits_bv - rows.presence_penalty[:, None] * (count_bv > 0) - rows.frequency_penalty[:, None] * count_bv
 
-    used = jnp.any(rows.repetition_penalty != 1) | jnp.any(rows.presence_penalty != 0)
-    return jax.lax.cond(used, apply, lambda x: x, logits_bv)
+    return jax.lax.cond(jnp.any(rows.penalised), apply, lambda x: x, logits_bv)
 
 
 def sample(logits_bv: jax.Array, rows: SamplingRows, position_b: jax.Array) -> jax.Array:

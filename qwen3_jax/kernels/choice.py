@@ -9,6 +9,7 @@ from qwen3_jax.errors import UserError, nearest
 from sharding import Placement
 
 Attention = Literal["auto", "reference", "chunked", "splash", "cudnn", "triton"]
+Paged = Literal["auto", "loop", "ragged"]
 Experts = Literal["auto", "dense", "grouped", "tokamax", "ragged_dot", "all_gather", "all_to_all"]
 
 
@@ -19,14 +20,16 @@ class Kernels:
     Attributes:
         attention: see `qwen3_jax.kernels.attention`.
         experts: see `qwen3_jax.kernels.experts`.
+        paged: attention over a cache, see `qwen3_jax.kernels.paged`.
     """
 
     attention: Attention = "auto"
     experts: Experts = "auto"
+    paged: Paged = "auto"
 
     def __post_init__(self) -> None:
-        for name, choices in (("attention", get_args(Attention)), ("experts", get_args(Experts))):
-            value = getattr(self, name)
+        for name, kind in {"attention": Attention, "experts": Experts, "paged": Paged}.items():
+            value, choices = getattr(self, name), get_args(kind)
             if value not in choices:
                 raise UserError(
                     f"there is no {name} kernel {value!r}; choose one of {list(choices)}.{nearest(value, choices)}"

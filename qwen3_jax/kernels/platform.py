@@ -1,6 +1,10 @@
 """Facts about the platform that other rooms ask for by purpose, never by name."""
 
+import os
+
 import jax
+
+from sharding import Placement
 
 
 def prefers_unrolled_decoding() -> bool:
@@ -15,3 +19,18 @@ def default_compute_dtype() -> str:
     """The data type to run a model in when the user names none: XLA:CPU's bf16 matrix-vector product is many times
     slower per byte than fp32, accelerators are built for bf16."""
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def free_memory(placement: Placement) -> int | None:
+    """Bytes that are free on each device of a placement, or None where nobody knows. On CPU, devices share the host's."""
+    device = jax.local_devices()[0] if placement.mesh is None else placement.mesh.local_devices[0]
+    stats = device.memory_stats()
+    if stats is not None and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    if device.platform != "cpu":
+        return None
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):  # not on every system
+        return None
+    return free // (1 if placement.mesh is None else len(placement.mesh.local_devices))

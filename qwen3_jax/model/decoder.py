@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx, struct
 
 from qwen3_jax.config import GenerationConfig, Qwen3Config
-from qwen3_jax.kernels import Kernels, Quantization, check_quantization
+from qwen3_jax.kernels import CacheType, Kernels, Pages, Quantization, Rows, check_quantization, new_pages, page_size
 from qwen3_jax.model.cache import KVCache
 from qwen3_jax.model.layers import MLP, Attention, LayerCache, RMSNorm
 from qwen3_jax.model.moe import MoE, RouterStats
@@ -44,7 +44,7 @@ class Hidden:
 
     Attributes:
         states: [B, T, D], after the final norm, in the compute type.
-        cache: the updated cache, or None where none was given.
+        cache: the cache with this call's keys and values, or None where none was given.
         router: one entry per MoE layer, or None for a dense model.
     """
 
@@ -77,8 +77,8 @@ class Block(nnx.Module):
         self.stack = declare.stack
         self.placement = placement
 
-    def __call__(self, x_btd, rope, slots_bt, segment_ids_bt, cache: LayerCache | None, balanced: bool):
-        y_btd, cache = self.attention(self.attention_norm(x_btd), rope, slots_bt, segment_ids_bt, cache, balanced)
+    def __call__(self, x_btd, rope, segment_ids_bt, cache: LayerCache | None, balanced: bool):
+        y_btd, pages = self.attention(self.attention_norm(x_btd), rope, segment_ids_bt, cache, balanced)
         x_btd = self.placement.constrain(x_btd + y_btd, ("batch", "length", "hidden"))
         stats = None
         if isinstance(self.mlp, MoE):
@@ -86,7 +86,7 @@ class Block(nnx.Module):
             y_btd, stats = self.mlp(self.mlp_norm(x_btd), valid_bt)
         else:
             y_btd = self.mlp(self.mlp_norm(x_btd))
-        return self.placement.constrain(x_btd + y_btd, ("batch", "length", "hidden")), cache, stats
+        return self.placement.constrain(x_btd + y_btd, ("batch", "length", "hidden")), pages, stats
 
 
 class Qwen3(nnx.Module):
@@ -162,7 +162,8 @@ class Qwen3(nnx.Module):
             tokens: int32 [B, T].
             positions: int32 [B, T] for RoPE; by default 0.. T - 1, or on from the cache's lengths.
             segment_ids: int32 [B, T], documents packed into one row: tokens see only their own segment. 0 is padding.
-            cache: keys and values of earlier tokens (`new_cache`); this call's are appended.
+            cache: keys and values of earlier tokens (`new_cache`); this call's are appended, T to each row. Past its
+                capacity nothing is kept.
 
         Raises:
             ValueError: tokens are not [B, T] integers, or segment_ids come together with a cache.
@@ -185,50 +186,59 @@ class Qwen3(nnx.Module):
     ) -> Hidden:
         """Everything but the output projection; arguments as for a call.
 
+        A cache whose rows have counts takes tokens [D, T]: of each shard of the batch, its rows' tokens one after another.
+
         `balanced`: the tokens of each row come in the order of `sharding.balanced_order` over the mesh axis that splits the
         length, which evens out the work of causal attention.
         """
         b, t = tokens.shape
         steps_t = balanced_order(t, self.placement.parts("length")) if balanced else np.arange(t)
         steps_bt = jnp.broadcast_to(jnp.asarray(steps_t, jnp.int32), (b, t))
-        slots_bt = steps_bt if cache is None else cache.lengths[:, None] + steps_bt
+        if positions is None:
+            positions = steps_bt if cache is None else cache.rows.positions(b, t)
         if cache is not None and segment_ids is not None:
             raise ValueError("segment_ids and a cache exclude each other: a cached row is one document.")
-        rope = angles(self.config, slots_bt if positions is None else positions)
+        rope = angles(self.config, positions)
 
         x_btd = self.embed[...][tokens].astype(self.dtype)
         x_btd = self.placement.constrain(x_btd, ("batch", "length", "hidden"))
-        caches, stats = [], []
+        pools, stats = [], []
         for index, group in enumerate(self.groups):
-            layer_cache = None if cache is None else cache.layers[index]
-            x_btd, layer_cache, group_stats = self._run(
-                group, x_btd, rope, slots_bt, segment_ids, layer_cache, balanced
-            )
-            caches.append(layer_cache)
+            pages = None if cache is None else cache.groups[index]
+            rows = None if cache is None else cache.rows
+            x_btd, pages, group_stats = self._run(group, x_btd, rope, segment_ids, pages, rows, balanced)
+            pools.append(pages)
             if group.moe:
                 stats.append(group_stats if group.stack else jax.tree.map(lambda s: s[None], group_stats))
-        new_cache = None if cache is None else KVCache(tuple(caches), cache.lengths + t)
+        new_cache = None if cache is None else KVCache(tuple(pools), cache.rows.after(t))
         router = jax.tree.map(lambda *s: jnp.concatenate(s), *stats) if stats else None
         return Hidden(self.norm(x_btd), new_cache, router)
 
-    def _run(self, group: Block, x_btd, rope, slots_bt, segment_ids_bt, cache, balanced):
+    def _run(self, group: Block, x_btd, rope, segment_ids_bt, pages: Pages | None, rows: Rows | None, balanced):
         """Run one group of layers: a single block, or a scan over a stack."""
         graphdef, state = nnx.split(group)
+        layers = group.stack or 1
+        # Where each layer's pages begin. The pool goes from layer to layer whole: a scan that took it apart would copy it.
+        first = (
+            None
+            if pages is None
+            else np.arange(layers, dtype=np.int32) * (jax.tree.leaves(pages)[0].shape[1] // layers)
+        )
 
-        def body(x_btd, layer):
-            layer_state, layer_cache = layer
-            x_btd, layer_cache, stats = nnx.merge(graphdef, layer_state)(
-                x_btd, rope, slots_bt, segment_ids_bt, layer_cache, balanced
-            )
-            return x_btd, (layer_cache, stats)
+        def body(carry, layer):
+            x_btd, pages = carry
+            layer_state, first_page = layer
+            cache = None if pages is None or rows is None else LayerCache(pages, rows, first_page)
+            x_btd, pages, stats = nnx.merge(graphdef, layer_state)(x_btd, rope, segment_ids_bt, cache, balanced)
+            return (x_btd, pages), stats
 
         if self.remat != "none":
             body = jax.checkpoint(body, policy=_SAVED[self.remat], prevent_cse=group.stack is None)
         if group.stack is None:
-            x_btd, (cache, stats) = body(x_btd, (state, cache))
+            (x_btd, pages), stats = body((x_btd, pages), (state, 0))
         else:
-            x_btd, (cache, stats) = jax.lax.scan(body, x_btd, (state, cache))
-        return x_btd, cache, stats
+            (x_btd, pages), stats = jax.lax.scan(body, (x_btd, pages), (state, first))
+        return x_btd, pages, stats
 
     def logits(self, states: jax.Array) -> jax.Array:
         """Project hidden states [..., D] to float32 logits [..., V]."""
@@ -242,20 +252,37 @@ class Qwen3(nnx.Module):
         """The output projection and whether it is the embedding: ([V, D], True) or ([D, V], False)."""
         return (self.embed[...], True) if self.config.tie_word_embeddings else (self.lm_head[...], False)
 
-    def new_cache(self, batch: int, capacity: int, dtype: Any = None) -> KVCache:
-        """Return an empty cache of `capacity` slots for each of `batch` rows, in the compute type unless told."""
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        """Return an empty cache with room for `capacity` tokens in each of `batch` rows, in the compute type."""
+        size = page_size(self.placement)
+        width = -(-capacity // size)
+        parts = self.placement.parts("batch")
+        shards = parts if batch % parts == 0 else 1
+        rows = batch // shards
+        table = 1 + np.arange(rows * width, dtype=np.int32).reshape(1, rows, width)
+        tables = jnp.broadcast_to(jnp.asarray(table), (shards, rows, width))
+        pages = self.new_pages(1 + rows * width, slots_per_page=size, shards=shards)
+        return KVCache(pages, Rows(tables, jnp.zeros((shards, rows), jnp.int32)))
+
+    def new_pages(
+        self, pages: int, *, slots_per_page: int, shards: int = 1, quantized: CacheType | None = None
+    ) -> tuple[Pages, ...]:
+        """Return empty pools for a `KVCache`: so many pages per layer and shard of the batch; page 0 is nobody's."""
         config = self.config
-        shape = (batch, config.num_key_value_heads, capacity, config.head_dim)
-        layers = []
-        for group in self.groups:
-            lead = () if group.stack is None else (group.stack,)
-            pair = []
-            for _ in range(2):
-                x = jnp.zeros((*lead, *shape), dtype or self.dtype)
-                axes = (*(("layers",) * len(lead)), "batch", "kv_heads", None, None)
-                pair.append(self.placement.constrain(x, axes))
-            layers.append((pair[0], pair[1]))
-        return KVCache(tuple(layers), jnp.zeros(batch, jnp.int32))
+        return tuple(
+            new_pages(
+                shards,
+                pages * (group.stack or 1),
+                config.num_key_value_heads,
+                slots_per_page,
+                config.head_dim,
+                self.dtype,
+                quantized=quantized,
+                implementation=self.kernels.paged,
+                placement=self.placement,
+            )
+            for group in self.groups
+        )
 
 
 @functools.partial(jax.jit, static_argnums=0)

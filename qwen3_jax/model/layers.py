@@ -5,18 +5,32 @@ Source: Qwen3 technical report, section 2; transformers `modeling_qwen3.py`.
 Shapes: b batch, t length, d hidden, n query heads, k key/value heads, h head size, f MLP width, s cache slots.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from qwen3_jax.config import Qwen3Config
-from qwen3_jax.kernels import Kernels, Quantization, attention, cached_attention, linear
+from qwen3_jax.kernels import Kernels, Pages, Quantization, Rows, attention, linear, paged_attention
 from qwen3_jax.model.params import Declare
 from qwen3_jax.model.rope import rotate
 from sharding import Placement
 
-LayerCache = tuple[jax.Array, jax.Array]  # keys and values, each [B, K, S, H]
+
+class LayerCache(NamedTuple):
+    """One layer's part of a cache.
+
+    Attributes:
+        pages: the pool of the layer's group.
+        rows: where the rows' pages are.
+        first_page: where in the pool this layer's pages begin.
+    """
+
+    pages: Pages
+    rows: Rows
+    first_page: jax.Array | int
 
 
 class RMSNorm(nnx.Module):
@@ -66,12 +80,11 @@ class Attention(nnx.Module):
         self,
         x_btd: jax.Array,
         rope: tuple[jax.Array, jax.Array],
-        slots_bt: jax.Array,
         segment_ids_bt: jax.Array | None,
         cache: LayerCache | None,
         balanced: bool,
-    ) -> tuple[jax.Array, LayerCache | None]:
-        """Return the attention output [B, T, D] and the cache with this call's keys and values at `slots_bt`.
+    ) -> tuple[jax.Array, Pages | None]:
+        """Return the attention output [B, T, D] and, with a cache, its pages with this call's keys and values.
 
         `balanced`: the tokens come in the order of `sharding.balanced_order`.
         """
@@ -88,6 +101,7 @@ class Attention(nnx.Module):
         k_bkth = checkpoint_name(rotate(self.k_norm(k_bkth), cos[:, None], sin[:, None]), "qkv")
         v_bkth = checkpoint_name(v_bkth, "qkv")
         q_btnh = self.placement.constrain(q_btnh, ("batch", "length", "heads", None))
+        pages = None
         if cache is None:
             out_btnh = attention(
                 q_btnh,
@@ -99,20 +113,9 @@ class Attention(nnx.Module):
                 placement=self.placement,
             )
         else:
-            cache = _write(cache[0], k_bkth, slots_bt), _write(cache[1], v_bkth, slots_bt)
-            k_bksh, v_bksh = cache
-            out_btnh = cached_attention(q_btnh, k_bksh.astype(dtype), v_bksh.astype(dtype), slots_bt)
+            out_btnh, pages = paged_attention(q_btnh, k_bkth, v_bkth, *cache, placement=self.placement)
         out_btd = linear("btnh,nhd->btd", out_btnh, self.o[...], self.quantization, self.placement)
-        return out_btd + self.o_bias[...].astype(dtype) if self.bias else out_btd, cache
-
-
-def _write(cache_bksh: jax.Array, new_bkth: jax.Array, slots_bt: jax.Array) -> jax.Array:
-    """Put T consecutive entries of each row at that row's first slot."""
-
-    def row(cache_ksh, new_kth, start):
-        return jax.lax.dynamic_update_slice(cache_ksh, new_kth.astype(cache_ksh.dtype), (0, start, 0))
-
-    return jax.vmap(row)(cache_bksh, new_bkth, slots_bt[:, 0])
+        return out_btd + self.o_bias[...].astype(dtype) if self.bias else out_btd, pages
 
 
 class MLP(nnx.Module):

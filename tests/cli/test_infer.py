@@ -16,7 +16,7 @@ import qwen3_jax
 from qwen3_jax import Delta, Generation, Sampling
 from qwen3_jax.cli import answers
 from qwen3_jax.cli.inputs import Job
-from qwen3_jax.generation import Timing
+from qwen3_jax.generation import Stats
 from qwen3_jax.generation.answer import Usage
 from qwen3_jax.text import ToolCall
 
@@ -62,7 +62,9 @@ def test_json_holds_the_whole_answer_and_standard_output_nothing_else(infer, fol
         assert record["usage"]["forced_tokens"] == sum(record["forced_mask"])
         assert [entry["token_id"] for entry in record["logprobs"]] == record["token_ids"]
         assert [len(entry["top"]) for entry in record["logprobs"]] == [2] * len(record["token_ids"])
-        assert record["timing"]["prefill_tokens"] == 3 * expected.usage.prompt_tokens
+        timing = record["timing"]
+        assert timing["prefill_tokens"] + timing["cached_tokens"] == 3 * expected.usage.prompt_tokens
+        assert timing["cached_tokens"] == 2 * ((expected.usage.prompt_tokens - 1) // 32 * 32)  # all but the last page
         assert record["timing"]["prefill_tokens_per_second"] > 0
     thinking, forced = (sum(r["usage"][f"{name}_tokens"] for r in records) for name in ("thinking", "forced"))
     assert len(err.splitlines()) == 1
@@ -80,7 +82,7 @@ def test_tool_calls_are_shown_as_the_model_writes_them_and_as_openai_has_them(ca
     printer.finish()
     out, err = capsys.readouterr()
     assert (out, err) == ('Let me see.\n<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>\n', "t\n")
-    shown = json.loads(json.dumps(answers.record(Delta("end", result=result), Job("x", "mine"), Timing())))
+    shown = json.loads(json.dumps(answers.record(Delta("end", result=result), Job("x", "mine"), Stats())))
     assert shown["tool_calls"] == [
         {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
     ]
@@ -144,7 +146,7 @@ def test_batch_mode_writes_one_line_per_answer_as_each_row_would_be_alone(infer,
         alone = qwen3_jax.generate(*loaded, [messages], sampling=SAME, max_new_tokens=70, thinking_budget=9)[0]
         assert record["token_ids"] == alone.token_ids
         assert record.get("id") == (line.get("id") if isinstance(line, dict) else None)
-        assert 0 < record["timing"]["prefill_tokens"] <= 2 * max(r["usage"]["prompt_tokens"] for r in records)
+        assert 0 < record["timing"]["prefill_tokens"] <= sum(r["usage"]["prompt_tokens"] for r in records)
     before = output.read_bytes()
     code, _, err = infer(*argv, "--output", output)
     assert code == 2

@@ -1,7 +1,6 @@
 """The thinking budget against a reference written from its documentation, over random models, prompts, seeds and budgets."""
 
 import dataclasses
-import itertools
 
 import jax
 import jax.monitoring
@@ -11,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import qwen3_jax
-from qwen3_jax import Generation, Sampling
-from qwen3_jax.generation import STOP_TEXT, Row, ThinkingTokens, generate_step
+from qwen3_jax import Engine, Generation, Sampling
+from qwen3_jax.generation import STOP_TEXT, ThinkingTokens
 
 TOK = tiny_models.tokenizer()
 STOP = TOK.encode(STOP_TEXT)
@@ -239,10 +238,18 @@ def test_unlimited_is_a_huge_budget():
     tokens = ThinkingTokens.of(TOK)
     prompt = tuple(TOK.encode("<think>"))
     for seed in range(3):
-        rows = [Row(prompt, Sampling(temperature=1.0, seed=seed), budget, True) for budget in (None, 10**12, 2**31 - 1)]
-        steps = generate_step(tiny_models.model(seed), rows, tokens)
-        taken = [step.tokens.tolist() for step in itertools.islice(steps, 40)]
-        assert all(len(set(row)) == 1 for row in taken)
+        engine = Engine(tiny_models.model(seed), rows=4, cache_tokens=512)
+        taken = {}
+        for budget in (None, 10**12, 2**31 - 1):
+            sampling = Sampling(temperature=1.0, seed=seed)
+            taken[
+                engine.submit(qwen3_jax.Request(prompt, sampling, 40, budget=budget, thinking=True, tokens=tokens))
+            ] = []
+        while engine.busy:
+            for token in engine.step():
+                taken[token.number].append(token.id)
+        assert [len(ids) for ids in taken.values()] == [40] * 3
+        assert len(set(map(tuple, taken.values()))) == 1
 
 
 CHAT = [{"role": "user", "content": "Hi"}]

@@ -5,8 +5,8 @@ import pytest
 import tiny_models
 
 import qwen3_jax
-from qwen3_jax import Sampling, UserError
-from qwen3_jax.generation import STOP_TEXT, Row, ThinkingTokens, generate_step, steps
+from qwen3_jax import Engine, Sampling, UserError
+from qwen3_jax.generation import STOP_TEXT, program
 from qwen3_jax.text import ChatTemplateError
 
 TOK = tiny_models.tokenizer()
@@ -103,7 +103,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_met_is_refused_before_anything_runs(case, call, monkeypatch):
     tokenizer, prompts, options, words = REFUSED[case]
-    monkeypatch.setattr(steps, "_prefill", None)
+    monkeypatch.setattr(program, "prefill", None)
     with pytest.raises(UserError, match=words):  # at the call: `stream` is not iterated
         call(tiny_models.model(0), tokenizer, prompts, **options)
     assert issubclass(ChatTemplateError, UserError)
@@ -161,17 +161,24 @@ def test_answers_may_fill_the_context_but_not_pass_it():
     assert result.finish_reason == "length"
 
 
-def test_generate_step_refuses_what_it_would_ignore():
-    model = tiny_models.model(0)
-    row = Row((1, 2), Sampling(temperature=0))
-    for rows, words in (
-        ([], "at least one row"),
-        ([row, Row((), Sampling())], "at least one token"),
-        ([Row((1,), Sampling(), budget=3)], "needs `tokens`"),
-        ([Row((1,), Sampling(), thinking=True)], "needs `tokens`"),
-    ):
-        with pytest.raises(UserError, match=words):
-            next(generate_step(model, rows))
-    # Settings that are None follow the model's generation_config, as for `generate`.
-    step = next(generate_step(model, [Row((1, 2), Sampling())], ThinkingTokens.of(TOK)))
-    assert step.tokens.tolist() == next(generate_step(model, [row])).tokens.tolist()
+def test_a_given_engine_is_used_and_goes_on():
+    model = tiny_models.model(1, eos=False)
+    engine = Engine(model, rows=2, cache_tokens=512, slots_per_page=4)
+    options = dict(sampling=Sampling(temperature=0), max_new_tokens=8)
+    expected = qwen3_jax.generate(model, TOK, [CHAT], **options)
+    assert qwen3_jax.generate(engine, TOK, [CHAT], **options) == expected
+    assert engine.stats.cached_tokens == 0
+    assert qwen3_jax.generate(engine, TOK, [CHAT], **options) == expected
+    assert engine.stats.cached_tokens > 0
+    with pytest.raises(UserError, match="batch_size is 4, but the given engine has its own"):
+        qwen3_jax.generate(engine, TOK, [CHAT], batch_size=4)
+    with pytest.raises(UserError, match="maximum context length is 512 tokens"):
+        qwen3_jax.generate(engine, TOK, [[1] * 500], max_new_tokens=100)
+
+    first = qwen3_jax.stream(engine, TOK, [CHAT], **options)
+    next(first)
+    with pytest.raises(UserError, match="the engine is busy"):
+        next(qwen3_jax.stream(engine, TOK, [CHAT], **options))
+    first.close()  # left early: its request is cancelled
+    assert not engine.busy
+    assert qwen3_jax.generate(engine, TOK, [CHAT], **options) == expected

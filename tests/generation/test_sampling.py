@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import qwen3_jax
 from qwen3_jax import GenerationConfig, Sampling, UserError
 from qwen3_jax.generation.answer import Answer
-from qwen3_jax.generation.sampling import SamplingRows, penalise, sample
+from qwen3_jax.generation.sampling import SamplingRows, Seen, penalise, sample
 
 TOK = tiny_models.tokenizer()
 DRAWS = 20_000
@@ -104,6 +104,7 @@ def row_settings():
         min_p=st.floats(0, 1),
         repetition_penalty=st.floats(0.5, 2),
         presence_penalty=st.floats(-2, 2),
+        frequency_penalty=st.floats(-2, 2),
         seed=st.integers(0, 2**63 - 1),
     )
 
@@ -116,11 +117,12 @@ def test_a_row_depends_on_itself_alone_and_stays_in_its_kept_set(rows, seed):
     rows = [row.resolve(GenerationConfig()) for row in rows]
     logits = random.normal(size=(4, SIZE)).astype(np.float32) * 3
     in_prompt, in_answer = random.random((2, 4, SIZE)) < 0.2
+    count = in_answer * random.integers(1, 5, in_answer.shape).astype(np.int16)
     position = random.integers(0, 1000, 4).astype(np.int32)
 
     def run(settings_of_rows):
         arrays = SamplingRows.of(settings_of_rows, range(4))
-        shaped = jitted_penalise(logits, arrays, in_prompt, in_answer)
+        shaped = jitted_penalise(logits, arrays, Seen(in_prompt, count), np.arange(4))
         return np.asarray(shaped), np.asarray(jitted_sample(shaped, arrays, position))
 
     shaped, together = run(rows)
@@ -130,7 +132,7 @@ def test_a_row_depends_on_itself_alone_and_stays_in_its_kept_set(rows, seed):
         plain = np.where(
             seen, np.where(plain > 0, plain / row.repetition_penalty, plain * row.repetition_penalty), plain
         )
-        plain -= row.presence_penalty * in_answer[i]
+        plain -= row.presence_penalty * in_answer[i] + row.frequency_penalty * count[i]
         np.testing.assert_allclose(shaped[i], plain, rtol=1e-5, atol=1e-5)
         if row.temperature == 0:
             assert together[i] == shaped[i].argmax()

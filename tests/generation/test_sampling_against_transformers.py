@@ -1,6 +1,7 @@
 """What may be drawn, and how often, equals transformers' logits processors."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
@@ -15,10 +16,15 @@ from transformers import (
 )
 
 from qwen3_jax import GenerationConfig, Sampling
-from qwen3_jax.generation.sampling import SamplingRows, penalise, sample
+from qwen3_jax.generation.sampling import SamplingRows, Seen, penalise, sample
 
 DRAWS, SIZE = 20_000, 100
-draw = jax.jit(lambda logits, rows, seen, position: sample(penalise(logits, rows, seen, seen & False), rows, position))
+
+
+@jax.jit
+def draw(logits, rows, in_prompt, position):
+    seen = Seen(in_prompt, in_prompt.astype(jnp.int16) * 0)
+    return sample(penalise(logits, rows, seen, jnp.arange(DRAWS)), rows, position)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from attention_cases import assert_close, inputs, packed, reference, value_and_gradients
 
 from qwen3_jax.errors import UserError
-from qwen3_jax.kernels import Kernels, attention, cached_attention
+from qwen3_jax.kernels import Kernels, attention
 from qwen3_jax.kernels.attention import chunked, gpu, splash
 from qwen3_jax.kernels.attention.partition import SAVE_NAME, Split, split
 from qwen3_jax.kernels.attention.reference import masked_attention
@@ -271,29 +271,3 @@ def test_what_a_gpu_runs(monkeypatch):
         attention(q, k, v, packed(1, 128), implementation="cudnn")
     with pytest.raises(UserError, match="'triton' needs a compute type of bfloat16 or float16; it is float32"):
         attention(q, k, v, implementation="triton")
-
-
-# ---- over a cache --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("t", "s"), [(1, 40), (40, 200), (130, 300)])
-def test_queries_over_a_cache(t, s):
-    q, _, _, _ = inputs(3, t, 4, 2, 16)
-    _, k, v, _ = inputs(3, s, 4, 2, 16, seed=1)
-    slots = jnp.asarray([0, 5, s - t])[:, None] + jnp.arange(t)
-    out = jax.jit(cached_attention)(q, k, v, slots)
-    expected = jax.jit(masked_attention)(q, k, v, jnp.arange(s) <= slots[:, :, None])
-    np.testing.assert_allclose(out, expected, rtol=0, atol=2e-5)
-
-    if t > 1:  # What a row of a prompt holds does not depend on its neighbours, to the last bit.
-        for row in range(3):
-            alone = jax.jit(cached_attention)(*(x[row : row + 1] for x in (q, k, v, slots)))
-            np.testing.assert_array_equal(alone[0], out[row])
-
-
-def test_a_long_prompt_holds_no_scores():
-    t = 4096
-    q, k, v, _ = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in jax.eval_shape(lambda: inputs(1, t, 2, 1, 16)))
-    slots = jax.ShapeDtypeStruct((1, t), jnp.int32)
-    compiled = jax.jit(cached_attention).lower(q, k, v, slots).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < t * t

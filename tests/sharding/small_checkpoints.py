@@ -43,17 +43,21 @@ def tokens() -> np.ndarray:
 
 def greedy(model) -> list[list[int]]:
     """Greedy tokens under a thinking budget, one row past it at once and one with no budget."""
-    from qwen3_jax import Sampling
-    from qwen3_jax.generation import Row, ThinkingTokens, generate_step
+    from qwen3_jax import Engine, Request, Sampling
+    from qwen3_jax.generation import ThinkingTokens
 
     think = ThinkingTokens(start=310, end=311, stop=(17, 311, 18))
     budgets = [(None, False), (3, True), (0, True), (5, True)]
-    rows = [
-        Row(tuple(prompt), Sampling(temperature=0, seed=0), budget, thinking)
-        for prompt, (budget, thinking) in zip(PROMPTS, budgets, strict=True)
-    ]
-    steps = zip(range(NEW), generate_step(model, rows, think), strict=False)
-    return np.stack([step.tokens for _, step in steps], axis=1).tolist()
+    engine = Engine(model, rows=len(PROMPTS))
+    got: dict[int, list[int]] = {}
+    for prompt, (budget, thinking) in zip(PROMPTS, budgets, strict=True):
+        sampling = Sampling(temperature=0, seed=0)
+        request = Request(tuple(prompt), sampling, NEW, budget=budget, thinking=thinking, tokens=think)
+        got[engine.submit(request)] = []
+    while engine.busy:
+        for token in engine.step():
+            got[token.number].append(token.id)
+    return list(got.values())
 
 
 def main(index: int, coordinator: str, folder: Path, out: Path) -> None:

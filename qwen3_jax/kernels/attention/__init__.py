@@ -19,18 +19,12 @@ Shapes: b batch, t queries, s keys, n query heads, k key/value heads, g queries 
 """
 
 import jax
-import jax.numpy as jnp
 
 from qwen3_jax.errors import UserError
 from qwen3_jax.kernels.attention import chunked, gpu, reference, splash
 from qwen3_jax.kernels.attention.partition import Split, split
 from qwen3_jax.kernels.choice import Attention, target
 from sharding import Placement
-
-# Queries from which `cached_attention` is chunked. On 2 CPU cores over 512 slots (16/8 heads of 128, reference -> chunked):
-# 16 queries 1.2 -> 0.3 ms with an empty cache and 1.0 -> 1.1 ms with a full one, 32 2.0 -> 0.6 and 2.1 -> 2.2, 64 4.0 -> 0.9
-# and 4.3 -> 2.6, 512 over 1,024 slots 77 -> 14 and 84 -> 31. A decode step of one query stays a plain product.
-CHUNKED_FROM = 32
 
 
 def attention(
@@ -80,22 +74,6 @@ def attention(
     if name == "triton":
         return gpu.triton_attention(*arrays, segment_ids_bt, placement, where)
     return chunked.attention(*arrays, segment_ids_bt, balanced, placement, where)
-
-
-def cached_attention(q_btnh: jax.Array, k_bksh: jax.Array, v_bksh: jax.Array, q_slots_bt: jax.Array) -> jax.Array:
-    """Return the attention of new queries over a cache, [B, T, N, H] in q's dtype.
-
-    Slots past a block's last query are not read once there are `CHUNKED_FROM` queries.
-
-    Args:
-        q_btnh: queries.
-        k_bksh, v_bksh: keys and values of S slots; K divides N.
-        q_slots_bt: int32, the slot of each query: it sees slots 0 up to and including its own.
-    """
-    if q_btnh.shape[1] >= CHUNKED_FROM:
-        return chunked.flash(q_btnh, k_bksh, v_bksh, q_slots_bt)
-    mask_bts = jnp.arange(k_bksh.shape[2])[None, None, :] <= q_slots_bt[:, :, None]
-    return reference.masked_attention(q_btnh, k_bksh, v_bksh, mask_bts)
 
 
 def _fastest(platform: str, q: jax.Array, packed: bool, where: Split) -> Attention:

@@ -1,0 +1,311 @@
+"""What runs on the device: three jitted programs over the same paged cache, each with sampling and budget inside.
+
+| program  | tokens                                   | gives                                                    |
+|----------|------------------------------------------|----------------------------------------------------------|
+| `prefill` | parts of prompts, row after row         | the next token of rows whose prompt ends here            |
+| `decode` | one per row, then the sampled ones       | up to `steps` tokens per row                             |
+| `verify` | one per row and guesses of what follows  | the tokens that one decode step after the other would give |
+
+All choose tokens with the one function `_take`, a step at a time, so budgets, penalties and seeds hold in each alike. A row
+that has ended does nothing more; its keys go to page 0.
+
+Everything about a request is an array with one entry per row: settings, budgets and seeds compile nothing. Shapes come in few
+sizes (`size_of`).
+
+Shapes: d shards of the batch, r rows of a shard, b = d r rows, f tokens of a shard, v vocabulary, s slots of `Seen`, n steps,
+e end tokens, g guesses.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+
+from qwen3_jax.generation.budget import BudgetRules, BudgetState
+from qwen3_jax.generation.sampling import Logprobs, SamplingRows, Seen, logprobs, penalise, sample
+from qwen3_jax.kernels import Pages, Rows
+from qwen3_jax.model import Hidden, KVCache, Qwen3
+
+MAX_EOS = 8  # end tokens of one request
+
+
+class Settings(struct.PyTreeNode):
+    """What holds for a row from start to end, arrays [B].
+
+    Attributes:
+        sampling: how to choose tokens.
+        rules: the thinking budget.
+        eos: int32 [B, MAX_EOS], tokens that end the answer; -1 for none.
+        slot: int32, the row's place in `Seen`; past the last where no penalty asks for one.
+    """
+
+    sampling: SamplingRows
+    rules: BudgetRules
+    eos: jax.Array
+    slot: jax.Array
+
+
+class Progress(struct.PyTreeNode):
+    """Where each row stands, arrays [B].
+
+    Attributes:
+        token: int32, the newest token, whose keys are not in the cache yet.
+        length: int32, tokens whose keys are.
+        position: int32, tokens generated so far.
+        remaining: int32, tokens that may still be generated.
+        active: bool, the row has not ended.
+        budget: the thinking budget's state.
+    """
+
+    token: jax.Array
+    length: jax.Array
+    position: jax.Array
+    remaining: jax.Array
+    active: jax.Array
+    budget: BudgetState
+
+
+class Output(struct.PyTreeNode):
+    """What one step gave, arrays [B].
+
+    Attributes:
+        valid: bool, the row was active: the rest means something.
+        token: int32.
+        forced: bool, a token of the stop text.
+        thinking: bool, a sampled token that counted against the budget.
+        logprobs: see `Logprobs`.
+    """
+
+    valid: jax.Array
+    token: jax.Array
+    forced: jax.Array
+    thinking: jax.Array
+    logprobs: Logprobs
+
+
+class State(struct.PyTreeNode):
+    """What the device keeps from call to call; each program takes it and gives it back in the same memory.
+
+    Attributes:
+        groups: pages of the model.
+        draft: pages of the draft model, or an empty tuple.
+        seen: for the penalties.
+    """
+
+    groups: tuple[Pages, ...]
+    draft: tuple[Pages, ...]
+    seen: Seen
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def prefill(
+    graphdefs: tuple[Any, ...],
+    params: tuple[Any, ...],
+    state: State,
+    settings: Settings,
+    progress: Progress,
+    tokens_df: jax.Array,
+    counts_dr: jax.Array,
+    tables_drw: jax.Array,
+) -> tuple[State, Progress, Output]:
+    """Compute parts of prompts; rows that are `active` are at their end and get their next token.
+
+    Args:
+        graphdefs, params: of the model and, with speculation, of the draft model.
+        tokens_df: int32, row after row.
+        counts_dr: int32, tokens of each row.
+        tables_drw: int32, pages of each row. `progress.length` are the tokens before these.
+
+    Returns:
+        The output leads with an axis of one step.
+    """
+    model = nnx.merge(graphdefs[0], params[0])
+    rows = Rows(tables_drw, progress.length.reshape(counts_dr.shape), counts_dr)
+    hidden = model.hidden(tokens_df, cache=KVCache(state.groups, rows))
+    state = state.replace(groups=_pages(hidden))
+    if len(graphdefs) > 1:
+        draft = nnx.merge(graphdefs[1], params[1])
+        state = state.replace(draft=_pages(draft.hidden(tokens_df, cache=KVCache(state.draft, rows))))
+    last_dr = jnp.maximum(jnp.cumsum(counts_dr, axis=1) - 1, 0)
+    last_bd = jnp.take_along_axis(hidden.states, last_dr[:, :, None], axis=1).reshape(counts_dr.size, -1)
+    # `_take` counts one token into the cache for each it gives.
+    progress = progress.replace(length=progress.length + counts_dr.reshape(-1) - 1)
+    seen, progress, output = _take(model, settings, state.seen, progress, model.logits(last_bd))
+    output = jax.tree.map(lambda x: x[None], output)
+    return state.replace(seen=seen), *_to_all(model, (progress, output))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def decode(
+    graphdefs: tuple[Any, ...],
+    most: int,
+    params: tuple[Any, ...],
+    state: State,
+    settings: Settings,
+    progress: Progress,
+    tables_drw: jax.Array,
+    steps: jax.Array,
+) -> tuple[State, Progress, Output]:
+    """Generate tokens one after another until all rows have ended, or `steps` of them (at most `most`, which is static).
+
+    Returns:
+        The output leads with an axis of `most` steps.
+    """
+    model = nnx.merge(graphdefs[0], params[0])
+
+    def step(carry):
+        i, state, progress, outputs = carry
+        states_bd, groups = _forward_one(model, state.groups, progress, tables_drw)
+        seen, progress, output = _take(model, settings, state.seen, progress, model.logits(states_bd))
+        outputs = jax.tree.map(lambda all_nb, x_b: all_nb.at[i].set(x_b), outputs, output)
+        return i + 1, state.replace(groups=groups, seen=seen), progress, outputs
+
+    def goes_on(carry):
+        i, _, progress, _ = carry
+        return (i < steps) & progress.active.any()
+
+    logits = jax.ShapeDtypeStruct((progress.token.size, model.config.vocab_size), jnp.float32)
+    shapes = jax.eval_shape(lambda logits_bv: _take(model, settings, state.seen, progress, logits_bv)[2], logits)
+    outputs = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
+    _, state, progress, outputs = jax.lax.while_loop(goes_on, step, (jnp.int32(0), state, progress, outputs))
+    return state, *_to_all(model, (progress, outputs))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def verify(
+    graphdefs: tuple[Any, ...],
+    guesses: int,
+    params: tuple[Any, ...],
+    state: State,
+    settings: Settings,
+    progress: Progress,
+    tables_drw: jax.Array,
+    guess_bg: jax.Array,
+) -> tuple[State, Progress, Output]:
+    """Check guesses of the next tokens in one pass: what is given is what `decode` would give, one token more than was right.
+
+    Each place is sampled with the random number of its own position, so an answer does not depend on the guesses: a guess is
+    right when it is the token that is sampled there. For guesses that are no distribution (a prompt's own words, greedy drafts)
+    that accepts as often as speculative sampling does (Leviathan et al. 2023, arXiv 2211.17192), and seeds keep their meaning.
+
+    Args:
+        guess_bg: int32 [B, guesses], -1 where there is none; with a draft model they are its own and this is not read.
+
+    Returns:
+        The output leads with an axis of `guesses` + 1 places.
+    """
+    model = nnx.merge(graphdefs[0], params[0])
+    if len(graphdefs) > 1:
+        guess_bg, draft = _draft(nnx.merge(graphdefs[1], params[1]), guesses, state, settings, progress, tables_drw)
+        state = state.replace(draft=draft)
+    tokens_bt = jnp.concatenate([progress.token[:, None], jnp.maximum(guess_bg, 0)], axis=1)
+    hidden = model.hidden(tokens_bt, cache=KVCache(state.groups, _rows(progress, tables_drw)))
+    logits_btv = model.logits(hidden.states)
+    started_b = progress.active
+
+    def place(carry, x):
+        seen, progress, right_b = carry
+        logits_bv, guess_b = x
+        seen, after, output = _take(
+            model, settings, seen, progress.replace(active=progress.active & right_b), logits_bv
+        )
+        right_b &= after.active & (after.token == guess_b)
+        ended_b = progress.active & output.valid & ~after.active
+        return (seen, after.replace(active=progress.active & ~ended_b), right_b), output
+
+    guesses_tb = jnp.concatenate([guess_bg, jnp.full_like(guess_bg[:, :1], -1)], axis=1).T
+    start = state.seen, progress, started_b
+    (seen, progress, _), outputs = jax.lax.scan(place, start, (logits_btv.swapaxes(0, 1), guesses_tb))
+    return state.replace(groups=_pages(hidden), seen=seen), *_to_all(model, (progress, outputs))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def enter(state: State, slot: jax.Array, in_prompt_v: jax.Array, count_v: jax.Array) -> State:
+    """Set what a row has seen, for the penalties: bool [V] and int16 [V]."""
+    seen = Seen(state.seen.prompt.at[slot].set(in_prompt_v), state.seen.answer.at[slot].set(count_v))
+    return state.replace(seen=seen)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def extend(state: State, before: int, pages: int) -> State:
+    """Return the same contents with so many pages per layer and shard instead of `before`."""
+
+    def more(x):
+        layers = x.shape[1] // before
+        x = x.reshape(x.shape[0], layers, before, *x.shape[2:])
+        x = jnp.pad(x, [(0, 0), (0, 0), (0, pages - before)] + [(0, 0)] * (x.ndim - 3))
+        return x.reshape(x.shape[0], layers * pages, *x.shape[3:])
+
+    return state.replace(groups=jax.tree.map(more, state.groups), draft=jax.tree.map(more, state.draft))
+
+
+def _draft(draft: Qwen3, guesses: int, state: State, settings: Settings, progress: Progress, tables_drw):
+    """Let the draft model go on for each row, with the row's own settings and random numbers; returns (guesses, its pages)."""
+
+    def step(carry, i):
+        groups, progress = carry
+        states_bd, groups = _forward_one(draft, groups, progress, tables_drw)
+        _, after, _ = _take(draft, settings, state.seen, progress, draft.logits(states_bd))
+        # A draft may go past an end; the model decides about that.
+        after = after.replace(active=progress.active, remaining=progress.remaining)
+        return (groups, after), after.token
+
+    # One step more than guesses: the last one's keys are needed if all of them are right.
+    (groups, _), tokens_gb = jax.lax.scan(step, (state.draft, progress), jnp.arange(guesses + 1))
+    return tokens_gb[:-1].T, groups
+
+
+def _forward_one(model: Qwen3, groups, progress: Progress, tables_drw):
+    """One token of each row; returns (hidden states [B, D], pages)."""
+    hidden = model.hidden(progress.token[:, None], cache=KVCache(groups, _rows(progress, tables_drw)))
+    return hidden.states[:, 0], _pages(hidden)
+
+
+def _pages(hidden: Hidden) -> tuple[Pages, ...]:
+    assert hidden.cache is not None
+    return hidden.cache.groups
+
+
+def _rows(progress: Progress, tables_drw) -> Rows:
+    """The rows of a decode step; those that have ended have page 0 alone."""
+    d, r, _ = tables_drw.shape
+    active_dr = progress.active.reshape(d, r)
+    tables_drw = jnp.where(active_dr[:, :, None], tables_drw, 0)
+    return Rows(tables_drw, jnp.where(active_dr, progress.length.reshape(d, r), 0))
+
+
+def _take(model: Qwen3, settings: Settings, seen: Seen, progress: Progress, logits_bv):
+    """Choose the next token of each active row from its logits and move the row on."""
+    active_b = progress.active
+    logits_bv = model.placement.constrain(logits_bv, ("batch", "vocab"))
+    shaped_bv = penalise(logits_bv, settings.sampling, seen, settings.slot)
+    sampled_b = sample(progress.budget.forbid(shaped_bv, settings.rules), settings.sampling, progress.position)
+    token_b, forced_b, budget = progress.budget.advance(sampled_b, settings.rules)
+    thinking_b = budget.used > progress.budget.used
+    output = Output(active_b, token_b, forced_b, thinking_b, logprobs(logits_bv, token_b, settings.sampling.logprobs))
+    remaining_b = progress.remaining - 1
+    ended_b = (token_b[:, None] == settings.eos).any(axis=1) | (remaining_b == 0)
+    after = Progress(token_b, progress.length + 1, progress.position + 1, remaining_b, ~ended_b, budget)
+
+    def where_active(new, old):
+        return jnp.where(active_b, new, old)
+
+    slot_b = jnp.where(active_b, settings.slot, seen.prompt.shape[0])
+    return seen.add(slot_b, token_b), jax.tree.map(where_active, after, progress), output
+
+
+def _to_all(model: Qwen3, small: Any) -> Any:
+    """What every process's host reads lies whole on every device."""
+    return jax.tree.map(lambda x: model.placement.constrain(x, (None,) * x.ndim), small)
+
+
+def size_of(count: int, least: int = 1) -> int:
+    """Round up to `least` times a power of two: few shapes, at most twice the work."""
+    size = least
+    while size < count:
+        size *= 2
+    return size

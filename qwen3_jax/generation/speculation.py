@@ -1,0 +1,73 @@
+"""Where guesses of the next tokens come from; `program.verify` checks them, so that no answer depends on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qwen3_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from qwen3_jax.model import Qwen3
+
+
+def _check(guesses: int) -> None:
+    if isinstance(guesses, bool) or not isinstance(guesses, int) or not 1 <= guesses <= 32:
+        raise UserError(f"speculation takes 1 to 32 guesses at a time; got {guesses!r}.")
+
+
+@dataclass(frozen=True)
+class PromptLookup:
+    """Guess that the text goes on as it did where its last tokens stood before (Saxena 2023, "Prompt Lookup Decoding").
+
+    Attributes:
+        guesses: tokens guessed at a time.
+        longest, shortest: how many last tokens are looked up; the longest that is found counts.
+    """
+
+    guesses: int = 4
+    longest: int = 3
+    shortest: int = 2
+
+    def __post_init__(self) -> None:
+        _check(self.guesses)
+        if not 1 <= self.shortest <= self.longest:
+            raise UserError(f"prompt lookup needs 1 <= shortest <= longest; got {self.shortest} and {self.longest}.")
+
+    def guess(self, tokens: Sequence[int], index: dict[tuple[int, ...], int], indexed: int) -> list[int]:
+        """Return up to `guesses` tokens, or none.
+
+        Args:
+            tokens: the text.
+            index: where each run of tokens ended last, kept by the caller for this text and brought up to date here.
+            indexed: tokens of the text that are in the index already.
+        """
+        for end in range(max(indexed, 1), len(tokens)):
+            for length in range(self.shortest, self.longest + 1):
+                if length <= end:
+                    index[tuple(tokens[end - length : end])] = end
+        for length in range(self.longest, self.shortest - 1, -1):
+            found = index.get(tuple(tokens[len(tokens) - length :])) if length < len(tokens) else None
+            if found is not None:
+                return list(tokens[found : found + self.guesses])
+        return []
+
+
+@dataclass(frozen=True)
+class DraftModel:
+    """Let a smaller model go on first (Leviathan et al. 2023, arXiv 2211.17192).
+
+    Attributes:
+        model: with the same vocabulary; its cache lies beside the model's, page for page.
+        guesses: tokens guessed at a time.
+    """
+
+    model: Qwen3
+    guesses: int = 4
+
+    def __post_init__(self) -> None:
+        _check(self.guesses)
+
+
+Speculation = PromptLookup | DraftModel

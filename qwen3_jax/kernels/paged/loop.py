@@ -1,0 +1,145 @@
+"""Attention over pages in plain JAX, for any platform: what is computed and read grows with the slots in use, not with the
+pool or the longest text that a table can list.
+
+Of a decode step, all rows' pages make one list of (row, page), which is worked through so many at a time: short rows do not
+wait for long ones. Of a prompt, blocks of queries meet their row's pages one group after another. Both keep a running
+softmax (FlashAttention-2, Dao 2023, arXiv 2307.08691, algorithm 1) in float32.
+
+Shapes: r rows, m queries of a row times query heads per key/value head, k key/value heads, h head size, c slots, i items.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qwen3_jax.kernels.paged.pages import HeadMajor
+from qwen3_jax.kernels.paged.rows import places
+
+ITEMS = 8  # pages of a decode step read together
+BLOCK = 128  # queries of a prompt that meet as many slots together
+_HIDDEN = float(np.finfo(np.float32).min)
+_einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+def decode(q_rtnh: jax.Array, pages: HeadMajor, tables_rw: jax.Array, lengths_r: jax.Array) -> jax.Array:
+    """Return the attention of each row's T newest tokens, whose keys are in their pages, [R, T, N, H] in q's dtype.
+
+    Args:
+        q_rtnh: queries at positions lengths_r to lengths_r + T - 1.
+        pages: of one shard.
+        tables_rw: int32, numbers of pages.
+        lengths_r: int32.
+    """
+    r, t, n, h = q_rtnh.shape
+    k, c = pages.k.shape[1], pages.page_size
+    q_rkmh = _group(q_rtnh, k)
+    position_rm = jnp.tile(lengths_r[:, None] + jnp.arange(t), n // k)
+    used_r = jnp.minimum((lengths_r + t - 1) // c + 1, tables_rw.shape[1])
+    ends_r = jnp.cumsum(used_r)
+
+    def some_pages(step, carry):
+        max_rkm, sum_rkm, acc_rkmh = carry
+        item_i = step * ITEMS + jnp.arange(ITEMS)
+        row_i = jnp.searchsorted(ends_r, item_i, side="right", method="compare_all")
+        in_row_ir = row_i[:, None] == jnp.arange(r)  # false throughout for an item past the last
+        row_i = jnp.minimum(row_i, r - 1)
+        place_i = jnp.clip(item_i - (ends_r - used_r)[row_i], 0, tables_rw.shape[1] - 1)
+        slot_ic = place_i[:, None] * c + jnp.arange(c)
+        k_ikch, v_ikch = pages.read(tables_rw[row_i, place_i])
+        # Slots not yet written hold what an earlier owner left, and 0 times infinity is no 0.
+        v_ikch = jnp.where((slot_ic < lengths_r[row_i][:, None] + t)[:, None, :, None], v_ikch, 0)
+        seen_imc = slot_ic[:, None, :] <= position_rm[row_i][:, :, None]
+        seen_ikmc = (seen_imc & in_row_ir.any(axis=1)[:, None, None])[:, None]
+        scores_ikmc = jnp.where(seen_ikmc, _product("ikmh,ikch->ikmc", q_rkmh[row_i], k_ikch), _HIDDEN)
+        max_ikm = scores_ikmc.max(axis=-1)
+        probs_ikmc = jnp.where(seen_ikmc, jnp.exp(scores_ikmc - max_ikm[..., None]), 0)
+        acc_ikmh = _product("ikmc,ikch->ikmh", probs_ikmc, v_ikch)
+
+        # The items' parts, each with a maximum of its own, are brought to their row's and summed.
+        new_max_rkm = jnp.maximum(
+            max_rkm, jnp.where(in_row_ir[:, :, None, None], max_ikm[:, None], _HIDDEN).max(axis=0)
+        )
+        factor_ikm = jnp.exp(max_ikm - new_max_rkm[row_i])
+        shrink_rkm = jnp.exp(max_rkm - new_max_rkm)
+        to_row_ir = in_row_ir.astype(jnp.float32)
+        sum_rkm = sum_rkm * shrink_rkm + _einsum("ir,ikm->rkm", to_row_ir, probs_ikmc.sum(axis=-1) * factor_ikm)
+        parts_rkmh = _einsum("ir,ikmh->rkmh", to_row_ir, acc_ikmh * factor_ikm[..., None])
+        return new_max_rkm, sum_rkm, acc_rkmh * shrink_rkm[..., None] + parts_rkmh
+
+    zeros_rkm = jnp.zeros(q_rkmh.shape[:3], jnp.float32)
+    start = zeros_rkm + _HIDDEN, zeros_rkm, jnp.zeros(q_rkmh.shape, jnp.float32)
+    _, sum_rkm, acc_rkmh = jax.lax.fori_loop(0, -(-ends_r[-1] // ITEMS), some_pages, start)
+    out_rkmh = acc_rkmh / sum_rkm[..., None]
+    return out_rkmh.reshape(r, k, n // k, t, h).transpose(0, 3, 1, 2, 4).reshape(r, t, n, h).astype(q_rtnh.dtype)
+
+
+def prefill(
+    q_fnh: jax.Array, pages: HeadMajor, tables_rw: jax.Array, lengths_r: jax.Array, counts_r: jax.Array
+) -> jax.Array:
+    """Return the attention of tokens that lie row after row, their keys being in their pages, [F, N, H] in q's dtype.
+
+    Args:
+        q_fnh: queries; the first counts_r[0] are of row 0, at positions from lengths_r[0].
+        pages: of one shard.
+        tables_rw: int32, numbers of pages.
+        lengths_r, counts_r: int32, slots in use before these tokens, and tokens.
+    """
+    f, n, h = q_fnh.shape
+    k, c = pages.k.shape[1], pages.page_size
+    block, group = min(BLOCK, f), max(BLOCK // c, 1)
+    where = places(lengths_r, counts_r, f)
+    blocks_r = -(-counts_r // block)
+    ends_r = jnp.cumsum(blocks_r)
+    starts_r = jnp.cumsum(counts_r) - counts_r
+    tables_rw = jnp.pad(tables_rw, ((0, 0), (0, -tables_rw.shape[1] % group)))
+    # Room for a block that begins at the last token.
+    q_fnh = jnp.pad(q_fnh, ((0, block), (0, 0), (0, 0)))
+    position_f = jnp.pad(where.position_f, (0, block))
+
+    def query_block(i, out_fnh):
+        row = jnp.searchsorted(ends_r, i, side="right", method="compare_all")
+        first = (i - ends_r[row] + blocks_r[row]) * block
+        count, start = counts_r[row] - first, starts_r[row] + first  # count may exceed the block
+        q_kmh = _group(jax.lax.dynamic_slice_in_dim(q_fnh, start, block)[None], k)[0]
+        position_m = jnp.tile(jax.lax.dynamic_slice_in_dim(position_f, start, block), n // k)
+        table_w = tables_rw[row]
+
+        def some_pages(j, carry):
+            max_km, sum_km, acc_kmh = carry
+            k_ikch, v_ikch = pages.read(jax.lax.dynamic_slice_in_dim(table_w, j * group, group))
+            slot_c = j * group * c + jnp.arange(group * c)
+            seen_mc = slot_c <= position_m[:, None]
+            k_kch, v_kch = (x.swapaxes(0, 1).reshape(k, group * c, h) for x in (k_ikch, v_ikch))
+            v_kch = jnp.where((slot_c <= last)[:, None], v_kch, 0)  # as in `decode`
+            scores_kmc = jnp.where(seen_mc, _product("kmh,kch->kmc", q_kmh, k_kch), _HIDDEN)
+            new_max_km = jnp.maximum(max_km, scores_kmc.max(axis=-1))
+            probs_kmc = jnp.exp(scores_kmc - new_max_km[..., None])
+            shrink_km = jnp.exp(max_km - new_max_km)
+            acc_kmh = acc_kmh * shrink_km[..., None] + _product("kmc,kch->kmh", probs_kmc, v_kch)
+            return new_max_km, sum_km * shrink_km + probs_kmc.sum(axis=-1), acc_kmh
+
+        last = lengths_r[row] + first + jnp.minimum(count, block) - 1
+        zeros_km = jnp.zeros(q_kmh.shape[:2], jnp.float32)
+        start_values = zeros_km + _HIDDEN, zeros_km, jnp.zeros(q_kmh.shape, jnp.float32)
+        _, sum_km, acc_kmh = jax.lax.fori_loop(0, last // (group * c) + 1, some_pages, start_values)
+        out_kgth = (acc_kmh / sum_km[..., None]).reshape(k, n // k, block, h)
+        out_tnh = out_kgth.transpose(2, 0, 1, 3).reshape(block, n, h).astype(out_fnh.dtype)
+        # Rows come in order: what this block writes past its own tokens, the next one overwrites.
+        return jax.lax.dynamic_update_slice_in_dim(out_fnh, out_tnh, start, axis=0)
+
+    out_fnh = jax.lax.fori_loop(0, ends_r[-1], query_block, jnp.zeros_like(q_fnh))
+    return out_fnh[:f]
+
+
+def _group(q_rtnh: jax.Array, k: int) -> jax.Array:
+    """[R, T, N, H] -> scaled [R, K, M, H], rows ordered by query head within the group, then by query."""
+    r, t, n, h = q_rtnh.shape
+    q_rtnh = q_rtnh * jnp.asarray(h**-0.5, q_rtnh.dtype)
+    return q_rtnh.reshape(r, t, k, n // k, h).transpose(0, 2, 3, 1, 4).reshape(r, k, -1, h)
+
+
+def _product(equation: str, x: jax.Array, pages: jax.Array) -> jax.Array:
+    """A float32 product with what was read from pages."""
+    return _einsum(equation, x.astype(jnp.float32), pages.astype(jnp.float32))

@@ -1,0 +1,106 @@
+"""The pages themselves, in the layout that a platform's kernel reads.
+
+| layout     | shape            | read by                                                                            |
+|------------|------------------|------------------------------------------------------------------------------------|
+| `HeadMajor` | [P, K, C, H] x 2 | `loop`: the slots of one head lie together, which a product on CPU wants            |
+| `Combined` | [P, C, 2 K, H]   | `ragged` on TPU: keys and values of a slot alternate, one copy fetches both         |
+
+A quantised cache holds 8-bit numbers, and `HeadMajor` a float32 scale for each slot and head.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+CacheType = Literal["int8", "fp8"]
+_TYPES = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
+
+
+@struct.dataclass
+class HeadMajor:
+    """Keys and values [D, P, K, C, H]; scales [D, P, K, C] where they are quantised."""
+
+    k: jax.Array
+    v: jax.Array
+    k_scale: jax.Array | None = None
+    v_scale: jax.Array | None = None
+
+    axes = ("batch", None, "kv_heads", None, None)
+
+    @classmethod
+    def empty(cls, d: int, pages: int, kv_heads: int, page_size: int, head_dim: int, dtype, quantized) -> HeadMajor:
+        shape = (d, pages, kv_heads, page_size, head_dim)
+        if quantized is None:
+            return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        kind = _TYPES[quantized]
+        scales = (jnp.zeros(shape[:-1], jnp.float32) for _ in range(2))
+        return cls(jnp.zeros(shape, kind), jnp.zeros(shape, kind), *scales)
+
+    @property
+    def page_size(self) -> int:
+        return self.k.shape[-2]
+
+    def write(self, page_f, offset_f, k_fkh, v_fkh) -> HeadMajor:
+        """Put each token's keys and values in its page; of one shard, without the leading D."""
+        if self.k_scale is None or self.v_scale is None:
+            return HeadMajor(
+                self.k.at[page_f, :, offset_f].set(k_fkh.astype(self.k.dtype)),
+                self.v.at[page_f, :, offset_f].set(v_fkh.astype(self.v.dtype)),
+            )
+        k_fkh, k_scale_fk = quantize(k_fkh, self.k.dtype)
+        v_fkh, v_scale_fk = quantize(v_fkh, self.v.dtype)
+        return HeadMajor(
+            self.k.at[page_f, :, offset_f].set(k_fkh),
+            self.v.at[page_f, :, offset_f].set(v_fkh),
+            self.k_scale.at[page_f, :, offset_f].set(k_scale_fk),
+            self.v_scale.at[page_f, :, offset_f].set(v_scale_fk),
+        )
+
+    def read(self, page_i: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return keys and values of some pages, [I, K, C, H] each, float32 where quantised; of one shard."""
+        k_ikch, v_ikch = self.k[page_i], self.v[page_i]
+        if self.k_scale is None or self.v_scale is None:
+            return k_ikch, v_ikch
+        return (
+            k_ikch.astype(jnp.float32) * self.k_scale[page_i][..., None],
+            v_ikch.astype(jnp.float32) * self.v_scale[page_i][..., None],
+        )
+
+
+@struct.dataclass
+class Combined:
+    """Keys and values of each slot by turns, [D, P, C, 2 K, H]."""
+
+    kv: jax.Array
+
+    axes = ("batch", None, None, "kv_heads", None)
+
+    @classmethod
+    def empty(cls, d: int, pages: int, kv_heads: int, page_size: int, head_dim: int, dtype) -> Combined:
+        return cls(jnp.zeros((d, pages, page_size, 2 * kv_heads, head_dim), dtype))
+
+    @property
+    def page_size(self) -> int:
+        return self.kv.shape[-3]
+
+    def write(self, page_f, offset_f, k_fkh, v_fkh) -> Combined:
+        """Put each token's keys and values in its page; of one shard, without the leading D."""
+        f, k, h = k_fkh.shape
+        kv = jnp.stack([k_fkh, v_fkh], axis=2).reshape(f, 2 * k, h)
+        return Combined(self.kv.at[page_f, offset_f].set(kv.astype(self.kv.dtype)))
+
+
+Pages = HeadMajor | Combined
+
+
+def quantize(x_fkh: jax.Array, dtype) -> tuple[jax.Array, jax.Array]:
+    """Return 8-bit numbers and the float32 scale of each token and head, [F, K]; symmetric, by the largest magnitude."""
+    largest = float(jnp.finfo(dtype).max) if jnp.issubdtype(dtype, jnp.floating) else float(jnp.iinfo(dtype).max)
+    x_fkh = x_fkh.astype(jnp.float32)
+    scale_fk = jnp.abs(x_fkh).max(axis=-1) / largest
+    y_fkh = x_fkh / jnp.where(scale_fk == 0, 1, scale_fk)[..., None]
+    return (y_fkh if jnp.issubdtype(dtype, jnp.floating) else jnp.round(y_fkh)).astype(dtype), scale_fk

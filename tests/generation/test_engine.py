@@ -1,0 +1,396 @@
+"""The engine gives every request what it would get alone, whatever else runs and however it is computed."""
+
+import dataclasses
+import functools
+import resource
+
+import hf_checkpoints
+import jax
+import numpy as np
+import pytest
+import scipy.stats
+import tiny_models
+import torch
+from flax import nnx
+
+import qwen3_jax
+import sharding
+from qwen3_jax import DraftModel, Engine, PromptLookup, Request, Sampling, UserError
+from qwen3_jax.generation import ThinkingTokens
+from qwen3_jax.generation.engine import _Clock
+
+THINK = ThinkingTokens(start=310, end=311, stop=(17, 311, 18))
+REQUESTS = 200
+
+
+def run(engine: Engine, requests, arrivals=None, check=None) -> list[list]:
+    """The tokens of each request; `arrivals` says before which step it comes."""
+    arrivals = [0] * len(requests) if arrivals is None else arrivals
+    todo = sorted(range(len(requests)), key=lambda i: arrivals[i])
+    numbers, got, step = {}, [[] for _ in requests], 0
+    while todo or engine.busy:
+        while todo and arrivals[todo[0]] <= step:
+            place = todo.pop(0)
+            numbers[engine.submit(requests[place])] = place
+        for token in engine.step():
+            got[numbers[token.number]].append(token)
+        if check is not None:
+            check()
+        step += 1
+    assert all(tokens and tokens[-1].finish for tokens in got)
+    assert not any(token.finish for tokens in got for token in tokens[:-1])
+    return got
+
+
+def ids(tokens) -> list[int]:
+    return [token.id for token in tokens]
+
+
+# ---- against transformers ------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def mixed_requests() -> tuple[list[Request], list[int]]:
+    """200 prompts of 1 to 150 tokens, a third with a common beginning, half with budgets of 0 to 12; arrivals over time."""
+    random = np.random.default_rng(0)
+    common = random.integers(0, 300, 70).tolist()
+    requests = []
+    for _ in range(REQUESTS):
+        prompt = random.integers(0, 300, random.choice([random.integers(1, 12), random.integers(12, 150)])).tolist()
+        if random.random() < 0.33:
+            prompt = common[: random.integers(40, 70)] + prompt[:20]
+        budget = None if random.random() < 0.5 else int(random.integers(0, 13))
+        thinking = budget is not None and bool(random.random() < 0.8)
+        if thinking:
+            prompt.append(THINK.start)
+        requests.append(
+            Request(
+                tuple(prompt), Sampling(temperature=0, top_k=0, top_p=1.0, repetition_penalty=1.0),
+                int(random.integers(1, 25)) + (budget or 0), budget=budget, thinking=thinking, tokens=THINK,
+            )
+        )  # fmt: skip
+    return requests, np.cumsum(random.random(REQUESTS) < 0.6).tolist()
+
+
+@functools.cache
+def transformers_says(variant: str) -> list[tuple[list[int], list[bool]]]:
+    """Greedy tokens of transformers' model with its own cache; at the budget the stop text is fed instead."""
+    hf = hf_checkpoints.build(variant)
+    answers = []
+    with torch.no_grad():
+        for request in mixed_requests()[0]:
+            out = hf(torch.tensor([request.prompt]), use_cache=True)
+            tokens, forced, thinking, used, force = [], [], request.thinking, 0, []
+            while len(tokens) < request.max_new_tokens:
+                if thinking and used == request.budget and not force:
+                    force = list(THINK.stop)
+                logits = out.logits[0, -1].clone()
+                if request.budget is not None and not thinking and used >= request.budget:
+                    logits[THINK.start] = -torch.inf
+                token = force.pop(0) if (was := bool(force)) else int(logits.argmax())
+                used += thinking and token != THINK.end and not was
+                thinking = (thinking and token != THINK.end) or (not thinking and token == THINK.start)
+                tokens.append(token)
+                forced.append(was)
+                out = hf(torch.tensor([[token]]), past_key_values=out.past_key_values, use_cache=True)
+            answers.append((tokens, forced))
+    return answers
+
+
+ROOMY = dict(rows=8, cache_tokens=4096, slots_per_page=4, prefill_chunk=64)
+TIGHT = ROOMY | dict(cache_tokens=256)  # for eight requests of up to 180 tokens
+WAYS = {
+    "as_it_is": ROOMY,
+    "no_prefix_cache": ROOMY | dict(prefix_cache=False),
+    "small_chunks": ROOMY | dict(prefill_chunk=16, decode_steps=1),
+    "preemptions": TIGHT,
+    "preemptions_no_prefix_cache": TIGHT | dict(prefix_cache=False),
+    "lookup": ROOMY | dict(speculation=PromptLookup(3, shortest=1)),
+    "lookup_and_preemptions": TIGHT | dict(speculation=PromptLookup(3, shortest=1)),
+}
+MESHES = {"1_device": None, "data_2_tensor_2": dict(data=2, tensor=2), "8_devices": dict(data=2, expert=2, tensor=2)}
+
+
+@functools.cache
+def loaded(variant: str, mesh: str, folder):
+    hf_checkpoints.build(variant).save_pretrained(folder / variant)
+    made = None if MESHES[mesh] is None else sharding.make_mesh(**MESHES[mesh])
+    return qwen3_jax.load(folder / variant, mesh=made, scan_layers=mesh != "1_device")[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("variant", "mesh", "way"),
+    [("dense_tied", "1_device", way) for way in WAYS]
+    + [("moe", "1_device", "as_it_is"), ("moe", "1_device", "lookup_and_preemptions")]
+    + [("dense_tied", "data_2_tensor_2", "preemptions"), ("moe", "8_devices", "as_it_is")]
+    + [pytest.param("moe", "8_devices", way, marks=pytest.mark.slow) for way in WAYS if way != "as_it_is"],
+)
+def test_200_mixed_requests_equal_transformers(variant, mesh, way, folder):
+    requests, arrivals = mixed_requests()
+    engine = Engine(loaded(variant, mesh, folder), **WAYS[way])
+    got = run(engine, requests, arrivals)
+    for tokens, (expected, forced), request in zip(got, transformers_says(variant), requests, strict=True):
+        assert ids(tokens) == expected
+        assert [token.forced for token in tokens] == forced
+        assert request.budget is None or sum(token.thinking for token in tokens) <= request.budget
+    if "preemptions" in way:
+        assert engine.stats.preemptions > 10
+    if "no_prefix_cache" in way:
+        assert engine.stats.cached_tokens == 0
+    elif "preemptions" not in way:
+        assert engine.stats.cached_tokens > 1000
+    if "lookup" in way:
+        assert 0 < engine.stats.accepted <= engine.stats.guessed
+    for pool in engine._scheduler.pools:
+        pool.check()
+        assert pool.held == 0
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["itself", "another_model"])
+def test_a_draft_model_changes_nothing(same, folder):
+    """The model itself is always right; one with other weights is nearly always wrong."""
+    requests, arrivals = mixed_requests()
+    model = loaded("dense_tied", "1_device", folder)
+    draft = model if same else tiny_draft(model)
+    engine = Engine(model, **ROOMY, speculation=DraftModel(draft, 3))
+    got = run(engine, requests, arrivals)
+    assert [ids(tokens) for tokens in got] == [expected for expected, _ in transformers_says("dense_tied")]
+    rate = engine.stats.accepted / engine.stats.guessed
+    assert rate > 0.6 if same else rate < 0.5  # what ends early, or is forced, is not accepted
+
+
+def tiny_draft(model):
+    config = dataclasses.replace(model.config, num_hidden_layers=1, tie_word_embeddings=False)
+    return qwen3_jax.Qwen3(config, rngs=nnx.Rngs(5), scan_layers=False)
+
+
+# ---- seeds ---------------------------------------------------------------------------------------------------------------
+
+
+def sampled_requests(count: int) -> list[Request]:
+    random = np.random.default_rng(1)
+    tokens = ThinkingTokens.of(tiny_models.tokenizer())
+    made = []
+    for seed in range(count):
+        budget = None if random.random() < 0.5 else int(random.integers(0, 20))
+        sampling = Sampling(
+            temperature=float(random.choice([0.0, 0.6, 1.0])), top_k=int(random.choice([0, 5, 20])), top_p=0.95,
+            presence_penalty=float(random.choice([0.0, 1.0])), frequency_penalty=float(random.choice([0.0, 0.0, 0.5])),
+            repetition_penalty=float(random.choice([1.0, 1.2])), seed=seed, logprobs=int(seed % 3) or None,
+        )  # fmt: skip
+        prompt = tuple(random.integers(0, tiny_models.VOCABULARY, random.integers(1, 60)).tolist())
+        made.append(Request(prompt, sampling, int(random.integers(20, 50)), budget=budget, tokens=tokens))
+    return made
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ROOMY,
+        TIGHT | dict(cache_tokens=160),
+        ROOMY | dict(prefill_chunk=16, speculation=PromptLookup(3, shortest=1)),
+        TIGHT | dict(cache_tokens=160, speculation=PromptLookup(3, shortest=1)),
+    ],
+    ids=["batched", "preempted", "guessed", "preempted_and_guessed"],
+)
+def test_a_seed_gives_the_same_tokens_alone_and_in_any_company(options):
+    """With penalties, budgets and log probabilities too; all of them survive making room."""
+    model, requests = tiny_models.model(2, eos=False), sampled_requests(40)
+    engine = Engine(model, **options)
+    together = run(engine, requests)
+    alone = Engine(model, rows=1, cache_tokens=512, prefix_cache=False)
+    for request, tokens in zip(requests, together, strict=True):
+        (expected,) = run(alone, [request])
+        assert ids(tokens) == ids(expected)
+        assert [(t.forced, t.thinking, t.finish) for t in tokens] == [
+            (t.forced, t.thinking, t.finish) for t in expected
+        ]
+        for one, other in zip(tokens, expected, strict=True):
+            assert (one.logprob is None) == (other.logprob is None)
+            if one.logprob is not None:
+                np.testing.assert_allclose(one.logprob.logprob, other.logprob.logprob, atol=2e-5)
+    if options["cache_tokens"] < 200:
+        assert engine.stats.preemptions > 5
+    if "speculation" in options:
+        assert engine.stats.accepted > 0
+
+
+def test_guessed_tokens_follow_the_distribution():
+    """Two thousand seeds with speculation and two thousand others without: the places agree in distribution."""
+    model = tiny_models.model(4, eos=False)
+    prompt = tuple([5, 6, 7, 8] * 4)
+
+    def draw(first: int, **options) -> np.ndarray:
+        engine = Engine(model, rows=64, cache_tokens=64 * 64, **options)
+        sampling = [Sampling(temperature=0.8, top_k=8, seed=first + seed) for seed in range(2000)]
+        return np.asarray([ids(tokens) for tokens in run(engine, [Request(prompt, s, 6) for s in sampling])])
+
+    plain, guessed = draw(0), draw(10_000, speculation=PromptLookup(4, shortest=1))
+    for place in (1, 3, 5):
+        tokens, counts = np.unique(plain[:, place], return_counts=True)
+        common = tokens[counts > 20]
+        table = [[(of[:, place] == token).sum() for token in common] for of in (plain, guessed)]
+        assert scipy.stats.chi2_contingency(np.asarray(table)).pvalue > 1e-3
+
+
+# ---- what it keeps to ----------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_compiled_after_warm_up_and_nothing_leaks():
+    soak(400, 0)
+
+
+@pytest.mark.slow
+def test_soak_of_5000_requests_on_a_small_cache():
+    soak(5000, 1)
+
+
+def soak(count: int, seed: int) -> None:
+    """Random requests with cancellations on a cache that is too small for a quarter of its rows."""
+    random = np.random.default_rng(seed)
+    model, tokens = tiny_models.model(3), ThinkingTokens.of(tiny_models.tokenizer())
+    ends = frozenset(model.generation_config.eos_token_id)
+    engine = Engine(
+        model, rows=16, cache_tokens=640, slots_per_page=8, prefill_chunk=64, speculation=PromptLookup(3, shortest=1)
+    )
+    engine.warm_up()
+    compiled, memory = _Clock.compilations, []
+    live, finished, cancelled, submitted, waited = {}, 0, 0, 0, 0
+    common = random.integers(0, tiny_models.VOCABULARY, 64).tolist()
+    while submitted < count or live:
+        while submitted < count and len(live) < 40:
+            prompt = (
+                common[: random.integers(0, 64)]
+                + random.integers(0, tiny_models.VOCABULARY, random.integers(1, 40)).tolist()
+            )
+            budget = None if random.random() < 0.5 else int(random.integers(0, 30))
+            sampling = Sampling(
+                temperature=float(random.choice([0.0, 1.0])), seed=submitted,
+                logprobs=2 if random.random() < 0.1 else None, presence_penalty=1.0 if random.random() < 0.3 else 0.0,
+            )  # fmt: skip
+            request = Request(tuple(prompt), sampling, int(random.integers(1, 60)), ends, budget, False, tokens)
+            live[engine.submit(request)] = request
+            submitted += 1
+        got = engine.step()
+        waited = 0 if got else waited + 1
+        assert waited < 20, "nobody gets anything"
+        for token in got:
+            if token.finish:
+                del live[token.number]
+                finished += 1
+        if live and random.random() < 0.05:
+            number = int(random.choice(list(live)))
+            engine.cancel(number)
+            engine.cancel(number)  # a second time is ignored
+            del live[number]
+            cancelled += 1
+        for pool in engine._scheduler.pools:
+            pool.check()
+        if submitted % 100 == 0:
+            memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    assert finished + cancelled == count
+    assert finished > 0.8 * count
+    assert cancelled > 0.01 * count
+    assert engine.stats.preemptions > count / 20
+    assert _Clock.compilations == compiled
+    assert not engine.busy
+    assert sorted(engine._slots) == list(range(16))
+    assert all(pool.held == 0 for pool in engine._scheduler.pools)
+    assert memory[-1] - memory[len(memory) // 2] < 32 * 1024  # KiB
+
+
+def test_a_cache_grows_when_it_is_full():
+    """With no size given it starts small and doubles; nothing that is in it is lost."""
+    model, requests = tiny_models.model(2, eos=False), sampled_requests(2)
+    requests = [dataclasses.replace(request, max_new_tokens=700, budget=None) for request in requests]
+    fixed = run(Engine(model, rows=2, cache_tokens=2048), requests)
+    engine = Engine(model, rows=2)
+    before = engine._pages
+    assert [ids(tokens) for tokens in run(engine, requests)] == [ids(tokens) for tokens in fixed]
+    assert engine._pages == 2 * before
+    assert engine.stats.preemptions == 0
+
+
+def test_a_cancelled_request_disturbs_no_other():
+    model = tiny_models.model(2, eos=False)
+    requests = sampled_requests(6)
+    expected = [ids(tokens) for tokens in run(Engine(model, rows=8, cache_tokens=2048), requests)]
+    engine = Engine(model, rows=8, cache_tokens=2048)
+    numbers = [engine.submit(request) for request in requests]
+    got = {number: [] for number in numbers}
+    for step in range(10_000):
+        if step == 3:
+            engine.cancel(numbers[2])
+        if not engine.busy:
+            break
+        for token in engine.step():
+            got[token.number].append(token.id)
+    for place, number in enumerate(numbers):
+        assert got[number] == expected[place] or place == 2
+    assert got[numbers[2]] == expected[2][: len(got[numbers[2]])]
+    assert len(got[numbers[2]]) < len(expected[2])
+
+
+@pytest.mark.parametrize("cache_type", ["int8", "fp8"])
+def test_a_quantised_cache_is_near(cache_type):
+    """Log probabilities of the same tokens, with 8-bit keys and values."""
+    model = tiny_models.model(1, eos=False)
+    prompt = tuple(np.random.default_rng(0).integers(0, tiny_models.VOCABULARY, 100).tolist())
+    request = Request(prompt, Sampling(temperature=0, logprobs=0), 8)
+    (exact,) = run(Engine(model, rows=1, cache_tokens=256), [request])
+    (near,) = run(Engine(model, rows=1, cache_tokens=256, cache_type=cache_type), [request])
+    same = next((i for i, pair in enumerate(zip(exact, near, strict=True)) if pair[0].id != pair[1].id), 8)
+    assert same >= 1
+    error = [abs(exact[i].logprob.logprob - near[i].logprob.logprob) for i in range(same)]
+    assert 0 < max(error) < (0.05 if cache_type == "int8" else 0.3)
+    pages = Engine(model, rows=1, cache_tokens=256, cache_type=cache_type)._state.groups[0]
+    assert pages.k.dtype.itemsize == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(rows=0), "'rows' is 0"),
+        (dict(prefill_chunk=100), "'prefill_chunk' is 100; it must be a power of two"),
+        (dict(max_length=5000), "maximum context length is 1024"),
+        (dict(decode_steps=True), "'decode_steps' is True"),
+    ],
+)
+def test_what_an_engine_refuses(options, words):
+    with pytest.raises(UserError, match=words):
+        Engine(tiny_models.model(0), **options)
+
+
+def test_what_speculation_refuses():
+    with pytest.raises(UserError, match="1 to 32 guesses at a time; got 0"):
+        PromptLookup(0)
+    with pytest.raises(UserError, match="1 <= shortest <= longest; got 2 and 1"):
+        PromptLookup(2, longest=1)
+    other = qwen3_jax.Qwen3(dataclasses.replace(tiny_models.model(0).config, vocab_size=99), rngs=nnx.Rngs(0))
+    with pytest.raises(UserError, match="the draft model has 99 vocabulary rows and the model 480"):
+        Engine(tiny_models.model(0), speculation=DraftModel(other))
+
+
+@pytest.mark.parametrize(
+    ("request_of", "words"),
+    [
+        (dict(prompt=()), "at least one token"),
+        (dict(prompt=(10**6,)), "ids from 0 to"),
+        (dict(prompt=(-1,)), "ids from 0 to"),
+        (dict(max_new_tokens=0), "max_new_tokens is 0"),
+        (dict(prompt=(1,) * 100, max_new_tokens=100), "100 prompt tokens .*=100 exceeds .* maximum context length of 128"),
+        (dict(budget=3), "needs `tokens`"),
+        (dict(eos=frozenset(range(9))), "9 end tokens"),
+    ],
+)  # fmt: skip
+def test_what_a_request_may_not_be(request_of, words):
+    engine = Engine(tiny_models.model(0), rows=1, cache_tokens=128)
+    with pytest.raises(UserError, match=words):
+        engine.submit(Request(**(dict(prompt=(1,), sampling=Sampling(), max_new_tokens=1) | request_of)))
+    assert not engine.busy
+    assert jax.tree.leaves(engine._state)  # nothing was lost

@@ -1,0 +1,194 @@
+"""Attention over pages against the formula on the whole texts: rows of any length, chunks, stacked layers, meshes, 8 bits."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import sharding
+from qwen3_jax.errors import UserError
+from qwen3_jax.kernels import Rows, new_pages, page_size, paged_attention
+from qwen3_jax.kernels.attention.reference import masked_attention
+from sharding import Placement
+
+HEADS, KV_HEADS, SIZE = 4, 2, 16
+PAGES, WIDTH, SLOTS = 60, 12, 8
+
+
+class Texts:
+    """Rows of random queries, keys and values, and a pool in which their pages lie in any order, full of garbage."""
+
+    def __init__(self, lengths, seed=0, shards=1, layers=1, quantized=None, placement=Placement()):
+        random = np.random.default_rng(seed)
+        rows = len(lengths) // shards
+        self.random, self.lengths, self.shards, self.rows = random, np.asarray(lengths), shards, rows
+        most = WIDTH * SLOTS
+        self.q = random.normal(size=(len(lengths), most, HEADS, SIZE)).astype(np.float32)
+        self.k, self.v = (random.normal(size=(len(lengths), most, KV_HEADS, SIZE)).astype(np.float32) for _ in range(2))
+        self.tables = np.zeros((shards, rows, WIDTH), np.int32)
+        for shard in range(shards):
+            free = iter(random.permutation(np.arange(1, PAGES)).tolist())
+            for row in range(rows):
+                used = -(-int(lengths[shard * rows + row]) // SLOTS)
+                self.tables[shard, row, :used] = [next(free) for _ in range(used)]
+        empty = new_pages(
+            shards, PAGES * layers, KV_HEADS, SLOTS, SIZE, jnp.float32, quantized=quantized, placement=placement
+        )
+        # What earlier owners left must not matter, whatever it is.
+        self.pages = empty if quantized else jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), empty)
+        if not quantized:
+            self.pages = jax.tree.map(lambda x: x.at[:, jnp.arange(layers) * PAGES].set(0), self.pages)
+
+    def expected(self, row: int, first: int, count: int) -> np.ndarray:
+        """Attention of the queries at first to first + count - 1 of a row, by the formula."""
+        stop = first + count
+        q, k, v = self.q[row, first:stop], self.k[row, :stop], self.v[row, :stop]
+        mask = np.arange(stop)[None] <= np.arange(first, stop)[:, None]
+        arrays = q[None], k[None].swapaxes(1, 2), v[None].swapaxes(1, 2), mask[None]
+        return np.asarray(masked_attention(*map(jnp.asarray, arrays)))[0]
+
+
+@functools.cache
+def jitted(placement=Placement()):
+    return jax.jit(functools.partial(paged_attention, placement=placement), donate_argnums=3)
+
+
+def feed(texts: Texts, done: np.ndarray, counts: np.ndarray, width: int, layer: int = 0, placement=Placement()) -> list:
+    """One call with `counts` new tokens of each row, filled up to `width`; the rows' outputs."""
+    d, r = texts.shards, texts.rows
+    q = np.full((d, width, HEADS, SIZE), 7.0, np.float32)
+    k, v = (np.full((d, KV_HEADS, width, SIZE), 7.0, np.float32) for _ in range(2))
+    places = {}
+    for shard in range(d):
+        start = 0
+        for row in range(shard * r, (shard + 1) * r):
+            span = slice(done[row], done[row] + counts[row])
+            here = slice(start, start + counts[row])
+            q[shard, here], k[shard, :, here], v[shard, :, here] = (
+                texts.q[row, span], texts.k[row, span].swapaxes(0, 1), texts.v[row, span].swapaxes(0, 1),
+            )  # fmt: skip
+            places[row] = (shard, here)
+            start += counts[row]
+    rows = Rows(texts.tables, done.reshape(d, r).astype(np.int32), counts.reshape(d, r).astype(np.int32))
+    out, texts.pages = jitted(placement)(q, k, v, texts.pages, rows, np.int32(layer * PAGES))
+    return [np.asarray(out)[places[row][0], places[row][1]] for row in range(d * r)]
+
+
+def step(texts: Texts, done: np.ndarray, t: int, layer: int = 0, placement=Placement()) -> np.ndarray:
+    """One call in which every row brings t tokens."""
+    index = done[:, None] + np.arange(t)
+    q, k, v = (np.take_along_axis(x, index[:, :, None, None], axis=1) for x in (texts.q, texts.k, texts.v))
+    rows = Rows(texts.tables, done.reshape(texts.shards, texts.rows).astype(np.int32))
+    arrays = q, k.swapaxes(1, 2), v.swapaxes(1, 2), texts.pages, rows, np.int32(layer * PAGES)
+    out, texts.pages = jitted(placement)(*arrays)
+    return np.asarray(out)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    lengths=st.lists(st.integers(5, 90), min_size=3, max_size=3),
+    chunks=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40), st.integers(0, 40)), max_size=6),
+    seed=st.integers(0, 100),
+)
+def test_prompts_in_any_chunks_and_decode_steps_equal_the_formula(lengths, chunks, seed):
+    """Also with nothing of some rows in a call; then single tokens and three at a time, as guesses are checked."""
+    texts = Texts(lengths, seed)
+    done = np.zeros(3, np.int64)
+    last = texts.lengths - 4  # for two decode steps
+    while (done < last).any():
+        wanted = np.asarray(chunks.pop() if chunks else (64, 64, 64))
+        counts = np.minimum(wanted, last - done)
+        while counts.sum() > 64:
+            counts[counts.argmax()] -= 1
+        for row, out in enumerate(feed(texts, done, counts, 64)):
+            np.testing.assert_allclose(out, texts.expected(row, done[row], counts[row]), atol=2e-5, rtol=0)
+        done += counts
+    for t in (1, 3):
+        out = step(texts, done, t)
+        for row in range(3):
+            np.testing.assert_allclose(out[row], texts.expected(row, done[row], t), atol=2e-5, rtol=0)
+        done += t
+
+
+def test_rows_do_not_disturb_each_other_to_the_last_bit():
+    together = Texts([40, 17, 80, 5])
+    feed(together, np.zeros(4, np.int64), np.asarray([39, 16, 5, 4]), 64)
+    feed(together, np.asarray([39, 16, 5, 4]), np.asarray([0, 0, 64, 0]), 64)
+    feed(together, np.asarray([39, 16, 69, 4]), np.asarray([0, 0, 10, 0]), 64)
+    done = np.asarray([39, 16, 79, 4])
+    out = step(together, done, 1)
+    other = Texts([40, 17, 80, 5])
+    other.pages = together.pages
+    other.tables = together.tables.copy()
+    other.tables[0, 2] = 0  # a row that has ended: page 0, no length
+    again = step(other, np.asarray([39, 16, 0, 4]), 1)
+    for row in (0, 1, 3):
+        np.testing.assert_array_equal(again[row], out[row])
+
+
+def test_layers_that_share_an_array_keep_apart():
+    texts = Texts([30, 30], layers=3)
+    zeros, counts = np.zeros(2, np.int64), np.asarray([29, 29])
+    for layer in (2, 0, 1):
+        texts.k += layer  # each layer has keys of its own
+        feed(texts, zeros, counts, 64, layer)
+    for layer, added in ((1, 3), (0, 2), (2, 2)):
+        texts.k += added - 3
+        out = step(texts, counts, 1, layer)
+        np.testing.assert_allclose(out[1], texts.expected(1, 29, 1), atol=3e-5, rtol=0)
+        texts.k -= added - 3
+
+
+@pytest.mark.parametrize(
+    "axes", [dict(data=2, tensor=2), dict(data=4, tensor=2), dict(tensor=2), dict(data=2, expert=2)]
+)
+def test_a_mesh_gives_the_same_with_pools_of_its_own(axes):
+    placement = Placement(sharding.make_mesh(**axes), sharding.SERVING)
+    shards = placement.parts("batch")
+    lengths = np.random.default_rng(5).integers(8, 60, 2 * shards)
+    texts = Texts(lengths, shards=shards, placement=placement)
+    feed(texts, np.zeros(2 * shards, np.int64), lengths - 1, 128, placement=placement)
+    out = step(texts, lengths - 1, 1, placement=placement)
+    for row in range(2 * shards):
+        np.testing.assert_allclose(out[row], texts.expected(row, lengths[row] - 1, 1), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("quantized", "bound"), [("int8", 0.02), ("fp8", 0.08)])
+def test_eight_bits_are_near(quantized, bound):
+    """int8 keeps 7 bits below the largest number of a token and head; e4m3 has 3 bits behind the point."""
+    texts = Texts([70, 20], quantized=quantized)
+    outs = feed(texts, np.zeros(2, np.int64), np.asarray([69, 19]), 128)
+    for row, count in enumerate((69, 19)):
+        error = np.abs(outs[row] - texts.expected(row, 0, count))
+        assert 0 < error.mean() < bound
+    error = np.abs(step(texts, np.asarray([69, 19]), 1)[0] - texts.expected(0, 69, 1))
+    assert 0 < error.mean() < bound
+
+
+def test_memory_of_a_long_prompt_grows_with_its_length_alone():
+    """A chunk of 512 after up to 131,072 tokens: what it needs besides the pages does not grow with them."""
+
+    def temporary(width: int) -> int:
+        pages = jax.eval_shape(lambda: new_pages(1, width + 1, KV_HEADS, 32, SIZE, jnp.float32))
+        rows = Rows(
+            jax.ShapeDtypeStruct((1, 1, width), jnp.int32), *(jax.ShapeDtypeStruct((1, 1), jnp.int32) for _ in range(2))
+        )
+        q = jax.ShapeDtypeStruct((1, 512, HEADS, SIZE), jnp.float32)
+        k = jax.ShapeDtypeStruct((1, KV_HEADS, 512, SIZE), jnp.float32)
+        return jitted().lower(q, k, k, pages, rows, 0).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(4096) < temporary(64) + 64 * 4096
+
+
+def test_what_is_refused():
+    for options, words in (
+        (dict(implementation="ragged"), "'ragged' needs a TPU, and this is a CPU"),
+        (dict(implementation="ragged", quantized="int8"), "'ragged' needs a TPU"),
+    ):
+        with pytest.raises(UserError, match=words):
+            new_pages(1, 4, KV_HEADS, SLOTS, SIZE, jnp.float32, **options)
+    assert page_size(Placement()) == 32
