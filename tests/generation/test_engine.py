@@ -221,19 +221,19 @@ def test_a_seed_gives_the_same_tokens_alone_and_in_any_company(options):
 
 
 def test_guessed_tokens_follow_the_distribution():
-    """Two thousand seeds with speculation and two thousand others without: the places agree in distribution."""
+    """A thousand seeds with speculation and a thousand others without: the places agree in distribution."""
     model = tiny_models.model(4, eos=False)
     prompt = tuple([5, 6, 7, 8] * 4)
 
     def draw(first: int, **options) -> np.ndarray:
         engine = Engine(model, rows=64, cache_tokens=64 * 64, **options)
-        sampling = [Sampling(temperature=0.8, top_k=8, seed=first + seed) for seed in range(2000)]
+        sampling = [Sampling(temperature=0.8, top_k=8, seed=first + seed) for seed in range(1000)]
         return np.asarray([ids(tokens) for tokens in run(engine, [Request(prompt, s, 6) for s in sampling])])
 
     plain, guessed = draw(0), draw(10_000, speculation=PromptLookup(4, shortest=1))
     for place in (1, 3, 5):
         tokens, counts = np.unique(plain[:, place], return_counts=True)
-        common = tokens[counts > 20]
+        common = tokens[counts > 10]
         table = [[(of[:, place] == token).sum() for token in common] for of in (plain, guessed)]
         assert scipy.stats.chi2_contingency(np.asarray(table)).pvalue > 1e-3
 
@@ -256,7 +256,7 @@ def soak(count: int, seed: int) -> None:
     model, tokens = tiny_models.model(3), ThinkingTokens.of(tiny_models.tokenizer())
     ends = frozenset(model.generation_config.eos_token_id)
     engine = Engine(
-        model, rows=16, cache_tokens=640, slots_per_page=8, prefill_chunk=64, speculation=PromptLookup(3, shortest=1)
+        model, rows=16, cache_tokens=256, slots_per_page=8, prefill_chunk=64, speculation=PromptLookup(3, shortest=1)
     )
     engine.warm_up()
     compiled, memory = _Clock.compilations, []
@@ -312,7 +312,7 @@ def test_a_cache_grows_when_it_is_full():
     engine = Engine(model, rows=2)
     before = engine._pages
     assert [ids(tokens) for tokens in run(engine, requests)] == [ids(tokens) for tokens in fixed]
-    assert engine._pages == 2 * before
+    assert engine._pages > before
     assert engine.stats.preemptions == 0
 
 

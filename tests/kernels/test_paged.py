@@ -17,12 +17,13 @@ from sharding import Placement
 
 HEADS, KV_HEADS, SIZE = 4, 2, 16
 PAGES, WIDTH, SLOTS = 60, 12, 8
+ALONE = Placement()
 
 
 class Texts:
     """Rows of random queries, keys and values, and a pool in which their pages lie in any order, full of garbage."""
 
-    def __init__(self, lengths, seed=0, shards=1, layers=1, quantized=None, placement=Placement()):
+    def __init__(self, lengths, seed=0, shards=1, layers=1, quantized=None, placement=ALONE):
         random = np.random.default_rng(seed)
         rows = len(lengths) // shards
         self.random, self.lengths, self.shards, self.rows = random, np.asarray(lengths), shards, rows
@@ -53,11 +54,11 @@ class Texts:
 
 
 @functools.cache
-def jitted(placement=Placement()):
+def jitted(placement=ALONE):
     return jax.jit(functools.partial(paged_attention, placement=placement), donate_argnums=3)
 
 
-def feed(texts: Texts, done: np.ndarray, counts: np.ndarray, width: int, layer: int = 0, placement=Placement()) -> list:
+def feed(texts: Texts, done: np.ndarray, counts: np.ndarray, width: int, layer: int = 0, placement=ALONE) -> list:
     """One call with `counts` new tokens of each row, filled up to `width`; the rows' outputs."""
     d, r = texts.shards, texts.rows
     q = np.full((d, width, HEADS, SIZE), 7.0, np.float32)
@@ -78,7 +79,7 @@ def feed(texts: Texts, done: np.ndarray, counts: np.ndarray, width: int, layer: 
     return [np.asarray(out)[places[row][0], places[row][1]] for row in range(d * r)]
 
 
-def step(texts: Texts, done: np.ndarray, t: int, layer: int = 0, placement=Placement()) -> np.ndarray:
+def step(texts: Texts, done: np.ndarray, t: int, layer: int = 0, placement=ALONE) -> np.ndarray:
     """One call in which every row brings t tokens."""
     index = done[:, None] + np.arange(t)
     q, k, v = (np.take_along_axis(x, index[:, :, None, None], axis=1) for x in (texts.q, texts.k, texts.v))
