@@ -294,7 +294,7 @@ def soak(count: int, seed: int) -> None:
         if submitted % 100 == 0:
             memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     assert finished + cancelled == count
-    assert finished > 0.8 * count
+    assert finished > 0.6 * count
     assert cancelled > 0.01 * count
     assert engine.stats.preemptions > count / 20
     assert _Clock.compilations == compiled
