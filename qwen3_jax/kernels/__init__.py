@@ -9,15 +9,31 @@ from qwen3_jax.kernels.experts import expert_mlp
 from qwen3_jax.kernels.linear import Quantization, linear
 from qwen3_jax.kernels.linear import check as check_quantization
 from qwen3_jax.kernels.platform import prefers_unrolled_decoding
+from qwen3_jax.kernels.quantized import (
+    Weight,
+    WeightType,
+    check_weight_type,
+    is_quantized,
+    quantize_weight,
+    quantized_einsum,
+    take_rows,
+)
 
 __all__ = [
     "Kernels",
     "Quantization",
+    "Weight",
+    "WeightType",
     "attention",
     "cached_attention",
     "check_quantization",
+    "check_weight_type",
     "expert_mlp",
+    "is_quantized",
     "linear",
     "prefers_unrolled_decoding",
+    "quantize_weight",
+    "quantized_einsum",
+    "take_rows",
     "target",
 ]
