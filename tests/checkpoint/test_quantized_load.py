@@ -25,13 +25,6 @@ small_checkpoints = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(small_checkpoints)
 
 KINDS = ["int8", "fp8", "int4"]
-# Root mean square of the rounding error of one normal weight, relative to the weight's: a uniform error of one step has
-# step / sqrt(12), the steps being the largest of a channel of about 100 numbers (2.5 sigma) over 127, or of a group of at
-# most 64 (2.4 sigma) over 7; e4m3's steps are 1/8 to 1/16 of a number, 0.09 on (root mean square) average.
-ROUNDING = {"int8": 2.5 / 127 / 12**0.5, "fp8": 0.09 / 12**0.5, "int4": 2.4 / 7 / 12**0.5}
-# Errors of matrices that follow each other add up like independent ones: value, output, gate/up and down in two layers
-# each, queries and keys, and the output projection.
-MATRICES = 12
 
 
 @pytest.fixture(scope="module", params=["dense", "moe"])
@@ -52,14 +45,35 @@ def error(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.sqrt(((found - expected) ** 2).mean() / (expected**2).mean()))
 
 
+def noisy(model: Qwen3, plain: Qwen3, seed: int) -> Qwen3:
+    """The unquantised model, each of its packed weights moved at random by up to half a step of its packing."""
+    random = np.random.default_rng(seed)
+    packed, flat = weights(model), []
+    for path, variable in nnx.to_flat_state(nnx.state(plain)):
+        value = packed[".".join(map(str, path))]
+        if is_quantized(value):
+            step = qwix.dequantize(value.replace(qvalue=jnp.ones_like(value.qvalue)))
+            if (
+                value.qvalue.dtype == jnp.float8_e4m3fn
+            ):  # 3 binary digits after the first; below 2^-6 the steps are 2^-9
+                size = np.maximum(np.abs(np.asarray(value.qvalue, np.float32)), 2.0**-6)
+                step *= 2.0 ** (np.floor(np.log2(size)) - 3)
+            moved = variable.get_value() + step * random.uniform(-0.5, 0.5, value.shape).astype(np.float32)
+            variable = variable.replace(moved)
+        flat.append((path, variable))
+    return nnx.merge(nnx.graphdef(plain), nnx.from_flat_state(flat))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scan_layers", [True, False])
-def test_logits_are_near_those_of_the_unquantised_model(folder, kind, scan_layers):
-    plain, _ = qwen3_jax.load(folder)
+def test_logits_are_off_by_what_random_errors_of_half_a_step_do(folder, kind, scan_layers):
+    plain, _ = qwen3_jax.load(folder, scan_layers=scan_layers)
     model, _ = qwen3_jax.load(folder, quantize=kind, scan_layers=scan_layers)
-    relative = error(logits(model), logits(plain))
-    print(f"{kind}: {relative:.4f}")
-    assert 0 < relative <= ROUNDING[kind] * MATRICES**0.5
+    expected = logits(plain)
+    relative = error(logits(model), expected)
+    by_noise = np.mean([error(logits(noisy(model, plain, seed)), expected) for seed in range(3)])
+    print(f"{kind}: {relative:.4f}, by noise {by_noise:.4f}")
+    assert by_noise / 1.5 <= relative <= 1.5 * by_noise
     # Matrices are packed; norms, the router, and an embedding that is no output projection are not.
     values = weights(model)
     packed = {name for name, value in values.items() if is_quantized(value)}
@@ -69,7 +83,7 @@ def test_logits_are_near_those_of_the_unquantised_model(folder, kind, scan_layer
     types = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn, "int4": jnp.int4}
     for name in packed:
         assert values[name].qvalue.dtype == (jnp.int8 if name in ("embed", "lm_head") else types[kind]), name
-        assert values[name].shape == weights(qwen3_jax.load(folder, scan_layers=scan_layers)[0])[name].shape
+        assert values[name].shape == weights(plain)[name].shape
     # What each packed weight stands for, in a model without packing, gives the same logits.
     flat = [
         (path, v.replace(qwix.dequantize(v.get_value())) if is_quantized(v.get_value()) else v)
@@ -107,7 +121,7 @@ def test_a_quantised_model_generates_as_the_model_it_stands_for(kind, tmp_path):
     folder = qwen3_jax.save(tiny_models.model(experts=4), tiny_models.tokenizer(), tmp_path / "x")
     model, tok = qwen3_jax.load(folder, quantize=kind)
     sampling = qwen3_jax.Sampling(temperature=0)
-    (out,) = qwen3_jax.generate(model, tok, ["What is 2 + 3?"], sampling=sampling, max_new_tokens=24, thinking_budget=4)
+    (out,) = qwen3_jax.generate(model, tok, ["What is 2 + 3?"], sampling=sampling, max_new_tokens=24)
     assert len(out.token_ids) > 4
     following = tiny_models.next_token_logits(model, tok.encode("What is 2 + 3?"), list(out.token_ids))
     free = ~np.asarray(out.forced_mask)
@@ -131,16 +145,20 @@ def test_a_written_folder_loads_back_and_is_packed_again_without_loss(to, moe, t
     )
     model = Qwen3(config, rngs=nnx.Rngs(0))
     folder = save_quantized(model, None, tmp_path / "x", to)
+    back, _ = qwen3_jax.load(folder)
+    kept, _ = qwen3_jax.load(folder, quantize=to)
     tokens = small_checkpoints.tokens()
-    back = np.asarray(qwen3_jax.load(folder)[0](tokens))
-    assert error(back, np.asarray(model(tokens))) > 0
-    kept = np.asarray(qwen3_jax.load(folder, quantize=to)[0](tokens))
-    direct = np.asarray(qwen3_jax.load(qwen3_jax.save(model, None, tmp_path / "plain"), quantize=to)[0](tokens))
-    if to == "fp8":  # blocks of 128 x 128 in the file, whole channels in memory
-        assert error(kept, np.asarray(model(tokens))) <= ROUNDING[to] * MATRICES**0.5 * 2**0.5
-    else:
-        # int8 and int4 have the same groups in both, so packing again rounds nothing (but AWQ's scales are float16).
-        assert error(kept, direct) <= (0.5e-3 if to == "int4" else 1e-5)
+    expected = np.asarray(model(tokens))
+    lost = error(np.asarray(back(tokens)), expected)
+    assert 0 < lost < 0.5
+    # Weights of fp8 are rounded twice: by blocks of 128 x 128 in the file, by channel in memory.
+    assert error(np.asarray(kept(tokens)), expected) <= (2 if to == "fp8" else 1.2) * lost
+    if to != "fp8":
+        original, values = weights(back), weights(kept)
+        packed = [name for name, value in values.items() if is_quantized(value) and name != "lm_head"]
+        assert len(packed) == 14
+        for name in packed:
+            np.testing.assert_allclose(qwix.dequantize(values[name]), original[name], rtol=1e-6, err_msg=name)
     with pytest.raises(UserError, match="x exists"):
         save_quantized(model, None, folder, to)
 
