@@ -65,19 +65,19 @@ def linear(
     Raises:
         UserError: the gradient of a product with quantised weights was asked for, or `quantization` of such weights.
     """
-    rounded_after = target(placement) == "cpu"
     if is_quantized(w):
         if quantization is not None:
             raise UserError(
                 f"quantization={quantization!r} is for training, and these weights were quantised when they were loaded."
             )
-        return _quantized_linear(equation, rounded_after, x, w)
-    return _linear(equation, quantization, rounded_after, x, w)
+        return _quantized_linear(equation, placement, x, w)
+    return _linear(equation, quantization, target(placement) == "cpu", x, w)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _quantized_linear(equation: str, rounded_after: bool, x: jax.Array, w: Any) -> jax.Array:
-    return quantized_einsum(equation, x, w, jnp.float32 if rounded_after else None).astype(x.dtype)
+def _quantized_linear(equation: str, placement: Placement, x: jax.Array, w: Any) -> jax.Array:
+    sums = jnp.float32 if target(placement) == "cpu" else None
+    return quantized_einsum(equation, x, w, sums, placement).astype(x.dtype)
 
 
 def _untrained(*_: Any) -> Any:

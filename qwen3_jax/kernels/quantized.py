@@ -15,7 +15,8 @@ The integer ranges are symmetric (qwix itself would use -128 and -8, by scaling 
 in this way before come back as they are, whatever file they lay in meanwhile.
 
 A scale per output channel is multiplied onto the product, where it costs nothing; a scale per group onto the weight, which
-XLA fuses into the product's operand on TPU and GPU. Never more than one layer's weight is unpacked at a time.
+XLA fuses into the product's operand on TPU and GPU; one CPU unpacks a few hundred rows at a time (`quantized_cpu`). Never more
+than one layer's weight is unpacked at a time.
 """
 
 import math
@@ -27,6 +28,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from qwen3_jax.errors import UserError, nearest
+from qwen3_jax.kernels.choice import target
+from qwen3_jax.kernels.quantized_cpu import tile_size, tiled_einsum
+from sharding import Placement
 
 WeightType = Literal["int8", "fp8", "int4"]
 GROUP = 128
@@ -98,7 +102,13 @@ def scaled_per_channel(w: Any, summed: Sequence[int]) -> bool:
     return w.zero_point is None and all(w.scale.shape[axis] == 1 for axis in summed)
 
 
-def quantized_einsum(equation: str, x: jax.Array, w: Any, sums: Any) -> jax.Array:
+def quantized_einsum(
+    equation: str,
+    x: jax.Array,
+    w: Any,
+    sums: Any = None,
+    placement: Placement = Placement(),  # noqa: B008 - frozen
+) -> jax.Array:
     """Return einsum(equation, x, w) with a quantised weight, as `sums` or (None) x's dtype.
 
     Args:
@@ -106,15 +116,24 @@ def quantized_einsum(equation: str, x: jax.Array, w: Any, sums: Any) -> jax.Arra
         x: activations in the compute type.
         w: a quantised weight.
         sums: type of the result; None is x's.
+        placement: where the arrays live.
     """
     inputs, c = equation.split("->")
     b = inputs.split(",")[1]
     summed = [axis for axis, letter in enumerate(b) if letter not in c]
-    if not scaled_per_channel(w, summed):
-        return jnp.einsum(equation, x, dequantize(w, x.dtype), preferred_element_type=sums)
-    # Before the scale sums may be 127 times too large for float16.
-    inner = jnp.float32 if x.dtype == jnp.float16 else sums
-    y = jnp.einsum(equation, x, w.qvalue.astype(x.dtype), preferred_element_type=inner)
+    per_channel = scaled_per_channel(w, summed)
+    alone = placement.mesh is None or placement.mesh.size == 1
+    tile = tile_size(w.shape, w.scale.shape, summed) if alone and target(placement) == "cpu" else None
+    if tile is not None and w.zero_point is None:
+        y = tiled_einsum(equation, x, w, tile)
+    elif per_channel:
+        # Before the scale sums may be 127 times too large for float16.
+        inner = jnp.float32 if x.dtype == jnp.float16 else sums
+        y = jnp.einsum(equation, x, w.qvalue.astype(x.dtype), preferred_element_type=inner)
+    else:
+        y = jnp.einsum(equation, x, dequantize(w, x.dtype), preferred_element_type=sums)
+    if not per_channel:
+        return y.astype(x.dtype if sums is None else sums)
     kept = [letter for letter in b if letter in c]
     order = [kept.index(letter) for letter in c if letter in kept]
     scale = w.scale.squeeze(summed).transpose(order)

@@ -244,7 +244,7 @@ class Qwen3(nnx.Module):
         equation = "...d,vd->...v" if tied else "...d,dv->...v"
         states = states.astype(self.dtype)
         if is_quantized(weight):
-            return quantized_einsum(equation, states, weight, jnp.float32)
+            return quantized_einsum(equation, states, weight, jnp.float32, self.placement)
         return jnp.einsum(equation, states, weight.astype(self.dtype), preferred_element_type=jnp.float32)
 
     @property

@@ -13,6 +13,7 @@ import sharding
 from qwen3_jax import UserError
 from qwen3_jax.kernels import check_weight_type, expert_mlp, is_quantized, linear, quantize_weight, take_rows
 from qwen3_jax.kernels.quantized import dequantize, quantized_einsum
+from qwen3_jax.kernels.quantized_cpu import floats, tile_size
 from sharding import SERVING, TRAINING, Placement
 
 KINDS = ["int8", "fp8", "int4"]
@@ -47,19 +48,34 @@ def test_a_product_is_that_of_the_numbers_the_weight_stands_for(name, kind, dtyp
     smallest = np.asarray(packed.scale).max() * 2.0**-10 if kind == "fp8" else 1e-6
     assert (np.abs(meant - np.asarray(w)) <= HALF_STEP[kind] * spread + smallest).all()
     expected = np.einsum(equation, np.asarray(x, np.float64), meant)
-    function = jax.jit(functools.partial(quantized_einsum, equation, sums=jnp.float32))
-    found = np.asarray(function(x, packed), np.float64)
-    # In float32 only the order of the sum differs; else a group's scale is rounded into each weight.
-    precision = 2e-6 if dtype == "float32" else float(jnp.finfo(dtype).eps)
-    assert (
-        np.abs(found - expected).max()
-        <= precision * np.einsum(equation, np.abs(np.asarray(x, np.float64)), np.abs(meant)).max()
-    )
-    assert found.dtype == np.float64
+    # Tile by tile on one CPU; whole, as on other platforms, on a mesh.
+    for placement in (Placement(), Placement(sharding.make_mesh(data=2), SERVING)):
+        function = jax.jit(functools.partial(quantized_einsum, equation, sums=jnp.float32, placement=placement))
+        found = np.asarray(function(x, packed), np.float64)
+        # In float32 only the order of the sum differs; else a group's scale is rounded into each weight.
+        precision = 2e-6 if dtype == "float32" else float(jnp.finfo(dtype).eps)
+        most = np.einsum(equation, np.abs(np.asarray(x, np.float64)), np.abs(meant)).max()
+        assert np.abs(found - expected).max() <= precision * most
     if name not in ("head", "tied"):
         assert linear(equation, x, packed).dtype == x.dtype
         exact = np.asarray(linear(equation, x.astype(jnp.float32), packed), np.float64)
-        np.testing.assert_allclose(exact, np.asarray(function(x.astype(jnp.float32), packed)), rtol=1e-6, atol=1e-6)
+        assert np.abs(exact - expected).max() <= 2e-6 * most
+
+
+def test_e4m3_is_unpacked_through_float16_to_the_same_numbers():
+    every = jax.lax.bitcast_convert_type(jnp.arange(256, dtype=jnp.uint8), jnp.float8_e4m3fn)
+    finite = jnp.asarray([i for i in range(256) if i & 0x7F != 0x7F])
+    expected = np.asarray(every).astype(np.float32)[np.asarray(finite)]
+    np.testing.assert_array_equal(np.asarray(jax.jit(floats)(every))[np.asarray(finite)], expected)
+
+
+def test_tiles_divide_the_rows_and_keep_groups_whole():
+    assert tile_size((1024, 3072), (1, 3072), [0]) == 256
+    assert tile_size((16, 128, 1024), (1, 1, 1024), [0, 1]) == 2  # 2 heads of 128
+    assert tile_size((9728, 2560), (76, 2560), [0]) == 256  # groups of 128
+    assert tile_size((384, 64), (3, 64), [0]) == 128
+    assert tile_size((151_936, 1024), (151_936, 1), [1]) == 1187
+    assert tile_size((1009, 64), (1, 64), [0]) is None  # a prime
 
 
 def test_int4_has_groups_of_128_or_of_what_divides_the_last_summed_axis():
