@@ -5,6 +5,7 @@ channel whatever the mesh: a device whose part is cut along a summed axis takes 
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -17,8 +18,10 @@ from qwen3_jax.checkpoint.keys import Slot
 from qwen3_jax.checkpoint.source import TensorSource
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.kernels import WeightType, quantize_weight
+from qwen3_jax.kernels.quantized import GROUP
 from sharding import Placement, ShardingError
 
+_PIECE = 1 << 22  # numbers that are packed at a time
 Bounds = tuple[tuple[int, int], ...]  # (start, stop) along each axis
 
 
@@ -64,7 +67,7 @@ def load_slot(
             sizes = tuple((d, s.stop - s.start) for d, s in index.items())
             raw = _read(slot, layer, index, tensors)
             if kind:
-                quantized = _quantize(jax.device_put(raw, parts[wanted[0]][0]), slot.row, sizes, kind, summed)
+                quantized = _quantize(jax.device_put(raw, parts[wanted[0]][0]), slot.row, sizes, kind)
                 shared = jax.tree.map(
                     lambda part, n=sizes: tuple(m == 1 < k for m, (_, k) in zip(part.shape, n, strict=True)), quantized
                 )
@@ -159,9 +162,28 @@ def _convert(raw: jax.Array, row: keys.Row, sizes: tuple[tuple[str, int], ...], 
     return keys.from_hf(raw, row, dict(sizes)).astype(dtype)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def _quantize(raw: jax.Array, row: keys.Row, sizes, kind: WeightType, summed: tuple[int, ...]) -> Any:
-    return quantize_weight(keys.from_hf(raw, row, dict(sizes)), kind, summed)
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _quantize(raw: jax.Array, row: keys.Row, sizes: tuple[tuple[str, int], ...], kind: WeightType) -> Any:
+    """Pack a weight (or a part of it, whole along the axes that are summed) in HF's layout, some rows at a time.
+
+    All at once XLA keeps a float32 copy, two to four times what is read.
+    """
+    ours = dict(sizes)
+    *lead, size = raw.shape
+    group = math.gcd(GROUP, ours[row.summed[-1]])  # a group never holds inputs of two heads
+    rows = math.prod(lead)
+    piece = next(n for n in range(max(1, min(rows, _PIECE // size)), 0, -1) if rows % n == 0)
+    # As integers: XLA:CPU would convert all of a bf16 array to slice it.
+    bits = jax.lax.bitcast_convert_type(raw, f"uint{8 * raw.dtype.itemsize}").reshape(-1, piece, size)
+    packed = jax.lax.map(lambda w: quantize_weight(jax.lax.bitcast_convert_type(w, raw.dtype), kind, (1,), group), bits)
+    count = packed.scale.shape[-1]
+    scales = ours | dict.fromkeys(row.summed, 1)
+    if kind == "int4":
+        scales = ours | {row.summed[-1]: ours[row.summed[-1]] // group}
+    return packed.replace(
+        qvalue=keys.from_hf(packed.qvalue.reshape(raw.shape), row, ours),
+        scale=keys.from_hf(packed.scale.reshape(*lead, count), row, scales),
+    )
 
 
 @functools.partial(jax.jit, donate_argnums=0)

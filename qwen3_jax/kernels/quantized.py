@@ -63,20 +63,20 @@ def is_quantized(w: Weight) -> TypeGuard[Any]:
     return hasattr(w, "qvalue")
 
 
-def quantize_weight(w: jax.Array, kind: WeightType, summed: Sequence[int]) -> Any:
+def quantize_weight(w: jax.Array, kind: WeightType, summed: Sequence[int], group: int | None = None) -> Any:
     """Return a weight as a `qwix.QArray` with float32 scales.
 
     Args:
         w: any floating type.
         kind: see the table above.
-        summed: the axes that a product with the weight sums over; the last of them has the groups of int4, of 128 or of the
-            largest smaller power of two that divides it.
+        summed: the axes that a product with the weight sums over; the last of them has the groups of int4.
+        group: numbers in a group; None is 128, or the largest power of two below that divides the axis.
     """
     import qwix
 
     tiled, own = {}, [axis for axis in range(w.ndim) if axis not in summed]
     if kind == "int4":
-        tiled = {summed[-1]: math.gcd(GROUP, w.shape[summed[-1]])}
+        tiled = {summed[-1]: group or math.gcd(GROUP, w.shape[summed[-1]])}
         own += summed[:-1]
     return qwix.quantize(
         w.astype(jnp.float32),
