@@ -355,7 +355,8 @@ def _refuse_unsupported(raw: dict[str, Any]) -> None:
         raise UserError("config field 'attention_dropout' is not 0; Qwen3 trains without it and it is not built.")
     if raw.pop("quantization_config", None) is not None:
         raise UserError(
-            "config field 'quantization_config' is set; quantised checkpoints are not read, load the bf16 one instead."
+            "config field 'quantization_config' is set, which says how the weights are stored and not what the model is; "
+            "`qwen3_jax.load` reads such a folder, and `qwen3 convert --to hf` unpacks it."
         )
 
 

@@ -11,7 +11,7 @@ import pytest
 import tiny_models
 
 import qwen3_jax
-from qwen3_jax.cli import convert, infer, plan, train
+from qwen3_jax.cli import convert, infer, plan, quantize, train
 from qwen3_jax.cli import main as qwen3
 from qwen3_jax.cli.typed import parse_into
 from qwen3_jax.experiments import MixtureConfig, ScalingConfig
@@ -101,6 +101,8 @@ def test_every_command_line_in_the_docs_is_accepted(checkout, monkeypatch, capsy
             assert len(words) == 3
         elif words[0] == "python" and words[1].startswith(("examples/", "benchmarks/")):
             assert (ROOT / words[1]).exists()
+        elif words[:2] == ["qwen3", "quantize"]:  # tests/cli runs it
+            assert quantize.parser("qwen3 quantize").parse_args(words[2:]).out
         elif words[:2] == ["qwen3", "convert"]:
             convert._parser("qwen3 convert").parse_args(words[2:])  # tests/cli runs it on what it names
         else:

@@ -1,7 +1,9 @@
-"""Read a Hugging Face checkpoint, tensor by tensor, straight onto the devices that own each part.
+"""Read a checkpoint, tensor by tensor, straight onto the devices that own each part.
 
     >>> model, tokenizer = qwen3_jax.load("Qwen/Qwen3-0.6B", dtype="bfloat16")
     >>> model, tokenizer = qwen3_jax.load("DIR", mesh=sharding.make_mesh(tensor=4))
+    >>> model, tokenizer = qwen3_jax.load("Qwen/Qwen3-8B", dtype="bfloat16", quantize="int8")
+    >>> model, tokenizer = qwen3_jax.load("Qwen/Qwen3-8B-AWQ")      # and FP8, GPTQ, int8, GGUF: see `checkpoint.formats`
 
 Invariant: host memory beyond the loaded parameters never exceeds a few copies of one layer's largest parameter, and nothing
 is returned unless every tensor of the checkpoint was used and every parameter filled.
@@ -11,20 +13,21 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import Mesh
 
 from qwen3_jax.checkpoint import keys
 from qwen3_jax.checkpoint.checksums import verify_checksums
+from qwen3_jax.checkpoint.formats import gguf_file, open_checkpoint
 from qwen3_jax.checkpoint.hub import resolve
 from qwen3_jax.checkpoint.keys import Slot
-from qwen3_jax.checkpoint.safetensors import SafetensorsFolder
-from qwen3_jax.config import GenerationConfig, Qwen3Config, read_json
+from qwen3_jax.checkpoint.slot_load import load_slot, weight_type
+from qwen3_jax.checkpoint.source import TensorSource
+from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
-from qwen3_jax.kernels import prefers_unrolled_decoding
+from qwen3_jax.kernels import WeightType, check_weight_type, prefers_unrolled_decoding
 from qwen3_jax.model import Qwen3, abstract
 from qwen3_jax.progress import progress_bar
 from qwen3_jax.text import Tokenizer
@@ -39,17 +42,21 @@ def load(
     dtype: Any = None,
     mesh: Mesh | None = None,
     scan_layers: bool | None = None,
+    quantize: WeightType | None = None,
     revision: str | None = None,
     verify: bool = True,
 ) -> tuple[Qwen3, Tokenizer]:
     """Load a Qwen3 checkpoint for inference.
 
     Args:
-        path_or_repo_id: a folder in Hugging Face's format, a repository on the hub ("Qwen/Qwen3-0.6B"), or a folder that
-            `qwen3 convert --to orbax` wrote.
+        path_or_repo_id: a folder in Hugging Face's format, a repository on the hub ("Qwen/Qwen3-0.6B"), a GGUF file, or a
+            folder that `qwen3 convert --to orbax` wrote. Quantised checkpoints (FP8, AWQ, GPTQ, int8, GGUF) are unpacked to
+            `dtype`, tensor by tensor.
         dtype: storage and compute type, "float32", "bfloat16" or "float16"; None is the checkpoint's own.
         mesh: devices to spread the model over (`sharding.make_mesh`); None is one device.
         scan_layers: stack equal layers; None is what decodes fastest on this platform.
+        quantize: keep the matrices in 8 or 4 bits ("int8", "fp8", "int4"; `kernels.quantized` says how), which are used in
+            `dtype`; the model can then not be trained or saved.
         revision: branch, tag or commit on the hub.
         verify: compare the files with `checksums.sha256` where the folder has one (`qwen3_jax.save` writes it).
 
@@ -62,6 +69,7 @@ def load(
     """
     from qwen3_jax.checkpoint.native import is_native, load_native  # imports Orbax, and this module
 
+    check_weight_type(quantize)
     folder = resolve(path_or_repo_id, revision=revision)
     options: dict[str, Any] = dict(
         dtype=dtype,
@@ -71,7 +79,15 @@ def load(
         verify=verify,
     )
     tokenizer = load_tokenizer(folder)
-    model = load_native(folder, **options)[0] if is_native(folder) else load_model(folder, **options)
+    if not is_native(folder):
+        model = load_model(folder, quantize=quantize, **options)
+    elif quantize is None:
+        model = load_native(folder, **options)[0]
+    else:
+        raise UserError(
+            f"quantize={quantize!r} reads Hugging Face folders and GGUF files tensor by tensor; {folder} is an Orbax folder: "
+            "convert it with `qwen3 convert --to hf` first."
+        )
     if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, but config field 'vocab_size' gives the embedding "
@@ -81,7 +97,12 @@ def load(
 
 
 def load_tokenizer(folder: Path) -> Tokenizer | None:
-    """Return the folder's tokenizer, or None when it has no tokenizer files at all."""
+    """Return the tokenizer of a folder or GGUF file, or None when a folder has no tokenizer files at all."""
+    file = gguf_file(folder)
+    if file is not None:
+        from qwen3_jax.checkpoint.formats.gguf_tokenizer import gguf_tokenizer
+
+        return gguf_tokenizer(file)
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
         return None
     return Tokenizer.from_pretrained(folder)
@@ -94,13 +115,15 @@ def load_model(
     param_dtype: Any = None,
     placement: Placement = Placement(None, SERVING),  # noqa: B008 - frozen
     scan_layers: bool = True,
+    quantize: WeightType | None = None,
     verify: bool = True,
     **options: Any,
 ) -> Qwen3:
-    """Load the model of a local folder with separate compute and storage types; `options` go to `Qwen3`."""
-    config = Qwen3Config.from_hf(read_json(folder / "config.json"))
-    tensors = SafetensorsFolder(folder)
-    if verify:
+    """Load the model of a local folder or GGUF file with separate compute and storage types; `options` go to `Qwen3`."""
+    check_weight_type(quantize)
+    checkpoint = open_checkpoint(folder)
+    config, tensors = checkpoint.config, checkpoint.tensors
+    if verify and folder.is_dir():
         verify_checksums(folder)
     stored = config.dtype or next(iter(tensors.entries.values())).dtype
     compute, storage = as_dtype(dtype or stored), as_dtype(param_dtype or stored)
@@ -113,19 +136,19 @@ def load_model(
 
     # Largest first: the transient copies of the largest parameter then meet an empty memory.
     slots.sort(key=lambda slot: -np.prod(slot.shape))
-    arrays: dict[keys.Path, jax.Array] = {}
+    arrays: dict[keys.Path, Any] = {}
     gigabytes = sum(np.prod(slot.shape) * len(slot.prefixes) for slot in slots) * storage.itemsize / 1e9
     visible = None if gigabytes * 1e9 > _BAR_FROM_BYTES else False
     with progress_bar(f"loading {folder.name}", gigabytes, unit="GB", visible=visible) as bar:
         for slot in slots:
-            arrays[slot.path] = _load_slot(slot, tensors, placement, storage)
-            bar.advance(arrays[slot.path].nbytes / 1e9)
+            kind = weight_type(slot, config, quantize)
+            arrays[slot.path] = load_slot(slot, tensors, placement, storage, kind)
+            bar.advance(float(np.prod(slot.shape)) * len(slot.prefixes) * storage.itemsize / 1e9)
     flat = nnx.to_flat_state(state)
     filled = [(path, variable.replace(arrays[path])) for path, variable in flat]
     model = nnx.merge(graphdef, nnx.from_flat_state(filled))
-    generation = folder / "generation_config.json"
-    if generation.exists():
-        model.generation_config = GenerationConfig.from_hf(read_json(generation))
+    if checkpoint.generation is not None:
+        model.generation_config = checkpoint.generation
     return model
 
 
@@ -144,7 +167,7 @@ def _make(config: Qwen3Config, **options: Any) -> Qwen3:
     return Qwen3(config, rngs=nnx.Rngs(0), **options)
 
 
-def _check(slots: list[Slot], tensors: SafetensorsFolder, config: Qwen3Config) -> None:
+def _check(slots: list[Slot], tensors: TensorSource, config: Qwen3Config) -> None:
     """Every parameter has its tensors, of the right shape, and every tensor has a parameter."""
     used = set()
     for slot in slots:
@@ -170,7 +193,7 @@ def _check(slots: list[Slot], tensors: SafetensorsFolder, config: Qwen3Config) -
         )
 
 
-def _check_shape(name: str, tensors: SafetensorsFolder, expected: tuple[int, ...]) -> None:
+def _check_shape(name: str, tensors: TensorSource, expected: tuple[int, ...]) -> None:
     shape = tensors.entries[name].shape
     if shape != expected:
         raise UserError(
@@ -179,7 +202,7 @@ def _check_shape(name: str, tensors: SafetensorsFolder, expected: tuple[int, ...
         )
 
 
-def _check_tied(tensors: SafetensorsFolder) -> None:
+def _check_tied(tensors: TensorSource) -> None:
     names = ("model.embed_tokens.weight", "lm_head.weight")
     rows, columns = tensors.entries[names[0]].shape
     if tensors.entries[names[1]].shape != (rows, columns):
@@ -196,67 +219,3 @@ def _check_tied(tensors: SafetensorsFolder) -> None:
 def _fused_shape(slot: Slot) -> tuple[int, ...]:
     e, (rows, columns) = slot.sizes["e"], slot.hf_shape()
     return (e, rows * (1 if slot.row.fused_part is None else 2), columns)
-
-
-def _load_slot(slot: Slot, tensors: SafetensorsFolder, placement: Placement, dtype: jnp.dtype) -> jax.Array:
-    """Read one parameter, layer by layer, each device's part by itself."""
-    name = ".".join(map(str, slot.path))
-    sharding = placement.sharding(slot.axes, slot.shape, name)
-    parts: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
-    for device, cut in sharding.addressable_devices_indices_map(slot.shape).items():
-        bounds = tuple(s.indices(n)[:2] for s, n in zip(cut, slot.shape, strict=True))  # type: ignore[arg-type]
-        parts.setdefault(bounds, []).append(device)
-
-    buffers: dict[jax.Device, jax.Array] = {}
-    for layer in range(len(slot.prefixes)):
-        for bounds, devices in parts.items():
-            index = {d: slice(*b) for d, b in zip(slot.row.dims, bounds, strict=True)}
-            sizes = tuple((d, s.stop - s.start) for d, s in index.items())
-            raw = _read(slot, layer, index, tensors)
-            for device in devices:
-                local = _convert(jax.device_put(raw, device), slot.row, sizes, dtype)
-                if slot.stacked:
-                    if layer == 0:
-                        buffers[device] = jnp.zeros((len(slot.prefixes), *local.shape), dtype, device=device)
-                    local = _insert(buffers[device], local, layer)
-                buffers[device] = jax.block_until_ready(local)  # before the next part is read: bounds the memory
-            del raw
-    shape: tuple[int, ...] = slot.shape
-    if slot.stacked:
-        shape = (len(slot.prefixes), *shape)
-        if isinstance(sharding, NamedSharding):
-            sharding = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
-    if isinstance(sharding, SingleDeviceSharding):
-        return next(iter(buffers.values()))
-    return jax.make_array_from_single_device_arrays(shape, sharding, list(buffers.values()))
-
-
-def _read(slot: Slot, layer: int, index: dict[str, slice], tensors: SafetensorsFolder) -> np.ndarray:
-    """Read the part `index` of one layer's parameter in HF's layout, experts leading."""
-    cut = keys.hf_index(slot.row, slot.sizes, index)
-    with tensors.open() as reader:
-        if not slot.per_expert:
-            return reader.read(slot.names(layer)[0], cut)
-        experts = range(index["e"].start, index["e"].stop)
-        fused = slot.prefixes[layer] + slot.row.fused
-        if fused in tensors.entries:
-            offset = (slot.row.fused_part or 0) * slot.hf_shape()[0]
-            rows = slice(cut[0].start + offset, cut[0].stop + offset)
-            return reader.read(fused, (slice(experts.start, experts.stop), rows, *cut[1:]))
-        names = slot.names(layer)
-        first = reader.read(names[experts.start], cut)
-        out = np.empty((len(experts), *first.shape), first.dtype)
-        out[0] = first
-        for place, expert in enumerate(experts[1:], start=1):
-            out[place] = reader.read(names[expert], cut)
-        return out
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _convert(raw: jax.Array, row: keys.Row, sizes: tuple[tuple[str, int], ...], dtype: jnp.dtype) -> jax.Array:
-    return keys.from_hf(raw, row, dict(sizes)).astype(dtype)
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _insert(stack: jax.Array, layer_value: jax.Array, layer: int) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(stack, layer_value, layer, 0)

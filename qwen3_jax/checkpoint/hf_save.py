@@ -6,7 +6,7 @@ Invariant: the target either does not exist (or is what it was) or is complete (
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,14 @@ from qwen3_jax.checkpoint.checksums import write_checksums
 from qwen3_jax.checkpoint.hf_load import as_dtype
 from qwen3_jax.checkpoint.publish import publishing
 from qwen3_jax.checkpoint.safetensors import INDEX, SINGLE
+from qwen3_jax.errors import UserError
+from qwen3_jax.kernels import is_quantized
 from qwen3_jax.model import Qwen3
 from qwen3_jax.text import Tokenizer
 
 MAX_SHARD_BYTES = 5_000_000_000  # the hub's convention
+
+Encode = Callable[[str, np.ndarray], dict[str, np.ndarray]]  # one tensor by HF's name -> the tensors that stand for it
 
 
 def save(
@@ -52,21 +56,51 @@ def save(
         The folder.
 
     Raises:
-        UserError: the target exists, or cannot be written; it is left as it was.
+        UserError: the target exists, or cannot be written; it is left as it was. Or the model's weights are quantised.
     """
-    target = Path(path).expanduser()
     storage = as_dtype(model.param_dtype if dtype is None else dtype)
+    return write_folder(model, tokenizer, path, storage, overwrite=overwrite, max_shard_bytes=max_shard_bytes)
+
+
+def write_folder(
+    model: Qwen3,
+    tokenizer: Tokenizer | None,
+    path: str | os.PathLike,
+    storage: jnp.dtype,
+    *,
+    overwrite: bool,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    encode: Encode | None = None,
+    quantization: dict[str, Any] | None = None,
+) -> Path:
+    """What `save` does; `encode` may put other tensors in a tensor's place, which `quantization` then describes."""
+    refuse_quantized(model)
+    target = Path(path).expanduser()
     shards = _plan(model, storage, max_shard_bytes)
     with publishing(target, overwrite) as work:
         writes = jax.process_index() == 0
-        _write_tensors(model, storage, shards, work if writes else None)
+        _write_tensors(model, storage, shards, work if writes else None, encode)
         if writes:
-            write_texts(model, tokenizer, storage, work)
+            write_texts(model, tokenizer, storage, work, quantization)
             # config.json, generation_config.json and the template are for people to edit; the rest must never change.
             write_checksums(
                 work, [*work.glob("*.safetensors"), *work.glob("*.index.json"), *work.glob("tokenizer.json")]
             )
     return target
+
+
+def refuse_quantized(model: Qwen3) -> None:
+    """Refuse to save what `load(quantize=...)` made.
+
+    Raises:
+        UserError: says what to do instead.
+    """
+    leaves = jax.tree.leaves(nnx.state(model), is_leaf=is_quantized)
+    if any(is_quantized(leaf) for leaf in leaves):
+        raise UserError(
+            "the model's weights were quantised when it was loaded, and saving them would lose what was rounded away: load it "
+            "without quantize=, or write a quantised checkpoint with `qwen3 quantize`."
+        )
 
 
 def _plan(model: Qwen3, dtype: jnp.dtype, limit: int) -> list[list[tuple[keys.Slot, int]]]:
@@ -91,7 +125,11 @@ def _layer_number(prefix: str) -> int:
 
 
 def _write_tensors(
-    model: Qwen3, dtype: jnp.dtype, shards: list[list[tuple[keys.Slot, int]]], folder: Path | None
+    model: Qwen3,
+    dtype: jnp.dtype,
+    shards: list[list[tuple[keys.Slot, int]]],
+    folder: Path | None,
+    encode: Encode | None,
 ) -> None:
     """Write the shards and their index; with folder None only take part in gathering."""
     values = {path: variable.get_value() for path, variable in nnx.to_flat_state(nnx.state(model))}
@@ -103,7 +141,7 @@ def _write_tensors(
         for slot, layer in parts:
             for name, array in _tensors(values[slot.path], slot, layer, dtype):
                 if folder is not None:
-                    tensors[name] = array
+                    tensors |= {name: array} if encode is None else encode(name, array)
         weight_map |= dict.fromkeys(tensors, file)
         total += sum(array.nbytes for array in tensors.values())
         if folder is not None:
@@ -126,13 +164,23 @@ def _tensors(value: jax.Array, slot: keys.Slot, layer: int, dtype: jnp.dtype) ->
     yield from zip(names, host if slot.per_expert else [host], strict=True)
 
 
-def write_texts(model: Qwen3, tokenizer: Tokenizer | None, dtype: jnp.dtype, folder: Path) -> None:
-    """Write config.json, generation_config.json and the tokenizer's files; `dtype` is what the weights are stored in."""
+def write_texts(
+    model: Qwen3,
+    tokenizer: Tokenizer | None,
+    dtype: jnp.dtype,
+    folder: Path,
+    quantization: dict[str, Any] | None = None,
+) -> None:
+    """Write config.json, generation_config.json and the tokenizer's files.
+
+    `dtype` is what the weights are stored in, and `quantization` describes those that are not.
+    """
     config = dataclasses.replace(model.config, dtype=dtype.name)
     generation = model.generation_config
     if not generation.eos_token_id:
         generation = dataclasses.replace(generation, eos_token_id=config.eos_token_ids)
-    _write_json(folder / "config.json", config.to_hf())
+    described = {} if quantization is None else {"quantization_config": quantization}
+    _write_json(folder / "config.json", config.to_hf() | described)
     _write_json(folder / "generation_config.json", generation.to_hf())
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)

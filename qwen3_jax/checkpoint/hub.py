@@ -12,7 +12,7 @@ _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 def resolve(path_or_repo_id: str | os.PathLike, *, revision: str | None = None) -> Path:
-    """Return the local folder of a checkpoint, downloading it from the hub when the argument is a repository id.
+    """Return the local folder (or GGUF file) of a checkpoint, downloading it from the hub when it is a repository id.
 
     Credentials, cache folder and endpoint are huggingface_hub's (HF_TOKEN, HF_HOME, HF_ENDPOINT).
 
@@ -26,7 +26,13 @@ def resolve(path_or_repo_id: str | os.PathLike, *, revision: str | None = None) 
             raise UserError(f"revision {revision!r} is for a repository on the hub; {path} is a local folder.")
         return path
     if path.is_file():
-        raise UserError(f"{path} is a file; give the folder that holds config.json and the weights.")
+        if path.suffix != ".gguf":
+            raise UserError(
+                f"{path} is a file; give the folder that holds config.json and the weights, or a GGUF file."
+            )
+        if revision is not None:
+            raise UserError(f"revision {revision!r} is for a repository on the hub; {path} is a local file.")
+        return path
     if not _REPO_ID.fullmatch(text) or text.startswith((".", "/", "~")) or "/" not in text:
         raise UserError(f"{text} is neither a folder nor a hub repository id such as 'Qwen/Qwen3-0.6B'.")
     from huggingface_hub import snapshot_download

@@ -4,6 +4,8 @@ A row says how one parameter is stored: our dimensions by letter, and HF's as gr
 `"nh,d"` is our [D, N, H] query projection and HF's [(N H), D] `q_proj.weight`. Everything about reading, slicing and
 writing follows from the row; an HF tensor that no row names, or a row that no tensor fills, is an error.
 
+The same rows give the names of a GGUF file (llama.cpp's), whose tensors have HF's shapes, the experts of a layer in one.
+
 Letters: l layers of a stack, v vocabulary, d hidden, n query heads, k key/value heads, h head size, f MLP width, e experts.
 """
 
@@ -30,6 +32,7 @@ class Row:
         hf_dims: HF's dimensions of one tensor, comma-separated groups of letters.
         fused: transformers 5's in-memory name, whose tensor holds all experts; "" where there is none.
         fused_part: this parameter's half of the fused tensor's f dimension (gate 0, up 1), or None for all of it.
+        gguf: name in a GGUF file, below `blk.N.` for a block.
     """
 
     ours: str
@@ -38,37 +41,66 @@ class Row:
     hf_dims: str
     fused: str = ""
     fused_part: int | None = None
+    gguf: str = ""
+
+    @property
+    def summed(self) -> str:
+        """The letters that a product with this weight sums over (HF's columns); "" for what is no matrix."""
+        return self.hf_dims.partition(",")[2]
 
 
 MODEL_ROWS = (
-    Row("embed", "model.embed_tokens.weight", "vd", "v,d"),
-    Row("norm.scale", "model.norm.weight", "d", "d"),
-    Row("lm_head", "lm_head.weight", "dv", "v,d"),
+    Row("embed", "model.embed_tokens.weight", "vd", "v,d", gguf="token_embd.weight"),
+    Row("norm.scale", "model.norm.weight", "d", "d", gguf="output_norm.weight"),
+    Row("lm_head", "lm_head.weight", "dv", "v,d", gguf="output.weight"),
 )
 BLOCK_ROWS = (
-    Row("attention_norm.scale", "input_layernorm.weight", "d", "d"),
-    Row("attention.q", "self_attn.q_proj.weight", "dnh", "nh,d"),
-    Row("attention.k", "self_attn.k_proj.weight", "dkh", "kh,d"),
-    Row("attention.v", "self_attn.v_proj.weight", "dkh", "kh,d"),
-    Row("attention.o", "self_attn.o_proj.weight", "nhd", "d,nh"),
-    Row("attention.q_bias", "self_attn.q_proj.bias", "nh", "nh"),
-    Row("attention.k_bias", "self_attn.k_proj.bias", "kh", "kh"),
-    Row("attention.v_bias", "self_attn.v_proj.bias", "kh", "kh"),
-    Row("attention.o_bias", "self_attn.o_proj.bias", "d", "d"),
-    Row("attention.q_norm.scale", "self_attn.q_norm.weight", "h", "h"),
-    Row("attention.k_norm.scale", "self_attn.k_norm.weight", "h", "h"),
-    Row("mlp_norm.scale", "post_attention_layernorm.weight", "d", "d"),
+    Row("attention_norm.scale", "input_layernorm.weight", "d", "d", gguf="attn_norm.weight"),
+    Row("attention.q", "self_attn.q_proj.weight", "dnh", "nh,d", gguf="attn_q.weight"),
+    Row("attention.k", "self_attn.k_proj.weight", "dkh", "kh,d", gguf="attn_k.weight"),
+    Row("attention.v", "self_attn.v_proj.weight", "dkh", "kh,d", gguf="attn_v.weight"),
+    Row("attention.o", "self_attn.o_proj.weight", "nhd", "d,nh", gguf="attn_output.weight"),
+    Row("attention.q_bias", "self_attn.q_proj.bias", "nh", "nh", gguf="attn_q.bias"),
+    Row("attention.k_bias", "self_attn.k_proj.bias", "kh", "kh", gguf="attn_k.bias"),
+    Row("attention.v_bias", "self_attn.v_proj.bias", "kh", "kh", gguf="attn_v.bias"),
+    Row("attention.o_bias", "self_attn.o_proj.bias", "d", "d", gguf="attn_output.bias"),
+    Row("attention.q_norm.scale", "self_attn.q_norm.weight", "h", "h", gguf="attn_q_norm.weight"),
+    Row("attention.k_norm.scale", "self_attn.k_norm.weight", "h", "h", gguf="attn_k_norm.weight"),
+    Row("mlp_norm.scale", "post_attention_layernorm.weight", "d", "d", gguf="ffn_norm.weight"),
 )
 DENSE_ROWS = (
-    Row("mlp.gate", "mlp.gate_proj.weight", "df", "f,d"),
-    Row("mlp.up", "mlp.up_proj.weight", "df", "f,d"),
-    Row("mlp.down", "mlp.down_proj.weight", "fd", "d,f"),
+    Row("mlp.gate", "mlp.gate_proj.weight", "df", "f,d", gguf="ffn_gate.weight"),
+    Row("mlp.up", "mlp.up_proj.weight", "df", "f,d", gguf="ffn_up.weight"),
+    Row("mlp.down", "mlp.down_proj.weight", "fd", "d,f", gguf="ffn_down.weight"),
 )
 MOE_ROWS = (
-    Row("mlp.router", "mlp.gate.weight", "de", "e,d"),
-    Row("mlp.gate", "mlp.experts.{expert}.gate_proj.weight", "edf", "f,d", "mlp.experts.gate_up_proj", 0),
-    Row("mlp.up", "mlp.experts.{expert}.up_proj.weight", "edf", "f,d", "mlp.experts.gate_up_proj", 1),
-    Row("mlp.down", "mlp.experts.{expert}.down_proj.weight", "efd", "d,f", "mlp.experts.down_proj"),
+    Row("mlp.router", "mlp.gate.weight", "de", "e,d", gguf="ffn_gate_inp.weight"),
+    Row(
+        "mlp.gate",
+        "mlp.experts.{expert}.gate_proj.weight",
+        "edf",
+        "f,d",
+        "mlp.experts.gate_up_proj",
+        0,
+        gguf="ffn_gate_exps.weight",
+    ),
+    Row(
+        "mlp.up",
+        "mlp.experts.{expert}.up_proj.weight",
+        "edf",
+        "f,d",
+        "mlp.experts.gate_up_proj",
+        1,
+        gguf="ffn_up_exps.weight",
+    ),
+    Row(
+        "mlp.down",
+        "mlp.experts.{expert}.down_proj.weight",
+        "efd",
+        "d,f",
+        "mlp.experts.down_proj",
+        gguf="ffn_down_exps.weight",
+    ),
 )
 
 
@@ -184,4 +216,4 @@ def _find(rows: tuple[Row, ...], ours: str) -> Row:
     raise KeyError(f"the key table has no row for the parameter {ours!r}")
 
 
-__all__ = ["Row", "Slot", "from_hf", "hf_index", "slots", "to_hf"]
+__all__ = ["BLOCK_ROWS", "DENSE_ROWS", "MODEL_ROWS", "MOE_ROWS", "Row", "Slot", "from_hf", "hf_index", "slots", "to_hf"]

@@ -23,7 +23,7 @@ from flax import nnx
 
 from qwen3_jax.checkpoint.checksums import verify_checksums, write_checksums
 from qwen3_jax.checkpoint.hf_load import as_dtype, load_tokenizer
-from qwen3_jax.checkpoint.hf_save import write_texts
+from qwen3_jax.checkpoint.hf_save import refuse_quantized, write_texts
 from qwen3_jax.checkpoint.publish import publishing
 from qwen3_jax.config import GenerationConfig, Qwen3Config, read_json
 from qwen3_jax.errors import UserError
@@ -48,6 +48,7 @@ def save_native(
 
     Unstacked layers are stacked for this, which takes their memory a second time; load with `scan_layers=True` to convert.
     """
+    refuse_quantized(model)
     target = Path(path).expanduser().absolute()
     storage = as_dtype(model.param_dtype if dtype is None else dtype)
     named = flatten(model)

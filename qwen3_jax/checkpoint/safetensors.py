@@ -4,41 +4,42 @@ Everything about the folder is checked before the first tensor is read: files th
 Files are opened for one parameter at a time, because the pages of a mapped file count as this process's memory.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from qwen3_jax.checkpoint.source import Entry
 from qwen3_jax.config import read_json
 from qwen3_jax.errors import UserError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Where one tensor lies: file, shape, and the name of its data type in NumPy's spelling."""
-
-    file: Path
-    shape: tuple[int, ...]
-    dtype: str
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_F8 = "float8_e4m3fn"
+_PACKED = {"F8_E4M3": _F8, "I8": "int8", "U8": "uint8", "I32": "int32", "I64": "int64"}
 
 
 class SafetensorsFolder:
     """The tensors of a checkpoint folder.
 
+    Args:
+        folder: holds one `model.safetensors`, or several files and their index.
+        packed: take the integer and 8-bit tensors of quantised checkpoints too.
+
     Raises:
         UserError: no weights, a missing, truncated or damaged file, or a tensor that occurs twice; names the file.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, packed: bool = False):
         self.folder = folder
+        self._offsets: dict[Path, dict[str, int]] = {}
+        self._dtypes = FLOATS | _PACKED if packed else FLOATS
         self.entries: dict[str, Entry] = {}
         for file in self._files():
             try:
@@ -82,12 +83,14 @@ class SafetensorsFolder:
         if name in self.entries:
             raise UserError(f"tensor {name!r} occurs twice, in {self.entries[name].file.name} and {file.name}.")
         dtype = view.get_dtype()
-        if dtype not in _DTYPES:
+        if dtype not in self._dtypes:
             raise UserError(
-                f"tensor {name!r} in {file.name} has data type {dtype}; quantised checkpoints are not read, "
-                "load the bf16 one instead."
+                f"tensor {name!r} in {file.name} has data type {dtype}, and config.json has no 'quantization_config' that "
+                f"says what its numbers stand for; load the bf16 checkpoint instead."
+                if dtype in _PACKED
+                else f"tensor {name!r} in {file.name} has data type {dtype}, which is not read."
             )
-        self.entries[name] = Entry(file, tuple(view.get_shape()), _DTYPES[dtype])
+        self.entries[name] = Entry(file, tuple(view.get_shape()), self._dtypes[dtype])
 
     def _check_index(self) -> None:
         if not (self.folder / INDEX).exists():
@@ -101,6 +104,16 @@ class SafetensorsFolder:
         if unlisted:
             name = sorted(unlisted)[0]
             raise UserError(f"tensor {name!r} in {self.entries[name].file.name} is not in {INDEX}.")
+
+    def first_byte(self, name: str) -> int:
+        """Where a tensor's numbers begin in its file."""
+        file = self.entries[name].file
+        if file not in self._offsets:
+            with open(file, "rb") as handle:
+                size = int.from_bytes(handle.read(8), "little")
+                header = json.loads(handle.read(size))
+            self._offsets[file] = {n: 8 + size + e["data_offsets"][0] for n, e in header.items() if n != "__metadata__"}
+        return self._offsets[file][name]
 
     @contextmanager
     def open(self) -> Iterator["Reader"]:
@@ -125,12 +138,16 @@ class Reader:
         Raises:
             UserError: the file no longer holds what its header says.
         """
-        file = self._folder.entries[name].file
+        entry = self._folder.entries[name]
+        file = entry.file
         try:
+            if entry.dtype == _F8:  # which the package writes, but does not read into NumPy
+                numbers = np.memmap(file, np.uint8, "r", self._folder.first_byte(name), entry.shape)
+                return np.array(numbers[index]).view(jnp.dtype(_F8))
             if file not in self._handles:
                 self._handles[file] = safe_open(file, framework="np").__enter__()
             return np.asarray(self._handles[file].get_slice(name)[index])
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"tensor {name!r} could not be read from {file} ({error}).") from None
 
     def close(self) -> None:

@@ -4,6 +4,7 @@
     qwen3 plan --config configs/scale/qwen3-8b.yaml --topology v5p:2x2x1
     qwen3 infer --model Qwen/Qwen3-0.6B --prompt "What is 7 * 8?" --thinking-budget 256
     qwen3 convert Qwen/Qwen3-0.6B qwen3-0.6b-orbax --to orbax
+    qwen3 quantize Qwen/Qwen3-8B --to int8 --out qwen3-8b-int8 --text held-out.txt
     qwen3 tokenizer train --input 'corpus/**/*.txt' --vocab-size 32000 --output tokenizer/
 
 Nothing here imports JAX before the command line has been read: `--help` and a mistyped option answer at once. Bad input is
@@ -18,6 +19,7 @@ COMMANDS = {
     "plan": ("qwen3_jax.cli.plan", "compile a training run for TPUs that are not here: memory, traffic, speed"),
     "infer": ("qwen3_jax.cli.infer", "answer prompts, chat, or work through a file of conversations"),
     "convert": ("qwen3_jax.cli.convert", "Hugging Face safetensors <-> Orbax, or to another data type"),
+    "quantize": ("qwen3_jax.cli.quantize", "write an int8, fp8 or int4 checkpoint and measure what it lost"),
     "report": ("qwen3_jax.cli.report", "draw one page about a training run"),
     "data": ("qwen3_jax.cli.data", "prepare a corpus: tokens and labels, deduplicated, in ArrayRecord"),
     "scaling": ("qwen3_jax.cli.scaling", "learning rate and batch size by experiment: sweep, power laws, prediction"),

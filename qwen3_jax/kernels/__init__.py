@@ -10,6 +10,15 @@ from qwen3_jax.kernels.linear import Quantization, linear
 from qwen3_jax.kernels.linear import check as check_quantization
 from qwen3_jax.kernels.paged import CacheType, Pages, Rows, new_pages, page_size, paged_attention
 from qwen3_jax.kernels.platform import free_memory, prefers_unrolled_decoding
+from qwen3_jax.kernels.quantized import (
+    Weight,
+    WeightType,
+    check_weight_type,
+    is_quantized,
+    quantize_weight,
+    quantized_einsum,
+    take_rows,
+)
 
 __all__ = [
     "CacheType",
@@ -17,14 +26,21 @@ __all__ = [
     "Pages",
     "Quantization",
     "Rows",
+    "Weight",
+    "WeightType",
     "attention",
     "check_quantization",
+    "check_weight_type",
     "expert_mlp",
     "free_memory",
+    "is_quantized",
     "linear",
     "new_pages",
     "page_size",
     "paged_attention",
     "prefers_unrolled_decoding",
+    "quantize_weight",
+    "quantized_einsum",
+    "take_rows",
     "target",
 ]

@@ -8,18 +8,21 @@ differentiation of `einsum(x, w.astype(bf16))` would round them to bf16 first.
 Quantised training follows SwitchBack (Wortsman et al. 2023, arXiv 2304.13013): y and dx are products of 8-bit numbers, scaled
 by row of x and dy and by column of W; dW, whose sum runs over all tokens, is not quantised. Through qwix.
 
+Weights that were quantised when they were loaded (`kernels.quantized`) are multiplied as they are, and never trained.
+
 XLA:CPU multiplies bf16 twice as fast into float32 as into bf16, so there y and dx are rounded after the product. On other
 platforms that would double what devices exchange when they sum the parts of a split product.
 """
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from qwen3_jax.errors import UserError
 from qwen3_jax.kernels.choice import target
+from qwen3_jax.kernels.quantized import Weight, is_quantized, quantized_einsum, refuse_gradient
 from sharding import Placement
 
 Quantization = Literal["int8", "fp8"]
@@ -46,7 +49,7 @@ def check(quantization: Quantization | None) -> None:
 def linear(
     equation: str,
     x: jax.Array,
-    w: jax.Array,
+    w: Weight,
     quantization: Quantization | None = None,
     placement: Placement = Placement(),  # noqa: B008 - frozen
 ) -> jax.Array:
@@ -55,11 +58,33 @@ def linear(
     Args:
         equation: "rows x columns" in einsum letters, such as "btd,dnh->btnh"; no letter is in one term alone.
         x: activations in the compute type.
-        w: weights in their storage type.
+        w: weights in their storage type, or quantised.
         quantization: of both products that involve w.
         placement: where the arrays live.
+
+    Raises:
+        UserError: the gradient of a product with quantised weights was asked for, or `quantization` of such weights.
     """
+    if is_quantized(w):
+        if quantization is not None:
+            raise UserError(
+                f"quantization={quantization!r} is for training, and these weights were quantised when they were loaded."
+            )
+        return _quantized_linear(equation, placement, x, w)
     return _linear(equation, quantization, target(placement) == "cpu", x, w)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _quantized_linear(equation: str, placement: Placement, x: jax.Array, w: Any) -> jax.Array:
+    sums = jnp.float32 if target(placement) == "cpu" else None
+    return quantized_einsum(equation, x, w, sums, placement).astype(x.dtype)
+
+
+def _untrained(*_: Any) -> Any:
+    refuse_gradient()
+
+
+_quantized_linear.defvjp(_untrained, _untrained)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

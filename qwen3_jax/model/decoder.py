@@ -20,7 +20,20 @@ import numpy as np
 from flax import nnx, struct
 
 from qwen3_jax.config import GenerationConfig, Qwen3Config
-from qwen3_jax.kernels import CacheType, Kernels, Pages, Quantization, Rows, check_quantization, new_pages, page_size
+from qwen3_jax.kernels import (
+    CacheType,
+    Kernels,
+    Pages,
+    Quantization,
+    Rows,
+    Weight,
+    check_quantization,
+    is_quantized,
+    new_pages,
+    page_size,
+    quantized_einsum,
+    take_rows,
+)
 from qwen3_jax.model.cache import KVCache
 from qwen3_jax.model.layers import MLP, Attention, LayerCache, RMSNorm
 from qwen3_jax.model.moe import MoE, RouterStats
@@ -200,7 +213,7 @@ class Qwen3(nnx.Module):
             raise ValueError("segment_ids and a cache exclude each other: a cached row is one document.")
         rope = angles(self.config, positions)
 
-        x_btd = self.embed[...][tokens].astype(self.dtype)
+        x_btd = take_rows(self.embed[...], tokens, self.dtype)
         x_btd = self.placement.constrain(x_btd, ("batch", "length", "hidden"))
         pools, stats = [], []
         for index, group in enumerate(self.groups):
@@ -245,10 +258,12 @@ class Qwen3(nnx.Module):
         weight, tied = self.output_weight
         equation = "...d,vd->...v" if tied else "...d,dv->...v"
         states = states.astype(self.dtype)
+        if is_quantized(weight):
+            return quantized_einsum(equation, states, weight, jnp.float32, self.placement)
         return jnp.einsum(equation, states, weight.astype(self.dtype), preferred_element_type=jnp.float32)
 
     @property
-    def output_weight(self) -> tuple[jax.Array, bool]:
+    def output_weight(self) -> tuple[Weight, bool]:
         """The output projection and whether it is the embedding: ([V, D], True) or ([D, V], False)."""
         return (self.embed[...], True) if self.config.tie_word_embeddings else (self.lm_head[...], False)
 

@@ -184,7 +184,10 @@ FAULTS = {
         "rope_scaling.factr.*Did you mean 'factor'",
     ),
     "dropout": (lambda f: set_config(f, attention_dropout=0.1), "attention_dropout"),
-    "quantised": (lambda f: set_config(f, quantization_config={"quant_method": "fp8"}), "quantization_config"),
+    "quantised in another way": (
+        lambda f: set_config(f, quantization_config={"quant_method": "hqq"}),
+        "quantization_config.quant_method' is 'hqq'",
+    ),
     "wrong type": (lambda f: set_config(f, hidden_size="64"), "hidden_size.*'64'"),
     "wrong heads": (lambda f: set_config(f, num_key_value_heads=3), "num_key_value_heads"),
     "wrong activation": (lambda f: set_config(f, hidden_act="gelu"), "hidden_act.*gelu"),

@@ -15,6 +15,9 @@
 `auto` is `grouped` where the expert axis is not split, else `all_to_all` on TPU and GPU and `all_gather` on CPU (whose
 devices share one memory). On a mesh that the batch or the length does not divide over, as when one request is served by
 many devices, `auto` is `dense`, which XLA can split in other ways; a name is then an error.
+
+Quantised weights (`kernels.quantized`) run on all of them: `tiles` unpacks one expert at a time, and only those that have
+tokens; the others unpack the experts of one layer that lie on the device.
 """
 
 import functools
@@ -25,6 +28,7 @@ from qwen3_jax.kernels.choice import Experts, target
 from qwen3_jax.kernels.experts.dense import dense_mlp
 from qwen3_jax.kernels.experts.grouped import choose_product, grouped_mlp
 from qwen3_jax.kernels.experts.parallel import sharded_mlp, unsplittable
+from qwen3_jax.kernels.quantized import Weight, is_quantized
 from sharding import Placement, ShardingError
 
 
@@ -32,9 +36,9 @@ def expert_mlp(
     x_btd: jax.Array,
     index_btk: jax.Array,
     weight_btk: jax.Array,
-    gate_edf: jax.Array,
-    up_edf: jax.Array,
-    down_efd: jax.Array,
+    gate_edf: Weight,
+    up_edf: Weight,
+    down_efd: Weight,
     *,
     implementation: Experts = "auto",
     placement: Placement = Placement(),  # noqa: B008 - frozen
@@ -45,14 +49,15 @@ def expert_mlp(
         x_btd: tokens.
         index_btk: int32, the experts chosen for each token, distinct within a token.
         weight_btk: their weights, in x's dtype.
-        gate_edf, up_edf, down_efd: expert weights in their storage type; used in x's dtype. Their gradients are computed in x's
-            dtype on each device and summed over devices in the storage type.
+        gate_edf, up_edf, down_efd: expert weights in their storage type, or quantised; used in x's dtype. Their gradients are
+            computed in x's dtype on each device and summed over devices in the storage type.
         implementation: see the table above.
         placement: where the arrays live.
 
     Raises:
         ShardingError: an implementation asked for by name does not suit the mesh.
-        UserError: one asked for by name is not installed, or not for this platform.
+        UserError: one asked for by name is not installed, or not for this platform; or the weights are quantised and a
+            gradient was asked for, or the rules split them as in training.
     """
     arrays = x_btd, index_btk, weight_btk, gate_edf, up_edf, down_efd
     alone = placement.mesh is None or placement.mesh.size == 1
@@ -87,7 +92,7 @@ def expert_mlp(
 
 
 def _in_compute_type(arrays):
-    return *arrays[:3], *(w.astype(arrays[0].dtype) for w in arrays[3:])
+    return *arrays[:3], *(w if is_quantized(w) else w.astype(arrays[0].dtype) for w in arrays[3:])
 
 
 def _on_tokens(mlp, x_btd, index_btk, weight_btk, *weights):

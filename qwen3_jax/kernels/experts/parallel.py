@@ -22,8 +22,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from qwen3_jax.errors import UserError
 from qwen3_jax.kernels.experts.exchange import exchange
 from qwen3_jax.kernels.experts.rows import sort_by_expert, sum_rows, take_rows, take_weights
+from qwen3_jax.kernels.quantized import is_quantized, specs
 from sharding import Placement
 
 Exchange = Literal["all_gather", "all_to_all"]
@@ -80,13 +82,19 @@ def sharded_mlp(
     mesh = placement.mesh
     assert mesh is not None
     native = mesh.devices.flat[0].platform != "cpu"  # XLA:CPU has no ragged all-to-all
+    if is_quantized(gate_edf) and placement.axes("embed"):
+        raise UserError(
+            "quantised experts are for inference: place them by the rules of serving (sharding.SERVING), which do not split "
+            f"'embed' over {' x '.join(placement.axes('embed'))}."
+        )
 
     def one_device(x_btd, index_btk, weight_btk, gate_ldf, up_ldf, down_lfd):
         b, t, d = x_btd.shape
         tokens = x_btd.reshape(b * t, d), index_btk.reshape(b * t, -1), weight_btk.reshape(b * t, -1)
         embed = placement.axes("embed")
-        gate_ldf, up_ldf = (_gathered(w, embed, 1, x_btd.dtype) for w in (gate_ldf, up_ldf))
-        down_lfd = _gathered(down_lfd, embed, 2, x_btd.dtype)
+        if not is_quantized(gate_ldf):
+            gate_ldf, up_ldf = (_gathered(w, embed, 1, x_btd.dtype) for w in (gate_ldf, up_ldf))
+            down_lfd = _gathered(down_lfd, embed, 2, x_btd.dtype)
         local = functools.partial(mlp, gate_edf=gate_ldf, up_edf=up_ldf, down_efd=down_lfd)
         if over is None:
             y_nd = local(*tokens)
@@ -104,7 +112,14 @@ def sharded_mlp(
     return jax.shard_map(
         one_device,
         mesh=mesh,
-        in_specs=(tokens_spec, routing_spec, routing_spec, wide_spec, wide_spec, narrow_spec),
+        in_specs=(
+            tokens_spec,
+            routing_spec,
+            routing_spec,
+            specs(gate_edf, wide_spec),
+            specs(up_edf, wide_spec),
+            specs(down_efd, narrow_spec),
+        ),
         out_specs=tokens_spec,
         check_vma=False,  # Pallas kernels do not say over which axes their outputs vary
     )(x_btd, index_btk, weight_btk, gate_edf, up_edf, down_efd)

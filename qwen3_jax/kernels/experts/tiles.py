@@ -23,6 +23,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from qwen3_jax.kernels.experts.rows import sort_by_expert, sum_rows, take_weights
+from qwen3_jax.kernels.quantized import is_quantized, refuse_gradient
+from qwen3_jax.kernels.quantized_cpu import floats, scaled
 
 _TILES = (256, 128, 64, 32, 16)  # measured: wider gains nothing, and an expert's last tile is half empty
 
@@ -93,18 +95,33 @@ def _over_tiles(walk: _Walk, expert, tiles: tuple[int, ...], body: Callable, car
     return carry
 
 
-def _weights(expert, gate_edf, up_edf, down_efd):
-    """Copy out one expert's weights: gate and up side by side [D, G], and down [F, D]."""
-    gate_df, up_df, down_fd = (_floats(_bits(weights)[expert]) for weights in (gate_edf, up_edf, down_efd))
+def _weights(expert, gate_edf, up_edf, down_efd, dtype):
+    """Copy out one expert's weights, as `dtype` where they are quantised: gate and up side by side [D, G], down [F, D]."""
+    gate_df, up_df, down_fd = (_one(weights, expert, dtype) for weights in (gate_edf, up_edf, down_efd))
     return jnp.concatenate([gate_df, up_df], axis=1), down_fd
 
 
-def _bits(x):
-    """bf16 as integers, anything else as it is.
+def _one(weights, expert, dtype):
+    """One expert's weights; only they are unpacked."""
+    if is_quantized(weights):
+        return scaled(floats(_slice(weights.qvalue, expert)), weights.scale[expert]).astype(dtype)
+    return _slice(weights, expert)
+
+
+def _slice(x, index):
+    """x[index], floats of 8 and 16 bits as integers.
 
     XLA:CPU reads and writes slices of bf16 arrays in float32, and converts the whole array for it: a decode step of 8 experts
     in 64 took as long as all 64. Integers are sliced as they are.
     """
+    if not jnp.issubdtype(x.dtype, jnp.floating) or x.dtype.itemsize > 2:
+        return x[index]
+    bits = lax.bitcast_convert_type(x, jnp.uint8 if x.dtype.itemsize == 1 else jnp.uint16)
+    return lax.bitcast_convert_type(bits[index], x.dtype)
+
+
+def _bits(x):
+    """bf16 as integers, anything else as it is; see `_slice`."""
     return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
 
 
@@ -119,12 +136,14 @@ def _dot(equation: str, a, b):
 
 def _forward(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd, keep: bool):
     """Return (y, what the gradient needs); with `keep` that includes the products with gate and up."""
+    if keep and is_quantized(gate_edf):
+        refuse_gradient()
     (e, d, f), m = gate_edf.shape, index_nk.size
     tiles = _tiles(m, e)
     walk = _begin(index_nk, weight_nk, e, tiles[0])
 
     def expert_rows(expert, carry):
-        gate_up_dg, down_fd = _weights(expert, gate_edf, up_edf, down_efd)
+        gate_up_dg, down_fd = _weights(expert, gate_edf, up_edf, down_efd, x_nd.dtype)
 
         def tile_rows(take, put, inside_r, carry):
             y_md, gate_up_mg = carry
@@ -150,7 +169,7 @@ def _backward(kept, dy_nd):
 
     def expert_rows(expert, carry):
         dx_md, dweight_m, *dweights = carry
-        gate_up_dg, down_fd = _weights(expert, gate_edf, up_edf, down_efd)
+        gate_up_dg, down_fd = _weights(expert, gate_edf, up_edf, down_efd, dtype)
 
         def tile_rows(take, put, inside_r, carry):
             dx_md, dweight_m, dgate_up_dg, ddown_fd = carry

@@ -1,0 +1,175 @@
+"""Weights of 8 or 4 bits for inference: how they are made, taken apart and multiplied.
+
+    w  ~  qvalue * scale            y = x w
+
+| name   | numbers             | one float32 scale for                                                          |
+|--------|---------------------|--------------------------------------------------------------------------------|
+| `int8` | -127 .. 127         | each output channel: all numbers that are summed into one                      |
+| `fp8`  | e4m3 (448 at most)  | each output channel                                                            |
+| `int4` | -7 .. 7             | each output channel and group of 128 numbers along the last axis that is summed |
+
+A quantised weight is a `qwix.QArray`: `qvalue` has the shape of the weight, `scale` has as many axes, of size 1 where they
+share a scale. Only weights are quantised; activations and sums stay as they are, so nothing has to be calibrated.
+
+The integer ranges are symmetric (qwix itself would use -128 and -8, by scaling to 127.5 and 7.5): numbers that were rounded
+in this way before come back as they are, whatever file they lay in meanwhile.
+
+A scale per output channel is multiplied onto the product, where it costs nothing; a scale per group onto the weight, which
+XLA fuses into the product's operand on TPU and GPU; one CPU unpacks a few hundred rows at a time (`quantized_cpu`). Never more
+than one layer's weight is unpacked at a time.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, TypeGuard, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from qwen3_jax.errors import UserError, nearest
+from qwen3_jax.kernels.choice import target
+from qwen3_jax.kernels.quantized_cpu import tile_size, tiled_einsum
+from sharding import Placement
+
+WeightType = Literal["int8", "fp8", "int4"]
+GROUP = 128
+_TYPES = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn, "int4": jnp.int4}
+# qwix scales the largest number to 127.5 and 7.5; stretched by these it is 127 and 7.
+_CALIBRATION = {"int8": f"absmax,{127.5 / 127!r}", "fp8": "absmax", "int4": f"absmax,{7.5 / 7!r}"}
+
+Weight = Any  # jax.Array, or qwix.QArray: qwix is imported only where weights are quantised
+
+
+def check_weight_type(name: str | None) -> None:
+    """Refuse a quantisation of the weights that is unknown or whose library is missing.
+
+    Raises:
+        UserError: says which, and what to choose or install.
+    """
+    if name is None:
+        return
+    names = get_args(WeightType)
+    if name not in names:
+        raise UserError(f"there is no quantize={name!r}; choose one of {list(names)}.{nearest(str(name), names)}")
+    try:
+        import qwix  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"quantize={name!r} needs qwix: pip install 'qwen3-jax[quantization]'.") from error
+
+
+def is_quantized(w: Weight) -> TypeGuard[Any]:
+    """Whether a weight is a `qwix.QArray` and not an array."""
+    return hasattr(w, "qvalue")
+
+
+def quantize_weight(w: jax.Array, kind: WeightType, summed: Sequence[int], group: int | None = None) -> Any:
+    """Return a weight as a `qwix.QArray` with float32 scales.
+
+    Args:
+        w: any floating type.
+        kind: see the table above.
+        summed: the axes that a product with the weight sums over; the last of them has the groups of int4.
+        group: numbers in a group; None is 128, or the largest power of two below that divides the axis.
+    """
+    import qwix
+
+    tiled, own = {}, [axis for axis in range(w.ndim) if axis not in summed]
+    if kind == "int4":
+        tiled = {summed[-1]: group or math.gcd(GROUP, w.shape[summed[-1]])}
+        own += summed[:-1]
+    return qwix.quantize(
+        w.astype(jnp.float32),
+        _TYPES[kind],
+        channelwise_axes=own,
+        tiled_axes=tiled,
+        calibration_method=_CALIBRATION[kind],
+    )
+
+
+def dequantize(w: Weight, dtype: Any) -> jax.Array:
+    """Return a weight as an array of `dtype`; an array is only cast."""
+    if not is_quantized(w):
+        return w.astype(dtype)
+    import qwix
+
+    # Numbers of 8 bits are exact in bfloat16; with the scale they are rounded once, here.
+    return qwix.dequantize(w).astype(dtype)
+
+
+def scaled_per_channel(w: Any, summed: Sequence[int]) -> bool:
+    """Whether the scale of a quantised weight is the same for all numbers that one product sums."""
+    return w.zero_point is None and all(w.scale.shape[axis] == 1 for axis in summed)
+
+
+def quantized_einsum(
+    equation: str,
+    x: jax.Array,
+    w: Any,
+    sums: Any = None,
+    placement: Placement = Placement(),  # noqa: B008 - frozen
+) -> jax.Array:
+    """Return einsum(equation, x, w) with a quantised weight, as `sums` or (None) x's dtype.
+
+    Args:
+        equation: "rows x columns" in einsum letters; x and the result may begin with an ellipsis, w may not.
+        x: activations in the compute type.
+        w: a quantised weight.
+        sums: type of the result; None is x's.
+        placement: where the arrays live.
+    """
+    inputs, c = equation.split("->")
+    b = inputs.split(",")[1]
+    summed = [axis for axis, letter in enumerate(b) if letter not in c]
+    per_channel = scaled_per_channel(w, summed)
+    alone = placement.mesh is None or placement.mesh.size == 1
+    tile = tile_size(w.shape, w.scale.shape, summed) if alone and target(placement) == "cpu" else None
+    if tile is not None and w.zero_point is None:
+        y = tiled_einsum(equation, x, w, tile)
+    elif per_channel:
+        # Before the scale sums may be 127 times too large for float16.
+        inner = jnp.float32 if x.dtype == jnp.float16 else sums
+        y = jnp.einsum(equation, x, w.qvalue.astype(x.dtype), preferred_element_type=inner)
+    else:
+        y = jnp.einsum(equation, x, dequantize(w, x.dtype), preferred_element_type=sums)
+    if not per_channel:
+        return y.astype(x.dtype if sums is None else sums)
+    kept = [letter for letter in b if letter in c]
+    order = [kept.index(letter) for letter in c if letter in kept]
+    scale = w.scale.squeeze(summed).transpose(order)
+    after = c.split("...")[-1]
+    scale = jnp.expand_dims(scale, [axis for axis, letter in enumerate(after) if letter not in kept])
+    return (y * scale).astype(x.dtype if sums is None else sums)
+
+
+def take_rows(w: Weight, index: jax.Array, dtype: Any) -> jax.Array:
+    """Return rows of a table in `dtype`; of a quantised one only these rows are unpacked.
+
+    Raises:
+        ValueError: the table's scale is not per row.
+    """
+    if not is_quantized(w):
+        return w[index].astype(dtype)
+    if not scaled_per_channel(w, range(1, w.ndim)):
+        raise ValueError(f"a table needs one scale per row, not {w.scale.shape}")
+    return (w.qvalue[index].astype(jnp.float32) * w.scale[index]).astype(dtype)
+
+
+def specs(w: Weight, spec: PartitionSpec) -> Any:
+    """Return the PartitionSpecs of a weight's parts: a scale is split with its weight, but not along axes of size 1."""
+    if not is_quantized(w):
+        return spec
+    return jax.tree.map(
+        lambda part: PartitionSpec(*(None if n == 1 else name for n, name in zip(part.shape, spec, strict=True))), w
+    )
+
+
+def refuse_gradient() -> None:
+    """Say that quantised weights cannot be trained.
+
+    Raises:
+        UserError: always.
+    """
+    raise UserError(
+        "quantised weights cannot be trained: load the model without quantize=, or with quantization= to train."
+    )

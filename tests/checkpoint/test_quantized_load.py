@@ -1,0 +1,185 @@
+"""`load(quantize=...)`: near the unquantised model, the same on any mesh, and neither trained nor saved."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import qwix
+import tiny_models
+from flax import nnx
+
+import qwen3_jax
+import sharding
+from qwen3_jax import Qwen3, Qwen3Config, UserError
+from qwen3_jax.checkpoint.formats.write import save_quantized
+from qwen3_jax.checkpoint.native import save_native
+from qwen3_jax.kernels import is_quantized
+
+_spec = importlib.util.spec_from_file_location(
+    "small_checkpoints", Path(__file__).parents[1] / "sharding/small_checkpoints.py"
+)
+small_checkpoints = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(small_checkpoints)
+
+KINDS = ["int8", "fp8", "int4"]
+
+
+@pytest.fixture(scope="module", params=["dense", "moe"])
+def folder(request, tmp_path_factory):
+    return small_checkpoints.write(request.param, tmp_path_factory.mktemp(request.param) / "model")
+
+
+def logits(model) -> np.ndarray:
+    return np.asarray(model(small_checkpoints.tokens()))
+
+
+def weights(model: Qwen3) -> dict:
+    flat = nnx.to_flat_state(nnx.state(model))
+    return {".".join(map(str, path)): variable.get_value() for path, variable in flat}
+
+
+def error(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.sqrt(((found - expected) ** 2).mean() / (expected**2).mean()))
+
+
+def noisy(model: Qwen3, plain: Qwen3, seed: int) -> Qwen3:
+    """The unquantised model, each of its packed weights moved at random by up to half a step of its packing."""
+    random = np.random.default_rng(seed)
+    packed, flat = weights(model), []
+    for path, variable in nnx.to_flat_state(nnx.state(plain)):
+        value = packed[".".join(map(str, path))]
+        if is_quantized(value):
+            step = qwix.dequantize(value.replace(qvalue=jnp.ones_like(value.qvalue)))
+            if (
+                value.qvalue.dtype == jnp.float8_e4m3fn
+            ):  # 3 binary digits after the first; below 2^-6 the steps are 2^-9
+                size = np.maximum(np.abs(np.asarray(value.qvalue, np.float32)), 2.0**-6)
+                step *= 2.0 ** (np.floor(np.log2(size)) - 3)
+            moved = variable.get_value() + step * random.uniform(-0.5, 0.5, value.shape).astype(np.float32)
+            variable = variable.replace(moved)
+        flat.append((path, variable))
+    return nnx.merge(nnx.graphdef(plain), nnx.from_flat_state(flat))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_logits_are_off_by_what_random_errors_of_half_a_step_do(folder, kind, scan_layers):
+    plain, _ = qwen3_jax.load(folder, scan_layers=scan_layers)
+    model, _ = qwen3_jax.load(folder, quantize=kind, scan_layers=scan_layers)
+    expected = logits(plain)
+    relative = error(logits(model), expected)
+    by_noise = np.mean([error(logits(noisy(model, plain, seed)), expected) for seed in range(3)])
+    print(f"{kind}: {relative:.4f}, by noise {by_noise:.4f}")
+    assert by_noise / 1.5 <= relative <= 1.5 * by_noise
+    # Matrices are packed; norms, the router, and an embedding that is no output projection are not.
+    values = weights(model)
+    packed = {name for name, value in values.items() if is_quantized(value)}
+    left = {name.rsplit(".", 1)[-1] for name in values.keys() - packed}
+    tied = model.config.tie_word_embeddings
+    assert left == ({"scale"} if tied else {"scale", "router", "embed"})
+    types = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn, "int4": jnp.int4}
+    for name in packed:
+        assert values[name].qvalue.dtype == (jnp.int8 if name in ("embed", "lm_head") else types[kind]), name
+        assert values[name].shape == weights(plain)[name].shape
+    # What each packed weight stands for, in a model without packing, gives the same logits.
+    flat = [
+        (path, v.replace(qwix.dequantize(v.get_value())) if is_quantized(v.get_value()) else v)
+        for path, v in nnx.to_flat_state(nnx.state(model))
+    ]
+    unpacked = nnx.merge(nnx.graphdef(model), nnx.from_flat_state(flat))
+    np.testing.assert_allclose(logits(unpacked), logits(model), atol=2e-5 * np.abs(logits(model)).max())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("axes", [dict(tensor=4, data=2), dict(data=2, expert=2, tensor=2), dict(data=2, expert=4)])
+def test_any_mesh_holds_the_same_numbers_and_gives_the_same_logits(folder, kind, axes):
+    mesh = sharding.make_mesh(**axes)
+    if kind == "int4" and "tensor" in axes:
+        # MLPs of 96 and 48 columns have three groups each, of 32 and 16.
+        with pytest.raises(sharding.ShardingError, match=r"down: its int4 groups of (32|16) along 'f' do not divide"):
+            qwen3_jax.load(folder, quantize=kind, mesh=mesh)
+        return
+    alone, _ = qwen3_jax.load(folder, quantize=kind, scan_layers=False)
+    expected = logits(alone)
+    for scan_layers in (True, False):
+        spread, _ = qwen3_jax.load(folder, quantize=kind, mesh=mesh, scan_layers=scan_layers)
+        np.testing.assert_allclose(logits(spread), expected, atol=2e-5 * np.abs(expected).max())
+    values = weights(spread)
+    for name, value in weights(alone).items():
+        for left, right in zip(jax.tree.leaves(value), jax.tree.leaves(values[name]), strict=True):
+            np.testing.assert_array_equal(np.asarray(left, np.float32), np.asarray(right, np.float32), err_msg=name)
+    if "tensor" in axes:
+        down = values["groups.0.mlp.down"].qvalue
+        assert down.sharding.shard_shape(down.shape)[-2] * axes["tensor"] == down.shape[-2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_quantised_model_generates_as_the_model_it_stands_for(kind, tmp_path):
+    folder = qwen3_jax.save(tiny_models.model(experts=4), tiny_models.tokenizer(), tmp_path / "x")
+    model, tok = qwen3_jax.load(folder, quantize=kind)
+    sampling = qwen3_jax.Sampling(temperature=0)
+    (out,) = qwen3_jax.generate(model, tok, ["What is 2 + 3?"], sampling=sampling, max_new_tokens=24)
+    assert len(out.token_ids) > 4
+    following = tiny_models.next_token_logits(model, tok.encode("What is 2 + 3?"), list(out.token_ids))
+    free = ~np.asarray(out.forced_mask)
+    np.testing.assert_array_equal(following.argmax(axis=1)[free], np.asarray(out.token_ids)[free])
+
+
+@pytest.mark.parametrize("to", KINDS)
+@pytest.mark.parametrize("moe", [False, True])
+def test_a_written_folder_loads_back_and_is_packed_again_without_loss(to, moe, tmp_path):
+    config = Qwen3Config(
+        vocab_size=320,
+        hidden_size=256,
+        intermediate_size=384,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=128,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+        **(dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=128) if moe else {}),
+    )
+    model = Qwen3(config, rngs=nnx.Rngs(0))
+    folder = save_quantized(model, None, tmp_path / "x", to)
+    back, _ = qwen3_jax.load(folder)
+    kept, _ = qwen3_jax.load(folder, quantize=to)
+    tokens = small_checkpoints.tokens()
+    expected = np.asarray(model(tokens))
+    lost = error(np.asarray(back(tokens)), expected)
+    assert 0 < lost < 0.5
+    # Weights of fp8 are rounded twice: by blocks of 128 x 128 in the file, by channel in memory.
+    assert error(np.asarray(kept(tokens)), expected) <= (2 if to == "fp8" else 1.2) * lost
+    if to != "fp8":
+        original, values = weights(back), weights(kept)
+        packed = [name for name, value in values.items() if is_quantized(value) and name != "lm_head"]
+        assert len(packed) == 14
+        for name in packed:
+            np.testing.assert_allclose(qwix.dequantize(values[name]), original[name], rtol=1e-6, err_msg=name)
+    with pytest.raises(UserError, match="x exists"):
+        save_quantized(model, None, folder, to)
+
+
+def test_what_cannot_be_done_with_a_quantised_model_is_refused_by_name(folder, tmp_path):
+    model, _ = qwen3_jax.load(folder, quantize="int8")
+    for write in (
+        lambda: qwen3_jax.save(model, None, tmp_path / "x"),
+        lambda: save_native(model, None, tmp_path / "x"),
+    ):
+        with pytest.raises(UserError, match="weights were quantised when it was loaded"):
+            write()
+    with pytest.raises(UserError, match="weights were quantised when it was loaded"):
+        save_quantized(model, None, tmp_path / "x", "int8")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match="no quantize='int3'"):
+        qwen3_jax.load(folder, quantize="int3")
+    plain, _ = qwen3_jax.load(folder)
+    native = save_native(plain, None, tmp_path / "native")
+    with pytest.raises(UserError, match="is an Orbax folder: convert it"):
+        qwen3_jax.load(native, quantize="int8")
+    with pytest.raises(UserError, match="groups of 48 do not divide the 64 inputs of 'model"):
+        save_quantized(plain, None, tmp_path / "y", "int4", group_size=48)
+    assert not (tmp_path / "y").exists()

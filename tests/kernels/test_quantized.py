@@ -1,0 +1,157 @@
+"""Products with quantised weights are products with the numbers that they stand for, which are near the original ones."""
+
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import qwix
+
+import sharding
+from qwen3_jax import UserError
+from qwen3_jax.kernels import check_weight_type, expert_mlp, is_quantized, linear, quantize_weight, take_rows
+from qwen3_jax.kernels.quantized import dequantize, quantized_einsum
+from qwen3_jax.kernels.quantized_cpu import floats, tile_size
+from sharding import SERVING, TRAINING, Placement
+
+KINDS = ["int8", "fp8", "int4"]
+# Half a step at most: of 127 or 7 to the largest number; of e4m3's 3 binary digits to the number itself.
+HALF_STEP = {"int8": 0.5 / 127, "fp8": 2.0**-4, "int4": 0.5 / 7}
+# equation, shape of x, shape of w, summed axes of w
+PRODUCTS = {
+    "q": ("btd,dnh->btnh", (2, 3, 256), (256, 4, 32), (0,)),
+    "k": ("btd,dkh->bkth", (2, 3, 256), (256, 2, 32), (0,)),
+    "o": ("btnh,nhd->btd", (2, 3, 4, 128), (4, 128, 96), (0, 1)),
+    "down": ("btf,fd->btd", (2, 3, 96), (96, 64), (0,)),
+    "head": ("...d,dv->...v", (2, 3, 64), (64, 96), (0,)),
+    "tied": ("...d,vd->...v", (5, 64), (96, 64), (1,)),
+}
+
+
+def normal(shape, seed: int = 0, dtype=jnp.float32):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_product_is_that_of_the_numbers_the_weight_stands_for(name, kind, dtype):
+    equation, x_shape, w_shape, summed = PRODUCTS[name]
+    x, w = normal(x_shape, 1, dtype), normal(w_shape, 2)
+    packed = quantize_weight(w, kind, summed)
+    assert is_quantized(packed)
+    assert (packed.shape, packed.scale.dtype) == (w.shape, jnp.float32)
+    meant = np.asarray(qwix.dequantize(packed), np.float64)
+    spread = np.abs(np.asarray(w)) if kind == "fp8" else np.abs(w).max(axis=summed, keepdims=True)
+    smallest = np.asarray(packed.scale).max() * 2.0**-10 if kind == "fp8" else 1e-6
+    assert (np.abs(meant - np.asarray(w)) <= HALF_STEP[kind] * spread + smallest).all()
+    expected = np.einsum(equation, np.asarray(x, np.float64), meant)
+    # Tile by tile on one CPU; whole, as on other platforms, on a mesh.
+    for placement in (Placement(), Placement(sharding.make_mesh(data=2), SERVING)):
+        function = jax.jit(functools.partial(quantized_einsum, equation, sums=jnp.float32, placement=placement))
+        found = np.asarray(function(x, packed), np.float64)
+        # In float32 only the order of the sum differs; else a group's scale is rounded into each weight.
+        precision = 2e-6 if dtype == "float32" else float(jnp.finfo(dtype).eps)
+        most = np.einsum(equation, np.abs(np.asarray(x, np.float64)), np.abs(meant)).max()
+        assert np.abs(found - expected).max() <= precision * most
+    if name not in ("head", "tied"):
+        assert linear(equation, x, packed).dtype == x.dtype
+        exact = np.asarray(linear(equation, x.astype(jnp.float32), packed), np.float64)
+        assert np.abs(exact - expected).max() <= 2e-6 * most
+
+
+def test_e4m3_is_unpacked_through_float16_to_the_same_numbers():
+    every = jax.lax.bitcast_convert_type(jnp.arange(256, dtype=jnp.uint8), jnp.float8_e4m3fn)
+    finite = jnp.asarray([i for i in range(256) if i & 0x7F != 0x7F])
+    expected = np.asarray(every).astype(np.float32)[np.asarray(finite)]
+    np.testing.assert_array_equal(np.asarray(jax.jit(floats)(every))[np.asarray(finite)], expected)
+
+
+def test_tiles_divide_the_rows_and_keep_groups_whole():
+    assert tile_size((1024, 3072), (1, 3072), [0]) == 256
+    assert tile_size((16, 128, 1024), (1, 1, 1024), [0, 1]) == 2  # 2 heads of 128
+    assert tile_size((9728, 2560), (76, 2560), [0]) == 256  # groups of 128
+    assert tile_size((384, 64), (3, 64), [0]) == 128
+    assert tile_size((151_936, 1024), (151_936, 1), [1]) == 1187
+    assert tile_size((1009, 64), (1, 64), [0]) is None  # a prime
+
+
+def test_int4_has_groups_of_128_or_of_what_divides_the_last_summed_axis():
+    assert quantize_weight(normal((256, 4, 32)), "int4", (0,)).scale.shape == (2, 4, 32)
+    assert quantize_weight(normal((4, 64, 8)), "int4", (0, 1)).scale.shape == (4, 1, 8)
+    assert quantize_weight(normal((96, 8)), "int4", (0,)).scale.shape == (3, 8)
+    assert quantize_weight(normal((4, 96, 8)), "int8", (1,)).scale.shape == (4, 1, 8)
+
+
+def test_a_table_unpacks_only_the_rows_that_are_looked_up():
+    table = quantize_weight(normal((50, 16)), "int8", (1,))
+    index = jnp.asarray([[3, 49], [0, 3]])
+    np.testing.assert_array_equal(
+        take_rows(table, index, jnp.float32), np.asarray(dequantize(table, jnp.float32))[index]
+    )
+    with pytest.raises(ValueError, match="one scale per row"):
+        take_rows(quantize_weight(normal((50, 16)), "int8", (0,)), index, jnp.float32)
+
+
+def case(kind: str, dtype):
+    e, d, f, b, t, k = 8, 64, 64, 2, 8, 2
+    random = np.random.default_rng(0)
+    index = jnp.asarray(np.stack([random.permutation(e)[:k] for _ in range(b * t)]).reshape(b, t, k), jnp.int32)
+    weights = normal((e, d, f), 1) / 8, normal((e, d, f), 2) / 8, normal((e, f, d), 3) / 8
+    packed = [quantize_weight(w, kind, (1,)) for w in weights]
+    routing = index, jnp.asarray(random.uniform(size=(b, t, k)), dtype)
+    return normal((b, t, d), 4, dtype), *routing, packed, [qwix.dequantize(w) for w in packed]
+
+
+MESHES = {
+    "dense": {},
+    "grouped": {},
+    "ragged_dot": {},
+    "all_gather": dict(expert=4, tensor=2),
+    "all_to_all": dict(expert=2, data=2, tensor=2),
+    "auto": dict(data=2, tensor=4),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("implementation", MESHES)
+def test_experts_are_those_that_the_weights_stand_for(kind, implementation):
+    x, index, weight, packed, plain = case(kind, jnp.float32)
+    expected = expert_mlp(x, index, weight, *plain, implementation="dense")
+    axes = MESHES[implementation]
+    placement = Placement(sharding.make_mesh(**axes), SERVING) if axes else Placement()
+    x4 = jnp.tile(x, (2, 1, 1))
+    run = jax.jit(functools.partial(expert_mlp, implementation=implementation, placement=placement))
+    found = run(x4, jnp.tile(index, (2, 1, 1)), jnp.tile(weight, (2, 1, 1)), *packed)
+    for half in (found[:2], found[2:]):
+        np.testing.assert_allclose(half, expected, atol=2e-6 * float(jnp.abs(expected).max()), rtol=2e-6)
+
+
+def test_only_experts_with_tokens_are_unpacked_on_cpu():
+    """A weight that nobody is sent to may be anything: it is not touched."""
+    x, index, weight, packed, _ = case("int8", jnp.float32)
+    index = index % 3
+    broken = [types.SimpleNamespace(w=w) for w in packed]
+    scales = [b.w.replace(scale=b.w.scale.at[3:].set(jnp.nan)) for b in broken]
+    expected = expert_mlp(x, index, weight, *packed, implementation="grouped")
+    np.testing.assert_array_equal(expert_mlp(x, index, weight, *scales, implementation="grouped"), expected)
+    assert np.isfinite(expected).all()
+
+
+def test_training_and_unknown_names_are_refused():
+    packed = quantize_weight(normal((64, 32)), "int8", (0,))
+    x = normal((2, 3, 64))
+    with pytest.raises(UserError, match="quantised weights cannot be trained"):
+        jax.grad(lambda x: linear("btd,df->btf", x, packed).sum())(x)
+    with pytest.raises(UserError, match="quantization='fp8' is for training"):
+        linear("btd,df->btf", x, packed, "fp8")
+    x, index, weight, experts, _ = case("int8", jnp.float32)
+    with pytest.raises(UserError, match="quantised weights cannot be trained"):
+        jax.grad(lambda x: expert_mlp(x, index, weight, *experts, implementation="grouped").sum())(x)
+    placement = Placement(sharding.make_mesh(data=2), TRAINING)
+    with pytest.raises(UserError, match="rules of serving"):
+        expert_mlp(x, index, weight, *experts, implementation="grouped", placement=placement)
+    with pytest.raises(UserError, match="no quantize='int16'; choose one of"):
+        check_weight_type("int16")
