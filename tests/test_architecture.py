@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "text": set(),
     "data": {"text"},
     "checkpoint": {"model", "kernels", "text"},
-    "generation": {"model", "text"},
+    "generation": {"kernels", "model", "text"},
     "evaluation": {"checkpoint", "data", "generation", "model", "text"},
     "training": {"checkpoint", "data", "evaluation", "kernels", "model", "text"},
     "experiments": {"checkpoint", "data", "model", "text", "training"},

@@ -94,6 +94,11 @@ def _parser(prog: str) -> Parser:
     )  # fmt: skip
     add("--draft", metavar="DIR|ID", help="let this smaller model of the same vocabulary guess, 4 tokens at a time")
     add(
+        "--quantize",
+        choices=["int8", "fp8", "int4"],
+        help="keep the weights in 8 or 4 bits; docs/quantization.md says what that costs",
+    )
+    add(
         "--cache-type",
         choices=["int8", "fp8"],
         help="keep keys and values in 8 bits: half the memory of bfloat16; not exact",
@@ -283,7 +288,7 @@ def _load(args: argparse.Namespace, mesh: Any) -> "tuple[Qwen3, Tokenizer]":
     from qwen3_jax.kernels.platform import default_compute_dtype
 
     dtype = default_compute_dtype() if args.dtype == "auto" else args.dtype
-    model, tokenizer = load(args.model, dtype=dtype, mesh=mesh, revision=args.revision)
+    model, tokenizer = load(args.model, dtype=dtype, mesh=mesh, revision=args.revision, quantize=args.quantize)
     if tokenizer is None:
         raise UserError(f"{args.model} has no tokenizer files (tokenizer.json); text cannot be read or written.")
     return model, tokenizer

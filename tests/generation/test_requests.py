@@ -175,7 +175,7 @@ def test_a_given_engine_is_used_and_goes_on():
     with pytest.raises(UserError, match="maximum context length is 512 tokens"):
         qwen3_jax.generate(engine, TOK, [[1] * 500], max_new_tokens=100)
 
-    first = qwen3_jax.stream(engine, TOK, [CHAT], **options)
+    first = qwen3_jax.stream(engine, TOK, [CHAT], **options | {"max_new_tokens": 60})
     next(first)
     with pytest.raises(UserError, match="the engine is busy"):
         next(qwen3_jax.stream(engine, TOK, [CHAT], **options))

@@ -45,6 +45,8 @@ class Texts:
 
     def expected(self, row: int, first: int, count: int) -> np.ndarray:
         """Attention of the queries at first to first + count - 1 of a row, by the formula."""
+        if count == 0:
+            return np.zeros((0, HEADS, SIZE))
         stop = first + count
         q, k, v = self.q[row, first:stop], self.k[row, :stop], self.v[row, :stop]
         k, v = (np.repeat(x, HEADS // KV_HEADS, axis=1) for x in (k, v))

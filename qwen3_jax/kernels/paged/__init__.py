@@ -51,12 +51,12 @@ def new_pages(
     platform = target(placement)
     if implementation == "ragged" and platform != "tpu":
         raise UserError(f"paged attention 'ragged' needs a TPU, and this is a {platform.upper()}; choose 'auto'.")
-    if implementation == "ragged" and quantized is not None:
-        raise UserError(
-            f"paged attention 'ragged' reads no {quantized} cache; choose 'loop', or leave the cache as it is."
-        )
+    heads = max(kv_heads // placement.parts("kv_heads"), 1)
+    needs = f"a cache that is not {quantized}" if quantized is not None else ragged.why_not(heads, head_dim)
+    if implementation == "ragged" and needs is not None:
+        raise UserError(f"paged attention 'ragged' needs {needs}; choose 'loop'.")
     made: Pages
-    if implementation == "ragged" or (implementation == "auto" and platform == "tpu" and quantized is None):
+    if implementation == "ragged" or (implementation == "auto" and platform == "tpu" and needs is None):
         made = Combined.empty(shards, pages, kv_heads, slots_per_page, head_dim, dtype)
     else:
         made = HeadMajor.empty(shards, pages, kv_heads, slots_per_page, head_dim, dtype, quantized)

@@ -9,6 +9,18 @@ import jax.numpy as jnp
 
 from qwen3_jax.kernels.paged.pages import Combined
 
+_PAGES = 8  # of a row that are in fast memory at a time
+_QUERIES = 32
+
+
+def why_not(kv_heads: int, head_dim: int) -> str | None:
+    """What the kernel would need to run with so many key/value heads on a device, or None where it can."""
+    if head_dim % 128:
+        return f"a head size that divides by 128; it is {head_dim}"
+    if kv_heads not in (1, 2, 4) and kv_heads % 8:
+        return f"1, 2, 4 or a multiple of 8 key/value heads on a device; there are {kv_heads}"
+    return None
+
 
 def attention(
     q_fnh: jax.Array, pages: Combined, tables_rw: jax.Array, lengths_r: jax.Array, counts_r: jax.Array
@@ -28,4 +40,8 @@ def attention(
         ends,
         (counts_r > 0).sum(dtype=jnp.int32)[None],
         sm_scale=q_fnh.shape[-1] ** -0.5,
+        # Given, because the kernel would otherwise ask the local device for its generation, which a plan has none of. In its
+        # own table of tuned sizes most entries for pages of 128 are these.
+        num_kv_pages_per_block=min(_PAGES, tables_rw.shape[1]),
+        num_queries_per_block=min(_QUERIES, q_fnh.shape[0]),
     )
