@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,7 +27,15 @@ from sharding.formulas import convolution_flops, estimate, ring_bytes
 from sharding.hlo import Computation, Instruction, Module, Shape, replica_groups
 from sharding.program import Collective, Event, Loop, Program, Wait, Work
 
-Price = Callable[[Instruction, list[Shape]], float | None]
+
+class Cost(NamedTuple):
+    """Of one execution of a custom call: FLOPs, and HBM bytes where operands and results do not tell."""
+
+    flops: float
+    bytes: float | None = None
+
+
+Price = Callable[[Instruction, list[Shape]], Cost | None]
 
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id", "domain",
@@ -49,7 +58,7 @@ def count(module: Module, price: Price | None = None) -> Program:
 
     Args:
         module: the parsed program.
-        price: FLOPs of one execution of a custom call, from the instruction and its operands; for kernels that carry no
+        price: what one execution of a custom call costs, from the instruction and its operands; for kernels that carry no
             cost estimate, or a wrong one. None leaves a call to its estimate.
     """
     walk = _Walk(module, price or (lambda call, operands: None))
@@ -145,7 +154,7 @@ class _Walk:
         if i.opcode == "custom-call" and i.target not in _MARKS:
             told = self.price(i, [shape for source in computation.inputs(i) for shape in source.shapes])
             if told is not None:
-                return told
+                return told.flops
             guess = estimate(i)
             if guess is None and i.target != "tpu_custom_call":
                 return 0.0  # the compiler's own: sorts, look-ups
@@ -172,11 +181,17 @@ class _Walk:
         if base == "dynamic-update-slice":
             update = inputs[1].shapes[0]
             return update.hbm + (update.bytes if i.shapes[0].space == 0 else 0.0)
-        guess = estimate(i) if i.opcode == "custom-call" else None
-        if guess and "bytes_accessed" in guess:
+        if base == "scatter":
+            updates = inputs[len(inputs) // 2 + 1 :]
+            return sum(x.shapes[0].hbm + (x.shapes[0].bytes if i.shapes[0].space == 0 else 0.0) for x in updates)
+        if i.opcode == "custom-call":
             told = self.price(i, [shape for source in inputs for shape in source.shapes])
-            share = told / guess["flops"] if told is not None and guess.get("flops") else 1.0
-            return guess["bytes_accessed"] * share
+            if told is not None and told.bytes is not None:
+                return told.bytes
+            guess = estimate(i)
+            if guess and "bytes_accessed" in guess:
+                share = told.flops / guess["flops"] if told is not None and guess.get("flops") else 1.0
+                return guess["bytes_accessed"] * share
         read = sum(shape.hbm for source in inputs for shape in source.shapes)
         # An asynchronous start's result holds its operands too.
         written = sum(shape.hbm for shape in i.shapes) - (read if i.opcode != base else 0.0)
@@ -195,7 +210,7 @@ class _Walk:
             first = user.operands[0] == value.name
             if user.opcode in ("dynamic-slice", "slice", "gather") and first:
                 sliced += user.shapes[0].bytes
-            elif user.opcode == "dynamic-update-slice" and first:
+            elif user.opcode in ("dynamic-update-slice", "scatter") and first:
                 continue  # updated in place
             elif user.opcode == "tuple" or _collective(user) or user.target in _MARKS:
                 continue  # handed on, or counted as a collective
@@ -218,6 +233,10 @@ class _Walk:
             return 0.0
         if value.opcode == "dynamic-update-slice":
             return inner.inputs(value)[1].shapes[0].bytes if value.shapes[0].space == 0 else 0.0
+        if value.opcode == "scatter":
+            sources = inner.inputs(value)
+            updates = sources[len(sources) // 2 + 1 :]
+            return sum(x.shapes[0].bytes for x in updates) if value.shapes[0].space == 0 else 0.0
         if value.opcode in _LOOKED_THROUGH and value.opcode != "get-tuple-element":
             return (
                 min(self._written(inner, inner.inputs(value)[0]), value.shapes[0].bytes) if value.shapes[0].hbm else 0.0

@@ -23,6 +23,7 @@ from qwen3_jax.generation.engine import Request, arrays_of
 from qwen3_jax.generation.program import State
 from qwen3_jax.generation.sampling import Sampling, Seen
 from qwen3_jax.kernels import page_size
+from qwen3_jax.kernels.costs import pricer
 from qwen3_jax.model import Qwen3, Structure, parameter_count
 from sharding import MeshConfig, Placement, ShardingError, Topology
 from sharding.plan import Plan, bytes_per_device, compile_for, uncached
@@ -86,7 +87,8 @@ def plan(
     )
     lowering = time.perf_counter() - started
     assert placement.mesh is not None
-    compiled = compile_for(lowered, where, placement.mesh)
+    expert_rows = rows / shards * config.num_experts_per_tok if config.num_experts else None
+    compiled = compile_for(lowered, where, placement.mesh, pricer(expert_rows))
     compiled = dataclasses.replace(compiled, seconds=compiled.seconds + lowering)
     devices = where.chip.devices
     matrices = parameter_count(config, active=True)
@@ -133,6 +135,9 @@ def _arguments(structure: Structure, placement: Placement, rows: int, shards: in
     with uncached():
         lowered = jax.jit(state).lower()
         shardings = lowered.compile().output_shardings
+    if placement.mesh is not None and placement.mesh.size == 1:  # where constraints say nothing
+        everywhere = jax.sharding.NamedSharding(placement.mesh, jax.sharding.PartitionSpec())
+        shardings = jax.tree.map(lambda _: everywhere, shardings)
     placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), lowered.out_info, shardings)
     one_row = arrays_of(Request((0,), Sampling(temperature=0, seed=0), 1), GenerationConfig(), 0)
     settings, progress = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), one_row)

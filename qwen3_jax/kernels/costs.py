@@ -1,14 +1,15 @@
-"""FLOPs of Pallas kernels as the planner counts them, read off the call in a compiled program.
+"""What Pallas kernels cost, as the planner counts it, read off the call in a compiled program.
 
 Splash attention carries no cost estimate. megablox's `gmm` and `tgmm` carry one for the whole buffer of rows; they skip the
-part that no expert fills, which with balanced routing is half of it (see `kernels.experts.parallel`).
+part that no expert fills, which with balanced routing is half of it (see `kernels.experts.parallel`). Ragged paged attention is
+counted with full tables: every row attends to as many slots as it may have, of one layer of the pool.
 
 Shapes: b batch, t queries, s keys, n query heads, h head size, m rows of a buffer.
 """
 
 import re
 
-from sharding.costs import Price
+from sharding.costs import Cost, Price
 from sharding.formulas import estimate
 from sharding.hlo import Instruction, Shape
 
@@ -18,14 +19,14 @@ _FUSED_BACKWARD = 5
 
 
 def pricer(expert_rows: float | None = None) -> Price:
-    """Return the FLOPs of one kernel call on one device, for `sharding.costs.count`.
+    """Return the cost of one kernel call on one device, for `sharding.costs.count`.
 
     Args:
         expert_rows: rows (a token for one of its experts) that a device works on with balanced routing; None for a model
             without experts.
     """
 
-    def price(call: Instruction, operands: list[Shape]) -> float | None:
+    def price(call: Instruction, operands: list[Shape]) -> Cost | None:
         names = f"{call.name} {call.source}"
         for name, products in _SPLASH_PRODUCTS.items():
             if name in names:
@@ -33,17 +34,19 @@ def pricer(expert_rows: float | None = None) -> Price:
                 dims = len(next(shape.dims for shape in operands if shape.dtype in ("bf16", "f16", "f32")))
                 fused = name == "splash_mha_dkv" and any(len(shape.dims) > dims for shape in call.shapes)
                 return _splash(_FUSED_BACKWARD if fused else products, operands)
+        if "ragged_paged_attention" in names:
+            return _ragged(operands)
         guess = estimate(call)
         if guess is not None and expert_rows is not None and re.search(r"\bt?gmm\b", names.replace("_", " ")):
             rows = max(shape.dims[0] for shape in operands + list(call.shapes) if len(shape.dims) == 2)
-            return guess["flops"] * min(1.0, expert_rows / rows)
+            return Cost(guess["flops"] * min(1.0, expert_rows / rows))
         return None
 
     return price
 
 
-def _splash(products: int, operands: list[Shape]) -> float | None:
-    """FLOPs of one call: the blocks that a causal mask leaves, of which each device has its share.
+def _splash(products: int, operands: list[Shape]) -> Cost | None:
+    """One call: the blocks that a causal mask leaves, of which each device has its share.
 
     The first operands say which blocks to visit, int8 [1, blocks of queries, blocks of keys]; queries [B, N, T, H] and keys
     [B, K, S, H] are the first two arrays of floats, without B where a device has one row.
@@ -57,4 +60,17 @@ def _splash(products: int, operands: list[Shape]) -> float | None:
     block = t // grids[0][1] if t % grids[0][1] == 0 else t
     blocks = s // block
     pairs = block**2 * blocks * (blocks + 1) / 2 * t / s
-    return 2.0 * products * b * n * h * pairs
+    return Cost(2.0 * products * b * n * h * pairs)
+
+
+def _ragged(operands: list[Shape]) -> Cost | None:
+    """One call: tables int32 [R, W], queries [F, N, H], pages [P, C, 2 K, H]; the newest token of each row for all F."""
+    tables = [shape for shape in operands if len(shape.dims) == 2 and shape.dtype == "s32"]
+    queries = [shape for shape in operands if len(shape.dims) == 3 and shape.dtype in ("bf16", "f32")]
+    pages = [shape for shape in operands if len(shape.dims) == 4]
+    if not tables or not queries or not pages:
+        return None
+    (rows, width), (tokens, heads, size) = tables[0].dims, queries[0].dims
+    slots = width * pages[0].dims[1]
+    read = rows * width * pages[0].bytes / pages[0].dims[0]
+    return Cost(4.0 * tokens * heads * size * slots, read + 2 * queries[0].hbm)

@@ -242,8 +242,24 @@ def test_kernels_count_as_their_estimate_or_as_told():
     assert (bare.flops, bare.hbm_bytes, bare.unpriced) == (0, 2 * 8 * 8 * 4, {"splash": 1})
     priced = costs.count(hlo.parse(f"{text}{line}{estimate}\n}}\n"))
     assert (priced.flops, priced.hbm_bytes, priced.unpriced) == (1000, 512, {})
-    told = costs.count(hlo.parse(f"{text}{line}\n}}\n"), lambda call, operands: 2.0 * operands[0].elements)
-    assert (told.flops, told.unpriced) == (2 * 8 * 8, {})
+    told = costs.count(hlo.parse(f"{text}{line}\n}}\n"), lambda call, operands: costs.Cost(2.0 * operands[0].elements))
+    assert (told.flops, told.hbm_bytes, told.unpriced) == (2 * 8 * 8, 2 * 8 * 8 * 4, {})
+    told = costs.count(hlo.parse(f"{text}{line}{estimate}\n}}\n"), lambda call, operands: costs.Cost(5, 7))
+    assert (told.flops, told.hbm_bytes) == (5, 7)
+
+
+def test_a_scatter_counts_as_its_updates():
+    """In place: what a decode step writes into a cache of any size are the new tokens."""
+
+    def fill(fused: bool) -> float:
+        def f(pages, index, new):
+            return pages.at[index].set(new + 1 if fused else new)
+
+        shapes = (jnp.zeros((4096, 64)), jnp.zeros(8, jnp.int32), jnp.zeros((8, 64)))
+        text = jax.jit(f, donate_argnums=0).lower(*shapes).compile().as_text()
+        return costs.count(hlo.parse(text)).hbm_bytes
+
+    assert fill(False) < 20 * 8 * 64 * 4
 
 
 def test_an_instruction_over_several_lines_is_one():
