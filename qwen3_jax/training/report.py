@@ -345,8 +345,10 @@ def _experts(axes: Any, run: Run) -> None:
     """Load of every expert at the last evaluation."""
     last = run.routers[-1]
     load = last["load"]
-    far = max(abs(value - 1) for row in load for value in row)
-    image = axes.imshow(load, aspect="auto", cmap="RdBu_r", vmin=1 - far, vmax=1 + far, interpolation="nearest")
+    from matplotlib.colors import TwoSlopeNorm
+
+    most = max(max(map(max, load)), 1.01)
+    image = axes.imshow(load, aspect="auto", cmap="RdBu_r", norm=TwoSlopeNorm(1, 0, most), interpolation="nearest")
     axes.set(
         xlabel="expert", ylabel="layer", title=f"load of every expert at step {last['step']:,} (1 is an even share)",
         xticks=_ticks(len(load[0])), yticks=_ticks(len(load)),
