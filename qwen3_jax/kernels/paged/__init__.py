@@ -111,8 +111,9 @@ def paged_attention(
         return out_fnh[None], jax.tree.map(lambda x: x[None], pages)
 
     arrays = (q_dfnh, k_dfkh, v_dfkh, pages, rows.tables_drw, rows.lengths_dr, counts_dr, jnp.asarray(first_page))
-    if placement.mesh is None or placement.mesh.size == 1:
+    if placement.mesh is None:
         out_dfnh, pages = local(*arrays)
+    # On a mesh of one device too: only the mesh tells a Pallas kernel for which chip it is compiled.
     else:
         divides = k % placement.parts("kv_heads") == 0 and n % placement.parts("kv_heads") == 0
         axes = {"batch": (placement.axes("batch") or None) if d > 1 else None, None: None}
