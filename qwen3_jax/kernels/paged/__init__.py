@@ -99,15 +99,16 @@ def paged_attention(
         pages = jax.tree.map(lambda x: x[0], pages)
         tables_rw, lengths_r, counts_r = tables_drw[0], lengths_dr[0], counts_dr[0]
         page_f, offset_f = slots(tables_rw, places(lengths_r, counts_r, f), pages.page_size)
-        pages = pages.write(page_f + first_page, offset_f, k_dfkh[0], v_dfkh[0])
+        pages = pages.write(page_f + first_page, offset_f, k_dfkh[0], v_dfkh[0], target(placement) == "cpu")
         tables_rw = tables_rw + first_page
         if isinstance(pages, Combined):
             out_fnh = ragged.attention(q_dfnh[0], pages, tables_rw, lengths_r, counts_r)
         elif uniform:
             q_rtnh = q_dfnh.reshape(r, t, *q_dfnh.shape[2:])
-            out_fnh = loop.decode(q_rtnh, pages, tables_rw, lengths_r).reshape(q_dfnh.shape[1:])
+            out_rtnh, pages = loop.decode(q_rtnh, pages, tables_rw, lengths_r)
+            out_fnh = out_rtnh.reshape(q_dfnh.shape[1:])
         else:
-            out_fnh = loop.prefill(q_dfnh[0], pages, tables_rw, lengths_r, counts_r)
+            out_fnh, pages = loop.prefill(q_dfnh[0], pages, tables_rw, lengths_r, counts_r)
         return out_fnh[None], jax.tree.map(lambda x: x[None], pages)
 
     arrays = (q_dfnh, k_dfkh, v_dfkh, pages, rows.tables_drw, rows.lengths_dr, counts_dr, jnp.asarray(first_page))

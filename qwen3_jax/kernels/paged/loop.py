@@ -5,6 +5,9 @@ Of a decode step, all rows' pages make one list of (row, page), which is worked 
 wait for long ones. Of a prompt, blocks of queries meet their row's pages one group after another. Both keep a running
 softmax (FlashAttention-2, Dao 2023, arXiv 2307.08691, algorithm 1) in float32.
 
+The pages go through the loops and come out of them: of a value that a loop only reads and that is written later, as the next
+token's keys are, XLA makes a copy, which here would be the whole pool in every layer.
+
 Shapes: r rows, m queries of a row times query heads per key/value head, k key/value heads, h head size, c slots, i items.
 """
 
@@ -23,8 +26,11 @@ _HIDDEN = float(np.finfo(np.float32).min)
 _einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
-def decode(q_rtnh: jax.Array, pages: HeadMajor, tables_rw: jax.Array, lengths_r: jax.Array) -> jax.Array:
-    """Return the attention of each row's T newest tokens, whose keys are in their pages, [R, T, N, H] in q's dtype.
+def decode(
+    q_rtnh: jax.Array, pages: HeadMajor, tables_rw: jax.Array, lengths_r: jax.Array
+) -> tuple[jax.Array, HeadMajor]:
+    """Return the attention of each row's T newest tokens, whose keys are in their pages, [R, T, N, H] in q's dtype, and the
+    pages, to be used from then on.
 
     Args:
         q_rtnh: queries at positions lengths_r to lengths_r + T - 1.
@@ -40,7 +46,8 @@ def decode(q_rtnh: jax.Array, pages: HeadMajor, tables_rw: jax.Array, lengths_r:
     ends_r = jnp.cumsum(used_r)
 
     def some_pages(step, carry):
-        max_rkm, sum_rkm, acc_rkmh = carry
+        max_rkm, sum_rkm, acc_rkmh, pages = carry
+        pages = jax.lax.optimization_barrier(pages)  # or JAX would take them out of what goes around
         item_i = step * ITEMS + jnp.arange(ITEMS)
         row_i = jnp.searchsorted(ends_r, item_i, side="right", method="compare_all")
         in_row_ir = row_i[:, None] == jnp.arange(r)  # false throughout for an item past the last
@@ -66,19 +73,21 @@ def decode(q_rtnh: jax.Array, pages: HeadMajor, tables_rw: jax.Array, lengths_r:
         to_row_ir = in_row_ir.astype(jnp.float32)
         sum_rkm = sum_rkm * shrink_rkm + _einsum("ir,ikm->rkm", to_row_ir, probs_ikmc.sum(axis=-1) * factor_ikm)
         parts_rkmh = _einsum("ir,ikmh->rkmh", to_row_ir, acc_ikmh * factor_ikm[..., None])
-        return new_max_rkm, sum_rkm, acc_rkmh * shrink_rkm[..., None] + parts_rkmh
+        return new_max_rkm, sum_rkm, acc_rkmh * shrink_rkm[..., None] + parts_rkmh, pages
 
     zeros_rkm = jnp.zeros(q_rkmh.shape[:3], jnp.float32)
-    start = zeros_rkm + _HIDDEN, zeros_rkm, jnp.zeros(q_rkmh.shape, jnp.float32)
-    _, sum_rkm, acc_rkmh = jax.lax.fori_loop(0, -(-ends_r[-1] // ITEMS), some_pages, start)
+    start = zeros_rkm + _HIDDEN, zeros_rkm, jnp.zeros(q_rkmh.shape, jnp.float32), pages
+    _, sum_rkm, acc_rkmh, pages = jax.lax.fori_loop(0, -(-ends_r[-1] // ITEMS), some_pages, start)
     out_rkmh = acc_rkmh / sum_rkm[..., None]
-    return out_rkmh.reshape(r, k, n // k, t, h).transpose(0, 3, 1, 2, 4).reshape(r, t, n, h).astype(q_rtnh.dtype)
+    out_rtnh = out_rkmh.reshape(r, k, n // k, t, h).transpose(0, 3, 1, 2, 4).reshape(r, t, n, h)
+    return out_rtnh.astype(q_rtnh.dtype), pages
 
 
 def prefill(
     q_fnh: jax.Array, pages: HeadMajor, tables_rw: jax.Array, lengths_r: jax.Array, counts_r: jax.Array
-) -> jax.Array:
-    """Return the attention of tokens that lie row after row, their keys being in their pages, [F, N, H] in q's dtype.
+) -> tuple[jax.Array, HeadMajor]:
+    """Return the attention of tokens that lie row after row, their keys being in their pages, [F, N, H] in q's dtype, and the
+    pages, to be used from then on.
 
     Args:
         q_fnh: queries; the first counts_r[0] are of row 0, at positions from lengths_r[0].
@@ -98,7 +107,8 @@ def prefill(
     q_fnh = jnp.pad(q_fnh, ((0, block), (0, 0), (0, 0)))
     position_f = jnp.pad(where.position_f, (0, block))
 
-    def query_block(i, out_fnh):
+    def query_block(i, carry):
+        out_fnh, pages = carry
         row = jnp.searchsorted(ends_r, i, side="right", method="compare_all")
         first = (i - ends_r[row] + blocks_r[row]) * block
         count, start = counts_r[row] - first, starts_r[row] + first  # count may exceed the block
@@ -107,7 +117,8 @@ def prefill(
         table_w = tables_rw[row]
 
         def some_pages(j, carry):
-            max_km, sum_km, acc_kmh = carry
+            max_km, sum_km, acc_kmh, pages = carry
+            pages = jax.lax.optimization_barrier(pages)
             k_ikch, v_ikch = pages.read(jax.lax.dynamic_slice_in_dim(table_w, j * group, group))
             slot_c = j * group * c + jnp.arange(group * c)
             seen_mc = slot_c <= position_m[:, None]
@@ -118,19 +129,19 @@ def prefill(
             probs_kmc = jnp.exp(scores_kmc - new_max_km[..., None])
             shrink_km = jnp.exp(max_km - new_max_km)
             acc_kmh = acc_kmh * shrink_km[..., None] + _product("kmc,kch->kmh", probs_kmc, v_kch)
-            return new_max_km, sum_km * shrink_km + probs_kmc.sum(axis=-1), acc_kmh
+            return new_max_km, sum_km * shrink_km + probs_kmc.sum(axis=-1), acc_kmh, pages
 
         last = lengths_r[row] + first + jnp.minimum(count, block) - 1
         zeros_km = jnp.zeros(q_kmh.shape[:2], jnp.float32)
-        start_values = zeros_km + _HIDDEN, zeros_km, jnp.zeros(q_kmh.shape, jnp.float32)
-        _, sum_km, acc_kmh = jax.lax.fori_loop(0, last // (group * c) + 1, some_pages, start_values)
+        start_values = zeros_km + _HIDDEN, zeros_km, jnp.zeros(q_kmh.shape, jnp.float32), pages
+        _, sum_km, acc_kmh, pages = jax.lax.fori_loop(0, last // (group * c) + 1, some_pages, start_values)
         out_kgth = (acc_kmh / sum_km[..., None]).reshape(k, n // k, block, h)
         out_tnh = out_kgth.transpose(2, 0, 1, 3).reshape(block, n, h).astype(out_fnh.dtype)
         # Rows come in order: what this block writes past its own tokens, the next one overwrites.
-        return jax.lax.dynamic_update_slice_in_dim(out_fnh, out_tnh, start, axis=0)
+        return jax.lax.dynamic_update_slice_in_dim(out_fnh, out_tnh, start, axis=0), pages
 
-    out_fnh = jax.lax.fori_loop(0, ends_r[-1], query_block, jnp.zeros_like(q_fnh))
-    return out_fnh[:f]
+    out_fnh, pages = jax.lax.fori_loop(0, ends_r[-1], query_block, (jnp.zeros_like(q_fnh), pages))
+    return out_fnh[:f], pages
 
 
 def _group(q_rtnh: jax.Array, k: int) -> jax.Array:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 
 CacheType = Literal["int8", "fp8"]
+_UNROLLED = 4  # tokens put one after another without a loop
 _TYPES = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
 
 
@@ -44,20 +45,20 @@ class HeadMajor:
     def page_size(self) -> int:
         return self.k.shape[-2]
 
-    def write(self, page_f, offset_f, k_fkh, v_fkh) -> HeadMajor:
-        """Put each token's keys and values in its page; of one shard, without the leading D."""
+    def write(self, page_f, offset_f, k_fkh, v_fkh, one_by_one: bool) -> HeadMajor:
+        """Put each token's keys and values in its page; of one shard, without the leading D. `one_by_one`: with no scatter."""
         if self.k_scale is None or self.v_scale is None:
             return HeadMajor(
-                self.k.at[page_f, :, offset_f].set(k_fkh.astype(self.k.dtype)),
-                self.v.at[page_f, :, offset_f].set(v_fkh.astype(self.v.dtype)),
+                _put(self.k, page_f, offset_f, k_fkh, one_by_one),
+                _put(self.v, page_f, offset_f, v_fkh, one_by_one),
             )
         k_fkh, k_scale_fk = quantize(k_fkh, self.k.dtype)
         v_fkh, v_scale_fk = quantize(v_fkh, self.v.dtype)
         return HeadMajor(
-            self.k.at[page_f, :, offset_f].set(k_fkh),
-            self.v.at[page_f, :, offset_f].set(v_fkh),
-            self.k_scale.at[page_f, :, offset_f].set(k_scale_fk),
-            self.v_scale.at[page_f, :, offset_f].set(v_scale_fk),
+            _put(self.k, page_f, offset_f, k_fkh, one_by_one),
+            _put(self.v, page_f, offset_f, v_fkh, one_by_one),
+            _put(self.k_scale, page_f, offset_f, k_scale_fk, one_by_one),
+            _put(self.v_scale, page_f, offset_f, v_scale_fk, one_by_one),
         )
 
     def read(self, page_i: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -87,14 +88,33 @@ class Combined:
     def page_size(self) -> int:
         return self.kv.shape[-3]
 
-    def write(self, page_f, offset_f, k_fkh, v_fkh) -> Combined:
+    def write(self, page_f, offset_f, k_fkh, v_fkh, one_by_one: bool) -> Combined:
         """Put each token's keys and values in its page; of one shard, without the leading D."""
+        assert not one_by_one, "a layout of TPUs"
         f, k, h = k_fkh.shape
         kv = jnp.stack([k_fkh, v_fkh], axis=2).reshape(f, 2 * k, h)
         return Combined(self.kv.at[page_f, offset_f].set(kv.astype(self.kv.dtype)))
 
 
 Pages = HeadMajor | Combined
+
+
+def _put(pages: jax.Array, page_f: jax.Array, offset_f: jax.Array, new: jax.Array, one_by_one: bool) -> jax.Array:
+    """Put [F, K, ...] into [P, K, C, ...]."""
+    new = new.astype(pages.dtype)
+    if not one_by_one:
+        return pages.at[page_f, :, offset_f].set(new)
+    # XLA:CPU makes of a scatter a choice between two whole pools, of which one is a copy.
+
+    def put(i, pages):
+        start = (page_f[i], 0, offset_f[i]) + (0,) * (pages.ndim - 3)
+        return jax.lax.dynamic_update_slice(pages, new[i][None, :, None], start)
+
+    if len(new) <= _UNROLLED:
+        for i in range(len(new)):
+            pages = put(i, pages)
+        return pages
+    return jax.lax.fori_loop(0, len(new), put, pages)
 
 
 def quantize(x_fkh: jax.Array, dtype) -> tuple[jax.Array, jax.Array]:
