@@ -30,11 +30,11 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.generation import program
 from qwen3_jax.generation.answer import FinishReason, TokenLogprob
 from qwen3_jax.generation.budget import BudgetRules, BudgetState, ThinkingTokens
-from qwen3_jax.generation.program import MAX_EOS, Output, Progress, Settings, State, size_of
-from qwen3_jax.generation.sampling import Sampling, SamplingRows, Seen
+from qwen3_jax.generation.program import MAX_EOS, Output, Progress, Settings, size_of
+from qwen3_jax.generation.sampling import Sampling, SamplingRows
 from qwen3_jax.generation.scheduler import Decode, Prefill, Scheduler, Text
 from qwen3_jax.generation.speculation import DraftModel, PromptLookup, Speculation
-from qwen3_jax.kernels import CacheType, Pages, free_memory, page_size
+from qwen3_jax.kernels import CacheType, free_memory, page_size
 from qwen3_jax.model import Qwen3
 from qwen3_jax.progress import progress_bar
 
@@ -197,9 +197,9 @@ class Engine:
         size = slots_per_page or page_size(model.placement)
         max_length = max_length or context
         self._width = -(-max_length // size)
-        self._cache_type = cache_type
+        self._graphdefs, self._params = zip(*(nnx.split(m) for m in self._models), strict=True)
         if cache_tokens is None:
-            self._most_pages = self._affordable(size, 1 + self._rows * self._width)
+            self._most_pages = self._affordable(size, cache_type, 1 + self._rows * self._width)
             pages = min(1 + max(self._rows * _FIRST_TOKENS // size, 1), self._most_pages)
         else:
             pages = self._most_pages = 1 + max(cache_tokens // self._shards // size, 1)
@@ -216,8 +216,7 @@ class Engine:
             prefix_cache=prefix_cache,
             more=self._double,
         )
-        self._graphdefs, self._params = zip(*(nnx.split(m) for m in self._models), strict=True)
-        self._state = self._new_state(pages, size)
+        self._state = program.begin(self._graphdefs, self._shards, self._rows, pages, size, cache_type, self._params)
         self._pages = pages
         self._slots = list(range(self._shards * self._rows))
         self._jobs: dict[int, _Job] = {}
@@ -226,13 +225,7 @@ class Engine:
         self._empty.progress = self._empty.progress.replace(active=np.zeros(1, bool))
         self._settings: tuple[tuple[int, ...], Settings] | None = None
 
-    def _new_pages(self, pages: int, size: int) -> list[tuple[Pages, ...]]:
-        return [
-            m.new_pages(pages, slots_per_page=size, shards=self._shards, quantized=self._cache_type)
-            for m in self._models
-        ]
-
-    def _affordable(self, size: int, pages: int) -> int:
+    def _affordable(self, size: int, cache_type: CacheType | None, pages: int) -> int:
         """So many pages, or as many as half of the free memory holds: while it grows, the old ones are there as well."""
         free = free_memory(self.model.placement)
         if free is None:
@@ -241,9 +234,9 @@ class Engine:
             from jax.experimental.multihost_utils import process_allgather
 
             free = int(process_allgather(np.asarray(free)).min())
-        page = jax.eval_shape(lambda: self._new_pages(1, size))
-        split = self.model.placement.parts("kv_heads")
-        bytes_of_page = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(page)) // self._shards // split
+        page = program.begin.eval_shape(self._graphdefs, self._shards, 1, 1, size, cache_type, self._params)
+        split = self._shards * self.model.placement.parts("kv_heads")
+        bytes_of_page = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((page.groups, page.draft))) // split
         return max(min(pages, int(free * 0.5) // bytes_of_page), 2)
 
     def _double(self) -> int | None:
@@ -253,15 +246,6 @@ class Engine:
         before, self._pages = self._pages, min(2 * self._pages, self._most_pages)
         self._state = program.extend(self._state, before, self._pages)
         return self._pages
-
-    def _new_state(self, pages: int, size: int) -> State:
-        @jax.jit
-        def make() -> State:
-            groups, *draft = self._new_pages(pages, size)
-            seen = Seen.empty(self._shards * self._rows, self.model.config.vocab_size, self.model.placement)
-            return State(groups, draft[0] if draft else (), seen)
-
-        return make()
 
     @property
     def busy(self) -> bool:

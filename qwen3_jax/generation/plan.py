@@ -20,8 +20,7 @@ from qwen3_jax.config import GenerationConfig, Qwen3Config, read_json
 from qwen3_jax.errors import UserError
 from qwen3_jax.generation import program
 from qwen3_jax.generation.engine import Request, arrays_of
-from qwen3_jax.generation.program import State
-from qwen3_jax.generation.sampling import Sampling, Seen
+from qwen3_jax.generation.sampling import Sampling
 from qwen3_jax.kernels import page_size
 from qwen3_jax.kernels.costs import pricer
 from qwen3_jax.model import Qwen3, Structure, parameter_count
@@ -127,13 +126,11 @@ def _arguments(structure: Structure, placement: Placement, rows: int, shards: in
     size = page_size(placement)
     width = -(-context // size)
 
-    def state() -> State:
-        model = structure.merge(structure.shapes)
-        groups = model.new_pages(1 + rows // shards * width, slots_per_page=size, shards=shards)
-        return State(groups, (), Seen.empty(rows, model.config.vocab_size, placement))
-
+    graphdef, params = nnx.split(structure.merge(structure.shapes))
     with uncached():
-        lowered = jax.jit(state).lower()
+        lowered = program.begin.lower(
+            (graphdef,), shards, rows // shards, 1 + rows // shards * width, size, None, (params,)
+        )
         shardings = lowered.compile().output_shardings
     if placement.mesh is not None and placement.mesh.size == 1:  # where constraints say nothing
         everywhere = jax.sharding.NamedSharding(placement.mesh, jax.sharding.PartitionSpec())

@@ -27,7 +27,7 @@ from flax import nnx, struct
 
 from qwen3_jax.generation.budget import BudgetRules, BudgetState
 from qwen3_jax.generation.sampling import Logprobs, SamplingRows, Seen, logprobs, penalise, sample
-from qwen3_jax.kernels import Pages, Rows
+from qwen3_jax.kernels import CacheType, Pages, Rows
 from qwen3_jax.model import Hidden, KVCache, Qwen3
 
 MAX_EOS = 8  # end tokens of one request
@@ -99,6 +99,25 @@ class State(struct.PyTreeNode):
     groups: tuple[Pages, ...]
     draft: tuple[Pages, ...]
     seen: Seen
+
+
+@functools.partial(jax.jit, static_argnums=range(6))
+def begin(
+    graphdefs: tuple[Any, ...],
+    shards: int,
+    rows: int,
+    pages: int,
+    slots_per_page: int,
+    cache_type: CacheType | None,
+    params: tuple[Any, ...],
+) -> State:
+    """Return a state with empty pages, so many per layer and shard, and nothing seen of so many rows per shard."""
+    models = [nnx.merge(*both) for both in zip(graphdefs, params, strict=True)]
+    groups, *draft = (
+        m.new_pages(pages, slots_per_page=slots_per_page, shards=shards, quantized=cache_type) for m in models
+    )
+    seen = Seen.empty(shards * rows, models[0].config.vocab_size, models[0].placement)
+    return State(groups, draft[0] if draft else (), seen)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)

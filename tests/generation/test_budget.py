@@ -310,24 +310,23 @@ def test_another_stop_text_is_inserted_verbatim():
     assert result.content.startswith("So: ")
 
 
-def test_nothing_is_compiled_for_another_budget_or_setting():
-    """Tracing, lowering and compiling all report to `jax.monitoring`; a second request of the same shape does none."""
+def test_nothing_is_compiled_after_warm_up_whatever_the_budget_the_setting_or_the_weights():
+    """Tracing, lowering and compiling all report to `jax.monitoring`."""
     events: list[str] = []
     counting = [True]
     jax.monitoring.register_event_duration_secs_listener(
         lambda name, *_, **__: events.append(name) if counting[0] and name.startswith("/jax/core/compile") else None
     )
-    prompts = ["What", "<think>Hm", CHAT, CHAT, "function"]  # five rows: a shape of this test alone
+    prompts = ["What", "<think>Hm", CHAT, CHAT, "function"]
+    models = [tiny_models.model(seed) for seed in range(4)]
 
     def generate(seed: int, sampling: Sampling, budget) -> None:
-        model = tiny_models.model(seed)
-        qwen3_jax.generate(model, TOK, prompts, sampling=sampling, thinking_budget=budget, max_new_tokens=LIMIT)
+        engine = qwen3_jax.Engine(models[seed], rows=5, cache_tokens=640)
+        qwen3_jax.generate(engine, TOK, prompts, sampling=sampling, thinking_budget=budget, max_new_tokens=LIMIT)
 
     try:
-        generate(0, Sampling(), None)
+        qwen3_jax.Engine(models[0], rows=5, cache_tokens=640).warm_up()
         assert events
-        for seed in range(1, 4):
-            tiny_models.model(seed)  # made before counting
         events.clear()
         generate(0, Sampling(temperature=0.6, top_k=20, top_p=0.95, seed=1), 7)
         generate(1, Sampling(temperature=0.7, top_k=100, min_p=0.1, seed=2, logprobs=5), 30)

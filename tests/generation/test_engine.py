@@ -98,7 +98,7 @@ def transformers_says(variant: str) -> list[tuple[list[int], list[bool]]]:
 
 
 ROOMY = dict(rows=8, cache_tokens=4096, slots_per_page=4, prefill_chunk=64)
-TIGHT = ROOMY | dict(cache_tokens=256)  # for eight requests of up to 180 tokens
+TIGHT = ROOMY | dict(cache_tokens=256)  # of a shard, for eight requests of up to 180 tokens
 WAYS = {
     "as_it_is": ROOMY,
     "no_prefix_cache": ROOMY | dict(prefix_cache=False),
@@ -132,7 +132,8 @@ def folder(tmp_path_factory):
 )
 def test_200_mixed_requests_equal_transformers(variant, mesh, way, folder):
     requests, arrivals = mixed_requests()
-    engine = Engine(loaded(variant, mesh, folder), **WAYS[way])
+    model = loaded(variant, mesh, folder)
+    engine = Engine(model, **WAYS[way] | dict(cache_tokens=WAYS[way]["cache_tokens"] * model.placement.parts("batch")))
     got = run(engine, requests, arrivals)
     for tokens, (expected, forced), request in zip(got, transformers_says(variant), requests, strict=True):
         assert ids(tokens) == expected

@@ -96,7 +96,6 @@ def paged_attention(
 
     def local(q_dfnh, k_dfkh, v_dfkh, pages, tables_drw, lengths_dr, counts_dr, first_page):
         """One shard of the batch."""
-        pages = jax.tree.map(lambda x: x[0], pages)
         tables_rw, lengths_r, counts_r = tables_drw[0], lengths_dr[0], counts_dr[0]
         page_f, offset_f = slots(tables_rw, places(lengths_r, counts_r, f), pages.page_size)
         pages = pages.write(page_f + first_page, offset_f, k_dfkh[0], v_dfkh[0], target(placement) == "cpu")
@@ -109,7 +108,7 @@ def paged_attention(
             out_fnh = out_rtnh.reshape(q_dfnh.shape[1:])
         else:
             out_fnh, pages = loop.prefill(q_dfnh[0], pages, tables_rw, lengths_r, counts_r)
-        return out_fnh[None], jax.tree.map(lambda x: x[None], pages)
+        return out_fnh[None], pages
 
     arrays = (q_dfnh, k_dfkh, v_dfkh, pages, rows.tables_drw, rows.lengths_dr, counts_dr, jnp.asarray(first_page))
     if placement.mesh is None:

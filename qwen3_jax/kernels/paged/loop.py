@@ -34,12 +34,12 @@ def decode(
 
     Args:
         q_rtnh: queries at positions lengths_r to lengths_r + T - 1.
-        pages: of one shard.
+        pages: of one shard (D = 1).
         tables_rw: int32, numbers of pages.
         lengths_r: int32.
     """
     r, t, n, h = q_rtnh.shape
-    k, c = pages.k.shape[1], pages.page_size
+    k, c = pages.kv_heads, pages.page_size
     q_rkmh = _group(q_rtnh, k)
     position_rm = jnp.tile(lengths_r[:, None] + jnp.arange(t), n // k)
     used_r = jnp.minimum((lengths_r + t - 1) // c + 1, tables_rw.shape[1])
@@ -91,12 +91,12 @@ def prefill(
 
     Args:
         q_fnh: queries; the first counts_r[0] are of row 0, at positions from lengths_r[0].
-        pages: of one shard.
+        pages: of one shard (D = 1).
         tables_rw: int32, numbers of pages.
         lengths_r, counts_r: int32, slots in use before these tokens, and tokens.
     """
     f, n, h = q_fnh.shape
-    k, c = pages.k.shape[1], pages.page_size
+    k, c = pages.kv_heads, pages.page_size
     block, group = min(BLOCK, f), max(BLOCK // c, 1)
     where = places(lengths_r, counts_r, f)
     blocks_r = -(-counts_r // block)

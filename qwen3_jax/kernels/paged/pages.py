@@ -43,10 +43,14 @@ class HeadMajor:
 
     @property
     def page_size(self) -> int:
-        return self.k.shape[-2]
+        return self.k.shape[3]
+
+    @property
+    def kv_heads(self) -> int:
+        return self.k.shape[2]
 
     def write(self, page_f, offset_f, k_fkh, v_fkh, one_by_one: bool) -> HeadMajor:
-        """Put each token's keys and values in its page; of one shard, without the leading D. `one_by_one`: with no scatter."""
+        """Put each token's keys and values in its page; of one shard (D = 1). `one_by_one`: with no scatter."""
         if self.k_scale is None or self.v_scale is None:
             return HeadMajor(
                 _put(self.k, page_f, offset_f, k_fkh, one_by_one),
@@ -63,12 +67,12 @@ class HeadMajor:
 
     def read(self, page_i: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return keys and values of some pages, [I, K, C, H] each, float32 where quantised; of one shard."""
-        k_ikch, v_ikch = self.k[page_i], self.v[page_i]
+        k_ikch, v_ikch = self.k[0, page_i], self.v[0, page_i]
         if self.k_scale is None or self.v_scale is None:
             return k_ikch, v_ikch
         return (
-            k_ikch.astype(jnp.float32) * self.k_scale[page_i][..., None],
-            v_ikch.astype(jnp.float32) * self.v_scale[page_i][..., None],
+            k_ikch.astype(jnp.float32) * self.k_scale[0, page_i][..., None],
+            v_ikch.astype(jnp.float32) * self.v_scale[0, page_i][..., None],
         )
 
 
@@ -89,26 +93,26 @@ class Combined:
         return self.kv.shape[-3]
 
     def write(self, page_f, offset_f, k_fkh, v_fkh, one_by_one: bool) -> Combined:
-        """Put each token's keys and values in its page; of one shard, without the leading D."""
+        """Put each token's keys and values in its page; of one shard (D = 1)."""
         assert not one_by_one, "a layout of TPUs"
         f, k, h = k_fkh.shape
         kv = jnp.stack([k_fkh, v_fkh], axis=2).reshape(f, 2 * k, h)
-        return Combined(self.kv.at[page_f, offset_f].set(kv.astype(self.kv.dtype)))
+        return Combined(self.kv.at[0, page_f, offset_f].set(kv.astype(self.kv.dtype)))
 
 
 Pages = HeadMajor | Combined
 
 
 def _put(pages: jax.Array, page_f: jax.Array, offset_f: jax.Array, new: jax.Array, one_by_one: bool) -> jax.Array:
-    """Put [F, K, ...] into [P, K, C, ...]."""
+    """Put [F, K, ...] into [1, P, K, C, ...]."""
     new = new.astype(pages.dtype)
     if not one_by_one:
-        return pages.at[page_f, :, offset_f].set(new)
-    # XLA:CPU makes of a scatter a choice between two whole pools, of which one is a copy.
+        return pages.at[0, page_f, :, offset_f].set(new)
+    # XLA:CPU makes of a scatter a choice between two whole pools, and of an update of a reshaped pool a copy.
 
     def put(i, pages):
-        start = (page_f[i], 0, offset_f[i]) + (0,) * (pages.ndim - 3)
-        return jax.lax.dynamic_update_slice(pages, new[i][None, :, None], start)
+        start = (0, page_f[i], 0, offset_f[i]) + (0,) * (pages.ndim - 4)
+        return jax.lax.dynamic_update_slice(pages, new[i][None, None, :, None], start)
 
     if len(new) <= _UNROLLED:
         for i in range(len(new)):

@@ -34,7 +34,7 @@ def attention(
     ends = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts_r).astype(jnp.int32)])
     return ragged_paged_attention(
         q_fnh,
-        pages.kv,
+        pages.kv[0],
         (lengths_r[order_r] + counts_r).astype(jnp.int32),
         tables_rw[order_r].astype(jnp.int32),
         ends,
