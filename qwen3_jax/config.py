@@ -51,6 +51,43 @@ class RopeScaling:
 
 
 @dataclass(frozen=True)
+class DualChunk:
+    """Dual Chunk Attention (An et al. 2024, arXiv 2402.17463), as `dual_chunk_attention_config` in Qwen's long-context configs.
+
+    No query meets a key farther away than the model was trained for: positions start again with every chunk, and queries have
+    others for the chunk before theirs and for all earlier ones. Needs no training.
+
+    Attributes:
+        chunk_size: the largest distance that is used, in tokens: at most what the model was trained for.
+        local_size: of the chunk before, so many tokens keep their true distance at least. A chunk is
+            chunk_size - local_size tokens long.
+        original_max_position_embeddings: where not 0, scores of a query at position i beyond it are multiplied by
+            0.1 ln((i + 1) / original) + 1, YaRN's temperature. vLLM takes the length of the prompt for i + 1 everywhere in it.
+    """
+
+    chunk_size: int
+    local_size: int
+    original_max_position_embeddings: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.local_size <= self.chunk_size / 2:
+            raise UserError(
+                f"config field 'dual_chunk_attention_config' has local_size {self.local_size} and chunk_size "
+                f"{self.chunk_size}; it needs 0 < local_size <= chunk_size / 2."
+            )
+        if self.original_max_position_embeddings < 0:
+            raise UserError(
+                "config field 'dual_chunk_attention_config.original_max_position_embeddings' is "
+                f"{self.original_max_position_embeddings}; it must be 0 (no temperature) or more."
+            )
+
+    @property
+    def chunk(self) -> int:
+        """Tokens from one chunk's beginning to the next."""
+        return self.chunk_size - self.local_size
+
+
+@dataclass(frozen=True)
 class Qwen3Config:
     """A Qwen3 decoder, dense (`num_experts` = 0) or mixture of experts. Field names are HF's.
 
@@ -70,6 +107,7 @@ class Qwen3Config:
         tie_word_embeddings: the output projection is the embedding, transposed.
         rope_theta: RoPE base.
         rope_scaling: YaRN, or None.
+        dual_chunk_attention_config: Dual Chunk Attention for texts longer than one chunk, or None.
         attention_bias: biases on the q, k, v and o projections.
         num_experts: experts in an MoE layer; 0 for a dense model.
         num_experts_per_tok: experts that each token is sent to.
@@ -96,6 +134,7 @@ class Qwen3Config:
     tie_word_embeddings: bool = True
     rope_theta: float = 1_000_000.0
     rope_scaling: RopeScaling | None = None
+    dual_chunk_attention_config: DualChunk | None = None
     attention_bias: bool = False
     num_experts: int = 0
     num_experts_per_tok: int = 8
@@ -169,6 +208,7 @@ class Qwen3Config:
         scaling = values.get("rope_scaling")
         if isinstance(scaling, Mapping):
             _, values["rope_scaling"] = _read_rope({"rope_scaling": dict(scaling)})
+        values["dual_chunk_attention_config"] = _read_dual_chunk(values)
         _check_types(cls, values, source="model config")
         return cls(**values)
 
@@ -201,6 +241,7 @@ class Qwen3Config:
         values["dtype"] = raw.pop("dtype", None) or raw.pop("torch_dtype", None)
         raw.pop("torch_dtype", None)
         values["rope_theta"], values["rope_scaling"] = _read_rope(raw)
+        values["dual_chunk_attention_config"] = _read_dual_chunk(raw)
         _refuse_unsupported(raw)
 
         fields = {field.name for field in dataclasses.fields(cls)}
@@ -246,6 +287,10 @@ class Qwen3Config:
             scaling = dataclasses.asdict(self.rope_scaling)
             unset = dataclasses.asdict(RopeScaling())
             out["rope_scaling"] = {k: v for k, v in scaling.items() if k == "rope_type" or v != unset[k]}
+        if self.dual_chunk_attention_config is not None:
+            out["dual_chunk_attention_config"] = dataclasses.asdict(self.dual_chunk_attention_config)
+        else:
+            del out["dual_chunk_attention_config"]
         if not moe:
             out["max_window_layers"] = self.num_hidden_layers
         for name in ("mlp_only_layers", "eos_token_id"):
@@ -340,6 +385,34 @@ def _read_rope(raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
         if name not in names:
             raise UserError(f"config field 'rope_scaling.{name}' is not a YaRN setting.{nearest(name, names)}")
     return theta, RopeScaling(**{k: v for k, v in merged.items() if v is not None})
+
+
+def _read_dual_chunk(raw: dict[str, Any]) -> DualChunk | None:
+    """Take Dual Chunk Attention's settings out of `raw`."""
+    block = raw.pop("dual_chunk_attention_config", None)
+    if block is None or isinstance(block, DualChunk):
+        return block
+    if not isinstance(block, Mapping):
+        raise UserError(f"config field 'dual_chunk_attention_config' must be an object, got {block!r}.")
+    values = {name: value for name, value in block.items() if value is not None}
+    if values.pop("sparse_attention_enabled", True) and values.pop("sparse_attention_config", None):
+        raise UserError(
+            "config field 'dual_chunk_attention_config.sparse_attention_config' is set; attention is computed in full here, "
+            "so take it out or set sparse_attention_enabled to false."
+        )
+    for name in ("sparse_attention_config", "sparse_attention_threshold", "sparse_attention_last_q"):
+        values.pop(name, None)
+    names = [field.name for field in dataclasses.fields(DualChunk)]
+    for name in values:
+        if name not in names:
+            raise UserError(
+                f"config field 'dual_chunk_attention_config.{name}' is not one of its settings.{nearest(name, names)}"
+            )
+    for name in ("chunk_size", "local_size"):
+        if name not in values:
+            raise UserError(f"config field 'dual_chunk_attention_config' has no {name}.")
+    _check_types(DualChunk, values, source="dual_chunk_attention_config")
+    return DualChunk(**values)
 
 
 def _refuse_unsupported(raw: dict[str, Any]) -> None:

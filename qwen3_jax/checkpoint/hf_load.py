@@ -10,6 +10,7 @@ is returned unless every tensor of the checkpoint was used and every parameter f
 """
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def load(
     mesh: Mesh | None = None,
     scan_layers: bool | None = None,
     quantize: WeightType | None = None,
+    hf_overrides: Mapping[str, Any] | None = None,
     revision: str | None = None,
     verify: bool = True,
 ) -> tuple[Qwen3, Tokenizer]:
@@ -57,6 +59,8 @@ def load(
         scan_layers: stack equal layers; None is what decodes fastest on this platform.
         quantize: keep the matrices in 8 or 4 bits ("int8", "fp8", "int4"; `kernels.quantized` says how), which are used in
             `dtype`; the model can then not be trained or saved.
+        hf_overrides: fields of config.json to replace, as `max_position_embeddings`, `rope_scaling` and
+            `dual_chunk_attention_config` for longer contexts.
         revision: branch, tag or commit on the hub.
         verify: compare the files with `checksums.sha256` where the folder has one (`qwen3_jax.save` writes it).
 
@@ -80,13 +84,14 @@ def load(
     )
     tokenizer = load_tokenizer(folder)
     if not is_native(folder):
-        model = load_model(folder, quantize=quantize, **options)
-    elif quantize is None:
+        model = load_model(folder, quantize=quantize, hf_overrides=hf_overrides, **options)
+    elif quantize is None and not hf_overrides:
         model = load_native(folder, **options)[0]
     else:
+        name = "hf_overrides" if quantize is None else f"quantize={quantize!r}"
         raise UserError(
-            f"quantize={quantize!r} reads Hugging Face folders and GGUF files tensor by tensor; {folder} is an Orbax folder: "
-            "convert it with `qwen3 convert --to hf` first."
+            f"{name} is for Hugging Face folders and GGUF files; {folder} is an Orbax folder: convert it with "
+            "`qwen3 convert --to hf` first."
         )
     if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(
@@ -116,6 +121,7 @@ def load_model(
     placement: Placement = Placement(None, SERVING),  # noqa: B008 - frozen
     scan_layers: bool = True,
     quantize: WeightType | None = None,
+    hf_overrides: Mapping[str, Any] | None = None,
     verify: bool = True,
     **options: Any,
 ) -> Qwen3:
@@ -123,6 +129,8 @@ def load_model(
     check_weight_type(quantize)
     checkpoint = open_checkpoint(folder)
     config, tensors = checkpoint.config, checkpoint.tensors
+    if hf_overrides:
+        config = Qwen3Config.from_hf(config.to_hf() | dict(hf_overrides))
     if verify and folder.is_dir():
         verify_checksums(folder)
     stored = config.dtype or next(iter(tensors.entries.values())).dtype

@@ -15,6 +15,7 @@ speed. No weights are read.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,10 @@ def _parser(prog: str) -> Parser:
     add = parser.add_argument
     add("--model", required=True, metavar="DIR|ID", help="checkpoint folder, or hub repository (Qwen/Qwen3-0.6B)")
     add("--revision", metavar="REV", help="branch, tag or commit of a hub repository")
+    add(
+        "--hf-overrides", type=_json_object, metavar="JSON",
+        help='fields of config.json to replace, as {"max_position_embeddings": 131072, "rope_scaling": {...}}',
+    )  # fmt: skip
 
     add = parser.add_argument_group(
         "input (one of these; otherwise the prompt is read from standard input)"
@@ -144,6 +149,16 @@ def _parser(prog: str) -> Parser:
     return parser
 
 
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
+    return value
+
+
 def _check_together(parser: Parser, args: argparse.Namespace) -> None:
     """Refuse options that exclude each other, or would have no effect, by name."""
     given = {name for name, value in vars(args).items() if value not in (None, False, [], parser.get_default(name))}
@@ -156,7 +171,7 @@ def _check_together(parser: Parser, args: argparse.Namespace) -> None:
                 parser.error(f"{names[0]} does not go with {names[1]}: {why}")
 
     if args.plan is not None:
-        known = {"model", "plan", "slices", "context", "mesh", "dtype", "batch_size", "json"}
+        known = {"model", "hf_overrides", "plan", "slices", "context", "mesh", "dtype", "batch_size", "json"}
         for option in sorted(given - known):
             parser.error(f"--{option.replace('_', '-')} does not go with --plan: nothing is answered")
         return
@@ -246,12 +261,10 @@ def _plan(args: argparse.Namespace) -> int:
 
     axes = {"tensor": -1} if args.mesh is None else inputs.read_mesh(args.mesh)
     without_accelerators()
-    import json
-
     import sharding
     from qwen3_jax.generation import plan
 
-    config = plan.architecture(args.model)
+    config = plan.architecture(args.model, args.hf_overrides)
     planned = plan.plan(
         config,
         sharding.topology(args.plan, args.slices or 1),
@@ -288,7 +301,14 @@ def _load(args: argparse.Namespace, mesh: Any) -> "tuple[Qwen3, Tokenizer]":
     from qwen3_jax.kernels.platform import default_compute_dtype
 
     dtype = default_compute_dtype() if args.dtype == "auto" else args.dtype
-    model, tokenizer = load(args.model, dtype=dtype, mesh=mesh, revision=args.revision, quantize=args.quantize)
+    model, tokenizer = load(
+        args.model,
+        dtype=dtype,
+        mesh=mesh,
+        revision=args.revision,
+        quantize=args.quantize,
+        hf_overrides=args.hf_overrides,
+    )
     if tokenizer is None:
         raise UserError(f"{args.model} has no tokenizer files (tokenizer.json); text cannot be read or written.")
     return model, tokenizer

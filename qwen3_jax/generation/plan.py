@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -106,19 +108,22 @@ def plan(
     )
 
 
-def architecture(model: str) -> Qwen3Config:
+def architecture(model: str, hf_overrides: Mapping[str, Any] | None = None) -> Qwen3Config:
     """Return the architecture of a checkpoint folder, or of a released model by name; no weights are read.
+
+    `hf_overrides` are fields of config.json to replace.
 
     Raises:
         UserError: it is neither.
     """
     folder = Path(model).expanduser()
     if (folder / "config.json").is_file():
-        return Qwen3Config.from_hf(read_json(folder / "config.json"))
+        return Qwen3Config.from_hf(read_json(folder / "config.json") | dict(hf_overrides or {}))
     try:
-        return Qwen3Config.preset(model)
+        config = Qwen3Config.preset(model)
     except UserError as error:
         raise UserError(f"{model!r} is no folder with a config.json, and {error}") from None
+    return Qwen3Config.from_hf(config.to_hf() | dict(hf_overrides or {}))
 
 
 def _arguments(structure: Structure, placement: Placement, rows: int, shards: int, context: int):

@@ -8,7 +8,7 @@ from qwen3_jax.kernels.choice import Kernels, target
 from qwen3_jax.kernels.experts import expert_mlp
 from qwen3_jax.kernels.linear import Quantization, linear
 from qwen3_jax.kernels.linear import check as check_quantization
-from qwen3_jax.kernels.paged import CacheType, Pages, Rows, new_pages, page_size, paged_attention
+from qwen3_jax.kernels.paged import CacheType, Chunks, Pages, Rows, new_pages, page_size, paged_attention
 from qwen3_jax.kernels.platform import free_memory, prefers_unrolled_decoding
 from qwen3_jax.kernels.quantized import (
     Weight,
@@ -22,6 +22,7 @@ from qwen3_jax.kernels.quantized import (
 
 __all__ = [
     "CacheType",
+    "Chunks",
     "Kernels",
     "Pages",
     "Quantization",

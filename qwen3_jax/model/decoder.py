@@ -20,6 +20,7 @@ import numpy as np
 from flax import nnx, struct
 
 from qwen3_jax.config import GenerationConfig, Qwen3Config
+from qwen3_jax.errors import UserError
 from qwen3_jax.kernels import (
     CacheType,
     Kernels,
@@ -211,6 +212,12 @@ class Qwen3(nnx.Module):
             positions = steps_bt if cache is None else cache.rows.positions(b, t)
         if cache is not None and segment_ids is not None:
             raise ValueError("segment_ids and a cache exclude each other: a cached row is one document.")
+        dual_chunk = self.config.dual_chunk_attention_config
+        if cache is None and dual_chunk is not None and t > dual_chunk.chunk:
+            raise ValueError(
+                f"{t} tokens without a cache exceed the {dual_chunk.chunk} of one chunk; Dual Chunk Attention runs over a "
+                "cache (`new_cache`, or an Engine), and training does without it."
+            )
         rope = angles(self.config, positions)
 
         x_btd = take_rows(self.embed[...], tokens, self.dtype)
@@ -284,6 +291,12 @@ class Qwen3(nnx.Module):
     ) -> tuple[Pages, ...]:
         """Return empty pools for a `KVCache`: so many pages per layer and shard of the batch; page 0 is nobody's."""
         config = self.config
+        dual_chunk = config.dual_chunk_attention_config
+        if dual_chunk is not None and dual_chunk.chunk % slots_per_page:
+            raise UserError(
+                f"config field 'dual_chunk_attention_config' makes chunks of {dual_chunk.chunk} tokens (chunk_size - "
+                f"local_size), which pages of {slots_per_page} do not divide; choose other sizes, or `slots_per_page`."
+            )
         return tuple(
             new_pages(
                 shards,
@@ -293,6 +306,7 @@ class Qwen3(nnx.Module):
                 config.head_dim,
                 self.dtype,
                 quantized=quantized,
+                chunked=dual_chunk is not None,
                 implementation=self.kernels.paged,
                 placement=self.placement,
             )

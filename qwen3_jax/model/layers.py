@@ -13,9 +13,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from qwen3_jax.config import Qwen3Config
-from qwen3_jax.kernels import Kernels, Pages, Quantization, Rows, attention, linear, paged_attention
+from qwen3_jax.kernels import Chunks, Kernels, Pages, Quantization, Rows, attention, linear, paged_attention
 from qwen3_jax.model.params import Declare
-from qwen3_jax.model.rope import rotate
+from qwen3_jax.model.rope import Angles, rotate
 from sharding import Placement
 
 
@@ -72,6 +72,7 @@ class Attention(nnx.Module):
             self.v_bias = declare.constant((k, h), ("kv_heads", "head_dim"), 0.0)
             self.o_bias = declare.constant((d,), ("hidden",), 0.0)
         self.bias = config.attention_bias
+        self.dual_chunk = config.dual_chunk_attention_config
         self.placement = placement
         self.kernels = kernels
         self.quantization = quantization
@@ -79,7 +80,7 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x_btd: jax.Array,
-        rope: tuple[jax.Array, jax.Array],
+        rope: Angles,
         segment_ids_bt: jax.Array | None,
         cache: LayerCache | None,
         balanced: bool,
@@ -89,7 +90,6 @@ class Attention(nnx.Module):
         `balanced`: the tokens come in the order of `sharding.balanced_order`.
         """
         dtype = x_btd.dtype
-        cos, sin = rope
         q_btnh = linear("btd,dnh->btnh", x_btd, self.q[...], self.quantization, self.placement)
         k_bkth = linear("btd,dkh->bkth", x_btd, self.k[...], self.quantization, self.placement)
         v_bkth = linear("btd,dkh->bkth", x_btd, self.v[...], self.quantization, self.placement)
@@ -97,10 +97,13 @@ class Attention(nnx.Module):
             q_btnh += self.q_bias[...].astype(dtype)
             k_bkth += self.k_bias[...].astype(dtype)[:, None]
             v_bkth += self.v_bias[...].astype(dtype)[:, None]
-        q_btnh = checkpoint_name(rotate(self.q_norm(q_btnh), cos[:, :, None], sin[:, :, None]), "qkv")
+        q_btnh = self.q_norm(q_btnh)
+        queries = [rotate(q_btnh, cos[:, :, None], sin[:, :, None]) for cos, sin in rope.queries]
+        queries = [self.placement.constrain(q, ("batch", "length", "heads", None)) for q in queries]
+        q_btnh, *far = (checkpoint_name(q, "qkv") for q in queries)
+        cos, sin = rope.keys
         k_bkth = checkpoint_name(rotate(self.k_norm(k_bkth), cos[:, None], sin[:, None]), "qkv")
         v_bkth = checkpoint_name(v_bkth, "qkv")
-        q_btnh = self.placement.constrain(q_btnh, ("batch", "length", "heads", None))
         pages = None
         if cache is None:
             out_btnh = attention(
@@ -113,7 +116,8 @@ class Attention(nnx.Module):
                 placement=self.placement,
             )
         else:
-            out_btnh, pages = paged_attention(q_btnh, k_bkth, v_bkth, *cache, placement=self.placement)
+            chunks = Chunks(self.dual_chunk.chunk, *far) if self.dual_chunk is not None else None
+            out_btnh, pages = paged_attention(q_btnh, k_bkth, v_bkth, *cache, chunks=chunks, placement=self.placement)
         out_btd = linear("btnh,nhd->btd", out_btnh, self.o[...], self.quantization, self.placement)
         return out_btd + self.o_bias[...].astype(dtype) if self.bias else out_btd, pages
 

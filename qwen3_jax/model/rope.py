@@ -1,9 +1,11 @@
-"""Rotary position embedding (Su et al. 2021, arXiv 2104.09864) and static YaRN (Peng et al. 2023, arXiv 2309.00071).
+"""Rotary position embedding (Su et al. 2021, arXiv 2104.09864) and static YaRN (Peng et al. 2023, arXiv 2309.00071), and
+the positions of Dual Chunk Attention (An et al. 2024, arXiv 2402.17463).
 
 Pairs are (i, i + H/2), as in HF's `rotate_half`; angles and rotation are float32 whatever the compute type.
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,11 +49,41 @@ def frequencies(config: Qwen3Config) -> tuple[np.ndarray, float]:
     return (interpolated * ramp + inverse * (1 - ramp)).astype(np.float32), attention_factor
 
 
-def angles(config: Qwen3Config, positions_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return cos and sin, float32 [B, T, H / 2], for int32 positions [B, T]."""
+class Angles(NamedTuple):
+    """cos and sin of the rotations, float32 [B, T, H / 2].
+
+    Attributes:
+        keys: of the keys.
+        queries: of the queries, against keys of the same chunk, the chunk before, and all earlier ones; without Dual Chunk
+            Attention only the first.
+    """
+
+    keys: tuple[jax.Array, jax.Array]
+    queries: tuple[tuple[jax.Array, jax.Array], ...]
+
+
+def angles(config: Qwen3Config, positions_bt: jax.Array) -> Angles:
+    """Return the angles for int32 positions [B, T]."""
     inverse, factor = frequencies(config)
-    theta_bth = positions_bt.astype(jnp.float32)[:, :, None] * inverse
-    return jnp.cos(theta_bth) * factor, jnp.sin(theta_bth) * factor
+
+    def of(positions_bt) -> tuple[jax.Array, jax.Array]:
+        theta_bth = positions_bt.astype(jnp.float32)[:, :, None] * inverse
+        return jnp.cos(theta_bth) * factor, jnp.sin(theta_bth) * factor
+
+    dual = config.dual_chunk_attention_config
+    if dual is None:
+        plain = of(positions_bt)
+        return Angles(plain, (plain,))
+    # An et al. 2024, equations 3 to 7, with the bounds of Qwen2.5-1M's implementation in vLLM.
+    within_bt = positions_bt % dual.chunk
+    before_bt = jnp.minimum(within_bt + dual.chunk, dual.chunk_size)
+    earlier_bt = jnp.full_like(within_bt, min(2 * dual.chunk - 1, dual.chunk_size))
+    heat_bt1 = jnp.ones((1, 1, 1))
+    if dual.original_max_position_embeddings:
+        lengths_bt1 = (positions_bt.astype(jnp.float32) + 1)[:, :, None]
+        heat_bt1 = jnp.maximum(0.1 * jnp.log(lengths_bt1 / dual.original_max_position_embeddings) + 1, 1)
+    queries = tuple((cos * heat_bt1, sin * heat_bt1) for cos, sin in map(of, (within_bt, before_bt, earlier_bt)))
+    return Angles(of(within_bt), queries)
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:

@@ -1,16 +1,16 @@
 """Causal grouped-query attention over a paged key/value cache (Kwon et al. 2023, arXiv 2309.06180).
 
-| name     | runs on    | what it is                                               | quantised cache |
-|----------|------------|----------------------------------------------------------|-----------------|
-| `loop`   | everything | plain JAX; work grows with the slots in use              | int8, fp8       |
-| `ragged` | TPU        | JAX's Pallas kernel, for prompts and decode steps alike  | no              |
+| name     | runs on    | what it is                                               | quantised cache | dual chunks |
+|----------|------------|----------------------------------------------------------|-----------------|-------------|
+| `loop`   | everything | plain JAX; work grows with the slots in use              | int8, fp8       | yes         |
+| `ragged` | TPU        | JAX's Pallas kernel, for prompts and decode steps alike  | no              | no          |
 
 Both run per device under `jax.shard_map`: shards of the batch have pools of their own, and heads are divided.
 
 Shapes: see `rows`.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,21 @@ from qwen3_jax.kernels.paged.pages import CacheType, Combined, HeadMajor, Pages
 from qwen3_jax.kernels.paged.rows import Rows, places, slots
 from sharding import Placement
 
-__all__ = ["CacheType", "Pages", "Rows", "new_pages", "page_size", "paged_attention"]
+__all__ = ["CacheType", "Chunks", "Pages", "Rows", "new_pages", "page_size", "paged_attention"]
+
+
+class Chunks(NamedTuple):
+    """Dual Chunk Attention (An et al. 2024, arXiv 2402.17463): queries depend on how many chunks a key lies before them.
+
+    Attributes:
+        size: tokens of a chunk; pages divide it.
+        before_btnh: queries against keys of the chunk before their own.
+        earlier_btnh: queries against keys of all chunks before that.
+    """
+
+    size: int
+    before_btnh: jax.Array
+    earlier_btnh: jax.Array
 
 
 def page_size(placement: Placement) -> int:
@@ -40,6 +54,7 @@ def new_pages(
     dtype: Any,
     *,
     quantized: CacheType | None = None,
+    chunked: bool = False,
     implementation: Paged = "auto",
     placement: Placement = Placement(),  # noqa: B008 - frozen
 ) -> Pages:
@@ -52,7 +67,11 @@ def new_pages(
     if implementation == "ragged" and platform != "tpu":
         raise UserError(f"paged attention 'ragged' needs a TPU, and this is a {platform.upper()}; choose 'auto'.")
     heads = max(kv_heads // placement.parts("kv_heads"), 1)
-    needs = f"a cache that is not {quantized}" if quantized is not None else ragged.why_not(heads, head_dim)
+    needs = ragged.why_not(heads, head_dim)
+    if quantized is not None:
+        needs = f"a cache that is not {quantized}"
+    if chunked:
+        needs = "a model without Dual Chunk Attention"
     if implementation == "ragged" and needs is not None:
         raise UserError(f"paged attention 'ragged' needs {needs}; choose 'loop'.")
     made: Pages
@@ -71,6 +90,7 @@ def paged_attention(
     rows: Rows,
     first_page: jax.Array | int = 0,
     *,
+    chunks: Chunks | None = None,
     placement: Placement = Placement(),  # noqa: B008 - frozen
 ) -> tuple[jax.Array, Pages]:
     """Put new keys and values into their rows' pages and return the attention of the new queries, [B, T, N, H], and the pages.
@@ -83,6 +103,7 @@ def paged_attention(
         pages: the pool.
         rows: where the rows' pages are.
         first_page: added to the numbers in the tables: layers that share an array lie one after another.
+        chunks: what queries are against keys of other chunks than their own, or None.
         placement: where the arrays live.
     """
     b, t, n, h = q_btnh.shape
@@ -91,26 +112,28 @@ def paged_attention(
     uniform = rows.counts_dr is None
     f = r * t if uniform else t
     counts_dr = jnp.full((d, r), t, jnp.int32) if rows.counts_dr is None else rows.counts_dr
-    q_dfnh = q_btnh.reshape(d, f, n, h)
+    queries = (q_btnh,) if chunks is None else (q_btnh, chunks.before_btnh, chunks.earlier_btnh)
+    q_cdfnh = jnp.stack([q.reshape(d, f, n, h) for q in queries])
+    chunk = None if chunks is None else chunks.size
     k_dfkh, v_dfkh = (x.swapaxes(1, 2).reshape(d, f, k, h) for x in (k_bkth, v_bkth))
 
-    def local(q_dfnh, k_dfkh, v_dfkh, pages, tables_drw, lengths_dr, counts_dr, first_page):
+    def local(q_cdfnh, k_dfkh, v_dfkh, pages, tables_drw, lengths_dr, counts_dr, first_page):
         """One shard of the batch."""
         tables_rw, lengths_r, counts_r = tables_drw[0], lengths_dr[0], counts_dr[0]
         page_f, offset_f = slots(tables_rw, places(lengths_r, counts_r, f), pages.page_size)
         pages = pages.write(page_f + first_page, offset_f, k_dfkh[0], v_dfkh[0], target(placement) == "cpu")
         tables_rw = tables_rw + first_page
         if isinstance(pages, Combined):
-            out_fnh = ragged.attention(q_dfnh[0], pages, tables_rw, lengths_r, counts_r)
+            out_fnh = ragged.attention(q_cdfnh[0, 0], pages, tables_rw, lengths_r, counts_r)
         elif uniform:
-            q_rtnh = q_dfnh.reshape(r, t, *q_dfnh.shape[2:])
-            out_rtnh, pages = loop.decode(q_rtnh, pages, tables_rw, lengths_r)
-            out_fnh = out_rtnh.reshape(q_dfnh.shape[1:])
+            q_crtnh = q_cdfnh.reshape(-1, r, t, *q_cdfnh.shape[3:])
+            out_rtnh, pages = loop.decode(q_crtnh, pages, tables_rw, lengths_r, chunk)
+            out_fnh = out_rtnh.reshape(q_cdfnh.shape[2:])
         else:
-            out_fnh, pages = loop.prefill(q_dfnh[0], pages, tables_rw, lengths_r, counts_r)
+            out_fnh, pages = loop.prefill(q_cdfnh[:, 0], pages, tables_rw, lengths_r, counts_r, chunk)
         return out_fnh[None], pages
 
-    arrays = (q_dfnh, k_dfkh, v_dfkh, pages, rows.tables_drw, rows.lengths_dr, counts_dr, jnp.asarray(first_page))
+    arrays = (q_cdfnh, k_dfkh, v_dfkh, pages, rows.tables_drw, rows.lengths_dr, counts_dr, jnp.asarray(first_page))
     if placement.mesh is None:
         out_dfnh, pages = local(*arrays)
     # On a mesh of one device too: only the mesh tells a Pallas kernel for which chip it is compiled.
@@ -123,7 +146,7 @@ def paged_attention(
         out_dfnh, pages = jax.shard_map(
             local,
             mesh=placement.mesh,
-            in_specs=(tokens, tokens, tokens, of_pages, table, table, table, PartitionSpec()),
+            in_specs=(PartitionSpec(None, *tokens), tokens, tokens, of_pages, table, table, table, PartitionSpec()),
             out_specs=(tokens, of_pages),
             check_vma=False,  # Pallas calls do not say over which axes their results vary
         )(*arrays)

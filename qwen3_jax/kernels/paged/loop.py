@@ -12,6 +12,7 @@ Shapes: r rows, m queries of a row times query heads per key/value head, k key/v
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -27,20 +28,21 @@ _einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 def decode(
-    q_rtnh: jax.Array, pages: HeadMajor, tables_rw: jax.Array, lengths_r: jax.Array
+    q_crtnh: jax.Array, pages: HeadMajor, tables_rw: jax.Array, lengths_r: jax.Array, chunk: int | None = None
 ) -> tuple[jax.Array, HeadMajor]:
     """Return the attention of each row's T newest tokens, whose keys are in their pages, [R, T, N, H] in q's dtype, and the
     pages, to be used from then on.
 
     Args:
-        q_rtnh: queries at positions lengths_r to lengths_r + T - 1.
+        q_crtnh: queries at positions lengths_r to lengths_r + T - 1; with `chunk` three of each, see `Chunks`, else one.
         pages: of one shard (D = 1).
         tables_rw: int32, numbers of pages.
         lengths_r: int32.
+        chunk: tokens of a chunk, or None.
     """
-    r, t, n, h = q_rtnh.shape
+    _, r, t, n, h = q_crtnh.shape
     k, c = pages.kv_heads, pages.page_size
-    q_rkmh = _group(q_rtnh, k)
+    q_crkmh = jax.vmap(functools.partial(_group, k=k))(q_crtnh)
     position_rm = jnp.tile(lengths_r[:, None] + jnp.arange(t), n // k)
     used_r = jnp.minimum((lengths_r + t - 1) // c + 1, tables_rw.shape[1])
     ends_r = jnp.cumsum(used_r)
@@ -59,7 +61,8 @@ def decode(
         v_ikch = jnp.where((slot_ic < lengths_r[row_i][:, None] + t)[:, None, :, None], v_ikch, 0)
         seen_imc = slot_ic[:, None, :] <= position_rm[row_i][:, :, None]
         seen_ikmc = (seen_imc & in_row_ir.any(axis=1)[:, None, None])[:, None]
-        scores_ikmc = jnp.where(seen_ikmc, _product("ikmh,ikch->ikmc", q_rkmh[row_i], k_ikch), _HIDDEN)
+        q_ikmh = _nearest(q_crkmh[:, row_i], position_rm[row_i][:, None], (place_i * c)[:, None, None], chunk)
+        scores_ikmc = jnp.where(seen_ikmc, _product("ikmh,ikch->ikmc", q_ikmh, k_ikch), _HIDDEN)
         max_ikm = scores_ikmc.max(axis=-1)
         probs_ikmc = jnp.where(seen_ikmc, jnp.exp(scores_ikmc - max_ikm[..., None]), 0)
         acc_ikmh = _product("ikmc,ikch->ikmh", probs_ikmc, v_ikch)
@@ -75,36 +78,44 @@ def decode(
         parts_rkmh = _einsum("ir,ikmh->rkmh", to_row_ir, acc_ikmh * factor_ikm[..., None])
         return new_max_rkm, sum_rkm, acc_rkmh * shrink_rkm[..., None] + parts_rkmh, pages
 
-    zeros_rkm = jnp.zeros(q_rkmh.shape[:3], jnp.float32)
-    start = zeros_rkm + _HIDDEN, zeros_rkm, jnp.zeros(q_rkmh.shape, jnp.float32), pages
+    zeros_rkm = jnp.zeros(q_crkmh.shape[1:4], jnp.float32)
+    start = zeros_rkm + _HIDDEN, zeros_rkm, jnp.zeros(q_crkmh.shape[1:], jnp.float32), pages
     _, sum_rkm, acc_rkmh, pages = jax.lax.fori_loop(0, -(-ends_r[-1] // ITEMS), some_pages, start)
     out_rkmh = acc_rkmh / sum_rkm[..., None]
     out_rtnh = out_rkmh.reshape(r, k, n // k, t, h).transpose(0, 3, 1, 2, 4).reshape(r, t, n, h)
-    return out_rtnh.astype(q_rtnh.dtype), pages
+    return out_rtnh.astype(q_crtnh.dtype), pages
 
 
 def prefill(
-    q_fnh: jax.Array, pages: HeadMajor, tables_rw: jax.Array, lengths_r: jax.Array, counts_r: jax.Array
+    q_cfnh: jax.Array,
+    pages: HeadMajor,
+    tables_rw: jax.Array,
+    lengths_r: jax.Array,
+    counts_r: jax.Array,
+    chunk: int | None = None,
 ) -> tuple[jax.Array, HeadMajor]:
     """Return the attention of tokens that lie row after row, their keys being in their pages, [F, N, H] in q's dtype, and the
     pages, to be used from then on.
 
     Args:
-        q_fnh: queries; the first counts_r[0] are of row 0, at positions from lengths_r[0].
+        q_cfnh: queries; the first counts_r[0] are of row 0, at positions from lengths_r[0]. With `chunk` three of each.
         pages: of one shard (D = 1).
         tables_rw: int32, numbers of pages.
         lengths_r, counts_r: int32, slots in use before these tokens, and tokens.
+        chunk: tokens of a chunk, or None.
     """
-    f, n, h = q_fnh.shape
+    _, f, n, h = q_cfnh.shape
     k, c = pages.kv_heads, pages.page_size
     block, group = min(BLOCK, f), max(BLOCK // c, 1)
+    if chunk is not None:
+        group = math.gcd(group, chunk // c)  # of pages that are read together: of one chunk
     where = places(lengths_r, counts_r, f)
     blocks_r = -(-counts_r // block)
     ends_r = jnp.cumsum(blocks_r)
     starts_r = jnp.cumsum(counts_r) - counts_r
     tables_rw = jnp.pad(tables_rw, ((0, 0), (0, -tables_rw.shape[1] % group)))
     # Room for a block that begins at the last token.
-    q_fnh = jnp.pad(q_fnh, ((0, block), (0, 0), (0, 0)))
+    q_cfnh = jnp.pad(q_cfnh, ((0, 0), (0, block), (0, 0), (0, 0)))
     position_f = jnp.pad(where.position_f, (0, block))
 
     def query_block(i, carry):
@@ -112,7 +123,7 @@ def prefill(
         row = jnp.searchsorted(ends_r, i, side="right", method="compare_all")
         first = (i - ends_r[row] + blocks_r[row]) * block
         count, start = counts_r[row] - first, starts_r[row] + first  # count may exceed the block
-        q_kmh = _group(jax.lax.dynamic_slice_in_dim(q_fnh, start, block)[None], k)[0]
+        q_ckmh = _group(jax.lax.dynamic_slice_in_dim(q_cfnh, start, block, axis=1), k)
         position_m = jnp.tile(jax.lax.dynamic_slice_in_dim(position_f, start, block), n // k)
         table_w = tables_rw[row]
 
@@ -124,6 +135,7 @@ def prefill(
             seen_mc = slot_c <= position_m[:, None]
             k_kch, v_kch = (x.swapaxes(0, 1).reshape(k, group * c, h) for x in (k_ikch, v_ikch))
             v_kch = jnp.where((slot_c <= last)[:, None], v_kch, 0)  # as in `decode`
+            q_kmh = _nearest(q_ckmh, position_m, j * group * c, chunk)
             scores_kmc = jnp.where(seen_mc, _product("kmh,kch->kmc", q_kmh, k_kch), _HIDDEN)
             new_max_km = jnp.maximum(max_km, scores_kmc.max(axis=-1))
             probs_kmc = jnp.exp(scores_kmc - new_max_km[..., None])
@@ -132,16 +144,24 @@ def prefill(
             return new_max_km, sum_km * shrink_km + probs_kmc.sum(axis=-1), acc_kmh, pages
 
         last = lengths_r[row] + first + jnp.minimum(count, block) - 1
-        zeros_km = jnp.zeros(q_kmh.shape[:2], jnp.float32)
-        start_values = zeros_km + _HIDDEN, zeros_km, jnp.zeros(q_kmh.shape, jnp.float32), pages
+        zeros_km = jnp.zeros(q_ckmh.shape[1:3], jnp.float32)
+        start_values = zeros_km + _HIDDEN, zeros_km, jnp.zeros(q_ckmh.shape[1:], jnp.float32), pages
         _, sum_km, acc_kmh, pages = jax.lax.fori_loop(0, last // (group * c) + 1, some_pages, start_values)
         out_kgth = (acc_kmh / sum_km[..., None]).reshape(k, n // k, block, h)
         out_tnh = out_kgth.transpose(2, 0, 1, 3).reshape(block, n, h).astype(out_fnh.dtype)
         # Rows come in order: what this block writes past its own tokens, the next one overwrites.
         return jax.lax.dynamic_update_slice_in_dim(out_fnh, out_tnh, start, axis=0), pages
 
-    out_fnh, pages = jax.lax.fori_loop(0, ends_r[-1], query_block, (jnp.zeros_like(q_fnh), pages))
+    out_fnh, pages = jax.lax.fori_loop(0, ends_r[-1], query_block, (jnp.zeros_like(q_cfnh[0]), pages))
     return out_fnh[:f], pages
+
+
+def _nearest(q_ckmh: jax.Array, position_km: jax.Array, first_slot: jax.Array, chunk: int | None) -> jax.Array:
+    """Of three queries each, the one for how many chunks before it the slots lie; `q_ckmh` leads with the three."""
+    if chunk is None:
+        return q_ckmh[0]
+    chunks_km = (position_km // chunk - first_slot // chunk)[..., None]
+    return jnp.where(chunks_km <= 0, q_ckmh[0], jnp.where(chunks_km == 1, q_ckmh[1], q_ckmh[2]))
 
 
 def _group(q_rtnh: jax.Array, k: int) -> jax.Array:
