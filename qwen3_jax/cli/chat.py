@@ -181,15 +181,9 @@ class Chat:
         if result is None and not content.strip():
             self._say("stopped before the answer began; the turn is forgotten.")
             return None
-        message: dict[str, Any] = {"role": "assistant", "content": content}
-        if thinking:
-            message["reasoning_content"] = thinking
-        if result is not None and result.tool_calls:
-            message["tool_calls"] = [
-                {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-                for call in result.tool_calls
-            ]
-        return message
+        if result is not None:
+            return result.message
+        return {"role": "assistant", "content": content} | ({"reasoning_content": thinking} if thinking else {})
 
     @staticmethod
     def _say(text: str) -> None:

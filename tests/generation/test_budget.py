@@ -1,6 +1,9 @@
 """The thinking budget against a reference written from its documentation, over random models, prompts, seeds and budgets."""
 
 import dataclasses
+import functools
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.monitoring
@@ -10,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import qwen3_jax
-from qwen3_jax import Engine, Generation, Sampling
+from qwen3_jax import DraftModel, Engine, Generation, PromptLookup, Sampling
+from qwen3_jax import Request as TokenRequest
 from qwen3_jax.generation import STOP_TEXT, ThinkingTokens
 
 TOK = tiny_models.tokenizer()
@@ -294,6 +298,61 @@ def test_which_prompts_leave_thinking_open(tokenizer, prompt, options, is_open):
                 assert result.thinking is None
             return
     pytest.fail("every answer had a tag or ended early")
+
+
+WAYS = {
+    "preemptions": dict(cache_tokens=192),
+    "lookup_and_preemptions": dict(cache_tokens=192, speculation=PromptLookup(3, shortest=1)),
+    "draft": dict(cache_tokens=1024, speculation="itself"),
+    "draft_and_preemptions": dict(cache_tokens=192, speculation="another"),
+}
+
+
+@functools.cache
+def engine_of(way: str) -> Engine:
+    """One for all examples: requests meet a cache full of what others left."""
+    options: dict[str, Any] = dict(WAYS[way])
+    if "draft" in way:
+        options["speculation"] = DraftModel(tiny_models.model(6 if options["speculation"] == "itself" else 7), 3)
+    return Engine(tiny_models.model(6), rows=8, slots_per_page=8, prefill_chunk=32, max_length=192, **options)
+
+
+@st.composite
+def token_requests(draw):
+    """A request as the engine takes it, and whether it has tools. Few have budgets that do not bind."""
+    tools = draw(st.booleans())
+    text = draw(st.sampled_from(["", "What", "<think>\n", "<think>Hm", "<think></think>", "<tool_call>", "x" * 60]))
+    ids = (*TOK.encode(text), *draw(st.lists(st.integers(0, tiny_models.VOCABULARY - 1), min_size=1, max_size=12)))
+    tokens = ThinkingTokens.of(TOK, tools=tools)
+    budget = draw(st.one_of(st.none(), st.integers(0, 12), st.integers(0, 40)))
+    limit = draw(st.integers(1, 24)) + (0 if budget is None else budget + len(STOP))
+    thinking = tokens.is_open(ids, TOK.im_start_id)
+    eos = frozenset({TOK.im_end_id} if draw(st.booleans()) else ())
+    return TokenRequest(ids, draw(samplings(2.0)), limit, eos, budget, thinking, tokens), tools
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(st.lists(token_requests(), min_size=50, max_size=60))
+def test_budgets_hold_under_guesses_and_when_room_must_be_made(way, requests):
+    """Thousands of rows: never over, the stop text exact, the mask exact."""
+    engine = engine_of(way)
+    numbers = [engine.submit(request) for request, _ in requests]
+    answers: dict[int, list] = {number: [] for number in numbers}
+    while engine.busy:
+        for token in engine.step():
+            answers[token.number].append(token)
+    for number, (request, tools) in zip(numbers, requests, strict=True):
+        tokens = answers[number]
+        result = SimpleNamespace(token_ids=[t.id for t in tokens], forced_mask=[t.forced for t in tokens])
+        assert request.thinking == leaves_thinking_open(list(request.prompt))
+        assert replay(result, request.thinking, request.budget, tools) == sum(t.thinking for t in tokens)
+        assert tokens[-1].finish == ("stop" if tokens[-1].id in request.eos else "length")
+        assert tokens[-1].finish == "stop" or len(tokens) == request.max_new_tokens
+    if "preemptions" in way:
+        assert engine.stats.preemptions > 0
+    if engine.speculation is not None:
+        assert engine.stats.accepted > 0
 
 
 def test_another_stop_text_is_inserted_verbatim():
