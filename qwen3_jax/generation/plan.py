@@ -89,7 +89,8 @@ def plan(
     lowering = time.perf_counter() - started
     assert placement.mesh is not None
     expert_rows = rows / shards * config.num_experts_per_tok if config.num_experts else None
-    compiled = compile_for(lowered, where, placement.mesh, pricer(expert_rows))
+    experts = config.num_experts // placement.parts("expert") or None
+    compiled = compile_for(lowered, where, placement.mesh, pricer(expert_rows, experts))
     compiled = dataclasses.replace(compiled, seconds=compiled.seconds + lowering)
     devices = where.chip.devices
     matrices = parameter_count(config, active=True)

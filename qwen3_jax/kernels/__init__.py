@@ -6,7 +6,8 @@ The only room that asks which platform it is on.
 from qwen3_jax.kernels.attention import attention
 from qwen3_jax.kernels.choice import Kernels, target
 from qwen3_jax.kernels.experts import expert_mlp
-from qwen3_jax.kernels.linear import Quantization, linear
+from qwen3_jax.kernels.experts.stack import Stacked, takes_stacks
+from qwen3_jax.kernels.linear import Quantization, linear, project
 from qwen3_jax.kernels.linear import check as check_quantization
 from qwen3_jax.kernels.paged import CacheType, Chunks, Pages, Rows, new_pages, page_size, paged_attention
 from qwen3_jax.kernels.platform import free_memory, prefers_unrolled_decoding
@@ -16,7 +17,6 @@ from qwen3_jax.kernels.quantized import (
     check_weight_type,
     is_quantized,
     quantize_weight,
-    quantized_einsum,
     take_rows,
 )
 
@@ -27,6 +27,7 @@ __all__ = [
     "Pages",
     "Quantization",
     "Rows",
+    "Stacked",
     "Weight",
     "WeightType",
     "attention",
@@ -40,8 +41,9 @@ __all__ = [
     "page_size",
     "paged_attention",
     "prefers_unrolled_decoding",
+    "project",
     "quantize_weight",
-    "quantized_einsum",
     "take_rows",
+    "takes_stacks",
     "target",
 ]

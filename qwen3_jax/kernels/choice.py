@@ -9,7 +9,7 @@ from qwen3_jax.errors import UserError, nearest
 from sharding import Placement
 
 Attention = Literal["auto", "reference", "chunked", "splash", "cudnn", "triton"]
-Paged = Literal["auto", "loop", "ragged"]
+Paged = Literal["auto", "loop", "ragged", "triton"]
 Experts = Literal["auto", "dense", "grouped", "tokamax", "ragged_dot", "all_gather", "all_to_all"]
 
 

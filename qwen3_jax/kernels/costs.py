@@ -18,12 +18,13 @@ _SPLASH_PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4
 _FUSED_BACKWARD = 5
 
 
-def pricer(expert_rows: float | None = None) -> Price:
+def pricer(expert_rows: float | None = None, experts: int | None = None) -> Price:
     """Return the cost of one kernel call on one device, for `sharding.costs.count`.
 
     Args:
         expert_rows: rows (a token for one of its experts) that a device works on with balanced routing; None for a model
             without experts.
+        experts: experts of one layer on a device; where given, only so many of a stack are read, or one for each row.
     """
 
     def price(call: Instruction, operands: list[Shape]) -> Cost | None:
@@ -39,7 +40,12 @@ def pricer(expert_rows: float | None = None) -> Price:
         guess = estimate(call)
         if guess is not None and expert_rows is not None and re.search(r"\bt?gmm\b", names.replace("_", " ")):
             rows = max(shape.dims[0] for shape in operands + list(call.shapes) if len(shape.dims) == 2)
-            return Cost(guess["flops"] * min(1.0, expert_rows / rows))
+            flops = guess["flops"] * min(1.0, expert_rows / rows)
+            weights = [shape for shape in operands if len(shape.dims) == 3]
+            if experts is None or not weights:
+                return Cost(flops)
+            others = sum(shape.hbm for shape in [*operands, *call.shapes]) - weights[0].hbm
+            return Cost(flops, others + weights[0].hbm / weights[0].dims[0] * min(experts, expert_rows))
         return None
 
     return price

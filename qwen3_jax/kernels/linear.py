@@ -11,7 +11,8 @@ by row of x and dy and by column of W; dW, whose sum runs over all tokens, is no
 Weights that were quantised when they were loaded (`kernels.quantized`) are multiplied as they are, and never trained.
 
 XLA:CPU multiplies bf16 twice as fast into float32 as into bf16, so there y and dx are rounded after the product. On other
-platforms that would double what devices exchange when they sum the parts of a split product.
+platforms that would double what devices exchange when they sum the parts of a split product. Products of a few rows with bf16
+weights, as in decoding, run in tiles on CPU (`tiled_cpu`).
 """
 
 import functools
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 from qwen3_jax.errors import UserError
 from qwen3_jax.kernels.choice import target
 from qwen3_jax.kernels.quantized import Weight, is_quantized, quantized_einsum, refuse_gradient
+from qwen3_jax.kernels.tiled_cpu import bfloat16_einsum
 from sharding import Placement
 
 Quantization = Literal["int8", "fp8"]
@@ -71,7 +73,15 @@ def linear(
                 f"quantization={quantization!r} is for training, and these weights were quantised when they were loaded."
             )
         return _quantized_linear(equation, placement, x, w)
-    return _linear(equation, quantization, target(placement) == "cpu", x, w)
+    return _linear(equation, quantization, placement, x, w)
+
+
+def project(equation: str, x: jax.Array, w: Weight, placement: Placement = Placement()) -> jax.Array:  # noqa: B008 - frozen
+    """Return einsum(equation, x, w) in float32; arguments as for `linear`, with ordinary gradients."""
+    if is_quantized(w):
+        return quantized_einsum(equation, x, w, jnp.float32, placement)
+    y = bfloat16_einsum(equation, x, w, placement)
+    return jnp.einsum(equation, x, w.astype(x.dtype), preferred_element_type=jnp.float32) if y is None else y
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -89,19 +99,23 @@ _quantized_linear.defvjp(_untrained, _untrained)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _linear(
-    equation: str, quantization: Quantization | None, rounded_after: bool, x: jax.Array, w: jax.Array
+    equation: str, quantization: Quantization | None, placement: Placement, x: jax.Array, w: jax.Array
 ) -> jax.Array:
-    return _product(equation, quantization, rounded_after, x, w.astype(x.dtype), 0)
+    if quantization is None:
+        y = bfloat16_einsum(equation, x, w, placement)
+        if y is not None:
+            return y.astype(x.dtype)
+    return _product(equation, quantization, placement, x, w.astype(x.dtype), 0)
 
 
-def _forward(equation, quantization, rounded_after, x, w):
-    return _linear(equation, quantization, rounded_after, x, w), (x, w)
+def _forward(equation, quantization, placement, x, w):
+    return _linear(equation, quantization, placement, x, w), (x, w)
 
 
-def _backward(equation, quantization, rounded_after, residuals, dy):
+def _backward(equation, quantization, placement, residuals, dy):
     x, w = residuals
     a, b, c = _terms(equation)
-    dx = _product(f"{c},{b}->{a}", quantization, rounded_after, dy, w.astype(x.dtype), 1)
+    dx = _product(f"{c},{b}->{a}", quantization, placement, dy, w.astype(x.dtype), 1)
     dw = jnp.einsum(f"{a},{c}->{b}", x, dy, preferred_element_type=jnp.float32)
     return dx, dw.astype(w.dtype)
 
@@ -116,11 +130,11 @@ def _terms(equation: str) -> tuple[str, str, str]:
 
 
 def _product(
-    equation: str, quantization: Quantization | None, rounded_after: bool, x: jax.Array, w: jax.Array, kind: int
+    equation: str, quantization: Quantization | None, placement: Placement, x: jax.Array, w: jax.Array, kind: int
 ) -> jax.Array:
     """The product in x's dtype, of quantised operands when asked for; kind 0: x are values, 1: x are gradients."""
     if quantization is None:
-        sums = jnp.float32 if rounded_after else None
+        sums = jnp.float32 if target(placement) == "cpu" else None
         return jnp.einsum(equation, x, w, preferred_element_type=sums).astype(x.dtype)
     import qwix
 

@@ -15,7 +15,7 @@ The integer ranges are symmetric (qwix itself would use -128 and -8, by scaling 
 in this way before come back as they are, whatever file they lay in meanwhile.
 
 A scale per output channel is multiplied onto the product, where it costs nothing; a scale per group onto the weight, which
-XLA fuses into the product's operand on TPU and GPU; one CPU unpacks a few hundred rows at a time (`quantized_cpu`). Never more
+XLA fuses into the product's operand on TPU and GPU; one CPU unpacks a few hundred rows at a time (`tiled_cpu`). Never more
 than one layer's weight is unpacked at a time.
 """
 
@@ -29,7 +29,7 @@ from jax.sharding import PartitionSpec
 
 from qwen3_jax.errors import UserError, nearest
 from qwen3_jax.kernels.choice import target
-from qwen3_jax.kernels.quantized_cpu import tile_size, tiled_einsum
+from qwen3_jax.kernels.tiled_cpu import quantized_tiles, tile_size, tiled_einsum
 from sharding import Placement
 
 WeightType = Literal["int8", "fp8", "int4"]
@@ -125,7 +125,7 @@ def quantized_einsum(
     alone = placement.mesh is None or placement.mesh.size == 1
     tile = tile_size(w.shape, w.scale.shape, summed) if alone and target(placement) == "cpu" else None
     if tile is not None and w.zero_point is None:
-        y = tiled_einsum(equation, x, w, tile)
+        y = tiled_einsum(equation, x, w.shape, tile, quantized_tiles(w, tile, summed))
     elif per_channel:
         # Before the scale sums may be 127 times too large for float16.
         inner = jnp.float32 if x.dtype == jnp.float16 else sums
@@ -157,6 +157,8 @@ def take_rows(w: Weight, index: jax.Array, dtype: Any) -> jax.Array:
 
 def specs(w: Weight, spec: PartitionSpec) -> Any:
     """Return the PartitionSpecs of a weight's parts: a scale is split with its weight, but not along axes of size 1."""
+    if hasattr(w, "specs"):  # experts in their stack
+        return w.specs(spec)
     if not is_quantized(w):
         return spec
     return jax.tree.map(

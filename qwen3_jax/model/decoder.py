@@ -27,13 +27,15 @@ from qwen3_jax.kernels import (
     Pages,
     Quantization,
     Rows,
+    Stacked,
     Weight,
     check_quantization,
     is_quantized,
     new_pages,
     page_size,
-    quantized_einsum,
+    project,
     take_rows,
+    takes_stacks,
 )
 from qwen3_jax.model.cache import KVCache
 from qwen3_jax.model.layers import MLP, Attention, LayerCache, RMSNorm
@@ -236,7 +238,9 @@ class Qwen3(nnx.Module):
 
     def _run(self, group: Block, x_btd, rope, segment_ids_bt, pages: Pages | None, rows: Rows | None, balanced):
         """Run one group of layers: a single block, or a scan over a stack."""
-        graphdef, state = nnx.split(group)
+        stacked = pages is not None and group.stack is not None and group.moe
+        stacked = stacked and takes_stacks(self.kernels.experts, self.placement)
+        graphdef, experts, state = nnx.split(group, _is_expert if stacked else nnx.Nothing(), ...)  # type: ignore[misc]
         layers = group.stack or 1
         # Where each layer's pages begin. The pool goes from layer to layer whole: a scan that took it apart would copy it.
         first = (
@@ -247,27 +251,25 @@ class Qwen3(nnx.Module):
 
         def body(carry, layer):
             x_btd, pages = carry
-            layer_state, first_page = layer
+            layer_state, first_page, index = layer
+            own = jax.tree.map(lambda x: Stacked(x, index), experts)
             cache = None if pages is None or rows is None else LayerCache(pages, rows, first_page)
-            x_btd, pages, stats = nnx.merge(graphdef, layer_state)(x_btd, rope, segment_ids_bt, cache, balanced)
+            x_btd, pages, stats = nnx.merge(graphdef, own, layer_state)(x_btd, rope, segment_ids_bt, cache, balanced)
             return (x_btd, pages), stats
 
         if self.remat != "none":
             body = jax.checkpoint(body, policy=_SAVED[self.remat], prevent_cse=group.stack is None)
         if group.stack is None:
-            (x_btd, pages), stats = body((x_btd, pages), (state, 0))
+            (x_btd, pages), stats = body((x_btd, pages), (state, 0, 0))
         else:
-            (x_btd, pages), stats = jax.lax.scan(body, (x_btd, pages), (state, first))
+            (x_btd, pages), stats = jax.lax.scan(body, (x_btd, pages), (state, first, np.arange(layers)))
         return x_btd, pages, stats
 
     def logits(self, states: jax.Array) -> jax.Array:
         """Project hidden states [..., D] to float32 logits [..., V]."""
         weight, tied = self.output_weight
         equation = "...d,vd->...v" if tied else "...d,dv->...v"
-        states = states.astype(self.dtype)
-        if is_quantized(weight):
-            return quantized_einsum(equation, states, weight, jnp.float32, self.placement)
-        return jnp.einsum(equation, states, weight.astype(self.dtype), preferred_element_type=jnp.float32)
+        return project(equation, states.astype(self.dtype), weight, self.placement)
 
     @property
     def output_weight(self) -> tuple[Weight, bool]:
@@ -312,6 +314,10 @@ class Qwen3(nnx.Module):
             )
             for group in self.groups
         )
+
+
+def _is_expert(path, variable) -> bool:
+    return path[-1] in ("gate", "up", "down") and not is_quantized(variable.get_value())
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -117,7 +117,15 @@ class Attention(nnx.Module):
             )
         else:
             chunks = Chunks(self.dual_chunk.chunk, *far) if self.dual_chunk is not None else None
-            out_btnh, pages = paged_attention(q_btnh, k_bkth, v_bkth, *cache, chunks=chunks, placement=self.placement)
+            out_btnh, pages = paged_attention(
+                q_btnh,
+                k_bkth,
+                v_bkth,
+                *cache,
+                chunks=chunks,
+                implementation=self.kernels.paged,
+                placement=self.placement,
+            )
         out_btd = linear("btnh,nhd->btd", out_btnh, self.o[...], self.quantization, self.placement)
         return out_btd + self.o_bias[...].astype(dtype) if self.bias else out_btd, pages
 

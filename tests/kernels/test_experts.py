@@ -18,6 +18,7 @@ from qwen3_jax.kernels.experts.dense import dense_mlp
 from qwen3_jax.kernels.experts.exchange import exchange
 from qwen3_jax.kernels.experts.grouped import choose_product, grouped_mlp
 from qwen3_jax.kernels.experts.megablox import megablox_dot
+from qwen3_jax.kernels.experts.stack import Stacked
 from sharding import SERVING, TRAINING, Placement, ShardingError, make_mesh
 
 TOLERANCE = 2e-5  # of the largest number, in float32
@@ -144,6 +145,33 @@ def test_a_row_alone_is_the_row_in_a_batch():
         here = slice(row, row + 1)
         alone = mlp(x[here], index[here], weight[here], *weights)
         np.testing.assert_allclose(alone[0], together[row], rtol=0, atol=1e-6 * float(jnp.abs(together).max()))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_the_few_rows_of_a_decode_step(routing, dtype):
+    """Fewer rows than experts are multiplied one by one, with no gradient; also rows of no expert here."""
+    x, index, weight, *weights = layer(n=3, d=512, e=12, f=96, k=4, routing=routing, dtype=dtype)
+    index = index.at[1, 2].set(12)
+    got = jax.jit(functools.partial(grouped_mlp, product="tiles"))(x, index, weight, *weights)
+    wide = [a.astype(jnp.float32) for a in (x, weight, *weights)]
+    wanted = dense_mlp(wide[0], index, *wide[1:])
+    atol = (2e-5 if dtype == jnp.float32 else 0.02) * float(jnp.abs(wanted).max())
+    assert got.dtype == dtype
+    np.testing.assert_allclose(got.astype(jnp.float32), wanted, rtol=0, atol=atol)
+
+
+def test_a_layer_of_a_stack_is_that_layer(pallas_anywhere):
+    x, index, weight, *weights = layer(n=20, e=4, k=2)
+    stacks = [jnp.stack([w + 1, w, w * 2]) for w in weights]
+
+    @jax.jit
+    def run(layer):
+        return grouped_mlp(x, index, weight, *(Stacked(w, layer) for w in stacks), product="megablox")
+
+    for number, of in ((1, lambda w: w), (2, lambda w: w * 2)):
+        wanted = dense_mlp(x, index, weight, *map(of, weights))
+        np.testing.assert_allclose(run(number), wanted, rtol=0, atol=TOLERANCE * float(jnp.abs(wanted).max()))
 
 
 # Meshes.

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import sharding
 from qwen3_jax.errors import UserError
 from qwen3_jax.kernels import Rows, new_pages, page_size, paged_attention
+from qwen3_jax.kernels.paged import triton
 from sharding import Placement
 
 HEADS, KV_HEADS, SIZE = 4, 2, 16
@@ -173,6 +174,33 @@ def test_eight_bits_are_near(quantized, bound):
     assert 0 < error.mean() < bound
 
 
+@pytest.mark.parametrize("quantized", [None, "int8"])
+@pytest.mark.parametrize("t", [1, 3])
+def test_the_gpu_kernel_as_plain_jax_equals_the_formula(t, quantized):
+    texts = Texts([70, 20, 9], layers=2, quantized=quantized)
+    texts.pages = jax.tree.map(jnp.nan_to_num, texts.pages)
+    done = texts.lengths - t
+    feed(texts, np.zeros(3, np.int64), done, 128, layer=1)
+    step(texts, done, t, layer=1)  # to put the newest keys into their pages
+    q = np.take_along_axis(texts.q, (done[:, None] + np.arange(t))[:, :, None, None], axis=1)
+    out = triton.decode(
+        jnp.asarray(q), texts.pages, jnp.asarray(texts.tables[0] + PAGES), jnp.asarray(done), interpret=True
+    )
+    for row in range(3):
+        atol = 2e-5 if quantized is None else 0.1
+        np.testing.assert_allclose(out[row], texts.expected(row, done[row], t), atol=atol, rtol=0)
+
+
+def test_the_gpu_kernel_compiles_to_triton():
+    pages = jax.eval_shape(lambda: new_pages(1, 100, KV_HEADS, 32, 128, jnp.bfloat16))
+    arrays = (
+        jax.ShapeDtypeStruct((5, 1, HEADS, 128), jnp.bfloat16), pages,
+        jax.ShapeDtypeStruct((5, 40), jnp.int32), jax.ShapeDtypeStruct((5,), jnp.int32),
+    )  # fmt: skip
+    text = jax.jit(triton.decode).trace(*arrays).lower(lowering_platforms=("cuda",)).as_text()
+    assert "triton" in text
+
+
 def test_memory_of_a_long_prompt_grows_with_its_length_alone():
     """A chunk of 512 after up to 131,072 tokens: what it needs besides the pages does not grow with them."""
 
@@ -192,6 +220,7 @@ def test_what_is_refused():
     for options, words in (
         (dict(implementation="ragged"), "'ragged' needs a TPU, and this is a CPU"),
         (dict(implementation="ragged", quantized="int8"), "'ragged' needs a TPU"),
+        (dict(implementation="triton"), "'triton' needs a GPU, and this is a CPU"),
     ):
         with pytest.raises(UserError, match=words):
             new_pages(1, 4, KV_HEADS, SLOTS, SIZE, jnp.float32, **options)

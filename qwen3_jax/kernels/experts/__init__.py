@@ -28,6 +28,7 @@ from qwen3_jax.kernels.choice import Experts, target
 from qwen3_jax.kernels.experts.dense import dense_mlp
 from qwen3_jax.kernels.experts.grouped import choose_product, grouped_mlp
 from qwen3_jax.kernels.experts.parallel import sharded_mlp, unsplittable
+from qwen3_jax.kernels.experts.stack import Stacked, alone, takes_stacks
 from qwen3_jax.kernels.quantized import Weight, is_quantized
 from sharding import Placement, ShardingError
 
@@ -49,8 +50,8 @@ def expert_mlp(
         x_btd: tokens.
         index_btk: int32, the experts chosen for each token, distinct within a token.
         weight_btk: their weights, in x's dtype.
-        gate_edf, up_edf, down_efd: expert weights in their storage type, or quantised; used in x's dtype. Their gradients are
-            computed in x's dtype on each device and summed over devices in the storage type.
+        gate_edf, up_edf, down_efd: expert weights in their storage type, or quantised, or `Stacked`; used in x's dtype. Their
+            gradients are computed in x's dtype on each device and summed over devices in the storage type.
         implementation: see the table above.
         placement: where the arrays live.
 
@@ -59,10 +60,12 @@ def expert_mlp(
         UserError: one asked for by name is not installed, or not for this platform; or the weights are quantised and a
             gradient was asked for, or the rules split them as in training.
     """
+    one_device = placement.mesh is None or placement.mesh.size == 1
+    problem = None if one_device else unsplittable(x_btd, gate_edf, placement)
+    if problem or not takes_stacks(implementation, placement) or gate_edf.dtype != x_btd.dtype:
+        gate_edf, up_edf, down_efd = alone(gate_edf), alone(up_edf), alone(down_efd)
     arrays = x_btd, index_btk, weight_btk, gate_edf, up_edf, down_efd
-    alone = placement.mesh is None or placement.mesh.size == 1
-    problem = None if alone else unsplittable(x_btd, gate_edf, placement)
-    experts_split = not alone and placement.parts("expert") > 1
+    experts_split = not one_device and placement.parts("expert") > 1
     name = implementation
     if name == "auto":
         if problem:
@@ -86,13 +89,14 @@ def expert_mlp(
             f"{placement.parts('expert')}; choose 'all_to_all' or 'all_gather'."
         )
     mlp = functools.partial(grouped_mlp, product=choose_product(name, target(placement)))
-    if alone:
+    if one_device:
         return _on_tokens(mlp, *_in_compute_type(arrays))
     return sharded_mlp(*arrays, mlp=mlp, over=None, placement=placement)
 
 
 def _in_compute_type(arrays):
-    return *arrays[:3], *(w if is_quantized(w) else w.astype(arrays[0].dtype) for w in arrays[3:])
+    kept = (w if is_quantized(w) or isinstance(w, Stacked) else w.astype(arrays[0].dtype) for w in arrays[3:])
+    return *arrays[:3], *kept
 
 
 def _on_tokens(mlp, x_btd, index_btk, weight_btk, *weights):

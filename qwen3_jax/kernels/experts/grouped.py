@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from qwen3_jax.errors import UserError
 from qwen3_jax.kernels.experts.megablox import megablox_dot
 from qwen3_jax.kernels.experts.rows import sort_by_expert, sum_rows, take_rows, take_weights
+from qwen3_jax.kernels.experts.stack import Stacked
 from qwen3_jax.kernels.experts.tiles import tiles_mlp
 from qwen3_jax.kernels.quantized import dequantize
 
@@ -53,12 +54,13 @@ def grouped_mlp(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd, *, produc
         x_nd: tokens.
         index_nk: int32; E stands for an expert that is not here, whose output is not added.
         weight_nk: the weights of the outputs.
-        gate_edf, up_edf, down_efd: expert weights in x's dtype, or quantised.
+        gate_edf, up_edf, down_efd: expert weights in x's dtype, or quantised; `Stacked` not for "tiles".
         product: see the table above.
     """
     if product == "tiles":
         return tiles_mlp(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd)
-    gate_edf, up_edf, down_efd = (dequantize(w, x_nd.dtype) for w in (gate_edf, up_edf, down_efd))
+    if not isinstance(gate_edf, Stacked):
+        gate_edf, up_edf, down_efd = (dequantize(w, x_nd.dtype) for w in (gate_edf, up_edf, down_efd))
     rows = sort_by_expert(index_nk, gate_edf.shape[0])
     dot = functools.partial(grouped_dot, sizes_e=rows.sizes_e, product=product)
     x_md = take_rows(x_nd, rows)
@@ -71,6 +73,8 @@ def grouped_dot(x_md, w_edf, sizes_e, *, product: Product):
 
     Rows past the sum of the sizes are zero, and so are their gradients: kernels leave whatever was in memory.
     """
+    if isinstance(w_edf, Stacked):
+        w_edf, sizes_e = w_edf.groups(sizes_e)
     if product == "megablox":
         return megablox_dot(x_md, w_edf, sizes_e)
     if product == "tokamax":

@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec
 from qwen3_jax.errors import UserError
 from qwen3_jax.kernels.experts.exchange import exchange
 from qwen3_jax.kernels.experts.rows import sort_by_expert, sum_rows, take_rows, take_weights
+from qwen3_jax.kernels.experts.stack import Stacked, alone
 from qwen3_jax.kernels.quantized import is_quantized, specs
 from sharding import Placement
 
@@ -82,6 +83,8 @@ def sharded_mlp(
     mesh = placement.mesh
     assert mesh is not None
     native = mesh.devices.flat[0].platform != "cpu"  # XLA:CPU has no ragged all-to-all
+    if isinstance(gate_edf, Stacked) and placement.axes("embed"):  # they are gathered one layer at a time
+        gate_edf, up_edf, down_efd = alone(gate_edf), alone(up_edf), alone(down_efd)
     if is_quantized(gate_edf) and placement.axes("embed"):
         raise UserError(
             "quantised experts are for inference: place them by the rules of serving (sharding.SERVING), which do not split "
@@ -92,7 +95,7 @@ def sharded_mlp(
         b, t, d = x_btd.shape
         tokens = x_btd.reshape(b * t, d), index_btk.reshape(b * t, -1), weight_btk.reshape(b * t, -1)
         embed = placement.axes("embed")
-        if not is_quantized(gate_ldf):
+        if not is_quantized(gate_ldf) and not isinstance(gate_ldf, Stacked):
             gate_ldf, up_ldf = (_gathered(w, embed, 1, x_btd.dtype) for w in (gate_ldf, up_ldf))
             down_lfd = _gathered(down_lfd, embed, 2, x_btd.dtype)
         local = functools.partial(mlp, gate_edf=gate_ldf, up_edf=up_ldf, down_efd=down_lfd)

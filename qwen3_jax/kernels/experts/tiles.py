@@ -7,6 +7,8 @@ product), SwiGLU, multiply by down. Trip counts depend on the routing, so the gr
 A tile that reaches past its expert's last row computes zeros there and writes them over rows of experts that come later,
 which then write their own: no row is padded, none is masked on the way out.
 
+Where there are fewer rows than experts, as in decode steps, each row is multiplied by itself (`_one_by_one`).
+
 Products take the tokens' type and give float32, as do all sums: SwiGLU, the sum over a token's experts, and the gradients of
 the weights over tiles.
 
@@ -24,7 +26,7 @@ from jax import lax
 
 from qwen3_jax.kernels.experts.rows import sort_by_expert, sum_rows, take_weights
 from qwen3_jax.kernels.quantized import is_quantized, refuse_gradient
-from qwen3_jax.kernels.quantized_cpu import floats, scaled
+from qwen3_jax.kernels.tiled_cpu import expert_product, floats, scaled
 
 _TILES = (256, 128, 64, 32, 16)  # measured: wider gains nothing, and an expert's last tile is half empty
 
@@ -42,6 +44,8 @@ class _Walk(NamedTuple):
 @jax.custom_vjp
 def tiles_mlp(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd):
     """Return the weighted sum of the chosen experts' outputs, [N, D]; arguments as in `grouped.grouped_mlp`."""
+    if index_nk.size <= gate_edf.shape[0]:
+        return _one_by_one(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd)
     return _forward(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd, keep=False)[0]
 
 
@@ -132,6 +136,30 @@ def _floats(x):
 
 def _dot(equation: str, a, b):
     return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+
+
+def _one_by_one(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd):
+    """Rows of decode steps, fewer than experts: each row's experts are read where they lie, not copied."""
+    k, e = index_nk.shape[1], gate_edf.shape[0]
+    order_m = jnp.argsort(index_nk.reshape(-1), stable=True)  # rows of one expert follow each other: it is in cache
+
+    def row(i, y_nd):
+        slot = order_m[i]
+        expert, token = index_nk.reshape(-1)[slot], slot // k
+
+        def product(x_1d, weights):
+            if is_quantized(weights):
+                return _dot("rd,df->rf", x_1d, _one(weights, expert, x_nd.dtype))
+            return expert_product(x_1d, weights, expert)
+
+        x_1d = lax.dynamic_slice_in_dim(x_nd, token, 1)
+        hidden_1f = jax.nn.silu(product(x_1d, gate_edf)) * product(x_1d, up_edf)
+        hidden_1f *= weight_nk.reshape(-1)[slot].astype(jnp.float32)
+        y_1d = lax.dynamic_slice_in_dim(y_nd, token, 1) + product(hidden_1f.astype(x_nd.dtype), down_efd)
+        return lax.dynamic_update_slice_in_dim(y_nd, y_1d, token, 0)
+
+    count = (index_nk < e).sum()  # experts that are not here come last
+    return lax.fori_loop(0, count, row, jnp.zeros(x_nd.shape, jnp.float32)).astype(x_nd.dtype)
 
 
 def _forward(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd, keep: bool):

@@ -4,6 +4,7 @@
 |----------|------------|----------------------------------------------------------|-----------------|-------------|
 | `loop`   | everything | plain JAX; work grows with the slots in use              | int8, fp8       | yes         |
 | `ragged` | TPU        | JAX's Pallas kernel, for prompts and decode steps alike  | no              | no          |
+| `triton` | GPU        | JAX's Pallas kernel for decode steps; prompts by `loop`  | int8, fp8       | no          |
 
 Both run per device under `jax.shard_map`: shards of the batch have pools of their own, and heads are divided.
 
@@ -18,7 +19,7 @@ from jax.sharding import PartitionSpec
 
 from qwen3_jax.errors import UserError
 from qwen3_jax.kernels.choice import Paged, target
-from qwen3_jax.kernels.paged import loop, ragged
+from qwen3_jax.kernels.paged import loop, ragged, triton
 from qwen3_jax.kernels.paged.pages import CacheType, Combined, HeadMajor, Pages
 from qwen3_jax.kernels.paged.rows import Rows, places, slots
 from sharding import Placement
@@ -64,8 +65,14 @@ def new_pages(
         UserError: the implementation asked for by name cannot run here, or not on a quantised cache.
     """
     platform = target(placement)
-    if implementation == "ragged" and platform != "tpu":
-        raise UserError(f"paged attention 'ragged' needs a TPU, and this is a {platform.upper()}; choose 'auto'.")
+    for name, needed in (("ragged", "tpu"), ("triton", "gpu")):
+        if implementation == name and platform != needed:
+            raise UserError(
+                f"paged attention {name!r} needs a {needed.upper()}, and this is a {platform.upper()}; choose 'auto'."
+            )
+    no_triton = "a model without Dual Chunk Attention" if chunked else triton.why_not(head_dim, slots_per_page)
+    if implementation == "triton" and no_triton is not None:
+        raise UserError(f"paged attention 'triton' needs {no_triton}; choose 'loop'.")
     heads = max(kv_heads // placement.parts("kv_heads"), 1)
     needs = ragged.why_not(heads, head_dim)
     if quantized is not None:
@@ -91,6 +98,7 @@ def paged_attention(
     first_page: jax.Array | int = 0,
     *,
     chunks: Chunks | None = None,
+    implementation: Paged = "auto",
     placement: Placement = Placement(),  # noqa: B008 - frozen
 ) -> tuple[jax.Array, Pages]:
     """Put new keys and values into their rows' pages and return the attention of the new queries, [B, T, N, H], and the pages.
@@ -104,6 +112,7 @@ def paged_attention(
         rows: where the rows' pages are.
         first_page: added to the numbers in the tables: layers that share an array lie one after another.
         chunks: what queries are against keys of other chunks than their own, or None.
+        implementation: what `new_pages` was told.
         placement: where the arrays live.
     """
     b, t, n, h = q_btnh.shape
@@ -115,6 +124,8 @@ def paged_attention(
     queries = (q_btnh,) if chunks is None else (q_btnh, chunks.before_btnh, chunks.earlier_btnh)
     q_cdfnh = jnp.stack([q.reshape(d, f, n, h) for q in queries])
     chunk = None if chunks is None else chunks.size
+    by_triton = target(placement) == "gpu" and implementation != "loop" and chunk is None
+    by_triton = by_triton and triton.why_not(h, pages.page_size) is None
     k_dfkh, v_dfkh = (x.swapaxes(1, 2).reshape(d, f, k, h) for x in (k_bkth, v_bkth))
 
     def local(q_cdfnh, k_dfkh, v_dfkh, pages, tables_drw, lengths_dr, counts_dr, first_page):
@@ -125,6 +136,9 @@ def paged_attention(
         tables_rw = tables_rw + first_page
         if isinstance(pages, Combined):
             out_fnh = ragged.attention(q_cdfnh[0, 0], pages, tables_rw, lengths_r, counts_r)
+        elif uniform and by_triton:
+            out_fnh = triton.decode(q_cdfnh[0].reshape(r, t, *q_cdfnh.shape[3:]), pages, tables_rw, lengths_r)
+            out_fnh = out_fnh.reshape(q_cdfnh.shape[2:])
         elif uniform:
             q_crtnh = q_cdfnh.reshape(-1, r, t, *q_cdfnh.shape[3:])
             out_rtnh, pages = loop.decode(q_crtnh, pages, tables_rw, lengths_r, chunk)

@@ -1,0 +1,60 @@
+"""One layer's experts inside an array that holds all layers'.
+
+A scan over layers hands its body a slice, which XLA fuses into a product but copies for a Pallas kernel: a decode step would
+read and write all experts of a layer to multiply by a few. The grouped product on TPU takes the stack itself, as so many
+more groups of which all but the layer's are empty.
+
+Shapes: l layers, e experts, d width, f expert width.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.sharding import PartitionSpec
+
+from qwen3_jax.kernels.choice import Experts, target
+from sharding import Placement
+
+
+@struct.dataclass
+class Stacked:
+    """The experts of layer `layer`, [E, D, F], in an array [L, E, D, F]."""
+
+    array: jax.Array
+    layer: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape[1:]
+
+    @property
+    def dtype(self):
+        return self.array.dtype
+
+    def __getitem__(self, key) -> Stacked:
+        """`weight[...]`, as parameters are read."""
+        assert key is Ellipsis
+        return self
+
+    def groups(self, sizes_e: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the weights of all layers' experts, [L E, D, F], and the rows of each, where only this layer's have any."""
+        layers, experts, d, f = self.array.shape
+        sizes = jnp.zeros(layers * experts, sizes_e.dtype)
+        sizes = jax.lax.dynamic_update_slice_in_dim(sizes, sizes_e, self.layer * experts, 0)
+        return self.array.reshape(layers * experts, d, f), sizes
+
+    def specs(self, spec: PartitionSpec) -> Stacked:
+        """PartitionSpecs of the parts, from that of a layer's experts."""
+        return Stacked(PartitionSpec(None, *spec), PartitionSpec())  # type: ignore[arg-type]
+
+
+def alone(w):
+    """Return a layer's experts by themselves."""
+    return w.array[w.layer] if isinstance(w, Stacked) else w
+
+
+def takes_stacks(implementation: Experts, placement: Placement) -> bool:
+    """Whether a model should leave its experts in their stack for `expert_mlp`."""
+    return target(placement) == "tpu" and implementation in ("auto", "grouped", "all_gather", "all_to_all")

@@ -1,0 +1,60 @@
+"""Products of a few rows with bfloat16 weights, which one CPU computes in tiles, against float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sharding
+from qwen3_jax.kernels import linear, project
+from qwen3_jax.kernels.tiled_cpu import FEW_ROWS, bfloat16_einsum
+from sharding import Placement
+
+ALONE = Placement()
+PRODUCTS = [
+    ("btd,dnh->btnh", (2, 3, 512), (512, 4, 32)),
+    ("btnh,nhd->btd", (1, 4, 8, 128), (8, 128, 96)),
+    ("btf,fd->btd", (1, 1, 768), (768, 100)),
+    ("...d,vd->...v", (4, 64), (6144, 64)),
+    ("...d,dv->...v", (4, 512), (512, 700)),
+]
+
+
+def operands(x_shape, w_shape):
+    random = np.random.default_rng(0)
+    return tuple(jnp.asarray(random.normal(size=shape), jnp.bfloat16) for shape in (x_shape, w_shape))
+
+
+@pytest.mark.parametrize(("equation", "x_shape", "w_shape"), PRODUCTS)
+def test_a_few_rows_are_exact_before_they_are_rounded(equation, x_shape, w_shape):
+    x, w = operands(x_shape, w_shape)
+    wanted = np.einsum(equation, np.asarray(x, np.float64), np.asarray(w, np.float64))
+    assert bfloat16_einsum(equation, x, w, ALONE) is not None
+    got = jax.jit(project, static_argnums=0)(equation, x, w)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    if "..." not in equation:
+        rounded = jax.jit(linear, static_argnums=0)(equation, x, w)
+        assert rounded.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(rounded, got.astype(jnp.bfloat16))
+
+
+def test_where_it_is_not_used():
+    x, w = operands((1, FEW_ROWS + 1, 64), (64, 64))
+    equation = "btf,fd->btd"
+    mesh = Placement(sharding.make_mesh(data=8), sharding.SERVING)
+    assert bfloat16_einsum(equation, x, w, ALONE) is None  # many rows: the processor's bfloat16 units are faster
+    assert bfloat16_einsum(equation, x[:, :1], w.astype(jnp.float32), ALONE) is None
+    assert bfloat16_einsum(equation, x[:, :1], w, mesh) is None
+
+
+def test_gradients_of_a_few_rows():
+    x, w = operands((1, 2, 512), (512, 64))
+
+    def loss(product, x, w):
+        return jnp.square(product("btf,fd->btd", x, w).astype(jnp.float32)).sum()
+
+    got = jax.jit(jax.grad(loss, argnums=(1, 2)), static_argnums=0)(linear, x, w)
+    wanted = jax.grad(loss, argnums=(1, 2))(jnp.einsum, x.astype(jnp.float32), w.astype(jnp.float32))
+    for one, other in zip(got, wanted, strict=True):
+        assert one.dtype == jnp.bfloat16
+        np.testing.assert_allclose(one.astype(jnp.float32), other, rtol=0, atol=0.02 * float(jnp.abs(other).max()))
