@@ -22,12 +22,23 @@ import pytest
 _MAPPINGS = 30_000
 
 
-@pytest.fixture(autouse=True)
 def _forget_compiled_programs():
-    """Each program that XLA:CPU compiles keeps about ten memory mappings; a whole suite in one process would pass the kernel's
-    limit (vm.max_map_count, 65,530) and abort inside LLVM."""
+    jax.clear_caches()
+    gc.collect()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_compiled_programs():
+    """Each program that XLA:CPU compiles keeps memory, and about ten mappings of it; a whole suite in one process would pass the
+    kernel's limit (vm.max_map_count, 65,530) and abort inside LLVM."""
+    yield
+    _forget_compiled_programs()
+
+
+@pytest.fixture(autouse=True)
+def _few_mappings():
+    """Some modules come near the limit by themselves."""
     yield
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > _MAPPINGS:
-        jax.clear_caches()
-        gc.collect()
+        _forget_compiled_programs()
