@@ -4,11 +4,12 @@ import gc
 import os
 from pathlib import Path
 
+import quick_xla
+
 # Before JAX is imported anywhere: the device count is read once, at backend start.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Almost all the time of these tests is LLVM's: without its optimisations the grid of exact steps takes half as long.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", quick_xla.FLAGS]
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
@@ -18,6 +19,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
 import pytest
+
+jax.jit(lambda: 1)()  # reads the flags; libtpu, which is loaded later, does not know this one
+os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].removesuffix(quick_xla.EMITTERS)
 
 _MAPPINGS = 30_000
 
@@ -29,8 +33,8 @@ def _forget_compiled_programs():
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_compiled_programs():
-    """Each program that XLA:CPU compiles keeps memory, and about ten mappings of it; a whole suite in one process would pass the
-    kernel's limit (vm.max_map_count, 65,530) and abort inside LLVM."""
+    """Each program that XLA:CPU compiles keeps memory, and about ten mappings of it; a whole suite in one process would pass
+    the kernel's limit (vm.max_map_count, 65,530) and abort inside LLVM."""
     yield
     _forget_compiled_programs()
 

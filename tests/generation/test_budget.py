@@ -9,7 +9,7 @@ import jax
 import jax.monitoring
 import pytest
 import tiny_models
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import qwen3_jax
@@ -332,11 +332,22 @@ def token_requests(draw):
 
 
 @pytest.mark.parametrize("way", list(WAYS))
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(st.lists(token_requests(), min_size=50, max_size=60))
-def test_budgets_hold_under_guesses_and_when_room_must_be_made(way, requests):
+def test_budgets_hold_under_guesses_and_when_room_must_be_made(way):
     """Thousands of rows: never over, the stop text exact, the mask exact."""
     engine = engine_of(way)
+    health = [HealthCheck.too_slow, HealthCheck.data_too_large]
+    examples = settings(
+        max_examples=10, deadline=None, suppress_health_check=health, phases=[Phase.generate, Phase.shrink]
+    )
+    examples(given(st.lists(token_requests(), min_size=55, max_size=60))(lambda requests: holds(engine, requests)))()
+    if "preemptions" in way:
+        assert engine.stats.preemptions > 20
+    if engine.speculation is not None:
+        assert engine.stats.accepted > 100
+
+
+def holds(engine: Engine, requests) -> None:
+    """Answer them all and walk through each."""
     numbers = [engine.submit(request) for request, _ in requests]
     answers: dict[int, list] = {number: [] for number in numbers}
     while engine.busy:
@@ -349,10 +360,6 @@ def test_budgets_hold_under_guesses_and_when_room_must_be_made(way, requests):
         assert replay(result, request.thinking, request.budget, tools) == sum(t.thinking for t in tokens)
         assert tokens[-1].finish == ("stop" if tokens[-1].id in request.eos else "length")
         assert tokens[-1].finish == "stop" or len(tokens) == request.max_new_tokens
-    if "preemptions" in way:
-        assert engine.stats.preemptions > 0
-    if engine.speculation is not None:
-        assert engine.stats.accepted > 0
 
 
 def test_another_stop_text_is_inserted_verbatim():

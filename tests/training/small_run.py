@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import quick_xla
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -46,7 +48,7 @@ def start(config: Path, run_dir: Path, devices: int, *options: str, log: Path) -
     """Start train.py on fake devices, its output in a file."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {quick_xla.FLAGS}",
         "PYTHONPATH": str(ROOT),
     }
     command = [sys.executable, str(ROOT / "train.py"), "--config", str(config), "--run_dir", str(run_dir), *options]
