@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from qwen3_jax.errors import UserError
 from qwen3_jax.kernels.choice import target
 from qwen3_jax.kernels.quantized import Weight, is_quantized, quantized_einsum, refuse_gradient
-from qwen3_jax.kernels.tiled_cpu import bfloat16_einsum
+from qwen3_jax.kernels.tiled_cpu import few_rows_einsum
 from sharding import Placement
 
 Quantization = Literal["int8", "fp8"]
@@ -80,7 +80,7 @@ def project(equation: str, x: jax.Array, w: Weight, placement: Placement = Place
     """Return einsum(equation, x, w) in float32; arguments as for `linear`, with ordinary gradients."""
     if is_quantized(w):
         return quantized_einsum(equation, x, w, jnp.float32, placement)
-    y = bfloat16_einsum(equation, x, w, placement)
+    y = few_rows_einsum(equation, x, w, placement)
     return jnp.einsum(equation, x, w.astype(x.dtype), preferred_element_type=jnp.float32) if y is None else y
 
 
@@ -102,7 +102,7 @@ def _linear(
     equation: str, quantization: Quantization | None, placement: Placement, x: jax.Array, w: jax.Array
 ) -> jax.Array:
     if quantization is None:
-        y = bfloat16_einsum(equation, x, w, placement)
+        y = few_rows_einsum(equation, x, w, placement)
         if y is not None:
             return y.astype(x.dtype)
     return _product(equation, quantization, placement, x, w.astype(x.dtype), 0)

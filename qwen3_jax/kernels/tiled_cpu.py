@@ -22,6 +22,14 @@ _OUTPUTS = 2048  # output rows of a table that are unpacked at a time
 FEW_ROWS = 16  # of x, up to which a bfloat16 product is faster in tiles
 
 
+def held(x: jax.Array, i: jax.Array) -> jax.Array:
+    """Return x as something that depends on a loop's counter.
+
+    XLA:CPU takes what does not out of the loop: the bits of a whole matrix would be copied before one tile of them is read.
+    """
+    return lax.optimization_barrier((x, i))[0]
+
+
 def floats(q: jax.Array) -> jax.Array:
     """Return 8-bit and 4-bit numbers as float32.
 
@@ -66,7 +74,7 @@ def quantized_tiles(w: Any, tile: int, summed: list[int]) -> Callable[[jax.Array
     def cut(i: jax.Array) -> jax.Array:
         q = w.qvalue
         if q.dtype == jnp.float8_e4m3fn:  # XLA:CPU would convert all of it to slice it
-            bits = lax.dynamic_slice_in_dim(lax.bitcast_convert_type(q, jnp.uint8), i * tile, tile)
+            bits = lax.dynamic_slice_in_dim(lax.bitcast_convert_type(held(q, i), jnp.uint8), i * tile, tile)
             part = floats(lax.bitcast_convert_type(bits, q.dtype))
         else:
             part = floats(lax.dynamic_slice_in_dim(q, i * tile, tile))
@@ -84,41 +92,58 @@ def bfloat16_tiles(w: jax.Array, tile: int) -> Callable[[jax.Array], jax.Array]:
     """
 
     def cut(i: jax.Array) -> jax.Array:
-        bits = lax.dynamic_slice_in_dim(lax.bitcast_convert_type(w, jnp.uint16), i * tile, tile)
+        bits = lax.dynamic_slice_in_dim(lax.bitcast_convert_type(held(w, i), jnp.uint16), i * tile, tile)
         return lax.bitcast_convert_type(bits.astype(jnp.uint32) << 16, jnp.float32)
 
     return cut
 
 
-def bfloat16_einsum(equation: str, x: jax.Array, w: jax.Array, placement: Placement) -> jax.Array | None:
-    """Return einsum(equation, x, w) in float32 where this way is the fastest: few rows, bfloat16 weights, one CPU; else None.
+def few_rows_einsum(equation: str, x: jax.Array, w: jax.Array, placement: Placement) -> jax.Array | None:
+    """Return einsum(equation, x, w) in float32 if x has few rows and the program is for one CPU, as a decode step's; else None.
 
-    Half of float32's traffic, where XLA:CPU's own product of one row with bfloat16 weights takes longer than with float32.
+    It is one product of two matrices, because XLA:CPU would transpose weights of three axes in every step to suit the order of
+    the result's (k, v and o of Qwen3-0.6B: half of a step's time). bfloat16 weights go tile by tile, with half of float32's
+    traffic, where XLA:CPU's own product of one row takes ten times as long as with float32.
+
+    Args:
+        equation: x's last letters are w's first, or (a table) w's last.
     """
     inputs, c = equation.split("->")
-    b = inputs.split(",")[1]
+    a, b = inputs.split(",")
+    summed = "".join(letter for letter in b if letter not in c)
+    own = "".join(letter for letter in b if letter in c)
+    lead = x.shape[: x.ndim - len(summed)]
     alone = placement.mesh is None or placement.mesh.size == 1
-    rows = math.prod(x.shape[: x.ndim - sum(letter not in c for letter in b)])
-    if w.dtype != jnp.bfloat16 or rows > FEW_ROWS or not alone or target(placement) != "cpu":
+    if math.prod(lead) > FEW_ROWS or not alone or target(placement) != "cpu":
         return None
-    summed = [i for i, letter in enumerate(b) if letter not in c]
-    tile = tile_size(w.shape, (1,) * w.ndim, summed)
-    if tile is None or (b[0] in c and c[-1] != b[0]):
-        return None
-    return tiled_einsum(equation, x, w.shape, tile, bfloat16_tiles(w, tile))
+    table = b.endswith(summed)
+    assert a.endswith(summed), equation
+    assert table or b.startswith(summed), equation
+    x_rd = x.reshape(math.prod(lead), -1)
+    sizes = dict(zip(b, w.shape, strict=True))
+    inside = math.prod(sizes[letter] for letter in summed)
+    matrix, simple = (w.reshape(-1, inside), "rd,fd->rf") if table else (w.reshape(inside, -1), "rd,df->rf")
+    tile = tile_size(matrix.shape, (1, 1), [int(table)]) if w.dtype == jnp.bfloat16 else None
+    if tile is None:
+        y_rf = jnp.einsum(simple, x_rd, matrix.astype(x.dtype), preferred_element_type=jnp.float32)
+    else:
+        y_rf = tiled_einsum(simple, x_rd, matrix.shape, tile, bfloat16_tiles(matrix, tile))
+    y = y_rf.reshape(*lead, *(sizes[letter] for letter in own))
+    order = a.removesuffix(summed) + own
+    return y if order == c else y.transpose([order.index(letter) for letter in c])
 
 
 def expert_product(x_rd: jax.Array, w_edf: jax.Array, expert: jax.Array) -> jax.Array:
     """Return x times one expert's matrix, float32 [R, F]; a few hundred rows of the weights are read at a time."""
     d, f = w_edf.shape[1:]
     tile = tile_size((d, f), (1, 1), [0]) or d
-    bits = lax.bitcast_convert_type(w_edf, jnp.uint16) if w_edf.dtype == jnp.bfloat16 else w_edf
 
     def cut(i: jax.Array) -> jax.Array:
-        part = lax.dynamic_slice(bits, (expert, i * tile, 0), (1, tile, f))[0]
-        if part.dtype == jnp.uint16:
-            return lax.bitcast_convert_type(part.astype(jnp.uint32) << 16, jnp.float32)
-        return part.astype(jnp.float32)
+        start, size = (expert, i * tile, 0), (1, tile, f)
+        if w_edf.dtype != jnp.bfloat16:
+            return lax.dynamic_slice(w_edf, start, size)[0].astype(jnp.float32)
+        part = lax.dynamic_slice(lax.bitcast_convert_type(held(w_edf, i), jnp.uint16), start, size)[0]
+        return lax.bitcast_convert_type(part.astype(jnp.uint32) << 16, jnp.float32)
 
     return tiled_einsum("rd,df->rf", x_rd, (d, f), tile, cut)
 

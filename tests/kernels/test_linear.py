@@ -1,4 +1,4 @@
-"""Products of a few rows with bfloat16 weights, which one CPU computes in tiles, against float64."""
+"""Products of a few rows on one CPU against float64."""
 
 import jax
 import jax.numpy as jnp
@@ -7,12 +7,13 @@ import pytest
 
 import sharding
 from qwen3_jax.kernels import linear, project
-from qwen3_jax.kernels.tiled_cpu import FEW_ROWS, bfloat16_einsum
+from qwen3_jax.kernels.tiled_cpu import FEW_ROWS, few_rows_einsum
 from sharding import Placement
 
 ALONE = Placement()
 PRODUCTS = [
     ("btd,dnh->btnh", (2, 3, 512), (512, 4, 32)),
+    ("btd,dkh->bkth", (2, 3, 512), (512, 2, 32)),
     ("btnh,nhd->btd", (1, 4, 8, 128), (8, 128, 96)),
     ("btf,fd->btd", (1, 1, 768), (768, 100)),
     ("...d,vd->...v", (4, 64), (6144, 64)),
@@ -25,26 +26,26 @@ def operands(x_shape, w_shape):
     return tuple(jnp.asarray(random.normal(size=shape), jnp.bfloat16) for shape in (x_shape, w_shape))
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(("equation", "x_shape", "w_shape"), PRODUCTS)
-def test_a_few_rows_are_exact_before_they_are_rounded(equation, x_shape, w_shape):
-    x, w = operands(x_shape, w_shape)
+def test_a_few_rows_are_exact_before_they_are_rounded(equation, x_shape, w_shape, dtype):
+    x, w = (array.astype(dtype) for array in operands(x_shape, w_shape))
     wanted = np.einsum(equation, np.asarray(x, np.float64), np.asarray(w, np.float64))
-    assert bfloat16_einsum(equation, x, w, ALONE) is not None
+    assert few_rows_einsum(equation, x, w, ALONE) is not None
     got = jax.jit(project, static_argnums=0)(equation, x, w)
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
     if "..." not in equation:
         rounded = jax.jit(linear, static_argnums=0)(equation, x, w)
-        assert rounded.dtype == jnp.bfloat16
-        np.testing.assert_array_equal(rounded, got.astype(jnp.bfloat16))
+        assert rounded.dtype == dtype
+        np.testing.assert_array_equal(rounded, got.astype(dtype))
 
 
 def test_where_it_is_not_used():
     x, w = operands((1, FEW_ROWS + 1, 64), (64, 64))
     equation = "btf,fd->btd"
     mesh = Placement(sharding.make_mesh(data=8), sharding.SERVING)
-    assert bfloat16_einsum(equation, x, w, ALONE) is None  # many rows: the processor's bfloat16 units are faster
-    assert bfloat16_einsum(equation, x[:, :1], w.astype(jnp.float32), ALONE) is None
-    assert bfloat16_einsum(equation, x[:, :1], w, mesh) is None
+    assert few_rows_einsum(equation, x, w, ALONE) is None  # many rows: the processor's bfloat16 units are faster
+    assert few_rows_einsum(equation, x[:, :1], w, mesh) is None
 
 
 def test_gradients_of_a_few_rows():

@@ -26,7 +26,7 @@ from jax import lax
 
 from qwen3_jax.kernels.experts.rows import sort_by_expert, sum_rows, take_weights
 from qwen3_jax.kernels.quantized import is_quantized, refuse_gradient
-from qwen3_jax.kernels.tiled_cpu import expert_product, floats, scaled
+from qwen3_jax.kernels.tiled_cpu import expert_product, floats, held, scaled
 
 _TILES = (256, 128, 64, 32, 16)  # measured: wider gains nothing, and an expert's last tile is half empty
 
@@ -120,7 +120,7 @@ def _slice(x, index):
     """
     if not jnp.issubdtype(x.dtype, jnp.floating) or x.dtype.itemsize > 2:
         return x[index]
-    bits = lax.bitcast_convert_type(x, jnp.uint8 if x.dtype.itemsize == 1 else jnp.uint16)
+    bits = lax.bitcast_convert_type(held(x, index), jnp.uint8 if x.dtype.itemsize == 1 else jnp.uint16)
     return lax.bitcast_convert_type(bits[index], x.dtype)
 
 
