@@ -80,8 +80,24 @@ def project(equation: str, x: jax.Array, w: Weight, placement: Placement = Place
     """Return einsum(equation, x, w) in float32; arguments as for `linear`, with ordinary gradients."""
     if is_quantized(w):
         return quantized_einsum(equation, x, w, jnp.float32, placement)
+    return _project(equation, placement, x, w)
+
+
+def _plain(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
+    return jnp.einsum(equation, x, w.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _project(equation: str, placement: Placement, x: jax.Array, w: jax.Array) -> jax.Array:
     y = few_rows_einsum(equation, x, w, placement)
-    return jnp.einsum(equation, x, w.astype(x.dtype), preferred_element_type=jnp.float32) if y is None else y
+    return _plain(equation, x, w) if y is None else y
+
+
+# The integers that tiles are cut from have no gradient.
+_project.defvjp(
+    lambda equation, placement, x, w: (_project(equation, placement, x, w), (x, w)),
+    lambda equation, placement, kept, dy: jax.vjp(functools.partial(_plain, equation), *kept)[1](dy),
+)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

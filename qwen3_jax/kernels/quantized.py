@@ -29,7 +29,7 @@ from jax.sharding import PartitionSpec
 
 from qwen3_jax.errors import UserError, nearest
 from qwen3_jax.kernels.choice import target
-from qwen3_jax.kernels.tiled_cpu import quantized_tiles, tile_size, tiled_einsum
+from qwen3_jax.kernels.tiled_cpu import held, quantized_tiles, tile_size, tiled_einsum
 from sharding import Placement
 
 WeightType = Literal["int8", "fp8", "int4"]
@@ -142,17 +142,39 @@ def quantized_einsum(
     return (y * scale).astype(x.dtype if sums is None else sums)
 
 
-def take_rows(w: Weight, index: jax.Array, dtype: Any) -> jax.Array:
+def take_rows(
+    w: Weight,
+    index: jax.Array,
+    dtype: Any,
+    placement: Placement = Placement(),  # noqa: B008 - frozen
+) -> jax.Array:
     """Return rows of a table in `dtype`; of a quantised one only these rows are unpacked.
 
     Raises:
         ValueError: the table's scale is not per row.
     """
     if not is_quantized(w):
-        return w[index].astype(dtype)
+        alone = placement.mesh is None or placement.mesh.size == 1
+        by_bits = w.dtype == jnp.bfloat16 and alone and target(placement) == "cpu"
+        return (_rows_by_bits(w, index) if by_bits else w[index]).astype(dtype)
     if not scaled_per_channel(w, range(1, w.ndim)):
         raise ValueError(f"a table needs one scale per row, not {w.scale.shape}")
     return (w.qvalue[index].astype(jnp.float32) * w.scale[index]).astype(dtype)
+
+
+@jax.custom_vjp
+def _rows_by_bits(w: jax.Array, index: jax.Array) -> jax.Array:
+    """w[index] of bfloat16 as integers: XLA:CPU would convert the whole table to float32."""
+    bits = jax.lax.bitcast_convert_type(held(w, index), jnp.uint16)[index]
+    return jax.lax.bitcast_convert_type(bits, w.dtype)
+
+
+def _rows_backward(kept, dy):
+    w, index = kept
+    return jax.vjp(lambda w: w[index], w)[1](dy)[0], None
+
+
+_rows_by_bits.defvjp(lambda w, index: (_rows_by_bits(w, index), (w, index)), _rows_backward)
 
 
 def specs(w: Weight, spec: PartitionSpec) -> Any:

@@ -222,7 +222,7 @@ class Qwen3(nnx.Module):
             )
         rope = angles(self.config, positions)
 
-        x_btd = take_rows(self.embed[...], tokens, self.dtype)
+        x_btd = take_rows(self.embed[...], tokens, self.dtype, self.placement)
         x_btd = self.placement.constrain(x_btd, ("batch", "length", "hidden"))
         pools, stats = [], []
         for index, group in enumerate(self.groups):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import sharding
-from qwen3_jax.kernels import linear, project
+from qwen3_jax.kernels import linear, project, take_rows
 from qwen3_jax.kernels.tiled_cpu import FEW_ROWS, few_rows_einsum
 from sharding import Placement
 
@@ -48,14 +48,31 @@ def test_where_it_is_not_used():
     assert few_rows_einsum(equation, x[:, :1], w, mesh) is None
 
 
-def test_gradients_of_a_few_rows():
+@pytest.mark.parametrize("product", [linear, project])
+def test_gradients_of_a_few_rows(product):
     x, w = operands((1, 2, 512), (512, 64))
 
     def loss(product, x, w):
         return jnp.square(product("btf,fd->btd", x, w).astype(jnp.float32)).sum()
 
-    got = jax.jit(jax.grad(loss, argnums=(1, 2)), static_argnums=0)(linear, x, w)
+    got = jax.jit(jax.grad(loss, argnums=(1, 2)), static_argnums=0)(product, x, w)
     wanted = jax.grad(loss, argnums=(1, 2))(jnp.einsum, x.astype(jnp.float32), w.astype(jnp.float32))
     for one, other in zip(got, wanted, strict=True):
         assert one.dtype == jnp.bfloat16
         np.testing.assert_allclose(one.astype(jnp.float32), other, rtol=0, atol=0.02 * float(jnp.abs(other).max()))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_rows_of_a_table_and_their_gradient(dtype):
+    _, w = operands((1,), (40, 16))
+    w, index = w.astype(dtype), jnp.asarray([[3, 39, 3], [0, 1, 3]])
+
+    def loss(take, w):
+        return (take(w, index).astype(jnp.float32) * jnp.arange(1.0, 7).reshape(2, 3, 1)).sum()
+
+    def take(w, index):
+        return take_rows(w, index, dtype)
+
+    np.testing.assert_array_equal(jax.jit(take)(w, index), w[index])
+    got, wanted = (jax.grad(loss, argnums=1)(way, w) for way in (take, lambda w, index: w[index]))
+    np.testing.assert_array_equal(got, wanted)

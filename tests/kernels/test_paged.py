@@ -13,6 +13,7 @@ import sharding
 from qwen3_jax.errors import UserError
 from qwen3_jax.kernels import Rows, new_pages, page_size, paged_attention
 from qwen3_jax.kernels.paged import triton
+from qwen3_jax.kernels.paged.pages import HeadMajor
 from sharding import Placement
 
 HEADS, KV_HEADS, SIZE = 4, 2, 16
@@ -192,7 +193,7 @@ def test_the_gpu_kernel_as_plain_jax_equals_the_formula(t, quantized):
 
 
 def test_the_gpu_kernel_compiles_to_triton():
-    pages = jax.eval_shape(lambda: new_pages(1, 100, KV_HEADS, 32, 128, jnp.bfloat16))
+    pages = jax.eval_shape(lambda: HeadMajor.empty(1, 100, KV_HEADS, 32, 128, jnp.bfloat16, None))
     arrays = (
         jax.ShapeDtypeStruct((5, 1, HEADS, 128), jnp.bfloat16), pages,
         jax.ShapeDtypeStruct((5, 40), jnp.int32), jax.ShapeDtypeStruct((5,), jnp.int32),

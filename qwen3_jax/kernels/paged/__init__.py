@@ -85,6 +85,8 @@ def new_pages(
     if implementation == "ragged" or (implementation == "auto" and platform == "tpu" and needs is None):
         made = Combined.empty(shards, pages, kv_heads, slots_per_page, head_dim, dtype)
     else:
+        if platform == "cpu" and quantized is None and dtype == jnp.bfloat16:
+            dtype = jnp.uint16  # XLA:CPU would convert the whole pool to float32 and back to write one token
         made = HeadMajor.empty(shards, pages, kv_heads, slots_per_page, head_dim, dtype, quantized)
     return jax.tree.map(lambda x: placement.constrain(x, made.axes[: x.ndim]), made)
 

@@ -23,7 +23,7 @@ _TYPES = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
 
 @struct.dataclass
 class HeadMajor:
-    """Keys and values [D, P, K, C, H]; scales [D, P, K, C] where they are quantised."""
+    """Keys and values [D, P, K, C, H]; scales [D, P, K, C] where they are quantised. uint16 are the bits of bfloat16."""
 
     k: jax.Array
     v: jax.Array
@@ -66,8 +66,10 @@ class HeadMajor:
         )
 
     def read(self, page_i: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return keys and values of some pages, [I, K, C, H] each, float32 where quantised; of one shard."""
+        """Return keys and values of some pages, [I, K, C, H] each, float32 where quantised or bits; of one shard."""
         k_ikch, v_ikch = self.k[0, page_i], self.v[0, page_i]
+        if k_ikch.dtype == jnp.uint16:
+            k_ikch, v_ikch = (_float32(x.astype(jnp.uint32) << 16) for x in (k_ikch, v_ikch))
         if self.k_scale is None or self.v_scale is None:
             return k_ikch, v_ikch
         return (
@@ -105,6 +107,8 @@ Pages = HeadMajor | Combined
 
 def _put(pages: jax.Array, page_f: jax.Array, offset_f: jax.Array, new: jax.Array, one_by_one: bool) -> jax.Array:
     """Put [F, K, ...] into [1, P, K, C, ...]."""
+    if pages.dtype == jnp.uint16:
+        new = jax.lax.bitcast_convert_type(new.astype(jnp.bfloat16), jnp.uint16)
     new = new.astype(pages.dtype)
     if not one_by_one:
         return pages.at[0, page_f, :, offset_f].set(new)
@@ -119,6 +123,10 @@ def _put(pages: jax.Array, page_f: jax.Array, offset_f: jax.Array, new: jax.Arra
             pages = put(i, pages)
         return pages
     return jax.lax.fori_loop(0, len(new), put, pages)
+
+
+def _float32(bits: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def quantize(x_fkh: jax.Array, dtype) -> tuple[jax.Array, jax.Array]:
