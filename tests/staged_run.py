@@ -118,7 +118,8 @@ def log_of(run_dir: Path) -> Path:
 
 
 def said(run_dir: Path) -> str:
-    return log_of(run_dir).read_text()[-4000:]
+    """All that the run's processes have printed."""
+    return log_of(run_dir).read_text()
 
 
 def weights(run_dir: Path) -> bytes:

@@ -10,6 +10,7 @@ import errno
 import json
 import logging
 import math
+import sys
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,17 @@ from qwen3_jax.checkpoint.fingerprint import fingerprints
 from qwen3_jax.errors import UserError, warn
 
 _BEST = "held_out"
+_unraisable_before = sys.unraisablehook
+
+
+def _hear_no_late_results(unraisable: Any) -> None:
+    """Once one file of a checkpoint has failed, Orbax ends its event loop; TensorStore has a traceback printed for every other
+    file that is finished later, until the program ends."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        _unraisable_before(unraisable)
+
+
+sys.unraisablehook = _hear_no_late_results
 # Orbax logs the traceback of every thread that found the disk full; the run says it once, in a sentence.
 logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and _disk_full(record.exc_info[1])))
 
@@ -158,6 +170,9 @@ class TrainCheckpoints:
         except Exception as error:
             if isinstance(error, UserError) or not _disk_full(error):
                 raise
+            with contextlib.suppress(Exception):  # what is still being written is finished, or fails like this one
+                self._manager.wait_until_finished()
+            self._manager.reload()  # it counts a step as saved once it is begun
             whole = self.steps()
             kept = f"the newest whole checkpoint is that of step {whole[-1]}" if whole else "there is no checkpoint yet"
             raise UserError(

@@ -40,15 +40,13 @@ class MetricsWriter:
     """
 
     def __init__(self, run_dir: Path, resume_step: int, started: float, wandb: str | None = None):
-        from tensorboardX import SummaryWriter
-
         self.path = run_dir / "metrics.jsonl"
         self._step = resume_step
         self._history = run_dir / "history.jsonl"
         self._note("start", started)
         self._metrics = _lines(self.path, resume_step)
         self._routers = _lines(run_dir / "router.jsonl", resume_step)
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
+        self._board = _Board(run_dir / "tensorboard", resume_step)
         self._wandb = _wandb_run(wandb, run_dir) if wandb else None
 
     def write(self, step: int, values: dict[str, Any]) -> None:
@@ -59,9 +57,7 @@ class MetricsWriter:
         self._append(self._metrics, {"step": step, "time": time.time(), **plain})
         if self._wandb:
             self._wandb.log(plain, step=step)
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                self._board.add_scalar(name.replace(".", "/"), value, step)
+        self._board.write(step, {name: value for name, value in values.items() if isinstance(value, (int, float))})
 
     def write_routers(self, step: int, load_le: np.ndarray) -> None:
         """Write the load of every expert of every MoE layer; 1 is an even share."""
@@ -87,6 +83,34 @@ class MetricsWriter:
     def _note(self, event: str, when: float, **more: Any) -> None:
         with open(self._history, "a", encoding="utf-8") as file:
             self._append(file, {"event": event, "time": when, "step": self._step, **more})
+
+
+class _Board:
+    """TensorBoard's event file, written by the caller: a full disk kills the thread of tensorboardX's `SummaryWriter`, whose
+    queue then blocks the run for ever."""
+
+    def __init__(self, folder: Path, resume_step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        self._protos = event_pb2, summary_pb2
+        folder.mkdir(exist_ok=True)
+        # A restart within the same second has a file of its own.
+        self._events = EventsWriter(str(folder / "events"), f".from-step-{resume_step + 1}")
+        # TensorBoard forgets what an earlier file of the run says of these steps.
+        self._add(resume_step + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        Summary = self._protos[1].Summary
+        scalars = [Summary.Value(tag=name.replace(".", "/"), simple_value=value) for name, value in values.items()]
+        self._add(step, summary=Summary(value=scalars))
+
+    def _add(self, step: int, **what: Any) -> None:
+        self._events.write_event(self._protos[0].Event(wall_time=time.time(), step=step, **what))
+        self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()
 
 
 def _lines(path: Path, resume_step: int) -> TextIO:

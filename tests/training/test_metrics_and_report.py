@@ -1,12 +1,15 @@
 """What a run says of itself: time accounts that add up, lines without gaps, one page."""
 
 import json
+import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from tensorboardX.proto import event_pb2
 
 from qwen3_jax.cli import main as qwen3
 from qwen3_jax.errors import UserError
@@ -82,7 +85,22 @@ def test_a_resumed_run_drops_the_lines_that_it_writes_again(tmp_path):
     assert [row["step"] for row in metrics.read(tmp_path / "router.jsonl")] == [1, 2, 3]
     history = metrics.read(tmp_path / "history.jsonl")
     assert [(row["event"], row["step"]) for row in history] == [("start", 0), ("start", 3), ("end", 6)]
-    assert list((tmp_path / "tensorboard").glob("events*"))
+    shown = {}
+    for path in sorted((tmp_path / "tensorboard").glob("events*")):
+        for event in tensorboard_events(path):
+            if event.session_log.status == event.session_log.START:  # what TensorBoard does then
+                shown = {step: values for step, values in shown.items() if step < event.step}
+            if event.summary.value:
+                shown[event.step] = {value.tag: value.simple_value for value in event.summary.value}
+    assert {step: values["train/x"] for step, values in shown.items()} == {step: float(step) for step in range(1, 7)}
+
+
+def tensorboard_events(path: Path) -> Iterator[event_pb2.Event]:
+    """TFRecord: length, its checksum, the event, its checksum."""
+    with open(path, "rb") as file:
+        while header := file.read(12):
+            yield event_pb2.Event.FromString(file.read(struct.unpack("<Q", header[:8])[0]))
+            assert len(file.read(4)) == 4
 
 
 def made_up_run(folder: Path) -> Path:
