@@ -15,11 +15,19 @@ Both run the same random weights; each pair is measured in turn in one process.
 | context  | decoding with 64 times the longest context: with the shorter one     | <= 10 % |
 | prefix   | first token of a prompt of 512 that is cached: one that is not       |         |
 | cache    | decoding after 2,048 tokens with an int8 cache: with an exact one    |         |
+| weights  | decoding with int8 weights: with those of the checkpoint             |         |
+| first    | a new process, from `load` to the first token after 16: transformers |         |
+
+`first` is measured twice, with nothing compiled before, and with what earlier processes have left in JAX's compilation cache.
 """
 
 import argparse
 import dataclasses
 import gc
+import os
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -34,7 +42,7 @@ SMALL_MOE = dataclasses.replace(
     moe_intermediate_size=384, vocab_size=32_768,
 )  # fmt: skip
 MODELS = {"0.6b": Qwen3Config.preset("Qwen3-0.6B"), "moe": SMALL_MOE}
-PARTS = ("prefill", "decode", "mixed", "budget", "context", "prefix", "cache")
+PARTS = ("prefill", "decode", "mixed", "budget", "context", "prefix", "cache", "weights", "first")
 
 
 def peer(config: Qwen3Config, dtype: str, folder: str):
@@ -95,6 +103,39 @@ def theirs(model, prompts, new: list[int]) -> Callable[[], object]:
     return run
 
 
+OUR_FIRST = """
+import time, qwen3_jax
+from qwen3_jax import Engine, Request, Sampling
+started = time.perf_counter()
+model, _ = qwen3_jax.load({folder!r}, dtype={dtype!r})
+engine = Engine(model, rows=1, cache_tokens=512)
+engine.submit(Request(tuple(range(16)), Sampling(temperature=0, seed=0), 1))
+while engine.busy:
+    engine.step()
+print(time.perf_counter() - started)
+"""
+THEIR_FIRST = """
+import time, torch
+from transformers import AutoModelForCausalLM
+started = time.perf_counter()
+model = AutoModelForCausalLM.from_pretrained({folder!r}, dtype=getattr(torch, {dtype!r}))
+with torch.no_grad():
+    model.generate(torch.arange(16)[None], attention_mask=torch.ones(1, 16, dtype=int), max_new_tokens=1, do_sample=False)
+print(time.perf_counter() - started)
+"""
+
+
+def first_token(script: str, folder: str, dtype: str, compiled: str) -> float:
+    """Seconds that a new process says it took; `compiled` is its folder of compiled programs."""
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": compiled,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    code = script.format(folder=folder, dtype=dtype)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -107,7 +148,9 @@ def main() -> None:
     for dtype in options.dtype:
         with tempfile.TemporaryDirectory() as folder:
             measure(MODELS[options.model], dtype, folder, options.only, options.rounds, rows)
-        gc.collect()
+            gc.collect()
+            if "first" in options.only:
+                measure_first(dtype, folder, rows)
     show(f"Inference, {options.model}", ["part", "dtype", "ours", "other", "ratio"], rows)
 
 
@@ -162,7 +205,28 @@ def measure(config: Qwen3Config, dtype: str, folder: str, parts: list[str], roun
         text = prompt(2048)
         exact, int8 = (Ours(model, rows=1, cache_tokens=4096, cache_type=kind) for kind in (None, "int8"))
         compare("cache", lambda: int8.run(int8.request(text, 33)), lambda: exact.run(exact.request(text, 33)), 33)
+    if "weights" in parts:
+        text = prompt(128)
+        exact = Ours(model, **one)
+        int8 = Ours(qwen3_jax.load(folder, dtype=dtype, quantize="int8")[0], **one)
+        compare("weights", lambda: int8.run(int8.request(text, 65)), lambda: exact.run(exact.request(text, 65)), 65)
     rows.append(["load", dtype, f"{loaded:.1f} s", "", ""])
+
+
+def measure_first(dtype: str, folder: str, rows: list[list[str]]) -> None:
+    """Fill in the rows of new processes; what `measure` held is free by now."""
+    times: dict[str, list[float]] = {"cold": [], "warm": [], "theirs": []}
+    with tempfile.TemporaryDirectory() as compiled:
+        for turn in range(3):
+            cache = f"{compiled}/{turn}"
+            times["cold"].append(first_token(OUR_FIRST, folder, dtype, cache))
+            times["warm"].append(first_token(OUR_FIRST, folder, dtype, cache))
+            times["theirs"].append(first_token(THEIR_FIRST, folder, dtype, cache))
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    for name, note in (("cold", "first, nothing compiled"), ("warm", "first, compiled before")):
+        texts = [f"{medians[who]:.1f} s" for who in (name, "theirs")]
+        rows.append([note, dtype, *texts, f"{medians['theirs'] / medians[name]:.2f}x"])
+        print(" | ".join(rows[-1]), flush=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ sum over a chip's links, both ways (v5e 400, v4 300, v6e 800, v5p and tpu7x 1,20
 one way; the table has 90% of that, as the first edition of "How to Scale Your Model" (jax-ml.github.io/scaling-book, part 2)
 does. The data-centre network is egress: 50 Gb/s a chip for v5p, 100 Gb/s for v6e and tpu7x (TPU pages), 6.4 Tb/s a pod of 256
 for v5e; v4 has 25 GB/s a host of four chips (the same book). NVIDIA: the data sheets of H100, H200, A100, L4 and T4 (SXM where
-there are several, dense bf16).
+there are several, dense bf16; memory of H100 SXM, H200, A100 80 GB).
 """
 
 import time
@@ -73,13 +73,28 @@ _PEAK_BF16 = {kind: chip.flops / chip.devices for chip in CHIPS.values() for kin
     "Tesla T4": 65e12,
 }
 
+_BANDWIDTH = {kind: chip.hbm_bandwidth / chip.devices for chip in CHIPS.values() for kind in chip.kinds} | {
+    "NVIDIA H100": 3350e9,
+    "NVIDIA H200": 4800e9,
+    "NVIDIA A100": 2039e9,
+    "NVIDIA L4": 300e9,
+    "Tesla T4": 320e9,
+}
+
 
 def peak_flops(device: jax.Device) -> float | None:
     """Return the peak FLOP/s of a device; a CPU is measured with one matrix product, an unknown accelerator gives None."""
-    if device.platform == "cpu":
-        return _measure(device)
-    matches = [name for name in _PEAK_BF16 if device.device_kind.startswith(name)]
-    return _PEAK_BF16[max(matches, key=len)] if matches else None
+    return _measure(device) if device.platform == "cpu" else _of_kind(_PEAK_BF16, device)
+
+
+def memory_bandwidth(device: jax.Device) -> float | None:
+    """Return the bytes/s between an accelerator and its memory; None for a CPU and for what is unknown."""
+    return _of_kind(_BANDWIDTH, device)
+
+
+def _of_kind(table: dict[str, float], device: jax.Device) -> float | None:
+    matches = [name for name in table if device.device_kind.startswith(name)]
+    return table[max(matches, key=len)] if matches else None
 
 
 def _measure(device: jax.Device, size: int = 1536) -> float:

@@ -10,6 +10,8 @@ import pytest
 from attention_cases import assert_close, inputs, packed, value_and_gradients
 
 from qwen3_jax.kernels import attention
+from qwen3_jax.kernels.paged import loop, triton
+from qwen3_jax.kernels.paged.pages import HeadMajor
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
 
@@ -42,3 +44,36 @@ def test_chunked_in_float32(pack):
             for name in ("chunked", "reference")
         )
     assert_close(found, expected)
+
+
+@pytest.mark.parametrize("quantized", [None, "int8"])
+@pytest.mark.parametrize("t", [1, 4])
+@pytest.mark.parametrize(("n", "k", "h"), [(16, 8, 128), (64, 4, 128)])
+def test_paged_decoding_is_near_the_loop_in_float32(n, k, h, t, quantized):
+    """Of rows of 1 to 3,000 tokens whose pages lie in any order."""
+    random, size, count = np.random.default_rng(0), 32, 400
+    lengths = np.asarray([0, 1, 31, 32, 700, 3000])
+    width = 128
+    tables = np.zeros((len(lengths), width), np.int32)
+    free = iter(random.permutation(np.arange(1, count)).tolist())
+    for row, length in zip(tables, lengths, strict=True):
+        used = -(-(length + t) // size)
+        row[:used] = [next(free) for _ in range(used)]
+    tables, lengths = jnp.asarray(tables), jnp.asarray(lengths)
+    empty = HeadMajor.empty(1, count, k, size, h, jnp.bfloat16, quantized)
+    pages = jax.tree.map(
+        lambda x: jnp.asarray(
+            random.integers(-127, 128, x.shape) if x.dtype == jnp.int8 else random.normal(size=x.shape) / 30, x.dtype
+        ),
+        empty,
+    )
+    q = jnp.asarray(random.normal(size=(len(lengths), t, n, h)), jnp.bfloat16)
+    if quantized is None:
+        exact = jax.tree.map(lambda x: x.astype(jnp.float32), pages)
+    else:
+        exact = HeadMajor(pages.k * pages.k_scale[..., None], pages.v * pages.v_scale[..., None])
+    with jax.default_matmul_precision("highest"):
+        expected, _ = loop.decode(q[None].astype(jnp.float32), exact, tables, lengths)
+    found = jax.jit(triton.decode)(q, pages, tables, lengths)
+    assert found.dtype == jnp.bfloat16
+    assert np.abs(found.astype(np.float32) - expected).max() <= 0.02 * np.abs(expected).max()

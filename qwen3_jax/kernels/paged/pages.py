@@ -2,7 +2,7 @@
 
 | layout     | shape            | read by                                                                            |
 |------------|------------------|------------------------------------------------------------------------------------|
-| `HeadMajor` | [P, K, C, H] x 2 | `loop`: the slots of one head lie together, which a product on CPU wants            |
+| `HeadMajor` | [P, K, C, H] x 2 | `loop`, `triton`: the slots of one head lie together, which a product on CPU wants  |
 | `Combined` | [P, C, 2 K, H]   | `ragged` on TPU: keys and values of a slot alternate, one copy fetches both         |
 
 A quantised cache holds 8-bit numbers, and `HeadMajor` a float32 scale for each slot and head.
