@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import quick_xla
 
 from benchmarks.killed_run import read as lines
 from benchmarks.killed_run import saved
@@ -95,7 +96,7 @@ def _train(argv: list[str], log: Path, devices: int) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices} {quick_xla.FLAGS}"
     import jax
 
     from qwen3_jax.cli.train import main

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import quick_xla
 from safetensors.numpy import load_file
 
 import qwen3_jax
@@ -29,7 +30,7 @@ def test_two_processes_load_run_and_save_as_one(tmp_path):
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {quick_xla.FLAGS}",
         "PYTHONPATH": str(ROOT),
     }
     processes = [
