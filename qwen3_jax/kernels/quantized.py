@@ -29,7 +29,7 @@ from jax.sharding import PartitionSpec
 
 from qwen3_jax.errors import UserError, nearest
 from qwen3_jax.kernels.choice import target
-from qwen3_jax.kernels.tiled_cpu import held, quantized_tiles, tile_size, tiled_einsum
+from qwen3_jax.kernels.tiled_cpu import Matrices, held, quantized_tiles, scaled_tiles, tile_size, tiled_einsum
 from sharding import Placement
 
 WeightType = Literal["int8", "fp8", "int4"]
@@ -123,9 +123,18 @@ def quantized_einsum(
     summed = [axis for axis, letter in enumerate(b) if letter not in c]
     per_channel = scaled_per_channel(w, summed)
     alone = placement.mesh is None or placement.mesh.size == 1
-    tile = tile_size(w.shape, w.scale.shape, summed) if alone and target(placement) == "cpu" else None
-    if tile is not None and w.zero_point is None:
-        y = tiled_einsum(equation, x, w.shape, tile, quantized_tiles(w, tile, summed))
+    in_tiles = alone and target(placement) == "cpu" and w.zero_point is None
+    flat = Matrices(equation, x, w.shape) if in_tiles and per_channel and "..." not in equation else None
+    tile = None
+    if flat is not None:
+        tile = tile_size(flat.shape, (1, 1), [flat.summed])
+    elif in_tiles:
+        tile = tile_size(w.shape, w.scale.shape, summed)
+    if tile is not None and flat is not None:
+        numbers = quantized_tiles(w.qvalue.reshape(flat.shape), tile)
+        y = flat.result(tiled_einsum(flat.equation, flat.x, flat.shape, tile, numbers))
+    elif tile is not None:
+        y = tiled_einsum(equation, x, w.shape, tile, scaled_tiles(w, tile))
     elif per_channel:
         # Before the scale sums may be 127 times too large for float16.
         inner = jnp.float32 if x.dtype == jnp.float16 else sums

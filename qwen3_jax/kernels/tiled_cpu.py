@@ -65,21 +65,26 @@ def tile_size(shape: tuple[int, ...], scales: tuple[int, ...], summed: list[int]
     return fitting[-1] if fitting and 8 * fitting[-1] >= min(most, rows) else None
 
 
-def quantized_tiles(w: Any, tile: int, summed: list[int]) -> Callable[[jax.Array], jax.Array]:
-    """Return what gives the i-th tile of a quantised weight, float32, scaled where its scale cannot wait for the product."""
-    rows, scales = w.shape[0], w.scale.shape[0]
-    per_tile = tile // (rows // scales) if scales > 1 else 1
-    shared = all(w.scale.shape[axis] == 1 for axis in summed)
+def quantized_tiles(q: jax.Array, tile: int) -> Callable[[jax.Array], jax.Array]:
+    """Return what gives the i-th tile of 8-bit or 4-bit numbers as float32."""
 
     def cut(i: jax.Array) -> jax.Array:
-        q = w.qvalue
         if q.dtype == jnp.float8_e4m3fn:  # XLA:CPU would convert all of it to slice it
             bits = lax.dynamic_slice_in_dim(lax.bitcast_convert_type(held(q, i), jnp.uint8), i * tile, tile)
-            part = floats(lax.bitcast_convert_type(bits, q.dtype))
-        else:
-            part = floats(lax.dynamic_slice_in_dim(q, i * tile, tile))
-        if shared:
-            return part
+            return floats(lax.bitcast_convert_type(bits, q.dtype))
+        return floats(lax.dynamic_slice_in_dim(q, i * tile, tile))
+
+    return cut
+
+
+def scaled_tiles(w: Any, tile: int) -> Callable[[jax.Array], jax.Array]:
+    """Return what gives the i-th tile of a quantised weight as float32, scaled: its scale cannot wait for the product."""
+    rows, scales = w.shape[0], w.scale.shape[0]
+    per_tile = tile // (rows // scales) if scales > 1 else 1
+    numbers = quantized_tiles(w.qvalue, tile)
+
+    def cut(i: jax.Array) -> jax.Array:
+        part = numbers(i)
         return scaled(part, lax.dynamic_slice_in_dim(w.scale, i * per_tile, per_tile) if scales > 1 else w.scale)
 
     return cut
@@ -98,39 +103,70 @@ def bfloat16_tiles(w: jax.Array, tile: int) -> Callable[[jax.Array], jax.Array]:
     return cut
 
 
+class Matrices:
+    """An einsum of rows with a weight as one product of two matrices.
+
+    XLA:CPU would transpose weights of three axes in every step to suit the order of the result's (k, v, o of Qwen3-0.6B: half
+    of a decode step's time).
+
+    Args:
+        equation: x's last letters are w's first, or (a table) w's last; no ellipsis.
+        x: the rows.
+        shape: of the weight.
+
+    Attributes:
+        equation: "rd,df->rf", or of a table "rd,fd->rf".
+        x: [R, D].
+        shape: of the weight's matrix.
+        summed: its axis that is summed over.
+    """
+
+    def __init__(self, equation: str, x: jax.Array, shape: tuple[int, ...]):
+        inputs, self._result = equation.split("->")
+        a, b = inputs.split(",")
+        summed = "".join(letter for letter in b if letter not in self._result)
+        own = "".join(letter for letter in b if letter in self._result)
+        table = b.endswith(summed)
+        assert a.endswith(summed), equation
+        assert table or b.startswith(summed), equation
+        sizes = dict(zip(b, shape, strict=True))
+        inside = math.prod(sizes[letter] for letter in summed)
+        lead = x.shape[: x.ndim - len(summed)]
+        self.equation = "rd,fd->rf" if table else "rd,df->rf"
+        self.x = x.reshape(math.prod(lead), -1)
+        outside = math.prod(shape) // inside
+        self.shape = (outside, inside) if table else (inside, outside)
+        self.summed = int(table)
+        self._order = a.removesuffix(summed) + own
+        self._shape = (*lead, *(sizes[letter] for letter in own))
+
+    def result(self, y_rf: jax.Array) -> jax.Array:
+        """Give the product the einsum's axes."""
+        y = y_rf.reshape(self._shape)
+        order = [self._order.index(letter) for letter in self._result]
+        return y if order == sorted(order) else y.transpose(order)
+
+
 def few_rows_einsum(equation: str, x: jax.Array, w: jax.Array, placement: Placement) -> jax.Array | None:
     """Return einsum(equation, x, w) in float32 if x has few rows and the program is for one CPU, as a decode step's; else None.
 
-    It is one product of two matrices, because XLA:CPU would transpose weights of three axes in every step to suit the order of
-    the result's (k, v and o of Qwen3-0.6B: half of a step's time). bfloat16 weights go tile by tile, with half of float32's
-    traffic, where XLA:CPU's own product of one row takes ten times as long as with float32.
+    bfloat16 weights go tile by tile, with half of float32's traffic, where XLA:CPU's own product of one row takes ten times as
+    long as with float32.
 
     Args:
-        equation: x's last letters are w's first, or (a table) w's last.
+        equation: see `Matrices`.
     """
-    inputs, c = equation.split("->")
-    a, b = inputs.split(",")
-    summed = "".join(letter for letter in b if letter not in c)
-    own = "".join(letter for letter in b if letter in c)
-    lead = x.shape[: x.ndim - len(summed)]
     alone = placement.mesh is None or placement.mesh.size == 1
-    if math.prod(lead) > FEW_ROWS or not alone or target(placement) != "cpu":
+    flat = Matrices(equation, x, w.shape)
+    if len(flat.x) > FEW_ROWS or not alone or target(placement) != "cpu":
         return None
-    table = b.endswith(summed)
-    assert a.endswith(summed), equation
-    assert table or b.startswith(summed), equation
-    x_rd = x.reshape(math.prod(lead), -1)
-    sizes = dict(zip(b, w.shape, strict=True))
-    inside = math.prod(sizes[letter] for letter in summed)
-    matrix, simple = (w.reshape(-1, inside), "rd,fd->rf") if table else (w.reshape(inside, -1), "rd,df->rf")
-    tile = tile_size(matrix.shape, (1, 1), [int(table)]) if w.dtype == jnp.bfloat16 else None
+    matrix = w.reshape(flat.shape)
+    tile = tile_size(flat.shape, (1, 1), [flat.summed]) if w.dtype == jnp.bfloat16 else None
     if tile is None:
-        y_rf = jnp.einsum(simple, x_rd, matrix.astype(x.dtype), preferred_element_type=jnp.float32)
-    else:
-        y_rf = tiled_einsum(simple, x_rd, matrix.shape, tile, bfloat16_tiles(matrix, tile))
-    y = y_rf.reshape(*lead, *(sizes[letter] for letter in own))
-    order = a.removesuffix(summed) + own
-    return y if order == c else y.transpose([order.index(letter) for letter in c])
+        return flat.result(
+            jnp.einsum(flat.equation, flat.x, matrix.astype(x.dtype), preferred_element_type=jnp.float32)
+        )
+    return flat.result(tiled_einsum(flat.equation, flat.x, flat.shape, tile, bfloat16_tiles(matrix, tile)))
 
 
 def expert_product(x_rd: jax.Array, w_edf: jax.Array, expert: jax.Array) -> jax.Array:
