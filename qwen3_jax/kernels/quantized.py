@@ -124,7 +124,7 @@ def quantized_einsum(
     per_channel = scaled_per_channel(w, summed)
     alone = placement.mesh is None or placement.mesh.size == 1
     in_tiles = alone and target(placement) == "cpu" and w.zero_point is None
-    flat = Matrices(equation, x, w.shape) if in_tiles and per_channel and "..." not in equation else None
+    flat = Matrices(equation, x, w.shape) if in_tiles and per_channel else None
     tile = None
     if flat is not None:
         tile = tile_size(flat.shape, (1, 1), [flat.summed])

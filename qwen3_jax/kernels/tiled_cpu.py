@@ -110,7 +110,7 @@ class Matrices:
     of a decode step's time).
 
     Args:
-        equation: x's last letters are w's first, or (a table) w's last; no ellipsis.
+        equation: x's last letters are w's first, or (a table) w's last.
         x: the rows.
         shape: of the weight.
 
@@ -143,8 +143,9 @@ class Matrices:
     def result(self, y_rf: jax.Array) -> jax.Array:
         """Give the product the einsum's axes."""
         y = y_rf.reshape(self._shape)
-        order = [self._order.index(letter) for letter in self._result]
-        return y if order == sorted(order) else y.transpose(order)
+        if self._order == self._result:
+            return y
+        return y.transpose([self._order.index(letter) for letter in self._result])
 
 
 def few_rows_einsum(equation: str, x: jax.Array, w: jax.Array, placement: Placement) -> jax.Array | None:
