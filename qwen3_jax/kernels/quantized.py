@@ -28,8 +28,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from qwen3_jax.errors import UserError, nearest
-from qwen3_jax.kernels.choice import target
-from qwen3_jax.kernels.tiled_cpu import Matrices, held, quantized_tiles, scaled_tiles, tile_size, tiled_einsum
+from qwen3_jax.kernels.tiled_cpu import Matrices, held, one_cpu, quantized_tiles, scaled_tiles, tile_size, tiled_einsum
 from sharding import Placement
 
 WeightType = Literal["int8", "fp8", "int4"]
@@ -122,24 +121,12 @@ def quantized_einsum(
     b = inputs.split(",")[1]
     summed = [axis for axis, letter in enumerate(b) if letter not in c]
     per_channel = scaled_per_channel(w, summed)
-    alone = placement.mesh is None or placement.mesh.size == 1
-    in_tiles = alone and target(placement) == "cpu" and w.zero_point is None
-    flat = Matrices(equation, x, w.shape) if in_tiles and per_channel else None
-    tile = None
-    if flat is not None:
-        tile = tile_size(flat.shape, (1, 1), [flat.summed])
-    elif in_tiles:
-        tile = tile_size(w.shape, w.scale.shape, summed)
-    if tile is not None and flat is not None:
-        numbers = quantized_tiles(w.qvalue.reshape(flat.shape), tile)
-        y = flat.result(tiled_einsum(flat.equation, flat.x, flat.shape, tile, numbers))
-    elif tile is not None:
-        y = tiled_einsum(equation, x, w.shape, tile, scaled_tiles(w, tile))
-    elif per_channel:
+    y = _in_tiles(equation, x, w, summed, per_channel) if one_cpu(placement) and w.zero_point is None else None
+    if y is None and per_channel:
         # Before the scale sums may be 127 times too large for float16.
         inner = jnp.float32 if x.dtype == jnp.float16 else sums
         y = jnp.einsum(equation, x, w.qvalue.astype(x.dtype), preferred_element_type=inner)
-    else:
+    elif y is None:
         y = jnp.einsum(equation, x, dequantize(w, x.dtype), preferred_element_type=sums)
     if not per_channel:
         return y.astype(x.dtype if sums is None else sums)
@@ -149,6 +136,19 @@ def quantized_einsum(
     after = c.split("...")[-1]
     scale = jnp.expand_dims(scale, [axis for axis, letter in enumerate(after) if letter not in kept])
     return (y * scale).astype(x.dtype if sums is None else sums)
+
+
+def _in_tiles(equation: str, x: jax.Array, w: Any, summed: Sequence[int], per_channel: bool) -> jax.Array | None:
+    """The product in float32, tile by tile, scaled unless `per_channel`; None where no size of a tile suits."""
+    if per_channel:
+        flat = Matrices(equation, x, w.shape)
+        tile = tile_size(flat.shape, (1, 1), [flat.summed])
+        if tile is None:
+            return None
+        numbers = quantized_tiles(w.qvalue.reshape(flat.shape), tile)
+        return flat.result(tiled_einsum(flat.equation, flat.x, flat.shape, tile, numbers))
+    tile = tile_size(w.shape, w.scale.shape, list(summed))
+    return None if tile is None else tiled_einsum(equation, x, w.shape, tile, scaled_tiles(w, tile))
 
 
 def take_rows(
@@ -163,8 +163,7 @@ def take_rows(
         ValueError: the table's scale is not per row.
     """
     if not is_quantized(w):
-        alone = placement.mesh is None or placement.mesh.size == 1
-        by_bits = w.dtype == jnp.bfloat16 and alone and target(placement) == "cpu"
+        by_bits = w.dtype == jnp.bfloat16 and one_cpu(placement)
         return (_rows_by_bits(w, index) if by_bits else w[index]).astype(dtype)
     if not scaled_per_channel(w, range(1, w.ndim)):
         raise ValueError(f"a table needs one scale per row, not {w.scale.shape}")

@@ -22,6 +22,11 @@ _OUTPUTS = 2048  # output rows of a table that are unpacked at a time
 FEW_ROWS = 16  # of x, up to which a bfloat16 product is faster in tiles
 
 
+def one_cpu(placement: Placement) -> bool:
+    """Whether a program for this placement runs on one CPU device, which is what tiles are for."""
+    return (placement.mesh is None or placement.mesh.size == 1) and target(placement) == "cpu"
+
+
 def held(x: jax.Array, i: jax.Array) -> jax.Array:
     """Return x as something that depends on a loop's counter.
 
@@ -157,9 +162,10 @@ def few_rows_einsum(equation: str, x: jax.Array, w: jax.Array, placement: Placem
     Args:
         equation: see `Matrices`.
     """
-    alone = placement.mesh is None or placement.mesh.size == 1
+    if not one_cpu(placement):
+        return None
     flat = Matrices(equation, x, w.shape)
-    if len(flat.x) > FEW_ROWS or not alone or target(placement) != "cpu":
+    if len(flat.x) > FEW_ROWS:
         return None
     matrix = w.reshape(flat.shape)
     tile = tile_size(flat.shape, (1, 1), [flat.summed]) if w.dtype == jnp.bfloat16 else None
