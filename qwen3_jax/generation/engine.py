@@ -217,6 +217,9 @@ class Engine:
             more=self._double,
         )
         self._state = program.begin(self._graphdefs, self._shards, self._rows, pages, size, cache_type, self._params)
+        if model.placement.mesh is None:
+            # Where the parameters are for good: what a program makes of both is, and would compile the program once more.
+            self._state = jax.device_put(self._state, *jax.tree.leaves(self._params)[0].devices())
         self._pages = pages
         self._slots = list(range(self._shards * self._rows))
         self._jobs: dict[int, _Job] = {}

@@ -314,7 +314,9 @@ def _take(model: Qwen3, settings: Settings, seen: Seen, progress: Progress, logi
         return jnp.where(active_b, new, old)
 
     slot_b = jnp.where(active_b, settings.slot, seen.prompt.shape[0])
-    return seen.add(slot_b, token_b), jax.tree.map(where_active, after, progress), output
+    # Left to the compiler, what is seen would come out split, and the next call be another program.
+    seen = jax.tree.map(lambda x: model.placement.constrain(x, (None, None)), seen.add(slot_b, token_b))
+    return seen, jax.tree.map(where_active, after, progress), output
 
 
 def _to_all(model: Qwen3, small: Any) -> Any:

@@ -307,6 +307,17 @@ def soak(count: int, seed: int) -> None:
     assert memory[-1] - memory[len(memory) // 2] < 32 * 1024  # KiB
 
 
+@pytest.mark.parametrize("mesh", list(MESHES))
+def test_a_second_request_compiles_nothing(mesh, folder):
+    """Of a loaded model either: what its first program leaves lies where what it was given lay."""
+    engine = Engine(loaded("dense_tied", mesh, folder), rows=2, cache_tokens=256)
+    request = Request((5, 6, 7), Sampling(temperature=0, seed=0), 4)
+    first = run(engine, [request])
+    compiled = _Clock.compilations
+    assert run(engine, [request]) != first  # numbers differ, no more
+    assert _Clock.compilations == compiled
+
+
 def test_a_cache_grows_when_it_is_full():
     """With no size given it starts small and doubles; nothing that is in it is lost."""
     model, requests = tiny_models.model(2, eos=False), sampled_requests(2)
