@@ -155,7 +155,7 @@ def prefill(
     progress = progress.replace(length=progress.length + counts_dr.reshape(-1) - 1)
     seen, progress, output = _take(model, settings, state.seen, progress, model.logits(last_bd))
     output = jax.tree.map(lambda x: x[None], output)
-    return state.replace(seen=seen), *_to_all(model, (progress, output))
+    return _after(model, state, seen), *_to_all(model, (progress, output))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
@@ -191,7 +191,7 @@ def decode(
     shapes = jax.eval_shape(lambda logits_bv: _take(model, settings, state.seen, progress, logits_bv)[2], logits)
     outputs = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
     _, state, progress, outputs = jax.lax.while_loop(goes_on, step, (jnp.int32(0), state, progress, outputs))
-    return state, *_to_all(model, (progress, outputs))
+    return _after(model, state, state.seen), *_to_all(model, (progress, outputs))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
@@ -239,7 +239,7 @@ def verify(
     guesses_tb = jnp.concatenate([guess_bg, jnp.full_like(guess_bg[:, :1], -1)], axis=1).T
     start = state.seen, progress, started_b
     (seen, progress, _), outputs = jax.lax.scan(place, start, (logits_btv.swapaxes(0, 1), guesses_tb))
-    return state.replace(groups=_pages(hidden), seen=seen), *_to_all(model, (progress, outputs))
+    return _after(model, state.replace(groups=_pages(hidden)), seen), *_to_all(model, (progress, outputs))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -314,9 +314,12 @@ def _take(model: Qwen3, settings: Settings, seen: Seen, progress: Progress, logi
         return jnp.where(active_b, new, old)
 
     slot_b = jnp.where(active_b, settings.slot, seen.prompt.shape[0])
-    # Left to the compiler, what is seen would come out split, and the next call be another program.
-    seen = jax.tree.map(lambda x: model.placement.constrain(x, (None, None)), seen.add(slot_b, token_b))
-    return seen, jax.tree.map(where_active, after, progress), output
+    return seen.add(slot_b, token_b), jax.tree.map(where_active, after, progress), output
+
+
+def _after(model: Qwen3, state: State, seen: Seen) -> State:
+    """The state after a call. Left to the compiler, what is seen might come out split, and the next call be another program."""
+    return state.replace(seen=_to_all(model, seen))
 
 
 def _to_all(model: Qwen3, small: Any) -> Any:
