@@ -1,15 +1,17 @@
 """Sampling under a thinking budget, at three levels: `Engine` (tokens), `stream` (deltas), `generate` (answers)."""
 
 from qwen3_jax.generation.answer import Delta, Generation, TokenLogprob, Usage
-from qwen3_jax.generation.api import generate, stream
+from qwen3_jax.generation.api import generate, prepare, stream
 from qwen3_jax.generation.budget import ThinkingTokens
-from qwen3_jax.generation.engine import Engine, Request, Stats, Token
+from qwen3_jax.generation.engine import Engine
+from qwen3_jax.generation.requests import Constraint, Request, Stats, Token
 from qwen3_jax.generation.sampling import Sampling
 from qwen3_jax.generation.speculation import DraftModel, PromptLookup
 from qwen3_jax.text import STOP_TEXT
 
 __all__ = [
     "STOP_TEXT",
+    "Constraint",
     "Delta",
     "DraftModel",
     "Engine",
@@ -23,5 +25,6 @@ __all__ = [
     "TokenLogprob",
     "Usage",
     "generate",
+    "prepare",
     "stream",
 ]

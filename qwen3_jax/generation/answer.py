@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from qwen3_jax.text import AnswerParser, Tokenizer, ToolCall
+from qwen3_jax.text import Delta as Piece
+
+if TYPE_CHECKING:
+    from qwen3_jax.generation.requests import Token
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -23,12 +27,14 @@ class Usage:
         completion_tokens: all tokens of the answer: sampled, forced, and the one that ended it.
         thinking_tokens: sampled tokens between the think tags; what the budget limits.
         forced_tokens: tokens of the stop text.
+        cached_tokens: tokens of the prompt whose keys and values were there already.
     """
 
     prompt_tokens: int
     completion_tokens: int
     thinking_tokens: int
     forced_tokens: int
+    cached_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -126,6 +132,8 @@ class Answer:
         in_thinking: the prompt left `<think>` open.
         tools: tool calls are parsed.
         logprobs: alternatives to report, or None.
+        raw: think tags and tool calls are text like any other.
+        one_call: the answer ends with its first tool call.
         index, sample: copied into the deltas.
     """
 
@@ -137,6 +145,8 @@ class Answer:
     in_thinking: bool
     tools: bool
     logprobs: int | None
+    raw: bool = False
+    one_call: bool = False
     index: int = 0
     sample: int = 0
     result: Generation | None = None
@@ -144,28 +154,36 @@ class Answer:
     _forced: list[bool] = field(default_factory=list)
     _logprobs: list[TokenLogprob] = field(default_factory=list)
     _thinking_tokens: int = 0
+    _cached_tokens: int = 0
     _text: list[str] = field(default_factory=list)
     _held: str = ""  # text that may yet turn out to begin a stop text
     _events: list = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._parser = AnswerParser(self.in_thinking, self.tools)
+        self._parser = AnswerParser(self.in_thinking and not self.raw, self.tools and not self.raw)
         self._detokenizer = None if self.tokenizer is None else self.tokenizer.detokenizer(skip_special_tokens=True)
 
-    def add(self, token: int, forced: bool, thinking: bool, logprob: TokenLogprob | None) -> list[Delta]:
+    @property
+    def usage(self) -> Usage:
+        """Token counts so far."""
+        forced, cached = sum(self._forced), self._cached_tokens
+        return Usage(self.prompt_tokens, len(self._tokens), self._thinking_tokens, forced, cached)
+
+    def add(self, token: Token) -> list[Delta]:
         """Take the next token; give the deltas that are certain. Tokens after the end are dropped."""
         if self.result is not None:
             return []
-        self._tokens.append(token)
-        self._forced.append(forced)
-        self._thinking_tokens += thinking
-        if logprob is not None:
-            self._logprobs.append(logprob)
-        if token in self.eos:
+        self._tokens.append(token.id)
+        self._forced.append(token.forced)
+        self._thinking_tokens += token.thinking
+        self._cached_tokens = token.cached
+        if token.logprob is not None:
+            self._logprobs.append(token.logprob)
+        if token.id in self.eos:
             return self._finish("stop", [])
-        text = "" if self._detokenizer is None else self._detokenizer.add(token)
+        text = "" if self._detokenizer is None else self._detokenizer.add(token.id)
         deltas, stopped = self._release(text)
-        if stopped:
+        if stopped or (self.one_call and any(delta.kind == "tool_call" for delta in deltas)):
             return self._finish("stop", deltas)
         if len(self._tokens) >= self.max_new_tokens:
             return self._finish("length", deltas)
@@ -186,7 +204,7 @@ class Answer:
         if not text:
             return []
         self._text.append(text)
-        return self._deltas(self._parser.feed(text))
+        return self._deltas([Piece("content", text)] if self.raw else self._parser.feed(text))
 
     def _deltas(self, events: Sequence) -> list[Delta]:
         self._events.extend(events)
@@ -217,7 +235,7 @@ class Answer:
             forced_mask=self._forced,
             logprobs=None if self.logprobs is None else self._logprobs,
             finish_reason=reason,
-            usage=Usage(self.prompt_tokens, len(self._tokens), self._thinking_tokens, sum(self._forced)),
+            usage=self.usage,
         )
         return [*deltas, Delta("end", index=self.index, sample=self.sample, result=self.result)]
 

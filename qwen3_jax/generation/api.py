@@ -10,7 +10,7 @@ Everything about a request is checked before anything runs.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -18,7 +18,8 @@ import numpy as np
 from qwen3_jax.errors import UserError
 from qwen3_jax.generation.answer import Answer, Delta, Generation
 from qwen3_jax.generation.budget import ThinkingTokens
-from qwen3_jax.generation.engine import Engine, Request
+from qwen3_jax.generation.engine import Engine
+from qwen3_jax.generation.requests import Constraint, Request
 from qwen3_jax.generation.sampling import Sampling
 from qwen3_jax.model import Qwen3
 from qwen3_jax.progress import progress_bar
@@ -116,6 +117,40 @@ def stream(
     return _run(engine, requests)
 
 
+def prepare(
+    engine: Engine,
+    tokenizer: Tokenizer | None,
+    prompt: Prompt,
+    *,
+    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+    max_new_tokens: int | None = None,
+    enable_thinking: bool | None = None,
+    thinking_budget: int | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    continue_final_message: bool = False,
+    thinking_stop_text: str = STOP_TEXT,
+    constraint: Callable[[], Constraint] | None = None,
+    raw: bool = False,
+    one_call: bool = False,
+) -> list[tuple[Request, Answer]]:
+    """Check one prompt and return what to submit for each of its n answers, and what to add the tokens to.
+
+    For whoever runs an engine's steps by himself, such as a server; arguments as for `generate`, and:
+
+    Args:
+        constraint: makes what each answer's content is held to, tool calls included.
+        raw: think tags and tool calls are text like any other.
+        one_call: an answer ends with its first tool call.
+
+    Raises:
+        UserError: as `generate`.
+    """
+    return _plan(
+        engine, tokenizer, [prompt], sampling, max_new_tokens, enable_thinking, thinking_budget, tools,
+        continue_final_message, thinking_stop_text, None, constraint, raw, one_call,
+    )[1]  # fmt: skip
+
+
 def _run(engine: Engine, requests: list[tuple[Request, Answer]]) -> Iterator[Delta]:
     """Answer all; what is left is cancelled when the caller stops early."""
     if engine.busy:
@@ -129,7 +164,7 @@ def _run(engine: Engine, requests: list[tuple[Request, Answer]]) -> Iterator[Del
                 answer = answers.get(token.number)
                 if answer is None:
                     continue  # past a stop text
-                yield from answer.add(token.id, token.forced, token.thinking, token.logprob)
+                yield from answer.add(token)
                 if answer.result is not None:
                     del answers[token.number]
                     engine.cancel(token.number)  # a stop text ends it here; the engine knows of the other ends
@@ -140,7 +175,7 @@ def _run(engine: Engine, requests: list[tuple[Request, Answer]]) -> Iterator[Del
 
 def _plan(
     model, tokenizer, prompts, sampling, max_new_tokens, enable_thinking, thinking_budget, tools,
-    continue_final_message, thinking_stop_text, batch_size,
+    continue_final_message, thinking_stop_text, batch_size, constraint=None, raw=False, one_call=False,
 ) -> tuple[Engine, list[tuple[Request, Answer]]]:  # fmt: skip
     """Check everything and lay out the requests."""
     whole = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
@@ -181,10 +216,11 @@ def _plan(
         is_open = tokens.is_open(ids, header)
         _check_room(index, budget, limit, tokens, is_open)
         for sample in range(resolved.n):
-            request = Request(tuple(ids), resolved, limit, eos, budget, is_open, tokens, sample)
+            held = None if constraint is None else constraint()
+            request = Request(tuple(ids), resolved, limit, eos, budget, is_open, tokens, sample, held)
             answer = Answer(
                 tokenizer, len(ids), limit, eos, tuple(resolved.stop), is_open, bool(tools), resolved.logprobs,
-                index, sample,
+                raw, one_call, index, sample,
             )  # fmt: skip
             requests.append((request, answer))
     return engine, requests

@@ -151,6 +151,11 @@ class BudgetState:
         )
         return cls(**arrays)
 
+    @property
+    def busy(self) -> jax.Array:
+        """Whether the next token is one of the thinking or of the stop text, bool [B]."""
+        return self.thinking | (self.forcing >= 0)
+
     def forbid(self, logits_bv: jax.Array, rules: BudgetRules) -> jax.Array:
         """Take `<think>` out of reach of rows that have used up their budget."""
         spent_b = (self.used >= rules.budget) & ~self.thinking & (rules.start >= 0)

@@ -14,25 +14,20 @@ Nothing is compiled after `warm_up`, whatever comes: every shape is one of a few
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-from qwen3_jax.config import GenerationConfig
 from qwen3_jax.errors import UserError
 from qwen3_jax.generation import program
-from qwen3_jax.generation.answer import FinishReason, TokenLogprob
-from qwen3_jax.generation.budget import BudgetRules, BudgetState, ThinkingTokens
+from qwen3_jax.generation.clock import Clock
 from qwen3_jax.generation.program import MAX_EOS, Output, Progress, Settings, size_of
-from qwen3_jax.generation.sampling import Sampling, SamplingRows
-from qwen3_jax.generation.scheduler import Decode, Prefill, Scheduler, Text
+from qwen3_jax.generation.requests import Job, Request, Stats, Token, job_of
+from qwen3_jax.generation.sampling import Sampling
+from qwen3_jax.generation.scheduler import Decode, Prefill, Scheduler
 from qwen3_jax.generation.speculation import DraftModel, PromptLookup, Speculation
 from qwen3_jax.kernels import CacheType, free_memory, page_size
 from qwen3_jax.model import Qwen3
@@ -41,95 +36,6 @@ from qwen3_jax.progress import progress_bar
 _LEAST_TOKENS = 16  # of a prompt's part: shorter ones are filled up
 _FIRST_TOKENS = 512  # per row, of a cache that grows
 _PREFILL_ROWS = 8  # texts whose prompts are computed together
-
-
-@dataclass(frozen=True)
-class Request:
-    """One answer to generate.
-
-    Attributes:
-        prompt: token ids, at least one.
-        sampling: settings; what is None follows the model's generation_config. `stop` and `n` are for the caller to act on.
-        max_new_tokens: tokens after which the answer ends.
-        eos: tokens that end it, at most `program.MAX_EOS`.
-        budget: thinking tokens allowed; None is unlimited.
-        thinking: the prompt leaves `<think>` open.
-        tokens: ids that the budget works with.
-        sample_index: which of the n answers to the prompt this is.
-    """
-
-    prompt: tuple[int, ...]
-    sampling: Sampling
-    max_new_tokens: int
-    eos: frozenset[int] = frozenset()
-    budget: int | None = None
-    thinking: bool = False
-    tokens: ThinkingTokens = ThinkingTokens()  # noqa: RUF009 - frozen
-    sample_index: int = 0
-
-
-@dataclass(frozen=True)
-class Token:
-    """One token of one request, as `Engine.step` gives it.
-
-    Attributes:
-        number: of the request.
-        id: the token.
-        forced: it is part of the stop text.
-        thinking: it was sampled and counted against the budget.
-        logprob: if the request asked for it.
-        finish: why the request is finished with this token, or None.
-    """
-
-    number: int
-    id: int
-    forced: bool
-    thinking: bool
-    logprob: TokenLogprob | None
-    finish: FinishReason | None
-
-
-@dataclass
-class Stats:
-    """What an engine has done.
-
-    Attributes:
-        prefill_tokens, prefill_seconds: tokens of prompts that were computed, and the time of it.
-        cached_tokens: tokens of prompts that were found in the cache instead.
-        decode_tokens, decode_seconds: tokens generated after a prompt's first, and the time of it.
-        compile_seconds: time spent compiling, in neither of the two.
-        guessed, accepted: tokens that speculation guessed, and of these the right ones.
-        preemptions: how often a request had to make room.
-    """
-
-    prefill_tokens: int = 0
-    prefill_seconds: float = 0.0
-    cached_tokens: int = 0
-    decode_tokens: int = 0
-    decode_seconds: float = 0.0
-    compile_seconds: float = 0.0
-    guessed: int = 0
-    accepted: int = 0
-    preemptions: int = 0
-
-    def since(self, before: Stats) -> Stats:
-        """What was done since a copy of these was taken."""
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(before), strict=True)
-        return Stats(*(now - then for now, then in pairs))
-
-
-@dataclass(eq=False, kw_only=True)
-class _Job(Text):
-    """A request on its way."""
-
-    request: Request
-    settings: Settings
-    progress: Progress
-    penalised: bool
-    started: bool = False
-    slot: int = -1
-    index: dict[tuple[int, ...], int] = field(default_factory=dict)
-    indexed: int = 0
 
 
 class Engine:
@@ -205,7 +111,7 @@ class Engine:
             pages = self._most_pages = 1 + max(cache_tokens // self._shards // size, 1)
         self.max_length = min(max_length, (self._most_pages - 1) * size)
         self._prefill_rows = min(_PREFILL_ROWS, self._rows)
-        self._scheduler: Scheduler[_Job] = Scheduler(
+        self._scheduler: Scheduler[Job] = Scheduler(
             shards=self._shards,
             pages=pages,
             page_size=size,
@@ -222,9 +128,9 @@ class Engine:
             self._state = jax.device_put(self._state, *jax.tree.leaves(self._params)[0].devices())
         self._pages = pages
         self._slots = list(range(self._shards * self._rows))
-        self._jobs: dict[int, _Job] = {}
+        self._jobs: dict[int, Job] = {}
         self._guessed = 0
-        self._empty = _job_of(Request((0,), Sampling(temperature=0, seed=0), 1), model, len(self._slots))
+        self._empty = job_of(Request((0,), Sampling(temperature=0, seed=0), 1), model, len(self._slots))
         self._empty.progress = self._empty.progress.replace(active=np.zeros(1, bool))
         self._settings: tuple[tuple[int, ...], Settings] | None = None
 
@@ -249,6 +155,12 @@ class Engine:
         before, self._pages = self._pages, min(2 * self._pages, self._most_pages)
         self._state = program.extend(self._state, before, self._pages)
         return self._pages
+
+    @property
+    def cache_usage(self) -> tuple[int, int]:
+        """Pages that requests hold, and pages that there are; of all shards."""
+        pools = self._scheduler.pools
+        return sum(pool.held for pool in pools), len(pools) * (self._pages - 1)
 
     @property
     def busy(self) -> bool:
@@ -276,6 +188,9 @@ class Engine:
             raise UserError(f"a request needs at least one token in its prompt, and ids from 0 to {vocabulary - 1}.")
         if request.max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {request.max_new_tokens}; it must be 1 or more.")
+        beyond = [token for token in request.sampling.logit_bias if token >= vocabulary]
+        if beyond:
+            raise UserError(f"sampling option 'logit_bias' has token {beyond[0]}; the last one is {vocabulary - 1}.")
         if length + request.max_new_tokens > self.max_length:
             raise UserError(
                 f"a request of {length} prompt tokens and max_new_tokens={request.max_new_tokens} exceeds this engine's "
@@ -285,7 +200,7 @@ class Engine:
             raise UserError("a request has a thinking budget; it then needs `tokens`, see ThinkingTokens.of.")
         if len(request.eos) > MAX_EOS:
             raise UserError(f"a request has {len(request.eos)} end tokens; it may have {MAX_EOS}.")
-        job = _job_of(request, self.model, len(self._slots))
+        job = job_of(request, self.model, len(self._slots))
         self._scheduler.add(job)
         self._jobs[job.number] = job
         return job.number
@@ -303,7 +218,7 @@ class Engine:
         self._make_room()
         if plan is None:
             return []
-        clock = _Clock()
+        clock = Clock()
         jobs, progress, output = self._prefill(plan) if isinstance(plan, Prefill) else self._decode(plan)
         clock.dispatched()
         progress, output = self._fetch(jobs, progress, output)
@@ -323,16 +238,18 @@ class Engine:
             self.stats.decode_tokens += len(tokens)
         return tokens
 
-    def warm_up(self) -> None:
-        """Compile everything that requests may need, so that none of them waits for it; a bar counts the programs."""
+    def warm_up(self, *, constraints: bool = False) -> None:
+        """Compile everything that requests may need, so that none of them waits for it; a bar counts the programs.
+
+        `constraints`: some of them will have one.
+        """
         shards, most = self._shards, self._scheduler.steps
         widths = _sizes(_LEAST_TOKENS, self._scheduler.chunk)
         prefills = [(rows, width) for rows in sorted({1, self._prefill_rows}) for width in widths]
         decodes = _sizes(1, self._rows)
-        guesses = None if self.speculation is None else self.speculation.guesses
-        with progress_bar(
-            "compiling", len(prefills) + len(decodes) * (1 + (guesses is not None)) + 1, visible=None
-        ) as bar:
+        guesses = 0 if self.speculation is None else self.speculation.guesses
+        kinds = ["plain", *["guesses"] * (guesses > 0), *["constrained"] * constraints]
+        with progress_bar("compiling", len(prefills) + len(decodes) * len(kinds) + 1, visible=None) as bar:
             for rows, width in prefills:
                 jobs = [None] * (shards * rows)
                 tokens, counts = np.zeros((shards, width), np.int32), np.zeros((shards, rows), np.int32)
@@ -341,13 +258,15 @@ class Engine:
                 bar.advance()
             for rows in decodes:
                 jobs = [None] * (shards * rows)
-                for many in (None,) if guesses is None else (None, guesses):
+                for kind in kinds:
                     arrays = self._params, self._state, *self._rows_of(jobs), self._tables(jobs)
-                    if many is None:
-                        self._state, *_ = program.decode(self._graphdefs, most, *arrays, np.int32(1))
+                    if kind == "guesses":
+                        guess = np.full((len(jobs), guesses), -1, np.int32)
+                        self._state, *_ = program.verify(self._graphdefs, guesses, *arrays, guess)
                     else:
-                        guess = np.full((len(jobs), many), -1, np.int32)
-                        self._state, *_ = program.verify(self._graphdefs, many, *arrays, guess)
+                        words = -(-self.model.config.vocab_size // 32)
+                        allowed = np.zeros((len(jobs), words), np.uint32) if kind == "constrained" else None
+                        self._state, *_ = program.decode(self._graphdefs, most, *arrays, np.int32(1), allowed)
                     bar.advance()
             nothing = np.zeros(self.model.config.vocab_size, np.int16)
             self._state = program.enter(self._state, np.int32(0), nothing.astype(bool), nothing)
@@ -355,12 +274,12 @@ class Engine:
 
     # ---- run ---------------------------------------------------------------------------------------------------------
 
-    def _prefill(self, plan: Prefill[_Job]):
+    def _prefill(self, plan: Prefill[Job]):
         rows = 1 if max(map(len, plan.parts)) == 1 else self._prefill_rows
         width = size_of(max(sum(count for _, count in parts) for parts in plan.parts), _LEAST_TOKENS)
         tokens = np.zeros((self._shards, width), np.int32)
         counts = np.zeros((self._shards, rows), np.int32)
-        jobs: list[_Job | None] = [None] * (self._shards * rows)
+        jobs: list[Job | None] = [None] * (self._shards * rows)
         ends = np.zeros(len(jobs), bool)
         for shard, parts in enumerate(plan.parts):
             start = 0
@@ -382,9 +301,9 @@ class Engine:
                     self._scheduler.computed(job, count)
         return jobs, progress, output
 
-    def _decode(self, plan: Decode[_Job]):
+    def _decode(self, plan: Decode[Job]):
         rows = size_of(max(map(len, plan.texts)))
-        jobs: list[_Job | None] = [None] * (self._shards * rows)
+        jobs: list[Job | None] = [None] * (self._shards * rows)
         for shard, texts in enumerate(plan.texts):
             for row, job in enumerate(texts):
                 jobs[shard * rows + row] = job
@@ -392,18 +311,29 @@ class Engine:
                 self.stats.prefill_tokens += len(job.tokens) == len(job.request.prompt)  # all but one were in the cache
         settings, progress = self._rows_of(jobs)
         arrays = self._params, self._state, settings, progress, self._tables(jobs)
-        guesses = (
-            self._guesses(jobs) if self.speculation is not None and plan.steps > self.speculation.guesses else None
-        )
+        allowed, guesses = self._allowed(jobs), None
+        if allowed is None and self.speculation is not None and plan.steps > self.speculation.guesses:
+            guesses = self._guesses(jobs)
         if guesses is None:
-            most = np.int32(plan.steps)
-            self._state, progress, output = program.decode(self._graphdefs, self._scheduler.steps, *arrays, most)
+            rest = *arrays, np.int32(plan.steps), allowed
+            self._state, progress, output = program.decode(self._graphdefs, self._scheduler.steps, *rest)
             return jobs, progress, output
         self._state, progress, output = program.verify(self._graphdefs, guesses.shape[1], *arrays, guesses)
         self._guessed = int((guesses >= 0).sum())
         return jobs, progress, output
 
-    def _guesses(self, jobs: Sequence[_Job | None]) -> np.ndarray | None:
+    def _allowed(self, jobs: Sequence[Job | None]) -> np.ndarray | None:
+        """What each row's constraint says of its next token; None where no row has one."""
+        if not any(job is not None and job.request.constraint is not None for job in jobs):
+            return None
+        allowed = np.zeros((len(jobs), -(-self.model.config.vocab_size // 32)), np.uint32)
+        for row, job in zip(allowed, jobs, strict=True):
+            words = None if job is None else job.allowed()
+            if words is not None:
+                row[: len(words)] = words[: len(row)]
+        return allowed
+
+    def _guesses(self, jobs: Sequence[Job | None]) -> np.ndarray | None:
         """Guesses for each row, -1 where there is none; None where there are none at all."""
         assert self.speculation is not None
         guesses = np.full((len(jobs), self.speculation.guesses), -1, np.int32)
@@ -417,7 +347,7 @@ class Engine:
                     row[: len(found)] = found
         return guesses if (guesses >= 0).any() else None
 
-    def _rows_of(self, jobs: Sequence[_Job | None]) -> tuple[Settings, Progress]:
+    def _rows_of(self, jobs: Sequence[Job | None]) -> tuple[Settings, Progress]:
         """Stack what the rows' requests say and where they stand."""
         rows = [self._empty if job is None else job for job in jobs]
         key = tuple(job.number for job in rows)
@@ -427,44 +357,27 @@ class Engine:
         lengths = np.asarray([job.computed for job in rows], np.int32)
         return self._settings[1], progress.replace(length=lengths)
 
-    def _tables(self, jobs: Sequence[_Job | None]) -> np.ndarray:
+    def _tables(self, jobs: Sequence[Job | None]) -> np.ndarray:
         tables = np.zeros((len(jobs), self._width), np.int32)
         for row, job in zip(tables, jobs, strict=True):
             if job is not None:
                 row[: len(job.pages)] = job.pages
         return tables.reshape(self._shards, -1, self._width)
 
-    def _fetch(self, jobs: Sequence[_Job | None], progress: Progress, output: Output) -> tuple[Progress, Output]:
+    def _fetch(self, jobs: Sequence[Job | None], progress: Progress, output: Output) -> tuple[Progress, Output]:
         wanted = any(job is not None and job.request.sampling.logprobs is not None for job in jobs)
         return jax.device_get((progress, output if wanted else output.replace(logprobs=None)))
 
     # ---- postprocess -------------------------------------------------------------------------------------------------
 
-    def _postprocess(self, jobs: Sequence[_Job | None], progress: Progress, output: Output) -> list[Token]:
+    def _postprocess(self, jobs: Sequence[Job | None], progress: Progress, output: Output) -> list[Token]:
         """Give the new tokens to their texts, those of one step before those of the next; end what has ended."""
         new: list[Token] = []
         for step in range(output.valid.shape[0]):
             for row in np.flatnonzero(output.valid[step]).tolist():
                 job = jobs[row]
                 assert job is not None
-                token = int(output.token[step, row])
-                job.tokens.append(token)
-                finish: FinishReason | None = None
-                if token in job.request.eos:
-                    finish = "stop"
-                elif len(job.tokens) == job.limit:
-                    finish = "length"
-                logprob = _logprob(output, step, row, job.request.sampling.logprobs)
-                new.append(
-                    Token(
-                        job.number,
-                        token,
-                        bool(output.forced[step, row]),
-                        bool(output.thinking[step, row]),
-                        logprob,
-                        finish,
-                    )
-                )
+                new.append(job.take(output, step, row))
         for row, job in enumerate(jobs):
             if job is None or not output.valid[:, row].any():
                 continue
@@ -485,7 +398,7 @@ class Engine:
         for job in itertools.takewhile(lambda job: job.preemptions, self._scheduler.waiting):
             self._give_slot_back(job)
 
-    def _start(self, job: _Job) -> None:
+    def _start(self, job: Job) -> None:
         """Before a request runs: a place in `Seen` if it has penalties, and what it found in the cache is counted."""
         if not job.started:
             job.started = True
@@ -501,7 +414,7 @@ class Engine:
         counts = np.bincount(answer, minlength=prompt.size).astype(np.int16)
         self._state = program.enter(self._state, np.int32(job.slot), prompt, counts)
 
-    def _give_slot_back(self, job: _Job) -> None:
+    def _give_slot_back(self, job: Job) -> None:
         if job.slot >= 0:
             self._slots.append(job.slot)
             job.slot = -1
@@ -512,76 +425,3 @@ def _sizes(least: int, most: int) -> list[int]:
     while sizes[-1] < most:
         sizes.append(2 * sizes[-1])
     return sizes
-
-
-def arrays_of(request: Request, defaults: GenerationConfig, slot: int) -> tuple[Settings, Progress]:
-    """Return what the programs are told of a request that has not begun, arrays with one row."""
-    sampling = request.sampling.resolve(defaults)
-    eos: Any = np.full((1, MAX_EOS), -1, np.int32)
-    eos[0, : len(request.eos)] = sorted(request.eos)
-
-    def one(value: Any, kind: type) -> Any:
-        return np.asarray([value], kind)
-
-    settings = Settings(
-        SamplingRows.of([sampling], [request.sample_index]),
-        BudgetRules.of([request.budget], [request.tokens]),
-        eos,
-        one(slot, np.int32),
-    )
-    progress = Progress(
-        token=one(request.prompt[-1], np.int32),
-        length=one(0, np.int32),
-        position=one(0, np.int32),
-        remaining=one(request.max_new_tokens, np.int32),
-        active=one(True, bool),
-        budget=BudgetState.start([request.thinking]),
-    )
-    return settings, progress
-
-
-def _job_of(request: Request, model: Qwen3, no_slot: int) -> _Job:
-    settings, progress = arrays_of(request, model.generation_config, no_slot)
-    return _Job(
-        tokens=list(request.prompt),
-        limit=len(request.prompt) + request.max_new_tokens,
-        request=request,
-        settings=settings,
-        progress=progress,
-        penalised=bool(settings.sampling.penalised[0]),
-    )
-
-
-def _logprob(output: Output, step: int, row: int, wanted: int | None) -> TokenLogprob | None:
-    if wanted is None or output.logprobs is None:
-        return None
-    all_of = output.logprobs
-    top = zip(all_of.top_tokens[step, row, :wanted].tolist(), all_of.top[step, row, :wanted].tolist(), strict=True)
-    return TokenLogprob(int(output.token[step, row]), float(all_of.chosen[step, row]), tuple(top))
-
-
-class _Clock:
-    """Times one step, compilation apart: a call that compiles returns when it has, and then runs."""
-
-    compilations = 0
-
-    def __init__(self) -> None:
-        self._seen = _Clock.compilations
-        self._started = self._running = time.perf_counter()
-
-    def dispatched(self) -> None:
-        """The step's call has returned."""
-        if _Clock.compilations > self._seen:
-            self._running = time.perf_counter()
-
-    def stop(self) -> tuple[float, float]:
-        """The step's result is here: return (seconds running, seconds compiling)."""
-        return time.perf_counter() - self._running, self._running - self._started
-
-    @staticmethod
-    def listen(event: str, duration_secs: float, **_: str | int) -> None:
-        """Called by JAX after every compilation, also one that the persistent cache spared."""
-        _Clock.compilations += event == "/jax/core/compile/backend_compile_duration"
-
-
-jax.monitoring.register_event_duration_secs_listener(_Clock.listen)

@@ -21,7 +21,7 @@ import sharding
 from qwen3_jax.config import GenerationConfig, Qwen3Config, read_json
 from qwen3_jax.errors import UserError
 from qwen3_jax.generation import program
-from qwen3_jax.generation.engine import Request, arrays_of
+from qwen3_jax.generation.requests import Request, arrays_of
 from qwen3_jax.generation.sampling import Sampling
 from qwen3_jax.kernels import page_size
 from qwen3_jax.kernels.costs import pricer

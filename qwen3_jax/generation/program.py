@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from qwen3_jax.generation.budget import BudgetRules, BudgetState
-from qwen3_jax.generation.sampling import Logprobs, SamplingRows, Seen, logprobs, penalise, sample
+from qwen3_jax.generation.sampling import Logprobs, SamplingRows, Seen, logprobs, penalise, sample, shift
 from qwen3_jax.kernels import CacheType, Pages, Rows
 from qwen3_jax.model import Hidden, KVCache, Qwen3
 
@@ -41,12 +41,14 @@ class Settings(struct.PyTreeNode):
         rules: the thinking budget.
         eos: int32 [B, MAX_EOS], tokens that end the answer; -1 for none.
         slot: int32, the row's place in `Seen`; past the last where no penalty asks for one.
+        constrained: bool, outside its thinking the row may take one token, of those that it is told, and then waits.
     """
 
     sampling: SamplingRows
     rules: BudgetRules
     eos: jax.Array
     slot: jax.Array
+    constrained: jax.Array
 
 
 class Progress(struct.PyTreeNode):
@@ -168,8 +170,13 @@ def decode(
     progress: Progress,
     tables_drw: jax.Array,
     steps: jax.Array,
+    allowed_bw: jax.Array | None = None,
 ) -> tuple[State, Progress, Output]:
     """Generate tokens one after another until all rows have ended, or `steps` of them (at most `most`, which is static).
+
+    Args:
+        allowed_bw: uint32, as `Constraint.allowed` gives them, for the next token of rows that are `constrained` and not in
+            their thinking; None when no row is constrained.
 
     Returns:
         The output leads with an axis of `most` steps.
@@ -177,20 +184,25 @@ def decode(
     model = nnx.merge(graphdefs[0], params[0])
 
     def step(carry):
-        i, state, progress, outputs = carry
-        states_bd, groups = _forward_one(model, state.groups, progress, tables_drw)
-        seen, progress, output = _take(model, settings, state.seen, progress, model.logits(states_bd))
+        i, state, progress, waits_b, outputs = carry
+        going = progress.replace(active=progress.active & ~waits_b)
+        states_bd, groups = _forward_one(model, state.groups, going, tables_drw)
+        seen, after, output = _take(model, settings, state.seen, going, model.logits(states_bd), allowed_bw)
         outputs = jax.tree.map(lambda all_nb, x_b: all_nb.at[i].set(x_b), outputs, output)
-        return i + 1, state.replace(groups=groups, seen=seen), progress, outputs
+        after = after.replace(active=after.active | (progress.active & waits_b))
+        if allowed_bw is not None:
+            waits_b = settings.constrained & ~after.budget.busy
+        return i + 1, state.replace(groups=groups, seen=seen), after, waits_b, outputs
 
     def goes_on(carry):
-        i, _, progress, _ = carry
-        return (i < steps) & progress.active.any()
+        i, _, progress, waits_b, _ = carry
+        return (i < steps) & (progress.active & ~waits_b).any()
 
     logits = jax.ShapeDtypeStruct((progress.token.size, model.config.vocab_size), jnp.float32)
     shapes = jax.eval_shape(lambda logits_bv: _take(model, settings, state.seen, progress, logits_bv)[2], logits)
     outputs = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
-    _, state, progress, outputs = jax.lax.while_loop(goes_on, step, (jnp.int32(0), state, progress, outputs))
+    start = jnp.int32(0), state, progress, jnp.zeros_like(progress.active), outputs
+    _, state, progress, _, outputs = jax.lax.while_loop(goes_on, step, start)
     return _after(model, state, state.seen), *_to_all(model, (progress, outputs))
 
 
@@ -297,11 +309,20 @@ def _rows(progress: Progress, tables_drw) -> Rows:
     return Rows(tables_drw, jnp.where(active_dr, progress.length.reshape(d, r), 0))
 
 
-def _take(model: Qwen3, settings: Settings, seen: Seen, progress: Progress, logits_bv):
+def _permit(logits_bv, allowed_bw, rows_b):
+    """Take all but the allowed tokens out of reach of some rows."""
+    v = jnp.arange(logits_bv.shape[1])
+    allowed_bv = (allowed_bw[:, v // 32] >> (v % 32).astype(jnp.uint32)) & 1
+    return jnp.where(rows_b[:, None] & (allowed_bv == 0), -jnp.inf, logits_bv)
+
+
+def _take(model: Qwen3, settings: Settings, seen: Seen, progress: Progress, logits_bv, allowed_bw=None):
     """Choose the next token of each active row from its logits and move the row on."""
     active_b = progress.active
     logits_bv = model.placement.constrain(logits_bv, ("batch", "vocab"))
-    shaped_bv = penalise(logits_bv, settings.sampling, seen, settings.slot)
+    shaped_bv = penalise(shift(logits_bv, settings.sampling), settings.sampling, seen, settings.slot)
+    if allowed_bw is not None:
+        shaped_bv = _permit(shaped_bv, allowed_bw, settings.constrained & ~progress.budget.busy)
     sampled_b = sample(progress.budget.forbid(shaped_bv, settings.rules), settings.sampling, progress.position)
     token_b, forced_b, budget = progress.budget.advance(sampled_b, settings.rules)
     thinking_b = budget.used > progress.budget.used

@@ -1,7 +1,8 @@
 """From logits to tokens: penalties, temperature, top-k, top-p, min-p, one seed per row.
 
-Order of operations (as vLLM and transformers apply them): repetition penalty, frequency and presence penalty, temperature,
-top-k, top-p, min-p. All settings are arrays with one entry per row, so a batch may mix them and a change compiles nothing.
+Order of operations (as vLLM and transformers apply them): biases, repetition penalty, frequency and presence penalty,
+temperature, top-k, top-p, min-p. All settings are arrays with one entry per row, so a batch may mix them and a change
+compiles nothing.
 
 Invariant: a row's token depends on its own logits, settings, seed and position only, never on its neighbours. One uniform
 number is drawn per row and token and looked up in the cumulative distribution, most likely token first.
@@ -13,8 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ from qwen3_jax.errors import UserError
 from sharding import Placement
 
 MAX_LOGPROBS = 20  # alternatives per token that can be asked for, as in OpenAI's API
+MAX_BIASES = 300  # tokens of a request whose logits may be moved, as there
 # Rows with 0 < top_k <= this are sampled from a partial sort; a full sort of 151,936 logits takes many times longer.
 _FEW = 64
 
@@ -46,6 +48,7 @@ class Sampling:
         presence_penalty: subtracted from the logit of every token generated before, in [-2, 2].
         frequency_penalty: subtracted once for every time that a token was generated before, in [-2, 2].
         repetition_penalty: divides positive and multiplies negative logits of every token of prompt and answer; 1 is off.
+        logit_bias: token ids and what is added to their logits, in [-100, 100]; at most `MAX_BIASES`.
         seed: makes the row repeatable, alone or in any batch; None draws one.
         stop: texts that end the answer; they are not part of it.
         logprobs: report each token's log probability and this many alternatives; None reports nothing.
@@ -59,6 +62,7 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     stop: str | Sequence[str] = ()
     logprobs: int | None = None
@@ -87,6 +91,17 @@ class Sampling:
             kinds = (int, np.integer) if kind is int else (int, float, np.integer, np.floating)
             if isinstance(value, bool) or not isinstance(value, kinds) or not valid(value):
                 raise UserError(f"sampling option {name!r} is {value!r}; it must be {words}.")
+        if len(self.logit_bias) > MAX_BIASES:
+            raise UserError(
+                f"sampling option 'logit_bias' has {len(self.logit_bias)} tokens; it may have {MAX_BIASES}."
+            )
+        for token, bias in self.logit_bias.items():
+            is_token = isinstance(token, (int, np.integer)) and not isinstance(token, bool) and 0 <= token < 2**31
+            is_bias = isinstance(bias, (int, float)) and not isinstance(bias, bool) and -100 <= bias <= 100
+            if not (is_token and is_bias):
+                raise UserError(
+                    f"sampling option 'logit_bias' has {token!r}: {bias!r}; it takes token ids and numbers from -100 to 100."
+                )
         stop = (self.stop,) if isinstance(self.stop, str) or not isinstance(self.stop, Sequence) else tuple(self.stop)
         for text in stop:
             if not isinstance(text, str) or not text:
@@ -130,7 +145,7 @@ def _draw_seed() -> int:
 
 @struct.dataclass
 class SamplingRows:
-    """`Sampling` of each row as arrays [B]; `key` is uint32 [B, 2]."""
+    """`Sampling` of each row as arrays [B]; `key` is uint32 [B, 2], `bias_tokens` int32 [B, MAX_BIASES], -1 for none."""
 
     temperature: jax.Array
     top_k: jax.Array
@@ -139,6 +154,8 @@ class SamplingRows:
     presence_penalty: jax.Array
     frequency_penalty: jax.Array
     repetition_penalty: jax.Array
+    bias_tokens: jax.Array
+    biases: jax.Array
     logprobs: jax.Array
     key: jax.Array
 
@@ -156,6 +173,11 @@ class SamplingRows:
 
         wanted: Any = np.asarray([row.logprobs is not None for row in rows])
         seeds = [np.random.SeedSequence(row.seed, spawn_key=(i,)) for row, i in zip(rows, sample_indices, strict=True)]
+        tokens: Any = np.full((len(rows), MAX_BIASES), -1, np.int32)
+        biases: Any = np.zeros((len(rows), MAX_BIASES), np.float32)
+        for i, row in enumerate(rows):
+            tokens[i, : len(row.logit_bias)] = list(row.logit_bias)
+            biases[i, : len(row.logit_bias)] = list(row.logit_bias.values())
         keys: Any = np.stack([seed.generate_state(2, np.uint32) for seed in seeds])
         return cls(
             temperature=column("temperature", np.float32),
@@ -165,6 +187,8 @@ class SamplingRows:
             presence_penalty=column("presence_penalty", np.float32),
             frequency_penalty=column("frequency_penalty", np.float32),
             repetition_penalty=column("repetition_penalty", np.float32),
+            bias_tokens=tokens,
+            biases=biases,
             logprobs=wanted,
             key=keys,
         )
@@ -190,6 +214,17 @@ class Seen(struct.PyTreeNode):
     def add(self, slot_b: jax.Array, token_b: jax.Array) -> Seen:
         """Count one generated token in each of some slots; slots past the last are left out."""
         return self.replace(answer=self.answer.at[slot_b, token_b].add(1, mode="drop"))
+
+
+def shift(logits_bv: jax.Array, rows: SamplingRows) -> jax.Array:
+    """Add the rows' biases to the logits of their tokens; nothing if there are none."""
+
+    def apply(logits_bv: jax.Array) -> jax.Array:
+        # An index below zero would count from the end; past the last it is dropped.
+        token_bn = jnp.where(rows.bias_tokens < 0, logits_bv.shape[1], rows.bias_tokens)
+        return logits_bv.at[jnp.arange(len(logits_bv))[:, None], token_bn].add(rows.biases, mode="drop")
+
+    return jax.lax.cond(jnp.any(rows.bias_tokens >= 0), apply, lambda x: x, logits_bv)
 
 
 def penalise(logits_bv: jax.Array, rows: SamplingRows, seen: Seen, slot_b: jax.Array) -> jax.Array:

@@ -31,6 +31,7 @@ class Text:
         computed: tokens whose keys and values are in them.
         cached: tokens of the prompt that were found there when it was admitted first; None until then.
         preemptions: how often it had to make room.
+        last_alone: the prompt's last token is left to a decode step.
     """
 
     tokens: list[int]
@@ -41,6 +42,7 @@ class Text:
     computed: int = 0
     cached: int | None = None
     preemptions: int = 0
+    last_alone: bool = False
 
     @property
     def pending(self) -> int:
@@ -199,7 +201,7 @@ class Scheduler(Generic[T]):
         left = self.chunk
         for text in texts:
             if text.pending > 1 and left > 0 and len(parts) < self.chunk_rows:
-                count = min(text.pending, left)
+                count = min(text.pending - text.last_alone, left)
                 parts.append((text, count))
                 left -= count
         return parts

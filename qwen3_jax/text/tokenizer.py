@@ -94,7 +94,7 @@ class Tokenizer:
 
     def detokenizer(self, skip_special_tokens: bool = False) -> Detokenizer:
         """A fresh incremental decoder of one token stream; it gives what `decode` gives."""
-        return Detokenizer(self._bytes_of, self._special_ids if skip_special_tokens else ())
+        return Detokenizer(self.bytes_of, self._special_ids if skip_special_tokens else ())
 
     @overload
     def apply_chat_template(
@@ -232,10 +232,14 @@ class Tokenizer:
     def endoftext_id(self) -> int | None:
         return self.token_to_id(byte_level.ENDOFTEXT)
 
+    def to_json(self) -> str:
+        """The `tokenizers` pipeline, as in tokenizer.json."""
+        return self._backend.to_str()
+
     def definition(self) -> str:
         """Return all that decides how text and messages become tokens, as one text that can be compared."""
         templates = {"default": self.chat_template} | self._templates  # saving writes the built-in one down
-        return json.dumps([self._backend.to_str(), sorted(templates.items())])
+        return json.dumps([self.to_json(), sorted(templates.items())])
 
     def __repr__(self) -> str:
         template = "own" if self.has_own_chat_template else "built-in"
@@ -249,7 +253,8 @@ class Tokenizer:
     def _named_id(self, key: str) -> int | None:
         return self.token_to_id(self._named[key]) if key in self._named else None
 
-    def _bytes_of(self, token_id: int) -> bytes:
+    def bytes_of(self, token_id: int) -> bytes:
+        """The bytes of a token's text, UTF-8 or a part of it; none for an id that has no token."""
         known = self._token_bytes.get(token_id)
         if known is None:
             _check_id(token_id)

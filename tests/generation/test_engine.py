@@ -17,7 +17,7 @@ import qwen3_jax
 import sharding
 from qwen3_jax import DraftModel, Engine, PromptLookup, Request, Sampling, UserError
 from qwen3_jax.generation import ThinkingTokens
-from qwen3_jax.generation.engine import _Clock
+from qwen3_jax.generation.clock import Clock
 
 THINK = ThinkingTokens(start=310, end=311, stop=(17, 311, 18))
 REQUESTS = 200
@@ -72,29 +72,37 @@ def mixed_requests() -> tuple[list[Request], list[int]]:
     return requests, np.cumsum(random.random(REQUESTS) < 0.6).tolist()
 
 
+def greedy(hf, request: Request) -> tuple[list[int], list[bool]]:
+    """Greedy tokens of transformers' model with its own cache, and which of them are the stop text, fed at the budget."""
+    tokens, forced, content, thinking, used, force = [], [], [], request.thinking, 0, []
+    with torch.no_grad():
+        out = hf(torch.tensor([request.prompt]), use_cache=True)
+        while len(tokens) < request.max_new_tokens and not request.eos.intersection(tokens[-1:]):
+            if thinking and used == request.budget and not force:
+                force = list(THINK.stop)
+            logits = out.logits[0, -1].clone()
+            for token, bias in request.sampling.logit_bias.items():
+                logits[token] += bias
+            if request.constraint is not None and not thinking:
+                may = {THINK.start} - set(tokens and [THINK.start]) | set(request.constraint.next(content))
+                logits[[token for token in range(len(logits)) if token not in may]] = -torch.inf
+            if request.budget is not None and not thinking and used >= request.budget:
+                logits[THINK.start] = -torch.inf
+            token = force.pop(0) if (was := bool(force)) else int(logits.argmax())
+            used += thinking and token != THINK.end and not was
+            content += [token] * (not thinking and token != THINK.start and not was)
+            thinking = (thinking and token != THINK.end) or (not thinking and token == THINK.start)
+            tokens.append(token)
+            forced.append(was)
+            out = hf(torch.tensor([[token]]), past_key_values=out.past_key_values, use_cache=True)
+    return tokens, forced
+
+
 @functools.cache
 def transformers_says(variant: str) -> list[tuple[list[int], list[bool]]]:
-    """Greedy tokens of transformers' model with its own cache; at the budget the stop text is fed instead."""
+    """What `greedy` says of the mixed requests."""
     hf = hf_checkpoints.build(variant)
-    answers = []
-    with torch.no_grad():
-        for request in mixed_requests()[0]:
-            out = hf(torch.tensor([request.prompt]), use_cache=True)
-            tokens, forced, thinking, used, force = [], [], request.thinking, 0, []
-            while len(tokens) < request.max_new_tokens:
-                if thinking and used == request.budget and not force:
-                    force = list(THINK.stop)
-                logits = out.logits[0, -1].clone()
-                if request.budget is not None and not thinking and used >= request.budget:
-                    logits[THINK.start] = -torch.inf
-                token = force.pop(0) if (was := bool(force)) else int(logits.argmax())
-                used += thinking and token != THINK.end and not was
-                thinking = (thinking and token != THINK.end) or (not thinking and token == THINK.start)
-                tokens.append(token)
-                forced.append(was)
-                out = hf(torch.tensor([[token]]), past_key_values=out.past_key_values, use_cache=True)
-            answers.append((tokens, forced))
-    return answers
+    return [greedy(hf, request) for request in mixed_requests()[0]]
 
 
 ROOMY = dict(rows=8, cache_tokens=4096, slots_per_page=4, prefill_chunk=64)
@@ -121,6 +129,54 @@ def loaded(variant: str, mesh: str, folder):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("checkpoints")
+
+
+class Fives:
+    """Six tokens, the n-th a multiple of n + 5, and then the end."""
+
+    END = 299
+
+    def __init__(self):
+        self.taken = []
+
+    @classmethod
+    def next(cls, taken: list[int]) -> list[int]:
+        return list(range(0, cls.END, len(taken) + 5)) if len(taken) < 6 else [cls.END]
+
+    def allowed(self) -> np.ndarray:
+        bits = np.zeros(320, bool)
+        bits[self.next(self.taken)] = True
+        return np.packbits(bits, bitorder="little").view(np.uint32)
+
+    def take(self, token: int) -> None:
+        assert token in self.next(self.taken)
+        self.taken.append(token)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "way"), [("1_device", way) for way in WAYS] + [("data_2_tensor_2", "preemptions")],
+)  # fmt: skip
+def test_constraints_and_biases_hold_in_any_company(mesh, way, folder):
+    """Half of the requests are held to a grammar, a third has biases, some think first under a budget."""
+    made = []
+    for place, request in enumerate(mixed_requests()[0][:60]):
+        sampling = dataclasses.replace(
+            request.sampling, logit_bias={7: 100.0, 35: 99.5, 8: -100.0} if place % 3 else {}
+        )
+        more = 10 if place % 2 else 0  # room for the thinking's end and the grammar's
+        made.append(
+            dataclasses.replace(
+                request, sampling=sampling, eos=frozenset({Fives.END}), max_new_tokens=request.max_new_tokens + more,
+                constraint=Fives() if place % 2 else None,
+            )
+        )  # fmt: skip
+    hf = hf_checkpoints.build("dense_tied")
+    engine = Engine(loaded("dense_tied", mesh, folder), **WAYS[way])
+    got = run(engine, made, mixed_requests()[1][:60])
+    for request, tokens in zip(made, got, strict=True):
+        assert (ids(tokens), [token.forced for token in tokens]) == greedy(hf, request)
+    whole = [tokens for request, tokens in zip(made, got, strict=True) if request.constraint is not None]
+    assert sum(tokens[-1].id == Fives.END and len(tokens) > 7 for tokens in whole) > 5  # some have thought before
 
 
 @pytest.mark.parametrize(
@@ -262,7 +318,7 @@ def soak(count: int, seed: int) -> None:
         model, rows=16, cache_tokens=256, slots_per_page=8, prefill_chunk=64, speculation=PromptLookup(3, shortest=1)
     )
     engine.warm_up()
-    compiled, memory = _Clock.compilations, []
+    compiled, memory = Clock.compilations, []
     live, finished, cancelled, submitted, waited = {}, 0, 0, 0, 0
     common = random.integers(0, tiny_models.VOCABULARY, 64).tolist()
     while submitted < count or live:
@@ -300,7 +356,7 @@ def soak(count: int, seed: int) -> None:
     assert finished > 0.6 * count
     assert cancelled > 0.01 * count
     assert engine.stats.preemptions > count / 20
-    assert _Clock.compilations == compiled
+    assert Clock.compilations == compiled
     assert not engine.busy
     assert sorted(engine._slots) == list(range(16))
     assert all(pool.held == 0 for pool in engine._scheduler.pools)
@@ -313,9 +369,9 @@ def test_a_second_request_compiles_nothing(mesh, folder):
     engine = Engine(loaded("dense_tied", mesh, folder), rows=2, cache_tokens=256)
     request = Request((5, 6, 7), Sampling(temperature=0, seed=0), 4)
     first = run(engine, [request])
-    compiled = _Clock.compilations
+    compiled = Clock.compilations
     assert run(engine, [request]) != first  # numbers differ, no more
-    assert _Clock.compilations == compiled
+    assert Clock.compilations == compiled
 
 
 def test_a_cache_grows_when_it_is_full():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import qwen3_jax
 from qwen3_jax import GenerationConfig, Sampling, UserError
+from qwen3_jax.generation import Token
 from qwen3_jax.generation.answer import Answer
 from qwen3_jax.generation.sampling import SamplingRows, Seen, penalise, sample
 
@@ -327,7 +328,7 @@ STOPS = st.lists(
 def feed(answer: Answer, ids: list[int]):
     deltas = []
     for token in ids:
-        deltas += answer.add(token, False, False, None)
+        deltas += answer.add(Token(0, token, forced=False, thinking=False, logprob=None, finish=None))
         if answer.result is not None:
             break
     return deltas
