@@ -3,6 +3,8 @@
     qwen3 train --config configs/quickstart.yaml
     qwen3 plan --config configs/scale/qwen3-8b.yaml --topology v5p:2x2x1
     qwen3 infer --model Qwen/Qwen3-0.6B --prompt "What is 7 * 8?" --thinking-budget 256
+    qwen3 run Qwen/Qwen3-0.6B
+    qwen3 serve --model Qwen/Qwen3-0.6B
     qwen3 convert Qwen/Qwen3-0.6B qwen3-0.6b-orbax --to orbax
     qwen3 quantize Qwen/Qwen3-8B --to int8 --out qwen3-8b-int8 --text held-out.txt
     qwen3 tokenizer train --input 'corpus/**/*.txt' --vocab-size 32000 --output tokenizer/
@@ -18,6 +20,8 @@ COMMANDS = {
     "train": ("qwen3_jax.cli.train", "train a model from a configuration file"),
     "plan": ("qwen3_jax.cli.plan", "compile a training run for TPUs that are not here: memory, traffic, speed"),
     "infer": ("qwen3_jax.cli.infer", "answer prompts, chat, or work through a file of conversations"),
+    "run": ("qwen3_jax.cli.run", "talk to a model in the terminal"),
+    "serve": ("qwen3_jax.cli.serve", "serve an OpenAI-compatible API and a chat page"),
     "convert": ("qwen3_jax.cli.convert", "Hugging Face safetensors <-> Orbax, or to another data type"),
     "quantize": ("qwen3_jax.cli.quantize", "write an int8, fp8 or int4 checkpoint and measure what it lost"),
     "report": ("qwen3_jax.cli.report", "draw one page about a training run"),

@@ -20,13 +20,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qwen3_jax.cli import models
 from qwen3_jax.cli.common import INTERRUPTED, Parser, guarded, whole_number
 from qwen3_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from qwen3_jax.generation import Engine, Sampling
-    from qwen3_jax.model import Qwen3
-    from qwen3_jax.text import Tokenizer
+    from qwen3_jax.generation import Sampling
 
 DEFAULT_BATCH_SIZE = 8
 DEFAULT_CONTEXT = 4096
@@ -42,14 +41,7 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 infer") -> int:
 
 def _parser(prog: str) -> Parser:
     parser = Parser(prog=prog, description=__doc__)
-    add = parser.add_argument
-    add("--model", required=True, metavar="DIR|ID", help="checkpoint folder, or hub repository (Qwen/Qwen3-0.6B)")
-    add("--revision", metavar="REV", help="branch, tag or commit of a hub repository")
-    add(
-        "--hf-overrides", type=_json_object, metavar="JSON",
-        help='fields of config.json to replace, as {"max_position_embeddings": 131072, "rope_scaling": {...}}',
-    )  # fmt: skip
-
+    models.add_model(parser)
     add = parser.add_argument_group(
         "input (one of these; otherwise the prompt is read from standard input)"
     ).add_argument
@@ -92,23 +84,7 @@ def _parser(prog: str) -> Parser:
     add("--n", type=whole_number(1), default=1, metavar="N", help="answers per prompt")
     add("--logprobs", type=int, metavar="N", help="report log probabilities and N alternatives (with --json or JSONL)")
 
-    add = parser.add_argument_group("speed and memory").add_argument
-    add(
-        "--lookup", type=whole_number(1), metavar="N",
-        help="guess that text goes on as it did where its last tokens stood before, N tokens at a time",
-    )  # fmt: skip
-    add("--draft", metavar="DIR|ID", help="let this smaller model of the same vocabulary guess, 4 tokens at a time")
-    add(
-        "--quantize",
-        choices=["int8", "fp8", "int4"],
-        help="keep the weights in 8 or 4 bits; docs/quantization.md says what that costs",
-    )
-    add(
-        "--cache-type",
-        choices=["int8", "fp8"],
-        help="keep keys and values in 8 bits: half the memory of bfloat16; not exact",
-    )
-
+    models.add_speed(parser)
     add = parser.add_argument_group("output").add_argument
     add(
         "--stream", action=argparse.BooleanOptionalAction,
@@ -128,17 +104,7 @@ def _parser(prog: str) -> Parser:
         help=f"batch mode and --plan: answers decoded together (default {DEFAULT_BATCH_SIZE})",
     )  # fmt: skip
 
-    add = parser.add_argument_group("devices").add_argument
-    add(
-        "--mesh", metavar="AXES",
-        help="spread the model, as data=2,tensor=4; axes: replica, data, expert, context, tensor; -1 on one of them is "
-        "all devices that are left (default: one device; with --plan tensor=-1)",
-    )  # fmt: skip
-    add(
-        "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto",
-        help="type of weights and activations (auto: float32 on CPU, else bfloat16)",
-    )  # fmt: skip
-
+    models.add_devices(parser)
     add = parser.add_argument_group("planning (with --mesh, --dtype, --batch-size and --json)").add_argument
     add("--plan", metavar="TOPOLOGY", help="compile the decode step for this TPU slice (v5e:2x2) and report")
     add("--slices", type=whole_number(1), metavar="N", help="so many equal slices (default 1)")
@@ -147,16 +113,6 @@ def _parser(prog: str) -> Parser:
         help=f"slots of the cache in each row, all attended to (default {DEFAULT_CONTEXT})",
     )  # fmt: skip
     return parser
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
-    return value
 
 
 def _check_together(parser: Parser, args: argparse.Namespace) -> None:
@@ -218,19 +174,18 @@ def _run(args: argparse.Namespace) -> int:
     else:
         jobs = [inputs.read_one(args.prompt, args.messages, args.system, args.raw)]
     tools = None if args.tools is None else inputs.read_tools(args.tools)
-    axes = None if args.mesh is None else inputs.read_mesh(args.mesh)
+    if args.mesh is not None:
+        inputs.read_mesh(args.mesh)  # a mistake in it is told before JAX is imported
 
     import jax
 
-    import sharding
+    from qwen3_jax.generation import Engine
 
-    if axes is not None:
-        sharding.initialize()  # no effect for a single process
+    mesh = models.make_mesh(args.mesh)
     sampling = _sampling(args)
-    mesh = None if axes is None else sharding.make_mesh(**axes)  # type: ignore[arg-type] # axis names are checked
     if args.chat and jax.process_count() > 1:
         raise UserError("--chat needs a single process; this run has several.")
-    model, tokenizer = _load(args, mesh)
+    model, tokenizer = models.load_model(args, mesh)
     options: dict[str, Any] = dict(
         sampling=sampling,
         max_new_tokens=args.max_new_tokens,
@@ -241,7 +196,8 @@ def _run(args: argparse.Namespace) -> int:
     from qwen3_jax.cli.answers import answer_batch, answer_one
 
     rows = (args.batch_size or DEFAULT_BATCH_SIZE) if batch else min(args.n, DEFAULT_BATCH_SIZE)
-    engine = _engine(args, model, mesh, rows)
+    speculation = models.speculation_of(args, model, mesh)
+    engine = Engine(model, rows=rows, speculation=speculation, cache_type=args.cache_type)
     stream = sys.stdout.isatty() and not args.json and args.n == 1 if args.stream is None else args.stream
     if args.chat:
         from qwen3_jax.cli.chat import Chat
@@ -294,34 +250,3 @@ def _sampling(args: argparse.Namespace) -> "Sampling":
         "n",
     )
     return Sampling(stop=tuple(args.stop), **{name: getattr(args, name) for name in names})
-
-
-def _load(args: argparse.Namespace, mesh: Any) -> "tuple[Qwen3, Tokenizer]":
-    from qwen3_jax.checkpoint import load
-    from qwen3_jax.kernels.platform import default_compute_dtype
-
-    dtype = default_compute_dtype() if args.dtype == "auto" else args.dtype
-    model, tokenizer = load(
-        args.model,
-        dtype=dtype,
-        mesh=mesh,
-        revision=args.revision,
-        quantize=args.quantize,
-        hf_overrides=args.hf_overrides,
-    )
-    if tokenizer is None:
-        raise UserError(f"{args.model} has no tokenizer files (tokenizer.json); text cannot be read or written.")
-    return model, tokenizer
-
-
-def _engine(args: argparse.Namespace, model: "Qwen3", mesh: Any, rows: int) -> "Engine":
-    from qwen3_jax.checkpoint import load
-    from qwen3_jax.generation import DraftModel, Engine, PromptLookup
-
-    speculation: Any = None
-    if args.lookup is not None:
-        speculation = PromptLookup(args.lookup)
-    elif args.draft is not None:
-        draft, _ = load(args.draft, dtype=model.dtype, mesh=mesh)
-        speculation = DraftModel(draft)
-    return Engine(model, rows=rows, speculation=speculation, cache_type=args.cache_type)

@@ -6,7 +6,7 @@ from qwen3_jax.generation.budget import ThinkingTokens
 from qwen3_jax.generation.engine import Engine
 from qwen3_jax.generation.requests import Constraint, Request, Stats, Token
 from qwen3_jax.generation.sampling import Sampling
-from qwen3_jax.generation.speculation import DraftModel, PromptLookup
+from qwen3_jax.generation.speculation import DraftModel, PromptLookup, Speculation
 from qwen3_jax.text import STOP_TEXT
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "PromptLookup",
     "Request",
     "Sampling",
+    "Speculation",
     "Stats",
     "ThinkingTokens",
     "Token",

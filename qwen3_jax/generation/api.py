@@ -132,6 +132,7 @@ def prepare(
     constraint: Callable[[], Constraint] | None = None,
     raw: bool = False,
     one_call: bool = False,
+    fit_budget: bool = False,
 ) -> list[tuple[Request, Answer]]:
     """Check one prompt and return what to submit for each of its n answers, and what to add the tokens to.
 
@@ -141,13 +142,14 @@ def prepare(
         constraint: makes what each answer's content is held to, tool calls included.
         raw: think tags and tool calls are text like any other.
         one_call: an answer ends with its first tool call.
+        fit_budget: a budget that leaves no room for an answer in max_new_tokens is lowered, where it can be, and not refused.
 
     Raises:
         UserError: as `generate`.
     """
     return _plan(
         engine, tokenizer, [prompt], sampling, max_new_tokens, enable_thinking, thinking_budget, tools,
-        continue_final_message, thinking_stop_text, None, constraint, raw, one_call,
+        continue_final_message, thinking_stop_text, None, constraint, raw, one_call, fit_budget,
     )[1]  # fmt: skip
 
 
@@ -176,6 +178,7 @@ def _run(engine: Engine, requests: list[tuple[Request, Answer]]) -> Iterator[Del
 def _plan(
     model, tokenizer, prompts, sampling, max_new_tokens, enable_thinking, thinking_budget, tools,
     continue_final_message, thinking_stop_text, batch_size, constraint=None, raw=False, one_call=False,
+    fit_budget=False,
 ) -> tuple[Engine, list[tuple[Request, Answer]]]:  # fmt: skip
     """Check everything and lay out the requests."""
     whole = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
@@ -214,6 +217,8 @@ def _plan(
     for index, ids, resolved, wanted, budget in rows:
         limit = _limit(index, len(ids), wanted, model, engine.max_length)
         is_open = tokens.is_open(ids, header)
+        if fit_budget and budget is not None and budget > 0:
+            budget = max(min(budget, limit - _room(tokens, is_open)), 0)
         _check_room(index, budget, limit, tokens, is_open)
         for sample in range(resolved.n):
             held = None if constraint is None else constraint()
@@ -353,11 +358,16 @@ def _limit(index: int, prompt: int, wanted: int | None, model: Qwen3, context: i
     return wanted
 
 
+def _room(tokens: ThinkingTokens, is_open: bool) -> int:
+    """Tokens of an answer that are not thinking: the stop text, one of content, and perhaps `<think>`."""
+    return len(tokens.stop) + 1 + (not is_open)
+
+
 def _check_room(index: int, budget: int | None, limit: int, tokens: ThinkingTokens, is_open: bool) -> None:
     """A budget must leave room for its stop text and at least one token of the answer."""
     if budget is None or (budget == 0 and not is_open):
         return
-    needed = budget + len(tokens.stop) + 1 + (not is_open)
+    needed = budget + _room(tokens, is_open)
     if needed > limit:
         fits = budget - (needed - limit) if is_open else max(budget - (needed - limit), 0)
         raise UserError(

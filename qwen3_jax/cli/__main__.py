@@ -1,0 +1,7 @@
+"""`python -m qwen3_jax.cli` is the `qwen3` command."""
+
+import sys
+
+from qwen3_jax.cli import main
+
+sys.exit(main())

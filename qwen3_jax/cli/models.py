@@ -1,0 +1,114 @@
+"""The options that name a model and say how it runs, for every command that generates."""
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from qwen3_jax.cli.common import Parser, whole_number
+from qwen3_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from qwen3_jax.generation import Speculation
+    from qwen3_jax.model import Qwen3
+    from qwen3_jax.text import Tokenizer
+
+
+def add_model(parser: Parser) -> None:
+    """Which checkpoint."""
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR|ID", help="checkpoint folder, or hub repository (Qwen/Qwen3-0.6B)")
+    add("--revision", metavar="REV", help="branch, tag or commit of a hub repository")
+    add(
+        "--hf-overrides", type=_json_object, metavar="JSON",
+        help='fields of config.json to replace, as {"max_position_embeddings": 131072, "rope_scaling": {...}}',
+    )  # fmt: skip
+
+
+def add_speed(parser: Parser) -> None:
+    """What is traded for speed and memory."""
+    add = parser.add_argument_group("speed and memory").add_argument
+    add(
+        "--lookup", type=whole_number(1), metavar="N",
+        help="guess that text goes on as it did where its last tokens stood before, N tokens at a time",
+    )  # fmt: skip
+    add("--draft", metavar="DIR|ID", help="let this smaller model of the same vocabulary guess, 4 tokens at a time")
+    add(
+        "--quantize",
+        choices=["int8", "fp8", "int4"],
+        help="keep the weights in 8 or 4 bits; docs/quantization.md says what that costs",
+    )
+    add(
+        "--cache-type",
+        choices=["int8", "fp8"],
+        help="keep keys and values in 8 bits: half the memory of bfloat16; not exact",
+    )
+
+
+def add_devices(parser: Parser) -> None:
+    """Where it runs."""
+    add = parser.add_argument_group("devices").add_argument
+    add(
+        "--mesh", metavar="AXES",
+        help="spread the model, as data=2,tensor=4; axes: replica, data, expert, context, tensor; -1 on one of them is "
+        "all devices that are left (default: one device; with --plan tensor=-1)",
+    )  # fmt: skip
+    add(
+        "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto",
+        help="type of weights and activations (auto: float32 on CPU, else bfloat16)",
+    )  # fmt: skip
+
+
+def make_mesh(axes: str | None) -> Any:
+    """Return the mesh that --mesh asks for, or None; of several processes each must come here."""
+    import sharding
+    from qwen3_jax.cli import inputs
+
+    if axes is None:
+        return None
+    read = inputs.read_mesh(axes)
+    sharding.initialize()  # no effect for a single process
+    return sharding.make_mesh(**read)  # type: ignore[arg-type] # axis names are checked
+
+
+def load_model(args: argparse.Namespace, mesh: Any) -> "tuple[Qwen3, Tokenizer]":
+    """Load the model and its tokenizer.
+
+    Raises:
+        UserError: the checkpoint has no tokenizer, or what `qwen3_jax.load` says.
+    """
+    from qwen3_jax.checkpoint import load
+    from qwen3_jax.kernels.platform import default_compute_dtype
+
+    model, tokenizer = load(
+        args.model,
+        dtype=default_compute_dtype() if args.dtype == "auto" else args.dtype,
+        mesh=mesh,
+        revision=args.revision,
+        quantize=args.quantize,
+        hf_overrides=args.hf_overrides,
+    )
+    if tokenizer is None:
+        raise UserError(f"{args.model} has no tokenizer files (tokenizer.json); text cannot be read or written.")
+    return model, tokenizer
+
+
+def speculation_of(args: argparse.Namespace, model: "Qwen3", mesh: Any) -> "Speculation | None":
+    """Return what --lookup or --draft asks for."""
+    from qwen3_jax.checkpoint import load
+    from qwen3_jax.generation import DraftModel, PromptLookup
+
+    if args.lookup is not None:
+        return PromptLookup(args.lookup)
+    if args.draft is None:
+        return None
+    return DraftModel(load(args.draft, dtype=model.dtype, mesh=mesh)[0])
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
+    return value

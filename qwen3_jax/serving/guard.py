@@ -1,0 +1,179 @@
+"""What stands before the routes: host names, keys, sizes, and one line of log for each request.
+
+Plain ASGI: what Starlette offers for middleware would stand between a stream and its client.
+"""
+
+import hashlib
+import hmac
+import json
+import sys
+import time
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+from starlette.exceptions import HTTPException
+
+from qwen3_jax.errors import UserError
+
+Scope = MutableMapping[str, Any]
+OPEN = ("/health", "/ready", "/", "/page/")  # need no key: what a load balancer asks, and the page, which asks for one
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one client may ask for.
+
+    Attributes:
+        body_bytes: of a request.
+        messages: of a conversation.
+        max_tokens: of an answer; None is what the engine holds.
+        n: answers to one request, over all its prompts.
+        requests: worked on at the same time, waiting ones included.
+        waiting: answers that have no room yet; with more, clients are told to come again.
+        seconds: that a request may take in all, its client's reading included.
+    """
+
+    body_bytes: int = 8 << 20
+    messages: int = 2048
+    max_tokens: int | None = None
+    n: int = 16
+    requests: int = 512
+    waiting: int = 256
+    seconds: float = 3600.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and value <= 0:
+                raise UserError(f"limit {name!r} is {value}; it must be above 0.")
+
+
+class Refused(HTTPException):
+    """A request that gets an error: its HTTP status, a sentence, and what OpenAI's clients look at.
+
+    (One of Starlette's, which FastAPI lets through where it reads the body.)
+    """
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None, retry: int | None = None
+    ):
+        headers = {} if retry is None else {"retry-after": str(retry)}
+        if status == 401:
+            headers["www-authenticate"] = "Bearer"
+        super().__init__(status, message, headers)
+        self.status, self.code, self.param = status, code, param
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """OpenAI's form of an error."""
+        kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+        kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
+
+
+class Guard:
+    """The outermost layer of the server.
+
+    Args:
+        app: the routes.
+        limits: of requests.
+        keys: one of which a client must send as `Authorization: Bearer KEY`; none is no check.
+        hosts: names that a client may have called the server by; none is no check. A page of a stranger that points its own
+            name at this machine is so kept out.
+        count: called with (path, status).
+        log: where to write a line of JSON for each request; None is nowhere.
+    """
+
+    def __init__(
+        self,
+        app: Callable[..., Any],
+        limits: Limits,
+        keys: Sequence[str],
+        hosts: Sequence[str],
+        count: Callable[[str, int], None],
+        log: TextIO | None = sys.stderr,
+    ):
+        self._app, self._limits, self._hosts, self._count, self._log = app, limits, hosts, count, log
+        self._keys = [_digest(key.encode()) for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status, size = time.perf_counter(), 0, 0
+        scope["state"] = notes = dict(scope.get("state") or {}, log={})
+
+        async def checked_receive() -> Any:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > self._limits.body_bytes:
+                raise self._too_large()
+            return message
+
+        async def noted_send(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            self._check(scope)
+            await self._app(scope, checked_receive, noted_send)
+        except Refused as error:
+            if status == 0:
+                await _respond(noted_send, error)
+        finally:
+            route = scope.get("route")
+            path = getattr(route, "path", "unknown")
+            self._count(path, status)
+            if self._log is not None and path not in ("/health", "/ready", "/metrics"):
+                line = {
+                    "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                    "client": (scope.get("client") or ("?",))[0],
+                    "method": scope["method"],
+                    "path": scope["path"],
+                    "status": status or "gone",
+                    "seconds": round(time.perf_counter() - started, 3),
+                }
+                print(json.dumps(line | notes["log"], ensure_ascii=True), file=self._log, flush=True)
+
+    def _check(self, scope: Scope) -> None:
+        headers = dict(scope["headers"])
+        if self._hosts:
+            host = headers.get(b"host", b"").decode("latin-1").rsplit(":", 1)[0].strip("[]").lower()
+            if host not in self._hosts:
+                raise Refused(421, f"this server does not answer to the name {host!r}; see --allow-host.")
+        path = scope["path"]
+        is_open = path in OPEN or path.startswith("/page/")
+        if self._keys and not is_open and scope["method"] != "OPTIONS":
+            scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+            given = _digest(key.strip())
+            # All are compared, each in constant time.
+            matches = sum(hmac.compare_digest(given, known) for known in self._keys)
+            if scheme.lower() != b"bearer" or not matches:
+                raise Refused(
+                    401, "the request needs a valid API key, as 'Authorization: Bearer KEY'.", code="invalid_api_key"
+                )
+        if scope["method"] == "POST":
+            kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+            if kind != b"application/json":
+                raise Refused(415, "the body must be JSON, with 'Content-Type: application/json'.")
+            length = headers.get(b"content-length", b"0")
+            if length.isdigit() and int(length) > self._limits.body_bytes:
+                raise self._too_large()
+
+    def _too_large(self) -> Refused:
+        return Refused(413, f"the request is larger than {self._limits.body_bytes} bytes.")
+
+
+async def _respond(send: Callable[..., Any], error: Refused) -> None:
+    body = json.dumps(error.body).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+    pairs = [(name.encode(), value.encode()) for name, value in (headers | dict(error.headers or {})).items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": pairs})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

@@ -1,0 +1,330 @@
+"""What may stand in a request: OpenAI's fields, vLLM's and SGLang's where Qwen's clients send them, and the thinking budget.
+
+Every field takes effect, or is refused by name, or is one of `IGNORED`: what clients are known to send and no server of one
+model can act on. docs/serving.md prints the same lists.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+
+from qwen3_jax.errors import UserError, nearest
+from qwen3_jax.generation import Sampling
+from qwen3_jax.generation.sampling import MAX_LOGPROBS
+
+IGNORED = {
+    "user": "says who asks",
+    "metadata": "is for OpenAI's dashboard",
+    "store": "is for OpenAI's dashboard",
+    "service_tier": "chooses among OpenAI's prices",
+    "safety_identifier": "says who asks",
+    "prompt_cache_key": "routes to a cache; here there is one",
+    "prompt_cache_retention": "keeps a cache; here pages stay until room is needed",
+    "verbosity": "is for models that were trained for it",
+}
+REFUSED = {
+    "functions": "use 'tools'",
+    "function_call": "use 'tool_choice'",
+    "best_of": "use 'n' and choose",
+    "use_beam_search": "answers are sampled; use 'n'",
+    "echo": "prepend the prompt yourself",
+    "suffix": "the model does not fill in the middle",
+    "audio": "the model reads and writes text",
+    "modalities": "the model reads and writes text",
+    "prediction": "start the server with --lookup N instead",
+    "web_search_options": "offer a search among 'tools'",
+    "guided_json": "use 'response_format'",
+    "guided_regex": "use 'response_format'",
+    "guided_choice": "use 'response_format' with an enum",
+    "guided_grammar": "use 'response_format'",
+    "structured_outputs": "use 'response_format'",
+    "ignore_eos": "ask for a longer answer",
+    "min_tokens": "ask for a longer answer",
+    "length_penalty": "answers are sampled; use 'n'",
+    "prompt_logprobs": "only what is generated has log probabilities",
+    "lora_path": "start a server with the merged weights",
+    "chat_template": "start the server with a checkpoint that has the template",
+}
+# reasoning_effort -> thinking budget; the report's figure 2 has the accuracy of budgets in this range.
+EFFORTS: dict[str, int | None] = {"none": 0, "minimal": 512, "low": 1024, "medium": 4096, "high": 16_384, "xhigh": None}
+
+Number = StrictInt | StrictFloat
+Id = Annotated[StrictInt, Field(ge=0, lt=2**31)]
+Texts = StrictStr | list[StrictStr]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class StreamOptions(_Strict):
+    """`include_usage`: a last chunk with the token counts."""
+
+    include_usage: StrictBool = False
+
+
+class JsonSchema(_Strict):
+    """OpenAI's envelope of a schema; `strict` is always true here."""
+
+    name: StrictStr = "answer"
+    description: StrictStr | None = None
+    schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
+    strict: StrictBool | None = None
+
+
+class ResponseFormat(_Strict):
+    """What the content must be: "text", "json_object" or "json_schema"."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> "ResponseFormat":
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("'json_schema' is given with the type 'json_schema', and with no other")
+        return self
+
+
+class Named(_Strict):
+    name: StrictStr
+
+
+class NamedTool(_Strict):
+    """`tool_choice` with a name."""
+
+    type: Literal["function"] = "function"
+    function: Named
+
+
+class Function(BaseModel):
+    """A function that may be called; its parameters are a JSON schema."""
+
+    model_config = ConfigDict(extra="allow")  # what the template shows to the model
+
+    name: StrictStr
+    parameters: dict[str, Any] = Field(default_factory=lambda: {"type": "object", "properties": {}})
+
+
+class Tool(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["function"] = "function"
+    function: Function
+
+
+class TemplateOptions(_Strict):
+    """`chat_template_kwargs`, the spelling of vLLM and SGLang."""
+
+    enable_thinking: StrictBool | None = None
+
+
+class CustomParams(_Strict):
+    """`custom_params`, the spelling of SGLang's logit processors."""
+
+    thinking_budget: Annotated[StrictInt, Field(ge=-1)] | None = None
+
+
+class _Common(_Strict):
+    """What both ways of asking for text have."""
+
+    model: StrictStr | None = None
+    stream: StrictBool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    n: Annotated[StrictInt, Field(ge=1)] | None = None
+    temperature: Annotated[Number, Field(ge=0)] | None = None
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[StrictInt, Field(ge=-1)] | None = None
+    min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[Number, Field(gt=0)] | None = None
+    logit_bias: dict[str, Annotated[Number, Field(ge=-100, le=100)]] | None = None
+    seed: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: Texts | None = None
+    thinking_budget: Annotated[StrictInt, Field(ge=-1)] | None = None
+    thinking_token_budget: Annotated[StrictInt, Field(ge=-1)] | None = None
+    custom_params: CustomParams | None = None
+    response_format: ResponseFormat | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, fields: Any) -> Any:
+        if not isinstance(fields, Mapping):
+            return fields
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        for name, value in fields.items():
+            if name in known or name in IGNORED or value is None:
+                continue
+            if name in REFUSED:
+                raise ValueError(f"the field {name!r} is not supported here: {REFUSED[name]}")
+            raise ValueError(f"there is no field {name!r}.{nearest(name, sorted(known))}")
+        return {name: value for name, value in fields.items() if name in known}
+
+    @property
+    def budget(self) -> int | None:
+        """The thinking budget, whatever it was called; None where nothing was said, -1 for no limit."""
+        said = {
+            "thinking_budget": self.thinking_budget,
+            "thinking_token_budget": self.thinking_token_budget,
+            "custom_params.thinking_budget": None if self.custom_params is None else self.custom_params.thinking_budget,
+        }
+        given = {name: value for name, value in said.items() if value is not None}
+        if len(set(given.values())) > 1:
+            texts = " and ".join(f"{name}={value}" for name, value in given.items())
+            raise UserError(f"the request has {texts}; give the thinking budget once.")
+        return next(iter(given.values()), None)
+
+    def sampling(self, logprobs: int | None) -> Sampling:
+        """How to choose tokens.
+
+        Raises:
+            UserError: an option that cannot be, by name.
+        """
+        return Sampling(
+            temperature=self.temperature,
+            top_k=None if self.top_k is None else max(self.top_k, 0),  # vLLM spells "all" -1
+            top_p=self.top_p,
+            min_p=self.min_p,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            repetition_penalty=self.repetition_penalty,
+            logit_bias=_biases(self.logit_bias or {}),
+            seed=None if self.seed is None else self.seed % 2**63,
+            stop=() if self.stop is None else self.stop,
+            logprobs=logprobs,
+            n=self.n or 1,
+        )
+
+
+class ChatRequest(_Common):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    logprobs: StrictBool | None = None
+    top_logprobs: Annotated[StrictInt, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
+    parallel_tool_calls: StrictBool | None = None
+    enable_thinking: StrictBool | None = None
+    reasoning_effort: StrictStr | None = None
+    chat_template_kwargs: TemplateOptions | None = None
+    continue_final_message: StrictBool | None = None
+    add_generation_prompt: StrictBool | None = None
+    separate_reasoning: StrictBool | None = None
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "ChatRequest":
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("'top_logprobs' needs 'logprobs': true")
+        if self.reasoning_effort is not None and self.reasoning_effort not in EFFORTS:
+            raise ValueError(f"'reasoning_effort' is {self.reasoning_effort!r}; it may be one of {list(EFFORTS)}")
+        if self.add_generation_prompt is not None and self.add_generation_prompt == bool(self.continue_final_message):
+            raise ValueError("'add_generation_prompt' must be the opposite of 'continue_final_message'; leave it out")
+        if self.continue_final_message and self.messages[-1].get("role") != "assistant":
+            raise ValueError("'continue_final_message' needs an assistant's message at the end")
+        names = [tool.function.name for tool in self.tools or ()]
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise ValueError(f"'tool_choice' names {self.tool_choice.function.name!r}, which is not among the tools")
+        if self.tool_choice == "required" and not names:
+            raise ValueError("'tool_choice' is 'required', and there are no tools")
+        if self.response_format is not None and self.response_format.type != "text" and self.forced_tools:
+            raise ValueError("'response_format' and a 'tool_choice' that forces a call exclude each other")
+        return self
+
+    @property
+    def shown_tools(self) -> list[dict[str, Any]] | None:
+        """The tools that the model is told of; None is none."""
+        if not self.tools or self.tool_choice == "none":
+            return None
+        return [tool.model_dump() for tool in self.tools]
+
+    @property
+    def forced_tools(self) -> list[Function]:
+        """The tools one of which must be called; empty where none must be."""
+        if isinstance(self.tool_choice, NamedTool):
+            return [t.function for t in self.tools or () if t.function.name == self.tool_choice.function.name]
+        return [tool.function for tool in self.tools or ()] if self.tool_choice == "required" else []
+
+    @property
+    def limit(self) -> int | None:
+        """Most tokens of an answer."""
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise UserError("the request has max_tokens and max_completion_tokens, and they differ; give one of them.")
+        return self.max_tokens or self.max_completion_tokens
+
+    @property
+    def thinks(self) -> bool | None:
+        """Whether the model is to think; None leaves it to the template and soft switches."""
+        template = None if self.chat_template_kwargs is None else self.chat_template_kwargs.enable_thinking
+        said = {self.enable_thinking, template} - {None}
+        if len(said) > 1:
+            raise UserError("enable_thinking and chat_template_kwargs.enable_thinking differ; give one of them.")
+        return next(iter(said), None)
+
+    def thinking(self, thinks: bool) -> tuple[bool | None, int | None]:
+        """What to tell the engine: (enable_thinking, thinking_budget).
+
+        Args:
+            thinks: the model can; else an effort, which clients send to whatever model, means nothing.
+        """
+        enable, budget = self.thinks, self.budget
+        if budget is None and self.reasoning_effort is not None and thinks and enable is not False:
+            budget = EFFORTS[self.reasoning_effort]
+        if budget == -1:
+            budget = None
+        if budget == 0 and enable:
+            raise UserError("the request has enable_thinking=true and a thinking budget of 0; leave one of them out.")
+        if enable is False and budget:
+            raise UserError(f"the request has enable_thinking=false and a thinking budget of {budget}; leave one out.")
+        return (None if budget == 0 else enable), budget
+
+
+class CompletionRequest(_Common):
+    """POST /v1/completions: a text, or token ids, is continued as it is."""
+
+    prompt: StrictStr | list[StrictStr] | list[Id] | list[list[Id]]
+    logprobs: Annotated[StrictInt, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+
+    @property
+    def prompts(self) -> list[Any]:
+        """The prompts, one by one: texts or lists of token ids."""
+        if isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int)):
+            return [self.prompt]
+        return list(self.prompt)
+
+
+class TokenizeRequest(_Strict):
+    """POST /tokenize: of a text, or of a conversation as the model would see it."""
+
+    model: StrictStr | None = None
+    prompt: StrictStr | None = None
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
+    tools: list[Tool] | None = None
+    enable_thinking: StrictBool | None = None
+    chat_template_kwargs: TemplateOptions | None = None
+    continue_final_message: StrictBool = False
+
+    @model_validator(mode="after")
+    def _one(self) -> "TokenizeRequest":
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give 'prompt' or 'messages'")
+        return self
+
+
+class DetokenizeRequest(_Strict):
+    """POST /detokenize."""
+
+    model: StrictStr | None = None
+    tokens: list[Id]
+
+
+def _biases(given: Mapping[str, float]) -> dict[int, float]:
+    biases = {}
+    for text, bias in given.items():
+        if not text.isascii() or not text.isdecimal():
+            raise UserError(f"'logit_bias' has the key {text!r}; its keys are token ids.")
+        biases[int(text)] = bias
+    return biases

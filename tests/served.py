@@ -1,0 +1,84 @@
+"""A real `qwen3 serve` in a process of its own."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import openai
+import quick_xla
+
+ROOT = Path(__file__).parent.parent
+SMALL = ("--rows", "4", "--cache-tokens", "4096", "--prefill-chunk", "64")  # for a tiny model
+
+
+@dataclass
+class Running:
+    """A server that answers: its process, address, model name, and what it has written to its log."""
+
+    process: subprocess.Popen
+    url: str
+    model: str
+    log_file: Path
+
+    def client(self, **options) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="any", max_retries=0, **options)
+
+    def asynchronous(self, **options) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="any", max_retries=0, **options)
+
+    def post(self, path: str, **body) -> httpx.Response:
+        return httpx.post(f"{self.url}{path}", json=body, timeout=120)
+
+    def meter(self, name: str) -> float:
+        """A number of /metrics."""
+        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.partition(" ")[0].partition("{")[0] == name)
+
+    def wait_until_idle(self, seconds: float = 30) -> None:
+        """Wait until no answer has or wants room, and no page is held."""
+        names = ("qwen3_answers_running", "qwen3_answers_waiting", "qwen3_cache_pages_held")
+        deadline = time.monotonic() + seconds
+        while any(held := [self.meter(name) for name in names]):
+            assert time.monotonic() < deadline, f"still {dict(zip(names, held, strict=True))}"
+            time.sleep(0.1)
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text()
+
+
+@contextlib.contextmanager
+def serve(folder: Path, work: Path, *options: str, environment: dict[str, str] | None = None):
+    """Start `qwen3 serve` and wait until it is ready."""
+    log_file = work / "server.log"
+    command = [sys.executable, "-m", "qwen3_jax.cli", "serve", "--model", str(folder), "--port", "0", *options]
+    flags = {"XLA_FLAGS": quick_xla.FLAGS, "PYTHONPATH": str(ROOT)}
+    with log_file.open("w") as log:
+        process = subprocess.Popen(
+            command, env=os.environ | flags | (environment or {}), stdout=subprocess.PIPE, stderr=log, text=True
+        )
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("serving "), log_file.read_text()[-3000:]
+        _, name, _, url = line.split()
+        deadline = time.monotonic() + 240
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{url}/ready").status_code == 200:
+                    break
+            assert process.poll() is None, log_file.read_text()[-3000:]
+            assert time.monotonic() < deadline, "never ready"
+            time.sleep(0.2)
+        yield Running(process, url, name, log_file)
+    finally:
+        process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

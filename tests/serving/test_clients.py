@@ -1,0 +1,347 @@
+"""OpenAI's own client, against a real server."""
+
+import asyncio
+import json
+
+import jsonschema
+import numpy as np
+import openai
+import pytest
+import tiny_models
+
+from qwen3_jax.text import STOP_TEXT, Tokenizer
+
+ASK = [{"role": "user", "content": "What is 2 + 3?"}]
+GREEDY = dict(temperature=0, seed=1)
+
+
+def text_of(message) -> str:
+    return (message.reasoning_content or "") + (message.content or "") if message.model_extra else message.content
+
+
+def joined(chunks) -> dict:
+    """What the chunks of a stream say together, per choice."""
+    out = {}
+    for chunk in chunks:
+        for choice in chunk.choices:
+            of = out.setdefault(
+                choice.index, {"content": "", "reasoning": "", "calls": [], "finish": None, "logprobs": []}
+            )
+            delta = choice.delta
+            of["content"] += delta.content or ""
+            of["reasoning"] += getattr(delta, "reasoning_content", None) or ""
+            assert getattr(delta, "reasoning", None) == getattr(delta, "reasoning_content", None)
+            of["calls"] += [(call.function.name, call.function.arguments) for call in delta.tool_calls or ()]
+            of["finish"] = choice.finish_reason or of["finish"]
+            of["logprobs"] += choice.logprobs.content if choice.logprobs else []
+    return out
+
+
+def test_a_stream_is_the_whole_answer_in_pieces(server):
+    client = server.client()
+    options = dict(
+        model=server.model, messages=ASK, n=3, seed=7, temperature=1, max_tokens=60, logprobs=True, top_logprobs=2,
+        tools=tiny_models.TOOLS,
+    )  # fmt: skip
+    whole = client.chat.completions.create(**options)
+    chunks = list(client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True}))
+    pieces = joined(chunks)
+    assert len(whole.choices) == len(pieces) == 3
+    assert {chunk.id for chunk in chunks} == {chunks[0].id}
+    for choice in whole.choices:
+        of, message = pieces[choice.index], choice.message
+        assert of["content"] == (message.content or "")
+        assert of["reasoning"] == (getattr(message, "reasoning_content", None) or "")
+        assert of["calls"] == [(call.function.name, call.function.arguments) for call in message.tool_calls or ()]
+        assert of["finish"] == choice.finish_reason
+        assert of["logprobs"] == choice.logprobs.content
+        assert all(len(token.top_logprobs) == 2 for token in of["logprobs"])
+    ids = [call.id for choice in whole.choices for call in choice.message.tool_calls or ()]
+    assert len(set(ids)) == len(ids)
+    usage = chunks[-1].usage
+    assert (
+        usage.completion_tokens == whole.usage.completion_tokens == sum(len(of["logprobs"]) for of in pieces.values())
+    )
+    assert (
+        usage.completion_tokens_details.reasoning_tokens == whole.usage.completion_tokens_details.reasoning_tokens > 0
+    )
+    assert chunks[-1].choices == []
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+
+
+def test_many_asynchronous_clients_get_what_each_would_alone(server):
+    async def ask(client, seed: int, stream: bool):
+        options = dict(model=server.model, messages=ASK, seed=seed, temperature=1, max_tokens=40)
+        if not stream:
+            answer = await client.chat.completions.create(**options)
+            return answer.choices[0].message.content
+        pieces = [chunk async for chunk in await client.chat.completions.create(**options, stream=True)]
+        return joined(pieces)[0]["content"]
+
+    async def all_of() -> list:
+        async with server.asynchronous() as client:
+            return await asyncio.gather(*(ask(client, seed % 12, seed % 2 == 0) for seed in range(24)))
+
+    got = asyncio.run(all_of())
+    assert got[:12] == got[12:]
+    assert len(set(got)) > 6
+
+
+def test_a_seed_a_bias_stop_texts_and_penalties_take_effect(server):
+    client, tokenizer = server.client(), tiny_models.tokenizer()
+
+    def ask(**options) -> str:
+        extra = {
+            name: options.pop(name)
+            for name in ("top_k", "min_p", "repetition_penalty", "thinking_budget")
+            if name in options
+        }
+        extra.setdefault("enable_thinking", False)
+        options = dict(model=server.model, messages=ASK, max_tokens=24, seed=3, temperature=1) | options
+        return client.chat.completions.create(**options, extra_body=extra).choices[0].message.content
+
+    plain = ask()
+    assert ask() == plain
+    assert ask(seed=4) != plain
+    greedy = ask(temperature=0)
+    assert ask(top_k=1) == ask(min_p=1) == ask(top_p=1e-6) == greedy
+    token = tokenizer.encode("7")[0]
+    assert ask(logit_bias={str(token): 100}) == "7" * 24
+    assert ask(logit_bias={str(token): 100}, stop="77777") == ""
+    assert ask(logit_bias={str(token): 100}, stop=["x", "7" * 9]) == ""
+    for penalty in ("repetition_penalty", "presence_penalty", "frequency_penalty"):
+        assert ask(temperature=0, **{penalty: 2}) != greedy
+
+
+def test_a_thinking_budget_by_all_its_names(server):
+    client = server.client()
+
+    def ask(budget_tokens=None, **extra):
+        options = dict(model=server.model, messages=ASK, max_tokens=200, **GREEDY)
+        return client.chat.completions.create(**options, extra_body=extra)
+
+    by_name = [
+        ask(thinking_budget=5), ask(thinking_token_budget=5), ask(custom_params={"thinking_budget": 5}),
+    ]  # fmt: skip
+    for answer in by_name:
+        assert answer.usage.completion_tokens_details.reasoning_tokens == 5
+        assert answer.choices[0].message == by_name[0].choices[0].message
+    unlimited, free = ask(thinking_budget=-1), ask()
+    assert unlimited.choices[0].message == free.choices[0].message
+    assert free.usage.completion_tokens_details.reasoning_tokens > 5
+    off = [
+        ask(thinking_budget=0), ask(enable_thinking=False), ask(chat_template_kwargs={"enable_thinking": False}),
+        ask(reasoning_effort="none"),
+    ]  # fmt: skip
+    for answer in off:
+        assert answer.usage.completion_tokens_details.reasoning_tokens == 0
+        assert answer.choices[0].message == off[0].choices[0].message
+
+
+def test_one_call_with_a_budget_is_the_two_calls_of_qwens_documentation(server):
+    """Thinking cut off by max_tokens, the stop text after it, and the rest as a completion of the prompt so far."""
+    client, tokenizer = server.client(), tiny_models.tokenizer()
+    compared = 0
+    for seed in range(40):
+        question = [{"role": "user", "content": f"What is {seed} + 3?"}]
+        chat = dict(model=server.model, messages=question, **GREEDY)
+        raw = {"separate_reasoning": False}
+        one = client.chat.completions.create(**chat, max_tokens=80, extra_body=raw | {"thinking_budget": 12})
+        details = one.usage.completion_tokens_details
+        # The thinking that Qwen3 opens itself costs a token that a client's max_tokens counts and a budget does not.
+        first = client.chat.completions.create(**chat, max_tokens=13, extra_body=raw)
+        thought = first.choices[0].message.content
+        if details.forced_tokens == 0 or not thought.startswith("<think>") or "</think>" in thought:
+            continue
+        partial = [*question, {"role": "assistant", "content": thought + STOP_TEXT}]
+        prompt = tokenizer.apply_chat_template(partial, continue_final_message=True)
+        if prompt.count("<think>") != 1 or not round_trips(tokenizer, question, thought):
+            continue  # tokens that text does not bring back: the two-call way itself is then not exact
+        left = 80 - 13 - details.forced_tokens
+        second = client.completions.create(model=server.model, prompt=prompt, max_tokens=left, **GREEDY)
+        assert thought + STOP_TEXT + second.choices[0].text == one.choices[0].message.content
+        compared += 1
+    assert compared >= 5
+
+
+def round_trips(tokenizer: Tokenizer, question: list, thought: str) -> bool:
+    prompt = tokenizer.apply_chat_template(question)
+    split = tokenizer.encode(prompt) + tokenizer.encode(thought)
+    ids = tokenizer.encode(prompt + thought + STOP_TEXT)
+    return ids == split + tokenizer.encode(STOP_TEXT) and len(tokenizer.encode(thought)) == 13
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "sum": {"type": "integer", "minimum": 0, "maximum": 99},
+        "parity": {"enum": ["even", "odd"]},
+        "steps": {"type": "array", "items": {"type": "boolean"}, "maxItems": 3},
+    },
+    "required": ["name", "sum", "parity", "steps"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("extra", [{}, {"enable_thinking": False}, {"thinking_budget": 6}], ids=str)
+def test_structured_output_is_valid_whatever_the_weights_are(server, extra):
+    client = server.client()
+    schema = {"type": "json_schema", "json_schema": {"name": "sum", "schema": SCHEMA, "strict": True}}
+    finished = thought = 0
+    for seed in range(12):
+        options = dict(model=server.model, messages=ASK, seed=seed, temperature=1, max_tokens=400, extra_body=extra)
+        answer = client.chat.completions.create(**options, response_format=schema)
+        thought += answer.usage.completion_tokens_details.reasoning_tokens > 0
+        if answer.choices[0].finish_reason == "stop":
+            jsonschema.validate(json.loads(answer.choices[0].message.content), SCHEMA)
+            finished += 1
+    assert finished >= 8
+    assert (thought > 0) == (extra.get("enable_thinking") is not False)
+
+
+def test_any_json_object(server):
+    options = dict(
+        model=server.model, messages=ASK, temperature=1, extra_body={"enable_thinking": False}, max_tokens=300
+    )
+    for seed in range(6):
+        answer = server.client().chat.completions.create(**options, seed=seed, response_format={"type": "json_object"})
+        if answer.choices[0].finish_reason == "stop":
+            assert isinstance(json.loads(answer.choices[0].message.content), dict)
+
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": name,
+            "parameters": {
+                "type": "object",
+                "properties": {"x": {"type": "integer", "minimum": 0, "maximum": 9}},
+                "required": ["x"],
+                "additionalProperties": False,
+            },
+        },
+    }
+    for name in ("add", "ask")
+]
+
+
+def test_tool_choice(server):
+    client = server.client()
+
+    def ask(choice, seed=0, **more):
+        options = dict(
+            model=server.model, messages=ASK, tools=TOOLS, tool_choice=choice, seed=seed, temperature=1, max_tokens=300
+        )
+        return client.chat.completions.create(**(options | more)).choices[0]
+
+    counts = set()
+    for seed in range(8):
+        choice = ask("required", seed)
+        assert choice.finish_reason == "tool_calls"
+        assert all(0 <= json.loads(call.function.arguments)["x"] <= 9 for call in choice.message.tool_calls)
+        counts.add(len(choice.message.tool_calls))
+        one = ask("required", seed, parallel_tool_calls=False)
+        assert len(one.message.tool_calls) == 1
+        assert one.message.tool_calls[0].function == choice.message.tool_calls[0].function
+        named = ask({"type": "function", "function": {"name": "ask"}}, seed)
+        assert {call.function.name for call in named.message.tool_calls} == {"ask"}
+        assert ask("none", seed).message.tool_calls is None
+    assert max(counts) > 1
+
+
+def test_a_turn_is_continued(server):
+    client = server.client()
+    partial = [*ASK, {"role": "assistant", "content": "The sum is"}]
+    extra = {"continue_final_message": True, "add_generation_prompt": False}
+    options = dict(model=server.model, max_tokens=10, **GREEDY)
+    chat = client.chat.completions.create(messages=partial, **options, extra_body=extra | {"separate_reasoning": False})
+    prompt = tiny_models.tokenizer().apply_chat_template(partial, continue_final_message=True)
+    text = client.completions.create(prompt=prompt, **options)
+    ids = client.completions.create(prompt=tiny_models.tokenizer().encode(prompt), **options)
+    assert chat.choices[0].message.content == text.choices[0].text == ids.choices[0].text
+
+
+def test_completions_of_several_prompts_with_log_probabilities(server):
+    client = server.client()
+    answer = client.completions.create(
+        model=server.model, prompt=["one", "two"], n=2, max_tokens=6, logprobs=3, temperature=1, seed=5
+    )
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    for choice in answer.choices:
+        of = choice.logprobs
+        assert len(of.tokens) == len(of.token_logprobs) == len(of.top_logprobs) == len(of.text_offset) <= 6
+        assert np.all(np.asarray(of.token_logprobs) <= 0)
+    tokenizer = tiny_models.tokenizer()
+    assert answer.usage.prompt_tokens == len(tokenizer.encode("one")) + len(tokenizer.encode("two"))
+
+
+def test_what_a_prompt_shared_is_reported(server):
+    client = server.client()
+    messages = [{"role": "user", "content": "Say it again. " * 40}]
+    answers = [client.chat.completions.create(model=server.model, messages=messages, max_tokens=4) for _ in range(2)]
+    assert answers[1].usage.prompt_tokens_details.cached_tokens > 64
+    assert answers[1].usage.prompt_tokens == answers[0].usage.prompt_tokens
+
+
+def test_tokens_there_and_back(server):
+    tokenizer = tiny_models.tokenizer()
+    got = server.post("/tokenize", prompt="What is 2 + 3?").json()
+    assert got["tokens"] == tokenizer.encode("What is 2 + 3?")
+    assert got["count"] == len(got["tokens"])
+    chat = server.post("/tokenize", messages=ASK, enable_thinking=False).json()
+    assert chat["tokens"] == tokenizer.apply_chat_template(ASK, enable_thinking=False, tokenize=True)
+    assert server.post("/detokenize", tokens=got["tokens"]).json() == {"prompt": "What is 2 + 3?"}
+    model = server.client().models.list().data[0]
+    assert model.id == server.model
+    assert model.max_model_len == tiny_models.CONTEXT
+
+
+WRONG_SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "no"}}}
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "body"),
+    [
+        (400, "there is no field 'temprature'. Did you mean 'temperature'?", dict(temprature=1)),
+        (400, "the field 'functions' is not supported here: use 'tools'", dict(functions=[])),
+        (400, "'temperature'", dict(temperature=-1)),
+        (400, "'messages'", dict(messages=[])),
+        (400, "maximum context length is 1024 tokens", dict(messages=[{"role": "user", "content": "no " * 2000}])),
+        (400, "maximum context length", dict(max_tokens=5000)),
+        (400, "no room for an answer", dict(max_tokens=20, thinking_budget=20)),
+        (400, "thinking_budget=3 and thinking_token_budget=4", dict(thinking_budget=3, thinking_token_budget=4)),
+        (400, "thinking budget of 5", dict(enable_thinking=False, thinking_budget=5)),
+        (400, "'reasoning_effort' is 'huge'", dict(reasoning_effort="huge")),
+        (400, "asks for 17 answers", dict(n=17)),
+        (400, "'tool_choice' names 'f'", dict(tool_choice={"type": "function", "function": {"name": "f"}})),
+        (400, "'tool_choice' is 'required'", dict(tool_choice="required")),
+        (400, "'top_logprobs' needs 'logprobs'", dict(top_logprobs=2)),
+        (400, "'stream_options' is for", dict(stream_options={"include_usage": True})),
+        (400, "its keys are token ids", dict(logit_bias={"x": 1})),
+        (400, "logit_bias", dict(logit_bias={"480": 1})),
+        (400, "cannot be compiled", dict(response_format=WRONG_SCHEMA)),
+        (400, "role", dict(messages=[{"role": "wizard", "content": "hi"}])),
+        (404, "there is no model 'gpt-4' here", dict(model="gpt-4")),
+    ],
+    ids=lambda value: str(value)[:40],
+)  # fmt: skip
+def test_what_is_refused(server, status, words, body):
+    got = server.post("/v1/chat/completions", **(dict(messages=ASK, max_tokens=40) | body))
+    assert got.status_code == status, got.text
+    error = got.json()["error"]
+    assert words in error["message"]
+    streamed = server.post(
+        "/v1/chat/completions",
+        **(dict(messages=ASK, max_tokens=40) | body | ({} if "stream_options" in body else {"stream": True})),
+    )
+    assert streamed.status_code == status
+    assert streamed.json()["error"]["message"] == error["message"]
+
+
+def test_openais_client_sees_its_own_errors(server):
+    with pytest.raises(openai.NotFoundError):
+        server.client().chat.completions.create(model="gpt-4", messages=ASK)
+    with pytest.raises(openai.BadRequestError, match="maximum context length"):
+        server.client().chat.completions.create(model=server.model, messages=ASK, max_tokens=10_000)

@@ -1,0 +1,168 @@
+"""Many clients at once, most of them well-behaved."""
+
+import asyncio
+import contextlib
+import json
+import os
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from served import Running, serve
+
+CLIENTS = 64
+MEGABYTE = 1 << 20
+
+
+def test_many_clients_for_a_while(tiny_folder, tmp_path):
+    load(tiny_folder, tmp_path, seconds=20)
+
+
+@pytest.mark.slow
+def test_many_clients_for_five_minutes(tiny_folder, tmp_path):
+    load(tiny_folder, tmp_path, seconds=300)
+
+
+def load(folder: Path, work: Path, seconds: float) -> None:
+    """Whatever else clients do, each finished answer is what the same request gets alone, and nothing is left behind."""
+    options = (
+        "--rows",
+        "16",
+        "--cache-tokens",
+        "3072",
+        "--prefill-chunk",
+        "64",
+        "--max-body",
+        "100000",
+        "--lookup",
+        "3",
+    )
+    with serve(folder, work, *options) as server:
+        known = [answered(server, request) for request in requests(np.random.default_rng(0), 30)]
+        server.wait_until_idle()
+        done = asyncio.run(crowd(server, known, seconds))
+        server.wait_until_idle()
+        print(json.dumps(done))
+        assert server.process.poll() is None
+        assert "Traceback" not in server.log, server.log[-5000:]
+        assert done["answers"] > 5 * seconds
+        assert min(done[kind] for kind in ("left", "malformed", "too large", "too long", "slow")) > seconds / 10
+        assert server.meter("qwen3_preemptions_total") > 0
+        memory = done["memory"]
+        assert memory[-1] - memory[len(memory) // 2] < 32 * MEGABYTE, memory
+
+
+def requests(random: np.random.Generator, count: int) -> list[dict]:
+    words = ["What", "is", "the", "sum", "of", "2", "and", "3", "and", "7,", "step", "by", "step?"]
+    made = []
+    for seed in range(count):
+        text = " ".join(random.choice(words, random.integers(3, 60)))
+        budget = dict(thinking_budget=int(random.integers(0, 8))) if seed % 3 == 0 else {}
+        message, most = {"role": "user", "content": text}, int(random.integers(40, 120))
+        made.append(dict(messages=[message], seed=seed, temperature=1, max_tokens=most) | budget)
+    return made
+
+
+def answered(server: Running, request: dict) -> tuple[dict, tuple]:
+    got = server.post("/v1/chat/completions", **request).json()
+    message, finish = got["choices"][0]["message"], got["choices"][0]["finish_reason"]
+    return request, (
+        message.get("reasoning_content") or "",
+        message["content"] or "",
+        finish,
+        got["usage"]["completion_tokens"],
+    )
+
+
+async def crowd(server: Running, known: list, seconds: float) -> dict:
+    done = {"answers": 0, "left": 0, "malformed": 0, "too large": 0, "too long": 0, "slow": 0, "busy": 0, "memory": []}
+    ends = time.monotonic() + seconds
+
+    async def watch() -> None:
+        statm = Path(f"/proc/{server.process.pid}/statm")
+        while time.monotonic() < ends:
+            done["memory"].append(int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+            await asyncio.sleep(seconds / 40)
+
+    async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=None)) as client:
+        clients = [one(client, server, known, np.random.default_rng(seed), done, ends) for seed in range(CLIENTS)]
+        await asyncio.gather(watch(), *clients)
+    return done
+
+
+async def one(client: httpx.AsyncClient, server: Running, known: list, random, done: dict, ends: float) -> None:
+    url = f"{server.url}/v1/chat/completions"
+    while time.monotonic() < ends:
+        request, expected = known[random.integers(len(known))]
+        what = random.choice(
+            ["ask", "leave", "malformed", "too large", "too long", "slow"], p=[0.7, 0.1, 0.05, 0.05, 0.05, 0.05]
+        )
+        body = json.dumps(request | {"stream": True, "stream_options": {"include_usage": True}}).encode()
+        if what in ("ask", "leave"):
+            leaves_after = random.integers(0, 12) if what == "leave" else None
+            got = await stream(client, url, body, leaves_after)
+            if got is None:
+                done["left"] += 1
+            elif got == "busy":
+                done["busy"] += 1
+                await asyncio.sleep(0.2)
+            else:
+                assert got == expected, (request, got, expected)
+                done["answers"] += 1
+        elif what == "slow":
+            await read_slowly(server, body, random)
+            done["slow"] += 1
+        else:
+            bad, status = {
+                "malformed": (body[: random.integers(1, len(body) - 1)], 400),
+                "too large": (json.dumps({"messages": [{"role": "user", "content": "x" * 200_000}]}).encode(), 413),
+                "too long": (json.dumps({"messages": [{"role": "user", "content": "no " * 3000}]}).encode(), 400),
+            }[what]
+            with contextlib.suppress(httpx.WriteError):  # the server may hang up before it has read all
+                response = await client.post(url, content=bad, headers={"Content-Type": "application/json"})
+                assert response.status_code == status, response.text
+                assert response.json()["error"]["message"]
+            done[what] += 1
+
+
+async def stream(client: httpx.AsyncClient, url: str, body: bytes, leaves_after: int | None):
+    """The parts of a streamed answer, or None if the client leaves after some lines of it."""
+    thinking, content, finish, tokens, lines = "", "", None, None, 0
+    async with client.stream("POST", url, content=body, headers={"Content-Type": "application/json"}) as response:
+        if response.status_code == 429:
+            return "busy"
+        assert response.status_code == 200, await response.aread()
+        async for line in response.aiter_lines():
+            if leaves_after is not None and (lines := lines + 1) > leaves_after:
+                return None
+            if not line.startswith("data: ") or line == "data: [DONE]":
+                continue
+            event = json.loads(line[6:])
+            assert "error" not in event, event
+            tokens = event["usage"]["completion_tokens"] if event["usage"] else tokens
+            for choice in event["choices"]:
+                thinking += choice["delta"].get("reasoning_content") or ""
+                content += choice["delta"].get("content") or ""
+                finish = choice["finish_reason"] or finish
+    return thinking, content, finish, tokens
+
+
+async def read_slowly(server: Running, body: bytes, random) -> None:
+    """A client that takes 200 bytes every now and then, and then leaves."""
+    host, port = server.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port), limit=256)
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    writer.write(head.encode() + body)
+    with contextlib.suppress(ConnectionError):
+        for _ in range(random.integers(5, 20)):
+            if not await reader.read(200):
+                break
+            await asyncio.sleep(0.1)
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
