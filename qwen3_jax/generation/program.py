@@ -323,6 +323,10 @@ def _take(model: Qwen3, settings: Settings, seen: Seen, progress: Progress, logi
     shaped_bv = penalise(shift(logits_bv, settings.sampling), settings.sampling, seen, settings.slot)
     if allowed_bw is not None:
         shaped_bv = _permit(shaped_bv, allowed_bw, settings.constrained & ~progress.budget.busy)
+        # What is yet to come after the thinking is asked for: it cannot end there.
+        thinks_b1 = (settings.constrained & progress.budget.busy)[:, None]
+        end_be = jnp.where(thinks_b1 & (settings.eos >= 0), settings.eos, shaped_bv.shape[1])
+        shaped_bv = shaped_bv.at[jnp.arange(len(end_be))[:, None], end_be].set(-jnp.inf, mode="drop")
     sampled_b = sample(progress.budget.forbid(shaped_bv, settings.rules), settings.sampling, progress.position)
     token_b, forced_b, budget = progress.budget.advance(sampled_b, settings.rules)
     thinking_b = budget.used > progress.budget.used

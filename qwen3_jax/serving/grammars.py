@@ -14,7 +14,14 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.serving.protocol import Function, ResponseFormat
 from qwen3_jax.text import Tokenizer
 
-_SPACE = "SPACE: /[ \\n\\r\\t]{1,4}/\n"
+_SPACE = "SPACE: /[ \\n]{1,4}/\n"
+# Space without end would be valid JSON, and models that have lost their way write it.
+_INDENTED = {"whitespace_pattern": r"(\n {0,64}| )?"}
+_ON_ONE_LINE = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+}  # as the template shows calls
 _MOST_CALLS = 16  # in one answer that must call
 
 
@@ -49,7 +56,9 @@ class Grammars:
         if format is None or format.type == "text":
             return None
         schema = {"type": "object"} if format.json_schema is None else format.json_schema.schema_
-        return self._made(f"start: SPACE? %json {_dump(schema)}\n{_SPACE}", "response_format")
+        return self._made(
+            f"start: SPACE? %json {_dump(schema | {'x-guidance': _INDENTED})}\n{_SPACE}", "response_format"
+        )
 
     def of_calls(self, functions: Sequence[Function], several: bool) -> Callable[[], "Held"]:
         """Return what makes the constraint that one of the functions is called, or several calls are made.
@@ -64,6 +73,7 @@ class Grammars:
                 "properties": {"name": {"const": function.name}, "arguments": function.parameters},
                 "required": ["name", "arguments"],
                 "additionalProperties": False,
+                "x-guidance": _ON_ONE_LINE,
             }
             names.append(f"call{place}")
             rules.append(f"call{place}: %json {_dump(schema)}\n")

@@ -34,6 +34,7 @@ class Reply:
         self._tokenizer = tokenizer
         self._common = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
         self._logprobs: list[list[dict[str, Any]]] = [[] for _ in answers]
+        self._given = [0] * len(answers)  # of these, in chunks
         self._calls = [0] * len(answers)
 
     @property
@@ -90,12 +91,14 @@ class Reply:
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return self._common | {"object": self.chunk_object, "choices": choices}
 
-    def _taken(self, index: int) -> list[dict[str, Any]] | None:
-        """Log probabilities since this was asked last; None where none are reported."""
-        if self.answers[index].logprobs is None:
-            return None
-        taken, self._logprobs[index] = self._logprobs[index], []
-        return taken
+    def _since(self, index: int, start: int) -> list[dict[str, Any]] | None:
+        """Log probabilities of an answer's tokens from one on; None where none are reported."""
+        return None if self.answers[index].logprobs is None else self._logprobs[index][start:]
+
+    def _new(self, index: int) -> list[dict[str, Any]] | None:
+        """Those that no chunk has had yet."""
+        start, self._given[index] = self._given[index], len(self._logprobs[index])
+        return self._since(index, start)
 
     def _spelled(self, of: TokenLogprob) -> dict[str, Any]:
         def one(token: int, logprob: float) -> dict[str, Any]:
@@ -120,7 +123,7 @@ class ChatReply(Reply):
         return [self._delta(i, {"role": "assistant", "content": ""}, None) for i in range(len(self.answers))]
 
     def _chunks(self, index: int, delta: Delta) -> list[dict[str, Any]]:
-        taken = self._taken(index)
+        taken = self._new(index)
         if delta.kind == "thinking":
             return [self._delta(index, {"reasoning_content": delta.text, "reasoning": delta.text}, taken)]
         if delta.kind == "content":
@@ -143,7 +146,7 @@ class ChatReply(Reply):
             message |= {"reasoning_content": result.thinking, "reasoning": result.thinking}
         if result.tool_calls:
             message |= {"content": result.content or None, "tool_calls": [_call(call) for call in result.tool_calls]}
-        logprobs = self._taken(index)
+        logprobs = self._since(index, 0)
         return {
             "index": index,
             "message": message,
@@ -157,29 +160,24 @@ class TextReply(Reply):
 
     prefix, object, chunk_object = "cmpl", "text_completion", "text_completion"
 
-    def __init__(self, *args: Any):
-        super().__init__(*args)
-        self._offsets = [0] * len(self.answers)
-
     def _chunks(self, index: int, delta: Delta) -> list[dict[str, Any]]:
-        finish = None if delta.result is None else delta.result.finish_reason
-        return [self._chunk([self._piece(index, delta.text, finish)])]
+        finish, start = None if delta.result is None else delta.result.finish_reason, self._given[index]
+        return [self._chunk([self._piece(index, delta.text, finish, self._new(index), start)])]
 
     def _choice(self, index: int, result: Generation) -> dict[str, Any]:
-        return self._piece(index, result.text, result.finish_reason)
+        return self._piece(index, result.text, result.finish_reason, self._since(index, 0), 0)
 
-    def _piece(self, index: int, text: str, finish: str | None) -> dict[str, Any]:
-        taken, logprobs = self._taken(index), None
-        if taken is not None:  # in the older form
-            offsets = []
-            for one in taken:
-                offsets.append(self._offsets[index])
-                self._offsets[index] += len(one["token"])
+    def _piece(
+        self, index: int, text: str, finish: str | None, of: list[dict[str, Any]] | None, start: int
+    ) -> dict[str, Any]:
+        logprobs = None
+        if of is not None:  # in the older form
+            lengths = [len(one["token"]) for one in self._logprobs[index]]
             logprobs = {
-                "tokens": [one["token"] for one in taken],
-                "token_logprobs": [one["logprob"] for one in taken],
-                "top_logprobs": [{top["token"]: top["logprob"] for top in one["top_logprobs"]} for one in taken],
-                "text_offset": offsets,
+                "tokens": [one["token"] for one in of],
+                "token_logprobs": [one["logprob"] for one in of],
+                "top_logprobs": [{top["token"]: top["logprob"] for top in one["top_logprobs"]} for one in of],
+                "text_offset": [sum(lengths[:place]) for place in range(start, start + len(of))],
             }
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
 

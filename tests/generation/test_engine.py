@@ -83,6 +83,8 @@ def greedy(hf, request: Request) -> tuple[list[int], list[bool]]:
             logits = out.logits[0, -1].clone()
             for token, bias in request.sampling.logit_bias.items():
                 logits[token] += bias
+            if request.constraint is not None and thinking:
+                logits[Fives.END] = -torch.inf
             if request.constraint is not None and not thinking:
                 may = {THINK.start} - set(tokens and [THINK.start]) | set(request.constraint.next(content))
                 logits[[token for token in range(len(logits)) if token not in may]] = -torch.inf
@@ -153,29 +155,36 @@ class Fives:
         self.taken.append(token)
 
 
-@pytest.mark.parametrize(
-    ("mesh", "way"), [("1_device", way) for way in WAYS] + [("data_2_tensor_2", "preemptions")],
-)  # fmt: skip
-def test_constraints_and_biases_hold_in_any_company(mesh, way, folder):
-    """Half of the requests are held to a grammar, a third has biases, some think first under a budget."""
-    made = []
+@functools.cache
+def held_requests() -> list[tuple[Request, tuple[list[int], list[bool]]]]:
+    """Requests of which half are held to a grammar and a third has biases, some with thinking; and what `greedy` says."""
+    hf, made = hf_checkpoints.build("dense_tied"), []
     for place, request in enumerate(mixed_requests()[0][:60]):
-        sampling = dataclasses.replace(
-            request.sampling, logit_bias={7: 100.0, 35: 99.5, 8: -100.0} if place % 3 else {}
-        )
-        more = 10 if place % 2 else 0  # room for the thinking's end and the grammar's
-        made.append(
-            dataclasses.replace(
-                request, sampling=sampling, eos=frozenset({Fives.END}), max_new_tokens=request.max_new_tokens + more,
-                constraint=Fives() if place % 2 else None,
-            )
-        )  # fmt: skip
-    hf = hf_checkpoints.build("dense_tied")
-    engine = Engine(loaded("dense_tied", mesh, folder), **WAYS[way])
-    got = run(engine, made, mixed_requests()[1][:60])
-    for request, tokens in zip(made, got, strict=True):
-        assert (ids(tokens), [token.forced for token in tokens]) == greedy(hf, request)
-    whole = [tokens for request, tokens in zip(made, got, strict=True) if request.constraint is not None]
+        biases = {7: 100.0, 35: 99.5, 8: -100.0} if place % 3 else {}
+        held = dict(constraint=Fives(), max_new_tokens=request.max_new_tokens + 10) if place % 2 else {}
+        sampling = dataclasses.replace(request.sampling, logit_bias=biases)
+        made.append(dataclasses.replace(request, sampling=sampling, eos=frozenset({Fives.END}), **held))
+    return [(request, greedy(hf, request)) for request in made]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "way"),
+    [("1_device", way) for way in ("as_it_is", "small_chunks", "lookup_and_preemptions")]
+    + [("data_2_tensor_2", "preemptions")],
+)
+def test_constraints_and_biases_hold_in_any_company(mesh, way, folder):
+    model = loaded("dense_tied", mesh, folder)
+    shards = model.placement.parts("batch")
+    engine = Engine(model, **WAYS[way] | {name: shards * WAYS[way][name] for name in ("rows", "cache_tokens")})
+    # A constraint goes on with its answer; each run needs fresh ones.
+    requests = [
+        dataclasses.replace(request, constraint=None if request.constraint is None else Fives())
+        for request, _ in held_requests()
+    ]
+    got = run(engine, requests, mixed_requests()[1][:60])
+    for (_, expected), tokens in zip(held_requests(), got, strict=True):
+        assert (ids(tokens), [token.forced for token in tokens]) == expected
+    whole = [tokens for request, tokens in zip(requests, got, strict=True) if request.constraint is not None]
     assert sum(tokens[-1].id == Fives.END and len(tokens) > 7 for tokens in whole) > 5  # some have thought before
 
 

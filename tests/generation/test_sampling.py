@@ -389,7 +389,7 @@ def test_answers_are_cut_at_stop_texts_and_stream_what_they_say(pieces, stop, in
     calls = [[(call.name, call.arguments) for call in calls] for calls in (result.tool_calls, parsed.tool_calls)]
     assert calls[0] == calls[1]  # ids are drawn
     assert result.finish_reason == ("tool_calls" if reason == "stop" and parsed.tool_calls else reason)
-    assert answer.add(5, False, False, None) == []
+    assert feed(answer, [5]) == []
 
 
 @functools.cache

@@ -1,0 +1,89 @@
+/**
+ * The server's side of the page: which model it has, whether it is ready, and answers as they come.
+ *
+ * Invariant: whatever goes wrong comes as a `Refusal` with a sentence for people; only an abort comes as the browser's
+ * own error.
+ */
+
+export class Refusal extends Error {
+  constructor(sentence, status = 0) {
+    super(sentence);
+    this.status = status; // of HTTP; 0 is a connection that failed
+  }
+}
+
+/** The model: {id, max_model_len, supports_thinking}. */
+export async function model(key) {
+  return parsed(await (await ask("/v1/models", key)).text()).data[0];
+}
+
+/** Refuses while the model is compiling; the sentence says if it will never be ready. */
+export async function ready() {
+  try {
+    await ask("/ready");
+  } catch (refusal) {
+    if (refusal.status === 503) await ask("/health");
+    throw refusal.status === 503 ? new Refusal("The model is still compiling. Trying again every two seconds.", 503) : refusal;
+  }
+}
+
+/** The chunks of a streamed answer. */
+export async function* answer(body, key, signal) {
+  const response = await ask("/v1/chat/completions", key, { body: JSON.stringify(body), method: "POST", signal });
+  for await (const data of events(response.body, signal)) {
+    if (data === "[DONE]") return;
+    const chunk = parsed(data);
+    if (chunk.error) throw new Refusal(chunk.error.message);
+    yield chunk;
+  }
+  throw new Refusal("The connection ended before the answer did.");
+}
+
+function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    throw new Refusal("The server answered with something that is not JSON.");
+  }
+}
+
+async function ask(path, key, options = {}) {
+  const headers = { "content-type": "application/json" };
+  if (key) headers.authorization = `Bearer ${key}`;
+  let response;
+  try {
+    response = await fetch(path, { cache: "no-store", headers, ...options });
+  } catch (error) {
+    if (options.signal?.aborted) throw error;
+    throw new Refusal("The server cannot be reached.");
+  }
+  if (response.ok) return response;
+  const told = await response.json().catch(() => null);
+  throw new Refusal(told?.error?.message ?? `The server answered with status ${response.status}.`, response.status);
+}
+
+/** The data of server-sent events, wherever the network cut them. */
+async function* events(stream, signal) {
+  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  let data = [];
+  for (;;) {
+    let piece;
+    try {
+      piece = await reader.read();
+    } catch (error) {
+      if (signal.aborted) throw error;
+      throw new Refusal("The connection to the server was lost.");
+    }
+    if (piece.done) return;
+    const lines = (rest + piece.value).split("\n");
+    rest = lines.pop();
+    for (const line of lines.map((line) => line.replace(/\r$/, ""))) {
+      if (line.startsWith("data:")) data.push(line.slice(5).replace(/^ /, ""));
+      else if (line === "" && data.length > 0) {
+        yield data.join("\n");
+        data = [];
+      }
+    }
+  }
+}
