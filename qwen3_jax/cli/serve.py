@@ -79,7 +79,7 @@ def _parser(prog: str) -> Parser:
         "--max-waiting", type=whole_number(1), default=256, metavar="N",
         help="answers that wait for room; then clients are told to come again (default %(default)s)",
     )  # fmt: skip
-    add("--timeout", type=whole_number(1), default=3600, metavar="SECONDS", help="of a request (default %(default)s)")
+    add("--timeout", type=float, default=3600.0, metavar="SECONDS", help="of a request (default %(default)s)")
 
     models.add_speed(parser)
     add = parser.add_argument_group("batching").add_argument
@@ -124,6 +124,8 @@ def _serve(args: argparse.Namespace) -> int:
         from qwen3_jax.serving.guard import Limits
     except ImportError as error:
         raise UserError(f"serving needs {error.name}: pip install 'qwen3-jax[serve]'.") from error
+    if not args.timeout > 0:
+        raise UserError(f"--timeout is {args.timeout:g}; it must be above 0 seconds.")
     limits = Limits(
         body_bytes=args.max_body,
         messages=args.max_messages,

@@ -55,6 +55,8 @@ class Engine:
         slots_per_page: tokens per page; None is what suits the platform.
 
     Attributes:
+        rows: as given, rounded up to what the mesh and the compiled sizes have.
+        max_length: tokens of the longest request.
         stats: what has been done.
 
     Raises:
@@ -100,6 +102,7 @@ class Engine:
         self._models = (model, speculation.model) if isinstance(speculation, DraftModel) else (model,)
         self._shards = model.placement.parts("batch")
         self._rows = size_of(-(-rows // self._shards))
+        self.rows = self._shards * self._rows
         size = slots_per_page or page_size(model.placement)
         max_length = max_length or context
         self._width = -(-max_length // size)

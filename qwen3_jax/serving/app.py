@@ -75,7 +75,7 @@ class Server:
         self._engine, self._warm_up, self._log_text = engine, warm_up, log_text
         self._grammars = Grammars(tokenizer, config)
         self._meters = Meters(self.worker)
-        self._open = 0
+        self._open = self._open_answers = 0
         api = FastAPI(title="qwen3-jax", version="1", lifespan=self._lifespan, docs_url=None, redoc_url=None)
         self._add_routes(api)
         wrapped: Any = api
@@ -226,7 +226,8 @@ class Server:
         most = self.limits.max_tokens
         if most is not None and max_tokens is not None and max_tokens > most:
             raise Refused(400, f"max_tokens is {max_tokens}; this server gives {most}.", param="max_tokens")
-        if self._open >= self.limits.requests or self.worker.waiting >= self.limits.waiting:
+        waiting = max(self._open_answers - self._engine.rows, self.worker.waiting)
+        if self._open >= self.limits.requests or waiting >= self.limits.waiting:
             raise Refused(429, "the server has as many requests as it takes; come again.", retry=_RETRY_SECONDS)
 
     def _check_name(self, name: str | None) -> None:
@@ -258,8 +259,15 @@ class Server:
         text: Any,
     ) -> Response:
         """Run what was planned; the response streams or not."""
-        self._open += 1
+        answers = samples * (1 if isinstance(body, ChatRequest) else len(body.prompts))
         handed_over = False
+
+        def close() -> None:
+            self._open -= 1
+            self._open_answers -= answers
+
+        self._open += 1
+        self._open_answers += answers
         try:
             planned = await asyncio.to_thread(plan)
             reply = kind(self.name, self.tokenizer, [answer for _, answer in planned], samples)
@@ -269,14 +277,11 @@ class Server:
             run = self._run(reply, [engine_request for engine_request, _ in planned], request, text)
             if body.stream:
                 handed_over = True
-                return _Events(self._events(reply, run, usage), self.limits.seconds, request, self._closed)
+                return _Events(self._events(reply, run, usage), self.limits.seconds, request, close)
             return await _unless_gone(request, self._whole(reply, run), self.limits.seconds)
         finally:
             if not handed_over:
-                self._closed()
-
-    def _closed(self) -> None:
-        self._open -= 1
+                close()
 
     async def _run(
         self, reply: Reply, requests: list[EngineRequest], request: Request, text: Any

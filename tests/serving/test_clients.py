@@ -35,11 +35,12 @@ def joined(chunks) -> dict:
     return out
 
 
-def test_a_stream_is_the_whole_answer_in_pieces(server):
+@pytest.mark.parametrize("tools", [None, tiny_models.TOOLS], ids=["no_tools", "tools"])
+def test_a_stream_is_the_whole_answer_in_pieces(server, tools):
     client = server.client()
     options = dict(
         model=server.model, messages=ASK, n=6, seed=7, temperature=1, max_tokens=60, logprobs=True, top_logprobs=2,
-        tools=tiny_models.TOOLS,
+        **({} if tools is None else dict(tools=tools, tool_choice="required")),
     )  # fmt: skip
     whole = client.chat.completions.create(**options)
     chunks = list(client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True}))
@@ -60,9 +61,9 @@ def test_a_stream_is_the_whole_answer_in_pieces(server):
     assert (
         usage.completion_tokens == whole.usage.completion_tokens == sum(len(of["logprobs"]) for of in pieces.values())
     )
-    assert (
-        usage.completion_tokens_details.reasoning_tokens == whole.usage.completion_tokens_details.reasoning_tokens > 0
-    )
+    assert usage == whole.usage.model_copy(update={"prompt_tokens_details": usage.prompt_tokens_details})
+    assert tools is not None or usage.completion_tokens_details.reasoning_tokens > 0
+    assert tools is None or ids
     assert chunks[-1].choices == []
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
@@ -166,7 +167,7 @@ def test_one_call_with_a_budget_is_the_two_calls_of_qwens_documentation(tmp_path
             whole = one.choices[0].message.content
             assert whole == thought + STOP_TEXT + text if not again else whole.startswith(thought + STOP_TEXT + text)
             compared += len(text)
-    assert compared > 200
+    assert compared > 50
 
 
 SCHEMA = {

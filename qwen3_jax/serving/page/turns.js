@@ -4,7 +4,7 @@
  * Invariant: a turn is plain data (it goes to the session's storage as it is), and its element shows that data after
  * each `show()`. Nothing here changes a turn but for what the user opens and types in it.
  *
- * A user's turn: {role, text}. An answer: {role, text, thinking, state, finish, error, pieces, thoughts, usage, first,
+ * A user's turn: {role, text, edited}, the last as long as it is being edited. An answer: {role, text, thinking, state, finish, error, pieces, thoughts, usage, first,
  * seconds, isOpen}, where state is "running", "done", "stopped" or "failed", `pieces` and `thoughts` count deltas until
  * there is a `usage`, and `first` and `seconds` are from the request to the first token and from there to the last.
  */
@@ -96,7 +96,7 @@ function answerView(turn, find, actions) {
   return () => {
     const isRunning = turn.state === "running";
     const wasAtEnd = thoughts.scrollHeight - thoughts.scrollTop - thoughts.clientHeight < 24;
-    thoughtText.appendData(turn.thinking.slice(thoughtText.length));
+    thoughtText.appendData(turn.thinking.trimEnd().slice(thoughtText.length)); // blank lines wait for what follows
     if (wasAtEnd && isRunning) thoughts.scrollTop = thoughts.scrollHeight;
     details.hidden = !turn.thinking;
     find("summary").textContent = aboutThinking(turn);
@@ -108,6 +108,7 @@ function answerView(turn, find, actions) {
     find(".error span").textContent = turn.error ?? "";
     find(".actions").hidden = isRunning;
     find(".copy").hidden = !turn.text;
+    find(".regenerate").hidden = turn.state === "failed"; // there is Retry
     find(".statistics").textContent = statistics(turn);
   };
 }
@@ -125,6 +126,7 @@ function remarkOn(turn) {
   if (turn.state === "stopped") return "Stopped.";
   if (turn.state !== "done") return "";
   if (turn.finish === "length") return "Cut off at the token limit.";
+  if (turn.finish === "tool_calls") return "The model called a tool; this page has none.";
   return turn.text ? "" : "The answer is empty.";
 }
 
