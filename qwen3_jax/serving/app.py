@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
@@ -84,7 +84,6 @@ class Server:
                 api, allow_origins=list(origins), allow_methods=["GET", "POST"],
                 allow_headers=["authorization", "content-type"],
             )  # fmt: skip
-        self.api = api
         self.app = Guard(wrapped, limits, keys, hosts, self._meters.request)
 
     # ---- routes ------------------------------------------------------------------------------------------------------
@@ -107,7 +106,7 @@ class Server:
         api.add_api_route("/detokenize", self.detokenize, **post)
         api.add_api_route("/health", self.health, **get, responses={503: errors[503]})
         api.add_api_route("/ready", self.is_ready, **get, responses={503: errors[503]})
-        api.add_api_route("/metrics", self.metrics, **get)
+        api.add_api_route("/metrics", self.metrics, **get, response_class=PlainTextResponse)
         api.add_api_route("/", self.page, **get, include_in_schema=False)
         api.mount("/page", StaticFiles(directory=PAGE))
         api.add_exception_handler(Refused, _refuse)
@@ -115,6 +114,10 @@ class Server:
         api.add_exception_handler(HTTPException, _http)
         for kind in (UserError, TextError, RecursionError):
             api.add_exception_handler(kind, _bad)
+        described = api.openapi()
+        for schema in described["components"]["schemas"].values():
+            if "model" in schema.get("properties", {}):
+                schema["properties"]["model"] = {"type": "string", "enum": [self.name]}
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
@@ -207,7 +210,7 @@ class Server:
 
     async def metrics(self) -> Response:
         """For Prometheus."""
-        return Response(self._meters.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return PlainTextResponse(self._meters.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def page(self) -> Response:
         """The chat page."""

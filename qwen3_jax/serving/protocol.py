@@ -52,6 +52,17 @@ EFFORTS: dict[str, int | None] = {"none": 0, "minimal": 512, "low": 1024, "mediu
 Number = StrictInt | StrictFloat
 Id = Annotated[StrictInt, Field(ge=0, lt=2**31)]
 Texts = StrictStr | list[StrictStr]
+# What a message is is the chat template's matter; this is only how the API's description puts it.
+_MESSAGE = {
+    "type": "object",
+    "properties": {
+        "role": {"type": "string", "enum": ["system", "user", "assistant", "tool"]},
+        "content": {"type": "string"},
+        "reasoning_content": {"type": "string"},
+    },
+    "required": ["role", "content"],
+}
+Messages = Annotated[list[dict[str, Any]], Field(min_length=1, json_schema_extra={"items": _MESSAGE})]
 
 
 class _Strict(BaseModel):
@@ -201,7 +212,7 @@ class _Common(_Strict):
 class ChatRequest(_Common):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    messages: Messages
     max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=MAX_LOGPROBS)] | None = None
@@ -301,7 +312,7 @@ class TokenizeRequest(_Strict):
 
     model: StrictStr | None = None
     prompt: StrictStr | None = None
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
+    messages: Messages | None = None
     tools: list[Tool] | None = None
     enable_thinking: StrictBool | None = None
     chat_template_kwargs: TemplateOptions | None = None

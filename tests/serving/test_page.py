@@ -1,0 +1,577 @@
+"""The chat page in a real browser, in front of a real server. QWEN3_SCREENSHOTS=DIR also keeps pictures of it."""
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from served import SMALL, serve
+
+playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+expect = playwright.expect
+
+SECONDS = 60_000  # milliseconds; for an answer, also on a busy machine
+UNLIMITED = 10  # the slider's last place
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Playwright's own Chromium, else the system's."""
+    with playwright.sync_playwright() as driver:
+        own = Path(driver.chromium.executable_path).exists()
+        path = None if own else shutil.which("chromium") or shutil.which("google-chrome")
+        if not own and path is None:
+            pytest.skip("no Chromium: playwright install chromium, or apt-get install chromium")
+        browser = driver.chromium.launch(executable_path=path)
+        yield browser
+        browser.close()
+
+
+class Chat:
+    """The page, what a user does with it, and what it asked the server."""
+
+    def __init__(self, context, url: str):
+        self.page = context.new_page()
+        self.bodies: list[dict] = []  # of requests for answers
+        self.faults: list[str] = []  # what must never happen
+        self.page.on("request", lambda request: self._note(request, url))
+        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.faults.append(dialog.message), dialog.dismiss()))
+        self.page.on("console", lambda message: "Content Security" in message.text and self.faults.append(message.text))
+        self.page.goto(url)
+        self.turns = self.page.locator(".turn")
+        self.answer = self.page.locator(".turn:last-child")
+
+    def _note(self, request, url: str) -> None:
+        if urlsplit(request.url)[:2] != urlsplit(url)[:2] and not request.url.startswith("data:"):
+            self.faults.append(f"a request to {request.url}")
+        if request.url.endswith("/v1/chat/completions"):
+            self.bodies.append(json.loads(request.post_data))
+
+    def send(self, text: str) -> None:
+        self.page.fill("#draft", text)
+        expect(self.page.locator("#send")).to_be_enabled(timeout=SECONDS)
+        self.page.press("#draft", "Enter")
+
+    def wait(self) -> dict:
+        """Wait for the end of the answer; return the page's own record of it."""
+        expect(self.page.locator("#stop")).to_be_hidden(timeout=SECONDS)
+        return self.record()[-1]
+
+    def ask(self, text: str) -> dict:
+        self.send(text)
+        return self.wait()
+
+    def record(self) -> list[dict]:
+        return json.loads(self.page.evaluate("sessionStorage['qwen3.turns']"))
+
+    def show(self, markdown: str) -> None:
+        """Continue a conversation in which the model said this; a random model says what it wants."""
+        answer = {"role": "assistant", "text": markdown, "thinking": "Hm.\n\nWell.", "state": "done", "thoughts": 4}
+        turns = [{"role": "user", "text": "How do I use a thinking budget from Python?"}, answer]
+        self.page.evaluate("turns => sessionStorage['qwen3.turns'] = turns", json.dumps(turns))
+        # The page saves what it has when it is left.
+        self.page.evaluate("addEventListener('pagehide', event => event.stopImmediatePropagation(), true)")
+        self.page.reload()
+
+    def set_budget(self, place: int) -> None:
+        self.page.locator("#budget").fill(str(place))
+
+
+@pytest.fixture
+def context(browser):
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def chat(context, server):
+    chat = Chat(context, server.url)
+    yield chat
+    assert chat.faults == []
+
+
+def asked(server, text: str, **options) -> dict:
+    """What the server says to a question without the page; the tiny model is greedy, so the page gets the same."""
+    return server.post("/v1/chat/completions", messages=[{"role": "user", "content": text}], **options).json()
+
+
+def a_question(server, fits, **options) -> str:
+    """A question whose answer fits a test."""
+    for number in range(60):
+        text = f"What is {number} + {number}?"
+        reply = asked(server, text, **options)
+        if fits(reply["choices"][0], reply["usage"]["completion_tokens_details"]):
+            return text
+    raise AssertionError("no question has such an answer")
+
+
+def thinks_and_answers(choice, details) -> bool:
+    return details["reasoning_tokens"] > 4 and len(choice["message"]["content"]) > 20
+
+
+def is_long(choice, details) -> bool:
+    return choice["finish_reason"] == "length"
+
+
+# ---- conversations ---------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_with_its_thinking_folded_away(server, chat):
+    question = a_question(server, thinks_and_answers)
+    reply = asked(server, question)
+    message, usage = reply["choices"][0]["message"], reply["usage"]
+    answer = chat.ask(question)
+    assert (answer["text"], answer["thinking"]) == (message["content"], message["reasoning_content"])
+    assert answer["usage"] == usage | {"prompt_tokens_details": answer["usage"]["prompt_tokens_details"]}
+    count = usage["completion_tokens_details"]["reasoning_tokens"]
+    expect(chat.answer.locator("summary")).to_have_text(f"Thought for {count} tokens")
+    expect(chat.answer.locator(".statistics")).to_contain_text(f"{usage['completion_tokens']:,} tokens · ")
+    expect(chat.answer.locator(".statistics")).to_contain_text("tokens/s · first after ")
+
+    thoughts = chat.answer.locator(".thoughts")
+    expect(thoughts).to_be_hidden()
+    chat.answer.locator("summary").click()
+    expect(thoughts).to_be_visible()
+    assert thoughts.text_content() == message["reasoning_content"].rstrip()
+
+    chat.ask("And now?")
+    first, second = chat.bodies
+    common = dict(model=server.model, stream=True, stream_options={"include_usage": True})
+    said = [{"role": "user", "content": question}]
+    assert first == common | {"messages": said}
+    said += [{"role": "assistant", "content": message["content"]}, {"role": "user", "content": "And now?"}]
+    assert second == common | {"messages": said}
+    expect(thoughts.first).to_be_visible()  # as it was left
+    assert chat.turns.count() == 4
+
+
+def test_stop_keeps_what_came_and_frees_the_server(server, chat):
+    question = a_question(server, is_long, enable_thinking=False)
+    whole = asked(server, question, enable_thinking=False)["choices"][0]["message"]["content"]
+    chat.set_budget(0)
+    chat.send(question)
+    lengths = []
+    for _ in range(3):  # it grows while it is running
+        chat.page.wait_for_function(
+            "least => document.querySelector('.turn:last-child .markdown').textContent.length > least",
+            arg=max(lengths, default=0),
+        )
+        expect(chat.page.locator("#stop")).to_be_visible()
+        lengths.append(len(chat.answer.locator(".markdown").text_content()))
+    chat.page.click("#stop")
+    expect(chat.answer.locator(".remark")).to_have_text("Stopped.")
+    text = chat.record()[-1]["text"]
+    assert whole.startswith(text)
+    assert 0 < len(text) < len(whole)
+    server.wait_until_idle()
+    expect(chat.answer.locator(".statistics")).to_contain_text("about ")
+    chat.send("Go on.")
+    expect(chat.turns).to_have_count(4)
+    assert chat.bodies[-1]["messages"][1] == {"role": "assistant", "content": text}
+    chat.page.click("#new-chat")  # stops it too
+    server.wait_until_idle()
+    chat.page.click("#previous-chat")
+    expect(chat.turns).to_have_count(4)
+
+
+def test_regenerate_and_edit(server, chat):
+    question = a_question(server, thinks_and_answers)
+    chat.ask("Before.")
+    first = chat.ask(question)
+    chat.answer.locator(".regenerate").click()
+    again = chat.wait()
+    assert again["text"] == first["text"]
+    assert chat.bodies[1] == chat.bodies[2]
+    assert chat.turns.count() == 4
+
+    expect(chat.page.locator(".edit:visible")).to_have_count(1)
+    chat.page.locator(".edit:visible").click()
+    field = chat.page.locator(".editing:visible textarea")
+    expect(field).to_have_value(question)
+    field.press_sequentially(" Or not?")
+    chat.page.reload()
+    expect(field).to_have_value(f"{question} Or not?")
+    expect(chat.page.locator("#thinking")).to_be_visible(timeout=SECONDS)
+    chat.page.wait_for_function("() => !document.querySelector('#notice').textContent")
+    chat.page.wait_for_load_state("networkidle")
+    field.press("Enter")
+    expect(chat.page.locator(".turn.user .said").last).to_have_text(f"{question} Or not?")
+    chat.wait()
+    assert [message["role"] for message in chat.bodies[-1]["messages"]][-1] == "user"
+    assert chat.bodies[-1]["messages"][-1]["content"] == f"{question} Or not?"
+    assert chat.turns.count() == 4
+
+
+def test_a_reload_keeps_the_conversation_and_the_draft(server, chat):
+    chat.ask(a_question(server, thinks_and_answers))
+    chat.answer.locator("summary").click()
+    chat.page.fill("#draft", "not sent yet")
+    chat.page.press("#draft", "Shift+Enter")
+    before, shown = chat.record(), chat.page.locator("#conversation").inner_text()
+    chat.page.reload()
+    expect(chat.turns).to_have_count(2)
+    assert chat.record() == before
+    assert chat.page.locator("#conversation").inner_text() == shown
+    expect(chat.page.locator("#draft")).to_have_value("not sent yet\n")
+
+
+def test_enter_that_ends_a_word_of_an_input_method_does_not_send(chat):
+    chat.page.fill("#draft", "にほん")
+    expect(chat.page.locator("#send")).to_be_enabled(timeout=SECONDS)
+    chat.page.locator("#draft").dispatch_event("keydown", {"key": "Enter", "isComposing": True})
+    assert chat.bodies == []
+    assert chat.turns.count() == 0
+
+
+def test_copy(server, chat):
+    chat.show("Do *this*:\n```python\nprint(1)\nprint(2)\n```")
+    chat.page.click(".copy-code")
+    expect(chat.page.locator(".copy-code")).to_have_text("Copied")
+    assert chat.page.evaluate("navigator.clipboard.readText()") == "print(1)\nprint(2)"
+    chat.answer.locator(".copy").click()
+    chat.page.wait_for_function("async () => (await navigator.clipboard.readText()).startsWith('Do *this*')")
+
+
+# ---- settings --------------------------------------------------------------------------------------------------------
+
+
+def test_the_slider_sets_the_budget(server, chat, context):
+    def forced(choice, details):
+        return details["forced_tokens"] > 0
+
+    question = a_question(server, forced, thinking_budget=128)
+    words = chat.page.locator("#budget-words")
+    for place, shown, fields in (
+        (UNLIMITED, "unlimited", {}),
+        (0, "off", {"enable_thinking": False}),
+        (1, "128 tokens", {"thinking_budget": 128}),
+    ):
+        chat.set_budget(place)
+        expect(words).to_have_text(shown)
+        answer = chat.ask(question)
+        body = chat.bodies[-1]
+        assert {name: body[name] for name in body if name in ("enable_thinking", "thinking_budget")} == fields
+        assert bool(answer["thinking"]) == (place > 0)
+        chat.page.click("#new-chat")
+    expect(chat.page.locator("#previous-chat")).to_be_visible()
+    chat.page.click("#previous-chat")
+    expect(chat.answer.locator("summary")).to_have_text("Thought for 128 tokens, stopped at the budget")
+
+    other = Chat(context, server.url)
+    expect(other.page.locator("#budget-words")).to_have_text("128 tokens")
+    for place in range(1, UNLIMITED):
+        other.set_budget(place)
+        expect(other.page.locator("#budget-words")).to_have_text(f"{64 << place:,} tokens")
+
+
+def test_a_budget_without_room_is_explained(server, chat):
+    refusal = asked(server, "Hello", thinking_budget=32768)["error"]["message"]
+    chat.set_budget(UNLIMITED - 1)
+    chat.ask("Hello")
+    expect(chat.answer.locator(".error span")).to_have_text(refusal)
+    chat.set_budget(1)
+    chat.answer.locator(".retry").click()
+    assert chat.wait()["state"] == "done"
+    expect(chat.answer.locator(".error")).to_be_hidden()
+    assert chat.turns.count() == 2
+
+
+def test_settings_go_into_the_request_and_stay(server, chat):
+    chat.page.click("#open-settings")
+    given = {"system": "Be brief.", "temperature": "0.5", "top_p": "0.9", "max_tokens": "7", "seed": "11"}
+    for name, value in given.items():
+        chat.page.fill(f"dialog [name={name}]", value)
+    chat.page.fill("dialog [name=top_p]", "1.5")  # is not kept
+    chat.page.keyboard.press("Escape")
+    for _ in range(2):
+        chat.ask("Hello")
+        body = chat.bodies[-1]
+        assert {name: body.get(name) for name in given if name != "system"} == {
+            "temperature": 0.5, "top_p": 0.9, "max_tokens": 7, "seed": 11,
+        }  # fmt: skip
+        assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+        assert chat.record()[-1]["usage"]["completion_tokens"] <= 7
+        chat.page.reload()
+
+
+def test_a_key_is_asked_for_and_forgotten_with_the_tab(tiny_folder, tmp_path, context):
+    environment = {"QWEN3_API_KEYS": "secret"}
+    with serve(tiny_folder, tmp_path, *SMALL, "--no-warm-up", "--max-tokens", "8", environment=environment) as server:
+        chat = Chat(context, server.url)
+        expect(chat.page.locator("#key-wish")).to_contain_text("API key")
+        expect(chat.page.locator("dialog [name=key]")).to_be_focused()
+        chat.page.keyboard.type("secret")
+        chat.page.keyboard.press("Enter")
+        assert chat.ask("Hello")["state"] == "done"
+        assert "secret" in chat.page.evaluate("JSON.stringify(sessionStorage)")
+        assert "secret" not in chat.page.evaluate("JSON.stringify(localStorage)")
+        expect(Chat(context, server.url).page.locator("#key-wish")).to_contain_text("API key")
+        assert chat.faults == []
+
+
+# ---- what goes wrong -------------------------------------------------------------------------------------------------
+
+
+def test_a_lost_network_loses_nothing(server, chat, context):
+    chat.page.fill("#draft", "Hello")
+    expect(chat.page.locator("#send")).to_be_enabled(timeout=SECONDS)
+    context.set_offline(True)
+    chat.page.click("#send")
+    expect(chat.answer.locator(".error")).to_contain_text("The server cannot be reached.")
+    context.set_offline(False)
+    chat.answer.locator(".retry").click()
+    assert chat.wait()["state"] == "done"
+    expect(chat.turns).to_have_count(2)
+
+
+def test_the_page_stays_where_its_reader_is(server, chat):
+    chat.set_budget(0)
+    chat.show("word\n\n" * 200)
+    chat.send(a_question(server, is_long, enable_thinking=False))
+    chat.page.wait_for_function("() => document.querySelector('.turn:last-child .markdown').textContent")
+    chat.page.evaluate("() => { scroller.scrollTop = 100; }")
+    expect(chat.page.locator("#jump")).to_be_visible()
+    chat.wait()
+    assert chat.page.evaluate("scroller.scrollTop") == 100
+    chat.page.click("#jump")
+    expect(chat.page.locator("#jump")).to_be_hidden()
+    assert chat.page.evaluate("scroller.scrollHeight - scroller.clientHeight - scroller.scrollTop") < 2
+
+
+# ---- Markdown --------------------------------------------------------------------------------------------------------
+
+HOSTILE = """
+<script>alert(1)</script><img src=x onerror=alert(2)><svg onload=alert(3)><iframe src="https://evil.example"></iframe>
+
+[a](javascript:alert(4)) [b](JaVaScRiPt:alert(5)) [c]( data:text/html,<script>alert(6)</script>) [d](vbscript:x)
+[e](&#106;avascript:alert(7)) ![f](data:image/svg+xml,<svg/onload=alert(8)>) [g](//evil.example) [h](/v1/models)
+![picture](https://evil.example/track.png) <a href="javascript:alert(9)" onclick="alert(10)">i</a> <https://evil.example>
+[j](https://evil.example/"onclick="alert(11)) [k](<javascript:alert(12)>) [java\nscript:alert(13)](java\nscript:alert(13))
+
+| <script>alert(14)</script> | `<img src=x onerror=alert(15)>` |
+|---|---|
+| <style>*{display:none}</style> | <form action=https://evil.example><input type=submit></form> |
+
+- [ ] <object data=x></object>
+> <link rel=stylesheet href=https://evil.example> <meta http-equiv=refresh content=0> <base href=https://evil.example>
+
+````html
+<script>alert(16)</script>
+```js
+alert(17)
+```
+````
+```"><script>alert(18)</script>
+&lt;script&gt;alert(19)&lt;/script&gt;
+"""
+ALLOWED = (
+    "p h3 h4 h5 h6 ul ol li input blockquote table thead tbody tr th td hr pre code div span button strong em del a br"
+).split()
+RENDERED = """async text => {
+    const { render } = await import("/page/markdown.js");
+    const place = document.createElement("div");
+    place.append(render(text));
+    return place;
+}"""
+
+
+def test_no_script_of_an_answer_runs(chat):
+    chat.show(HOSTILE)
+    chat.page.wait_for_load_state("networkidle")
+    answer = chat.answer.locator(".markdown")
+    tags = answer.evaluate("node => [...node.querySelectorAll('*')].map(one => one.localName)")
+    assert set(tags) <= set(ALLOWED)
+    attributes = answer.evaluate(
+        "node => [...node.querySelectorAll('*')].flatMap(one => [...one.attributes].map(each => each.name))"
+    )
+    assert set(attributes) <= {"class", "href", "rel", "target", "title", "type", "disabled", "aria-label"}
+    for link in answer.locator("a").all():
+        assert link.get_attribute("href").startswith("https://evil.example/")
+        assert link.get_attribute("rel") == "noopener noreferrer"
+        assert link.get_attribute("target") == "_blank"
+    assert answer.evaluate("node => [...node.querySelectorAll('input')].every(one => one.type === 'checkbox')")
+    shown = answer.text_content()
+    for number in range(1, 20):
+        assert f"alert({number})" in shown or number == 11  # in a link's address
+    assert "<script>alert(1)</script><img src=x onerror=alert(2)>" in shown
+    assert "&lt;script&gt;" in shown
+
+
+def test_markdown_becomes_what_it_means(chat):
+    render = f"async text => (await ({RENDERED})(text)).innerHTML"
+    for text, html in {
+        "# A\n### B #": "<h3>A</h3><h5>B</h5>",
+        "a **b *c* d** ~~e~~ `f`": "<p>a <strong>b <em>c</em> d</strong> <del>e</del> <code>f</code></p>",
+        "***a***": "<p><em><strong>a</strong></em></p>",
+        "snake_case_name 2 * 3 * 4": "<p>snake_case_name 2 * 3 * 4</p>",
+        "**你好，世界。**下一句": "<p><strong>你好，世界。</strong>下一句</p>",
+        "中**「a」**b": "<p>中<strong>「a」</strong>b</p>",
+        "a\nb  \nc": "<p>a<br>b<br>c</p>",
+        "- a\n  - b\n- c\n\n3. d\n   e": "<ul><li><p>a</p><ul><li><p>b</p></li></ul></li><li><p>c</p></li></ul>"
+        '<ol start="3"><li><p>d<br>e</p></li></ol>',
+        "> a\n> > b": "<blockquote><p>a</p><blockquote><p>b</p></blockquote></blockquote>",
+        "a\n\n---\nb": "<p>a</p><hr><p>b</p>",
+        "|a|b|\n|-|-|\n|1|2|3|\n|4|": '<div class="table"><table><thead><tr><th>a</th><th>b</th></tr></thead><tbody>'
+        "<tr><td>1</td><td>2 | 3</td></tr><tr><td>4</td></tr></tbody></table></div>",
+        "\\*a\\* \\(x_1*y_1\\) costs $5 or $6": '<p>*a* <span class="formula">x_1*y_1</span> costs $5 or $6</p>',
+        "`` a`b `` `c": "<p><code>a`b</code> `c</p>",
+    }.items():
+        assert chat.page.evaluate(render, text) == html
+    code = chat.page.evaluate(render, "1. a\n   ```py\n   b\n\n     c\n   ```\n2. d")
+    assert code.count("<li>") == 2
+    assert "<pre><code>b\n\n  c</code></pre>" in code
+    assert '<span class="language">py</span>' in code
+    links = chat.page.evaluate(render, "[a](https://b.c/d_(e)) https://f.g/h, <b@c.d> [i](ftp://j.k) ![](mailto:l@m.n)")
+    assert [part.split('"')[0] for part in links.split('href="')[1:]] == [
+        "https://b.c/d_(e)",
+        "https://f.g/h",
+        "mailto:l@m.n",
+    ]
+    assert "[i](ftp://j.k)" in links
+
+
+MARKS = (
+    "* ** *** _ __ ~~ ` `` ``` ~~~ [ ] ( ) ![ ]( | |-|-| || # ## > - + 1. 2) --- === \\ \\( \\) \\[ \\] $ $$ < > & ! [ ]".split(
+        " "
+    )
+    + [
+        " ",
+        "  ",
+        "    ",
+        "\t",
+        "\n",
+        "\n",
+        "\n\n",
+        "\n- ",
+        "\n  - ",
+        "\n> ",
+        "\n```\n",
+        "\n| a | b |\n|---|---|\n",
+        "a",
+        "bc",
+        "ä",
+        "語",
+    ]
+)
+
+
+def test_no_text_is_lost_and_a_growing_text_ends_like_a_whole_one(chat):
+    rng = random.Random(0)
+    texts = ["".join(rng.choices(MARKS, k=rng.randint(1, 80))) for _ in range(600)]
+    wrong = chat.page.evaluate(
+        """async texts => {
+            const { Growing, render } = await import("/page/markdown.js");
+            const letters = text => text.replace(/\\P{L}/gu, "");
+            return texts.filter(text => {
+                const whole = document.createElement("div");
+                whole.append(render(text));
+                const growing = document.createElement("div");
+                const view = new Growing(growing);
+                for (let end = 0; end < text.length; end += 1 + end % 4) view.update(text.slice(0, end), true);
+                view.update(text, false);
+                const same = growing.innerHTML === whole.innerHTML;
+                for (const button of whole.querySelectorAll("button")) button.remove();
+                return !same || letters(whole.textContent) !== letters(text);
+            });
+        }""",
+        texts,
+    )
+    assert wrong == []
+
+
+def test_the_time_grows_with_the_text_alone(chat):
+    pieces = (
+        "*", "[", "|", "`", "_", "!", "](", "[a](", "[a](b(", "[a](<", '[a](b "', "> ", "- ", "- a\n", "#\n", "|-|\n", "*a",
+        "*a ", "_a ", "a* ", "*a_b", "`a``b", "a\n", "\n", "$a", "\\(", "http://%", "http://a.b ", "![", "[![a](http://b)]",
+        "~~a", "```\n", "\t", "1. ", ">-", "- [ ] ", "a|", "[a](http://b)",
+    )  # fmt: skip
+    size = 200_000
+    texts = {piece: (piece * size)[:size] for piece in pieces}
+    texts["indented"] = "".join(" " * depth + "- a\n" for depth in range(600))
+    texts["wide table"] = "|" + "a|" * 50_000 + "\n|" + "-|" * 50_000
+    texts["long table"] = "|" + "a|" * 100 + "\n|" + "-|" * 100 + "\n" + "|\n" * 80_000
+    texts["openers"] = "_a " * 30_000 + "a* " * 30_000
+    texts["blanks"] = "[a](" + " " * size + "x"
+    texts["images"] = "![" * 20_000 + "a" + "](http://b)" * 14_000
+    texts["runs"] = "".join("`" * length + "a" for length in range(600))
+    times = {}
+    for name, text in texts.items():
+        times[name] = chat.page.evaluate(
+            f"async text => {{ const begin = performance.now(); await ({RENDERED})(text); return performance.now() - begin; }}",
+            text,
+        )
+    # A quarter of a second at most where it was written; anything quadratic takes minutes.
+    assert {name: time for name, time in times.items() if time > 4000} == {}
+
+
+# ---- looks -----------------------------------------------------------------------------------------------------------
+
+SHOWPIECE = """
+## A thinking budget, in short
+
+A *thinking budget* caps how many tokens the model may spend **before** it answers. When the cap is reached, the server
+writes `</think>` for the model, and the answer begins. Figure 2 of [the report](https://arxiv.org/abs/2505.09388) shows it.
+
+1. **Choose a budget.** Small questions need little:
+   - arithmetic: 256 tokens
+   - a proof: 8,192 tokens or more
+2. **Send it** with the request.
+
+```python
+client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
+reply = client.chat.completions.create(model="Qwen3-0.6B", messages=messages, extra_body={"thinking_budget": 1024})
+```
+
+| Budget | Tokens | What happens to the reasoning |
+|:-------|-------:|-------------------------------|
+| off | 212 | there is none |
+| 1,024 | 1,180 | often cut off at the budget |
+| unlimited | 9,460 | goes on until the model is satisfied |
+
+> It costs time, and nothing else.
+
+- [x] a_very_long_identifier_that_does_not_fit_on_a_phone_and_has_no_place_to_break_but_must_not_widen_the_page
+- [ ] Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft
+""".replace(
+    "answers. When the cap is reached, the server\nwrites", "answers. When the cap is reached, the server writes"
+)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("name", "width", "height"), [("wide", 1280, 800), ("narrow", 390, 844)])
+def test_it_fits_the_screen(browser, server, scheme, name, width, height):
+    size = {"width": width, "height": height}
+    context = browser.new_context(
+        viewport=size, color_scheme=scheme, is_mobile=name == "narrow", has_touch=name == "narrow"
+    )
+    chat = Chat(context, server.url)
+    picture(chat, f"{scheme}-{name}-empty")
+    chat.show(SHOWPIECE)
+    expect(chat.page.locator("#thinking")).to_be_visible(timeout=SECONDS)
+    fits = "[document.documentElement, document.body, scroller].every(one => one.scrollWidth <= one.clientWidth)"
+    assert chat.page.evaluate(fits)
+    picture(chat, f"{scheme}-{name}-end")
+    chat.page.evaluate("() => { scroller.scrollTop = 0; }")
+    expect(chat.page.locator("#jump")).to_be_visible()
+    picture(chat, f"{scheme}-{name}")
+    sizes = "[...document.querySelectorAll('textarea, input')].map(one => parseFloat(getComputedStyle(one).fontSize))"
+    assert min(chat.page.evaluate(sizes)) >= 16  # or phones zoom in on them
+    chat.page.click("#open-settings")
+    box = chat.page.locator("dialog").bounding_box()
+    assert 0 <= box["x"] and box["x"] + box["width"] <= width and box["y"] + box["height"] <= height  # noqa: PT018
+    picture(chat, f"{scheme}-{name}-settings")
+    context.close()
+    assert chat.faults == []
+
+
+def picture(chat: Chat, name: str) -> None:
+    """Keep a screenshot where QWEN3_SCREENSHOTS says."""
+    folder = os.environ.get("QWEN3_SCREENSHOTS")
+    if folder:
+        chat.page.screenshot(path=Path(folder) / f"{name}.png")
