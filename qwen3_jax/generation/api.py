@@ -133,6 +133,7 @@ def prepare(
     raw: bool = False,
     one_call: bool = False,
     fit_budget: bool = False,
+    most_new_tokens: int | None = None,
 ) -> list[tuple[Request, Answer]]:
     """Check one prompt and return what to submit for each of its n answers, and what to add the tokens to.
 
@@ -142,15 +143,19 @@ def prepare(
         constraint: makes what each answer's content is held to, tool calls included.
         raw: think tags and tool calls are text like any other.
         one_call: an answer ends with its first tool call.
+        most_new_tokens: what no answer may exceed that does not say how long it is to be.
         fit_budget: a budget that leaves no room for an answer in max_new_tokens is lowered, where it can be, and not refused.
 
     Raises:
         UserError: as `generate`.
     """
-    return _plan(
-        engine, tokenizer, [prompt], sampling, max_new_tokens, enable_thinking, thinking_budget, tools,
-        continue_final_message, thinking_stop_text, None, constraint, raw, one_call, fit_budget,
-    )[1]  # fmt: skip
+    try:
+        return _plan(
+            engine, tokenizer, [prompt], sampling, max_new_tokens, enable_thinking, thinking_budget, tools,
+            continue_final_message, thinking_stop_text, None, constraint, raw, one_call, fit_budget, most_new_tokens,
+        )[1]  # fmt: skip
+    except UserError as error:  # there is but one
+        raise UserError(str(error).replace(" of prompt 0", "").replace("prompt 0", "the prompt")) from None
 
 
 def _run(engine: Engine, requests: list[tuple[Request, Answer]]) -> Iterator[Delta]:
@@ -178,7 +183,7 @@ def _run(engine: Engine, requests: list[tuple[Request, Answer]]) -> Iterator[Del
 def _plan(
     model, tokenizer, prompts, sampling, max_new_tokens, enable_thinking, thinking_budget, tools,
     continue_final_message, thinking_stop_text, batch_size, constraint=None, raw=False, one_call=False,
-    fit_budget=False,
+    fit_budget=False, most_new_tokens=None,
 ) -> tuple[Engine, list[tuple[Request, Answer]]]:  # fmt: skip
     """Check everything and lay out the requests."""
     whole = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
@@ -215,7 +220,7 @@ def _plan(
     requests = []
     header = None if tokenizer is None else tokenizer.im_start_id
     for index, ids, resolved, wanted, budget in rows:
-        limit = _limit(index, len(ids), wanted, model, engine.max_length)
+        limit = _limit(index, len(ids), wanted, model, engine.max_length, most_new_tokens)
         is_open = tokens.is_open(ids, header)
         if fit_budget and budget is not None and budget > 0:
             budget = max(min(budget, limit - _room(tokens, is_open)), 0)
@@ -339,7 +344,7 @@ def _check_ids(index: int, ids: list[int], vocabulary: int) -> None:
             raise UserError(f"prompt {index} has {token!r}; token ids are whole numbers from 0 to {vocabulary - 1}.")
 
 
-def _limit(index: int, prompt: int, wanted: int | None, model: Qwen3, context: int) -> int:
+def _limit(index: int, prompt: int, wanted: int | None, model: Qwen3, context: int, most: int | None = None) -> int:
     """Most new tokens of a request; the prompt and they must fit the context, and the engine's cache."""
     if prompt >= context:
         raise UserError(
@@ -347,7 +352,8 @@ def _limit(index: int, prompt: int, wanted: int | None, model: Qwen3, context: i
             "needs at least one."
         )
     if wanted is None:
-        return min(model.generation_config.max_new_tokens or DEFAULT_MAX_NEW_TOKENS, context - prompt)
+        default = model.generation_config.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
+        return min(default, context - prompt, context if most is None else most)
     if wanted < 1:
         raise UserError(f"max_new_tokens of prompt {index} is {wanted}; it must be 1 or more.")
     if prompt + wanted > context:

@@ -34,6 +34,7 @@ from qwen3_jax.text import TextError, Tokenizer
 
 PAGE = Path(__file__).parent / "page"
 _RETRY_SECONDS = 2  # after a full queue
+_FRESH = {"cache-control": "no-cache", "x-content-type-options": "nosniff"}
 _LAST_SECONDS = 5  # to tell a client why its stream ends
 
 
@@ -108,7 +109,7 @@ class Server:
         api.add_api_route("/ready", self.is_ready, **get, responses={503: errors[503]})
         api.add_api_route("/metrics", self.metrics, **get, response_class=PlainTextResponse)
         api.add_api_route("/", self.page, **get, include_in_schema=False)
-        api.mount("/page", StaticFiles(directory=PAGE))
+        api.mount("/page", _Fresh(directory=PAGE))
         api.add_exception_handler(Refused, _refuse)
         api.add_exception_handler(RequestValidationError, _invalid)
         api.add_exception_handler(HTTPException, _http)
@@ -135,7 +136,8 @@ class Server:
             return prepare(
                 self._engine, self.tokenizer, body.messages,
                 sampling=body.sampling((body.top_logprobs or 0) if body.logprobs else None),
-                max_new_tokens=self._limit(body.limit), enable_thinking=enable, thinking_budget=budget,
+                max_new_tokens=body.limit, most_new_tokens=self.limits.max_tokens,
+                enable_thinking=enable, thinking_budget=budget,
                 tools=body.shown_tools, continue_final_message=bool(body.continue_final_message), constraint=constraint,
                 raw=body.separate_reasoning is False, one_call=body.parallel_tool_calls is False,
                 fit_budget=body.budget is None,
@@ -155,7 +157,8 @@ class Server:
             for prompt in prompts:
                 planned += prepare(
                     self._engine, self.tokenizer, prompt, sampling=body.sampling(body.logprobs),
-                    max_new_tokens=self._limit(body.max_tokens), thinking_budget=budget, constraint=constraint, raw=True,
+                    max_new_tokens=body.max_tokens, most_new_tokens=self.limits.max_tokens,
+                    thinking_budget=budget, constraint=constraint, raw=True,
                 )  # fmt: skip
             return planned
 
@@ -216,7 +219,7 @@ class Server:
         """The chat page."""
         policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'"
         headers = {"content-security-policy": policy + "; form-action 'none'; frame-ancestors 'none'"}
-        return FileResponse(PAGE / "index.html", headers=headers | {"referrer-policy": "no-referrer"})
+        return FileResponse(PAGE / "index.html", headers=headers | {"referrer-policy": "no-referrer"} | _FRESH)
 
     # ---- one request -------------------------------------------------------------------------------------------------
 
@@ -244,13 +247,6 @@ class Server:
             raise Refused(503, "the engine has failed; the log says why.")
         if not self.ready:
             raise Refused(503, "the server is compiling; come again.", retry=10)
-
-    def _limit(self, wanted: int | None) -> int | None:
-        """Most tokens of an answer: with nothing said, the model's default, or the server's limit if that is less."""
-        if wanted is not None or self.limits.max_tokens is None:
-            return wanted
-        default = self._engine.model.generation_config.max_new_tokens
-        return self.limits.max_tokens if default is None else min(default, self.limits.max_tokens)
 
     async def _answer(
         self,
@@ -344,6 +340,15 @@ class Server:
         finally:
             self.ready = False
             await asyncio.to_thread(self.worker.stop)
+
+
+class _Fresh(StaticFiles):
+    """Files that browsers ask about each time: those of one release go together."""
+
+    def file_response(self, *args: Any, **options: Any) -> Response:
+        response = super().file_response(*args, **options)
+        response.headers.update(_FRESH)
+        return response
 
 
 class _Events(Response):

@@ -42,7 +42,7 @@ class Grammars:
         except ImportError as error:
             raise UserError("serving needs llguidance: pip install 'qwen3-jax[serve]'.") from error
         self._library = llguidance
-        self._eos = sorted(eos)
+        self._eos = sorted(token for token in eos if token < tokenizer.vocab_size)
         self._tokenizer = llguidance.LLTokenizer(
             tokenizer.to_json(), n_vocab=tokenizer.vocab_size, eos_token=self._eos[0] if self._eos else None
         )

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import queue
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -151,7 +152,7 @@ class Worker:
                 self._snapshot = engine.running, engine.waiting, engine.cache_usage, _copy(engine.stats)
         except BaseException as error:
             self.failure = error
-            raise
+            traceback.print_exc()
         finally:
             self._snapshot = (0, 0, (0, self._snapshot[2][1]), self._snapshot[3])
             told = {id(ticket): ticket for ticket, _ in self._tickets.values()}

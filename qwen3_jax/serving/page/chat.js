@@ -45,6 +45,7 @@ function showConversation() {
 }
 
 function showControls() {
+  document.body.classList.toggle("ready", model !== null);
   document.body.classList.toggle("running", running !== null);
   at("stop").hidden = running === null;
   at("send").hidden = running !== null;

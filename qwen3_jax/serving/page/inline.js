@@ -93,7 +93,7 @@ class Inline {
     const start = this.#at + 2;
     const found = closing ? this.#find(closing, start) : -1;
     const end = found < 0 && closing && this.#live ? this.#text.length : found;
-    if (end >= 0) this.#add({ formula: this.#text.slice(start, end), display: next === "[" }, end + 2 - this.#at);
+    if (end >= 0) this.#add({ formula: this.#text.slice(start, end).trim(), display: next === "[" }, end + 2 - this.#at);
     else if (next === "\n") this.#add({ isBreak: true }, 2);
     else if (/[!-/:-@[-`{-~]/.test(next)) this.#add({ text: next }, 2);
     else this.#add({ text: "\\" }, 1);
@@ -101,7 +101,7 @@ class Inline {
 
   #dollars() {
     const [whole, display, inline] = this.#found;
-    if (display || LIKE_FORMULA.test(inline)) this.#add({ formula: display ?? inline, display }, whole.length);
+    if (display || LIKE_FORMULA.test(inline)) this.#add({ formula: (display ?? inline).trim(), display }, whole.length);
     else this.#add({ text: "$" }, 1);
   }
 
@@ -236,7 +236,7 @@ function place(tokens, parent, inLink) {
   for (const token of tokens) {
     if (token.text !== undefined) text += token.text;
     else if (token.code !== undefined) node(element("code", "", [token.code]));
-    else if (token.formula) node(element("span", token.display ? "display formula" : "formula", [token.formula.trim()]));
+    else if (token.formula !== undefined) node(element("span", token.display ? "display formula" : "formula", [token.formula]));
     else if (token.isBreak) node(element("br"));
     else if (token.inside && inLink) {
       node();

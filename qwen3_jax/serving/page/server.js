@@ -22,8 +22,9 @@ export async function ready() {
   try {
     await ask("/ready");
   } catch (refusal) {
-    if (refusal.status === 503) await ask("/health");
-    throw refusal.status === 503 ? new Refusal("The model is still compiling. Trying again every two seconds.", 503) : refusal;
+    if (refusal.status !== 503) throw refusal;
+    await ask("/health");
+    throw new Refusal("The model is still compiling. Trying again every two seconds.", 503);
   }
 }
 

@@ -4,9 +4,10 @@
  * Invariant: a turn is plain data (it goes to the session's storage as it is), and its element shows that data after
  * each `show()`. Nothing here changes a turn but for what the user opens and types in it.
  *
- * A user's turn: {role, text, edited}, the last as long as it is being edited. An answer: {role, text, thinking, state, finish, error, pieces, thoughts, usage, first,
- * seconds, isOpen}, where state is "running", "done", "stopped" or "failed", `pieces` and `thoughts` count deltas until
- * there is a `usage`, and `first` and `seconds` are from the request to the first token and from there to the last.
+ * A user's turn: {role, text, edited}, where `edited` is there as long as the text is being edited. An answer: {role,
+ * text, thinking, state, finish, error, pieces, thoughts, usage, first, seconds, isOpen}, where state is "running",
+ * "done", "stopped" or "failed", `pieces` and `thoughts` count deltas until there is a `usage`, and `first` and
+ * `seconds` are from the request to the first token and from there to the last.
  */
 
 import { Growing } from "./markdown.js";
