@@ -185,7 +185,7 @@ class Server:
             enable = body.enable_thinking if template is None else template.enable_thinking
             return self.tokenizer.apply_chat_template(
                 body.messages or [],
-                tools=None if not body.tools else [tool.model_dump() for tool in body.tools],
+                tools=None if not body.tools else [tool.shown for tool in body.tools],
                 add_generation_prompt=not body.continue_final_message,
                 continue_final_message=body.continue_final_message,
                 enable_thinking=enable is not False,

@@ -7,7 +7,17 @@ model can act on. docs/serving.md prints the same lists.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
 
 from qwen3_jax.errors import UserError, nearest
 from qwen3_jax.generation import Sampling
@@ -118,10 +128,25 @@ class Function(BaseModel):
 
 
 class Tool(BaseModel):
+    """A tool, which the model is shown as it was sent: the order of its keys is part of the prompt."""
+
     model_config = ConfigDict(extra="allow")
 
     type: Literal["function"] = "function"
     function: Function
+    _sent: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep(cls, value: Any, handler: Any) -> "Tool":
+        tool = handler(value)
+        tool._sent = value
+        return tool
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """As the client sent it."""
+        return self._sent
 
 
 class TemplateOptions(_Strict):
@@ -250,7 +275,7 @@ class ChatRequest(_Common):
         """The tools that the model is told of; None is none."""
         if not self.tools or self.tool_choice == "none":
             return None
-        return [tool.model_dump() for tool in self.tools]
+        return [tool.shown for tool in self.tools]
 
     @property
     def forced_tools(self) -> list[Function]:
