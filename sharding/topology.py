@@ -105,7 +105,8 @@ def _devices(name: str, slices: int) -> tuple[jax.Device, ...]:
         with _quiet_libtpu():
             described = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except Exception as error:  # the type differs between versions of JAX
-        if "libtpu" in str(error) and "INVALID" not in str(error):
+        text = str(error)
+        if "TPU support not installed" in text or ("libtpu" in text and "INVALID" not in text):
             raise ShardingError(
                 f"describing {name} needs libtpu, which is not installed or cannot be loaded: pip install 'jax[tpu]' "
                 f"({' '.join(str(error).split())[:200]})."

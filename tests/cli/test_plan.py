@@ -100,6 +100,13 @@ def test_planning_options_come_off_the_command_line():
         take(["--json"], "train.py")
 
 
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is here")
+def test_without_libtpu_planning_says_what_to_install(tiny, capsys):
+    assert train.main(["--config", tiny, "--plan", "v5e:2x2"], "train.py") == 2
+    assert "pip install 'jax[tpu]'" in capsys.readouterr().err
+
+
+@needs_libtpu
 def test_weights_that_are_not_here_cannot_be_planned_from(tiny, capsys):
     assert train.main(["--config", tiny, "--plan", "v5e:2x2", "--model.init_from=some/where"], "train.py") == 2
     assert "set model.preset to the architecture instead" in capsys.readouterr().err
