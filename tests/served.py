@@ -39,7 +39,7 @@ class Running:
         lines = httpx.get(f"{self.url}/metrics").text.splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.partition(" ")[0].partition("{")[0] == name)
 
-    def wait_until_idle(self, seconds: float = 30) -> None:
+    def wait_until_idle(self, seconds: float = 60) -> None:
         """Wait until no answer has or wants room, and no page is held."""
         names = ("qwen3_answers_running", "qwen3_answers_waiting", "qwen3_cache_pages_held")
         deadline = time.monotonic() + seconds

