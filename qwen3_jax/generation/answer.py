@@ -34,7 +34,7 @@ class Usage:
     completion_tokens: int
     thinking_tokens: int
     forced_tokens: int
-    cached_tokens: int = 0
+    cached_tokens: int = field(default=0, compare=False)  # how an answer came about is not what it is
 
     @property
     def total_tokens(self) -> int:
