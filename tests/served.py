@@ -48,8 +48,19 @@ class Running:
             time.sleep(0.1)
 
     @property
+    def address(self) -> tuple[str, int]:
+        host, port = self.url.removeprefix("http://").split(":")
+        return host, int(port)
+
+    @property
     def log(self) -> str:
         return self.log_file.read_text()
+
+
+def raw_chat(body: bytes) -> bytes:
+    """A request as it goes over the wire, for clients that no library would be."""
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 @contextlib.contextmanager

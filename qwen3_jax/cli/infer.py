@@ -174,14 +174,13 @@ def _run(args: argparse.Namespace) -> int:
     else:
         jobs = [inputs.read_one(args.prompt, args.messages, args.system, args.raw)]
     tools = None if args.tools is None else inputs.read_tools(args.tools)
-    if args.mesh is not None:
-        inputs.read_mesh(args.mesh)  # a mistake in it is told before JAX is imported
+    axes = None if args.mesh is None else inputs.read_mesh(args.mesh)
 
     import jax
 
     from qwen3_jax.generation import Engine
 
-    mesh = models.make_mesh(args.mesh)
+    mesh = models.make_mesh(axes)
     sampling = _sampling(args)
     if args.chat and jax.process_count() > 1:
         raise UserError("--chat needs a single process; this run has several.")

@@ -58,16 +58,14 @@ def add_devices(parser: Parser) -> None:
     )  # fmt: skip
 
 
-def make_mesh(axes: str | None) -> Any:
-    """Return the mesh that --mesh asks for, or None; of several processes each must come here."""
+def make_mesh(axes: dict[str, int] | None) -> Any:
+    """Return the mesh of what `inputs.read_mesh` read, or None; of several processes each must come here."""
     import sharding
-    from qwen3_jax.cli import inputs
 
     if axes is None:
         return None
-    read = inputs.read_mesh(axes)
     sharding.initialize()  # no effect for a single process
-    return sharding.make_mesh(**read)  # type: ignore[arg-type] # axis names are checked
+    return sharding.make_mesh(**axes)  # type: ignore[arg-type] # axis names are checked
 
 
 def load_model(args: argparse.Namespace, mesh: Any) -> "tuple[Qwen3, Tokenizer]":

@@ -16,7 +16,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from qwen3_jax.cli import models
+from qwen3_jax.cli import inputs, models
 from qwen3_jax.cli.common import Parser, guarded, whole_number
 from qwen3_jax.errors import UserError
 
@@ -136,7 +136,7 @@ def _serve(args: argparse.Namespace) -> int:
         seconds=args.timeout,
     )
     listener = _listener(args.host, args.port)  # before a model is loaded for nothing
-    mesh = models.make_mesh(args.mesh)
+    mesh = models.make_mesh(None if args.mesh is None else inputs.read_mesh(args.mesh))
     model, tokenizer = models.load_model(args, mesh)
     server = Server(
         _engine(args, mesh, model),

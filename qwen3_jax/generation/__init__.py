@@ -1,7 +1,7 @@
 """Sampling under a thinking budget, at three levels: `Engine` (tokens), `stream` (deltas), `generate` (answers)."""
 
 from qwen3_jax.generation.answer import Delta, Generation, TokenLogprob, Usage
-from qwen3_jax.generation.api import generate, prepare, stream
+from qwen3_jax.generation.api import end_tokens, generate, prepare, stream
 from qwen3_jax.generation.budget import ThinkingTokens
 from qwen3_jax.generation.engine import Engine
 from qwen3_jax.generation.requests import Constraint, Request, Stats, Token
@@ -25,6 +25,7 @@ __all__ = [
     "Token",
     "TokenLogprob",
     "Usage",
+    "end_tokens",
     "generate",
     "prepare",
     "stream",

@@ -201,7 +201,7 @@ def _plan(
     enable_rows = _per_row("enable_thinking", enable_thinking, count)
     budget_rows = _per_row("thinking_budget", thinking_budget, count)
     tokens = ThinkingTokens.of(tokenizer, thinking_stop_text, tools=bool(tools))
-    eos = _eos(model, tokenizer)
+    eos = end_tokens(model, tokenizer)
     if eos.intersection(tokens.stop):
         raise UserError(f"the thinking stop text {thinking_stop_text!r} holds a token that ends the answer.")
     rows: list[tuple[int, list[int], Sampling, int | None, int | None]] = []
@@ -383,7 +383,7 @@ def _check_room(index: int, budget: int | None, limit: int, tokens: ThinkingToke
         )
 
 
-def _eos(model: Qwen3, tokenizer: Tokenizer | None) -> frozenset[int]:
+def end_tokens(model: Qwen3, tokenizer: Tokenizer | None) -> frozenset[int]:
     """Tokens that end an answer: the checkpoint's, else the config's, else the tokenizer's."""
     ids = model.generation_config.eos_token_id or model.config.eos_token_ids
     if not ids and tokenizer is not None and tokenizer.eos_token_id is not None:

@@ -130,7 +130,7 @@ class Engine:
             # Where the parameters are for good: what a program makes of both is, and would compile the program once more.
             self._state = jax.device_put(self._state, *jax.tree.leaves(self._params)[0].devices())
         self._pages = pages
-        self._slots = list(range(self._shards * self._rows))
+        self._slots = list(range(self.rows))
         self._jobs: dict[int, Job] = {}
         self._guessed = 0
         self._empty = job_of(Request((0,), Sampling(temperature=0, seed=0), 1), model, len(self._slots))
@@ -267,8 +267,7 @@ class Engine:
                         guess = np.full((len(jobs), guesses), -1, np.int32)
                         self._state, *_ = program.verify(self._graphdefs, guesses, *arrays, guess)
                     else:
-                        words = -(-self.model.config.vocab_size // 32)
-                        allowed = np.zeros((len(jobs), words), np.uint32) if kind == "constrained" else None
+                        allowed = self._nothing_allowed(len(jobs)) if kind == "constrained" else None
                         self._state, *_ = program.decode(self._graphdefs, most, *arrays, np.int32(1), allowed)
                     bar.advance()
             nothing = np.zeros(self.model.config.vocab_size, np.int16)
@@ -329,12 +328,16 @@ class Engine:
         """What each row's constraint says of its next token; None where no row has one."""
         if not any(job is not None and job.request.constraint is not None for job in jobs):
             return None
-        allowed = np.zeros((len(jobs), -(-self.model.config.vocab_size // 32)), np.uint32)
+        allowed = self._nothing_allowed(len(jobs))
         for row, job in zip(allowed, jobs, strict=True):
             words = None if job is None else job.allowed()
             if words is not None:
                 row[: len(words)] = words[: len(row)]
         return allowed
+
+    def _nothing_allowed(self, rows: int) -> np.ndarray:
+        """As `Constraint.allowed`, for so many rows and the model's whole vocabulary."""
+        return np.zeros((rows, -(-self.model.config.vocab_size // 32)), np.uint32)
 
     def _guesses(self, jobs: Sequence[Job | None]) -> np.ndarray | None:
         """Guesses for each row, -1 where there is none; None where there are none at all."""

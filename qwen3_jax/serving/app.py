@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from qwen3_jax.errors import UserError
-from qwen3_jax.generation import Engine, prepare
+from qwen3_jax.generation import Engine, end_tokens, prepare
 from qwen3_jax.generation.answer import Answer
 from qwen3_jax.generation.requests import Request as EngineRequest
 from qwen3_jax.serving.grammars import Grammars
@@ -72,9 +72,8 @@ class Server:
         self.name, self.tokenizer, self.limits = name, tokenizer, limits
         self.worker = Worker(engine)
         self.ready = False
-        config = engine.model.generation_config.eos_token_id or engine.model.config.eos_token_ids
         self._engine, self._warm_up, self._log_text = engine, warm_up, log_text
-        self._grammars = Grammars(tokenizer, config)
+        self._grammars = Grammars(tokenizer, end_tokens(engine.model, tokenizer))
         self._meters = Meters(self.worker)
         self._open = self._open_answers = 0
         api = FastAPI(title="qwen3-jax", version="1", lifespan=self._lifespan, docs_url=None, redoc_url=None)
@@ -202,8 +201,7 @@ class Server:
 
     async def health(self) -> dict[str, Any]:
         """Whether the process is worth keeping."""
-        if self.worker.failure is not None:
-            raise Refused(503, "the engine has failed; the log says why.")
+        self._check_alive()
         return {"status": "ok"}
 
     async def is_ready(self) -> dict[str, Any]:
@@ -242,9 +240,12 @@ class Server:
                 404, f"there is no model {name!r} here; this is {self.name!r}.", param="model", code="model_not_found"
             )
 
-    def _check_ready(self) -> None:
+    def _check_alive(self) -> None:
         if self.worker.failure is not None:
             raise Refused(503, "the engine has failed; the log says why.")
+
+    def _check_ready(self) -> None:
+        self._check_alive()
         if not self.ready:
             raise Refused(503, "the server is compiling; come again.", retry=10)
 
@@ -284,7 +285,7 @@ class Server:
 
     async def _run(
         self, reply: Reply, requests: list[EngineRequest], request: Request, text: Any
-    ) -> AsyncIterator[list[dict[str, Any]]]:
+    ) -> AsyncGenerator[list[dict[str, Any]], None]:
         """Yield the chunks of each step until all answers are finished."""
         try:
             with self.worker.submit(requests) as ticket:
@@ -307,16 +308,16 @@ class Server:
                 log["prompt"] = text
                 log["answers"] = [answer.result.text if answer.result else None for answer in reply.answers]
 
-    async def _whole(self, reply: Reply, run: AsyncIterator[Any]) -> Response:
-        async with contextlib.aclosing(run):  # type: ignore[type-var]
+    async def _whole(self, reply: Reply, run: AsyncGenerator[Any, None]) -> Response:
+        async with contextlib.aclosing(run):
             async for _ in run:
                 pass
         return JSONResponse(reply.whole())
 
-    async def _events(self, reply: Reply, run: AsyncIterator[Any], usage: bool) -> AsyncIterator[bytes]:
+    async def _events(self, reply: Reply, run: AsyncGenerator[Any, None], usage: bool) -> AsyncGenerator[bytes, None]:
         """Server-sent events. The first comes with the first token: what goes wrong before has an HTTP status of its own."""
         opened = False
-        async with contextlib.aclosing(run):  # type: ignore[type-var]
+        async with contextlib.aclosing(run):
             async for chunks in run:
                 if not opened:
                     chunks, opened = reply.opening() + chunks, True
@@ -356,7 +357,9 @@ class _Events(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], seconds: float, request: Request, closed: Callable[[], None]):
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], seconds: float, request: Request, closed: Callable[[], None]
+    ):
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._events, self._seconds, self._request, self._closed = events, seconds, request, closed
@@ -377,7 +380,7 @@ class _Events(Response):
             self._closed()
 
     async def _send(self, send: Any) -> None:
-        async with contextlib.aclosing(self._events):  # type: ignore[type-var] # it is a generator
+        async with contextlib.aclosing(self._events):
             async for piece in self._events:
                 if not self._started:
                     self._started = True

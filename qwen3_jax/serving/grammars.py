@@ -5,7 +5,7 @@ white space may come first.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ class Grammars:
         UserError: llguidance is not installed.
     """
 
-    def __init__(self, tokenizer: Tokenizer, eos: Sequence[int]):
+    def __init__(self, tokenizer: Tokenizer, eos: Collection[int]):
         try:
             import llguidance
         except ImportError as error:

@@ -6,6 +6,7 @@ call comes whole, in one chunk with an id of its own. Log probabilities are of a
 
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from qwen3_jax.generation.answer import Answer
 from qwen3_jax.text import Tokenizer, ToolCall
 
 
-class Reply:
+class Reply(ABC):
     """The answers to one request as they grow; base of `ChatReply` and `TextReply`.
 
     Args:
@@ -67,10 +68,8 @@ class Reply:
         """Token counts of all answers together, each prompt once."""
         all_of: list[Usage] = [answer.usage for answer in self.answers]
         prompts = all_of[:: self._samples]
-        prompt, completion = (
-            sum(usage.prompt_tokens for usage in prompts),
-            sum(usage.completion_tokens for usage in all_of),
-        )
+        prompt = sum(usage.prompt_tokens for usage in prompts)
+        completion = sum(usage.completion_tokens for usage in all_of)
         return {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
@@ -82,11 +81,13 @@ class Reply:
             },
         }
 
+    @abstractmethod
     def _chunks(self, index: int, delta: Delta) -> list[dict[str, Any]]:
-        raise NotImplementedError
+        """What a stream says of a delta."""
 
+    @abstractmethod
     def _choice(self, index: int, result: Generation) -> dict[str, Any]:
-        raise NotImplementedError
+        """A finished answer in the object of a request that does not stream."""
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return self._common | {"object": self.chunk_object, "choices": choices}
@@ -137,8 +138,7 @@ class ChatReply(Reply):
         return [self._delta(index, {}, taken, delta.result.finish_reason)]
 
     def _delta(self, index: int, delta: dict[str, Any], taken: Any, finish: str | None = None) -> dict[str, Any]:
-        logprobs = None if taken is None else {"content": taken, "refusal": None}
-        return self._chunk([{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}])
+        return self._chunk([{"index": index, "delta": delta, "logprobs": _of_content(taken), "finish_reason": finish}])
 
     def _choice(self, index: int, result: Generation) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": result.content}
@@ -146,11 +146,10 @@ class ChatReply(Reply):
             message |= {"reasoning_content": result.thinking, "reasoning": result.thinking}
         if result.tool_calls:
             message |= {"content": result.content or None, "tool_calls": [_call(call) for call in result.tool_calls]}
-        logprobs = self._since(index, 0)
         return {
             "index": index,
             "message": message,
-            "logprobs": None if logprobs is None else {"content": logprobs, "refusal": None},
+            "logprobs": _of_content(self._since(index, 0)),
             "finish_reason": result.finish_reason,
         }
 
@@ -180,6 +179,10 @@ class TextReply(Reply):
                 "text_offset": [sum(lengths[:place]) for place in range(start, start + len(of))],
             }
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+
+
+def _of_content(logprobs: list[dict[str, Any]] | None) -> dict[str, Any] | None:
+    return None if logprobs is None else {"content": logprobs, "refusal": None}
 
 
 def _call(call: ToolCall) -> dict[str, Any]:

@@ -6,6 +6,7 @@ text in the event loop, while the next step runs.
 
 import asyncio
 import contextlib
+import dataclasses
 import queue
 import threading
 import traceback
@@ -149,7 +150,7 @@ class Worker:
                 if self.engine.busy and not self._ends:
                     self._deliver(self.engine.step())
                 engine = self.engine
-                self._snapshot = engine.running, engine.waiting, engine.cache_usage, _copy(engine.stats)
+                self._snapshot = engine.running, engine.waiting, engine.cache_usage, dataclasses.replace(engine.stats)
         except BaseException as error:
             self.failure = error
             traceback.print_exc()
@@ -185,7 +186,3 @@ class Worker:
                 del self._tickets[token.number]
         for ticket, got in of_tickets.values():
             ticket.give(got)
-
-
-def _copy(stats: Stats) -> Stats:
-    return stats.since(Stats())

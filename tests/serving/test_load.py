@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 import tiny_models
-from served import Running, serve
+from served import Running, raw_chat, serve
 
 CLIENTS = 64
 MEGABYTE = 1 << 20
@@ -152,13 +152,8 @@ async def stream(client: httpx.AsyncClient, url: str, body: bytes, leaves_after:
 
 async def read_slowly(server: Running, body: bytes, random) -> None:
     """A client that takes 200 bytes every now and then, and then leaves."""
-    host, port = server.url.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port), limit=256)
-    head = (
-        "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
-    )
-    writer.write(head.encode() + body)
+    reader, writer = await asyncio.open_connection(*server.address, limit=256)
+    writer.write(raw_chat(body))
     with contextlib.suppress(ConnectionError):
         for _ in range(random.integers(5, 20)):
             if not await reader.read(200):

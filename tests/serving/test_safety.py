@@ -13,7 +13,7 @@ import time
 import httpx
 import pytest
 import tiny_models
-from served import ROOT, SMALL, serve
+from served import ROOT, SMALL, raw_chat, serve
 
 from qwen3_jax.serving.guard import Limits
 
@@ -137,11 +137,8 @@ def test_a_client_that_leaves_frees_its_place(server):
     for stream in (True, False):
         before = time.monotonic()
         body = json.dumps(LONG | dict(n=4, max_tokens=900, stream=stream)).encode()
-        host, port = server.url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port))) as raw:
-            kind = "Content-Type: application/json"
-            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n{kind}\r\nContent-Length: {len(body)}\r\n\r\n"
-            raw.sendall(head.encode() + body)
+        with socket.create_connection(server.address) as raw:
+            raw.sendall(raw_chat(body))
             if stream:
                 assert b"200" in raw.recv(100)
             else:
