@@ -219,7 +219,7 @@ def verify(
 ) -> tuple[State, Progress, Output]:
     """Check guesses of the next tokens in one pass: what is given is what `decode` would give, one token more than was right.
 
-    Each place is sampled with the random number of its own position, so an answer does not depend on the guesses: a guess is
+    Each place is sampled with the random numbers of its own position, so an answer does not depend on the guesses: a guess is
     right when it is the token that is sampled there. For guesses that are no distribution (a prompt's own words, greedy drafts)
     that accepts as often as speculative sampling does (Leviathan et al. 2023, arXiv 2211.17192), and seeds keep their meaning.
 

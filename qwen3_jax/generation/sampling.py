@@ -247,25 +247,35 @@ def sample(logits_bv: jax.Array, rows: SamplingRows, position_b: jax.Array) -> j
     Args:
         logits_bv: float32, after penalties; -inf for tokens that may not be chosen.
         rows: settings.
-        position_b: int32, the number of tokens that the row has generated: each position has its own random number.
+        position_b: int32, the number of tokens that the row has generated: each position has random numbers of its own.
     """
     greedy_b = jnp.argmax(logits_bv, axis=-1).astype(jnp.int32)
     is_greedy_b = rows.temperature < jnp.finfo(jnp.float32).tiny  # 0, or too small to divide by
 
     def draw(_: None) -> jax.Array:
-        uniform_b = jax.vmap(_uniform)(rows.key, position_b)
         # Less the largest, so that no temperature is too small: the quotient may overflow to -inf, not to inf.
         below_bv = logits_bv - logits_bv.max(axis=-1, keepdims=True)
         scaled_bv = below_bv / jnp.where(is_greedy_b, 1.0, rows.temperature)[:, None]
         few = min(_FEW, logits_bv.shape[-1])
         few_b = (rows.top_k > 0) & (rows.top_k <= few)
+        whole_b = (rows.top_k == 0) & (rows.top_p == 1) & (rows.min_p == 0)
+        noise = jax.vmap(_noise)
         sorted_bc, index_bc = jax.lax.top_k(scaled_bv, few)
-        from_few_b = _choose(sorted_bc, index_bc, rows, uniform_b)
+        from_few_b = _choose(sorted_bc, index_bc, noise(rows.key, position_b, index_bc), rows)
 
         def from_all(_: None) -> jax.Array:
-            index_bv = jnp.argsort(scaled_bv, axis=-1, descending=True, stable=True)
-            sorted_bv = jnp.take_along_axis(scaled_bv, index_bv, axis=-1)
-            return _choose(sorted_bv, index_bv, rows, uniform_b)
+            token_bv = jnp.broadcast_to(jnp.arange(scaled_bv.shape[-1]), scaled_bv.shape)
+            noise_bv = noise(rows.key, position_b, token_bv)
+
+            def from_sorted(_: None) -> jax.Array:
+                index_bv = jnp.argsort(scaled_bv, axis=-1, descending=True, stable=True)
+                sorted_bv, noise_sorted_bv = (jnp.take_along_axis(x, index_bv, axis=-1) for x in (scaled_bv, noise_bv))
+                return _choose(sorted_bv, index_bv, noise_sorted_bv, rows)
+
+            def unsorted(_: None) -> jax.Array:
+                return jnp.argmax(scaled_bv + noise_bv, axis=-1).astype(jnp.int32)
+
+            return jax.lax.cond(jnp.all(few_b | whole_b | is_greedy_b), unsorted, from_sorted, None)
 
         return jax.lax.cond(
             jnp.all(few_b | is_greedy_b),
@@ -278,11 +288,19 @@ def sample(logits_bv: jax.Array, rows: SamplingRows, position_b: jax.Array) -> j
     return jnp.where(is_greedy_b, greedy_b, drawn_b)
 
 
-def _uniform(key: jax.Array, position: jax.Array) -> jax.Array:
-    return jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(key), position))
+def _noise(key: jax.Array, position: jax.Array, token_c: jax.Array) -> jax.Array:
+    """Gumbel noise of some tokens at one position of one row: the largest of logit + noise is a draw from their softmax.
+
+    It is the token's own, whatever its rank. A batch of another size rounds logits otherwise, which may swap the ranks of two
+    unlikely tokens; had one random number to pick a place in their order, the answer would change with every such swap.
+    """
+    here = jax.random.fold_in(jax.random.wrap_key_data(key), position)
+    bits_c = jax.random.key_data(jax.vmap(jax.random.fold_in, (None, 0))(here, token_c))[:, 0]
+    # All 32 bits: a vocabulary's winners are among the smallest, and there 24 would be coarse.
+    return -jnp.log(-jnp.log1p(-(bits_c.astype(jnp.float32) + 0.5) * 2.0**-32))
 
 
-def _choose(sorted_bc: jax.Array, index_bc: jax.Array, rows: SamplingRows, uniform_b: jax.Array) -> jax.Array:
+def _choose(sorted_bc: jax.Array, index_bc: jax.Array, noise_bc: jax.Array, rows: SamplingRows) -> jax.Array:
     """Pick from candidates in falling order of their scaled logits."""
     rank_c = jnp.arange(sorted_bc.shape[-1])
     top_k_b1 = jnp.where(rows.top_k > 0, rows.top_k, sorted_bc.shape[-1])[:, None]
@@ -291,12 +309,7 @@ def _choose(sorted_bc: jax.Array, index_bc: jax.Array, rows: SamplingRows, unifo
     top_p_b1 = jnp.where(rows.top_p < 1, rows.top_p, jnp.inf)[:, None]  # 1 keeps all, whatever the sum rounds to
     keep_bc = (before_bc < top_p_b1) & (probs_bc >= rows.min_p[:, None] * probs_bc[:, :1])
     keep_bc = keep_bc.at[:, 0].set(True) & (probs_bc > 0)
-    cumulative_bc = jnp.cumsum(jnp.where(keep_bc, probs_bc, 0), axis=-1)
-    target_b1 = uniform_b[:, None] * cumulative_bc[:, -1:]
-    # The first kept candidate whose cumulative probability exceeds the target; rounding may leave none: then the last kept.
-    last_b = sorted_bc.shape[-1] - 1 - jnp.argmax(keep_bc[:, ::-1], axis=-1)
-    found_bc = keep_bc & (cumulative_bc > target_b1)
-    place_b = jnp.where(found_bc.any(axis=-1), jnp.argmax(found_bc, axis=-1), last_b)
+    place_b = jnp.argmax(jnp.where(keep_bc, sorted_bc + noise_bc, -jnp.inf), axis=-1)
     return jnp.take_along_axis(index_bc, place_b[:, None], axis=-1)[:, 0].astype(jnp.int32)
 
 

@@ -96,6 +96,21 @@ def test_draws_follow_the_distribution(setting):
     assert_drawn_from(np.asarray(over_seeds), probs)
 
 
+@pytest.mark.parametrize("narrowing", [{}, dict(top_p=0.99)], ids=str)
+def test_a_draw_does_not_hang_on_rounding(narrowing):
+    """A batch of another size rounds otherwise; in a large vocabulary that swaps the ranks of many unlikely tokens."""
+    rng = np.random.default_rng(7)
+    draws, size = 400, 20_000
+    logits = rng.normal(size=(draws, size)).astype(np.float32) * 2
+    rounded = logits + rng.uniform(-5e-6, 5e-6, logits.shape).astype(np.float32)
+    assert (np.argsort(logits) != np.argsort(rounded)).any(axis=1).all()
+    setting = Sampling(temperature=1.0, seed=5, **narrowing).resolve(GenerationConfig())
+    rows = jax.tree.map(lambda x: np.broadcast_to(x, (draws, *x.shape[1:])), SamplingRows.of([setting], [0]))
+    before, after = (jitted_sample(x, rows, np.arange(draws, dtype=np.int32)) for x in (logits, rounded))
+    assert (np.asarray(before) == np.asarray(after)).all()
+    assert len(set(np.asarray(before).tolist())) > draws / 10
+
+
 def row_settings():
     return st.builds(
         Sampling,
