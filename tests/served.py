@@ -64,8 +64,8 @@ def raw_chat(body: bytes) -> bytes:
 
 
 @contextlib.contextmanager
-def serve(folder: Path, work: Path, *options: str, environment: dict[str, str] | None = None):
-    """Start `qwen3 serve` and wait until it is ready."""
+def serve(folder: Path, work: Path, *options: str, environment: dict[str, str] | None = None, wait: bool = True):
+    """Start `qwen3 serve` and wait until it listens, or until it is ready."""
     log_file = work / "server.log"
     command = [sys.executable, "-m", "qwen3_jax.cli", "serve", "--model", str(folder), "--port", "0", *options]
     flags = {"XLA_FLAGS": quick_xla.FLAGS, "PYTHONPATH": str(ROOT)}
@@ -78,7 +78,7 @@ def serve(folder: Path, work: Path, *options: str, environment: dict[str, str] |
         assert line.startswith("serving "), log_file.read_text()[-3000:]
         _, name, _, url = line.split()
         deadline = time.monotonic() + 240
-        while True:
+        while wait:
             with contextlib.suppress(httpx.TransportError):
                 if httpx.get(f"{url}/ready").status_code == 200:
                     break

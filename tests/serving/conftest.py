@@ -1,9 +1,12 @@
 """One server for all tests that only ask it something: a tiny random model that thinks and calls tools often."""
 
+import shutil
 from pathlib import Path
 
+import playwright.sync_api
 import pytest
 import tiny_models
+from chat_page import Chat
 from served import SMALL, serve
 
 import qwen3_jax
@@ -23,3 +26,33 @@ def server(tiny_folder, tmp_path_factory):
         assert running.process.poll() is None, running.log[-3000:]
         assert "Traceback" not in running.log, running.log[-5000:]
         running.wait_until_idle()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Playwright's own Chromium, else the system's."""
+    with playwright.sync_api.sync_playwright() as driver:
+        own = Path(driver.chromium.executable_path).exists()
+        path = None if own else shutil.which("chromium") or shutil.which("google-chrome")
+        if not own and path is None:
+            pytest.skip("no Chromium: playwright install chromium, or apt-get install chromium")
+        browser = driver.chromium.launch(executable_path=path)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def context(browser):
+    """What one user keeps."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def chat(context, server):
+    """The page, opened; nothing may go wrong in it."""
+    chat = Chat(context, server.url)
+    yield chat
+    assert chat.faults == []

@@ -1,99 +1,14 @@
 """The chat page in a real browser, in front of a real server. QWEN3_SCREENSHOTS=DIR also keeps pictures of it."""
 
-import json
 import os
-import random
-import shutil
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
+from chat_page import SECONDS, Chat, Line
+from playwright.sync_api import expect
 from served import SMALL, serve
 
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
-expect = playwright.expect
-
-SECONDS = 60_000  # milliseconds; for an answer, also on a busy machine
 UNLIMITED = 10  # the slider's last place
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Playwright's own Chromium, else the system's."""
-    with playwright.sync_playwright() as driver:
-        own = Path(driver.chromium.executable_path).exists()
-        path = None if own else shutil.which("chromium") or shutil.which("google-chrome")
-        if not own and path is None:
-            pytest.skip("no Chromium: playwright install chromium, or apt-get install chromium")
-        browser = driver.chromium.launch(executable_path=path)
-        yield browser
-        browser.close()
-
-
-class Chat:
-    """The page, what a user does with it, and what it asked the server."""
-
-    def __init__(self, context, url: str):
-        self.page = context.new_page()
-        self.bodies: list[dict] = []  # of requests for answers
-        self.faults: list[str] = []  # what must never happen
-        self.page.on("request", lambda request: self._note(request, url))
-        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.faults.append(dialog.message), dialog.dismiss()))
-        self.page.on("console", lambda message: "Content Security" in message.text and self.faults.append(message.text))
-        self.page.goto(url)
-        self.turns = self.page.locator(".turn")
-        self.answer = self.page.locator(".turn:last-child")
-
-    def _note(self, request, url: str) -> None:
-        if urlsplit(request.url)[:2] != urlsplit(url)[:2] and not request.url.startswith("data:"):
-            self.faults.append(f"a request to {request.url}")
-        if request.url.endswith("/v1/chat/completions"):
-            self.bodies.append(json.loads(request.post_data))
-
-    def send(self, text: str) -> None:
-        self.page.fill("#draft", text)
-        expect(self.page.locator("#send")).to_be_enabled(timeout=SECONDS)
-        self.page.press("#draft", "Enter")
-
-    def wait(self) -> dict:
-        """Wait for the end of the answer; return the page's own record of it."""
-        expect(self.page.locator("#stop")).to_be_hidden(timeout=SECONDS)
-        return self.record()[-1]
-
-    def ask(self, text: str) -> dict:
-        self.send(text)
-        return self.wait()
-
-    def record(self) -> list[dict]:
-        return json.loads(self.page.evaluate("sessionStorage['qwen3.turns']"))
-
-    def show(self, markdown: str) -> None:
-        """Continue a conversation in which the model said this; a random model says what it wants."""
-        answer = {"role": "assistant", "text": markdown, "thinking": "Hm.\n\nWell.", "state": "done", "thoughts": 4}
-        turns = [{"role": "user", "text": "How do I use a thinking budget from Python?"}, answer]
-        url = self.page.url
-        self.page.goto(f"{url}page/chat.css")  # the same place, and no page that saves what it has
-        self.page.evaluate("turns => { sessionStorage['qwen3.turns'] = turns; }", json.dumps(turns))
-        self.page.goto(url)
-
-    def set_budget(self, place: int) -> None:
-        self.page.locator("#budget").fill(str(place))
-
-
-@pytest.fixture
-def context(browser):
-    context = browser.new_context(viewport={"width": 1280, "height": 800})
-    context.grant_permissions(["clipboard-read", "clipboard-write"])
-    yield context
-    context.close()
-
-
-@pytest.fixture
-def chat(context, server):
-    chat = Chat(context, server.url)
-    yield chat
-    assert chat.faults == []
 
 
 def asked(server, text: str, **options) -> dict:
@@ -327,6 +242,54 @@ def test_a_lost_network_loses_nothing(server, chat, context):
     expect(chat.turns).to_have_count(2)
 
 
+def test_answers_are_whole_wherever_the_network_cuts_them(server, context):
+    def has_wide_letters(choice, details):
+        return thinks_and_answers(choice, details) and not choice["message"]["content"].isascii()
+
+    question = a_question(server, has_wide_letters)
+    message = asked(server, question)["choices"][0]["message"]
+    with Line(server.address).laid() as line:
+        chat = Chat(context, line.url)
+        answer = chat.ask(question)
+        assert (answer["text"], answer["thinking"]) == (message["content"], message["reasoning_content"])
+        assert chat.faults == []
+
+
+def test_a_cut_network_keeps_what_came(server, context):
+    question = a_question(server, is_long, enable_thinking=False)
+    whole = asked(server, question, enable_thinking=False)["choices"][0]["message"]["content"]
+    with Line(server.address, piece=50).laid() as line:
+        chat = Chat(context, line.url)
+        chat.set_budget(0)
+        chat.send(question)
+        chat.page.wait_for_function("document.querySelector('.turn:last-child .markdown').textContent.length > 9")
+        line.cut = True
+        expect(chat.answer.locator(".error")).to_contain_text("The connection to the server was lost.")
+        text = chat.record()[-1]["text"]
+        assert whole.startswith(text)
+        assert 0 < len(text) < len(whole)
+        server.wait_until_idle()
+        line.cut = False
+        chat.answer.locator(".retry").click()
+        assert chat.wait()["text"] == whole
+
+
+def test_an_error_inside_a_stream_is_shown_with_what_came(server, tiny_folder, tmp_path, context):
+    question = a_question(server, is_long)
+    with serve(tiny_folder, tmp_path, *SMALL, "--timeout", "1") as hasty:
+        chat = Chat(context, hasty.url)
+        chat.ask(question)
+        expect(chat.answer.locator(".error")).to_contain_text("longer than 1 seconds")
+        assert chat.record()[-1]["text"] or chat.record()[-1]["thinking"]
+
+
+def test_a_page_opened_too_early_waits_for_the_model(tiny_folder, tmp_path, context):
+    with serve(tiny_folder, tmp_path, *SMALL, wait=False) as server:
+        chat = Chat(context, server.url)
+        expect(chat.page.locator("#notice")).to_contain_text("The model is still compiling.")
+        assert chat.ask("Hello")["state"] == "done"
+
+
 def test_the_page_stays_where_its_reader_is(server, chat):
     chat.page.set_viewport_size({"width": 390, "height": 400})
     chat.set_budget(0)
@@ -340,152 +303,6 @@ def test_the_page_stays_where_its_reader_is(server, chat):
     chat.page.click("#jump")
     expect(chat.page.locator("#jump")).to_be_hidden()
     assert chat.page.evaluate("scroller.scrollHeight - scroller.clientHeight - scroller.scrollTop") < 2
-
-
-# ---- Markdown --------------------------------------------------------------------------------------------------------
-
-HOSTILE = """
-<script>alert(1)</script><img src=x onerror=alert(2)><svg onload=alert(3)><iframe src="https://evil.example"></iframe>
-
-[a](javascript:alert(4)) [b](JaVaScRiPt:alert(5)) [c]( data:text/html,<script>alert(6)</script>) [d](vbscript:x)
-[e](&#106;avascript:alert(7)) ![f](data:image/svg+xml,<svg/onload=alert(8)>) [g](//evil.example) [h](/v1/models)
-![picture](https://evil.example/track.png) <a href="javascript:alert(9)" onclick="alert(10)">i</a> <https://evil.example>
-[j](https://evil.example/"onclick="alert(11)) [k](<javascript:alert(12)>) [java\nscript:alert(13)](java\nscript:alert(13))
-
-| <script>alert(14)</script> | `<img src=x onerror=alert(15)>` |
-|---|---|
-| <style>*{display:none}</style> | <form action=https://evil.example><input type=submit></form> |
-
-- [ ] <object data=x></object>
-> <link rel=stylesheet href=https://evil.example> <meta http-equiv=refresh content=0> <base href=https://evil.example>
-
-````html
-<script>alert(16)</script>
-```js
-alert(17)
-```
-````
-```"><script>alert(18)</script>
-&lt;script&gt;alert(19)&lt;/script&gt;
-"""
-ALLOWED = {
-    "p", "h3", "h4", "h5", "h6", "ul", "ol", "li", "input", "blockquote", "table", "thead", "tbody", "tr", "th", "td", "hr",
-    "pre", "code", "div", "span", "button", "strong", "em", "del", "a", "br",
-}  # fmt: skip
-RENDERED = """async text => {
-    const { render } = await import("/page/markdown.js");
-    const place = document.createElement("div");
-    place.append(render(text));
-    return place;
-}"""
-
-
-def test_no_script_of_an_answer_runs(chat):
-    chat.show(HOSTILE)
-    chat.page.wait_for_load_state("networkidle")
-    answer = chat.answer.locator(".markdown")
-    tags = answer.evaluate("node => [...node.querySelectorAll('*')].map(one => one.localName)")
-    assert set(tags) <= ALLOWED
-    attributes = answer.evaluate(
-        "node => [...node.querySelectorAll('*')].flatMap(one => [...one.attributes].map(each => each.name))"
-    )
-    assert set(attributes) <= {"class", "href", "rel", "target", "title", "type", "disabled", "aria-label"}
-    for link in answer.locator("a").all():
-        assert link.get_attribute("href").startswith("https://evil.example/")
-        assert link.get_attribute("rel") == "noopener noreferrer"
-        assert link.get_attribute("target") == "_blank"
-    assert answer.evaluate("node => [...node.querySelectorAll('input')].every(one => one.type === 'checkbox')")
-    shown = answer.text_content()
-    for number in range(1, 20):
-        assert f"alert({number})" in shown or number == 11  # in a link's address
-    assert "<script>alert(1)</script><img src=x onerror=alert(2)>" in shown
-    assert "&lt;script&gt;" in shown
-
-
-def test_markdown_becomes_what_it_means(chat):
-    render = f"async text => (await ({RENDERED})(text)).innerHTML"
-    for text, html in {
-        "# A\n### B #": "<h3>A</h3><h5>B</h5>",
-        "a **b *c* d** ~~e~~ `f`": "<p>a <strong>b <em>c</em> d</strong> <del>e</del> <code>f</code></p>",
-        "***a***": "<p><em><strong>a</strong></em></p>",
-        "snake_case_name 2 * 3 * 4": "<p>snake_case_name 2 * 3 * 4</p>",
-        "**你好，世界。**下一句": "<p><strong>你好，世界。</strong>下一句</p>",
-        "中**「a」**b": "<p>中<strong>「a」</strong>b</p>",
-        "a\nb  \nc": "<p>a<br>b<br>c</p>",
-        "- a\n  - b\n- c\n\n3. d\n   e": "<ul><li><p>a</p><ul><li><p>b</p></li></ul></li><li><p>c</p></li></ul>"
-        '<ol start="3"><li><p>d<br>e</p></li></ol>',
-        "> a\n> > b": "<blockquote><p>a</p><blockquote><p>b</p></blockquote></blockquote>",
-        "a\n\n---\nb": "<p>a</p><hr><p>b</p>",
-        "|a|b|\n|-|-|\n|1|2|3|\n|4|": '<div class="table"><table><thead><tr><th>a</th><th>b</th></tr></thead><tbody>'
-        "<tr><td>1</td><td>2 | 3</td></tr><tr><td>4</td></tr></tbody></table></div>",
-        "\\*a\\* \\(x_1*y_1\\) costs $5 or $6": '<p>*a* <span class="formula">x_1*y_1</span> costs $5 or $6</p>',
-        "`` a`b `` `c": "<p><code>a`b</code> `c</p>",
-    }.items():
-        assert chat.page.evaluate(render, text) == html
-    code = chat.page.evaluate(render, "1. a\n   ```py\n   b\n\n     c\n   ```\n2. d")
-    assert code.count("<li>") == 2
-    assert "<pre><code>b\n\n  c</code></pre>" in code
-    assert '<span class="language">py</span>' in code
-    html = chat.page.evaluate(render, "[a](https://b.c/d_(e)) https://f.g/h, <b@c.d> [i](ftp://j.k) ![](mailto:l@m.n)")
-    links = [part.split('"')[0] for part in html.split('href="')[1:]]
-    assert links == ["https://b.c/d_(e)", "https://f.g/h", "mailto:l@m.n"]
-    assert "[i](ftp://j.k)" in html
-
-
-MARKS = (
-    "*", "**", "***", "_", "__", "~~", "`", "``", "```", "~~~", "[", "]", "(", ")", "![", "](", "|", "|-|-|", "||", "#", "##",
-    ">", "-", "+", "1.", "2)", "---", "===", "\\", "\\(", "\\)", "\\[", "\\]", "$", "$$", "<", "!", " ", "  ", "    ", "\t",
-    "\n", "\n", "\n\n", "\n- ", "\n  - ", "\n> ", "\n```\n", "\n| a | b |\n|---|---|\n", "a", "bc", "ä", "語",
-)  # fmt: skip
-
-
-def test_no_text_is_lost_and_a_growing_text_ends_like_a_whole_one(chat):
-    rng = random.Random(0)
-    texts = ["".join(rng.choices(MARKS, k=rng.randint(1, 80))) for _ in range(600)]
-    wrong = chat.page.evaluate(
-        """async texts => {
-            const { Growing, render } = await import("/page/markdown.js");
-            const letters = text => text.replace(/\\P{L}/gu, "");
-            return texts.filter(text => {
-                const whole = document.createElement("div");
-                whole.append(render(text));
-                const growing = document.createElement("div");
-                const view = new Growing(growing);
-                for (let end = 0; end < text.length; end += 1 + end % 4) view.update(text.slice(0, end), true);
-                view.update(text, false);
-                const same = growing.innerHTML === whole.innerHTML;
-                for (const button of whole.querySelectorAll("button")) button.remove();
-                return !same || letters(whole.textContent) !== letters(text);
-            });
-        }""",
-        texts,
-    )
-    assert wrong == []
-
-
-def test_the_time_grows_with_the_text_alone(chat):
-    pieces = (
-        "*", "[", "|", "`", "_", "!", "](", "[a](", "[a](b(", "[a](<", '[a](b "', "> ", "- ", "- a\n", "#\n", "|-|\n", "*a",
-        "*a ", "_a ", "a* ", "*a_b", "`a``b", "a\n", "\n", "$a", "\\(", "http://%", "http://a.b ", "![", "[![a](http://b)]",
-        "~~a", "```\n", "\t", "1. ", ">-", "- [ ] ", "a|", "[a](http://b)",
-    )  # fmt: skip
-    size = 200_000
-    texts = {piece: (piece * size)[:size] for piece in pieces}
-    texts["indented"] = "".join(" " * depth + "- a\n" for depth in range(600))
-    texts["wide table"] = "|" + "a|" * 50_000 + "\n|" + "-|" * 50_000
-    texts["long table"] = "|" + "a|" * 100 + "\n|" + "-|" * 100 + "\n" + "|\n" * 80_000
-    texts["openers"] = "_a " * 30_000 + "a* " * 30_000
-    texts["blanks"] = "[a](" + " " * size + "x"
-    texts["images"] = "![" * 20_000 + "a" + "](http://b)" * 14_000
-    texts["runs"] = "".join("`" * length + "a" for length in range(600))
-    times = {}
-    for name, text in texts.items():
-        times[name] = chat.page.evaluate(
-            f"async text => {{ const begin = performance.now(); await ({RENDERED})(text); return performance.now() - begin; }}",
-            text,
-        )
-    # A quarter of a second at most where it was written; anything quadratic takes minutes.
-    assert {name: time for name, time in times.items() if time > 4000} == {}
 
 
 # ---- looks -----------------------------------------------------------------------------------------------------------
