@@ -15,7 +15,7 @@ Both run the same random weights; each pair is measured in turn in one process.
 | context  | decoding with 64 times the longest context: with the shorter one     | <= 10 % |
 | prefix   | first token of a prompt of 512 that is cached: one that is not       |         |
 | cache    | decoding after 2,048 tokens with an int8 cache: with an exact one    |         |
-| weights  | decoding with int8 weights: with those of the checkpoint             |         |
+| weights  | decoding with int8, fp8 and int4 weights: with the checkpoint's      |         |
 | first    | a new process, from `load` to the first token after 16: transformers |         |
 
 `first` is measured twice, with nothing compiled before, and with what earlier processes have left in JAX's compilation cache.
@@ -23,6 +23,7 @@ Both run the same random weights; each pair is measured in turn in one process.
 
 import argparse
 import dataclasses
+import functools
 import gc
 import os
 import statistics
@@ -208,8 +209,13 @@ def measure(config: Qwen3Config, dtype: str, folder: str, parts: list[str], roun
     if "weights" in parts:
         text = prompt(128)
         exact = Ours(model, **one)
-        int8 = Ours(qwen3_jax.load(folder, dtype=dtype, quantize="int8")[0], **one)
-        compare("weights", lambda: int8.run(int8.request(text, 65)), lambda: exact.run(exact.request(text, 65)), 65)
+        for kind in ("int8", "fp8", "int4"):
+            few = Ours(qwen3_jax.load(folder, dtype=dtype, quantize=kind)[0], **one)
+
+            def decode(engine: Ours) -> int:
+                return engine.run(engine.request(text, 65))
+
+            compare(f"weights, {kind}", functools.partial(decode, few), functools.partial(decode, exact), 65)
     rows.append(["load", dtype, f"{loaded:.1f} s", "", ""])
 
 
