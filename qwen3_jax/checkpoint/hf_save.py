@@ -82,6 +82,8 @@ def write_folder(
         _write_tensors(model, storage, shards, work if writes else None, encode)
         if writes:
             write_texts(model, tokenizer, storage, work, quantization)
+            for file in work.glob("*.safetensors"):  # its library lets only the owner read them
+                file.chmod((work / "config.json").stat().st_mode)
             # config.json, generation_config.json and the template are for people to edit; the rest must never change.
             write_checksums(
                 work, [*work.glob("*.safetensors"), *work.glob("*.index.json"), *work.glob("tokenizer.json")]

@@ -249,3 +249,4 @@ def test_saving_replaces_nothing_unless_told_and_leaves_nothing_half_written(tmp
     qwen3_jax.save(model, None, folder, overwrite=True, dtype="bfloat16")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x"]
     assert qwen3_jax.load(folder)[0].param_dtype == "bfloat16"
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # whoever may read one may read all
