@@ -96,7 +96,10 @@ class Line:
 
     async def _carry(self, reader, writer) -> None:
         server_reader, server_writer = await asyncio.open_connection(*self.address)
-        await asyncio.gather(self._pump(reader, server_writer, 1 << 16), self._pump(server_reader, writer, self.piece))
+        with contextlib.suppress(asyncio.CancelledError):  # the end of the line; Python 3.11 would log it as a fault
+            await asyncio.gather(
+                self._pump(reader, server_writer, 1 << 16), self._pump(server_reader, writer, self.piece)
+            )
 
     async def _pump(self, reader, writer, piece: int) -> None:
         with contextlib.suppress(ConnectionError):

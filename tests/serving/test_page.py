@@ -262,7 +262,9 @@ def test_a_cut_network_keeps_what_came(server, context):
         chat = Chat(context, line.url)
         chat.set_budget(0)
         chat.send(question)
-        chat.page.wait_for_function("document.querySelector('.turn:last-child .markdown').textContent.length > 9")
+        chat.page.wait_for_function(  # a function: an expression would be evaluated in the page, which its policy forbids
+            "() => document.querySelector('.turn:last-child .markdown').textContent.length > 9"
+        )
         line.cut = True
         expect(chat.answer.locator(".error")).to_contain_text("The connection to the server was lost.")
         text = chat.record()[-1]["text"]
