@@ -150,6 +150,7 @@ def _serve(args: argparse.Namespace) -> int:
         log_text=args.log_text,
     )
     host, port = listener.getsockname()[:2]
+    listener.listen()  # who reads the line below and connects at once waits, and is not refused
     print(f"serving {server.name} at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
     config = uvicorn.Config(
         server.app, log_level="warning", access_log=False, server_header=False, lifespan="on",

@@ -28,7 +28,9 @@ def server(tiny_folder, tmp_path_factory):
         running.wait_until_idle()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(
+    scope="module"
+)  # while it lives an event loop runs in this thread, in which other modules could run none
 def browser():
     """Playwright's own Chromium, else the system's."""
     with playwright.sync_api.sync_playwright() as driver:
