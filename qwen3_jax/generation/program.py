@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
+from jax.sharding import PartitionSpec
 
 from qwen3_jax.generation.budget import BudgetRules, BudgetState
 from qwen3_jax.generation.sampling import Logprobs, SamplingRows, Seen, logprobs, penalise, sample, shift
@@ -317,9 +318,26 @@ def _permit(logits_bv, allowed_bw, rows_b):
 
 
 def _take(model: Qwen3, settings: Settings, seen: Seen, progress: Progress, logits_bv, allowed_bw=None):
-    """Choose the next token of each active row from its logits and move the row on."""
+    """Choose the next token of each active row from its logits and move the row on.
+
+    A device has all logits of its own rows, gathered once, and chooses without the others. Left to the compiler, each sort and
+    sum would be a gather of its own, in branches; XLA:CPU may start those in another order on each device and wait for ever.
+    """
+    place, chosen = model.placement, _next
+    logits_bv = place.constrain(logits_bv, ("batch", "vocab"))
+    if place.mesh is not None:
+        own = place.spec(("batch",))
+        specs = own, PartitionSpec(), own, own, own
+        chosen = jax.shard_map(_next, mesh=place.mesh, in_specs=specs, out_specs=own, check_vma=False)
+    after, output = chosen(settings, seen, progress, logits_bv, allowed_bw)
+    slot_b = jnp.where(progress.active, settings.slot, seen.prompt.shape[0])
+    # Few numbers to all devices; the compiler would rather add up what every one of them has seen.
+    return seen.add(*_to_all(model, (slot_b, output.token))), after, output
+
+
+def _next(settings: Settings, seen: Seen, progress: Progress, logits_bv, allowed_bw) -> tuple[Progress, Output]:
+    """`_take` for some rows, without what they have seen."""
     active_b = progress.active
-    logits_bv = model.placement.constrain(logits_bv, ("batch", "vocab"))
     shaped_bv = penalise(shift(logits_bv, settings.sampling), settings.sampling, seen, settings.slot)
     if allowed_bw is not None:
         shaped_bv = _permit(shaped_bv, allowed_bw, settings.constrained & ~progress.budget.busy)
@@ -338,8 +356,7 @@ def _take(model: Qwen3, settings: Settings, seen: Seen, progress: Progress, logi
     def where_active(new, old):
         return jnp.where(active_b, new, old)
 
-    slot_b = jnp.where(active_b, settings.slot, seen.prompt.shape[0])
-    return seen.add(slot_b, token_b), jax.tree.map(where_active, after, progress), output
+    return jax.tree.map(where_active, after, progress), output
 
 
 def _after(model: Qwen3, state: State, seen: Seen) -> State:
