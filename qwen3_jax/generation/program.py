@@ -336,7 +336,7 @@ def _take(model: Qwen3, settings: Settings, seen: Seen, progress: Progress, logi
 
 
 def _next(settings: Settings, seen: Seen, progress: Progress, logits_bv, allowed_bw) -> tuple[Progress, Output]:
-    """`_take` for some rows, without what they have seen."""
+    """What one device does of `_take`, for its own rows; `seen` is read."""
     active_b = progress.active
     shaped_bv = penalise(shift(logits_bv, settings.sampling), settings.sampling, seen, settings.slot)
     if allowed_bw is not None:

@@ -28,11 +28,9 @@ def server(tiny_folder, tmp_path_factory):
         running.wait_until_idle()
 
 
-@pytest.fixture(
-    scope="module"
-)  # while it lives an event loop runs in this thread, in which other modules could run none
+@pytest.fixture(scope="module")
 def browser():
-    """Playwright's own Chromium, else the system's."""
+    """Playwright's own Chromium, else the system's. While it lives an event loop runs in this thread, where no other can."""
     with playwright.sync_api.sync_playwright() as driver:
         own = Path(driver.chromium.executable_path).exists()
         path = None if own else shutil.which("chromium") or shutil.which("google-chrome")
