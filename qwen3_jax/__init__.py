@@ -11,7 +11,7 @@ from etils import epy
 
 with epy.lazy_api_imports(globals()):
     from qwen3_jax.checkpoint import load, save
-    from qwen3_jax.config import PRESETS, GenerationConfig, Qwen3Config, RopeScaling
+    from qwen3_jax.config import PRESETS, Qwen3Config, RopeScaling
     from qwen3_jax.errors import UserError
     from qwen3_jax.generation import (
         Delta,
@@ -24,6 +24,7 @@ with epy.lazy_api_imports(globals()):
         generate,
         stream,
     )
+    from qwen3_jax.generation_config import GenerationConfig
     from qwen3_jax.model import KVCache, Qwen3
     from qwen3_jax.text import Tokenizer
 

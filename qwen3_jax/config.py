@@ -12,14 +12,13 @@ written. A field that would change the computation and is not supported is refus
 """
 
 import dataclasses
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from qwen3_jax.errors import UserError, nearest
+from qwen3_jax.json_fields import as_ids, check_types
 
 # What transformers assumes when a config names no base (PreTrainedConfig.default_theta); not Qwen3's 1e6.
 DEFAULT_ROPE_THETA = 10_000.0
@@ -189,7 +188,7 @@ class Qwen3Config:
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """`eos_token_id` as a tuple, empty where the config has none."""
-        return _as_ids(self.eos_token_id)
+        return as_ids(self.eos_token_id)
 
     @classmethod
     def preset(cls, name: str) -> "Qwen3Config":
@@ -209,7 +208,7 @@ class Qwen3Config:
         if isinstance(scaling, Mapping):
             _, values["rope_scaling"] = _read_rope({"rope_scaling": dict(scaling)})
         values["dual_chunk_attention_config"] = _read_dual_chunk(values)
-        _check_types(cls, values, source="model config")
+        check_types(cls, values, source="model config")
         return cls(**values)
 
     @classmethod
@@ -264,7 +263,7 @@ class Qwen3Config:
             values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
         if not is_moe:
             values["num_experts"] = 0
-        _check_types(cls, values)
+        check_types(cls, values)
         return cls(**values)
 
     def to_hf(self) -> dict[str, Any]:
@@ -297,67 +296,6 @@ class Qwen3Config:
             if isinstance(out.get(name), tuple):
                 out[name] = list(out[name])
         return dict(sorted(out.items()))
-
-
-@dataclass(frozen=True)
-class GenerationConfig:
-    """Sampling defaults that a checkpoint carries in `generation_config.json`. Field names are HF's.
-
-    Attributes:
-        eos_token_id: any of these ends an answer; empty means the model config's and then the tokenizer's.
-        do_sample: False means greedy, whatever `temperature` says.
-        temperature, top_k, top_p, min_p, repetition_penalty: see `qwen3_jax.Sampling`; None where the file is silent.
-        max_new_tokens: None where the file is silent.
-        bos_token_id, pad_token_id: carried for export.
-    """
-
-    eos_token_id: tuple[int, ...] = ()
-    do_sample: bool = False
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    max_new_tokens: int | None = None
-    bos_token_id: int | None = None
-    pad_token_id: int | None = None
-
-    @classmethod
-    def from_hf(cls, raw: Mapping[str, Any]) -> "GenerationConfig":
-        """Build from the contents of a `generation_config.json`; fields that steer other decoders are left out."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        values = {name: value for name, value in raw.items() if name in names and value is not None}
-        values["eos_token_id"] = _as_ids(raw.get("eos_token_id"))
-        _check_types(cls, values, source="generation_config.json")
-        return cls(**values)
-
-    def to_hf(self) -> dict[str, Any]:
-        """Return the contents of a `generation_config.json`."""
-        out = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-        out["eos_token_id"] = list(self.eos_token_id)
-        if not self.eos_token_id:
-            del out["eos_token_id"]
-        return dict(sorted(out.items()))
-
-
-def read_json(path: str | Path) -> dict[str, Any]:
-    """Read a JSON object; a missing, broken or non-object file is a UserError that names it."""
-    path = Path(path)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}).") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object, got {type(value).__name__}.")
-    return value
-
-
-def _as_ids(value: int | tuple[int, ...] | list[int] | None) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, int) else tuple(value)
 
 
 def _read_rope(raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
@@ -411,7 +349,7 @@ def _read_dual_chunk(raw: dict[str, Any]) -> DualChunk | None:
     for name in ("chunk_size", "local_size"):
         if name not in values:
             raise UserError(f"config field 'dual_chunk_attention_config' has no {name}.")
-    _check_types(DualChunk, values, source="dual_chunk_attention_config")
+    check_types(DualChunk, values, source="dual_chunk_attention_config")
     return DualChunk(**values)
 
 
@@ -431,33 +369,6 @@ def _refuse_unsupported(raw: dict[str, Any]) -> None:
             "config field 'quantization_config' is set, which says how the weights are stored and not what the model is; "
             "`qwen3_jax.load` reads such a folder, and `qwen3 convert --to hf` unpacks it."
         )
-
-
-def _check_types(cls: type, values: dict[str, Any], source: str = "config.json") -> None:
-    """Refuse strings for numbers and the like, naming the field; integers are accepted for floats."""
-    for field in dataclasses.fields(cls):
-        if field.name not in values or values[field.name] is None:
-            continue
-        value, kind = values[field.name], field.type
-        if kind in (int, int | None):
-            ok = isinstance(value, int) and not isinstance(value, bool)
-        elif kind in (float, float | None):
-            ok = isinstance(value, (int, float)) and not isinstance(value, bool)
-            values[field.name] = float(value) if ok else value
-        elif kind is bool:
-            ok = isinstance(value, bool)
-        elif kind in (tuple[int, ...], int | tuple[int, ...] | None):
-            items = value if isinstance(value, (list, tuple)) else (value,)
-            ok = all(isinstance(item, int) and not isinstance(item, bool) for item in items)
-            ok = ok and (kind != tuple[int, ...] or isinstance(value, (list, tuple)))
-        else:
-            ok = True
-        if not ok:
-            raise UserError(f"{source} field {field.name!r} has the value {value!r}; expected {_type_name(kind)}.")
-
-
-def _type_name(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind)
 
 
 _POSITIVE = (

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from qwen3_jax.config import GenerationConfig, Qwen3Config
+from qwen3_jax.config import Qwen3Config
+from qwen3_jax.generation_config import GenerationConfig
 from qwen3_jax.model import Qwen3
 from qwen3_jax.text import STOP_TEXT, Tokenizer, built_in_template, render, train_tokenizer
 

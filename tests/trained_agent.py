@@ -18,7 +18,8 @@ from openai.types.chat import ChatCompletionChunk
 from qwen_agent.llm.oai import TextChatAtOAI
 
 import qwen3_jax
-from qwen3_jax.config import GenerationConfig, Qwen3Config
+from qwen3_jax.config import Qwen3Config
+from qwen3_jax.generation_config import GenerationConfig
 from qwen3_jax.model import Qwen3, Structure, flatten
 from qwen3_jax.text import STOP_TEXT, Tokenizer, built_in_template, parse, render, train_tokenizer
 

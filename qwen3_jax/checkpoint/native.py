@@ -25,8 +25,10 @@ from qwen3_jax.checkpoint.checksums import verify_checksums, write_checksums
 from qwen3_jax.checkpoint.hf_load import as_dtype, load_tokenizer
 from qwen3_jax.checkpoint.hf_save import refuse_quantized, write_texts
 from qwen3_jax.checkpoint.publish import publishing
-from qwen3_jax.config import GenerationConfig, Qwen3Config, read_json
+from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
+from qwen3_jax.generation_config import GenerationConfig
+from qwen3_jax.json_fields import read_json
 from qwen3_jax.model import Qwen3, Structure, flatten, layer_groups
 from qwen3_jax.text import Tokenizer
 from sharding import SERVING, Placement

@@ -15,8 +15,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from qwen3_jax.checkpoint.source import Entry
-from qwen3_jax.config import read_json
 from qwen3_jax.errors import UserError
+from qwen3_jax.json_fields import read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -11,6 +11,7 @@ Everything about a request is checked before anything runs.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -75,10 +76,9 @@ def generate(
         UserError: an unusable prompt or option, by name; a budget that is negative, on a model without thinking, or too
             close to max_new_tokens to leave room for an answer; a prompt beyond the context.
     """
-    engine, requests = _plan(
-        model, tokenizer, prompts, sampling, max_new_tokens, enable_thinking, thinking_budget, tools,
-        continue_final_message, thinking_stop_text, batch_size,
-    )  # fmt: skip
+    each = _Each(sampling, max_new_tokens, enable_thinking, thinking_budget)
+    shared = _Shared(tools, continue_final_message, thinking_stop_text)
+    engine, requests = _plan(model, tokenizer, prompts, each, shared, batch_size)
     results: dict[tuple[int, int], Generation] = {}
     with progress_bar("generating", len(requests), visible=progress) as bar:
         for delta in _run(engine, requests):
@@ -110,10 +110,9 @@ def stream(
 
     Requests are checked at the call, before the first delta is asked for.
     """
-    engine, requests = _plan(
-        model, tokenizer, prompts, sampling, max_new_tokens, enable_thinking, thinking_budget, tools,
-        continue_final_message, thinking_stop_text, batch_size,
-    )  # fmt: skip
+    each = _Each(sampling, max_new_tokens, enable_thinking, thinking_budget)
+    shared = _Shared(tools, continue_final_message, thinking_stop_text)
+    engine, requests = _plan(model, tokenizer, prompts, each, shared, batch_size)
     return _run(engine, requests)
 
 
@@ -149,11 +148,12 @@ def prepare(
     Raises:
         UserError: as `generate`.
     """
+    each = _Each(sampling, max_new_tokens, enable_thinking, thinking_budget)
+    shared = _Shared(
+        tools, continue_final_message, thinking_stop_text, constraint, raw, one_call, fit_budget, most_new_tokens
+    )
     try:
-        return _plan(
-            engine, tokenizer, [prompt], sampling, max_new_tokens, enable_thinking, thinking_budget, tools,
-            continue_final_message, thinking_stop_text, None, constraint, raw, one_call, fit_budget, most_new_tokens,
-        )[1]  # fmt: skip
+        return _plan(engine, tokenizer, [prompt], each, shared)[1]
     except UserError as error:  # there is but one
         raise UserError(str(error).replace(" of prompt 0", "").replace("prompt 0", "the prompt")) from None
 
@@ -180,34 +180,61 @@ def _run(engine: Engine, requests: list[tuple[Request, Answer]]) -> Iterator[Del
             engine.cancel(number)
 
 
+@dataclass(frozen=True)
+class _Each:
+    """What each prompt may have its own of; see `generate`."""
+
+    sampling: PerRow[Sampling] | None
+    max_new_tokens: PerRow[int | None]
+    enable_thinking: PerRow[bool | None]
+    thinking_budget: PerRow[int | None]
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What all prompts of a call have in common; see `generate` and `prepare`."""
+
+    tools: Sequence[Mapping[str, Any]] | None
+    continue_final_message: bool
+    thinking_stop_text: str
+    constraint: Callable[[], Constraint] | None = None
+    raw: bool = False
+    one_call: bool = False
+    fit_budget: bool = False
+    most_new_tokens: int | None = None
+
+
 def _plan(
-    model, tokenizer, prompts, sampling, max_new_tokens, enable_thinking, thinking_budget, tools,
-    continue_final_message, thinking_stop_text, batch_size, constraint=None, raw=False, one_call=False,
-    fit_budget=False, most_new_tokens=None,
-) -> tuple[Engine, list[tuple[Request, Answer]]]:  # fmt: skip
+    model: Qwen3 | Engine,
+    tokenizer: Tokenizer | None,
+    prompts: Any,
+    each: _Each,
+    shared: _Shared,
+    batch_size: int | None = None,
+) -> tuple[Engine, list[tuple[Request, Answer]]]:
     """Check everything and lay out the requests."""
     whole = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
     if batch_size is not None and not (whole and batch_size >= 1):
         raise UserError(f"batch_size is {batch_size!r}; it must be 1 or more, or None.")
-    engine = model if isinstance(model, Engine) else None
-    if engine is not None:
+    engine = None
+    if isinstance(model, Engine):
         if batch_size is not None:
             raise UserError(f"batch_size is {batch_size}, but the given engine has its own; leave it out.")
-        model = engine.model
+        engine, model = model, model.model
     prompts = _as_prompts(prompts)
     count = len(prompts)
-    sampling_rows = _per_row("sampling", Sampling() if sampling is None else sampling, count)
-    max_rows = _per_row("max_new_tokens", max_new_tokens, count)
-    enable_rows = _per_row("enable_thinking", enable_thinking, count)
-    budget_rows = _per_row("thinking_budget", thinking_budget, count)
-    tokens = ThinkingTokens.of(tokenizer, thinking_stop_text, tools=bool(tools))
+    sampling_rows = _per_row("sampling", Sampling() if each.sampling is None else each.sampling, count)
+    max_rows = _per_row("max_new_tokens", each.max_new_tokens, count)
+    enable_rows = _per_row("enable_thinking", each.enable_thinking, count)
+    budget_rows = _per_row("thinking_budget", each.thinking_budget, count)
+    tokens = ThinkingTokens.of(tokenizer, shared.thinking_stop_text, tools=bool(shared.tools))
     eos = end_tokens(model, tokenizer)
     if eos.intersection(tokens.stop):
-        raise UserError(f"the thinking stop text {thinking_stop_text!r} holds a token that ends the answer.")
+        raise UserError(f"the thinking stop text {shared.thinking_stop_text!r} holds a token that ends the answer.")
     rows: list[tuple[int, list[int], Sampling, int | None, int | None]] = []
     for index, prompt in enumerate(prompts):
         enable, budget = _thinking(index, tokenizer, tokens, enable_rows[index], budget_rows[index])
-        ids = _encode(index, prompt, tokenizer, tools, enable, continue_final_message)
+        ids = _encode(index, prompt, tokenizer, shared.tools, enable, shared.continue_final_message)
         _check_ids(index, ids, model.config.vocab_size)
         resolved = sampling_rows[index].resolve(model.generation_config)
         if resolved.stop and tokenizer is None:
@@ -220,17 +247,17 @@ def _plan(
     requests = []
     header = None if tokenizer is None else tokenizer.im_start_id
     for index, ids, resolved, wanted, budget in rows:
-        limit = _limit(index, len(ids), wanted, model, engine.max_length, most_new_tokens)
+        limit = _limit(index, len(ids), wanted, model, engine.max_length, shared.most_new_tokens)
         is_open = tokens.is_open(ids, header)
-        if fit_budget and budget is not None and budget > 0:
+        if shared.fit_budget and budget is not None and budget > 0:
             budget = max(min(budget, limit - _room(tokens, is_open)), 0)
         _check_room(index, budget, limit, tokens, is_open)
         for sample in range(resolved.n):
-            held = None if constraint is None else constraint()
+            held = None if shared.constraint is None else shared.constraint()
             request = Request(tuple(ids), resolved, limit, eos, budget, is_open, tokens, sample, held)
             answer = Answer(
-                tokenizer, len(ids), limit, eos, tuple(resolved.stop), is_open, bool(tools), resolved.logprobs,
-                raw, one_call, index, sample,
+                tokenizer, len(ids), limit, eos, tuple(resolved.stop), is_open, bool(shared.tools), resolved.logprobs,
+                shared.raw, shared.one_call, index, sample,
             )  # fmt: skip
             requests.append((request, answer))
     return engine, requests

@@ -18,11 +18,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 import sharding
-from qwen3_jax.config import GenerationConfig, Qwen3Config, read_json
+from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
 from qwen3_jax.generation import program
 from qwen3_jax.generation.requests import Request, arrays_of
 from qwen3_jax.generation.sampling import Sampling
+from qwen3_jax.generation_config import GenerationConfig
+from qwen3_jax.json_fields import read_json
 from qwen3_jax.kernels import page_size
 from qwen3_jax.kernels.costs import pricer
 from qwen3_jax.model import Qwen3, Structure, parameter_count

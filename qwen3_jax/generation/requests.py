@@ -11,12 +11,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from qwen3_jax.config import GenerationConfig
 from qwen3_jax.generation.answer import FinishReason, TokenLogprob
 from qwen3_jax.generation.budget import BudgetRules, BudgetState, ThinkingTokens
 from qwen3_jax.generation.program import MAX_EOS, Output, Progress, Settings
 from qwen3_jax.generation.sampling import Sampling, SamplingRows
 from qwen3_jax.generation.scheduler import Text
+from qwen3_jax.generation_config import GenerationConfig
 from qwen3_jax.model import Qwen3
 
 

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from qwen3_jax.config import GenerationConfig
 from qwen3_jax.errors import UserError
+from qwen3_jax.generation_config import GenerationConfig
 from sharding import Placement
 
 MAX_LOGPROBS = 20  # alternatives per token that can be asked for, as in OpenAI's API

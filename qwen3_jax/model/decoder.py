@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
 
-from qwen3_jax.config import GenerationConfig, Qwen3Config
+from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
+from qwen3_jax.generation_config import GenerationConfig
 from qwen3_jax.kernels import (
     CacheType,
     Kernels,

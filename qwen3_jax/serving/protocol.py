@@ -301,7 +301,7 @@ class ChatRequest(_Common):
         return next(iter(said), None)
 
     def thinking(self, thinks: bool) -> tuple[bool | None, int | None]:
-        """What to tell the engine: (enable_thinking, thinking_budget).
+        """What to tell the engine: (enable_thinking, thinking_budget); it refuses what contradicts itself.
 
         Args:
             thinks: the model can; else an effort, which clients send to whatever model, means nothing.
@@ -309,13 +309,7 @@ class ChatRequest(_Common):
         enable, budget = self.thinks, self.budget
         if budget is None and self.reasoning_effort is not None and thinks and enable is not False:
             budget = EFFORTS[self.reasoning_effort]
-        if budget == -1:
-            budget = None
-        if budget == 0 and enable:
-            raise UserError("the request has enable_thinking=true and a thinking budget of 0; leave one of them out.")
-        if enable is False and budget:
-            raise UserError(f"the request has enable_thinking=false and a thinking budget of {budget}; leave one out.")
-        return (None if budget == 0 else enable), budget
+        return enable, None if budget == -1 else budget
 
 
 class CompletionRequest(_Common):

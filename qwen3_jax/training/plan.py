@@ -14,8 +14,9 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 import sharding
-from qwen3_jax.config import Qwen3Config, read_json
+from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
+from qwen3_jax.json_fields import read_json
 from qwen3_jax.kernels.costs import pricer
 from qwen3_jax.training.config import TrainConfig
 from qwen3_jax.training.flops import training_flops_per_token

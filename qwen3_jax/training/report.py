@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen3_jax.config import read_json
 from qwen3_jax.errors import UserError
+from qwen3_jax.json_fields import read_json
 from qwen3_jax.training import metrics
 
 Rows = list[dict[str, Any]]

@@ -23,9 +23,11 @@ import sharding
 from qwen3_jax.checkpoint import load_tokenizer
 from qwen3_jax.checkpoint.hub import resolve
 from qwen3_jax.checkpoint.training import TrainCheckpoints
-from qwen3_jax.config import GenerationConfig, Qwen3Config, read_json
+from qwen3_jax.config import Qwen3Config
 from qwen3_jax.data import Prepared, open_sources, training_texts
 from qwen3_jax.errors import UserError
+from qwen3_jax.generation_config import GenerationConfig
+from qwen3_jax.json_fields import read_json
 from qwen3_jax.kernels import Kernels
 from qwen3_jax.model import Qwen3
 from qwen3_jax.text import Tokenizer, train_tokenizer

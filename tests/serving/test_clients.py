@@ -312,7 +312,7 @@ WRONG_SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"
         (400, "maximum context length", dict(max_tokens=5000)),
         (400, "no room for an answer", dict(max_tokens=20, thinking_budget=20)),
         (400, "thinking_budget=3 and thinking_token_budget=4", dict(thinking_budget=3, thinking_token_budget=4)),
-        (400, "thinking budget of 5", dict(enable_thinking=False, thinking_budget=5)),
+        (400, "enable_thinking=False and thinking_budget=5", dict(enable_thinking=False, thinking_budget=5)),
         (400, "'reasoning_effort' is 'huge'", dict(reasoning_effort="huge")),
         (400, "asks for 17 answers", dict(n=17)),
         (400, "'tool_choice' names 'f'", dict(tool_choice={"type": "function", "function": {"name": "f"}})),

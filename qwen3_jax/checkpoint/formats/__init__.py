@@ -23,8 +23,10 @@ from qwen3_jax.checkpoint.formats.int8 import Int8
 from qwen3_jax.checkpoint.formats.unpacked import Scheme, Unpacked
 from qwen3_jax.checkpoint.safetensors import SafetensorsFolder
 from qwen3_jax.checkpoint.source import TensorSource
-from qwen3_jax.config import GenerationConfig, Qwen3Config, read_json
+from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
+from qwen3_jax.generation_config import GenerationConfig
+from qwen3_jax.json_fields import read_json
 
 _SCHEMES: dict[str, type[Scheme]] = {"fp8": Fp8Blocks, "awq": Awq, "gptq": Gptq, "compressed-tensors": Int8}
 

@@ -1,0 +1,49 @@
+"""Sampling defaults that a checkpoint brings along, field for field what Hugging Face's `generation_config.json` says."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qwen3_jax.json_fields import as_ids, check_types
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """Sampling defaults that a checkpoint carries in `generation_config.json`. Field names are HF's.
+
+    Attributes:
+        eos_token_id: any of these ends an answer; empty means the model config's and then the tokenizer's.
+        do_sample: False means greedy, whatever `temperature` says.
+        temperature, top_k, top_p, min_p, repetition_penalty: see `qwen3_jax.Sampling`; None where the file is silent.
+        max_new_tokens: None where the file is silent.
+        bos_token_id, pad_token_id: carried for export.
+    """
+
+    eos_token_id: tuple[int, ...] = ()
+    do_sample: bool = False
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    max_new_tokens: int | None = None
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
+
+    @classmethod
+    def from_hf(cls, raw: Mapping[str, Any]) -> "GenerationConfig":
+        """Build from the contents of a `generation_config.json`; fields that steer other decoders are left out."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        values = {name: value for name, value in raw.items() if name in names and value is not None}
+        values["eos_token_id"] = as_ids(raw.get("eos_token_id"))
+        check_types(cls, values, source="generation_config.json")
+        return cls(**values)
+
+    def to_hf(self) -> dict[str, Any]:
+        """Return the contents of a `generation_config.json`."""
+        out = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        out["eos_token_id"] = list(self.eos_token_id)
+        if not self.eos_token_id:
+            del out["eos_token_id"]
+        return dict(sorted(out.items()))
