@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "cli": {"checkpoint", "data", "evaluation", "experiments", "generation", "kernels", "model", "serving", "text",
             "training"},
 }  # fmt: skip
-EVERYBODY = {"errors", "config", "progress"}
+EVERYBODY = {"config", "errors", "generation_config", "json_fields", "progress"}
 
 
 def imports(path: Path) -> set[str]:
