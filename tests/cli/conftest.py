@@ -6,7 +6,8 @@ import pytest
 import tiny_models
 
 import qwen3_jax
-from qwen3_jax.cli.infer import main
+from qwen3_jax.cli import main as qwen3_main
+from qwen3_jax.cli.infer import main as infer_main
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +30,16 @@ def endless(tmp_path_factory):
 @pytest.fixture
 def infer(capsys):
     """Run `infer` in this process; return (exit code, standard output, standard error)."""
+    return _runs(infer_main, capsys)
 
+
+@pytest.fixture
+def qwen3(capsys):
+    """The same for `qwen3`."""
+    return _runs(qwen3_main, capsys)
+
+
+def _runs(main, capsys):
     def run(*argv):
         try:
             code = main([str(word) for word in argv])

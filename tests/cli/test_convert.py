@@ -1,23 +1,8 @@
 """`qwen3 convert` and `qwen3 tokenizer train`."""
 
-import pytest
 from safetensors.numpy import load_file
 
 import qwen3_jax
-from qwen3_jax.cli import main
-
-
-@pytest.fixture
-def qwen3(capsys):
-    def run(*argv):
-        try:
-            code = main([str(word) for word in argv])
-        except SystemExit as exit:
-            code = exit.code
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def test_convert_to_orbax_and_back_and_to_another_type(qwen3, folder, tmp_path):

@@ -9,23 +9,9 @@ import pytest
 import tiny_models
 
 import qwen3_jax
-from qwen3_jax.cli import main
 from qwen3_jax.evaluation.divergence import divergence
 
 TEXT = "What is 2 + 3? The answer is 5. The cat sat on the mat, 世界.\n" * 8
-
-
-@pytest.fixture
-def qwen3(capsys):
-    def run(*argv):
-        try:
-            code = main([str(word) for word in argv])
-        except SystemExit as exit:
-            code = exit.code
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 @pytest.fixture
