@@ -301,7 +301,7 @@ class ChatRequest(_Common):
         return next(iter(said), None)
 
     def thinking(self, thinks: bool) -> tuple[bool | None, int | None]:
-        """What to tell the engine: (enable_thinking, thinking_budget); it refuses what contradicts itself.
+        """What to tell the engine: (enable_thinking, thinking_budget). `prepare` refuses the two if they disagree.
 
         Args:
             thinks: the model can; else an effort, which clients send to whatever model, means nothing.
