@@ -1,4 +1,4 @@
-"""A checkpoint's JSON files, read with every wrong type refused by the field's name."""
+"""JSON files of checkpoints and run folders: what cannot be read is refused by the file's name, a wrong type by the field's."""
 
 import dataclasses
 import json

@@ -150,8 +150,9 @@ def prepare(
     """
     each = _Each(sampling, max_new_tokens, enable_thinking, thinking_budget)
     shared = _Shared(
-        tools, continue_final_message, thinking_stop_text, constraint, raw, one_call, fit_budget, most_new_tokens
-    )
+        tools, continue_final_message, thinking_stop_text,
+        constraint=constraint, raw=raw, one_call=one_call, fit_budget=fit_budget, most_new_tokens=most_new_tokens,
+    )  # fmt: skip
     try:
         return _plan(engine, tokenizer, [prompt], each, shared)[1]
     except UserError as error:  # there is but one

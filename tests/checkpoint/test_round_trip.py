@@ -131,11 +131,12 @@ def test_truncating_any_file_is_an_error_that_names_it(exported, tmp_path_factor
 NO_ID = st.one_of(st.floats(), st.booleans(), st.text(), st.dictionaries(st.text(), st.integers()))
 
 
+@settings(deadline=None)  # the first example imports
 @given(value=NO_ID | st.lists(NO_ID, min_size=1))
 def test_an_end_token_that_is_no_id_is_refused_by_name(value):
-    with pytest.raises(UserError, match=r"generation_config\.json field 'eos_token_id'"):
+    with pytest.raises(UserError, match=r"^generation_config\.json field 'eos_token_id'"):
         qwen3_jax.GenerationConfig.from_hf({"eos_token_id": value})
-    with pytest.raises(UserError, match=r"config\.json field 'eos_token_id'"):
+    with pytest.raises(UserError, match=r"^config\.json field 'eos_token_id'"):
         qwen3_jax.Qwen3Config.from_hf({"model_type": "qwen3", "eos_token_id": value})
 
 
