@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from playwright.sync_api import expect
 
-SECONDS = 60_000  # milliseconds; for an answer, also on a busy machine
+expect.set_options(timeout=60_000)  # milliseconds; for an answer, also on a busy machine
 
 
 class Chat:
@@ -37,12 +37,12 @@ class Chat:
 
     def send(self, text: str) -> None:
         self.page.fill("#draft", text)
-        expect(self.page.locator("#send")).to_be_enabled(timeout=SECONDS)
+        expect(self.page.locator("#send")).to_be_enabled()
         self.page.press("#draft", "Enter")
 
     def wait(self) -> dict:
         """Wait for the end of the answer; return the page's own record of it."""
-        expect(self.page.locator("#stop")).to_be_hidden(timeout=SECONDS)
+        expect(self.page.locator("#stop")).to_be_hidden()
         return self.record()[-1]
 
     def ask(self, text: str) -> dict:

@@ -17,11 +17,16 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import hypothesis
 import jax
 import pytest
 
 jax.jit(lambda: 1)()  # reads the flags; libtpu, which is loaded later, does not know all of them
 os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].removesuffix(quick_xla.CPU_ALONE)
+
+# Examples compile, and machines are busy. CI asks for Hypothesis's own profile instead, whose examples are the same each time.
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")
 
 _MAPPINGS = 30_000
 

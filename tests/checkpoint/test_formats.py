@@ -144,7 +144,7 @@ def test_a_matrix_that_is_plain_and_quantised_and_a_scale_without_a_matrix_are_r
         qwen3_jax.load(fp8_folder)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data(), bits=st.sampled_from([4, 8]), ordered=st.booleans())
 def test_words_hold_every_number_at_the_place_that_the_order_says(data, bits, ordered):
     each = 32 // bits
@@ -160,7 +160,7 @@ def test_words_hold_every_number_at_the_place_that_the_order_says(data, bits, or
         np.testing.assert_array_equal(held, numbers[..., each + place])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     weight=hnp.arrays(
         np.float32,

@@ -116,7 +116,7 @@ DAMAGED_FILES = [
 ]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), name=st.sampled_from(DAMAGED_FILES))
 def test_truncating_any_file_is_an_error_that_names_it(exported, tmp_path_factory, data, name):
     folder = tmp_path_factory.mktemp("damaged") / "x"
@@ -131,7 +131,6 @@ def test_truncating_any_file_is_an_error_that_names_it(exported, tmp_path_factor
 NO_ID = st.one_of(st.floats(), st.booleans(), st.text(), st.dictionaries(st.text(), st.integers()))
 
 
-@settings(deadline=None)  # the first example imports
 @given(value=NO_ID | st.lists(NO_ID, min_size=1))
 def test_an_end_token_that_is_no_id_is_refused_by_name(value):
     with pytest.raises(UserError, match=r"^generation_config\.json field 'eos_token_id'"):
@@ -140,7 +139,7 @@ def test_an_end_token_that_is_no_id_is_refused_by_name(value):
         qwen3_jax.Qwen3Config.from_hf({"model_type": "qwen3", "eos_token_id": value})
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), name=st.sampled_from(DAMAGED_FILES[:3]))
 def test_any_changed_byte_of_the_weights_or_their_index_is_an_error_that_names_the_file(
     exported, tmp_path_factory, data, name

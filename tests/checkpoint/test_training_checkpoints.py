@@ -105,7 +105,7 @@ def test_where_no_checkpoint_is_whole_the_run_is_refused(tmp_path, capsys):
     assert restore_newest(TrainCheckpoints(tmp_path / "none", keep=1), shapes) is None
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_a_fingerprint_changes_with_any_element_and_not_with_the_mesh(data):
     dtype = data.draw(st.sampled_from([np.float32, np.int32, np.uint8, np.float16]))

@@ -81,7 +81,7 @@ def unbroken(folder):
     return take(loader(folder), 60)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     lives=st.lists(st.tuples(st.integers(0, 12), st.sampled_from([1, 2, 4])), min_size=1, max_size=4),
     prefetch=st.sampled_from([0, 1, 3]),

@@ -77,7 +77,7 @@ def test_a_folder_of_text_and_jsonl_reads_every_document_once(corpus):
     assert where["line 30"].endswith("lines.jsonl:33")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lines=st.lists(
         st.sampled_from(["", "  ", '{"text": "a"}', '{"text": "ä\U0001f600"}', "[]", "{" * 40]), max_size=12

@@ -36,7 +36,7 @@ def planner(lengths_by_name, weights=None, **options):
     return RowPlanner(config, streams(config, [Lengths(lengths_by_name[name]) for name in names], weights))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=30), st.integers(1, 17))
 def test_documents_are_cut_so_that_every_prediction_is_in_one_piece(lengths, row):
     pieces = list(zip(*(part.tolist() for part in cut(np.arange(len(lengths)), np.asarray(lengths), row)), strict=True))
@@ -45,7 +45,7 @@ def test_documents_are_cut_so_that_every_prediction_is_in_one_piece(lengths, row
     assert all(0 < pairs <= row for _, _, pairs in pieces)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(1, 17), min_size=1, max_size=60), st.integers(17, 40))
 def test_packing_loses_nothing_and_is_best_fit_decreasing(sizes, length):
     pieces = [Piece(0, i, 0, size) for i, size in enumerate(sizes)]
@@ -86,7 +86,7 @@ def test_every_epoch_has_every_piece_once_in_an_order_of_its_own():
     assert len({tuple(order) for order in orders}) == 3
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 200), st.integers(0, 90), st.integers(1, 6))
 def test_a_plan_goes_on_from_any_row(first, second, window):
     def fresh():

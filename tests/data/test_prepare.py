@@ -35,7 +35,7 @@ def everything(corpus: Prepared) -> list[str]:
     return [TOK.decode(one.tokens.tolist()).removesuffix("<|endoftext|>") for one in corpus.read(range(len(corpus)))]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.integers(0, 2**31 - 1), st.booleans()), max_size=40), st.booleans())
 def test_a_record_holds_its_document(pairs, small):
     tokens = np.array([token % 60_000 if small else token for token, _ in pairs], np.int32)
@@ -300,7 +300,7 @@ def test_text_that_overlaps_held_out_sets_is_left_out(tmp_path):
     assert corpus.manifest["left_out"]["held_out"] == 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(0, 3), max_size=30), st.lists(st.integers(0, 3), max_size=30), st.integers(1, 5))
 def test_overlap_is_a_shared_run_of_words(ours, theirs, n):
     runs = [{tuple(words[i : i + n]) for i in range(len(words) - n + 1)} for words in (ours, theirs)]

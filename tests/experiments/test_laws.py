@@ -60,7 +60,7 @@ def test_a_planted_law_is_recovered_and_its_intervals_cover_as_often_as_they_say
     assert (np.abs(mean - [-0.5, 0.2, 0.5]) < 4 * error + 1e-3).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     alpha=st.floats(-1.0, 0.2), beta=st.floats(-0.3, 0.6), gamma=st.floats(0.1, 0.8), constant=st.floats(1e-3, 1e2),
     seed=st.integers(0, 2**32 - 1),

@@ -74,7 +74,7 @@ def test_bounds_objective_and_diverged_proxies(capsys):
         mixture.regress(config(), NAMES, lines[4:10])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     weights=st.lists(st.floats(-2, 2), min_size=2, max_size=6),
     low=st.floats(0, 0.15),

@@ -123,7 +123,7 @@ def batches(draw, largest_temperature: float = 3.0):
     return requests, tools
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(batch=batches(), seed=st.integers(0, 11), eos=st.booleans())
 def test_every_answer_follows_the_documented_rules(batch, seed, eos):
     requests, tools = batch
@@ -178,7 +178,7 @@ def test_the_random_models_reach_every_case():
 
 
 # Two compilations may round differently, and a token drawn on the edge of two then differs: fixed examples, few edges.
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, derandomize=True)
 @given(batch=batches(largest_temperature=1.0), seed=st.integers(0, 11))
 def test_rows_do_not_disturb_each_other(batch, seed):
     requests, tools = batch
@@ -189,7 +189,7 @@ def test_rows_do_not_disturb_each_other(batch, seed):
     assert run(model, requests[::-1], tools) == together[::-1]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(batch=batches(), seed=st.integers(0, 11))
 def test_a_budget_changes_nothing_before_it_is_reached(batch, seed):
     requests, tools = batch
@@ -336,9 +336,7 @@ def test_budgets_hold_under_guesses_and_when_room_must_be_made(way):
     """Thousands of rows: never over, the stop text exact, the mask exact."""
     engine = engine_of(way)
     health = [HealthCheck.too_slow, HealthCheck.data_too_large]
-    examples = settings(
-        max_examples=10, deadline=None, suppress_health_check=health, phases=[Phase.generate, Phase.shrink]
-    )
+    examples = settings(max_examples=10, suppress_health_check=health, phases=[Phase.generate, Phase.shrink])
     examples(given(st.lists(token_requests(), min_size=55, max_size=60))(lambda requests: holds(engine, requests)))()
     if "preemptions" in way:
         assert engine.stats.preemptions > 20

@@ -18,7 +18,7 @@ def stored(pool: Pool, contents: dict[int, tuple], pages: list[int], tokens: lis
         page[place % SIZE] = tuple(tokens[: place + 1])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_a_page_is_found_again_only_with_the_whole_text_before_it(data):
     """Whatever is taken, shared, released and evicted: what `match` returns holds exactly the beginning of the text."""
@@ -98,7 +98,7 @@ def requests(most: int):
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     arrivals=requests(30),
     shards=st.integers(1, 3),

@@ -125,7 +125,7 @@ def row_settings():
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rows=st.lists(row_settings(), min_size=4, max_size=4), seed=st.integers(0, 2**32 - 1))
 def test_a_row_depends_on_itself_alone_and_stays_in_its_kept_set(rows, seed):
     """Its own settings decide between the partial and the full sort, the penalties and greedy: never a neighbour's."""
@@ -359,7 +359,7 @@ def assert_deltas_make_the_result(deltas, result, in_thinking=False) -> None:
     assert all(delta.text for delta in deltas if delta.kind in ("thinking", "content"))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     pieces=st.lists(PIECES, min_size=1, max_size=12),
     stop=STOPS,

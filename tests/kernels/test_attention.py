@@ -89,7 +89,7 @@ def _two_ways():
 
 
 @hypothesis.given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 40)), min_size=1, max_size=9), st.integers(0, 3))
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=40)
 def test_any_layout_of_segments(runs, seed):
     """Ids in any order, coming back later, padding first or between: skipped blocks never hold a visible key."""
     row = np.repeat([i for i, _ in runs], [size for _, size in runs])

@@ -94,7 +94,7 @@ def test_products_equal_dense(product, pallas_anywhere):
         assert_same(run(arrays), expected(arrays))
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(
     n=st.sampled_from([1, 7, 33, 80]),
     e_k=st.sampled_from([(1, 1), (4, 1), (4, 4), (5, 2), (8, 3)]),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sharding
@@ -94,7 +94,7 @@ def step(texts: Texts, done: np.ndarray, t: int, layer: int = 0, placement=ALONE
     return np.asarray(out)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(
     lengths=st.lists(st.integers(5, 90), min_size=3, max_size=3),
     chunks=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40), st.integers(0, 40)), max_size=6),

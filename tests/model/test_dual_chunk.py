@@ -164,7 +164,7 @@ def positions(i: int, j: int, dual: DualChunk) -> int:
     return query - j % chunk
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_near_distances_are_true_and_none_is_beyond_the_chunk_size(data):
     """The paper's promise, of the statement in this file."""

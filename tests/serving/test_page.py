@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from chat_page import SECONDS, Chat, Line
+from chat_page import Chat, Line
 from playwright.sync_api import expect
 from served import SMALL, serve
 
@@ -112,7 +112,7 @@ def test_regenerate_and_edit(server, chat):
     field.press_sequentially(" Or not?")
     chat.page.reload()
     expect(field).to_have_value(f"{question} Or not?")
-    expect(chat.page.locator("body.ready")).to_be_visible(timeout=SECONDS)
+    expect(chat.page.locator("body.ready")).to_be_visible()
     field.press("Enter")
     expect(chat.page.locator(".turn.user .said").last).to_have_text(f"{question} Or not?")
     chat.wait()
@@ -135,7 +135,7 @@ def test_a_reload_keeps_the_conversation_and_the_draft(server, chat):
 
 def test_enter_that_ends_a_word_of_an_input_method_does_not_send(chat):
     chat.page.fill("#draft", "にほん")
-    expect(chat.page.locator("#send")).to_be_enabled(timeout=SECONDS)
+    expect(chat.page.locator("#send")).to_be_enabled()
     chat.page.locator("#draft").dispatch_event("keydown", {"key": "Enter", "isComposing": True})
     assert chat.bodies == []
     assert chat.turns.count() == 0
@@ -232,7 +232,7 @@ def test_a_key_is_asked_for_and_forgotten_with_the_tab(tiny_folder, tmp_path, co
 
 def test_a_lost_network_loses_nothing(server, chat, context):
     chat.page.fill("#draft", "Hello")
-    expect(chat.page.locator("#send")).to_be_enabled(timeout=SECONDS)
+    expect(chat.page.locator("#send")).to_be_enabled()
     context.set_offline(True)
     chat.page.click("#send")
     expect(chat.answer.locator(".error")).to_contain_text("The server cannot be reached.")
@@ -349,7 +349,7 @@ def test_it_fits_the_screen(browser, server, scheme, name, width, height):
     chat = Chat(context, server.url)
     picture(chat, f"{scheme}-{name}-empty")
     chat.show(SHOWPIECE)
-    expect(chat.page.locator("#thinking")).to_be_visible(timeout=SECONDS)
+    expect(chat.page.locator("#thinking")).to_be_visible()
     fits = "[document.documentElement, document.body, scroller].every(one => one.scrollWidth <= one.clientWidth)"
     assert chat.page.evaluate(fits)
     picture(chat, f"{scheme}-{name}-end")

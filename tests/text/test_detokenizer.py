@@ -25,7 +25,7 @@ def byte_ids(tokenizer: Tokenizer, data: bytes) -> list[int]:
     return ids  # type: ignore[return-value]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(IDS, BYTES, st.booleans())
 def test_pieces_join_to_decode(real: Tokenizer, ids: list[int], data: bytes, skip: bool):
     """Any ids: invalid bytes, special tokens within a character, ids beyond the vocabulary."""
@@ -36,7 +36,7 @@ def test_pieces_join_to_decode(real: Tokenizer, ids: list[int], data: bytes, ski
     assert detokenizer.flush() == ""
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
 def test_text_never_breaks_inside_a_character(real: Tokenizer, text: str):
     """Byte by byte: what was given out is always a prefix of the text, at most three bytes behind."""
@@ -70,7 +70,7 @@ def test_cost_does_not_grow_with_the_stream(real: Tokenizer):
     """200,000 tokens that never complete a character at once: a re-decoding detokeniser would need hours."""
     ids = byte_ids(real, b"\xf0\x9f\x98" * 66_000 + b"\xe4" * 2_000)
     detokenizer = real.detokenizer()
-    start = time.perf_counter()
+    start = time.process_time()
     text = "".join([detokenizer.add(i) for i in ids] + [detokenizer.flush()])
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     assert text == "\ufffd" * 68_000

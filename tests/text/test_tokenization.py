@@ -54,7 +54,7 @@ def test_corpus_equals_transformers(real: Tokenizer, official):
     assert real.encode(texts[-1]) == actual[-1]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(MIXED, st.lists(st.integers(0, 151_935), max_size=30))
 def test_generated_text_and_ids_equal_transformers(real: Tokenizer, official, text: str, ids: list[int]):
     assert real.encode(text) == official.encode(text, add_special_tokens=False)
@@ -63,7 +63,7 @@ def test_generated_text_and_ids_equal_transformers(real: Tokenizer, official, te
     assert real.decode(np.array(ids, np.int32)) == real.decode(ids)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(MIXED)
 def test_encode_ordinary_has_no_added_tokens_and_loses_nothing(real: Tokenizer, text: str):
     ids = real.encode_ordinary(text)

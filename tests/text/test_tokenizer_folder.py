@@ -167,7 +167,7 @@ def test_contradictory_config(small_folder: Path, tmp_path: Path, fields: dict, 
         Tokenizer.from_pretrained(folder)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(FILES), st.data())
 def test_damage_is_named(small_folder: Path, tmp_path_factory, name: str, data: st.DataObject):
     """Cut off anywhere, or with bytes overwritten: an error that names the file, or a tokenizer that works."""

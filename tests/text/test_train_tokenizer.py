@@ -72,7 +72,7 @@ def test_transformers_reads_it(trained: Tokenizer, tmp_path: Path, caplog):
             assert official.decode(ids, skip_special_tokens=skip) == trained.decode(ids, skip)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
 def test_any_text_survives(trained: Tokenizer, text: str):
     assert trained.decode(trained.encode(text)) == NFC().normalize_str(text)

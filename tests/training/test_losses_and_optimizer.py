@@ -49,7 +49,7 @@ def test_packed_documents_do_not_see_each_other():
             np.testing.assert_allclose(logits[row, places], alone[0], atol=2e-5 * float(np.abs(alone).max()))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10_000))
 def test_balance_loss_equals_its_equation_over_the_global_batch(seed):
     """N_E * sum_i f_i p_i with f and p over all tokens of the batch that are not padding."""

@@ -56,12 +56,12 @@ def test_the_accounts_of_time_add_up_and_tell_waiting_from_working(monkeypatch):
         rest = meter.read()
     for row in (first, quick, slow, rest):
         assert sum(row[f"seconds_{part}"] for part in metrics.PARTS) == pytest.approx(row["seconds"])
-    # Sleeping may take longer than asked for, on a busy machine.
-    assert 0.8 <= quick["seconds_step"] < 1.1
-    assert 0.04 < quick["seconds_input"] < 0.2  # before the first step
-    assert 0.8 <= slow["seconds_step"] < 1.1
-    assert 0.95 < slow["seconds_input"] < 1.4  # 0.4 before the first, and three times 0.4 - 0.2
-    assert 0.2 <= rest["seconds_eval"] < 0.4
+    # Sleeping may take longer than asked for, on a busy machine: up to what a wrong account would say.
+    assert 0.8 <= quick["seconds_step"] < 1.5
+    assert 0.04 < quick["seconds_input"] < 4 * 0.05  # 0.05 before the first step
+    assert 0.8 <= slow["seconds_step"] < 1.5
+    assert 0.95 < slow["seconds_input"] < 4 * 0.4  # 0.4 before the first, and three times 0.4 - 0.2
+    assert 0.2 <= rest["seconds_eval"] < 1.0
     training = quick["seconds_step"] + quick["seconds_input"] + quick["seconds_other"]
     assert quick["tokens_per_second"] == pytest.approx(400 / training)
     assert quick["tflops_per_device"] == pytest.approx(400 / training * 1e6 / 2 / 1e12)
