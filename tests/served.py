@@ -36,7 +36,7 @@ class Running:
 
     def meter(self, name: str) -> float:
         """A number of /metrics."""
-        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        lines = httpx.get(f"{self.url}/metrics", timeout=60).text.splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.partition(" ")[0].partition("{")[0] == name)
 
     def wait_until_idle(self, seconds: float = 60) -> None:

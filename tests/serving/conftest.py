@@ -45,6 +45,7 @@ def browser():
 def context(browser):
     """What one user keeps."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.set_default_timeout(60_000)  # milliseconds
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     yield context
     context.close()

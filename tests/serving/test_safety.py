@@ -126,8 +126,10 @@ def test_a_request_that_takes_too_long_ends(tiny_folder, tmp_path):
         slow = ask(server.url, **options)
         assert slow.status_code == 504
         assert "longer than 0.2 seconds" in slow.json()["error"]["message"]
-        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=options | {"stream": True}) as stream:
-            events = [line for line in stream.iter_lines() if line]
+        with httpx.stream(
+            "POST", f"{server.url}/v1/chat/completions", json=options | {"stream": True}, timeout=60
+        ) as response:
+            events = [line for line in response.iter_lines() if line]
         assert "longer than 0.2 seconds" in events[-1]
         assert "data: [DONE]" not in events
         server.wait_until_idle()
@@ -163,6 +165,7 @@ def test_sigterm_lets_running_answers_finish(tiny_folder, tmp_path):
         for thread in threads:
             thread.start()
         while server.meter("qwen3_answers_running") < 4:
+            assert any(thread.is_alive() for thread in threads), "they ended before four were seen to run at once"
             time.sleep(0.01)
         server.process.send_signal(signal.SIGTERM)
         for thread in threads:

@@ -41,7 +41,7 @@ def test_a_failed_engine_tells_all_who_wait(capfd):
             await late.next()
 
     worker.start()
-    asyncio.run(asyncio.wait_for(clients(), 60))
+    asyncio.run(asyncio.wait_for(clients(), 240))
     worker.stop()
     assert "out of memory, say" in capfd.readouterr().err
 
@@ -67,4 +67,4 @@ def test_a_failed_engine_is_no_healthy_server():
                 assert answer.status_code == 503
                 assert "the engine has failed" in answer.json()["error"]["message"]
 
-    asyncio.run(asyncio.wait_for(client(), 60))
+    asyncio.run(asyncio.wait_for(client(), 240))
