@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
+from jupyter_client.manager import run_kernel
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 SECONDS = 240
@@ -29,9 +29,20 @@ def test_a_notebook_runs_top_to_bottom(name, tmp_path, monkeypatch):
     work.mkdir()
     for folder in ("configs", "docs"):
         (tmp_path / folder).symlink_to(NOTEBOOKS.parent / folder)
-    started = time.monotonic()
-    NotebookClient(notebook, timeout=SECONDS, resources={"metadata": {"path": str(work)}}).execute(env=dict(os.environ))
-    assert time.monotonic() - started < SECONDS
-    counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
-    assert counts == list(range(1, len(counts) + 1))
-    assert not [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs if o.output_type == "error"]
+    deadline = time.monotonic() + SECONDS
+    errors = []  # of widgets as well, which show them and let the cell go on
+
+    def look(message):
+        if message["msg_type"] == "error":
+            errors.append("\n".join(message["content"]["traceback"]))
+
+    # Not nbclient: on a busy machine it may not notice the reply to a cell with widgets before its timeout (its issue 312).
+    with run_kernel(kernel_name="python3", cwd=str(work)) as kernel:
+        for number, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), 1):
+            try:
+                reply = kernel.execute_interactive(cell.source, timeout=deadline - time.monotonic(), output_hook=look)
+            except TimeoutError:
+                pytest.fail(f"after {SECONDS} s the notebook was here:\n{cell.source}")
+            assert not errors, "\n".join([cell.source, *errors])
+            assert reply["content"]["status"] == "ok"
+            assert reply["content"]["execution_count"] == number
