@@ -22,7 +22,6 @@ import functools
 import multiprocessing
 import socket
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -163,10 +162,8 @@ def main() -> None:
 @functools.cache
 def tokenizer():
     """Qwen3's own, as the tests build it: nearly every token has a text, as with real weights."""
-    sys.path.append(str(Path(__file__).parent.parent / "tests"))
-    from real_tokenizer import build_real_tokenizer
-
     from qwen3_jax import Tokenizer
+    from tests.helpers.real_tokenizer import build_real_tokenizer
 
     return Tokenizer.from_pretrained(build_real_tokenizer(Path(tempfile.mkdtemp())))
 

@@ -4,7 +4,7 @@ import gc
 import os
 from pathlib import Path
 
-import quick_xla
+from tests.helpers import quick_xla
 
 # Before JAX is imported anywhere: the device count is read once, at backend start.
 os.environ["JAX_PLATFORMS"] = "cpu"

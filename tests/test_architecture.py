@@ -19,8 +19,8 @@ MAY_IMPORT = {
     "evaluation": {"checkpoint", "data", "generation", "model", "text"},
     "serving": {"generation", "text"},
     "training": {"checkpoint", "data", "evaluation", "kernels", "model", "text"},
-    "experiments": {"checkpoint", "data", "model", "text", "training"},
-    "cli": {"checkpoint", "data", "evaluation", "experiments", "generation", "kernels", "model", "serving", "text",
+    "sweeps": {"checkpoint", "data", "model", "text", "training"},
+    "cli": {"checkpoint", "data", "evaluation", "sweeps", "generation", "kernels", "model", "serving", "text",
             "training"},
 }  # fmt: skip
 EVERYBODY = {"config", "errors", "generation_config", "json_fields", "progress"}

@@ -8,13 +8,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-import tiny_models
 
 import qwen3_jax
 from qwen3_jax.cli import convert, infer, plan, quantize, serve, train
 from qwen3_jax.cli import main as qwen3
 from qwen3_jax.cli.typed import parse_into
-from qwen3_jax.experiments import MixtureConfig, ScalingConfig
+from qwen3_jax.sweeps import MixtureConfig, ScalingConfig
+from tests.helpers import tiny_models
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
@@ -89,7 +89,7 @@ def test_every_command_line_in_the_docs_is_accepted(checkout, monkeypatch, capsy
             shutil.rmtree(checkout / "tokenizer", ignore_errors=True)  # each page makes it in its own way
             assert qwen3(words[1:]) == 0, capsys.readouterr().err
             assert (checkout / "tokenizer/tokenizer.json").exists()
-        elif words[:2] in (["qwen3", "scaling"], ["qwen3", "mixture"]):  # tests/experiments run them
+        elif words[:2] in (["qwen3", "scaling"], ["qwen3", "mixture"]):  # tests/sweeps run them
             kind = ScalingConfig if words[1] == "scaling" else MixtureConfig
             config = parse_into(kind, words[3:], " ".join(words[:3]), "")
             if config.train is not None:

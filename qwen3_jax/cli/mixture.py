@@ -1,6 +1,6 @@
 """Weights of a data mixture by experiment: proxies on drawn mixtures, a regression, a proposal, and its verification.
 
-    qwen3 mixture search --config configs/experiments/mixture-laptop.yaml
+    qwen3 mixture search --config configs/sweeps/mixture-laptop.yaml
     qwen3 mixture search --config FILE --mixtures 64 --verify.seeds '[1, 2, 3, 4, 5]'
 
 Components are the sources of the training configuration, or the values of a label of them (split). The search goes on where it
@@ -15,29 +15,29 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwen3_jax.cli import experiment
+from qwen3_jax.cli import sweep
 from qwen3_jax.cli.typed import parse_into
 
 if TYPE_CHECKING:
-    from qwen3_jax.experiments.config import MixtureConfig
+    from qwen3_jax.sweeps.config import MixtureConfig
 
 
 def main(argv: list[str] | None = None, prog: str = "qwen3 mixture") -> int:
     """Run `mixture search`; return the exit code."""
 
     def action(rest: list[str]) -> int:
-        from qwen3_jax.experiments.config import MixtureConfig
+        from qwen3_jax.sweeps.config import MixtureConfig
 
         return _search(parse_into(MixtureConfig, rest, f"{prog} search", __doc__ or ""))
 
-    return experiment.run(argv, prog, "search", __doc__ or "", action)
+    return sweep.run(argv, prog, "search", __doc__ or "", action)
 
 
 def _search(config: MixtureConfig) -> int:
-    from qwen3_jax.experiments import mixture
+    from qwen3_jax.sweeps import mixture
 
-    train = experiment.training(config.train, config.set, "train")
-    verify = experiment.training(config.train, config.set | config.verify.set, "verify")
+    train = sweep.training(config.train, config.set, "train")
+    verify = sweep.training(config.train, config.set | config.verify.set, "verify")
     search = mixture.Search(config, train, verify)
     found = mixture.regress(config, search.components, search.proxies())
     proposal = mixture.propose(config, found, search.tokens)
@@ -45,9 +45,9 @@ def _search(config: MixtureConfig) -> int:
 
     output = Path(config.output).expanduser()
     values = mixture.summary(found, proposal, result) | {"config": dataclasses.asdict(config)}
-    experiment.write(output / "result.json", json.dumps(values, indent=2) + "\n")
+    sweep.write(output / "result.json", json.dumps(values, indent=2) + "\n")
     mixture.plot(found, proposal, result, output / "mixture.png")
-    made = experiment.write(output / "config.yaml", mixture.fragment(search.sources, proposal, result))
+    made = sweep.write(output / "config.yaml", mixture.fragment(search.sources, proposal, result))
 
     print(f"{len(found.weights)} proxies; rank correlation of prediction and measurement {found.fidelity:.2f}")
     for name, one in found.chosen.items():

@@ -1,6 +1,6 @@
 """Learning rate and batch size by experiment: a sweep, the optimum of each cell, power laws, a prediction with its interval.
 
-    qwen3 scaling fit --config configs/experiments/scaling-laptop.yaml
+    qwen3 scaling fit --config configs/sweeps/scaling-laptop.yaml
     qwen3 scaling fit --config FILE --target.config configs/pretrain/qwen3-0.6b.yaml
     qwen3 scaling fit --output fits/ours --runs sweep-1.jsonl sweep-2.jsonl --target.parameters 1e9 --target.tokens 1e11
 
@@ -16,25 +16,25 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwen3_jax.cli import experiment
+from qwen3_jax.cli import sweep
 from qwen3_jax.cli.typed import parse_into
 from qwen3_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from qwen3_jax.experiments.config import ScalingConfig
-    from qwen3_jax.experiments.scaling import Prediction, Scaling
+    from qwen3_jax.sweeps.config import ScalingConfig
+    from qwen3_jax.sweeps.scaling import Prediction, Scaling
 
 
 def main(argv: list[str] | None = None, prog: str = "qwen3 scaling") -> int:
     """Run `scaling fit`; return the exit code."""
 
     def action(rest: list[str]) -> int:
-        from qwen3_jax.experiments.config import ScalingConfig
+        from qwen3_jax.sweeps.config import ScalingConfig
 
         runs, rest = _take_runs(rest)
         return _fit(parse_into(ScalingConfig, rest, f"{prog} fit", __doc__ or ""), runs)
 
-    return experiment.run(argv, prog, "fit", __doc__ or "", action)
+    return sweep.run(argv, prog, "fit", __doc__ or "", action)
 
 
 def _take_runs(argv: list[str]) -> tuple[list[Path], list[str]]:
@@ -49,7 +49,7 @@ def _take_runs(argv: list[str]) -> tuple[list[Path], list[str]]:
 
 
 def _fit(config: ScalingConfig, runs: list[Path]) -> int:
-    from qwen3_jax.experiments import scaling
+    from qwen3_jax.sweeps import scaling
 
     if runs:
         found_runs = scaling.read(runs)
@@ -57,8 +57,7 @@ def _fit(config: ScalingConfig, runs: list[Path]) -> int:
         if config.train is None:
             raise UserError("give train, a training configuration to sweep, or --runs, results to read.")
         models = {
-            one.name: experiment.training(config.train, config.set | one.set, f"model {one.name!r}")
-            for one in config.models
+            one.name: sweep.training(config.train, config.set | one.set, f"model {one.name!r}") for one in config.models
         }
         found_runs = scaling.sweep(config, models)
     found = scaling.fit(config, found_runs)
@@ -73,7 +72,7 @@ def _fit(config: ScalingConfig, runs: list[Path]) -> int:
     for line in _lines(config, found, prediction):
         print(line)
     if aim is not None and prediction is not None:
-        made = experiment.write(output / "config.yaml", scaling.fragment(config, prediction, aim[2]))
+        made = sweep.write(output / "config.yaml", scaling.fragment(config, prediction, aim[2]))
         print(f"{made}: python train.py --config BASE --config {made}")
     return 0
 
@@ -85,10 +84,10 @@ def _target(config: ScalingConfig) -> tuple[float, float, int] | None:
         return None
     length = target.sequence_length
     if target.config is not None:
-        from qwen3_jax.experiments.sweep import active_parameters
+        from qwen3_jax.sweeps.sweep import active_parameters
         from qwen3_jax.training.plan import architecture
 
-        run = experiment.training(target.config, {}, "target.config").resolved()[0].run
+        run = sweep.training(target.config, {}, "target.config").resolved()[0].run
         tokens = float(run.total_steps * run.data.batch_size * run.data.sequence_length)
         return float(active_parameters(architecture(run))), tokens, length or run.data.sequence_length
     assert target.parameters is not None
@@ -96,22 +95,22 @@ def _target(config: ScalingConfig) -> tuple[float, float, int] | None:
     if length is None:
         if config.train is None:
             raise UserError("target.sequence_length says how many rows a batch is; without train it must be given.")
-        length = experiment.training(config.train, config.set, "train").data.sequence_length
+        length = sweep.training(config.train, config.set, "train").data.sequence_length
     return target.parameters, target.tokens, length
 
 
 def _write(config: ScalingConfig, found: Scaling, prediction: Prediction | None, output: Path) -> None:
-    from qwen3_jax.experiments import scaling
-    from qwen3_jax.experiments.scaling_plot import plot
+    from qwen3_jax.sweeps import scaling
+    from qwen3_jax.sweeps.scaling_plot import plot
 
     output.mkdir(parents=True, exist_ok=True)
     values = scaling.summary(config, found, prediction) | {"config": dataclasses.asdict(config)}
-    experiment.write(output / "result.json", json.dumps(values, indent=2) + "\n")
+    sweep.write(output / "result.json", json.dumps(values, indent=2) + "\n")
     plot(config, found, prediction, output / "laws.png")
 
 
 def _lines(config: ScalingConfig, found: Scaling, prediction: Prediction | None) -> list[str]:
-    from qwen3_jax.experiments.optimum import short
+    from qwen3_jax.sweeps.optimum import short
 
     values = sum(1 for cell in found.optima.cells if cell.usable)
     out = [f"{len(found.observations)} runs, {values} usable cells, noise {found.optima.noise:.4f} nats"]

@@ -3,12 +3,10 @@
 import shutil
 
 import numpy as np
-import packed_folders
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from packed_folders import awq, fp8, gptq, int8
 
 import qwen3_jax
 import sharding
@@ -16,6 +14,8 @@ from qwen3_jax import UserError
 from qwen3_jax.checkpoint.formats.fp8 import pack_fp8
 from qwen3_jax.checkpoint.formats.int4 import AWQ_ORDER, pack_awq, pack_words, unpack_words
 from qwen3_jax.checkpoint.formats.int8 import pack_int8
+from tests.helpers import packed_folders
+from tests.helpers.packed_folders import awq, fp8, gptq, int8
 
 CHANNEL = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
 INT8 = dict(quant_method="compressed-tensors", format="int-quantized", config_groups={"group_0": {"weights": CHANNEL}})

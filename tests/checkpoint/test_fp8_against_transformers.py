@@ -1,13 +1,13 @@
 """What `qwen3 quantize --to fp8` writes is Qwen's own form: transformers reads it, and finds the same model."""
 
 import numpy as np
-import packed_folders
 import pytest
 import torch
 import transformers
 
 import qwen3_jax
 from qwen3_jax.checkpoint.formats.write import save_quantized
+from tests.helpers import packed_folders
 
 
 @pytest.mark.parametrize("moe", [False, True])

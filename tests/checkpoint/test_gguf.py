@@ -6,15 +6,14 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-import packed_folders
 import pytest
-import tiny_models
 from gguf import GGMLQuantizationType as Type
 from tokenizers import models
 
 import qwen3_jax
 import sharding
 from qwen3_jax import UserError
+from tests.helpers import packed_folders, tiny_models
 
 HIDDEN, HEADS, KV, HEAD, FFN, LAYERS, EXPERTS, EXPERT_FFN = 256, 8, 4, 32, 512, 2, 4, 256
 VOCABULARY = tiny_models.VOCABULARY

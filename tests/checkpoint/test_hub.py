@@ -12,10 +12,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import tiny_models
 from flax import nnx
 
 import qwen3_jax
+from tests.helpers import tiny_models
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

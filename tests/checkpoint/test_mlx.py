@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
-import tiny_models
 
 import qwen3_jax
+from tests.helpers import tiny_models
 
 mx = pytest.importorskip("mlx.core", reason='no MLX: pip install "mlx[cpu]" mlx-lm')
 mlx_lm = pytest.importorskip("mlx_lm", reason='no mlx-lm: pip install "mlx[cpu]" mlx-lm')

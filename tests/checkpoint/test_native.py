@@ -6,7 +6,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import tiny_models
 from flax import nnx
 
 import qwen3_jax
@@ -14,6 +13,7 @@ import sharding
 from qwen3_jax import Qwen3, Qwen3Config, UserError
 from qwen3_jax.checkpoint.native import is_native, load_native, save_native
 from sharding import TRAINING, Placement
+from tests.helpers import tiny_models
 
 FIELDS = dict(
     vocab_size=480, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,

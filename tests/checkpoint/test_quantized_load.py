@@ -1,14 +1,10 @@
 """`load(quantize=...)`: near the unquantised model, the same on any mesh, and neither trained nor saved."""
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import qwix
-import tiny_models
 from flax import nnx
 
 import qwen3_jax
@@ -17,12 +13,7 @@ from qwen3_jax import Qwen3, Qwen3Config, UserError
 from qwen3_jax.checkpoint.formats.write import save_quantized
 from qwen3_jax.checkpoint.native import save_native
 from qwen3_jax.kernels import is_quantized
-
-_spec = importlib.util.spec_from_file_location(
-    "small_checkpoints", Path(__file__).parents[1] / "sharding/small_checkpoints.py"
-)
-small_checkpoints = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(small_checkpoints)
+from tests.helpers import small_checkpoints, tiny_models
 
 KINDS = ["int8", "fp8", "int4"]
 

@@ -6,11 +6,9 @@ import shutil
 import warnings
 from pathlib import Path
 
-import hf_checkpoints
 import jax
 import numpy as np
 import pytest
-import tiny_models
 import torch
 import transformers
 from hypothesis import HealthCheck, given, settings
@@ -20,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 import qwen3_jax
 import sharding
 from qwen3_jax import UserError
+from tests.helpers import hf_checkpoints, tiny_models
 
 
 def tensors(folder: Path) -> dict[str, np.ndarray]:

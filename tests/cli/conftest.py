@@ -3,11 +3,11 @@
 import dataclasses
 
 import pytest
-import tiny_models
 
 import qwen3_jax
 from qwen3_jax.cli import main as qwen3_main
 from qwen3_jax.cli.infer import main as infer_main
+from tests.helpers import tiny_models
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-import tiny_models
 
 import qwen3_jax
 from qwen3_jax import Delta, Generation, Sampling
@@ -19,6 +18,7 @@ from qwen3_jax.cli.inputs import Job
 from qwen3_jax.generation import Stats
 from qwen3_jax.generation.answer import Usage
 from qwen3_jax.text import ToolCall
+from tests.helpers import tiny_models
 
 ROOT = Path(__file__).parents[2]
 USER = {"role": "user", "content": "What is 2 + 3?"}

@@ -6,10 +6,10 @@ import re
 import jax
 import numpy as np
 import pytest
-import tiny_models
 
 import qwen3_jax
 from qwen3_jax.evaluation.divergence import divergence
+from tests.helpers import tiny_models
 
 TEXT = "What is 2 + 3? The answer is 5. The cat sat on the mat, 世界.\n" * 8
 

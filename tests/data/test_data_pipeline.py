@@ -8,7 +8,6 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from data.helpers import ByteTokenizer, segments_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,6 +25,7 @@ from qwen3_jax.data import (
     open_sources,
 )
 from qwen3_jax.data.mixture import at_boundary
+from tests.helpers.byte_tokenizer import ByteTokenizer, segments_of
 
 TOK = ByteTokenizer()
 

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from data.helpers import ByteTokenizer
 
 from qwen3_jax.data import (
     DataConfig,
@@ -20,6 +19,7 @@ from qwen3_jax.data import (
 from qwen3_jax.data.reasoning import step_tokens
 from qwen3_jax.data.records import texts
 from qwen3_jax.text import STOP_TEXT, train_tokenizer
+from tests.helpers.byte_tokenizer import ByteTokenizer
 
 TOK = ByteTokenizer()
 USER = {"role": "user", "content": "What is 2+2?"}

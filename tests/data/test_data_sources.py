@@ -9,7 +9,6 @@ from pathlib import Path
 
 import jsonargparse
 import pytest
-from data.helpers import ByteTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +26,7 @@ from qwen3_jax.data import (
     training_texts,
 )
 from qwen3_jax.data.sources import SPLIT_BYTES, find_files, read, splits
+from tests.helpers.byte_tokenizer import ByteTokenizer
 
 TOK = ByteTokenizer()
 

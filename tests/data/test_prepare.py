@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data.helpers import ByteTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from qwen3_jax.data.labels import gopher_quality
 from qwen3_jax.data.preparation import preparation
 from qwen3_jax.data.prepared import decode_record, encode_record
 from qwen3_jax.errors import UserError
+from tests.helpers.byte_tokenizer import ByteTokenizer
 
 TOK = ByteTokenizer()
 

@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from data.helpers import ByteTokenizer
 
 from qwen3_jax.cli import main
 from qwen3_jax.data import Cleaning, Labels, Prepared, Source, prepare
 from qwen3_jax.text import train_tokenizer
+from tests.helpers.byte_tokenizer import ByteTokenizer
 
 ROOT = Path(__file__).parent.parent.parent
 COMMAND = [sys.executable, "-c", "import sys; from qwen3_jax.cli import main; sys.exit(main())", "data"]
@@ -105,7 +105,7 @@ def test_killed_at_random_moments_it_goes_on_and_gives_identical_files(corpus, t
 _MEASURED = """
 import sys
 from qwen3_jax.data import Labels, Source, prepare
-from data.helpers import ByteTokenizer
+from tests.helpers.byte_tokenizer import ByteTokenizer
 prepare(Source("s", sys.argv[1]), ByteTokenizer(), sys.argv[2], processes=1)
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
@@ -125,7 +125,7 @@ def test_memory_is_flat_over_a_corpus_larger_than_its_buffers(tmp_path):
             for _ in range(times):
                 file.writelines(lines)
         arguments = [sys.executable, "-c", _MEASURED, str(tmp_path / f"{times}.jsonl.gz"), str(tmp_path / str(times))]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
         found = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True)
         peak[times] = int(found.stdout) / 1024
     text = Prepared(tmp_path / "40").manifest["text_bytes"] / 2**20

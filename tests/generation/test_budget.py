@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.monitoring
 import pytest
-import tiny_models
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ import qwen3_jax
 from qwen3_jax import DraftModel, Engine, Generation, PromptLookup, Sampling
 from qwen3_jax import Request as TokenRequest
 from qwen3_jax.generation import STOP_TEXT, ThinkingTokens
+from tests.helpers import tiny_models
 
 TOK = tiny_models.tokenizer()
 STOP = TOK.encode(STOP_TEXT)

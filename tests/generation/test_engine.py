@@ -4,12 +4,10 @@ import dataclasses
 import functools
 import resource
 
-import hf_checkpoints
 import jax
 import numpy as np
 import pytest
 import scipy.stats
-import tiny_models
 import torch
 from flax import nnx
 
@@ -18,6 +16,7 @@ import sharding
 from qwen3_jax import DraftModel, Engine, PromptLookup, Request, Sampling, UserError
 from qwen3_jax.generation import ThinkingTokens
 from qwen3_jax.generation.clock import Clock
+from tests.helpers import hf_checkpoints, tiny_models
 
 THINK = ThinkingTokens(start=310, end=311, stop=(17, 311, 18))
 REQUESTS = 200

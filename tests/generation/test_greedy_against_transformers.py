@@ -2,13 +2,13 @@
 
 import functools
 
-import hf_checkpoints
 import numpy as np
 import pytest
 import torch
 
 import qwen3_jax
 from qwen3_jax import Sampling
+from tests.helpers import hf_checkpoints
 
 NEW = 64
 LENGTHS = (3, 17, 40)

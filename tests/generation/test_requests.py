@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-import tiny_models
 
 import qwen3_jax
 from qwen3_jax import Engine, Sampling, UserError
 from qwen3_jax.generation import STOP_TEXT, program
 from qwen3_jax.text import ChatTemplateError
+from tests.helpers import tiny_models
 
 TOK = tiny_models.tokenizer()
 INSTRUCT = tiny_models.tokenizer(

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 import scipy.stats
-import tiny_models
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from qwen3_jax import GenerationConfig, Sampling, UserError
 from qwen3_jax.generation import Token
 from qwen3_jax.generation.answer import Answer
 from qwen3_jax.generation.sampling import SamplingRows, Seen, penalise, sample
+from tests.helpers import tiny_models
 
 TOK = tiny_models.tokenizer()
 DRAWS = 20_000

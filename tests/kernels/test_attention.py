@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_cases import assert_close, inputs, packed, reference, value_and_gradients
 
 from qwen3_jax.errors import UserError
 from qwen3_jax.kernels import Kernels, attention
@@ -17,6 +16,7 @@ from qwen3_jax.kernels.attention import chunked, gpu, splash
 from qwen3_jax.kernels.attention.partition import SAVE_NAME, Split, split
 from qwen3_jax.kernels.attention.reference import masked_attention
 from sharding import Placement, ShardingError, balanced_order, make_mesh
+from tests.helpers.attention_cases import assert_close, inputs, packed, reference, value_and_gradients
 
 ALONE = Placement()
 

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding
-from tpu_topologies import topology_mesh
 
 from qwen3_jax.errors import UserError
 from qwen3_jax.kernels import attention
 from sharding import Placement
+from tests.helpers.tpu_topologies import topology_mesh
 
 pytestmark = pytest.mark.usefixtures("no_compilation_cache")
 

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tpu_topologies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from qwen3_jax.kernels.experts.grouped import choose_product, grouped_mlp
 from qwen3_jax.kernels.experts.megablox import megablox_dot
 from qwen3_jax.kernels.experts.stack import Stacked
 from sharding import SERVING, TRAINING, Placement, ShardingError, make_mesh
+from tests.helpers import tpu_topologies
 
 TOLERANCE = 2e-5  # of the largest number, in float32
 NAMES = ("y", "x", "weight", "gate", "up", "down")

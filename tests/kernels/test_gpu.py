@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_cases import assert_close, inputs, packed, value_and_gradients
 
 from qwen3_jax.kernels import attention
 from qwen3_jax.kernels.paged import loop, triton
 from qwen3_jax.kernels.paged.pages import HeadMajor
+from tests.helpers.attention_cases import assert_close, inputs, packed, value_and_gradients
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
 

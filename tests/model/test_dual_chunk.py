@@ -4,7 +4,6 @@ where the two must agree."""
 import dataclasses
 import functools
 
-import hf_checkpoints
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ import sharding
 from qwen3_jax import Engine, PromptLookup, Qwen3Config, Request, Sampling, UserError
 from qwen3_jax.config import DualChunk
 from qwen3_jax.model.rope import frequencies
+from tests.helpers import hf_checkpoints
 
 LENGTH = 300
 DUAL = dict(chunk_size=96, local_size=32)  # chunks of 64 tokens

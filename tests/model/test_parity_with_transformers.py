@@ -1,6 +1,5 @@
 """Logits and greedy tokens equal transformers', in fp32, for every architecture variant."""
 
-import hf_checkpoints
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ import torch
 import qwen3_jax
 from qwen3_jax.config import PRESETS, Qwen3Config
 from qwen3_jax.model import parameter_count
+from tests.helpers import hf_checkpoints
 
 TOLERANCE = 2e-5  # of the largest logit
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import playwright.sync_api
 import pytest
-import tiny_models
-from chat_page import Chat
-from served import SMALL, serve
 
 import qwen3_jax
+from tests.helpers import tiny_models
+from tests.helpers.chat_page import Chat
+from tests.helpers.served import SMALL, serve
 
 
 @pytest.fixture(scope="session")

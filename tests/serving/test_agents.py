@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import trained_agent
 from qwen_agent.agents import Assistant
 from qwen_agent.llm.base import ModelServiceError
 from qwen_agent.tools.mcp_manager import MCPManager
-from served import ROOT, SMALL, Running, serve
 
 from qwen3_jax.text import STOP_TEXT, Tokenizer
+from tests.helpers import trained_agent
+from tests.helpers.served import ROOT, SMALL, Running, serve
 
 PAGE = ROOT / "docs/agents.md"
 MODES = {"nous": {}, "raw": {"use_raw_api": True}}

@@ -7,11 +7,11 @@ import jsonschema
 import numpy as np
 import openai
 import pytest
-import tiny_models
-from served import SMALL, serve
 
 import qwen3_jax
 from qwen3_jax.text import STOP_TEXT, built_in_template
+from tests.helpers import tiny_models
+from tests.helpers.served import SMALL, serve
 
 ASK = [{"role": "user", "content": "What is 2 + 3?"}]
 GREEDY = dict(temperature=0, seed=1)

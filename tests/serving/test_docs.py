@@ -2,7 +2,7 @@
 
 import re
 
-from served import ROOT, SMALL, serve
+from tests.helpers.served import ROOT, SMALL, serve
 
 
 def test_the_documentation_runs(tiny_folder, tmp_path):

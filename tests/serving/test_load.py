@@ -10,8 +10,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-import tiny_models
-from served import Running, raw_chat, serve
+
+from tests.helpers import tiny_models
+from tests.helpers.served import Running, raw_chat, serve
 
 CLIENTS = 64
 MEGABYTE = 1 << 20

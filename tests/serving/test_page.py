@@ -4,9 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
-from chat_page import Chat, Line
 from playwright.sync_api import expect
-from served import SMALL, serve
+
+from tests.helpers.chat_page import Chat, Line
+from tests.helpers.served import SMALL, serve
 
 UNLIMITED = 10  # the slider's last place
 

@@ -12,10 +12,10 @@ import time
 
 import httpx
 import pytest
-import tiny_models
-from served import ROOT, SMALL, raw_chat, serve
 
 from qwen3_jax.serving.guard import Limits
+from tests.helpers import tiny_models
+from tests.helpers.served import ROOT, SMALL, raw_chat, serve
 
 ASK = [{"role": "user", "content": "What is 2 + 3?"}]
 ENDLESS = {str(tiny_models.tokenizer().im_end_id): -100}

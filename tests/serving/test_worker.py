@@ -4,11 +4,11 @@ import asyncio
 
 import httpx
 import pytest
-import tiny_models
 
 from qwen3_jax import Engine, Request, Sampling
 from qwen3_jax.serving.app import Server
 from qwen3_jax.serving.worker import Stopped, Worker
+from tests.helpers import tiny_models
 
 
 class Broken(Engine):

@@ -1,9 +1,7 @@
 """The same model under any mesh: the same logits and tokens, and every device holds just its share."""
 
 import functools
-import importlib.util
 import math
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,10 +11,7 @@ from flax import nnx
 import qwen3_jax
 import sharding
 from qwen3_jax.checkpoint import load_model
-
-_spec = importlib.util.spec_from_file_location("small_checkpoints", Path(__file__).with_name("small_checkpoints.py"))
-small_checkpoints = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(small_checkpoints)
+from tests.helpers import small_checkpoints
 
 TOLERANCE = 2e-5  # of the largest logit
 MESHES = {

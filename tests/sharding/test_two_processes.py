@@ -1,6 +1,5 @@
 """Two real processes, four devices each: one model over all eight equals the model of one process."""
 
-import importlib.util
 import os
 import socket
 import subprocess
@@ -8,20 +7,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import quick_xla
 from safetensors.numpy import load_file
 
 import qwen3_jax
+from tests.helpers import quick_xla, small_checkpoints
 
 ROOT = Path(__file__).parent.parent.parent
-SCRIPT = Path(__file__).with_name("small_checkpoints.py")
 SECONDS = 300
 
 
 def test_two_processes_load_run_and_save_as_one(tmp_path):
-    spec = importlib.util.spec_from_file_location("small_checkpoints", SCRIPT)
-    small_checkpoints = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(small_checkpoints)
     folder = small_checkpoints.write("moe", tmp_path / "model")
     model, _ = qwen3_jax.load(folder)
 
@@ -35,7 +30,7 @@ def test_two_processes_load_run_and_save_as_one(tmp_path):
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(index), coordinator, str(folder), str(tmp_path)],
+            [sys.executable, small_checkpoints.__file__, str(index), coordinator, str(folder), str(tmp_path)],
             env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for index in range(2)

@@ -7,9 +7,8 @@ import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tests fork; the library would warn of it
 
-from real_tokenizer import build_real_tokenizer
-
 from qwen3_jax.text import Tokenizer
+from tests.helpers.real_tokenizer import build_real_tokenizer
 
 
 @pytest.fixture(scope="session")

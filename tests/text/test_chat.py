@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from real_tokenizer import official_template
 
 from qwen3_jax.text import ChatTemplateError, Tokenizer, built_in_template, parse, render, soft_switch
+from tests.helpers.real_tokenizer import official_template
 
 WORDS = [
     "Hello", " ", "\n", "\n\n", "<think>", "</think>", "<think>\nHm.\n</think>\n\n", "/no_think", "/think", "你好",

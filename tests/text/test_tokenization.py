@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from text.corpus import AWKWARD, DECLARATION, documents
 from tokenizers.normalizers import NFC
 
 from qwen3_jax.text import Tokenizer, TokenizerError
 from qwen3_jax.text.byte_level import QWEN3_ADDED_TOKENS
+from tests.helpers.corpus import AWKWARD, DECLARATION, documents
 
 nfc = NFC().normalize_str  # not unicodedata's, whose Unicode version is that of the Python
 ADDED = [text for text, _ in QWEN3_ADDED_TOKENS]

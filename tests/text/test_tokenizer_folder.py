@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from real_tokenizer import official_template
-from text.corpus import AWKWARD, DECLARATION
 
 from qwen3_jax.text import Tokenizer, TokenizerError, built_in_template, train_tokenizer
+from tests.helpers.corpus import AWKWARD, DECLARATION
+from tests.helpers.real_tokenizer import official_template
 
 TEXTS = [*DECLARATION.values(), *AWKWARD]
 MESSAGES = [{"role": "user", "content": "Hi"}]

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from text.corpus import AWKWARD, DECLARATION
 from tokenizers.normalizers import NFC
 
 from qwen3_jax.text import Tokenizer, TokenizerError, train_from_files, train_tokenizer
+from tests.helpers.corpus import AWKWARD, DECLARATION
 
 LIBRARY = sorted(Path(json.__file__).parent.parent.glob("*.py"))[:40]
 TEXTS = [path.read_text("utf-8") for path in LIBRARY] + [text * 3 for text in DECLARATION.values()]

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_training import TINY, TINY_MOE, packed_batch
 
 import sharding
 from qwen3_jax.errors import UserError
@@ -16,6 +15,7 @@ from qwen3_jax.model import Qwen3
 from qwen3_jax.training import guard, losses
 from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig
 from qwen3_jax.training.step import Trainer, host, schedule
+from tests.helpers.tiny_training import TINY, TINY_MOE, packed_batch
 
 # The balancing loss weighs a thousand times more than in training, so that its gradient shows.
 MOE = dataclasses.replace(TINY_MOE, router_aux_loss_coef=1.0)

@@ -9,7 +9,6 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_training import TINY, TINY_MOE, packed_batch
 
 import sharding
 from qwen3_jax.config import Qwen3Config
@@ -18,6 +17,7 @@ from qwen3_jax.training import losses
 from qwen3_jax.training.config import ModelConfig, OptimizerConfig
 from qwen3_jax.training.flops import training_flops_per_token
 from qwen3_jax.training.step import Trainer, decayed, run_schedule, schedule
+from tests.helpers.tiny_training import TINY, TINY_MOE, packed_batch
 
 
 def test_cross_entropy_equals_numpy_and_ignores_what_is_masked():

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-import staged_run
-from staged_run import STEPS, lines, run, said, saved, start, weights
 
 from qwen3_jax.training.run_folder import load_run
+from tests.helpers import staged_run
+from tests.helpers.staged_run import STEPS, lines, run, said, saved, start, weights
 
 TOTAL, ENDS = sum(STEPS), np.cumsum(STEPS).tolist()
 

@@ -1,6 +1,5 @@
 """Several processes are one run: the same losses, a lost one is noticed and said, and the restart resumes."""
 
-import importlib.util
 import json
 import shutil
 import time
@@ -9,9 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-_spec = importlib.util.spec_from_file_location("small_run", Path(__file__).with_name("small_run.py"))
-small_run = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(small_run)
+from tests.helpers import small_run
 
 
 def metrics(run_dir: Path) -> dict[int, dict]:

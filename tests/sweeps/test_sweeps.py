@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_training import TINY, packed_batch
 
 import sharding
 from qwen3_jax.cli import mixture as mixture_cli
@@ -14,11 +13,12 @@ from qwen3_jax.cli import scaling as scaling_cli
 from qwen3_jax.cli.train import parse
 from qwen3_jax.data import Prepared, Source, prepare
 from qwen3_jax.errors import UserError
-from qwen3_jax.experiments import mixture, sweep
-from qwen3_jax.experiments.config import MixtureConfig
+from qwen3_jax.sweeps import mixture, sweep
+from qwen3_jax.sweeps.config import MixtureConfig
 from qwen3_jax.text import train_tokenizer
 from qwen3_jax.training.config import ModelConfig, OptimizerConfig
 from qwen3_jax.training.step import Trainer, schedule
+from tests.helpers.tiny_training import TINY, packed_batch
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
 """The weights of a data mixture, by experiment: proxies, regression, proposal, verification.
 
-    qwen3 mixture search --config configs/experiments/mixture-laptop.yaml
+    qwen3 mixture search --config configs/sweeps/mixture-laptop.yaml
 
 RegMix (Liu et al. 2024, arXiv 2407.01492) on components that are sources, or instance labels of sources: Qwen3's report
 (section 3.1) optimises its mixture at the level of instances by ablations on small proxy models. Weights are drawn from
-Dirichlet distributions, one proxy is trained on each, regressions (`qwen3_jax.experiments.regression`) go from weights to
+Dirichlet distributions, one proxy is trained on each, regressions (`qwen3_jax.sweeps.regression`) go from weights to
 held-out losses, and the weights with the lowest predicted loss are trained against the uniform mixture: same tokens, same
 seeds.
 """
@@ -26,9 +26,9 @@ from scipy import stats
 from qwen3_jax.data import Prepared, Source
 from qwen3_jax.data.config import Where
 from qwen3_jax.errors import UserError, nearest, warn
-from qwen3_jax.experiments.config import MixtureConfig
-from qwen3_jax.experiments.regression import FORMS, Chosen, Predictor, choose, minimise
-from qwen3_jax.experiments.sweep import Row, Run, Sweep, sized
+from qwen3_jax.sweeps.config import MixtureConfig
+from qwen3_jax.sweeps.regression import FORMS, Chosen, Predictor, choose, minimise
+from qwen3_jax.sweeps.sweep import Row, Run, Sweep, sized
 from qwen3_jax.training.config import TrainConfig
 
 _RESAMPLED = 32

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3_jax.errors import UserError
-from qwen3_jax.experiments import mixture, regression
-from qwen3_jax.experiments.config import MixtureConfig, Verify
+from qwen3_jax.sweeps import mixture, regression
+from qwen3_jax.sweeps.config import MixtureConfig, Verify
 
 NAMES = ("code", "docs", "manual", "sums")
 OWN = -np.diag([1.5, 3.0, 0.8, 2.0]) - 0.2 * np.random.default_rng(3).random((4, 4))

@@ -11,10 +11,10 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from qwen3_jax.experiments.config import ScalingConfig
-from qwen3_jax.experiments.laws import PUBLISHED
-from qwen3_jax.experiments.optimum import Optimum, cells, short, short_rate
-from qwen3_jax.experiments.scaling import Prediction, Scaling
+from qwen3_jax.sweeps.config import ScalingConfig
+from qwen3_jax.sweeps.laws import PUBLISHED
+from qwen3_jax.sweeps.optimum import Optimum, cells, short, short_rate
+from qwen3_jax.sweeps.scaling import Prediction, Scaling
 
 _DASHES = ("--", ":")
 

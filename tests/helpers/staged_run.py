@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import quick_xla
 
 from benchmarks.killed_run import read as lines
 from benchmarks.killed_run import saved
+from tests.helpers import quick_xla
 
 __all__ = ["STEPS", "lines", "run", "said", "saved", "start", "weights", "write_config"]
 

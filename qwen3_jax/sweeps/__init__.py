@@ -7,7 +7,7 @@ Names are imported on first use.
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from qwen3_jax.experiments.config import MixtureConfig, ModelSize, ScalingConfig, Target, Verify
-    from qwen3_jax.experiments.laws import PUBLISHED
+    from qwen3_jax.sweeps.config import MixtureConfig, ModelSize, ScalingConfig, Target, Verify
+    from qwen3_jax.sweeps.laws import PUBLISHED
 
 __all__ = ["PUBLISHED", "MixtureConfig", "ModelSize", "ScalingConfig", "Target", "Verify"]

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import httpx
 import openai
-import quick_xla
 
-ROOT = Path(__file__).parent.parent
+from tests.helpers import quick_xla
+
+ROOT = Path(__file__).parents[2]
 SMALL = ("--rows", "4", "--cache-tokens", "4096", "--prefill-chunk", "64")  # for a tiny model
 
 

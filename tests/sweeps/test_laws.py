@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3_jax.errors import UserError
-from qwen3_jax.experiments import laws, scaling
-from qwen3_jax.experiments.config import ScalingConfig
-from qwen3_jax.experiments.laws import PUBLISHED, Law
-from qwen3_jax.experiments.optimum import Observation, find
+from qwen3_jax.sweeps import laws, scaling
+from qwen3_jax.sweeps.config import ScalingConfig
+from qwen3_jax.sweeps.laws import PUBLISHED, Law
+from qwen3_jax.sweeps.optimum import Observation, find
 
 RATE, BATCH = Law(0.9, -0.5, 0.2), Law(0.7, 0.0, 0.5)
 SIZES, TOKENS = (1e5, 4e5, 1.6e6), (2e6, 8e6)

@@ -5,7 +5,8 @@ from functools import cache
 
 import jinja2
 import numpy as np
-from real_tokenizer import package_file
+
+from tests.helpers.real_tokenizer import package_file
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 

@@ -1,6 +1,6 @@
 """The real Qwen3 tokenizer folder, built with no network from two installed packages.
 
-    from real_tokenizer import build_real_tokenizer
+    from tests.helpers.real_tokenizer import build_real_tokenizer
     folder = build_real_tokenizer(tmp_path)          # tokenizer.json, tokenizer_config.json, chat_template.jinja
 
 `qwen-agent` ships the 151,643 byte-pair ranks (qwen_agent/utils/qwen.tiktoken); `trl` ships the official chat

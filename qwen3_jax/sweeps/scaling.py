@@ -1,6 +1,6 @@
 """The best learning rate and batch size, by experiment: sweep, optima, power laws, prediction.
 
-    qwen3 scaling fit --config configs/experiments/scaling-laptop.yaml
+    qwen3 scaling fit --config configs/sweeps/scaling-laptop.yaml
     qwen3 scaling fit --config FILE --runs sweep.jsonl        # of runs that were made elsewhere
 
 Qwen3's report (section 3) sets learning rate and batch size by scaling laws, one prediction for each stage and model. How such
@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from qwen3_jax.errors import UserError, warn
-from qwen3_jax.experiments import laws, optimum
-from qwen3_jax.experiments.config import ScalingConfig
-from qwen3_jax.experiments.laws import PUBLISHED, Fitted, Interval
-from qwen3_jax.experiments.optimum import Observation, Optima, Optimum, cell_name, short
-from qwen3_jax.experiments.sweep import Row, Run, Sweep, active_parameters, read_rows, sized
+from qwen3_jax.sweeps import laws, optimum
+from qwen3_jax.sweeps.config import ScalingConfig
+from qwen3_jax.sweeps.laws import PUBLISHED, Fitted, Interval
+from qwen3_jax.sweeps.optimum import Observation, Optima, Optimum, cell_name, short
+from qwen3_jax.sweeps.sweep import Row, Run, Sweep, active_parameters, read_rows, sized
 from qwen3_jax.training import run_folder
 from qwen3_jax.training.config import TrainConfig
 

@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import quick_xla
+from tests.helpers import quick_xla
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def write_config(folder: Path, **changes) -> Path:

@@ -5,7 +5,7 @@ import json
 import unicodedata
 from pathlib import Path
 
-from real_tokenizer import package_file
+from tests.helpers.real_tokenizer import package_file
 
 DECLARATION = {
     "ar": "يولد جميع الناس أحرارًا متساوين في الكرامة والحقوق.",
