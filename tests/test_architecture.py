@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "cli": {"checkpoint", "data", "evaluation", "sweeps", "generation", "kernels", "model", "serving", "text",
             "training"},
 }  # fmt: skip
-EVERYBODY = {"config", "errors", "generation_config", "json_fields", "progress"}
+EVERYBODY = {"bounds", "config", "errors", "generation_config", "json_fields", "progress"}
 
 
 def imports(path: Path) -> set[str]:

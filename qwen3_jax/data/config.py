@@ -21,6 +21,7 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Literal
 
+from qwen3_jax.bounds import above, at_least, between, check_bounds, whole
 from qwen3_jax.errors import UserError
 from qwen3_jax.text.thinking import STOP_TEXT
 
@@ -37,7 +38,8 @@ class RunningSum:
     Attributes:
         problems: distinct training problems.
         eval_problems: held-out problems.
-        min_digits, max_digits: lengths are drawn evenly from this range, both ends included.
+        min_digits, max_digits: lengths are drawn evenly from this range, both ends included; at most 26, since digits are
+            named by letters.
         thinking, non_thinking, disabled, truncated: shares of the four ways to write a problem down (see
             `reasoning.Mode`); any scale.
         stop_text: the text forced at the end of a truncated thinking block.
@@ -54,18 +56,13 @@ class RunningSum:
     stop_text: str = STOP_TEXT
 
     def __post_init__(self) -> None:
-        _at_least("running_sum.problems", self.problems, 1)
-        _at_least("running_sum.eval_problems", self.eval_problems, 1)
-        _at_least("running_sum.min_digits", self.min_digits, 2)
-        _at_least("running_sum.max_digits", self.max_digits, self.min_digits)
-        if self.max_digits > 26:
-            raise UserError(f"running_sum.max_digits is {self.max_digits}; there are 26 letters to name digits with")
-        shares = (self.thinking, self.non_thinking, self.disabled, self.truncated)
-        if min(shares) < 0 or sum(shares) <= 0:
-            raise UserError(
-                "running_sum.thinking, non_thinking, disabled and truncated must not be negative and not all be 0, "
-                f"got {shares}"
-            )
+        check_bounds(
+            vars(self), "running_sum.", problems=whole(1), eval_problems=whole(1), min_digits=whole(2, 26),
+            max_digits=whole(self.min_digits, 26), thinking=at_least(0), non_thinking=at_least(0), disabled=at_least(0),
+            truncated=at_least(0),
+        )  # fmt: skip
+        if self.thinking + self.non_thinking + self.disabled + self.truncated == 0:
+            raise UserError("running_sum.thinking, non_thinking, disabled and truncated are all 0.")
 
 
 @dataclass(frozen=True)
@@ -111,10 +108,7 @@ class Cleaning:
     max_malformed: int = 0
 
     def __post_init__(self) -> None:
-        _at_least("cleaning.ngram", self.ngram, 1)
-        _at_least("cleaning.max_malformed", self.max_malformed, 0)
-        if not 0.1 <= self.similarity <= 0.99:
-            raise UserError(f"cleaning.similarity must be between 0.1 and 0.99, got {self.similarity}")
+        check_bounds(vars(self), "cleaning.", similarity=between(0.1, 0.99), ngram=whole(1), max_malformed=whole(0))
 
 
 @dataclass(frozen=True)
@@ -182,23 +176,20 @@ class Source:
     eval_fraction: float = 0.01
 
     def __post_init__(self) -> None:
-        where = f"source {self.name!r}"
+        label = f"source {self.name!r}: "
         if not self.name:
             raise UserError("every data source needs a name")
         if "/" in self.name or self.name.startswith("."):
-            raise UserError(f"{where}: a name becomes a folder's; it must not hold '/' or start with '.'")
+            raise UserError(f"{label}a name becomes a folder's; it must not hold '/' or start with '.'")
         if not self.paths:
-            raise UserError(f"{where}: path is empty")
-        if not 0 < self.weight < float("inf"):
-            raise UserError(f"{where}: weight must be above 0, got {self.weight}; to leave a source out, remove it")
-        if not 0 <= self.eval_fraction < 1:
-            raise UserError(f"{where}: eval_fraction must be at least 0 and below 1, got {self.eval_fraction}")
+            raise UserError(f"{label}path is empty")
+        check_bounds(vars(self), label, weight=above(0, finite=True), eval_fraction=at_least(0, below=1))
         if self.is_synthetic and (len(self.paths) > 1 or self.format != "auto" or self.text_key != "text"):
-            raise UserError(f"{where}: {RUNNING_SUM} stands alone, without other paths, format or text_key")
+            raise UserError(f"{label}{RUNNING_SUM} stands alone, without other paths, format or text_key")
         if self.running_sum is not None and not self.is_synthetic:
-            raise UserError(f"{where}: running_sum settings belong to path {RUNNING_SUM!r}, not to {self.path!r}")
+            raise UserError(f"{label}running_sum settings belong to path {RUNNING_SUM!r}, not to {self.path!r}")
         if self.format == "text" and (self.text_key != "text" or self.loss_on != "assistant"):
-            raise UserError(f"{where}: text_key and loss_on are about records; format is text")
+            raise UserError(f"{label}text_key and loss_on are about records; format is text")
 
     @property
     def paths(self) -> list[str]:
@@ -225,10 +216,9 @@ class LengthShare:
     weight: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.above < self.up_to:
+        check_bounds(vars(self), "data.lengths.", above=whole(0), up_to=whole(1), weight=above(0, finite=True))
+        if self.above >= self.up_to:
             raise UserError(f"data.lengths: above ({self.above}) must be below up_to ({self.up_to})")
-        if not 0 < self.weight < float("inf"):
-            raise UserError(f"data.lengths: weight must be above 0, got {self.weight}")
 
 
 @dataclass(frozen=True)
@@ -262,14 +252,14 @@ class DataConfig:
         for name in names:
             if names.count(name) > 1:
                 raise UserError(f"data.sources has two sources named {name!r}")
-        for name in ("sequence_length", "batch_size", "packing_rows"):
-            _at_least(f"data.{name}", getattr(self, name), 1)
-        for name in ("prefetch_batches", "seed"):
-            _at_least(f"data.{name}", getattr(self, name), 0)
-        ordered = sorted(self.lengths, key=lambda one: one.above)
-        for one, following in itertools.pairwise(ordered):
-            if following.above < one.up_to:
-                raise UserError(f"data.lengths: the classes up to {one.up_to} and above {following.above} overlap")
+        check_bounds(
+            vars(self), "data.", sequence_length=whole(1), batch_size=whole(1), packing_rows=whole(1),
+            prefetch_batches=whole(0), seed=whole(0),
+        )  # fmt: skip
+        ordered = sorted(self.lengths, key=lambda length_class: length_class.above)
+        for shorter, longer in itertools.pairwise(ordered):
+            if longer.above < shorter.up_to:
+                raise UserError(f"data.lengths: the classes up to {shorter.up_to} and above {longer.above} overlap")
         if ordered and ordered[-1].up_to > self.sequence_length:
             raise UserError(
                 f"data.lengths: up_to {ordered[-1].up_to} is beyond sequence_length {self.sequence_length}, where text is cut"
@@ -281,8 +271,3 @@ class DataConfig:
             if source.name == name:
                 return source
         raise UserError(f"no data source named {name!r}; there are {[source.name for source in self.sources]}")
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise UserError(f"{name} must be at least {least}, got {value}")

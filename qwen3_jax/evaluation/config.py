@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from qwen3_jax.bounds import check_bounds, whole
+
 
 @dataclass(frozen=True)
 class BudgetCurveConfig:
@@ -22,3 +24,13 @@ class BudgetCurveConfig:
     problems: int = 200
     max_new_tokens: int = 128
     batch_size: int = 100
+
+    def __post_init__(self) -> None:
+        check_bounds(
+            vars(self),
+            "budget_curve.",
+            budgets=whole(0),
+            problems=whole(1),
+            max_new_tokens=whole(1),
+            batch_size=whole(1),
+        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from qwen3_jax.bounds import above, at_least, between, check_bounds, whole
 from qwen3_jax.errors import UserError
 
 Prior = Literal["step_law", "deepseek", "none"]
@@ -48,8 +49,8 @@ class Target:
             raise UserError("target needs both parameters and tokens, or config.")
         if self.config is not None and self.parameters is not None:
             raise UserError("target.config and target.parameters both say how large the model is; give one of them.")
-        for name in ("parameters", "tokens", "sequence_length"):
-            _above_zero(f"target.{name}", getattr(self, name))
+        positive = above(0, finite=True)
+        check_bounds(vars(self), "target.", parameters=positive, tokens=positive, sequence_length=whole(1))
 
 
 @dataclass(frozen=True)
@@ -109,19 +110,13 @@ class ScalingConfig:
         for name in names:
             if names.count(name) > 1:
                 raise UserError(f"models has two sizes named {name!r}.")
-        for key in ("tokens", "learning_rates", "batch_tokens"):
-            for value in getattr(self, key) or ():
-                _above_zero(key, value)
-        for key, least in (("rate_points", 3), ("batch_points", 1), ("widen", 0), ("eval_tokens", 1)):
-            if getattr(self, key) < least:
-                raise UserError(f"{key} is {getattr(self, key)}; it must be at least {least}.")
-        for key in ("rate_ratio", "batch_ratio"):
-            if getattr(self, key) <= 1:
-                raise UserError(f"{key} is {getattr(self, key)}; it must be above 1.")
-        for key in ("window", "prior_deviation", "max_extrapolation"):
-            _above_zero(key, getattr(self, key))
-        _between("warmup_share", self.warmup_share, 0.0, 0.9)
-        _between("level", self.level, 0.5, 0.999)
+        positive = above(0, finite=True)
+        check_bounds(
+            vars(self), tokens=positive, learning_rates=positive, batch_tokens=whole(1), rate_points=whole(3),
+            batch_points=whole(1), widen=whole(0), eval_tokens=whole(1), rate_ratio=above(1), batch_ratio=above(1),
+            window=positive, prior_deviation=positive, max_extrapolation=positive, warmup_share=between(0, 0.9),
+            level=between(0.5, 0.999), seeds=whole(0),
+        )  # fmt: skip
         _check_seeds("seeds", self.seeds)
 
 
@@ -140,7 +135,7 @@ class Verify:
     set: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _above_zero("verify.tokens", self.tokens)
+        check_bounds(vars(self), "verify.", tokens=above(0, finite=True), seeds=whole(0))
         _check_seeds("verify.seeds", self.seeds)
 
 
@@ -188,14 +183,13 @@ class MixtureConfig:
     verify: Verify = field(default_factory=Verify)
 
     def __post_init__(self) -> None:
-        for key in ("tokens", "target_tokens", "max_epochs", "eval_tokens"):
-            _above_zero(key, getattr(self, key))
-        if self.mixtures < 4:
-            raise UserError(f"mixtures is {self.mixtures}; it must be at least 4.")
+        positive = above(0, finite=True)
+        check_bounds(
+            vars(self), tokens=positive, target_tokens=positive, max_epochs=positive, eval_tokens=whole(1), mixtures=whole(4),
+            min_weight=between(0, 0.5), warmup_share=between(0, 0.9), seed=whole(0),
+        )  # fmt: skip
         if len(self.concentration) != 2 or not 0 < self.concentration[0] <= self.concentration[1]:
             raise UserError(f"concentration must be [lowest, highest], both above 0, got {self.concentration}.")
-        _between("min_weight", self.min_weight, 0.0, 0.5)
-        _between("warmup_share", self.warmup_share, 0.0, 0.9)
         for name, label in self.split.items():
             if label not in ("domain", "language", "quality", "length"):
                 raise UserError(f"split.{name} is {label!r}; sources split by domain, language, quality or length.")
@@ -213,22 +207,14 @@ class MixtureConfig:
                 raise UserError(f"edges.{name} has no effect: split.{name} is not set.")
             if not edges or sorted(set(edges)) != edges:
                 raise UserError(f"edges.{name} must ascend, got {edges}.")
-        if self.objective is not None and (not self.objective or min(self.objective.values()) < 0):
-            raise UserError(f"objective must name held-out losses with weights of 0 or more, got {self.objective}.")
+        if self.objective is not None:
+            if not self.objective:
+                raise UserError("objective names no held-out loss; leave it out for their plain mean.")
+            check_bounds(self.objective, "objective.", **dict.fromkeys(self.objective, at_least(0)))
         if self.seed in self.verify.seeds:
             raise UserError(f"verify.seeds holds the search's own seed ({self.seed}); a fair test takes others.")
 
 
-def _above_zero(name: str, value: float | None) -> None:
-    if value is not None and not 0 < value < float("inf"):
-        raise UserError(f"{name} is {value}; it must be above 0.")
-
-
-def _between(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise UserError(f"{name} is {value}; it must be between {low} and {high}.")
-
-
 def _check_seeds(name: str, seeds: list[int]) -> None:
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise UserError(f"{name} must be different whole numbers of 0 or more, at least one, got {seeds}.")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"{name} must hold at least one seed, and none twice; got {seeds}.")

@@ -183,29 +183,29 @@ def test_paths_that_cannot_be_read_are_named(tmp_path):
     [
         (lambda: Source("s", []), "path is empty"),
         (lambda: Source("s/t", "x"), "must not hold '/'"),
-        (lambda: Source("s", "x", weight=0), "weight must be above 0"),
-        (lambda: Source("s", "x", eval_fraction=1), "eval_fraction must be"),
+        (lambda: Source("s", "x", weight=0), "source 's': weight is 0; it must be above 0"),
+        (lambda: Source("s", "x", eval_fraction=1), "eval_fraction is 1; it must be at least 0 and below 1"),
         (lambda: Source("s", "x", format="text", text_key="body"), "text_key and loss_on are about records"),
         (lambda: Source("s", "x", running_sum=RunningSum()), "running_sum settings belong to"),
         (lambda: Source("s", ["synthetic:running_sum", "x"]), "stands alone"),
-        (lambda: RunningSum(min_digits=5, max_digits=4), "max_digits must be at least 5"),
-        (lambda: RunningSum(thinking=-1), "must not be negative"),
+        (lambda: RunningSum(min_digits=5, max_digits=4), "running_sum.max_digits is 4; it must be between 5 and 26"),
+        (lambda: RunningSum(thinking=-1), "running_sum.thinking is -1; it must be at least 0"),
         (lambda: DataConfig([]), "sources is empty"),
         (lambda: DataConfig([Source("s", "x"), Source("s", "y")]), "two sources named 's'"),
-        (lambda: DataConfig([Source("s", "x")], batch_size=0), "data.batch_size must be at least 1"),
-        (lambda: DataConfig([Source("s", "x")], packing_rows=0), "data.packing_rows must be at least 1"),
+        (lambda: DataConfig([Source("s", "x")], batch_size=0), "data.batch_size is 0; it must be at least 1"),
+        (lambda: DataConfig([Source("s", "x")], packing_rows=0), "data.packing_rows is 0; it must be at least 1"),
         (
             lambda: DataConfig([Source("s", "x")], lengths=[LengthShare(0, 513, 1)]),
             "up_to 513 is beyond sequence_length",
         ),
         (lambda: DataConfig([Source("s", "x")], lengths=[LengthShare(0, 9, 1), LengthShare(8, 99, 1)]), "overlap"),
         (lambda: LengthShare(9, 9, 1), r"above \(9\) must be below up_to \(9\)"),
-        (lambda: LengthShare(0, 9, 0), "weight must be above 0"),
+        (lambda: LengthShare(0, 9, 0), "data.lengths.weight is 0; it must be above 0"),
         (lambda: Where(quality=[0.5]), r"where.quality is a range \[lowest, highest\]"),
         (lambda: Where(length=[9, 2]), "where.length is empty: 9 is above 2"),
         (lambda: Where(domain=[]), "where.domain is an empty list"),
-        (lambda: Cleaning(similarity=1.0), "cleaning.similarity must be between"),
-        (lambda: Cleaning(ngram=0), "cleaning.ngram must be at least 1"),
+        (lambda: Cleaning(similarity=1.0), "cleaning.similarity is 1.0; it must be between 0.1 and 0.99"),
+        (lambda: Cleaning(ngram=0), "cleaning.ngram is 0; it must be at least 1"),
     ],
 )
 def test_bad_configuration_names_the_field(build, complaint):
@@ -256,5 +256,5 @@ def test_the_room_does_not_import_jax_or_torch():
                 else []
             )
             assert not {name.split(".")[0] for name in names} & {"jax", "torch", "transformers", "flax"}, file
-            below = ("qwen3_jax.data", "qwen3_jax.text", "qwen3_jax.errors", "qwen3_jax.progress")
+            below = ("qwen3_jax.data", "qwen3_jax.text", "qwen3_jax.bounds", "qwen3_jax.errors", "qwen3_jax.progress")
             assert all(name.startswith(below) for name in names if name.startswith("qwen3_jax")), file

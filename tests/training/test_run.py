@@ -197,7 +197,7 @@ REFUSED = {
         "choose a multiple of 4."
     ),
     "--mesh.tensor=4": "'kv_heads', 2) does not divide by 4",
-    "--data.batch_size=0": "data.batch_size must be at least 1",
+    "--data.batch_size=0": "data.batch_size is 0; it must be at least 1",
 }
 
 

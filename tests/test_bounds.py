@@ -1,0 +1,71 @@
+"""Bounds of configuration fields: which end belongs to the interval, what is no number, and what the message says."""
+
+import math
+
+import numpy as np
+import pytest
+
+from qwen3_jax.bounds import above, at_least, between, check_bounds, whole
+from qwen3_jax.data import RunningSum
+from qwen3_jax.errors import UserError
+from qwen3_jax.evaluation.config import BudgetCurveConfig
+from qwen3_jax.sweeps.config import MixtureConfig, ScalingConfig, Target, Verify
+
+CASES = {
+    "at least": (at_least(2), [2, 2.5, math.inf], {1: "at least 2", 1.99: "at least 2", math.nan: "at least 2"}),
+    "half open": (at_least(0, below=1), [0, 0.99], {1: "at least 0 and below 1", -0.1: "at least 0 and below 1"}),
+    "above": (above(0), [1e-9, math.inf], {0: "above 0", -1: "above 0", math.nan: "above 0"}),
+    "finite": (above(0, finite=True), [1e300], {0: "above 0 and finite", math.inf: "above 0 and finite"}),
+    "between": (between(0.1, 0.9), [0.1, 0.9], {0.09: "between 0.1 and 0.9", 0.91: "between 0.1 and 0.9"}),
+    "whole": (whole(1), [1, 10**12, np.int64(1)], {0: "at least 1", 1.5: "a whole number", "1": "a whole number"}),
+    "whole range": (whole(1, 3), [1, 3], {0: "between 1 and 3", 4: "between 1 and 3", True: "a whole number"}),
+    "number": (at_least(0), [np.float32(0)], {"0": "a number", False: "a number"}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_ends_of_an_interval_and_what_is_no_number(case):
+    bound, accepted, refused = CASES[case]
+    check_bounds({"field": accepted}, field=bound)
+    for value, rule in refused.items():
+        for given in (value, [*accepted, None, value], (value,)):
+            with pytest.raises(UserError) as refusal:
+                check_bounds({"field": given}, "part.", field=bound)
+            assert str(refusal.value) == f"part.field is {value!r}; it must be {rule}."
+
+
+def test_none_is_skipped_and_a_bound_of_no_field_is_a_bug():
+    check_bounds({"field": None, "other": -1}, field=whole(1))
+    with pytest.raises(KeyError):
+        check_bounds({"field": 1}, feild=whole(1))
+
+
+RUN = dict(output="o", train="t", tokens=1e6)
+SCALING = dict(output="o", train="t")
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: RunningSum(max_digits=27), "running_sum.max_digits is 27; it must be between 2 and 26."),
+        (lambda: RunningSum(thinking=0, non_thinking=0, disabled=0, truncated=0), "running_sum.thinking, non_thinking"),
+        (lambda: BudgetCurveConfig("s", problems=0), "budget_curve.problems is 0; it must be at least 1."),
+        (lambda: BudgetCurveConfig("s", budgets=[4, -1, None]), "budget_curve.budgets is -1; it must be at least 0."),
+        (lambda: Target(parameters=0.0, tokens=1.0), "target.parameters is 0.0; it must be above 0 and finite."),
+        (lambda: ScalingConfig(**SCALING, rate_points=2), "rate_points is 2; it must be at least 3."),
+        (lambda: ScalingConfig(**SCALING, rate_ratio=1.0), "rate_ratio is 1.0; it must be above 1."),
+        (lambda: ScalingConfig(**SCALING, level=1.0), "level is 1.0; it must be between 0.5 and 0.999."),
+        (lambda: ScalingConfig(**SCALING, tokens=[1e6, -1.0]), "tokens is -1.0; it must be above 0 and finite."),
+        (lambda: ScalingConfig(**SCALING, seeds=[1, 1]), "seeds must hold at least one seed, and none twice; got [1, 1]."),
+        (lambda: Verify(seeds=[-1]), "verify.seeds is -1; it must be at least 0."),
+        (lambda: Verify(seeds=[]), "verify.seeds must hold at least one seed"),
+        (lambda: MixtureConfig(**RUN, mixtures=3), "mixtures is 3; it must be at least 4."),
+        (lambda: MixtureConfig(**RUN, min_weight=0.6), "min_weight is 0.6; it must be between 0 and 0.5."),
+        (lambda: MixtureConfig(**RUN, objective={"web": -1.0}), "objective.web is -1.0; it must be at least 0."),
+        (lambda: MixtureConfig(**RUN, objective={}), "objective names no held-out loss"),
+    ],
+)  # fmt: skip
+def test_a_broken_bound_names_its_field(build, message):
+    with pytest.raises(UserError) as refusal:
+        build()
+    assert str(refusal.value).startswith(message)
