@@ -15,7 +15,8 @@ from benchmarks.common import show
 from benchmarks.models import DENSE, MOE
 from qwen3_jax.progress import progress_bar
 from qwen3_jax.training.config import ModelConfig, OptimizerConfig
-from qwen3_jax.training.step import Trainer, schedule
+from qwen3_jax.training.optimizer import schedule
+from qwen3_jax.training.step import Trainer
 
 
 def seconds(config, layers: int) -> float:

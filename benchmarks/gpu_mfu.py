@@ -35,7 +35,8 @@ def measure(name: str, rows: int, length: int, remat: str, moments: str, steps: 
     from qwen3_jax.config import Qwen3Config
     from qwen3_jax.training.config import ModelConfig, OptimizerConfig
     from qwen3_jax.training.flops import training_flops_per_token
-    from qwen3_jax.training.step import Trainer, schedule
+    from qwen3_jax.training.optimizer import schedule
+    from qwen3_jax.training.step import Trainer
     from sharding.hardware import peak_flops
 
     preset, layers, *_ = MODELS[name]

@@ -20,7 +20,8 @@ def measure(chunk: int, rows: int, length: int) -> dict[str, float]:
     import sharding
     from benchmarks.models import DENSE, batch
     from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig
-    from qwen3_jax.training.step import Trainer, schedule
+    from qwen3_jax.training.optimizer import schedule
+    from qwen3_jax.training.step import Trainer
 
     config = dataclasses.replace(DENSE, vocab_size=151_936, num_hidden_layers=2)
     loss = LossConfig(chunk_tokens=chunk)

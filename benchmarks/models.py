@@ -11,7 +11,8 @@ import sharding
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.model import Qwen3
 from qwen3_jax.training.config import ModelConfig, OptimizerConfig
-from qwen3_jax.training.step import Trainer, schedule
+from qwen3_jax.training.optimizer import schedule
+from qwen3_jax.training.step import Trainer
 
 # 29M parameters with a 16K vocabulary: Qwen3-0.6B's proportions, small enough for two cores.
 DENSE = dataclasses.replace(

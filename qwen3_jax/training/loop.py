@@ -37,8 +37,9 @@ from qwen3_jax.training import guard, metrics, run_folder
 from qwen3_jax.training.config import Stage, TrainConfig
 from qwen3_jax.training.flops import training_flops_per_token
 from qwen3_jax.training.held_out import HeldOut, position_edges
+from qwen3_jax.training.optimizer import run_schedule
 from qwen3_jax.training.run_folder import say
-from qwen3_jax.training.step import Trainer, TrainState, host, run_schedule
+from qwen3_jax.training.step import Trainer, TrainState, host
 from sharding.hardware import peak_flops
 
 Watch = Callable[[int, dict[str, float]], None]

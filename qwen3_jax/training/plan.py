@@ -20,7 +20,8 @@ from qwen3_jax.json_fields import read_json
 from qwen3_jax.kernels.costs import pricer
 from qwen3_jax.training.config import TrainConfig
 from qwen3_jax.training.flops import training_flops_per_token
-from qwen3_jax.training.step import Trainer, schedule
+from qwen3_jax.training.optimizer import schedule
+from qwen3_jax.training.step import Trainer
 from sharding import Placement, ShardingError, Topology, hlo
 from sharding.plan import Plan, bytes_per_device, compile_for
 from sharding.topology import nearest_meshes

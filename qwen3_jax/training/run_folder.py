@@ -33,7 +33,8 @@ from qwen3_jax.model import Qwen3
 from qwen3_jax.text import Tokenizer, train_tokenizer
 from qwen3_jax.text.folder import replace_file
 from qwen3_jax.training.config import ModelConfig, OptimizerConfig, TrainConfig
-from qwen3_jax.training.step import Trainer, TrainState, schedule
+from qwen3_jax.training.optimizer import schedule
+from qwen3_jax.training.step import Trainer, TrainState
 
 _VOCABULARY_MULTIPLE = 128  # embedding rows are padded to this, so that they split over any usual mesh
 _FIXED = (

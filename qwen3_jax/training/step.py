@@ -1,4 +1,4 @@
-"""State, optimizer and the jitted step. Parameters are a flat dictionary by name (`qwen3_jax.model.flat`).
+"""State and the jitted step. Parameters are a flat dictionary by name (`qwen3_jax.model.flat`).
 
 Invariants: parameters and both Adam moments live where the placement puts the parameter, from initialisation on; the step
 donates its state, so nothing is ever held twice. Loss and gradients depend on the global batch alone: not on the mesh, and not
@@ -8,7 +8,7 @@ on the number of micro-batches it is worked through in (but for the balancing lo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -23,10 +23,11 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.model import Qwen3, Structure
 from qwen3_jax.training import guard, losses
 from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig
+from qwen3_jax.training.optimizer import Schedule, make_optimizer
 from sharding import Placement, ShardingError, balanced_order, compiler_options
 
 Params = dict[str, jax.Array]
-Batch = dict[str, jax.Array]
+DeviceBatch = dict[str, jax.Array]
 
 
 @struct.dataclass
@@ -55,95 +56,6 @@ class Metrics:
     learning_rate: jax.Array
     skipped: jax.Array
     skipped_in_row: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """The learning rate of each step of a run. Its peaks are data, not part of the compiled program: runs that differ in the
-    peak alone share one.
-
-    Attributes:
-        stages: the optimizer of each stage with its number of steps.
-    """
-
-    stages: tuple[tuple[OptimizerConfig, int], ...]
-
-    @property
-    def peaks(self) -> np.ndarray:
-        """Peak learning rate of each stage, float32 [stages]."""
-        return np.asarray([config.learning_rate for config, _ in self.stages], np.float32)
-
-    def __call__(self, step: Any) -> Any:
-        """The learning rate of a step, from 0."""
-        return self.at(self.peaks)(step)
-
-    def at(self, peaks: Any) -> optax.Schedule:
-        """The same course with other peaks [stages]: linear warm-up, then the configured decay, stage after stage."""
-        parts = [_course(config, steps, peaks[i]) for i, (config, steps) in enumerate(self.stages)]
-        ends = np.cumsum([steps for _, steps in self.stages]).tolist()
-        return optax.join_schedules(parts, ends[:-1])
-
-
-def _course(config: OptimizerConfig, steps: int, peak: Any) -> optax.Schedule:
-    end = peak * config.final_learning_rate
-    rest = steps - config.warmup_steps
-    decaying = min(max(round(steps * config.decay_share), 1), rest)
-    decay = {
-        "cosine": lambda: optax.cosine_decay_schedule(peak, rest, config.final_learning_rate),
-        "linear": lambda: optax.linear_schedule(peak, end, rest),
-        "constant": lambda: optax.constant_schedule(peak),
-        "wsd": lambda: optax.linear_schedule(peak, end, decaying, rest - decaying),
-    }[config.schedule]()
-    # The first step already learns: warm-up counts 1, 2, ... and not 0, 1, ...
-    warmup = optax.linear_schedule(peak / max(config.warmup_steps, 1), peak, max(config.warmup_steps - 1, 1))
-    return optax.join_schedules([warmup, decay], [config.warmup_steps])
-
-
-def schedule(config: OptimizerConfig, steps: int) -> Schedule:
-    """Return the learning rate of each of `steps` steps."""
-    return Schedule(((config, steps),))
-
-
-def run_schedule(stages: Sequence[tuple[OptimizerConfig, int]]) -> Schedule:
-    """Return the learning rate of each step of a run of several stages, each with its number of steps."""
-    return Schedule(tuple(stages))
-
-
-def make_optimizer(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
-    """AdamW after a clip by global norm; norms and biases are not decayed."""
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            rate,
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=lambda params: {name: decayed(name) for name in params},
-        ),
-    )
-    return optimizer if config.moment_dtype == "float32" else stored_as(optimizer, jnp.dtype(config.moment_dtype))
-
-
-def stored_as(optimizer: optax.GradientTransformation, dtype: Any) -> optax.GradientTransformation:
-    """Return the optimizer with every float of its state stored in `dtype` between steps and computed in float32."""
-
-    def cast(state: Any, to: Any) -> Any:
-        return jax.tree.map(lambda x: x.astype(to) if jnp.issubdtype(x.dtype, jnp.floating) else x, state)
-
-    def init(params: Any) -> Any:
-        return cast(optimizer.init(params), dtype)
-
-    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, state = optimizer.update(gradients, cast(state, jnp.float32), params)
-        return updates, cast(state, dtype)
-
-    return optax.GradientTransformation(init, update)
-
-
-def decayed(name: str) -> bool:
-    """Whether weight decay applies to a parameter: to every matrix, not to norms and biases."""
-    return not name.endswith(("scale", "bias"))
 
 
 class Trainer:
@@ -179,9 +91,9 @@ class Trainer:
         self.config = config
         self.placement = placement
         self.micro_batches = micro_batches
-        self._model = model
-        self._loss = loss
-        self._options = optimizer
+        self._model_config = model
+        self._loss_config = loss
+        self._optimizer_config = optimizer
         # A split sequence is worked through in the order that gives every device the same share of causal attention.
         self._balanced = placement.parts("length") > 1
         self.structure = Structure(lambda: self._build(nnx.Rngs(0)))
@@ -205,12 +117,12 @@ class Trainer:
         return Qwen3(
             self.config,
             rngs=rngs,
-            dtype=self._model.dtype,
-            param_dtype=self._model.param_dtype,
-            scan_layers=self._model.scan_layers,
-            remat=self._model.remat,
-            quantization=self._model.quantization,
-            kernels=self._model.kernels,
+            dtype=self._model_config.dtype,
+            param_dtype=self._model_config.param_dtype,
+            scan_layers=self._model_config.scan_layers,
+            remat=self._model_config.remat,
+            quantization=self._model_config.quantization,
+            kernels=self._model_config.kernels,
             placement=self.placement,
         )
 
@@ -241,7 +153,10 @@ class Trainer:
     def _start(self, params: Params) -> TrainState:
         """The state before the first step. Under jit, so that no two counters share a buffer, which a step cannot donate."""
         return TrainState(
-            params, self.optimizer.init(params), guard.fresh(self._options.spike_window), jnp.zeros((), jnp.int32)
+            params,
+            self.optimizer.init(params),
+            guard.fresh(self._optimizer_config.spike_window),
+            jnp.zeros((), jnp.int32),
         )
 
     def abstract_state(self) -> TrainState:
@@ -271,7 +186,7 @@ class Trainer:
         found = sharding.addressable_devices_indices_map((batch_size,)).values()
         return sorted({row for index in found if index is not None for row in range(batch_size)[index[0]]})
 
-    def place(self, batch: Mapping[str, Any], batch_size: int | None = None) -> Batch:
+    def place(self, batch: Mapping[str, Any], batch_size: int | None = None) -> DeviceBatch:
         """Put a batch on the devices.
 
         Args:
@@ -314,7 +229,7 @@ class Trainer:
             balanced_order(length, self.placement.parts("length"))
         return self.placement.sharding(("batch", "length"), shape, "the global batch")
 
-    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(self, state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
         """Take one optimizer step on a placed global batch; the state that is given is gone."""
         return self._program(state, batch, self.peaks)
 
@@ -322,12 +237,12 @@ class Trainer:
         """Lower the step for a state and batch, abstract or not; the compiled step takes (state, batch, `peaks`)."""
         return self._program.lower(state, batch, self.peaks)
 
-    def _step(self, state: TrainState, batch: Batch, peaks: jax.Array) -> tuple[TrainState, Metrics]:
+    def _step(self, state: TrainState, batch: DeviceBatch, peaks: jax.Array) -> tuple[TrainState, Metrics]:
         schedule = self._schedule.at(peaks)
         gradients, loss = self._gradients(state.params, batch)
         norm = optax.tree.norm(gradients)
-        take, watched = guard.judge(state.guard, loss.total, norm, self._options.spike_sigmas)
-        update = make_optimizer(self._options, schedule).update
+        take, watched = guard.judge(state.guard, loss.total, norm, self._optimizer_config.spike_sigmas)
+        update = make_optimizer(self._optimizer_config, schedule).update
         updates, optimizer = update(gradients, state.optimizer, state.params)
         taken = optax.apply_updates(state.params, updates), optimizer
         params, optimizer = jax.tree.map(
@@ -338,25 +253,25 @@ class Trainer:
         metrics = Metrics(loss, norm, optax.tree.norm(params), rate, watched.skipped, watched.in_row)
         return TrainState(params, optimizer, watched, state.step + 1), metrics
 
-    def _gradients(self, params: Params, batch: Batch) -> tuple[Params, losses.Loss]:
+    def _gradients(self, params: Params, batch: DeviceBatch) -> tuple[Params, losses.Loss]:
         """Gradient of the loss of a global batch, float32 where parameters are, and the loss."""
         whole = losses.whole(batch)
 
-        def share(params: Params, rows: Batch, whole: losses.Whole) -> tuple[jax.Array, losses.Sums]:
-            return losses.objective(self.structure.merge(params), rows, whole, self._loss, self._balanced)
+        def share(params: Params, rows: DeviceBatch, whole: losses.Whole) -> tuple[jax.Array, losses.Sums]:
+            return losses.objective(self.structure.merge(params), rows, whole, self._loss_config, self._balanced)
 
         gradient = jax.grad(share, has_aux=True)
         if self.micro_batches == 1:
             gradients, sums = gradient(params, batch, whole)
         else:
             gradients, sums = self._accumulate(gradient, params, self._split(batch), whole)
-        return gradients, losses.finish(sums, whole, self._loss, self.config.router_aux_loss_coef)
+        return gradients, losses.finish(sums, whole, self._loss_config, self.config.router_aux_loss_coef)
 
     def _accumulate(
-        self, gradient: Callable, params: Params, parts: Batch, whole: losses.Whole
+        self, gradient: Callable, params: Params, parts: DeviceBatch, whole: losses.Whole
     ) -> tuple[Params, losses.Sums]:
         """Add up the gradients of micro-batches, in float32. `parts`: [micro-batches, rows, T]."""
-        moe, buffer = bool(self.config.num_experts), self._loss.balance_counts == "buffer"
+        moe, buffer = bool(self.config.num_experts), self._loss_config.balance_counts == "buffer"
         seen: tuple[jax.Array, jax.Array] | None = None
         if moe:
             load = jax.eval_shape(self._count, params, jax.tree.map(lambda x: x[0], parts))
@@ -364,7 +279,7 @@ class Trainer:
         if moe and not buffer:
             seen = self._count_all(params, parts, seen), whole.valid
 
-        def body(carry: tuple, rows: Batch) -> tuple[tuple, losses.Sums]:
+        def body(carry: tuple, rows: DeviceBatch) -> tuple[tuple, losses.Sums]:
             total, seen = carry
             known = whole
             if seen is not None:
@@ -379,13 +294,13 @@ class Trainer:
         (gradients, _), sums = jax.lax.scan(body, (self._like_params(zeros), seen), parts)
         return gradients, jax.tree.map(lambda x: x.sum(axis=0), sums)
 
-    def _count(self, params: Params, rows: Batch) -> jax.Array:
+    def _count(self, params: Params, rows: DeviceBatch) -> jax.Array:
         return losses.router_load(self.structure.merge(params), rows, self._balanced)
 
-    def _count_all(self, params: Params, parts: Batch, seen: Any) -> jax.Array:
+    def _count_all(self, params: Params, parts: DeviceBatch, seen: Any) -> jax.Array:
         """The expert choices of the global batch, [L, E]: one forward pass over all micro-batches."""
 
-        def body(load: jax.Array, rows: Batch) -> tuple[jax.Array, None]:
+        def body(load: jax.Array, rows: DeviceBatch) -> tuple[jax.Array, None]:
             return load + self._count(params, rows), None
 
         return jax.lax.scan(body, seen[0], parts)[0]
@@ -396,7 +311,7 @@ class Trainer:
             return tree
         return jax.lax.with_sharding_constraint(tree, self.shardings.params)
 
-    def _split(self, batch: Batch) -> Batch:
+    def _split(self, batch: DeviceBatch) -> DeviceBatch:
         """[B, T] -> [micro-batches, rows, T]: of every device's rows, a part to each micro-batch."""
         parts, count = self.placement.parts("batch"), self.micro_batches
 
@@ -407,16 +322,16 @@ class Trainer:
 
         return {name: split(x) for name, x in batch.items()}
 
-    def _evaluate(self, params: Params, batch: Batch) -> losses.Loss:
+    def _evaluate(self, params: Params, batch: DeviceBatch) -> losses.Loss:
         """Loss of a global batch, one micro-batch at a time."""
         model, whole = self.structure.merge(params), losses.whole(batch)
 
-        def body(_: None, rows: Batch) -> tuple[None, losses.Sums]:
-            return None, losses.objective(model, rows, whole, self._loss, self._balanced)[1]
+        def body(_: None, rows: DeviceBatch) -> tuple[None, losses.Sums]:
+            return None, losses.objective(model, rows, whole, self._loss_config, self._balanced)[1]
 
         _, sums = jax.lax.scan(body, None, self._split(batch))
         sums = jax.tree.map(lambda x: x.sum(axis=0), sums)
-        return losses.finish(sums, whole, self._loss, self.config.router_aux_loss_coef)
+        return losses.finish(sums, whole, self._loss_config, self.config.router_aux_loss_coef)
 
     def model(self, params: Params) -> Qwen3:
         """Return the model with these parameters."""

@@ -17,7 +17,8 @@ from qwen3_jax.sweeps import mixture, sweep
 from qwen3_jax.sweeps.config import MixtureConfig
 from qwen3_jax.text import train_tokenizer
 from qwen3_jax.training.config import ModelConfig, OptimizerConfig
-from qwen3_jax.training.step import Trainer, schedule
+from qwen3_jax.training.optimizer import schedule
+from qwen3_jax.training.step import Trainer
 from tests.helpers.tiny_training import TINY, packed_batch
 
 

@@ -14,7 +14,8 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.model import Qwen3
 from qwen3_jax.training import guard, losses
 from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig
-from qwen3_jax.training.step import Trainer, host, schedule
+from qwen3_jax.training.optimizer import schedule
+from qwen3_jax.training.step import Trainer, host
 from tests.helpers.tiny_training import TINY, TINY_MOE, packed_batch
 
 # The balancing loss weighs a thousand times more than in training, so that its gradient shows.

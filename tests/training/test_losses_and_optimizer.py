@@ -16,7 +16,8 @@ from qwen3_jax.model import Qwen3, RouterStats, parameter_count
 from qwen3_jax.training import losses
 from qwen3_jax.training.config import ModelConfig, OptimizerConfig
 from qwen3_jax.training.flops import training_flops_per_token
-from qwen3_jax.training.step import Trainer, decayed, run_schedule, schedule
+from qwen3_jax.training.optimizer import decayed, run_schedule, schedule
+from qwen3_jax.training.step import Trainer
 from tests.helpers.tiny_training import TINY, TINY_MOE, packed_batch
 
 

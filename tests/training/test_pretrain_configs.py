@@ -8,7 +8,7 @@ from qwen3_jax.cli import train as cli
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.model import parameter_count
 from qwen3_jax.training import plan
-from qwen3_jax.training.step import run_schedule
+from qwen3_jax.training.optimizer import run_schedule
 
 ROOT = Path(__file__).parents[2]
 SIZES = {"0.6b": 256, "1.7b": 64, "8b": 64, "30b-a3b": 64, "235b-a22b": 512}

@@ -16,7 +16,8 @@ import sharding
 from qwen3_jax.checkpoint.training import TrainCheckpoints
 from qwen3_jax.cli import train as cli
 from qwen3_jax.errors import UserError
-from qwen3_jax.training.step import Trainer, schedule
+from qwen3_jax.training.optimizer import schedule
+from qwen3_jax.training.step import Trainer
 
 
 def write_config(folder: Path, **changes) -> Path:
