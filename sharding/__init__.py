@@ -11,10 +11,10 @@ over; a `Placement` is a mesh with rules and turns names into `jax.sharding.Name
 """
 
 from sharding.context import balanced_order
-from sharding.distributed import initialize, lost_process
+from sharding.hosts import initialize, lost_process
 from sharding.mesh import AXES, MeshConfig, make_mesh
-from sharding.placement import SERVING, TRAINING, Placement, Rules, ShardingError
-from sharding.topology import Topology, topology, topology_mesh
+from sharding.placement import Placement
+from sharding.rules import SERVING, TRAINING, Rules, ShardingError
 from sharding.xla import compiler_options
 
 __all__ = [
@@ -25,12 +25,9 @@ __all__ = [
     "Placement",
     "Rules",
     "ShardingError",
-    "Topology",
     "balanced_order",
     "compiler_options",
     "initialize",
     "lost_process",
     "make_mesh",
-    "topology",
-    "topology_mesh",
 ]

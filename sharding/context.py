@@ -6,7 +6,7 @@ part i holds chunks i and 2 C - 1 - i, every part has the same work (Llama 3 rep
 
 import numpy as np
 
-from sharding.placement import ShardingError
+from sharding.rules import ShardingError
 
 
 def balanced_order(length: int, parts: int) -> np.ndarray:

@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from sharding.placement import ShardingError
+from sharding.rules import ShardingError
 
 AXES = ("replica", "data", "expert", "context", "tensor")
 

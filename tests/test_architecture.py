@@ -1,4 +1,4 @@
-"""Imports point one way, heavy ones are late, and nothing outside tests needs torch or transformers."""
+"""Imports point one way, without circles of files; heavy ones are late; nothing outside tests needs torch or transformers."""
 
 import ast
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# room -> rooms of qwen3_jax that it may import besides itself and the ones that everybody may
+# package -> packages of qwen3_jax that it may import, besides itself and the modules that all may import
 MAY_IMPORT = {
     "model": {"kernels"},
     "kernels": set(),
@@ -20,14 +20,30 @@ MAY_IMPORT = {
     "serving": {"generation", "text"},
     "training": {"checkpoint", "data", "evaluation", "kernels", "model", "text"},
     "sweeps": {"checkpoint", "data", "model", "text", "training"},
-    "cli": {"checkpoint", "data", "evaluation", "sweeps", "generation", "kernels", "model", "serving", "text",
+    "planner": {"generation", "kernels", "model", "training"},
+    "cli": {"checkpoint", "data", "evaluation", "sweeps", "generation", "kernels", "model", "planner", "serving", "text",
             "training"},
 }  # fmt: skip
-EVERYBODY = {"bounds", "config", "errors", "generation_config", "json_fields", "progress"}
+ALL_MAY_IMPORT = {"bounds", "config", "errors", "generation_config", "json_fields", "progress"}
+
+
+# Circles of files that are known and still to go: the test fails for any other, and when one of these has gone.
+KNOWN_CIRCLES = {
+    frozenset({"qwen3_jax.checkpoint.hf_load", "qwen3_jax.checkpoint.hf_save", "qwen3_jax.checkpoint.native"}),
+    frozenset({"qwen3_jax.cli.plan", "qwen3_jax.cli.train"}),
+}
+
+
+def module_name(path: Path) -> str:
+    """The dotted name of a file; a package's is that of its `__init__.py`."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(file): file for top in ("qwen3_jax", "sharding") for file in (ROOT / top).rglob("*.py")}
 
 
 def imports(path: Path) -> set[str]:
-    """Full names of everything a file imports at run time."""
+    """Full names of everything a file imports at run time, inside functions too; of a package's modules, the modules."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     typing_only = {
         id(child)
@@ -35,35 +51,70 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
         for child in ast.walk(node)
     }
-    found = set()
     package = ".".join(path.relative_to(ROOT).parent.parts)
+    names = set()
     for node in ast.walk(tree):
         if id(node) in typing_only:
             continue
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = f"{package}." if node.level else ""
-            found.add(base + (node.module or ""))
-    return found
+            assert node.level <= 1, path
+            base = ".".join(part for part in (package if node.level else "", node.module) if part)
+            submodules = {f"{base}.{alias.name}" for alias in node.names} & MODULES.keys()
+            names |= submodules
+            if len(submodules) < len(node.names):
+                names.add(base)
+    return names
 
 
-@pytest.mark.parametrize("room", MAY_IMPORT)
-def test_arrows_point_one_way(room):
-    files = list((ROOT / "qwen3_jax" / room).rglob("*.py"))
+def circles(graph: dict[str, set[str]]) -> set[frozenset[str]]:
+    """The groups of nodes that reach one another."""
+
+    def reachable(start: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = [start]
+        while waiting:
+            new = graph[waiting.pop()] - seen
+            seen |= new
+            waiting += new
+        return seen
+
+    reach = {name: reachable(name) for name in graph}
+    return {frozenset(other for other in reach[name] if name in reach[other]) for name in graph if name in reach[name]}
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_arrows_point_one_way(package):
+    files = list((ROOT / "qwen3_jax" / package).rglob("*.py"))
     assert files
     for file in files:
         for name in imports(file):
             parts = name.split(".")
             if parts[0] == "qwen3_jax" and len(parts) > 1:
-                assert parts[1] in MAY_IMPORT[room] | EVERYBODY | {room}, f"{file}: {name}"
+                assert parts[1] in MAY_IMPORT[package] | ALL_MAY_IMPORT | {package}, f"{file}: {name}"
+
+
+def test_the_table_names_every_package():
+    packages = {file.parent.name for file in (ROOT / "qwen3_jax").glob("*/__init__.py")}
+    assert packages == MAY_IMPORT.keys()
+
+
+def test_no_circle_of_files():
+    graph = {name: imports(file) & MODULES.keys() - {name} for name, file in MODULES.items()}
+    assert circles(graph) == KNOWN_CIRCLES
+
+
+def test_circles_are_seen():
+    graph = {"a": {"b"}, "b": {"c", "d"}, "c": {"a"}, "d": set(), "e": {"f"}, "f": {"e", "a"}, "g": {"a"}}
+    assert circles(graph) == {frozenset("abc"), frozenset("ef")}
 
 
 def test_sharding_knows_no_model_and_text_data_and_serving_know_no_jax():
     for file in (ROOT / "sharding").glob("*.py"):
         assert not any(name.startswith("qwen3_jax") for name in imports(file)), file
-    for room in ("text", "data", "serving"):
-        for file in (ROOT / "qwen3_jax" / room).glob("*.py"):
+    for package in ("text", "data", "serving"):
+        for file in (ROOT / "qwen3_jax" / package).glob("*.py"):
             assert not {name.split(".")[0] for name in imports(file)} & {"jax", "flax", "optax", "orbax"}, file
 
 

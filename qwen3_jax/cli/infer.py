@@ -217,12 +217,13 @@ def _plan(args: argparse.Namespace) -> int:
     axes = {"tensor": -1} if args.mesh is None else inputs.read_mesh(args.mesh)
     without_accelerators()
     import sharding
-    from qwen3_jax.generation import plan
+    from qwen3_jax import planner
+    from qwen3_jax.planner.architecture import checkpoint_architecture
 
-    config = plan.architecture(args.model, args.hf_overrides)
-    planned = plan.plan(
+    config = checkpoint_architecture(args.model, args.hf_overrides)
+    planned = planner.plan_decoding(
         config,
-        sharding.topology(args.plan, args.slices or 1),
+        planner.topology(args.plan, args.slices or 1),
         sharding.MeshConfig(**axes),
         rows=args.batch_size or DEFAULT_BATCH_SIZE,
         context=args.context or min(DEFAULT_CONTEXT, config.max_position_embeddings),

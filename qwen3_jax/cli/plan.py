@@ -103,18 +103,19 @@ def run(options: Options, argv: Sequence[str], prog: str) -> int:
     from qwen3_jax.cli.train import parse
 
     config = parse(argv, prog).stage(options.stage)
-    import sharding
-    from qwen3_jax.training import plan
+    from qwen3_jax import planner
 
-    where = sharding.topology(options.topology, options.slices)
+    topology = planner.topology(options.topology, options.slices)
     if options.search:
-        from qwen3_jax.training import search
+        from qwen3_jax.planner import search
 
-        found = search.search(config, where)
+        found = search.search(config, topology)
         print(
-            "\n".join(json.dumps(entry.plan.json()) for entry in found) if options.json else search.table(found, where)
+            "\n".join(json.dumps(entry.plan.json()) for entry in found)
+            if options.json
+            else search.table(found, topology)
         )
         return 0
-    planned = plan.plan(config, where)
+    planned = planner.plan_training(config, topology)
     print(json.dumps(planned.json()) if options.json else planned.text())
     return 0

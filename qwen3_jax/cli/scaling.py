@@ -84,12 +84,12 @@ def _target(config: ScalingConfig) -> tuple[float, float, int] | None:
         return None
     length = target.sequence_length
     if target.config is not None:
+        from qwen3_jax.planner.architecture import training_architecture
         from qwen3_jax.sweeps.sweep import active_parameters
-        from qwen3_jax.training.plan import architecture
 
         run = sweep.training(target.config, {}, "target.config").resolved()[0].run
         tokens = float(run.total_steps * run.data.batch_size * run.data.sequence_length)
-        return float(active_parameters(architecture(run))), tokens, length or run.data.sequence_length
+        return float(active_parameters(training_architecture(run))), tokens, length or run.data.sequence_length
     assert target.parameters is not None
     assert target.tokens is not None
     if length is None:

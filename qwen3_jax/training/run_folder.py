@@ -110,6 +110,11 @@ def corpora(run_dir: Path, config: TrainConfig, tokenizer: Tokenizer) -> list[Pr
     return open_sources(config.data, tokenizer, folder)
 
 
+def padded_vocabulary(tokens: int) -> int:
+    """Return the embedding rows for a tokenizer of so many tokens."""
+    return -(-tokens // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+
+
 def architecture(config: TrainConfig, init_from: Path | None, tokenizer: Tokenizer) -> Qwen3Config:
     """Return the architecture that the configuration describes.
 
@@ -117,9 +122,8 @@ def architecture(config: TrainConfig, init_from: Path | None, tokenizer: Tokeniz
         UserError: it does not fit the tokenizer or the data.
     """
     base = Qwen3Config.from_hf(read_json(init_from / "config.json")) if init_from else None
-    rows = -(-tokenizer.vocab_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
     found = dataclasses.replace(
-        config.model.architecture(base, rows),
+        config.model.architecture(base, padded_vocabulary(tokenizer.vocab_size)),
         bos_token_id=tokenizer.endoftext_id,
         eos_token_id=tokenizer.im_end_id,
         dtype=config.model.param_dtype,

@@ -1,9 +1,9 @@
 """TPU slices by name, without a TPU: libtpu describes their devices, and XLA compiles for them.
 
-    >>> slice = sharding.topology("v5p:8x8x8")
+    >>> slice = planner.topology("v5p:8x8x8")
     >>> slice.chips, slice.chip.hbm_gib
     (512, 95)
-    >>> mesh = sharding.topology_mesh(slice, MeshConfig(data=64, tensor=8))
+    >>> mesh = planner.topology_mesh(slice, MeshConfig(data=64, tensor=8))
     >>> jax.jit(f).lower(ShapeDtypeStructs with shardings on mesh).compile()      # nothing runs
 
 A name is a generation and the sides of the slice in chips. Several slices are joined by the data-centre network.
@@ -15,15 +15,16 @@ import functools
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import jax
 from jax.sharding import AxisType, Mesh
 
+from qwen3_jax.planner.meshes import nearest_meshes
+from sharding import AXES, MeshConfig, ShardingError
 from sharding.hardware import CHIPS, Chip
-from sharding.mesh import AXES, MeshConfig, arrange, describe
-from sharding.placement import ShardingError
+from sharding.mesh import arrange, describe
 
 # Slices that Google Cloud's TPU pages list, to suggest from; libtpu describes others too (v5p:4x4x12).
 _OFFERED = {
@@ -147,53 +148,21 @@ def _chips(sides: str) -> int:
     return math.prod(map(int, sides.split("x")))
 
 
-def topology_mesh(where: Topology, config: MeshConfig) -> Mesh:
+def topology_mesh(topology: Topology, config: MeshConfig) -> Mesh:
     """Return a mesh over all devices of the slice(s), in an order that follows the torus; axes are of type Auto.
 
     Raises:
         ShardingError: the axes do not use all devices, or `replica` does not divide into the slices; names meshes that fit.
     """
-    count = len(where.devices)
+    count = len(topology.devices)
     try:
-        sizes = config.sizes(count, where.title)
+        sizes = config.sizes(count, topology.title)
         if math.prod(sizes) != count:
             raise ShardingError(
-                f"the mesh {describe(sizes)} has {math.prod(sizes)} places; {where.title} has {count} devices and all are "
+                f"the mesh {describe(sizes)} has {math.prod(sizes)} places; {topology.title} has {count} devices and all are "
                 "used."
             )
-        return Mesh(arrange(sizes, where.devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        return Mesh(arrange(sizes, topology.devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
     except ShardingError as error:
-        near = nearest_meshes(config, count, lambda sizes: sizes[0] % where.slices == 0)
+        near = nearest_meshes(config, count, lambda sizes: sizes[0] % topology.slices == 0)
         raise ShardingError(f"{error} {near}") from None
-
-
-def nearest_meshes(
-    wanted: MeshConfig, count: int, works: Callable[[tuple[int, ...]], bool] = lambda sizes: True, most: int = 3
-) -> str:
-    """Return a sentence that names the meshes of `count` devices nearest to the wanted one (fewest doublings away).
-
-    Args:
-        wanted: what was asked for; -1 is any size.
-        count: devices.
-        works: whether a mesh with these axis sizes can be used.
-        most: how many to name.
-    """
-    asked = [getattr(wanted, axis) for axis in AXES]
-
-    def distance(sizes: tuple[int, ...]) -> tuple[float, int]:
-        doublings = sum(abs(math.log2(size / want)) for size, want in zip(sizes, asked, strict=True) if want > 0)
-        return doublings, -sizes[AXES.index("data")]  # of equals, the one with the cheapest traffic
-
-    fitting = sorted((sizes for sizes in factorizations(count, len(AXES)) if works(sizes)), key=distance)
-    if not fitting:
-        return f"No mesh of {count} devices works."
-    return "Nearest that work: " + "; ".join(describe(sizes) for sizes in fitting[:most]) + "."
-
-
-@functools.cache
-def factorizations(number: int, parts: int) -> tuple[tuple[int, ...], ...]:
-    """All ordered ways to write a number as a product of `parts` positive integers."""
-    if parts == 1:
-        return ((number,),)
-    divisors = [d for d in range(1, number + 1) if number % d == 0]
-    return tuple((d, *rest) for d in divisors for rest in factorizations(number // d, parts - 1))

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 from jax.sharding import Mesh
 
+from qwen3_jax.planner.program import Collective, Event, Loop, Program, Wait, Work
+from qwen3_jax.planner.topologies import Topology
 from sharding.mesh import AXES
-from sharding.program import Collective, Event, Loop, Program, Wait, Work
-from sharding.topology import Topology
 
 ASSUMPTIONS = (
     "instructions run one by one in the compiled order, each for the longer of FLOPs / peak and HBM bytes / bandwidth; "
@@ -71,10 +71,10 @@ class Roofline:
         return max(parts, key=lambda name: parts[name])
 
 
-def bound(program: Program, where: Topology, mesh: Mesh) -> Roofline:
+def bound(program: Program, topology: Topology, mesh: Mesh) -> Roofline:
     """Return the roofline of a program that was compiled for a mesh over the topology."""
-    chip, devices = where.chip, where.chip.devices
-    clock = _Clock(program, where, mesh)
+    chip, devices = topology.chip, topology.chip.devices
+    clock = _Clock(program, topology, mesh)
     ici_bytes: dict[str, float] = {}
     ici_s: dict[str, float] = {}
     dcn = 0.0
@@ -102,11 +102,11 @@ def bound(program: Program, where: Topology, mesh: Mesh) -> Roofline:
 class _Clock:
     """Runs a program's events in order: `now` is the chip's time, `free` says when each network has nothing left to do."""
 
-    def __init__(self, program: Program, where: Topology, mesh: Mesh):
-        chip = where.chip
+    def __init__(self, program: Program, topology: Topology, mesh: Mesh):
+        chip = topology.chip
         self.peak, self.memory = chip.flops / chip.devices, chip.hbm_bandwidth / chip.devices
         self.dcn = chip.dcn / chip.devices
-        self.network = _Network(where, mesh)
+        self.network = _Network(topology, mesh)
         # Shifts in opposite directions travel both ways around at once.
         self.shifts = {_pairs(c.groups) for c, _ in program.collectives if c.kind == _SHIFT and c.groups is not None}
         self.now = 0.0
@@ -167,17 +167,17 @@ def _pairs(groups: np.ndarray) -> frozenset[tuple[int, int]]:
 class _Network:
     """Which axes and which links a group of devices spans. Numbers of partitions are places in one slice's mesh."""
 
-    def __init__(self, where: Topology, mesh: Mesh):
+    def __init__(self, topology: Topology, mesh: Mesh):
         sizes = list(mesh.devices.shape)
-        sizes[0] //= where.slices
+        sizes[0] //= topology.slices
         self.sizes = tuple(sizes)
         first = mesh.devices[: sizes[0]].reshape(-1)
-        sides = len(where.shape)
+        sides = len(topology.shape)
         self.coords = np.asarray([(*device.coords[:sides], device.core_on_chip) for device in first])
-        self.wraps = where.chip.wraps(where.shape)
-        self.shape = where.shape
-        self.link = where.chip.ici_link
-        self.devices = where.chip.devices
+        self.wraps = topology.chip.wraps(topology.shape)
+        self.shape = topology.shape
+        self.link = topology.chip.ici_link
+        self.devices = topology.chip.devices
 
     def axes(self, groups: np.ndarray) -> str:
         """Names of the mesh axes along which the devices of a group differ, joined by "+"."""

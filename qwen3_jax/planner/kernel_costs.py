@@ -9,9 +9,9 @@ Shapes: b batch, t queries, s keys, n query heads, h head size, m rows of a buff
 
 import re
 
-from sharding.costs import Cost, Price
-from sharding.formulas import estimate
-from sharding.hlo import Instruction, Shape
+from qwen3_jax.planner.costs import Cost, Price
+from qwen3_jax.planner.formulas import estimate
+from qwen3_jax.planner.hlo import Instruction, Shape
 
 # Products of a block of queries with a block of keys: scores and output; their gradients, with the scores computed again.
 _SPLASH_PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
@@ -19,7 +19,7 @@ _FUSED_BACKWARD = 5
 
 
 def pricer(expert_rows: float | None = None, experts: int | None = None) -> Price:
-    """Return the cost of one kernel call on one device, for `sharding.costs.count`.
+    """Return the cost of one kernel call on one device, for `planner.costs.count`.
 
     Args:
         expert_rows: rows (a token for one of its experts) that a device works on with balanced routing; None for a model

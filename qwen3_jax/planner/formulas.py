@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 
-from sharding.hlo import Instruction
+from qwen3_jax.planner.hlo import Instruction
 
 
 def ring_bytes(kind: str, size: float, members: int) -> float:

@@ -23,9 +23,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sharding.formulas import convolution_flops, estimate, ring_bytes
-from sharding.hlo import Computation, Instruction, Module, Shape, replica_groups
-from sharding.program import Collective, Event, Loop, Program, Wait, Work
+from qwen3_jax.planner.formulas import convolution_flops, estimate, ring_bytes
+from qwen3_jax.planner.hlo import Computation, Instruction, Module, Shape
+from qwen3_jax.planner.program import Collective, Event, Loop, Program, Wait, Work
+from qwen3_jax.planner.replica_groups import replica_groups
+from qwen3_jax.planner.trip_counts import trip_count
 
 
 class Cost(NamedTuple):
@@ -80,7 +82,7 @@ class _Walk:
     def _events(self, computation: Computation, i: Instruction, times: float) -> list[Event]:
         called = [self.module.computations[name] for name in i.called if name in self.module.computations]
         if i.opcode == "while":
-            trips = self.module.trip_count(computation, i)
+            trips = trip_count(self.module, computation, i)
             if trips is None:
                 self.program.unknown_loops.append(i.source or i.name)
             body = self.module.computations[(i.attribute("body") or "").lstrip("%")]

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 import sharding
+from qwen3_jax.planner import topology, topology_mesh
+from qwen3_jax.planner.compile import compile_for
+from qwen3_jax.planner.meshes import factorizations, nearest_meshes
 from sharding import AXES, MeshConfig, ShardingError
 from sharding.hardware import CHIPS, peak_flops
 from sharding.mesh import describe
-from sharding.plan import compile_for
-from sharding.topology import factorizations, nearest_meshes
 
 needs_libtpu = pytest.mark.skipif(
     __import__("importlib.util").util.find_spec("libtpu") is None, reason="libtpu describes TPUs; pip install libtpu"
@@ -26,13 +27,13 @@ needs_libtpu = pytest.mark.skipif(
     ],
 )  # fmt: skip
 def test_slices_are_described_without_a_tpu(name, slices, chips, devices):
-    where = sharding.topology(name, slices)
-    assert (where.chips, len(where.devices)) == (chips, devices)
-    assert where.chip is CHIPS[name.split(":")[0]]
-    assert len(where.devices) == where.chips * where.chip.devices
-    assert peak_flops(where.devices[0]) == where.chip.flops / where.chip.devices
-    assert where.title == (name if slices == 1 else f"{slices} x {name}")
-    places = {(getattr(d, "slice_index", None), *d.coords) for d in where.devices}
+    slice = topology(name, slices)
+    assert (slice.chips, len(slice.devices)) == (chips, devices)
+    assert slice.chip is CHIPS[name.split(":")[0]]
+    assert len(slice.devices) == slice.chips * slice.chip.devices
+    assert peak_flops(slice.devices[0]) == slice.chip.flops / slice.chip.devices
+    assert slice.title == (name if slices == 1 else f"{slices} x {name}")
+    places = {(getattr(d, "slice_index", None), *d.coords) for d in slice.devices}
     assert len(places) == chips
 
 
@@ -51,17 +52,17 @@ def test_slices_are_described_without_a_tpu(name, slices, chips, devices):
 )
 def test_slices_that_do_not_exist_are_refused_with_the_nearest(name, words):
     with pytest.raises(ShardingError, match=words):
-        sharding.topology(name)
+        topology(name)
 
 
 def test_the_number_of_slices_is_checked():
     with pytest.raises(ShardingError, match="number of slices is 0; it must be 1 or more"):
-        sharding.topology("v5e:2x2", 0)
+        topology("v5e:2x2", 0)
 
 
 @needs_libtpu
 def test_a_mesh_follows_the_torus():
-    mesh = sharding.topology_mesh(sharding.topology("v5p:4x4x4"), MeshConfig(data=16, tensor=4))
+    mesh = topology_mesh(topology("v5p:4x4x4"), MeshConfig(data=16, tensor=4))
     assert mesh.axis_names == AXES
     assert tuple(mesh.shape.values()) == (1, 16, 1, 1, 4)
     assert all(kind == jax.sharding.AxisType.Auto for kind in mesh.axis_types)
@@ -72,20 +73,20 @@ def test_a_mesh_follows_the_torus():
 
 @needs_libtpu
 def test_slices_are_joined_along_replica():
-    where = sharding.topology("v5e:2x2", 2)
+    slice = topology("v5e:2x2", 2)
     for mesh in (
-        sharding.topology_mesh(where, MeshConfig(replica=2, data=-1)),
-        sharding.make_mesh(replica=2, data=2, tensor=2, devices=where.devices),
+        topology_mesh(slice, MeshConfig(replica=2, data=-1)),
+        sharding.make_mesh(replica=2, data=2, tensor=2, devices=slice.devices),
     ):
         assert [{d.slice_index for d in part.flat} for part in mesh.devices] == [{0}, {1}]
-    inner = sharding.topology_mesh(where, MeshConfig(replica=4, data=2))
+    inner = topology_mesh(slice, MeshConfig(replica=4, data=2))
     assert [{d.slice_index for d in part.flat} for part in inner.devices] == [{0}, {0}, {1}, {1}]
     with pytest.raises(
         ShardingError, match=r"replica axis may cross: it is 1 .* multiple of 2\. Nearest.*: replica=2, "
     ):
-        sharding.topology_mesh(where, MeshConfig(data=8))
+        topology_mesh(slice, MeshConfig(data=8))
     with pytest.raises(ShardingError, match="must be a multiple of 2"):
-        sharding.make_mesh(data=8, devices=where.devices)
+        sharding.make_mesh(data=8, devices=slice.devices)
 
 
 @needs_libtpu
@@ -102,7 +103,7 @@ def test_slices_are_joined_along_replica():
 )
 def test_meshes_that_do_not_fit_are_refused_with_the_nearest(axes, words):
     with pytest.raises(ShardingError, match=words):
-        sharding.topology_mesh(sharding.topology("v5e:4x4"), MeshConfig(**axes))
+        topology_mesh(topology("v5e:4x4"), MeshConfig(**axes))
 
 
 def test_every_way_to_lay_out_devices_is_known():
@@ -110,7 +111,7 @@ def test_every_way_to_lay_out_devices_is_known():
     assert len(factorizations(512, 5)) == 715  # 9 doublings over 5 axes: C(13, 4)
     assert all(np.prod(sizes) == 12 for sizes in factorizations(12, 5))
     assert nearest_meshes(MeshConfig(data=4), 8, lambda sizes: sizes[4] == 3) == "No mesh of 8 devices works."
-    assert nearest_meshes(MeshConfig(data=8), 8, most=1) == "Nearest that work: data=8."
+    assert nearest_meshes(MeshConfig(data=8), 8, limit=1) == "Nearest that work: data=8."
     assert describe((1, 1, 1, 1, 1)) == "of one device"
 
 
@@ -132,7 +133,7 @@ def test_which_dimensions_close_to_rings(name, shape, wraps):
     ("name", "given"), [("v5e:2x2", False), ("v5p:2x2x1", True), ("v6e:2x2", True), ("v4:2x2x1", False)]
 )
 def test_chips_with_sparse_cores_are_told_to_use_them(name, given):
-    mesh = sharding.topology_mesh(sharding.topology(name), MeshConfig(data=-1))
+    mesh = topology_mesh(topology(name), MeshConfig(data=-1))
     assert (sharding.compiler_options(mesh) is not None) == given
     assert sharding.compiler_options(sharding.make_mesh(data=2)) is None
     assert sharding.compiler_options(None) is None
@@ -141,8 +142,8 @@ def test_chips_with_sparse_cores_are_told_to_use_them(name, given):
 @needs_libtpu
 def test_the_compiler_knows_the_options_and_hides_a_gather_with_them():
     """A gathered weight used after other work: on v5p the gather runs beside that work, with these options only."""
-    where = sharding.topology("v5p:2x2x1")
-    mesh = sharding.topology_mesh(where, MeshConfig(data=4))
+    slice = topology("v5p:2x2x1")
+    mesh = topology_mesh(slice, MeshConfig(data=4))
 
     def placed(shape, *axes):
         spec = jax.sharding.PartitionSpec(*axes)
@@ -154,7 +155,7 @@ def test_the_compiler_knows_the_options_and_hides_a_gather_with_them():
     lowered = jax.jit(step, compiler_options=sharding.compiler_options(mesh)).lower(
         placed((4096, 2048), "data"), placed((8, 2048, 2048), None, "data")
     )
-    compiled = compile_for(lowered, where, mesh)
+    compiled = compile_for(lowered, slice, mesh)
     gathers = [one for one, _ in compiled.program.collectives if one.kind == "all-gather"]
     assert gathers
     assert all(one.key is not None for one in gathers)

@@ -9,11 +9,13 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import sharding
-from sharding import MeshConfig, costs, hlo, roofline
-from sharding.formulas import convolution_flops
-from sharding.hlo import replica_groups
-from sharding.plan import uncached
-from sharding.program import Collective, Loop, Program, Wait, Work
+from qwen3_jax import planner
+from qwen3_jax.planner import costs, hlo, roofline
+from qwen3_jax.planner.compile import uncached
+from qwen3_jax.planner.formulas import convolution_flops
+from qwen3_jax.planner.program import Collective, Loop, Program, Wait, Work
+from qwen3_jax.planner.replica_groups import replica_groups
+from sharding import MeshConfig
 
 P = PartitionSpec
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
@@ -23,7 +25,7 @@ PLATFORMS = ["cpu", pytest.param("tpu", marks=needs_libtpu)]
 def mesh_of(platform: str, **axes: int) -> jax.sharding.Mesh:
     if platform == "cpu":
         return sharding.make_mesh(**axes)
-    return sharding.topology_mesh(sharding.topology("v5e:2x2"), MeshConfig(**axes))
+    return planner.topology_mesh(planner.topology("v5e:2x2"), MeshConfig(**axes))
 
 
 def abstract(mesh, shape, spec, dtype=jnp.float32):
@@ -327,8 +329,8 @@ def test_collectives_of_the_sparse_cores_run_beside_what_is_between_start_and_do
 @needs_libtpu
 def test_the_clock_hides_what_the_order_hides():
     """One gather of 1 ms on the wire: alone, beside 3 ms of work, beside 0.4 ms, and in a loop that begins it a round early."""
-    where = sharding.topology("v5e:2x2")
-    mesh = sharding.topology_mesh(where, MeshConfig(data=4))
+    where = planner.topology("v5e:2x2")
+    mesh = planner.topology_mesh(where, MeshConfig(data=4))
     groups = np.arange(4)[None]
     seconds = 1e-3
     sent = seconds * 2 * where.chip.ici_link
@@ -370,8 +372,8 @@ def test_times_on_the_torus():
         ("v6e:8x8", dict(data=8, tensor=8), sent / link),
         ("v5p:4x4x8", dict(data=16, tensor=8), sent / (2 * link)),
     ):
-        where = sharding.topology(name)
-        network = roofline._Network(where, sharding.topology_mesh(where, MeshConfig(**axes)))
+        where = planner.topology(name)
+        network = roofline._Network(where, planner.topology_mesh(where, MeshConfig(**axes)))
         one = Collective("all-gather", sent, groups, "")
         assert network.axes(groups) == "tensor"
         assert network.seconds(one) == pytest.approx(seconds)

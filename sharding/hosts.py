@@ -12,7 +12,7 @@ import os
 
 import jax
 
-from sharding.placement import ShardingError
+from sharding.rules import ShardingError
 
 # Where JAX's own cluster detection finds its answer: a scheduler, or a TPU pod's metadata.
 _ANNOUNCED = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS")

@@ -1,7 +1,7 @@
 """What a compiled program does on one device, in the order in which it does it.
 
 The compiler fixes the order of instructions and which of them run beside others; a `Program` keeps both, with loops folded, and
-leaves times to `sharding.roofline`.
+leaves times to `planner.roofline`.
 """
 
 from __future__ import annotations

@@ -6,17 +6,21 @@ import importlib.util
 import jax
 import pytest
 
-import sharding
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.data import DataConfig
 from qwen3_jax.data.config import Source
 from qwen3_jax.errors import UserError
-from qwen3_jax.training import search
+from qwen3_jax.planner import plan_training, search, topology, topology_mesh
+from qwen3_jax.planner.architecture import training_architecture
+from qwen3_jax.planner.checks import full_logits, full_stack_gathers
+from qwen3_jax.planner.compile import compile_for
+from qwen3_jax.planner.estimate import Estimate
+from qwen3_jax.planner.estimate import estimate as estimate_of
+from qwen3_jax.planner.meshes import factorizations
+from qwen3_jax.planner.training_step import make_trainer, mesh_works
 from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig, TokenizerConfig, TrainConfig
 from qwen3_jax.training.flops import training_flops_per_token
-from qwen3_jax.training.plan import architecture, build, full_logits, full_stack_gathers, mesh_works, plan
 from sharding import AXES, MeshConfig, ShardingError
-from sharding.topology import factorizations
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
 LAYERS, WIDTH, MLP, HEADS, KV, HEAD, VOCABULARY, ROWS, LENGTH = 6, 128, 256, 4, 2, 64, 1024, 8, 256
@@ -41,7 +45,7 @@ def config(**changes) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def planned():
-    return plan(config(), sharding.topology("v5e:2x2"))
+    return plan_training(config(), topology("v5e:2x2"))
 
 
 @needs_libtpu
@@ -58,7 +62,7 @@ def test_arithmetic_is_what_the_architecture_needs(planned):
     assert planned.compiled.roofline.flops == expected
     assert planned.compiled.program.unknown_loops == []
     assert planned.compiled.program.unpriced == {}
-    model = architecture(config())
+    model = training_architecture(config())
     assert planned.model_flops == ROWS * LENGTH * training_flops_per_token(model, LENGTH)
 
 
@@ -85,9 +89,9 @@ def test_parameters_are_gathered_one_layer_at_a_time_and_logits_in_chunks(planne
 @needs_libtpu
 def test_what_a_good_program_has_not_is_found_where_it_is():
     """The same questions, asked of a program that gathers the whole stack and holds all logits."""
-    mesh = sharding.topology_mesh(sharding.topology("v5e:2x2"), MeshConfig(data=4))
-    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "data"))
-    stack = jax.ShapeDtypeStruct((LAYERS, WIDTH, WIDTH), "float32", sharding=where)
+    mesh = topology_mesh(topology("v5e:2x2"), MeshConfig(data=4))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "data"))
+    stack = jax.ShapeDtypeStruct((LAYERS, WIDTH, WIDTH), "float32", sharding=split)
     batch = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     x = jax.ShapeDtypeStruct((ROWS, LENGTH, WIDTH), "float32", sharding=batch)
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -97,7 +101,7 @@ def test_what_a_good_program_has_not_is_found_where_it_is():
         stack = jax.lax.with_sharding_constraint(stack * 2, whole)
         return jax.nn.logsumexp(x @ stack.sum(0) @ head, axis=-1).sum(), stack
 
-    compiled = sharding.plan.compile_for(jax.jit(bad).lower(stack, x, head), sharding.topology("v5e:2x2"), mesh)
+    compiled = compile_for(jax.jit(bad).lower(stack, x, head), topology("v5e:2x2"), mesh)
     assert full_stack_gathers(compiled.module, LAYERS)
     assert full_logits(compiled.module, VOCABULARY, ROWS * LENGTH // 4)
 
@@ -106,7 +110,7 @@ def test_what_a_good_program_has_not_is_found_where_it_is():
 @pytest.mark.slow
 def test_micro_batches_gather_parameters_again(planned):
     """Two micro-batches: the same arithmetic, twice the traffic of parameters."""
-    again = plan(config(micro_batches=2), sharding.topology("v5e:2x2"))
+    again = plan_training(config(micro_batches=2), topology("v5e:2x2"))
     assert again.compiled.roofline.flops == planned.compiled.roofline.flops
     assert sum(again.compiled.roofline.ici_bytes.values()) > 1.3 * sum(planned.compiled.roofline.ici_bytes.values())
 
@@ -114,8 +118,8 @@ def test_micro_batches_gather_parameters_again(planned):
 @needs_libtpu
 @pytest.mark.slow
 def test_between_slices_only_gradients_travel():
-    where = sharding.topology("v5e:2x2", 2)
-    two = plan(config(), where)
+    slice = topology("v5e:2x2", 2)
+    two = plan_training(config(), slice)
     assert two.mesh["replica"] == 2
     assert any("mesh.replica=2" in note for note in two.notes)
     gradients = two.holds["weights"]  # float32, and a sum over two slices sends each chip's part once
@@ -127,7 +131,7 @@ def test_between_slices_only_gradients_travel():
 @pytest.mark.slow
 def test_experts_are_counted_by_the_rows_that_reach_them():
     fields = dict(num_experts=8, num_experts_per_tok=2, moe_intermediate_size=128)
-    moe = plan(config(architecture=fields, mesh=MeshConfig(data=2, expert=2)), sharding.topology("v5e:2x2"))
+    moe = plan_training(config(architecture=fields, mesh=MeshConfig(data=2, expert=2)), topology("v5e:2x2"))
     assert moe.compiled.program.unpriced == {}
     assert moe.compiled.program.unknown_loops == []
     ratio = moe.compiled.roofline.flops * 4 / moe.model_flops
@@ -137,24 +141,24 @@ def test_experts_are_counted_by_the_rows_that_reach_them():
 
 @needs_libtpu
 def test_meshes_that_do_not_divide_the_model_are_refused_with_the_nearest():
-    where = sharding.topology("v5e:2x2")
+    slice = topology("v5e:2x2")
     with pytest.raises(ShardingError, match=r"does not divide by 4.* Nearest that work: data=2, tensor=2;"):
-        build(config(mesh=MeshConfig(tensor=4)), architecture(config()), where)
+        make_trainer(config(mesh=MeshConfig(tensor=4)), training_architecture(config()), slice)
     data = dataclasses.replace(config().data, batch_size=6)
     with pytest.raises(ShardingError, match=r"choose a multiple of 4\. Nearest that work: data=2, tensor=2"):
-        plan(config(data=data), where)
+        plan_training(config(data=data), slice)
 
 
 @needs_libtpu
 @pytest.mark.parametrize("experts", [{}, dict(num_experts=6, num_experts_per_tok=2, moe_intermediate_size=96)])
 def test_whether_a_mesh_works_is_known_without_building(experts):
-    where = sharding.topology("v5e:2x4")
+    slice = topology("v5e:2x4")
     run = config(architecture=experts)
-    model = architecture(run)
+    model = training_architecture(run)
     for sizes in factorizations(8, len(AXES)):
         tried = dataclasses.replace(run, mesh=MeshConfig(**dict(zip(AXES, sizes, strict=True))))
         try:
-            build(tried, model, where).abstract_batch(ROWS, LENGTH)
+            make_trainer(tried, model, slice).abstract_batch(ROWS, LENGTH)
             works = True
         except ShardingError:
             works = False
@@ -163,32 +167,34 @@ def test_whether_a_mesh_works_is_known_without_building(experts):
 
 def test_the_vocabulary_comes_from_what_names_it():
     run = config()
-    assert architecture(run).vocab_size == VOCABULARY
-    assert architecture(dataclasses.replace(run, model=ModelConfig(preset="Qwen3-0.6B"))).vocab_size == 151_936
+    assert training_architecture(run).vocab_size == VOCABULARY
+    assert training_architecture(dataclasses.replace(run, model=ModelConfig(preset="Qwen3-0.6B"))).vocab_size == 151_936
     trained = dataclasses.replace(run, model=ModelConfig(), tokenizer=TokenizerConfig(vocab_size=1000))
-    assert architecture(trained).vocab_size == 1024
-    assert architecture(dataclasses.replace(run, model=ModelConfig(init_from="Qwen/Qwen3-8B"))) == dataclasses.replace(
-        Qwen3Config.preset("Qwen3-8B"), dtype="float32"
-    )
+    assert training_architecture(trained).vocab_size == 1024
+    assert training_architecture(
+        dataclasses.replace(run, model=ModelConfig(init_from="Qwen/Qwen3-8B"))
+    ) == dataclasses.replace(Qwen3Config.preset("Qwen3-8B"), dtype="float32")
     with pytest.raises(UserError, match=r"set model\.config\.vocab_size"):
-        architecture(dataclasses.replace(run, model=ModelConfig(), tokenizer=TokenizerConfig(path="some/where")))
+        training_architecture(
+            dataclasses.replace(run, model=ModelConfig(), tokenizer=TokenizerConfig(path="some/where"))
+        )
 
 
 @needs_libtpu
 def test_estimates_order_settings_as_they_should():
-    where = sharding.topology("v5p:4x4x4")
+    slice = topology("v5p:4x4x4")
     run = config(
         model=ModelConfig(preset="Qwen3-8B", dtype="bfloat16"),
         data=DataConfig([Source("text", "no/such/folder")], sequence_length=4096, batch_size=128),
         mesh=MeshConfig(data=64),
     )
-    model = architecture(run)
+    model = training_architecture(run)
 
-    def estimate(remat="full", micro=1, optimizer=OptimizerConfig(), **axes) -> search.Estimate:  # noqa: B008
+    def estimate(remat="full", micro=1, optimizer=OptimizerConfig(), **axes) -> Estimate:  # noqa: B008
         one = dataclasses.replace(
             run, model=dataclasses.replace(run.model, remat=remat), micro_batches=micro, optimizer=optimizer
         )
-        return search.estimate(one, model, where, MeshConfig(**axes).sizes(64))
+        return estimate_of(one, model, slice, MeshConfig(**axes).sizes(64))
 
     kept = [estimate(remat, data=64) for remat in ("full", "attention", "qkv", "dots", "none")]
     assert [one.memory for one in kept] == sorted(one.memory for one in kept)
@@ -196,7 +202,7 @@ def test_estimates_order_settings_as_they_should():
     assert estimate(micro=2, data=64).memory < kept[0].memory + 4 * 8.2e9 / 64
     assert estimate(data=16, tensor=4).seconds > kept[0].seconds
     assert estimate(optimizer=OptimizerConfig(moment_dtype="bfloat16"), data=64).memory < kept[0].memory
-    every = list(search.candidates(run, model, where))
+    every = list(search.candidates(run, model, slice))
     assert all(mesh_works(one, model, one.mesh.sizes(64)) for one, _ in every)
     assert {one.model.remat for one, _ in every} == {"none", "dots", "qkv", "attention", "full"}
 
@@ -204,16 +210,16 @@ def test_estimates_order_settings_as_they_should():
 @needs_libtpu
 @pytest.mark.slow
 def test_search_compiles_the_promising_and_ranks_them(capsys):
-    where = sharding.topology("v5e:2x2")
-    found = search.search(config(), where, most=3)
-    assert len(found) == 3
-    steps = [one.plan.compiled.roofline.step_s for one in found if one.plan.fits]
+    slice = topology("v5e:2x2")
+    results = search.search(config(), slice, limit=3)
+    assert len(results) == 3
+    steps = [result.plan.compiled.roofline.step_s for result in results if result.plan.fits]
     assert steps == sorted(steps)
-    settings = {(one.mesh, one.remat, one.micro_batches) for one in found}
+    settings = {(result.mesh, result.remat, result.micro_batches) for result in results}
     assert ((1, 4, 1, 1, 1), "full", 1) in settings  # the configuration's own
     assert len(settings) == 3
-    text = search.table(found, where)
+    text = search.table(results, slice)
     assert "--model.remat=" in text.splitlines()[5]
     data = dataclasses.replace(config().data, batch_size=3, sequence_length=255)  # nothing to split but heads
     with pytest.raises(UserError, match="no mesh of the 4 devices of v5e:2x2 divides 3 rows"):
-        search.search(config(data=data), where)
+        search.search(config(data=data), slice)

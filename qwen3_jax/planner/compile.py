@@ -1,0 +1,167 @@
+"""Compile a lowered program for TPUs that are not present, and measure it.
+
+    compiled = compile_for(jax.jit(step).lower(*abstract_arguments), topology, mesh)
+    compiled.memory.peak, compiled.roofline.step_s
+
+Bytes and FLOPs are those of one chip: where a chip is two JAX devices (tpu7x), twice a device's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from qwen3_jax.planner import costs, hlo, roofline
+from qwen3_jax.planner.program import Program
+from qwen3_jax.planner.topologies import Topology
+
+
+@dataclass(frozen=True)
+class Memory:
+    """HBM of one chip in bytes, by the compiler's own account.
+
+    Attributes:
+        arguments: the program's inputs: weights, optimizer state, batch, cache.
+        results: outputs that are not written over an argument.
+        temporary: activations, gradients, communication buffers, with the gaps between them.
+        code: the program.
+    """
+
+    arguments: float
+    results: float
+    temporary: float
+    code: float
+
+    @property
+    def peak(self) -> float:
+        return self.arguments + self.results + self.temporary + self.code
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A program for a slice.
+
+    Attributes:
+        seconds: time that lowering and compiling took on this machine.
+        memory: None where the program does not fit.
+        needed: HBM bytes of one chip that the compiler asked for, fitting or not; None where it does not say.
+        roofline: None where it does not fit.
+        text: the optimized HLO, or "".
+        program: costs by instruction, or None.
+        refused: the compiler's reason where it does not fit.
+    """
+
+    seconds: float
+    memory: Memory | None
+    needed: float | None
+    roofline: roofline.Roofline | None
+    text: str
+    program: Program | None
+    refused: str | None = None
+
+    @functools.cached_property
+    def module(self) -> hlo.Module:
+        """The parsed program."""
+        return hlo.parse(self.text)
+
+
+def compile_for(
+    lowered: jax.stages.Lowered,
+    topology: Topology,
+    mesh: Mesh,
+    price: costs.Price | None = None,
+    lowering_seconds: float = 0.0,
+) -> Compiled:
+    """Compile a lowered program and measure it.
+
+    Args:
+        lowered: `jax.jit(...).lower(...)` of abstract arguments with shardings on `mesh`.
+        topology: the slice(s) that the mesh covers.
+        mesh: from `topology_mesh`.
+        price: see `costs.count`.
+        lowering_seconds: added to the time of compiling.
+
+    Raises:
+        jax.errors.JaxRuntimeError: the compiler refuses the program, for any reason but its memory: a program that does not
+            fit is a result.
+    """
+    started = time.perf_counter()
+    try:
+        executable, text = _compile(lowered)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = " ".join(str(error).split())
+        asked = _requested_bytes(reason)
+        needed = None if asked is None else asked * topology.chip.devices
+        return Compiled(lowering_seconds + time.perf_counter() - started, None, needed, None, "", None, reason)
+    seconds = lowering_seconds + time.perf_counter() - started
+    memory = _memory(executable.memory_analysis(), topology.chip.devices)
+    module = hlo.parse(text)
+    program = costs.count(module, price)
+    compiled = Compiled(seconds, memory, memory.peak, roofline.bound(program, topology, mesh), text, program)
+    compiled.__dict__["module"] = module  # fills the cached property: the text is parsed once
+    return compiled
+
+
+def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
+    """Return the compiled program and its optimized HLO.
+
+    The text is taken from XLA's dump: `Compiled.as_text()` cannot read back every program (libtpu 0.0.52 hands work to v5p's
+    sparse cores in a form that JAX's copy of XLA refuses).
+    """
+    with tempfile.TemporaryDirectory() as folder, uncached():
+        compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        dumps = sorted(Path(folder).glob("*after_optimizations.txt"), key=lambda file: file.stat().st_size)
+        text = dumps[-1].read_text(encoding="utf-8") if dumps else compiled.as_text()
+    assert text is not None
+    return compiled, text
+
+
+@contextlib.contextmanager
+def uncached() -> Iterator[None]:
+    """Keep programs out of JAX's compilation cache: those for absent devices can be written to it, but not read from it."""
+    before = jax.config.values["jax_persistent_cache_min_compile_time_secs"]
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+
+
+def _memory(stats: Any, devices: int) -> Memory:
+    return Memory(
+        arguments=devices * stats.argument_size_in_bytes,
+        results=devices * (stats.output_size_in_bytes - stats.alias_size_in_bytes),
+        temporary=devices * stats.temp_size_in_bytes,
+        code=devices * stats.generated_code_size_in_bytes,
+    )
+
+
+def _requested_bytes(message: str) -> float | None:
+    """Bytes in XLA's error "... (440.00G) exceeds available HBM (15.75G)" or "Used 17.12G of 15.75G hbm"."""
+    match = re.search(r"\(([\d.]+)([KMGT])\) exceeds|[Uu]sed ([\d.]+)([KMGT])", message)
+    if match is None:
+        return None
+    number, unit = match[1] or match[3], match[2] or match[4]
+    return float(number) * 1024 ** ("KMGT".index(unit) + 1)
+
+
+def bytes_per_device(tree: Any) -> float:
+    """Return the bytes that one device holds of a tree of ShapeDtypeStructs with shardings, without padding."""
+    total = 0.0
+    for leaf in jax.tree.leaves(tree):
+        shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding is not None else leaf.shape
+        total += leaf.dtype.itemsize * math.prod(shape)
+    return total

@@ -1,0 +1,128 @@
+"""The training step of a configuration, compiled for a slice.
+
+    python train.py --config configs/scale/qwen3-8b.yaml --plan v5p:2x2x1
+
+The step is the run's own (`Trainer.lower`), with the mesh laid over described devices. No data, tokenizer or weights are read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+from jax.sharding import Mesh
+
+import sharding
+from qwen3_jax.config import Qwen3Config
+from qwen3_jax.planner.architecture import training_architecture
+from qwen3_jax.planner.compile import bytes_per_device, compile_for
+from qwen3_jax.planner.kernel_costs import pricer
+from qwen3_jax.planner.meshes import nearest_meshes
+from qwen3_jax.planner.plan import Plan
+from qwen3_jax.planner.topologies import Topology, topology_mesh
+from qwen3_jax.training.config import TrainConfig
+from qwen3_jax.training.flops import training_flops_per_token
+from qwen3_jax.training.optimizer import schedule
+from qwen3_jax.training.step import Trainer
+from sharding import Placement, ShardingError
+
+
+def plan_training(config: TrainConfig, topology: Topology) -> Plan:
+    """Compile the training step of a configuration without stages for the slice(s).
+
+    Raises:
+        UserError: the architecture cannot be known without the data or tokenizer, or options exclude each other.
+        ShardingError: the mesh does not fit the devices or the model; names meshes that do.
+    """
+    started = time.perf_counter()
+    config, notes = across_slices(config, topology)
+    model = training_architecture(config)
+    trainer = make_trainer(config, model, topology)
+    try:
+        batch = trainer.abstract_batch(config.data.batch_size, config.data.sequence_length)
+    except ShardingError as error:
+        raise ShardingError(f"{error} {_nearest(config, model, topology)}") from None
+    state = trainer.abstract_state()
+    lowered = trainer.lower(state, batch)
+    lowering_seconds = time.perf_counter() - started
+    mesh = trainer.placement.mesh
+    assert mesh is not None
+    tokens = config.data.batch_size * config.data.sequence_length
+    parts = trainer.placement.parts("batch") * trainer.placement.parts("length") * config.micro_batches
+    expert_rows = tokens / parts * model.num_experts_per_tok if model.num_experts else None
+    compiled = compile_for(lowered, topology, mesh, pricer(expert_rows), lowering_seconds)
+    name = config.model.preset or config.model.init_from or "the configured model"
+    devices = topology.chip.devices
+    return Plan(
+        title=f"{name}, training with sequences of {config.data.sequence_length:,}",
+        topology=topology,
+        mesh=dict(mesh.shape),
+        compiled=compiled,
+        holds={
+            "weights": devices * bytes_per_device(state.params),
+            "optimizer": devices * bytes_per_device(state.optimizer),
+        },
+        tokens=tokens,
+        model_flops=tokens * training_flops_per_token(model, config.data.sequence_length),
+        notes=(*notes, *_sparse_cores(mesh)),
+    )
+
+
+def make_trainer(config: TrainConfig, model: Qwen3Config, topology: Topology) -> Trainer:
+    """Return the run's trainer over described devices.
+
+    Raises:
+        ShardingError: a parameter does not divide over the mesh; names meshes that work.
+    """
+    placement = Placement(topology_mesh(topology, config.mesh), sharding.TRAINING)
+    rate = schedule(config.optimizer, config.total_steps)
+    try:
+        return Trainer(model, config.model, config.optimizer, rate, placement, config.loss, config.micro_batches)
+    except ShardingError as error:
+        raise ShardingError(f"{error} {_nearest(config, model, topology)}") from None
+
+
+def across_slices(config: TrainConfig, topology: Topology) -> tuple[TrainConfig, tuple[str, ...]]:
+    """Lay a configuration written for one slice over several.
+
+    Returns:
+        The configuration with one replica per slice, and notes for the report; unchanged and () where nothing is to be done.
+    """
+    mesh = config.mesh
+    if topology.slices == 1 or mesh.replica == -1 or mesh.replica % topology.slices == 0:
+        return config, ()
+    mesh = dataclasses.replace(mesh, replica=mesh.replica * topology.slices)
+    note = f"{topology.slices} slices hold one copy each: mesh.replica={mesh.replica} (a run needs it in its configuration)"
+    return dataclasses.replace(config, mesh=mesh), (note,)
+
+
+def mesh_works(config: TrainConfig, model: Qwen3Config, sizes: tuple[int, ...]) -> bool:
+    """Whether parameters and batch divide over a mesh with these axis sizes (in the order of `sharding.AXES`)."""
+    replica, data, expert, context, tensor = sizes
+    rows, length = config.data.batch_size, config.data.sequence_length
+    divisible = [
+        (rows, replica * data * expert * config.micro_batches),
+        (length, 2 * context if context > 1 else 1),
+        (model.hidden_size, data * context),
+        (model.vocab_size, tensor),
+        (model.num_attention_heads, tensor),
+        (model.num_key_value_heads, tensor),
+    ]
+    if model.num_experts:
+        divisible += [(model.num_experts, expert), (model.moe_intermediate_size, tensor)]
+    if not all(model.is_moe_layer(layer) for layer in range(model.num_hidden_layers)):
+        divisible.append((model.intermediate_size, tensor))
+    return all(size % parts == 0 for size, parts in divisible)
+
+
+def _nearest(config: TrainConfig, model: Qwen3Config, topology: Topology) -> str:
+    def works(sizes: tuple[int, ...]) -> bool:
+        return sizes[0] % topology.slices == 0 and mesh_works(config, model, sizes)
+
+    return nearest_meshes(config.mesh, len(topology.devices), works)
+
+
+def _sparse_cores(mesh: Mesh) -> tuple[str, ...]:
+    if sharding.compiler_options(mesh) is None:
+        return ()
+    return ("collectives run on the chips' sparse cores (sharding.compiler_options)",)
