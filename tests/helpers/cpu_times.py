@@ -23,8 +23,12 @@ def _now() -> float:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("cpu times")
-    group.addoption("--cpu-report", type=int, default=0, metavar="N", help="print CPU seconds by module and the N slowest tests")
-    group.addoption("--cpu-budget", type=float, default=0, metavar="SECONDS", help="fail when all tests together use more")
+    group.addoption(
+        "--cpu-report", type=int, default=0, metavar="N", help="print CPU seconds by module and the N slowest tests"
+    )
+    group.addoption(
+        "--cpu-budget", type=float, default=0, metavar="SECONDS", help="fail when all tests together use more"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
