@@ -1,4 +1,6 @@
-"""Every test runs on 8 fake CPU devices and shares one compilation cache, so that a second run is quick."""
+"""Every test runs on 8 fake CPU devices. Tests of one process share their compiled programs; all processes share one
+compilation cache. Workers are started for the whole suite only: `python -m pytest tests/some/test_file.py` runs in one process.
+"""
 
 import gc
 import os
@@ -12,7 +14,8 @@ os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", quick_xla.FLAGS]
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+# Most programs of tests are single operations, which compile in 20 ms and are read back in 3.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # More torch threads, spinning beside those of other workers, took ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -21,33 +24,54 @@ import hypothesis
 import jax
 import pytest
 
-jax.jit(lambda: 1)()  # reads the flags; libtpu, which is loaded later, does not know all of them
-os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].removesuffix(quick_xla.CPU_ALONE)
-
 # Examples compile, and machines are busy. CI asks for Hypothesis's own profile instead, whose examples are the same each time.
 hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("busy")
 
-_MAPPINGS = 30_000
+_MAPPINGS = 40_000  # of the kernel's limit, vm.max_map_count, 65,530
+_COMPILED_BETWEEN_LOOKS = 300
 
 
-def _forget_compiled_programs():
-    jax.clear_caches()
-    gc.collect()
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses", None):
+        return  # this process runs no test
+    jax.jit(lambda: 1)()  # reads the flags; libtpu, which is loaded later, does not know all of them
+    os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].removesuffix(quick_xla.CPU_ALONE)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _few_compiled_programs():
-    """Each program that XLA:CPU compiles keeps memory, and about ten mappings of it; a whole suite in one process would pass
-    the kernel's limit (vm.max_map_count, 65,530) and abort inside LLVM."""
-    yield
-    _forget_compiled_programs()
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """One worker per core for the whole suite; none for a folder, a file or a test, whose start would take longer."""
+    whole = {Path(name).resolve() for name in config.args} & {config.rootpath, config.rootpath / "tests"}
+    return None if whole or "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else 0
+
+
+class _Programs:
+    """Counts what is compiled. XLA:CPU keeps about ten memory mappings per program; a process that passes the kernel's limit
+    aborts inside LLVM."""
+
+    since_look = 0
+
+    def __init__(self):
+        jax.monitoring.register_event_duration_secs_listener(self._count)
+
+    def _count(self, event: str, _seconds: float, **_details) -> None:
+        self.since_look += event == "/jax/core/compile/backend_compile_duration"
+
+    def forget_if_many(self) -> None:
+        if self.since_look < _COMPILED_BETWEEN_LOOKS:
+            return
+        self.since_look = 0
+        maps = Path("/proc/self/maps")
+        if maps.exists() and maps.read_bytes().count(b"\n") > _MAPPINGS:
+            jax.clear_caches()
+            gc.collect()
+
+
+_programs = _Programs()
 
 
 @pytest.fixture(autouse=True)
-def _few_mappings():
-    """Some modules come near the limit by themselves."""
+def _few_compiled_programs():
     yield
-    maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > _MAPPINGS:
-        _forget_compiled_programs()
+    _programs.forget_if_many()
