@@ -18,9 +18,9 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 report") -> int:
     args = parser.parse_args(argv)
 
     def work() -> int:
-        from qwen3_jax.training.report import report, summary
+        from qwen3_jax.training.report import summary, write_report
 
-        page = report(args.run)
+        page = write_report(args.run)
         print(json.dumps(summary(args.run)) if args.json else page)
         return 0
 

@@ -92,7 +92,7 @@ class Sweep:
         if config.tokenizer.path is None and not folder.exists():
             source = resolve(config.model.init_from) if config.model.init_from else None
             partial = folder.with_name("tokenizer.partial")
-            run_folder.tokenizer(self.output, config, source).save_pretrained(partial)
+            run_folder.load_or_train_tokenizer(self.output, config, source).save_pretrained(partial)
             partial.rename(folder)
         path = config.tokenizer.path or str(folder.absolute())
         tokenizer = Tokenizer.from_pretrained(resolve(path))

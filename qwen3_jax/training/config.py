@@ -9,6 +9,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from qwen3_jax.bounds import above, at_least, between, check_bounds, whole
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.data import DataConfig, LengthShare
 from qwen3_jax.errors import UserError, nearest
@@ -132,17 +133,11 @@ class OptimizerConfig:
     max_skips: int = 20
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("learning_rate", 0.0, None), ("warmup_steps", 0, None), ("final_learning_rate", 0.0, 1.0),
-            ("decay_share", 0.0, 1.0), ("weight_decay", 0.0, None), ("beta1", 0.0, 1.0), ("beta2", 0.0, 1.0), ("eps", 0.0,
-            None), ("spike_sigmas", 0.0, None), ("spike_window", 2, None), ("max_skips", 1, None),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value < low or (high is not None and value > high):
-                bound = f"at least {low}" if high is None else f"between {low} and {high}"
-                raise UserError(f"optimizer.{name} is {value}; it must be {bound}.")
-        if self.clip_norm <= 0:
-            raise UserError(f"optimizer.clip_norm is {self.clip_norm}; it must be above 0.")
+        check_bounds(
+            vars(self), "optimizer.", learning_rate=at_least(0), warmup_steps=whole(0), final_learning_rate=between(0, 1),
+            decay_share=between(0, 1), weight_decay=at_least(0), beta1=between(0, 1), beta2=between(0, 1), eps=at_least(0),
+            clip_norm=above(0), spike_sigmas=at_least(0), spike_window=whole(2), max_skips=whole(1),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -165,10 +160,7 @@ class LossConfig:
     balance_counts: Literal["exact", "buffer"] = "exact"
 
     def __post_init__(self) -> None:
-        if self.z_loss < 0:
-            raise UserError(f"loss.z_loss is {self.z_loss}; it must be at least 0.")
-        if self.chunk_tokens < 1:
-            raise UserError(f"loss.chunk_tokens is {self.chunk_tokens}; it must be at least 1.")
+        check_bounds(vars(self), "loss.", z_loss=at_least(0), chunk_tokens=whole(1))
 
 
 @dataclass(frozen=True)
@@ -214,12 +206,12 @@ class StageConfig:
     remat: Remat | None = None
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UserError(f"stage {self.name!r}: steps is {self.steps}; it must be at least 1.")
-        if self.rope_theta is not None and self.rope_theta <= 0:
-            raise UserError(f"stage {self.name!r}: rope_theta is {self.rope_theta}; it must be above 0.")
-        if self.weights is not None and (not self.weights or min(self.weights.values()) <= 0):
-            raise UserError(f"stage {self.name!r}: weights must name sources with shares above 0, got {self.weights}.")
+        check_bounds(vars(self), f"stage {self.name!r}: ", steps=whole(1), rope_theta=above(0))
+        if self.weights is not None:
+            if not self.weights:
+                raise UserError(f"stage {self.name!r}: weights names no source; leave it out for the sources' own.")
+            bounds = dict.fromkeys(self.weights, above(0))
+            check_bounds(self.weights, f"stage {self.name!r}: weights.", **bounds)
 
 
 @dataclass(frozen=True)
@@ -295,14 +287,10 @@ class TrainConfig:
     budget_curve: BudgetCurveConfig | None = None
 
     def __post_init__(self) -> None:
-        for name, low in (
-            ("micro_batches", 1), ("log_every", 1), ("eval_every", 0), ("eval_batches", 1),
-            ("checkpoint_every", 0), ("checkpoint_keep", 1), ("checkpoint_keep_best", 0),
-        ):  # fmt: skip
-            if getattr(self, name) < low:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {low}.")
-        if self.steps is not None and self.steps < 1:
-            raise UserError(f"steps is {self.steps}; it must be at least 1.")
+        check_bounds(
+            vars(self), steps=whole(1), micro_batches=whole(1), log_every=whole(1), eval_every=whole(0),
+            eval_batches=whole(1), checkpoint_every=whole(0), checkpoint_keep=whole(1), checkpoint_keep_best=whole(0),
+        )  # fmt: skip
         if (self.steps is None) == (not self.stages):
             raise UserError("give the run either steps or stages.")
         if self.budget_curve is not None:

@@ -13,20 +13,14 @@ import importlib.util
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, TextIO, TypeVar
+from typing import Any, TextIO
 
-import jax
 import numpy as np
 
 from qwen3_jax.errors import UserError
 from qwen3_jax.text.folder import replace_file
-
-PARTS = ("step", "input", "compile", "eval", "checkpoint", "other")
-T = TypeVar("T")
-U = TypeVar("U")
 
 
 class MetricsWriter:
@@ -120,94 +114,6 @@ def _lines(path: Path, resume_step: int) -> TextIO:
     return open(path, "a", encoding="utf-8")
 
 
-class Meter:
-    """Throughput between two readings, and what the time went to.
-
-    Steps are handed to the device ahead of their results. A thread waits for each result and notes when it was there, so that
-    what the device worked and what it waited for input is known exactly, not what the host happened to do meanwhile.
-
-    Args:
-        tokens_per_step: of the global batch.
-        flops_per_token: forward and backward.
-        peak: FLOP/s of one device, None when unknown.
-        devices: of the whole run.
-    """
-
-    def __init__(self, tokens_per_step: int, flops_per_token: float, peak: float | None, devices: int):
-        self._tokens, self._flops, self._peak, self._devices = tokens_per_step, flops_per_token, peak, devices
-        self._watcher = ThreadPoolExecutor(1, "meter")
-        self._last: Future[None] | None = None
-        self._done = self._since = self._asked = time.perf_counter()
-        self._compiled = False
-        self._begin(self._since)
-
-    def _begin(self, now: float) -> None:
-        self._since, self._steps, self._spent = now, 0, dict.fromkeys(PARTS[:-1], 0.0)
-
-    def __enter__(self) -> Meter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._watcher.shutdown()
-
-    def fetch(self, get: Callable[[], T]) -> T:
-        """Get the input of the next step."""
-        self._asked = time.perf_counter()
-        return get()
-
-    def step(self, take: Callable[[], tuple[T, U]]) -> tuple[T, U]:
-        """Take a step that returns (state, metrics)."""
-        fetched = time.perf_counter()
-        out = take()
-        self._last = self._watcher.submit(self._finish, self._asked, fetched, out[1])
-        return out
-
-    def _finish(self, asked: float, fetched: float, result: Any) -> None:
-        jax.block_until_ready(result)
-        now = time.perf_counter()
-        self._spent["input"] += max(fetched - max(asked, self._done), 0.0)
-        self._spent["step" if self._compiled else "compile"] += now - max(fetched, self._done)
-        self._steps += self._compiled
-        self._compiled, self._done = True, now
-
-    def _wait(self) -> None:
-        if self._last is not None:
-            self._last.result()
-
-    @contextlib.contextmanager
-    def during(self, what: Literal["eval", "checkpoint"]) -> Iterator[None]:
-        """Around what is not training."""
-        self._wait()
-        started = time.perf_counter()
-        yield
-        self._spent[what] += time.perf_counter() - started
-
-    def read(self) -> dict[str, float]:
-        """Return what was measured since the last reading, and begin anew.
-
-        seconds, and what they went to: `seconds_step` (computation), `_input` (the device waited for a batch), `_compile` (the
-        first step of a stage), `_eval`, `_checkpoint` (where it held up the run) and `_other` (the rest). If a step was taken:
-        tokens_per_second of all but compilation, evaluation and checkpoints, tflops_per_device, mfu, input_wait_share.
-        """
-        self._wait()
-        now = time.perf_counter()
-        seconds, steps, spent = now - self._since, self._steps, self._spent
-        self._begin(now)
-        spent["other"] = max(seconds - sum(spent.values()), 0.0)
-        out = {"seconds": seconds} | {f"seconds_{name}": spent[name] for name in PARTS}
-        if steps == 0:
-            return out
-        training = spent["step"] + spent["input"] + spent["other"]
-        tokens = self._tokens * steps / training
-        flops = tokens * self._flops / self._devices
-        out |= {
-            "tokens_per_second": tokens,
-            "tflops_per_device": flops / 1e12,
-            "input_wait_share": spent["input"] / training,
-        }
-        return out if self._peak is None else out | {"mfu": flops / self._peak}
-
-
 def check_wandb(project: str | None) -> None:
     """Refuse to log to Weights & Biases without its package.
 
@@ -254,42 +160,3 @@ def last_held_out(rows: Iterable[dict[str, Any]]) -> dict[str, float | None]:
     for row in rows:
         found = held_out_losses(row) or found
     return found
-
-
-def finite(values: Iterable[float | None]) -> list[float]:
-    """Return values as they can be drawn: NaN where a row has null."""
-    return [math.nan if value is None else value for value in values]
-
-
-def running_mean(values: Sequence[float]) -> list[float]:
-    """Return the mean of each value and those before it, a twentieth of all; NaN counts for nothing."""
-    width = max(len(values) // 20, 1)
-    out = []
-    for i in range(len(values)):
-        near = [value for value in values[max(i - width, 0) : i + 1] if not math.isnan(value)]
-        out.append(sum(near) / len(near) if near else math.nan)
-    return out
-
-
-def plot_loss(path: Path, output: Path, entropy: dict[str, float]) -> None:
-    """Draw the training loss, the held-out losses and the sources' unigram entropies over steps."""
-    from matplotlib.figure import Figure
-
-    rows = read(path)
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    train = [row for row in rows if "train.cross_entropy" in row]
-    if train:
-        steps, losses = [row["step"] for row in train], finite(row["train.cross_entropy"] for row in train)
-        axes.plot(steps, losses, color="0.85", linewidth=1, label="training batches")
-        # Batches differ in what they are made of: show where they are going.
-        axes.plot(steps, running_mean(losses), color="0.45", linewidth=1.3, label="running mean")
-    for color, (name, nats) in zip(("C0", "C1", "C2", "C3", "C4", "C5"), entropy.items(), strict=False):
-        points = [(row["step"], row[f"eval.{name}"]) for row in rows if f"eval.{name}" in row]
-        if points:
-            axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=3, label=f"held-out {name}")
-        axes.axhline(nats, color=color, linestyle=":", linewidth=1, label=f"unigram entropy of {name}")
-    axes.set(xlabel="step", ylabel="loss (nats per token)", ylim=(0, None))
-    axes.grid(alpha=0.25)
-    axes.legend(fontsize=8)
-    figure.savefig(output, dpi=130)

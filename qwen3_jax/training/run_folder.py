@@ -1,12 +1,12 @@
-"""The folder of a run: its configuration, tokenizer, architecture, and how to open it again.
+"""The folder of a run: configuration, tokenizer, architecture, and loading a checkpoint of it.
 
-RUN/config.json         the configuration, as it was started
+RUN/config.json         the configuration at the first start
 RUN/architecture.json   the model's config.json
 RUN/tokenizer/          the tokenizer
-RUN/data/               what was prepared from raw sources
+RUN/data/               prepared corpora of raw sources
 RUN/checkpoints/STEP/   state and data position (Orbax)
 RUN/metrics.jsonl, router.jsonl, history.jsonl, tensorboard/, loss.png
-RUN/hf/                 the exported checkpoint, at the end
+RUN/hf/                 the exported checkpoint, written at the end
 """
 
 from __future__ import annotations
@@ -36,27 +36,19 @@ from qwen3_jax.training.config import ModelConfig, OptimizerConfig, TrainConfig
 from qwen3_jax.training.optimizer import schedule
 from qwen3_jax.training.step import Trainer, TrainState
 
-_VOCABULARY_MULTIPLE = 128  # embedding rows are padded to this, so that they split over any usual mesh
-_FIXED = (
-    "model",
-    "tokenizer",
-    "data",
-    "optimizer",
-    "loss",
-    "seed",
-    "steps",
-    "stages",
-)  # what a resumed run may not change
-# But these, which change no result: the restart may be on other hardware.
+_VOCABULARY_MULTIPLE = 128  # embedding rows are padded to a multiple of this, so that they divide over usual meshes
+# What a resumed run must not change,
+_FIXED = ("model", "tokenizer", "data", "optimizer", "loss", "seed", "steps", "stages")
+# except these, which change no result: the restart may be on other hardware.
 _FREE = ("model.remat", "model.kernels", "data.cache", "data.prefetch_batches")
 _FREE_IN_STAGES = ("mesh", "remat", "micro_batches")
 
 
 def check(run_dir: Path, config: TrainConfig) -> None:
-    """Make sure that a run which the folder already holds has the same settings.
+    """Check that a run which the folder already holds has the same settings.
 
     Raises:
-        UserError: it has not; names the first that differs.
+        UserError: a setting differs; names the first.
     """
     path = run_dir / "config.json"
     if path.exists():
@@ -70,7 +62,7 @@ def check(run_dir: Path, config: TrainConfig) -> None:
 
 
 def claim(run_dir: Path, config: TrainConfig, tokenizer: Tokenizer, architecture: Qwen3Config) -> None:
-    """Write what defines the run, once everything about it has been checked; config.json last."""
+    """Write tokenizer, architecture and, last, config.json, unless the folder holds a run."""
     if jax.process_index() == 0 and not (run_dir / "config.json").exists():
         run_dir.mkdir(parents=True, exist_ok=True)
         tokenizer.save_pretrained(run_dir / "tokenizer")
@@ -78,24 +70,23 @@ def claim(run_dir: Path, config: TrainConfig, tokenizer: Tokenizer, architecture
         _write(run_dir / "config.json", _values(config))
 
 
-def tokenizer(run_dir: Path, config: TrainConfig, init_from: Path | None) -> Tokenizer:
+def load_or_train_tokenizer(run_dir: Path, config: TrainConfig, init_from: Path | None) -> Tokenizer:
     """Return the run's tokenizer: the one it already has, the configured one, or a new one trained on the run's data."""
     if (run_dir / "config.json").exists():
         return Tokenizer.from_pretrained(run_dir / "tokenizer")
-    where = resolve(config.tokenizer.path) if config.tokenizer.path else init_from
-    if where is not None:
-        found = load_tokenizer(where)
-        if found is None:
-            raise UserError(f"{where} has no tokenizer files; set tokenizer.path.")
-    else:
+    folder = resolve(config.tokenizer.path) if config.tokenizer.path else init_from
+    if folder is None:
         say(f"training a tokenizer of {config.tokenizer.vocab_size} tokens")
         texts = training_texts(config.data, config.tokenizer.train_records)
-        found = train_tokenizer(texts, config.tokenizer.vocab_size, show_progress=False)
-    return found
+        return train_tokenizer(texts, config.tokenizer.vocab_size, show_progress=False)
+    tokenizer = load_tokenizer(folder)
+    if tokenizer is None:
+        raise UserError(f"{folder} has no tokenizer files; set tokenizer.path.")
+    return tokenizer
 
 
-def corpora(run_dir: Path, config: TrainConfig, tokenizer: Tokenizer) -> list[Prepared]:
-    """Return the prepared corpus of every source; the first process prepares what is raw, and the others wait for it.
+def prepare_corpora(run_dir: Path, config: TrainConfig, tokenizer: Tokenizer) -> list[Prepared]:
+    """Return the prepared corpus of every source. The first process prepares raw sources; the others wait for it.
 
     Raises:
         UserError: data cannot be read, or does not fit the run's tokenizer.
@@ -122,7 +113,7 @@ def architecture(config: TrainConfig, init_from: Path | None, tokenizer: Tokeniz
         UserError: it does not fit the tokenizer or the data.
     """
     base = Qwen3Config.from_hf(read_json(init_from / "config.json")) if init_from else None
-    found = dataclasses.replace(
+    architecture = dataclasses.replace(
         config.model.architecture(base, padded_vocabulary(tokenizer.vocab_size)),
         bos_token_id=tokenizer.endoftext_id,
         eos_token_id=tokenizer.im_end_id,
@@ -130,17 +121,17 @@ def architecture(config: TrainConfig, init_from: Path | None, tokenizer: Tokeniz
     )
     for stage in config.resolved():
         length = stage.run.data.sequence_length
-        if length > found.max_position_embeddings:
-            where = "" if not config.stages else f"stage {stage.name!r}: "
+        if length > architecture.max_position_embeddings:
+            prefix = "" if not config.stages else f"stage {stage.name!r}: "
             raise UserError(
-                f"{where}data.sequence_length ({length}) is longer than the model's max_position_embeddings "
-                f"({found.max_position_embeddings})."
+                f"{prefix}data.sequence_length ({length}) is longer than the model's max_position_embeddings "
+                f"({architecture.max_position_embeddings})."
             )
-    return found
+    return architecture
 
 
-def finished(trainer: Trainer, state: TrainState, tokenizer: Tokenizer) -> Qwen3:
-    """Return the state's model with the sampling defaults of its tokenizer, ready to be exported."""
+def exportable_model(trainer: Trainer, state: TrainState, tokenizer: Tokenizer) -> Qwen3:
+    """Return the model with the state's parameters and the generation config that belongs to the tokenizer."""
     model = trainer.model(state.params)
     model.generation_config = GenerationConfig(
         eos_token_id=tuple(i for i in (tokenizer.im_end_id, tokenizer.endoftext_id) if i is not None),
@@ -151,12 +142,16 @@ def finished(trainer: Trainer, state: TrainState, tokenizer: Tokenizer) -> Qwen3
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run's."""
+    """Return whether a folder is that of a run."""
     return (folder / "architecture.json").exists() and (folder / "checkpoints").is_dir()
 
 
 def load_run(run_dir: Path, step: int | None = None) -> tuple[Qwen3, Tokenizer]:
-    """Return model and tokenizer of a run's checkpoint, the newest one unless told.
+    """Return model and tokenizer of a checkpoint of a run.
+
+    Args:
+        run_dir: the run's folder.
+        step: of the checkpoint; None is the newest.
 
     Raises:
         UserError: the run has no checkpoint, or none of that step.
@@ -169,24 +164,32 @@ def load_run(run_dir: Path, step: int | None = None) -> tuple[Qwen3, Tokenizer]:
                 f"{run_dir} has no checkpoint{f' of step {step}' if steps else ''}; steps: {steps or 'none'}."
             )
         step = max(steps) if step is None else step
-        config = _architecture_at(run_dir, saved, step)
+        base = Qwen3Config.from_hf(read_json(run_dir / "architecture.json"))
+        config = architecture_after(base, saved["stages"], step)
         trainer = Trainer(
             config,
-            # Not the run's kernels: this may be another platform.
+            # The run's kernels may not exist on this platform.
             ModelConfig(**saved["model"] | {"kernels": Kernels()}),
             optimizer := OptimizerConfig(**saved["optimizer"]),
-            schedule(optimizer, step + optimizer.warmup_steps + 1),  # plays no part: nothing is trained
+            schedule(optimizer, step + optimizer.warmup_steps + 1),  # any schedule does: nothing is trained
             sharding.Placement(),
         )
         state, _ = checkpoints.restore(step, trainer.abstract_state())
-    found = Tokenizer.from_pretrained(run_dir / "tokenizer")
-    return finished(trainer, state, found), found
+    tokenizer = Tokenizer.from_pretrained(run_dir / "tokenizer")
+    return exportable_model(trainer, state, tokenizer), tokenizer
 
 
-def _architecture_at(run_dir: Path, saved: dict[str, Any], step: int) -> Qwen3Config:
-    """The architecture after a step: a stage may change the base of the rotary embedding."""
-    config, done = Qwen3Config.from_hf(read_json(run_dir / "architecture.json")), 0
-    for stage in saved["stages"]:
+def architecture_after(base: Qwen3Config, stages: list[dict[str, Any]], step: int) -> Qwen3Config:
+    """Return the architecture of the checkpoint of a step: stages may change the base of the rotary embedding.
+
+    Args:
+        base: the architecture at the first step.
+        stages: config.json's; a stage changes what its first step computes, so the checkpoint at the end of the stage before
+            has the base of that one.
+        step: steps taken.
+    """
+    config, done = base, 0
+    for stage in stages:
         if step <= done:
             break
         if stage["rope_theta"] is not None:
@@ -196,7 +199,7 @@ def _architecture_at(run_dir: Path, saved: dict[str, Any], step: int) -> Qwen3Co
 
 
 def say(text: str) -> None:
-    """Print from one process."""
+    """Print, on the first process only."""
     if jax.process_index() == 0:
         print(text, flush=True)
 
@@ -206,7 +209,7 @@ def _values(config: TrainConfig) -> dict[str, Any]:
 
 
 def _comparable(values: dict[str, Any]) -> dict[str, Any]:
-    """A configuration with its stages by name, without what a resumed run may change of them."""
+    """Return a configuration with its stages by name, without the settings that a resumed run may change."""
     stages = {
         stage["name"]: {name: value for name, value in stage.items() if name not in _FREE_IN_STAGES}
         for stage in values.get("stages", [])
@@ -215,18 +218,17 @@ def _comparable(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:
-    """All or nothing: a run that was killed meanwhile begins anew."""
+    """Write atomically, so that a run killed here starts from the beginning."""
     replace_file(path, json.dumps(values, indent=2) + "\n")
 
 
 def _difference(before: Any, now: Any, name: str) -> str:
-    """Say where two nested configurations differ first, or nothing."""
+    """Return the first difference of two nested configurations as a sentence, "" if there is none."""
     if name in _FREE:
         return ""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in [*now, *(k for k in before if k not in now)]:
-            found = _difference(before.get(key), now.get(key), f"{name}.{key}")
-            if found:
-                return found
+            if difference := _difference(before.get(key), now.get(key), f"{name}.{key}"):
+                return difference
         return ""
     return "" if before == now else f"{name} was {before!r} and is {now!r}"

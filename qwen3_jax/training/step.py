@@ -338,7 +338,7 @@ class Trainer:
         return self.structure.merge(params)
 
 
-def host(metrics: Metrics) -> dict[str, float]:
+def fetch_metrics(metrics: Metrics) -> dict[str, float]:
     """Fetch metrics and flatten them: {"loss.total": 3.2, "loss.router_entropy": 4.1, "loss.router_entropy.00": 4.0, ...}.
 
     A value of every layer becomes its mean, and one value a layer under the layer's number. The load of every expert is left

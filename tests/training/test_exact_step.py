@@ -15,7 +15,7 @@ from qwen3_jax.model import Qwen3
 from qwen3_jax.training import guard, losses
 from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig
 from qwen3_jax.training.optimizer import schedule
-from qwen3_jax.training.step import Trainer, host
+from qwen3_jax.training.step import Trainer, fetch_metrics
 from tests.helpers.tiny_training import TINY, TINY_MOE, packed_batch
 
 # The balancing loss weighs a thousand times more than in training, so that its gradient shows.
@@ -247,7 +247,7 @@ def test_a_step_that_is_not_finite_or_spikes_is_skipped_and_counted():
     state, placed = trainer.init(0), trainer.place(batch)
     for _ in range(6):
         state, metrics = trainer.step(state, placed)
-    assert host(metrics)["skipped"] == 0
+    assert fetch_metrics(metrics)["skipped"] == 0
 
     def unchanged(bad):
         nonlocal state
@@ -256,7 +256,7 @@ def test_a_step_that_is_not_finite_or_spikes_is_skipped_and_counted():
         state, report = trainer.step(state, bad)
         jax.tree.map(np.testing.assert_array_equal, jax.device_get((state.params, state.optimizer)), before)
         assert float(report.learning_rate) <= rate
-        return host(report)
+        return fetch_metrics(report)
 
     poisoned = dict(placed, loss_mask=placed["loss_mask"].at[0, 0].set(jnp.nan))
     report = unchanged(poisoned)
@@ -265,8 +265,8 @@ def test_a_step_that_is_not_finite_or_spikes_is_skipped_and_counted():
     report = unchanged(dict(placed, targets=jnp.full_like(placed["targets"], 63), loss_mask=100 * placed["loss_mask"]))
     assert (report["skipped"], report["skipped_in_row"]) == (2, 2)
     state, metrics = trainer.step(state, placed)
-    assert host(metrics)["skipped"] == 2
-    assert host(metrics)["skipped_in_row"] == 0
+    assert fetch_metrics(metrics)["skipped"] == 2
+    assert fetch_metrics(metrics)["skipped_in_row"] == 0
     assert int(state.step) == 9
 
 

@@ -13,7 +13,8 @@ from tensorboardX.proto import event_pb2
 
 from qwen3_jax.cli import main as qwen3
 from qwen3_jax.errors import UserError
-from qwen3_jax.training import metrics, report
+from qwen3_jax.training import meter, metrics, report
+from qwen3_jax.training.run_log import read_run
 
 
 def test_the_accounts_of_time_add_up_and_tell_waiting_from_working(monkeypatch):
@@ -30,7 +31,7 @@ def test_the_accounts_of_time_add_up_and_tell_waiting_from_working(monkeypatch):
             time.sleep(max(self.free - time.perf_counter(), 0))
 
     device, started = Device(), {}
-    meter = metrics.Meter(tokens_per_step=100, flops_per_token=1e6, peak=1e9, devices=2)
+    clock = meter.Meter(tokens_per_step=100, flops_per_token=1e6, peak=1e9, devices=2)
 
     def take():
         result = object()
@@ -38,24 +39,24 @@ def test_the_accounts_of_time_add_up_and_tell_waiting_from_working(monkeypatch):
         return None, result
 
     monkeypatch.setattr(jax, "block_until_ready", device.wait)
-    with meter:
+    with clock:
 
         def train(count, seconds):
             for _ in range(count):
-                meter.fetch(lambda: time.sleep(seconds))
-                meter.step(take)
-            return meter.read()
+                clock.fetch(lambda: time.sleep(seconds))
+                clock.step(take)
+            return clock.read_and_reset()
 
         first = train(1, 0.0)
         assert first["seconds_compile"] >= 0.2
         assert "tokens_per_second" not in first
         quick = train(4, 0.05)
         slow = train(4, 0.4)
-        with meter.during("eval"):
+        with clock.during("eval"):
             time.sleep(0.2)
-        rest = meter.read()
+        rest = clock.read_and_reset()
     for row in (first, quick, slow, rest):
-        assert sum(row[f"seconds_{part}"] for part in metrics.PARTS) == pytest.approx(row["seconds"])
+        assert sum(row[f"seconds_{part}"] for part in meter.PARTS) == pytest.approx(row["seconds"])
     # Sleeping may take longer than asked for, on a busy machine: up to what a wrong account would say.
     assert 0.8 <= quick["seconds_step"] < 1.5
     assert 0.04 < quick["seconds_input"] < 4 * 0.05  # 0.05 before the first step
@@ -157,7 +158,7 @@ def test_the_page_shows_the_run_and_its_numbers_are_right(tmp_path, capsys):
     assert qwen3(["report", str(run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["goodput"] == pytest.approx(0.6)
     with pytest.raises(UserError, match="it has no config"):
-        report.read(tmp_path)
+        read_run(tmp_path)
     (run / "metrics.jsonl").unlink()
     with pytest.raises(UserError, match="has no metrics yet"):
-        report.read(run)
+        read_run(run)

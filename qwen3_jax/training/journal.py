@@ -1,0 +1,41 @@
+"""Metrics and history of a run, written by the first process alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from qwen3_jax.training.config import TrainConfig
+from qwen3_jax.training.loss_plot import plot_loss
+from qwen3_jax.training.metrics import MetricsWriter
+
+
+class Journal:
+    """Metrics and history of a run, written by the first process alone."""
+
+    def __init__(self, run_dir: Path, config: TrainConfig, step: int, started: float):
+        self._run_dir, self._writer = run_dir, None
+        if jax.process_index() == 0:
+            self._writer = MetricsWriter(run_dir, step, started, config.wandb)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, _: Any) -> None:
+        if self._writer:
+            self._writer.close(None if kind is None else f"{kind.__name__}: {error}")
+
+    def write(self, step: int, row: dict[str, float]) -> None:
+        if self._writer:
+            self._writer.write(step, row)
+
+    def write_routers(self, step: int, load_le: np.ndarray) -> None:
+        if self._writer:
+            self._writer.write_routers(step, load_le)
+
+    def plot(self, entropy: dict[str, float]) -> None:
+        if self._writer:
+            plot_loss(self._writer.path, self._run_dir / "loss.png", entropy)

@@ -1,0 +1,39 @@
+"""A trace of a few steps, for xprof (TensorBoard's profile plugin)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+_PROFILED = 5  # steps in a trace, after as many to warm up
+
+
+class Profiler:
+    """Writes a trace of a few steps of a stage, after as many to warm up."""
+
+    def __init__(self, wanted: bool, folder: Path, first: int, last: int, report: Callable[[str], None]):
+        self._folder, self._report, self._running = folder, report, False
+        self._from = min(first + _PROFILED, last - 1) if wanted else -1
+        self._to = min(self._from + _PROFILED, last)
+
+    def __enter__(self) -> Profiler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+
+    def before(self, step: int) -> None:
+        if step == self._from:
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+
+    def after(self, step: int, result: Any) -> None:
+        if self._running and step == self._to:
+            jax.block_until_ready(result)
+            jax.profiler.stop_trace()
+            self._running = False
+            self._report(f"a trace of steps {self._from + 1} to {self._to} is in {self._folder}")

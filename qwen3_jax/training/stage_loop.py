@@ -1,0 +1,211 @@
+"""The steps of one stage: batches, steps, evaluation, checkpoints, metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import sharding
+from qwen3_jax.checkpoint.training import TrainCheckpoints
+from qwen3_jax.config import Qwen3Config
+from qwen3_jax.data import Prepared, make_train_loader
+from qwen3_jax.data.mixture import at_boundary
+from qwen3_jax.errors import Diverged, Interrupted
+from qwen3_jax.progress import Bar, progress_bar
+from qwen3_jax.training import guard
+from qwen3_jax.training.config import Stage, TrainConfig
+from qwen3_jax.training.flops import training_flops_per_token
+from qwen3_jax.training.held_out import HeldOut, position_edges
+from qwen3_jax.training.journal import Journal
+from qwen3_jax.training.meter import Meter
+from qwen3_jax.training.optimizer import run_schedule
+from qwen3_jax.training.profiler import Profiler
+from qwen3_jax.training.step import Trainer, TrainState, fetch_metrics
+from sharding.hardware import peak_flops
+
+Watch = Callable[[int, dict[str, float]], None]
+
+
+@dataclasses.dataclass
+class StageLoop:
+    """Runs the stages of a run, one call each; the fields are what the stages share."""
+
+    config: TrainConfig
+    run_dir: Path
+    stages: Sequence[Stage]
+    architecture: Qwen3Config
+    corpora: Sequence[Prepared]
+    checkpoints: TrainCheckpoints
+    journal: Journal
+    watch: Watch | None
+    asked_to_end: Callable[[int], bool]
+
+    def run(
+        self, stage: Stage, trainer: Trainer, state: TrainState, position: dict[str, Any] | None
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """Take the remaining steps of one stage.
+
+        Args:
+            state: after the last step taken, placed for this stage's mesh or another; it is donated, do not reuse it.
+            position: {"stage": name, "data": the loader's position}, as a checkpoint holds it; None at step 0.
+
+        Returns:
+            The state and the position at the end of the stage.
+        """
+        data, step = stage.run.data, int(state.step)
+        if step == stage.first:
+            state = dataclasses.replace(state, guard=guard.restarted(state.guard))
+        state = jax.device_put(state, trainer.shardings)  # another stage may have another mesh
+        loader = make_train_loader(data, self.corpora, weights=stage.weights, rows=trainer.local_rows(data.batch_size))
+        meter = Meter(
+            data.batch_size * data.sequence_length,
+            training_flops_per_token(trainer.config, data.sequence_length),
+            peak_flops(jax.local_devices()[0]),
+            jax.device_count(),
+        )
+        label = stage.name if self.config.stages else "training"
+        with (
+            contextlib.closing(iter(loader)) as batches,
+            meter,
+            progress_bar(label, stage.last - step) as bar,
+            Profiler(self.config.profile, self.run_dir / "profile", step, stage.last, bar.print) as profiler,
+        ):
+            if position is not None:
+                resumed = position["stage"] == stage.name
+                batches.set_state(position["data"] if resumed else at_boundary(position["data"]))
+            return self._steps(stage, trainer, state, batches, meter, bar, profiler)
+
+    def _steps(
+        self,
+        stage: Stage,
+        trainer: Trainer,
+        state: TrainState,
+        batches: Any,
+        meter: Meter,
+        bar: Bar,
+        profiler: Profiler,
+    ) -> tuple[TrainState, dict[str, Any]]:
+        config, rows = self.config, stage.run.data.batch_size
+        held_out = HeldOut(stage, self.corpora, config.eval_batches)
+        step = logged = int(state.step)
+        while step < stage.last:
+            profiler.before(step)
+            batch = meter.fetch(lambda: trainer.place(next(batches), rows))
+            state, step_metrics = meter.step(functools.partial(trainer.step, state, batch))
+            step += 1
+            profiler.after(step, step_metrics)
+            last, ending = step == stage.last, self.asked_to_end(step)
+            losses: dict[str, float] = {}
+            if last or _due(step, config.eval_every):
+                with meter.during("eval"):
+                    losses = self._evaluate(step, stage, trainer, state, held_out, bar)
+                    if (load := step_metrics.loss.router_load) is not None:
+                        self.journal.write_routers(step, jax.device_get(load))
+            if last or step % config.log_every == 0:
+                self._log(step, step_metrics, stage, meter, bar, step - logged)
+                logged = step
+            if last or ending or _due(step, config.checkpoint_every):
+                with meter.during("checkpoint"):
+                    mean = sum(losses.values()) / len(losses) if losses else None
+                    position = {"stage": stage.name, "data": batches.get_state()}
+                    self.checkpoints.save(step, state, position, mean)
+            if ending and step < config.total_steps:
+                self.checkpoints.wait()
+                raise Interrupted(f"stopped at step {step} as asked (SIGTERM); the same command resumes there.")
+        return state, position
+
+    def _log(self, step: int, step_metrics: Any, stage: Stage, meter: Meter, bar: Bar, advanced: int) -> None:
+        """Fetch the metrics of a step, write and print them.
+
+        Raises:
+            Diverged: too many steps in a row were skipped.
+        """
+        values = fetch_metrics(step_metrics)  # blocks until the step has ended
+        row = {f"train.{name.removeprefix('loss.')}": value for name, value in values.items()} | meter.read_and_reset()
+        self.journal.write(step, row)
+        if self.watch:
+            self.watch(step, row)
+        if values["skipped_in_row"] >= self.config.optimizer.max_skips:
+            raise Diverged(
+                f"{values['skipped_in_row']:.0f} steps in a row were skipped up to step {step} "
+                f"(loss {values['loss.total']:.4g}, gradient norm {values['gradient_norm']:.4g}); lower "
+                "optimizer.learning_rate, or inspect the data, and restart from an earlier checkpoint."
+            )
+        note = _note(row)
+        bar.advance(advanced, note)
+        total = self.config.total_steps
+        # Without a bar (output to a file), print about twenty lines over a run instead.
+        if not bar.visible and (step == total or step * 20 // total != (step - advanced) * 20 // total):
+            name = f"{stage.name}, " if self.config.stages else ""
+            bar.print(f"{name}step {step}/{total}: {note}")
+
+    def _evaluate(
+        self, step: int, stage: Stage, trainer: Trainer, state: TrainState, held_out: HeldOut, bar: Bar
+    ) -> dict[str, float]:
+        """Measure the held-out losses; write, print and return them."""
+        losses, entropy = held_out.losses(trainer, state.params), held_out.entropy
+        row = {f"eval.{name}": loss for name, loss in losses.items()}
+        row |= {f"eval.{name}_unigram_entropy": entropy[name] for name in losses}
+        text = ", ".join(f"{name} {loss:.3f} (unigram entropy {entropy[name]:.2f})" for name, loss in losses.items())
+        if text:
+            bar.print(f"step {step}: held-out loss {text}")
+        if step == stage.last:
+            by_position = self._by_position(stage, trainer, state)
+            row |= {f"position.{name}": loss for name, loss in by_position.items()}
+            text = ", ".join(f"{name} {loss:.3f}" for name, loss in by_position.items())
+            if text:
+                bar.print(f"step {step}: held-out loss by position {text}")
+        self.journal.write(step, row)
+        self.journal.plot(entropy)
+        return losses
+
+    def _by_position(self, stage: Stage, trainer: Trainer, state: TrainState) -> dict[str, float]:
+        """Return the held-out loss by position, on rows of the longest stage; {} if all stages have one length.
+
+        The model has this stage's rotary base, so this measures long text before the stage that trains on it.
+        """
+        longest = max(self.stages, key=lambda one: one.run.data.sequence_length)
+        edges = position_edges(one.run.data.sequence_length for one in self.stages)
+        if len(edges) == 2:
+            return {}
+        params = state.params
+        if stage.run.data.sequence_length < longest.run.data.sequence_length:
+            trainer = stage_trainer(
+                dataclasses.replace(longest, rope_theta=stage.rope_theta), self.stages, self.architecture
+            )
+            params = jax.device_put(params, trainer.shardings.params)
+        return HeldOut(longest, self.corpora, self.config.eval_batches).by_position(trainer, params, edges)
+
+
+def stage_trainer(stage: Stage, stages: Sequence[Stage], architecture: Qwen3Config) -> Trainer:
+    """Return the trainer of a stage, with the schedule of the whole run."""
+    run = stage.run
+    config = (
+        architecture if stage.rope_theta is None else dataclasses.replace(architecture, rope_theta=stage.rope_theta)
+    )
+    placement = sharding.Placement(sharding.make_mesh(**dataclasses.asdict(run.mesh)), sharding.TRAINING)
+    rate = run_schedule([(one.run.optimizer, one.last - one.first) for one in stages])
+    return Trainer(config, run.model, run.optimizer, rate, placement, run.loss, run.micro_batches)
+
+
+def _due(step: int, every: int) -> bool:
+    return bool(every) and step % every == 0
+
+
+def _note(row: dict[str, float]) -> str:
+    parts = [f"loss {row['train.cross_entropy']:.3f}"]
+    if "tokens_per_second" in row:
+        parts.append(f"{row['tokens_per_second']:,.0f} tok/s")
+    if "mfu" in row:
+        parts.append(f"MFU {row['mfu']:.0%}")
+    if row["train.balance"]:
+        parts.append(f"balance {row['train.balance']:.2f}")
+    if row["train.skipped"]:
+        parts.append(f"{row['train.skipped']:.0f} step{'s' if row['train.skipped'] > 1 else ''} skipped")
+    return " | ".join(parts)
