@@ -7,7 +7,8 @@ import pytest
 from qwen3_jax.cli import train as cli
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.model import parameter_count
-from qwen3_jax.training import plan
+from qwen3_jax.planner.architecture import training_architecture
+from qwen3_jax.planner.training_step import mesh_works
 from qwen3_jax.training.optimizer import run_schedule
 
 ROOT = Path(__file__).parents[2]
@@ -43,4 +44,4 @@ def test_the_stages_are_the_reports_and_the_step_divides_over_the_mesh(name):
         mesh = stage.run.mesh
         sizes = (mesh.replica, mesh.data, mesh.expert, mesh.context, mesh.tensor)
         assert mesh.data * mesh.expert * mesh.context * mesh.tensor == SIZES[name]
-        assert plan.mesh_works(stage.run, plan.architecture(stage.run), sizes), stage.name
+        assert mesh_works(stage.run, training_architecture(stage.run), sizes), stage.name
