@@ -3,8 +3,6 @@
 Invariant: the target either does not exist (or is what it was) or is complete (`publish`).
 """
 
-import dataclasses
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,11 +16,10 @@ from safetensors.numpy import save_file
 
 from qwen3_jax.checkpoint import keys
 from qwen3_jax.checkpoint.checksums import write_checksums
-from qwen3_jax.checkpoint.hf_load import as_dtype
 from qwen3_jax.checkpoint.publish import publishing
 from qwen3_jax.checkpoint.safetensors import INDEX, SINGLE
-from qwen3_jax.errors import UserError
-from qwen3_jax.kernels import is_quantized
+from qwen3_jax.checkpoint.small_files import write_json, write_small_files
+from qwen3_jax.checkpoint.storage import as_dtype, refuse_quantized
 from qwen3_jax.model import Qwen3
 from qwen3_jax.text import Tokenizer
 
@@ -81,7 +78,7 @@ def write_folder(
         writes = jax.process_index() == 0
         _write_tensors(model, storage, shards, work if writes else None, encode)
         if writes:
-            write_texts(model, tokenizer, storage, work, quantization)
+            write_small_files(model, tokenizer, storage, work, quantization)
             for file in work.glob("*.safetensors"):  # its library lets only the owner read them
                 file.chmod((work / "config.json").stat().st_mode)
             # config.json, generation_config.json and the template are for people to edit; the rest must never change.
@@ -89,20 +86,6 @@ def write_folder(
                 work, [*work.glob("*.safetensors"), *work.glob("*.index.json"), *work.glob("tokenizer.json")]
             )
     return target
-
-
-def refuse_quantized(model: Qwen3) -> None:
-    """Refuse to save what `load(quantize=...)` made.
-
-    Raises:
-        UserError: says what to do instead.
-    """
-    leaves = jax.tree.leaves(nnx.state(model), is_leaf=is_quantized)
-    if any(is_quantized(leaf) for leaf in leaves):
-        raise UserError(
-            "the model's weights were quantised when it was loaded, and saving them would lose what was rounded away: load it "
-            "without quantize=, or write a quantised checkpoint with `qwen3 quantize`."
-        )
 
 
 def _plan(model: Qwen3, dtype: jnp.dtype, limit: int) -> list[list[tuple[keys.Slot, int]]]:
@@ -150,7 +133,7 @@ def _write_tensors(
             save_file(tensors, folder / file, metadata={"format": "pt"})
     if folder is not None and len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        _write_json(folder / INDEX, index)
+        write_json(folder / INDEX, index)
 
 
 def _tensors(value: jax.Array, slot: keys.Slot, layer: int, dtype: jnp.dtype) -> Iterator[tuple[str, np.ndarray]]:
@@ -164,29 +147,3 @@ def _tensors(value: jax.Array, slot: keys.Slot, layer: int, dtype: jnp.dtype) ->
     host = np.asarray(hf)
     names = slot.names(layer)
     yield from zip(names, host if slot.per_expert else [host], strict=True)
-
-
-def write_texts(
-    model: Qwen3,
-    tokenizer: Tokenizer | None,
-    dtype: jnp.dtype,
-    folder: Path,
-    quantization: dict[str, Any] | None = None,
-) -> None:
-    """Write config.json, generation_config.json and the tokenizer's files.
-
-    `dtype` is what the weights are stored in, and `quantization` describes those that are not.
-    """
-    config = dataclasses.replace(model.config, dtype=dtype.name)
-    generation = model.generation_config
-    if not generation.eos_token_id:
-        generation = dataclasses.replace(generation, eos_token_id=config.eos_token_ids)
-    described = {} if quantization is None else {"quantization_config": quantization}
-    _write_json(folder / "config.json", config.to_hf() | described)
-    _write_json(folder / "generation_config.json", generation.to_hf())
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

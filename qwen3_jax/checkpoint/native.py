@@ -22,9 +22,9 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from qwen3_jax.checkpoint.checksums import verify_checksums, write_checksums
-from qwen3_jax.checkpoint.hf_load import as_dtype, load_tokenizer
-from qwen3_jax.checkpoint.hf_save import refuse_quantized, write_texts
 from qwen3_jax.checkpoint.publish import publishing
+from qwen3_jax.checkpoint.small_files import load_tokenizer, write_small_files
+from qwen3_jax.checkpoint.storage import as_dtype, refuse_quantized
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
 from qwen3_jax.generation_config import GenerationConfig
@@ -61,7 +61,7 @@ def save_native(
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(work / PARAMS, named)
         if jax.process_index() == 0:
-            write_texts(model, tokenizer, storage, work)
+            write_small_files(model, tokenizer, storage, work)
             fixed = [file for file in (work / PARAMS).rglob("*") if file.is_file()]
             write_checksums(work, [*fixed, *work.glob("tokenizer.json")])
     return target

@@ -1,0 +1,101 @@
+"""Checkpoints in every form that `load` reads; which one is seen from config.json's `quantization_config` or the file type.
+
+| form                | recognised by                                | module         |
+|---------------------|----------------------------------------------|----------------|
+| plain safetensors   | no `quantization_config`                     | `safetensors`  |
+| FP8 in blocks       | `quant_method: "fp8"`                        | `formats.fp8`  |
+| AWQ                 | `quant_method: "awq"`                        | `formats.int4` |
+| GPTQ                | `quant_method: "gptq"`                       | `formats.int4` |
+| int8                | `quant_method: "compressed-tensors"`         | `formats.int8` |
+| GGUF                | a file `*.gguf`, or a folder with nothing else | `formats.gguf` |
+
+Quantised tensors are unpacked slice by slice as they are read, by their format's own formula; what reads them sees HF's names
+and shapes and floats.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen3_jax.checkpoint.formats.fp8 import Fp8Blocks
+from qwen3_jax.checkpoint.formats.int4 import Awq, Gptq
+from qwen3_jax.checkpoint.formats.int8 import Int8
+from qwen3_jax.checkpoint.formats.unpacked import Scheme, Unpacked
+from qwen3_jax.checkpoint.safetensors import SafetensorsFolder
+from qwen3_jax.checkpoint.source import TensorSource
+from qwen3_jax.config import Qwen3Config
+from qwen3_jax.errors import UserError
+from qwen3_jax.generation_config import GenerationConfig
+from qwen3_jax.json_fields import read_json
+
+_SCHEMES: dict[str, type[Scheme]] = {"fp8": Fp8Blocks, "awq": Awq, "gptq": Gptq, "compressed-tensors": Int8}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a folder or file holds, less the tokenizer.
+
+    Attributes:
+        config: the architecture.
+        tensors: by HF's names.
+        generation: sampling defaults, or None where there are none.
+    """
+
+    config: Qwen3Config
+    tensors: TensorSource
+    generation: GenerationConfig | None
+
+
+def gguf_file(path: Path) -> Path | None:
+    """The GGUF file that a path means, or None.
+
+    Raises:
+        UserError: a folder has several.
+    """
+    if path.is_file():
+        return path if path.suffix == ".gguf" else None
+    if (path / "config.json").exists() or any(path.glob("*.safetensors")):
+        return None
+    files = sorted(path.glob("*.gguf"))
+    if len(files) > 1:
+        raise UserError(f"{path} has {len(files)} GGUF files; name one of them, such as {files[0].name}.")
+    return files[0] if files else None
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read everything but the numbers of a local checkpoint.
+
+    Raises:
+        UserError: names the file, field or tensor that is missing, damaged, or in a form that is not read.
+    """
+    file = gguf_file(path)
+    if file is not None:
+        from qwen3_jax.checkpoint.formats.gguf import GgufFile
+
+        gguf = GgufFile(file)
+        return Checkpoint(gguf.config, gguf, gguf.generation)
+    raw = read_json(path / "config.json")
+    quantization = raw.pop("quantization_config", None)
+    config = Qwen3Config.from_hf(raw)
+    tensors: TensorSource
+    if quantization is None:
+        tensors = SafetensorsFolder(path)
+    else:
+        tensors = Unpacked(SafetensorsFolder(path, packed=True), scheme(quantization))
+    generation = path / "generation_config.json"
+    return Checkpoint(config, tensors, GenerationConfig.from_hf(read_json(generation)) if generation.exists() else None)
+
+
+def scheme(quantization: Any) -> Scheme:
+    """Return how to unpack the tensors that a `quantization_config` describes.
+
+    Raises:
+        UserError: a method or setting that is not read, by name.
+    """
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    if method not in _SCHEMES:
+        raise UserError(
+            f"config field 'quantization_config.quant_method' is {method!r}; the methods that are read are "
+            f"{sorted(_SCHEMES)} and GGUF files. Load the unquantised checkpoint, with quantize= where memory is short."
+        )
+    return _SCHEMES[method].from_config(quantization)

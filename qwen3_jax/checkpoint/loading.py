@@ -1,0 +1,86 @@
+"""Load a checkpoint in any of the forms that are read.
+
+>>> model, tokenizer = qwen3_jax.load("Qwen/Qwen3-0.6B", dtype="bfloat16")
+>>> model, tokenizer = qwen3_jax.load("DIR", mesh=sharding.make_mesh(tensor=4))
+>>> model, tokenizer = qwen3_jax.load("Qwen/Qwen3-8B", dtype="bfloat16", quantize="int8")
+>>> model, tokenizer = qwen3_jax.load("Qwen/Qwen3-8B-AWQ")      # also FP8, GPTQ, int8 and GGUF
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from qwen3_jax.checkpoint.hf_load import load_model
+from qwen3_jax.checkpoint.hub import resolve
+from qwen3_jax.checkpoint.small_files import load_tokenizer
+from qwen3_jax.errors import UserError
+from qwen3_jax.kernels import WeightType, check_weight_type, prefers_unrolled_decoding
+from qwen3_jax.model import Qwen3
+from qwen3_jax.text import Tokenizer
+from sharding import SERVING, Placement
+
+
+def load(
+    path_or_repo_id: str | Path,
+    *,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+    scan_layers: bool | None = None,
+    quantize: WeightType | None = None,
+    hf_overrides: Mapping[str, Any] | None = None,
+    revision: str | None = None,
+    verify: bool = True,
+) -> tuple[Qwen3, Tokenizer]:
+    """Load a Qwen3 checkpoint for inference.
+
+    Args:
+        path_or_repo_id: a folder in Hugging Face's format, a repository on the hub ("Qwen/Qwen3-0.6B"), a GGUF file, or a
+            folder that `qwen3 convert --to orbax` wrote. Quantised checkpoints (FP8, AWQ, GPTQ, int8, GGUF) are unpacked to
+            `dtype`, tensor by tensor.
+        dtype: storage and compute type, "float32", "bfloat16" or "float16"; None is the checkpoint's own.
+        mesh: devices to spread the model over (`sharding.make_mesh`); None is one device.
+        scan_layers: stack equal layers; None is what decodes fastest on this platform.
+        quantize: keep the matrices in 8 or 4 bits ("int8", "fp8", "int4"; `kernels.quantized` says how), which are used in
+            `dtype`; the model can then not be trained or saved.
+        hf_overrides: fields of config.json to replace, as `max_position_embeddings`, `rope_scaling` and
+            `dual_chunk_attention_config` for longer contexts.
+        revision: branch, tag or commit on the hub.
+        verify: compare the files with `checksums.sha256` where the folder has one (`qwen3_jax.save` writes it).
+
+    Returns:
+        The model, and its tokenizer; None in the tokenizer's place when the folder has no tokenizer files.
+
+    Raises:
+        UserError: names the missing, damaged, duplicate, misshapen or unknown tensor, file or field.
+        ShardingError: a dimension does not divide over the mesh.
+    """
+    from qwen3_jax.checkpoint.native import is_native, load_native  # imports Orbax, which takes a second
+
+    check_weight_type(quantize)
+    folder = resolve(path_or_repo_id, revision=revision)
+    options: dict[str, Any] = dict(
+        dtype=dtype,
+        param_dtype=dtype,
+        placement=Placement(mesh, SERVING),
+        scan_layers=not prefers_unrolled_decoding() if scan_layers is None else scan_layers,
+        verify=verify,
+    )
+    tokenizer = load_tokenizer(folder)
+    if not is_native(folder):
+        model = load_model(folder, quantize=quantize, hf_overrides=hf_overrides, **options)
+    elif quantize is None and not hf_overrides:
+        model = load_native(folder, **options)[0]
+    else:
+        name = "hf_overrides" if quantize is None else f"quantize={quantize!r}"
+        raise UserError(
+            f"{name} is for Hugging Face folders and GGUF files; {folder} is an Orbax folder: convert it with "
+            "`qwen3 convert --to hf` first."
+        )
+    if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, but config field 'vocab_size' gives the embedding "
+            f"{model.config.vocab_size} rows."
+        )
+    return model, tokenizer  # type: ignore[return-value]

@@ -1,0 +1,51 @@
+"""The files of a checkpoint folder besides the weights: config.json, generation_config.json, the tokenizer and its template."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from qwen3_jax.checkpoint.formats.opening import gguf_file
+from qwen3_jax.model import Qwen3
+from qwen3_jax.text import Tokenizer
+
+
+def load_tokenizer(folder: Path) -> Tokenizer | None:
+    """Return the tokenizer of a folder or GGUF file, or None when a folder has no tokenizer files at all."""
+    file = gguf_file(folder)
+    if file is not None:
+        from qwen3_jax.checkpoint.formats.gguf_tokenizer import gguf_tokenizer
+
+        return gguf_tokenizer(file)
+    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
+        return None
+    return Tokenizer.from_pretrained(folder)
+
+
+def write_small_files(
+    model: Qwen3,
+    tokenizer: Tokenizer | None,
+    dtype: jnp.dtype,
+    folder: Path,
+    quantization: dict[str, Any] | None = None,
+) -> None:
+    """Write config.json, generation_config.json and the tokenizer's files.
+
+    `dtype` is what the weights are stored in, and `quantization` describes those that are not.
+    """
+    config = dataclasses.replace(model.config, dtype=dtype.name)
+    generation = model.generation_config
+    if not generation.eos_token_id:
+        generation = dataclasses.replace(generation, eos_token_id=config.eos_token_ids)
+    described = {} if quantization is None else {"quantization_config": quantization}
+    write_json(folder / "config.json", config.to_hf() | described)
+    write_json(folder / "generation_config.json", generation.to_hf())
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object as Hugging Face's files look: two spaces of indentation, UTF-8."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

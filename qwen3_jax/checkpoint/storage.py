@@ -1,0 +1,36 @@
+"""The data types that weights are stored in."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from qwen3_jax.errors import UserError
+from qwen3_jax.kernels import is_quantized
+from qwen3_jax.model import Qwen3
+
+
+def as_dtype(name: Any) -> jnp.dtype:
+    """Return a floating data type from its name; refuse others by name."""
+    try:
+        dtype = jnp.dtype(name)
+    except TypeError:
+        dtype = None
+    if dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
+        raise UserError(f"dtype {name!r} is not supported; choose 'float32', 'bfloat16' or 'float16'.")
+    return dtype
+
+
+def refuse_quantized(model: Qwen3) -> None:
+    """Refuse to save what `load(quantize=...)` made.
+
+    Raises:
+        UserError: says what to do instead.
+    """
+    leaves = jax.tree.leaves(nnx.state(model), is_leaf=is_quantized)
+    if any(is_quantized(leaf) for leaf in leaves):
+        raise UserError(
+            "the model's weights were quantised when it was loaded, and saving them would lose what was rounded away: load it "
+            "without quantize=, or write a quantised checkpoint with `qwen3 quantize`."
+        )
