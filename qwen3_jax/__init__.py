@@ -11,7 +11,7 @@ from etils import epy
 
 with epy.lazy_api_imports(globals()):
     from qwen3_jax.checkpoint import load, save
-    from qwen3_jax.config import PRESETS, Qwen3Config, RopeScaling
+    from qwen3_jax.config import PRESETS, Qwen3Config
     from qwen3_jax.errors import UserError
     from qwen3_jax.generation import (
         Delta,
@@ -26,6 +26,7 @@ with epy.lazy_api_imports(globals()):
     )
     from qwen3_jax.generation_config import GenerationConfig
     from qwen3_jax.model import KVCache, Qwen3
+    from qwen3_jax.position_config import RopeScaling
     from qwen3_jax.text import Tokenizer
 
 __version__ = "0.1.0"

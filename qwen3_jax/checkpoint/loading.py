@@ -78,9 +78,14 @@ def load(
             f"{name} is for Hugging Face folders and GGUF files; {folder} is an Orbax folder: convert it with "
             "`qwen3 convert --to hf` first."
         )
+    _check_vocabulary(folder, model, tokenizer)
+    return model, tokenizer  # type: ignore[return-value]
+
+
+def _check_vocabulary(folder: Path, model: Qwen3, tokenizer: Tokenizer | None) -> None:
+    """Refuse a tokenizer that has more tokens than the embedding has rows."""
     if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, but config field 'vocab_size' gives the embedding "
             f"{model.config.vocab_size} rows."
         )
-    return model, tokenizer  # type: ignore[return-value]

@@ -16,8 +16,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import qwen3_jax
 import sharding
 from qwen3_jax import Engine, PromptLookup, Qwen3Config, Request, Sampling, UserError
-from qwen3_jax.config import DualChunk
 from qwen3_jax.model.rope import frequencies
+from qwen3_jax.position_config import DualChunk
 from tests.helpers import hf_checkpoints
 
 LENGTH = 300

@@ -23,9 +23,10 @@ import numpy as np
 from qwen3_jax.checkpoint import keys
 from qwen3_jax.checkpoint.formats.unpacked import PIECE
 from qwen3_jax.checkpoint.source import Entry
-from qwen3_jax.config import Qwen3Config, RopeScaling
+from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
 from qwen3_jax.generation_config import GenerationConfig
+from qwen3_jax.position_config import RopeScaling
 
 _ARCHITECTURES = {"qwen3": False, "qwen3moe": True}  # general.architecture -> is MoE
 # The type in which a model is used when the user names none, by the type of its matrices; bfloat16 for packed ones.

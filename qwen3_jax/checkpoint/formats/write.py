@@ -10,7 +10,6 @@ Attention projections, dense MLPs and experts are quantised by rounding to neare
 output projection, the router, norms and biases stay, as in Qwen's releases.
 """
 
-import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -78,22 +77,15 @@ def save_quantized(
         stem = name.removesuffix("weight")
         weight = np.asarray(array, np.float32)
         progress(weight.size)
-        packers: dict[WeightType, Callable[[np.ndarray], dict[str, np.ndarray]]] = {
-            "int8": pack_int8,
-            "fp8": pack_fp8,
-            "int4": functools.partial(pack_awq, group=group_size),
-        }
-        return {stem + part: value for part, value in packers[to](weight).items()}
+        packed = (
+            pack_int8(weight) if to == "int8" else pack_fp8(weight) if to == "fp8" else pack_awq(weight, group_size)
+        )
+        return {stem + part: value for part, value in packed.items()}
 
-    return write_folder(
-        model,
-        tokenizer,
-        path,
-        model.param_dtype,
-        overwrite=overwrite,
-        encode=encode,
-        quantization=_described(to, left, group_size),
+    options: dict[str, Any] = dict(
+        overwrite=overwrite, encode=encode, quantization=_quantization_config(to, left, group_size)
     )
+    return write_folder(model, tokenizer, path, model.param_dtype, **options)
 
 
 def _check_divides(name: str, shape: tuple[int, ...], group_size: int) -> None:
@@ -106,7 +98,7 @@ def _check_divides(name: str, shape: tuple[int, ...], group_size: int) -> None:
         raise UserError(f"{name!r} has {out} outputs, which AWQ cannot pack by eights; choose 'int8' or 'fp8'.")
 
 
-def _described(to: WeightType, left: list[str], group_size: int) -> dict[str, Any]:
+def _quantization_config(to: WeightType, left: list[str], group_size: int) -> dict[str, Any]:
     """The `quantization_config` of config.json."""
     if to == "fp8":
         return {
