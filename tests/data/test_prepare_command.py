@@ -67,8 +67,8 @@ def children(parent: int) -> list[int]:
     return found
 
 
-@pytest.mark.slow
-def test_killed_at_random_moments_it_goes_on_and_gives_identical_files(corpus, tmp_path):
+@pytest.mark.parametrize("kills", [pytest.param(3, marks=pytest.mark.slow), pytest.param(12, marks=pytest.mark.soak)])
+def test_killed_at_random_moments_it_goes_on_and_gives_identical_files(kills, corpus, tmp_path):
     started = time.monotonic()
     whole = run(command(corpus, tmp_path / "whole"))
     took = time.monotonic() - started
@@ -79,7 +79,7 @@ def test_killed_at_random_moments_it_goes_on_and_gives_identical_files(corpus, t
     assert len(manifest["shards"]) > 15
     rng, environment = random.Random(1), os.environ | {"PYTHONPATH": str(ROOT)}
     killed = finished = 0
-    while killed < 12:
+    while killed < kills:
         life = subprocess.Popen(command(corpus, tmp_path / "out"), env=environment, stderr=subprocess.PIPE, text=True)
         try:
             life.wait(rng.uniform(0, took))

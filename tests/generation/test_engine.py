@@ -312,7 +312,7 @@ def test_nothing_is_compiled_after_warm_up_and_nothing_leaks():
     soak(400, 0)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_soak_of_5000_requests_on_a_small_cache():
     soak(5000, 1)
 

@@ -18,13 +18,11 @@ CLIENTS = 64
 MEGABYTE = 1 << 20
 
 
-def test_many_clients_for_a_while(tiny_folder, tmp_path):
-    load(tiny_folder, tmp_path, seconds=20)
-
-
-@pytest.mark.slow
-def test_many_clients_for_five_minutes(tiny_folder, tmp_path):
-    load(tiny_folder, tmp_path, seconds=300)
+@pytest.mark.parametrize(
+    "seconds", [5, pytest.param(20, marks=pytest.mark.slow), pytest.param(300, marks=pytest.mark.soak)]
+)
+def test_many_clients(tiny_folder, tmp_path, seconds):
+    load(tiny_folder, tmp_path, seconds)
 
 
 def load(folder: Path, work: Path, seconds: float) -> None:

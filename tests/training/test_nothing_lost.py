@@ -102,15 +102,19 @@ def test_three_stages_change_what_they_say_and_carry_the_rest_over(unbroken):
             assert abs(drawn[name] - share * total) <= 2 * length, (end, name)
 
 
-@both
-@pytest.mark.slow
-def test_fifteen_kills_at_random_moments_leave_no_trace(unbroken):
-    """Of each kind of model. A third of the kills come at any time since the start, a third some steps later, and a third
-    while a checkpoint is being written."""
+@pytest.mark.parametrize(
+    ("unbroken", "count"),
+    [pytest.param("moe", 3, marks=pytest.mark.slow)]
+    + [pytest.param(kind, 15, marks=pytest.mark.soak) for kind in ("moe", "dense")],
+    indirect=["unbroken"],
+)
+def test_kills_at_random_moments_leave_no_trace(unbroken, count):
+    """A third of the kills come at any time since the start, a third some steps later, and a third while a checkpoint is
+    being written."""
     config, whole = unbroken
     rng = random.Random(whole.parent.name)
     run_dir, kills, during_save = whole.parent / "killed", 0, 0
-    while kills < 15:
+    while kills < count or not during_save:
         process = start(config, run_dir)
         kind = ("anywhere", "steps", "save")[kills % 3]
         if kind == "anywhere":
@@ -132,7 +136,6 @@ def test_fifteen_kills_at_random_moments_leave_no_trace(unbroken):
         else:
             assert process.exitcode == -9, said(run_dir)
     run(config, run_dir)
-    assert during_save
     assert_equal(run_dir, whole)
 
 
