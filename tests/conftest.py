@@ -3,7 +3,9 @@ compilation cache. Workers are started for the whole suite only: `python -m pyte
 """
 
 import gc
+import importlib.util
 import os
+import re
 from pathlib import Path
 
 from tests.helpers import quick_xla
@@ -19,6 +21,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # More torch threads, spinning beside those of other workers, took ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # dozens of child processes import the package
 
 import hypothesis
 import jax
@@ -44,6 +47,17 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """One worker per core for the whole suite; none for a folder, a file or a test, whose start would take longer."""
     whole = {Path(name).resolve() for name in config.args} & {config.rootpath, config.rootpath / "tests"}
     return None if whole or "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else 0
+
+
+_WITH_TORCH = importlib.util.find_spec("torch") is not None
+_NEEDS_TORCH = re.compile(r"^(import torch|from tests\.helpers import .*hf_checkpoints)", re.MULTILINE)
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave out what needs torch where it is not installed; see tests/pythons.sh."""
+    if _WITH_TORCH or collection_path.suffix != ".py":
+        return None
+    return bool(_NEEDS_TORCH.search(collection_path.read_text(encoding="utf-8"))) or None
 
 
 class _Programs:

@@ -3,12 +3,10 @@
 import shutil
 from pathlib import Path
 
-import playwright.sync_api
 import pytest
 
 import qwen3_jax
 from tests.helpers import tiny_models
-from tests.helpers.chat_page import Chat
 from tests.helpers.served import SMALL, serve
 
 
@@ -31,6 +29,8 @@ def server(tiny_folder, tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser():
     """Playwright's own Chromium, else the system's. While it lives an event loop runs in this thread, where no other can."""
+    import playwright.sync_api
+
     with playwright.sync_api.sync_playwright() as driver:
         own = Path(driver.chromium.executable_path).exists()
         path = None if own else shutil.which("chromium") or shutil.which("google-chrome")
@@ -54,6 +54,8 @@ def context(browser):
 @pytest.fixture
 def chat(context, server):
     """The page, opened; nothing may go wrong in it."""
+    from tests.helpers.chat_page import Chat
+
     chat = Chat(context, server.url)
     yield chat
     assert chat.faults == []

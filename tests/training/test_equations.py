@@ -60,7 +60,9 @@ def sums(cross_entropy=30.0, log_z_squared=70.0, balance=1.5) -> losses.Sums:
 
 def test_the_reported_loss_is_the_sum_of_its_parts_each_divided_by_its_own_count():
     """5 learned tokens, 8 that are not padding: cross-entropy and z over the first, router entropy over the second."""
-    whole = losses.whole({"loss_mask": np.float32([[1, 1, 1, 0], [1, 1, 0, 0]]), "segment_ids": np.int32([[1] * 4] * 2)})
+    whole = losses.whole(
+        {"loss_mask": np.float32([[1, 1, 1, 0], [1, 1, 0, 0]]), "segment_ids": np.int32([[1] * 4] * 2)}
+    )
     assert (float(whole.tokens), float(whole.valid)) == (5, 8)
     loss = losses.finish(sums(), whole, LossConfig(z_loss=0.25), 0.125)
     assert (float(loss.cross_entropy), float(loss.z), float(loss.balance), float(loss.tokens)) == (6, 14, 1.5, 5)
@@ -173,7 +175,9 @@ def numpy_rates(config: OptimizerConfig, steps: int) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant", "wsd"])
 @pytest.mark.parametrize("warmup", [0, 1, 7])
 def test_every_step_of_every_schedule_equals_numpy_also_after_another_stage(kind, warmup):
-    config = OptimizerConfig(learning_rate=2.0, warmup_steps=warmup, schedule=kind, final_learning_rate=0.2, decay_share=0.3)
+    config = OptimizerConfig(
+        learning_rate=2.0, warmup_steps=warmup, schedule=kind, final_learning_rate=0.2, decay_share=0.3
+    )
     first = OptimizerConfig(learning_rate=5.0, warmup_steps=3, schedule="linear", final_learning_rate=0.5)
     rates = np.concatenate([numpy_rates(first, 9), numpy_rates(config, 23)])
     course = run_schedule([(first, 9), (config, 23)])

@@ -7,8 +7,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import torch
-import transformers
 import yaml
 
 import qwen3_jax
@@ -151,6 +149,7 @@ def test_a_run_writes_everything_it_promises_and_its_export_works_everywhere(tmp
 
     model, tokenizer = qwen3_jax.load(run / "hf")
     assert set(model.generation_config.eos_token_id) == {tokenizer.im_end_id, tokenizer.endoftext_id}
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     reference = transformers.AutoModelForCausalLM.from_pretrained(run / "hf")
     theirs = transformers.AutoTokenizer.from_pretrained(run / "hf")
     messages = [{"role": "user", "content": "Hi"}]
