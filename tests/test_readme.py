@@ -102,6 +102,8 @@ def test_every_command_line_in_the_docs_is_accepted(checkout, monkeypatch, capsy
             assert len(words) == 3
         elif words[0] == "python" and words[1].startswith(("examples/", "benchmarks/")):
             assert (ROOT / words[1]).exists()
+        elif words[0] == "tests/pythons.sh":  # .ci/run does
+            assert os.access(ROOT / words[0], os.X_OK)
         elif words[:2] == ["qwen3", "quantize"]:  # tests/cli runs it
             assert quantize.parser("qwen3 quantize").parse_args(words[2:]).out
         elif words[:2] == ["qwen3", "serve"]:  # tests/serving starts one
