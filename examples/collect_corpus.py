@@ -36,13 +36,13 @@ _PROSE = {".md", ".rst", ".txt", ".gz", "", ".tex", ".texi"}
 _NOT_PROSE = re.compile(
     r"licen[cs]e|copying|copyright|top_level|entry_points|record|installer|requires|sources|changelog|vectors", re.I
 )
-# Requests of troff's man and mdoc that are followed by text.
+# troff requests of man and mdoc that are followed by text.
 _PARAGRAPHS = {".SH", ".SS", ".Sh", ".Ss", ".PP", ".P", ".LP", ".Pp", ".TP", ".IP", ".It"}
 _TEXT = {
     *(".B", ".I", ".R", ".BR", ".RB", ".IR", ".RI", ".BI", ".IB", ".SM", ".SB"),
     *(".Nm", ".Nd", ".Fl", ".Ar", ".Op", ".Em", ".Sy", ".Pa", ".Xr", ".Li", ".Ql", ".Dq", ".Sq", ".Cm", ".Va", ".Ev"),
 }
-_LONGEST = 4 * 2**20  # characters; what is longer is data rather than text
+_LONGEST = 4 * 2**20  # characters; longer files are data rather than text
 
 
 class Text(NamedTuple):
@@ -81,16 +81,16 @@ def manual(root: Path = Path("/usr/share/man")) -> Iterator[Text]:
 
 
 def messages(root: Path = Path("/usr/share/locale")) -> Iterator[Text]:
-    """What programs say, by program and language; the English original once for each program."""
+    """Translated messages of programs, one document per program and language; the English originals once per program."""
     seen = set()
     for path in sorted(root.glob("*/LC_MESSAGES/*.mo")):
         language = _language(path.parts[-3])
         if language == "en" or path.is_symlink():
-            continue  # quotation marks apart, what the original says
+            continue  # equals the original except for quotation marks
         try:
             with path.open("rb") as file:
                 catalog = gettext.GNUTranslations(file)._catalog
-        except (OSError, ValueError, LookupError):  # a damaged one, or one without plural forms where they are due
+        except (OSError, ValueError, LookupError):  # damaged, or without required plural forms
             continue
         # Plural forms are keyed by (original, number).
         pairs = [(key if isinstance(key, str) else key[0], value) for key, value in catalog.items() if key]
@@ -117,7 +117,7 @@ def plain(page: str) -> str:
 
 
 def main() -> None:
-    """Write the shards, then say what is in them."""
+    """Write the shards, then print their sizes by domain and language."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
     parser.add_argument("--domains", nargs="+", choices=DOMAINS, default=DOMAINS, help="default: all")
@@ -127,21 +127,26 @@ def main() -> None:
     parser.add_argument("--shard-mb", type=float, default=16, metavar="N", help="size of a file (default: 16)")
     args = parser.parse_args()
     packages = Path(sysconfig.get_paths()["purelib"])
-    found = {"code": lambda: code(packages), "docs": lambda: docs(packages), "manual": manual, "messages": messages}
+    collectors = {
+        "code": lambda: code(packages),
+        "docs": lambda: docs(packages),
+        "manual": manual,
+        "messages": messages,
+    }
     try:
         args.output.mkdir(parents=True)
     except FileExistsError:
         parser.error(f"{args.output} exists; choose another folder, or delete it.")
     sizes: Counter[tuple[str, str]] = Counter()
     for domain in args.domains:
-        texts = list_within(found[domain](), args.max_mb * 1e6, domain, sizes)
+        texts = list_within(collectors[domain](), args.max_mb * 1e6, domain, sizes)
         write(texts, args.output, domain, args.shard_mb * 1e6)
     for (domain, language), size in sizes.most_common():
         print(f"{domain:10} {language:8} {size / 1e6:8.2f} MB")
 
 
 def list_within(texts: Iterator[Text], most: float, domain: str, sizes: Counter) -> Iterator[Text]:
-    """The texts that are some, up to `most` bytes of each language."""
+    """Non-empty texts, up to `most` bytes per language."""
     with progress_bar(f"collecting {domain}", 0) as bar:
         for one in texts:
             size, key = len(one.text.encode()), (domain, one.language)
@@ -166,7 +171,7 @@ def write(texts: Iterator[Text], folder: Path, domain: str, shard: float) -> Non
 
 
 def _scattered(paths: Iterable[Path]) -> list[Path]:
-    """In an order that is random but always the same, so that the first megabytes are a sample of all."""
+    """Sorted by a hash of the path: a fixed pseudo-random order, so that the first megabytes are a sample of everything."""
     return sorted(paths, key=lambda path: (zlib.crc32(str(path).encode()), path))
 
 
@@ -175,7 +180,7 @@ def _language(locale: str) -> str:
 
 
 def _read(path: Path) -> str:
-    """The file's text, or nothing where it is not UTF-8."""
+    """The file's text; empty if it cannot be read as UTF-8."""
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         return raw.decode()

@@ -1,4 +1,4 @@
-"""Qwen3 in JAX: load, train, post-train, and sample under a thinking budget.
+"""Qwen3 in JAX: load, train, and sample under a thinking budget.
 
     import qwen3_jax, sharding
     model, tok = qwen3_jax.load("Qwen/Qwen3-0.6B", dtype="bfloat16")

@@ -137,3 +137,10 @@ def test_importing_the_package_imports_nothing_heavy():
     import qwen3_jax
 
     assert all(getattr(qwen3_jax, name) is not None for name in qwen3_jax.__all__)
+
+
+def test_docs_show_this_table():
+    from tests.helpers import architecture_page
+
+    page = architecture_page.PAGE.read_text(encoding="utf-8")
+    assert page == architecture_page.with_table(page), "run: python -m tests.helpers.architecture_page"

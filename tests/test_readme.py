@@ -1,51 +1,81 @@
-"""README and docs state only what runs: Python blocks are executed, commands are run or parsed, CI uses the same lines."""
+"""Documentation states only what runs: Python blocks are executed, commands are run, and CI uses the same lines.
 
+Commands run in this process on a tiny model and a tiny run in the place of those named. What takes minutes is stopped where its
+work would begin, and another test does that work: see `RUN_ELSEWHERE`.
+"""
+
+import argparse
+import importlib
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 import qwen3_jax
-from qwen3_jax.cli import convert, infer, plan, quantize, serve, train
+from qwen3_jax.cli import infer, plan, serve, train
 from qwen3_jax.cli import main as qwen3
 from qwen3_jax.cli.typed import parse_into
 from qwen3_jax.sweeps import MixtureConfig, ScalingConfig
-from tests.helpers import tiny_models
+from tests.helpers import documented, tiny_models
+from tests.helpers.documented import PAGES, ROOT, blocks
 
-ROOT = Path(__file__).parent.parent
-PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
-NEED_A_SERVER = ("serving.md", "agents.md")  # tests/serving runs their Python
+NEED_A_SERVER = {
+    "serving.md": "tests/serving/test_docs.py",
+    "agents.md": "tests/serving/test_agents.py",
+}  # run their Python
+RUN_ELSEWHERE = {  # command -> the test that runs it to its end
+    "infer.py --chat": "tests/cli/test_chat.py",
+    "infer.py --plan": "tests/cli/test_plan.py::test_decoding_is_planned_from_a_config_json",
+    "plan": "tests/cli/test_plan.py::test_a_plan_needs_only_the_configuration",
+    "serve": "tests/serving/test_worker.py",
+    "scaling": "tests/sweeps/test_sweeps.py::test_a_sweep_is_resumed_fitted_and_read_by_train",
+    "mixture": "tests/sweeps/test_sweeps.py::test_a_search_proposes_verifies_and_is_read_by_train",
+    "examples": "tests/test_examples.py",
+    "agent_tools.py": "tests/serving/test_agents.py",
+}
+TINY_RUN = [  # over configs/quickstart.yaml
+    "--steps=2", "--log_every=1", "--eval_every=0", "--checkpoint_every=1", "--tokenizer.path=tokenizer", "--budget_curve=null",
+    '--data.sources=[{"name": "text", "path": "corpus/a", "eval_fraction": 0.0}]', "--data.sequence_length=32", "--mesh.data=1",
+    "--optimizer.warmup_steps=1", "--model.config.num_hidden_layers=1", "--model.config.hidden_size=32",
+]  # fmt: skip
 
 
-def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-
-
-def commands() -> list[str]:
-    text = "\n".join(block for page in PAGES for block in blocks(page, "bash"))
-    lines = text.replace("\\\n", " ").splitlines()
-    return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+COMMANDS = documented.commands()
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    """A folder in which the quickstart has run, as far as the README's examples can tell."""
+    """A folder in which the quickstart has run, as far as the examples can tell: two steps, and a model that likes to think."""
     folder = tmp_path_factory.mktemp("checkout")
-    qwen3_jax.save(tiny_models.model(), tiny_models.tokenizer(), folder / "runs/quickstart/hf")
-    (folder / "configs").symlink_to(ROOT / "configs")
+    for name in ("configs", "examples", "README.md"):
+        (folder / name).symlink_to(ROOT / name)
     (folder / "corpus/a").mkdir(parents=True)
     (folder / "corpus/a/b.txt").write_text((ROOT / "README.md").read_text() * 3)
     record = json.dumps({"text": (ROOT / "docs/log.md").read_text(), "domain": "docs", "language": "en"})
     (folder / "corpus/docs-000.jsonl").write_text(f"{record}\n")
+    tiny_models.tokenizer().save_pretrained(folder / "tokenizer")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        (line,) = [line for line in blocks(ROOT / "README.md", "bash")[0].splitlines() if "train.py" in line]
+        assert train.main([*shlex.split(line)[2:], *TINY_RUN], "train.py") == 0
+    finally:
+        os.chdir(before)
+    qwen3_jax.save(tiny_models.model(), tiny_models.tokenizer(), folder / "runs/quickstart/hf", overwrite=True)
     return folder
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in NEED_A_SERVER], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
 def test_python_blocks_run_top_to_bottom(page, checkout, monkeypatch):
+    if page.name in NEED_A_SERVER:
+        assert page.name in (ROOT / NEED_A_SERVER[page.name]).read_text()
+        return
     monkeypatch.chdir(checkout)
     source = "\n".join(blocks(page, "python"))
     exec(compile(source, f"<python blocks of {page.name}>", "exec"), {})
@@ -58,69 +88,199 @@ def test_the_two_commands_are_what_ci_runs():
     assert second == ['pip install -e ".[test]"', "python -m pytest"]
     for line in first + second:
         assert line.replace("pip install", "pip install -q") in script
+    assert "run: .ci/run" in (ROOT / ".github/workflows/ci.yml").read_text()
 
 
-def test_every_command_line_in_the_docs_is_accepted(checkout, monkeypatch, capsys):
-    """infer.py lines run, on a tiny model in the place of each model named; train.py lines are parsed; qwen3 lines run."""
+def test_what_runs_elsewhere_is_there():
+    for place in RUN_ELSEWHERE.values():
+        path, _, name = place.partition("::")
+        assert f"def {name or 'test_'}" in (ROOT / path).read_text(), place
+
+
+def test_enough_commands_are_documented():
+    lines = [words for page in COMMANDS.values() for words in page]
+    kinds = [Path(words[1]).name if words[0] == "python" else words[-1 if len(words) == 1 else 1] for words in lines]
+    assert kinds.count("infer.py") >= 8
+    assert kinds.count("train.py") >= 15
+    assert {"plan", "serve", "scaling", "mixture", "convert", "quantize", "report", "data", "tokenizer", "run"} <= set(
+        kinds
+    )
+
+
+@pytest.mark.parametrize("page", COMMANDS)
+def test_the_commands_of_a_page_run(page, checkout, monkeypatch, capsys):
     monkeypatch.chdir(checkout)
-    ran = []
-    for line in commands():
-        words = shlex.split(line)
-        if words[:2] == ["python", "infer.py"]:
-            if "--help" in words or "--chat" in words:
-                continue
-            if "--plan" in words:  # tests/cli runs it
-                assert infer._parser("infer.py").parse_args(words[2:]).plan
-                continue
-            place = words.index("--model") + 1
-            words[place] = "runs/quickstart/hf"
-            if "--mesh" in words:
-                words[words.index("--mesh") + 1] = "tensor=2"  # the tiny model has two key/value heads
-            assert infer.main([*words[2:], "--max-new-tokens", "400"], "infer.py") == 0, (line, capsys.readouterr().err)
-        elif words[:2] == ["python", "train.py"]:
-            if "--help" not in words:
-                assert train.parse(plan.take(words[2:], "train.py")[1]).total_steps > 0
-        elif words[:2] == ["qwen3", "plan"]:
-            options, rest = plan.take(words[2:], "qwen3 plan", "topology")
-            assert options is not None
-            assert train.parse(rest).total_steps > 0
-        elif words[:3] == ["qwen3", "tokenizer", "train"]:
-            words[words.index("--vocab-size") + 1] = "400"
-            shutil.rmtree(checkout / "tokenizer", ignore_errors=True)  # each page makes it in its own way
-            assert qwen3(words[1:]) == 0, capsys.readouterr().err
-            assert (checkout / "tokenizer/tokenizer.json").exists()
-        elif words[:2] in (["qwen3", "scaling"], ["qwen3", "mixture"]):  # tests/sweeps run them
-            kind = ScalingConfig if words[1] == "scaling" else MixtureConfig
-            config = parse_into(kind, words[3:], " ".join(words[:3]), "")
-            if config.train is not None:
-                train.parse(["--config", config.train])
-        elif words[:2] == ["qwen3", "data"]:
-            if words[2] == "prepare":
-                shutil.rmtree(checkout / "prepared", ignore_errors=True)
-            assert qwen3(words[1:]) == 0, capsys.readouterr().err
-        elif words[:2] == ["qwen3", "report"]:  # tests/training draw one
-            assert len(words) == 3
-        elif words[0] == "python" and words[1].startswith(("examples/", "benchmarks/")):
-            assert (ROOT / words[1]).exists()
-        elif words[0] == "tests/pythons.sh":  # .ci/run does
-            assert os.access(ROOT / words[0], os.X_OK)
-        elif words[:2] == ["qwen3", "quantize"]:  # tests/cli runs it
-            assert quantize.parser("qwen3 quantize").parse_args(words[2:]).out
-        elif words[:2] == ["qwen3", "serve"]:  # tests/serving starts one
-            assert serve._parser("qwen3 serve").parse_args(words[2:]).model
-        elif words[:2] == ["qwen3", "run"]:
-            assert qwen3(["run", "runs/quickstart/hf", *words[3:], "--max-new-tokens", "40"]) == 0
-        elif words[:2] == ["qwen3", "convert"]:
-            convert._parser("qwen3 convert").parse_args(words[2:])  # tests/cli runs it on what it names
-        else:
-            assert words[:3] == ["pip", "install", "-e"] or words[:3] == ["python", "-m", "pytest"], line
-        ran.append(words[1] if words[0] == "python" else words[0])
-    assert ran.count("infer.py") >= 3
-    assert ran.count("train.py") >= 2
     assert os.environ["JAX_PLATFORMS"] == "cpu"
+    for words in COMMANDS[page]:
+        try:
+            with monkeypatch.context() as patch:
+                _run(words, checkout, patch)
+        except (Exception, SystemExit) as error:
+            raise AssertionError(f"{shlex.join(words)}\n{capsys.readouterr().err}") from error
+        capsys.readouterr()
+
+
+def _run(words, checkout, monkeypatch):
+    if words[0] == "tests/pythons.sh":  # .ci/run does
+        assert os.access(ROOT / words[0], os.X_OK)
+    elif words[:3] in (["pip", "install", "-e"], ["python", "-m", "pytest"]) or words[0] == "mkdocs":
+        _check_environment_command(words)
+    elif words[0] == "python":
+        script, arguments = (words[1:3], words[3:]) if words[1] == "-m" else (words[1:2], words[2:])
+        {"train.py": _train, "infer.py": _infer}.get(script[-1], _script)(script, arguments, monkeypatch)
+    else:
+        assert words[0] == "qwen3"
+        _qwen3(words[1], words[2:], checkout, monkeypatch)
+
+
+def _check_environment_command(words):
+    if words[0] == "mkdocs":
+        assert words[1] in ("build", "serve")
+    elif words[0] == "pip":
+        declared = (ROOT / "pyproject.toml").read_text()
+        for extra in re.findall(r"[\w-]+", words[3].partition("[")[2]):
+            assert re.search(rf"^{extra} = \[", declared, flags=re.MULTILINE), extra
+    else:
+        assert all((ROOT / word).exists() for word in words[3:] if word.startswith("tests/"))
+
+
+def _train(script, arguments, monkeypatch):
+    if "--plan" in arguments:
+        _plan(arguments)
+        return
+    given = []
+    monkeypatch.setattr("qwen3_jax.training.loop.train", given.append)
+    monkeypatch.setattr("sharding.initialize", lambda **_: None)
+    if "--help" in arguments:
+        with pytest.raises(SystemExit, match="0"):
+            train.main(arguments, "train.py")
+    else:
+        assert train.main(arguments, "train.py") == 0
+        assert given[0].total_steps > 0
+
+
+def _plan(arguments, flag="plan"):
+    options, rest = plan.take(arguments, "train.py", flag)
+    assert options is not None
+    assert train.parse(rest).total_steps > 0
+
+
+def _infer(script, arguments, monkeypatch):
+    if "--plan" in arguments or "--chat" in arguments:
+        assert infer._parser("infer.py").parse_args(arguments)
+    elif "--help" in arguments:
+        with pytest.raises(SystemExit, match="0"):
+            infer.main(arguments, "infer.py")
+    else:
+        arguments[arguments.index("--model") + 1] = "runs/quickstart/hf"
+        if "--mesh" in arguments:
+            arguments[arguments.index("--mesh") + 1] = "tensor=2"  # the tiny model has two key/value heads
+        assert infer.main([*arguments, "--max-new-tokens", "400"], "infer.py") == 0
+
+
+def _script(script, arguments, monkeypatch):
+    """A benchmark or example is stopped when its own parser has accepted the options."""
+    path = ROOT / (f"{script[1].replace('.', '/')}.py" if script[0] == "-m" else script[0])
+    monkeypatch.setattr(sys, "argv", [str(path), *arguments])
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", _parse_and_stop)
+    with pytest.raises(_Parsed):
+        runpy.run_path(str(path), run_name="__main__")
+
+
+class _Parsed(Exception):
+    """The command line was accepted."""
+
+
+def _parse_and_stop(self, args=None, namespace=None):
+    _, unknown = self.parse_known_args(args, namespace)
+    assert not unknown
+    raise _Parsed
+
+
+def _replaced(words, flag, value):
+    place = words.index(flag) + 1
+    return [*words[:place], value, *words[place + 1 :]]
+
+
+def _qwen3(command, rest, checkout, monkeypatch):
+    if command == "plan":
+        _plan(rest, "topology")
+    elif command == "serve":
+        if "--help" not in rest:
+            assert serve._parser("qwen3 serve").parse_args(rest).model
+    elif command in ("scaling", "mixture"):
+        config = parse_into(ScalingConfig if command == "scaling" else MixtureConfig, rest[1:], f"qwen3 {command}", "")
+        assert config.train is None or train.parse(["--config", config.train])
+    elif command == "tokenizer":
+        output = rest[rest.index("--output") + 1]
+        shutil.rmtree(output, ignore_errors=True)  # each page makes it in its own way
+        assert qwen3([command, *_replaced(rest, "--vocab-size", "400")]) == 0
+        assert (checkout / output / "tokenizer.json").exists()
+    elif command == "data":
+        if rest[0] == "prepare":
+            shutil.rmtree(checkout / "prepared", ignore_errors=True)
+        elif not Path(rest[1]).exists():
+            assert qwen3(["data", "prepare", "--path", "corpus", "--tokenizer", "tokenizer", "--output", rest[1]]) == 0
+        assert qwen3([command, *rest]) == 0
+    elif command == "report":
+        assert qwen3([command, "runs/quickstart"]) == 0
+        assert Path("runs/quickstart/report.html").exists()
+    elif command == "run":
+        assert qwen3([command, "runs/quickstart/hf", *rest[1:], "--max-new-tokens", "40"]) == 0
+    elif command == "quantize":
+        rest = [*_replaced(["MODEL", *rest[1:]], "--out", "quantized"), "--length", "40"]
+        if rest[rest.index("--to") + 1] == "int4":
+            rest = [*rest, "--group-size", "16"]  # widths of the tiny model are multiples of 16
+        shutil.rmtree("quantized", ignore_errors=True)
+        assert qwen3([command, "runs/quickstart/hf", *rest[1:]]) == 0
+        assert Path("quantized/config.json").exists()
+    else:
+        assert command == "convert"
+        rest = _replaced(rest, "--step", "1") if "--step" in rest else rest
+        model = "runs/quickstart/hf" if "/" in rest[0] and rest[0].startswith("Qwen") else rest[0]
+        shutil.rmtree("converted", ignore_errors=True)
+        assert qwen3([command, model, "converted", *rest[2:]]) == 0
+        assert any(Path("converted").iterdir())
 
 
 def test_links_between_pages_lead_somewhere():
     for page in PAGES:
-        for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+        for link in documented.links(page):
+            target, _, anchor = link.partition("#")
+            path = (page.parent / target).resolve() if target else page
+            assert path.exists(), f"{page.name}: {link}"
+            assert not anchor or anchor in documented.anchors(path), f"{page.name}: {link}"
+
+
+def test_every_page_is_in_the_site_s_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
+    for page in ROOT.glob("docs/**/*.md"):
+        assert f": {page.relative_to(ROOT / 'docs')}\n" in navigation, page
+
+
+def test_files_that_pages_name_exist():
+    for page in PAGES:
+        for name in re.findall(
+            r"`((?:qwen3_jax|sharding|tests|configs|examples|benchmarks|docs)/[\w./-]+)`", page.read_text()
+        ):
+            assert (ROOT / name).exists(), f"{page.name}: {name}"
+
+
+@pytest.mark.parametrize("name", ["qwen3_jax", "sharding", "qwen3_jax.planner"])
+def test_the_api_reference_has_every_public_name(name):
+    page = (ROOT / f"docs/api/{name.rpartition('.')[2]}.md").read_text()
+    names = re.findall(rf"^::: {re.escape(name)}\.(\w+)$", page, flags=re.MULTILINE)
+    assert sorted(names) == sorted(importlib.import_module(name).__all__)
+
+
+def test_entries_of_the_log_have_one_form():
+    entries = (ROOT / "docs/log.md").read_text().split("\n## ")[1:]
+    assert len(entries) > 30
+    dates = []
+    for entry in entries:
+        form = r".+\n\n(\d{4}-\d\d-\d\d), commit [0-9a-f]{7}[^\n]*\n"
+        form += "".join(rf"\n- \*\*{field}:\*\* [^\n]+(?:\n  [^\n]+)*" for field in ("Tried", "Figure", "Verdict"))
+        match = re.fullmatch(form, entry.strip())
+        assert match, entry.splitlines()[0]
+        dates.append(match[1])
+    assert dates == sorted(dates)

@@ -52,6 +52,8 @@ def generate(
 ) -> list[Generation]:
     """Answer every prompt.
 
+    `sampling`, `max_new_tokens`, `enable_thinking` and `thinking_budget` may be lists with one entry per prompt.
+
     Args:
         model: from `qwen3_jax.load`, on any mesh; or an engine around it, whose cache then goes on from call to call.
         tokenizer: its tokenizer; None is enough for prompts of token ids, and leaves the texts empty.
@@ -67,7 +69,6 @@ def generate(
         thinking_stop_text: what is inserted at the budget; holds `</think>` once.
         batch_size: answers decoded together, at most; None is 32, or what the given engine has.
         progress: draw a bar over the answers; None draws it on a terminal.
-        `sampling`, `max_new_tokens`, `enable_thinking` and `thinking_budget` may be lists with one entry per prompt.
 
     Returns:
         One result per prompt, in order.

@@ -1,0 +1,121 @@
+"""The scripts of examples/ run, on a tiny model and a tiny machine. agent_tools.py: tests/serving/test_agents.py."""
+
+import dataclasses
+import gzip
+import json
+import re
+import runpy
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from flax import nnx
+
+import qwen3_jax
+from tests.helpers import tiny_models
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    return str(qwen3_jax.save(tiny_models.model(), tiny_models.tokenizer(), tmp_path_factory.mktemp("tiny") / "hf"))
+
+
+def main(name: str):
+    return runpy.run_path(str(EXAMPLES / name))["main"]
+
+
+def test_generate_answers_under_each_budget_and_streams(folder, capsys):
+    answers = main("generate.py")(["--model", folder, "--budgets", "0", "4", "--max-new-tokens", "100"])
+    assert [answer.usage.thinking_tokens <= budget for answer, budget in zip(answers, (0, 4), strict=True)] == [
+        True,
+        True,
+    ]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("budget     0:     0 thinking tokens")
+    assert lines[1].startswith(f"budget     4: {answers[1].usage.thinking_tokens:5} thinking tokens")
+
+
+def test_finetune_learns_its_answers(tmp_path, capsys):
+    config = dataclasses.replace(
+        tiny_models.model().config, vocab_size=512
+    )  # a trained model has a multiple of 128 rows
+    folder = str(
+        qwen3_jax.save(qwen3_jax.Qwen3(config, rngs=nnx.Rngs(0)), tiny_models.tokenizer(), tmp_path / "untrained")
+    )
+    tuned = main("finetune.py")(
+        ["--model", folder, "--output", str(tmp_path / "run"), "--steps", "80", "--learning-rate", "0.01"]
+    )
+    assert tuned == tmp_path / "run/hf"
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    losses = [row["train.cross_entropy"] for row in rows if "train.cross_entropy" in row]
+    assert losses[-1] < 0.1 * losses[0]
+    out = capsys.readouterr().out
+    assert "What is the symbol of iron?\n" in out
+    symbols = "Fe|Au|Sn|Pb|Ag|Na|Cu|Zn"  # 80 steps teach it to answer with a symbol, not yet with the right one
+    assert len(re.findall(rf"after:  '(?:{symbols})'", out)) == 4
+    assert not re.search(rf"before: '(?:{symbols})'", out)
+
+
+def test_budget_curve_counts_right_answers_and_draws_them(folder, tmp_path, capsys):
+    questions = tmp_path / "questions.jsonl"
+    model, tokenizer = qwen3_jax.load(folder)
+    greedy = qwen3_jax.Sampling(temperature=0)
+    texts = ["What is 2 + 3?", "What is 4?", "Cats?"]
+    asked = [[{"role": "user", "content": text}] for text in texts]
+    answers = qwen3_jax.generate(model, tokenizer, asked, thinking_budget=0, sampling=greedy, max_new_tokens=100)
+    words = [(answer.content.split() or [""])[-1] for answer in answers]
+    references = [words[0], "never answered", words[2]]
+    records = [{"question": text, "answer": word} for text, word in zip(texts, references, strict=True)]
+    questions.write_text("\n".join(map(json.dumps, records)))
+    picture = tmp_path / "curve.png"
+    accuracies = main("budget_curve.py")(
+        [
+            "--model",
+            folder,
+            "--data",
+            str(questions),
+            "--budgets",
+            "0",
+            "8",
+            "--max-new-tokens",
+            "100",
+            "--output",
+            str(picture),
+        ]
+    )
+    assert all(words[::2]), "the tiny model says something"
+    assert accuracies[0] == 2 / 3
+    assert picture.stat().st_size > 5000
+
+
+def test_collect_corpus_writes_each_domain_within_its_limit(tmp_path, monkeypatch, capsys):
+    packages, share = tmp_path / "packages", tmp_path / "share"
+    for path, text in {
+        packages / "one/README.md": "Read this.\n",
+        packages / "one/LICENSE": "Not prose.\n",
+        packages / "one/code.py": "x = 1\n",
+        packages / "one/tests/test_code.py": "assert True\n",
+    }.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (share / "de/man1").mkdir(parents=True)
+    page = '.TH X 1\n.SH "NAME"\n\\fBx\\fR \\- ein Programm\n.\\" a comment\n'
+    (share / "de/man1/x.1.gz").write_bytes(gzip.compress(page.encode()))
+    names = runpy.run_path(str(EXAMPLES / "collect_corpus.py"))
+    (manual,) = names["manual"](share)
+    assert (manual.text, manual.domain, manual.language) == ("NAME\nx - ein Programm\n", "manual", "de")
+    python = [text for text in names["code"](packages) if text.path == "one/code.py" or "one/tests" in text.path]
+    assert [text.text for text in python] == ["x = 1\n"]
+    paths = sysconfig.get_paths() | {"purelib": str(packages)}
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: paths)
+    monkeypatch.setattr(sys, "argv", ["collect_corpus.py", "--output", str(tmp_path / "corpus"), "--domains", "docs"])
+    names["main"]()
+    records = [json.loads(line) for file in (tmp_path / "corpus").glob("docs-*.jsonl") for line in file.open()]
+    assert {"text": "Read this.\n", "domain": "docs", "language": "en"}.items() <= next(
+        record for record in records if record["path"] == str(packages / "one/README.md")
+    ).items()
+    assert not any("LICENSE" in record["path"] for record in records)
+    assert "docs       en" in capsys.readouterr().out
