@@ -193,7 +193,7 @@ def measure(config: Qwen3Config, dtype: str, folder: str, parts: list[str], roun
         ours, text = Ours(model, **one), prompt(128)
         tokens = ThinkingTokens(start=1, end=2, stop=(3, 2, 4))
         plain = ours.request(text, 65)
-        limited = ours.request(text, 65, budget=10_000, thinking=True, tokens=tokens)
+        limited = ours.request(text, 65, budget=10_000, thinking=True, thinking_tokens=tokens)
         compare("budget", lambda: ours.run(limited), lambda: ours.run(plain), 65)
     if "context" in parts:
         text = prompt(128)

@@ -15,6 +15,24 @@ class UserError(ValueError):
     """The input is at fault, not the program: the message names the field, file or option."""
 
 
+class RequestError(UserError):
+    """A generation request cannot be met. Callers word it for their users from the fields.
+
+    Attributes:
+        reason: what is wrong, in one sentence that does not number the prompt.
+        param: the option at fault, under its name in `qwen3_jax.generate`; None if several are.
+        prompt: index of the prompt in the call; None if the call has one prompt.
+        too_long: the prompt, or the prompt and its answer, exceed the maximum context length.
+    """
+
+    def __init__(self, reason: str, *, param: str | None = None, prompt: int | None = None, too_long: bool = False):
+        super().__init__(reason)
+        self.reason, self.param, self.prompt, self.too_long = reason, param, prompt, too_long
+
+    def __str__(self) -> str:
+        return self.reason if self.prompt is None else f"prompt {self.prompt}: {self.reason}"
+
+
 class Diverged(UserError):
     """Training came to nothing: too many steps in a row had to be skipped."""
 

@@ -1,12 +1,14 @@
 """Sampling under a thinking budget, at three levels: `Engine` (tokens), `stream` (deltas), `generate` (answers)."""
 
-from qwen3_jax.generation.answer import Delta, Generation, TokenLogprob, Usage
-from qwen3_jax.generation.api import end_tokens, generate, prepare, stream
+from qwen3_jax.generation.answer import Delta, Generation, Usage
+from qwen3_jax.generation.api import generate, stream
 from qwen3_jax.generation.budget import ThinkingTokens
 from qwen3_jax.generation.engine import Engine
-from qwen3_jax.generation.requests import Constraint, Request, Stats, Token
+from qwen3_jax.generation.request import Constraint, Options, Request, end_tokens, resolve
 from qwen3_jax.generation.sampling import Sampling
 from qwen3_jax.generation.speculation import DraftModel, PromptLookup, Speculation
+from qwen3_jax.generation.stats import Stats
+from qwen3_jax.generation.tokens import Token, TokenLogprob
 from qwen3_jax.text import STOP_TEXT
 
 __all__ = [
@@ -16,6 +18,7 @@ __all__ = [
     "DraftModel",
     "Engine",
     "Generation",
+    "Options",
     "PromptLookup",
     "Request",
     "Sampling",
@@ -27,6 +30,6 @@ __all__ = [
     "Usage",
     "end_tokens",
     "generate",
-    "prepare",
+    "resolve",
     "stream",
 ]

@@ -5,17 +5,14 @@ Invariant: the deltas of a stream, joined, are the fields of its result.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from qwen3_jax.generation.request import Request
+from qwen3_jax.generation.tokens import FinishReason, Token, TokenLogprob
 from qwen3_jax.text import AnswerParser, Tokenizer, ToolCall
 from qwen3_jax.text import Delta as Piece
-
-if TYPE_CHECKING:
-    from qwen3_jax.generation.requests import Token
-
-FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True)
@@ -27,33 +24,19 @@ class Usage:
         completion_tokens: all tokens of the answer: sampled, forced, and the one that ended it.
         thinking_tokens: sampled tokens between the think tags; what the budget limits.
         forced_tokens: tokens of the stop text.
-        cached_tokens: tokens of the prompt whose keys and values were there already.
+        cached_tokens: prompt tokens whose keys and values were in the cache.
     """
 
     prompt_tokens: int
     completion_tokens: int
     thinking_tokens: int
     forced_tokens: int
-    cached_tokens: int = field(default=0, compare=False)  # how an answer came about is not what it is
+    cached_tokens: int = field(default=0, compare=False)  # equal answers may differ in it
 
     @property
     def total_tokens(self) -> int:
-        """Prompt and completion."""
+        """Prompt and completion tokens."""
         return self.prompt_tokens + self.completion_tokens
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """The model's own log probability of one token (natural log, before penalties and temperature).
-
-    Attributes:
-        token_id, logprob: the token that was taken.
-        top: (token id, log probability) of the most likely tokens, best first, as many as were asked for.
-    """
-
-    token_id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
@@ -61,16 +44,16 @@ class Generation:
     """A finished answer.
 
     Attributes:
-        text: everything that was written, tags included; without special tokens and without the stop text that ended it.
-        thinking: what stood between the think tags; None if there was no thinking section.
-        content: the answer proper.
-        tool_calls: the calls in it, when tools were given; then they are not part of `content`.
-        token_ids: all tokens of the answer, the ending one included.
+        text: the whole text, tags included; without special tokens and without the stop text that ended it.
+        thinking: the text between the think tags; None if there was no thinking section.
+        content: the text after it.
+        tool_calls: the parsed calls if the request had tools; they are not part of `content`.
+        token_ids: all tokens of the answer, the one that ended it included.
         forced_mask: for each token, whether the budget forced it.
-        logprobs: for each token, or None when they were not asked for.
+        logprobs: for each token; None unless requested.
         finish_reason: "stop" (an end token or stop text), "length" (max_new_tokens), "tool_calls".
         usage: token counts.
-        others: the further answers to the same prompt when `Sampling.n` > 1.
+        others: the other answers to the same prompt if `Sampling.n` > 1.
     """
 
     text: str
@@ -86,7 +69,7 @@ class Generation:
 
     @property
     def message(self) -> dict[str, Any]:
-        """The answer as a message, to go on from."""
+        """The answer as an assistant message, to continue the conversation with."""
         message: dict[str, Any] = {"role": "assistant", "content": self.content}
         if self.thinking:
             message["reasoning_content"] = self.thinking
@@ -105,8 +88,8 @@ class Delta:
     Attributes:
         kind: "thinking" or "content" (with `text`), "tool_call" (with `tool_call`), "end" (with `result`).
         text: new text; empty for the other kinds.
-        index: which prompt this belongs to.
-        sample: which of the n answers to it.
+        index: which prompt of the call.
+        sample: which of the n answers to that prompt.
         tool_call: a complete call.
         result: the finished answer.
     """
@@ -119,58 +102,42 @@ class Delta:
     result: Generation | None = None
 
 
-@dataclass
 class Answer:
-    """Collects one row's tokens until it is finished.
+    """The answer to one request as it grows.
+
+    Args:
+        tokenizer: None leaves the texts empty.
+        request: says how to read the answer.
 
     Attributes:
-        tokenizer: None gives empty texts.
-        prompt_tokens: length of the prompt.
-        max_new_tokens: tokens after which the answer ends with "length".
-        eos: tokens that end it.
-        stop: texts that end it.
-        in_thinking: the prompt left `<think>` open.
-        tools: tool calls are parsed.
-        logprobs: alternatives to report, or None.
-        raw: think tags and tool calls are text like any other.
-        one_call: the answer ends with its first tool call.
-        index, sample: copied into the deltas.
+        request: as given.
+        logprobs: of each token so far; empty unless requested.
+        result: the finished answer, None until then.
     """
 
-    tokenizer: Tokenizer | None
-    prompt_tokens: int
-    max_new_tokens: int
-    eos: frozenset[int]
-    stop: tuple[str, ...]
-    in_thinking: bool
-    tools: bool
-    logprobs: int | None
-    raw: bool = False
-    one_call: bool = False
-    index: int = 0
-    sample: int = 0
-    result: Generation | None = None
-    _tokens: list[int] = field(default_factory=list)
-    _forced: list[bool] = field(default_factory=list)
-    _logprobs: list[TokenLogprob] = field(default_factory=list)
-    _thinking_tokens: int = 0
-    _cached_tokens: int = 0
-    _text: list[str] = field(default_factory=list)
-    _held: str = ""  # text that may yet turn out to begin a stop text
-    _events: list = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._parser = AnswerParser(self.in_thinking and not self.raw, self.tools and not self.raw)
-        self._detokenizer = None if self.tokenizer is None else self.tokenizer.detokenizer(skip_special_tokens=True)
+    def __init__(self, tokenizer: Tokenizer | None, request: Request):
+        self.request = request
+        self.logprobs: list[TokenLogprob] = []
+        self.result: Generation | None = None
+        self._tokens: list[int] = []
+        self._forced: list[bool] = []
+        self._thinking_tokens = self._cached_tokens = 0
+        self._text: list[str] = []
+        self._withheld = ""  # text that may be the beginning of a stop text
+        self._events: list[Piece | ToolCall] = []
+        parse = not request.raw
+        self._parser = AnswerParser(request.thinking and parse, request.tools and parse)
+        self._detokenizer = None if tokenizer is None else tokenizer.detokenizer(skip_special_tokens=True)
+        self._stop: tuple[str, ...] = tuple(request.sampling.stop)
 
     @property
     def usage(self) -> Usage:
         """Token counts so far."""
-        forced, cached = sum(self._forced), self._cached_tokens
-        return Usage(self.prompt_tokens, len(self._tokens), self._thinking_tokens, forced, cached)
+        prompt, forced = len(self.request.prompt), sum(self._forced)
+        return Usage(prompt, len(self._tokens), self._thinking_tokens, forced, self._cached_tokens)
 
     def add(self, token: Token) -> list[Delta]:
-        """Take the next token; give the deltas that are certain. Tokens after the end are dropped."""
+        """Take the next token; return the deltas that are certain. Tokens after the end are dropped."""
         if self.result is not None:
             return []
         self._tokens.append(token.id)
@@ -178,50 +145,52 @@ class Answer:
         self._thinking_tokens += token.thinking
         self._cached_tokens = token.cached
         if token.logprob is not None:
-            self._logprobs.append(token.logprob)
-        if token.id in self.eos:
-            return self._finish("stop", [])
+            self.logprobs.append(token.logprob)
+        if token.finish == "stop":  # an end token is no text
+            return self._finish("stop", [], flush=True)
         text = "" if self._detokenizer is None else self._detokenizer.add(token.id)
         deltas, stopped = self._release(text)
-        if stopped or (self.one_call and any(delta.kind == "tool_call" for delta in deltas)):
-            return self._finish("stop", deltas)
-        if len(self._tokens) >= self.max_new_tokens:
-            return self._finish("length", deltas)
-        return deltas
+        if stopped or (self.request.one_call and any(delta.kind == "tool_call" for delta in deltas)):
+            return self._finish("stop", deltas, flush=False)
+        return deltas if token.finish is None else self._finish(token.finish, deltas, flush=True)
 
     def _release(self, text: str) -> tuple[list[Delta], bool]:
-        """Pass on text up to what may begin a stop text; cut at the one that is whole first, the longest of several."""
-        text = self._held + text
-        found = [(start + len(stop), start) for stop in self.stop if (start := text.find(stop)) >= 0]
-        if found:
-            self._held = ""
-            return self._parse(text[: min(found)[1]]), True
-        held = _overlap(text, self.stop)
-        self._held = text[len(text) - held :]
-        return self._parse(text[: len(text) - held]), False
+        """Return the deltas of all text that cannot begin a stop text, and whether a stop text ended the answer.
+
+        The stop text that is complete first ends it; of several that are complete at once, the longest.
+        """
+        text = self._withheld + text
+        matches = [(start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0]
+        if matches:
+            self._withheld = ""
+            return self._parse(text[: min(matches)[1]]), True
+        certain = len(text) - _overlap(text, self._stop)
+        self._withheld = text[certain:]
+        return self._parse(text[:certain]), False
 
     def _parse(self, text: str) -> list[Delta]:
         if not text:
             return []
         self._text.append(text)
-        return self._deltas([Piece("content", text)] if self.raw else self._parser.feed(text))
+        return self._deltas([Piece("content", text)] if self.request.raw else self._parser.feed(text))
 
-    def _deltas(self, events: Sequence) -> list[Delta]:
+    def _deltas(self, events: Sequence[Piece | ToolCall]) -> list[Delta]:
         self._events.extend(events)
+        index, sample = self.request.prompt_index, self.request.sample_index
         return [
-            Delta("tool_call", index=self.index, sample=self.sample, tool_call=event)
+            Delta("tool_call", index=index, sample=sample, tool_call=event)
             if isinstance(event, ToolCall)
-            else Delta(event.kind, event.text, self.index, self.sample)
+            else Delta(event.kind, event.text, index, sample)
             for event in events
         ]
 
-    def _finish(self, reason: FinishReason, deltas: list[Delta]) -> list[Delta]:
-        ended_by_text = reason == "stop" and not (self._tokens and self._tokens[-1] in self.eos)
-        if self._detokenizer is not None and not ended_by_text:
-            more, stopped = self._release(self._detokenizer.flush())
-            deltas += more
+    def _finish(self, reason: FinishReason, deltas: list[Delta], *, flush: bool) -> list[Delta]:
+        """End the answer; `flush` releases the text that was withheld, which a stop text may still cut."""
+        if flush and self._detokenizer is not None:
+            rest, stopped = self._release(self._detokenizer.flush())
+            deltas += rest
             if not stopped:
-                deltas += self._parse(self._held)
+                deltas += self._parse(self._withheld)
         deltas += self._deltas(self._parser.finish())
         parsed = self._parser.collect(self._events)
         if reason == "stop" and parsed.tool_calls:
@@ -233,15 +202,36 @@ class Answer:
             tool_calls=parsed.tool_calls,
             token_ids=self._tokens,
             forced_mask=self._forced,
-            logprobs=None if self.logprobs is None else self._logprobs,
+            logprobs=None if self.request.sampling.logprobs is None else self.logprobs,
             finish_reason=reason,
             usage=self.usage,
         )
-        return [*deltas, Delta("end", index=self.index, sample=self.sample, result=self.result)]
+        index, sample = self.request.prompt_index, self.request.sample_index
+        return [*deltas, Delta("end", index=index, sample=sample, result=self.result)]
+
+
+def extend(
+    answers: Mapping[int, Answer], tokens: Iterable[tuple[int, Token]], cancel: Callable[[int], None]
+) -> Iterator[tuple[int, Delta]]:
+    """Add tokens to their answers; yield (key, delta) of each delta.
+
+    Args:
+        answers: by key.
+        tokens: (key, token) in order.
+        cancel: called with the key of an answer that its text has ended while the engine is still generating it.
+    """
+    for key, token in tokens:
+        answer = answers[key]
+        if answer.result is not None:
+            continue  # generated before the request was cancelled
+        for delta in answer.add(token):
+            yield key, delta
+        if answer.result is not None and token.finish is None:
+            cancel(key)
 
 
 def _overlap(text: str, stops: tuple[str, ...]) -> int:
-    """Length of the longest end of `text` that begins one of the stop texts."""
+    """Return the length of the longest suffix of `text` that is a proper prefix of a stop text."""
     longest = 0
     for stop in stops:
         for length in range(min(len(stop) - 1, len(text)), longest, -1):

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from qwen3_jax.errors import UserError
+from qwen3_jax.errors import RequestError
 from qwen3_jax.text import STOP_TEXT, Tokenizer
 
 UNLIMITED = np.iinfo(np.int32).max
@@ -56,20 +56,24 @@ class ThinkingTokens:
         """Read the ids; a tokenizer without think tokens gives an object with which no budget can be set.
 
         Raises:
-            UserError: the stop text does not end the thinking.
+            RequestError: the stop text does not end the thinking.
         """
         if tokenizer is None or tokenizer.think_start_id is None or tokenizer.think_end_id is None:
             return cls()
         stop = tuple(tokenizer.encode(stop_text))
         if stop.count(tokenizer.think_end_id) != 1 or tokenizer.think_start_id in stop:
-            raise UserError(f"the thinking stop text must contain </think> once and no <think>; got {stop_text!r}.")
+            raise RequestError(
+                f"the thinking stop text must contain </think> once and no <think>; got {stop_text!r}.",
+                param="thinking_stop_text",
+            )
         calls = (tokenizer.tool_call_start_id, tokenizer.tool_call_end_id) if tools else (None, None)
         start, end = (_NONE if id is None else id for id in calls)
         return cls(tokenizer.think_start_id, tokenizer.think_end_id, stop, start, end)
 
     def __post_init__(self) -> None:
         if len(self.stop) > MAX_STOP_TOKENS:
-            raise UserError(f"the thinking stop text has {len(self.stop)} tokens; it may have {MAX_STOP_TOKENS}.")
+            reason = f"the thinking stop text has {len(self.stop)} tokens; the most is {MAX_STOP_TOKENS}."
+            raise RequestError(reason, param="thinking_stop_text")
 
     def is_open(self, prompt: list[int], header: int | None) -> bool:
         """Whether a prompt leaves thinking open; tags before the last `<|im_start|>` (`header`) are someone's text."""

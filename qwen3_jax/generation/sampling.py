@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from qwen3_jax.errors import UserError
+from qwen3_jax.errors import RequestError
 from qwen3_jax.generation_config import GenerationConfig
 from sharding import Placement
 
@@ -90,22 +90,20 @@ class Sampling:
                 continue
             kinds = (int, np.integer) if kind is int else (int, float, np.integer, np.floating)
             if isinstance(value, bool) or not isinstance(value, kinds) or not valid(value):
-                raise UserError(f"sampling option {name!r} is {value!r}; it must be {words}.")
+                raise RequestError(f"sampling option {name!r} is {value!r}; it must be {words}.", param=name)
         if len(self.logit_bias) > MAX_BIASES:
-            raise UserError(
-                f"sampling option 'logit_bias' has {len(self.logit_bias)} tokens; it may have {MAX_BIASES}."
-            )
+            reason = f"sampling option 'logit_bias' has {len(self.logit_bias)} tokens; the most is {MAX_BIASES}."
+            raise RequestError(reason, param="logit_bias")
         for token, bias in self.logit_bias.items():
             is_token = isinstance(token, (int, np.integer)) and not isinstance(token, bool) and 0 <= token < 2**31
             is_bias = isinstance(bias, (int, float)) and not isinstance(bias, bool) and -100 <= bias <= 100
             if not (is_token and is_bias):
-                raise UserError(
-                    f"sampling option 'logit_bias' has {token!r}: {bias!r}; it takes token ids and numbers from -100 to 100."
-                )
+                reason = f"sampling option 'logit_bias' has {token!r}: {bias!r}; it maps token ids to numbers from -100 to 100."
+                raise RequestError(reason, param="logit_bias")
         stop = (self.stop,) if isinstance(self.stop, str) or not isinstance(self.stop, Sequence) else tuple(self.stop)
         for text in stop:
             if not isinstance(text, str) or not text:
-                raise UserError(f"sampling option 'stop' has {text!r}; it takes non-empty texts.")
+                raise RequestError(f"sampling option 'stop' has {text!r}; it takes non-empty texts.", param="stop")
         object.__setattr__(self, "stop", stop)
 
     def resolve(self, defaults: GenerationConfig) -> Sampling:

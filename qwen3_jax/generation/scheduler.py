@@ -1,17 +1,17 @@
-"""Who computes what next: texts wait, are admitted, have their prompts computed in chunks, decode, and make room when pages
-run out.
+"""What to compute next: sequences wait, are admitted, have their prompts prefilled in chunks, decode, and are preempted when
+pages run out.
 
-Order is by arrival. A text that fits nowhere waits, and those behind it wait too; when pages run out, the youngest text of
-the shard gives its pages back and waits again in front, its answer so far part of what it must compute again. So the oldest
-text always goes on, and no text starves.
+First come, first served. A sequence that fits in no shard waits, and so do all behind it. When pages run out, the youngest
+sequence of the shard is preempted: it releases its pages and returns to the head of the queue, to recompute its prompt and its
+answer so far. So the oldest sequence always advances, and none starves.
 
-A chunk of prompts and a decode step take turns: nobody's next token waits for a whole long prompt.
+Prefill chunks and decode steps alternate: no running sequence waits for a whole long prompt.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -19,19 +19,19 @@ from qwen3_jax.generation.pool import Pool
 
 
 @dataclass(eq=False, kw_only=True)
-class Text:
+class TokenSequence:
     """A prompt and its answer so far, on the host.
 
     Attributes:
         tokens: ids of both.
-        limit: tokens that both may have.
+        limit: most tokens of both.
         number: order of arrival.
-        shard: of the batch, while it is admitted.
+        shard: of the batch, while admitted; else -1.
         pages: its pages, in order.
-        computed: tokens whose keys and values are in them.
-        cached: tokens of the prompt that were found there when it was admitted first; None until then.
-        preemptions: how often it had to make room.
-        last_alone: the prompt's last token is left to a decode step.
+        computed: tokens whose keys and values are in the pages.
+        cached: prompt tokens that were in the cache when it was first admitted; None before that.
+        preemptions: how often it was preempted.
+        last_alone: leave the prompt's last token to a decode step.
     """
 
     tokens: list[int]
@@ -46,200 +46,209 @@ class Text:
 
     @property
     def pending(self) -> int:
-        """Tokens that are yet to be computed; with one, the text is ready to decode."""
+        """Tokens not computed yet; a sequence with one is ready to decode."""
         return len(self.tokens) - self.computed
 
 
-T = TypeVar("T", bound=Text)
+T = TypeVar("T", bound=TokenSequence)
 
 
 @dataclass(frozen=True)
 class Prefill(Generic[T]):
-    """Compute parts of prompts: for each shard, (text, tokens) in order."""
+    """Compute parts of prompts: for each shard, (sequence, tokens) in order."""
 
     parts: list[list[tuple[T, int]]]
 
 
 @dataclass(frozen=True)
 class Decode(Generic[T]):
-    """Generate up to `steps` tokens in each of the texts of each shard."""
+    """Generate up to `steps` tokens in each sequence of each shard."""
 
-    texts: list[list[T]]
+    sequences: list[list[T]]
     steps: int
 
 
+@dataclass(frozen=True)
+class Grow:
+    """Extend the cache from `before` to `pages` pages per shard, keep its contents, and schedule again."""
+
+    before: int
+    pages: int
+
+
 class Scheduler(Generic[T]):
-    """Decides; it computes nothing.
+    """Decides what to compute; does no computation itself.
 
     Args:
         shards: of the batch, each with a pool of its own.
         pages: of a shard, page 0 included.
+        max_pages: pages that a shard may grow to; None is `pages`.
         page_size: tokens per page.
-        rows: texts that a shard decodes together.
-        chunk: tokens of prompts that a shard computes together.
-        chunk_rows: texts that these may be of.
+        rows: sequences that a shard decodes together.
+        chunk: prompt tokens that a shard computes together.
+        chunk_rows: sequences that these may belong to.
         steps: decode steps between two decisions.
-        prefix_cache: share the beginnings of texts.
-        more: called when pages run out; returns the number that a shard has from then on, or None to make do.
+        prefix_cache: share equal beginnings of sequences.
     """
 
     def __init__(
         self, *, shards: int, pages: int, page_size: int, rows: int, chunk: int, chunk_rows: int, steps: int,
-        prefix_cache: bool, more: Callable[[], int | None] = lambda: None,
+        prefix_cache: bool, max_pages: int | None = None,
     ):  # fmt: skip
         self.pools = [Pool(pages, page_size, prefix_cache) for _ in range(shards)]
         self.admitted: list[list[T]] = [[] for _ in range(shards)]
         self.waiting: deque[T] = deque()
         self.rows, self.chunk, self.chunk_rows, self.steps, self.page_size = rows, chunk, chunk_rows, steps, page_size
+        self.pages, self.max_pages = pages, max_pages or pages
         self.preemptions = 0
-        self._more = more
         self._arrivals = 0
         self._decoded_last = True
 
     @property
-    def texts(self) -> Iterator[T]:
-        """All texts that are not finished."""
-        yield from (text for texts in self.admitted for text in texts)
+    def sequences(self) -> Iterator[T]:
+        """All unfinished sequences."""
+        yield from (sequence for shard in self.admitted for sequence in shard)
         yield from self.waiting
 
-    def add(self, text: T) -> None:
-        """Let a text wait its turn. A shard's pages must hold it alone."""
-        assert 0 < len(text.tokens) < text.limit
-        text.number = self._arrivals
+    def add(self, sequence: T) -> None:
+        """Append a sequence to the queue. It must fit into the pages of a shard."""
+        assert 0 < len(sequence.tokens) < sequence.limit
+        sequence.number = self._arrivals
         self._arrivals += 1
-        self.waiting.append(text)
+        self.waiting.append(sequence)
 
-    def remove(self, text: T) -> None:
-        """A text is finished or cancelled."""
-        if text.shard < 0:
-            self.waiting.remove(text)
+    def remove(self, sequence: T) -> None:
+        """Drop a sequence that is finished or cancelled."""
+        if sequence.shard < 0:
+            self.waiting.remove(sequence)
         else:
-            self._leave(text)
+            self._release(sequence)
 
-    def schedule(self) -> Prefill[T] | Decode[T] | None:
-        """Return what to compute next; None when no text is left."""
-        self._admit()
-        parts = [self._chunk(texts) for texts in self.admitted]
+    def schedule(self) -> Prefill[T] | Decode[T] | Grow | None:
+        """Return what to do next; None if no sequence is left."""
+        if not self._admit():
+            return self._grow()
+        parts = [self._chunk(sequences) for sequences in self.admitted]
         prefill = Prefill(parts) if any(parts) else None
         if prefill is not None and self._decoded_last:
             self._decoded_last = False
             return prefill
+        steps = 1 if prefill is not None else self.steps
+        shards = range(len(self.pools))
+        if not all(self._reserve(shard, steps) for shard in shards):
+            if self.pages < self.max_pages:
+                return self._grow()
+            steps = 1
+            for shard in shards:
+                while not self._reserve(shard, steps):
+                    self._preempt(max(self.admitted[shard], key=lambda sequence: sequence.number))
         self._decoded_last = True
-        decode = self._decode(1 if prefill is not None else self.steps)
-        return decode or prefill  # a decode step that preempts has texts to decode
+        ready = [[sequence for sequence in sequences if sequence.pending == 1] for sequences in self.admitted]
+        return Decode(ready, steps) if any(ready) else prefill
 
-    def computed(self, text: T, count: int) -> None:
-        """So many more of a text's tokens are in its pages."""
-        pool, before = self.pools[text.shard], text.computed
-        text.computed += count
-        pool.record(text.pages, text.tokens, before // self.page_size, text.computed)
+    def advance(self, sequence: T, count: int) -> None:
+        """Note that `count` more tokens of a sequence are in its pages."""
+        before = sequence.computed
+        sequence.computed += count
+        pool = self.pools[sequence.shard]
+        pool.record(sequence.pages, sequence.tokens, before // self.page_size, sequence.computed)
 
-    def _admit(self) -> None:
+    def _grow(self) -> Grow:
+        """Add pages to every pool; the caller extends the cache accordingly."""
+        before, self.pages = self.pages, min(2 * self.pages, self.max_pages)
+        for pool in self.pools:
+            pool.extend(self.pages)
+        return Grow(before, self.pages)
+
+    def _admit(self) -> bool:
+        """Admit waiting sequences in order; return False if the first one needs pages that the cache may still grow by."""
         while self.waiting:
-            text = self.waiting[0]
-            # The shard that has most of the text already; of equal ones, the one with most room.
+            sequence = self.waiting[0]
+            # Prefer the shard whose cache holds most of the sequence; of equal ones, the one with most available pages.
             order = []
             for shard, pool in enumerate(self.pools):
-                found = pool.match(text.tokens)
-                order.append((-len(found), -pool.available, shard, found))
-            if any(self._enter(text, shard, found) for _, _, shard, found in sorted(order)):
+                cached = pool.match(sequence.tokens)
+                order.append((-len(cached), -pool.available, shard, cached))
+            if any(self._enter(sequence, shard, cached) for _, _, shard, cached in sorted(order)):
                 self.waiting.popleft()
-            elif not self._lacks_pages(text) or not self._extend():
-                return
-
-    def _enter(self, text: T, shard: int, found: list[int]) -> bool:
-        """Admit a text to a shard if it has room."""
-        pool, others = self.pools[shard], self.admitted[shard]
-        if len(others) >= self.rows or self._comes_soon(text, len(found), others):
-            return False
-        pool.hold(found)
-        needed = self._pages(len(text.tokens)) - len(found)
-        # Room for the others to grow by a page, or they would drive this one out at once.
-        if needed + len(others) > pool.available and others:
-            fresh = None
-        else:
-            fresh = pool.take(needed)
-        if fresh is None:
-            pool.release(found)
-            return False
-        text.shard, text.pages, text.computed = shard, found + fresh, len(found) * self.page_size
-        if text.cached is None:
-            text.cached = text.computed
-        others.append(text)
+            else:
+                return self.pages == self.max_pages or not self._lacks_only_pages(sequence)
         return True
 
-    def _lacks_pages(self, text: T) -> bool:
-        """Whether pages alone keep a text from being admitted."""
+    def _enter(self, sequence: T, shard: int, cached: list[int]) -> bool:
+        """Admit a sequence to a shard if there is space; `cached` are its pages in the prefix cache."""
+        pool, others = self.pools[shard], self.admitted[shard]
+        if len(others) >= self.rows or self._worth_waiting(sequence, len(cached), others):
+            return False
+        pool.hold(cached)
+        needed = self._pages(len(sequence.tokens)) - len(cached)
+        # Leave each of the others a page to grow by, or they would preempt this one at once.
+        fits = not others or needed + len(others) <= pool.available
+        fresh = pool.take(needed) if fits else None
+        if fresh is None:
+            pool.release(cached)
+            return False
+        sequence.shard, sequence.pages = shard, cached + fresh
+        sequence.computed = len(cached) * self.page_size
+        if sequence.cached is None:
+            sequence.cached = sequence.computed
+        others.append(sequence)
+        return True
+
+    def _lacks_only_pages(self, sequence: T) -> bool:
+        """Return whether a sequence would be admitted if there were more pages."""
         return all(
-            len(others) < self.rows and not self._comes_soon(text, len(pool.match(text.tokens)), others)
+            len(others) < self.rows and not self._worth_waiting(sequence, len(pool.match(sequence.tokens)), others)
             for pool, others in zip(self.pools, self.admitted, strict=True)
         )
 
-    def _extend(self) -> bool:
-        """Ask for more pages."""
-        pages = self._more()
-        if pages is not None:
-            for pool in self.pools:
-                pool.extend(pages)
-        return pages is not None
-
-    def _comes_soon(self, text: T, found: int, others: Sequence[T]) -> bool:
-        """Whether the text's next page is being computed for another one: then it is worth waiting for."""
-        size = (found + 1) * self.page_size
-        if not self.pools[0].remember or size >= len(text.tokens):
+    def _worth_waiting(self, sequence: T, cached: int, others: Sequence[T]) -> bool:
+        """Return whether the page after `cached` ones is being computed for another sequence and can soon be shared."""
+        size = (cached + 1) * self.page_size
+        if not self.pools[0].remember or size >= len(sequence.tokens):
             return False
         return any(
             other.pending > 1
             and other.computed < size < len(other.tokens)
-            and other.tokens[:size] == text.tokens[:size]
+            and other.tokens[:size] == sequence.tokens[:size]
             for other in others
         )
 
-    def _chunk(self, texts: Sequence[T]) -> list[tuple[T, int]]:
-        """Tokens of prompts that a shard computes next."""
+    def _chunk(self, sequences: Sequence[T]) -> list[tuple[T, int]]:
+        """Return the prompt tokens that a shard computes next."""
         parts: list[tuple[T, int]] = []
         left = self.chunk
-        for text in texts:
-            if text.pending > 1 and left > 0 and len(parts) < self.chunk_rows:
-                count = min(text.pending - text.last_alone, left)
-                parts.append((text, count))
+        for sequence in sequences:
+            if sequence.pending > 1 and left > 0 and len(parts) < self.chunk_rows:
+                count = min(sequence.pending - sequence.last_alone, left)
+                parts.append((sequence, count))
                 left -= count
         return parts
 
-    def _decode(self, steps: int) -> Decode[T] | None:
-        for shard in range(len(self.pools)):
-            while not self._grow(shard, steps) and steps > 1:
-                steps = steps if self._extend() else 1
-        for shard in range(len(self.pools)):
-            while not self._grow(shard, steps):
-                self._preempt(max(self.admitted[shard], key=lambda text: text.number))
-        ready = [[text for text in texts if text.pending == 1] for texts in self.admitted]
-        return Decode(ready, steps) if any(ready) else None
-
-    def _grow(self, shard: int, steps: int) -> bool:
-        """Give every text of a shard that decodes the pages for so many steps, or none of them."""
+    def _reserve(self, shard: int, steps: int) -> bool:
+        """Reserve pages for `steps` tokens of every decoding sequence of a shard; False, reserving none, if too few are left."""
         pool, needed = self.pools[shard], {}
-        for text in self.admitted[shard]:
-            if text.pending == 1:
-                length = min(text.computed + steps, text.limit - 1)  # the last token's keys are never read
-                needed[text] = max(self._pages(length) - len(text.pages), 0)
+        for sequence in self.admitted[shard]:
+            if sequence.pending == 1:
+                length = min(sequence.computed + steps, sequence.limit - 1)  # the last token's keys are never read
+                needed[sequence] = max(self._pages(length) - len(sequence.pages), 0)
         fresh = pool.take(sum(needed.values()))
         if fresh is None:
             return False
-        for text, count in needed.items():
-            text.pages += [fresh.pop() for _ in range(count)]
+        for sequence, count in needed.items():
+            sequence.pages += [fresh.pop() for _ in range(count)]
         return True
 
-    def _preempt(self, text: T) -> None:
-        self._leave(text)
-        text.preemptions += 1
+    def _preempt(self, sequence: T) -> None:
+        self._release(sequence)
+        sequence.preemptions += 1
         self.preemptions += 1
-        self.waiting.appendleft(text)
+        self.waiting.appendleft(sequence)
 
-    def _leave(self, text: T) -> None:
-        self.pools[text.shard].release(text.pages)
-        self.admitted[text.shard].remove(text)
-        text.shard, text.pages, text.computed = -1, [], 0
+    def _release(self, sequence: T) -> None:
+        self.pools[sequence.shard].release(sequence.pages)
+        self.admitted[sequence.shard].remove(sequence)
+        sequence.shard, sequence.pages, sequence.computed = -1, [], 0
 
     def _pages(self, tokens: int) -> int:
         return -(-tokens // self.page_size)

@@ -35,22 +35,22 @@ class PromptLookup:
         if not 1 <= self.shortest <= self.longest:
             raise UserError(f"prompt lookup needs 1 <= shortest <= longest; got {self.shortest} and {self.longest}.")
 
-    def guess(self, tokens: Sequence[int], index: dict[tuple[int, ...], int], indexed: int) -> list[int]:
-        """Return up to `guesses` tokens, or none.
+    def propose(self, tokens: Sequence[int], ngrams: dict[tuple[int, ...], int], indexed: int) -> list[int]:
+        """Add the new n-grams to the index; return up to `guesses` tokens, or none.
 
         Args:
-            tokens: the text.
-            index: where each run of tokens ended last, kept by the caller for this text and brought up to date here.
-            indexed: tokens of the text that are in the index already.
+            tokens: the sequence.
+            ngrams: the index after the last occurrence of each n-gram of the sequence; updated.
+            indexed: tokens of the sequence that are in the index already.
         """
         for end in range(max(indexed, 1), len(tokens)):
             for length in range(self.shortest, self.longest + 1):
                 if length <= end:
-                    index[tuple(tokens[end - length : end])] = end
+                    ngrams[tuple(tokens[end - length : end])] = end
         for length in range(self.longest, self.shortest - 1, -1):
-            found = index.get(tuple(tokens[len(tokens) - length :])) if length < len(tokens) else None
-            if found is not None:
-                return list(tokens[found : found + self.guesses])
+            start = ngrams.get(tuple(tokens[len(tokens) - length :])) if length < len(tokens) else None
+            if start is not None:
+                return list(tokens[start : start + self.guesses])
         return []
 
 

@@ -18,7 +18,8 @@ import sharding
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
 from qwen3_jax.generation import program
-from qwen3_jax.generation.requests import Request, arrays_of
+from qwen3_jax.generation.active import arrays_of
+from qwen3_jax.generation.request import Request
 from qwen3_jax.generation.sampling import Sampling
 from qwen3_jax.generation_config import GenerationConfig
 from qwen3_jax.kernels import page_size

@@ -15,7 +15,7 @@ import qwen3_jax
 import sharding
 from qwen3_jax import DraftModel, Engine, PromptLookup, Request, Sampling, UserError
 from qwen3_jax.generation import ThinkingTokens
-from qwen3_jax.generation.clock import Clock
+from qwen3_jax.generation.stats import Clock
 from tests.helpers import hf_checkpoints, tiny_models
 
 THINK = ThinkingTokens(start=310, end=311, stop=(17, 311, 18))
@@ -65,7 +65,7 @@ def mixed_requests() -> tuple[list[Request], list[int]]:
         requests.append(
             Request(
                 tuple(prompt), Sampling(temperature=0, top_k=0, top_p=1.0, repetition_penalty=1.0),
-                int(random.integers(1, 25)) + (budget or 0), budget=budget, thinking=thinking, tokens=THINK,
+                int(random.integers(1, 25)) + (budget or 0), budget=budget, thinking=thinking, thinking_tokens=THINK,
             )
         )  # fmt: skip
     return requests, np.cumsum(random.random(REQUESTS) < 0.6).tolist()
@@ -251,7 +251,7 @@ def sampled_requests(count: int) -> list[Request]:
             repetition_penalty=float(random.choice([1.0, 1.2])), seed=seed, logprobs=int(seed % 3) or None,
         )  # fmt: skip
         prompt = tuple(random.integers(0, tiny_models.VOCABULARY, random.integers(1, 60)).tolist())
-        made.append(Request(prompt, sampling, int(random.integers(20, 50)), budget=budget, tokens=tokens))
+        made.append(Request(prompt, sampling, int(random.integers(20, 50)), budget=budget, thinking_tokens=tokens))
     return made
 
 
@@ -366,7 +366,7 @@ def soak(count: int, seed: int) -> None:
     assert engine.stats.preemptions > count / 20
     assert Clock.compilations == compiled
     assert not engine.busy
-    assert sorted(engine._slots) == list(range(16))
+    assert sorted(engine._runner.slots) == list(range(16))
     assert all(pool.held == 0 for pool in engine._scheduler.pools)
     assert memory[-1] - memory[len(memory) // 2] < 32 * 1024  # KiB
 
@@ -388,9 +388,9 @@ def test_a_cache_grows_when_it_is_full():
     requests = [dataclasses.replace(request, max_new_tokens=700, budget=None) for request in requests]
     fixed = run(Engine(model, rows=2, cache_tokens=2048), requests)
     engine = Engine(model, rows=2)
-    before = engine._pages
+    before = engine._scheduler.pages
     assert [ids(tokens) for tokens in run(engine, requests)] == [ids(tokens) for tokens in fixed]
-    assert engine._pages > before
+    assert engine._scheduler.pages > before
     assert engine.stats.preemptions == 0
 
 
@@ -426,7 +426,7 @@ def test_a_quantised_cache_is_near(cache_type):
     assert same >= 1
     error = [abs(exact[i].logprob.logprob - near[i].logprob.logprob) for i in range(same)]
     assert 0 < max(error) < (0.05 if cache_type == "int8" else 0.3)
-    pages = Engine(model, rows=1, cache_tokens=256, cache_type=cache_type)._state.groups[0]
+    pages = Engine(model, rows=1, cache_tokens=256, cache_type=cache_type)._runner.state.groups[0]
     assert pages.k.dtype.itemsize == 1
 
 
@@ -462,7 +462,7 @@ def test_what_speculation_refuses():
         (dict(prompt=(-1,)), "ids from 0 to"),
         (dict(max_new_tokens=0), "max_new_tokens is 0"),
         (dict(prompt=(1,) * 100, max_new_tokens=100), "100 prompt tokens .*=100 exceeds .* maximum context length of 128"),
-        (dict(budget=3), "needs `tokens`"),
+        (dict(budget=3), "needs `thinking_tokens`"),
         (dict(eos=frozenset(range(9))), "9 end tokens"),
     ],
 )  # fmt: skip
@@ -471,4 +471,4 @@ def test_what_a_request_may_not_be(request_of, words):
     with pytest.raises(UserError, match=words):
         engine.submit(Request(**(dict(prompt=(1,), sampling=Sampling(), max_new_tokens=1) | request_of)))
     assert not engine.busy
-    assert jax.tree.leaves(engine._state)  # nothing was lost
+    assert jax.tree.leaves(engine._runner.state)  # nothing was lost

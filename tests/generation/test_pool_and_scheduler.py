@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3_jax.generation.pool import Pool
-from qwen3_jax.generation.scheduler import Decode, Prefill, Scheduler, Text
+from qwen3_jax.generation.scheduler import Decode, Grow, Prefill, Scheduler, TokenSequence
 
 SIZE = 4
 
@@ -113,23 +113,14 @@ def test_every_text_ends_with_its_own_tokens_computed_in_order(
     arrivals, shards, pages, rows, chunk, steps, prefix_cache, grows
 ):
     """A device of Python lists: each slot holds the text up to it, and is read only when it is there."""
-    room = pages
-    extensions = []
-
-    def more():
-        if not grows or len(extensions) == 2:
-            return None
-        extensions.append(1)
-        return room + 8 * len(extensions)
-
     scheduler = Scheduler(
         shards=shards, pages=pages, page_size=SIZE, rows=rows, chunk=chunk, chunk_rows=2, steps=steps,
-        prefix_cache=prefix_cache, more=more,
+        prefix_cache=prefix_cache, max_pages=3 * pages if grows else None,
     )  # fmt: skip
     contents = [{} for _ in range(shards)]
     texts, cancelled, finished, running, order = [], {}, [], 0, []
 
-    def compute(text: Text, count: int) -> None:
+    def compute(text: TokenSequence, count: int) -> None:
         """Each new slot is written, and all before it must be there."""
         for place in range(text.computed, text.computed + count):
             page = contents[text.shard].setdefault(text.pages[place // SIZE], [None] * SIZE)
@@ -142,7 +133,7 @@ def test_every_text_ends_with_its_own_tokens_computed_in_order(
         limit = min(len(prompt) + new, (pages - 1) * SIZE)
         if len(prompt) >= limit:
             continue
-        text = Text(tokens=list(prompt), limit=limit)
+        text = TokenSequence(tokens=list(prompt), limit=limit)
         scheduler.add(text)
         texts.append(text)
         if cancel_after is not None:
@@ -150,10 +141,10 @@ def test_every_text_ends_with_its_own_tokens_computed_in_order(
         for _ in range(pause):
             running = advance(scheduler, compute, finished, cancelled, running, order)
     for _ in range(5000):
-        if not any(True for _ in scheduler.texts):
+        if not any(True for _ in scheduler.sequences):
             break
         running = advance(scheduler, compute, finished, cancelled, running, order)
-    assert not list(scheduler.texts), "a text starved"
+    assert not list(scheduler.sequences), "a text starved"
     for text in finished:
         assert len(text.tokens) == text.limit
     for pool in scheduler.pools:
@@ -164,29 +155,34 @@ def test_every_text_ends_with_its_own_tokens_computed_in_order(
 def advance(scheduler, compute, finished, cancelled, running, order) -> int:
     for text in [text for text, when in cancelled.items() if when <= running]:
         del cancelled[text]
-        if text in set(scheduler.texts):
+        if text in set(scheduler.sequences):
             scheduler.remove(text)
-    plan = scheduler.schedule()
+    pages = scheduler.pages
+    while isinstance(plan := scheduler.schedule(), Grow):
+        assert plan.before == pages
+        pages = plan.pages
+        assert plan.before < pages == min(2 * plan.before, scheduler.max_pages)
+        assert all(pool.capacity == pages - 1 for pool in scheduler.pools)
     if isinstance(plan, Prefill):
         for parts in plan.parts:
             assert sum(count for _, count in parts) <= scheduler.chunk
             for text, count in parts:
                 ends = count == text.pending
                 compute(text, count)
-                scheduler.computed(text, count)
+                scheduler.advance(text, count)
                 if ends:
                     text.tokens.append(7)
     elif isinstance(plan, Decode):
-        for texts in plan.texts:
+        for texts in plan.sequences:
             assert len(texts) <= scheduler.rows
             for text in texts:
                 for _ in range(plan.steps):
                     compute(text, 1)
-                    scheduler.computed(text, 1)
+                    scheduler.advance(text, 1)
                     text.tokens.append(7)
                     if len(text.tokens) == text.limit:
                         break
-    for text in list(scheduler.texts):
+    for text in list(scheduler.sequences):
         if len(text.tokens) == text.limit:
             scheduler.remove(text)
             finished.append(text)
@@ -201,7 +197,7 @@ def test_samples_of_one_prompt_and_a_second_turn_are_computed_once():
         shards=1, pages=40, page_size=SIZE, rows=4, chunk=16, chunk_rows=4, steps=1, prefix_cache=True
     )
     prompt = list(range(33))
-    samples = [Text(tokens=list(prompt), limit=40) for _ in range(4)]
+    samples = [TokenSequence(tokens=list(prompt), limit=40) for _ in range(4)]
     for text in samples:
         scheduler.add(text)
     computed = 0
@@ -211,17 +207,17 @@ def test_samples_of_one_prompt_and_a_second_turn_are_computed_once():
             break
         if isinstance(plan, Prefill):
             computed += sum(count for _, count in plan.parts[0])
-        pairs = plan.parts[0] if isinstance(plan, Prefill) else [(text, 1) for text in plan.texts[0]]
+        pairs = plan.parts[0] if isinstance(plan, Prefill) else [(text, 1) for text in plan.sequences[0]]
         for text, count in pairs:
             ends = count == text.pending
-            scheduler.computed(text, count)
+            scheduler.advance(text, count)
             if ends:
                 text.tokens.append(50 + text.number)
                 if len(text.tokens) == text.limit:
                     scheduler.remove(text)
     assert [text.cached for text in samples] == [0, 32, 32, 32]
     assert computed == 32  # the last token of each, alone, is left to a decode step
-    turn = Text(tokens=[*samples[1].tokens, 1, 2, 3], limit=50)
+    turn = TokenSequence(tokens=[*samples[1].tokens, 1, 2, 3], limit=50)
     scheduler.add(turn)
     scheduler.schedule()
     assert turn.cached == 36  # all full pages of the prompt and the answer

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import qwen3_jax
-from qwen3_jax import GenerationConfig, Sampling, UserError
+from qwen3_jax import GenerationConfig, Request, Sampling, UserError
 from qwen3_jax.generation import Token
 from qwen3_jax.generation.answer import Answer
 from qwen3_jax.generation.sampling import SamplingRows, Seen, penalise, sample
@@ -341,9 +341,12 @@ STOPS = st.lists(
 
 
 def feed(answer: Answer, ids: list[int]):
+    """Add tokens as the engine gives them: it knows end tokens and limits, and nothing of texts."""
     deltas = []
-    for token in ids:
-        deltas += answer.add(Token(0, token, forced=False, thinking=False, logprob=None, finish=None))
+    for count, token in enumerate(ids, start=1):
+        last = "length" if count == answer.request.max_new_tokens else None
+        finish = "stop" if token in answer.request.eos else last
+        deltas += answer.add(Token(0, token, forced=False, thinking=False, logprob=None, finish=finish))
         if answer.result is not None:
             break
     return deltas
@@ -377,7 +380,8 @@ def test_answers_are_cut_at_stop_texts_and_stream_what_they_say(pieces, stop, in
     ]  # fmt: skip
     ids = ids[: max(1, len(ids) - cut)]  # may end inside a character, a tag or a call
     eos = frozenset([TOK.im_end_id])
-    answer = Answer(TOK, 1, len(ids), eos, tuple(stop), in_thinking, tools, None)
+    request = Request((1,), Sampling(stop=stop), len(ids), eos, thinking=in_thinking, tools=tools)
+    answer = Answer(TOK, request)
     deltas = feed(answer, ids)
     result = answer.result
     assert_deltas_make_the_result(deltas, result)

@@ -1,0 +1,125 @@
+"""A request while the engine works on it, and what the device programs are given about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from qwen3_jax.generation.budget import BudgetRules, BudgetState
+from qwen3_jax.generation.program import MAX_EOS, Output, Progress, Settings
+from qwen3_jax.generation.request import Request
+from qwen3_jax.generation.sampling import SamplingRows
+from qwen3_jax.generation.scheduler import TokenSequence
+from qwen3_jax.generation.tokens import FinishReason, Token, TokenLogprob
+from qwen3_jax.generation_config import GenerationConfig
+
+
+@dataclass(eq=False, kw_only=True)
+class ActiveRequest(TokenSequence):
+    """A request from `Engine.submit` to its last token.
+
+    Attributes:
+        request: as submitted.
+        settings, progress: arrays with one row.
+        penalised: its logits depend on the tokens it has seen.
+        started: it has run at least once.
+        slot: its slot in `Seen`, -1 while it has none.
+        ngrams, indexed: index of prompt lookup, and tokens that are in it.
+        in_thinking: the next token belongs to the thinking; only followed if the request has a constraint.
+    """
+
+    request: Request
+    settings: Settings
+    progress: Progress
+    penalised: bool
+    started: bool = False
+    slot: int = -1
+    ngrams: dict[tuple[int, ...], int] = field(default_factory=dict)
+    indexed: int = 0
+    in_thinking: bool = False
+
+    @classmethod
+    def of(cls, request: Request, defaults: GenerationConfig, no_slot: int) -> ActiveRequest:
+        """Wrap a new request; `no_slot` is past the last slot of `Seen`."""
+        settings, progress = arrays_of(request, defaults, no_slot)
+        return cls(
+            tokens=list(request.prompt),
+            limit=len(request.prompt) + request.max_new_tokens,
+            request=request,
+            settings=settings,
+            progress=progress,
+            penalised=bool(settings.sampling.penalised[0]),
+            # `prefill` knows no constraints, so the first token has to come from a decode step.
+            last_alone=request.constraint is not None,
+            in_thinking=request.thinking,
+        )
+
+    def append(self, output: Output, step: int, row: int, ended: bool) -> Token:
+        """Append the token of one step of a program; `ended` says that it is the last one of the request."""
+        token, forced = int(output.token[step, row]), bool(output.forced[step, row])
+        self.tokens.append(token)
+        if self.request.constraint is not None:
+            self._constrain(token, forced)
+        finish: FinishReason | None = None
+        if ended:
+            finish = "stop" if token in self.request.eos else "length"
+        thinking = bool(output.thinking[step, row])
+        logprob = _logprob(output, step, row, self.request.sampling.logprobs)
+        return Token(self.number, token, forced, thinking, logprob, finish, self.cached or 0)
+
+    def allowed(self) -> np.ndarray | None:
+        """Return the constraint's words for the next token; None in thinking or without a constraint."""
+        constraint, ids = self.request.constraint, self.request.thinking_tokens
+        if constraint is None or self.in_thinking:
+            return None
+        words = constraint.allowed()
+        if len(self.tokens) == len(self.request.prompt) and ids.start >= 0:  # an answer may begin with thinking
+            words = words.copy()
+            words[ids.start // 32] |= np.uint32(1 << ids.start % 32)
+        return words
+
+    def _constrain(self, token: int, forced: bool) -> None:
+        assert self.request.constraint is not None
+        ids = self.request.thinking_tokens
+        if token == ids.end and self.in_thinking:
+            self.in_thinking = False
+        elif token == ids.start and not forced:
+            self.in_thinking = True
+        elif not forced and not self.in_thinking:
+            self.request.constraint.take(token)
+
+
+def arrays_of(request: Request, defaults: GenerationConfig, slot: int) -> tuple[Settings, Progress]:
+    """Return the settings of a new request and its progress, arrays with one row; `defaults` fill in its sampling."""
+    eos: Any = np.full((1, MAX_EOS), -1, np.int32)
+    eos[0, : len(request.eos)] = sorted(request.eos)
+
+    def one(value: Any, kind: type) -> Any:
+        return np.asarray([value], kind)
+
+    settings = Settings(
+        SamplingRows.of([request.sampling.resolve(defaults)], [request.sample_index]),
+        BudgetRules.of([request.budget], [request.thinking_tokens]),
+        eos,
+        one(slot, np.int32),
+        one(request.constraint is not None, bool),
+    )
+    progress = Progress(
+        token=one(request.prompt[-1], np.int32),
+        length=one(0, np.int32),
+        position=one(0, np.int32),
+        remaining=one(request.max_new_tokens, np.int32),
+        active=one(True, bool),
+        budget=BudgetState.start([request.thinking]),
+    )
+    return settings, progress
+
+
+def _logprob(output: Output, step: int, row: int, alternatives: int | None) -> TokenLogprob | None:
+    if alternatives is None or output.logprobs is None:
+        return None
+    logprobs = output.logprobs
+    ids, values = (x[step, row, :alternatives].tolist() for x in (logprobs.top_tokens, logprobs.top))
+    return TokenLogprob(int(output.token[step, row]), float(logprobs.chosen[step, row]), tuple(zip(ids, values, strict=True)))

@@ -1,0 +1,301 @@
+"""From options to a request: everything asked about a prompt is checked here, once, before anything runs.
+
+    requests = resolve([{"role": "user", "content": "Hi"}], Options(thinking_budget=512), model, tokenizer)
+
+`generate`, `stream`, the commands and the server all use `resolve`; the engine, the sampler and `Answer` read the same `Request`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from qwen3_jax.errors import RequestError
+from qwen3_jax.generation.budget import ThinkingTokens
+from qwen3_jax.generation.sampling import Sampling
+from qwen3_jax.model import Qwen3
+from qwen3_jax.text import STOP_TEXT, Tokenizer
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[int] | Sequence[Message]
+
+DEFAULT_MAX_NEW_TOKENS = 32_768  # Qwen's recommendation for most queries
+
+
+class Constraint(Protocol):
+    """Which tokens may follow in one answer. It applies to neither thinking nor the stop text."""
+
+    def allowed(self) -> np.ndarray:
+        """Return uint32 [words]: bit t % 32 of word t // 32 is set if token t is allowed; at least one bit is set."""
+
+    def take(self, token: int) -> None:
+        """Advance by the answer's next token, one of those allowed."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer to generate.
+
+    Attributes:
+        prompt: token ids, at least one.
+        sampling: settings; fields that are None follow the model's generation_config. `n` is ignored.
+        max_new_tokens: tokens after which the answer ends.
+        eos: tokens that end it, at most `program.MAX_EOS`.
+        budget: thinking tokens allowed; None is unlimited.
+        thinking: the prompt leaves `<think>` open.
+        thinking_tokens: ids of the think tags and of the stop text.
+        sample_index: which of the n answers to the prompt.
+        constraint: restricts the answer outside thinking; belongs to this request alone. None allows every token.
+        prompt_index: which prompt of the caller's list.
+        tools: parse tool calls.
+        raw: leave think tags and tool calls in the text.
+        one_call: end the answer with its first tool call.
+    """
+
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    max_new_tokens: int
+    eos: frozenset[int] = frozenset()
+    budget: int | None = None
+    thinking: bool = False
+    thinking_tokens: ThinkingTokens = ThinkingTokens()  # noqa: RUF009 - frozen
+    sample_index: int = 0
+    constraint: Constraint | None = None
+    prompt_index: int = 0
+    tools: bool = False
+    raw: bool = False
+    one_call: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a caller may ask about one prompt: the arguments of `qwen3_jax.generate`, and those that only servers set.
+
+    Attributes:
+        constraint: makes the constraint of each answer's content, tool calls included.
+        raw: leave think tags and tool calls in the text.
+        one_call: end an answer with its first tool call.
+        fit_budget: lower a budget that leaves no room for an answer in max_new_tokens instead of refusing it.
+        default_limit: upper bound of max_new_tokens when that is None.
+
+    Raises:
+        RequestError: a value of the wrong type.
+    """
+
+    sampling: Sampling = field(default_factory=Sampling)
+    max_new_tokens: int | None = None
+    enable_thinking: bool | None = None
+    thinking_budget: int | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
+    continue_final_message: bool = False
+    thinking_stop_text: str = STOP_TEXT
+    constraint: Callable[[], Constraint] | None = None
+    raw: bool = False
+    one_call: bool = False
+    fit_budget: bool = False
+    default_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sampling, Sampling):
+            raise RequestError(f"sampling is {self.sampling!r}; it must be Sampling.", param="sampling")
+        kinds: tuple[tuple[str, tuple[type, ...]], ...] = (
+            ("max_new_tokens", (int, np.integer)),
+            ("enable_thinking", (bool, np.bool_)),
+            ("thinking_budget", (int, np.integer)),
+        )
+        for name, kind in kinds:
+            value = getattr(self, name)
+            if value is None or (isinstance(value, kind) and (kind[0] is bool or not isinstance(value, bool))):
+                continue
+            raise RequestError(f"{name} is {value!r}; it must be {kind[0].__name__} or None.", param=name)
+
+
+def resolve(
+    prompt: Prompt,
+    options: Options,
+    model: Qwen3,
+    tokenizer: Tokenizer | None,
+    *,
+    max_length: int | None = None,
+    prompt_index: int = 0,
+) -> list[Request]:
+    """Check one prompt and its options; return a request for each of its n answers.
+
+    Args:
+        prompt: a text (continued as it is), token ids, or messages (the chat template is applied).
+        options: see `Options`.
+        model: gives the defaults, the vocabulary size and the context length.
+        tokenizer: None is enough for token ids.
+        max_length: most tokens of a prompt and its answer; None is the model's context length.
+        prompt_index: copied to the requests.
+
+    Raises:
+        RequestError: an unusable prompt or option.
+        TextError: messages that the chat template refuses.
+    """
+    thinking_tokens = ThinkingTokens.of(tokenizer, options.thinking_stop_text, tools=bool(options.tools))
+    eos = end_tokens(model, tokenizer)
+    if eos.intersection(thinking_tokens.stop):
+        raise RequestError(
+            f"the thinking stop text {options.thinking_stop_text!r} contains a token that ends the answer.",
+            param="thinking_stop_text",
+        )
+    if options.sampling.stop and tokenizer is None:
+        raise RequestError("sampling option 'stop' needs a tokenizer.", param="stop")
+    enable, budget = _thinking(options, tokenizer, thinking_tokens)
+    ids = _encode(prompt, options, tokenizer, enable)
+    _check_ids(ids, model.config.vocab_size)
+    limit = _limit(len(ids), options, model, max_length or model.config.max_position_embeddings)
+    is_open = thinking_tokens.is_open(ids, None if tokenizer is None else tokenizer.im_start_id)
+    budget = checked_budget(budget, limit, len(thinking_tokens.stop), is_open, fit=options.fit_budget)
+    return [
+        Request(
+            prompt=tuple(ids),
+            sampling=options.sampling,
+            max_new_tokens=limit,
+            eos=eos,
+            budget=budget,
+            thinking=is_open,
+            thinking_tokens=thinking_tokens,
+            sample_index=sample,
+            constraint=None if options.constraint is None else options.constraint(),
+            prompt_index=prompt_index,
+            tools=bool(options.tools),
+            raw=options.raw,
+            one_call=options.one_call,
+        )
+        for sample in range(options.sampling.n)
+    ]
+
+
+def end_tokens(model: Qwen3, tokenizer: Tokenizer | None) -> frozenset[int]:
+    """Return the tokens that end an answer: from generation_config.json, else config.json, else the tokenizer."""
+    ids = model.generation_config.eos_token_id or model.config.eos_token_ids
+    if not ids and tokenizer is not None and tokenizer.eos_token_id is not None:
+        ids = (tokenizer.eos_token_id,)
+    return frozenset(ids)
+
+
+def checked_budget(budget: int | None, limit: int, stop_tokens: int, is_open: bool, *, fit: bool = False) -> int | None:
+    """Return the budget if it leaves room for the stop text and one token of the answer; `fit` lowers it until it does.
+
+    Args:
+        budget: thinking tokens allowed; None is unlimited.
+        limit: max_new_tokens.
+        stop_tokens: length of the stop text.
+        is_open: the prompt leaves `<think>` open; otherwise the answer has to begin with it.
+        fit: lower the budget, to 0 at the least.
+    """
+    reserved = stop_tokens + 1 + (not is_open)
+    if budget is None or (budget == 0 and not is_open):
+        return budget
+    if budget + reserved <= limit:
+        return budget
+    largest = limit - reserved if is_open else max(limit - reserved, 0)
+    if fit and budget > 0 and largest >= 0:
+        return largest
+    raise RequestError(
+        f"thinking_budget is {budget}; with the stop text ({stop_tokens} tokens) it leaves no room for an answer in "
+        f"max_new_tokens={limit}: set max_new_tokens to at least {budget + reserved}"
+        + (f", or the budget to at most {largest}." if largest >= 0 else "."),
+        param="thinking_budget",
+    )
+
+
+def _thinking(
+    options: Options, tokenizer: Tokenizer | None, tokens: ThinkingTokens
+) -> tuple[bool | None, int | None]:
+    """Reconcile the two switches; return (enable_thinking for the template, budget to enforce)."""
+    enable, budget = options.enable_thinking, options.thinking_budget
+    enable = None if enable is None else bool(enable)  # NumPy's False is not False
+    if tokenizer is None:
+        for name, value in (("thinking_budget", budget), ("enable_thinking", enable)):
+            if value is not None:
+                raise RequestError(f"{name} is {value}; it needs a tokenizer.", param=name)
+        return None, None
+    supported = tokenizer.supports_thinking
+    if budget is not None:
+        if budget < 0:
+            reason = f"thinking_budget is {budget}; it must be 0 or more, or None for unlimited."
+            raise RequestError(reason, param="thinking_budget")
+        if not supported:
+            reason = (
+                f"thinking_budget is {budget}, but this model does not think: its chat template never opens <think>. "
+                "Leave thinking_budget out."
+            )
+            raise RequestError(reason, param="thinking_budget")
+        if enable is not None and enable == (budget == 0):
+            both = f"enable_thinking={enable} and thinking_budget={budget}"
+            raise RequestError(f"{both} contradict each other; leave one of them out.", param="thinking_budget")
+    if enable and not supported:
+        raise RequestError("enable_thinking is True, but this model does not think.", param="enable_thinking")
+    if enable is False or budget == 0:
+        return False, 0 if tokens.start >= 0 else None
+    return enable, budget
+
+
+def _encode(prompt: Any, options: Options, tokenizer: Tokenizer | None, enable: bool | None) -> list[int]:
+    """Return the prompt's token ids, as yet unchecked."""
+    if isinstance(prompt, np.ndarray) or hasattr(prompt, "tolist"):
+        prompt = prompt.tolist()
+    is_chat = isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+    if not (is_chat or isinstance(prompt, str)):
+        if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+            raise _bad_prompt(f"a prompt is a text, token ids or messages; got {type(prompt).__name__}.")
+    elif tokenizer is None:
+        raise _bad_prompt("the prompt is text, which needs a tokenizer; give token ids.")
+    if is_chat:
+        assert tokenizer is not None
+        return tokenizer.apply_chat_template(
+            prompt,
+            tools=options.tools,
+            add_generation_prompt=not options.continue_final_message,
+            enable_thinking=enable is not False,
+            continue_final_message=options.continue_final_message,
+            tokenize=True,
+        )
+    for name in ("tools", "continue_final_message"):
+        if getattr(options, name):
+            kind = "text" if isinstance(prompt, str) else "token ids"
+            raise RequestError(f"{name} needs messages; the prompt is {kind}.", param=name)
+    if isinstance(prompt, str):
+        assert tokenizer is not None
+        return tokenizer.encode(prompt)
+    return list(prompt)
+
+
+def _check_ids(ids: list[int], vocabulary: int) -> None:
+    if not ids:
+        raise _bad_prompt("the prompt is empty.")
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, (int, np.integer)) or not 0 <= token < vocabulary:
+            raise _bad_prompt(f"{token!r} is not a token id; they are whole numbers from 0 to {vocabulary - 1}.")
+
+
+def _limit(prompt_tokens: int, options: Options, model: Qwen3, max_length: int) -> int:
+    """Return max_new_tokens; prompt and answer must fit into `max_length` tokens."""
+    context = f"the maximum context length is {max_length} tokens"
+    if prompt_tokens >= max_length:
+        raise RequestError(
+            f"the prompt has {prompt_tokens} tokens; {context}, and the answer needs at least one.",
+            param="prompt", too_long=True,
+        )  # fmt: skip
+    limit = options.max_new_tokens
+    if limit is None:
+        default = model.generation_config.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
+        return min(default, max_length - prompt_tokens, options.default_limit or default)
+    if limit < 1:
+        raise RequestError(f"max_new_tokens is {limit}; it must be 1 or more.", param="max_new_tokens")
+    if prompt_tokens + limit > max_length:
+        raise RequestError(
+            f"the prompt has {prompt_tokens} tokens and max_new_tokens is {limit}; {context}.",
+            param="max_new_tokens", too_long=True,
+        )  # fmt: skip
+    return limit
+
+
+def _bad_prompt(reason: str) -> RequestError:
+    return RequestError(reason, param="prompt")

@@ -1,0 +1,264 @@
+"""The device side of an engine: its parameters, its cache, and the arrays that each program is called with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import jax
+import numpy as np
+from flax import nnx
+
+from qwen3_jax.errors import UserError
+from qwen3_jax.generation import program
+from qwen3_jax.generation.active import ActiveRequest
+from qwen3_jax.generation.program import Output, Progress, Settings, size_of
+from qwen3_jax.generation.request import Request
+from qwen3_jax.generation.sampling import Sampling
+from qwen3_jax.generation.scheduler import Decode, Grow, Prefill
+from qwen3_jax.generation.speculation import DraftModel, PromptLookup, Speculation
+from qwen3_jax.kernels import CacheType, free_memory
+from qwen3_jax.model import Qwen3
+from qwen3_jax.progress import progress_bar
+
+MIN_PREFILL_TOKENS = 16  # shorter parts of prompts are padded
+_PREFILL_ROWS = 8  # most sequences of one prefill
+
+Batch: TypeAlias = list[ActiveRequest | None]  # row by row; None is padding
+
+
+class Runner:
+    """Calls the programs; holds everything that stays on the device between calls.
+
+    Args:
+        model: on any mesh.
+        speculation: see `Engine`.
+        rows: of a shard.
+        page_size: tokens per page.
+        max_length: tokens of the longest sequence.
+        cache_type: see `Engine`.
+
+    Attributes:
+        prefill_rows: most sequences of one prefill, per shard.
+        slots: free slots of `Seen`.
+        guessed: guesses checked by the last `decode`.
+
+    Raises:
+        UserError: a draft model with another vocabulary.
+    """
+
+    def __init__(
+        self,
+        model: Qwen3,
+        speculation: Speculation | None,
+        *,
+        rows: int,
+        page_size: int,
+        max_length: int,
+        cache_type: CacheType | None,
+    ):
+        models = (model, speculation.model) if isinstance(speculation, DraftModel) else (model,)
+        sizes = [m.config.vocab_size for m in models]
+        if sizes[-1] != sizes[0]:
+            raise UserError(
+                f"the draft model has {sizes[-1]} vocabulary rows and the model {sizes[0]}; a draft model needs the same "
+                "vocabulary."
+            )
+        self.prefill_rows = min(_PREFILL_ROWS, rows)
+        self.guessed = 0
+        self._model, self._speculation, self._cache_type = model, speculation, cache_type
+        self._shards, self._rows = model.placement.parts("batch"), rows
+        self._page_size = page_size
+        self._width = -(-max_length // page_size)
+        self._graphdefs, self._params = zip(*(nnx.split(m) for m in models), strict=True)
+        self.slots = list(range(self._shards * rows))
+        self._padding = ActiveRequest.of(
+            Request((0,), Sampling(temperature=0, seed=0), 1), model.generation_config, len(self.slots)
+        )
+        self._padding.progress = self._padding.progress.replace(active=np.zeros(1, bool))
+        self._settings: tuple[tuple[int, ...], Settings] | None = None
+
+    # ---- the cache ---------------------------------------------------------------------------------------------------
+
+    def max_pages(self) -> int:
+        """Return the pages per shard that hold every row at full length, or that fit into half of the free memory.
+
+        Half, because the old cache is still there while a larger one is filled from it.
+        """
+        pages = 1 + self._rows * self._width
+        free = free_memory(self._model.placement)
+        if free is None:
+            return pages
+        if jax.process_count() > 1:  # all processes must agree
+            from jax.experimental.multihost_utils import process_allgather
+
+            free = int(process_allgather(np.asarray(free)).min())
+        shape = self._shards, 1, 1, self._page_size, self._cache_type
+        page = program.begin.eval_shape(self._graphdefs, *shape, self._params)
+        split = self._shards * self._model.placement.parts("kv_heads")
+        page_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((page.groups, page.draft))) // split
+        return max(min(pages, int(free * 0.5) // page_bytes), 2)
+
+    def allocate(self, pages: int) -> None:
+        """Allocate a cache of `pages` pages per shard."""
+        shape = self._shards, self._rows, pages, self._page_size, self._cache_type
+        self.state = program.begin(self._graphdefs, *shape, self._params)
+        if self._model.placement.mesh is None:
+            # Committed, as the parameters are: the programs return committed state, which would compile them once more.
+            self.state = jax.device_put(self.state, *jax.tree.leaves(self._params)[0].devices())
+
+    def grow(self, plan: Grow) -> None:
+        """Extend the cache; its contents stay."""
+        self.state = program.extend(self.state, plan.before, plan.pages)
+
+    # ---- programs ----------------------------------------------------------------------------------------------------
+
+    def prefill(self, plan: Prefill[ActiveRequest]) -> tuple[Batch, Progress, Output]:
+        """Compute parts of prompts; returns the rows, and their progress and output on the device."""
+        rows = 1 if max(map(len, plan.parts)) == 1 else self.prefill_rows
+        width = size_of(max(sum(count for _, count in parts) for parts in plan.parts), MIN_PREFILL_TOKENS)
+        tokens = np.zeros((self._shards, width), np.int32)
+        counts = np.zeros((self._shards, rows), np.int32)
+        batch: Batch = [None] * (self._shards * rows)
+        ends = np.zeros(len(batch), bool)
+        for shard, parts in enumerate(plan.parts):
+            start = 0
+            for row, (active, count) in enumerate(parts):
+                tokens[shard, start : start + count] = active.tokens[active.computed : active.computed + count]
+                start += count
+                counts[shard, row] = count
+                batch[shard * rows + row] = active
+                ends[shard * rows + row] = count == active.pending
+        settings, progress = self._stacked(batch)
+        arrays = settings, progress.replace(active=ends), tokens, counts, self._tables(batch)
+        self.state, progress, output = program.prefill(self._graphdefs, self._params, self.state, *arrays)
+        return batch, progress, output
+
+    def decode(self, plan: Decode[ActiveRequest], max_steps: int) -> tuple[Batch, Progress, Output]:
+        """Generate tokens, by checking guesses where there are some; returns as `prefill`."""
+        rows = size_of(max(map(len, plan.sequences)))
+        batch: Batch = [None] * (self._shards * rows)
+        for shard, sequences in enumerate(plan.sequences):
+            batch[shard * rows : shard * rows + len(sequences)] = sequences
+        arrays = self._params, self.state, *self._stacked(batch), self._tables(batch)
+        allowed, guesses = self._allowed(batch), None
+        if allowed is None and self._speculation is not None and plan.steps > self._speculation.guesses:
+            guesses = self._propose(batch, self._speculation)
+        self.guessed = 0 if guesses is None else int((guesses >= 0).sum())
+        if guesses is None:
+            rest = *arrays, np.int32(plan.steps), allowed
+            self.state, progress, output = program.decode(self._graphdefs, max_steps, *rest)
+        else:
+            self.state, progress, output = program.verify(self._graphdefs, guesses.shape[1], *arrays, guesses)
+        return batch, progress, output
+
+    def fetch(self, batch: Batch, progress: Progress, output: Output) -> tuple[Progress, Output]:
+        """Wait for a program's results and copy them to the host; log probabilities only if a row requested them."""
+        requested = any(active is not None and active.request.sampling.logprobs is not None for active in batch)
+        return jax.device_get((progress, output if requested else output.replace(logprobs=None)))
+
+    def warm_up(self, chunk: int, max_steps: int, *, constraints: bool) -> None:
+        """Compile every program in every shape; a bar counts them. See `Engine.warm_up`."""
+        prefills = [
+            (rows, width) for rows in sorted({1, self.prefill_rows}) for width in _sizes(MIN_PREFILL_TOKENS, chunk)
+        ]
+        decodes = _sizes(1, self._rows)
+        guesses = 0 if self._speculation is None else self._speculation.guesses
+        kinds = ["plain", *["guesses"] * (guesses > 0), *["constrained"] * constraints]
+        with progress_bar("compiling", len(prefills) + len(decodes) * len(kinds) + 1, visible=None) as bar:
+            for rows, width in prefills:
+                batch: Batch = [None] * (self._shards * rows)
+                tokens, counts = np.zeros((self._shards, width), np.int32), np.zeros((self._shards, rows), np.int32)
+                rest = *self._stacked(batch), tokens, counts, self._tables(batch)
+                self.state, *_ = program.prefill(self._graphdefs, self._params, self.state, *rest)
+                bar.advance()
+            for rows in decodes:
+                batch = [None] * (self._shards * rows)
+                for kind in kinds:
+                    arrays = self._params, self.state, *self._stacked(batch), self._tables(batch)
+                    if kind == "guesses":
+                        none = np.full((len(batch), guesses), -1, np.int32)
+                        self.state, *_ = program.verify(self._graphdefs, guesses, *arrays, none)
+                    else:
+                        allowed = self._no_words(len(batch)) if kind == "constrained" else None
+                        self.state, *_ = program.decode(self._graphdefs, max_steps, *arrays, np.int32(1), allowed)
+                    bar.advance()
+            counts = np.zeros(self._model.config.vocab_size, np.int16)
+            self.state = program.enter(self.state, np.int32(0), counts.astype(bool), counts)
+            bar.advance()
+
+    # ---- slots of `Seen` ---------------------------------------------------------------------------------------------
+
+    def take_slot(self, active: ActiveRequest) -> None:
+        """Give a request with penalties a slot of `Seen` and write the tokens it has seen there."""
+        if not active.penalised or active.slot >= 0:
+            return
+        active.slot = self.slots.pop()
+        active.settings = active.settings.replace(slot=np.asarray([active.slot], np.int32))
+        self._settings = None
+        prompt = np.zeros(self._model.config.vocab_size, bool)
+        prompt[list(active.request.prompt)] = True
+        answer = np.asarray(active.tokens[len(active.request.prompt) :], np.int64)
+        counts = np.bincount(answer, minlength=prompt.size).astype(np.int16)
+        self.state = program.enter(self.state, np.int32(active.slot), prompt, counts)
+
+    def release_slot(self, active: ActiveRequest) -> None:
+        """Take the slot of a finished, cancelled or preempted request back."""
+        if active.slot >= 0:
+            self.slots.append(active.slot)
+            active.slot = -1
+
+    # ---- arrays ------------------------------------------------------------------------------------------------------
+
+    def _stacked(self, batch: Batch) -> tuple[Settings, Progress]:
+        """Stack the settings and progress of all rows; settings are reused while the rows stay the same."""
+        rows = [self._padding if active is None else active for active in batch]
+        key = tuple(active.number for active in rows)
+        if self._settings is None or self._settings[0] != key:
+            self._settings = key, jax.tree.map(lambda *x: np.concatenate(x), *(active.settings for active in rows))
+        progress = jax.tree.map(lambda *x: np.concatenate(x), *(active.progress for active in rows))
+        lengths = np.asarray([active.computed for active in rows], np.int32)
+        return self._settings[1], progress.replace(length=lengths)
+
+    def _tables(self, batch: Batch) -> np.ndarray:
+        """Return the page tables, int32 [shards, rows, pages of the longest sequence]."""
+        tables = np.zeros((len(batch), self._width), np.int32)
+        for row, active in zip(tables, batch, strict=True):
+            if active is not None:
+                row[: len(active.pages)] = active.pages
+        return tables.reshape(self._shards, -1, self._width)
+
+    def _allowed(self, batch: Batch) -> np.ndarray | None:
+        """Return the words of each row's constraint on its next token; None if no row has a constraint."""
+        if not any(active is not None and active.request.constraint is not None for active in batch):
+            return None
+        allowed = self._no_words(len(batch))
+        for row, active in zip(allowed, batch, strict=True):
+            words = None if active is None else active.allowed()
+            if words is not None:
+                row[: len(words)] = words[: len(row)]
+        return allowed
+
+    def _no_words(self, rows: int) -> np.ndarray:
+        """Return the words of `Constraint.allowed` with no token allowed, for `rows` rows and the model's vocabulary."""
+        return np.zeros((rows, -(-self._model.config.vocab_size // 32)), np.uint32)
+
+    def _propose(self, batch: Batch, speculation: Speculation) -> np.ndarray | None:
+        """Return guesses for each row, -1 where there is none; None if no row has any. Updates the rows' n-gram indices."""
+        guesses = np.full((len(batch), speculation.guesses), -1, np.int32)
+        if isinstance(speculation, DraftModel):
+            guesses[[active is not None for active in batch]] = 0  # `verify` fills them in
+        if isinstance(speculation, PromptLookup):
+            for row, active in zip(guesses, batch, strict=True):
+                if active is not None:
+                    proposed = speculation.propose(active.tokens, active.ngrams, active.indexed)
+                    active.indexed = len(active.tokens)
+                    row[: len(proposed)] = proposed
+        return guesses if (guesses >= 0).any() else None
+
+
+def _sizes(least: int, most: int) -> list[int]:
+    sizes = [least]
+    while sizes[-1] < most:
+        sizes.append(2 * sizes[-1])
+    return sizes
