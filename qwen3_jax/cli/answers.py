@@ -14,8 +14,8 @@ from typing import Any, TextIO
 
 import qwen3_jax
 from qwen3_jax.cli.common import ctrl_c
-from qwen3_jax.cli.inputs import Job
-from qwen3_jax.errors import UserError
+from qwen3_jax.cli.inputs import Input
+from qwen3_jax.errors import RequestError, UserError
 from qwen3_jax.generation import Delta, Engine, Generation, Stats
 from qwen3_jax.progress import progress_bar
 from qwen3_jax.text import Tokenizer
@@ -84,7 +84,7 @@ class Printer:
 def answer_one(
     engine: Engine,
     tokenizer: Tokenizer,
-    job: Job,
+    given: Input,
     options: dict[str, Any],
     *,
     as_json: bool,
@@ -94,7 +94,10 @@ def answer_one(
     """Answer one prompt (n times) on standard output; return False if Ctrl-C cut it short."""
     results: list[Generation] = []
     total = options["sampling"].n
-    deltas = qwen3_jax.stream(engine, tokenizer, [job.prompt], **options)
+    try:
+        deltas = qwen3_jax.stream(engine, tokenizer, [given.prompt], **options)
+    except RequestError as error:
+        raise UserError(error.reason) from None
     printer = Printer() if shown and stream else None
     partial: list[Delta] = []
     with ctrl_c() as stopped:
@@ -105,7 +108,7 @@ def answer_one(
             if delta.result is not None:
                 results.append(delta.result)
                 if as_json and shown:
-                    write_json(sys.stdout, record(delta, job, engine.stats))
+                    write_json(sys.stdout, record(delta, given, engine.stats))
             if stopped():
                 break
         done = len(results) == total
@@ -134,7 +137,7 @@ def _print_whole(deltas: list[Delta], total: int) -> None:
 def answer_batch(
     engine: Engine,
     tokenizer: Tokenizer,
-    jobs: list[Job],
+    inputs: list[Input],
     options: dict[str, Any],
     output: Path | None,
     shown: bool = True,
@@ -144,16 +147,20 @@ def answer_batch(
     Lines come in the order in which answers finish; "index" is the place of the prompt in the file.
     """
     results: list[Generation] = []
-    total = len(jobs) * options["sampling"].n
+    total = len(inputs) * options["sampling"].n
     bar_shown = None if shown else False
-    prompts = [job.prompt for job in jobs]
-    deltas = qwen3_jax.stream(engine, tokenizer, prompts, **options)
+    prompts = [given.prompt for given in inputs]
+    try:
+        deltas = qwen3_jax.stream(engine, tokenizer, prompts, **options)
+    except RequestError as error:
+        source = "" if error.prompt is None else f"{inputs[error.prompt].source}: "
+        raise UserError(f"{source}{error.reason}") from None
     with ctrl_c() as stopped, _opened(output) as out, progress_bar("answering", total, visible=bar_shown) as bar:
         for delta in deltas:
             if delta.result is not None:
                 results.append(delta.result)
                 if shown:
-                    write_json(out, record(delta, jobs[delta.index], engine.stats))
+                    write_json(out, record(delta, inputs[delta.index], engine.stats))
                 bar.advance()
             if stopped():
                 break
@@ -179,7 +186,7 @@ def _opened(output: Path | None) -> Iterator[TextIO]:
         yield file
 
 
-def record(delta: Delta, job: Job, stats: Stats) -> dict[str, Any]:
+def record(delta: Delta, given: Input, stats: Stats) -> dict[str, Any]:
     """Return a finished answer as plain JSON values; `stats` is of the whole run until the answer was finished."""
     result = delta.result
     assert result is not None
@@ -193,7 +200,7 @@ def record(delta: Delta, job: Job, stats: Stats) -> dict[str, Any]:
             }
             for entry in result.logprobs
         ]
-    out: dict[str, Any] = {} if job.id is None else {"id": job.id}
+    out: dict[str, Any] = {} if given.id is None else {"id": given.id}
     return out | {
         "index": delta.index,
         "sample": delta.sample,

@@ -15,7 +15,7 @@ from typing import Any
 import qwen3_jax
 from qwen3_jax.cli.answers import Printer, report
 from qwen3_jax.cli.common import ctrl_c
-from qwen3_jax.errors import UserError, nearest
+from qwen3_jax.errors import RequestError, UserError, nearest
 from qwen3_jax.generation import Engine, Generation
 from qwen3_jax.text import Tokenizer, soft_switch
 
@@ -168,9 +168,9 @@ class Chat:
         except KeyboardInterrupt:  # pressed twice
             pass
         except UserError as error:
-            self._say(str(error))
-            if "maximum context length" in str(error) and self._history != self._start:
-                self._say("/reset makes room.")
+            self._say(error.reason if isinstance(error, RequestError) else str(error))
+            if isinstance(error, RequestError) and error.too_long and self._history != self._start:
+                self._say("/reset starts a new conversation.")
             return None
         if not self._stream:
             for delta in shown:

@@ -166,13 +166,13 @@ def _run(args: argparse.Namespace) -> int:
 
     batch = _is_batch(args)
     if batch:
-        jobs = inputs.read_jsonl(args.messages, args.system, args.raw)
+        prompts = inputs.read_jsonl(args.messages, args.system, args.raw)
         if args.output is not None:
             inputs.check_output(args.output, args.overwrite)
     elif args.chat:
-        jobs = []
+        prompts = []
     else:
-        jobs = [inputs.read_one(args.prompt, args.messages, args.system, args.raw)]
+        prompts = [inputs.read_one(args.prompt, args.messages, args.system, args.raw)]
     tools = None if args.tools is None else inputs.read_tools(args.tools)
     axes = None if args.mesh is None else inputs.read_mesh(args.mesh)
 
@@ -204,9 +204,9 @@ def _run(args: argparse.Namespace) -> int:
         return Chat(engine, tokenizer, args.system, options, stream=args.stream is not False).run()
     shown = jax.process_index() == 0
     if batch:
-        done = answer_batch(engine, tokenizer, jobs, options, args.output, shown)
+        done = answer_batch(engine, tokenizer, prompts, options, args.output, shown)
     else:
-        done = answer_one(engine, tokenizer, jobs[0], options, as_json=args.json, stream=stream, shown=shown)
+        done = answer_one(engine, tokenizer, prompts[0], options, as_json=args.json, stream=stream, shown=shown)
     return 0 if done else INTERRUPTED
 
 

@@ -1,6 +1,6 @@
-"""What `infer` reads before any model is loaded: prompts, conversations, tools, the mesh. No JAX.
+"""The inputs of `infer`, read before a model is loaded: prompts, conversations, tools, the mesh. No JAX.
 
-Every mistake is a UserError that names the file, the line and the field.
+Every error is a UserError that names the file, the line and the field.
 """
 
 import json
@@ -15,72 +15,79 @@ MESH_AXES = ("replica", "data", "expert", "context", "tensor")
 
 
 @dataclass(frozen=True)
-class Job:
-    """One prompt: a text to be continued, or a conversation; `id` is the caller's own, copied to the answer."""
+class Input:
+    """One prompt.
+
+    Attributes:
+        prompt: a text to continue, or a conversation.
+        source: the option, or the file and line, that it was read from.
+        id: the caller's own, copied to the answer.
+    """
 
     prompt: str | list[dict[str, Any]]
+    source: str
     id: Any = None
 
 
-def read_one(prompt: str | None, file: Path | None, system: str | None, raw: bool) -> Job:
-    """Return the job of --prompt, --messages FILE.json or standard input."""
+def read_one(prompt: str | None, file: Path | None, system: str | None, raw: bool) -> Input:
+    """Return the prompt of --prompt, --messages FILE.json or standard input."""
     if file is not None:
         value = _json(_text(file), str(file))
         if isinstance(value, dict):
-            return _job(value, str(file), system, raw)
-        return _job({"messages": value}, str(file), system, raw)
-    where = "--prompt"
+            return _input(value, str(file), system, raw)
+        return _input({"messages": value}, str(file), system, raw)
+    source = "--prompt"
     if prompt is None:
         if sys.stdin.isatty():
-            raise UserError("there is no prompt: give --prompt, --messages or --chat, or pipe one to standard input.")
-        where = "standard input"
+            raise UserError("no prompt: give --prompt, --messages or --chat, or pipe one to standard input.")
+        source = "standard input"
         try:
             prompt = sys.stdin.read()
         except UnicodeDecodeError as error:
             raise UserError(f"standard input is not UTF-8 text ({error}).") from None
         if not raw:
             prompt = prompt.removesuffix("\n")  # `echo` adds one
-    return _job({"prompt": prompt}, where, system, raw)
+    return _input({"prompt": prompt}, source, system, raw)
 
 
-def read_jsonl(file: Path, system: str | None, raw: bool) -> list[Job]:
-    """Return one job per line of a batch file; blank lines are skipped."""
-    jobs = []
+def read_jsonl(file: Path, system: str | None, raw: bool) -> list[Input]:
+    """Return one prompt per line of a batch file; blank lines are skipped."""
+    inputs = []
     for number, line in enumerate(_text(file).splitlines(), start=1):
         if line.strip():
-            where = f"{file}, line {number}"
-            value = _json(line, where)
-            jobs.append(_job(value if isinstance(value, dict) else {"messages": value}, where, system, raw))
-    if not jobs:
-        raise UserError(f"{file} has no prompts in it.")
-    return jobs
+            source = f"{file}, line {number}"
+            value = _json(line, source)
+            inputs.append(_input(value if isinstance(value, dict) else {"messages": value}, source, system, raw))
+    if not inputs:
+        raise UserError(f"{file} contains no prompts.")
+    return inputs
 
 
-def _job(record: dict[str, Any], where: str, system: str | None, raw: bool) -> Job:
-    known = ("messages", "prompt", "id")
+def _input(record: dict[str, Any], source: str, system: str | None, raw: bool) -> Input:
+    fields = ("messages", "prompt", "id")
     for name in record:
-        if name not in known:
-            raise UserError(f"{where} has the unknown field {name!r}.{nearest(name, known)}")
+        if name not in fields:
+            raise UserError(f"{source} has the unknown field {name!r}.{nearest(name, fields)}")
     if ("messages" in record) == ("prompt" in record):
-        raise UserError(f"{where} must have either 'messages' or 'prompt'.")
+        raise UserError(f"{source} must have either 'messages' or 'prompt'.")
     if "prompt" in record:
         prompt = record["prompt"]
         if not isinstance(prompt, str) or not prompt:
-            raise UserError(f"the prompt of {where} {'is empty' if prompt == '' else 'is not a text'}.")
+            raise UserError(f"the prompt of {source} {'is empty' if prompt == '' else 'is not a text'}.")
         if raw:
-            return Job(prompt, record.get("id"))
+            return Input(prompt, source, record.get("id"))
         messages = [{"role": "user", "content": prompt}]
     else:
         messages = record["messages"]
         if raw:
-            raise UserError(f"{where} holds messages, which --raw cannot continue: give 'prompt', or leave --raw out.")
+            raise UserError(f"{source} holds messages, which --raw cannot continue: give 'prompt', or leave --raw out.")
         if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
-            raise UserError(f"{where} must hold a list of messages, each an object with 'role' and 'content'.")
+            raise UserError(f"{source} must hold a list of messages, each an object with 'role' and 'content'.")
     if system is not None:
         if messages[0].get("role") == "system":
-            raise UserError(f"{where} begins with a system message already; leave --system out.")
+            raise UserError(f"{source} already begins with a system message; leave --system out.")
         messages = [{"role": "system", "content": system}, *messages]
-    return Job(messages, record.get("id"))
+    return Input(messages, source, record.get("id"))
 
 
 def read_tools(file: Path) -> list[dict[str, Any]]:
@@ -90,23 +97,23 @@ def read_tools(file: Path) -> list[dict[str, Any]]:
         raise UserError(f'{file} must hold a non-empty JSON list of {{"type": "function", "function": {{...}}}}.')
     names: set[str] = set()
     for index, tool in enumerate(tools):
-        where = f"{file}, tool {index}"
+        source = f"{file}, tool {index}"
         if not isinstance(tool, dict) or tool.get("type") != "function" or not isinstance(tool.get("function"), dict):
-            raise UserError(f'{where} is not {{"type": "function", "function": {{...}}}}.')
+            raise UserError(f'{source} is not {{"type": "function", "function": {{...}}}}.')
         function = tool["function"]
         name = function.get("name")
         if not isinstance(name, str) or not name:
-            raise UserError(f"{where} has no 'name' in its function.")
+            raise UserError(f"{source} has no 'name' in its function.")
         if name in names:
-            raise UserError(f"{where} is named {name!r}, as an earlier one is.")
+            raise UserError(f"{source} has the name {name!r} of an earlier tool.")
         names.add(name)
         parameters = function.get("parameters")
         if parameters is not None and (
             not isinstance(parameters, dict) or parameters.get("type", "object") != "object"
         ):
-            raise UserError(f"{where} ({name}): 'parameters' must be a JSON schema of type 'object'.")
+            raise UserError(f"{source} ({name}): 'parameters' must be a JSON schema of type 'object'.")
         if not isinstance(function.get("description", ""), str):
-            raise UserError(f"{where} ({name}): 'description' must be a text.")
+            raise UserError(f"{source} ({name}): 'description' must be a text.")
     return tools
 
 
@@ -137,9 +144,9 @@ def read_mesh(text: str) -> dict[str, int]:
 def check_output(file: Path, overwrite: bool) -> None:
     """Refuse an output file that exists or has no folder, before anything runs."""
     if file.is_dir() or (file.exists() and not overwrite):
-        raise UserError(f"--output {file} exists; choose another file or say --overwrite.")
+        raise UserError(f"--output {file} exists; choose another file or give --overwrite.")
     if not file.parent.is_dir():
-        raise UserError(f"--output {file}: there is no folder {file.parent}.")
+        raise UserError(f"--output {file}: the folder {file.parent} does not exist.")
 
 
 def _text(file: Path) -> str:
@@ -151,9 +158,9 @@ def _text(file: Path) -> str:
         raise UserError(f"{file} cannot be read ({error.strerror}).") from None
 
 
-def _json(text: str, where: str) -> Any:
+def _json(text: str, source: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         batch = "; the name of a batch file ends in .jsonl" if error.msg == "Extra data" else ""
-        raise UserError(f"{where} is not valid JSON ({error}){batch}.") from None
+        raise UserError(f"{source} is not valid JSON ({error}){batch}.") from None

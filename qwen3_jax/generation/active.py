@@ -122,4 +122,6 @@ def _logprob(output: Output, step: int, row: int, alternatives: int | None) -> T
         return None
     logprobs = output.logprobs
     ids, values = (x[step, row, :alternatives].tolist() for x in (logprobs.top_tokens, logprobs.top))
-    return TokenLogprob(int(output.token[step, row]), float(logprobs.chosen[step, row]), tuple(zip(ids, values, strict=True)))
+    return TokenLogprob(
+        int(output.token[step, row]), float(logprobs.chosen[step, row]), tuple(zip(ids, values, strict=True))
+    )

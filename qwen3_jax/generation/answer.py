@@ -211,7 +211,7 @@ class Answer:
 
 
 def extend(
-    answers: Mapping[int, Answer], tokens: Iterable[tuple[int, Token]], cancel: Callable[[int], None]
+    answers: Mapping[int, Answer] | Sequence[Answer], tokens: Iterable[tuple[int, Token]], cancel: Callable[[int], None]
 ) -> Iterator[tuple[int, Delta]]:
     """Add tokens to their answers; yield (key, delta) of each delta.
 

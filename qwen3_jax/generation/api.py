@@ -1,10 +1,10 @@
 """`generate` and `stream`: prompts in, answers out. Both run on an `Engine`.
 
-    out = qwen3_jax.generate(model, tok, [[{"role": "user", "content": "What is 7 * 8?"}]], thinking_budget=512)
-    out[0].thinking, out[0].content, out[0].usage.thinking_tokens
+out = qwen3_jax.generate(model, tok, [[{"role": "user", "content": "What is 7 * 8?"}]], thinking_budget=512)
+out[0].thinking, out[0].content, out[0].usage.thinking_tokens
 
-    for delta in qwen3_jax.stream(model, tok, [{"role": "user", "content": "Hi"}]):
-        print(delta.text, end="", flush=True)
+for delta in qwen3_jax.stream(model, tok, [{"role": "user", "content": "Hi"}]):
+    print(delta.text, end="", flush=True)
 """
 
 import dataclasses
@@ -192,7 +192,9 @@ def _as_list(prompts: Any) -> list[Any]:
     if isinstance(prompts, np.ndarray) or hasattr(prompts, "tolist"):
         prompts = prompts.tolist()
     if not isinstance(prompts, Sequence) or isinstance(prompts, bytes) or len(prompts) == 0:
-        raise RequestError("prompts must be a non-empty list of texts, token-id lists or message lists.", param="prompt")
+        raise RequestError(
+            "prompts must be a non-empty list of texts, token-id lists or message lists.", param="prompt"
+        )
     if isinstance(prompts[0], (Mapping, int, np.integer)) and not isinstance(prompts[0], bool):
         return [prompts]  # one conversation, or one prompt of token ids
     return list(prompts)

@@ -1,4 +1,4 @@
-"""The thinking budget: at most so many sampled tokens of thinking, then the stop text, then the answer.
+"""The thinking budget: at most `budget` sampled thinking tokens, then the stop text, then the answer.
 
 Source: Qwen3 technical report, section 4.3: "When the length of the model's thinking reaches a user-defined threshold, we
 manually halt the thinking process and insert the stop-thinking instruction ... the model then proceeds to generate a final
@@ -7,13 +7,13 @@ prints a stray period after </think>).
 
 What counts, and when, for each row:
 
-- Every sampled token after `<think>` counts, up to and without `</think>`; all spans of one answer count together.
-- As soon as the count equals the budget and `</think>` has not come, the tokens of the stop text are forced. Forced tokens
-  are not thinking that the model did and do not count.
+- Every sampled token after `<think>` counts, up to but excluding `</think>`; all spans of one answer count together.
+- When the count reaches the budget before `</think>` is sampled, the tokens of the stop text are forced. Forced tokens do not
+  count.
 - Once the budget is used up, `<think>` cannot be sampled again.
-- While a tool call is open in the answer (and tools are in play), think tags are part of its arguments.
+- Inside a tool call (if the request has tools), think tags are part of its arguments.
 
-With the budget not reached, no token differs from a run without one.
+Until the budget is reached, the tokens are those of a run without one.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from qwen3_jax.errors import RequestError
 from qwen3_jax.text import STOP_TEXT, Tokenizer
 
 UNLIMITED = np.iinfo(np.int32).max
-MAX_STOP_TOKENS = 64  # of a stop text; every row's has room for so many
-_NONE = -1  # an id that no token has
+MAX_STOP_TOKENS = 64  # of a stop text; every row is padded to it
+_NONE = -1  # no token has this id
 
 
 @dataclass(frozen=True)
 class ThinkingTokens:
-    """The ids that the budget works with, read from a tokenizer.
+    """Token ids that the budget needs, read from a tokenizer.
 
     Attributes:
-        start, end: `<think>` and `</think>`; -1 where the vocabulary has none.
+        start, end: `<think>` and `</think>`; -1 if the vocabulary has none.
         stop: the stop text's ids, `end` among them.
-        call_start, call_end: `<tool_call>` and `</tool_call>` where tools are in play, else -1.
+        call_start, call_end: `<tool_call>` and `</tool_call>` if the request has tools, else -1.
     """
 
     start: int = _NONE
@@ -53,7 +53,7 @@ class ThinkingTokens:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer | None, stop_text: str = STOP_TEXT, tools: bool = False) -> ThinkingTokens:
-        """Read the ids; a tokenizer without think tokens gives an object with which no budget can be set.
+        """Read the ids; without think tokens in the vocabulary all are -1, and no budget can be set.
 
         Raises:
             RequestError: the stop text does not end the thinking.
@@ -76,7 +76,7 @@ class ThinkingTokens:
             raise RequestError(reason, param="thinking_stop_text")
 
     def is_open(self, prompt: list[int], header: int | None) -> bool:
-        """Whether a prompt leaves thinking open; tags before the last `<|im_start|>` (`header`) are someone's text."""
+        """Whether a prompt leaves thinking open; tags before the last `<|im_start|>` (`header`) are text of earlier turns."""
         if self.start == _NONE:
             return False
         for token in reversed(prompt):
@@ -89,11 +89,11 @@ class ThinkingTokens:
 
 @struct.dataclass
 class BudgetRules:
-    """What holds for each row from start to end, arrays [B]; `ThinkingTokens` and the budget.
+    """Budget and `ThinkingTokens` of each row, constant over a request; arrays [B].
 
     Attributes:
         budget: int32, sampled thinking tokens allowed.
-        start, end, call_start, call_end: int32, -1 for none.
+        start, end, call_start, call_end: int32, -1 if absent.
         stop: int32 [B, MAX_STOP_TOKENS], the stop text's ids.
         stop_length: int32.
     """
@@ -129,13 +129,13 @@ class BudgetRules:
 
 @struct.dataclass
 class BudgetState:
-    """Where each row stands, arrays [B].
+    """State of each row, arrays [B].
 
     Attributes:
         used: int32, sampled thinking tokens so far.
-        thinking: bool, between the tags.
+        thinking: bool, between the think tags.
         in_call: bool, between the tags of a tool call outside thinking.
-        forcing: int32, index of the stop token that comes next, -1 when none does.
+        forcing: int32, index of the next stop token, -1 if none is forced.
     """
 
     used: jax.Array
@@ -145,7 +145,7 @@ class BudgetState:
 
     @classmethod
     def start(cls, thinking: Sequence[bool]) -> BudgetState:
-        """Return the state before the first token, given whether the prompts leave thinking open."""
+        """Return the state before the first token; `thinking`: the prompt leaves `<think>` open."""
         rows = len(thinking)
         arrays: dict[str, Any] = dict(
             used=np.zeros(rows, np.int32),
@@ -157,17 +157,17 @@ class BudgetState:
 
     @property
     def busy(self) -> jax.Array:
-        """Whether the next token is one of the thinking or of the stop text, bool [B]."""
+        """Whether the next token belongs to the thinking or the stop text, bool [B]."""
         return self.thinking | (self.forcing >= 0)
 
     def forbid(self, logits_bv: jax.Array, rules: BudgetRules) -> jax.Array:
-        """Take `<think>` out of reach of rows that have used up their budget."""
+        """Mask `<think>` in rows that have used up their budget."""
         spent_b = (self.used >= rules.budget) & ~self.thinking & (rules.start >= 0)
         token_b = jnp.where(spent_b, rules.start, logits_bv.shape[1])  # past the last is dropped
         return logits_bv.at[jnp.arange(logits_bv.shape[0]), token_b].set(-jnp.inf, mode="drop")
 
     def advance(self, sampled_b: jax.Array, rules: BudgetRules) -> tuple[jax.Array, jax.Array, BudgetState]:
-        """Return (token that is taken, whether it was forced, next state), each [B]."""
+        """Return (token taken: the sampled or a forced one, whether it was forced, next state), each [B]."""
         forcing_b = jnp.where((self.forcing < 0) & self.thinking & (self.used >= rules.budget), 0, self.forcing)
         forced_b = forcing_b >= 0
         next_b = jnp.take_along_axis(rules.stop, jnp.maximum(forcing_b, 0)[:, None], axis=1)[:, 0]

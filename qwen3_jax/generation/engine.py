@@ -6,8 +6,8 @@
         for token in engine.step():                         # schedule -> run -> postprocess
             token.number, token.id, token.finish
 
-Invariant: the tokens of a request depend on its prompt, settings and seed alone; not on other requests, nor on how its prompt was
-chunked, whether it was preempted, or which of its tokens were guessed (up to rounding in matrix products of other shapes).
+Invariant: the tokens of a request depend on its prompt, settings and seed alone; not on other requests, nor on how its prompt
+was chunked, whether it was preempted, or which of its tokens were guessed (up to rounding in matrix products of other shapes).
 
 Nothing is compiled after `warm_up`: every program has a few shapes.
 """
@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from qwen3_jax.bounds import check_bounds, whole
 from qwen3_jax.errors import RequestError, UserError
 from qwen3_jax.generation.active import ActiveRequest
 from qwen3_jax.generation.program import MAX_EOS, Output, Progress, size_of
@@ -75,11 +76,16 @@ class Engine:
         slots_per_page: int | None = None,
     ):
         context = model.config.max_position_embeddings
-        _check(
-            context, rows=(rows, 1), cache_tokens=(cache_tokens, 1), max_length=(max_length, 2),
-            prefill_chunk=(prefill_chunk, MIN_PREFILL_TOKENS), decode_steps=(decode_steps, 1),
-            slots_per_page=(slots_per_page, 1),
+        options = dict(
+            rows=rows, cache_tokens=cache_tokens, max_length=max_length, prefill_chunk=prefill_chunk,
+            decode_steps=decode_steps, slots_per_page=slots_per_page,
         )  # fmt: skip
+        check_bounds(
+            options, "engine option ", rows=whole(1), cache_tokens=whole(1), max_length=whole(2, context),
+            prefill_chunk=whole(MIN_PREFILL_TOKENS), decode_steps=whole(1), slots_per_page=whole(1),
+        )  # fmt: skip
+        if prefill_chunk & (prefill_chunk - 1):
+            raise UserError(f"engine option prefill_chunk is {prefill_chunk}; it must be a power of two.")
         shards = model.placement.parts("batch")
         shard_rows = size_of(-(-rows // shards))
         size = slots_per_page or page_size(model.placement)
@@ -250,16 +256,3 @@ class Engine:
                 self._scheduler.remove(active)
                 self._runner.release_slot(active)
         return tokens
-
-
-def _check(context: int, **options: tuple[int | None, int]) -> None:
-    """Refuse engine options; each is (value, minimum)."""
-    for name, (value, least) in options.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise UserError(f"engine option {name!r} is {value!r}; it must be a whole number, {least} or more.")
-    max_length, chunk = options["max_length"][0], options["prefill_chunk"][0]
-    if max_length is not None and max_length > context:
-        raise UserError(f"engine option 'max_length' is {max_length}; the model's maximum context length is {context}.")
-    assert chunk is not None
-    if chunk & (chunk - 1):
-        raise UserError(f"engine option 'prefill_chunk' is {chunk}; it must be a power of two.")

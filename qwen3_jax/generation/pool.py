@@ -1,12 +1,12 @@
-"""Pages of the key/value cache: who holds which, and which hold the beginnings of texts that may come again.
+"""Pages of the key/value cache: reference counts and the prefix cache.
 
-A page that is full of a text's tokens is remembered under (the page before it, its tokens), so that a later text with the
-same beginning shares it: multi-turn chats, and n samples of one prompt, are computed once (Kwon et al. 2023, arXiv
-2309.06180, section 4.4; Zheng et al. 2024, arXiv 2312.07104, section 3). A remembered page that nobody holds stays until room
-is needed; then the one that was let go longest ago goes first, and of one text its end before its beginning.
+A page filled by a sequence is indexed under (the page before it, its tokens), and later sequences with the same prefix share
+it: multi-turn chats, and n samples of one prompt, are computed once (Kwon et al. 2023, arXiv 2309.06180, section 4.4; Zheng et
+al. 2024, arXiv 2312.07104, section 3). An indexed page without holders is evicted when pages run out: least recently released
+first, and the end of a sequence before its beginning.
 
-Invariant: every page but page 0, which belongs to nobody, is free, held by its count of texts, or remembered and held by
-none. Shared pages are never written again.
+Invariant: every page but page 0, which is reserved as a write sink, is free, held by at least one sequence, or indexed and
+without holders. Shared pages are never written again.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-_ROOT = 0  # the page before the first
+_ROOT = 0  # name of the predecessor of a first page
 
 
 class Pool:
     """The pages of one shard of the batch.
 
     Args:
-        pages: how many there are, page 0 included.
+        pages: number of pages, page 0 included.
         page_size: tokens per page.
-        remember: share the beginnings of texts.
+        remember: index pages for sharing.
     """
 
     def __init__(self, pages: int, page_size: int, remember: bool = True):
@@ -32,43 +32,43 @@ class Pool:
         self.capacity = pages - 1
         self._free = list(range(pages - 1, 0, -1))
         self._holders = [0] * pages
-        self._idle: OrderedDict[int, None] = OrderedDict()  # remembered and held by none, longest ago first
+        self._idle: OrderedDict[int, None] = OrderedDict()  # indexed without holders, least recently released first
         self._page_of: dict[tuple[int, tuple[int, ...]], int] = {}
         self._key_of: dict[int, tuple[int, tuple[int, ...]]] = {}
-        # A page's name as a predecessor, never given twice: what followed an evicted page is not found again by its number.
+        # A page's name as a predecessor. Never reused, unlike its number: the successors of an evicted page stay unreachable.
         self._name_of: dict[int, int] = {}
         self._names = _ROOT
 
     @property
     def available(self) -> int:
-        """Pages that can be taken: free ones and those that are only remembered."""
+        """Pages that can be taken: free ones, and indexed ones without holders."""
         return len(self._free) + len(self._idle)
 
     @property
     def held(self) -> int:
-        """Pages that some text holds."""
+        """Pages with at least one holder."""
         return self.capacity - self.available
 
     def match(self, tokens: Sequence[int]) -> list[int]:
-        """Return the remembered pages of a text's beginning, in order. At least its last token is left to compute."""
-        found: list[int] = []
+        """Return the indexed pages of a sequence's prefix, in order. They never include its last token."""
+        matched: list[int] = []
         name = _ROOT
         for start in range(0, len(tokens) - self.page_size, self.page_size):
             page = self._page_of.get((name, tuple(tokens[start : start + self.page_size])))
             if page is None:
                 break
-            found.append(page)
+            matched.append(page)
             name = self._name_of[page]
-        return found
+        return matched
 
     def hold(self, pages: Sequence[int]) -> None:
-        """Add a holder to pages that `match` has found."""
+        """Add a holder to pages returned by `match`."""
         for page in pages:
             self._holders[page] += 1
             self._idle.pop(page, None)
 
     def take(self, count: int) -> list[int] | None:
-        """Return so many fresh pages with one holder each, or None, taking none, where there are too few."""
+        """Return `count` fresh pages with one holder each; None, taking none, if too few are available."""
         if count > self.available:
             return None
         taken = []
@@ -85,7 +85,7 @@ class Pool:
         return page
 
     def release(self, pages: Sequence[int]) -> None:
-        """Take a holder away from the pages of a text, given in order."""
+        """Remove a holder from the pages of a sequence, given in order."""
         for page in reversed(pages):
             self._holders[page] -= 1
             assert self._holders[page] >= 0, f"page {page} was released once too often"
@@ -95,24 +95,24 @@ class Pool:
                 else:
                     self._free.append(page)
 
-    def record(self, pages: Sequence[int], tokens: Sequence[int], done: int, known: int) -> None:
-        """Remember the pages that are full once a text's first `known` tokens are in them.
+    def record(self, pages: Sequence[int], tokens: Sequence[int], done: int, computed: int) -> None:
+        """Index the pages that a sequence's first `computed` tokens fill.
 
         Args:
-            pages: the text's pages, in order.
-            tokens: the text.
-            done: pages of it that were recorded before.
-            known: tokens whose keys and values are in the pages, or will be before any other text's are computed.
+            pages: the sequence's pages, in order.
+            tokens: the sequence.
+            done: pages of it recorded before.
+            computed: tokens whose keys and values are in the pages, or will be before any other sequence runs.
         """
         if not self.remember:
             return
-        for place in range(done, known // self.page_size):
+        for place in range(done, computed // self.page_size):
             page = pages[place]
             if page in self._key_of:
                 continue
             before = _ROOT if place == 0 else self._name_of.get(pages[place - 1])
             if before is None:
-                return  # an equal text's page is remembered in place of this one's predecessor
+                return  # the predecessor is a duplicate of an indexed page
             key = (before, tuple(tokens[place * self.page_size : (place + 1) * self.page_size]))
             if key in self._page_of:
                 return
@@ -120,13 +120,13 @@ class Pool:
             self._page_of[key], self._key_of[page], self._name_of[page] = page, key, self._names
 
     def extend(self, pages: int) -> None:
-        """There are now so many pages, more than before."""
+        """Increase the number of pages to `pages`."""
         self._free[:0] = range(pages - 1, self.capacity, -1)
         self._holders += [0] * (pages - len(self._holders))
         self.capacity = pages - 1
 
     def forget(self) -> None:
-        """Drop all that is remembered (the weights have changed)."""
+        """Clear the index, as is necessary after a change of weights."""
         for page in list(self._idle):
             self._free.append(page)
         self._idle.clear()
@@ -141,5 +141,5 @@ class Pool:
         assert len(free) == len(self._free), "a page is free twice"
         assert len(free) + len(idle) + len(held) == len(free | idle | held), "a page is in two states"
         assert len(free | idle | held) == self.capacity, "a page is lost"
-        assert idle <= set(self._key_of) <= idle | held, "a page is remembered and free, or idle and forgotten"
+        assert idle <= set(self._key_of) <= idle | held, "a page is indexed and free, or idle and not indexed"
         assert {self._page_of[key] for key in self._page_of} == set(self._key_of) == set(self._name_of)

@@ -1,15 +1,15 @@
-"""What runs on the device: three jitted programs over the same paged cache, each with sampling and budget inside.
+"""The device programs: three jitted functions over the same paged cache, each with sampling and budget inside.
 
-| program  | tokens                                   | gives                                                    |
-|----------|------------------------------------------|----------------------------------------------------------|
-| `prefill` | parts of prompts, row after row         | the next token of rows whose prompt ends here            |
-| `decode` | one per row, then the sampled ones       | up to `steps` tokens per row                             |
-| `verify` | one per row and guesses of what follows  | the tokens that one decode step after the other would give |
+| program   | input tokens                        | returns                                            |
+|-----------|-------------------------------------|----------------------------------------------------|
+| `prefill` | parts of prompts, concatenated      | the next token of rows whose prompt is complete    |
+| `decode`  | one per row, then the sampled ones  | up to `steps` tokens per row                       |
+| `verify`  | one per row and guesses after it    | the tokens that as many decode steps would give    |
 
-All choose tokens with the one function `_take`, a step at a time, so budgets, penalties and seeds hold in each alike. A row
-that has ended does nothing more; its keys go to page 0.
+All sample with `_take`, one step at a time, so budgets, penalties and seeds mean the same in each. A finished row is masked;
+its keys are written to page 0, which is reserved as a write sink.
 
-Everything about a request is an array with one entry per row: settings, budgets and seeds compile nothing. Shapes come in few
+Settings are arrays with one entry per row, so other settings, budgets or seeds compile nothing. Shapes are rounded up to a few
 sizes (`size_of`).
 
 Shapes: d shards of the batch, r rows of a shard, b = d r rows, f tokens of a shard, v vocabulary, s slots of `Seen`, n steps,
@@ -31,18 +31,18 @@ from qwen3_jax.generation.sampling import Logprobs, SamplingRows, Seen, logprobs
 from qwen3_jax.kernels import CacheType, Pages, Rows
 from qwen3_jax.model import Hidden, KVCache, Qwen3
 
-MAX_EOS = 8  # end tokens of one request
+MAX_EOS = 8  # end tokens per request
 
 
 class Settings(struct.PyTreeNode):
-    """What holds for a row from start to end, arrays [B].
+    """Settings of each row, constant over a request; arrays [B].
 
     Attributes:
-        sampling: how to choose tokens.
+        sampling: sampling settings.
         rules: the thinking budget.
-        eos: int32 [B, MAX_EOS], tokens that end the answer; -1 for none.
-        slot: int32, the row's place in `Seen`; past the last where no penalty asks for one.
-        constrained: bool, outside its thinking the row may take one token, of those that it is told, and then waits.
+        eos: int32 [B, MAX_EOS], tokens that end the answer, padded with -1.
+        slot: int32, the row's slot in `Seen`; past the last without penalties.
+        constrained: bool, outside thinking the row takes one token, from `allowed_bw`, and then waits for the host.
     """
 
     sampling: SamplingRows
@@ -53,14 +53,14 @@ class Settings(struct.PyTreeNode):
 
 
 class Progress(struct.PyTreeNode):
-    """Where each row stands, arrays [B].
+    """State of each row, arrays [B].
 
     Attributes:
-        token: int32, the newest token, whose keys are not in the cache yet.
-        length: int32, tokens whose keys are.
+        token: int32, the newest token; its keys are not in the cache yet.
+        length: int32, tokens whose keys are in the cache.
         position: int32, tokens generated so far.
         remaining: int32, tokens that may still be generated.
-        active: bool, the row has not ended.
+        active: bool, the row is unfinished.
         budget: the thinking budget's state.
     """
 
@@ -73,13 +73,13 @@ class Progress(struct.PyTreeNode):
 
 
 class Output(struct.PyTreeNode):
-    """What one step gave, arrays [B].
+    """Result of one step, arrays [B].
 
     Attributes:
-        valid: bool, the row was active: the rest means something.
+        valid: bool, the row was active; otherwise ignore the rest.
         token: int32.
-        forced: bool, a token of the stop text.
-        thinking: bool, a sampled token that counted against the budget.
+        forced: bool, the token is part of the stop text.
+        thinking: bool, the token was sampled and counted against the budget.
         logprobs: see `Logprobs`.
     """
 
@@ -91,12 +91,12 @@ class Output(struct.PyTreeNode):
 
 
 class State(struct.PyTreeNode):
-    """What the device keeps from call to call; each program takes it and gives it back in the same memory.
+    """Device state between calls. The programs donate it and return its successor; do not reuse it.
 
     Attributes:
         groups: pages of the model.
         draft: pages of the draft model, or an empty tuple.
-        seen: for the penalties.
+        seen: tokens that each slot has seen.
     """
 
     groups: tuple[Pages, ...]
@@ -114,7 +114,7 @@ def begin(
     cache_type: CacheType | None,
     params: tuple[Any, ...],
 ) -> State:
-    """Return a state with empty pages, so many per layer and shard, and nothing seen of so many rows per shard."""
+    """Return a state with `pages` zeroed pages per layer and shard, and `rows` empty slots of `Seen` per shard."""
     models = [nnx.merge(*both) for both in zip(graphdefs, params, strict=True)]
     groups, *draft = (
         m.new_pages(pages, slots_per_page=slots_per_page, shards=shards, quantized=cache_type) for m in models
@@ -134,16 +134,18 @@ def prefill(
     counts_dr: jax.Array,
     tables_drw: jax.Array,
 ) -> tuple[State, Progress, Output]:
-    """Compute parts of prompts; rows that are `active` are at their end and get their next token.
+    """Compute parts of prompts; sample the next token of `active` rows, whose prompt is then complete.
 
     Args:
-        graphdefs, params: of the model and, with speculation, of the draft model.
-        tokens_df: int32, row after row.
+        graphdefs, params: of the model and, with a draft model, of that as well.
+        state: donated.
+        settings, progress: of each row; `progress.length` excludes the tokens of this call.
+        tokens_df: int32, the rows' tokens, concatenated.
         counts_dr: int32, tokens of each row.
-        tables_drw: int32, pages of each row. `progress.length` are the tokens before these.
+        tables_drw: int32, page table.
 
     Returns:
-        The output leads with an axis of one step.
+        The next state, progress, and output with a leading axis of one step.
     """
     model = nnx.merge(graphdefs[0], params[0])
     rows = Rows(tables_drw, progress.length.reshape(counts_dr.shape), counts_dr)
@@ -154,7 +156,7 @@ def prefill(
         state = state.replace(draft=_pages(draft.hidden(tokens_df, cache=KVCache(state.draft, rows))))
     last_dr = jnp.maximum(jnp.cumsum(counts_dr, axis=1) - 1, 0)
     last_bd = jnp.take_along_axis(hidden.states, last_dr[:, :, None], axis=1).reshape(counts_dr.size, -1)
-    # `_take` counts one token into the cache for each it gives.
+    # `_take` adds one to the length.
     progress = progress.replace(length=progress.length + counts_dr.reshape(-1) - 1)
     seen, progress, output = _take(model, settings, state.seen, progress, model.logits(last_bd))
     output = jax.tree.map(lambda x: x[None], output)
@@ -173,29 +175,31 @@ def decode(
     steps: jax.Array,
     allowed_bw: jax.Array | None = None,
 ) -> tuple[State, Progress, Output]:
-    """Generate tokens one after another until all rows have ended, or `steps` of them (at most `most`, which is static).
+    """Generate tokens until all rows are finished, for at most `steps` steps.
 
     Args:
-        allowed_bw: uint32, as `Constraint.allowed` gives them, for the next token of rows that are `constrained` and not in
-            their thinking; None when no row is constrained.
+        most: static upper bound of `steps`.
+        state: donated.
+        allowed_bw: uint32 words of `Constraint.allowed`, for the next token of `constrained` rows that are not thinking; None
+            if no row is constrained.
 
     Returns:
-        The output leads with an axis of `most` steps.
+        The next state, progress, and output with a leading axis of `most` steps.
     """
     model = nnx.merge(graphdefs[0], params[0])
 
     def step(carry):
         i, state, progress, waits_b, outputs = carry
-        going = progress.replace(active=progress.active & ~waits_b)
-        states_bd, groups = _forward_one(model, state.groups, going, tables_drw)
-        seen, after, output = _take(model, settings, state.seen, going, model.logits(states_bd), allowed_bw)
+        running = progress.replace(active=progress.active & ~waits_b)
+        states_bd, groups = _forward_one(model, state.groups, running, tables_drw)
+        seen, after, output = _take(model, settings, state.seen, running, model.logits(states_bd), allowed_bw)
         outputs = jax.tree.map(lambda all_nb, x_b: all_nb.at[i].set(x_b), outputs, output)
         after = after.replace(active=after.active | (progress.active & waits_b))
         if allowed_bw is not None:
             waits_b = settings.constrained & ~after.budget.busy
         return i + 1, state.replace(groups=groups, seen=seen), after, waits_b, outputs
 
-    def goes_on(carry):
+    def unfinished(carry):
         i, _, progress, waits_b, _ = carry
         return (i < steps) & (progress.active & ~waits_b).any()
 
@@ -203,7 +207,7 @@ def decode(
     shapes = jax.eval_shape(lambda logits_bv: _take(model, settings, state.seen, progress, logits_bv)[2], logits)
     outputs = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
     start = jnp.int32(0), state, progress, jnp.zeros_like(progress.active), outputs
-    _, state, progress, _, outputs = jax.lax.while_loop(goes_on, step, start)
+    _, state, progress, _, outputs = jax.lax.while_loop(unfinished, step, start)
     return _after(model, state, state.seen), *_to_all(model, (progress, outputs))
 
 
@@ -218,17 +222,18 @@ def verify(
     tables_drw: jax.Array,
     guess_bg: jax.Array,
 ) -> tuple[State, Progress, Output]:
-    """Check guesses of the next tokens in one pass: what is given is what `decode` would give, one token more than was right.
+    """Check guesses of the next tokens in one pass; returns the tokens that `decode` would, one more than were accepted.
 
-    Each place is sampled with the random numbers of its own position, so an answer does not depend on the guesses: a guess is
-    right when it is the token that is sampled there. For guesses that are no distribution (a prompt's own words, greedy drafts)
-    that accepts as often as speculative sampling does (Leviathan et al. 2023, arXiv 2211.17192), and seeds keep their meaning.
+    Each position is sampled with its own random numbers, and a guess is accepted if it equals the sampled token. So answers do
+    not depend on guesses, and seeds keep their meaning. For deterministic guesses (prompt lookup, greedy drafts) the acceptance
+    rate equals that of speculative sampling (Leviathan et al. 2023, arXiv 2211.17192).
 
     Args:
-        guess_bg: int32 [B, guesses], -1 where there is none; with a draft model they are its own and this is not read.
+        state: donated.
+        guess_bg: int32 [B, guesses], -1 for none; ignored with a draft model, which makes its own.
 
     Returns:
-        The output leads with an axis of `guesses` + 1 places.
+        The next state, progress, and output with a leading axis of `guesses` + 1 steps.
     """
     model = nnx.merge(graphdefs[0], params[0])
     if len(graphdefs) > 1:
@@ -257,42 +262,42 @@ def verify(
 
 @functools.partial(jax.jit, donate_argnums=0)
 def enter(state: State, slot: jax.Array, in_prompt_v: jax.Array, count_v: jax.Array) -> State:
-    """Set what a row has seen, for the penalties: bool [V] and int16 [V]."""
+    """Overwrite a slot of `Seen`: bool [V], the tokens of the prompt; int16 [V], counts of the answer. `state` is donated."""
     seen = Seen(state.seen.prompt.at[slot].set(in_prompt_v), state.seen.answer.at[slot].set(count_v))
     return state.replace(seen=seen)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def extend(state: State, before: int, pages: int) -> State:
-    """Return the same contents with so many pages per layer and shard instead of `before`."""
+    """Return the state with `pages` pages per layer and shard instead of `before`; new ones are zeroed."""
 
-    def more(x):
+    def pad(x):
         layers = x.shape[1] // before
         x = x.reshape(x.shape[0], layers, before, *x.shape[2:])
         x = jnp.pad(x, [(0, 0), (0, 0), (0, pages - before)] + [(0, 0)] * (x.ndim - 3))
         return x.reshape(x.shape[0], layers * pages, *x.shape[3:])
 
-    return state.replace(groups=jax.tree.map(more, state.groups), draft=jax.tree.map(more, state.draft))
+    return state.replace(groups=jax.tree.map(pad, state.groups), draft=jax.tree.map(pad, state.draft))
 
 
 def _draft(draft: Qwen3, guesses: int, state: State, settings: Settings, progress: Progress, tables_drw):
-    """Let the draft model go on for each row, with the row's own settings and random numbers; returns (guesses, its pages)."""
+    """Generate guesses with the draft model, under each row's settings and random numbers; returns (guesses, pages)."""
 
     def step(carry, i):
         groups, progress = carry
         states_bd, groups = _forward_one(draft, groups, progress, tables_drw)
         _, after, _ = _take(draft, settings, state.seen, progress, draft.logits(states_bd))
-        # A draft may go past an end; the model decides about that.
+        # Only the model ends an answer.
         after = after.replace(active=progress.active, remaining=progress.remaining)
         return (groups, after), after.token
 
-    # One step more than guesses: the last one's keys are needed if all of them are right.
+    # One more step than guesses: the last guess's keys are needed if all are accepted.
     (groups, _), tokens_gb = jax.lax.scan(step, (state.draft, progress), jnp.arange(guesses + 1))
     return tokens_gb[:-1].T, groups
 
 
 def _forward_one(model: Qwen3, groups, progress: Progress, tables_drw):
-    """One token of each row; returns (hidden states [B, D], pages)."""
+    """Run the model on the newest token of each row; returns (hidden states [B, D], pages)."""
     hidden = model.hidden(progress.token[:, None], cache=KVCache(groups, _rows(progress, tables_drw)))
     return hidden.states[:, 0], _pages(hidden)
 
@@ -303,7 +308,7 @@ def _pages(hidden: Hidden) -> tuple[Pages, ...]:
 
 
 def _rows(progress: Progress, tables_drw) -> Rows:
-    """The rows of a decode step; those that have ended have page 0 alone."""
+    """Return the rows of a decode step; finished ones write to page 0."""
     d, r, _ = tables_drw.shape
     active_dr = progress.active.reshape(d, r)
     tables_drw = jnp.where(active_dr[:, :, None], tables_drw, 0)
@@ -311,37 +316,37 @@ def _rows(progress: Progress, tables_drw) -> Rows:
 
 
 def _permit(logits_bv, allowed_bw, rows_b):
-    """Take all but the allowed tokens out of reach of some rows."""
+    """Mask all but the allowed tokens of the rows in `rows_b`."""
     v = jnp.arange(logits_bv.shape[1])
     allowed_bv = (allowed_bw[:, v // 32] >> (v % 32).astype(jnp.uint32)) & 1
     return jnp.where(rows_b[:, None] & (allowed_bv == 0), -jnp.inf, logits_bv)
 
 
 def _take(model: Qwen3, settings: Settings, seen: Seen, progress: Progress, logits_bv, allowed_bw=None):
-    """Choose the next token of each active row from its logits and move the row on.
+    """Sample the next token of each active row and advance the row.
 
-    A device has all logits of its own rows, gathered once, and chooses without the others. Left to the compiler, each sort and
-    sum would be a gather of its own, in branches; XLA:CPU may start those in another order on each device and wait for ever.
+    Each device gathers all logits of its own rows once and samples alone. Left to the compiler, every sort and sum would gather
+    by itself, inside branches; XLA:CPU may run those collectives in another order on each device and deadlock.
     """
-    place, chosen = model.placement, _next
-    logits_bv = place.constrain(logits_bv, ("batch", "vocab"))
-    if place.mesh is not None:
-        own = place.spec(("batch",))
+    placement, choose = model.placement, _next
+    logits_bv = placement.constrain(logits_bv, ("batch", "vocab"))
+    if placement.mesh is not None:
+        own = placement.spec(("batch",))
         specs = own, PartitionSpec(), own, own, own
-        chosen = jax.shard_map(_next, mesh=place.mesh, in_specs=specs, out_specs=own, check_vma=False)
-    after, output = chosen(settings, seen, progress, logits_bv, allowed_bw)
+        choose = jax.shard_map(_next, mesh=placement.mesh, in_specs=specs, out_specs=own, check_vma=False)
+    after, output = choose(settings, seen, progress, logits_bv, allowed_bw)
     slot_b = jnp.where(progress.active, settings.slot, seen.prompt.shape[0])
-    # Few numbers to all devices; the compiler would rather add up what every one of them has seen.
+    # Replicate the few new numbers; left to itself the compiler reduces the whole of `seen`.
     return seen.add(*_to_all(model, (slot_b, output.token))), after, output
 
 
 def _next(settings: Settings, seen: Seen, progress: Progress, logits_bv, allowed_bw) -> tuple[Progress, Output]:
-    """What one device does of `_take`, for its own rows; `seen` is read."""
+    """The part of `_take` that runs on one device, for its own rows."""
     active_b = progress.active
     shaped_bv = penalise(shift(logits_bv, settings.sampling), settings.sampling, seen, settings.slot)
     if allowed_bw is not None:
         shaped_bv = _permit(shaped_bv, allowed_bw, settings.constrained & ~progress.budget.busy)
-        # What is yet to come after the thinking is asked for: it cannot end there.
+        # The constrained content is still to come, so the answer cannot end in its thinking.
         thinks_b1 = (settings.constrained & progress.budget.busy)[:, None]
         end_be = jnp.where(thinks_b1 & (settings.eos >= 0), settings.eos, shaped_bv.shape[1])
         shaped_bv = shaped_bv.at[jnp.arange(len(end_be))[:, None], end_be].set(-jnp.inf, mode="drop")
@@ -360,12 +365,12 @@ def _next(settings: Settings, seen: Seen, progress: Progress, logits_bv, allowed
 
 
 def _after(model: Qwen3, state: State, seen: Seen) -> State:
-    """The state after a call. Left to the compiler, what is seen might come out split, and the next call be another program."""
+    """Return the next state, `seen` replicated; sharded otherwise, it would compile the next call anew."""
     return state.replace(seen=_to_all(model, seen))
 
 
 def _to_all(model: Qwen3, small: Any) -> Any:
-    """What every process's host reads lies whole on every device."""
+    """Replicate small arrays on all devices, for the hosts of all processes to read."""
     return jax.tree.map(lambda x: model.placement.constrain(x, (None,) * x.ndim), small)
 
 

@@ -2,7 +2,7 @@
 
     requests = resolve([{"role": "user", "content": "Hi"}], Options(thinking_budget=512), model, tokenizer)
 
-`generate`, `stream`, the commands and the server all use `resolve`; the engine, the sampler and `Answer` read the same `Request`.
+`generate`, `stream`, the commands and the server all use `resolve`; engine, sampler and `Answer` read the same `Request`.
 """
 
 from __future__ import annotations
@@ -205,9 +205,7 @@ def checked_budget(budget: int | None, limit: int, stop_tokens: int, is_open: bo
     )
 
 
-def _thinking(
-    options: Options, tokenizer: Tokenizer | None, tokens: ThinkingTokens
-) -> tuple[bool | None, int | None]:
+def _thinking(options: Options, tokenizer: Tokenizer | None, tokens: ThinkingTokens) -> tuple[bool | None, int | None]:
     """Reconcile the two switches; return (enable_thinking for the template, budget to enforce)."""
     enable, budget = options.enable_thinking, options.thinking_budget
     enable = None if enable is None else bool(enable)  # NumPy's False is not False

@@ -1,11 +1,10 @@
 """From logits to tokens: penalties, temperature, top-k, top-p, min-p, one seed per row.
 
-Order of operations (as vLLM and transformers apply them): biases, repetition penalty, frequency and presence penalty,
-temperature, top-k, top-p, min-p. All settings are arrays with one entry per row, so a batch may mix them and a change
-compiles nothing.
+Order of operations (that of vLLM and transformers): biases, repetition penalty, frequency and presence penalty, temperature,
+top-k, top-p, min-p. All settings are arrays with one entry per row, so a batch may mix them and a change compiles nothing.
 
-Invariant: a row's token depends on its own logits, settings, seed and position only, never on its neighbours. One uniform
-number is drawn per row and token and looked up in the cumulative distribution, most likely token first.
+Invariant: a row's token depends on its own logits, settings, seed and position only, never on its neighbours. The draw is the
+largest of logit + Gumbel noise, and each token has noise of its own (see `_noise`).
 
 Shapes: b rows, v vocabulary, c candidates.
 """
@@ -13,6 +12,7 @@ Shapes: b rows, v vocabulary, c candidates.
 from __future__ import annotations
 
 import dataclasses
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,35 +23,50 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from qwen3_jax.bounds import Bound, above, at_least, between, whole
 from qwen3_jax.errors import RequestError
 from qwen3_jax.generation_config import GenerationConfig
 from sharding import Placement
 
-MAX_LOGPROBS = 20  # alternatives per token that can be asked for, as in OpenAI's API
-MAX_BIASES = 300  # tokens of a request whose logits may be moved, as there
-# Rows with 0 < top_k <= this are sampled from a partial sort; a full sort of 151,936 logits takes many times longer.
+MAX_LOGPROBS = 20  # alternatives per token, as in OpenAI's API
+MAX_BIASES = 300  # biased tokens per request, as in OpenAI's API
+# Rows with 0 < top_k <= this use a partial sort; a full sort of 151,936 logits takes many times longer.
 _FEW = 64
+
+_BOUNDS = {
+    "temperature": at_least(0, below=math.inf),
+    "top_k": whole(0),
+    "top_p": Bound(0, 1, low_excluded=True),
+    "min_p": between(0, 1),
+    "presence_penalty": between(-2, 2),
+    "frequency_penalty": between(-2, 2),
+    "repetition_penalty": above(0, finite=True),
+    "seed": whole(0, 2**63 - 1),
+    "logprobs": whole(0, MAX_LOGPROBS),
+    "n": whole(1),
+}
+_OPTIONAL = _BOUNDS.keys() - {"presence_penalty", "frequency_penalty", "n"}  # may be None
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose tokens. None means "what the checkpoint's generation_config.json says".
+    """How to choose tokens. None is the value of the checkpoint's generation_config.json.
 
-    Qwen's own settings: thinking temperature 0.6, top_p 0.95, top_k 20; without thinking 0.7, 0.8, 20.
+    Qwen recommends temperature 0.6, top_p 0.95, top_k 20 for thinking; 0.7, 0.8, 20 without.
 
     Attributes:
-        temperature: 0 is greedy; otherwise logits are divided by it. Where neither this nor the checkpoint says: 1 if
-            any of top_k, top_p, min_p is given, else greedy.
+        temperature: 0 is greedy; otherwise logits are divided by it. If neither this nor the checkpoint sets it: 1 if any of
+            top_k, top_p, min_p is set, else greedy.
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the most likely tokens that together reach this probability; 1 keeps all.
         min_p: drop tokens less likely than this share of the most likely one; 0 drops none.
         presence_penalty: subtracted from the logit of every token generated before, in [-2, 2].
-        frequency_penalty: subtracted once for every time that a token was generated before, in [-2, 2].
+        frequency_penalty: subtracted once per earlier occurrence of a generated token, in [-2, 2].
         repetition_penalty: divides positive and multiplies negative logits of every token of prompt and answer; 1 is off.
-        logit_bias: token ids and what is added to their logits, in [-100, 100]; at most `MAX_BIASES`.
-        seed: makes the row repeatable, alone or in any batch; None draws one.
+        logit_bias: added to the logits of token ids, in [-100, 100]; at most `MAX_BIASES` ids.
+        seed: makes the row reproducible, alone or in any batch; None draws one.
         stop: texts that end the answer; they are not part of it.
-        logprobs: report each token's log probability and this many alternatives; None reports nothing.
+        logprobs: report each token's log probability and this many alternatives; None reports none.
         n: answers per prompt.
     """
 
@@ -69,28 +84,11 @@ class Sampling:
     n: int = 1
 
     def __post_init__(self) -> None:
-        def finite(x: float) -> bool:
-            return abs(x) < float("inf")  # false for nan too
-
-        checks = (
-            ("temperature", (float, True), lambda x: x >= 0 and finite(x), "0 (greedy) or more"),
-            ("top_k", (int, True), lambda x: x >= 0, "a whole number, 0 (all) or more"),
-            ("top_p", (float, True), lambda x: 0 < x <= 1, "above 0 and at most 1"),
-            ("min_p", (float, True), lambda x: 0 <= x <= 1, "between 0 and 1"),
-            ("presence_penalty", (float, False), lambda x: -2 <= x <= 2, "between -2 and 2"),
-            ("frequency_penalty", (float, False), lambda x: -2 <= x <= 2, "between -2 and 2"),
-            ("repetition_penalty", (float, True), lambda x: x > 0 and finite(x), "above 0"),
-            ("seed", (int, True), lambda x: 0 <= x < 2**63, "a whole number from 0 up to 2**63"),
-            ("logprobs", (int, True), lambda x: 0 <= x <= MAX_LOGPROBS, f"a whole number from 0 to {MAX_LOGPROBS}"),
-            ("n", (int, False), lambda x: x >= 1, "a whole number, 1 or more"),
-        )
-        for name, (kind, optional), valid, words in checks:
+        for name, bound in _BOUNDS.items():
             value = getattr(self, name)
-            if value is None and optional:
-                continue
-            kinds = (int, np.integer) if kind is int else (int, float, np.integer, np.floating)
-            if isinstance(value, bool) or not isinstance(value, kinds) or not valid(value):
-                raise RequestError(f"sampling option {name!r} is {value!r}; it must be {words}.", param=name)
+            rule = None if value is None and name in _OPTIONAL else bound.broken_rule(value)
+            if rule is not None:
+                raise RequestError(f"sampling option {name!r} is {value!r}; it must be {rule}.", param=name)
         if len(self.logit_bias) > MAX_BIASES:
             reason = f"sampling option 'logit_bias' has {len(self.logit_bias)} tokens; the most is {MAX_BIASES}."
             raise RequestError(reason, param="logit_bias")
@@ -107,7 +105,7 @@ class Sampling:
         object.__setattr__(self, "stop", stop)
 
     def resolve(self, defaults: GenerationConfig) -> Sampling:
-        """Return a copy in which nothing is None but `logprobs`, filled from a checkpoint's defaults."""
+        """Return a copy with defaults and a seed filled in; only `logprobs` may still be None."""
         temperature = self.temperature
         if temperature is None:
             if defaults.do_sample:
@@ -132,7 +130,7 @@ class Sampling:
 
 
 def _draw_seed() -> int:
-    """Return a fresh seed; the processes of one run must all draw the same."""
+    """Return a random seed, the same in all processes."""
     high, low = np.frombuffer(secrets.token_bytes(8), np.uint32) >> 1
     if jax.process_count() > 1:
         from jax.experimental.multihost_utils import broadcast_one_to_all
@@ -143,7 +141,7 @@ def _draw_seed() -> int:
 
 @struct.dataclass
 class SamplingRows:
-    """`Sampling` of each row as arrays [B]; `key` is uint32 [B, 2], `bias_tokens` int32 [B, MAX_BIASES], -1 for none."""
+    """`Sampling` of each row as arrays [B]; `key` is uint32 [B, 2], `bias_tokens` int32 [B, MAX_BIASES], padded with -1."""
 
     temperature: jax.Array
     top_k: jax.Array
@@ -164,7 +162,7 @@ class SamplingRows:
 
     @classmethod
     def of(cls, rows: Sequence[Sampling], sample_indices: Sequence[int]) -> SamplingRows:
-        """Stack resolved settings; `sample_indices` tell the n answers to one prompt apart."""
+        """Stack resolved settings; `sample_indices` give the n answers to one prompt different keys."""
 
         def column(name: str, dtype: type) -> Any:
             return np.asarray([getattr(row, name) for row in rows], dtype)
@@ -193,7 +191,7 @@ class SamplingRows:
 
 
 class Seen(struct.PyTreeNode):
-    """Which tokens each row has seen, for the penalties.
+    """Tokens seen by each row with penalties, by slot.
 
     Attributes:
         prompt: bool [S, V], tokens of the prompt.
@@ -205,20 +203,20 @@ class Seen(struct.PyTreeNode):
 
     @classmethod
     def empty(cls, slots: int, vocabulary: int, placement: Placement) -> Seen:
-        """Nothing seen, in any of so many slots; whole on every device."""
+        """Return `slots` empty slots, replicated on every device."""
         both = cls(jnp.zeros((slots, vocabulary), bool), jnp.zeros((slots, vocabulary), jnp.int16))
         return jax.tree.map(lambda x: placement.constrain(x, (None, None)), both)
 
     def add(self, slot_b: jax.Array, token_b: jax.Array) -> Seen:
-        """Count one generated token in each of some slots; slots past the last are left out."""
+        """Count one generated token per slot; slots past the last are dropped."""
         return self.replace(answer=self.answer.at[slot_b, token_b].add(1, mode="drop"))
 
 
 def shift(logits_bv: jax.Array, rows: SamplingRows) -> jax.Array:
-    """Add the rows' biases to the logits of their tokens; nothing if there are none."""
+    """Add the rows' biases to the logits of their tokens; skipped if no row has any."""
 
     def apply(logits_bv: jax.Array) -> jax.Array:
-        # An index below zero would count from the end; past the last it is dropped.
+        # A negative index counts from the end; one past the last is dropped.
         token_bn = jnp.where(rows.bias_tokens < 0, logits_bv.shape[1], rows.bias_tokens)
         return logits_bv.at[jnp.arange(len(logits_bv))[:, None], token_bn].add(rows.biases, mode="drop")
 
@@ -226,8 +224,8 @@ def shift(logits_bv: jax.Array, rows: SamplingRows) -> jax.Array:
 
 
 def penalise(logits_bv: jax.Array, rows: SamplingRows, seen: Seen, slot_b: jax.Array) -> jax.Array:
-    """Apply the repetition penalty (Keskar et al. 2019, arXiv 1909.05858) and those of frequency and presence; nothing if all
-    are off. `slot_b` says where in `seen` each row's tokens are."""
+    """Apply the repetition penalty (Keskar et al. 2019, arXiv 1909.05858), then frequency and presence penalty; skipped if all
+    are off. `slot_b` is each row's slot in `seen`."""
 
     def apply(logits_bv: jax.Array) -> jax.Array:
         in_prompt_bv, count_bv = seen.prompt[slot_b], seen.answer[slot_b].astype(jnp.float32)
@@ -243,15 +241,15 @@ def sample(logits_bv: jax.Array, rows: SamplingRows, position_b: jax.Array) -> j
     """Return one token per row, int32 [B].
 
     Args:
-        logits_bv: float32, after penalties; -inf for tokens that may not be chosen.
+        logits_bv: float32, after penalties; -inf for masked tokens.
         rows: settings.
-        position_b: int32, the number of tokens that the row has generated: each position has random numbers of its own.
+        position_b: int32, tokens that the row has generated; each position has random numbers of its own.
     """
     greedy_b = jnp.argmax(logits_bv, axis=-1).astype(jnp.int32)
     is_greedy_b = rows.temperature < jnp.finfo(jnp.float32).tiny  # 0, or too small to divide by
 
     def draw(_: None) -> jax.Array:
-        # Less the largest, so that no temperature is too small: the quotient may overflow to -inf, not to inf.
+        # Subtract the largest first: with a tiny temperature the quotient then overflows to -inf, not to inf.
         below_bv = logits_bv - logits_bv.max(axis=-1, keepdims=True)
         scaled_bv = below_bv / jnp.where(is_greedy_b, 1.0, rows.temperature)[:, None]
         few = min(_FEW, logits_bv.shape[-1])
@@ -287,24 +285,24 @@ def sample(logits_bv: jax.Array, rows: SamplingRows, position_b: jax.Array) -> j
 
 
 def _noise(key: jax.Array, position: jax.Array, token_c: jax.Array) -> jax.Array:
-    """Gumbel noise of some tokens at one position of one row: the largest of logit + noise is a draw from their softmax.
+    """Return Gumbel noise of some tokens at one position of one row: the argmax of logit + noise is a draw from the softmax.
 
-    It is the token's own, whatever its rank. A batch of another size rounds logits otherwise, which may swap the ranks of two
-    unlikely tokens; had one random number to pick a place in their order, the answer would change with every such swap.
+    The noise belongs to the token, not to its rank. Batches of other sizes round logits differently, which may swap the ranks of
+    two unlikely tokens; if a random number selected a rank, every such swap would change the answer.
     """
-    here = jax.random.fold_in(jax.random.wrap_key_data(key), position)
-    bits_c = jax.random.key_data(jax.vmap(jax.random.fold_in, (None, 0))(here, token_c))[:, 0]
-    # All 32 bits: a vocabulary's winners are among the smallest, and there 24 would be coarse.
+    at_position = jax.random.fold_in(jax.random.wrap_key_data(key), position)
+    bits_c = jax.random.key_data(jax.vmap(jax.random.fold_in, (None, 0))(at_position, token_c))[:, 0]
+    # All 32 bits: the winners of a large vocabulary are in the tail, where 24 bits would be coarse.
     return -jnp.log(-jnp.log1p(-(bits_c.astype(jnp.float32) + 0.5) * 2.0**-32))
 
 
 def _choose(sorted_bc: jax.Array, index_bc: jax.Array, noise_bc: jax.Array, rows: SamplingRows) -> jax.Array:
-    """Pick from candidates in falling order of their scaled logits."""
+    """Choose among candidates, given in descending order of their scaled logits."""
     rank_c = jnp.arange(sorted_bc.shape[-1])
     top_k_b1 = jnp.where(rows.top_k > 0, rows.top_k, sorted_bc.shape[-1])[:, None]
     probs_bc = jax.nn.softmax(jnp.where(rank_c < top_k_b1, sorted_bc, -jnp.inf), axis=-1)
-    before_bc = jnp.cumsum(probs_bc, axis=-1) - probs_bc  # probability of all that is more likely
-    top_p_b1 = jnp.where(rows.top_p < 1, rows.top_p, jnp.inf)[:, None]  # 1 keeps all, whatever the sum rounds to
+    before_bc = jnp.cumsum(probs_bc, axis=-1) - probs_bc  # probability of all more likely tokens
+    top_p_b1 = jnp.where(rows.top_p < 1, rows.top_p, jnp.inf)[:, None]  # 1 keeps all, however the sum rounds
     keep_bc = (before_bc < top_p_b1) & (probs_bc >= rows.min_p[:, None] * probs_bc[:, :1])
     keep_bc = keep_bc.at[:, 0].set(True) & (probs_bc > 0)
     place_b = jnp.argmax(jnp.where(keep_bc, sorted_bc + noise_bc, -jnp.inf), axis=-1)
@@ -313,10 +311,10 @@ def _choose(sorted_bc: jax.Array, index_bc: jax.Array, noise_bc: jax.Array, rows
 
 @struct.dataclass
 class Logprobs:
-    """Log probabilities of the model itself (before penalties and temperature); zeros where no row asked.
+    """Log probabilities of the model itself (before penalties and temperature); zeros if no row requested them.
 
     Attributes:
-        chosen: float32 [B], of the token that was taken.
+        chosen: float32 [B], of the token taken.
         top: float32 [B, 20], of the most likely tokens, best first.
         top_tokens: int32 [B, 20].
     """
@@ -327,7 +325,7 @@ class Logprobs:
 
 
 def logprobs(logits_bv: jax.Array, tokens_b: jax.Array, wanted_b: jax.Array) -> Logprobs:
-    """Return the log probabilities of `tokens_b` and the most likely alternatives, if any row wants them."""
+    """Return the log probabilities of `tokens_b` and of the most likely tokens, if `wanted_b` is set for any row."""
     rows, few = logits_bv.shape[0], min(MAX_LOGPROBS, logits_bv.shape[1])
 
     def compute(_: None) -> Logprobs:
@@ -337,7 +335,7 @@ def logprobs(logits_bv: jax.Array, tokens_b: jax.Array, wanted_b: jax.Array) -> 
             jnp.take_along_axis(log_bv, tokens_b[:, None], axis=-1)[:, 0], top, top_tokens.astype(jnp.int32)
         )
 
-    def nothing(_: None) -> Logprobs:
+    def zeros(_: None) -> Logprobs:
         return Logprobs(jnp.zeros(rows), jnp.zeros((rows, few)), jnp.zeros((rows, few), jnp.int32))
 
-    return jax.lax.cond(jnp.any(wanted_b), compute, nothing, None)
+    return jax.lax.cond(jnp.any(wanted_b), compute, zeros, None)

@@ -226,7 +226,7 @@ class Scheduler(Generic[T]):
         return parts
 
     def _reserve(self, shard: int, steps: int) -> bool:
-        """Reserve pages for `steps` tokens of every decoding sequence of a shard; False, reserving none, if too few are left."""
+        """Reserve pages for `steps` tokens of every decoding sequence of a shard, or return False and reserve none."""
         pool, needed = self.pools[shard], {}
         for sequence in self.admitted[shard]:
             if sequence.pending == 1:

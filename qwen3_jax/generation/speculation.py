@@ -1,4 +1,4 @@
-"""Where guesses of the next tokens come from; `program.verify` checks them, so that no answer depends on them."""
+"""Sources of guesses for speculative decoding; `program.verify` checks them, so answers do not depend on them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def _check(guesses: int) -> None:
 
 @dataclass(frozen=True)
 class PromptLookup:
-    """Guess that the text goes on as it did where its last tokens stood before (Saxena 2023, "Prompt Lookup Decoding").
+    """Guess the tokens that followed the last occurrence of the current n-gram (Saxena 2023, "Prompt Lookup Decoding").
 
     Attributes:
         guesses: tokens guessed at a time.
-        longest, shortest: how many last tokens are looked up; the longest that is found counts.
+        longest, shortest: lengths of the n-grams that are looked up; the longest match wins.
     """
 
     guesses: int = 4
@@ -56,10 +56,10 @@ class PromptLookup:
 
 @dataclass(frozen=True)
 class DraftModel:
-    """Let a smaller model go on first (Leviathan et al. 2023, arXiv 2211.17192).
+    """Guess with a smaller model (Leviathan et al. 2023, arXiv 2211.17192).
 
     Attributes:
-        model: with the same vocabulary; its cache lies beside the model's, page for page.
+        model: with the same vocabulary; its cache uses the same page tables.
         guesses: tokens guessed at a time.
     """
 

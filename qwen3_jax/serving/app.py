@@ -1,55 +1,46 @@
-"""The routes. One request: check -> prepare (template, tokens, grammar) -> engine -> deltas -> JSON or server-sent events."""
+"""The routes. One request: body -> options -> `resolve` -> engine -> deltas -> JSON or server-sent events."""
 
 import asyncio
 import contextlib
-import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
-from starlette.exceptions import HTTPException
 
-from qwen3_jax.errors import UserError
-from qwen3_jax.generation import Engine, end_tokens, prepare
-from qwen3_jax.generation.answer import Answer
-from qwen3_jax.generation.requests import Request as EngineRequest
+from qwen3_jax.errors import RequestError
+from qwen3_jax.generation import Delta, Engine, end_tokens, resolve
+from qwen3_jax.generation import Request as EngineRequest
+from qwen3_jax.generation.answer import Answer, extend
+from qwen3_jax.serving.errors import RETRY_SECONDS, Refused, add_handlers
+from qwen3_jax.serving.events import EventStream, event, while_connected
 from qwen3_jax.serving.grammars import Grammars
-from qwen3_jax.serving.guard import Guard, Limits, Refused
+from qwen3_jax.serving.guard import Guard, Limits
 from qwen3_jax.serving.meters import Meters
-from qwen3_jax.serving.protocol import (
-    EFFORTS,
-    ChatRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    TokenizeRequest,
-)
+from qwen3_jax.serving.protocol import EFFORTS, ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from qwen3_jax.serving.replies import ChatReply, Reply, TextReply
 from qwen3_jax.serving.worker import Stopped, Worker
-from qwen3_jax.text import TextError, Tokenizer
+from qwen3_jax.text import Tokenizer
 
 PAGE = Path(__file__).parent / "page"
-_RETRY_SECONDS = 2  # after a full queue
-_FRESH = {"cache-control": "no-cache", "x-content-type-options": "nosniff"}
-_LAST_SECONDS = 5  # to tell a client why its stream ends
+_NO_CACHE = {"cache-control": "no-cache", "x-content-type-options": "nosniff"}
 
 
 class Server:
     """One model behind HTTP.
 
     Args:
-        engine: runs in a thread of its own as long as the app does.
+        engine: runs in a thread of its own while the app does.
         tokenizer: the model's.
-        name: what clients call the model.
-        limits: of requests.
+        name: of the model, as clients know it.
+        limits: on requests.
         keys, hosts: see `Guard`.
-        origins: web pages of these origins may ask from a browser; none may.
-        warm_up: compile everything before /ready says so.
-        log_text: the log has prompts and answers too.
+        origins: origins whose web pages may send requests from a browser; none by default.
+        warm_up: compile every program before the server is ready.
+        log_text: log prompts and answers as well.
 
     Attributes:
         app: for uvicorn.
@@ -78,6 +69,7 @@ class Server:
         self._open = self._open_answers = 0
         api = FastAPI(title="qwen3-jax", version="1", lifespan=self._lifespan, docs_url=None, redoc_url=None)
         self._add_routes(api)
+        add_handlers(api)
         wrapped: Any = api
         if origins:
             wrapped = CORSMiddleware(
@@ -92,8 +84,8 @@ class Server:
         errors: dict[int | str, dict[str, Any]] = {
             status: {"description": text, "content": {"application/json": {}}}
             for status, text in (
-                (400, "what is wrong with the request"), (401, "no valid key"), (404, "no such model"), (413, "too large"),
-                (415, "not JSON"), (429, "too busy"), (503, "not ready, or going down"), (504, "took too long"),
+                (400, "invalid request"), (401, "no valid key"), (404, "no such model"), (413, "too large"),
+                (415, "not JSON"), (429, "at capacity"), (503, "not ready, or shutting down"), (504, "time limit exceeded"),
             )
         }  # fmt: skip
         events: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
@@ -108,12 +100,7 @@ class Server:
         api.add_api_route("/ready", self.is_ready, **get, responses={503: errors[503]})
         api.add_api_route("/metrics", self.metrics, **get, response_class=PlainTextResponse)
         api.add_api_route("/", self.page, **get, include_in_schema=False)
-        api.mount("/page", _Fresh(directory=PAGE))
-        api.add_exception_handler(Refused, _refuse)
-        api.add_exception_handler(RequestValidationError, _invalid)
-        api.add_exception_handler(HTTPException, _http)
-        for kind in (UserError, TextError, RecursionError):
-            api.add_exception_handler(kind, _bad)
+        api.mount("/page", _NoCacheFiles(directory=PAGE))
         described = api.openapi()
         for schema in described["components"]["schemas"].values():
             if "model" in schema.get("properties", {}):
@@ -121,50 +108,14 @@ class Server:
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
-        self._check(body.model, body.n or 1, body.limit)
-        if len(body.messages) > self.limits.messages:
-            raise Refused(
-                400, f"the request has {len(body.messages)} messages; this server takes {self.limits.messages}."
-            )
-
-        def plan() -> list[tuple[EngineRequest, Answer]]:
-            enable, budget = body.thinking(self.tokenizer.supports_thinking)
-            constraint = self._grammars.of_format(body.response_format)
-            if body.forced_tools:
-                constraint = self._grammars.of_calls(body.forced_tools, body.parallel_tool_calls is not False)
-            return prepare(
-                self._engine, self.tokenizer, body.messages,
-                sampling=body.sampling((body.top_logprobs or 0) if body.logprobs else None),
-                max_new_tokens=body.limit, most_new_tokens=self.limits.max_tokens,
-                enable_thinking=enable, thinking_budget=budget,
-                tools=body.shown_tools, continue_final_message=bool(body.continue_final_message), constraint=constraint,
-                raw=body.separate_reasoning is False, one_call=body.parallel_tool_calls is False,
-                fit_budget=body.budget is None,
-            )  # fmt: skip
-
-        return await self._answer(request, body, ChatReply, plan, body.n or 1, body.messages)
+        return await self._answer(body, request, ChatReply)
 
     async def complete(self, body: CompletionRequest, request: Request) -> Response:
         """Continue a text or token ids."""
-        prompts = body.prompts
-        self._check(body.model, (body.n or 1) * len(prompts), body.max_tokens)
-
-        def plan() -> list[tuple[EngineRequest, Answer]]:
-            constraint = self._grammars.of_format(body.response_format)
-            budget = None if body.budget == -1 else body.budget
-            planned = []
-            for prompt in prompts:
-                planned += prepare(
-                    self._engine, self.tokenizer, prompt, sampling=body.sampling(body.logprobs),
-                    max_new_tokens=body.max_tokens, most_new_tokens=self.limits.max_tokens,
-                    thinking_budget=budget, constraint=constraint, raw=True,
-                )  # fmt: skip
-            return planned
-
-        return await self._answer(request, body, TextReply, plan, body.n or 1, body.prompt)
+        return await self._answer(body, request, TextReply)
 
     async def models(self) -> dict[str, Any]:
-        """The model, and how long its requests may be."""
+        """The model, and the length of its longest request."""
         model = {"id": self.name, "object": "model", "created": 0, "owned_by": "qwen3-jax"}
         extra = {
             "max_model_len": self._engine.max_length,
@@ -174,24 +125,9 @@ class Server:
         return {"object": "list", "data": [model | extra]}
 
     async def tokenize(self, body: TokenizeRequest) -> dict[str, Any]:
-        """Token ids of a text, or of a conversation as the model would see it."""
+        """Token ids of a text, or of a conversation after the chat template."""
         self._check_name(body.model)
-
-        def work() -> list[int]:
-            if body.prompt is not None:
-                return self.tokenizer.encode(body.prompt)
-            template = body.chat_template_kwargs
-            enable = body.enable_thinking if template is None else template.enable_thinking
-            return self.tokenizer.apply_chat_template(
-                body.messages or [],
-                tools=None if not body.tools else [tool.shown for tool in body.tools],
-                add_generation_prompt=not body.continue_final_message,
-                continue_final_message=body.continue_final_message,
-                enable_thinking=enable is not False,
-                tokenize=True,
-            )
-
-        ids = await asyncio.to_thread(work)
+        ids = await asyncio.to_thread(body.tokens, self.tokenizer)
         return {"tokens": ids, "count": len(ids), "max_model_len": self._engine.max_length}
 
     async def detokenize(self, body: DetokenizeRequest) -> dict[str, Any]:
@@ -200,12 +136,12 @@ class Server:
         return {"prompt": self.tokenizer.decode(body.tokens)}
 
     async def health(self) -> dict[str, Any]:
-        """Whether the process is worth keeping."""
+        """Liveness: 503 once the engine has failed."""
         self._check_alive()
         return {"status": "ok"}
 
     async def is_ready(self) -> dict[str, Any]:
-        """Whether requests should be sent here."""
+        """Readiness: 503 while the server is starting or shutting down."""
         self._check_ready()
         return {"status": "ready", "running": self.worker.running, "waiting": self.worker.waiting}
 
@@ -217,113 +153,108 @@ class Server:
         """The chat page."""
         policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'"
         headers = {"content-security-policy": policy + "; form-action 'none'; frame-ancestors 'none'"}
-        return FileResponse(PAGE / "index.html", headers=headers | {"referrer-policy": "no-referrer"} | _FRESH)
+        return FileResponse(PAGE / "index.html", headers=headers | {"referrer-policy": "no-referrer"} | _NO_CACHE)
 
-    # ---- one request -------------------------------------------------------------------------------------------------
+    # ---- checks ------------------------------------------------------------------------------------------------------
 
-    def _check(self, name: str | None, answers: int, max_tokens: int | None) -> None:
-        """Refuse what no engine needs to be asked about."""
-        self._check_name(name)
+    def _check(self, body: ChatRequest | CompletionRequest) -> None:
+        """Refuse what can be refused without rendering the prompt."""
+        self._check_name(body.model)
         self._check_ready()
-        if answers > self.limits.n:
-            raise Refused(400, f"the request asks for {answers} answers; this server gives {self.limits.n}.", param="n")
-        most = self.limits.max_tokens
-        if most is not None and max_tokens is not None and max_tokens > most:
-            raise Refused(400, f"max_tokens is {max_tokens}; this server gives {most}.", param="max_tokens")
+        limits = self.limits
+        if body.answers > limits.n:
+            raise Refused(400, f"the request asks for {body.answers} answers; the limit is {limits.n}.", param="n")
+        limit = body.limit
+        if limits.max_tokens is not None and limit is not None and limit > limits.max_tokens:
+            raise Refused(400, f"max_tokens is {limit}; the limit is {limits.max_tokens}.", param="max_tokens")
         waiting = max(self._open_answers - self._engine.rows, self.worker.waiting)
-        if self._open >= self.limits.requests or waiting >= self.limits.waiting:
-            raise Refused(429, "the server has as many requests as it takes; come again.", retry=_RETRY_SECONDS)
+        if self._open >= limits.requests or waiting >= limits.waiting:
+            raise Refused(429, "server at capacity; retry later.", retry=RETRY_SECONDS)
+        if isinstance(body, ChatRequest) and len(body.messages) > limits.messages:
+            reason = f"the request has {len(body.messages)} messages; the limit is {limits.messages}."
+            raise Refused(400, reason, param="messages")
+        if body.stream_options is not None and not body.stream:
+            raise Refused(400, "'stream_options' needs 'stream': true.", param="stream_options")
 
     def _check_name(self, name: str | None) -> None:
         if name is not None and name != self.name:
-            raise Refused(
-                404, f"there is no model {name!r} here; this is {self.name!r}.", param="model", code="model_not_found"
-            )
+            text = f"model {name!r} does not exist; this server has {self.name!r}."
+            raise Refused(404, text, param="model", code="model_not_found")
 
     def _check_alive(self) -> None:
         if self.worker.failure is not None:
-            raise Refused(503, "the engine has failed; the log says why.")
+            raise Refused(503, "the engine has failed; see the server's log.")
 
     def _check_ready(self) -> None:
         self._check_alive()
         if not self.ready:
-            raise Refused(503, "the server is compiling; come again.", retry=10)
+            raise Refused(503, "the server is starting or shutting down; retry later.", retry=10)
 
-    async def _answer(
-        self,
-        request: Request,
-        body: ChatRequest | CompletionRequest,
-        kind: type[Reply],
-        plan: Callable[[], list[tuple[EngineRequest, Answer]]],
-        samples: int,
-        text: Any,
-    ) -> Response:
-        """Run what was planned; the response streams or not."""
-        answers = samples * (1 if isinstance(body, ChatRequest) else len(body.prompts))
+    # ---- one request -------------------------------------------------------------------------------------------------
+
+    async def _answer(self, body: ChatRequest | CompletionRequest, request: Request, kind: type[Reply]) -> Response:
+        """Answer a request, as a stream or whole."""
+        self._check(body)
         handed_over = False
 
         def close() -> None:
             self._open -= 1
-            self._open_answers -= answers
+            self._open_answers -= body.answers
 
         self._open += 1
-        self._open_answers += answers
+        self._open_answers += body.answers
         try:
-            planned = await asyncio.to_thread(plan)
-            reply = kind(self.name, self.tokenizer, [answer for _, answer in planned], samples)
-            usage = body.stream_options is not None and body.stream_options.include_usage
-            if body.stream_options is not None and not body.stream:
-                raise Refused(400, "'stream_options' is for 'stream': true.", param="stream_options")
-            run = self._run(reply, [engine_request for engine_request, _ in planned], request, text)
+            requests = await asyncio.to_thread(self._resolve, body)
+            answers = [Answer(self.tokenizer, each) for each in requests]
+            reply = kind(self.name, self.tokenizer, answers, body.n or 1)
+            deltas = self._deltas(reply, requests, request, body)
             if body.stream:
+                usage = body.stream_options is not None and body.stream_options.include_usage
                 handed_over = True
-                return _Events(self._events(reply, run, usage), self.limits.seconds, request, close)
-            return await _unless_gone(request, self._whole(reply, run), self.limits.seconds)
+                return EventStream(_events(reply, deltas, usage), self.limits.seconds, request, close)
+            return await while_connected(request, _whole(reply, deltas), self.limits.seconds)
         finally:
             if not handed_over:
                 close()
 
-    async def _run(
-        self, reply: Reply, requests: list[EngineRequest], request: Request, text: Any
-    ) -> AsyncGenerator[list[dict[str, Any]], None]:
-        """Yield the chunks of each step until all answers are finished."""
+    def _resolve(self, body: ChatRequest | CompletionRequest) -> list[EngineRequest]:
+        """Return a request for each answer, prompt by prompt."""
+        tokenizer, engine = self.tokenizer, self._engine
+        constraint = self._grammars.of(
+            body.response_format, body.forced_tools, several=body.parallel_tool_calls is not False
+        )
+        options = body.options(constraint, tokenizer.supports_thinking, self.limits.max_tokens)
+        requests: list[EngineRequest] = []
+        for index, prompt in enumerate(body.prompts):
+            try:
+                requests += resolve(
+                    prompt, options, engine.model, tokenizer, max_length=engine.max_length, prompt_index=index
+                )
+            except RequestError as error:
+                error.prompt = index if len(body.prompts) > 1 else None
+                raise
+        return requests
+
+    async def _deltas(
+        self, reply: Reply, requests: list[EngineRequest], request: Request, body: ChatRequest | CompletionRequest
+    ) -> AsyncGenerator[list[tuple[int, Delta]], None]:
+        """Yield the (choice, delta) pairs of each step until all answers are finished; write the request's log entry."""
         try:
             with self.worker.submit(requests) as ticket:
                 while not reply.done:
-                    chunks = []
-                    for index, token in await ticket.next():
-                        answer = reply.answers[index]
-                        chunks += reply.add(index, token)
-                        if answer.result is not None and token.finish is None:
-                            ticket.end(index)
-                    yield chunks
+                    tokens = await ticket.next()
+                    reply.note_first_token()
+                    yield list(extend(reply.answers, tokens, ticket.cancel))
             self._meters.count(reply)
         except Stopped as error:
-            raise Refused(503, f"{error}.", retry=_RETRY_SECONDS) from None
+            raise Refused(503, f"{error}.", retry=RETRY_SECONDS) from None
         finally:
             log = request.scope["state"]["log"]
             log |= {name: count for name, count in reply.usage().items() if isinstance(count, int)}
             log["finish"] = [answer.result.finish_reason if answer.result else "cancelled" for answer in reply.answers]
             if self._log_text:
-                log["prompt"] = text
+                log["prompt"] = body.messages if isinstance(body, ChatRequest) else body.prompt
                 log["answers"] = [answer.result.text if answer.result else None for answer in reply.answers]
-
-    async def _whole(self, reply: Reply, run: AsyncGenerator[Any, None]) -> Response:
-        async with contextlib.aclosing(run):
-            async for _ in run:
-                pass
-        return JSONResponse(reply.whole())
-
-    async def _events(self, reply: Reply, run: AsyncGenerator[Any, None], usage: bool) -> AsyncGenerator[bytes, None]:
-        """Server-sent events. The first comes with the first token: what goes wrong before has an HTTP status of its own."""
-        opened = False
-        async with contextlib.aclosing(run):
-            async for chunks in run:
-                if not opened:
-                    chunks, opened = reply.opening() + chunks, True
-                if chunks:
-                    yield b"".join(_event(chunk | ({"usage": None} if usage else {})) for chunk in chunks)
-        yield (_event(reply.closing()) if usage else b"") + b"data: [DONE]\n\n"
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
@@ -343,103 +274,32 @@ class Server:
             await asyncio.to_thread(self.worker.stop)
 
 
-class _Fresh(StaticFiles):
-    """Files that browsers ask about each time: those of one release go together."""
+async def _whole(reply: Reply, deltas: AsyncGenerator[Any, None]) -> Response:
+    async with contextlib.aclosing(deltas):
+        async for _ in deltas:
+            pass
+    return JSONResponse(reply.whole())
+
+
+async def _events(
+    reply: Reply, deltas: AsyncGenerator[list[tuple[int, Delta]], None], usage: bool
+) -> AsyncGenerator[bytes, None]:
+    """Encode the chunks. The first is sent with the first token, so that earlier errors have an HTTP status of their own."""
+    opened = False
+    async with contextlib.aclosing(deltas):
+        async for pairs in deltas:
+            chunks = [] if opened else reply.opening()
+            opened = True
+            chunks += [reply.chunk(choice, delta) for choice, delta in pairs]
+            if chunks:
+                yield b"".join(event(chunk | ({"usage": None} if usage else {})) for chunk in chunks)
+    yield (event(reply.closing()) if usage else b"") + b"data: [DONE]\n\n"
+
+
+class _NoCacheFiles(StaticFiles):
+    """Files that browsers revalidate each time, so that they never mix two releases."""
 
     def file_response(self, *args: Any, **options: Any) -> Response:
         response = super().file_response(*args, **options)
-        response.headers.update(_FRESH)
+        response.headers.update(_NO_CACHE)
         return response
-
-
-class _Events(Response):
-    """A stream that ends with its client, or when its time is over, also if the client reads too slowly."""
-
-    media_type = "text/event-stream"
-
-    def __init__(
-        self, events: AsyncGenerator[bytes, None], seconds: float, request: Request, closed: Callable[[], None]
-    ):
-        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
-        del self.headers["content-length"]
-        self._events, self._seconds, self._request, self._closed = events, seconds, request, closed
-        self._started = False
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        try:
-            await _unless_gone(self._request, self._send(send), self._seconds)
-        except (Refused, UserError) as error:
-            refused = error if isinstance(error, Refused) else Refused(400, str(error))
-            if not self._started:
-                await (await _refuse(self._request, refused))(scope, receive, send)
-            elif refused.status != 499:  # too late for a status
-                async with asyncio.timeout(_LAST_SECONDS):
-                    await send({"type": "http.response.body", "body": _event(refused.body), "more_body": True})
-                    await send({"type": "http.response.body", "body": b""})
-        finally:
-            self._closed()
-
-    async def _send(self, send: Any) -> None:
-        async with contextlib.aclosing(self._events):
-            async for piece in self._events:
-                if not self._started:
-                    self._started = True
-                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
-
-
-async def _unless_gone(request: Request, work: Any, seconds: float) -> Any:
-    """Do the work while the client is there, for so many seconds; else cancel it.
-
-    Raises:
-        Refused: 499 (nginx' number) the client has left, 504 the time is over.
-    """
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait({working, leaving}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        done, left = working.done(), leaving.done()
-        working.cancel()
-        leaving.cancel()
-        await asyncio.wait({working, leaving})
-    if done:
-        return working.result()
-    if left:
-        raise Refused(499, "the client has left.")
-    raise Refused(504, f"the request took longer than {seconds:g} seconds.")
-
-
-def _event(of: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(of, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n\n"
-
-
-async def _refuse(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refused)
-    return JSONResponse(error.body, error.status, headers=error.headers)
-
-
-async def _bad(request: Request, error: Exception) -> Response:
-    text = "the request is nested too deeply." if isinstance(error, RecursionError) else str(error)
-    return await _refuse(request, Refused(400, text))
-
-
-async def _invalid(request: Request, error: Exception) -> Response:
-    """A body that is no JSON, or has a field that cannot be."""
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part not in ("body", "json_invalid")]
-    message = first["msg"].removeprefix("Value error, ")
-    name = ".".join(place) or None
-    text = message if name is None or "'" in message else f"the field {name!r}: {message[:1].lower()}{message[1:]}"
-    return await _refuse(request, Refused(400, text if text.endswith((".", "?")) else f"{text}.", param=name))
-
-
-async def _http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return await _refuse(request, Refused(error.status_code, f"{request.method} {request.url.path}: {error.detail}."))

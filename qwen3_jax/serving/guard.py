@@ -12,9 +12,8 @@ from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from starlette.exceptions import HTTPException
-
-from qwen3_jax.errors import UserError
+from qwen3_jax.bounds import above, check_bounds
+from qwen3_jax.serving.errors import Refused
 
 Scope = MutableMapping[str, Any]
 OPEN = ("/health", "/ready", "/", "/page/")  # need no key: what a load balancer asks, and the page, which asks for one
@@ -43,32 +42,7 @@ class Limits:
     seconds: float = 3600.0
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value is not None and value <= 0:
-                raise UserError(f"limit {name!r} is {value}; it must be above 0.")
-
-
-class Refused(HTTPException):
-    """A request that gets an error: its HTTP status, a sentence, and what OpenAI's clients look at.
-
-    (One of Starlette's, which FastAPI lets through where it reads the body.)
-    """
-
-    def __init__(
-        self, status: int, message: str, *, param: str | None = None, code: str | None = None, retry: int | None = None
-    ):
-        headers = {} if retry is None else {"retry-after": str(retry)}
-        if status == 401:
-            headers["www-authenticate"] = "Bearer"
-        super().__init__(status, message, headers)
-        self.status, self.code, self.param = status, code, param
-
-    @property
-    def body(self) -> dict[str, Any]:
-        """OpenAI's form of an error."""
-        kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
-        kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
+        check_bounds(vars(self), "limit ", **dict.fromkeys(vars(self), above(0)))
 
 
 class Guard:
@@ -122,7 +96,9 @@ class Guard:
             await self._app(scope, checked_receive, noted_send)
         except Refused as error:
             if status == 0:
-                await _respond(noted_send, error)
+                response = error.response
+                response.headers["connection"] = "close"  # the body may be unread
+                await response(scope, receive, noted_send)
         finally:
             route = scope.get("route")
             path = getattr(route, "path", "unknown")
@@ -165,14 +141,6 @@ class Guard:
 
     def _too_large(self) -> Refused:
         return Refused(413, f"the request is larger than {self._limits.body_bytes} bytes.")
-
-
-async def _respond(send: Callable[..., Any], error: Refused) -> None:
-    body = json.dumps(error.body).encode()
-    headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
-    pairs = [(name.encode(), value.encode()) for name, value in (headers | dict(error.headers or {})).items()]
-    await send({"type": "http.response.start", "status": error.status, "headers": pairs})
-    await send({"type": "http.response.body", "body": body})
 
 
 def _digest(key: bytes) -> bytes:

@@ -1,11 +1,11 @@
-"""What may stand in a request: OpenAI's fields, vLLM's and SGLang's where Qwen's clients send them, and the thinking budget.
+"""The fields of a request: OpenAI's, those of vLLM and SGLang that Qwen's clients send, and the thinking budget.
 
-Every field takes effect, or is refused by name, or is one of `IGNORED`: what clients are known to send and no server of one
-model can act on. docs/serving.md prints the same lists.
+Every field takes effect, is refused by name, or is listed in `IGNORED`: fields that clients send to any server, and that a
+server of one model cannot act on. docs/serving.md prints the same lists.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -19,42 +19,43 @@ from pydantic import (
     model_validator,
 )
 
-from qwen3_jax.errors import UserError, nearest
-from qwen3_jax.generation import Sampling
+from qwen3_jax.errors import RequestError, nearest
+from qwen3_jax.generation import Constraint, Options, Sampling
 from qwen3_jax.generation.sampling import MAX_LOGPROBS
+from qwen3_jax.text import Tokenizer
 
 IGNORED = {
-    "user": "says who asks",
+    "user": "identifies the end user",
     "metadata": "is for OpenAI's dashboard",
     "store": "is for OpenAI's dashboard",
-    "service_tier": "chooses among OpenAI's prices",
-    "safety_identifier": "says who asks",
-    "prompt_cache_key": "routes to a cache; here there is one",
-    "prompt_cache_retention": "keeps a cache; here pages stay until room is needed",
+    "service_tier": "selects one of OpenAI's prices",
+    "safety_identifier": "identifies the end user",
+    "prompt_cache_key": "routes to one of several caches; this server has one",
+    "prompt_cache_retention": "keeps a cache; here pages are evicted when space is needed",
     "verbosity": "is for models that were trained for it",
 }
 REFUSED = {
     "functions": "use 'tools'",
     "function_call": "use 'tool_choice'",
-    "best_of": "use 'n' and choose",
+    "best_of": "use 'n' and choose among the answers",
     "use_beam_search": "answers are sampled; use 'n'",
     "echo": "prepend the prompt yourself",
-    "suffix": "the model does not fill in the middle",
-    "audio": "the model reads and writes text",
-    "modalities": "the model reads and writes text",
+    "suffix": "the model was not trained to fill in the middle",
+    "audio": "the model reads and writes text only",
+    "modalities": "the model reads and writes text only",
     "prediction": "start the server with --lookup N instead",
-    "web_search_options": "offer a search among 'tools'",
+    "web_search_options": "pass a search function in 'tools'",
     "guided_json": "use 'response_format'",
     "guided_regex": "use 'response_format'",
     "guided_choice": "use 'response_format' with an enum",
     "guided_grammar": "use 'response_format'",
     "structured_outputs": "use 'response_format'",
-    "ignore_eos": "ask for a longer answer",
-    "min_tokens": "ask for a longer answer",
+    "ignore_eos": "set a 'logit_bias' of -100 on the end token",
+    "min_tokens": "set a 'logit_bias' of -100 on the end token",
     "length_penalty": "answers are sampled; use 'n'",
-    "prompt_logprobs": "only what is generated has log probabilities",
+    "prompt_logprobs": "only generated tokens have log probabilities",
     "lora_path": "start a server with the merged weights",
-    "chat_template": "start the server with a checkpoint that has the template",
+    "chat_template": "start the server with a checkpoint that contains the template",
 }
 # reasoning_effort -> thinking budget; the report's figure 2 has the accuracy of budgets in this range.
 EFFORTS: dict[str, int | None] = {"none": 0, "minimal": 512, "low": 1024, "medium": 4096, "high": 16_384, "xhigh": None}
@@ -62,7 +63,8 @@ EFFORTS: dict[str, int | None] = {"none": 0, "minimal": 512, "low": 1024, "mediu
 Number = StrictInt | StrictFloat
 Id = Annotated[StrictInt, Field(ge=0, lt=2**31)]
 Texts = StrictStr | list[StrictStr]
-# What a message is is the chat template's matter; this is only how the API's description puts it.
+MakeConstraint = Callable[[], Constraint] | None
+# For the API's description only: the chat template checks messages.
 _MESSAGE = {
     "type": "object",
     "properties": {
@@ -86,7 +88,7 @@ class StreamOptions(_Strict):
 
 
 class JsonSchema(_Strict):
-    """OpenAI's envelope of a schema; `strict` is always true here."""
+    """A schema in OpenAI's form; always strict, whatever `strict` is."""
 
     name: StrictStr = "answer"
     description: StrictStr | None = None
@@ -95,7 +97,7 @@ class JsonSchema(_Strict):
 
 
 class ResponseFormat(_Strict):
-    """What the content must be: "text", "json_object" or "json_schema"."""
+    """The required form of the content: "text", "json_object" or "json_schema"."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
@@ -103,7 +105,7 @@ class ResponseFormat(_Strict):
     @model_validator(mode="after")
     def _whole(self) -> "ResponseFormat":
         if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("'json_schema' is given with the type 'json_schema', and with no other")
+            raise ValueError("'json_schema' belongs to the type 'json_schema', which requires it")
         return self
 
 
@@ -121,14 +123,14 @@ class NamedTool(_Strict):
 class Function(BaseModel):
     """A function that may be called; its parameters are a JSON schema."""
 
-    model_config = ConfigDict(extra="allow")  # what the template shows to the model
+    model_config = ConfigDict(extra="allow")  # further fields are shown to the model
 
     name: StrictStr
     parameters: dict[str, Any] = Field(default_factory=lambda: {"type": "object", "properties": {}})
 
 
 class Tool(BaseModel):
-    """A tool, which the model is shown as it was sent: the order of its keys is part of the prompt."""
+    """A tool; the model is shown it exactly as sent, because the order of its keys is part of the prompt."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -145,7 +147,7 @@ class Tool(BaseModel):
 
     @property
     def shown(self) -> dict[str, Any]:
-        """As the client sent it."""
+        """The tool as the client sent it."""
         return self._sent
 
 
@@ -162,7 +164,7 @@ class CustomParams(_Strict):
 
 
 class _Common(_Strict):
-    """What both ways of asking for text have."""
+    """Fields of both chat and text completions."""
 
     model: StrictStr | None = None
     stream: StrictBool | None = None
@@ -186,41 +188,46 @@ class _Common(_Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _known(cls, fields: Any) -> Any:
+    def _check_names(cls, fields: Any) -> Any:
         if not isinstance(fields, Mapping):
             return fields
-        known = {field.alias or name for name, field in cls.model_fields.items()}
+        valid = {field.alias or name for name, field in cls.model_fields.items()}
         for name, value in fields.items():
-            if name in known or name in IGNORED or value is None:
+            if name in valid or name in IGNORED or value is None:
                 continue
             if name in REFUSED:
-                raise ValueError(f"the field {name!r} is not supported here: {REFUSED[name]}")
-            raise ValueError(f"there is no field {name!r}.{nearest(name, sorted(known))}")
-        return {name: value for name, value in fields.items() if name in known}
+                raise ValueError(f"the field {name!r} is not supported: {REFUSED[name]}")
+            raise ValueError(f"there is no field {name!r}.{nearest(name, sorted(valid))}")
+        return {name: value for name, value in fields.items() if name in valid}
 
     @property
     def budget(self) -> int | None:
-        """The thinking budget, whatever it was called; None where nothing was said, -1 for no limit."""
-        said = {
+        """The thinking budget under any of its names; None if absent, -1 for no limit."""
+        spellings = {
             "thinking_budget": self.thinking_budget,
             "thinking_token_budget": self.thinking_token_budget,
             "custom_params.thinking_budget": None if self.custom_params is None else self.custom_params.thinking_budget,
         }
-        given = {name: value for name, value in said.items() if value is not None}
+        given = {name: value for name, value in spellings.items() if value is not None}
         if len(set(given.values())) > 1:
             texts = " and ".join(f"{name}={value}" for name, value in given.items())
-            raise UserError(f"the request has {texts}; give the thinking budget once.")
+            raise RequestError(f"the request has {texts}; give the thinking budget once.", param="thinking_budget")
         return next(iter(given.values()), None)
 
-    def sampling(self, logprobs: int | None) -> Sampling:
-        """How to choose tokens.
+    @property
+    def prompts(self) -> list[Any]:
+        """One entry per prompt."""
+        raise NotImplementedError
 
-        Raises:
-            UserError: an option that cannot be, by name.
-        """
+    @property
+    def answers(self) -> int:
+        """How many answers the request asks for, over all its prompts."""
+        return (self.n or 1) * len(self.prompts)
+
+    def _sampling(self, logprobs: int | None) -> Sampling:
         return Sampling(
             temperature=self.temperature,
-            top_k=None if self.top_k is None else max(self.top_k, 0),  # vLLM spells "all" -1
+            top_k=None if self.top_k is None else max(self.top_k, 0),  # -1 is "all" in vLLM
             top_p=self.top_p,
             min_p=self.min_p,
             presence_penalty=self.presence_penalty or 0.0,
@@ -256,30 +263,30 @@ class ChatRequest(_Common):
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("'top_logprobs' needs 'logprobs': true")
         if self.reasoning_effort is not None and self.reasoning_effort not in EFFORTS:
-            raise ValueError(f"'reasoning_effort' is {self.reasoning_effort!r}; it may be one of {list(EFFORTS)}")
+            raise ValueError(f"'reasoning_effort' is {self.reasoning_effort!r}; it must be one of {list(EFFORTS)}")
         if self.add_generation_prompt is not None and self.add_generation_prompt == bool(self.continue_final_message):
             raise ValueError("'add_generation_prompt' must be the opposite of 'continue_final_message'; leave it out")
         if self.continue_final_message and self.messages[-1].get("role") != "assistant":
-            raise ValueError("'continue_final_message' needs an assistant's message at the end")
+            raise ValueError("'continue_final_message' needs an assistant message at the end")
         names = [tool.function.name for tool in self.tools or ()]
         if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
             raise ValueError(f"'tool_choice' names {self.tool_choice.function.name!r}, which is not among the tools")
         if self.tool_choice == "required" and not names:
-            raise ValueError("'tool_choice' is 'required', and there are no tools")
+            raise ValueError("'tool_choice' is 'required', but there are no tools")
         if self.response_format is not None and self.response_format.type != "text" and self.forced_tools:
             raise ValueError("'response_format' and a 'tool_choice' that forces a call exclude each other")
         return self
 
     @property
     def shown_tools(self) -> list[dict[str, Any]] | None:
-        """The tools that the model is told of; None is none."""
+        """The tools that the prompt describes; None without any."""
         if not self.tools or self.tool_choice == "none":
             return None
         return [tool.shown for tool in self.tools]
 
     @property
     def forced_tools(self) -> list[Function]:
-        """The tools one of which must be called; empty where none must be."""
+        """The functions of which one must be called; empty if a call is optional."""
         if isinstance(self.tool_choice, NamedTool):
             return [t.function for t in self.tools or () if t.function.name == self.tool_choice.function.name]
         return [tool.function for tool in self.tools or ()] if self.tool_choice == "required" else []
@@ -288,46 +295,80 @@ class ChatRequest(_Common):
     def limit(self) -> int | None:
         """Most tokens of an answer."""
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
-            raise UserError("the request has max_tokens and max_completion_tokens, and they differ; give one of them.")
+            raise RequestError("max_tokens and max_completion_tokens differ; give one of them.", param="max_tokens")
         return self.max_tokens or self.max_completion_tokens
 
     @property
-    def thinks(self) -> bool | None:
-        """Whether the model is to think; None leaves it to the template and soft switches."""
-        template = None if self.chat_template_kwargs is None else self.chat_template_kwargs.enable_thinking
-        said = {self.enable_thinking, template} - {None}
-        if len(said) > 1:
-            raise UserError("enable_thinking and chat_template_kwargs.enable_thinking differ; give one of them.")
-        return next(iter(said), None)
+    def prompts(self) -> list[Any]:
+        """The conversation, as a list of one prompt."""
+        return [self.messages]
 
-    def thinking(self, thinks: bool) -> tuple[bool | None, int | None]:
-        """What to tell the engine: (enable_thinking, thinking_budget). `prepare` refuses the two if they disagree.
+    def options(self, constraint: MakeConstraint, supports_thinking: bool, default_limit: int | None) -> Options:
+        """Return what `resolve` is given with each prompt.
 
         Args:
-            thinks: the model can; else an effort, which clients send to whatever model, means nothing.
+            constraint: of the content.
+            supports_thinking: the model can think; otherwise an effort, which clients send to any model, has no effect.
+            default_limit: see `Options`.
         """
-        enable, budget = self.thinks, self.budget
-        if budget is None and self.reasoning_effort is not None and thinks and enable is not False:
+        template = None if self.chat_template_kwargs is None else self.chat_template_kwargs.enable_thinking
+        switches = {self.enable_thinking, template} - {None}
+        if len(switches) > 1:
+            reason = "enable_thinking and chat_template_kwargs.enable_thinking differ; give one of them."
+            raise RequestError(reason, param="enable_thinking")
+        enable, budget = next(iter(switches), None), self.budget
+        if budget is None and self.reasoning_effort is not None and supports_thinking and enable is not False:
             budget = EFFORTS[self.reasoning_effort]
-        return enable, None if budget == -1 else budget
+        return Options(
+            sampling=self._sampling((self.top_logprobs or 0) if self.logprobs else None),
+            max_new_tokens=self.limit,
+            default_limit=default_limit,
+            enable_thinking=enable,
+            thinking_budget=None if budget == -1 else budget,
+            fit_budget=self.budget is None,
+            tools=self.shown_tools,
+            continue_final_message=bool(self.continue_final_message),
+            constraint=constraint,
+            raw=self.separate_reasoning is False,
+            one_call=self.parallel_tool_calls is False,
+        )
 
 
 class CompletionRequest(_Common):
     """POST /v1/completions: a text, or token ids, is continued as it is."""
+
+    forced_tools: ClassVar[list[Function]] = []
+    parallel_tool_calls: ClassVar[None] = None
 
     prompt: StrictStr | list[StrictStr] | list[Id] | list[list[Id]]
     logprobs: Annotated[StrictInt, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 
     @property
     def prompts(self) -> list[Any]:
-        """The prompts, one by one: texts or lists of token ids."""
+        """The prompts: texts or lists of token ids."""
         if isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int)):
             return [self.prompt]
         return list(self.prompt)
 
+    @property
+    def limit(self) -> int | None:
+        """Most tokens of an answer."""
+        return self.max_tokens
+
+    def options(self, constraint: MakeConstraint, supports_thinking: bool, default_limit: int | None) -> Options:
+        """Return what `resolve` is given with each prompt; arguments as in `ChatRequest.options`."""
+        return Options(
+            sampling=self._sampling(self.logprobs),
+            max_new_tokens=self.max_tokens,
+            default_limit=default_limit,
+            thinking_budget=None if self.budget == -1 else self.budget,
+            constraint=constraint,
+            raw=True,
+        )
+
 
 class TokenizeRequest(_Strict):
-    """POST /tokenize: of a text, or of a conversation as the model would see it."""
+    """POST /tokenize: a text, or a conversation after the chat template."""
 
     model: StrictStr | None = None
     prompt: StrictStr | None = None
@@ -340,8 +381,23 @@ class TokenizeRequest(_Strict):
     @model_validator(mode="after")
     def _one(self) -> "TokenizeRequest":
         if (self.prompt is None) == (self.messages is None):
-            raise ValueError("give 'prompt' or 'messages'")
+            raise ValueError("give either 'prompt' or 'messages'")
         return self
+
+    def tokens(self, tokenizer: Tokenizer) -> list[int]:
+        """Return the token ids."""
+        if self.prompt is not None:
+            return tokenizer.encode(self.prompt)
+        template = self.chat_template_kwargs
+        enable = self.enable_thinking if template is None else template.enable_thinking
+        return tokenizer.apply_chat_template(
+            self.messages or [],
+            tools=None if not self.tools else [tool.shown for tool in self.tools],
+            add_generation_prompt=not self.continue_final_message,
+            continue_final_message=self.continue_final_message,
+            enable_thinking=enable is not False,
+            tokenize=True,
+        )
 
 
 class DetokenizeRequest(_Strict):
@@ -355,6 +411,7 @@ def _biases(given: Mapping[str, float]) -> dict[int, float]:
     biases = {}
     for text, bias in given.items():
         if not text.isascii() or not text.isdecimal():
-            raise UserError(f"'logit_bias' has the key {text!r}; its keys are token ids.")
+            reason = f"'logit_bias' has the key {text!r}; its keys are token ids."
+            raise RequestError(reason, param="logit_bias")
         biases[int(text)] = bias
     return biases

@@ -1,7 +1,7 @@
 """Answers as OpenAI's objects: whole, or as the chunks of a stream.
 
-Thinking comes as `reasoning_content`, which Qwen-Agent and SGLang's clients read, and as `reasoning`, vLLM's newer name. A tool
-call comes whole, in one chunk with an id of its own. Log probabilities are of all tokens, thinking included.
+Thinking is sent as `reasoning_content`, read by Qwen-Agent and SGLang's clients, and as `reasoning`, vLLM's newer name. A tool
+call is sent whole, in one chunk, with an id of its own. Log probabilities cover all tokens, thinking included.
 """
 
 import time
@@ -10,19 +10,25 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from qwen3_jax.generation import Delta, Generation, Token, TokenLogprob, Usage
+from qwen3_jax.generation import Delta, Generation, TokenLogprob
 from qwen3_jax.generation.answer import Answer
 from qwen3_jax.text import Tokenizer, ToolCall
 
+Json = dict[str, Any]
+
 
 class Reply(ABC):
-    """The answers to one request as they grow; base of `ChatReply` and `TextReply`.
+    """The answers to one HTTP request as they grow; base of `ChatReply` and `TextReply`.
 
     Args:
-        model: what the server calls it.
+        model: its name on this server.
         tokenizer: spells the tokens of log probabilities.
-        answers: choice by choice; the prompts of several choices may be the same.
+        answers: one per choice, prompt by prompt.
         samples: choices per prompt.
+
+    Attributes:
+        answers: as given.
+        started, first: times of the request and of its first token (`time.perf_counter`).
     """
 
     prefix, object, chunk_object = "", "", ""
@@ -34,82 +40,72 @@ class Reply(ABC):
         self._samples = samples
         self._tokenizer = tokenizer
         self._common = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
-        self._logprobs: list[list[dict[str, Any]]] = [[] for _ in answers]
-        self._given = [0] * len(answers)  # of these, in chunks
-        self._calls = [0] * len(answers)
+        self._sent = [0] * len(answers)  # log probabilities that are in earlier chunks, per choice
 
     @property
     def done(self) -> bool:
         """Whether all answers are finished."""
         return all(answer.result is not None for answer in self.answers)
 
-    def add(self, index: int, token: Token) -> list[dict[str, Any]]:
-        """Take one answer's next token; return the chunks that are certain."""
-        if self.first is None:
-            self.first = time.perf_counter()
-        if token.logprob is not None:
-            self._logprobs[index].append(self._spelled(token.logprob))
-        return [chunk for delta in self.answers[index].add(token) for chunk in self._chunks(index, delta)]
+    def note_first_token(self) -> None:
+        """Set the time of the first token, unless it is set."""
+        self.first = self.first or time.perf_counter()
 
-    def opening(self) -> list[dict[str, Any]]:
-        """The chunks before any token."""
+    def opening(self) -> list[Json]:
+        """Return the chunks before any token."""
         return []
 
-    def closing(self) -> dict[str, Any]:
-        """The chunk with the token counts."""
-        return self._chunk([]) | {"usage": self.usage()}
+    def chunk(self, choice: int, delta: Delta) -> Json:
+        """Return the chunk of one delta, with the log probabilities that are new since the choice's previous chunk."""
+        logprobs, start = self.answers[choice].logprobs, self._sent[choice]
+        self._sent[choice] = len(logprobs)
+        reported = self.answers[choice].request.sampling.logprobs is not None
+        return self._chunk(choice, delta, [self._spelled(each) for each in logprobs[start:]] if reported else None)
 
-    def whole(self) -> dict[str, Any]:
-        """The object of a request that does not stream."""
-        choices = [self._choice(i, answer.result) for i, answer in enumerate(self.answers) if answer.result is not None]
+    def closing(self) -> Json:
+        """Return the chunk with the token counts."""
+        return self._common | {"object": self.chunk_object, "choices": [], "usage": self.usage()}
+
+    def whole(self) -> Json:
+        """Return the object of a request that does not stream."""
+        choices = []
+        for index, answer in enumerate(self.answers):
+            assert answer.result is not None
+            logprobs = answer.result.logprobs
+            spelled = None if logprobs is None else [self._spelled(each) for each in logprobs]
+            choices.append(self._choice(index, answer.result, spelled))
         return self._common | {"object": self.object, "choices": choices, "usage": self.usage()}
 
-    def usage(self) -> dict[str, Any]:
-        """Token counts of all answers together, each prompt once."""
-        all_of: list[Usage] = [answer.usage for answer in self.answers]
-        prompts = all_of[:: self._samples]
+    def usage(self) -> Json:
+        """Return the token counts of all answers together, each prompt once."""
+        usages = [answer.usage for answer in self.answers]
+        prompts = usages[:: self._samples]
         prompt = sum(usage.prompt_tokens for usage in prompts)
-        completion = sum(usage.completion_tokens for usage in all_of)
+        completion = sum(usage.completion_tokens for usage in usages)
         return {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in prompts)},
             "completion_tokens_details": {
-                "reasoning_tokens": sum(usage.thinking_tokens for usage in all_of),
-                "forced_tokens": sum(usage.forced_tokens for usage in all_of),
+                "reasoning_tokens": sum(usage.thinking_tokens for usage in usages),
+                "forced_tokens": sum(usage.forced_tokens for usage in usages),
             },
         }
 
     @abstractmethod
-    def _chunks(self, index: int, delta: Delta) -> list[dict[str, Any]]:
-        """What a stream says of a delta."""
+    def _chunk(self, choice: int, delta: Delta, logprobs: list[Json] | None) -> Json:
+        """Return the chunk of a delta."""
 
     @abstractmethod
-    def _choice(self, index: int, result: Generation) -> dict[str, Any]:
-        """A finished answer in the object of a request that does not stream."""
+    def _choice(self, index: int, result: Generation, logprobs: list[Json] | None) -> Json:
+        """Return a finished answer as an entry of "choices"."""
 
-    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return self._common | {"object": self.chunk_object, "choices": choices}
-
-    def _since(self, index: int, start: int) -> list[dict[str, Any]] | None:
-        """Log probabilities of an answer's tokens from one on; None where none are reported."""
-        return None if self.answers[index].logprobs is None else self._logprobs[index][start:]
-
-    def _new(self, index: int) -> list[dict[str, Any]] | None:
-        """Those that no chunk has had yet."""
-        start, self._given[index] = self._given[index], len(self._logprobs[index])
-        return self._since(index, start)
-
-    def _spelled(self, of: TokenLogprob) -> dict[str, Any]:
-        def one(token: int, logprob: float) -> dict[str, Any]:
-            bytes_ = self._tokenizer.bytes_of(token)
-            # JSON has no -inf; OpenAI's own stand-in for what is out of reach.
-            return {
-                "token": bytes_.decode("utf-8", "replace"),
-                "logprob": max(logprob, -9999.0),
-                "bytes": list(bytes_),
-            }
+    def _spelled(self, of: TokenLogprob) -> Json:
+        def one(token: int, logprob: float) -> Json:
+            raw = self._tokenizer.bytes_of(token)
+            # JSON has no -inf; OpenAI's API gives -9999 for it.
+            return {"token": raw.decode("utf-8", "replace"), "logprob": max(logprob, -9999.0), "bytes": list(raw)}
 
         return one(of.token_id, of.logprob) | {"top_logprobs": [one(*pair) for pair in of.top]}
 
@@ -119,39 +115,38 @@ class ChatReply(Reply):
 
     prefix, object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def opening(self) -> list[dict[str, Any]]:
-        """The role, once for each choice."""
-        return [self._delta(i, {"role": "assistant", "content": ""}, None) for i in range(len(self.answers))]
+    def __init__(self, model: str, tokenizer: Tokenizer, answers: Sequence[Answer], samples: int):
+        super().__init__(model, tokenizer, answers, samples)
+        self._calls = [0] * len(answers)
 
-    def _chunks(self, index: int, delta: Delta) -> list[dict[str, Any]]:
-        taken = self._new(index)
+    def opening(self) -> list[Json]:
+        """Return the role, once for each choice."""
+        return [self._wrap(i, {"role": "assistant", "content": ""}, None) for i in range(len(self.answers))]
+
+    def _chunk(self, choice: int, delta: Delta, logprobs: list[Json] | None) -> Json:
         if delta.kind == "thinking":
-            return [self._delta(index, {"reasoning_content": delta.text, "reasoning": delta.text}, taken)]
+            return self._wrap(choice, {"reasoning_content": delta.text, "reasoning": delta.text}, logprobs)
         if delta.kind == "content":
-            return [self._delta(index, {"content": delta.text}, taken)]
+            return self._wrap(choice, {"content": delta.text}, logprobs)
         if delta.tool_call is not None:
-            place = self._calls[index]
-            self._calls[index] += 1
-            call = {"index": place} | _call(delta.tool_call)
-            return [self._delta(index, {"tool_calls": [call]}, taken)]
+            call = {"index": self._calls[choice]} | _call(delta.tool_call)
+            self._calls[choice] += 1
+            return self._wrap(choice, {"tool_calls": [call]}, logprobs)
         assert delta.result is not None
-        return [self._delta(index, {}, taken, delta.result.finish_reason)]
+        return self._wrap(choice, {}, logprobs, delta.result.finish_reason)
 
-    def _delta(self, index: int, delta: dict[str, Any], taken: Any, finish: str | None = None) -> dict[str, Any]:
-        return self._chunk([{"index": index, "delta": delta, "logprobs": _of_content(taken), "finish_reason": finish}])
+    def _wrap(self, choice: int, delta: Json, logprobs: list[Json] | None, finish: str | None = None) -> Json:
+        entry = {"index": choice, "delta": delta, "logprobs": _as_content(logprobs), "finish_reason": finish}
+        return self._common | {"object": self.chunk_object, "choices": [entry]}
 
-    def _choice(self, index: int, result: Generation) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": result.content}
+    def _choice(self, index: int, result: Generation, logprobs: list[Json] | None) -> Json:
+        message: Json = {"role": "assistant", "content": result.content}
         if result.thinking is not None:
             message |= {"reasoning_content": result.thinking, "reasoning": result.thinking}
         if result.tool_calls:
             message |= {"content": result.content or None, "tool_calls": [_call(call) for call in result.tool_calls]}
-        return {
-            "index": index,
-            "message": message,
-            "logprobs": _of_content(self._since(index, 0)),
-            "finish_reason": result.finish_reason,
-        }
+        reason = result.finish_reason
+        return {"index": index, "message": message, "logprobs": _as_content(logprobs), "finish_reason": reason}
 
 
 class TextReply(Reply):
@@ -159,31 +154,37 @@ class TextReply(Reply):
 
     prefix, object, chunk_object = "cmpl", "text_completion", "text_completion"
 
-    def _chunks(self, index: int, delta: Delta) -> list[dict[str, Any]]:
-        finish, start = None if delta.result is None else delta.result.finish_reason, self._given[index]
-        return [self._chunk([self._piece(index, delta.text, finish, self._new(index), start)])]
+    def __init__(self, model: str, tokenizer: Tokenizer, answers: Sequence[Answer], samples: int):
+        super().__init__(model, tokenizer, answers, samples)
+        self._offsets = [0] * len(answers)  # characters of the tokens in earlier chunks, per choice
 
-    def _choice(self, index: int, result: Generation) -> dict[str, Any]:
-        return self._piece(index, result.text, result.finish_reason, self._since(index, 0), 0)
+    def _chunk(self, choice: int, delta: Delta, logprobs: list[Json] | None) -> Json:
+        finish = None if delta.result is None else delta.result.finish_reason
+        entry = _text_choice(choice, delta.text, finish, logprobs, self._offsets[choice])
+        self._offsets[choice] += sum(len(each["token"]) for each in logprobs or ())
+        return self._common | {"object": self.chunk_object, "choices": [entry]}
 
-    def _piece(
-        self, index: int, text: str, finish: str | None, of: list[dict[str, Any]] | None, start: int
-    ) -> dict[str, Any]:
-        logprobs = None
-        if of is not None:  # in the older form
-            lengths = [len(one["token"]) for one in self._logprobs[index]]
-            logprobs = {
-                "tokens": [one["token"] for one in of],
-                "token_logprobs": [one["logprob"] for one in of],
-                "top_logprobs": [{top["token"]: top["logprob"] for top in one["top_logprobs"]} for one in of],
-                "text_offset": [sum(lengths[:place]) for place in range(start, start + len(of))],
-            }
-        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+    def _choice(self, index: int, result: Generation, logprobs: list[Json] | None) -> Json:
+        return _text_choice(index, result.text, result.finish_reason, logprobs, 0)
 
 
-def _of_content(logprobs: list[dict[str, Any]] | None) -> dict[str, Any] | None:
+def _text_choice(index: int, text: str, finish: str | None, entries: list[Json] | None, offset: int) -> Json:
+    """Return an entry of "choices"; log probabilities have the older form, with offsets counted from `offset`."""
+    logprobs = None
+    if entries is not None:
+        tokens = [each["token"] for each in entries]
+        logprobs = {
+            "tokens": tokens,
+            "token_logprobs": [each["logprob"] for each in entries],
+            "top_logprobs": [{top["token"]: top["logprob"] for top in each["top_logprobs"]} for each in entries],
+            "text_offset": [offset + sum(map(len, tokens[:i])) for i in range(len(tokens))],
+        }
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+
+
+def _as_content(logprobs: list[Json] | None) -> Json | None:
     return None if logprobs is None else {"content": logprobs, "refusal": None}
 
 
-def _call(call: ToolCall) -> dict[str, Any]:
+def _call(call: ToolCall) -> Json:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}

@@ -41,8 +41,8 @@ class Ticket:
     def __exit__(self, *_: Any) -> None:
         self._worker.post(self._worker.leave, self, None)
 
-    def end(self, index: int) -> None:
-        """The answer to a request has ended before the engine knew, by a stop text."""
+    def cancel(self, index: int) -> None:
+        """Cancel one of the requests."""
         self._worker.post(self._worker.leave, self, index)
 
     async def next(self) -> list[tuple[int, Token]]:

@@ -14,9 +14,8 @@ import pytest
 import qwen3_jax
 from qwen3_jax import Delta, Generation, Sampling
 from qwen3_jax.cli import answers
-from qwen3_jax.cli.inputs import Job
-from qwen3_jax.generation import Stats
-from qwen3_jax.generation.answer import Usage
+from qwen3_jax.cli.inputs import Input
+from qwen3_jax.generation import Stats, Usage
 from qwen3_jax.text import ToolCall
 from tests.helpers import tiny_models
 
@@ -82,7 +81,7 @@ def test_tool_calls_are_shown_as_the_model_writes_them_and_as_openai_has_them(ca
     printer.finish()
     out, err = capsys.readouterr()
     assert (out, err) == ('Let me see.\n<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>\n', "t\n")
-    shown = json.loads(json.dumps(answers.record(Delta("end", result=result), Job("x", "mine"), Stats())))
+    shown = json.loads(json.dumps(answers.record(Delta("end", result=result), Input("x", "--prompt", "mine"), Stats())))
     assert shown["tool_calls"] == [
         {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
     ]
@@ -194,11 +193,11 @@ def test_bad_input_is_one_sentence_that_names_the_culprit(infer, folder, tmp_pat
         (("--model", folder, "--messages", file("a.json", '{"prompt": "a"}\n{"prompt": "b"}')), "ends in .jsonl"),
         (("--model", folder, "--messages", file("b.jsonl", '{"prompt": "a"}\n{"promt": "b"}')), "line 2 has the unknown"),
         (("--model", folder, "--messages", file("c.jsonl", '["a"]')), "line 1 must hold a list of messages"),
-        (("--model", folder, "--messages", file("d.jsonl", "\n")), "has no prompts"),
+        (("--model", folder, "--messages", file("d.jsonl", "\n")), "contains no prompts"),
         (("--model", folder, "--messages", file("e.json", '[{"role": "chef", "content": "x"}]')), "'chef'"),
         (("--model", folder, "--messages", file("f.json", '[{"role":"system","content":"x"}]'), "--system", "y"), "--system"),
         ((*ask, "--tools", file("t0.json", "{}")), "t0.json must hold a non-empty JSON list"),
-        ((*ask, "--tools", file("t1.json", json.dumps([tool, tool]))), "tool 1 is named 'add'"),
+        ((*ask, "--tools", file("t1.json", json.dumps([tool, tool]))), "tool 1 has the name 'add' of an earlier tool"),
         ((*ask, "--tools", file("t2.json", '[{"name": "add"}]')), "tool 0 is not"),
         ((*ask, "--mesh", "tensr=2"), "'tensr'"),
         ((*ask, "--mesh", "tensor=2,tensor=2"), "'tensor' twice"),

@@ -247,7 +247,9 @@ def test_unlimited_is_a_huge_budget():
         for budget in (None, 10**12, 2**31 - 1):
             sampling = Sampling(temperature=1.0, seed=seed)
             taken[
-                engine.submit(qwen3_jax.Request(prompt, sampling, 40, budget=budget, thinking=True, thinking_tokens=tokens))
+                engine.submit(
+                    qwen3_jax.Request(prompt, sampling, 40, budget=budget, thinking=True, thinking_tokens=tokens)
+                )
             ] = []
         while engine.busy:
             for token in engine.step():

@@ -433,10 +433,10 @@ def test_a_quantised_cache_is_near(cache_type):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (dict(rows=0), "'rows' is 0"),
-        (dict(prefill_chunk=100), "'prefill_chunk' is 100; it must be a power of two"),
-        (dict(max_length=5000), "maximum context length is 1024"),
-        (dict(decode_steps=True), "'decode_steps' is True"),
+        (dict(rows=0), "engine option rows is 0; it must be at least 1"),
+        (dict(prefill_chunk=100), "prefill_chunk is 100; it must be a power of two"),
+        (dict(max_length=5000), "max_length is 5000; it must be between 2 and 1024"),
+        (dict(decode_steps=True), "decode_steps is True; it must be a whole number"),
     ],
 )
 def test_what_an_engine_refuses(options, words):

@@ -305,7 +305,7 @@ WRONG_SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"
     ("status", "words", "body"),
     [
         (400, "there is no field 'temprature'. Did you mean 'temperature'?", dict(temprature=1)),
-        (400, "the field 'functions' is not supported here: use 'tools'", dict(functions=[])),
+        (400, "the field 'functions' is not supported: use 'tools'", dict(functions=[])),
         (400, "'temperature'", dict(temperature=-1)),
         (400, "'messages'", dict(messages=[])),
         (400, "maximum context length is 1024 tokens", dict(messages=[{"role": "user", "content": "no " * 2000}])),
@@ -318,12 +318,12 @@ WRONG_SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"
         (400, "'tool_choice' names 'f'", dict(tool_choice={"type": "function", "function": {"name": "f"}})),
         (400, "'tool_choice' is 'required'", dict(tool_choice="required")),
         (400, "'top_logprobs' needs 'logprobs'", dict(top_logprobs=2)),
-        (400, "'stream_options' is for", dict(stream_options={"include_usage": True})),
+        (400, "'stream_options' needs", dict(stream_options={"include_usage": True})),
         (400, "its keys are token ids", dict(logit_bias={"x": 1})),
         (400, "logit_bias", dict(logit_bias={"480": 1})),
         (400, "cannot be compiled", dict(response_format=WRONG_SCHEMA)),
         (400, "role", dict(messages=[{"role": "wizard", "content": "hi"}])),
-        (404, "there is no model 'gpt-4' here", dict(model="gpt-4")),
+        (404, "model 'gpt-4' does not exist", dict(model="gpt-4")),
     ],
     ids=lambda value: str(value)[:40],
 )  # fmt: skip

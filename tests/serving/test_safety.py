@@ -100,7 +100,7 @@ def test_limits_are_held(tiny_folder, tmp_path):
         json_type = {"Content-Type": "application/json"}
         with contextlib.suppress(httpx.TransportError):  # it may hang up before all is sent
             assert httpx.post(f"{url}/v1/chat/completions", content=endless(), headers=json_type).status_code == 413
-        assert "4 messages; this server takes 3" in ask(url, messages=ASK * 4).json()["error"]["message"]
+        assert "4 messages; the limit is 3" in ask(url, messages=ASK * 4).json()["error"]["message"]
         assert "max_tokens is 701" in ask(url, max_tokens=701).json()["error"]["message"]
         assert ask(url, n=5).status_code == 400
         assert ask(url, messages=[{"role": "user", "content": "ünïcödé"}]).status_code == 200
