@@ -1,6 +1,6 @@
-"""How `infer` shows answers: streamed text with dimmed thinking, whole text, JSON objects, a JSONL file.
+"""Output of `infer`: streamed text with dimmed thinking, whole text, JSON objects, a JSONL file.
 
-What is the answer proper goes to standard output; thinking (except on a terminal), timing and progress go to standard error.
+The answer's content goes to standard output; thinking (except on a terminal), timing and progress go to standard error.
 """
 
 import contextlib
@@ -24,10 +24,9 @@ _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 
 
 class Printer:
-    """Writes the deltas of one answer as they come.
+    """Writes the deltas of one answer.
 
-    On a terminal the thinking stands before the answer, dimmed (or between think tags where colours are off); elsewhere it
-    goes to standard error.
+    On a terminal the thinking is dimmed (or between think tags if colours are off); elsewhere it goes to standard error.
     """
 
     def __init__(self) -> None:
@@ -35,7 +34,7 @@ class Printer:
         self._colours = self._terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         self._thinking_out: TextIO = sys.stdout if self._terminal else sys.stderr
         self._kind = ""
-        self._open: set[int] = set()  # streams whose last line is not ended
+        self._open: set[int] = set()  # streams whose last line has no newline yet
 
     def show(self, delta: Delta) -> None:
         """Write one piece."""
@@ -53,7 +52,7 @@ class Printer:
         self._end_line(sys.stdout)
 
     def _turn_to(self, kind: str) -> None:
-        """Close what was being written and open the next kind."""
+        """Switch from the current kind of text to the next."""
         if kind == self._kind:
             return
         if self._kind == "thinking":
@@ -67,7 +66,7 @@ class Printer:
         self._kind = kind
 
     def _mark(self, text: str) -> None:
-        """Set thinking off from the answer where both go to one terminal."""
+        """Write what separates thinking from content on a terminal."""
         if self._terminal:
             sys.stdout.write(text)
 
@@ -91,7 +90,7 @@ def answer_one(
     stream: bool,
     shown: bool = True,
 ) -> bool:
-    """Answer one prompt (n times) on standard output; return False if Ctrl-C cut it short."""
+    """Answer one prompt (n times) on standard output; return False if Ctrl-C stopped it."""
     results: list[Generation] = []
     total = options["sampling"].n
     try:
@@ -123,7 +122,7 @@ def answer_one(
 
 
 def _print_whole(deltas: list[Delta], total: int) -> None:
-    """Print what there is of each answer, in order."""
+    """Print the answers in order, as far as they were generated."""
     for sample in range(total):
         if total > 1:
             print(f"=== {sample + 1}/{total} ===", flush=True)
@@ -142,9 +141,9 @@ def answer_batch(
     output: Path | None,
     shown: bool = True,
 ) -> bool:
-    """Answer a file of prompts, one line of JSON each as soon as it is finished; return False if Ctrl-C cut it short.
+    """Answer a file of prompts with one line of JSON per answer; return False if Ctrl-C stopped it.
 
-    Lines come in the order in which answers finish; "index" is the place of the prompt in the file.
+    Lines are written in the order in which answers finish; "index" is the position of the prompt in the file.
     """
     results: list[Generation] = []
     total = len(inputs) * options["sampling"].n
@@ -168,8 +167,8 @@ def answer_batch(
     if shown:
         report(engine.stats, results, stopped=not done)
         if not done or output is not None:
-            where = "" if output is None else f" in {output}"
-            print(f"{len(results)} of {total} answers{where}", file=sys.stderr)
+            destination = "" if output is None else f" in {output}"
+            print(f"{len(results)} of {total} answers{destination}", file=sys.stderr)
     return done
 
 
@@ -187,7 +186,7 @@ def _opened(output: Path | None) -> Iterator[TextIO]:
 
 
 def record(delta: Delta, given: Input, stats: Stats) -> dict[str, Any]:
-    """Return a finished answer as plain JSON values; `stats` is of the whole run until the answer was finished."""
+    """Return a finished answer as JSON values; `stats` are the totals of the run at its end."""
     result = delta.result
     assert result is not None
     logprobs = None
@@ -239,7 +238,7 @@ def report(stats: Stats, results: list[Generation], stopped: bool = False) -> No
     """Print the timing summary on standard error."""
     thinking = sum(result.usage.thinking_tokens for result in results)
     forced = sum(result.usage.forced_tokens for result in results)
-    # Each answer's first token comes out of its prefill.
+    # Each answer's first token is sampled by its prefill, which `decode_tokens` leaves out.
     new = sum(result.usage.completion_tokens for result in results) if not stopped else stats.decode_tokens
     cached = f" + {stats.cached_tokens} cached" if stats.cached_tokens else ""
     parts = [

@@ -2,8 +2,8 @@
 
     python infer.py --model Qwen/Qwen3-0.6B --chat --thinking-budget 512
 
-Invariant: the history holds only whole turns (a user message and its answer), so the next prompt is always well-formed. The
-thinking of earlier turns is kept in the history and left out of the prompt by the chat template.
+Invariant: the history contains only whole turns (a user message and its answer), so the next prompt is always well-formed. It
+includes the thinking of earlier turns, which the chat template omits from the prompt.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ from qwen3_jax.text import Tokenizer, soft_switch
 
 HELP = """\
 /think          think before answering, from now on
-/no_think       answer at once, from now on
-/budget N       at most N thinking tokens an answer; /budget off lifts the limit
-/reset          forget the conversation
+/no_think       answer without thinking, from now on
+/budget N       at most N thinking tokens per answer; /budget off removes the limit
+/reset          start a new conversation
 /exit           leave (so does Ctrl-D, or Ctrl-C at the prompt)
 /help           this list
 
 /think or /no_think inside a message is passed to the model, which obeys the last one it sees.
-Ctrl-C stops an answer; what was written of it stays in the conversation."""
+Ctrl-C stops an answer; the part generated so far stays in the conversation."""
 
 _COMMANDS = ("/think", "/no_think", "/budget", "/reset", "/exit", "/help")
 
@@ -40,8 +40,8 @@ class Chat:
         engine: keeps the conversation's keys and values from turn to turn.
         tokenizer: of its model.
         system: a system message, or None.
-        options: keyword arguments of `qwen3_jax.stream`; their `enable_thinking` and `thinking_budget` are where it starts.
-        stream: show answers as they come.
+        options: keyword arguments of `qwen3_jax.stream`; `enable_thinking` and `thinking_budget` are initial values.
+        stream: print answers while they are generated.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Chat:
     ):
         self._engine, self._tokenizer, self._stream = engine, tokenizer, stream
         self._options = dict(options)
-        self._thinks: bool | None = self._options.pop("enable_thinking")  # None: as the model and soft switches have it
+        self._thinks: bool | None = self._options.pop("enable_thinking")  # None: up to the template and soft switches
         self._budget: int | None = self._options.pop("thinking_budget")
         self._start = [] if system is None else [{"role": "system", "content": system}]
         self._history: list[dict[str, Any]] = list(self._start)
@@ -69,7 +69,7 @@ class Chat:
                 print()
                 return 0
             except UnicodeDecodeError as error:
-                self._say(f"that is not UTF-8 text ({error}).")
+                self._say(f"the message is not UTF-8 text ({error}).")
                 continue
             if line == "/exit":
                 return 0
@@ -77,7 +77,7 @@ class Chat:
                 self._turn(line)
 
     def _command(self, line: str) -> bool:
-        """Carry out a command; return False for a message to the model."""
+        """Execute a command; return False if the line is a message to the model."""
         name, *rest = line.split()
         if line in ("/think", "/no_think"):
             if not self._tokenizer.supports_thinking:
@@ -89,11 +89,11 @@ class Chat:
             self._set_budget(rest)
         elif line == "/reset":
             self._history = list(self._start)
-            self._say("the conversation is forgotten.")
+            self._say("new conversation.")
         elif line == "/help":
             print(HELP, file=sys.stderr)
         elif re.fullmatch(r"/\w+", line):
-            self._say(f"there is no command {line}.{nearest(line, _COMMANDS)} /help lists them.")
+            self._say(f"unknown command {line}.{nearest(line, _COMMANDS)} /help lists the commands.")
         else:
             return False
         return True
@@ -113,7 +113,7 @@ class Chat:
             self._say(f"/budget takes a whole number of 0 or more, or off; got {' '.join(words)!r}.")
 
     def _turn(self, text: str) -> None:
-        """One message and its answer, which may call tools that the user plays."""
+        """Answer one message; the user types the results of tool calls."""
         turn = [self._user(text)]
         while True:
             answer = self._answer(turn)
@@ -128,19 +128,19 @@ class Chat:
                     result = input(f"result of {call['function']['name']}> ")
                 except (EOFError, KeyboardInterrupt):
                     print()
-                    self._say("without the results the turn is forgotten.")
+                    self._say("no result; the turn is dropped.")
                     return
                 turn.append({"role": "tool", "name": call["function"]["name"], "content": result})
 
     def _user(self, text: str) -> dict[str, Any]:
         message = {"role": "user", "content": text}
-        # The mode that /think set would lose against an older /no_think in the conversation: the model obeys the last one.
+        # The model obeys the last switch it sees, which may be an older /no_think in the conversation.
         if self._thinks and soft_switch([message]) is None and soft_switch([*self._history, message]) is False:
             message["content"] = f"{text} /think"
         return message
 
     def _mode(self, message: dict[str, Any]) -> dict[str, Any]:
-        """What the template and the budget are told for this turn; a switch inside the message goes first."""
+        """Return the thinking options of this turn; a switch inside the message takes precedence."""
         if self._thinks is False and soft_switch([message]) is None:
             return {"enable_thinking": False}
         return {"thinking_budget": self._budget}
@@ -179,7 +179,7 @@ class Chat:
         report(self._engine.stats.since(before), [] if result is None else [result], stopped=result is None)
         thinking, content = "".join(pieces["thinking"]), "".join(pieces["content"])
         if result is None and not content.strip():
-            self._say("stopped before the answer began; the turn is forgotten.")
+            self._say("stopped before the answer began; the turn is dropped.")
             return None
         if result is not None:
             return result.message

@@ -8,10 +8,10 @@
     python infer.py --model Qwen/Qwen3-8B --mesh tensor=4 --plan v5e:2x2 --batch-size 16 --context 8192
 
 The answer goes to standard output; a timing summary goes to standard error. On a terminal the answer streams, its thinking
-dimmed. Elsewhere the thinking goes to standard error, so that a pipe or file receives the answer alone.
+dimmed. Elsewhere the thinking goes to standard error, so that a pipe or file receives only the answer.
 
-`--plan` answers nothing: it compiles the decode step for TPUs that are not here and reports memory, traffic and a bound on
-speed. No weights are read.
+`--plan` generates nothing: it compiles the decode step for TPUs that need not be present and reports memory, traffic and a
+bound on speed. No weights are read.
 """
 
 import argparse
@@ -45,20 +45,20 @@ def _parser(prog: str) -> Parser:
     add = parser.add_argument_group(
         "input (one of these; otherwise the prompt is read from standard input)"
     ).add_argument
-    add("--prompt", metavar="TEXT", help="what the user says")
+    add("--prompt", metavar="TEXT", help="the user's message")
     add(
         "--messages", type=Path, metavar="FILE",
         help="JSON: a list of messages, answered once. JSONL: batch mode, one conversation per line, as a list of "
-        'messages, {"messages": [...]} or {"prompt": TEXT}, with an optional "id"; gives one line of JSON per answer',
+        'messages, {"messages": [...]} or {"prompt": TEXT}, with an optional "id"; writes one line of JSON per answer',
     )  # fmt: skip
-    add("--chat", action="store_true", help="talk in turns; /help there lists the commands")
+    add("--chat", action="store_true", help="a conversation; /help there lists the commands")
     add("--raw", action="store_true", help="continue the text of the prompt as it is, without the chat template")
-    add("--system", metavar="TEXT", help="a system message to begin with")
+    add("--system", metavar="TEXT", help="system message")
     add(
         "--tools",
         type=Path,
         metavar="FILE",
-        help="JSON list of functions that may be called, as OpenAI's API takes them",
+        help="JSON list of functions that may be called, in OpenAI's form",
     )
 
     add = parser.add_argument_group("thinking").add_argument
@@ -66,29 +66,40 @@ def _parser(prog: str) -> Parser:
         "--thinking-budget",
         type=whole_number(0),
         metavar="N",
-        help="most thinking tokens; 0 is none (default: no limit)",
+        help="most thinking tokens; 0 for no thinking (default: no limit)",
     )
     add("--no-thinking", action="store_true", help="answer without thinking")
 
     add = parser.add_argument_group("sampling (defaults: the checkpoint's generation_config.json)").add_argument
-    add("--max-new-tokens", type=whole_number(1), metavar="N", help="longest answer, thinking included")
+    add("--max-new-tokens", type=whole_number(1), metavar="N", help="most tokens of an answer, thinking included")
     add("--temperature", type=float, metavar="T", help="0 is greedy")
-    add("--top-k", type=int, metavar="K", help="keep the K likeliest tokens; 0 keeps all")
-    add("--top-p", type=float, metavar="P", help="keep the likeliest tokens that reach probability P")
-    add("--min-p", type=float, metavar="P", help="drop tokens below P times the likeliest one's probability")
-    add("--presence-penalty", type=float, metavar="X", default=0.0, help="-2 to 2, against repetition")
-    add("--frequency-penalty", type=float, metavar="X", default=0.0, help="-2 to 2, the same for every time it stood")
-    add("--repetition-penalty", type=float, metavar="X", help="above 1 against repetition")
-    add("--seed", type=int, metavar="N", help="makes the answer repeatable")
-    add("--stop", action="append", default=[], metavar="TEXT", help="ends the answer; may be given several times")
+    add("--top-k", type=int, metavar="K", help="keep the K most likely tokens; 0 keeps all")
+    add("--top-p", type=float, metavar="P", help="keep the most likely tokens that together reach probability P")
+    add("--min-p", type=float, metavar="P", help="drop tokens below P times the probability of the most likely one")
+    add(
+        "--presence-penalty",
+        type=float,
+        metavar="X",
+        default=0.0,
+        help="-2 to 2; above 0 against repetition",
+    )
+    add("--frequency-penalty", type=float, metavar="X", default=0.0, help="-2 to 2; the same, per occurrence")
+    add("--repetition-penalty", type=float, metavar="X", help="above 1 against repetition of prompt and answer")
+    add("--seed", type=int, metavar="N", help="makes the answer reproducible")
+    add("--stop", action="append", default=[], metavar="TEXT", help="text that ends the answer; may be repeated")
     add("--n", type=whole_number(1), default=1, metavar="N", help="answers per prompt")
-    add("--logprobs", type=int, metavar="N", help="report log probabilities and N alternatives (with --json or JSONL)")
+    add(
+        "--logprobs",
+        type=int,
+        metavar="N",
+        help="report log probabilities and N alternatives (with --json or in batch mode)",
+    )
 
     models.add_speed(parser)
     add = parser.add_argument_group("output").add_argument
     add(
         "--stream", action=argparse.BooleanOptionalAction,
-        help="print the answer as it comes (default: when standard output is a terminal)",
+        help="print the answer while it is generated (default: if standard output is a terminal)",
     )  # fmt: skip
     add(
         "--json", action="store_true",
@@ -96,7 +107,10 @@ def _parser(prog: str) -> Parser:
         "finish_reason, usage, timing",
     )  # fmt: skip
     add(
-        "--output", type=Path, metavar="FILE", help="batch mode: write the answers here, each as soon as it is finished"
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="batch mode: write the answers to this file, each as soon as it is finished",
     )
     add("--overwrite", action="store_true", help="replace the --output file if it exists")
     add(
@@ -107,7 +121,7 @@ def _parser(prog: str) -> Parser:
     models.add_devices(parser)
     add = parser.add_argument_group("planning (with --mesh, --dtype, --batch-size and --json)").add_argument
     add("--plan", metavar="TOPOLOGY", help="compile the decode step for this TPU slice (v5e:2x2) and report")
-    add("--slices", type=whole_number(1), metavar="N", help="so many equal slices (default 1)")
+    add("--slices", type=whole_number(1), metavar="N", help="number of equal slices (default 1)")
     add(
         "--context", type=whole_number(1), metavar="N",
         help=f"slots of the cache in each row, all attended to (default {DEFAULT_CONTEXT})",
@@ -116,7 +130,7 @@ def _parser(prog: str) -> Parser:
 
 
 def _check_together(parser: Parser, args: argparse.Namespace) -> None:
-    """Refuse options that exclude each other, or would have no effect, by name."""
+    """Refuse, by name, options that exclude each other or would have no effect."""
     given = {name for name, value in vars(args).items() if value not in (None, False, [], parser.get_default(name))}
     batch = _is_batch(args)
 
@@ -127,9 +141,9 @@ def _check_together(parser: Parser, args: argparse.Namespace) -> None:
                 parser.error(f"{names[0]} does not go with {names[1]}: {why}")
 
     if args.plan is not None:
-        known = {"model", "hf_overrides", "plan", "slices", "context", "mesh", "dtype", "batch_size", "json"}
-        for option in sorted(given - known):
-            parser.error(f"--{option.replace('_', '-')} does not go with --plan: nothing is answered")
+        planning = {"model", "hf_overrides", "plan", "slices", "context", "mesh", "dtype", "batch_size", "json"}
+        for option in sorted(given - planning):
+            parser.error(f"--{option.replace('_', '-')} does not go with --plan, which generates nothing")
         return
     for option in ("slices", "context"):
         if option in given:
@@ -137,7 +151,7 @@ def _check_together(parser: Parser, args: argparse.Namespace) -> None:
     refuse("prompt", ("messages", "chat"))
     refuse("lookup", ("draft",))
     refuse("messages", ("chat",))
-    refuse("raw", ("system", "tools", "chat"), "it leaves the chat template out")
+    refuse("raw", ("system", "tools", "chat"), "it skips the chat template")
     refuse("no_thinking", ("thinking_budget",))
     refuse("chat", ("json", "n", "logprobs", "output", "overwrite", "batch_size"), "a chat shows one answer at a time")
     if not batch:

@@ -2,9 +2,9 @@
 
     qwen3 run Qwen/Qwen3-0.6B                              # a conversation; /help there lists the commands
     qwen3 run Qwen/Qwen3-0.6B "What is 7 * 8?"             # one answer
-    cat report.txt | qwen3 run DIR --thinking-budget 256   # one answer to what is piped in
+    cat report.txt | qwen3 run DIR --thinking-budget 256   # one answer to the piped text
 
-All options of `qwen3 infer` hold.
+Takes all options of `qwen3 infer`.
 """
 
 import sys

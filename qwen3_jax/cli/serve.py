@@ -7,7 +7,7 @@
     curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
       -d '{"messages": [{"role": "user", "content": "What is 7 * 8?"}], "thinking_budget": 256}'
 
-Only this machine can reach it, unless --host says otherwise; then keys are asked for. SIGTERM lets running answers finish.
+It listens on this machine only; another --host requires API keys. SIGTERM lets running answers finish.
 """
 
 import argparse
@@ -41,72 +41,98 @@ def _parser(prog: str) -> Parser:
         "--host",
         default="127.0.0.1",
         metavar="ADDRESS",
-        help="where to listen (default %(default)s: this machine alone)",
+        help="address to listen on (default %(default)s: this machine only)",
     )
-    add("--port", type=whole_number(0), default=8000, metavar="N", help="default %(default)s; 0 is any that is free")
-    add("--name", metavar="NAME", help="what clients call the model (default: as --model, without folders)")
+    add("--port", type=whole_number(0), default=8000, metavar="N", help="default %(default)s; 0 is any free port")
+    add("--name", metavar="NAME", help="the model's name for clients (default: the last part of --model)")
 
     add = parser.add_argument_group("access").add_argument
     add(
         "--api-keys", type=Path, metavar="FILE",
-        help=f"keys, one per line; clients send one of them. Or {KEYS}=key1,key2 in the environment",
+        help=f"file of keys, one per line; clients must send one. Or set {KEYS}=key1,key2 in the environment",
     )  # fmt: skip
-    add(
-        "--no-key", action="store_true", help="let everybody in who can reach an address that is not this machine's own"
-    )
+    add("--no-key", action="store_true", help="require no key on an address that other machines can reach")
     add(
         "--allow-host", action="append", default=[], metavar="NAME",
-        help="answer to this name only (with the default address: besides localhost); may be given several times",
+        help="accept only this host name (with the default address: besides localhost); may be repeated",
     )  # fmt: skip
     add(
         "--allow-origin", action="append", default=[], metavar="URL",
-        help="let web pages of this origin ask from a browser (https://example.org); may be given several times",
+        help="allow requests from web pages of this origin (https://example.org); may be repeated",
     )  # fmt: skip
 
-    add = parser.add_argument_group("limits of a request").add_argument
-    add("--max-tokens", type=whole_number(1), metavar="N", help="longest answer (default: what the cache holds)")
-    add("--max-n", type=whole_number(1), default=16, metavar="N", help="answers to one request (default %(default)s)")
+    add = parser.add_argument_group("limits").add_argument
+    add(
+        "--max-tokens",
+        type=whole_number(1),
+        metavar="N",
+        help="most tokens of an answer (default: what the cache holds)",
+    )
+    add(
+        "--max-n",
+        type=whole_number(1),
+        default=16,
+        metavar="N",
+        help="most answers to one request (default %(default)s)",
+    )
     add(
         "--max-messages",
         type=whole_number(1),
         default=2048,
         metavar="N",
-        help="of a conversation (default %(default)s)",
+        help="most messages of a conversation (default %(default)s)",
     )
-    add("--max-body", type=whole_number(1), default=8 << 20, metavar="BYTES", help="default %(default)s")
-    add("--max-requests", type=whole_number(1), default=512, metavar="N", help="at the same time (default %(default)s)")
+    add(
+        "--max-body",
+        type=whole_number(1),
+        default=8 << 20,
+        metavar="BYTES",
+        help="largest request (default %(default)s)",
+    )
+    add(
+        "--max-requests",
+        type=whole_number(1),
+        default=512,
+        metavar="N",
+        help="most open requests (default %(default)s)",
+    )
     add(
         "--max-waiting", type=whole_number(1), default=256, metavar="N",
-        help="answers that wait for room; then clients are told to come again (default %(default)s)",
+        help="most queued answers; beyond that clients get status 429 (default %(default)s)",
     )  # fmt: skip
-    add("--timeout", type=float, default=3600.0, metavar="SECONDS", help="of a request (default %(default)s)")
+    add(
+        "--timeout", type=float, default=3600.0, metavar="SECONDS", help="time limit of a request (default %(default)s)"
+    )
 
     models.add_speed(parser)
     add = parser.add_argument_group("batching").add_argument
     add("--rows", type=whole_number(1), default=32, metavar="N", help="answers decoded together (default %(default)s)")
     add(
         "--cache-tokens", type=whole_number(1), metavar="N",
-        help="tokens that the cache holds, of all answers (default: half of the free memory, or --rows whole contexts)",
+        help="tokens in the cache, of all answers (default: grows up to half of the free memory, or --rows whole contexts)",
     )  # fmt: skip
     add(
-        "--max-length", type=whole_number(2), metavar="N", help="longest request with its answer (default: the model's)"
+        "--max-length",
+        type=whole_number(2),
+        metavar="N",
+        help="tokens of the longest request (default: the model's context)",
     )
     add(
         "--prefill-chunk",
         type=whole_number(16),
         default=512,
         metavar="N",
-        help="of prompts, at a time (default %(default)s)",
+        help="prompt tokens computed at a time (default %(default)s)",
     )
-    add("--no-warm-up", action="store_true", help="compile each program when the first request needs it")
+    add("--no-warm-up", action="store_true", help="compile each program when a request first needs it")
     models.add_devices(parser)
 
     add = parser.add_argument_group("running").add_argument
     add(
         "--drain", type=whole_number(0), default=60, metavar="SECONDS",
-        help="after SIGTERM, how long running answers may take (default %(default)s)",
+        help="time that running answers get after SIGTERM (default %(default)s)",
     )  # fmt: skip
-    add("--log-text", action="store_true", help="log prompts and answers, not only their lengths")
+    add("--log-text", action="store_true", help="log prompts and answers, not only their token counts")
     return parser
 
 
@@ -115,7 +141,7 @@ def _serve(args: argparse.Namespace) -> int:
     local = args.host in _LOOPBACK
     if not local and not keys and not args.no_key:
         raise UserError(
-            f"--host {args.host} lets other machines in: give keys, in {KEYS} or a file (--api-keys), or say --no-key."
+            f"--host {args.host} is reachable from other machines: give keys, in {KEYS} or a file (--api-keys), or --no-key."
         )
     try:
         import uvicorn
@@ -135,7 +161,7 @@ def _serve(args: argparse.Namespace) -> int:
         waiting=args.max_waiting,
         seconds=args.timeout,
     )
-    listener = _listener(args.host, args.port)  # before a model is loaded for nothing
+    listener = _listener(args.host, args.port)  # fails before the model is loaded
     mesh = models.make_mesh(None if args.mesh is None else inputs.read_mesh(args.mesh))
     model, tokenizer = models.load_model(args, mesh)
     server = Server(
@@ -150,7 +176,7 @@ def _serve(args: argparse.Namespace) -> int:
         log_text=args.log_text,
     )
     host, port = listener.getsockname()[:2]
-    listener.listen()  # who reads the line below and connects at once waits, and is not refused
+    listener.listen()  # before the line below, so that clients who read it can connect
     print(f"serving {server.name} at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
     config = uvicorn.Config(
         server.app, log_level="warning", access_log=False, server_header=False, lifespan="on",
@@ -166,9 +192,7 @@ def _engine(args: argparse.Namespace, mesh: Any, model: Any) -> Any:
     from qwen3_jax.generation import Engine
 
     if jax.process_count() > 1:
-        raise UserError(
-            "serving needs a single process; of several hosts, let each serve by itself behind a load balancer."
-        )
+        raise UserError("serving needs a single process; run one server per host, behind a load balancer.")
     return Engine(
         model,
         rows=args.rows,
@@ -181,10 +205,10 @@ def _engine(args: argparse.Namespace, mesh: Any, model: Any) -> Any:
 
 
 def _keys(file: Path | None) -> list[str]:
-    """Keys of the file and of the environment.
+    """Return the keys of the file and of the environment.
 
     Raises:
-        UserError: the file cannot be read, or there is no key where one was announced.
+        UserError: the file cannot be read, or the file or the variable has no key.
     """
     keys = [key.strip() for key in os.environ.get(KEYS, "").split(",")]
     if file is not None:
@@ -192,12 +216,12 @@ def _keys(file: Path | None) -> list[str]:
             lines = file.read_text("utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--api-keys {file} cannot be read: {error}.") from None
-        found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-        if not found:
-            raise UserError(f"--api-keys {file} has no key in it.")
-        keys += found
+        from_file = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        if not from_file:
+            raise UserError(f"--api-keys {file} contains no key.")
+        keys += from_file
     if KEYS in os.environ and not any(keys):
-        raise UserError(f"{KEYS} is set and has no key in it; unset it or give one.")
+        raise UserError(f"{KEYS} is set but contains no key; unset it or give one.")
     return [key for key in keys if key]
 
 
@@ -205,7 +229,7 @@ def _listener(host: str, port: int) -> socket.socket:
     """Return a bound socket.
 
     Raises:
-        UserError: the address cannot be had.
+        UserError: the address is invalid or in use.
     """
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]

@@ -2,15 +2,17 @@
 
     qwen3 serve --model Qwen/Qwen3-0.6B                  # http://127.0.0.1:8000/v1, and the page at http://127.0.0.1:8000/
 
-| file       | what it knows                                                            |
-|------------|--------------------------------------------------------------------------|
-| `protocol` | the requests: every field, and what becomes of those that are not here   |
-| `worker`   | the engine's thread                                                      |
-| `grammars` | JSON schemas and tool calls as constraints                               |
-| `replies`  | answers as OpenAI's objects and chunks                                   |
-| `meters`   | what Prometheus reads                                                    |
-| `guard`    | keys, sizes, hosts, one line of log per request                          |
-| `app`      | the routes                                                               |
+| file       | contents                                            |
+|------------|-----------------------------------------------------|
+| `app`      | the routes                                          |
+| `guard`    | keys, sizes, host names, the request log            |
+| `protocol` | the fields of requests                              |
+| `grammars` | JSON schemas and tool calls as constraints          |
+| `worker`   | the engine's thread                                 |
+| `replies`  | answers as OpenAI's objects and chunks              |
+| `events`   | server-sent events                                  |
+| `errors`   | errors in OpenAI's form                             |
+| `meters`   | Prometheus metrics                                  |
 
-Talks to `generation` alone; no JAX here. Needs the extra `serve`.
+Imports `generation` and `text` only; no JAX. Needs the extra `serve`.
 """

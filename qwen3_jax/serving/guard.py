@@ -1,6 +1,6 @@
-"""What stands before the routes: host names, keys, sizes, and one line of log for each request.
+"""Checks before the routes: host names, keys, sizes; and one log line per request.
 
-Plain ASGI: what Starlette offers for middleware would stand between a stream and its client.
+Plain ASGI, because Starlette's middleware classes buffer between a stream and its client.
 """
 
 import hashlib
@@ -16,21 +16,21 @@ from qwen3_jax.bounds import above, check_bounds
 from qwen3_jax.serving.errors import Refused
 
 Scope = MutableMapping[str, Any]
-OPEN = ("/health", "/ready", "/", "/page/")  # need no key: what a load balancer asks, and the page, which asks for one
+OPEN = ("/health", "/ready", "/", "/page/")  # no key needed: probes of load balancers, and the page, which asks for one
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one client may ask for.
+    """Upper bounds of what clients may request.
 
     Attributes:
-        body_bytes: of a request.
-        messages: of a conversation.
-        max_tokens: of an answer; None is what the engine holds.
+        body_bytes: size of a request's body.
+        messages: messages of a conversation.
+        max_tokens: tokens of an answer; None is the engine's max_length.
         n: answers to one request, over all its prompts.
-        requests: worked on at the same time, waiting ones included.
-        waiting: answers that have no room yet; with more, clients are told to come again.
-        seconds: that a request may take in all, its client's reading included.
+        requests: open requests, queued ones included.
+        waiting: queued answers; beyond that, new requests are refused with status 429.
+        seconds: time of a request, from its first byte until the client has read all of the answer.
     """
 
     body_bytes: int = 8 << 20
@@ -50,12 +50,12 @@ class Guard:
 
     Args:
         app: the routes.
-        limits: of requests.
-        keys: one of which a client must send as `Authorization: Bearer KEY`; none is no check.
-        hosts: names that a client may have called the server by; none is no check. A page of a stranger that points its own
-            name at this machine is so kept out.
-        count: called with (path, status).
-        log: where to write a line of JSON for each request; None is nowhere.
+        limits: on requests.
+        keys: clients must send one of them as `Authorization: Bearer KEY`; if empty, keys are not checked.
+        hosts: accepted host names; if empty, they are not checked. The check prevents DNS rebinding: a website that points its
+            own name at this machine.
+        count: called with (path, status) of each request.
+        log: receives a line of JSON per request; None for no log.
     """
 
     def __init__(
@@ -75,7 +75,8 @@ class Guard:
             await self._app(scope, receive, send)
             return
         started, status, size = time.perf_counter(), 0, 0
-        scope["state"] = notes = dict(scope.get("state") or {}, log={})
+        entry: dict[str, Any] = {}  # the routes add to it
+        scope["state"] = dict(scope.get("state") or {}, log=entry)
 
         async def checked_receive() -> Any:
             nonlocal size
@@ -85,7 +86,7 @@ class Guard:
                 raise self._too_large()
             return message
 
-        async def noted_send(message: Any) -> None:
+        async def watched_send(message: Any) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -93,12 +94,12 @@ class Guard:
 
         try:
             self._check(scope)
-            await self._app(scope, checked_receive, noted_send)
+            await self._app(scope, checked_receive, watched_send)
         except Refused as error:
             if status == 0:
                 response = error.response
                 response.headers["connection"] = "close"  # the body may be unread
-                await response(scope, receive, noted_send)
+                await response(scope, receive, watched_send)
         finally:
             route = scope.get("route")
             path = getattr(route, "path", "unknown")
@@ -112,21 +113,21 @@ class Guard:
                     "status": status or "gone",
                     "seconds": round(time.perf_counter() - started, 3),
                 }
-                print(json.dumps(line | notes["log"], ensure_ascii=True), file=self._log, flush=True)
+                print(json.dumps(line | entry, ensure_ascii=True), file=self._log, flush=True)
 
     def _check(self, scope: Scope) -> None:
         headers = dict(scope["headers"])
         if self._hosts:
             host = headers.get(b"host", b"").decode("latin-1").rsplit(":", 1)[0].strip("[]").lower()
             if host not in self._hosts:
-                raise Refused(421, f"this server does not answer to the name {host!r}; see --allow-host.")
+                raise Refused(421, f"host name {host!r} is not allowed; see --allow-host.")
         path = scope["path"]
         is_open = path in OPEN or path.startswith("/page/")
         if self._keys and not is_open and scope["method"] != "OPTIONS":
             scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
             given = _digest(key.strip())
-            # All are compared, each in constant time.
-            matches = sum(hmac.compare_digest(given, known) for known in self._keys)
+            # Compare all of them, each in constant time.
+            matches = sum(hmac.compare_digest(given, valid) for valid in self._keys)
             if scheme.lower() != b"bearer" or not matches:
                 raise Refused(
                     401, "the request needs a valid API key, as 'Authorization: Bearer KEY'.", code="invalid_api_key"

@@ -1,19 +1,20 @@
-"""What Prometheus reads at /metrics.
+"""Prometheus metrics, served at /metrics.
 
-| name                                   | kind      | what                                                         |
-|----------------------------------------|-----------|--------------------------------------------------------------|
-| `qwen3_requests_total{path,status}`     | counter   | HTTP requests                                                |
-| `qwen3_answers_running`, `_waiting`     | gauge     | answers that have room, and that have none yet               |
-| `qwen3_cache_pages_held`, `_all`        | gauge     | pages of the cache                                           |
-| `qwen3_prompt_tokens_total`             | counter   | tokens of prompts that were computed                         |
-| `qwen3_cached_tokens_total`             | counter   | tokens of prompts that were found in the cache               |
-| `qwen3_generated_tokens_total`          | counter   | tokens of finished answers                                   |
-| `qwen3_reasoning_tokens_total`          | counter   | of these, thinking                                           |
-| `qwen3_guessed_tokens_total`, `qwen3_accepted_tokens_total` | counter | speculation, and how much of it was right  |
-| `qwen3_preemptions_total`               | counter   | answers that had to make room                                |
-| `qwen3_time_to_first_token_seconds`     | histogram | TTFT                                                         |
-| `qwen3_time_per_output_token_seconds`   | histogram | TPOT: from the first token to the last, per token            |
-| `qwen3_request_seconds`                 | histogram | from a request to the end of its last answer                 |
+| name                                  | type      | value                                                 |
+|---------------------------------------|-----------|-------------------------------------------------------|
+| `qwen3_requests_total{path,status}`   | counter   | HTTP requests                                         |
+| `qwen3_answers_running`, `_waiting`   | gauge     | answers being generated, and queued                   |
+| `qwen3_cache_pages_held`, `_all`      | gauge     | cache pages held by answers, and in all               |
+| `qwen3_prompt_tokens_total`           | counter   | prompt tokens computed                                |
+| `qwen3_cached_tokens_total`           | counter   | prompt tokens read from the prefix cache              |
+| `qwen3_generated_tokens_total`        | counter   | tokens of finished answers                            |
+| `qwen3_reasoning_tokens_total`        | counter   | thinking tokens of these                              |
+| `qwen3_guessed_tokens_total`          | counter   | tokens proposed by speculation                        |
+| `qwen3_accepted_tokens_total`         | counter   | proposed tokens that were accepted                    |
+| `qwen3_preemptions_total`             | counter   | preempted answers                                     |
+| `qwen3_time_to_first_token_seconds`   | histogram | TTFT                                                  |
+| `qwen3_time_per_output_token_seconds` | histogram | TPOT: from the first token to the last, per token     |
+| `qwen3_request_seconds`               | histogram | from a request to the end of its last answer          |
 """
 
 import time
@@ -35,7 +36,7 @@ class Meters:
 
     def __init__(self, worker: Worker):
         self._registry = CollectorRegistry()
-        self._registry.register(_OfEngine(worker))
+        self._registry.register(_EngineCollector(worker))
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(name, text, buckets=buckets, registry=self._registry)
@@ -48,11 +49,11 @@ class Meters:
         self._whole = histogram("qwen3_request_seconds", "time of a whole request", _SECONDS)
 
     def request(self, path: str, status: int) -> None:
-        """A request has ended; the status is 0 where its client left before there was one."""
+        """Count an HTTP request; status 0: its client disconnected before there was one."""
         self._requests.labels(path, status or "gone").inc()
 
     def count(self, reply: Reply) -> None:
-        """A request's answers are finished."""
+        """Count the finished answers of a request."""
         now = time.perf_counter()
         usages = [answer.usage for answer in reply.answers]
         self._generated.inc(sum(usage.completion_tokens for usage in usages))
@@ -65,12 +66,12 @@ class Meters:
                 self._tpot.observe((now - reply.first) / further)
 
     def text(self) -> bytes:
-        """Everything in Prometheus' text form."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
-class _OfEngine(Collector):
-    """Reads the engine's own numbers when asked."""
+class _EngineCollector(Collector):
+    """Reads the engine's counters on every scrape."""
 
     def __init__(self, worker: Worker):
         self._worker = worker
@@ -78,15 +79,15 @@ class _OfEngine(Collector):
     def collect(self) -> Iterator[Metric]:
         worker, stats = self._worker, self._worker.stats
         held, pages = worker.cache_usage
-        yield GaugeMetricFamily("qwen3_answers_running", "answers that have room", worker.running)
-        yield GaugeMetricFamily("qwen3_answers_waiting", "answers that have no room yet", worker.waiting)
-        yield GaugeMetricFamily("qwen3_cache_pages_held", "pages that answers hold", held)
-        yield GaugeMetricFamily("qwen3_cache_pages_all", "pages of the cache", pages)
+        yield GaugeMetricFamily("qwen3_answers_running", "answers being generated", worker.running)
+        yield GaugeMetricFamily("qwen3_answers_waiting", "queued answers", worker.waiting)
+        yield GaugeMetricFamily("qwen3_cache_pages_held", "cache pages held by answers", held)
+        yield GaugeMetricFamily("qwen3_cache_pages_all", "cache pages in all", pages)
         for name, text, value in (
-            ("prompt_tokens", "tokens of prompts that were computed", stats.prefill_tokens),
-            ("cached_tokens", "tokens of prompts that were found in the cache", stats.cached_tokens),
-            ("guessed_tokens", "tokens that speculation guessed", stats.guessed),
-            ("accepted_tokens", "guessed tokens that were right", stats.accepted),
-            ("preemptions", "answers that had to make room", stats.preemptions),
+            ("prompt_tokens", "prompt tokens computed", stats.prefill_tokens),
+            ("cached_tokens", "prompt tokens read from the prefix cache", stats.cached_tokens),
+            ("guessed_tokens", "tokens proposed by speculation", stats.guessed),
+            ("accepted_tokens", "proposed tokens that were accepted", stats.accepted),
+            ("preemptions", "preempted answers", stats.preemptions),
         ):
             yield CounterMetricFamily(f"qwen3_{name}", text, value)

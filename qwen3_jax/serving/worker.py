@@ -1,7 +1,7 @@
 """The engine's thread: requests of all connections go in, and after each step its tokens go back to their event loop.
 
-Only this thread touches the engine. What it does between two steps is little, because every answer waits for it: tokens become
-text in the event loop, while the next step runs.
+Only this thread touches the engine. It does little between two steps, because every answer waits for it: the event loop turns
+tokens into text while the next step runs.
 """
 
 import asyncio
@@ -16,15 +16,17 @@ from typing import Any
 from qwen3_jax.errors import UserError
 from qwen3_jax.generation import Engine, Request, Stats, Token
 
+_FAILED, _STOPPING = "the engine has failed", "the server is shutting down"
+
 
 class Stopped(Exception):
-    """The engine is not there any more: it failed, or the server is going down."""
+    """The engine takes no more requests: it has failed, or the server is shutting down."""
 
 
 class Ticket:
-    """The answers to some requests of one client, token by token.
+    """The tokens of some requests of one client.
 
-    Use as `with worker.submit(requests) as ticket`: whatever ends the block, what is still running is cancelled.
+    Use as `with worker.submit(requests) as ticket`: however the block ends, unfinished requests are cancelled.
     """
 
     def __init__(self, worker: "Worker", requests: Sequence[Request]):
@@ -46,31 +48,31 @@ class Ticket:
         self._worker.post(self._worker.leave, self, index)
 
     async def next(self) -> list[tuple[int, Token]]:
-        """Wait for the next tokens: (which request, token).
+        """Wait for the next tokens; return (index of the request, token) pairs.
 
         Raises:
-            UserError: the engine does not take the request.
-            Stopped: the engine failed.
+            UserError: the engine refuses a request.
+            Stopped: the engine has failed or is shutting down.
         """
-        got = await self._inbox.get()
-        if isinstance(got, BaseException):
-            raise got
-        return got
+        item = await self._inbox.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
 
-    def give(self, got: Any) -> None:
-        """Called by the engine's thread."""
-        with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody waits any more
-            self._loop.call_soon_threadsafe(self._inbox.put_nowait, got)
+    def give(self, item: Any) -> None:
+        """Hand tokens or an exception to `next`; called by the engine's thread."""
+        with contextlib.suppress(RuntimeError):  # the event loop is closed
+            self._loop.call_soon_threadsafe(self._inbox.put_nowait, item)
 
 
 class Worker:
-    """Runs an engine's steps in a thread of its own as long as there is something to do.
+    """Runs an engine in a thread of its own, which sleeps while there is nothing to compute.
 
     Args:
-        engine: nobody else uses it from now on.
+        engine: must not be used elsewhere from now on.
 
     Attributes:
-        failure: what ended the thread, or None.
+        failure: the exception that ended the thread, or None.
     """
 
     def __init__(self, engine: Engine):
@@ -78,54 +80,54 @@ class Worker:
         self.failure: BaseException | None = None
         self._inbox: queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]]] = queue.SimpleQueue()
         self._tickets: dict[int, tuple[Ticket, int]] = {}
-        self._ends = False
+        self._stopping = False
         self._snapshot = (0, 0, engine.cache_usage, Stats())
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
     def running(self) -> int:
-        """Answers that have room."""
+        """Answers being generated."""
         return self._snapshot[0]
 
     @property
     def waiting(self) -> int:
-        """Answers that have none yet."""
+        """Queued answers."""
         return self._snapshot[1]
 
     @property
     def cache_usage(self) -> tuple[int, int]:
-        """Pages that are held, and all."""
+        """Cache pages held, and in all."""
         return self._snapshot[2]
 
     @property
     def stats(self) -> Stats:
-        """What the engine has done."""
+        """The engine's totals."""
         return self._snapshot[3]
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the step that runs, and wait for that; what is unfinished is told so."""
+        """End the thread after its current step, and wait for it; unfinished requests get `Stopped`."""
         self.post(self._stop)
         self._thread.join()
 
     def submit(self, requests: Sequence[Request]) -> Ticket:
-        """Return a ticket for the answers; they begin when it is entered."""
+        """Return a ticket for the requests; they are submitted when it is entered."""
         return Ticket(self, requests)
 
     def post(self, call: Callable[..., None], *arguments: Any) -> None:
-        """Have the engine's thread do something between two steps."""
+        """Call something in the engine's thread, between two steps."""
         self._inbox.put((call, arguments))
 
     # ---- in the engine's thread --------------------------------------------------------------------------------------
 
     def enter(self, ticket: Ticket) -> None:
-        """Let a ticket's requests wait their turn."""
+        """Submit a ticket's requests."""
         try:
-            if self.failure is not None or self._ends:
-                raise Stopped("the server is going down" if self.failure is None else "the engine has failed")
+            if self.failure is not None or self._stopping:
+                raise Stopped(_STOPPING if self.failure is None else _FAILED)
             for index, request in enumerate(ticket.requests):
                 number = self.engine.submit(request)
                 ticket.numbers.append(number)
@@ -135,19 +137,19 @@ class Worker:
             ticket.give(error)
 
     def leave(self, ticket: Ticket, index: int | None) -> None:
-        """Drop one of a ticket's requests, or all; those that are finished are not there to be dropped."""
+        """Cancel one of a ticket's requests, or all if `index` is None; finished ones are ignored."""
         for number in ticket.numbers if index is None else ticket.numbers[index : index + 1]:
             if self._tickets.pop(number, None) is not None:
                 self.engine.cancel(number)
 
     def _stop(self) -> None:
-        self._ends = True
+        self._stopping = True
 
     def _run(self) -> None:
         try:
-            while not self._ends:
+            while not self._stopping:
                 self._read(wait=not self.engine.busy)
-                if self.engine.busy and not self._ends:
+                if self.engine.busy and not self._stopping:
                     self._deliver(self.engine.step())
                 engine = self.engine
                 self._snapshot = engine.running, engine.waiting, engine.cache_usage, dataclasses.replace(engine.stats)
@@ -156,16 +158,16 @@ class Worker:
             traceback.print_exc()
         finally:
             self._snapshot = (0, 0, (0, self._snapshot[2][1]), self._snapshot[3])
-            told = {id(ticket): ticket for ticket, _ in self._tickets.values()}
+            unfinished = {id(ticket): ticket for ticket, _ in self._tickets.values()}
             self._tickets.clear()
-            for ticket in told.values():
-                ticket.give(Stopped("the engine has failed" if self.failure else "the server is going down"))
-            if self.failure is not None:  # those who come later are told as well
-                while not self._ends:
+            for ticket in unfinished.values():
+                ticket.give(Stopped(_FAILED if self.failure else _STOPPING))
+            if self.failure is not None:  # refuse later requests as well
+                while not self._stopping:
                     self._read(wait=True)
 
     def _read(self, wait: bool) -> None:
-        """Do what was posted; with nothing to compute, wait for something."""
+        """Make the posted calls; `wait` for one if there are none."""
         while True:
             try:
                 call, arguments = self._inbox.get(block=wait)
@@ -175,14 +177,15 @@ class Worker:
             call(*arguments)
 
     def _deliver(self, tokens: Sequence[Token]) -> None:
-        of_tickets: dict[int, tuple[Ticket, list[tuple[int, Token]]]] = {}
+        """Hand the tokens of a step to their tickets."""
+        by_ticket: dict[int, tuple[Ticket, list[tuple[int, Token]]]] = {}
         for token in tokens:
             entry = self._tickets.get(token.number)
             if entry is None:
                 continue
             ticket, index = entry
-            of_tickets.setdefault(id(ticket), (ticket, []))[1].append((index, token))
+            by_ticket.setdefault(id(ticket), (ticket, []))[1].append((index, token))
             if token.finish is not None:
                 del self._tickets[token.number]
-        for ticket, got in of_tickets.values():
-            ticket.give(got)
+        for ticket, pairs in by_ticket.values():
+            ticket.give(pairs)

@@ -74,7 +74,7 @@ def test_turns_modes_budget_and_commands(talk):
         assert answer.get("reasoning_content") == (results[0].thinking or None)
     assert any(results[0].thinking for _, _, results in calls), "no turn thinks: a weak test"
     assert calls[3][2][0].usage.prompt_tokens < sum(r[0].usage.total_tokens for _, _, r in calls[:3])
-    for words in ("Did you mean '/think'?", "thinking is off", "got 'x'", "/reset", "is forgotten"):
+    for words in ("Did you mean '/think'?", "thinking is off", "got 'x'", "/reset", "new conversation"):
         assert words in err
     for _, _, results in calls:
         assert results[0].content.strip() in out

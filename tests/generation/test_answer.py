@@ -1,0 +1,95 @@
+"""Which requests end by their text, and that nothing else is cancelled."""
+
+import pytest
+
+from qwen3_jax import Request, Sampling
+from qwen3_jax.generation import Token, TokenLogprob
+from qwen3_jax.generation.answer import Answer, extend
+from tests.helpers import tiny_models
+
+TOK = tiny_models.tokenizer()
+CALL = TOK.encode('<tool_call>\n{"name": "add", "arguments": {}}\n</tool_call>')
+
+
+def token(id: int, finish=None, **fields) -> Token:
+    return Token(**(dict(number=0, id=id, forced=False, thinking=False, logprob=None, finish=finish) | fields))
+
+
+def answer(**fields) -> Answer:
+    sampling = Sampling(stop=fields.pop("stop", ()), logprobs=fields.pop("logprobs", None))
+    return Answer(TOK, Request((1, 2), sampling, 100, frozenset([TOK.im_end_id]), **fields))
+
+
+@pytest.mark.parametrize("several", [{}, []], ids=["by_number", "by_place"])
+def test_a_text_ends_its_own_answer_and_no_sibling(several):
+    a, b, end = TOK.encode("a")[0], TOK.encode("b")[0], TOK.im_end_id
+    first, second, third = answer(stop="b"), answer(stop="b"), answer()
+    answers = {0: first, 1: second, 2: third} if several == {} else [first, second, third]
+    cancelled = []
+    steps = [
+        [(0, token(a)), (1, token(a)), (2, token(b))],
+        [(0, token(b)), (0, token(a)), (1, token(a)), (2, token(end, "stop"))],  # the engine had gone on with 0
+        [(0, token(a)), (1, token(b, "length"))],  # ended by both at once: there is nothing to cancel
+    ]
+    pairs = [list(extend(answers, step, cancelled.append)) for step in steps]
+    assert cancelled == [0]
+    assert [[(key, delta.kind, delta.text) for key, delta in step] for step in pairs] == [
+        [(0, "content", "a"), (1, "content", "a"), (2, "content", "b")],
+        [(0, "end", ""), (1, "content", "a"), (2, "end", "")],
+        [(1, "end", "")],
+    ]
+    results = [each.result for each in (first, second, third)]
+    assert [(r.text, r.finish_reason, r.usage.completion_tokens) for r in results] == [
+        ("a", "stop", 2), ("aa", "stop", 3), ("b", "stop", 2),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("one_call", "calls", "cancelled"), [(True, 1, ["key"]), (False, 2, [])])
+def test_one_call_ends_the_answer(one_call, calls, cancelled):
+    of, seen = answer(tools=True, one_call=one_call), []
+    ids = [*CALL, *TOK.encode("\n"), *CALL, TOK.im_end_id]
+    tokens = [("key", token(id, "stop" if id == TOK.im_end_id else None)) for id in ids]
+    deltas = [delta for _, delta in extend({"key": of}, tokens, seen.append)]
+    assert [delta.kind for delta in deltas].count("tool_call") == len(of.result.tool_calls) == calls
+    assert seen == cancelled
+    assert of.result.finish_reason == "tool_calls"
+    assert len(of.result.token_ids) == (len(CALL) if one_call else len(ids))
+
+
+@pytest.mark.parametrize(
+    ("fields", "kinds"),
+    [
+        (dict(tools=True), ["thinking", "tool_call", "end"]),
+        ({}, ["thinking", "content", "end"]),
+        (dict(tools=True, raw=True), ["content", "end"]),
+        (dict(tools=True, thinking=True), ["thinking", "tool_call", "end"]),
+    ],
+    ids=str,
+)
+def test_how_an_answer_is_read(fields, kinds):
+    of, text = answer(prompt_index=4, sample_index=2, **fields), "<think>\nhm\n</think>\n\n" + TOK.decode(CALL)
+    deltas = [delta for id in TOK.encode(text) for delta in of.add(token(id))] + of.add(token(TOK.im_end_id, "stop"))
+    assert list(dict.fromkeys(delta.kind for delta in deltas)) == kinds
+    assert {(delta.index, delta.sample) for delta in deltas} == {(4, 2)}
+    assert of.result.text == text
+    assert of.result.content == (text if fields.get("raw") else "" if fields.get("tools") else TOK.decode(CALL))
+    assert of.result.finish_reason == ("tool_calls" if of.result.tool_calls else "stop")
+
+
+def test_counts_and_log_probabilities():
+    of = answer(logprobs=1)
+    fields = [
+        dict(id=5, thinking=True, cached=64), dict(id=6, thinking=True, cached=64), dict(id=7, forced=True, cached=64),
+        dict(id=8, cached=64, finish="length"),
+    ]  # fmt: skip
+    for each in fields:
+        of.add(token(**each, logprob=TokenLogprob(each["id"], -0.5, ((1, -0.25),))))
+    usage = of.result.usage
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (2, 4, 6)
+    assert (usage.thinking_tokens, usage.forced_tokens, usage.cached_tokens) == (2, 1, 64)
+    assert of.result.token_ids == [each.token_id for each in of.result.logprobs] == [5, 6, 7, 8]
+    assert of.result.forced_mask == [False, False, True, False]
+    assert of.result.finish_reason == "length"
+    without = answer()
+    without.add(token(5, "length"))
+    assert without.result.logprobs is None

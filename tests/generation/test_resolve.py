@@ -1,0 +1,178 @@
+"""From options to requests, in exact numbers: limits, budgets, every field, and what each error names."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from qwen3_jax import GenerationConfig, Request, Sampling
+from qwen3_jax.errors import RequestError
+from qwen3_jax.generation import STOP_TEXT, Options, ThinkingTokens, end_tokens, resolve
+from qwen3_jax.generation.request import DEFAULT_MAX_NEW_TOKENS, checked_budget
+from tests.helpers import tiny_models
+
+TOK = tiny_models.tokenizer()
+OPENS_THINKING = tiny_models.tokenizer(
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+)
+CHAT = [{"role": "user", "content": "Hi"}]
+STOP = len(TOK.encode(STOP_TEXT))
+CONTEXT = tiny_models.CONTEXT
+
+
+def one(prompt=(1, 2, 3), tokenizer=TOK, max_length=None, **options) -> Request:
+    (request,) = resolve(list(prompt), Options(**options), tiny_models.model(0), tokenizer, max_length=max_length)
+    return request
+
+
+@pytest.mark.parametrize(
+    ("options", "max_length", "limit"),
+    [
+        ({}, None, CONTEXT - 3),
+        ({}, 100, 97),
+        (dict(max_new_tokens=5), None, 5),
+        (dict(max_new_tokens=97), 100, 97),  # the last that fits
+        (dict(default_limit=9), None, 9),
+        (dict(default_limit=9), 10, 7),
+        (dict(default_limit=5000), 100, 97),
+        (dict(default_limit=9, max_new_tokens=12), None, 12),  # for requests that name none
+    ],
+)
+def test_limits(options, max_length, limit):
+    assert one(max_length=max_length, **options).max_new_tokens == limit
+
+
+@pytest.mark.parametrize(("own", "limit"), [(17, 17), (None, min(DEFAULT_MAX_NEW_TOKENS, CONTEXT - 3))])
+def test_the_limit_of_generation_config(own, limit, monkeypatch):
+    monkeypatch.setattr(tiny_models.model(0), "generation_config", GenerationConfig(max_new_tokens=own))
+    assert one().max_new_tokens == limit
+    assert one(default_limit=4).max_new_tokens == 4
+    assert one(max_new_tokens=20).max_new_tokens == 20
+
+
+@pytest.mark.parametrize(
+    ("budget", "limit", "is_open", "fit", "expected"),
+    [  # a stop text of 10 tokens
+        (None, 1, False, True, None),
+        (None, 1, True, False, None),
+        (0, 1, False, False, 0),  # nothing to stop
+        (0, 11, True, False, 0),
+        (0, 10, True, False, "at least 11."),
+        (0, 10, True, True, "at least 11."),  # cannot be lowered
+        (5, 16, True, False, 5),
+        (5, 15, True, False, "at least 16, or the budget to at most 4."),
+        (5, 15, True, True, 4),
+        (5, 17, False, False, 5),
+        (5, 16, False, False, "at least 17, or the budget to at most 4."),
+        (5, 16, False, True, 4),
+        (5, 500, False, True, 5),
+        (5, 12, False, True, 0),
+        (5, 3, False, True, 0),
+        (5, 3, False, False, "at least 17, or the budget to at most 0."),
+        (5, 11, True, True, 0),
+        (5, 10, True, True, "at least 16."),
+        (5, 10, True, False, "at least 16."),
+    ],
+)
+def test_budgets_and_what_they_leave_room_for(budget, limit, is_open, fit, expected):
+    if not isinstance(expected, str):
+        assert checked_budget(budget, limit, 10, is_open, fit=fit) == expected
+        return
+    with pytest.raises(RequestError, match=rf"{limit}: set max_new_tokens to {expected}$") as caught:
+        checked_budget(budget, limit, 10, is_open, fit=fit)
+    assert caught.value.param == "thinking_budget"
+
+
+@pytest.mark.parametrize(("tokenizer", "reserved"), [(TOK, STOP + 2), (OPENS_THINKING, STOP + 1)])
+def test_a_fitted_budget_is_the_largest_that_fits(tokenizer, reserved):
+    request = one(CHAT, tokenizer, max_new_tokens=reserved + 7, thinking_budget=1000, fit_budget=True)
+    assert (request.budget, request.thinking) == (7, tokenizer is OPENS_THINKING)
+    assert one(CHAT, tokenizer, max_new_tokens=reserved + 7, thinking_budget=7) == request
+    with pytest.raises(RequestError, match="or the budget to at most 7"):
+        one(CHAT, tokenizer, max_new_tokens=reserved + 7, thinking_budget=8)
+
+
+class Anything:
+    """A constraint."""
+
+
+def test_every_option_arrives_in_the_request():
+    sampling = Sampling(temperature=0.5, seed=7, stop="x", n=3, logprobs=1)
+    options = Options(
+        sampling=sampling, max_new_tokens=90, thinking_budget=4, tools=tiny_models.TOOLS, constraint=Anything, raw=True,
+        one_call=True,
+    )  # fmt: skip
+    requests = resolve(CHAT, options, tiny_models.model(0), TOK, prompt_index=5)
+    expected = dict(
+        prompt=tuple(TOK.apply_chat_template(CHAT, tools=tiny_models.TOOLS, tokenize=True)),
+        sampling=sampling, max_new_tokens=90, eos=frozenset([TOK.im_end_id]), budget=4, thinking=False,
+        thinking_tokens=ThinkingTokens.of(TOK, tools=True), prompt_index=5, tools=True, raw=True, one_call=True,
+    )  # fmt: skip
+    for sample, request in enumerate(requests):
+        fields = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
+        assert isinstance(fields.pop("constraint"), Anything)
+        assert fields == expected | {"sample_index": sample}
+    assert len({id(request.constraint) for request in requests}) == len(requests) == 3
+    plain = one()
+    assert (plain.prompt, plain.budget, plain.constraint, plain.prompt_index) == ((1, 2, 3), None, None, 0)
+    assert (plain.tools, plain.raw, plain.one_call, plain.thinking) == (False, False, False, False)
+    text = one("Hi", thinking_stop_text="</think> So", thinking_budget=1)
+    assert text.prompt == tuple(TOK.encode("Hi"))
+    assert text.thinking_tokens.stop == tuple(TOK.encode("</think> So"))
+    turn = [*CHAT, {"role": "assistant", "content": "It is"}]
+    continued = one(turn, continue_final_message=True)
+    assert continued.prompt == tuple(TOK.apply_chat_template(turn, continue_final_message=True, tokenize=True))
+
+
+@pytest.mark.parametrize("off", [dict(enable_thinking=False), dict(thinking_budget=0), dict(enable_thinking=np.False_)])
+def test_no_thinking_is_told_to_the_template_and_to_the_budget(off):
+    request = one(CHAT, **off)
+    assert request.prompt == tuple(TOK.apply_chat_template(CHAT, enable_thinking=False, tokenize=True))
+    assert request.prompt != one(CHAT).prompt == one(CHAT, enable_thinking=True).prompt
+    assert request.budget == 0
+    assert one(CHAT, enable_thinking=True).budget is None
+
+
+def test_end_tokens_come_from_the_first_file_that_has_some(monkeypatch):
+    model = tiny_models.model(0)
+    monkeypatch.setattr(model, "generation_config", GenerationConfig(eos_token_id=(7, 9)))
+    assert end_tokens(model, TOK) == {7, 9}
+    monkeypatch.setattr(model, "generation_config", GenerationConfig())
+    monkeypatch.setattr(model, "config", dataclasses.replace(model.config, eos_token_ids=(8,)))
+    assert end_tokens(model, TOK) == {8}
+    monkeypatch.setattr(model, "config", dataclasses.replace(model.config, eos_token_ids=()))
+    assert end_tokens(model, TOK) == {TOK.eos_token_id}
+    assert end_tokens(model, None) == set()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "param", "too_long"),
+    [
+        ([1] * CONTEXT, {}, "prompt", True),
+        ([1] * (CONTEXT - 1), {}, None, False),  # one token is left for the answer
+        ([1] * (CONTEXT - 5), dict(max_new_tokens=6), "max_new_tokens", True),
+        ([1] * (CONTEXT - 5), dict(max_new_tokens=5), None, False),
+        ([1], dict(max_new_tokens=0), "max_new_tokens", False),
+        ([], {}, "prompt", False),
+        ([tiny_models.VOCABULARY], {}, "prompt", False),
+        ([tiny_models.VOCABULARY - 1], {}, None, False),
+        ("Hi", dict(tools=tiny_models.TOOLS), "tools", False),
+        ("Hi", dict(continue_final_message=True), "continue_final_message", False),
+        (CHAT, dict(thinking_budget=-1), "thinking_budget", False),
+        (CHAT, dict(thinking_budget=5, enable_thinking=False), "thinking_budget", False),
+        (CHAT, dict(thinking_stop_text="no end"), "thinking_stop_text", False),
+    ],
+    ids=lambda value: str(value)[:30],
+)  # fmt: skip
+def test_errors_name_the_option_and_what_is_too_long(prompt, options, param, too_long):
+    if param is None:
+        one(prompt, **options)
+        return
+    with pytest.raises(RequestError) as caught:
+        one(prompt, **options)
+    error = caught.value
+    assert (error.param, error.too_long, error.prompt) == (param, too_long, None)
+    assert str(error) == error.reason
+    error.prompt = 3
+    assert str(error) == f"prompt 3: {error.reason}"

@@ -1,0 +1,149 @@
+"""Keys, names and sizes to the exact byte, by ASGI messages. No network."""
+
+import asyncio
+import io
+import json
+
+import pytest
+
+from qwen3_jax.serving.guard import Guard, Limits
+
+POST = dict(method="POST", path="/v1/chat/completions", headers={"content-type": "application/json"})
+
+
+async def read_all(scope, receive, send):
+    """An app that reads the body and returns it."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message["body"], message["more_body"]
+    scope["state"]["log"]["size"] = len(body)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": body})
+
+
+def ask(guard=None, pieces=(b"{}",), **request) -> dict:
+    """What is sent back: status, headers and body."""
+    request = POST | request
+    guard = guard or Guard(read_all, Limits(body_bytes=10), (), (), lambda *_: None, log=None)
+    messages = [
+        {"type": "http.request", "body": piece, "more_body": place + 1 < len(pieces)}
+        for place, piece in enumerate(pieces)
+    ]
+    sent = []
+
+    async def receive():
+        return messages.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(name.encode(), value.encode()) for name, value in request["headers"].items()]
+    scope = {"type": "http", "method": request["method"], "path": request["path"], "headers": headers}
+    asyncio.run(guard(scope, receive, send))
+    assert sent[0]["type"] == "http.response.start"
+    return {
+        "status": sent[0]["status"],
+        "headers": {name.decode(): value.decode() for name, value in sent[0]["headers"]},
+        "body": b"".join(message["body"] for message in sent[1:]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("pieces", "status"),
+    [
+        ([b"x" * 10], 200),
+        ([b"x" * 11], 413),
+        ([b"x" * 5, b"x" * 5], 200),
+        ([b"x" * 5, b"x" * 6], 413),
+        ([b"x"] * 10, 200),
+        ([b"x"] * 11, 413),
+        ([b""], 200),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_the_size_of_a_body_is_that_of_all_its_pieces(pieces, status):
+    got = ask(pieces=pieces)
+    assert got["status"] == status
+    if status == 200:
+        assert got["body"] == b"".join(pieces)
+    else:
+        assert got["headers"]["connection"] == "close"
+        error = json.loads(got["body"])["error"]
+        assert error == {
+            "message": "the request is larger than 10 bytes.", "type": "invalid_request_error", "param": None, "code": None,
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize(("length", "status"), [("10", 200), ("11", 413), ("many", 200)])
+def test_a_length_that_is_announced_is_enough(length, status):
+    assert ask(headers=POST["headers"] | {"content-length": length})["status"] == status
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        ("application/json", 200), ("Application/JSON; charset=utf-8", 200), ("text/plain", 415), ("", 415),
+        ("application/jsonl", 415),
+    ],
+)  # fmt: skip
+def test_a_body_is_json(kind, status):
+    assert ask(headers={"content-type": kind})["status"] == status
+    assert ask(method="GET", headers={})["status"] == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "header", "status"),
+    [
+        ("/v1/models", "Bearer one", 200),
+        ("/v1/models", "bearer two", 200),
+        ("/v1/models", "Bearer  two ", 200),
+        ("/v1/models", "Bearer three", 401),
+        ("/v1/models", "Basic one", 401),
+        ("/v1/models", "one", 401),
+        ("/v1/models", "", 401),
+        ("/metrics", "", 401),
+        ("/page", "", 401),
+        ("/pages/x", "", 401),
+        ("/page/chat.js", "", 200),
+        ("/", "", 200),
+        ("/health", "", 200),
+        ("/ready", "", 200),
+        ("/health/x", "", 401),
+    ],
+)
+def test_who_needs_a_key(path, header, status):
+    guard = Guard(read_all, Limits(), ("one", "two"), (), lambda *_: None, log=None)
+    got = ask(guard, method="GET", path=path, headers={"authorization": header})
+    assert got["status"] == status
+    if status == 401:
+        assert got["headers"]["www-authenticate"] == "Bearer"
+        assert json.loads(got["body"])["error"]["code"] == "invalid_api_key"
+    assert ask(guard, method="OPTIONS", path=path, headers={})["status"] == 200  # a browser's question before asking
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200), ("LocalHost:80", 200), ("[::1]:8000", 200), ("evil.example", 421), ("evil.example:80", 421),
+        ("localhost.evil.example", 421), ("", 421),
+    ],
+)  # fmt: skip
+def test_which_names_are_answered_to(host, status):
+    guard = Guard(read_all, Limits(), (), ("localhost", "::1"), lambda *_: None, log=None)
+    assert ask(guard, headers=POST["headers"] | {"host": host})["status"] == status
+
+
+def test_the_log_has_a_line_for_each_request_that_is_no_probe():
+    counted, log = [], io.StringIO()
+    guard = Guard(read_all, Limits(body_bytes=10), ("one",), (), lambda *each: counted.append(each), log)
+    key = POST["headers"] | {"authorization": "Bearer one"}
+    ask(guard, pieces=[b"1234"], headers=key)
+    ask(guard)
+    ask(guard, pieces=[b"1" * 11], headers=key)
+    lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    assert [(line["status"], line.get("size"), line["path"], line["method"]) for line in lines] == [
+        (200, 4, POST["path"], "POST"), (401, None, POST["path"], "POST"), (413, None, POST["path"], "POST"),
+    ]  # fmt: skip
+    assert all(line["seconds"] >= 0 and line["client"] == "?" for line in lines)
+    assert counted == [("unknown", 200), ("unknown", 401), ("unknown", 413)]
