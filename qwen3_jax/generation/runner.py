@@ -182,8 +182,8 @@ class Runner:
                         allowed = self._no_words(len(batch)) if kind == "constrained" else None
                         self.state, *_ = program.decode(self._graphdefs, max_steps, *arrays, np.int32(1), allowed)
                     bar.advance()
-            counts = np.zeros(self._model.config.vocab_size, np.int16)
-            self.state = program.enter(self.state, np.int32(0), counts.astype(bool), counts)
+            unseen = np.zeros(self._model.config.vocab_size, np.int16)
+            self.state = program.enter(self.state, np.int32(0), unseen.astype(bool), unseen)
             bar.advance()
 
     # ---- slots of `Seen` ---------------------------------------------------------------------------------------------

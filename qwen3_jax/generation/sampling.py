@@ -287,8 +287,8 @@ def sample(logits_bv: jax.Array, rows: SamplingRows, position_b: jax.Array) -> j
 def _noise(key: jax.Array, position: jax.Array, token_c: jax.Array) -> jax.Array:
     """Return Gumbel noise of some tokens at one position of one row: the argmax of logit + noise is a draw from the softmax.
 
-    The noise belongs to the token, not to its rank. Batches of other sizes round logits differently, which may swap the ranks of
-    two unlikely tokens; if a random number selected a rank, every such swap would change the answer.
+    The noise belongs to the token, not to its rank. Batches of other sizes round logits differently, which may swap the ranks
+    of two unlikely tokens; if a random number selected a rank, every such swap would change the answer.
     """
     at_position = jax.random.fold_in(jax.random.wrap_key_data(key), position)
     bits_c = jax.random.key_data(jax.vmap(jax.random.fold_in, (None, 0))(at_position, token_c))[:, 0]

@@ -22,7 +22,8 @@ CONTEXT = tiny_models.CONTEXT
 
 
 def one(prompt=(1, 2, 3), tokenizer=TOK, max_length=None, **options) -> Request:
-    (request,) = resolve(list(prompt), Options(**options), tiny_models.model(0), tokenizer, max_length=max_length)
+    prompt = prompt if isinstance(prompt, str) else list(prompt)
+    (request,) = resolve(prompt, Options(**options), tiny_models.model(0), tokenizer, max_length=max_length)
     return request
 
 
@@ -139,9 +140,9 @@ def test_end_tokens_come_from_the_first_file_that_has_some(monkeypatch):
     monkeypatch.setattr(model, "generation_config", GenerationConfig(eos_token_id=(7, 9)))
     assert end_tokens(model, TOK) == {7, 9}
     monkeypatch.setattr(model, "generation_config", GenerationConfig())
-    monkeypatch.setattr(model, "config", dataclasses.replace(model.config, eos_token_ids=(8,)))
+    monkeypatch.setattr(model, "config", dataclasses.replace(model.config, eos_token_id=8))
     assert end_tokens(model, TOK) == {8}
-    monkeypatch.setattr(model, "config", dataclasses.replace(model.config, eos_token_ids=()))
+    monkeypatch.setattr(model, "config", dataclasses.replace(model.config, eos_token_id=()))
     assert end_tokens(model, TOK) == {TOK.eos_token_id}
     assert end_tokens(model, None) == set()
 
