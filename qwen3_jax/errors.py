@@ -25,9 +25,10 @@ class RequestError(UserError):
         too_long: the prompt, or the prompt and its answer, exceed the maximum context length.
     """
 
-    def __init__(self, reason: str, *, param: str | None = None, prompt: int | None = None, too_long: bool = False):
+    def __init__(self, reason: str, param: str | None = None, *, too_long: bool = False):
         super().__init__(reason)
-        self.reason, self.param, self.prompt, self.too_long = reason, param, prompt, too_long
+        self.reason, self.param, self.too_long = reason, param, too_long
+        self.prompt: int | None = None
 
     def __str__(self) -> str:
         return self.reason if self.prompt is None else f"prompt {self.prompt}: {self.reason}"

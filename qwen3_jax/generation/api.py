@@ -138,13 +138,13 @@ def _resolve(
     """Check everything; return the engine and a request for each answer."""
     is_number = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
     if batch_size is not None and not (is_number and batch_size >= 1):
-        raise RequestError(f"batch_size is {batch_size!r}; it must be 1 or more, or None.", param="batch_size")
+        raise RequestError(f"batch_size is {batch_size!r}; it must be 1 or more, or None.", "batch_size")
     prompts = _as_list(prompts)
     rows = _per_prompt(options, len(prompts))
     if isinstance(model, Engine):
         if batch_size is not None:
             reason = f"batch_size is {batch_size}, but the given engine has its own; leave it out."
-            raise RequestError(reason, param="batch_size")
+            raise RequestError(reason, "batch_size")
         return model, _requests(model.model, tokenizer, prompts, rows, model.max_length)
     context = model.config.max_position_embeddings
     requests = _requests(model, tokenizer, prompts, rows, context)
@@ -179,7 +179,7 @@ def _per_prompt(options: dict[str, Any], count: int) -> list[dict[str, Any]]:
         if not isinstance(value, (list, tuple)):
             continue
         if len(value) != count:
-            raise RequestError(f"{name} has {len(value)} entries for {count} prompts.", param=name)
+            raise RequestError(f"{name} has {len(value)} entries for {count} prompts.", name)
         for row, item in zip(rows, value, strict=True):
             row[name] = item
     return rows
@@ -192,9 +192,7 @@ def _as_list(prompts: Any) -> list[Any]:
     if isinstance(prompts, np.ndarray) or hasattr(prompts, "tolist"):
         prompts = prompts.tolist()
     if not isinstance(prompts, Sequence) or isinstance(prompts, bytes) or len(prompts) == 0:
-        raise RequestError(
-            "prompts must be a non-empty list of texts, token-id lists or message lists.", param="prompt"
-        )
+        raise RequestError("prompts must be a non-empty list of texts, token-id lists or message lists.", "prompt")
     if isinstance(prompts[0], (Mapping, int, np.integer)) and not isinstance(prompts[0], bool):
         return [prompts]  # one conversation, or one prompt of token ids
     return list(prompts)

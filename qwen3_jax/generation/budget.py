@@ -64,7 +64,7 @@ class ThinkingTokens:
         if stop.count(tokenizer.think_end_id) != 1 or tokenizer.think_start_id in stop:
             raise RequestError(
                 f"the thinking stop text must contain </think> once and no <think>; got {stop_text!r}.",
-                param="thinking_stop_text",
+                "thinking_stop_text",
             )
         calls = (tokenizer.tool_call_start_id, tokenizer.tool_call_end_id) if tools else (None, None)
         start, end = (_NONE if id is None else id for id in calls)
@@ -73,7 +73,7 @@ class ThinkingTokens:
     def __post_init__(self) -> None:
         if len(self.stop) > MAX_STOP_TOKENS:
             reason = f"the thinking stop text has {len(self.stop)} tokens; the most is {MAX_STOP_TOKENS}."
-            raise RequestError(reason, param="thinking_stop_text")
+            raise RequestError(reason, "thinking_stop_text")
 
     def is_open(self, prompt: list[int], header: int | None) -> bool:
         """Whether a prompt leaves thinking open; tags before the last `<|im_start|>` (`header`) are text of earlier turns."""

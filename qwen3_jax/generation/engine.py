@@ -24,7 +24,7 @@ from qwen3_jax.bounds import check_bounds, whole
 from qwen3_jax.errors import RequestError, UserError
 from qwen3_jax.generation.active import ActiveRequest
 from qwen3_jax.generation.program import MAX_EOS, Output, Progress, size_of
-from qwen3_jax.generation.request import Request
+from qwen3_jax.generation.request import Request, require
 from qwen3_jax.generation.runner import MIN_PREFILL_TOKENS, Batch, Runner
 from qwen3_jax.generation.scheduler import Grow, Prefill, Scheduler
 from qwen3_jax.generation.speculation import Speculation
@@ -144,31 +144,20 @@ class Engine:
         Raises:
             RequestError: an empty prompt, ids out of range, a budget without think tokens, or more than the cache holds.
         """
-        vocabulary, length = self.model.config.vocab_size, len(request.prompt)
-        if not request.prompt or not all(0 <= token < vocabulary for token in request.prompt):
-            raise RequestError(
-                f"a request needs at least one token in its prompt, and ids from 0 to {vocabulary - 1}.", param="prompt"
-            )
-        if request.max_new_tokens < 1:
-            raise RequestError(
-                f"max_new_tokens is {request.max_new_tokens}; it must be 1 or more.", param="max_new_tokens"
-            )
-        for token in request.sampling.logit_bias:
-            if token >= vocabulary:
-                reason = f"sampling option 'logit_bias' has token {token}; the last one is {vocabulary - 1}."
-                raise RequestError(reason, param="logit_bias")
-        if length + request.max_new_tokens > self.max_length:
-            raise RequestError(
-                f"a request of {length} prompt tokens and max_new_tokens={request.max_new_tokens} exceeds this engine's "
-                f"maximum context length of {self.max_length} tokens.",
-                param="max_new_tokens", too_long=True,
-            )  # fmt: skip
-        if request.thinking_tokens.start < 0 and (request.budget is not None or request.thinking):
-            raise RequestError(
-                "a thinking budget needs `thinking_tokens`, see ThinkingTokens.of.", param="thinking_budget"
-            )
-        if len(request.eos) > MAX_EOS:
-            raise RequestError(f"a request has {len(request.eos)} end tokens; the most is {MAX_EOS}.", param="eos")
+        vocabulary, length, limit = self.model.config.vocab_size, len(request.prompt), request.max_new_tokens
+        is_valid = length > 0 and all(0 <= token < vocabulary for token in request.prompt)
+        require(is_valid, f"a prompt has at least one token, and ids from 0 to {vocabulary - 1}.", "prompt")
+        require(limit >= 1, f"max_new_tokens is {limit}; it must be 1 or more.", "max_new_tokens")
+        biased = max(request.sampling.logit_bias, default=0)
+        text = f"sampling option 'logit_bias' has token {biased}; the last one is {vocabulary - 1}."
+        require(biased < vocabulary, text, "logit_bias")
+        if length + limit > self.max_length:
+            text = f"the prompt has {length} tokens and max_new_tokens is {limit}; the maximum context length is"
+            raise RequestError(f"{text} {self.max_length} tokens.", "max_new_tokens", too_long=True)
+        can_count = request.thinking_tokens.start >= 0 or (request.budget is None and not request.thinking)
+        require(can_count, "a thinking budget needs `thinking_tokens`, see ThinkingTokens.of.", "thinking_budget")
+        count = len(request.eos)
+        require(count <= MAX_EOS, f"a request has {count} end tokens; the most is {MAX_EOS}.", "eos")
         active = ActiveRequest.of(request, self.model.generation_config, self.rows)
         self._scheduler.add(active)
         self._active[active.number] = active

@@ -133,13 +133,3 @@ class Pool:
         self._page_of.clear()
         self._key_of.clear()
         self._name_of.clear()
-
-    def check(self) -> None:
-        """Raise AssertionError unless the invariant holds."""
-        free, idle = set(self._free), set(self._idle)
-        held = {page for page in range(1, self.capacity + 1) if self._holders[page] > 0}
-        assert len(free) == len(self._free), "a page is free twice"
-        assert len(free) + len(idle) + len(held) == len(free | idle | held), "a page is in two states"
-        assert len(free | idle | held) == self.capacity, "a page is lost"
-        assert idle <= set(self._key_of) <= idle | held, "a page is indexed and free, or idle and not indexed"
-        assert {self._page_of[key] for key in self._page_of} == set(self._key_of) == set(self._name_of)

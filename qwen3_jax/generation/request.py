@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -99,18 +99,16 @@ class Options:
     default_limit: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sampling, Sampling):
-            raise RequestError(f"sampling is {self.sampling!r}; it must be Sampling.", param="sampling")
-        kinds: tuple[tuple[str, tuple[type, ...]], ...] = (
-            ("max_new_tokens", (int, np.integer)),
-            ("enable_thinking", (bool, np.bool_)),
-            ("thinking_budget", (int, np.integer)),
-        )
-        for name, kind in kinds:
+        def check(name: str, valid: bool, kind: str) -> None:
+            require(valid, f"{name} is {getattr(self, name)!r}; it must be {kind}.", name)
+
+        enable = self.enable_thinking
+        check("sampling", isinstance(self.sampling, Sampling), "Sampling")
+        check("enable_thinking", enable is None or isinstance(enable, (bool, np.bool_)), "bool or None")
+        for name in ("max_new_tokens", "thinking_budget"):
             value = getattr(self, name)
-            if value is None or (isinstance(value, kind) and (kind[0] is bool or not isinstance(value, bool))):
-                continue
-            raise RequestError(f"{name} is {value!r}; it must be {kind[0].__name__} or None.", param=name)
+            is_int = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+            check(name, value is None or is_int, "int or None")
 
 
 def resolve(
@@ -138,37 +136,25 @@ def resolve(
     """
     thinking_tokens = ThinkingTokens.of(tokenizer, options.thinking_stop_text, tools=bool(options.tools))
     eos = end_tokens(model, tokenizer)
-    if eos.intersection(thinking_tokens.stop):
-        raise RequestError(
-            f"the thinking stop text {options.thinking_stop_text!r} contains a token that ends the answer.",
-            param="thinking_stop_text",
-        )
-    if options.sampling.stop and tokenizer is None:
-        raise RequestError("sampling option 'stop' needs a tokenizer.", param="stop")
+    stop_text = f"the thinking stop text {options.thinking_stop_text!r}"
+    require(
+        not eos.intersection(thinking_tokens.stop),
+        f"{stop_text} contains a token that ends the answer.",
+        "thinking_stop_text",
+    )
+    require(not options.sampling.stop or tokenizer is not None, "sampling option 'stop' needs a tokenizer.", "stop")
     enable, budget = _thinking(options, tokenizer, thinking_tokens)
     ids = _encode(prompt, options, tokenizer, enable)
     _check_ids(ids, model.config.vocab_size)
     limit = _limit(len(ids), options, model, max_length or model.config.max_position_embeddings)
     is_open = thinking_tokens.is_open(ids, None if tokenizer is None else tokenizer.im_start_id)
     budget = checked_budget(budget, limit, len(thinking_tokens.stop), is_open, fit=options.fit_budget)
-    return [
-        Request(
-            prompt=tuple(ids),
-            sampling=options.sampling,
-            max_new_tokens=limit,
-            eos=eos,
-            budget=budget,
-            thinking=is_open,
-            thinking_tokens=thinking_tokens,
-            sample_index=sample,
-            constraint=None if options.constraint is None else options.constraint(),
-            prompt_index=prompt_index,
-            tools=bool(options.tools),
-            raw=options.raw,
-            one_call=options.one_call,
-        )
-        for sample in range(options.sampling.n)
-    ]
+    request = Request(
+        tuple(ids), options.sampling, limit, eos, budget, is_open, thinking_tokens, prompt_index=prompt_index,
+        tools=bool(options.tools), raw=options.raw, one_call=options.one_call,
+    )  # fmt: skip
+    make = options.constraint or (lambda: None)
+    return [replace(request, sample_index=sample, constraint=make()) for sample in range(options.sampling.n)]
 
 
 def end_tokens(model: Qwen3, tokenizer: Tokenizer | None) -> frozenset[int]:
@@ -201,7 +187,7 @@ def checked_budget(budget: int | None, limit: int, stop_tokens: int, is_open: bo
         f"thinking_budget is {budget}; with the stop text ({stop_tokens} tokens) it leaves no room for an answer in "
         f"max_new_tokens={limit}: set max_new_tokens to at least {budget + reserved}"
         + (f", or the budget to at most {largest}." if largest >= 0 else "."),
-        param="thinking_budget",
+        "thinking_budget",
     )
 
 
@@ -210,26 +196,17 @@ def _thinking(options: Options, tokenizer: Tokenizer | None, tokens: ThinkingTok
     enable, budget = options.enable_thinking, options.thinking_budget
     enable = None if enable is None else bool(enable)  # NumPy's False is not False
     if tokenizer is None:
-        for name, value in (("thinking_budget", budget), ("enable_thinking", enable)):
-            if value is not None:
-                raise RequestError(f"{name} is {value}; it needs a tokenizer.", param=name)
+        require(budget is None, f"thinking_budget is {budget}; it needs a tokenizer.", "thinking_budget")
+        require(enable is None, f"enable_thinking is {enable}; it needs a tokenizer.", "enable_thinking")
         return None, None
     supported = tokenizer.supports_thinking
     if budget is not None:
-        if budget < 0:
-            reason = f"thinking_budget is {budget}; it must be 0 or more, or None for unlimited."
-            raise RequestError(reason, param="thinking_budget")
-        if not supported:
-            reason = (
-                f"thinking_budget is {budget}, but this model does not think: its chat template never opens <think>. "
-                "Leave thinking_budget out."
-            )
-            raise RequestError(reason, param="thinking_budget")
-        if enable is not None and enable == (budget == 0):
-            both = f"enable_thinking={enable} and thinking_budget={budget}"
-            raise RequestError(f"{both} contradict each other; leave one of them out.", param="thinking_budget")
-    if enable and not supported:
-        raise RequestError("enable_thinking is True, but this model does not think.", param="enable_thinking")
+        given = f"thinking_budget is {budget}"
+        require(budget >= 0, f"{given}; it must be 0 or more, or None for unlimited.", "thinking_budget")
+        require(supported, f"{given}, but this model does not think; leave it out.", "thinking_budget")
+        both = f"enable_thinking={enable} and thinking_budget={budget} contradict each other; leave one of them out."
+        require(enable is None or enable == (budget > 0), both, "thinking_budget")
+    require(supported or not enable, "enable_thinking is True, but this model does not think.", "enable_thinking")
     if enable is False or budget == 0:
         return False, 0 if tokens.start >= 0 else None
     return enable, budget
@@ -240,13 +217,14 @@ def _encode(prompt: Any, options: Options, tokenizer: Tokenizer | None, enable: 
     if isinstance(prompt, np.ndarray) or hasattr(prompt, "tolist"):
         prompt = prompt.tolist()
     is_chat = isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
-    if not (is_chat or isinstance(prompt, str)):
-        if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
-            raise _bad_prompt(f"a prompt is a text, token ids or messages; got {type(prompt).__name__}.")
-    elif tokenizer is None:
-        raise _bad_prompt("the prompt is text, which needs a tokenizer; give token ids.")
-    if is_chat:
-        assert tokenizer is not None
+    is_text = isinstance(prompt, str)
+    require(
+        isinstance(prompt, Sequence) and not isinstance(prompt, bytes),
+        f"a prompt is a text, token ids or messages; got {type(prompt).__name__}.", "prompt",
+    )  # fmt: skip
+    if tokenizer is None:
+        require(not is_chat and not is_text, "the prompt is text, which needs a tokenizer; give token ids.", "prompt")
+    elif is_chat:
         return tokenizer.apply_chat_template(
             prompt,
             tools=options.tools,
@@ -256,44 +234,36 @@ def _encode(prompt: Any, options: Options, tokenizer: Tokenizer | None, enable: 
             tokenize=True,
         )
     for name in ("tools", "continue_final_message"):
-        if getattr(options, name):
-            kind = "text" if isinstance(prompt, str) else "token ids"
-            raise RequestError(f"{name} needs messages; the prompt is {kind}.", param=name)
-    if isinstance(prompt, str):
-        assert tokenizer is not None
-        return tokenizer.encode(prompt)
-    return list(prompt)
+        kind = "text" if is_text else "token ids"
+        require(not getattr(options, name), f"{name} needs messages; the prompt is {kind}.", name)
+    return tokenizer.encode(prompt) if is_text and tokenizer is not None else list(prompt)
 
 
 def _check_ids(ids: list[int], vocabulary: int) -> None:
-    if not ids:
-        raise _bad_prompt("the prompt is empty.")
+    require(len(ids) > 0, "the prompt is empty.", "prompt")
     for token in ids:
         if isinstance(token, bool) or not isinstance(token, (int, np.integer)) or not 0 <= token < vocabulary:
-            raise _bad_prompt(f"{token!r} is not a token id; they are whole numbers from 0 to {vocabulary - 1}.")
+            reason = f"{token!r} is not a token id; they are whole numbers from 0 to {vocabulary - 1}."
+            raise RequestError(reason, "prompt")
 
 
 def _limit(prompt_tokens: int, options: Options, model: Qwen3, max_length: int) -> int:
     """Return max_new_tokens; prompt and answer must fit into `max_length` tokens."""
-    context = f"the maximum context length is {max_length} tokens"
+    context, limit = f"the maximum context length is {max_length} tokens", options.max_new_tokens
     if prompt_tokens >= max_length:
-        raise RequestError(
-            f"the prompt has {prompt_tokens} tokens; {context}, and the answer needs at least one.",
-            param="prompt", too_long=True,
-        )  # fmt: skip
-    limit = options.max_new_tokens
+        reason = f"the prompt has {prompt_tokens} tokens; {context}, and the answer needs at least one."
+        raise RequestError(reason, "prompt", too_long=True)
     if limit is None:
         default = model.generation_config.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
         return min(default, max_length - prompt_tokens, options.default_limit or default)
-    if limit < 1:
-        raise RequestError(f"max_new_tokens is {limit}; it must be 1 or more.", param="max_new_tokens")
+    require(limit >= 1, f"max_new_tokens is {limit}; it must be 1 or more.", "max_new_tokens")
     if prompt_tokens + limit > max_length:
-        raise RequestError(
-            f"the prompt has {prompt_tokens} tokens and max_new_tokens is {limit}; {context}.",
-            param="max_new_tokens", too_long=True,
-        )  # fmt: skip
+        reason = f"the prompt has {prompt_tokens} tokens and max_new_tokens is {limit}; {context}."
+        raise RequestError(reason, "max_new_tokens", too_long=True)
     return limit
 
 
-def _bad_prompt(reason: str) -> RequestError:
-    return RequestError(reason, param="prompt")
+def require(condition: bool, reason: str, param: str) -> None:
+    """Raise a `RequestError` unless a condition is met."""
+    if not condition:
+        raise RequestError(reason, param)

@@ -45,6 +45,7 @@ _BOUNDS = {
     "logprobs": whole(0, MAX_LOGPROBS),
     "n": whole(1),
 }
+_FLOATS = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
 _OPTIONAL = _BOUNDS.keys() - {"presence_penalty", "frequency_penalty", "n"}  # may be None
 
 
@@ -88,20 +89,20 @@ class Sampling:
             value = getattr(self, name)
             rule = None if value is None and name in _OPTIONAL else bound.broken_rule(value)
             if rule is not None:
-                raise RequestError(f"sampling option {name!r} is {value!r}; it must be {rule}.", param=name)
+                raise RequestError(f"sampling option {name!r} is {value!r}; it must be {rule}.", name)
         if len(self.logit_bias) > MAX_BIASES:
             reason = f"sampling option 'logit_bias' has {len(self.logit_bias)} tokens; the most is {MAX_BIASES}."
-            raise RequestError(reason, param="logit_bias")
+            raise RequestError(reason, "logit_bias")
         for token, bias in self.logit_bias.items():
             is_token = isinstance(token, (int, np.integer)) and not isinstance(token, bool) and 0 <= token < 2**31
             is_bias = isinstance(bias, (int, float)) and not isinstance(bias, bool) and -100 <= bias <= 100
             if not (is_token and is_bias):
                 reason = f"sampling option 'logit_bias' has {token!r}: {bias!r}; it maps token ids to numbers from -100 to 100."
-                raise RequestError(reason, param="logit_bias")
+                raise RequestError(reason, "logit_bias")
         stop = (self.stop,) if isinstance(self.stop, str) or not isinstance(self.stop, Sequence) else tuple(self.stop)
         for text in stop:
             if not isinstance(text, str) or not text:
-                raise RequestError(f"sampling option 'stop' has {text!r}; it takes non-empty texts.", param="stop")
+                raise RequestError(f"sampling option 'stop' has {text!r}; it takes non-empty texts.", "stop")
         object.__setattr__(self, "stop", stop)
 
     def resolve(self, defaults: GenerationConfig) -> Sampling:
@@ -167,26 +168,20 @@ class SamplingRows:
         def column(name: str, dtype: type) -> Any:
             return np.asarray([getattr(row, name) for row in rows], dtype)
 
-        wanted: Any = np.asarray([row.logprobs is not None for row in rows])
+        requested: Any = np.asarray([row.logprobs is not None for row in rows])
         seeds = [np.random.SeedSequence(row.seed, spawn_key=(i,)) for row, i in zip(rows, sample_indices, strict=True)]
         tokens: Any = np.full((len(rows), MAX_BIASES), -1, np.int32)
         biases: Any = np.zeros((len(rows), MAX_BIASES), np.float32)
         for i, row in enumerate(rows):
             tokens[i, : len(row.logit_bias)] = list(row.logit_bias)
             biases[i, : len(row.logit_bias)] = list(row.logit_bias.values())
-        keys: Any = np.stack([seed.generate_state(2, np.uint32) for seed in seeds])
         return cls(
-            temperature=column("temperature", np.float32),
+            **{name: column(name, np.float32) for name in _FLOATS},
             top_k=column("top_k", np.int32),
-            top_p=column("top_p", np.float32),
-            min_p=column("min_p", np.float32),
-            presence_penalty=column("presence_penalty", np.float32),
-            frequency_penalty=column("frequency_penalty", np.float32),
-            repetition_penalty=column("repetition_penalty", np.float32),
             bias_tokens=tokens,
             biases=biases,
-            logprobs=wanted,
-            key=keys,
+            logprobs=requested,
+            key=np.stack([seed.generate_state(2, np.uint32) for seed in seeds]),  # type: ignore[arg-type]
         )
 
 

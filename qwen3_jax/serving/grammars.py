@@ -91,7 +91,7 @@ class Grammars:
             problem = error
         if problem is not None:
             line = str(problem).strip().partition("\n")[0][:300]
-            raise RequestError(f"{field!r} cannot be compiled: {line}", param=field)
+            raise RequestError(f"{field!r} cannot be compiled: {line}", field)
         return lambda: Matcher(matcher.deep_copy(), self._eos)
 
 

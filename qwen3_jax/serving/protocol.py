@@ -211,7 +211,7 @@ class _Common(_Strict):
         given = {name: value for name, value in spellings.items() if value is not None}
         if len(set(given.values())) > 1:
             texts = " and ".join(f"{name}={value}" for name, value in given.items())
-            raise RequestError(f"the request has {texts}; give the thinking budget once.", param="thinking_budget")
+            raise RequestError(f"the request has {texts}; give the thinking budget once.", "thinking_budget")
         return next(iter(given.values()), None)
 
     @property
@@ -295,7 +295,7 @@ class ChatRequest(_Common):
     def limit(self) -> int | None:
         """Most tokens of an answer."""
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
-            raise RequestError("max_tokens and max_completion_tokens differ; give one of them.", param="max_tokens")
+            raise RequestError("max_tokens and max_completion_tokens differ; give one of them.", "max_tokens")
         return self.max_tokens or self.max_completion_tokens
 
     @property
@@ -315,7 +315,7 @@ class ChatRequest(_Common):
         switches = {self.enable_thinking, template} - {None}
         if len(switches) > 1:
             reason = "enable_thinking and chat_template_kwargs.enable_thinking differ; give one of them."
-            raise RequestError(reason, param="enable_thinking")
+            raise RequestError(reason, "enable_thinking")
         enable, budget = next(iter(switches), None), self.budget
         if budget is None and self.reasoning_effort is not None and supports_thinking and enable is not False:
             budget = EFFORTS[self.reasoning_effort]
@@ -412,6 +412,6 @@ def _biases(given: Mapping[str, float]) -> dict[int, float]:
     for text, bias in given.items():
         if not text.isascii() or not text.isdecimal():
             reason = f"'logit_bias' has the key {text!r}; its keys are token ids."
-            raise RequestError(reason, param="logit_bias")
+            raise RequestError(reason, "logit_bias")
         biases[int(text)] = bias
     return biases

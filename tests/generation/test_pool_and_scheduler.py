@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from qwen3_jax.generation.pool import Pool
 from qwen3_jax.generation.scheduler import Decode, Grow, Prefill, Scheduler, TokenSequence
+from tests.helpers.pool_check import check_pool
 
 SIZE = 4
 
@@ -43,12 +44,12 @@ def test_a_page_is_found_again_only_with_the_whole_text_before_it(data):
                 stored(pool, contents, found + fresh, tokens, len(tokens))
                 pool.record(found + fresh, tokens, len(found), len(tokens))
                 held.append(found + fresh)
-        pool.check()
+        check_pool(pool)
         counts = Counter(page for pages in held for page in pages)
         assert pool.held == len(counts)
     while held:
         pool.release(held.pop())
-    pool.check()
+    check_pool(pool)
     assert pool.available == pool.capacity
 
 
@@ -82,9 +83,9 @@ def test_equal_texts_at_once_are_remembered_once():
     pool.record(two, tokens, 0, 8)
     assert pool.match([*tokens, 0]) == one
     pool.release(two)
-    pool.check()
+    check_pool(pool)
     pool.release(one)
-    pool.check()
+    check_pool(pool)
     assert pool.match([*tokens, 0]) == one
 
 
@@ -148,7 +149,7 @@ def test_every_text_ends_with_its_own_tokens_computed_in_order(
     for text in finished:
         assert len(text.tokens) == text.limit
     for pool in scheduler.pools:
-        pool.check()
+        check_pool(pool)
         assert pool.available == pool.capacity
 
 
@@ -188,7 +189,7 @@ def advance(scheduler, compute, finished, cancelled, running, order) -> int:
             finished.append(text)
             order.append(text.number)
     for pool in scheduler.pools:
-        pool.check()
+        check_pool(pool)
     return running + 1
 
 
