@@ -217,14 +217,14 @@ def test_a_key_is_asked_for_and_forgotten_with_the_tab(tiny_folder, tmp_path, co
     environment = {"QWEN3_API_KEYS": "secret"}
     with serve(tiny_folder, tmp_path, *SMALL, "--no-warm-up", "--max-tokens", "8", environment=environment) as server:
         chat = Chat(context, server.url)
-        expect(chat.page.locator("#key-wish")).to_contain_text("API key")
+        expect(chat.page.locator("#key-message")).to_contain_text("API key")
         expect(chat.page.locator("dialog [name=key]")).to_be_focused()
         chat.page.keyboard.type("secret")
         chat.page.keyboard.press("Enter")
         assert chat.ask("Hello")["state"] == "done"
         assert "secret" in chat.page.evaluate("JSON.stringify(sessionStorage)")
         assert "secret" not in chat.page.evaluate("JSON.stringify(localStorage)")
-        expect(Chat(context, server.url).page.locator("#key-wish")).to_contain_text("API key")
+        expect(Chat(context, server.url).page.locator("#key-message")).to_contain_text("API key")
         assert chat.faults == []
 
 

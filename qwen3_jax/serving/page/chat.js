@@ -1,8 +1,8 @@
 /**
  * The chat page: one conversation with one model.
  *
- * Invariant: `turns` is the conversation, users and answers in turn, and the screen and the session's storage follow
- * it. At most one answer is running, and it is the last turn.
+ * Invariant: `turns` is the conversation, alternating user and assistant; screen and session storage follow it. At most one
+ * answer is running, and it is the last turn.
  */
 
 import { session } from "./memory.js";
@@ -10,7 +10,7 @@ import * as options from "./options.js";
 import * as server from "./server.js";
 import { fit, newAnswer, sendOnEnter, view } from "./turns.js";
 
-const AGAIN_MS = 2000;
+const RETRY_MS = 2000;
 const SAVE_MS = 1000;
 const AT_END = 32; // pixels
 
@@ -18,7 +18,7 @@ const at = (id) => document.getElementById(id);
 const [scroller, conversation, composer, draft, notice, jump] =
   ["scroller", "conversation", "composer", "draft", "notice", "jump"].map(at);
 
-let turns = remembered("turns");
+let turns = storedTurns("turns");
 let model = null; // once the server is ready
 let running = null; // {turn, view, controller}
 
@@ -52,17 +52,17 @@ function showControls() {
   at("send").disabled = !model || !draft.value.trim();
 }
 
-function remembered(name) {
-  const found = session.get(name, []);
-  for (const turn of found) if (turn.state === "running") turn.state = "stopped"; // by leaving it
-  return found;
+function storedTurns(name) {
+  const stored = session.get(name, []);
+  for (const turn of stored) if (turn.state === "running") turn.state = "stopped"; // by leaving the page
+  return stored;
 }
 
 function save() {
   session.set("turns", turns);
 }
 
-// ---- scrolling: with the end, while the user is there ---------------------------------------------------------------
+// ---- scrolling: follow the end while the user is there --------------------------------------------------------------
 
 let isFollowing = true;
 let scrolledTo = 0;
@@ -81,7 +81,7 @@ function showJump() {
 }
 
 scroller.addEventListener("scroll", () => {
-  // Only going up is leaving: an event may come after the answer has grown again.
+  // Only scrolling up stops following: the answer may have grown again before this event.
   if (distanceToEnd() < AT_END) isFollowing = true;
   else if (scroller.scrollTop < scrolledTo) isFollowing = false;
   scrolledTo = scroller.scrollTop;
@@ -105,7 +105,7 @@ function requestBody() {
   return { model: model.id, messages, stream: true, stream_options: { include_usage: true }, ...options.requestFields() };
 }
 
-/** Ask for an answer to the conversation as it is. */
+/** Request an answer to the conversation. */
 async function run() {
   const turn = newAnswer();
   const body = requestBody();
@@ -133,7 +133,7 @@ async function run() {
     turn.state = controller.signal.aborted ? "stopped" : "failed";
     turn.error = error.message;
     if (error.status === 401) options.openSettings(error.message);
-    if (error.status === 404 || error.status === 503) connect(); // another model, or the same one anew
+    if (error.status === 404 || error.status === 503) connect(); // the server was restarted, perhaps with another model
   }
   if (running === mine) running = null;
   views.get(turn)?.show();
@@ -143,7 +143,7 @@ async function run() {
   say(turn.state === "failed" ? turn.error : views.get(turn)?.element.querySelector(".markdown").textContent ?? "");
 }
 
-/** Take what a chunk brings into the turn. */
+/** Add a chunk to the turn. */
 function take(chunk, turn, started) {
   if (chunk.usage) turn.usage = chunk.usage;
   const choice = chunk.choices[0];
@@ -162,7 +162,7 @@ function take(chunk, turn, started) {
 
 let frame = 0;
 
-/** Show what is new with the next frame; tokens may come faster than frames. */
+/** Update the view at the next frame; tokens may arrive faster than frames. */
 function showSoon(turn) {
   if (frame) return;
   frame = requestAnimationFrame(() => {
@@ -218,7 +218,7 @@ at("stop").addEventListener("click", () => {
 at("new-chat").addEventListener("click", () => {
   running?.controller.abort();
   running = null;
-  session.set("previous", turns); // to come back from a slip
+  session.set("previous", turns); // to undo
   turns = [];
   save();
   showConversation();
@@ -226,7 +226,7 @@ at("new-chat").addEventListener("click", () => {
 });
 
 at("previous-chat").addEventListener("click", () => {
-  turns = remembered("previous");
+  turns = storedTurns("previous");
   session.set("previous", null);
   save();
   showConversation();
@@ -244,7 +244,7 @@ async function copy(text, button) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    copyTheOldWay(text); // browsers keep the clipboard from pages that come over plain HTTP
+    copyWithCommand(text); // the clipboard API needs HTTPS or localhost
   }
   const icon = button.querySelector("use");
   const mark = (name, word) => (icon ? icon.setAttribute("href", name) : (button.textContent = word));
@@ -253,7 +253,7 @@ async function copy(text, button) {
   say("Copied.");
 }
 
-function copyTheOldWay(text) {
+function copyWithCommand(text) {
   const field = document.createElement("textarea");
   const focused = document.activeElement;
   field.value = text;
@@ -265,46 +265,46 @@ function copyTheOldWay(text) {
   focused?.focus();
 }
 
-let silence = 0;
+let clearing = 0;
 
-/** Tell those who do not see the page; only for a moment, or searching the page would find everything twice. */
+/** Announce to screen readers; only briefly, so that searching the page does not match everything twice. */
 function say(text) {
   at("spoken").textContent = text;
-  clearTimeout(silence);
-  silence = setTimeout(() => (at("spoken").textContent = ""), 2000);
+  clearTimeout(clearing);
+  clearing = setTimeout(() => (at("spoken").textContent = ""), 2000);
 }
 
 // ---- the server -----------------------------------------------------------------------------------------------------
 
-let attempt = 0; // the current one; older ones give up
+let attempt = 0; // number of the current attempt; older ones end
 
-/** Find out which model there is, and wait until it is ready. */
+/** Read the model's name, and wait until it is ready. */
 async function connect() {
   const mine = ++attempt;
   model = null;
   showControls();
   while (mine === attempt) {
     try {
-      const found = await server.model(options.key());
-      options.showModel(found);
-      at("model-name").textContent = found.id;
-      document.title = `${found.id} · chat`;
+      const served = await server.model(options.key());
+      options.showModel(served);
+      at("model-name").textContent = served.id;
+      document.title = `${served.id} · chat`;
       await server.ready();
       if (mine !== attempt) return;
-      model = found;
+      model = served;
       note("");
       return;
     } catch (error) {
       note(error.message);
       if (error.status === 401) return options.openSettings(error.message);
     }
-    await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
+    await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
   }
 }
 
-function note(sentence) {
-  if (notice.textContent !== sentence) notice.textContent = sentence;
-  notice.hidden = !sentence;
+function note(text) {
+  if (notice.textContent !== text) notice.textContent = text;
+  notice.hidden = !text;
   showControls();
 }
 

@@ -1,26 +1,25 @@
 /**
- * What stands inside a block of Markdown: emphasis, code, links, formulas; see markdown.js for the invariant, which is
- * kept here.
+ * Inline Markdown: emphasis, code, links, formulas. The invariant is that of markdown.js.
  */
 
-const DEEPEST = 16; // emphasis in emphasis
+const DEEPEST = 16; // nesting of emphasis
 const SPECIAL = /[\\`*_~[\]!$\n]|https?:\/\//g;
 const PUNCTUATION = /[\p{P}\p{S}]/u;
 const EAST_ASIAN = /[\u1100-\u11ff\u2e80-\ua4cf\uac00-\ud7ff\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef]/;
-// ( address "title" ): an address has no brackets or blanks, and round ones only in pairs.
+// ( address "title" ): an address has no square brackets or spaces, and parentheses only in pairs.
 const TARGET =
   /\(\s{0,3}(?:<([^<>\n]*)>|([^\s()<>[\]]*(?:\([^\s()<>[\]]*\)[^\s()<>[\]]*)*))(?:\s{1,3}(?:"[^"]*"|'[^']*'))?\s{0,3}\)/y;
 const BARE = /https?:\/\/[^\s<>"`*|[\]\\]+/y;
 const DOLLARS = /\$\$([^$]+)\$\$|\$(?![\s$])([^$\n]*[^\s$\\])\$(?!\w)/y;
 const LIKE_FORMULA = /[\\^_={}<>+*/-]|^\w{1,3}$/;
 
-/** Put a text into an element; if `live`, more of it will come. */
+/** Render a text into an element; if `live`, it is still growing. */
 export function withInline(parent, text, live) {
   place(new Inline(text, live).tokens, parent, false);
   return parent;
 }
 
-/** The address that a link may have, else null. */
+/** Return the address if a link may have it, else null. */
 function allowed(address) {
   try {
     const url = new URL(address);
@@ -40,9 +39,9 @@ class Inline {
   #live;
   #at = 0;
   #brackets = []; // places in `tokens` of [ and ![ that are still open
-  #deadLinks = 0; // so many of the lowest would make a link in a link,
-  #deadImages = 0; // or a link in an image; what nests without end is so left as text
-  #lasts = new Map(); // closing mark -> where it occurs last; asked before any search, so that vain ones cost nothing
+  #deadLinks = 0; // of the lowest of these, that would make a link inside a link,
+  #deadImages = 0; // or inside an image; so unlimited nesting stays text
+  #lasts = new Map(); // closing mark -> its last occurrence; checked before a search, so that vain searches cost nothing
   #ticks = null;
   #found = null;
 
@@ -120,7 +119,7 @@ class Inline {
 
   #closingTicks(from, size) {
     if (!this.#ticks) this.#ticks = new Map([...this.#text.matchAll(/`+/g)].map((run) => [run[0].length, run.index]));
-    if ((this.#ticks.get(size) ?? -1) < from) return this.#live ? this.#text.length : -1; // where such a run stands last
+    if ((this.#ticks.get(size) ?? -1) < from) return this.#live ? this.#text.length : -1; // the last run of this size
     const runs = /`+/g;
     runs.lastIndex = from;
     for (let run = runs.exec(this.#text); run; run = runs.exec(this.#text)) if (run[0].length === size) return run.index;
@@ -133,7 +132,7 @@ class Inline {
     return end - this.#at;
   }
 
-  /** A run of * or _ or ~~: whether it may open or close follows from what stands beside it. */
+  /** A run of * or _ or ~~; its neighbours decide whether it may open or close emphasis. */
   #run(sign) {
     const size = this.#runLength(sign);
     const before = [...this.#text.slice(Math.max(0, this.#at - 2), this.#at)].pop() ?? " ";
@@ -183,10 +182,10 @@ class Inline {
   }
 }
 
-/** Find out which runs of marks belong together (CommonMark's way, with a stack). */
+/** Pair the runs of marks (CommonMark's algorithm, with a stack). */
 function pair(tokens, live) {
   const openers = [];
-  const floors = new Map(); // below these heights of the stack, closers of a kind have looked in vain
+  const floors = new Map(); // lower bounds of the stack that each kind of closer still has to search
   for (const run of tokens) {
     if (!run.sign) continue;
     const kind = run.sign + run.canOpen + (run.size % 3);
@@ -210,7 +209,7 @@ function pair(tokens, live) {
     }
     if (run.canOpen && run.left > 0) openers.push(run);
   }
-  // What is bold so far will most likely be closed; ** would flash up at every bold word.
+  // Treat open ** as closed at the end: it most likely will be, and ** would flash up at every bold word.
   for (const run of live ? openers : []) {
     if (run.left !== 2) continue;
     run.opens.push(run.sign === "~" ? "del" : "strong");
@@ -224,7 +223,7 @@ function belong(opener, closer) {
   return !isBoth || (opener.size + closer.size) % 3 !== 0 || (opener.size % 3 === 0 && closer.size % 3 === 0);
 }
 
-/** Append what tokens stand for; a link in a link is plain text. */
+/** Append the nodes of tokens; a link inside a link is plain text. */
 function place(tokens, parent, inLink) {
   const path = [parent];
   let text = "";
@@ -271,6 +270,6 @@ function link({ href, inside, isImage }) {
 export function element(tag, name = "", children = []) {
   const node = document.createElement(tag);
   if (name) node.className = name;
-  for (const child of children) node.append(child); // spread out, they would be too many arguments
+  for (const child of children) node.append(child); // append(...children) could exceed the limit of arguments
   return node;
 }

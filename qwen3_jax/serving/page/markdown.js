@@ -1,21 +1,20 @@
 /**
  * Markdown as DOM nodes.
  *
- * Invariant: a text only ever becomes elements from the short list below, made with createElement, and text nodes. HTML
- * in it is shown as it was written, a link leads nowhere but to http, https and mailto, and nothing is fetched. Words
- * are never lost: what is not understood is shown. The time is about linear in the length of the text, whatever the
- * text is; so no regular expression here may look ahead further than to the next character of the kind that started it.
+ * Invariant: a text becomes only text nodes and elements of the list below, made with createElement. HTML in it is shown
+ * as text, links are http, https or mailto only, and nothing is fetched. No words are lost: unsupported syntax is shown as
+ * text. The time is about linear in the length of any text; so no regular expression here may look ahead beyond the next
+ * character of the kind that started it.
  *
  * Elements: p h3-h6 ul ol li input(checkbox) blockquote table hr pre code div span button strong em del a br.
  *
- * Differences from CommonMark, because chat models write so: a line break in a paragraph is one, lists nest from two
- * spaces on, there is no indented code, formulas are kept as they are, and Chinese or Japanese beside ** needs no
- * space.
+ * Differences from CommonMark, to fit what chat models write: a newline in a paragraph is a line break, lists nest from two
+ * spaces on, there is no indented code, formulas are kept as text, and Chinese or Japanese next to ** needs no space.
  */
 
 import { element, withInline } from "./inline.js";
 
-const DEEPEST = 16; // quotes and lists in each other; deeper ones are shown flat, as browsers fall over trees that deep
+const DEEPEST = 16; // nesting of quotes and lists; deeper ones are flattened, because browsers fail on very deep trees
 const WIDEST = 100; // columns of a table
 
 /** Render a finished text. */
@@ -25,7 +24,7 @@ export function render(text) {
   return fragment;
 }
 
-/** A text that grows, rendered into an element. Blocks that can no longer change are left alone. */
+/** A growing text, rendered into an element. Blocks that later text cannot change are not rendered again. */
 export class Growing {
   #parent;
   #settled = 0; // characters of blocks that later text cannot change
@@ -38,10 +37,10 @@ export class Growing {
   /** Show `text`, which begins with what was shown before; `live` if more will come. */
   update(text, live) {
     const lines = text.slice(this.#settled).split("\n");
-    const found = [...blocks(lines, 0)];
+    const parsed = [...blocks(lines, 0)];
     const before = this.#loose;
-    this.#loose = found.map((block, i) => {
-      const open = live && i === found.length - 1;
+    this.#loose = parsed.map((block, i) => {
+      const open = live && i === parsed.length - 1;
       const source = lines.slice(block.from, block.to).join("\n");
       const old = before[i];
       if (old?.source === source && old.open === open) return old;
@@ -50,17 +49,17 @@ export class Growing {
       else this.#parent.append(node);
       return { source, open, node };
     });
-    for (const { node } of before.slice(found.length)) node.remove();
-    // The last line may yet become another thing, and so end or not end the block before it; all earlier ones are certain.
-    if (found.length > 2) {
-      const certain = found.length - 2;
-      this.#settled += lines.slice(0, found[certain].from).reduce((sum, line) => sum + line.length + 1, 0);
+    for (const { node } of before.slice(parsed.length)) node.remove();
+    // The last line may still change its kind, and with it the end of the block before it; all earlier blocks are final.
+    if (parsed.length > 2) {
+      const certain = parsed.length - 2;
+      this.#settled += lines.slice(0, parsed[certain].from).reduce((sum, line) => sum + line.length + 1, 0);
       this.#loose = this.#loose.slice(certain);
     }
   }
 }
 
-// ---- blocks: {from, to, build}, their lines and what makes their element ------------------------------------------------
+// ---- blocks: {from, to, build}, their lines and a function that creates their element ------------------------------------------------
 
 function* blocks(lines, depth) {
   for (let at = 0; at < lines.length; ) {
@@ -82,11 +81,11 @@ function blockAt(lines, at, depth) {
 
 /** Put the blocks of some lines into an element; only the last one is still open. */
 function fill(parent, lines, depth, live) {
-  const found = [...blocks(lines, depth)];
-  found.forEach((block, i) => parent.append(block.build(live && i === found.length - 1)));
+  const parsed = [...blocks(lines, depth)];
+  parsed.forEach((block, i) => parent.append(block.build(live && i === parsed.length - 1)));
 }
 
-/** Whether a line starts a block also right below a paragraph. */
+/** Whether a line starts a block even directly below a paragraph. */
 function interrupts(line) {
   if (opensFence(line) || isHeading(line) || isRule(line) || isQuote(line)) return true;
   const mark = markerOf(line);
@@ -119,7 +118,7 @@ function indentOf(line) {
   return columns;
 }
 
-/** A line without so many columns of its indentation. */
+/** Remove columns of indentation from a line. */
 function outdented(line, columns) {
   let at = 0;
   for (let column = 0; column < columns && (line[at] === " " || line[at] === "\t"); at++) {
@@ -162,9 +161,9 @@ function headingAt(lines, at) {
   while (line[level] === "#") level++;
   let end = line.length;
   while (end > level && line[end - 1] === "#") end--;
-  if (end > level && !/\s/.test(line[end - 1])) end = line.length; // "C#" is no closing mark
+  if (end > level && !/\s/.test(line[end - 1])) end = line.length; // "C#" does not close the heading
   const text = line.slice(level, end).trim();
-  // The page has h1 and h2 for itself.
+  // h1 and h2 are the page's own.
   return { to: at + 1, build: (live) => withInline(element(`h${Math.min(level + 2, 6)}`), text, live) };
 }
 
@@ -183,7 +182,7 @@ function quoteAt(lines, at, depth) {
   return { to: end, build };
 }
 
-/** The mark of a list item: where it stands, its number if it has one, and where its text begins. */
+/** The marker of a list item: its position, its number if it has one, and where its text begins. */
 function markerOf(line) {
   const found = /^(\s*)([-*+]|(\d{1,9})[.)])(?=\s|$)/.exec(line);
   if (!found || isRule(line)) return null;
@@ -224,7 +223,7 @@ function itemAt(lines, at, mark) {
   for (; end < lines.length; end++) {
     const line = lines[end];
     if (fence) {
-      // Models often forget to indent code in a list; its fence tells where it ends.
+      // Models often do not indent code in a list; the fence ends it.
       inside.push(outdented(line, mark.column));
       if (closesFence(line, fence)) fence = null;
     } else if (isBlank(line)) {
@@ -257,7 +256,7 @@ function listItem(lines, depth, live) {
   return item;
 }
 
-/** The columns' sides if a line is the one below a table's head, e.g. |:--|--:|, else null. */
+/** The alignment of the columns if a line is a table's delimiter row, e.g. |:--|--:|, else null. */
 function sidesOf(line) {
   if (!line.includes("|") || !line.includes("-") || /[^\s|:-]/.test(line)) return null;
   const sides = [];
@@ -287,7 +286,7 @@ function startsTable(lines, at) {
   const sides = sidesOf(lines[at + 1]);
   if (!sides) return null;
   const head = cellsOf(lines[at]);
-  const isGrowing = at + 2 === lines.length; // the second line may be half there
+  const isGrowing = at + 2 === lines.length; // the second line may be incomplete
   const fits = sides.length === head.length || (isGrowing && sides.length < head.length);
   return fits && head.length > 0 && head.length <= WIDEST ? { sides, head } : null;
 }
@@ -299,7 +298,7 @@ function tableAt(lines, at) {
   while (end < lines.length && lines[end].includes("|") && !interrupts(lines[end])) end++;
   const columns = start.head.length;
   const row = (cells, tag, live) => {
-    // More cells than columns: their text goes to the last one. Fewer: the row stays short, or a text could ask for millions.
+    // Surplus cells are joined to the last one. Missing cells are not filled in, or a short text could create millions.
     const kept = cells.length > columns ? [...cells.slice(0, columns - 1), cells.slice(columns - 1).join(" | ")] : cells;
     const made = kept.map((cell, i) => {
       const node = withInline(element(tag), cell, live && i === kept.length - 1);

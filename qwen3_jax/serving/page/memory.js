@@ -1,29 +1,29 @@
 /**
- * What outlives a reload.
+ * State that survives a reload.
  *
- * Invariant: a browser without storage, or with a full one, only forgets. What is said here ends with the tab, the key
- * included; how it is said (`lasting`) is remembered.
+ * Invariant: without storage, or with a full one, the page works and does not keep its state. The conversation and the key
+ * are kept until the tab closes (`session`), the settings across sessions (`lasting`).
  */
 
 function box(storage) {
   return {
-    get(name, otherwise) {
+    get(name, fallback) {
       try {
-        return JSON.parse(storage().getItem(`qwen3.${name}`)) ?? otherwise;
+        return JSON.parse(storage().getItem(`qwen3.${name}`)) ?? fallback;
       } catch {
-        return otherwise;
+        return fallback;
       }
     },
     set(name, value) {
       try {
         storage().setItem(`qwen3.${name}`, JSON.stringify(value));
       } catch {
-        // Full or forbidden: the page goes on without.
+        // Full or forbidden: keep nothing.
       }
     },
   };
 }
 
-// Functions, as even naming a forbidden storage throws.
+// Functions, because accessing a forbidden storage throws.
 export const session = box(() => sessionStorage);
 export const lasting = box(() => localStorage);

@@ -1,8 +1,8 @@
 /**
- * The thinking slider and the settings: what goes into every request besides the conversation.
+ * The thinking slider and the settings: all fields of a request besides the conversation.
  *
- * Invariant: only what is valid is kept, and it is kept at once; an empty field is left out of the request, so that the
- * server's default holds. The API key is kept with the tab, all else with the browser.
+ * Invariant: a valid value is stored at once, an invalid one never; an empty field is left out of the request, so that the
+ * server's default applies. The API key is stored for the tab, the rest for the browser.
  */
 
 import { lasting, session } from "./memory.js";
@@ -19,7 +19,7 @@ const kept = lasting.get("settings", {});
 export const key = () => session.get("key", "");
 export const systemMessage = () => kept.system ?? "";
 
-/** The fields of a request that the settings and the slider give. */
+/** Return the request fields set by the settings and the slider. */
 export function requestFields() {
   const fields = {};
   for (const name of NUMBERS) if (kept[name]) fields[name] = Number(kept[name]);
@@ -28,24 +28,24 @@ export function requestFields() {
   return { ...fields, ...(budget === 0 ? { enable_thinking: false } : { thinking_budget: budget }) };
 }
 
-/** Fit both to the model. */
+/** Adapt both to the model. */
 export function showModel(model) {
   document.getElementById("thinking").hidden = !model.supports_thinking;
   document.getElementById("about-model").textContent =
-    `${model.id} holds ${model.max_model_len.toLocaleString("en")} tokens: prompt, thinking and answer together.`;
+    `${model.id} has a context of ${model.max_model_len.toLocaleString("en")} tokens: prompt, thinking and answer together.`;
 }
 
-/** Open the settings; with a sentence, at the key, which the sentence asks for. */
-export function openSettings(wish = "") {
-  const wishing = document.getElementById("key-wish");
-  wishing.textContent = wish;
-  wishing.hidden = !wish;
+/** Open the settings; with a message about the API key, focus the key and show the message. */
+export function openSettings(message = "") {
+  const keyMessage = document.getElementById("key-message");
+  keyMessage.textContent = message;
+  keyMessage.hidden = !message;
   for (const field of form.querySelectorAll("[name]")) field.value = field.name === "key" ? key() : kept[field.name] ?? "";
   if (!dialog.open) dialog.showModal();
-  if (wish) form.elements.key.focus();
+  if (message) form.elements.key.focus();
 }
 
-/** Call `changed` when the dialog has closed with another key than before. */
+/** Set up the controls; `changed` is called when the dialog closes with another key than before. */
 export function start(changed) {
   const showBudget = () => {
     const budget = BUDGETS[slider.value];
@@ -67,7 +67,7 @@ export function start(changed) {
     else lasting.set("settings", Object.assign(kept, { [target.name]: target.value }));
   });
   dialog.addEventListener("click", ({ target }) => {
-    if (target === dialog) dialog.close(); // beside it
+    if (target === dialog) dialog.close(); // a click outside of it
   });
   dialog.addEventListener("close", () => {
     if (key() !== keyBefore) changed();

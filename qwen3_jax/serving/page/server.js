@@ -1,23 +1,23 @@
 /**
- * The server's side of the page: which model it has, whether it is ready, and answers as they come.
+ * The HTTP client of the page: the model, readiness, and streamed answers.
  *
- * Invariant: whatever goes wrong comes as a `Refusal` with a sentence for people; only an abort comes as the browser's
- * own error.
+ * Invariant: every failure is thrown as a `Refusal` whose message is shown to the user; only an abort is thrown as the
+ * browser's own error.
  */
 
 export class Refusal extends Error {
-  constructor(sentence, status = 0) {
-    super(sentence);
-    this.status = status; // of HTTP; 0 is a connection that failed
+  constructor(message, status = 0) {
+    super(message);
+    this.status = status; // HTTP status; 0 if the connection failed
   }
 }
 
-/** The model: {id, max_model_len, supports_thinking}. */
+/** Return the model: {id, max_model_len, supports_thinking}. */
 export async function model(key) {
   return parsed(await (await ask("/v1/models", key)).text()).data[0];
 }
 
-/** Refuses while the model is compiling; the sentence says if it will never be ready. */
+/** Throw a Refusal while the model is compiling, or if the engine has failed. */
 export async function ready() {
   try {
     await ask("/ready");
@@ -28,7 +28,7 @@ export async function ready() {
   }
 }
 
-/** The chunks of a streamed answer. */
+/** Yield the chunks of a streamed answer. */
 export async function* answer(body, key, signal) {
   const response = await ask("/v1/chat/completions", key, { body: JSON.stringify(body), method: "POST", signal });
   for await (const data of events(response.body, signal)) {
@@ -37,14 +37,14 @@ export async function* answer(body, key, signal) {
     if (chunk.error) throw new Refusal(chunk.error.message);
     yield chunk;
   }
-  throw new Refusal("The connection ended before the answer did.");
+  throw new Refusal("The connection ended before the answer was complete.");
 }
 
 function parsed(text) {
   try {
     return JSON.parse(text);
   } catch {
-    throw new Refusal("The server answered with something that is not JSON.");
+    throw new Refusal("The server's response is not JSON.");
   }
 }
 
@@ -59,11 +59,11 @@ async function ask(path, key, options = {}) {
     throw new Refusal("The server cannot be reached.");
   }
   if (response.ok) return response;
-  const told = await response.json().catch(() => null);
-  throw new Refusal(told?.error?.message ?? `The server answered with status ${response.status}.`, response.status);
+  const body = await response.json().catch(() => null);
+  throw new Refusal(body?.error?.message ?? `The server responded with status ${response.status}.`, response.status);
 }
 
-/** The data of server-sent events, wherever the network cut them. */
+/** Yield the data of server-sent events, wherever the network split them. */
 async function* events(stream, signal) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";

@@ -1,13 +1,13 @@
 /**
- * One turn of the conversation on the screen.
+ * The view of one turn of the conversation.
  *
- * Invariant: a turn is plain data (it goes to the session's storage as it is), and its element shows that data after
- * each `show()`. Nothing here changes a turn but for what the user opens and types in it.
+ * Invariant: a turn is plain data (stored as it is in the session's storage), and its element shows that data after each
+ * `show()`. The view changes only `isOpen` and `edited` of a turn.
  *
- * A user's turn: {role, text, edited}, where `edited` is there as long as the text is being edited. An answer: {role,
- * text, thinking, state, finish, error, pieces, thoughts, usage, first, seconds, isOpen}, where state is "running",
- * "done", "stopped" or "failed", `pieces` and `thoughts` count deltas until there is a `usage`, and `first` and
- * `seconds` are from the request to the first token and from there to the last.
+ * A user's turn: {role, text, edited}, where `edited` exists while the text is being edited. An answer: {role, text,
+ * thinking, state, finish, error, pieces, thoughts, usage, first, seconds, isOpen}, where state is "running", "done",
+ * "stopped" or "failed", `pieces` and `thoughts` count deltas until `usage` arrives, `first` is the time from the request
+ * to the first token, and `seconds` from there to the last.
  */
 
 import { Growing } from "./markdown.js";
@@ -16,7 +16,7 @@ export function newAnswer() {
   return { role: "assistant", text: "", thinking: "", state: "running", pieces: 0, thoughts: 0, isOpen: false };
 }
 
-/** An element for a turn; `actions` has copy(text, button), regenerate(), resend(text) and changed(). */
+/** Create the view of a turn; `actions` has copy(text, button), regenerate(), resend(text) and changed(). */
 export function view(turn, actions) {
   const template = document.getElementById(`${turn.role}-turn`);
   const element = template.content.firstElementChild.cloneNode(true);
@@ -27,7 +27,7 @@ export function view(turn, actions) {
   return { element, show };
 }
 
-/** Let a text field be as high as its text; the style sheet has the bounds. */
+/** Set a text field's height to that of its text; the style sheet has the bounds. */
 export function fit(field) {
   field.style.height = "auto";
   field.style.height = `${field.scrollHeight}px`;
@@ -37,7 +37,7 @@ function userView(turn, find, actions) {
   const form = find(".editing");
   const field = form.querySelector("textarea");
   const edit = (text) => {
-    turn.edited = text; // kept, so that a reload loses no typing
+    turn.edited = text; // stored, so that a reload keeps it
     form.hidden = text === undefined;
     find(".said").hidden = find(".actions").hidden = !form.hidden;
     if (!form.hidden) field.value = text;
@@ -70,11 +70,11 @@ function userView(turn, find, actions) {
   };
 }
 
-/** Enter sends, Shift+Enter is a new line, and Enter that ends the spelling of a word in an input method is neither. */
+/** Enter sends, Shift+Enter starts a new line; Enter that confirms the composition of an input method does neither. */
 export function sendOnEnter(field, form) {
   field.addEventListener("keydown", (event) => {
-    const isSpelling = event.isComposing || event.keyCode === 229; // Safari ends the spelling before the key
-    if (event.key !== "Enter" || event.shiftKey || isSpelling) return;
+    const isComposing = event.isComposing || event.keyCode === 229; // Safari ends the composition before the key event
+    if (event.key !== "Enter" || event.shiftKey || isComposing) return;
     event.preventDefault();
     form.requestSubmit();
   });
@@ -97,7 +97,7 @@ function answerView(turn, find, actions) {
   return () => {
     const isRunning = turn.state === "running";
     const wasAtEnd = thoughts.scrollHeight - thoughts.scrollTop - thoughts.clientHeight < 24;
-    thoughtText.appendData(turn.thinking.trimEnd().slice(thoughtText.length)); // blank lines wait for what follows
+    thoughtText.appendData(turn.thinking.trimEnd().slice(thoughtText.length)); // hold trailing blank lines back
     if (wasAtEnd && isRunning) thoughts.scrollTop = thoughts.scrollHeight;
     details.hidden = !turn.thinking;
     find("summary").textContent = aboutThinking(turn);
@@ -109,7 +109,7 @@ function answerView(turn, find, actions) {
     find(".error span").textContent = turn.error ?? "";
     find(".actions").hidden = isRunning;
     find(".copy").hidden = !turn.text;
-    find(".regenerate").hidden = turn.state === "failed"; // there is Retry
+    find(".regenerate").hidden = turn.state === "failed"; // it has Retry
     find(".statistics").textContent = statistics(turn);
   };
 }

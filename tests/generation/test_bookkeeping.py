@@ -1,0 +1,276 @@
+"""What an engine says of itself, in exact numbers; and who is scheduled, step by step."""
+
+import dataclasses
+
+import pytest
+
+from qwen3_jax import Engine, PromptLookup, Request, Sampling
+from qwen3_jax.generation import Stats
+from qwen3_jax.generation.scheduler import Decode, Grow, Prefill, Scheduler, TokenSequence
+from qwen3_jax.generation.stats import Clock
+from tests.helpers import tiny_models
+
+SEVEN = 7
+ALWAYS_SEVEN = Sampling(temperature=0, logit_bias={SEVEN: 100.0}, seed=0)
+ROOMY = dict(rows=8, cache_tokens=4096, slots_per_page=4, prefill_chunk=64)
+
+
+def run(engine: Engine, *requests: Request) -> list[list]:
+    tokens = {engine.submit(request): [] for request in requests}
+    while engine.busy:
+        for token in engine.step():
+            tokens[token.number].append(token)
+    return list(tokens.values())
+
+
+def test_prefill_and_decode_tokens_add_up():
+    """Every prompt token is computed or read from the cache, every token but those of prefills is a decode step's."""
+    model = tiny_models.model(2, eos=False)
+    engine = Engine(model, **ROOMY)
+    prompts = [tuple(range(n)) for n in (1, 2, 5, 64, 65, 130)]
+    got = run(engine, *(Request(prompt, Sampling(temperature=0, seed=0), n) for n, prompt in enumerate(prompts, start=3)))
+    stats = engine.stats
+    assert [tokens[0].cached for tokens in got] == [0, 0, 4, 60, 64, 64]  # shared as soon as a chunk has computed them
+    assert stats.cached_tokens == sum(tokens[0].cached for tokens in got)
+    assert stats.prefill_tokens + stats.cached_tokens == sum(map(len, prompts))
+    assert [len(tokens) for tokens in got] == [3, 4, 5, 6, 7, 8]
+    # A prompt of which one token is left gets its first token from a decode step.
+    from_decode = sum(len(prompt) - tokens[0].cached == 1 for prompt, tokens in zip(prompts, got, strict=True))
+    assert stats.decode_tokens == sum(map(len, got)) - len(got) + from_decode
+    assert (stats.guessed, stats.accepted, stats.preemptions) == (0, 0, 0)
+    assert stats.prefill_seconds > 0
+    assert stats.decode_seconds > 0
+    before = dataclasses.replace(stats)
+    (again,) = run(engine, Request(prompts[4], Sampling(temperature=0, seed=0), 2))
+    assert again[0].cached == 64
+    since = engine.stats.since(before)
+    assert (since.prefill_tokens, since.cached_tokens, since.decode_tokens) == (1, 64, 2)
+
+
+def test_without_a_prefix_cache_every_prompt_token_is_computed():
+    engine = Engine(tiny_models.model(2, eos=False), **ROOMY, prefix_cache=False)
+    prompts = [tuple(range(40))] * 3
+    got = run(engine, *(Request(prompt, Sampling(temperature=0, seed=0), 4) for prompt in prompts))
+    assert (engine.stats.prefill_tokens, engine.stats.cached_tokens, engine.stats.decode_tokens) == (120, 0, 9)
+    assert {token.cached for tokens in got for token in tokens} == {0}
+
+
+@pytest.mark.parametrize(("limit", "guessed", "accepted"), [(1, 0, 0), (2, 3, 0), (5, 3, 3), (25, 18, 18), (24, 18, 17)])
+def test_guesses_that_are_always_right_are_counted(limit, guessed, accepted):
+    """Four tokens a step, of which three are guesses; the last step may need fewer."""
+    engine = Engine(tiny_models.model(2, eos=False), **ROOMY, speculation=PromptLookup(3, shortest=1))
+    (tokens,) = run(engine, Request((SEVEN,) * 4, ALWAYS_SEVEN, limit))
+    assert [token.id for token in tokens] == [SEVEN] * limit
+    assert (engine.stats.guessed, engine.stats.accepted) == (guessed, accepted)
+    assert engine.stats.decode_tokens == limit - 1
+
+
+def test_how_full_an_engine_is():
+    engine = Engine(tiny_models.model(2, eos=False), rows=2, cache_tokens=64, slots_per_page=4, decode_steps=1)
+    assert (engine.rows, engine.max_length, engine.cache_usage) == (2, 64, (0, 16))
+    request = Request((1, 2, 3, 4, 5), Sampling(temperature=0, seed=0), 3)
+    numbers = [engine.submit(request) for _ in range(3)]
+    assert numbers == [0, 1, 2]
+    assert (engine.waiting, engine.running, engine.busy) == (3, 0, True)
+    engine.step()
+    assert (engine.waiting, engine.running) == (1, 2)
+    assert engine.cache_usage == (4, 16)  # two pages each
+    engine.cancel(0)
+    assert (engine.waiting, engine.running) == (1, 1)
+    assert engine.cache_usage == (2, 16)
+    engine.step()
+    assert (engine.waiting, engine.running) == (0, 2)
+    for number in numbers:
+        engine.cancel(number)
+    assert (engine.waiting, engine.running, engine.busy, engine.cache_usage[0]) == (0, 0, False, 0)
+    assert engine.step() == []
+    assert engine.submit(request) == 3
+
+
+@pytest.mark.parametrize(("end", "count", "finish"), [(frozenset({SEVEN}), 1, "stop"), (frozenset({8}), 3, "length")])
+def test_which_token_finishes_and_why(end, count, finish):
+    engine = Engine(tiny_models.model(2, eos=False), **ROOMY)
+    (tokens,) = run(engine, Request((1, 2, 3), ALWAYS_SEVEN, 3, end))
+    assert [token.finish for token in tokens] == [None] * (count - 1) + [finish]
+    (both,) = run(engine, Request((1, 2, 3), ALWAYS_SEVEN, 1, frozenset({SEVEN})))
+    assert [token.finish for token in both] == ["stop"]  # the end token at the limit is an end
+
+
+def test_a_step_is_timed_apart_from_its_compilation(monkeypatch):
+    now = [10.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    for compiles, expected in ((False, (5.0, 0.0)), (True, (3.0, 2.0))):
+        clock = Clock()
+        now[0] += 2
+        if compiles:
+            Clock.listen("/jax/core/compile/backend_compile_duration", 1.5)
+            Clock.listen("/jax/core/compile/jaxpr_trace_duration", 1.5)
+        clock.dispatched()
+        now[0] += 3
+        assert clock.stop() == expected
+
+
+def test_since_subtracts_every_field():
+    names = [field.name for field in dataclasses.fields(Stats)]
+    one, other = (Stats(*(factor * place for place in range(1, len(names) + 1))) for factor in (3, 1))
+    assert one.since(other) == Stats(*(2 * place for place in range(1, len(names) + 1)))
+
+
+# ---- who is scheduled --------------------------------------------------------------------------------------------------
+
+SIZE = 4
+
+
+def scheduler(**options) -> Scheduler:
+    default = dict(
+        shards=1, pages=9, page_size=SIZE, rows=4, chunk=8, chunk_rows=2, steps=4, prefix_cache=True, max_pages=None
+    )
+    return Scheduler(**(default | options))
+
+
+def add(to: Scheduler, length: int, limit: int = 60, first: int = 0, **fields) -> TokenSequence:
+    sequence = TokenSequence(tokens=list(range(first, first + length)), limit=limit, **fields)
+    to.add(sequence)
+    return sequence
+
+
+def advance(of: Scheduler, plan) -> None:
+    """Carry a plan out: decode steps append one token each."""
+    if isinstance(plan, Prefill):
+        for parts in plan.parts:
+            for sequence, count in parts:
+                ends = count == sequence.pending
+                of.advance(sequence, count)
+                sequence.tokens += [99] * ends
+        return
+    for sequences in plan.sequences:
+        for sequence in sequences:
+            of.advance(sequence, 1)
+            sequence.tokens.append(99)
+
+
+def test_chunks_and_decode_steps_take_turns():
+    of = scheduler()
+    first, second = add(of, 5), add(of, 20, first=50)
+    plan = of.schedule()
+    assert plan == Prefill([[(first, 5), (second, 3)]])  # 8 tokens of two prompts
+    advance(of, plan)
+    plan = of.schedule()
+    assert plan == Decode([[first]], 1)  # a single step while a prompt waits
+    advance(of, plan)
+    plan = of.schedule()
+    assert plan == Prefill([[(second, 8)]])
+    advance(of, plan)
+    assert of.schedule() == Decode([[first]], 1)
+    assert of.schedule() == Prefill([[(second, 8)]])  # all but the last of 20 tokens
+    of.advance(second, 8)
+    assert of.schedule() == Decode([[first, second]], 4)
+
+
+def test_a_chunk_holds_so_many_rows_and_leaves_a_last_token_alone():
+    of = scheduler(chunk=16)
+    first, second, third = (add(of, 3, first=10 * n, last_alone=n == 1) for n in range(3))
+    assert of.schedule() == Prefill([[(first, 3), (second, 2)]])
+    assert third.pages  # admitted, and waiting for the next chunk
+
+
+def test_pages_that_are_reserved():
+    of = scheduler(steps=4)
+    sequence = add(of, 4, limit=10)
+    advance(of, of.schedule())
+    assert (sequence.computed, len(sequence.pages)) == (4, 1)
+    of.schedule()
+    assert len(sequence.pages) == 2  # tokens 4 to 7
+    of.advance(sequence, 1)
+    sequence.tokens.append(99)
+    of.schedule()
+    assert len(sequence.pages) == 3  # up to token 8; the tenth and last is never stored
+    of.remove(sequence)
+    assert of.pools[0].held == 0
+
+
+def test_the_youngest_makes_room_and_comes_back_first():
+    of = scheduler(pages=6, steps=1, prefix_cache=False)  # five pages
+    old, young, later = add(of, 4), add(of, 4), add(of, 20)
+    advance(of, of.schedule())
+    for _ in range(4):  # 2 + 2 pages
+        advance(of, of.schedule())
+    assert (len(old.pages), len(young.pages), later.shard) == (2, 2, -1)
+    while old.computed < 8:
+        advance(of, of.schedule())
+    assert of.schedule() == Decode([[old, young]], 1) or young.preemptions
+    while not of.preemptions:
+        advance(of, of.schedule())
+    assert (old.preemptions, young.preemptions, list(of.waiting)) == (0, 1, [young, later])
+    assert (young.shard, young.pages, young.computed) == (-1, [], 0)
+    of.remove(old)
+    of.schedule()
+    assert young.shard == 0
+    assert list(of.waiting) == [later]
+
+
+def test_room_is_left_for_the_others_to_grow():
+    of = scheduler(pages=6, prefix_cache=False)  # five pages
+    first = add(of, 4)
+    advance(of, of.schedule())
+    second = add(of, 16)  # four pages; with one that may be needed at once there are too few
+    of.schedule()
+    assert second.shard == -1
+    of.remove(first)
+    of.schedule()
+    assert second.shard == 0
+
+
+def test_a_cache_grows_before_anything_makes_room():
+    of = scheduler(pages=3, max_pages=7, steps=1, prefix_cache=False)
+    first, second = add(of, 8), add(of, 8)
+    assert of.schedule() == Grow(3, 6)  # the second needs two pages, and one is left for the first to grow
+    assert first.shard == 0
+    assert [pool.capacity for pool in of.pools] == [5]
+    advance(of, of.schedule())
+    advance(of, of.schedule())
+    assert second.shard == 0
+    grown = []
+    for _ in range(30):
+        plan = of.schedule()
+        if isinstance(plan, Grow):
+            grown.append(plan)
+            continue
+        if of.preemptions:
+            break
+        advance(of, plan)
+    assert grown == [Grow(6, 7)]
+    assert second.preemptions == 1
+
+
+def test_a_shard_that_has_the_beginning_is_preferred_and_else_the_emptier_one():
+    of = scheduler(shards=2, rows=2)
+    first = add(of, 9)
+    advance(of, of.schedule())
+    advance(of, of.schedule())
+    other = add(of, 9, first=50)
+    of.schedule()
+    assert {first.shard, other.shard} == {0, 1}
+    of.remove(first)
+    same = add(of, 9)
+    of.schedule()
+    assert (same.shard, same.cached) == (0, 8)
+
+
+def test_a_common_beginning_is_waited_for_and_then_shared():
+    of = scheduler(pages=20)
+    first, second = add(of, 13), add(of, 13)
+    plan = of.schedule()
+    assert plan == Prefill([[(first, 8)]])
+    assert second.shard == -1  # its first page is being computed
+    advance(of, plan)
+    of.schedule()
+    assert second.shard == -1  # so is its third; two are there
+    of.advance(first, 5)
+    first.tokens.append(99)
+    of.schedule()
+    assert (second.shard, second.cached, second.pages[:3]) == (0, 12, first.pages[:3])
+    without = scheduler(pages=20, prefix_cache=False)
+    first, second = add(without, 13), add(without, 13)
+    without.schedule()
+    assert second.shard == 0
