@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 from qwen3_jax.generation.request import Request
 from qwen3_jax.generation.tokens import FinishReason, Token, TokenLogprob
-from qwen3_jax.text import AnswerParser, Tokenizer, ToolCall
-from qwen3_jax.text import Delta as Piece
+from qwen3_jax.text import AnswerParser, Piece, Tokenizer, ToolCall
 
 
 @dataclass(frozen=True)
@@ -213,12 +212,9 @@ class Answer:
 def extend(
     answers: Mapping[int, Answer] | Sequence[Answer], tokens: Iterable[tuple[int, Token]], cancel: Callable[[int], None]
 ) -> Iterator[tuple[int, Delta]]:
-    """Add tokens to their answers; yield (key, delta) of each delta.
+    """Add (key, token) pairs to the answers; yield (key, delta) pairs.
 
-    Args:
-        answers: by key.
-        tokens: (key, token) in order.
-        cancel: called with the key of an answer that its text has ended while the engine is still generating it.
+    `cancel` is called with the key of an answer that its text has ended, while the engine still generates it.
     """
     for key, token in tokens:
         answer = answers[key]

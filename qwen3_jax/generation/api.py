@@ -16,7 +16,7 @@ import numpy as np
 from qwen3_jax.errors import RequestError, UserError
 from qwen3_jax.generation.answer import Answer, Delta, Generation, extend
 from qwen3_jax.generation.engine import Engine
-from qwen3_jax.generation.request import Options, Prompt, Request, resolve
+from qwen3_jax.generation.request import Options, Prompt, Request, require, resolve
 from qwen3_jax.generation.sampling import Sampling
 from qwen3_jax.model import Qwen3
 from qwen3_jax.progress import progress_bar
@@ -137,14 +137,13 @@ def _resolve(
 ) -> tuple[Engine, list[Request]]:
     """Check everything; return the engine and a request for each answer."""
     is_number = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
-    if batch_size is not None and not (is_number and batch_size >= 1):
-        raise RequestError(f"batch_size is {batch_size!r}; it must be 1 or more, or None.", "batch_size")
+    is_valid = batch_size is None or (is_number and batch_size >= 1)
+    require(is_valid, f"batch_size is {batch_size!r}; it must be 1 or more, or None.", "batch_size")
     prompts = _as_list(prompts)
     rows = _per_prompt(options, len(prompts))
     if isinstance(model, Engine):
-        if batch_size is not None:
-            reason = f"batch_size is {batch_size}, but the given engine has its own; leave it out."
-            raise RequestError(reason, "batch_size")
+        reason = f"batch_size is {batch_size}, but the given engine has its own; leave it out."
+        require(batch_size is None, reason, "batch_size")
         return model, _requests(model.model, tokenizer, prompts, rows, model.max_length)
     context = model.config.max_position_embeddings
     requests = _requests(model, tokenizer, prompts, rows, context)
@@ -175,13 +174,10 @@ def _per_prompt(options: dict[str, Any], count: int) -> list[dict[str, Any]]:
         options["sampling"] = Sampling()
     rows = [dict(options) for _ in range(count)]
     for name in ("sampling", "max_new_tokens", "enable_thinking", "thinking_budget"):
-        value = options[name]
-        if not isinstance(value, (list, tuple)):
-            continue
-        if len(value) != count:
-            raise RequestError(f"{name} has {len(value)} entries for {count} prompts.", name)
-        for row, item in zip(rows, value, strict=True):
-            row[name] = item
+        if isinstance(value := options[name], (list, tuple)):
+            require(len(value) == count, f"{name} has {len(value)} entries for {count} prompts.", name)
+            for row, item in zip(rows, value, strict=True):
+                row[name] = item
     return rows
 
 
@@ -191,8 +187,8 @@ def _as_list(prompts: Any) -> list[Any]:
         return [prompts]
     if isinstance(prompts, np.ndarray) or hasattr(prompts, "tolist"):
         prompts = prompts.tolist()
-    if not isinstance(prompts, Sequence) or isinstance(prompts, bytes) or len(prompts) == 0:
-        raise RequestError("prompts must be a non-empty list of texts, token-id lists or message lists.", "prompt")
+    is_list = isinstance(prompts, Sequence) and not isinstance(prompts, bytes) and len(prompts) > 0
+    require(is_list, "prompts must be a non-empty list of texts, token-id lists or message lists.", "prompt")
     if isinstance(prompts[0], (Mapping, int, np.integer)) and not isinstance(prompts[0], bool):
         return [prompts]  # one conversation, or one prompt of token ids
     return list(prompts)

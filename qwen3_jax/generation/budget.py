@@ -62,10 +62,8 @@ class ThinkingTokens:
             return cls()
         stop = tuple(tokenizer.encode(stop_text))
         if stop.count(tokenizer.think_end_id) != 1 or tokenizer.think_start_id in stop:
-            raise RequestError(
-                f"the thinking stop text must contain </think> once and no <think>; got {stop_text!r}.",
-                "thinking_stop_text",
-            )
+            reason = f"the thinking stop text must contain </think> once and no <think>; got {stop_text!r}."
+            raise RequestError(reason, "thinking_stop_text")
         calls = (tokenizer.tool_call_start_id, tokenizer.tool_call_end_id) if tools else (None, None)
         start, end = (_NONE if id is None else id for id in calls)
         return cls(tokenizer.think_start_id, tokenizer.think_end_id, stop, start, end)
@@ -118,10 +116,7 @@ class BudgetRules:
             row[: len(of.stop)] = of.stop
         return cls(
             budget=column(UNLIMITED if b is None else min(b, UNLIMITED) for b in budgets),
-            start=column(of.start for of in tokens),
-            end=column(of.end for of in tokens),
-            call_start=column(of.call_start for of in tokens),
-            call_end=column(of.call_end for of in tokens),
+            **{name: column(getattr(of, name) for of in tokens) for name in ("start", "end", "call_start", "call_end")},
             stop=stop,
             stop_length=column(len(of.stop) for of in tokens),
         )

@@ -94,26 +94,19 @@ class Engine:
         self.stats = Stats()
         self.rows = shards * shard_rows
         self._runner = Runner(
-            model, speculation,
-            rows=shard_rows, page_size=size, max_length=max_length or context, cache_type=cache_type,
-        )  # fmt: skip
+            model, speculation, cache_type, rows=shard_rows, page_size=size, max_length=max_length or context
+        )
         if cache_tokens is None:
             max_pages = self._runner.max_pages()
             pages = min(1 + max(shard_rows * _INITIAL_TOKENS // size, 1), max_pages)
         else:
             pages = max_pages = 1 + max(cache_tokens // shards // size, 1)
         self.max_length = min(max_length or context, (max_pages - 1) * size)
+        steps = decode_steps if speculation is None else speculation.guesses + 1
         self._scheduler: Scheduler[ActiveRequest] = Scheduler(
-            shards=shards,
-            pages=pages,
-            max_pages=max_pages,
-            page_size=size,
-            rows=shard_rows,
-            chunk=prefill_chunk,
-            chunk_rows=self._runner.prefill_rows,
-            steps=decode_steps if speculation is None else speculation.guesses + 1,
-            prefix_cache=prefix_cache,
-        )
+            shards=shards, pages=pages, max_pages=max_pages, page_size=size, rows=shard_rows, chunk=prefill_chunk,
+            chunk_rows=self._runner.prefill_rows, steps=steps, prefix_cache=prefix_cache,
+        )  # fmt: skip
         self._runner.allocate(pages)
         self._active: dict[int, ActiveRequest] = {}
 

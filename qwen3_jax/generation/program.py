@@ -139,13 +139,11 @@ def prefill(
     Args:
         graphdefs, params: of the model and, with a draft model, of that as well.
         state: donated.
-        settings, progress: of each row; `progress.length` excludes the tokens of this call.
-        tokens_df: int32, the rows' tokens, concatenated.
+        tokens_df: int32, the rows' tokens, concatenated; `progress.length` excludes them.
         counts_dr: int32, tokens of each row.
         tables_drw: int32, page table.
 
-    Returns:
-        The next state, progress, and output with a leading axis of one step.
+    Returns next state, progress, and output with a leading axis of one step.
     """
     model = nnx.merge(graphdefs[0], params[0])
     rows = Rows(tables_drw, progress.length.reshape(counts_dr.shape), counts_dr)
@@ -183,8 +181,7 @@ def decode(
         allowed_bw: uint32 words of `Constraint.allowed`, for the next token of `constrained` rows that are not thinking; None
             if no row is constrained.
 
-    Returns:
-        The next state, progress, and output with a leading axis of `most` steps.
+    Returns next state, progress, and output with a leading axis of `most` steps.
     """
     model = nnx.merge(graphdefs[0], params[0])
 
@@ -232,8 +229,7 @@ def verify(
         state: donated.
         guess_bg: int32 [B, guesses], -1 for none; ignored with a draft model, which makes its own.
 
-    Returns:
-        The next state, progress, and output with a leading axis of `guesses` + 1 steps.
+    Returns next state, progress, and output with a leading axis of `guesses` + 1 steps.
     """
     model = nnx.merge(graphdefs[0], params[0])
     if len(graphdefs) > 1:
@@ -247,9 +243,8 @@ def verify(
     def place(carry, x):
         seen, progress, right_b = carry
         logits_bv, guess_b = x
-        seen, after, output = _take(
-            model, settings, seen, progress.replace(active=progress.active & right_b), logits_bv
-        )
+        running = progress.replace(active=progress.active & right_b)
+        seen, after, output = _take(model, settings, seen, running, logits_bv)
         right_b &= after.active & (after.token == guess_b)
         ended_b = progress.active & output.valid & ~after.active
         return (seen, after.replace(active=progress.active & ~ended_b), right_b), output

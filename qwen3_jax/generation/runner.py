@@ -29,40 +29,23 @@ Batch: TypeAlias = list[ActiveRequest | None]  # row by row; None is padding
 class Runner:
     """Calls the programs; holds everything that stays on the device between calls.
 
-    Args:
-        model: on any mesh.
-        speculation: see `Engine`.
-        rows: of a shard.
-        page_size: tokens per page.
-        max_length: tokens of the longest sequence.
-        cache_type: see `Engine`.
+    Arguments are those of `Engine`, but `rows` are of one shard.
 
     Attributes:
         prefill_rows: most sequences of one prefill, per shard.
         slots: free slots of `Seen`.
         guessed: guesses checked by the last `decode`.
-
-    Raises:
-        UserError: a draft model with another vocabulary.
     """
 
     def __init__(
-        self,
-        model: Qwen3,
-        speculation: Speculation | None,
-        *,
-        rows: int,
-        page_size: int,
+        self, model: Qwen3, speculation: Speculation | None, cache_type: CacheType | None, *, rows: int, page_size: int,
         max_length: int,
-        cache_type: CacheType | None,
-    ):
+    ):  # fmt: skip
         models = (model, speculation.model) if isinstance(speculation, DraftModel) else (model,)
         sizes = [m.config.vocab_size for m in models]
         if sizes[-1] != sizes[0]:
-            raise UserError(
-                f"the draft model has {sizes[-1]} vocabulary rows and the model {sizes[0]}; a draft model needs the same "
-                "vocabulary."
-            )
+            counts = f"the draft model has {sizes[-1]} vocabulary rows and the model {sizes[0]}"
+            raise UserError(f"{counts}; a draft model needs the same vocabulary.")
         self.prefill_rows = min(_PREFILL_ROWS, rows)
         self.guessed = 0
         self._model, self._speculation, self._cache_type = model, speculation, cache_type
@@ -71,13 +54,10 @@ class Runner:
         self._width = -(-max_length // page_size)
         self._graphdefs, self._params = zip(*(nnx.split(m) for m in models), strict=True)
         self.slots = list(range(self._shards * rows))
-        self._padding = ActiveRequest.of(
-            Request((0,), Sampling(temperature=0, seed=0), 1), model.generation_config, len(self.slots)
-        )
+        nothing = Request((0,), Sampling(temperature=0, seed=0), 1)
+        self._padding = ActiveRequest.of(nothing, model.generation_config, len(self.slots))
         self._padding.progress = self._padding.progress.replace(active=np.zeros(1, bool))
         self._settings: tuple[tuple[int, ...], Settings] | None = None
-
-    # ---- the cache ---------------------------------------------------------------------------------------------------
 
     def max_pages(self) -> int:
         """Return the pages per shard that hold every row at full length, or that fit into half of the free memory.
@@ -109,8 +89,6 @@ class Runner:
     def grow(self, plan: Grow) -> None:
         """Extend the cache; its contents stay."""
         self.state = program.extend(self.state, plan.before, plan.pages)
-
-    # ---- programs ----------------------------------------------------------------------------------------------------
 
     def prefill(self, plan: Prefill[ActiveRequest]) -> tuple[Batch, Progress, Output]:
         """Compute parts of prompts; returns the rows, and their progress and output on the device."""
@@ -158,10 +136,8 @@ class Runner:
 
     def warm_up(self, chunk: int, max_steps: int, *, constraints: bool) -> None:
         """Compile every program in every shape; a bar counts them. See `Engine.warm_up`."""
-        prefills = [
-            (rows, width) for rows in sorted({1, self.prefill_rows}) for width in _sizes(MIN_PREFILL_TOKENS, chunk)
-        ]
-        decodes = _sizes(1, self._rows)
+        widths, decodes = _sizes(MIN_PREFILL_TOKENS, chunk), _sizes(1, self._rows)
+        prefills = [(rows, width) for rows in sorted({1, self.prefill_rows}) for width in widths]
         guesses = 0 if self._speculation is None else self._speculation.guesses
         kinds = ["plain", *["guesses"] * (guesses > 0), *["constrained"] * constraints]
         with progress_bar("compiling", len(prefills) + len(decodes) * len(kinds) + 1, visible=None) as bar:
@@ -186,8 +162,6 @@ class Runner:
             self.state = program.enter(self.state, np.int32(0), unseen.astype(bool), unseen)
             bar.advance()
 
-    # ---- slots of `Seen` ---------------------------------------------------------------------------------------------
-
     def take_slot(self, active: ActiveRequest) -> None:
         """Give a request with penalties a slot of `Seen` and write the tokens it has seen there."""
         if not active.penalised or active.slot >= 0:
@@ -206,8 +180,6 @@ class Runner:
         if active.slot >= 0:
             self.slots.append(active.slot)
             active.slot = -1
-
-    # ---- arrays ------------------------------------------------------------------------------------------------------
 
     def _stacked(self, batch: Batch) -> tuple[Settings, Progress]:
         """Stack the settings and progress of all rows; settings are reused while the rows stay the same."""
@@ -243,7 +215,7 @@ class Runner:
         return np.zeros((rows, -(-self._model.config.vocab_size // 32)), np.uint32)
 
     def _propose(self, batch: Batch, speculation: Speculation) -> np.ndarray | None:
-        """Return guesses for each row, -1 where there is none; None if no row has any. Updates the rows' n-gram indices."""
+        """Return guesses, padded with -1; None if no row has any. Updates the rows' n-gram indices."""
         guesses = np.full((len(batch), speculation.guesses), -1, np.int32)
         if isinstance(speculation, DraftModel):
             guesses[[active is not None for active in batch]] = 0  # `verify` fills them in

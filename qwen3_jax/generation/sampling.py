@@ -326,9 +326,8 @@ def logprobs(logits_bv: jax.Array, tokens_b: jax.Array, wanted_b: jax.Array) -> 
     def compute(_: None) -> Logprobs:
         log_bv = jax.nn.log_softmax(logits_bv, axis=-1)
         top, top_tokens = jax.lax.top_k(log_bv, few)
-        return Logprobs(
-            jnp.take_along_axis(log_bv, tokens_b[:, None], axis=-1)[:, 0], top, top_tokens.astype(jnp.int32)
-        )
+        chosen = jnp.take_along_axis(log_bv, tokens_b[:, None], axis=-1)[:, 0]
+        return Logprobs(chosen, top, top_tokens.astype(jnp.int32))
 
     def zeros(_: None) -> Logprobs:
         return Logprobs(jnp.zeros(rows), jnp.zeros((rows, few)), jnp.zeros((rows, few), jnp.int32))

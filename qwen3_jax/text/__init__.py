@@ -9,7 +9,7 @@ parse("<think>\\nEasy.\\n</think>\\n\\n4").content       # "4"
 from .chat import built_in_template, render, soft_switch
 from .detokenize import Detokenizer
 from .errors import ChatTemplateError, TextError, TokenizerError
-from .parsers import AnswerParser, Delta, Parsed, ThinkingParser, ToolCallParser, parse
+from .parsers import AnswerParser, Parsed, Piece, ThinkingParser, ToolCallParser, parse
 from .thinking import STOP_TEXT
 from .tokenizer import Tokenizer
 from .tool_json import ToolCall
@@ -19,9 +19,9 @@ __all__ = [
     "STOP_TEXT",
     "AnswerParser",
     "ChatTemplateError",
-    "Delta",
     "Detokenizer",
     "Parsed",
+    "Piece",
     "TextError",
     "ThinkingParser",
     "Tokenizer",

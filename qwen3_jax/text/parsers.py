@@ -4,7 +4,7 @@
 
     parser = AnswerParser(in_thinking=False, tools=True)
     for text in stream:
-        for event in parser.feed(text): ...             # Delta("thinking" | "content", text) or ToolCall
+        for event in parser.feed(text): ...             # Piece("thinking" | "content", text) or ToolCall
     for event in parser.finish(): ...
 
 A tag may be cut anywhere between two chunks; text that may yet become one is held back. Invariant: any chunking of a
@@ -20,14 +20,14 @@ from .tool_json import StringState, ToolCall, read_call
 
 
 @dataclass(frozen=True)
-class Delta:
+class Piece:
     """A piece of the answer; never empty."""
 
     kind: Literal["thinking", "content"]
     text: str
 
 
-Event = Delta | ToolCall
+Event = Piece | ToolCall
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ class ThinkingParser:
         self._skip = in_thinking  # newlines are dropped until text comes
         self._at_start = not in_thinking  # only newlines so far
 
-    def feed(self, text: str) -> list[Delta]:
+    def feed(self, text: str) -> list[Piece]:
         """The next chunk; gives what is certain."""
-        deltas: list[Delta] = []
+        deltas: list[Piece] = []
         text = self._partial + text
         position = 0
         while (found := _next_tag(text, position, self._tags)) is not None:
@@ -88,13 +88,13 @@ class ThinkingParser:
         self._partial = text[held:]
         return deltas
 
-    def finish(self) -> list[Delta]:
+    def finish(self) -> list[Piece]:
         """The end of the stream: what was held back is text after all."""
-        deltas: list[Delta] = []
+        deltas: list[Piece] = []
         self._text(self._partial, deltas)
         self._partial = ""
         if self._newlines:
-            deltas.append(Delta(self._kind, "\n" * self._newlines))
+            deltas.append(Piece(self._kind, "\n" * self._newlines))
             self._newlines = 0
         return deltas
 
@@ -118,7 +118,7 @@ class ThinkingParser:
         self._at_start = False
         return True
 
-    def _text(self, text: str, deltas: list[Delta]) -> None:
+    def _text(self, text: str, deltas: list[Piece]) -> None:
         if self._skip:
             text = text.lstrip("\n")
         if not text:
@@ -130,7 +130,7 @@ class ThinkingParser:
         elif self._at_start:
             body = text if text.strip("\n") else ""
         if body:
-            deltas.append(Delta(self._kind, "\n" * self._newlines + body))
+            deltas.append(Piece(self._kind, "\n" * self._newlines + body))
             self._newlines = 0
             self._at_start = False
         self._newlines += len(text) - len(body)
@@ -185,7 +185,7 @@ class ToolCallParser:
             self._text(self._partial, events)
         self._partial = ""
         if self._space and not self._after_call:
-            events.append(Delta("content", self._space))
+            events.append(Piece("content", self._space))
         self._space = ""
         return events
 
@@ -217,7 +217,7 @@ class ToolCallParser:
             whole = self._space + body
             if self._after_call and not self._wrote:
                 whole = whole.lstrip()
-            events.append(Delta("content", whole))
+            events.append(Piece("content", whole))
             self._space = ""
             self._wrote = True
             self._after_call = False
@@ -257,7 +257,7 @@ class AnswerParser:
         thinking = "".join(texts["thinking"]) if self.seen_thinking else None
         return Parsed(thinking, "".join(texts["content"]), tuple(calls))
 
-    def _route(self, deltas: list[Delta]) -> list[Event]:
+    def _route(self, deltas: list[Piece]) -> list[Event]:
         events: list[Event] = []
         for delta in deltas:
             if delta.kind == "content" and self._calls:

@@ -28,7 +28,9 @@ def test_prefill_and_decode_tokens_add_up():
     model = tiny_models.model(2, eos=False)
     engine = Engine(model, **ROOMY)
     prompts = [tuple(range(n)) for n in (1, 2, 5, 64, 65, 130)]
-    got = run(engine, *(Request(prompt, Sampling(temperature=0, seed=0), n) for n, prompt in enumerate(prompts, start=3)))
+    got = run(
+        engine, *(Request(prompt, Sampling(temperature=0, seed=0), n) for n, prompt in enumerate(prompts, start=3))
+    )
     stats = engine.stats
     assert [tokens[0].cached for tokens in got] == [0, 0, 4, 60, 64, 64]  # shared as soon as a chunk has computed them
     assert stats.cached_tokens == sum(tokens[0].cached for tokens in got)
@@ -55,7 +57,9 @@ def test_without_a_prefix_cache_every_prompt_token_is_computed():
     assert {token.cached for tokens in got for token in tokens} == {0}
 
 
-@pytest.mark.parametrize(("limit", "guessed", "accepted"), [(1, 0, 0), (2, 3, 0), (5, 3, 3), (25, 18, 18), (24, 18, 17)])
+@pytest.mark.parametrize(
+    ("limit", "guessed", "accepted"), [(1, 0, 0), (2, 3, 0), (5, 3, 3), (25, 18, 18), (24, 18, 17)]
+)
 def test_guesses_that_are_always_right_are_counted(limit, guessed, accepted):
     """Four tokens a step, of which three are guesses; the last step may need fewer."""
     engine = Engine(tiny_models.model(2, eos=False), **ROOMY, speculation=PromptLookup(3, shortest=1))

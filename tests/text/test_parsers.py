@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen3_jax.text import AnswerParser, Delta, ThinkingParser, ToolCall, ToolCallParser, parse
+from qwen3_jax.text import AnswerParser, Piece, ThinkingParser, ToolCall, ToolCallParser, parse
 
 PIECES = [
     "<think>", "</think>", "<tool_call>", "</tool_call>", "<think", ">", "</", "<", "tool_call>", "\n", "\n\n", " ",
@@ -30,8 +30,8 @@ def merged(events: list) -> list:
     for event in events:
         if isinstance(event, ToolCall):
             out.append((event.name, event.arguments))
-        elif out and isinstance(out[-1], Delta) and out[-1].kind == event.kind:
-            out[-1] = Delta(event.kind, out[-1].text + event.text)
+        elif out and isinstance(out[-1], Piece) and out[-1].kind == event.kind:
+            out[-1] = Piece(event.kind, out[-1].text + event.text)
         else:
             assert event.text, "an empty delta"
             out.append(event)
@@ -57,8 +57,8 @@ def test_chunking_never_matters(text: str, data: st.DataObject, in_thinking: boo
         assert run(make(), chunks) == run(make(), [text]) == run(make(), list(text))
     parsed = parse(text, in_thinking, tools)
     whole = run(AnswerParser(in_thinking, tools), [text])
-    assert parsed.content == "".join(e.text for e in whole if isinstance(e, Delta) and e.kind == "content")
-    assert [(c.name, c.arguments) for c in parsed.tool_calls] == [e for e in whole if not isinstance(e, Delta)]
+    assert parsed.content == "".join(e.text for e in whole if isinstance(e, Piece) and e.kind == "content")
+    assert [(c.name, c.arguments) for c in parsed.tool_calls] == [e for e in whole if not isinstance(e, Piece)]
 
 
 @pytest.mark.parametrize(
@@ -166,12 +166,12 @@ def test_text_is_given_out_as_soon_as_it_is_certain():
     """Only what may become a tag, or what a tag may take, waits."""
     parser = AnswerParser()
     assert parser.feed("<thi") == []
-    assert parser.feed("nk>\nLet") == [Delta("thinking", "Let")]
-    assert parser.feed(" me\n") == [Delta("thinking", " me")]
-    assert parser.feed("see</") == [Delta("thinking", "\nsee")]
-    assert parser.feed("b>") == [Delta("thinking", "</b>")]
-    assert parser.feed("</think>\n\n4 <") == [Delta("content", "4")]
-    assert parser.feed(" 5") == [Delta("content", " < 5")]
+    assert parser.feed("nk>\nLet") == [Piece("thinking", "Let")]
+    assert parser.feed(" me\n") == [Piece("thinking", " me")]
+    assert parser.feed("see</") == [Piece("thinking", "\nsee")]
+    assert parser.feed("b>") == [Piece("thinking", "</b>")]
+    assert parser.feed("</think>\n\n4 <") == [Piece("content", "4")]
+    assert parser.feed(" 5") == [Piece("content", " < 5")]
     assert parser.feed(CALL[:-1]) == []
     (call,) = parser.feed(">")
     assert isinstance(call, ToolCall)
