@@ -25,7 +25,7 @@ from qwen3_jax.errors import RequestError, UserError
 from qwen3_jax.generation.active import ActiveRequest
 from qwen3_jax.generation.program import MAX_EOS, Output, Progress, size_of
 from qwen3_jax.generation.request import Request, require
-from qwen3_jax.generation.runner import MIN_PREFILL_TOKENS, Batch, Runner
+from qwen3_jax.generation.runner import MIN_PREFILL_TOKENS, ActiveBatch, Runner
 from qwen3_jax.generation.scheduler import Grow, Prefill, Scheduler
 from qwen3_jax.generation.speculation import Speculation
 from qwen3_jax.generation.stats import Clock, Stats
@@ -218,7 +218,7 @@ class Engine:
                 self.stats.cached_tokens += active.cached or 0
             self._runner.take_slot(active)
 
-    def _postprocess(self, batch: Batch, progress: Progress, output: Output) -> list[Token]:
+    def _postprocess(self, batch: ActiveBatch, progress: Progress, output: Output) -> list[Token]:
         """Append the new tokens to their requests, step by step, and release what is finished."""
         steps = output.valid.sum(axis=0)  # each row is valid up to its last step
         tokens: list[Token] = []

@@ -23,7 +23,7 @@ from qwen3_jax.progress import progress_bar
 MIN_PREFILL_TOKENS = 16  # shorter parts of prompts are padded
 _PREFILL_ROWS = 8  # most sequences of one prefill
 
-Batch: TypeAlias = list[ActiveRequest | None]  # row by row; None is padding
+ActiveBatch: TypeAlias = list[ActiveRequest | None]  # row by row; None is padding
 
 
 class Runner:
@@ -90,13 +90,13 @@ class Runner:
         """Extend the cache; its contents stay."""
         self.state = program.extend(self.state, plan.before, plan.pages)
 
-    def prefill(self, plan: Prefill[ActiveRequest]) -> tuple[Batch, Progress, Output]:
+    def prefill(self, plan: Prefill[ActiveRequest]) -> tuple[ActiveBatch, Progress, Output]:
         """Compute parts of prompts; returns the rows, and their progress and output on the device."""
         rows = 1 if max(map(len, plan.parts)) == 1 else self.prefill_rows
         width = size_of(max(sum(count for _, count in parts) for parts in plan.parts), MIN_PREFILL_TOKENS)
         tokens = np.zeros((self._shards, width), np.int32)
         counts = np.zeros((self._shards, rows), np.int32)
-        batch: Batch = [None] * (self._shards * rows)
+        batch: ActiveBatch = [None] * (self._shards * rows)
         ends = np.zeros(len(batch), bool)
         for shard, parts in enumerate(plan.parts):
             start = 0
@@ -111,10 +111,10 @@ class Runner:
         self.state, progress, output = program.prefill(self._graphdefs, self._params, self.state, *arrays)
         return batch, progress, output
 
-    def decode(self, plan: Decode[ActiveRequest], max_steps: int) -> tuple[Batch, Progress, Output]:
+    def decode(self, plan: Decode[ActiveRequest], max_steps: int) -> tuple[ActiveBatch, Progress, Output]:
         """Generate tokens, by checking guesses where there are some; returns as `prefill`."""
         rows = size_of(max(map(len, plan.sequences)))
-        batch: Batch = [None] * (self._shards * rows)
+        batch: ActiveBatch = [None] * (self._shards * rows)
         for shard, sequences in enumerate(plan.sequences):
             batch[shard * rows : shard * rows + len(sequences)] = sequences
         arrays = self._params, self.state, *self._stacked(batch), self._tables(batch)
@@ -129,7 +129,7 @@ class Runner:
             self.state, progress, output = program.verify(self._graphdefs, guesses.shape[1], *arrays, guesses)
         return batch, progress, output
 
-    def fetch(self, batch: Batch, progress: Progress, output: Output) -> tuple[Progress, Output]:
+    def fetch(self, batch: ActiveBatch, progress: Progress, output: Output) -> tuple[Progress, Output]:
         """Wait for a program's results and copy them to the host; log probabilities only if a row requested them."""
         requested = any(active is not None and active.request.sampling.logprobs is not None for active in batch)
         return jax.device_get((progress, output if requested else output.replace(logprobs=None)))
@@ -142,7 +142,7 @@ class Runner:
         kinds = ["plain", *["guesses"] * (guesses > 0), *["constrained"] * constraints]
         with progress_bar("compiling", len(prefills) + len(decodes) * len(kinds) + 1, visible=None) as bar:
             for rows, width in prefills:
-                batch: Batch = [None] * (self._shards * rows)
+                batch: ActiveBatch = [None] * (self._shards * rows)
                 tokens, counts = np.zeros((self._shards, width), np.int32), np.zeros((self._shards, rows), np.int32)
                 rest = *self._stacked(batch), tokens, counts, self._tables(batch)
                 self.state, *_ = program.prefill(self._graphdefs, self._params, self.state, *rest)
@@ -181,7 +181,7 @@ class Runner:
             self.slots.append(active.slot)
             active.slot = -1
 
-    def _stacked(self, batch: Batch) -> tuple[Settings, Progress]:
+    def _stacked(self, batch: ActiveBatch) -> tuple[Settings, Progress]:
         """Stack the settings and progress of all rows; settings are reused while the rows stay the same."""
         rows = [self._padding if active is None else active for active in batch]
         key = tuple(active.number for active in rows)
@@ -191,7 +191,7 @@ class Runner:
         lengths = np.asarray([active.computed for active in rows], np.int32)
         return self._settings[1], progress.replace(length=lengths)
 
-    def _tables(self, batch: Batch) -> np.ndarray:
+    def _tables(self, batch: ActiveBatch) -> np.ndarray:
         """Return the page tables, int32 [shards, rows, pages of the longest sequence]."""
         tables = np.zeros((len(batch), self._width), np.int32)
         for row, active in zip(tables, batch, strict=True):
@@ -199,7 +199,7 @@ class Runner:
                 row[: len(active.pages)] = active.pages
         return tables.reshape(self._shards, -1, self._width)
 
-    def _allowed(self, batch: Batch) -> np.ndarray | None:
+    def _allowed(self, batch: ActiveBatch) -> np.ndarray | None:
         """Return the words of each row's constraint on its next token; None if no row has a constraint."""
         if not any(active is not None and active.request.constraint is not None for active in batch):
             return None
@@ -214,7 +214,7 @@ class Runner:
         """Return the words of `Constraint.allowed` with no token allowed, for `rows` rows and the model's vocabulary."""
         return np.zeros((rows, -(-self._model.config.vocab_size // 32)), np.uint32)
 
-    def _propose(self, batch: Batch, speculation: Speculation) -> np.ndarray | None:
+    def _propose(self, batch: ActiveBatch, speculation: Speculation) -> np.ndarray | None:
         """Return guesses, padded with -1; None if no row has any. Updates the rows' n-gram indices."""
         guesses = np.full((len(batch), speculation.guesses), -1, np.int32)
         if isinstance(speculation, DraftModel):

@@ -74,29 +74,29 @@ class ThinkingParser:
 
     def feed(self, text: str) -> list[Piece]:
         """The next chunk; gives what is certain."""
-        deltas: list[Piece] = []
+        pieces: list[Piece] = []
         text = self._partial + text
         position = 0
         while (found := _next_tag(text, position, self._tags)) is not None:
             start, tag = found
-            self._text(text[position:start], deltas)
+            self._text(text[position:start], pieces)
             if not self._take(tag):
-                self._text(tag, deltas)
+                self._text(tag, pieces)
             position = start + len(tag)
         held = _partial_tag(text, position, self._tags)
-        self._text(text[position:held], deltas)
+        self._text(text[position:held], pieces)
         self._partial = text[held:]
-        return deltas
+        return pieces
 
     def finish(self) -> list[Piece]:
         """The end of the stream: what was held back is text after all."""
-        deltas: list[Piece] = []
-        self._text(self._partial, deltas)
+        pieces: list[Piece] = []
+        self._text(self._partial, pieces)
         self._partial = ""
         if self._newlines:
-            deltas.append(Piece(self._kind, "\n" * self._newlines))
+            pieces.append(Piece(self._kind, "\n" * self._newlines))
             self._newlines = 0
-        return deltas
+        return pieces
 
     @property
     def _kind(self) -> Literal["thinking", "content"]:
@@ -118,7 +118,7 @@ class ThinkingParser:
         self._at_start = False
         return True
 
-    def _text(self, text: str, deltas: list[Piece]) -> None:
+    def _text(self, text: str, pieces: list[Piece]) -> None:
         if self._skip:
             text = text.lstrip("\n")
         if not text:
@@ -130,7 +130,7 @@ class ThinkingParser:
         elif self._at_start:
             body = text if text.strip("\n") else ""
         if body:
-            deltas.append(Piece(self._kind, "\n" * self._newlines + body))
+            pieces.append(Piece(self._kind, "\n" * self._newlines + body))
             self._newlines = 0
             self._at_start = False
         self._newlines += len(text) - len(body)
@@ -257,9 +257,9 @@ class AnswerParser:
         thinking = "".join(texts["thinking"]) if self.seen_thinking else None
         return Parsed(thinking, "".join(texts["content"]), tuple(calls))
 
-    def _route(self, deltas: list[Piece]) -> list[Event]:
+    def _route(self, pieces: list[Piece]) -> list[Event]:
         events: list[Event] = []
-        for delta in deltas:
+        for delta in pieces:
             if delta.kind == "content" and self._calls:
                 events += self._calls.feed(delta.text)
             else:
