@@ -11,6 +11,7 @@ from qwen3_jax.generation.stats import Clock
 from tests.helpers import tiny_models
 
 SEVEN = 7
+PAGE_BYTES = 2 * 2 * 2 * 4 * 16 * 4  # keys and values, layers, heads, tokens, head size, bytes
 ALWAYS_SEVEN = Sampling(temperature=0, logit_bias={SEVEN: 100.0}, seed=0)
 ROOMY = dict(rows=8, cache_tokens=4096, slots_per_page=4, prefill_chunk=64)
 
@@ -118,6 +119,55 @@ def test_since_subtracts_every_field():
     names = [field.name for field in dataclasses.fields(Stats)]
     one, other = (Stats(*(factor * place for place in range(1, len(names) + 1))) for factor in (3, 1))
     assert one.since(other) == Stats(*(2 * place for place in range(1, len(names) + 1)))
+
+
+@pytest.mark.parametrize(
+    ("free", "rows", "max_length", "pages"),
+    [
+        (None, 2, 64, 1 + 2 * 16),  # page 0, and sixteen pages of four tokens for each row
+        (10**9, 2, 62, 1 + 2 * 16),
+        (2 * 20 * PAGE_BYTES, 2, 64, 20),
+        (2 * 20 * PAGE_BYTES - 1, 2, 64, 19),
+        (1, 2, 64, 2),
+    ],
+)
+def test_a_cache_grows_to_what_half_of_the_memory_holds(free, rows, max_length, pages, monkeypatch):
+    monkeypatch.setattr("qwen3_jax.generation.runner.free_memory", lambda placement: free)
+    engine = Engine(tiny_models.model(2), rows=rows, max_length=max_length, slots_per_page=4)
+    assert engine._scheduler.max_pages == pages
+    assert engine.max_length == min(max_length, (pages - 1) * 4)
+
+
+def test_how_many_pages_a_cache_has():
+    model = tiny_models.model(2)
+    growing = Engine(model, rows=2, slots_per_page=8)
+    assert (growing._scheduler.pages, growing.cache_usage[1]) == (1 + 2 * 512 // 8, 2 * 512 // 8)
+    fixed = Engine(model, rows=3, cache_tokens=100, slots_per_page=8)
+    assert (fixed.rows, fixed.cache_usage, fixed.max_length) == (4, (0, 12), 96)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "longest", "shortest", "expected"),
+    [
+        ([1, 2, 3, 1, 2], 3, 2, [3, 1, 2]),
+        ([1, 2, 3, 4, 5, 6, 1, 2], 3, 2, [3, 4, 5, 6]),
+        ([1, 2, 3, 9, 2, 3, 8, 1, 2, 3], 3, 2, [9, 2, 3, 8]),  # the longest match wins over the latest
+        ([1, 2, 3, 9, 2, 3, 8, 1, 2, 3], 2, 2, [8, 1, 2, 3]),  # of equal ones the latest
+        ([1, 2, 3, 4], 3, 2, []),
+        ([1, 2, 1], 3, 2, []),
+        ([1, 2, 1], 3, 1, [2, 1]),
+        ([5, 5], 3, 1, [5]),
+        ([5], 3, 1, []),
+        ([1, 2, 3, 7, 1, 2, 3], 5, 4, []),
+    ],
+)
+@pytest.mark.parametrize("cut", [0, 1, 4])
+def test_what_a_lookup_proposes(tokens, longest, shortest, expected, cut):
+    """Whether the index was built at once or before some of the tokens."""
+    lookup, ngrams = PromptLookup(4, longest=longest, shortest=shortest), {}
+    if cut:
+        lookup.propose(tokens[:cut], ngrams, 0)
+    assert lookup.propose(tokens, ngrams, min(cut, len(tokens))) == expected
 
 
 # ---- who is scheduled --------------------------------------------------------------------------------------------------

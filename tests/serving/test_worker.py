@@ -1,12 +1,18 @@
-"""The engine's thread when the engine fails: who waits is told, who comes later too, and /health says so."""
+"""The engine's thread: who gets which token, what is cancelled, and what clients are told when the engine fails or stops."""
 
 import asyncio
+import dataclasses
+import threading
 
 import httpx
 import pytest
 
 from qwen3_jax import Engine, Request, Sampling
+from qwen3_jax.errors import RequestError
+from qwen3_jax.generation import Stats, Token
 from qwen3_jax.serving.app import Server
+from qwen3_jax.serving.errors import Refused
+from qwen3_jax.serving.events import while_connected
 from qwen3_jax.serving.worker import Stopped, Worker
 from tests.helpers import tiny_models
 
@@ -62,9 +68,169 @@ def test_a_failed_engine_is_no_healthy_server():
             body = dict(messages=[{"role": "user", "content": "2 + 3"}], max_tokens=50)
             assert (await http.post("/v1/chat/completions", json=body)).status_code == 503
             assert (await http.post("/v1/chat/completions", json=body)).status_code == 503
+            assert (server._open, server._open_answers) == (0, 0)
             for path in ("/health", "/ready"):
                 answer = await http.get(path)
                 assert answer.status_code == 503
                 assert "the engine has failed" in answer.json()["error"]["message"]
 
     asyncio.run(asyncio.wait_for(client(), 240))
+
+
+class Scripted:
+    """An engine without a model: each step gives one token to every request, the last of `length` of them finished."""
+
+    def __init__(self, length: int):
+        self.length, self.left, self.cancelled, self.count = length, {}, [], 0
+        self.cache_usage, self.stats, self.waiting = (3, 9), Stats(prefill_tokens=5), 2
+        self.gate = threading.Semaphore(0)  # a step waits for the test
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.left)
+
+    @property
+    def running(self) -> int:
+        return len(self.left)
+
+    def submit(self, request: Request) -> int:
+        if request.max_new_tokens > 100:
+            raise RequestError("too long", "max_new_tokens")
+        self.left[self.count] = self.length
+        self.count += 1
+        return self.count - 1
+
+    def cancel(self, number: int) -> None:
+        self.cancelled.append(number)
+        del self.left[number]
+
+    def step(self) -> list[Token]:
+        self.gate.acquire()
+        tokens = []
+        for number in list(self.left):
+            self.left[number] -= 1
+            last = self.left[number] == 0
+            tokens.append(
+                Token(number, 10 * number + self.left[number], False, False, None, "length" if last else None)
+            )
+            if last:
+                del self.left[number]
+        return tokens
+
+
+def scripted(length: int, clients) -> tuple[Scripted, Worker]:
+    """Run `clients(engine, worker)` in an event loop beside a worker."""
+    engine = Scripted(length)
+    worker = Worker(engine)
+    worker.start()
+    asyncio.run(asyncio.wait_for(clients(engine, worker), 60))
+    for _ in range(10):
+        engine.gate.release()
+    worker.stop()
+    return engine, worker
+
+
+ONE = Request((1,), Sampling(), 5)
+
+
+def test_each_ticket_gets_its_own_tokens_by_index():
+    async def clients(engine, worker) -> None:
+        with worker.submit([ONE, ONE]) as first, worker.submit([ONE]) as second:
+            while engine.count < 3:
+                await asyncio.sleep(0.001)
+            engine.gate.release()
+            assert [(i, token.id, token.finish) for i, token in await first.next()] == [(0, 1, None), (1, 11, None)]
+            assert [(i, token.id, token.finish) for i, token in await second.next()] == [(0, 21, None)]
+            engine.gate.release()
+            assert [(i, token.id, token.finish) for i, token in await first.next()] == [
+                (0, 0, "length"),
+                (1, 10, "length"),
+            ]
+            assert [(i, token.id, token.finish) for i, token in await second.next()] == [(0, 20, "length")]
+
+    engine, worker = scripted(2, clients)
+    assert engine.cancelled == []  # all were finished when their tickets were left
+    assert (worker.running, worker.waiting, worker.cache_usage, worker.stats.prefill_tokens) == (0, 0, (0, 9), 5)
+    assert worker._tickets == {}
+
+
+def test_leaving_cancels_what_is_unfinished_and_one_can_be_cancelled_alone():
+    async def clients(engine, worker) -> None:
+        with worker.submit([ONE, ONE, ONE]) as ticket, worker.submit([ONE]) as other:
+            while engine.count < 4:
+                await asyncio.sleep(0.001)
+            ticket.cancel(1)
+            engine.gate.release()  # the step that runs
+            assert [i for i, _ in await ticket.next()] == [0, 1, 2]
+            engine.gate.release()
+            assert [i for i, _ in await ticket.next()] == [0, 2]
+            assert engine.cancelled == [1]
+            ticket.cancel(1)  # a second time is ignored
+            await other.next()
+
+    engine, _ = scripted(50, clients)
+    assert sorted(engine.cancelled) == [0, 1, 2, 3]
+
+
+def test_a_refused_request_cancels_its_siblings_and_no_other():
+    async def clients(engine, worker) -> None:
+        with worker.submit([ONE]) as other:
+            refused = worker.submit([ONE, dataclasses.replace(ONE, max_new_tokens=101), ONE])
+            with refused, pytest.raises(RequestError, match="too long"):
+                engine.gate.release()
+                await refused.next()
+            assert engine.cancelled == [1]
+            await other.next()
+
+    engine, _ = scripted(50, clients)
+    assert engine.count == 2
+
+
+def test_a_worker_that_stops_says_so():
+    async def clients(engine, worker) -> None:
+        with worker.submit([ONE]) as ticket:
+            while not engine.count:
+                await asyncio.sleep(0.001)
+            worker.post(worker._stop)
+            engine.gate.release()
+            await ticket.next()
+            with pytest.raises(Stopped, match="shutting down"):
+                await ticket.next()
+
+    _, worker = scripted(50, clients)
+    assert worker.failure is None
+
+
+class Asker:
+    """A client's side of a request: disconnects after some seconds."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+
+    async def receive(self) -> dict:
+        await asyncio.sleep(self.seconds)
+        return {"type": "http.disconnect"}
+
+
+@pytest.mark.parametrize(
+    ("stays", "works", "limit", "status"), [(9, 0, 9, None), (0, 9, 9, 499), (9, 9, 0.01, 504), (9, 0.01, 9, None)]
+)
+def test_work_ends_with_its_client_or_its_time(stays, works, limit, status):
+    ended = []
+
+    async def work() -> str:
+        try:
+            await asyncio.sleep(works)
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+        return "done"
+
+    if status is None:
+        assert asyncio.run(while_connected(Asker(stays), work(), limit)) == "done"
+        assert ended == []
+        return
+    with pytest.raises(Refused) as refused:
+        asyncio.run(while_connected(Asker(stays), work(), limit))
+    assert refused.value.status == status
+    assert ended == ["cancelled"]
