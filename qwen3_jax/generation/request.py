@@ -153,8 +153,8 @@ def resolve(
         tuple(ids), options.sampling, limit, eos, budget, is_open, thinking_tokens, prompt_index=prompt_index,
         tools=bool(options.tools), raw=options.raw, one_call=options.one_call,
     )  # fmt: skip
-    make = options.constraint or (lambda: None)
-    return [replace(request, sample_index=sample, constraint=make()) for sample in range(options.sampling.n)]
+    make, samples = options.constraint, range(options.sampling.n)
+    return [replace(request, sample_index=sample, constraint=None if make is None else make()) for sample in samples]
 
 
 def end_tokens(model: Qwen3, tokenizer: Tokenizer | None) -> frozenset[int]:
