@@ -34,7 +34,9 @@ class Qwen3Config:
         vocab_size: rows of the embedding (151,936 in released models; the tokenizer has 151,669 tokens).
         hidden_size: width of the residual stream.
         intermediate_size: width of a dense MLP.
-        num_hidden_layers, num_attention_heads, num_key_value_heads: depth, query heads, key/value heads (GQA).
+        num_hidden_layers: depth.
+        num_attention_heads: query heads.
+        num_key_value_heads: key/value heads (GQA).
         head_dim: size of one head; set by itself, not hidden_size / num_attention_heads.
         hidden_act: only "silu" (SwiGLU).
         max_position_embeddings: longest sequence the model claims to handle, in tokens.
@@ -52,7 +54,8 @@ class Qwen3Config:
         decoder_sparse_step: layer i is MoE where (i + 1) is divisible by this ...
         mlp_only_layers: ... and i is not listed here.
         router_aux_loss_coef: weight of the load-balancing loss in training.
-        bos_token_id, eos_token_id: as in the file; generation uses generation_config.json first.
+        bos_token_id: as in the file.
+        eos_token_id: as in the file; generation uses generation_config.json first.
         dtype: the data type in which the checkpoint is stored; None where the file does not say.
     """
 

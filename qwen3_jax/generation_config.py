@@ -15,9 +15,14 @@ class GenerationConfig:
     Attributes:
         eos_token_id: any of these ends an answer; empty means the model config's and then the tokenizer's.
         do_sample: False means greedy, whatever `temperature` says.
-        temperature, top_k, top_p, min_p, repetition_penalty: see `qwen3_jax.Sampling`; None where the file is silent.
-        max_new_tokens: None where the file is silent.
-        bos_token_id, pad_token_id: carried for export.
+        temperature: see `qwen3_jax.Sampling`; None, here and below, if the file has no such field.
+        top_k: see `qwen3_jax.Sampling`.
+        top_p: see `qwen3_jax.Sampling`.
+        min_p: see `qwen3_jax.Sampling`.
+        repetition_penalty: see `qwen3_jax.Sampling`.
+        max_new_tokens: largest number of tokens of an answer.
+        bos_token_id: kept for export.
+        pad_token_id: kept for export.
     """
 
     eos_token_id: tuple[int, ...] = ()

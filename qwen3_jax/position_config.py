@@ -21,8 +21,10 @@ class RopeScaling:
         factor: context extension factor; None means max_position_embeddings / original_max_position_embeddings.
         original_max_position_embeddings: positions seen in training; None means the config's max_position_embeddings.
         attention_factor: multiplies cos and sin; None means YaRN's 0.1 ln(factor) + 1, or the mscale quotient.
-        beta_fast, beta_slow: rotations that bound the ramp between extrapolation and interpolation.
-        mscale, mscale_all_dim: when both are set, attention_factor = m(mscale) / m(mscale_all_dim).
+        beta_fast: rotations at which the ramp from extrapolation to interpolation starts.
+        beta_slow: rotations at which it ends.
+        mscale: with mscale_all_dim, attention_factor = m(mscale) / m(mscale_all_dim).
+        mscale_all_dim: see mscale.
         truncate: round the ramp's bounds to whole dimensions.
     """
 

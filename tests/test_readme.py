@@ -6,6 +6,7 @@ work would begin, and another test does that work: see `RUN_ELSEWHERE`.
 
 import argparse
 import importlib
+import inspect
 import json
 import os
 import re
@@ -18,6 +19,8 @@ from pathlib import Path
 import pytest
 
 import qwen3_jax
+import sharding
+from qwen3_jax import planner
 from qwen3_jax.cli import infer, plan, serve, train
 from qwen3_jax.cli import main as qwen3
 from qwen3_jax.cli.typed import parse_into
@@ -284,3 +287,15 @@ def test_entries_of_the_log_have_one_form():
         assert match, entry.splitlines()[0]
         dates.append(match[1])
     assert dates == sorted(dates)
+
+
+@pytest.mark.parametrize("package", [qwen3_jax, sharding, planner], ids=lambda package: package.__name__)
+def test_docstrings_of_public_names_can_be_rendered(package):
+    """One attribute per line, because two with a comma become a name and a type; tags in backticks, because HTML hides them."""
+    for name in package.__all__:
+        public = getattr(package, name)
+        members = inspect.getmembers(public, inspect.isroutine) if inspect.isclass(public) else []
+        for member, value in [(name, public), *((n, v) for n, v in members if n in vars(public) and n[0] != "_")]:
+            text = value.__doc__ or ""
+            assert not re.search(r"^\s+\w+, \w+: ", text, flags=re.MULTILINE), f"{name}.{member}"
+            assert not re.search(r"<[a-z/|]", re.sub(r"`[^`]*`", "", text)), f"{name}.{member}"

@@ -23,7 +23,8 @@ class PromptLookup:
 
     Attributes:
         guesses: tokens guessed at a time.
-        longest, shortest: lengths of the n-grams that are looked up; the longest match wins.
+        longest: length of the longest n-gram that is looked up; the longest match wins.
+        shortest: length of the shortest one.
     """
 
     guesses: int = 4

@@ -27,9 +27,13 @@ _ID_LIMIT = 1 << 32  # what the Rust library can take
 class Tokenizer:
     """A byte-level BPE tokenizer with a chat template. Immutable; can be pickled into worker processes.
 
-    backend: the `tokenizers` pipeline. config: tokenizer_config.json, unknown fields included. templates: chat
-    templates by name ("default", and perhaps "tool_use"); empty means the built-in one.
-    Raises TokenizerError if config names a token that the vocabulary lacks.
+    Args:
+        backend: the `tokenizers` pipeline.
+        config: tokenizer_config.json, unknown fields included.
+        templates: chat templates by name ("default", and perhaps "tool_use"); empty means the built-in one.
+
+    Raises:
+        TokenizerError: config names a token that the vocabulary lacks.
     """
 
     def __init__(self, backend: Backend, config: Mapping[str, Any], templates: Mapping[str, str]) -> None:
@@ -51,41 +55,46 @@ class Tokenizer:
     def from_pretrained(cls, path: str | os.PathLike[str]) -> "Tokenizer":
         """Load a local folder: tokenizer.json (or vocab.json + merges.txt), tokenizer_config.json, chat template.
 
-        Raises TokenizerError naming the file or field that is missing, damaged or contradictory.
+        Raises:
+            TokenizerError: names the file or field that is missing, damaged or contradictory.
         """
         files = read_folder(Path(path))
         return cls(files.backend, files.config, files.templates)
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
-        """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, for transformers and for us.
+        """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, which transformers reads too.
 
-        Fields of tokenizer_config.json that mean nothing to us are written as they were read.
+        Unknown fields of tokenizer_config.json are written as they were read.
         """
         templates = self._templates or {"default": chat.built_in_template()}
         write_folder(Path(path), TokenizerFiles(self._backend, self._config, templates))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`. The text of an added token ("<|im_end|>") becomes that token; nothing is put around it.
+        """Return the ids of `text`. The text of an added token (`<|im_end|>`) becomes that token; no token is added.
 
-        Raises TokenizerError for what is not a string, or has a lone surrogate.
+        Raises:
+            TokenizerError: `text` is not a string, or has a lone surrogate.
         """
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-        """`encode` of each text, in parallel over the machine's cores."""
+        """Encode each text, in parallel over the machine's cores."""
         return _encode(self._backend, texts)
 
     def encode_ordinary(self, text: str) -> list[int]:
-        """Ids of `text` with no added tokens among them: "<|im_end|>" is read as plain characters.
+        """Return the ids of `text` without added tokens: `<|im_end|>` is read as plain characters.
 
-        For text that is not to be trusted with turn boundaries.
+        For untrusted text, which must not contain turn boundaries.
         """
         return _encode(self._plain, [text])[0]
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
-        """Text of `ids`; bytes that are no UTF-8 become U+FFFD, ids that have no token give nothing.
+        """Return the text of `ids`; invalid UTF-8 becomes U+FFFD, ids without a token are skipped.
 
-        skip_special_tokens drops <|im_end|> and the like; <think> and <tool_call> are not special in Qwen3.
+        Args:
+            ids: token ids.
+            skip_special_tokens: drop `<|im_end|>` and other special tokens; `<think>` and `<tool_call>` are not special in
+                Qwen3.
         """
         numbers = [int(i) for i in ids]
         for i in (min(numbers, default=0), max(numbers, default=0)):
@@ -93,7 +102,7 @@ class Tokenizer:
         return self._backend.decode(numbers, skip_special_tokens=skip_special_tokens)
 
     def detokenizer(self, skip_special_tokens: bool = False) -> Detokenizer:
-        """A fresh incremental decoder of one token stream; it gives what `decode` gives."""
+        """Return an incremental decoder for one token stream; its output, joined, equals that of `decode`."""
         return Detokenizer(self.bytes_of, self._special_ids if skip_special_tokens else ())
 
     @overload
@@ -139,13 +148,20 @@ class Tokenizer:
         continue_final_message: bool = False,
         tokenize: bool = False,
     ) -> str | list[int]:
-        """The prompt of a conversation, as text or (tokenize=True) as ids.
+        """Return the prompt of a conversation, as text or as ids.
 
-        messages: {"role": "system" | "user" | "assistant" | "tool", "content": ...} as OpenAI clients send them; see
-        `chat.render` for what is understood. tools: JSON schemas of functions. add_generation_prompt: open the
-        assistant's turn at the end. continue_final_message: leave the last assistant message open instead, its text
-        kept to the letter (then add_generation_prompt has no effect).
-        Raises ChatTemplateError if a message is malformed or the template refuses the conversation.
+        Args:
+            messages: {"role": "system" | "user" | "assistant" | "tool", "content": ...} in OpenAI's form; `chat.render`
+                lists the accepted fields.
+            tools: JSON schemas of functions.
+            add_generation_prompt: open the assistant's turn at the end.
+            enable_thinking: False closes the thinking in the prompt.
+            continue_final_message: leave the last assistant message open instead, with its text unchanged
+                (add_generation_prompt then has no effect).
+            tokenize: return ids instead of text.
+
+        Raises:
+            ChatTemplateError: a message is malformed, or the template refuses the conversation.
         """
         text = chat.render(
             self._templates.get("tool_use", self.chat_template) if tools else self.chat_template,
@@ -185,11 +201,11 @@ class Tokenizer:
         return self._special_ids
 
     def token_to_id(self, token: str) -> int | None:
-        """The id of a token as the vocabulary spells it ("Ġthe", "<think>"), or None."""
+        """Return the id of a token in the vocabulary's spelling (`Ġthe`, `<think>`), or None."""
         return self._backend.token_to_id(token)
 
     def id_to_token(self, token_id: int) -> str | None:
-        """The vocabulary's spelling of an id, or None if it has no token."""
+        """Return the vocabulary's spelling of an id, or None if it has no token."""
         return self._backend.id_to_token(token_id) if 0 <= token_id < _ID_LIMIT else None
 
     @property
@@ -233,11 +249,11 @@ class Tokenizer:
         return self.token_to_id(byte_level.ENDOFTEXT)
 
     def to_json(self) -> str:
-        """The `tokenizers` pipeline, as in tokenizer.json."""
+        """Return the `tokenizers` pipeline, as in tokenizer.json."""
         return self._backend.to_str()
 
     def definition(self) -> str:
-        """Return all that decides how text and messages become tokens, as one text that can be compared."""
+        """Return everything that determines how text and messages become tokens, as one string to compare."""
         templates = {"default": self.chat_template} | self._templates  # saving writes the built-in one down
         return json.dumps([self.to_json(), sorted(templates.items())])
 
@@ -254,13 +270,13 @@ class Tokenizer:
         return self.token_to_id(self._named[key]) if key in self._named else None
 
     def bytes_of(self, token_id: int) -> bytes:
-        """The bytes of a token's text, UTF-8 or a part of it; none for an id that has no token."""
-        known = self._token_bytes.get(token_id)
-        if known is None:
+        """Return the bytes of a token's text, which may be part of a UTF-8 character; empty for an id without a token."""
+        text = self._token_bytes.get(token_id)
+        if text is None:
             _check_id(token_id)
             token = self._backend.id_to_token(token_id)
-            known = self._token_bytes[token_id] = b"" if token is None else byte_level.token_to_bytes(token)
-        return known
+            text = self._token_bytes[token_id] = b"" if token is None else byte_level.token_to_bytes(token)
+        return text
 
 
 def _check_id(token_id: int) -> None:
