@@ -22,8 +22,8 @@ def _fingerprints(leaves: list[jax.Array]) -> list[jax.Array]:
 def fingerprints(tree: Any) -> dict[str, int]:
     """Return {path of the leaf: fingerprint} for every array of a tree; every process of a run must call it."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    found = jax.device_get(_fingerprints([leaf for _, leaf in leaves]))
-    return {jax.tree_util.keystr(path): int(value) for (path, _), value in zip(leaves, found, strict=True)}
+    values = jax.device_get(_fingerprints([leaf for _, leaf in leaves]))
+    return {jax.tree_util.keystr(path): int(value) for (path, _), value in zip(leaves, values, strict=True)}
 
 
 def _fingerprint(x: jax.Array) -> jax.Array:

@@ -87,8 +87,8 @@ def _check(slots: list[Slot], tensors: TensorSource, config: Qwen3Config) -> Non
     used = set()
     for slot in slots:
         for layer, prefix in enumerate(slot.prefixes):
-            fused = prefix + slot.row.fused
-            if slot.row.fused and fused in tensors.entries:
+            fused = prefix + slot.key.fused
+            if slot.key.fused and fused in tensors.entries:
                 used.add(fused)
                 _check_shape(fused, tensors, _fused_shape(slot))
                 continue
@@ -133,4 +133,4 @@ def _check_tied(tensors: TensorSource) -> None:
 
 def _fused_shape(slot: Slot) -> tuple[int, ...]:
     e, (rows, columns) = slot.sizes["e"], slot.hf_shape()
-    return (e, rows * (1 if slot.row.fused_part is None else 2), columns)
+    return (e, rows * (1 if slot.key.fused_part is None else 2), columns)

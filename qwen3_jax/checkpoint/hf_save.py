@@ -139,7 +139,7 @@ def _write_tensors(
 def _tensors(value: jax.Array, slot: keys.Slot, layer: int, dtype: jnp.dtype) -> Iterator[tuple[str, np.ndarray]]:
     if slot.stacked:
         value = value[layer]
-    hf = keys.to_hf(value, slot.row).astype(dtype)
+    hf = keys.to_hf(value, slot.key).astype(dtype)
     if not hf.is_fully_addressable:
         from jax.experimental.multihost_utils import process_allgather
 

@@ -22,7 +22,7 @@ Path = tuple[Any, ...]  # as nnx.to_flat_state spells it
 
 
 @dataclass(frozen=True)
-class Row:
+class ParameterKey:
     """One parameter of a block (or of the model, outside the blocks).
 
     Attributes:
@@ -49,33 +49,33 @@ class Row:
         return self.hf_dims.partition(",")[2]
 
 
-MODEL_ROWS = (
-    Row("embed", "model.embed_tokens.weight", "vd", "v,d", gguf="token_embd.weight"),
-    Row("norm.scale", "model.norm.weight", "d", "d", gguf="output_norm.weight"),
-    Row("lm_head", "lm_head.weight", "dv", "v,d", gguf="output.weight"),
+MODEL_KEYS = (
+    ParameterKey("embed", "model.embed_tokens.weight", "vd", "v,d", gguf="token_embd.weight"),
+    ParameterKey("norm.scale", "model.norm.weight", "d", "d", gguf="output_norm.weight"),
+    ParameterKey("lm_head", "lm_head.weight", "dv", "v,d", gguf="output.weight"),
 )
-BLOCK_ROWS = (
-    Row("attention_norm.scale", "input_layernorm.weight", "d", "d", gguf="attn_norm.weight"),
-    Row("attention.q", "self_attn.q_proj.weight", "dnh", "nh,d", gguf="attn_q.weight"),
-    Row("attention.k", "self_attn.k_proj.weight", "dkh", "kh,d", gguf="attn_k.weight"),
-    Row("attention.v", "self_attn.v_proj.weight", "dkh", "kh,d", gguf="attn_v.weight"),
-    Row("attention.o", "self_attn.o_proj.weight", "nhd", "d,nh", gguf="attn_output.weight"),
-    Row("attention.q_bias", "self_attn.q_proj.bias", "nh", "nh", gguf="attn_q.bias"),
-    Row("attention.k_bias", "self_attn.k_proj.bias", "kh", "kh", gguf="attn_k.bias"),
-    Row("attention.v_bias", "self_attn.v_proj.bias", "kh", "kh", gguf="attn_v.bias"),
-    Row("attention.o_bias", "self_attn.o_proj.bias", "d", "d", gguf="attn_output.bias"),
-    Row("attention.q_norm.scale", "self_attn.q_norm.weight", "h", "h", gguf="attn_q_norm.weight"),
-    Row("attention.k_norm.scale", "self_attn.k_norm.weight", "h", "h", gguf="attn_k_norm.weight"),
-    Row("mlp_norm.scale", "post_attention_layernorm.weight", "d", "d", gguf="ffn_norm.weight"),
+BLOCK_KEYS = (
+    ParameterKey("attention_norm.scale", "input_layernorm.weight", "d", "d", gguf="attn_norm.weight"),
+    ParameterKey("attention.q", "self_attn.q_proj.weight", "dnh", "nh,d", gguf="attn_q.weight"),
+    ParameterKey("attention.k", "self_attn.k_proj.weight", "dkh", "kh,d", gguf="attn_k.weight"),
+    ParameterKey("attention.v", "self_attn.v_proj.weight", "dkh", "kh,d", gguf="attn_v.weight"),
+    ParameterKey("attention.o", "self_attn.o_proj.weight", "nhd", "d,nh", gguf="attn_output.weight"),
+    ParameterKey("attention.q_bias", "self_attn.q_proj.bias", "nh", "nh", gguf="attn_q.bias"),
+    ParameterKey("attention.k_bias", "self_attn.k_proj.bias", "kh", "kh", gguf="attn_k.bias"),
+    ParameterKey("attention.v_bias", "self_attn.v_proj.bias", "kh", "kh", gguf="attn_v.bias"),
+    ParameterKey("attention.o_bias", "self_attn.o_proj.bias", "d", "d", gguf="attn_output.bias"),
+    ParameterKey("attention.q_norm.scale", "self_attn.q_norm.weight", "h", "h", gguf="attn_q_norm.weight"),
+    ParameterKey("attention.k_norm.scale", "self_attn.k_norm.weight", "h", "h", gguf="attn_k_norm.weight"),
+    ParameterKey("mlp_norm.scale", "post_attention_layernorm.weight", "d", "d", gguf="ffn_norm.weight"),
 )
-DENSE_ROWS = (
-    Row("mlp.gate", "mlp.gate_proj.weight", "df", "f,d", gguf="ffn_gate.weight"),
-    Row("mlp.up", "mlp.up_proj.weight", "df", "f,d", gguf="ffn_up.weight"),
-    Row("mlp.down", "mlp.down_proj.weight", "fd", "d,f", gguf="ffn_down.weight"),
+DENSE_KEYS = (
+    ParameterKey("mlp.gate", "mlp.gate_proj.weight", "df", "f,d", gguf="ffn_gate.weight"),
+    ParameterKey("mlp.up", "mlp.up_proj.weight", "df", "f,d", gguf="ffn_up.weight"),
+    ParameterKey("mlp.down", "mlp.down_proj.weight", "fd", "d,f", gguf="ffn_down.weight"),
 )
-MOE_ROWS = (
-    Row("mlp.router", "mlp.gate.weight", "de", "e,d", gguf="ffn_gate_inp.weight"),
-    Row(
+MOE_KEYS = (
+    ParameterKey("mlp.router", "mlp.gate.weight", "de", "e,d", gguf="ffn_gate_inp.weight"),
+    ParameterKey(
         "mlp.gate",
         "mlp.experts.{expert}.gate_proj.weight",
         "edf",
@@ -84,7 +84,7 @@ MOE_ROWS = (
         0,
         gguf="ffn_gate_exps.weight",
     ),
-    Row(
+    ParameterKey(
         "mlp.up",
         "mlp.experts.{expert}.up_proj.weight",
         "edf",
@@ -93,7 +93,7 @@ MOE_ROWS = (
         1,
         gguf="ffn_up_exps.weight",
     ),
-    Row(
+    ParameterKey(
         "mlp.down",
         "mlp.experts.{expert}.down_proj.weight",
         "efd",
@@ -112,7 +112,7 @@ class Slot:
         path: where it sits in the model's state.
         shape, axes: its shape and logical axes, without the leading "layers" of a stack.
         stacked: whether the parameter leads with a layers axis.
-        row: its row of the table.
+        key: its row of the key table.
         prefixes: for each layer of the stack (one entry when there is none), the HF name's prefix.
     """
 
@@ -120,26 +120,26 @@ class Slot:
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     stacked: bool
-    row: Row
+    key: ParameterKey
     prefixes: tuple[str, ...]
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Size of each letter in `row.dims`."""
-        return dict(zip(self.row.dims, self.shape, strict=True))
+        """Size of each letter in `key.dims`."""
+        return dict(zip(self.key.dims, self.shape, strict=True))
 
     @property
     def per_expert(self) -> bool:
         """Whether HF stores one tensor per expert."""
-        return "{expert}" in self.row.hf
+        return "{expert}" in self.key.hf
 
     def hf_shape(self) -> tuple[int, ...]:
         """Shape of each HF tensor."""
-        return tuple(_product(self.sizes, group) for group in self.row.hf_dims.split(","))
+        return tuple(_product(self.sizes, group) for group in self.key.hf_dims.split(","))
 
     def names(self, layer: int) -> list[str]:
         """HF names of the tensors that make up this parameter in one layer of the stack."""
-        name = self.prefixes[layer] + self.row.hf
+        name = self.prefixes[layer] + self.key.hf
         return [name.format(expert=e) for e in range(self.sizes["e"])] if self.per_expert else [name]
 
 
@@ -150,56 +150,56 @@ def slots(model_state: nnx.State, config: Qwen3Config, scan_layers: bool) -> lis
         KeyError: a parameter that no row of the table names: a bug in the table, not in a checkpoint.
     """
     groups = layer_groups(config, scan_layers)
-    found = []
+    slots_of_model = []
     for path, variable in nnx.to_flat_state(model_state):
         shape, axes = tuple(variable.get_value().shape), tuple(variable.get_metadata()["logical_axes"])
         if path[0] == "groups":
             moe, layers = groups[int(str(path[1]))]
-            rows = BLOCK_ROWS + (MOE_ROWS if moe else DENSE_ROWS)
+            rows = BLOCK_KEYS + (MOE_KEYS if moe else DENSE_KEYS)
             prefixes = tuple(f"model.layers.{layer}." for layer in layers)
-            row = _find(rows, ".".join(map(str, path[2:])))
+            key = _find(rows, ".".join(map(str, path[2:])))
             stacked = scan_layers
         else:
-            row, prefixes, stacked = _find(MODEL_ROWS, ".".join(map(str, path))), ("",), False
+            key, prefixes, stacked = _find(MODEL_KEYS, ".".join(map(str, path))), ("",), False
         lead = int(stacked)
-        found.append(Slot(path, shape[lead:], axes[lead:], stacked, row, prefixes))
-    return found
+        slots_of_model.append(Slot(path, shape[lead:], axes[lead:], stacked, key, prefixes))
+    return slots_of_model
 
 
-def from_hf(raw: jax.Array, row: Row, sizes: dict[str, int]) -> jax.Array:
+def from_hf(raw: jax.Array, key: ParameterKey, sizes: dict[str, int]) -> jax.Array:
     """Turn an HF tensor (or a stack of them over experts) into our layout; `sizes` are the piece's own."""
-    groups = _groups(row)
+    groups = _groups(key)
     split = raw.reshape([sizes[letter] for letter in groups])
-    return split.transpose([groups.index(letter) for letter in row.dims])
+    return split.transpose([groups.index(letter) for letter in key.dims])
 
 
-def to_hf(value: jax.Array, row: Row) -> jax.Array:
+def to_hf(value: jax.Array, key: ParameterKey) -> jax.Array:
     """Turn one layer's parameter into HF's layout, with the experts leading where there is one tensor per expert."""
-    sizes = dict(zip(row.dims, value.shape, strict=True))
-    flat = value.transpose([row.dims.index(letter) for letter in _groups(row)])
-    lead = (sizes["e"],) if "{expert}" in row.hf else ()
-    return flat.reshape(*lead, *(_product(sizes, group) for group in row.hf_dims.split(",")))
+    sizes = dict(zip(key.dims, value.shape, strict=True))
+    flat = value.transpose([key.dims.index(letter) for letter in _groups(key)])
+    lead = (sizes["e"],) if "{expert}" in key.hf else ()
+    return flat.reshape(*lead, *(_product(sizes, group) for group in key.hf_dims.split(",")))
 
 
-def hf_index(row: Row, sizes: dict[str, int], index: dict[str, slice]) -> tuple[slice, ...]:
+def hf_index(key: ParameterKey, sizes: dict[str, int], index: dict[str, slice]) -> tuple[slice, ...]:
     """Return the part of an HF tensor that holds the given part of our parameter (one slice per letter).
 
     Only the first letter of a group may be cut: heads are split between devices, the size of a head never is.
     """
     out = []
-    for group in row.hf_dims.split(","):
+    for group in key.hf_dims.split(","):
         rest = _product(sizes, group[1:])
         part = index[group[0]]
         out.append(slice(part.start * rest, part.stop * rest))
         for letter in group[1:]:
             if (index[letter].start, index[letter].stop) != (0, sizes[letter]):
-                raise ValueError(f"{row.ours}: the dimension {letter!r} cannot be split between devices.")
+                raise ValueError(f"{key.ours}: the dimension {letter!r} cannot be split between devices.")
     return tuple(out)
 
 
-def _groups(row: Row) -> list[str]:
-    letters = list(row.hf_dims.replace(",", ""))
-    return ["e", *letters] if "{expert}" in row.hf else letters
+def _groups(key: ParameterKey) -> list[str]:
+    letters = list(key.hf_dims.replace(",", ""))
+    return ["e", *letters] if "{expert}" in key.hf else letters
 
 
 def _product(sizes: dict[str, int], letters: str) -> int:
@@ -209,11 +209,8 @@ def _product(sizes: dict[str, int], letters: str) -> int:
     return out
 
 
-def _find(rows: tuple[Row, ...], ours: str) -> Row:
-    for row in rows:
-        if row.ours == ours:
-            return row
+def _find(rows: tuple[ParameterKey, ...], ours: str) -> ParameterKey:
+    for key in rows:
+        if key.ours == ours:
+            return key
     raise KeyError(f"the key table has no row for the parameter {ours!r}")
-
-
-__all__ = ["BLOCK_ROWS", "DENSE_ROWS", "MODEL_ROWS", "MOE_ROWS", "Row", "Slot", "from_hf", "hf_index", "slots", "to_hf"]

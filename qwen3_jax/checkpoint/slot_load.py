@@ -32,10 +32,10 @@ def weight_type(slot: Slot, config: Qwen3Config, quantize: WeightType | None) ->
     tied) is int8 in any case: a decode step reads all of it, but it is the most sensitive matrix, which int4 and e4m3 (3
     binary digits) would hurt most. An untied embedding is only looked up; it, the router, norms and biases stay.
     """
-    if quantize is None or not slot.row.summed or slot.row.ours == "mlp.router":
+    if quantize is None or not slot.key.summed or slot.key.ours == "mlp.router":
         return None
-    if slot.row in keys.MODEL_ROWS:
-        return "int8" if slot.row.ours == ("embed" if config.tie_word_embeddings else "lm_head") else None
+    if slot.key in keys.MODEL_KEYS:
+        return "int8" if slot.key.ours == ("embed" if config.tie_word_embeddings else "lm_head") else None
     return quantize
 
 
@@ -53,7 +53,7 @@ def load_slot(
     for device, cut in sharding.addressable_devices_indices_map(slot.shape).items():
         bounds = tuple(s.indices(n)[:2] for s, n in zip(cut, slot.shape, strict=True))  # type: ignore[arg-type]
         parts.setdefault(bounds, []).append(device)
-    summed = tuple(slot.row.dims.index(letter) for letter in slot.row.summed) if kind else ()
+    summed = tuple(slot.key.dims.index(letter) for letter in slot.key.summed) if kind else ()
     reads: dict[Bounds, list[Bounds]] = {}  # what is read -> the parts that are cut out of it
     for bounds in parts:
         whole = tuple((0, slot.shape[i]) if i in summed else pair for i, pair in enumerate(bounds))
@@ -63,11 +63,11 @@ def load_slot(
     shared: Any = (False,) * len(slot.shape)  # of a quantised weight, one such tuple for each of its arrays
     for layer in range(len(slot.prefixes)):
         for whole, wanted in reads.items():
-            index = {d: slice(*b) for d, b in zip(slot.row.dims, whole, strict=True)}
+            index = {d: slice(*b) for d, b in zip(slot.key.dims, whole, strict=True)}
             sizes = tuple((d, s.stop - s.start) for d, s in index.items())
             raw = _read(slot, layer, index, tensors)
             if kind:
-                quantized = _quantize(jax.device_put(raw, parts[wanted[0]][0]), slot.row, sizes, kind)
+                quantized = _quantize(jax.device_put(raw, parts[wanted[0]][0]), slot.key, sizes, kind)
                 shared = jax.tree.map(
                     lambda part, n=sizes: tuple(m == 1 < k for m, (_, k) in zip(part.shape, n, strict=True)), quantized
                 )
@@ -81,7 +81,7 @@ def load_slot(
                     local = (
                         jax.device_put(cut, device)
                         if kind
-                        else _convert(jax.device_put(raw, device), slot.row, sizes, dtype)
+                        else _convert(jax.device_put(raw, device), slot.key, sizes, dtype)
                     )
                     if slot.stacked:
                         if layer == 0:
@@ -130,22 +130,22 @@ def _assemble(
         sizes = locals_[0].shape[len(lead) :]
         total = [n if own else n * count for n, count, own in zip(sizes, parts, along, strict=True)]
         placed = PartitionSpec(*[None] * len(lead), *(None if own else s for s, own in zip(spec, along, strict=True)))
-        made = NamedSharding(sharding.mesh, placed)
-        return jax.make_array_from_single_device_arrays((*lead, *total), made, list(locals_))
+        placement = NamedSharding(sharding.mesh, placed)
+        return jax.make_array_from_single_device_arrays((*lead, *total), placement, list(locals_))
 
     return jax.tree.map(one, shared, *buffers, is_leaf=lambda node: isinstance(node, tuple))
 
 
 def _read(slot: Slot, layer: int, index: dict[str, slice], tensors: TensorSource) -> np.ndarray:
     """Read the part `index` of one layer's parameter in HF's layout, experts leading."""
-    cut = keys.hf_index(slot.row, slot.sizes, index)
+    cut = keys.hf_index(slot.key, slot.sizes, index)
     with tensors.open() as reader:
         if not slot.per_expert:
             return reader.read(slot.names(layer)[0], cut)
         experts = range(index["e"].start, index["e"].stop)
-        fused = slot.prefixes[layer] + slot.row.fused
+        fused = slot.prefixes[layer] + slot.key.fused
         if fused in tensors.entries:
-            offset = (slot.row.fused_part or 0) * slot.hf_shape()[0]
+            offset = (slot.key.fused_part or 0) * slot.hf_shape()[0]
             rows = slice(cut[0].start + offset, cut[0].stop + offset)
             return reader.read(fused, (slice(experts.start, experts.stop), rows, *cut[1:]))
         names = slot.names(layer)
@@ -158,31 +158,31 @@ def _read(slot: Slot, layer: int, index: dict[str, slice], tensors: TensorSource
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _convert(raw: jax.Array, row: keys.Row, sizes: tuple[tuple[str, int], ...], dtype: jnp.dtype) -> jax.Array:
-    return keys.from_hf(raw, row, dict(sizes)).astype(dtype)
+def _convert(raw: jax.Array, key: keys.ParameterKey, sizes: tuple[tuple[str, int], ...], dtype: jnp.dtype) -> jax.Array:
+    return keys.from_hf(raw, key, dict(sizes)).astype(dtype)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _quantize(raw: jax.Array, row: keys.Row, sizes: tuple[tuple[str, int], ...], kind: WeightType) -> Any:
+def _quantize(raw: jax.Array, key: keys.ParameterKey, sizes: tuple[tuple[str, int], ...], kind: WeightType) -> Any:
     """Pack a weight (or a part of it, whole along the axes that are summed) in HF's layout, some rows at a time.
 
     All at once XLA keeps a float32 copy, two to four times what is read.
     """
     ours = dict(sizes)
     *lead, size = raw.shape
-    group = math.gcd(GROUP, ours[row.summed[-1]])  # a group never holds inputs of two heads
+    group = math.gcd(GROUP, ours[key.summed[-1]])  # a group never holds inputs of two heads
     rows = math.prod(lead)
     piece = next(n for n in range(max(1, min(rows, _PIECE // size)), 0, -1) if rows % n == 0)
     # As integers: XLA:CPU would convert all of a bf16 array to slice it.
     bits = jax.lax.bitcast_convert_type(raw, f"uint{8 * raw.dtype.itemsize}").reshape(-1, piece, size)
     packed = jax.lax.map(lambda w: quantize_weight(jax.lax.bitcast_convert_type(w, raw.dtype), kind, (1,), group), bits)
     count = packed.scale.shape[-1]
-    scales = ours | dict.fromkeys(row.summed, 1)
+    scales = ours | dict.fromkeys(key.summed, 1)
     if kind == "int4":
-        scales = ours | {row.summed[-1]: ours[row.summed[-1]] // group}
+        scales = ours | {key.summed[-1]: ours[key.summed[-1]] // group}
     return packed.replace(
-        qvalue=keys.from_hf(packed.qvalue.reshape(raw.shape), row, ours),
-        scale=keys.from_hf(packed.scale.reshape(*lead, count), row, scales),
+        qvalue=keys.from_hf(packed.qvalue.reshape(raw.shape), key, ours),
+        scale=keys.from_hf(packed.scale.reshape(*lead, count), key, scales),
     )
 
 

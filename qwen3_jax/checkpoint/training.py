@@ -28,14 +28,14 @@ _BEST = "held_out"
 _unraisable_before = sys.unraisablehook
 
 
-def _hear_no_late_results(unraisable: Any) -> None:
+def _ignore_late_results(unraisable: Any) -> None:
     """Once one file of a checkpoint has failed, Orbax ends its event loop; TensorStore has a traceback printed for every other
     file that is finished later, until the program ends."""
     if str(unraisable.exc_value) != "Event loop is closed":
         _unraisable_before(unraisable)
 
 
-sys.unraisablehook = _hear_no_late_results
+sys.unraisablehook = _ignore_late_results
 # Orbax logs the traceback of every thread that found the disk full; the run says it once, in a sentence.
 logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and _disk_full(record.exc_info[1])))
 
@@ -95,7 +95,7 @@ class TrainCheckpoints:
             state=ocp.args.StandardSave(state),
             position=ocp.args.JsonSave({"position": position, "fingerprints": fingerprints(state)}),
         )
-        with self.full_disk_said(step):
+        with self.disk_full_is_user_error(step):
             self._manager.save(step, args=arguments, metrics={} if held_out is None else {_BEST: held_out})
 
     def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
@@ -113,9 +113,9 @@ class TrainCheckpoints:
             )
             state, saved = restored["state"], restored["position"]
             expected, position = saved["fingerprints"], saved["position"]
-        found = fingerprints(state)
+        restored_fingerprints = fingerprints(state)
         for name, value in expected.items():
-            if found.get(name) != value:
+            if restored_fingerprints.get(name) != value:
                 raise UserError(f"checkpoint {self.folder / str(step)} is damaged: {name} is not what was saved.")
         return state, position
 
@@ -123,7 +123,7 @@ class TrainCheckpoints:
         """Rename a damaged checkpoint to damaged-STEP, so that the run can go on from the one before."""
         if jax.process_index() == 0:
             self._rename(step)
-        _meet("a damaged checkpoint is set aside")
+        _wait_for_all("a damaged checkpoint is set aside")
         self._manager.reload()
 
     def _set_aside_unreadable(self) -> None:
@@ -138,7 +138,7 @@ class TrainCheckpoints:
                         if step.isdigit():
                             warn(f"checkpoint {self.folder / step} is damaged: {path} is no JSON. It is set aside.")
                             self._rename(int(step))
-        _meet("checkpoints are looked at")
+        _wait_for_all("checkpoints are looked at")
 
     def _rename(self, step: int) -> None:
         target, number = self.folder / f"damaged-{step}", 1
@@ -153,7 +153,7 @@ class TrainCheckpoints:
         Raises:
             UserError: the disk is full.
         """
-        with self.full_disk_said(None):
+        with self.disk_full_is_user_error(None):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
@@ -163,7 +163,7 @@ class TrainCheckpoints:
             self._manager.close()
 
     @contextlib.contextmanager
-    def full_disk_said(self, step: int | None) -> Iterator[None]:
+    def disk_full_is_user_error(self, step: int | None) -> Iterator[None]:
         """Turn the many ways to find the disk full into one sentence that names the newest whole checkpoint."""
         try:
             yield
@@ -207,14 +207,14 @@ def restore_newest(
     """
     reasons = []
     for step in reversed(checkpoints.steps()):
-        found, reason = None, ""
+        restored, reason = None, ""
         try:
-            found = checkpoints.restore(step, abstract_state(step))
+            restored = checkpoints.restore(step, abstract_state(step))
         except UserError as error:
             reason = str(error)
-        if _everywhere(found is not None):
-            assert found is not None
-            return step, *found
+        if _everywhere(restored is not None):
+            assert restored is not None
+            return step, *restored
         reasons.append(
             reason or f"checkpoint {checkpoints.folder / str(step)} could not be restored by another process."
         )
@@ -232,10 +232,10 @@ def _everywhere(fine: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.asarray(fine))))
 
 
-def _meet(where: str) -> None:
+def _wait_for_all(point: str) -> None:
     """Wait for the other processes."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(where)
+        multihost_utils.sync_global_devices(point)
 
 
 def _held_out(metrics: dict[str, float]) -> float:

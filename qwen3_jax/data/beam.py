@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from qwen3_jax.data.config import Source
-from qwen3_jax.data.preparation import find_duplicates, preparation
+from qwen3_jax.data.preparation import begin_preparation, find_duplicates
 from qwen3_jax.data.prepared import Prepared
 from qwen3_jax.data.records import TextTokenizer
-from qwen3_jax.data.shards import Job, prepare_split, sign_split
+from qwen3_jax.data.shards import PreparationJob, prepare_split, sign_split
 from qwen3_jax.data.sources import SPLIT_BYTES, Split
 from qwen3_jax.errors import UserError, nearest
 
@@ -45,7 +45,7 @@ def prepare_with_beam(
     except ImportError:
         raise UserError('--beam needs Apache Beam: pip install "qwen3-jax[beam]"') from None
     chosen = _options(options)
-    with preparation(source, tokenizer, output, seed, split_bytes) as begun:
+    with begin_preparation(source, tokenizer, output, seed, split_bytes) as begun:
         if begun is None:
             return Prepared(Path(output).expanduser())
         job = begun.job
@@ -56,9 +56,9 @@ def prepare_with_beam(
             else:
                 signed = numbered | "sign" >> beam.MapTuple(lambda n, split: (n, str(sign_split(job, n, split))))
                 together = signed | "together" >> beam.combiners.ToList()
-                drops = together | "duplicates" >> beam.FlatMap(lambda found: _drops(job, found))
+                drops = together | "duplicates" >> beam.FlatMap(lambda signed: _drops(job, signed))
                 both = {"split": numbered, "drop": drops} | "join" >> beam.CoGroupByKey()
-                work = both | "unpack" >> beam.MapTuple(lambda n, found: (n, *found["split"], *found["drop"]))
+                work = both | "unpack" >> beam.MapTuple(lambda n, joined: (n, *joined["split"], *joined["drop"]))
             work | "prepare" >> beam.Map(lambda one: _prepare(job, *one))
         # Every shard is on disk; reading their counts back costs nothing, whatever the runner.
         return begun.publish([prepare_split(job, number, split, None) for number, split in enumerate(begun.splits)])
@@ -73,14 +73,14 @@ def _options(flags: Sequence[str]) -> Any:
         kind._add_argparse_args(parser)
     unknown = parser.parse_known_args(list(flags))[1]
     if unknown:
-        known = [flag for action in parser._actions for flag in action.option_strings]
-        raise UserError(f"Apache Beam has no option {unknown[0]!r}.{nearest(unknown[0].partition('=')[0], known)}")
+        options = [flag for action in parser._actions for flag in action.option_strings]
+        raise UserError(f"Apache Beam has no option {unknown[0]!r}.{nearest(unknown[0].partition('=')[0], options)}")
     return PipelineOptions(list(flags), save_main_session=False)
 
 
-def _drops(job: Job, found: Iterable[tuple[int, str]]) -> list[tuple[int, np.ndarray]]:
-    return list(enumerate(find_duplicates(job, [Path(path) for _, path in sorted(found)])))
+def _drops(job: PreparationJob, signed: Iterable[tuple[int, str]]) -> list[tuple[int, np.ndarray]]:
+    return list(enumerate(find_duplicates(job, [Path(path) for _, path in sorted(signed)])))
 
 
-def _prepare(job: Job, number: int, split: Split, drop: Any) -> None:
+def _prepare(job: PreparationJob, number: int, split: Split, drop: Any) -> None:
     prepare_split(job, number, split, drop)

@@ -111,8 +111,8 @@ class HeldOut:
     @classmethod
     def of(cls, texts: Iterable[str], n: int) -> HeldOut:
         """Collect the n-grams of every text; one of fewer than n words has none."""
-        found = [np.unique(grams(words_of(text), n)) for text in texts]
-        return cls(np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64), n)
+        grams_of_texts = [np.unique(grams(words_of(text), n)) for text in texts]
+        return cls(np.unique(np.concatenate(grams_of_texts)) if grams_of_texts else np.zeros(0, np.uint64), n)
 
     def overlaps(self, text: str) -> bool:
         """Whether a text shares one n-gram with them."""

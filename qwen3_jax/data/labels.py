@@ -48,7 +48,7 @@ def label(record: Record, text: str, labels: Labels, source_name: str) -> Labell
         return Labelled(domain, language, gopher_quality(text) if labels.quality is None else labels.quality)
     value = record.body[labels.quality_key]
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise DataError(f"{record.where}: {labels.quality_key!r} must be a number, got {type(value).__name__}")
+        raise DataError(f"{record.location}: {labels.quality_key!r} must be a number, got {type(value).__name__}")
     return Labelled(domain, language, float(value))
 
 
@@ -82,21 +82,21 @@ def gopher_quality(text: str) -> float:
 
 def _top_share(words: np.ndarray, lengths: np.ndarray, n: int) -> float:
     """The share of the characters that lies in the most frequent n-gram of words, 0 where none comes twice."""
-    found = grams(words, n)
-    ordered = np.sort(found)
+    hashes = grams(words, n)
+    ordered = np.sort(hashes)
     if not (ordered[1:] == ordered[:-1]).any():
         return 0.0
     ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
     times = np.diff(ends, prepend=-1)
     most = ordered[ends[times == times.max()]]
-    place = int(np.isin(found, most).argmax())  # of several the first
+    place = int(np.isin(hashes, most).argmax())  # of several the first
     return float(times.max() * lengths[place : place + n].sum() / lengths.sum())
 
 
 def _named(record: Record, key: str | None, otherwise: str) -> str:
     value: Any = record.body.get(key, otherwise) if key is not None else otherwise
     if not isinstance(value, str):
-        raise DataError(f"{record.where}: {key!r} must be text, got {type(value).__name__}")
+        raise DataError(f"{record.location}: {key!r} must be text, got {type(value).__name__}")
     return value
 
 

@@ -60,8 +60,8 @@ def open_sources(
         if len(source.paths) == 1 and is_prepared(source.paths[0]):
             corpus = Prepared(source.paths[0])
         else:
-            where = Path(config.cache).expanduser() if config.cache else folder
-            corpus = prepare(source, tokenizer, where / source.name, seed=config.seed, visible=visible)
+            parent = Path(config.cache).expanduser() if config.cache else folder
+            corpus = prepare(source, tokenizer, parent / source.name, seed=config.seed, visible=visible)
         corpus.check_tokenizer(tokenizer)
         out.append(corpus)
     return out
@@ -125,8 +125,8 @@ def make_eval_batches(
     source = config.source(source_name)
     number = config.sources.index(source)
     corpus = corpora[number]
-    where = source.where if domain is None else dataclasses.replace(source.where, domain=[domain])
-    used = np.flatnonzero(corpus.held_out(source.eval_fraction) & corpus.select(where))
+    selected = source.where if domain is None else dataclasses.replace(source.where, domain=[domain])
+    used = np.flatnonzero(corpus.held_out(source.eval_fraction) & corpus.select(selected))
     used = used[np.argsort(np.asarray(corpus.key)[used], kind="stable")]
     pieces = list(_pieces(number, used, corpus, config.sequence_length))
     if max_batches is not None:
@@ -215,10 +215,10 @@ def _read(rows: Sequence[Row], corpora: Sequence[Prepared], length: int) -> Batc
     placed.sort(key=lambda one: one[0])
     for source, group in groupby(placed, key=lambda one: one[0].source):
         members = list(group)
-        wanted = sorted({piece.document for piece, *_ in members})
-        found = dict(zip(wanted, corpora[source].read(wanted), strict=True))
+        numbers = sorted({piece.document for piece, *_ in members})
+        documents = dict(zip(numbers, corpora[source].read(numbers), strict=True))
         for piece, number, start, segment in members:
-            document, here = found[piece.document], slice(start, start + piece.pairs)
+            document, here = documents[piece.document], slice(start, start + piece.pairs)
             stop = piece.start + piece.pairs
             if stop >= len(document.tokens):
                 raise DataError(

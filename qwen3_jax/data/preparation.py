@@ -32,18 +32,18 @@ from qwen3_jax.data.records import DataError, Malformed, TextTokenizer, texts
 from qwen3_jax.data.shards import (
     NAMED,
     PARTS,
-    Job,
+    PreparationJob,
     Shard,
+    assign_number,
     load_columns,
     load_log,
-    number_of,
     prepare_split,
     sign_split,
-    whole,
     write_json,
+    written_whole,
 )
 from qwen3_jax.data.sources import SPLIT_BYTES, Split, read, splits
-from qwen3_jax.data.workers import workers
+from qwen3_jax.data.workers import start_workers
 from qwen3_jax.errors import UserError
 from qwen3_jax.progress import progress_bar
 
@@ -73,23 +73,25 @@ def prepare(
         DataError: a file cannot be read, more records are malformed than allowed, or no document is left.
         UserError: `output` holds something else, or another process is at work on it.
     """
-    with preparation(source, tokenizer, output, seed, split_bytes) as begun:
+    with begin_preparation(source, tokenizer, output, seed, split_bytes) as begun:
         if begun is None:
             return Prepared(Path(output).expanduser())
         job, pieces = begun.job, begun.splits
         count = min((os.cpu_count() or 1) if processes is None else processes, len(pieces))
-        with workers(job, count) as run:
+        with start_workers(job, count) as run:
             drop: Iterable[np.ndarray | None] = [None] * len(pieces)
             if source.cleaning.duplicates != "keep":
                 signed = run(sign_split, pieces)
-                drop = find_duplicates(job, list(_shown(signed, f"comparing {source.name}", len(pieces), visible)))
-            made = run(prepare_split, pieces, drop)
-            shards = list(_shown(made, f"preparing {source.name}", len(pieces), visible))
+                drop = find_duplicates(
+                    job, list(_with_progress(signed, f"comparing {source.name}", len(pieces), visible))
+                )
+            prepared = run(prepare_split, pieces, drop)
+            shards = list(_with_progress(prepared, f"preparing {source.name}", len(pieces), visible))
         return begun.publish(shards)
 
 
 @contextmanager
-def preparation(
+def begin_preparation(
     source: Source, tokenizer: TextTokenizer, output: str | Path, seed: int, split_bytes: int
 ) -> Iterator[Preparation | None]:
     """Yield a preparation that is begun, or taken up where it was interrupted; None where it is done. Nobody else can work on
@@ -99,7 +101,7 @@ def preparation(
         UserError: `output` holds something else, or another process is at work on it.
     """
     target = Path(output).expanduser().absolute()
-    job = Job(source, tokenizer, target.with_name(target.name + ".partial"), seed)
+    job = PreparationJob(source, tokenizer, target.with_name(target.name + ".partial"), seed)
     pieces = splits(source, seed, split_bytes)
     settings = json.loads(json.dumps(_settings(job, pieces)))
     if target.exists():
@@ -113,7 +115,7 @@ def preparation(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"another process is preparing {target}; wait for it, or end it.") from None
-        _take_up(parts / "settings.json", settings)
+        _check_resumable(parts / "settings.json", settings)
         for folder in (job.folder, parts):
             for file in folder.glob("*.tmp"):  # of a process that was killed
                 file.unlink()
@@ -121,7 +123,7 @@ def preparation(
         yield Preparation(job, pieces, settings, target)
 
 
-def find_duplicates(job: Job, signatures: Sequence[Path]) -> list[np.ndarray]:
+def find_duplicates(job: PreparationJob, signatures: Sequence[Path]) -> list[np.ndarray]:
     """Return bool [records] for each split, which to leave out, given the files of `sign_split` in order."""
     size = cleaning.SIGNATURE.itemsize
     counts = [path.stat().st_size // size for path in signatures]
@@ -149,7 +151,7 @@ class Preparation:
         target: the folder to make.
     """
 
-    job: Job
+    job: PreparationJob
     splits: list[Split]
     settings: dict[str, Any]
     target: Path
@@ -174,7 +176,7 @@ class Preparation:
             )
         names = self._join_columns(shards, total["documents"])
         if malformed:
-            with whole(folder / "malformed.txt") as path:
+            with written_whole(folder / "malformed.txt") as path:
                 path.write_text("\n".join(malformed) + "\n", encoding="utf-8")
         used = [shard for shard in shards if shard.documents]
         for shard in shards:
@@ -212,23 +214,23 @@ class Preparation:
             for name, column in joined.items():
                 values = columns[name]
                 if name in NAMED and len(values):
-                    places = [number_of(value, names[name], name) for value in local[name]]
+                    places = [assign_number(value, names[name], name) for value in local[name]]
                     values = np.array(places, COLUMNS[name])[values]
                 column[start:stop] = values
             start = stop
         for column in joined.values():
             column.flush()
-        return {name: list(known) for name, known in names.items()}
+        return {name: list(numbers) for name, numbers in names.items()}
 
 
-def _shown(results: Iterator, label: str, count: int, visible: bool | None) -> Iterator:
+def _with_progress(results: Iterator, label: str, count: int, visible: bool | None) -> Iterator:
     with progress_bar(label, count, visible=visible) as bar:
         for result in results:
             yield result
             bar.advance()
 
 
-def _collect_held_out(job: Job) -> None:
+def _collect_held_out(job: PreparationJob) -> None:
     """Write the n-grams that must not be trained on, once for all splits."""
     settings, path = job.source.cleaning, job.held_out_file
     if not settings.held_out or path.exists():
@@ -244,11 +246,11 @@ def _collect_held_out(job: Job) -> None:
                     raise DataError(record.reason)
                 yield "\n".join(texts(record, source.text_key))
 
-    with whole(path) as temporary, temporary.open("wb") as stream:
+    with written_whole(path) as temporary, temporary.open("wb") as stream:
         np.save(stream, cleaning.HeldOut.of(plain(), settings.ngram).grams)
 
 
-def _settings(job: Job, pieces: Sequence[Split]) -> dict[str, Any]:
+def _settings(job: PreparationJob, pieces: Sequence[Split]) -> dict[str, Any]:
     """What the result depends on."""
     source = dataclasses.asdict(job.source)
     for name in ("weight", "where", *([] if job.source.is_synthetic else ["eval_fraction"])):
@@ -268,7 +270,7 @@ def _check_done(target: Path, settings: dict[str, Any]) -> None:
     shutil.rmtree(target / PARTS, ignore_errors=True)  # killed when all was done
 
 
-def _take_up(path: Path, settings: dict[str, Any]) -> None:
+def _check_resumable(path: Path, settings: dict[str, Any]) -> None:
     """Make sure that what was interrupted was the same preparation."""
     if not path.exists():
         write_json(path, settings)

@@ -50,16 +50,16 @@ class TextTokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One JSON object, where it was found (`path` or `path:line`), and 64 bits of its place that any machine finds."""
+    """One JSON object, its location (`path` or `path:line`), and a 64-bit hash of its place that is equal on every machine."""
 
-    where: str
+    location: str
     body: dict[str, Any]
     key: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """A record that cannot be used; the reason starts with where it was found."""
+    """A record that cannot be used; the reason starts with its location."""
 
     reason: str
 
@@ -125,13 +125,13 @@ def encode(documents: Sequence[Document], tokenizer: TextTokenizer) -> list[Enco
     pieces = iter(tokenizer.encode_batch([segment.text for document in documents for segment in document.segments]))
     out = []
     for document in documents:
-        found = [np.asarray(next(pieces), dtype=np.int32) for _ in document.segments]
+        ids = [np.asarray(next(pieces), dtype=np.int32) for _ in document.segments]
         if document.add_end:
             if tokenizer.endoftext_id is None:
                 raise DataError("the tokenizer's vocabulary has no <|endoftext|> to close a document with")
-            found.append(np.asarray([tokenizer.endoftext_id], dtype=np.int32))
+            ids.append(np.asarray([tokenizer.endoftext_id], dtype=np.int32))
         learned = [segment.loss for segment in document.segments] + [True] * document.add_end
-        out.append(Encoded(np.concatenate(found), np.repeat(learned, [len(piece) for piece in found])))
+        out.append(Encoded(np.concatenate(ids), np.repeat(learned, [len(piece) for piece in ids])))
     return out
 
 
@@ -154,31 +154,31 @@ def texts(record: Record, text_key: str = "text") -> Iterator[str]:
 def _string(record: Record, key: str) -> str:
     value = record.body.get(key)
     if not isinstance(value, str):
-        raise DataError(f"{record.where}: {key!r} must be a string, got {type(value).__name__}")
+        raise DataError(f"{record.location}: {key!r} must be a string, got {type(value).__name__}")
     return value
 
 
 def _unknown(record: Record, text_key: str) -> DataError:
     return DataError(
-        f"{record.where}: no {text_key!r}, 'messages' or 'prompt' key with text; the record has {sorted(record.body)}"
+        f"{record.location}: no {text_key!r}, 'messages' or 'prompt' key with text; the record has {sorted(record.body)}"
     )
 
 
 def _turns(record: Record, tokenizer: TextTokenizer, messages: list[dict[str, Any]]) -> list[Document]:
     """One document per user turn that an assistant answers, with the tool calls and results of that turn."""
     roles = [message["role"] for message in messages]
-    found: list[Document] = []
+    turns: list[Document] = []
     start = 0
     for end in range(1, len(messages) + 1):
         if end < len(messages) and roles[end] != "user":
             continue
         answers = [i for i in range(start, end) if roles[i] == "assistant"]
         if answers:
-            found.append(_turn(record, tokenizer, messages[: answers[-1] + 1], answers))
+            turns.append(_turn(record, tokenizer, messages[: answers[-1] + 1], answers))
         start = end
-    if not found:
-        raise DataError(f"{record.where}: no assistant message to learn from")
-    return found
+    if not turns:
+        raise DataError(f"{record.location}: no assistant message to learn from")
+    return turns
 
 
 def _turn(record: Record, tokenizer: TextTokenizer, messages: list[dict[str, Any]], answers: list[int]) -> Document:
@@ -190,12 +190,12 @@ def _turn(record: Record, tokenizer: TextTokenizer, messages: list[dict[str, Any
         prompt = _render(record, tokenizer, messages[:i], add_generation_prompt=True)
         if not text.startswith(prompt) or len(prompt) < done:
             raise DataError(
-                f"{record.where}: the chat template renders the messages before message {i + 1} (an assistant message) "
+                f"{record.location}: the chat template renders the messages before message {i + 1} (an assistant message) "
                 "differently once it follows, so its prompt cannot be told from its answer"
             )
         end = text.find(END_OF_TURN, len(prompt))
         if end < 0:
-            raise DataError(f"{record.where}: the chat template does not close message {i + 1} with {END_OF_TURN}")
+            raise DataError(f"{record.location}: the chat template does not close message {i + 1} with {END_OF_TURN}")
         end += len(END_OF_TURN)
         segments += [Segment(text[done : len(prompt)], False), Segment(text[len(prompt) : end], True)]
         done = end
@@ -215,7 +215,7 @@ def _render(
             messages, tools=record.body.get("tools"), add_generation_prompt=add_generation_prompt
         )
     except Exception as error:  # whatever the template's own code raises, it is this record that it choked on
-        raise DataError(f"{record.where}: the chat template refuses the messages: {error}") from error
+        raise DataError(f"{record.location}: the chat template refuses the messages: {error}") from error
     assert isinstance(text, str)
     return text
 
@@ -223,15 +223,15 @@ def _render(
 def _messages(record: Record) -> list[dict[str, Any]]:
     messages = record.body["messages"]
     if not isinstance(messages, list) or not messages:
-        raise DataError(f"{record.where}: 'messages' must be a list with at least one message")
+        raise DataError(f"{record.location}: 'messages' must be a list with at least one message")
     for i, message in enumerate(messages, 1):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise DataError(f"{record.where}: message {i} must be an object with a 'role'")
+            raise DataError(f"{record.location}: message {i} must be an object with a 'role'")
         if not isinstance(message.get("content", ""), str | list | None):
-            raise DataError(f"{record.where}: the content of message {i} must be text")
+            raise DataError(f"{record.location}: the content of message {i} must be text")
     tools = record.body.get("tools")
     if tools is not None and not isinstance(tools, list):
-        raise DataError(f"{record.where}: 'tools' must be a list")
+        raise DataError(f"{record.location}: 'tools' must be a list")
     return messages
 
 
@@ -240,7 +240,7 @@ def _completion(record: Record) -> list[Segment]:
     if isinstance(completion, str):
         completion = [{"text": completion, "loss": True}]
     if not isinstance(completion, list):
-        raise DataError(f"{record.where}: 'completion' must be a string or a list of segments")
+        raise DataError(f"{record.location}: 'completion' must be a string or a list of segments")
     segments = []
     for i, segment in enumerate(completion, 1):
         match segment:
@@ -248,8 +248,8 @@ def _completion(record: Record) -> list[Segment]:
                 segments.append(Segment(text, loss))
             case _:
                 raise DataError(
-                    f"{record.where}: completion segment {i} must be {{'text': string, 'loss': true/false}}"
+                    f"{record.location}: completion segment {i} must be {{'text': string, 'loss': true/false}}"
                 )
     if not any(segment.loss and segment.text for segment in segments):
-        raise DataError(f"{record.where}: nothing in 'completion' is learned")
+        raise DataError(f"{record.location}: nothing in 'completion' is learned")
     return segments

@@ -48,7 +48,7 @@ _BATCH, _BATCH_CHARACTERS = 64, 2**20
 
 
 @dataclass(frozen=True)
-class Job:
+class PreparationJob:
     """Everything that the work on one split needs, besides the split.
 
     Attributes:
@@ -99,7 +99,7 @@ class Shard:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path) -> Iterator[Path]:
     """Yield a name to write to, which becomes `path` when all went well."""
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -111,23 +111,23 @@ def whole(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write a file, whole or not at all."""
-    with whole(path) as temporary:
+    with written_whole(path) as temporary:
         temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
-def number_of(value: str, known: dict[str, int], label: str) -> int:
-    """The number that stands for a domain or language, a new one where it is not known yet.
+def assign_number(value: str, numbers: dict[str, int], label: str) -> int:
+    """The number that stands for a domain or language; a value that has none yet gets the next one in `numbers`.
 
     Raises:
         DataError: there are more values than a column can hold.
     """
-    number = known.setdefault(value, len(known))
+    number = numbers.setdefault(value, len(numbers))
     if number >= _MOST_NAMES:
         raise DataError(f"the label {label!r} has more than {_MOST_NAMES:,} values, the last of them {value!r}")
     return number
 
 
-def prepare_split(job: Job, number: int, split: Split, drop: np.ndarray | None) -> Shard:
+def prepare_split(job: PreparationJob, number: int, split: Split, drop: np.ndarray | None) -> Shard:
     """Write one shard with its columns, unless they are there; `drop` [records] marks the duplicates.
 
     Raises:
@@ -137,15 +137,15 @@ def prepare_split(job: Job, number: int, split: Split, drop: np.ndarray | None) 
     if done.exists():
         return Shard(**json.loads(done.read_text(encoding="utf-8")))
     work = _Work(job)
-    with whole(job.shard(number)) as path:
+    with written_whole(job.shard(number)) as path:
         work.run(path, read(split, job.source, job.seed), drop)
         size = path.stat().st_size
-    with whole(job.part(number, ".npz")) as path, path.open("wb") as stream:
-        names = {f"{name}_names": np.array(list(known), dtype=str) for name, known in work.names.items()}
+    with written_whole(job.part(number, ".npz")) as path, path.open("wb") as stream:
+        names = {f"{name}_names": np.array(list(numbers), dtype=str) for name, numbers in work.names.items()}
         arrays = {name: np.asarray(values, COLUMNS[name]) for name, values in work.columns.items()}
         np.savez(stream, allow_pickle=False, **arrays, **names)
     if work.malformed:
-        with whole(job.part(number, ".log")) as path:
+        with written_whole(job.part(number, ".log")) as path:
             path.write_text("".join(line + "\n" for line in work.malformed), encoding="utf-8")
     lengths = work.columns["lengths"]
     shard = Shard(
@@ -155,26 +155,26 @@ def prepare_split(job: Job, number: int, split: Split, drop: np.ndarray | None) 
     return shard
 
 
-def load_columns(job: Job, number: int) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+def load_columns(job: PreparationJob, number: int) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
     """The columns of one shard, and the names that its domain and language columns stand for."""
-    with np.load(job.part(number, ".npz")) as found:
-        return {name: found[name] for name in COLUMNS}, {name: found[f"{name}_names"].tolist() for name in NAMED}
+    with np.load(job.part(number, ".npz")) as arrays:
+        return {name: arrays[name] for name in COLUMNS}, {name: arrays[f"{name}_names"].tolist() for name in NAMED}
 
 
-def load_log(job: Job, number: int) -> list[str]:
+def load_log(job: PreparationJob, number: int) -> list[str]:
     """What was malformed in one split."""
     path = job.part(number, ".log")
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
-def sign_split(job: Job, number: int, split: Split) -> Path:
+def sign_split(job: PreparationJob, number: int, split: Split) -> Path:
     """Write the signatures of a split's records (dtype `cleaning.SIGNATURE`, one for each, malformed ones too) one after the
     other; return the file."""
     path = job.part(number, ".signatures")
     if path.exists():
         return path
     near = job.source.cleaning.duplicates == "near"
-    with whole(path) as temporary, temporary.open("wb") as stream:
+    with written_whole(path) as temporary, temporary.open("wb") as stream:
         for place, record in enumerate(read(split, job.source, job.seed)):
             try:
                 signed = cleaning.signature(_text(record, job), near)
@@ -191,14 +191,14 @@ def sign_split(job: Job, number: int, split: Split) -> Path:
 class _Work:
     """The records of one split on their way into a shard."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: PreparationJob):
         self._job = job
         self.columns: dict[str, array] = {name: array(np.dtype(kind).char) for name, kind in COLUMNS.items()}
         self.names: dict[str, dict[str, int]] = {name: {} for name in NAMED}
         self.malformed: list[str] = []
         self.duplicates = self.held_out = self.text_bytes = 0
 
-    def run(self, path: Path, found: Iterator[Record | Malformed], drop: np.ndarray | None) -> None:
+    def run(self, path: Path, records: Iterator[Record | Malformed], drop: np.ndarray | None) -> None:
         """Write the shard."""
         from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -206,7 +206,7 @@ class _Work:
         try:
             waiting: list[tuple[Record, Labelled, list[Document]]] = []
             characters = 0
-            for place, record in enumerate(found):
+            for place, record in enumerate(records):
                 try:
                     text = _text(record, self._job)
                     self.text_bytes += len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
@@ -214,10 +214,10 @@ class _Work:
                         continue
                     assert isinstance(record, Record)
                     source = self._job.source
-                    made = documents(
+                    record_documents = documents(
                         record, self._job.tokenizer, loss_on=source.loss_on, text_key=source.text_key
                     )  # fmt: skip
-                    waiting.append((record, label(record, text, source.labels, source.name), made))
+                    waiting.append((record, label(record, text, source.labels, source.name), record_documents))
                     characters += len(text)
                 except DataError as error:
                     self._log(str(error))
@@ -248,23 +248,25 @@ class _Work:
                 self.columns["quality"].append(labels.quality)
                 self.columns["key"].append(record.key)
                 for name in NAMED:
-                    self.columns[name].append(number_of(getattr(labels, name), self.names[name], name))
+                    self.columns[name].append(assign_number(getattr(labels, name), self.names[name], name))
 
     def _encode(self, waiting: list[tuple[Record, Labelled, list[Document]]]) -> list[list[Encoded]]:
         """The encoded documents of each record: all in one call, and record by record where the tokenizer refuses that."""
         tokenizer = self._job.tokenizer
         try:
-            encoded = iter(encode([document for *_, made in waiting for document in made], tokenizer))
-            return [[next(encoded) for _ in made] for *_, made in waiting]
+            encoded = iter(
+                encode([document for *_, record_documents in waiting for document in record_documents], tokenizer)
+            )
+            return [[next(encoded) for _ in record_documents] for *_, record_documents in waiting]
         except DataError:
             raise
         except ValueError:
             out = []
-            for record, _, made in waiting:
+            for record, _, record_documents in waiting:
                 try:
-                    out.append(encode(made, tokenizer))
+                    out.append(encode(record_documents, tokenizer))
                 except ValueError as error:  # half a surrogate pair, say, which JSON can spell and UTF-8 cannot
-                    self._log(f"{record.where}: the tokenizer refuses the text: {error}")
+                    self._log(f"{record.location}: the tokenizer refuses the text: {error}")
                     out.append([])
             return out
 
@@ -276,7 +278,7 @@ class _Work:
         self.malformed.append(" ".join(reason.split()))
 
 
-def _text(record: Record | Malformed, job: Job) -> str:
+def _text(record: Record | Malformed, job: PreparationJob) -> str:
     if isinstance(record, Malformed):
         raise DataError(record.reason)
     return "\n".join(texts(record, job.source.text_key))

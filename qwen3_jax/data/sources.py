@@ -1,7 +1,7 @@
 """From paths to records: files and URLs found, cut into splits, and read as a stream.
 
     for split in splits(source):              # a few dozen megabytes each, in order; one worker reads one
-        for found in read(split, source):     # Record, or Malformed where a record cannot be used
+        for record in read(split, source):    # Record, or Malformed where a record cannot be used
 
 Files are sorted by their path below the folder or glob they were found by, so splits are the same on every machine. JSONL
 that is not compressed is cut by bytes, Parquet by row groups, ArrayRecord by records; compressed files are read whole.
@@ -115,10 +115,10 @@ def training_texts(config: DataConfig, max_records: int = 2000) -> Iterator[str]
         share = -(-max_records // len(wanted))
         for split in wanted:
             given = 0
-            for found in read(split, source, config.seed):
-                if isinstance(found, Malformed) or found.key < source.eval_fraction * 2**64:
+            for record in read(split, source, config.seed):
+                if isinstance(record, Malformed) or record.key < source.eval_fraction * 2**64:
                     continue
-                yield from texts(found, source.text_key)
+                yield from texts(record, source.text_key)
                 given += 1
                 if given == share:
                     break
@@ -130,20 +130,20 @@ def find_files(source: Source) -> list[CorpusFile]:
     Raises:
         DataError: an entry of `path` matches no file, or names a format that is not read here.
     """
-    found: dict[str, CorpusFile] = {}
+    by_url: dict[str, CorpusFile] = {}
     for entry in source.paths:
         files = list(_expand(entry, source))
         if not files:
             raise DataError(f"source {source.name!r}: no file matches {entry!r}")
-        found.update((file.url, file) for file in files)
-    for url in found:
+        by_url.update((file.url, file) for file in files)
+    for url in by_url:
         suffix = os.path.splitext(url)[1].lower()
         if suffix in _UNREADABLE:
             raise DataError(
                 f"source {source.name!r}: {url} is a {suffix} file; text, JSONL (also .gz, .zst), "
                 "Parquet and ArrayRecord are read"
             )
-    return [found[url] for url in sorted(found)]
+    return [by_url[url] for url in sorted(by_url)]
 
 
 def key_of(file: str, place: int) -> int:
@@ -308,8 +308,8 @@ def _read_jsonl(part: Part, source: Source, seed: int) -> Iterator[Record | Malf
             place, offset = offset, offset + len(line)
             if not line.isspace():
                 # Within a large file lines cannot be counted without reading what comes before.
-                where = f"{part.file.url}:{number}" if part.start == 0 else f"{part.file.url} at byte {place}"
-                yield _json_record(line, where, key_of(part.file.key, place))
+                location = f"{part.file.url}:{number}" if part.start == 0 else f"{part.file.url} at byte {place}"
+                yield _json_record(line, location, key_of(part.file.key, place))
 
 
 def _read_parquet(part: Part, source: Source, seed: int) -> Iterator[Record | Malformed]:
@@ -325,20 +325,20 @@ def _read_parquet(part: Part, source: Source, seed: int) -> Iterator[Record | Ma
 def _read_arrayrecord(part: Part, source: Source, seed: int) -> Iterator[Record | Malformed]:
     records = _array_record(part.file)
     for number in range(part.start, part.stop or 0):
-        where, key, raw = f"{part.file.url} record {number}", key_of(part.file.key, number), records[number]
+        location, key, raw = f"{part.file.url} record {number}", key_of(part.file.key, number), records[number]
         if raw[:1] == b"{":
-            yield _json_record(raw, where, key)
+            yield _json_record(raw, location, key)
         else:
-            text = _decoded(raw, where)
-            yield text if isinstance(text, Malformed) else Record(where, {source.text_key: text}, key)
+            text = _decoded(raw, location)
+            yield text if isinstance(text, Malformed) else Record(location, {source.text_key: text}, key)
 
 
 def _read_synthetic(part: Part, source: Source, seed: int) -> Iterator[Record]:
     split: Any = part.file.key
     records = RunningSumRecords(source.running_sum or RunningSum(), split, seed, source.eval_fraction)
     for number in range(part.start, part.stop or 0):
-        found = records[number]
-        yield Record(found.where, found.body, 0 if split == "eval" else LAST_KEY)
+        problem = records[number]
+        yield Record(problem.location, problem.body, 0 if split == "eval" else LAST_KEY)
 
 
 _READERS = {
@@ -374,21 +374,21 @@ def _array_record(file: CorpusFile) -> Any:
         raise DataError(f"{file.url}: not a whole ArrayRecord file: {error}") from error
 
 
-def _json_record(raw: bytes, where: str, key: int) -> Record | Malformed:
-    text = _decoded(raw, where)
+def _json_record(raw: bytes, location: str, key: int) -> Record | Malformed:
+    text = _decoded(raw, location)
     if isinstance(text, Malformed):
         return text
     try:
         body = json.loads(text)
     except json.JSONDecodeError as error:
-        return Malformed(f"{where}: not valid JSON: {error.msg} at column {error.colno}")
+        return Malformed(f"{location}: not valid JSON: {error.msg} at column {error.colno}")
     if not isinstance(body, dict):
-        return Malformed(f"{where}: a JSON object is wanted, got {type(body).__name__}")
-    return Record(where, body, key)
+        return Malformed(f"{location}: a JSON object is wanted, got {type(body).__name__}")
+    return Record(location, body, key)
 
 
-def _decoded(raw: bytes, where: str) -> str | Malformed:
+def _decoded(raw: bytes, location: str) -> str | Malformed:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        return Malformed(f"{where}: not valid UTF-8 at byte {error.start}")
+        return Malformed(f"{location}: not valid UTF-8 at byte {error.start}")

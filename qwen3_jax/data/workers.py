@@ -1,6 +1,6 @@
 """Work on the splits of a corpus in this process, or on several cores.
 
-    with workers(job, 4) as run:
+    with start_workers(job, 4) as run:
         for shard in run(prepare_split, pieces):
             ...
 
@@ -22,16 +22,16 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from qwen3_jax.data.shards import Job
+from qwen3_jax.data.shards import PreparationJob
 from qwen3_jax.data.sources import Split
 from qwen3_jax.errors import UserError
 
-Run = Callable[..., Iterator[Any]]
-_job: Job | None = None
+RunSplits = Callable[..., Iterator[Any]]
+_job: PreparationJob | None = None
 
 
 @contextmanager
-def workers(job: Job, processes: int) -> Iterator[Run]:
+def start_workers(job: PreparationJob, processes: int) -> Iterator[RunSplits]:
     """Yield run(work, splits, *extra), which gives the result of work(job, number, split, *extra[number]) for every split, in
     order.
 
@@ -61,7 +61,7 @@ def workers(job: Job, processes: int) -> Iterator[Run]:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(job: Job, ends: Connection) -> None:
+def _begin(job: PreparationJob, ends: Connection) -> None:
     global _job
     _job = job
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process for every core

@@ -85,9 +85,9 @@ def soft_switch(messages: Sequence[Mapping[str, Any]]) -> bool | None:
         # Tool results are sent as user text by some clients; they are not the user speaking.
         wrapped = text.startswith("<tool_response>") and text.endswith("</tool_response>")
         if message["role"] in ("user", "system") and not wrapped:
-            found = _SWITCH.findall(text)
-            if found:
-                return found[-1] == "think"
+            switches = _SWITCH.findall(text)
+            if switches:
+                return switches[-1] == "think"
     return None
 
 
@@ -98,13 +98,13 @@ def _continued(template: str, conversation: list[dict[str, Any]], variables: dic
     empty think block before it. So it gets a mark in the text's place, and what stands before the mark is used.
     """
     last = conversation[-1]
-    where = f"messages[{len(conversation) - 1}]"
+    name = f"messages[{len(conversation) - 1}]"
     if last["role"] != "assistant":
         raise ChatTemplateError(
-            f"continue_final_message needs the assistant's message last, but {where} is {last['role']}"
+            f"continue_final_message needs the assistant's message last, but {name} is {last['role']}"
         )
     if last.get("tool_calls"):
-        raise ChatTemplateError(f"continue_final_message cannot continue {where}: it ends in tool calls")
+        raise ChatTemplateError(f"continue_final_message cannot continue {name}: it ends in tool calls")
     reasoning = last.get("reasoning_content")
     text = last.get("content")
     marked = {**last, "content": _MARK}
@@ -114,12 +114,12 @@ def _continued(template: str, conversation: list[dict[str, Any]], variables: dic
     conversation = [*conversation[:-1], marked]
     rendered = _run(template, {**variables, "messages": conversation, "add_generation_prompt": False})
     if _MARK not in rendered:
-        raise ChatTemplateError(f"the chat template leaves out {where}, so it cannot be continued")
+        raise ChatTemplateError(f"the chat template leaves out {name}, so it cannot be continued")
     head = rendered[: rendered.rindex(_MARK)]
     bare = _EMPTY_THINKING.sub("", head)
     if text is None and reasoning is not None:
         if THINK_START not in template:
-            raise ChatTemplateError(f"the chat template has no place for the reasoning of {where}")
+            raise ChatTemplateError(f"the chat template has no place for the reasoning of {name}")
         return f"{bare}{THINK_START}\n{reasoning}"
     text = text or ""
     if reasoning is None and bare != head:
@@ -140,54 +140,54 @@ def _plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
     return [_plain_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
 
-def _plain_message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _plain_message(message: Mapping[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(message, Mapping):
-        raise ChatTemplateError(f"{where} must be an object with role and content, not a {_kind(message)}")
-    content = _text(message.get("content"), f"{where}.content")
-    plain = _plain({k: v for k, v in message.items() if k != "content" and v is not None}, where)
+        raise ChatTemplateError(f"{name} must be an object with role and content, not a {_kind(message)}")
+    content = _text(message.get("content"), f"{name}.content")
+    plain = _plain({k: v for k, v in message.items() if k != "content" and v is not None}, name)
     role = plain.get("role")
     if role not in ROLES:
-        raise ChatTemplateError(f"{where} has the role {role!r}; the roles are {', '.join(ROLES)}")
+        raise ChatTemplateError(f"{name} has the role {role!r}; the roles are {', '.join(ROLES)}")
     if content is not None:
         plain["content"] = content
     elif role in ("system", "user"):
-        raise ChatTemplateError(f"{where} ({role}) has no content")
+        raise ChatTemplateError(f"{name} ({role}) has no content")
     reasoning = next((plain[field] for field in REASONING_FIELDS if field in plain), None)
     if reasoning is not None:
         if not isinstance(reasoning, str):
-            raise ChatTemplateError(f"{where}.reasoning_content must be a string, not a {_kind(reasoning)}")
+            raise ChatTemplateError(f"{name}.reasoning_content must be a string, not a {_kind(reasoning)}")
         plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
     if "tool_calls" in plain:
-        plain["tool_calls"] = _tool_calls(plain["tool_calls"], f"{where}.tool_calls")
+        plain["tool_calls"] = _tool_calls(plain["tool_calls"], f"{name}.tool_calls")
     return plain
 
 
-def _text(content: Any, where: str) -> str | None:
+def _text(content: Any, name: str) -> str | None:
     if content is None or isinstance(content, str):
         return None if content is None else str.__str__(content)
     if not isinstance(content, Sequence) or isinstance(content, bytes):
-        raise ChatTemplateError(f"{where} must be a string or a list of text parts, not a {_kind(content)}")
+        raise ChatTemplateError(f"{name} must be a string or a list of text parts, not a {_kind(content)}")
     parts = []
     for i, part in enumerate(content):
         text = part
         if isinstance(part, Mapping):
             if part.get("type", "text") != "text":
-                raise ChatTemplateError(f"{where}[{i}] is of type {part['type']!r}; Qwen3 reads only text")
+                raise ChatTemplateError(f"{name}[{i}] is of type {part['type']!r}; Qwen3 reads only text")
             text = part.get("text")
         if not isinstance(text, str):
-            raise ChatTemplateError(f"{where}[{i}] must be a text part with a string in it, not a {_kind(text)}")
+            raise ChatTemplateError(f"{name}[{i}] must be a text part with a string in it, not a {_kind(text)}")
         parts.append(str.__str__(text))
     return "".join(parts)
 
 
-def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
+def _tool_calls(calls: Any, name: str) -> list[dict[str, Any]]:
     if not isinstance(calls, list):
-        raise ChatTemplateError(f"{where} must be a list, not a {_kind(calls)}")
+        raise ChatTemplateError(f"{name} must be a list, not a {_kind(calls)}")
     checked = []
     for i, call in enumerate(calls):
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise ChatTemplateError(f"{where}[{i}] must be an object with a function that has a name")
+            raise ChatTemplateError(f"{name}[{i}] must be an object with a function that has a name")
         # No arguments are the empty object: templates would fail on null.
         arguments = function.get("arguments")
         function = {**function, "arguments": {} if arguments is None else arguments}
@@ -206,7 +206,7 @@ def _plain_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, An
     return [_plain(tool, f"tools[{i}]") for i, tool in enumerate(tools)]
 
 
-def _plain(value: Any, where: str) -> Any:
+def _plain(value: Any, name: str) -> Any:
     """A copy made only of JSON's own types: a richer object's methods would be open to the template."""
     if value is None or isinstance(value, bool):
         return value
@@ -219,10 +219,10 @@ def _plain(value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
-        return {_plain(key, where): _plain(item, f"{where}.{key}") for key, item in value.items()}
+        return {_plain(key, name): _plain(item, f"{name}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    raise ChatTemplateError(f"{where} is a {_kind(value)}, which JSON has no form for")
+        return [_plain(item, f"{name}[{i}]") for i, item in enumerate(value)]
+    raise ChatTemplateError(f"{name} is a {_kind(value)}, which JSON has no form for")
 
 
 def _kind(value: Any) -> str:

@@ -171,13 +171,13 @@ def _check_bytes(backend: Tokenizer, path: Path) -> None:
 
 def _declared_tokens(folder: Path, config: dict[str, Any]) -> dict[int, AddedToken]:
     """id -> added token, as tokenizer_config.json declares them, or else added_tokens.json."""
-    where = f"{folder / 'tokenizer_config.json'}: added_tokens_decoder"
+    field = f"{folder / 'tokenizer_config.json'}: added_tokens_decoder"
     declared = config.get("added_tokens_decoder")
     if declared is not None:
         try:
             return {int(index): AddedToken(**token) for index, token in declared.items()}
         except (AttributeError, TypeError, ValueError) as error:
-            raise TokenizerError(f"{where} must map ids to added tokens: {error}") from None
+            raise TokenizerError(f"{field} must map ids to added tokens: {error}") from None
     path = folder / "added_tokens.json"
     if not path.exists():
         return {}
@@ -192,7 +192,7 @@ def _declared_tokens(folder: Path, config: dict[str, Any]) -> dict[int, AddedTok
 
 def _register(backend: Tokenizer, added: dict[int, AddedToken], folder: Path) -> None:
     """Add the declared tokens that the backend does not have yet, and hold every declared id against it."""
-    known = backend.get_added_tokens_decoder()
+    registered = backend.get_added_tokens_decoder()
     for index, token in added.items():
         taken = backend.id_to_token(index)
         if taken is not None and taken != token.content:
@@ -200,7 +200,7 @@ def _register(backend: Tokenizer, added: dict[int, AddedToken], folder: Path) ->
                 f"{folder} gives the added token {token.content!r} the id of {taken!r}, {index}; tokenizer.json and "
                 "tokenizer_config.json disagree"
             )
-    backend.add_tokens([token for index, token in sorted(added.items()) if index not in known])
+    backend.add_tokens([token for index, token in sorted(added.items()) if index not in registered])
     for index, token in added.items():
         actual = backend.token_to_id(token.content)
         if actual != index:
@@ -213,11 +213,11 @@ def _register(backend: Tokenizer, added: dict[int, AddedToken], folder: Path) ->
 def _read_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     """Chat templates by name; files go before tokenizer_config.json, as in transformers. Blank ones do not count."""
     templates = {path.stem: _read_text(path) for path in sorted((folder / TEMPLATE_FOLDER).glob("*.jinja"))}
-    where = str(folder)
+    field = str(folder)
     if (folder / TEMPLATE_FILE).exists():
         templates["default"] = _read_text(folder / TEMPLATE_FILE)
     if not templates:
-        where = f"{folder / 'tokenizer_config.json'}: chat_template"
+        field = f"{folder / 'tokenizer_config.json'}: chat_template"
         value = config.get("chat_template")
         if isinstance(value, str):
             templates = {"default": value}
@@ -227,12 +227,12 @@ def _read_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
             try:
                 templates = {entry["name"]: entry["template"] for entry in value}
             except (TypeError, KeyError):
-                raise TokenizerError(f"{where} must be a list of objects with name and template") from None
+                raise TokenizerError(f"{field} must be a list of objects with name and template") from None
         elif value is not None:
-            raise TokenizerError(f"{where} must be a string or a list of named templates")
+            raise TokenizerError(f"{field} must be a string or a list of named templates")
     if not all(isinstance(text, str) for pair in templates.items() for text in pair):
-        raise TokenizerError(f"{where} has a name or template that is not a string")
+        raise TokenizerError(f"{field} has a name or template that is not a string")
     templates = {name: text for name, text in templates.items() if text.strip()}
     if templates and "default" not in templates:
-        raise TokenizerError(f"{where} has the chat templates {sorted(templates)} but none named 'default'")
+        raise TokenizerError(f"{field} has the chat templates {sorted(templates)} but none named 'default'")
     return templates

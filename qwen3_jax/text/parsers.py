@@ -77,8 +77,8 @@ class ThinkingParser:
         pieces: list[Piece] = []
         text = self._partial + text
         position = 0
-        while (found := _next_tag(text, position, self._tags)) is not None:
-            start, tag = found
+        while (place := _next_tag(text, position, self._tags)) is not None:
+            start, tag = place
             self._text(text[position:start], pieces)
             if not self._take(tag):
                 self._text(tag, pieces)

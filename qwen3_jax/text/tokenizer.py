@@ -187,8 +187,8 @@ class Tokenizer:
     @property
     def supports_thinking(self) -> bool:
         """Whether this model thinks: it has both think tokens and its template knows them (not Instruct-2507's)."""
-        known = self.think_start_id is not None and self.think_end_id is not None
-        return known and byte_level.THINK_START in self.chat_template
+        has_tokens = self.think_start_id is not None and self.think_end_id is not None
+        return has_tokens and byte_level.THINK_START in self.chat_template
 
     @functools.cached_property
     def vocab_size(self) -> int:

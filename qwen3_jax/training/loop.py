@@ -64,7 +64,7 @@ def train(config: TrainConfig, watch: Watch | None = None) -> Path:
     last = trainers[-1]
     say(f"{run_dir}: {_describe(last)}, mesh {_mesh(last)}, {config.total_steps} steps" + _stage_names(stages))
 
-    with contextlib.closing(checkpoints), checkpoints.full_disk_said(None), _sigterm() as asked_to_end:
+    with contextlib.closing(checkpoints), checkpoints.disk_full_is_user_error(None), _sigterm() as asked_to_end:
         restored = restore_newest(checkpoints, lambda step: trainers[stage_index(stages, step)].abstract_state())
         if restored is None:
             step, position = 0, None

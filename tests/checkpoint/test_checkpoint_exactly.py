@@ -210,7 +210,7 @@ def test_presets_by_any_name():
         Qwen3Config.preset("Qwen3-32B-Base")
 
 
-ROWS = [*keys.MODEL_ROWS, *keys.BLOCK_ROWS, *keys.DENSE_ROWS, *keys.MOE_ROWS]
+ROWS = [*keys.MODEL_KEYS, *keys.BLOCK_KEYS, *keys.DENSE_KEYS, *keys.MOE_KEYS]
 SIZES = dict(v=10, d=6, n=4, k=2, h=3, f=5, e=2)
 
 
@@ -240,21 +240,21 @@ def test_each_row_of_the_key_table_means_its_letters(row):
 
 
 def test_no_two_rows_share_a_name_and_a_head_is_never_cut():
-    for rows in (keys.MODEL_ROWS, keys.BLOCK_ROWS + keys.DENSE_ROWS, keys.BLOCK_ROWS + keys.MOE_ROWS):
+    for rows in (keys.MODEL_KEYS, keys.BLOCK_KEYS + keys.DENSE_KEYS, keys.BLOCK_KEYS + keys.MOE_KEYS):
         for names in ([row.ours for row in rows], [row.hf for row in rows], [row.gguf for row in rows]):
             assert len(set(names)) == len(rows)
-    row = next(row for row in keys.BLOCK_ROWS if row.ours == "attention.q")
+    row = next(row for row in keys.BLOCK_KEYS if row.ours == "attention.q")
     index = {"d": slice(0, 6), "n": slice(0, 4), "h": slice(0, 2)}
     with pytest.raises(ValueError, match="'h' cannot be split"):
         keys.hf_index(row, SIZES, index)
-    assert {row.ours: row.fused_part for row in keys.MOE_ROWS if row.fused} == {
+    assert {row.ours: row.fused_part for row in keys.MOE_KEYS if row.fused} == {
         "mlp.gate": 0,
         "mlp.up": 1,
         "mlp.down": None,
     }
 
 
-def slot(ours, rows=keys.BLOCK_ROWS, prefixes=("model.layers.0.", "model.layers.3.")):
+def slot(ours, rows=keys.BLOCK_KEYS, prefixes=("model.layers.0.", "model.layers.3.")):
     row = next(row for row in rows if row.ours == ours)
     return Slot(("x",), tuple(SIZES[letter] for letter in row.dims), ("a",) * len(row.dims), True, row, prefixes)
 
@@ -263,22 +263,22 @@ def test_a_slot_names_the_tensors_of_each_layer():
     q = slot("attention.q")
     assert q.names(1) == ["model.layers.3.self_attn.q_proj.weight"]
     assert (q.hf_shape(), q.per_expert) == ((12, 6), False)
-    up = slot("mlp.up", keys.MOE_ROWS)
+    up = slot("mlp.up", keys.MOE_KEYS)
     assert up.names(0) == [f"model.layers.0.mlp.experts.{e}.up_proj.weight" for e in range(2)]
-    assert (up.hf_shape(), up.per_expert, up.row.summed) == ((5, 6), True, "d")
+    assert (up.hf_shape(), up.per_expert, up.key.summed) == ((5, 6), True, "d")
     assert [_layer_number(prefix) for prefix in ("", "model.layers.0.", "model.layers.12.")] == [-1, 0, 12]
 
 
 def test_which_weights_are_stored_in_fewer_bits():
     tied, untied = small(), small(tie_word_embeddings=False)
-    embed, head = slot("embed", keys.MODEL_ROWS), slot("lm_head", keys.MODEL_ROWS)
+    embed, head = slot("embed", keys.MODEL_KEYS), slot("lm_head", keys.MODEL_KEYS)
     for kind in ("int4", "fp8", "int8"):
         assert (
             weight_type(slot("attention.q"), tied, kind)
-            == weight_type(slot("mlp.down", keys.MOE_ROWS), tied, kind)
+            == weight_type(slot("mlp.down", keys.MOE_KEYS), tied, kind)
             == kind
         )
-        assert weight_type(slot("mlp.router", keys.MOE_ROWS), tied, kind) is None
+        assert weight_type(slot("mlp.router", keys.MOE_KEYS), tied, kind) is None
         assert weight_type(slot("attention_norm.scale"), tied, kind) is None
         assert weight_type(slot("attention.q_bias"), tied, kind) is None
         assert [weight_type(embed, config, kind) for config in (tied, untied)] == ["int8", None]

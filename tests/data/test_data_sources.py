@@ -72,7 +72,7 @@ def test_a_folder_of_text_and_jsonl_reads_every_document_once(corpus):
     expected = [f"document {i}" for i in range(40)] + [f"line {i}" for i in range(60)]
     assert sorted(record.body["text"].strip() for record in found) == sorted(expected)
     # Blank lines are passed over and counted: line 31 of the records is line 33 of the file.
-    where = {record.body["text"]: record.where for record in found}
+    where = {record.body["text"]: record.location for record in found}
     assert where["line 0"].endswith("lines.jsonl:1")
     assert where["line 30"].endswith("lines.jsonl:33")
 

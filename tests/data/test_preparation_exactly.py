@@ -28,7 +28,7 @@ from qwen3_jax.data.labels import gopher_quality, label
 from qwen3_jax.data.prepared import decode_record, encode_record
 from qwen3_jax.data.reasoning import RunningSumRecords
 from qwen3_jax.data.records import Record
-from qwen3_jax.data.shards import number_of
+from qwen3_jax.data.shards import assign_number
 from qwen3_jax.data.sources import key_of, read, splits
 from qwen3_jax.errors import UserError
 from tests.helpers.byte_tokenizer import ByteTokenizer
@@ -103,7 +103,7 @@ def test_rows_of_a_table_have_keys_by_their_place_in_the_whole_file(tmp_path):
     source = Source("s", str(tmp_path / "a.parquet"))
     rows = [record for split in splits(source, size=1) for record in read(split, source)]
     assert [record.key for record in rows] == [key_of("a.parquet", i) for i in range(7)]
-    assert [record.where.rpartition(" row ")[2] for record in rows] == [str(i) for i in range(1, 8)]
+    assert [record.location.rpartition(" row ")[2] for record in rows] == [str(i) for i in range(1, 8)]
     assert [sorted(record.body) for record in rows] == [["text"], ["note", "text"]] * 3 + [["text"]]
 
 
@@ -245,7 +245,7 @@ def test_how_a_problem_is_written_depends_on_seed_split_and_index():
     for seed, split in ((0, "train"), (1, "train"), (0, "eval")):
         records = RunningSumRecords(RunningSum(problems=60, eval_problems=60), split, seed, 0.5)
         shapes[seed, split] = ["completion" in records[i].body for i in range(60)]
-        assert records[7].where == f"synthetic:running_sum ({split} problem 7)"
+        assert records[7].location == f"synthetic:running_sum ({split} problem 7)"
         assert (len(records), records[7]) == (60, records[7])
     assert len({tuple(shape) for shape in shapes.values()}) == 3
     settings = RunningSum(min_digits=3, max_digits=4, disabled=1, thinking=0, non_thinking=0, truncated=0)
@@ -256,9 +256,9 @@ def test_how_a_problem_is_written_depends_on_seed_split_and_index():
 def test_there_are_just_so_many_label_values(monkeypatch):
     monkeypatch.setattr(shards_module, "_MOST_NAMES", 2)
     numbers = {}
-    assert [number_of(name, numbers, "domain") for name in ("x", "y", "x", "y")] == [0, 1, 0, 1]
+    assert [assign_number(name, numbers, "domain") for name in ("x", "y", "x", "y")] == [0, 1, 0, 1]
     with pytest.raises(DataError, match=r"the label 'domain' has more than 2 values, the last of them 'z'"):
-        number_of("z", numbers, "domain")
+        assign_number("z", numbers, "domain")
 
 
 def test_where_a_label_comes_from():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from qwen3_jax.data import Cleaning, DataError, Encoded, Labels, Prepared, Source, Where, prepare
 from qwen3_jax.data.cleaning import HeldOut, duplicates, grams, signature, words_of
 from qwen3_jax.data.labels import gopher_quality
-from qwen3_jax.data.preparation import preparation
+from qwen3_jax.data.preparation import begin_preparation
 from qwen3_jax.data.prepared import decode_record, encode_record
 from qwen3_jax.errors import UserError
 from tests.helpers.byte_tokenizer import ByteTokenizer
@@ -159,7 +159,7 @@ def test_an_interruption_while_it_is_published_leaves_nothing_half_written(tmp_p
 def test_two_preparations_of_one_folder_do_not_mix(tmp_path):
     jsonl(tmp_path / "in.jsonl", [{"text": "one"}, {"text": "two"}])
     source = Source("s", str(tmp_path / "in.jsonl"))
-    with preparation(source, TOK, tmp_path / "out", 0, 10**6) as begun:
+    with begin_preparation(source, TOK, tmp_path / "out", 0, 10**6) as begun:
         assert begun is not None
         with pytest.raises(UserError, match=r"another process is preparing .*/out; wait for it, or end it"):
             prepare(source, TOK, tmp_path / "out", processes=1)

@@ -7,8 +7,8 @@ import pytest
 
 from qwen3_jax.text import (
     AnswerParser,
-    Delta,
     Detokenizer,
+    Piece,
     ThinkingParser,
     Tokenizer,
     ToolCallParser,
@@ -162,7 +162,7 @@ def test_a_parser_says_whether_there_was_thinking():
         parser.feed(text)
         assert parser.seen_thinking is seen
     assert AnswerParser().feed("<thi") == []
-    assert ThinkingParser().feed("<thing>") == [Delta("content", "<thing>")]
+    assert ThinkingParser().feed("<thing>") == [Piece("content", "<thing>")]
 
 
 def test_bytes_of_unfinished_characters_wait_and_a_flush_starts_afresh():

@@ -49,10 +49,10 @@ class Fp8Blocks:
                 f"config field 'quantization_config.weight_block_size' is {block!r}; FP8 checkpoints are read with one scale "
                 "per block, such as [128, 128]."
             )
-        for field, known in (("activation_scheme", "dynamic"), ("fmt", "e4m3"), ("scale_fmt", "float")):
-            value = config.get(field, known)
-            if value not in (known, None):
-                raise UserError(f"config field 'quantization_config.{field}' is {value!r}; only {known!r} is read.")
+        for field, supported in (("activation_scheme", "dynamic"), ("fmt", "e4m3"), ("scale_fmt", "float")):
+            value = config.get(field, supported)
+            if value not in (supported, None):
+                raise UserError(f"config field 'quantization_config.{field}' is {value!r}; only {supported!r} is read.")
         return cls(*block)
 
     def is_quantized(self, entry: Entry) -> bool:

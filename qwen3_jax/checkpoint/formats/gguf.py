@@ -69,11 +69,11 @@ def _read_header(path: Path, _changed: int, size: int) -> Header:
         reader = gguf.GGUFReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items()}
         tensors = {}
-        for found in reader.tensors:
-            shape = tuple(int(n) for n in reversed(found.shape.tolist()))
-            block, block_bytes = gguf.GGML_QUANT_SIZES[found.tensor_type]
+        for stored in reader.tensors:
+            shape = tuple(int(n) for n in reversed(stored.shape.tolist()))
+            block, block_bytes = gguf.GGML_QUANT_SIZES[stored.tensor_type]
             row_bytes = shape[-1] // block * block_bytes
-            tensors[found.name] = Tensor(found.tensor_type, shape, row_bytes, int(found.data_offset))
+            tensors[stored.name] = Tensor(stored.tensor_type, shape, row_bytes, int(stored.data_offset))
         swapped = reader.byte_order != "I"
     except (ValueError, KeyError, IndexError, UnicodeDecodeError, OverflowError) as error:
         raise UserError(
@@ -127,31 +127,31 @@ class GgufFile:
         self.generation = _generation(self.header.fields)
         self._places: dict[str, tuple[str, int | None]] = {}  # HF's name -> the file's name and the expert
         self.entries: dict[str, Entry] = {}
-        for row in keys.MODEL_ROWS:
-            self._add(row, "", "")
+        for key in keys.MODEL_KEYS:
+            self._add(key, "", "")
         for layer in range(self.config.num_hidden_layers):
-            rows = keys.MOE_ROWS if self.config.is_moe_layer(layer) else keys.DENSE_ROWS
-            for row in keys.BLOCK_ROWS + rows:
-                self._add(row, f"blk.{layer}.", f"model.layers.{layer}.")
-        known = {name for name, _ in self._places.values()}
-        for name in set(self.header.tensors) - known - {"rope_freqs.weight"}:
+            rows = keys.MOE_KEYS if self.config.is_moe_layer(layer) else keys.DENSE_KEYS
+            for key in keys.BLOCK_KEYS + rows:
+                self._add(key, f"blk.{layer}.", f"model.layers.{layer}.")
+        mapped = {name for name, _ in self._places.values()}
+        for name in set(self.header.tensors) - mapped - {"rope_freqs.weight"}:
             self.entries[name] = Entry(path, self.header.tensors[name].shape, "float32")  # refused as no parameter
 
-    def _add(self, row: keys.Row, prefix: str, hf_prefix: str) -> None:
-        name = prefix + row.gguf
+    def _add(self, key: keys.ParameterKey, prefix: str, hf_prefix: str) -> None:
+        name = prefix + key.gguf
         tensor = self.header.tensors.get(name)
         if tensor is None:
             return  # whether it may be missing is the loader's to say
-        if "{expert}" not in row.hf:
-            self._places[hf_prefix + row.hf] = name, None
-            self.entries[hf_prefix + row.hf] = Entry(self.folder, tensor.shape, "float32")
+        if "{expert}" not in key.hf:
+            self._places[hf_prefix + key.hf] = name, None
+            self.entries[hf_prefix + key.hf] = Entry(self.folder, tensor.shape, "float32")
             return
         if len(tensor.shape) != 3 or tensor.shape[0] != self.config.num_experts:
             raise UserError(
                 f"tensor {name!r} in {self.folder} has shape {list(tensor.shape)}; {self.config.num_experts} experts are meant."
             )
         for expert in range(tensor.shape[0]):
-            hf = hf_prefix + row.hf.format(expert=expert)
+            hf = hf_prefix + key.hf.format(expert=expert)
             self._places[hf] = name, expert
             self.entries[hf] = Entry(self.folder, tensor.shape[1:], "float32")
 

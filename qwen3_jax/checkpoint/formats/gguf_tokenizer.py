@@ -31,11 +31,11 @@ def gguf_tokenizer(path: Path) -> Tokenizer | None:
     if "tokenizer.ggml.tokens" not in fields:
         return None
     advice = f"put the model's tokenizer.json and tokenizer_config.json into {path.parent}, which then go first."
-    for key, known in (("model", "gpt2"), ("pre", "qwen2")):
+    for key, supported in (("model", "gpt2"), ("pre", "qwen2")):
         value = fields.get(f"tokenizer.ggml.{key}")
-        if value != known:
+        if value != supported:
             raise UserError(
-                f"{path}: the metadata tokenizer.ggml.{key} is {value!r}, only {known!r} is built; {advice}"
+                f"{path}: the metadata tokenizer.ggml.{key} is {value!r}, only {supported!r} is built; {advice}"
             )
     tokens, kinds = fields["tokenizer.ggml.tokens"], fields.get("tokenizer.ggml.token_type") or []
     if len(kinds) != len(tokens):

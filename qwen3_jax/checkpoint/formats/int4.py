@@ -55,12 +55,12 @@ def unpack_words(words: np.ndarray, bits: int = 4, order: tuple[int, ...] | None
     return numbers.reshape(*words.shape[:-1], -1)
 
 
-def _setting(config: dict[str, Any], field: str, known: tuple[Any, ...], method: str) -> Any:
-    value = config.get(field, known[0])
-    if value not in known or isinstance(value, bool) != isinstance(known[0], bool):
+def _setting(config: dict[str, Any], field: str, supported: tuple[Any, ...], method: str) -> Any:
+    value = config.get(field, supported[0])
+    if value not in supported or isinstance(value, bool) != isinstance(supported[0], bool):
         raise UserError(
             f"config field 'quantization_config.{field}' is {value!r}; of {method} checkpoints "
-            f"{' and '.join(map(repr, known))} {'is' if len(known) == 1 else 'are'} read."
+            f"{' and '.join(map(repr, supported))} {'is' if len(supported) == 1 else 'are'} read."
         )
     return value
 

@@ -29,25 +29,27 @@ class Int8:
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Read `quant_method: "compressed-tensors"`; raises UserError for other formats than symmetric int8, by name."""
-        where = "config field 'quantization_config"
+        prefix = "config field 'quantization_config"
         advice = "only symmetric 'int-quantized' int8 of this method is read; load the unquantised checkpoint."
         if config.get("format") != "int-quantized":
-            raise UserError(f"{where}.format' is {config.get('format')!r}; {advice}")
+            raise UserError(f"{prefix}.format' is {config.get('format')!r}; {advice}")
         if config.get("kv_cache_scheme") is not None:
-            raise UserError(f"{where}.kv_cache_scheme' is set; the cache's type is chosen by who generates.")
+            raise UserError(f"{prefix}.kv_cache_scheme' is set; the cache's type is chosen by who generates.")
         groups = config.get("config_groups")
         if not isinstance(groups, dict) or not groups:
-            raise UserError(f"{where}.config_groups' says nothing of the weights.")
+            raise UserError(f"{prefix}.config_groups' says nothing of the weights.")
         for name, group in groups.items():
             weights = group.get("weights") if isinstance(group, dict) else None
-            found = weights if isinstance(weights, dict) else {}
+            settings = weights if isinstance(weights, dict) else {}
             wanted = {"num_bits": (8,), "type": ("int",), "symmetric": (True,), "strategy": ("channel", "group")}
             for field, values in wanted.items():
-                if found.get(field) not in values:
-                    raise UserError(f"{where}.config_groups.{name}.weights.{field}' is {found.get(field)!r}; {advice}")
+                if settings.get(field) not in values:
+                    raise UserError(
+                        f"{prefix}.config_groups.{name}.weights.{field}' is {settings.get(field)!r}; {advice}"
+                    )
             activations = group.get("input_activations")
             if isinstance(activations, dict) and not activations.get("dynamic"):
-                raise UserError(f"{where}.config_groups.{name}.input_activations' are static; {advice}")
+                raise UserError(f"{prefix}.config_groups.{name}.input_activations' are static; {advice}")
         return cls()
 
     def is_quantized(self, entry: Entry) -> bool:

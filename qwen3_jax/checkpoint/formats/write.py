@@ -64,9 +64,9 @@ def save_quantized(
     chosen, left = set(), ["lm_head"]
     for slot in slots:
         names = [name for layer in range(len(slot.prefixes)) for name in slot.names(layer)]
-        if slot.row.ours == "mlp.router":
+        if slot.key.ours == "mlp.router":
             left += [name.removesuffix(".weight") for name in names]
-        elif slot.row not in keys.MODEL_ROWS and weight_type(slot, model.config, to):
+        elif slot.key not in keys.MODEL_KEYS and weight_type(slot, model.config, to):
             chosen.update(names)
             if to == "int4":
                 _check_divides(names[0], slot.hf_shape(), group_size)
