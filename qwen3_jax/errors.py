@@ -1,4 +1,4 @@
-"""One exception type for everything a user can mend: bad configs, checkpoints, requests, data and device counts.
+"""One exception type for everything a user can fix: bad configs, checkpoints, requests, data and device counts.
 
 The message is one sentence that names the culprit and says what to do instead. `train.py`, `infer.py` and the `qwen3`
 command print it without a traceback; library callers can catch it apart from bugs.
@@ -8,7 +8,7 @@ import sys
 
 
 class Interrupted(Exception):
-    """The program was asked to end and has saved what it needs to go on later."""
+    """The program was asked to stop and has saved what it needs to resume."""
 
 
 class UserError(ValueError):
@@ -35,7 +35,7 @@ class RequestError(UserError):
 
 
 class Diverged(UserError):
-    """Training came to nothing: too many steps in a row had to be skipped."""
+    """Training diverged: too many consecutive steps were skipped."""
 
 
 def nearest(name: str, valid: list[str] | tuple[str, ...]) -> str:
@@ -47,5 +47,5 @@ def nearest(name: str, valid: list[str] | tuple[str, ...]) -> str:
 
 
 def warn(text: str) -> None:
-    """Say on standard error what the user should know and the program goes on in spite of."""
+    """Print a warning on standard error."""
     print(f"warning: {text}", file=sys.stderr, flush=True)

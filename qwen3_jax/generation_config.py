@@ -1,4 +1,4 @@
-"""Sampling defaults that a checkpoint brings along, field for field what Hugging Face's `generation_config.json` says."""
+"""Sampling defaults of a checkpoint: Hugging Face's `generation_config.json`, field for field."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ class GenerationConfig:
 
     Attributes:
         eos_token_id: any of these ends an answer; empty means the model config's and then the tokenizer's.
-        do_sample: False means greedy, whatever `temperature` says.
+        do_sample: False means greedy, regardless of `temperature`.
         temperature: see `qwen3_jax.Sampling`; None, here and below, if the file has no such field.
         top_k: see `qwen3_jax.Sampling`.
         top_p: see `qwen3_jax.Sampling`.

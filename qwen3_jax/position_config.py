@@ -48,7 +48,7 @@ class DualChunk:
 
     Attributes:
         chunk_size: the largest distance that is used, in tokens: at most what the model was trained for.
-        local_size: of the chunk before, so many tokens keep their true distance at least. A chunk is
+        local_size: at least this many tokens of the previous chunk keep their true distance. A chunk is
             chunk_size - local_size tokens long.
         original_max_position_embeddings: where not 0, scores of a query at position i beyond it are multiplied by
             0.1 ln((i + 1) / original) + 1, YaRN's temperature. vLLM takes the length of the prompt for i + 1 everywhere in it.

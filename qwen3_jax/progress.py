@@ -1,4 +1,4 @@
-"""One look for everything that takes long: description, bar, count, elapsed and remaining time.
+"""Progress bars of one form: description, bar, count, elapsed and remaining time.
 
 On a terminal the bar redraws; elsewhere (a log file, CI) nothing is drawn, callers print lines of their own.
 """
@@ -41,7 +41,7 @@ def progress_bar(description: str, total: float, *, unit: str = "", visible: boo
         description: what is being done.
         total: amount of work, in `unit`.
         unit: "GB" or "" for a plain count.
-        visible: draw or do not draw, whatever the terminal is.
+        visible: True draws, False does not, None draws only on a terminal.
     """
     count = "{task.completed:.1f}/{task.total:.1f} " + unit if unit else "{task.completed:.0f}/{task.total:.0f}"
     columns = (
@@ -54,7 +54,7 @@ def progress_bar(description: str, total: float, *, unit: str = "", visible: boo
         TextColumn("{task.fields[note]}"),
     )
     shown = sys.stderr.isatty() if visible is None else visible
-    # This stream and no other: whatever redirects sys.stderr later does not take the bar along.
+    # Bound to the current stream: a later redirection of sys.stderr does not move the bar.
     console = Console(file=sys.stderr)
     with Progress(*columns, console=console, disable=not shown, transient=True) as progress:
         yield Bar(progress, progress.add_task(description, total=total, note=""))

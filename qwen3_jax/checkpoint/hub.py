@@ -48,12 +48,12 @@ def resolve(path_or_repo_id: str | os.PathLike, *, revision: str | None = None) 
         response = getattr(error, "response", None)
         if isinstance(error, HfHubHTTPError) and response is not None:
             raise UserError(
-                f"the hub has no checkpoint {text!r} for you (HTTP {response.status_code}); check the name, the revision "
-                "and HF_TOKEN."
+                f"the hub has no checkpoint {text!r} that you may read (HTTP {response.status_code}); check the name, the "
+                "revision and HF_TOKEN."
             ) from None
         raise UserError(
-            f"{text!r} is not a local folder and could not be downloaded ({_line(error)}); what has arrived is kept, the "
-            "same command goes on from there."
+            f"{text!r} is not a local folder and could not be downloaded ({_line(error)}); downloaded files are kept, and the "
+            "same command resumes."
         ) from None
 
 

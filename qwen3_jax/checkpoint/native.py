@@ -149,7 +149,7 @@ def _stack(named: Named, config: Qwen3Config, target: Named) -> Named:
 
 
 def _unstack(named: Named, config: Qwen3Config, target: Named) -> Named:
-    """The inverse; each stack is let go of as soon as it is cut up, so the memory is that of the model and one stack."""
+    """The inverse. Each stack is freed once it is split, so peak memory is the model plus one stack."""
     out = {}
     for name in list(named):
         stack = named.pop(name)

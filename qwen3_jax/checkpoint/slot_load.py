@@ -1,7 +1,7 @@
-"""Read one parameter, layer by layer, onto the devices that own its parts; quantised on the way where that is asked for.
+"""Read one parameter, layer by layer, onto the devices that own its parts; quantised on the way if requested.
 
 Invariant: beyond the finished parts, memory holds a few copies of one layer's parameter. A scale is that of the whole
-channel whatever the mesh: a device whose part is cut along a summed axis takes its numbers out of the quantised whole.
+channel on any mesh: a device whose part is cut along a summed axis takes its numbers out of the quantised whole.
 """
 
 import functools

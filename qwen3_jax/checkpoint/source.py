@@ -1,4 +1,4 @@
-"""What a checkpoint's tensors are read through, whatever the files are: names, shapes, and slices in HF's layout."""
+"""The interface through which tensors of any checkpoint format are read: names, shapes, and slices in HF's layout."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass

@@ -46,8 +46,8 @@ class TrainCheckpoints:
     Args:
         folder: `RUN/checkpoints`; made when missing.
         keep: newest ones that are kept.
-        keep_best: of those that were evaluated, so many with the lowest held-out loss are kept too.
-        keep_steps: and these.
+        keep_best: number of checkpoints with the lowest held-out loss that are kept too.
+        keep_steps: steps whose checkpoints are always kept.
     """
 
     def __init__(self, folder: Path, keep: int, keep_best: int = 0, keep_steps: Collection[int] = ()):
@@ -85,7 +85,7 @@ class TrainCheckpoints:
         Args:
             step: optimizer steps taken.
             state: arrays.
-            position: where the data stands, as JSON can hold it.
+            position: position of the data loader, as JSON values.
             held_out: mean held-out loss at this step, if it was measured.
 
         Raises:
@@ -120,7 +120,7 @@ class TrainCheckpoints:
         return state, position
 
     def set_aside(self, step: int) -> None:
-        """Rename a damaged checkpoint to damaged-STEP, so that the run can go on from the one before."""
+        """Rename a damaged checkpoint to damaged-STEP, so that the run can resume from the one before."""
         if jax.process_index() == 0:
             self._rename(step)
         _wait_for_all("a damaged checkpoint is set aside")
@@ -158,25 +158,26 @@ class TrainCheckpoints:
             self._manager.check_for_errors()
 
     def close(self) -> None:
-        """Finish and release; what could not be written was said by `wait` or `save`."""
+        """Finish and release. Write errors have been raised by `wait` or `save`."""
         with contextlib.suppress(Exception):
             self._manager.close()
 
     @contextlib.contextmanager
     def disk_full_is_user_error(self, step: int | None) -> Iterator[None]:
-        """Turn the many ways to find the disk full into one sentence that names the newest whole checkpoint."""
+        """Raise a UserError that names the newest whole checkpoint for any error of a full disk."""
         try:
             yield
         except Exception as error:
             if isinstance(error, UserError) or not _disk_full(error):
                 raise
-            with contextlib.suppress(Exception):  # what is still being written is finished, or fails like this one
+            with contextlib.suppress(Exception):  # writes in progress finish, or fail in the same way
                 self._manager.wait_until_finished()
-            self._manager.reload()  # it counts a step as saved once it is begun
+            self._manager.reload()  # Orbax counts a step as saved once its write has started
             whole = self.steps()
             kept = f"the newest whole checkpoint is that of step {whole[-1]}" if whole else "there is no checkpoint yet"
             raise UserError(
-                f"the disk of {self.folder} is full{f', at step {step}' if step else ''}; {kept}. Make room and start again."
+                f"the disk of {self.folder} is full{f', at step {step}' if step else ''}; {kept}. "
+                "Free some space and start again."
             ) from error
 
     @contextlib.contextmanager
@@ -226,7 +227,7 @@ def restore_newest(
 
 
 def _everywhere(fine: bool) -> bool:
-    """Whether all processes say so."""
+    """Whether `fine` holds in all processes."""
     if jax.process_count() == 1:
         return fine
     return bool(np.all(multihost_utils.process_allgather(np.asarray(fine))))
@@ -239,7 +240,7 @@ def _wait_for_all(point: str) -> None:
 
 
 def _held_out(metrics: dict[str, float]) -> float:
-    """What the best are chosen by; where it was not measured, it is no better than any."""
+    """The metric that chooses the best checkpoints; infinity where it was not measured."""
     return metrics.get(_BEST, math.inf)
 
 

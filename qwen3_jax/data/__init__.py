@@ -9,7 +9,7 @@
 
     files and URLs -> sources -> records -> prepare -> prepared (ArrayRecord) -> mixture -> pipeline -> batches
 
-Numpy and Grain only: this room never imports JAX, and takes any tokenizer with `encode_batch`, `apply_chat_template`,
+Numpy and Grain only: this package never imports JAX, and takes any tokenizer with `encode_batch`, `apply_chat_template`,
 `definition` and `endoftext_id`.
 """
 

@@ -60,7 +60,7 @@ def prepare_with_beam(
                 both = {"split": numbered, "drop": drops} | "join" >> beam.CoGroupByKey()
                 work = both | "unpack" >> beam.MapTuple(lambda n, joined: (n, *joined["split"], *joined["drop"]))
             work | "prepare" >> beam.Map(lambda one: _prepare(job, *one))
-        # Every shard is on disk; reading their counts back costs nothing, whatever the runner.
+        # Every shard is on disk; their counts are read back from it, with any runner.
         return begun.publish([prepare_split(job, number, split, None) for number, split in enumerate(begun.splits)])
 
 

@@ -1,4 +1,4 @@
-"""What to train on: the typed configuration of the data room, used as it is in a training YAML.
+"""What to train on: the typed configuration of this package, the `data` section of a training YAML.
 
     data:
       sequence_length: 4096
@@ -41,7 +41,7 @@ class RunningSum:
         min_digits, max_digits: lengths are drawn evenly from this range, both ends included; at most 26, since digits are
             named by letters.
         thinking, non_thinking, disabled, truncated: shares of the four ways to write a problem down (see
-            `reasoning.Mode`); any scale.
+            `reasoning.Mode`); they are normalised.
         stop_text: the text forced at the end of a truncated thinking block.
     """
 
@@ -96,9 +96,9 @@ class Cleaning:
             most of their 5-word shingles with an earlier one ("near"; MinHash).
         similarity: of "near": Jaccard similarity of shingles from which on two documents are likely to be taken for one.
         held_out: files (as `path`, with the same keys) whose text must not be trained on.
-        ngram: a document that shares so many consecutive words with `held_out` is left out (GPT-3's 13; Brown et al. 2020,
+        ngram: documents that share this many consecutive words with `held_out` are left out (GPT-3's 13; Brown et al. 2020,
             arXiv 2005.14165, appendix C).
-        max_malformed: records that cannot be read are logged and passed over, up to so many; one more is an error.
+        max_malformed: largest number of malformed records, which are logged and skipped; more are an error.
     """
 
     duplicates: Literal["keep", "exact", "near"] = "keep"
@@ -151,7 +151,7 @@ class Source:
             the home folder. `stdlib:` is this machine's own Python standard library, without its tests;
             `synthetic:running_sum` generates reasoning problems and stands alone.
         format: text (one file is one document), jsonl (one line is one record), parquet (one row), arrayrecord (one record,
-            JSON or plain text), or auto: by suffix, what is none of these being text. Text and JSONL may end in .gz or .zst.
+            JSON or plain text), or auto: by suffix, where any other suffix is text. Text and JSONL may end in .gz or .zst.
         text_key: the key that holds the document in records of text.
         loss_on: which tokens of chat and prompt/completion records are learned: what the assistant says, or all.
         labels: where domain, language and quality come from.
@@ -233,7 +233,7 @@ class DataConfig:
         seed: of the shuffles and of the generated problems.
         packing_rows: rows that are packed together: more waste less and cost more to plan again on resume.
         cache: folder for what is prepared from raw sources when a run starts; null is the run's own.
-        prefetch_batches: finished batches kept ready by a background thread; 0 builds each when it is asked for.
+        prefetch_batches: finished batches kept ready by a background thread; 0 builds each batch on demand.
     """
 
     sources: list[Source]
@@ -266,7 +266,7 @@ class DataConfig:
             )
 
     def source(self, name: str) -> Source:
-        """The source called `name`; a `UserError` that lists the names where there is none."""
+        """The source called `name`; raises a `UserError` that lists the names if there is none."""
         for source in self.sources:
             if source.name == name:
                 return source

@@ -93,8 +93,8 @@ def _top_share(words: np.ndarray, lengths: np.ndarray, n: int) -> float:
     return float(times.max() * lengths[place : place + n].sum() / lengths.sum())
 
 
-def _named(record: Record, key: str | None, otherwise: str) -> str:
-    value: Any = record.body.get(key, otherwise) if key is not None else otherwise
+def _named(record: Record, key: str | None, default: str) -> str:
+    value: Any = record.body.get(key, default) if key is not None else default
     if not isinstance(value, str):
         raise DataError(f"{record.location}: {key!r} must be text, got {type(value).__name__}")
     return value

@@ -76,9 +76,9 @@ class Stream:
 
 
 def at_boundary(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the state in which another mixture goes on from one: each stream keeps its place, so that text which was drawn is
-    not drawn again in this epoch, as long as its pieces are the same (row length, class of lengths, `where`). Shares are
-    counted anew, and pieces that were waiting for a row are dropped, since rows may have another length."""
+    """Return the state from which another mixture continues. Each stream keeps its place, so that text which was drawn is not
+    drawn again in this epoch, as long as its pieces are the same (row length, class of lengths, `where`). Shares are
+    counted from 0, and carried-over pieces are dropped, since rows may have another length."""
     return {"window": state["window"], "drawn": dict(state["drawn"]), "tokens": {}, "carried": [], "row": 0}
 
 
@@ -132,7 +132,7 @@ def cut(documents: np.ndarray, lengths: np.ndarray, row: int) -> tuple[np.ndarra
 
 
 class RowPlanner:
-    """Plans row after row, without end.
+    """Plans rows, endlessly.
 
     Args:
         config: row length, window, seed.
@@ -161,13 +161,13 @@ class RowPlanner:
         return self._rows[self._next - 1]
 
     def state(self) -> dict[str, Any]:
-        """Where the plan stands, as JSON can hold it; the rows that follow are the same from here on."""
+        """The position of the plan as JSON values; a planner restored from it plans the same rows."""
         if self._next == len(self._rows):
             return self._now() | {"row": 0}
         return self._before | {"row": self._next}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go back to (or on from) a state. Streams that it does not know begin anew; those that are no more are forgotten."""
+        """Continue from a saved state. Streams that it lacks start at 0; streams that no longer exist are ignored."""
         for stream in self._streams:
             self._drawn[stream.key] = int(state["drawn"].get(stream.key, 0))
             self._tokens[stream.key] = int(state["tokens"].get(stream.key, 0))
@@ -194,7 +194,7 @@ class RowPlanner:
             pieces.append(self._draw())
             wanted -= pieces[-1].pairs
         rows = sorted(pack(pieces, self._length), key=lambda row: -sum(piece.pairs for piece in row))
-        # The emptiest rows wait for what the next window has to fill them with.
+        # The emptiest rows are carried over, to be packed with the next window.
         full = [row for row in rows if sum(piece.pairs for piece in row) == self._length]
         keep = max(len(full), len(rows) - max(self._window // _CARRIED, 1), 1)
         self._carried = [piece for row in rows[keep:] for piece in row]

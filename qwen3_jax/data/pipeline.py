@@ -8,7 +8,7 @@
 
 Invariants:
 - The global batch of step s is a function of (config, corpora, s) only (`qwen3_jax.data.mixture`). A host plans all of it,
-  which takes lengths and no tokens, and reads the rows it is asked for.
+  which takes lengths and no tokens, and reads only its own rows.
 - Rows hold pieces of any source; pieces of one row do not see each other (segment_ids, positions from 0 in each).
 - Nothing depends on token values: segment_ids say what is padding.
 """
@@ -83,8 +83,8 @@ def make_train_loader(
     Args:
         config: the mixture.
         corpora: of `open_sources`.
-        weights: by source's name, in the place of the sources' own; a source without one is left out.
-        rows: which rows of the global batch this host wants, all by default.
+        weights: weights by source name, which replace the sources' own; a source without one is left out.
+        rows: rows of the global batch to read on this host; all by default.
 
     Raises:
         UserError: a weight of a source that there is not, or a row outside the batch.
@@ -113,7 +113,7 @@ def make_eval_batches(
     classes play no part, the source's `where` does.
 
     Args:
-        source_name: whose.
+        source_name: the source.
         max_batches: the most; None is all.
         domain: only documents of this domain.
 

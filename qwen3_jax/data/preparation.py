@@ -6,7 +6,7 @@
 
 Each split of the corpus becomes one shard (`qwen3_jax.data.shards`), so the result depends on the corpus and the settings
 alone: not on the number of processes, nor on whether they ran here or under Apache Beam (`qwen3_jax.data.beam`). Finished
-shards lie in OUTPUT.partial until all are; a preparation that was interrupted, at any moment, goes on where it stopped.
+shards lie in OUTPUT.partial until all are; a preparation that was interrupted, at any moment, resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def prepare(
 def begin_preparation(
     source: Source, tokenizer: TextTokenizer, output: str | Path, seed: int, split_bytes: int
 ) -> Iterator[Preparation | None]:
-    """Yield a preparation that is begun, or taken up where it was interrupted; None where it is done. Nobody else can work on
-    it until the block ends.
+    """Yield a new or resumed preparation, or None if `output` is already complete. The folder is locked against other
+    processes until the block ends.
 
     Raises:
         UserError: `output` holds something else, or another process is at work on it.
@@ -114,10 +114,10 @@ def begin_preparation(
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"another process is preparing {target}; wait for it, or end it.") from None
+            raise UserError(f"another process is preparing {target}; wait for it, or stop it.") from None
         _check_resumable(parts / "settings.json", settings)
         for folder in (job.folder, parts):
-            for file in folder.glob("*.tmp"):  # of a process that was killed
+            for file in folder.glob("*.tmp"):  # left by a killed process
                 file.unlink()
         _collect_held_out(job)
         yield Preparation(job, pieces, settings, target)
@@ -266,25 +266,25 @@ def _check_done(target: Path, settings: dict[str, Any]) -> None:
         raise UserError(f"{target} exists and is not a prepared corpus; choose another folder, or delete it.")
     differs = _difference(Prepared(target).manifest["settings"], settings)
     if differs:
-        raise UserError(f"{target} was prepared otherwise ({differs}); choose another folder, or delete it.")
-    shutil.rmtree(target / PARTS, ignore_errors=True)  # killed when all was done
+        raise UserError(f"{target} was prepared with other settings ({differs}); choose another folder, or delete it.")
+    shutil.rmtree(target / PARTS, ignore_errors=True)  # left by a process killed after the rename
 
 
 def _check_resumable(path: Path, settings: dict[str, Any]) -> None:
-    """Make sure that what was interrupted was the same preparation."""
+    """Refuse to resume a preparation that was started with other settings."""
     if not path.exists():
         write_json(path, settings)
         return
     differs = _difference(json.loads(path.read_text(encoding="utf-8")), settings)
     if differs:
         raise UserError(
-            f"{path.parent.parent} holds an interrupted preparation with other settings ({differs}); take it up with those, "
+            f"{path.parent.parent} holds an interrupted preparation with other settings ({differs}); resume it with those, "
             "or delete it."
         )
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What differs, in words, or nothing."""
+    """The first difference as text, or "" if there is none."""
     for name, value in now.items():
         if before.get(name) == value:
             continue

@@ -3,7 +3,7 @@
 A record is a JSON object of one of these kinds (a later one is looked at only where the earlier keys are missing):
 
     {"messages": [...], "tools": [...]}                           a conversation, through the chat template
-    {"messages": [...], "completion": C}                          a generation prompt, and what follows it as it is
+    {"messages": [...], "completion": C}                          a generation prompt, and the text that follows it, verbatim
     {"prompt": "...", "completion": C}                            raw strings, nothing added at the end
     {"text": "..."}                                               a document, closed by <|endoftext|>
 
@@ -34,7 +34,7 @@ class DataError(UserError):
 
 
 class TextTokenizer(Protocol):
-    """What the data room needs of a tokenizer; `qwen3_jax.text.Tokenizer` has it."""
+    """What this package needs of a tokenizer; `qwen3_jax.text.Tokenizer` has it."""
 
     @property
     def endoftext_id(self) -> int | None: ...
@@ -214,8 +214,8 @@ def _render(
         text = tokenizer.apply_chat_template(
             messages, tools=record.body.get("tools"), add_generation_prompt=add_generation_prompt
         )
-    except Exception as error:  # whatever the template's own code raises, it is this record that it choked on
-        raise DataError(f"{record.location}: the chat template refuses the messages: {error}") from error
+    except Exception as error:  # a template can raise any exception; it is this record that caused it
+        raise DataError(f"{record.location}: the chat template rejects the messages: {error}") from error
     assert isinstance(text, str)
     return text
 

@@ -43,7 +43,7 @@ from qwen3_jax.data.sources import Split, read
 PARTS = "parts"
 NAMED = ("domain", "language")
 _MOST_NAMES = 2**15
-# Records that are encoded together: so many, or so many characters.
+# Records encoded in one call: at most this many records, or about this many characters.
 _BATCH, _BATCH_CHARACTERS = 64, 2**20
 
 

@@ -5,7 +5,7 @@
 
 Files are sorted by their path below the folder or glob they were found by, so splits are the same on every machine. JSONL
 that is not compressed is cut by bytes, Parquet by row groups, ArrayRecord by records; compressed files are read whole.
-Nothing is held but the record at hand. Local paths and every URL that fsspec knows (gs://, s3://, https://, ...) are read.
+Only the current record is in memory. Local paths and every URL that fsspec knows (gs://, s3://, https://, ...) are read.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ def _opened(file: CorpusFile) -> Iterator[IO[bytes]]:
 
 
 class _Zstandard(io.RawIOBase):
-    """Decompresses every frame of a stream; one that ends early is an `EOFError` (zstandard's own reader says nothing)."""
+    """Decompresses every frame of a stream; a frame that ends early is an `EOFError`, which zstandard's reader misses."""
 
     def __init__(self, stream: IO[bytes], url: str):
         try:

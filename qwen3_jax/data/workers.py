@@ -36,13 +36,13 @@ def start_workers(job: PreparationJob, processes: int) -> Iterator[RunSplits]:
     order.
 
     Raises:
-        UserError: a process was killed from outside, for want of memory most likely.
+        UserError: a worker process was killed, most likely because memory ran out.
     """
     if processes <= 1:
         yield lambda work, pieces, *extra: map(work, [job] * len(pieces), range(len(pieces)), pieces, *extra)
         return
     context = multiprocessing.get_context("spawn")
-    ends, here = context.Pipe(duplex=False)  # what this process holds of it is closed when it ends, by whatever hand
+    ends, here = context.Pipe(duplex=False)  # the parent's end is closed when the parent ends, even if it is killed
     pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(job, ends))
 
     def run(work: Callable, pieces: Sequence[Split], *extra: Iterable) -> Iterator[Any]:
@@ -54,7 +54,7 @@ def start_workers(job: PreparationJob, processes: int) -> Iterator[RunSplits]:
         yield run
     except BrokenProcessPool:
         raise UserError(
-            "a worker process was killed, most likely for want of memory; prepare with fewer processes, or smaller splits."
+            "a worker process was killed, most likely because memory ran out; prepare with fewer processes, or smaller splits."
         ) from None
     finally:
         here.close()
@@ -70,7 +70,7 @@ def _begin(job: PreparationJob, ends: Connection) -> None:
 
 
 def _end_with_parent(ends: Connection) -> None:
-    """A worker that outlived a killed parent would go on writing beside the one that takes up its work."""
+    """Exit with the parent: a worker that outlived it would write the same files as the process that resumes the work."""
     wait([ends])
     os._exit(1)
 

@@ -236,7 +236,7 @@ def _run(template: str, variables: dict[str, Any]) -> str:
         raise ChatTemplateError(
             f"the chat template is not valid Jinja at line {error.lineno}: {error.message}"
         ) from None
-    except Exception as error:  # a template can raise whatever its expressions raise
+    except Exception as error:  # a template can raise any exception
         raise ChatTemplateError(f"the chat template failed: {error}") from error
 
 
@@ -259,7 +259,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own filter escapes <, > and & for HTML; a model is to see the text as it is."""
+    """Jinja's own filter escapes <, > and & for HTML; a model must see the text unescaped."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

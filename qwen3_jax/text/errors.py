@@ -1,4 +1,4 @@
-"""The text room's errors. All are UserErrors."""
+"""Errors of the text package. All are UserErrors."""
 
 from qwen3_jax.errors import UserError
 

@@ -58,7 +58,7 @@ class ThinkingParser:
     newlines after it; what came before has already been given out as content.
 
     in_thinking: the prompt had opened <think>. keep_tool_calls: think tags between <tool_call> and </tool_call> in
-    the content are text (somebody's arguments).
+    the content are text (arguments of a call).
     """
 
     def __init__(self, in_thinking: bool = False, keep_tool_calls: bool = False) -> None:
@@ -225,7 +225,7 @@ class ToolCallParser:
 
 
 class AnswerParser:
-    """Both parsers in a row: a model's text in, thinking, content and (tools=True) tool calls out."""
+    """Both parsers in sequence: a model's text in, thinking, content and (tools=True) tool calls out."""
 
     def __init__(self, in_thinking: bool = False, tools: bool = True) -> None:
         self._thinking = ThinkingParser(in_thinking, keep_tool_calls=tools)

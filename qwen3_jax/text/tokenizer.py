@@ -4,7 +4,7 @@
     ids = tokenizer.encode("Hello")
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], enable_thinking=False)
 
-Every special id is looked up in the vocabulary by the token's text: nothing here knows a number.
+Every special id is looked up in the vocabulary by the token's text: no id is hard-coded.
 """
 
 import functools

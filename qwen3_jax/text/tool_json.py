@@ -29,7 +29,7 @@ class ToolCall:
 
 
 def read_call(body: str) -> ToolCall | None:
-    """The call that stands between <tool_call> and </tool_call>, or None if it is none."""
+    """The call that stands between <tool_call> and </tool_call>, or None if the text is not a call."""
     try:
         fields = _object_fields(body.strip())
         name, _ = fields["name"]

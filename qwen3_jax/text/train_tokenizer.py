@@ -4,7 +4,7 @@
     tokenizer.save_pretrained("tokenizer/")
     train_from_files(["corpus/**/*.txt", "chats.jsonl"], vocab_size=32_000, output="tokenizer/")
 
-The same texts give the same tokenizer, in whatever order they come.
+The same texts give the same tokenizer, in any order.
 """
 
 import glob

@@ -209,9 +209,9 @@ def test_what_does_not_change_the_result_does_not_ask_for_another_preparation(tm
     assert prepare(same, tmp_path / "out").manifest == before
     changes = (dict(text_key="body"), dict(loss_on="all"), dict(labels=Labels(quality=1.0)))
     for other in (Source("s", path, **change) for change in changes):
-        with pytest.raises(UserError, match="was prepared otherwise"):
+        with pytest.raises(UserError, match="was prepared with other settings"):
             prepare(other, tmp_path / "out")
-    with pytest.raises(UserError, match=r"was prepared otherwise \(seed differs\)"):
+    with pytest.raises(UserError, match=r"was prepared with other settings \(seed differs\)"):
         prepare(Source("s", path), tmp_path / "out", seed=1)
     sums = Source(
         "sums", "synthetic:running_sum", running_sum=RunningSum(problems=3, eval_problems=2), eval_fraction=0.1

@@ -161,7 +161,7 @@ def test_two_preparations_of_one_folder_do_not_mix(tmp_path):
     source = Source("s", str(tmp_path / "in.jsonl"))
     with begin_preparation(source, TOK, tmp_path / "out", 0, 10**6) as begun:
         assert begun is not None
-        with pytest.raises(UserError, match=r"another process is preparing .*/out; wait for it, or end it"):
+        with pytest.raises(UserError, match=r"another process is preparing .*/out; wait for it, or stop it"):
             prepare(source, TOK, tmp_path / "out", processes=1)
     german = Source("s", str(tmp_path / "in.jsonl"), labels=Labels(language="de"))
     with pytest.raises(

@@ -163,7 +163,7 @@ def test_the_command_says_what_it_made_and_refuses_what_it_cannot_do(corpus, tmp
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("text", "en", "de", "share of tokens", "up to 1,024"))
     assert main([*arguments, "--text-key", "body"]) == 2
-    assert "was prepared otherwise (text_key is 'body', was 'text')" in capsys.readouterr().err
+    assert "was prepared with other settings (text_key is 'body', was 'text')" in capsys.readouterr().err
     assert main(["data", "show", str(tmp_path)]) == 2
     assert "is not a whole prepared corpus" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
