@@ -50,10 +50,10 @@ def test_a_quantised_folder_loads_as_exactly_what_its_format_says(name, tmp_path
         model, _ = qwen3_jax.load(folder, mesh=mesh, scan_layers=mesh is not None)
         assert model.param_dtype == np.float32
         qwen3_jax.save(model, None, tmp_path / "out", overwrite=True)
-        found = packed_folders.tensors(tmp_path / "out")
-        assert found.keys() == meant.keys()
+        stored = packed_folders.tensors(tmp_path / "out")
+        assert stored.keys() == meant.keys()
         for tensor, array in meant.items():
-            np.testing.assert_array_equal(found[tensor], array, err_msg=tensor)
+            np.testing.assert_array_equal(stored[tensor], array, err_msg=tensor)
     # Half as wide: rounded once, from the exact value.
     model, _ = qwen3_jax.load(folder, dtype="bfloat16")
     qwen3_jax.save(model, None, tmp_path / "half")

@@ -15,10 +15,10 @@ def test_transformers_reads_a_written_fp8_folder_as_the_same_model(moe, tmp_path
     model, _ = qwen3_jax.load(packed_folders.plain(tmp_path / "plain", moe=moe))
     folder = save_quantized(model, None, tmp_path / "fp8", "fp8")
     tokens = np.arange(24).reshape(2, 12)
-    found = np.asarray(qwen3_jax.load(folder)[0](tokens))
+    logits = np.asarray(qwen3_jax.load(folder)[0](tokens))
     unpack = transformers.FineGrainedFP8Config(dequantize=True)  # no CPU multiplies e4m3
     peer = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=unpack)
     with torch.no_grad():
         expected = peer.eval()(torch.from_numpy(tokens)).logits.numpy()
-    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
-    assert np.abs(found - np.asarray(model(tokens))).max() > 1e-3 * np.abs(found).max()
+    np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
+    assert np.abs(logits - np.asarray(model(tokens))).max() > 1e-3 * np.abs(logits).max()

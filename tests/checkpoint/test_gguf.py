@@ -56,9 +56,9 @@ HF = {
 
 
 def shapes(moe: bool, tied: bool) -> dict[str, tuple[int, ...]]:
-    found = {"token_embd.weight": (VOCABULARY, HIDDEN), "output_norm.weight": (HIDDEN,)}
+    by_name = {"token_embd.weight": (VOCABULARY, HIDDEN), "output_norm.weight": (HIDDEN,)}
     if not tied:
-        found["output.weight"] = (VOCABULARY, HIDDEN)
+        by_name["output.weight"] = (VOCABULARY, HIDDEN)
     block = {
         "attn_norm.weight": (HIDDEN,),
         "attn_q.weight": (HEADS * HEAD, HIDDEN),
@@ -78,7 +78,7 @@ def shapes(moe: bool, tied: bool) -> dict[str, tuple[int, ...]]:
         }
     else:
         block |= {"ffn_gate.weight": (FFN, HIDDEN), "ffn_up.weight": (FFN, HIDDEN), "ffn_down.weight": (HIDDEN, FFN)}
-    return found | {f"blk.{layer}.{name}": shape for layer in range(LAYERS) for name, shape in block.items()}
+    return by_name | {f"blk.{layer}.{name}": shape for layer in range(LAYERS) for name, shape in block.items()}
 
 
 def blocks(random, shape: tuple[int, ...], kind: Type) -> np.ndarray:
@@ -87,13 +87,13 @@ def blocks(random, shape: tuple[int, ...], kind: Type) -> np.ndarray:
     if kind not in (Type.Q4_K, Type.Q5_K, Type.Q6_K):
         return gguf.quants.quantize(values, kind)
     block, size = gguf.GGML_QUANT_SIZES[kind]
-    made = random.integers(0, 256, (*shape[:-1], shape[-1] // block, size)).astype(np.uint8)
-    scale = random.uniform(1e-4, 1e-3, (*made.shape[:-1], 1)).astype(np.float16).view(np.uint8)
+    blocks = random.integers(0, 256, (*shape[:-1], shape[-1] // block, size)).astype(np.uint8)
+    scale = random.uniform(1e-4, 1e-3, (*blocks.shape[:-1], 1)).astype(np.float16).view(np.uint8)
     if kind == Type.Q6_K:
-        made[..., -2:] = scale  # d comes last
+        blocks[..., -2:] = scale  # d comes last
     else:
-        made[..., :2] = made[..., 2:4] = scale  # d and dmin come first
-    return made.reshape(*shape[:-1], -1)
+        blocks[..., :2] = blocks[..., 2:4] = scale  # d and dmin come first
+    return blocks.reshape(*shape[:-1], -1)
 
 
 def write(
@@ -174,10 +174,10 @@ def test_a_file_loads_as_what_its_blocks_stand_for(moe, mixed, tmp_path):
     for mesh in (None, sharding.make_mesh(data=2, tensor=2, expert=2)):
         model, tok = qwen3_jax.load(tmp_path / "m.gguf", dtype="float32", mesh=mesh, scan_layers=mesh is not None)
         qwen3_jax.save(model, tok, tmp_path / "hf", overwrite=True)
-        found = packed_folders.tensors(tmp_path / "hf")
-        assert found.keys() == meant.keys()
+        stored = packed_folders.tensors(tmp_path / "hf")
+        assert stored.keys() == meant.keys()
         for name, array in meant.items():
-            np.testing.assert_array_equal(found[name], array, err_msg=name)
+            np.testing.assert_array_equal(stored[name], array, err_msg=name)
     config = model.config
     assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (HEADS, KV, HEAD)
     assert (config.rope_theta, config.intermediate_size, config.tie_word_embeddings) == (1e6, FFN, not mixed)

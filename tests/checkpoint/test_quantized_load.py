@@ -32,8 +32,8 @@ def weights(model: Qwen3) -> dict:
     return {".".join(map(str, path)): variable.get_value() for path, variable in flat}
 
 
-def error(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.sqrt(((found - expected) ** 2).mean() / (expected**2).mean()))
+def error(actual: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.sqrt(((actual - expected) ** 2).mean() / (expected**2).mean()))
 
 
 def noisy(model: Qwen3, plain: Qwen3, seed: int) -> Qwen3:

@@ -75,9 +75,9 @@ def test_a_flipped_bit_a_missing_or_a_short_file_is_found_or_harmless(tmp_path):
                 content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
                 (folder / file).write_bytes(content if harm == "flip" else content[: len(content) // 2])
             checkpoints = TrainCheckpoints(folder, keep=2)
-            found = restore_newest(checkpoints, shapes)
-            assert found is not None
-            step, restored, position = found
+            newest = restore_newest(checkpoints, shapes)
+            assert newest is not None
+            step, restored, position = newest
             assert position == {"row": step}
             jax.tree.map(np.testing.assert_array_equal, restored, state(step))
             if step == 1:

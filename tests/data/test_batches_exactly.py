@@ -212,14 +212,14 @@ def test_shares_of_sources_and_length_classes_multiply():
         [Source("a", "x", eval_fraction=0), Source("b", "x", eval_fraction=0)], sequence_length=8, lengths=classes
     )
     corpora = [InMemory(numbered([3, 4, 5, 6, 9])), InMemory(numbered([4, 6, 30]))]
-    made = streams(config, corpora, {"a": 2.0, "b": 6.0})
-    assert [stream.key for stream in made] == ["a/2-4", "a/4-8", "b/2-4", "b/4-8"]
-    assert [stream.source for stream in made] == [0, 0, 1, 1]
-    assert [stream.share for stream in made] == [0.25 * 0.75, 0.25 * 0.25, 0.75 * 0.75, 0.75 * 0.25]
-    assert [stream.pairs.tolist() for stream in made] == [[3, 4], [5, 8], [3], [5, 8, 8, 8, 5]]
+    planned = streams(config, corpora, {"a": 2.0, "b": 6.0})
+    assert [stream.key for stream in planned] == ["a/2-4", "a/4-8", "b/2-4", "b/4-8"]
+    assert [stream.source for stream in planned] == [0, 0, 1, 1]
+    assert [stream.share for stream in planned] == [0.25 * 0.75, 0.25 * 0.25, 0.75 * 0.75, 0.75 * 0.25]
+    assert [stream.pairs.tolist() for stream in planned] == [[3, 4], [5, 8], [3], [5, 8, 8, 8, 5]]
     (alone,) = streams(dataclasses.replace(config, lengths=[]), corpora, {"b": 6.0})
     assert (alone.key, alone.source, alone.share) == ("b", 1, 1.0)
-    seeds = [stream.seed for stream in made]
+    seeds = [stream.seed for stream in planned]
     assert len(set(seeds)) == 4
     assert seeds != [
         stream.seed for stream in streams(dataclasses.replace(config, seed=1), corpora, {"a": 2.0, "b": 6.0})
@@ -229,11 +229,11 @@ def test_shares_of_sources_and_length_classes_multiply():
 def simple_planner(shares, pairs, **options):
     """Streams of equal pieces; `shares` and `pairs` by key."""
     config = DataConfig([Source("s", "x")], **options)
-    made = []
+    parts = []
     for number, (key, share) in enumerate(shares.items()):
         one = np.full(7, pairs[key], np.int32)
-        made.append(Stream(key, number, np.arange(7), np.zeros(7, np.int32), one, share, seed=number))
-    return RowPlanner(config, made)
+        parts.append(Stream(key, number, np.arange(7), np.zeros(7, np.int32), one, share, seed=number))
+    return RowPlanner(config, parts)
 
 
 def drawn_tokens(state):

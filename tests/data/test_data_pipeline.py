@@ -54,13 +54,13 @@ def config(folder, **options):
 
 
 def loader(folder, rows=None, weights=None, **options):
-    made = config(folder, **options)
-    return make_train_loader(made, open_sources(made, TOK, folder / "unused"), rows=rows, weights=weights)
+    data_config = config(folder, **options)
+    return make_train_loader(data_config, open_sources(data_config, TOK, folder / "unused"), rows=rows, weights=weights)
 
 
 def held_out(folder, name, *more, **options):
-    made = config(folder, **options)
-    return make_eval_batches(made, open_sources(made, TOK, folder / "unused"), name, *more)
+    data_config = config(folder, **options)
+    return make_eval_batches(data_config, open_sources(data_config, TOK, folder / "unused"), name, *more)
 
 
 def take(loader, count):
@@ -68,8 +68,8 @@ def take(loader, count):
         return [next(iterator) for _ in range(count)]
 
 
-def assert_equal(found, expected):
-    for a, b in zip(found, expected, strict=True):
+def assert_equal(batches, expected):
+    for a, b in zip(batches, expected, strict=True):
         assert a.keys() == b.keys()
         for name in a:
             np.testing.assert_array_equal(a[name], b[name], strict=True)
@@ -138,8 +138,8 @@ def test_tokens_follow_the_weights_and_seeds_change_the_order(folder, unbroken):
 
     whole = {"sequence_length": 1000}  # no document is cut, so that every segment shows where it is from
     for weights in (None, {"text": 0.1, "chat": 0.9}):
-        found = shares(take(loader(folder, weights=weights, **whole), 15))
-        assert found == pytest.approx(weights or {"text": 0.5, "chat": 0.2, "sums": 0.3}, abs=0.02)
+        measured = shares(take(loader(folder, weights=weights, **whole), 15))
+        assert measured == pytest.approx(weights or {"text": 0.5, "chat": 0.2, "sums": 0.3}, abs=0.02)
     with pytest.raises(ValueError, match="no data source named 'books'"):
         loader(folder, weights={"books": 1.0})
     (other,) = take(loader(folder, seed=4, cache=str(folder / "other")), 1)
@@ -150,8 +150,8 @@ def test_every_prediction_of_every_document_is_made_once_in_an_epoch(folder):
     """Documents are cut where they are longer than a row; the pieces overlap by the token that is input and target."""
     source = Source("text", f"{folder}/*.txt", eval_fraction=0)
     one = {"sources": [source], "batch_size": 1, "sequence_length": 50, "packing_rows": 4}
-    made = config(folder, **one)
-    (corpus,) = open_sources(made, TOK, folder / "unused")
+    data_config = config(folder, **one)
+    (corpus,) = open_sources(data_config, TOK, folder / "unused")
     documents = [document.tokens.tolist() for document in corpus.read(range(len(corpus)))]
     epoch = Counter(pair for tokens in documents for pair in itertools.pairwise(tokens))
     seen = Counter()
@@ -205,8 +205,8 @@ def test_a_new_stage_goes_on_with_text_that_was_not_seen(folder):
     source = Source("text", f"{folder}/*.txt", eval_fraction=0)
 
     def numbers(batch):
-        found = [segments_of({name: value[i] for name, value in batch.items()}) for i in range(len(batch["tokens"]))]
-        texts = [TOK.decode([s[0][0], *(pair[1] for pair in s)]) for row in found for s in row]
+        rows = [segments_of({name: value[i] for name, value in batch.items()}) for i in range(len(batch["tokens"]))]
+        texts = [TOK.decode([s[0][0], *(pair[1] for pair in s)]) for row in rows for s in row]
         return [int(text.split(":")[0].removeprefix("document ")) for text in texts]
 
     first = {"sources": [source], "batch_size": 1, "sequence_length": 600, "packing_rows": 1, "prefetch_batches": 0}
@@ -224,7 +224,7 @@ def test_a_new_stage_goes_on_with_text_that_was_not_seen(folder):
 def test_eval_batches_are_held_out_fixed_and_complete(folder, unbroken):
     batches = {name: held_out(folder, name) for name in ("text", "chat", "sums")}
     assert_equal(held_out(folder, "text", packing_rows=50), batches["text"])
-    assert all(batch["tokens"].shape == (4, 96) for found in batches.values() for batch in found)
+    assert all(batch["tokens"].shape == (4, 96) for of_source in batches.values() for batch in of_source)
     assert len(held_out(folder, "text", 1)) == 1
 
     def raw(batches):
@@ -267,14 +267,14 @@ def test_unigram_entropy_honours_the_mask(folder):
 
 def test_damage_reaches_the_trainer_and_nothing_hangs(tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": "x" * 50}) + "\n" for _ in range(200)))
-    made = DataConfig(
+    data_config = DataConfig(
         [Source("s", str(tmp_path / "a.jsonl"))], sequence_length=64, batch_size=2, cache=str(tmp_path / "c")
     )
-    corpora = open_sources(made, TOK, tmp_path)
+    corpora = open_sources(data_config, TOK, tmp_path)
     file = tmp_path / "c/s/00000.arrayrecord"
     raw = bytearray(file.read_bytes())
     middle = len(raw) // 2
     raw[middle : middle + 400] = bytes(400)
     file.write_bytes(raw)
     with pytest.raises(DataError, match=r"c/s: its ArrayRecord files are damaged"):
-        take(make_train_loader(made, corpora), 200)
+        take(make_train_loader(data_config, corpora), 200)

@@ -36,15 +36,15 @@ RESULT = {"role": "tool", "content": "4"}
 
 def rendered(body, loss_on="assistant", text_key="text"):
     """Each document as (its text, the text that is learned); checks the encoding on the way."""
-    found = []
+    pairs = []
     for document in documents(Record("f:1", body), TOK, loss_on=loss_on, text_key=text_key):
         (encoded,) = encode([document], TOK)
         separately = [token for segment in document.segments for token in TOK.encode(segment.text)]
         assert encoded.tokens.tolist() == separately + [TOK.endoftext_id] * document.add_end
         assert encoded.tokens.dtype == np.int32
         assert encoded.loss.shape == encoded.tokens.shape
-        found.append((TOK.decode(encoded.tokens.tolist()), TOK.decode(encoded.tokens[encoded.loss].tolist())))
-    return found
+        pairs.append((TOK.decode(encoded.tokens.tolist()), TOK.decode(encoded.tokens[encoded.loss].tolist())))
+    return pairs
 
 
 def test_text_is_learned_whole_and_closed_by_endoftext():
@@ -166,9 +166,9 @@ def test_problems_under_the_real_tokenizer_are_what_generation_forces_and_sample
         return encode([document], tokenizer)[0]
 
     for cut in range(len(step_tokens(problem)) + 1):
-        found = encoded(problem_record(problem, "truncated", cut=cut))
-        assert found.tokens.tolist() == prompt + thinking[: 2 + cut] + stop + answer
-        assert found.loss.tolist() == [False] * len(prompt) + [True] * (2 + cut) + [False] * len(stop) + [True] * 2
+        document = encoded(problem_record(problem, "truncated", cut=cut))
+        assert document.tokens.tolist() == prompt + thinking[: 2 + cut] + stop + answer
+        assert document.loss.tolist() == [False] * len(prompt) + [True] * (2 + cut) + [False] * len(stop) + [True] * 2
     whole = encoded(problem_record(problem, "thinking"))
     assert whole.tokens.tolist()[: len(prompt) + len(thinking)] == prompt + thinking
     assert whole.tokens.tolist()[-2:] == answer

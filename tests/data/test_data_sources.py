@@ -68,13 +68,13 @@ def test_files_folders_globs_and_home_are_found_in_a_fixed_order(corpus, monkeyp
 
 def test_a_folder_of_text_and_jsonl_reads_every_document_once(corpus):
     source = Source("s", str(corpus / "docs"))
-    found = records(source)
+    read_records = records(source)
     expected = [f"document {i}" for i in range(40)] + [f"line {i}" for i in range(60)]
-    assert sorted(record.body["text"].strip() for record in found) == sorted(expected)
+    assert sorted(record.body["text"].strip() for record in read_records) == sorted(expected)
     # Blank lines are passed over and counted: line 31 of the records is line 33 of the file.
-    where = {record.body["text"]: record.location for record in found}
-    assert where["line 0"].endswith("lines.jsonl:1")
-    assert where["line 30"].endswith("lines.jsonl:33")
+    locations = {record.body["text"]: record.location for record in read_records}
+    assert locations["line 0"].endswith("lines.jsonl:1")
+    assert locations["line 30"].endswith("lines.jsonl:33")
 
 
 @settings(max_examples=60)
@@ -91,8 +91,10 @@ def test_jsonl_cut_by_bytes_gives_every_line_once(tmp_path_factory, lines, endin
     file.write_bytes((ending.join(lines) + ending * closed).encode())
     source = Source("s", str(file))
 
-    def plain(found):
-        return [one.reason.split(": ", 1)[1] if isinstance(one, Malformed) else (one.body, one.key) for one in found]
+    def plain(all_records):
+        return [
+            one.reason.split(": ", 1)[1] if isinstance(one, Malformed) else (one.body, one.key) for one in all_records
+        ]
 
     whole = records(source)
     assert len(whole) == sum(bool(line.strip()) for line in lines)
@@ -127,10 +129,10 @@ def test_what_is_held_out_depends_on_the_document_alone(corpus, tmp_path_factory
     def sides(folder):
         """Texts that are trained on, and those that are held out."""
         out = tmp_path_factory.mktemp("prepared") / "out"
-        found = prepare(Source("s", folder if isinstance(folder, list) else str(folder)), TOK, out, processes=1)
-        texts = [TOK.decode(one.tokens.tolist()).split("\n")[0] for one in found.read(range(len(found)))]
+        corpus = prepare(Source("s", folder if isinstance(folder, list) else str(folder)), TOK, out, processes=1)
+        texts = [TOK.decode(one.tokens.tolist()).split("\n")[0] for one in corpus.read(range(len(corpus)))]
         return lambda fraction: [
-            {text for text, out in zip(texts, found.held_out(fraction), strict=True) if out == side} for side in (0, 1)
+            {text for text, out in zip(texts, corpus.held_out(fraction), strict=True) if out == side} for side in (0, 1)
         ]
 
     trained, held_out = sides(docs)(0.2)
@@ -235,13 +237,13 @@ def test_the_dataclasses_serve_as_yaml_with_overrides():
 
 def test_training_texts_leave_out_what_is_held_out(corpus):
     source = Source("s", str(corpus / "docs"), eval_fraction=0.3)
-    found = set(training_texts(DataConfig([source, Source("sums", "synthetic:running_sum")]), max_records=500))
+    chosen_texts = set(training_texts(DataConfig([source, Source("sums", "synthetic:running_sum")]), max_records=500))
     all_records = records(source)
     held_out = {record.body["text"] for record in all_records if record.key < 0.3 * 2**64}
-    assert {record.body["text"] for record in all_records} - held_out <= found
+    assert {record.body["text"] for record in all_records} - held_out <= chosen_texts
     assert held_out
-    assert not held_out & found
-    assert any(text.startswith("Add these digits") for text in found)
+    assert not held_out & chosen_texts
+    assert any(text.startswith("Add these digits") for text in chosen_texts)
     assert len(set(training_texts(DataConfig([source]), max_records=10))) <= 10
 
 

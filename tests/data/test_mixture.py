@@ -40,8 +40,8 @@ def planner(lengths_by_name, weights=None, **options):
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=30), st.integers(1, 17))
 def test_documents_are_cut_so_that_every_prediction_is_in_one_piece(lengths, row):
     pieces = list(zip(*(part.tolist() for part in cut(np.arange(len(lengths)), np.asarray(lengths), row)), strict=True))
-    found = Counter((document, start + i) for document, start, pairs in pieces for i in range(pairs))
-    assert found == Counter((document, i) for document, n in enumerate(lengths) for i in range(n - 1))
+    predictions = Counter((document, start + i) for document, start, pairs in pieces for i in range(pairs))
+    assert predictions == Counter((document, i) for document, n in enumerate(lengths) for i in range(n - 1))
     assert all(0 < pairs <= row for _, _, pairs in pieces)
 
 

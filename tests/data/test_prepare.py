@@ -40,9 +40,9 @@ def everything(corpus: Prepared) -> list[str]:
 def test_a_record_holds_its_document(pairs, small):
     tokens = np.array([token % 60_000 if small else token for token, _ in pairs], np.int32)
     document = Encoded(tokens, np.array([learned for _, learned in pairs], bool))
-    found = decode_record(encode_record(document))
-    np.testing.assert_array_equal(found.tokens, document.tokens, strict=True)
-    np.testing.assert_array_equal(found.loss, document.loss, strict=True)
+    decoded = decode_record(encode_record(document))
+    np.testing.assert_array_equal(decoded.tokens, document.tokens, strict=True)
+    np.testing.assert_array_equal(decoded.loss, document.loss, strict=True)
 
 
 def test_every_format_gives_the_same_documents(tmp_path):
@@ -285,8 +285,8 @@ def test_minhash_estimates_jaccard_similarity(shared):
         errors.append(float((a == b).mean()) - true)
     assert abs(np.mean(errors)) < 0.03
     assert np.std(errors) < 0.08
-    found = duplicates(np.array([signature(texts[0], True), signature(texts[1], True)]), True, 0.7)
-    assert found.tolist() == [False, shared == 0.9]
+    dropped = duplicates(np.array([signature(texts[0], True), signature(texts[1], True)]), True, 0.7)
+    assert dropped.tolist() == [False, shared == 0.9]
 
 
 def test_text_that_overlaps_held_out_sets_is_left_out(tmp_path):

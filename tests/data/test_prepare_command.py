@@ -56,15 +56,15 @@ def run(arguments: list[str]) -> subprocess.CompletedProcess:
 
 
 def children(parent: int) -> list[int]:
-    found = []
+    processes = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = status.read_text().rpartition(")")[2].split()
         except OSError:
             continue
         if int(fields[1]) == parent:
-            found.append(int(status.parent.name))
-    return found
+            processes.append(int(status.parent.name))
+    return processes
 
 
 @pytest.mark.parametrize("kills", [pytest.param(3, marks=pytest.mark.slow), pytest.param(12, marks=pytest.mark.soak)])
@@ -126,8 +126,8 @@ def test_memory_is_flat_over_a_corpus_larger_than_its_buffers(tmp_path):
                 file.writelines(lines)
         arguments = [sys.executable, "-c", _MEASURED, str(tmp_path / f"{times}.jsonl.gz"), str(tmp_path / str(times))]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        found = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True)
-        peak[times] = int(found.stdout) / 1024
+        finished = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True)
+        peak[times] = int(finished.stdout) / 1024
     text = Prepared(tmp_path / "40").manifest["text_bytes"] / 2**20
     assert text > 60
     assert peak[40] - peak[15] < 4, f"{peak} MB for {text:.0f} MB of text"

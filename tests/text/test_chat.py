@@ -105,12 +105,12 @@ def test_what_clients_send(real: Tokenizer):
         ]
     )
     parts = [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]
-    made = parse('<tool_call>\n{"name": "f", "arguments": {"x": "<é>"}}\n</tool_call>').tool_calls
+    parsed_calls = parse('<tool_call>\n{"name": "f", "arguments": {"x": "<é>"}}\n</tool_call>').tool_calls
     for content, calls in (
         ({"content": None}, [{"type": "function", "function": call}]),
         ({}, [{"function": {**call, "arguments": '{"x": "<é>"}'}}]),
-        ({"content": []}, list(made)),
-        ({"content": [""]}, made),
+        ({"content": []}, list(parsed_calls)),
+        ({"content": [""]}, parsed_calls),
     ):
         messages = [
             {"role": "system", "content": parts},
