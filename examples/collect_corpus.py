@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qwen3_jax.data import Source
-from qwen3_jax.data.sources import find_files
+from qwen3_jax.data.files import find_files
 from qwen3_jax.progress import progress_bar
 
 DOMAINS = ("code", "docs", "manual", "messages")

@@ -1,57 +1,38 @@
-"""From paths to records: files and URLs found, cut into splits, and read as a stream.
+"""From files to records: a source is cut into splits, and each split is read as a stream.
 
     for split in splits(source):              # a few dozen megabytes each, in order; one worker reads one
         for record in read(split, source):    # Record, or Malformed where a record cannot be used
 
-Files are sorted by their path below the folder or glob they were found by, so splits are the same on every machine. JSONL
-that is not compressed is cut by bytes, Parquet by row groups, ArrayRecord by records; compressed files are read whole.
-Only the current record is in memory. Local paths and every URL that fsspec knows (gs://, s3://, https://, ...) are read.
+Splits are the same on every machine. JSONL that is not compressed is cut by bytes, Parquet by row groups, ArrayRecord by
+records; compressed files are read whole. Only the current record is in memory.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
 import json
-import os
-import sysconfig
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import Any
 
-import fsspec
-from fsspec.core import url_to_fs
-
-from qwen3_jax.data.config import RUNNING_SUM, STDLIB, DataConfig, RunningSum, Source
+from qwen3_jax.data.config import RUNNING_SUM, DataConfig, RunningSum, Source
+from qwen3_jax.data.files import (
+    CorpusFile,
+    Kind,
+    compression,
+    find_files,
+    kind_of,
+    open_array_record,
+    open_parquet,
+    opened,
+)
 from qwen3_jax.data.reasoning import RunningSumRecords
 from qwen3_jax.data.records import DataError, Malformed, Record, texts
-from qwen3_jax.errors import UserError
-
-Kind = Literal["text", "jsonl", "parquet", "arrayrecord", "synthetic"]
 
 SPLIT_BYTES = 32 * 2**20
-_KINDS: dict[str, Kind] = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".arrayrecord": "arrayrecord",
-    ".array_record": "arrayrecord",
-}  # fmt: skip
-_COMPRESSED = {".gz", ".zst"}
-_UNREADABLE = {".bz2", ".xz", ".zip", ".tar", ".tgz", ".tfrecord", ".bin", ".npy"}
-_TEST_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 _PROBLEM_BYTES = 4096  # a generated problem is as much work as so much text
 LAST_KEY = 2**64 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class CorpusFile:
-    """A file or URL, its path below the folder or glob it was found by (the same on any machine), and its size in bytes."""
-
-    url: str
-    key: str
-    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,28 +105,6 @@ def training_texts(config: DataConfig, max_records: int = 2000) -> Iterator[str]
                     break
 
 
-def find_files(source: Source) -> list[CorpusFile]:
-    """The source's files, sorted by path, each once.
-
-    Raises:
-        DataError: an entry of `path` matches no file, or names a format that is not read here.
-    """
-    by_url: dict[str, CorpusFile] = {}
-    for entry in source.paths:
-        files = list(_expand(entry, source))
-        if not files:
-            raise DataError(f"source {source.name!r}: no file matches {entry!r}")
-        by_url.update((file.url, file) for file in files)
-    for url in by_url:
-        suffix = os.path.splitext(url)[1].lower()
-        if suffix in _UNREADABLE:
-            raise DataError(
-                f"source {source.name!r}: {url} is a {suffix} file; text, JSONL (also .gz, .zst), "
-                "Parquet and ArrayRecord are read"
-            )
-    return [by_url[url] for url in sorted(by_url)]
-
-
 def key_of(file: str, place: int) -> int:
     """64 bits from the file's path and the record's place in it: what decides whether a document is held out."""
     return int.from_bytes(hashlib.blake2b(f"{file}\0{place}".encode(), digest_size=8).digest(), "big")
@@ -163,17 +122,17 @@ def _parts(source: Source, seed: int, size: int) -> Iterator[tuple[Part, int]]:
                 yield Part(file, "synthetic", start, stop), (stop - start) * _PROBLEM_BYTES
         return
     for file in find_files(source):
-        kind = _kind(file, source)
-        if kind == "jsonl" and not _compression(file.url):
+        kind = kind_of(file, source)
+        if kind == "jsonl" and not compression(file.url):
             for start in range(0, max(file.size, 1), size):
                 yield Part(file, kind, start, min(start + size, file.size)), min(size, file.size - start)
         elif kind == "parquet":
-            with _parquet(file) as reader:
+            with open_parquet(file) as reader:
                 groups = [reader.metadata.row_group(i).total_byte_size for i in range(reader.num_row_groups)]
             for i, weight in enumerate(groups):
                 yield Part(file, kind, i, i + 1), weight
         elif kind == "arrayrecord":
-            records = len(_array_record(file))
+            records = len(open_array_record(file))
             step = max(records * size // max(file.size, 1), 1)
             for start in range(0, records, step):
                 stop = min(start + step, records)
@@ -182,109 +141,8 @@ def _parts(source: Source, seed: int, size: int) -> Iterator[tuple[Part, int]]:
             yield Part(file, kind), file.size
 
 
-def _expand(entry: str, source: Source) -> Iterator[CorpusFile]:
-    if entry == STDLIB:
-        yield from _stdlib()
-        return
-    if entry.startswith((STDLIB, "synthetic:")):
-        raise DataError(
-            f"source {source.name!r}: unknown path {entry!r}; it may be a path, a URL, {STDLIB!r} or {RUNNING_SUM!r}"
-        )
-    try:
-        system, path = url_to_fs(os.path.expanduser(entry))
-        if system.isdir(path):
-            listing, base = system.find(path, detail=True), path
-        elif any(letter in path for letter in "*?["):
-            listing, base = system.glob(path, detail=True), path[: min(path.find(c) for c in "*?[" if c in path)]
-            base = base.rpartition("/")[0]
-        elif system.exists(path):
-            listing, base = {path: system.info(path)}, path.rpartition("/")[0]
-        else:
-            return
-    except (ImportError, ValueError) as error:  # an unknown protocol, or one whose package is not installed
-        raise DataError(f"source {source.name!r}: {entry!r} cannot be read: {error}") from None
-    for name, info in listing.items():
-        below = name[len(base) :].lstrip("/")
-        if info["type"] != "file" or any(part.startswith(".") for part in below.split("/")):
-            continue
-        if system.isdir(path) and source.format not in ("auto", "text") and _by_suffix(name) != source.format:
-            continue  # of a folder, the files of that format
-        yield CorpusFile(system.unstrip_protocol(name) if "://" in entry else name, below, int(info["size"] or 0))
-
-
-def _stdlib() -> Iterator[CorpusFile]:
-    """This interpreter's standard library, without tests: some 10 MB of source text on every machine."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    for file in root.rglob("*.py"):
-        relative = file.relative_to(root)
-        # A venv or a distribution may put its packages below the standard library.
-        if not _TEST_FOLDERS.intersection(relative.parts[:-1]):
-            yield CorpusFile(str(file), relative.as_posix(), file.stat().st_size)
-
-
-def _compression(url: str) -> str | None:
-    suffix = os.path.splitext(url)[1].lower()
-    return suffix if suffix in _COMPRESSED else None
-
-
-def _by_suffix(url: str) -> Kind:
-    stem, suffix = os.path.splitext(url.lower())
-    return _KINDS.get(os.path.splitext(stem)[1] if suffix in _COMPRESSED else suffix, "text")
-
-
-def _kind(file: CorpusFile, source: Source) -> Kind:
-    return _by_suffix(file.url) if source.format == "auto" else source.format
-
-
-@contextmanager
-def _opened(file: CorpusFile) -> Iterator[IO[bytes]]:
-    with fsspec.open(file.url, "rb") as stream:
-        match _compression(file.url):
-            case ".gz":
-                yield cast(IO[bytes], gzip.GzipFile(fileobj=stream))
-            case ".zst":
-                yield io.BufferedReader(_Zstandard(stream, file.url), 2**17)
-            case _:
-                yield stream
-
-
-class _Zstandard(io.RawIOBase):
-    """Decompresses every frame of a stream; a frame that ends early is an `EOFError`, which zstandard's reader misses."""
-
-    def __init__(self, stream: IO[bytes], url: str):
-        try:
-            import zstandard
-        except ImportError:
-            raise UserError(f'{url} needs the package zstandard: pip install "qwen3-jax[data]"') from None
-        self._stream, self._error = stream, zstandard.ZstdError
-        self._new = zstandard.ZstdDecompressor().decompressobj
-        self._frame: Any = None
-        self._raw, self._plain = b"", memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, out: Any) -> int:
-        while not self._plain:
-            self._raw = self._raw or self._stream.read(2**17)
-            if not self._raw:
-                if self._frame:
-                    raise EOFError("the compressed data ends early")
-                return 0
-            self._frame = self._frame or self._new()
-            try:
-                self._plain = memoryview(self._frame.decompress(self._raw))
-            except self._error as error:
-                raise OSError(str(error)) from error
-            self._raw = self._frame.unused_data if self._frame.eof else b""
-            self._frame = None if self._frame.eof else self._frame
-        size = min(len(out), len(self._plain))
-        out[:size], self._plain = self._plain[:size], self._plain[size:]
-        return size
-
-
 def _read_text(part: Part, source: Source, seed: int) -> Iterator[Record | Malformed]:
-    with _opened(part.file) as stream:
+    with opened(part.file) as stream:
         raw = stream.read()
     if raw:
         text = _decoded(raw, part.file.url)
@@ -294,7 +152,7 @@ def _read_text(part: Part, source: Source, seed: int) -> Iterator[Record | Malfo
 
 def _read_jsonl(part: Part, source: Source, seed: int) -> Iterator[Record | Malformed]:
     """Lines that begin in this stretch; blank lines are passed over and count in line numbers."""
-    with _opened(part.file) as stream:
+    with opened(part.file) as stream:
         offset = part.start
         if offset:
             stream.seek(offset - 1)
@@ -313,7 +171,7 @@ def _read_jsonl(part: Part, source: Source, seed: int) -> Iterator[Record | Malf
 
 
 def _read_parquet(part: Part, source: Source, seed: int) -> Iterator[Record | Malformed]:
-    with _parquet(part.file) as reader:
+    with open_parquet(part.file) as reader:
         before = sum(reader.metadata.row_group(i).num_rows for i in range(part.start))
         for batch in reader.iter_batches(batch_size=256, row_groups=list(range(part.start, part.stop or 0))):
             for row in batch.to_pylist():
@@ -323,7 +181,7 @@ def _read_parquet(part: Part, source: Source, seed: int) -> Iterator[Record | Ma
 
 
 def _read_arrayrecord(part: Part, source: Source, seed: int) -> Iterator[Record | Malformed]:
-    records = _array_record(part.file)
+    records = open_array_record(part.file)
     for number in range(part.start, part.stop or 0):
         location, key, raw = f"{part.file.url} record {number}", key_of(part.file.key, number), records[number]
         if raw[:1] == b"{":
@@ -345,33 +203,6 @@ _READERS = {
     "text": _read_text, "jsonl": _read_jsonl, "parquet": _read_parquet, "arrayrecord": _read_arrayrecord,
     "synthetic": _read_synthetic,
 }  # fmt: skip
-
-
-@contextmanager
-def _parquet(file: CorpusFile) -> Iterator[Any]:
-    try:
-        import pyarrow as arrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(f'{file.url} needs the package pyarrow: pip install "qwen3-jax[data]"') from None
-    try:
-        with fsspec.open(file.url, "rb") as stream:
-            yield arrow.parquet.ParquetFile(stream)
-    except arrow.ArrowException as error:
-        raise DataError(f"{file.url}: not a whole Parquet file: {error}") from error
-
-
-def _array_record(file: CorpusFile) -> Any:
-    from grain.sources import ArrayRecordDataSource
-
-    if "://" in file.url:
-        raise DataError(
-            f"{file.url}: ArrayRecord is read from local paths alone; mount the bucket (gcsfuse) or copy the file"
-        )
-    try:
-        return ArrayRecordDataSource([file.url])
-    except (ValueError, RuntimeError) as error:
-        raise DataError(f"{file.url}: not a whole ArrayRecord file: {error}") from error
 
 
 def _json_record(raw: bytes, location: str, key: int) -> Record | Malformed:

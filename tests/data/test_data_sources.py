@@ -25,7 +25,8 @@ from qwen3_jax.data import (
     prepare,
     training_texts,
 )
-from qwen3_jax.data.sources import SPLIT_BYTES, find_files, read, splits
+from qwen3_jax.data.files import find_files
+from qwen3_jax.data.sources import SPLIT_BYTES, read, splits
 from tests.helpers.byte_tokenizer import ByteTokenizer
 
 TOK = ByteTokenizer()
