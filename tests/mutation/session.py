@@ -52,15 +52,15 @@ class Session:
         executing = self.executed.of_lines(path, *statement)
         if not executing:
             return None
-        shared = {test for test in executing if not executed.is_test(test)}
-        importing = {test.partition("::")[0] for test in shared if executed.is_import(test)}
-        whole = {test.partition("::")[0] for test in shared if executed.is_fixture(test)}
+        importing = {test.partition("::")[0] for test in executing if executed.is_import(test)}
+        whole = set()
         if importing and scope != statement:
             executing |= self.executed.of_lines(path, *scope)
         elif importing and defines:
             executing |= self.executed.of_name(self.tree.folder, defines)
         elif importing:
             whole |= importing
+        whole |= {test.partition("::")[0] for test in executing if executed.is_fixture(test)}
         files, ordered = self.executed.order(executing)
         if not ordered or _EXECUTED_ONCE.search((self.tree.folder / path).read_text()):
             whole |= set(files)
