@@ -73,7 +73,7 @@ PLANTED = (
         "eval_where",
         "held-out batches ignore the source's `where`",
         "qwen3_jax/data/pipeline.py",
-        "corpus.held_out(source.eval_fraction) & corpus.select(selected)",
+        "corpus.held_out(source.eval_fraction) & corpus.select(where)",
         "corpus.held_out(source.eval_fraction)",
     ),
     Planted(
@@ -128,9 +128,9 @@ PLANTED = (
     Planted(
         "guard_at_stage",
         "the guard remembers the losses of the stage before",
-        "qwen3_jax/training/loop.py",
-        "state = dataclasses.replace(state, guard=guard.anew(state.guard))",
-        "state = dataclasses.replace(state, guard=state.guard)",
+        'qwen3_jax/training/stage_loop.py',
+        'state = dataclasses.replace(state, guard=guard.restarted(state.guard))',
+        'pass',
     ),
     Planted(
         "reported_rate",
@@ -149,9 +149,9 @@ PLANTED = (
     Planted(
         "exported_eos",
         "generation_config.json has no end tokens where only config.json had some",
-        "qwen3_jax/checkpoint/small_files.py",
-        "generation = dataclasses.replace(generation, eos_token_id=config.eos_token_ids)",
-        "generation = dataclasses.replace(generation)",
+        'qwen3_jax/checkpoint/small_files.py',
+        'generation = dataclasses.replace(generation, eos_token_id=config.eos_token_ids)',
+        'pass',
     ),
     Planted(
         "rms_norm_eps",
@@ -163,16 +163,16 @@ PLANTED = (
     Planted(
         "server_max_tokens",
         "the server's limit of tokens does not bind requests that name none",
-        "qwen3_jax/generation/api.py",
-        "return min(default, context - prompt, context if most is None else most)",
-        "return min(default, context - prompt)",
+        'qwen3_jax/generation/request.py',
+        'return min(default, max_length - prompt_tokens, options.default_limit or default)',
+        'return min(default, max_length - prompt_tokens)',
     ),
     Planted(
         "fitted_budget",
         "a budget that is made to fit is one token too small",
-        "qwen3_jax/generation/api.py",
-        "budget = max(min(budget, limit - _room(tokens, is_open)), 0)",
-        "budget = max(min(budget, limit - _room(tokens, is_open) - 1), 0)",
+        'qwen3_jax/generation/request.py',
+        '        return largest\n',
+        '        return max(largest - 1, 0)\n',
     ),
     Planted(
         "siblings",
@@ -184,9 +184,9 @@ PLANTED = (
     Planted(
         "siblings_of_generate",
         "the same without a server",
-        "qwen3_jax/generation/api.py",
-        "                    engine.cancel(token.number)",
-        "                    pass",
+        'qwen3_jax/generation/answer.py',
+        '            cancel(key)\n',
+        '            pass\n',
     ),
     Planted(
         "body_size",
@@ -198,16 +198,16 @@ PLANTED = (
     Planted(
         "text_offset",
         "`text_offset` begins anew in each chunk of a stream",
-        "qwen3_jax/serving/replies.py",
-        "lengths = [len(one[\"token\"]) for one in self._logprobs[index]]",
-        "lengths, start = [len(one[\"token\"]) for one in of], 0",
+        'qwen3_jax/serving/replies.py',
+        'self._offsets[choice] += sum(len(each["token"]) for each in logprobs or ())',
+        'pass',
     ),
     Planted(
         "soft_switch",
         "the first soft switch of a message wins",
         "qwen3_jax/text/chat.py",
-        'return switches[-1] == "think"',
-        'return switches[0] == "think"',
+        'return found[-1] == "think"',
+        'return found[0] == "think"',
     ),
     Planted(
         "escape_across_chunks",

@@ -89,6 +89,9 @@ def test_pickle_and_wrong_input(real: Tokenizer):
         real.decode([5, -1])
     with pytest.raises(TokenizerError, match="-1 is not a token id"):
         real.detokenizer().add(-1)
+    with pytest.raises(TokenizerError, match="4294967296 is not a token id"):  # the Rust library takes 32 bits
+        real.decode([5, 2**32])
+    assert real.decode([5, 2**32 - 1]) == real.decode([5])  # as transformers: an id of no token is left out
     assert real.decode([]) == ""
 
 

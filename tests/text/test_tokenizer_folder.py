@@ -137,6 +137,9 @@ def test_chat_templates_of_a_folder(small_folder: Path, tmp_path: Path, official
     saved = json.loads((tmp_path / "c" / "tokenizer_config.json").read_text("utf-8"))
     assert saved["some_new_field"] == {"deep": [1, None]}
     assert "chat_template" not in saved
+    # transformers 5's names of the files
+    assert (tmp_path / "c" / "additional_chat_templates" / "tool_use.jinja").read_text("utf-8") == "TOOLS"
+    assert (tmp_path / "c" / "chat_template.jinja").read_text("utf-8") == thinking
     (folder / "chat_template.jinja").write_text("FILE")  # goes before tokenizer_config.json
     assert Tokenizer.from_pretrained(folder).apply_chat_template(MESSAGES) == "FILE"
 
