@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 
 from qwen3_jax.bounds import above, at_least, between, check_bounds, whole
-from qwen3_jax.data import RunningSum
+from qwen3_jax.config import Qwen3Config
+from qwen3_jax.data import DataConfig, RunningSum, Source
+from qwen3_jax.data.config import Cleaning, LengthShare
 from qwen3_jax.errors import UserError
 from qwen3_jax.evaluation.config import BudgetCurveConfig
+from qwen3_jax.serving.guard import Limits
 from qwen3_jax.sweeps.config import MixtureConfig, ScalingConfig, Target, Verify
+from qwen3_jax.training.config import LossConfig, OptimizerConfig, StageConfig, TrainConfig
 
 CASES = {
     "at least": (at_least(2), [2, 2.5, math.inf], {1: "at least 2", 1.99: "at least 2", math.nan: "at least 2"}),
@@ -69,3 +73,89 @@ def test_a_broken_bound_names_its_field(build, message):
     with pytest.raises(UserError) as refusal:
         build()
     assert str(refusal.value).startswith(message)
+
+
+SOURCES = [Source("s", "x")]
+SMALL = 1e-9
+# What builds a configuration; and of each field the last value on either side of its bound: (accepted, refused).
+EDGES = {
+    "running_sum": (
+        RunningSum,
+        {
+            "problems": (1, 0), "eval_problems": (1, 0), "min_digits": (2, 1), "max_digits": (26, 27),
+            **dict.fromkeys(("thinking", "non_thinking", "disabled", "truncated"), (0, -SMALL)),
+        },
+    ),
+    "shortest sums": (lambda **field: RunningSum(min_digits=5, **field), {"max_digits": (5, 4)}),
+    "longest sums": (lambda **field: RunningSum(max_digits=26, **field), {"min_digits": (26, 27)}),
+    "cleaning": (Cleaning, {"similarity": (0.1, 0.1 - SMALL), "ngram": (1, 0), "max_malformed": (0, -1)}),
+    "cleaning, above": (Cleaning, {"similarity": (0.99, 0.99 + SMALL)}),
+    "source": (lambda **field: Source("s", "x", **field), {"weight": (SMALL, 0), "eval_fraction": (0, -SMALL)}),
+    "source, above": (
+        lambda **field: Source("s", "x", **field),
+        {"weight": (1e300, math.inf), "eval_fraction": (1 - SMALL, 1)},
+    ),
+    "length class": (lambda **field: LengthShare(**(dict(above=0, up_to=1, weight=1) | field)), {
+        "above": (0, -1), "up_to": (1, 0), "weight": (SMALL, 0),
+    }),
+    "data": (
+        lambda **field: DataConfig(SOURCES, **field),
+        {
+            **dict.fromkeys(("sequence_length", "batch_size", "packing_rows"), (1, 0)),
+            **dict.fromkeys(("prefetch_batches", "seed"), (0, -1)),
+        },
+    ),
+    "optimizer": (
+        OptimizerConfig,
+        {
+            **dict.fromkeys(("learning_rate", "final_learning_rate", "decay_share", "beta1", "beta2"), (0, -SMALL)),
+            **dict.fromkeys(("weight_decay", "eps", "spike_sigmas"), (0, -SMALL)),
+            "warmup_steps": (0, -1), "clip_norm": (SMALL, 0), "spike_window": (2, 1), "max_skips": (1, 0),
+        },
+    ),
+    "optimizer, above": (
+        OptimizerConfig, dict.fromkeys(("final_learning_rate", "decay_share", "beta1", "beta2"), (1, 1 + SMALL)),
+    ),
+    "loss": (LossConfig, {"z_loss": (0, -SMALL), "chunk_tokens": (1, 0)}),
+    "stage": (lambda **field: StageConfig(**(dict(name="s", steps=1) | field)), {
+        "steps": (1, 0), "rope_theta": (SMALL, 0), "weights": ({"s": SMALL}, {"s": 0}),
+    }),
+    "run": (
+        lambda **field: TrainConfig(**(dict(data=DataConfig(SOURCES), run_dir="r", steps=200) | field)),
+        {
+            **dict.fromkeys(("micro_batches", "log_every", "eval_batches", "checkpoint_keep"), (1, 0)),
+            **dict.fromkeys(("eval_every", "checkpoint_every", "checkpoint_keep_best"), (0, -1)),
+        },
+    ),
+    "steps": (
+        lambda **field: TrainConfig(
+            data=DataConfig(SOURCES), run_dir="r", optimizer=OptimizerConfig(warmup_steps=0), **field
+        ),
+        {"steps": (1, 0)},
+    ),
+    "architecture": (
+        lambda **field: Qwen3Config(**(dict(num_attention_heads=1, num_key_value_heads=1) | field)),
+        {
+            "num_experts": (0, -1), "head_dim": (2, 0),
+            **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"), (1, 0)),
+            **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "max_position_embeddings"), (1, 0)),
+            **dict.fromkeys(("moe_intermediate_size", "decoder_sparse_step"), (1, 0)),
+        },
+    ),
+    "limits": (Limits, dict.fromkeys(
+        ("body_bytes", "messages", "max_tokens", "n", "requests", "waiting", "seconds"), (1, 0)
+    )),
+    "budget curve": (
+        lambda **field: BudgetCurveConfig("s", **field),
+        {"budgets": ([0], [-1]), **dict.fromkeys(("problems", "max_new_tokens", "batch_size"), (1, 0))},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_each_field_is_bounded_where_its_documentation_says(name):
+    build, fields = EDGES[name]
+    for field, (accepted, refused) in fields.items():
+        build(**{field: accepted})
+        with pytest.raises(UserError, match=rf"{field}(\.s)?\b.* is .*; it must be"):
+            build(**{field: refused})
