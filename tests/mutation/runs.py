@@ -26,7 +26,7 @@ _LIBRARIES = (
 )  # fmt: skip
 _ENVIRONMENT = {  # read when JAX is imported, so before tests/conftest.py
     "JAX_PLATFORMS": "cpu",
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
     "MPLBACKEND": "Agg",
