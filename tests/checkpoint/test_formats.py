@@ -11,9 +11,11 @@ from hypothesis.extra import numpy as hnp
 import qwen3_jax
 import sharding
 from qwen3_jax import UserError
+from qwen3_jax.checkpoint.formats import unpacked
 from qwen3_jax.checkpoint.formats.fp8 import pack_fp8
 from qwen3_jax.checkpoint.formats.int4 import AWQ_ORDER, pack_awq, pack_words, unpack_words
 from qwen3_jax.checkpoint.formats.int8 import pack_int8
+from qwen3_jax.checkpoint.formats.opening import open_checkpoint
 from tests.helpers import packed_folders
 from tests.helpers.packed_folders import awq, fp8, gptq, int8
 
@@ -60,6 +62,22 @@ def test_a_quantised_folder_loads_as_exactly_what_its_format_says(name, tmp_path
     half = packed_folders.tensors(tmp_path / "half")
     for tensor, array in meant.items():
         np.testing.assert_array_equal(half[tensor], array.astype(half[tensor].dtype), err_msg=tensor)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_any_part_of_a_quantised_matrix_is_that_part_of_the_whole(name, tmp_path, monkeypatch):
+    """Parts that begin and end inside a word, a group, a block or a piece."""
+    form, quantization, fields = FORMS[name]
+    folder = packed_folders.plain(tmp_path / "in", **fields)
+    meant = packed_folders.packed(folder, form, **quantization)
+    monkeypatch.setattr(unpacked, "PIECE", 500)  # numbers: several pieces of each matrix
+    with open_checkpoint(folder).tensors.open() as reader:
+        for tensor in ("model.layers.1.self_attn.k_proj.weight", "model.layers.0.self_attn.o_proj.weight"):
+            matrix = meant[tensor]
+            for rows in (slice(0, matrix.shape[0]), slice(3, 42), slice(17, 18)):
+                for columns in (slice(0, matrix.shape[1]), slice(5, 39), slice(33, 34)):
+                    part = reader.read(tensor, (rows, columns))
+                    np.testing.assert_array_equal(part, matrix[rows, columns], err_msg=f"{tensor} {rows} {columns}")
 
 
 def drop(part: str):

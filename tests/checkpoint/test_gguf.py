@@ -13,6 +13,7 @@ from tokenizers import models
 import qwen3_jax
 import sharding
 from qwen3_jax import UserError
+from qwen3_jax.checkpoint.formats.opening import open_checkpoint
 from tests.helpers import packed_folders, tiny_models
 
 HIDDEN, HEADS, KV, HEAD, FFN, LAYERS, EXPERTS, EXPERT_FFN = 256, 8, 4, 32, 512, 2, 4, 256
@@ -189,6 +190,15 @@ def test_a_file_loads_as_what_its_blocks_stand_for(moe, mixed, tmp_path):
         again(tokens), qwen3_jax.load(tmp_path / "m.gguf", dtype="float32")[0](tokens), atol=1e-5
     )
     assert qwen3_jax.load(tmp_path)[0].param_dtype == ("bfloat16" if mixed else "float32")
+
+
+def test_what_a_field_is_that_the_file_leaves_out(tmp_path):
+    optional = ["expert_feed_forward_length", "feed_forward_length", "attention.head_count_kv", "attention.key_length"]
+    write(tmp_path / "m.gguf", moe=True, omit=[*optional, "attention.value_length"])
+    config = open_checkpoint(tmp_path / "m.gguf").config
+    assert config.moe_intermediate_size == config.intermediate_size == EXPERT_FFN  # of the experts' matrices
+    assert config.num_key_value_heads == config.num_attention_heads == HEADS
+    assert config.head_dim == HIDDEN // HEADS
 
 
 def test_the_tokenizer_is_read_from_the_file_or_from_beside_it(tmp_path):
