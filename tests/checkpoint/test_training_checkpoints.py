@@ -1,5 +1,6 @@
 """Checkpoints of a run: which are kept, and that damage to any file is found or does no harm."""
 
+import errno
 import random
 import shutil
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -54,6 +56,20 @@ def test_the_newest_the_best_and_the_ends_of_stages_are_kept_also_by_a_later_pro
     assert plain.steps() == [3]
     assert plain.best_step() is None
     plain.close()
+
+
+@pytest.mark.parametrize("place", ["wait_until_finished", "check_for_errors"])
+def test_waiting_says_that_the_disk_is_full(place, tmp_path, monkeypatch):
+    checkpoints = written(tmp_path, {1: None}, keep=1)
+
+    def full(_self):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, place, full)
+        with pytest.raises(UserError, match="is full; the newest whole checkpoint is that of step 1"):
+            checkpoints.wait()
+    checkpoints.close()
 
 
 def test_a_flipped_bit_a_missing_or_a_short_file_is_found_or_harmless(tmp_path):
