@@ -73,7 +73,7 @@ PLANTED = (
         "eval_where",
         "held-out batches ignore the source's `where`",
         "qwen3_jax/data/pipeline.py",
-        "corpus.held_out(source.eval_fraction) & corpus.select(where)",
+        "corpus.held_out(source.eval_fraction) & corpus.select(selected)",
         "corpus.held_out(source.eval_fraction)",
     ),
     Planted(
@@ -149,9 +149,9 @@ PLANTED = (
     Planted(
         "exported_eos",
         "generation_config.json has no end tokens where only config.json had some",
-        'qwen3_jax/checkpoint/small_files.py',
-        'generation = dataclasses.replace(generation, eos_token_id=config.eos_token_ids)',
-        'pass',
+        "qwen3_jax/checkpoint/small_files.py",
+        "generation = dataclasses.replace(generation, eos_token_id=config.eos_token_ids)",
+        "generation = dataclasses.replace(generation)",
     ),
     Planted(
         "rms_norm_eps",
@@ -206,8 +206,8 @@ PLANTED = (
         "soft_switch",
         "the first soft switch of a message wins",
         "qwen3_jax/text/chat.py",
-        'return found[-1] == "think"',
-        'return found[0] == "think"',
+        'return switches[-1] == "think"',
+        'return switches[0] == "think"',
     ),
     Planted(
         "escape_across_chunks",
