@@ -34,20 +34,22 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 mixture") -> int:
 
 
 def _search(config: MixtureConfig) -> int:
-    from qwen3_jax.sweeps import mixture
+    from qwen3_jax.sweeps.mixture import Search
+    from qwen3_jax.sweeps.mixture_plot import plot
+    from qwen3_jax.sweeps.mixture_proposal import fragment, propose, regress, summary
 
     train = sweep.training(config.train, config.set, "train")
     verify = sweep.training(config.train, config.set | config.verify.set, "verify")
-    search = mixture.Search(config, train, verify)
-    found = mixture.regress(config, search.components, search.proxies())
-    proposal = mixture.propose(config, found, search.tokens)
-    result = search.verify(proposal, found.objective)
+    search = Search(config, train, verify)
+    found = regress(config, search.components, search.train_proxies())
+    proposal = propose(config, found, search.tokens)
+    result = search.train_verification(proposal, found.objective)
 
     output = Path(config.output).expanduser()
-    values = mixture.summary(found, proposal, result) | {"config": dataclasses.asdict(config)}
+    values = summary(found, proposal, result) | {"config": dataclasses.asdict(config)}
     sweep.write(output / "result.json", json.dumps(values, indent=2) + "\n")
-    mixture.plot(found, proposal, result, output / "mixture.png")
-    made = sweep.write(output / "config.yaml", mixture.fragment(search.sources, proposal, result))
+    plot(found, proposal, result, output / "mixture.png")
+    made = sweep.write(output / "config.yaml", fragment(search.sources, proposal, result))
 
     print(f"{len(found.weights)} proxies; rank correlation of prediction and measurement {found.fidelity:.2f}")
     for name, one in found.chosen.items():

@@ -50,6 +50,7 @@ def _take_runs(argv: list[str]) -> tuple[list[Path], list[str]]:
 
 def _fit(config: ScalingConfig, runs: list[Path]) -> int:
     from qwen3_jax.sweeps import scaling
+    from qwen3_jax.sweeps.scaling_runs import run_sweep
 
     if runs:
         found_runs = scaling.read(runs)
@@ -59,7 +60,7 @@ def _fit(config: ScalingConfig, runs: list[Path]) -> int:
         models = {
             one.name: sweep.training(config.train, config.set | one.set, f"model {one.name!r}") for one in config.models
         }
-        found_runs = scaling.sweep(config, models)
+        found_runs = run_sweep(config, models)
     found = scaling.fit(config, found_runs)
     aim = _target(config)
     output = Path(config.output).expanduser()

@@ -1,4 +1,4 @@
-"""Hyper-parameters and mixtures by experiment: many small runs of `qwen3_jax.training`, and what they say about a large one.
+"""Hyper-parameters and mixtures by experiment: many small runs of `qwen3_jax.training`, and predictions for a large one.
 
 Report section 3: scaling laws for learning rate and batch size, and instance-level mixtures optimised on small proxy models.
 Names are imported on first use.

@@ -1,7 +1,6 @@
-"""What an experiment is: the typed configurations of `qwen3 scaling fit` and `qwen3 mixture search`.
+"""The typed configurations of `qwen3 scaling fit` and `qwen3 mixture search`.
 
-Both name a training configuration (`train`), as `train.py --config` reads it, and change it run by run: what they set is said
-below, everything else is the training configuration's.
+Both name a training configuration (`train`, as for `train.py --config`) and set some of its fields for each run, listed below.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class Target:
-    """What to predict for: a training configuration (its architecture, tokens and row length), or numbers.
+    """The target of a prediction: a training configuration (its architecture, tokens and row length), or numbers.
 
     Attributes:
         config: a training configuration; a run of several stages is predicted for its first.
@@ -55,27 +54,27 @@ class Target:
 
 @dataclass(frozen=True)
 class ScalingConfig:
-    """A sweep over learning rate x batch size x model size x tokens, and what to make of it.
+    """A sweep over learning rate x batch size x model size x tokens, and its fit.
 
     Every run sets steps, data.batch_size, optimizer.learning_rate and warmup_steps, seed, and eval_batches. Loss is the mean of
     the held-out losses at the end.
 
     Attributes:
-        output: folder of everything: results.jsonl, tokenizer, data, logs, laws.png, result.json, config.yaml.
-        train: a training configuration; not needed where all runs are read.
+        output: output folder: results.jsonl, tokenizer, data, logs, laws.png, result.json, config.yaml.
+        train: a training configuration; not needed with --runs.
         set: changes to it for all runs, by dotted name.
         models: sizes.
         tokens: tokens of a run.
-        learning_rates: peaks; null is a grid of `rate_points` around what the law `start` says for each cell.
+        learning_rates: peaks; null is a grid of `rate_points` around the prediction of the law `start` for each cell.
         batch_tokens: tokens of a step; null is a grid of `batch_points` (powers of two in rows) around the same law.
-        start: the published law that grids without numbers are laid around.
+        start: the published law at the centre of such grids.
         rate_points, rate_ratio, batch_points, batch_ratio: of such grids, and how far `widen` goes.
-        widen: where the best run of a cell lies at the edge, so many times a row of runs is added there.
+        widen: how often a row of runs is added to a cell whose best run lies at the edge.
         seeds: of the initial weights; each run is repeated with each.
         warmup_share: share of the steps.
         eval_tokens: held-out tokens of each source (whole rows).
-        window: nats above a cell's best run up to which runs take part in its parabola.
-        prior: published law that the exponents are drawn to; none is the sweep alone.
+        window: runs up to this many nats above the best of their cell enter its parabola.
+        prior: published law that is the prior of the exponents; none fits the sweep alone.
         prior_deviation: standard deviation of the exponents around it (published laws differ by about 0.2).
         level: probability of the intervals.
         target: what to predict for; null fits only.
@@ -122,7 +121,7 @@ class ScalingConfig:
 
 @dataclass(frozen=True)
 class Verify:
-    """The proposed mixture against the uniform one.
+    """Verification runs: the proposed mixture against the uniform one.
 
     Attributes:
         seeds: one pair of runs each, other seeds than the search's.
@@ -146,7 +145,7 @@ class MixtureConfig:
     Every run sets the sources' weights, steps, warm-up, seed, and eval_batches.
 
     Attributes:
-        output: folder of everything: results.jsonl, tokenizer, data, logs, mixture.png, result.json, config.yaml.
+        output: output folder: results.jsonl, tokenizer, data, logs, mixture.png, result.json, config.yaml.
         train: a training configuration; its sources are the components of the mixture.
         set: changes to it, by dotted name.
         split: sources that become one component per value of a label: {web: domain}; domain, language, quality or length.
@@ -157,8 +156,8 @@ class MixtureConfig:
         tokens: of a run.
         objective: weights of the held-out losses by name; null is the plain mean.
         min_weight: least share of a component.
-        target_tokens, max_epochs: no component is proposed a share that would repeat it more than `max_epochs` times in a run
-            of `target_tokens` (4 epochs are about as good as new text: Muennighoff et al. 2023, arXiv 2305.16264).
+        target_tokens, max_epochs: a component's share is at most `max_epochs` epochs of it in a run of `target_tokens`
+            (4 epochs are about as good as new text: Muennighoff et al. 2023, arXiv 2305.16264).
         warmup_share: share of the steps.
         eval_tokens: held-out tokens of each component (whole rows).
         seed: of the drawn weights, and of the proxies' initial weights.
@@ -212,7 +211,7 @@ class MixtureConfig:
                 raise UserError("objective names no held-out loss; leave it out for their plain mean.")
             check_bounds(self.objective, "objective.", **dict.fromkeys(self.objective, at_least(0)))
         if self.seed in self.verify.seeds:
-            raise UserError(f"verify.seeds holds the search's own seed ({self.seed}); a fair test takes others.")
+            raise UserError(f"verify.seeds holds the search's own seed ({self.seed}); verification needs other seeds.")
 
 
 def _check_seeds(name: str, seeds: list[int]) -> None:

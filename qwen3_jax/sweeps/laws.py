@@ -3,14 +3,14 @@
     learning_rate = a N^alpha D^beta          batch_tokens = c D^gamma
 
 N: active parameters without embeddings, D: tokens. In logarithms a law is linear, so a fit is a regression that weighs each
-cell by its own uncertainty plus the scatter between cells that it does not explain (random effects; Paule & Mandel 1982,
+cell by its own uncertainty plus the unexplained scatter between cells (random effects; Paule & Mandel 1982,
 J. Res. Natl. Bur. Stand. 87(5)). A published law is the prior of the exponents; how far it may be off is a setting.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +42,7 @@ class Published:
 
 
 def _of_compute(constant: float, exponent: float) -> Law:
-    """A law of C = 6 N D."""
+    """Return the law of C = 6 N D."""
     return Law(constant * 6**exponent, exponent, exponent)
 
 
@@ -53,7 +53,7 @@ PUBLISHED = {
         Law(1.79, -0.713, 0.307),
         Law(0.58, 0.0, 0.571),
     ),
-    # Their C is in non-embedding FLOPs (attention counted); 6 N D is within some percent of it at short rows.
+    # Their C is non-embedding FLOPs with attention; at short rows 6 N D differs from it by a few percent.
     "deepseek": Published(
         "DeepSeek LLM",
         "DeepSeek-AI 2024, arXiv 2401.02954",
@@ -65,7 +65,7 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Interval:
-    """A prediction with the bounds within which it lies with the given probability."""
+    """A prediction with its interval at the requested probability."""
 
     value: float
     low: float
@@ -74,17 +74,17 @@ class Interval:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A law in logarithms.
+    """A fitted law, in logarithms.
 
     Attributes:
         names: of the coefficients: "1", "N", "D".
         coefficients, covariance: [k], [k, k].
         alone: the covariance if there were no scatter [k, k].
-        scatter: standard deviation between cells that their own uncertainty does not explain, in log units.
+        scatter: unexplained standard deviation between cells, in log units.
         degrees: of freedom of the noise of the cells, and of the scatter.
         centre: mean logarithms of N and D; coefficients[0] belongs there.
         prior: the published law the exponents were drawn to, or None.
-        undetermined: exponents that the sweep alone says nothing about: they are the prior's.
+        undetermined: exponents that the sweep alone does not determine; they are the prior's.
     """
 
     names: tuple[str, ...]
@@ -99,22 +99,22 @@ class Fitted:
 
     @property
     def law(self) -> Law:
-        """The same in the form of the published laws."""
+        """The law in the form of the published ones."""
         slopes = dict(zip(self.names, self.coefficients.tolist(), strict=True))
         n, d = slopes.get("N", 0.0), slopes.get("D", 0.0)
         return Law(math.exp(slopes["1"] - n * self.centre[0] - d * self.centre[1]), n, d)
 
     def exponent(self, name: str) -> tuple[float, float]:
-        """(value, standard error) of the exponent of "N" or "D"."""
+        """Return (value, standard error) of the exponent of "N" or "D"."""
         i = self.names.index(name)
         return float(self.coefficients[i]), float(math.sqrt(self.covariance[i, i]))
 
     def predict(self, parameters: float, tokens: float, level: float) -> Interval:
-        """The optimum of a new cell: the law's uncertainty, and the scatter around the law."""
+        """Return the optimum of a new cell; the interval has the uncertainty of the law and the scatter around it."""
         row = _row(self.names, math.log(parameters) - self.centre[0], math.log(tokens) - self.centre[1])
         mean = float(row @ self.coefficients)
         variance = float(row @ self.covariance @ row) + self.scatter**2
-        # Welch & Satterthwaite: the noise is known from many runs, the scatter from a few cells.
+        # Welch & Satterthwaite: the noise comes from many runs, the scatter from few cells.
         of_noise = min(float(row @ self.alone @ row), variance)
         of_scatter = variance - of_noise
         degrees = variance**2 / (of_noise**2 / self.degrees[0] + of_scatter**2 / max(self.degrees[1], 1))
@@ -170,14 +170,8 @@ def fit(
         coefficients = covariance @ (design.T @ (weight * y) + strength * means)
         return coefficients, covariance, float((weight * (y - design @ coefficients) ** 2).sum())
 
-    # Paule & Mandel: the scatter that makes the weighted squares equal to the cells that are left over.
     left = len(y) - (len(names) - len(undetermined))
-    scatter = 0.0
-    if left > 0 and solve(0.0)[2] > left:
-        top = float(np.var(y)) + 1.0
-        while solve(top)[2] > left:
-            top *= 4
-        scatter = float(optimize.brentq(lambda s: solve(s)[2] - left, 0.0, top))
+    scatter = _paule_mandel(lambda s: solve(s)[2], left, float(np.var(y)) + 1.0)
     coefficients, covariance, _ = solve(scatter)
     return Fitted(
         tuple(names), coefficients, covariance, solve(0.0)[1], math.sqrt(scatter), (degrees, left), centre,
@@ -185,12 +179,21 @@ def fit(
     )  # fmt: skip
 
 
+def _paule_mandel(squares: Callable[[float], float], degrees: int, top: float) -> float:
+    """Return the variance between cells at which the weighted squares equal their degrees of freedom; 0 if they are below."""
+    if degrees <= 0 or squares(0.0) <= degrees:
+        return 0.0
+    while squares(top) > degrees:
+        top *= 4
+    return float(optimize.brentq(lambda scatter: squares(scatter) - degrees, 0.0, top))
+
+
 def _row(names: Sequence[str], n: float, d: float) -> np.ndarray:
     return np.array([{"1": 1.0, "N": n, "D": d}[name] for name in names])
 
 
 def _undetermined(names: Sequence[str], design: np.ndarray) -> tuple[str, ...]:
-    """Slopes that these cells do not tell from the others; all of those that move together."""
+    """Return the slopes that these cells do not determine; all slopes if they are collinear."""
     slopes = design[:, 1:]
     spread = np.sqrt((slopes**2).mean(axis=0)) if len(slopes) else np.zeros(slopes.shape[1])
     flat = [name for name, size in zip(names[1:], spread, strict=True) if size < 0.05]

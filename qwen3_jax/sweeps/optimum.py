@@ -1,10 +1,10 @@
-"""Where the loss of one (parameters, tokens) cell is lowest: a parabola through the runs around the best one.
+"""The minimum of the loss of one (parameters, tokens) cell, by a parabola through the runs around the best one.
 
     x = log learning_rate, y = log batch_tokens
     loss(x, y) ~ b0 + b1 x + b2 x^2 [+ b3 y + b4 y^2 + b5 x y]        optimum: gradient = 0
 
 Near its minimum the loss is convex in both and flat enough for that (Li et al. 2025, arXiv 2503.04715, section 3). The noise
-is measured on all cells together, from what the parabolas leave over, and carried to the optima by the delta method.
+is measured on all cells together, from the residuals of the parabolas, and propagated to the optima by the delta method.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from qwen3_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Observation:
-    """What one run showed.
+    """The measured loss of one run.
 
     Attributes:
         parameters: active, without embeddings.
@@ -42,13 +42,13 @@ class Optimum:
 
     Attributes:
         parameters, tokens: the cell.
-        log_rate, log_batch: natural logarithms; log_batch is None where only one batch size was run.
+        log_rate, log_batch: natural logarithms; log_batch is None if all runs have one batch size.
         covariance: [1, 1] or [2, 2], of (log_rate, log_batch).
         loss: at the optimum, by the parabola.
         coefficients, centre: of the parabola, in (x, y) minus centre; for plots.
         runs: that the parabola goes through.
-        warnings: sentences; where there are any, the optimum is no part of the laws unless `usable`.
-        usable: whether it lies inside the sweep.
+        warnings: sentences about the optimum.
+        usable: whether it lies inside the sweep; others do not enter the laws.
     """
 
     parameters: float
@@ -64,7 +64,7 @@ class Optimum:
     usable: bool = True
 
     def at(self, log_rate: np.ndarray, log_batch: float | None) -> np.ndarray:
-        """The parabola's loss."""
+        """Return the loss by the parabola."""
         x = np.asarray(log_rate) - self.centre[0]
         y = None if self.log_batch is None or log_batch is None else np.full_like(x, log_batch - self.centre[1])
         return _design(x, y) @ self.coefficients
@@ -72,7 +72,7 @@ class Optimum:
 
 @dataclass(frozen=True)
 class Optima:
-    """All cells, and the noise of one run's loss with its degrees of freedom."""
+    """The optima of all cells, and the standard deviation of one run's loss with its degrees of freedom."""
 
     cells: tuple[Optimum, ...]
     noise: float
@@ -80,12 +80,12 @@ class Optima:
 
 
 def cell_name(parameters: float, tokens: float) -> str:
-    """How a cell is called in messages."""
+    """Return the name of a cell for messages."""
     return f"{short(parameters)} parameters, {short(tokens)} tokens"
 
 
 def short(number: float) -> str:
-    """1.5M, 20B."""
+    """Format a count with three digits and a unit: 1.5M, 20B."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size * 0.9995:
             return f"{number / size:.3g}{unit}"
@@ -93,7 +93,7 @@ def short(number: float) -> str:
 
 
 def cells(observations: Iterable[Observation]) -> dict[tuple[float, float], list[Observation]]:
-    """The runs of each (parameters, tokens), in order."""
+    """Group runs by (parameters, tokens), ascending."""
     out: dict[tuple[float, float], list[Observation]] = {}
     for one in observations:
         out.setdefault((one.parameters, one.tokens), []).append(one)
@@ -105,10 +105,10 @@ def find(observations: Sequence[Observation], window: float) -> Optima:
 
     Args:
         observations: all runs of a sweep.
-        window: nats above the best run of a cell up to which a run belongs to the parabola, as long as enough are left.
+        window: runs up to this many nats above the best of their cell enter its parabola; more if those are too few.
 
     Raises:
-        UserError: a cell has too few runs, or none is left over to measure noise by.
+        UserError: a cell has too few runs, or there are no residuals to measure noise by.
     """
     fits = [_fit(key, runs, window) for key, runs in cells(observations).items()]
     degrees = sum(fit.degrees for fit in fits)
@@ -118,7 +118,7 @@ def find(observations: Sequence[Observation], window: float) -> Optima:
             "seed to the sweep."
         )
     noise = float(np.sqrt(sum(fit.squares for fit in fits) / degrees))
-    # A sweep without any noise (a formula) still has an uncertainty: that of float32 losses.
+    # Losses are float32, so even noiseless ones (of a formula) have this much.
     noise = max(noise, 1e-7)
     return Optima(tuple(_with_noise(fit, noise) for fit in fits), noise, degrees)
 
@@ -141,7 +141,7 @@ def _fit(key: tuple[float, float], runs: list[Observation], window: float) -> _F
         (("batch sizes", {one.batch_tokens for one in finished}),) if both else ()
     ):
         if len(values) < 3:
-            raise UserError(f"{name}: {len(values)} {what} with a loss; a minimum takes three or more.")
+            raise UserError(f"{name}: {len(values)} {what} with a loss; a minimum needs three or more.")
     columns = 6 if both else 3
     finished.sort(key=lambda one: one.loss)
     best = finished[0]
@@ -149,7 +149,7 @@ def _fit(key: tuple[float, float], runs: list[Observation], window: float) -> _F
     x = np.log([one.learning_rate for one in finished]) - centre[0]
     y = np.log([one.batch_tokens for one in finished]) - centre[1] if both else None
     loss = np.asarray([one.loss for one in finished])
-    # Far from the optimum loss is no parabola: leave out what is much worse, but keep the fit determined.
+    # Far from the optimum the loss is no parabola: leave out much worse runs, but keep the fit determined.
     count = int((loss <= loss[0] + window).sum())
     design = _design(x, y)
     while count < len(loss) and (count < columns + 1 or np.linalg.matrix_rank(design[:count]) < columns):
@@ -174,7 +174,7 @@ def _fit(key: tuple[float, float], runs: list[Observation], window: float) -> _F
 def _minimum(
     coefficients: np.ndarray, x: np.ndarray, y: np.ndarray | None, name: str, runs: list[Observation]
 ) -> tuple[np.ndarray, float, list[str], bool]:
-    """(place, loss there, warnings, whether it lies inside the sweep)."""
+    """Return the minimum (relative to the centre), its loss, warnings, and whether it lies inside the sweep."""
     hessian, gradient = _hessian(coefficients), _gradient(coefficients)
     if np.linalg.eigvalsh(hessian).min() <= 0:
         sentence = f"{name}: the loss has no minimum within the sweep; widen it."
@@ -182,9 +182,9 @@ def _minimum(
     place = -np.linalg.solve(hessian, gradient)
     problems, usable = [], True
     axes = [("learning rate", "learning_rate", x)] + ([] if y is None else [("batch size", "batch_tokens", y)])
-    for (what, attribute, values), here in zip(axes, place, strict=True):
+    for (what, attribute, values), coordinate in zip(axes, place, strict=True):
         swept = sorted({getattr(one, attribute) for one in runs})
-        side = "lowest" if here < values.min() else "highest" if here > values.max() else ""
+        side = "lowest" if coordinate < values.min() else "highest" if coordinate > values.max() else ""
         if side:
             edge = swept[0] if side == "lowest" else swept[-1]
             problems.append(
@@ -197,7 +197,7 @@ def _minimum(
 
 
 def _with_noise(fit: _Fit, noise: float) -> Optimum:
-    """Carry the noise of the losses to the place of the minimum: H x = -g, so H dx = -(dg + dH x)."""
+    """Propagate the noise of the losses to the minimum: H x = -g, so H dx = -(dg + dH x)."""
     optimum, coefficients = fit.optimum, fit.optimum.coefficients
     hessian = _hessian(coefficients)
     if np.linalg.eigvalsh(hessian).min() <= 0:
@@ -211,7 +211,7 @@ def _with_noise(fit: _Fit, noise: float) -> Optimum:
 
 
 def short_rate(value: float) -> str:
-    """A learning rate or a batch size as people write it."""
+    """Format a learning rate (2.00e-03) or a batch size (2k)."""
     return f"{value:.2e}" if value < 1 else short(value)
 
 

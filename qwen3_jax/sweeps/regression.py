@@ -4,8 +4,8 @@
     logarithmic:   loss = c + sum_i t_i log(w_i + 0.01)
     exponential:   loss = c + exp(sum_i t_i w_i)         Ye et al. 2024, "Data Mixing Laws", arXiv 2403.16952
 
-(Weights sum to one, so the linear form needs no constant and the exponential one no factor.) Proxies are few, so the form is
-chosen for each held-out loss by the error it makes on runs that it was not fitted to, each left out in turn.
+(Weights sum to one, so the linear form needs no constant and the exponential one no factor.) Proxies are few, so the
+form of each held-out loss is chosen by its leave-one-out error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scipy import optimize
 from qwen3_jax.errors import UserError
 
 Predictor = Callable[[np.ndarray], np.ndarray]
-_FLOOR = 0.01  # where the logarithmic form stops to care how little there is
+_FLOOR = 0.01  # shares far below this are alike to the logarithmic form
 _RIDGE = 1e-4  # of the slopes, in nats: keeps them finite where weights hardly vary
 
 
@@ -59,9 +59,9 @@ def exponential(weights: np.ndarray, losses: np.ndarray) -> Predictor:
         upper = np.concatenate([[low], np.full(weights.shape[1], np.inf)])
         lower = np.concatenate([[-1e-9], np.full(weights.shape[1], -np.inf)])
         start = np.clip(start, lower + 1e-12, upper - 1e-12)
-        found = optimize.least_squares(residuals, start, slopes, bounds=(lower, upper), max_nfev=100)
-        if best is None or found.cost < best.cost:
-            best = found
+        solution = optimize.least_squares(residuals, start, slopes, bounds=(lower, upper), max_nfev=100)
+        if best is None or solution.cost < best.cost:
+            best = solution
     assert best is not None
     p = best.x
     return lambda w: p[0] + np.exp(np.clip(w @ p[1:], -50, 20))
@@ -81,7 +81,7 @@ class Chosen:
     Attributes:
         form: its name in FORMS.
         errors: of each form, root mean square over the runs left out in turn, in nats.
-        left_out: what the chosen form says of each run when fitted to the others [n].
+        left_out: prediction of the chosen form for each run when fitted to the others [n].
     """
 
     form: str
@@ -93,41 +93,41 @@ def choose(weights: np.ndarray, losses: np.ndarray) -> Chosen:
     """Choose a form for weights [n, k] and losses [n].
 
     Raises:
-        UserError: fewer runs than a form has numbers to fit.
+        UserError: fewer than k + 3 runs.
     """
     n, k = weights.shape
     if n < k + 3:
-        raise UserError(f"{n} runs are too few for {k} components; it takes {k + 3} (mixtures) or more.")
-    errors, said = {}, {}
+        raise UserError(f"{n} runs are too few for {k} components; mixtures must be at least {k + 3}.")
+    errors, left_out = {}, {}
     for name, fit in FORMS.items():
         kept = [np.arange(n) != i for i in range(n)]
-        said[name] = np.array([fit(weights[keep], losses[keep])(weights[~keep])[0] for keep in kept])
-        errors[name] = float(np.sqrt(((said[name] - losses) ** 2).mean()))
+        left_out[name] = np.array([fit(weights[keep], losses[keep])(weights[~keep])[0] for keep in kept])
+        errors[name] = float(np.sqrt(((left_out[name] - losses) ** 2).mean()))
     form = min(errors, key=errors.__getitem__)
-    return Chosen(form, errors, said[form])
+    return Chosen(form, errors, left_out[form])
 
 
 def minimise(
     loss: Callable[[np.ndarray], float], low: np.ndarray, high: np.ndarray, starts: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """Return the weights on the simplex, within [low, high] per component, where a loss is lowest.
+    """Minimise a loss over weights on the simplex within [low, high] per component; return the weights and the loss.
 
     Args:
         loss: of weights [k].
         low, high: [k].
-        starts: [m, k], where the search begins; infeasible ones are moved inside.
+        starts: initial weights [m, k]; infeasible ones are projected first.
 
     Raises:
-        UserError: no weights are within the bounds.
+        UserError: no weights satisfy the bounds.
     """
     if low.sum() > 1 + 1e-9 or high.sum() < 1 - 1e-9 or (low > high).any():
         raise UserError(
-            f"no mixture keeps to its bounds: least shares sum to {low.sum():.2f}, largest to {high.sum():.2f}; lower "
+            f"no mixture satisfies the bounds: least shares sum to {low.sum():.2f}, largest to {high.sum():.2f}; lower "
             "min_weight or target_tokens, or raise max_epochs."
         )
     best, value = None, np.inf
     for start in starts:
-        found = optimize.minimize(
+        solution = optimize.minimize(
             loss,
             _inside(start, low, high),
             method="SLSQP",
@@ -135,16 +135,16 @@ def minimise(
             constraints=[{"type": "eq", "fun": lambda w: w.sum() - 1, "jac": np.ones_like}],
             options={"maxiter": 200, "ftol": 1e-10},
         )
-        weights = _inside(found.x, low, high)
-        here = loss(weights)
-        if here < value:
-            best, value = weights, here
+        weights = _inside(solution.x, low, high)
+        candidate = loss(weights)
+        if candidate < value:
+            best, value = weights, candidate
     assert best is not None
     return best, float(value)
 
 
 def _inside(weights: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """The nearest weights on the simplex within bounds: the projection, whose shift is found by bisection."""
+    """Project weights onto the simplex within bounds; the shift is found by bisection."""
 
     def total(shift: float) -> float:
         return float(np.clip(weights + shift, low, high).sum() - 1)

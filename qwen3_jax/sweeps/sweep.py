@@ -1,11 +1,11 @@
-"""Many small training runs: one line of results each, none repeated, compiled programs and prepared data shared.
+"""Many small training runs with shared data and compiled programs; finished runs are not repeated.
 
-    OUTPUT/results.jsonl    a line for each finished run, written when it ends; what is there is not run again
-    OUTPUT/tokenizer, data  made once, for all runs
-    OUTPUT/compiled         programs: runs that differ in learning rate, seed or mixture alone share one
+    OUTPUT/results.jsonl    one line for each finished run, written when it ends
+    OUTPUT/tokenizer, data  shared by all runs
+    OUTPUT/compiled         compiled programs; runs that differ only in learning rate, seed or mixture share one
     OUTPUT/runs/KEY         metrics.jsonl, config.json, log.txt of a run; its weights are deleted
 
-A run is an ordinary one (`qwen3_jax.training.train`). One that was interrupted starts again, with the same result.
+A run is a `qwen3_jax.training.train` of its own. An interrupted one starts again, with the same result.
 """
 
 from __future__ import annotations
@@ -36,32 +36,32 @@ from qwen3_jax.text import Tokenizer
 from qwen3_jax.training import metrics, run_folder, train
 from qwen3_jax.training.config import TrainConfig
 
-Row = dict[str, Any]
+Result = dict[str, Any]  # a line of results.jsonl
 _LEAST_STEPS = 20
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run to make.
+class PlannedRun:
+    """A training run of a sweep.
 
     Attributes:
-        key: names it, in results and as a folder.
-        labels: what its line says besides losses.
-        config: of the run; run_dir is set here.
+        key: unique name, in results.jsonl and of its folder.
+        labels: further fields of its result.
+        config: its configuration; run_dir is set by the sweep.
     """
 
     key: str
-    labels: Row
+    labels: Result
     config: TrainConfig
 
     @property
     def tokens(self) -> float:
-        """That it trains on."""
+        """Tokens it trains on."""
         return self.config.total_steps * self.config.data.batch_size * self.config.data.sequence_length
 
 
 class Sweep:
-    """The folder of an experiment.
+    """The folder of a sweep, and its results so far.
 
     Args:
         output: the folder.
@@ -72,17 +72,22 @@ class Sweep:
 
     def __init__(self, output: str | Path):
         self.output = Path(output).expanduser()
-        self.results = self.output / "results.jsonl"
-        self._data: list[Row] = []  # what the prepared corpora are
-        self.rows: dict[str, Row] = {}
-        if self.results.exists():
-            self.rows = {row["key"]: row for row in read_rows(self.results, cut=True)}
+        self.path = self.output / "results.jsonl"
+        self._manifests: list[dict[str, Any]] = []  # of the prepared corpora
+        self.results: dict[str, Result] = {}
+        if self.path.exists():
+            self.results = {row["key"]: row for row in read_rows(self.path, cut=True)}
 
-    def share(self, config: TrainConfig) -> tuple[TrainConfig, Tokenizer]:
-        """Return the configuration with its tokenizer made and its data prepared, once for all runs, and the tokenizer.
+    def prepare_shared(self, config: TrainConfig) -> tuple[TrainConfig, Tokenizer]:
+        """Train the tokenizer and prepare the data of all runs, unless the folder has them; share compiled programs.
+
+        Sets JAX's compilation cache, unless one is set.
+
+        Returns:
+            The configuration that reads the shared tokenizer and data, and the tokenizer.
 
         Raises:
-            UserError: data cannot be read, or the folder holds those of another configuration.
+            UserError: data cannot be read, or the folder holds data of another configuration.
         """
         folder = self.output / "tokenizer"
         self.output.mkdir(parents=True, exist_ok=True)
@@ -97,7 +102,7 @@ class Sweep:
         path = config.tokenizer.path or str(folder.absolute())
         tokenizer = Tokenizer.from_pretrained(resolve(path))
         corpora = open_sources(config.data, tokenizer, self.output / "data")
-        self._data = [corpus.manifest for corpus in corpora]
+        self._manifests = [corpus.manifest for corpus in corpora]
         sources = [
             dataclasses.replace(
                 source, path=str(corpus.folder.absolute()), format="auto", text_key="text", loss_on="assistant",
@@ -111,33 +116,33 @@ class Sweep:
             data=dataclasses.replace(config.data, sources=sources),
         ), tokenizer
 
-    def run(self, runs: Sequence[Run], title: str) -> list[Row]:
-        """Make the runs that have no result yet; return the lines of all, in order.
+    def run(self, runs: Sequence[PlannedRun], title: str) -> list[Result]:
+        """Train the runs that have no result yet; return the results of all, in order.
 
         Raises:
-            UserError: a run of this name has other settings in results.jsonl, or a configuration is at fault; names the run.
+            UserError: results.jsonl has a run of the same key with other settings, or a configuration is invalid.
         """
-        fingerprints = {run.key: _fingerprint(run.config, self._data) for run in runs}
+        fingerprints = {run.key: _fingerprint(run.config, self._manifests) for run in runs}
         for run in runs:
-            known = self.rows.get(run.key)
-            if known is not None and known.get("settings") != fingerprints[run.key]:
+            result = self.results.get(run.key)
+            if result is not None and result.get("settings") != fingerprints[run.key]:
                 raise UserError(
-                    f"{self.results}: {run.key!r} was run with other settings; choose another output, or delete the file."
+                    f"{self.path}: {run.key!r} was run with other settings; choose another output, or delete the file."
                 )
-        todo = [run for run in runs if run.key not in self.rows]
+        todo = [run for run in runs if run.key not in self.results]
         with progress_bar(title, sum(run.tokens for run in todo) / 1e6, unit="M tokens") as bar:
             for number, run in enumerate(todo, 1):
                 bar.advance(0, f"run {number}/{len(todo)}: {run.key}")
                 watch = _advancing(bar, run)
                 row = self._one(run, fingerprints[run.key], watch)
-                watch(run.config.total_steps, None)  # one that diverged ends early
+                watch(run.config.total_steps, None)  # a diverged run ends early
                 loss = "diverged" if row["loss"] is None else f"loss {row['loss']:.4f}"
                 bar.print(f"{title} {number}/{len(todo)}: {run.key}: {loss} ({row['seconds']:.0f} s)")
-        return [self.rows[run.key] for run in runs]
+        return [self.results[run.key] for run in runs]
 
-    def _one(self, run: Run, settings: str, watch: Any) -> Row:
+    def _one(self, run: PlannedRun, settings: str, watch: Any) -> Result:
         run_dir = self.output / "runs" / re.sub(r"[^\w.=,-]+", "_", run.key)
-        shutil.rmtree(run_dir, ignore_errors=True)  # of a run that was interrupted
+        shutil.rmtree(run_dir, ignore_errors=True)  # left by an interrupted run
         run_dir.mkdir(parents=True)
         config = dataclasses.replace(run.config, run_dir=str(run_dir))
         started = time.perf_counter()
@@ -167,17 +172,17 @@ class Sweep:
             shutil.rmtree(run_dir / name, ignore_errors=True)
         return row
 
-    def _append(self, row: Row) -> None:
-        """One line, on the disk before the next run starts."""
-        with open(self.results, "a", encoding="utf-8") as file:
+    def _append(self, row: Result) -> None:
+        """Append a line and sync it to disk."""
+        with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self.rows[row["key"]] = row
+        self.results[row["key"]] = row
 
 
-def _advancing(bar: Bar, run: Run) -> Callable[[int, Any], None]:
-    """A watch for `train` that moves the bar on by the tokens trained since it was last called."""
+def _advancing(bar: Bar, run: PlannedRun) -> Callable[[int, Any], None]:
+    """Return a watch for `train` that advances the bar by the tokens trained since its last call."""
     done = 0
 
     def watch(step: int, _: Any) -> None:
@@ -188,14 +193,14 @@ def _advancing(bar: Bar, run: Run) -> Callable[[int, Any], None]:
     return watch
 
 
-def read_rows(path: Path, cut: bool = False) -> list[Row]:
-    """The lines of a results file.
+def read_rows(path: Path, cut: bool = False) -> list[Result]:
+    """Return the lines of a results file.
 
     Args:
-        cut: remove an unfinished last line (the process was killed while it wrote).
+        cut: truncate an unfinished last line, left by a killed process.
 
     Raises:
-        UserError: it does not exist, or a line is no JSON object; names file and line.
+        UserError: the file does not exist, or a line is no JSON object.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist.")
@@ -220,32 +225,32 @@ def read_rows(path: Path, cut: bool = False) -> list[Row]:
 
 
 def final_losses(run_dir: Path) -> dict[str, float | None]:
-    """The last held-out losses of a run, by name; None is one that is not finite.
+    """Return the last held-out losses of a run by name; None for one that is not finite.
 
     Raises:
-        UserError: nothing is held out, so there is nothing to compare runs by.
+        UserError: no source holds out data.
     """
     losses = metrics.last_held_out(metrics.read(run_dir / "metrics.jsonl"))
     if not losses:
-        raise UserError("no source holds anything out (data.sources: eval_fraction): there is no loss to compare.")
+        raise UserError("no source holds out data (data.sources: eval_fraction), so there is no loss to compare.")
     return losses
 
 
 def sized(
     config: TrainConfig, tokens: float, batch_size: int, warmup_share: float, eval_tokens: int, seed: int, what: str
 ) -> TrainConfig:
-    """Return the configuration of a run of so many tokens, that measures held-out loss once, at its end.
+    """Return the configuration of a run of `tokens` tokens that measures held-out loss once, at its end.
 
     Raises:
-        UserError: a run without stages is wanted, or so few steps show nothing; names the run (`what`).
+        UserError: the configuration has stages, or the run has fewer than 20 steps; names the run (`what`).
     """
     if config.stages:
-        raise UserError("an experiment trains in one stage: give its training configuration steps and no stages.")
+        raise UserError("a sweep trains in one stage: give its training configuration steps instead of stages.")
     steps = round(tokens / (batch_size * config.data.sequence_length))
     if steps < _LEAST_STEPS:
         raise UserError(
             f"{what}: {tokens:,.0f} tokens in batches of {batch_size * config.data.sequence_length:,} are {steps} steps; "
-            f"it takes {_LEAST_STEPS} at least."
+            f"at least {_LEAST_STEPS} are needed."
         )
     rows = max(eval_tokens // config.data.sequence_length, 1)
     return dataclasses.replace(
@@ -255,7 +260,7 @@ def sized(
         optimizer=dataclasses.replace(config.optimizer, warmup_steps=min(round(warmup_share * steps), steps - 1)),
         seed=seed,
         eval_every=0,
-        # The same held-out rows whatever the batch.
+        # The number of held-out rows does not depend on the batch size.
         eval_batches=max(rows // batch_size, 1),
         checkpoint_every=0,
         checkpoint_keep_best=0,
@@ -267,19 +272,19 @@ def sized(
 
 
 def active_parameters(config: Qwen3Config) -> int:
-    """Parameters that a token passes through, without the embedding and the output projection: the N of published laws."""
+    """Return the parameters that a token uses, without embedding and output projection: the N of published laws."""
     tables = 1 if config.tie_word_embeddings else 2
     return parameter_count(config, active=True) - tables * config.vocab_size * config.hidden_size
 
 
-def _fingerprint(config: TrainConfig, data: list[Row]) -> str:
-    """Of everything that decides a run's result."""
+def _fingerprint(config: TrainConfig, data: list[Result]) -> str:
+    """Return a hash of all that decides a run's result."""
     values = dataclasses.asdict(config)
     for name in ("run_dir", "mesh", "log_every", "checkpoint_keep"):
         del values[name]
     for name in ("cache", "prefetch_batches"):
         del values["data"][name]
-    # What the data and the tokenizer are, not where they lie.
+    # Data and tokenizer count by content (`data`: the corpora's manifests), not by path.
     for source in values["data"]["sources"]:
         del source["path"]
     del values["tokenizer"]

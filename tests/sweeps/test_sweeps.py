@@ -67,21 +67,21 @@ def test_a_sweep_is_resumed_fitted_and_read_by_train(base, tmp_path, capsys):
         "target": {"parameters": 20000, "tokens": 20480},
     })  # fmt: skip
     assert scaling_cli.main(["fit", "--config", str(config)]) == 0
-    said = capsys.readouterr().out
-    assert "4 runs, 1 usable cells" in said
-    assert "of N and D the sweep says nothing" in said
+    printed = capsys.readouterr().out
+    assert "4 runs, 1 usable cells" in printed
+    assert "of N and D the sweep says nothing" in printed
     rows = sweep.read_rows(output / "results.jsonl")
     assert [row["learning_rate"] for row in rows] == [0.0005, 0.005, 0.05, 0.5]
     assert rows[0]["loss"] > rows[1]["loss"] > 0
     assert rows[0]["parameters"] == 32 * (2 * 32 + 2 * 16) + 3 * 32 * 48 + 3 * 32 + 2 * 16
     assert (output / "laws.png").stat().st_size > 20_000
     result = json.loads((output / "result.json").read_text())
-    made = parse(["--config", str(base), "--config", str(output / "config.yaml")])
-    assert made.optimizer.learning_rate == pytest.approx(result["prediction"]["rate"]["value"], rel=1e-3)
-    assert made.data.batch_size == 8  # one batch size was run: it is not the sweep's to say
-    assert made.data.sequence_length == 32
+    parsed = parse(["--config", str(base), "--config", str(output / "config.yaml")])
+    assert parsed.optimizer.learning_rate == pytest.approx(result["prediction"]["rate"]["value"], rel=1e-3)
+    assert parsed.data.batch_size == 8  # one batch size was run: the sweep does not determine it
+    assert parsed.data.sequence_length == 32
 
-    # Killed while it wrote the last line: that run is made again, the others are not, and the result is the same.
+    # Killed while it wrote the last line: that run is repeated, the others are not, and the result is the same.
     raw = (output / "results.jsonl").read_bytes()
     (output / "results.jsonl").write_bytes(raw[:-40])
     assert scaling_cli.main(["fit", "--config", str(config)]) == 0
@@ -90,7 +90,7 @@ def test_a_sweep_is_resumed_fitted_and_read_by_train(base, tmp_path, capsys):
     assert again[:3] == rows[:3]
     assert again[3]["losses"] == rows[3]["losses"]
 
-    # The same runs, read: nothing is trained, and the same is found.
+    # The same runs, read: nothing is trained, and the fit is the same.
     other = ["fit", "--output", str(tmp_path / "read"), "--runs", str(output / "results.jsonl"), "--window", "9"]
     assert scaling_cli.main(other) == 0
     there = json.loads((tmp_path / "read" / "result.json").read_text())
@@ -101,7 +101,7 @@ def test_a_sweep_is_resumed_fitted_and_read_by_train(base, tmp_path, capsys):
     assert "'tiny D=10.2k B=256 lr=0.0005 seed=0' was run with other settings" in capsys.readouterr().err
     for flags, sentence in (
         (["--batch_tokens", "[100]"], "batch_tokens 100 is no multiple of data.sequence_length (32)"),
-        (["--tokens", "[1000]"], "1,000 tokens in batches of 256 are 4 steps; it takes 20 at least"),
+        (["--tokens", "[1000]"], "1,000 tokens in batches of 256 are 4 steps; at least 20 are needed"),
         (["--target.parameters", "1e9"], "beyond the sweep"),
         (["--learning_rate", "[1]"], "there is no option --learning_rate. Did you mean 'learning_rates'"),
         (["--train", "nowhere.yaml"], "model 'tiny': the config file 'nowhere.yaml' does not exist"),
@@ -131,12 +131,12 @@ def test_a_search_proposes_verifies_and_is_read_by_train(base, tmp_path, capsys)
         "eval_tokens": 2048, "verify": {"seeds": [1, 2]}, "set": {"optimizer.learning_rate": 0.01},
     })  # fmt: skip
     assert mixture_cli.main(["search", "--config", str(config)]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     result = json.loads((output / "result.json").read_text())
     weights = {name: one["weight"] for name, one in result["weights"].items()}
     assert list(weights) == ["text sums", "text words"]
     assert sum(weights.values()) == pytest.approx(1)
-    assert result["verification"]["sentence"] in said
+    assert result["verification"]["sentence"] in printed
     rows = sweep.read_rows(output / "results.jsonl")
     assert len(rows) == 6 + 4
     assert set(rows[0]["losses"]) == {"text sums", "text words"}
@@ -147,9 +147,9 @@ def test_a_search_proposes_verifies_and_is_read_by_train(base, tmp_path, capsys)
         loss = [row["losses"][name] for row in rows[:6]]
         assert np.corrcoef(share, loss)[0, 1] < 0
     assert (output / "mixture.png").stat().st_size > 20_000
-    made = parse(["--config", str(base), "--config", str(output / "config.yaml")])
-    assert [source.weight for source in made.data.sources] == pytest.approx(list(weights.values()), abs=1e-4)
-    assert [source.where.domain for source in made.data.sources] == [["sums"], ["words"]]
+    parsed = parse(["--config", str(base), "--config", str(output / "config.yaml")])
+    assert [source.weight for source in parsed.data.sources] == pytest.approx(list(weights.values()), abs=1e-4)
+    assert [source.where.domain for source in parsed.data.sources] == [["sums"], ["words"]]
     # Once more: nothing is left to train.
     assert mixture_cli.main(["search", "--config", str(config)]) == 0
     assert "proxies 1/" not in capsys.readouterr().err
@@ -163,9 +163,9 @@ def test_components_share_out_the_documents_of_a_source(tmp_path):
     ]
     (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
     tokenizer = train_tokenizer(lines, 290, show_progress=False)
-    made = Source("a", str(tmp_path / "a.jsonl"))
-    labels = dataclasses.replace(made.labels, domain_key="domain", quality_key="quality")
-    source = dataclasses.replace(made, labels=labels, eval_fraction=0.2)
+    plain = Source("a", str(tmp_path / "a.jsonl"))
+    labels = dataclasses.replace(plain.labels, domain_key="domain", quality_key="quality")
+    source = dataclasses.replace(plain, labels=labels, eval_fraction=0.2)
     corpus: Prepared = prepare(source, tokenizer, tmp_path / "prepared", processes=1)
 
     def parts(label: str, edges: list[float] | None = None, of: Source = source):
@@ -177,9 +177,9 @@ def test_components_share_out_the_documents_of_a_source(tmp_path):
         ("quality", [0.25, 0.5], ["a quality below 0.25", "a quality 0.25 to 0.5", "a quality from 0.5"]),
         ("length", [60.0], ["a length below 60", "a length from 60"]),
     ):
-        found = parts(label, edges)
-        assert [name for name, _ in found] == names
-        chosen = np.stack([corpus.select(where) for _, where in found])
+        components = parts(label, edges)
+        assert [name for name, _ in components] == names
+        chosen = np.stack([corpus.select(where) for _, where in components])
         assert (chosen.sum(axis=0) == 1).all()  # every document in one component
         assert chosen.any(axis=1).all()
     with pytest.raises(UserError, match="component 'a length from 100000' has no document"):
