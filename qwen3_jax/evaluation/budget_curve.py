@@ -27,11 +27,11 @@ class Point:
 
     Attributes:
         budget: thinking tokens allowed; None is unlimited.
-        accuracy: share of right answers.
+        accuracy: share of correct answers.
         standard_error: of the accuracy, binomial.
-        thinking_tokens: mean number used.
+        thinking_tokens: mean thinking tokens of an answer.
         halted: share of answers whose thinking the budget ended.
-        problems: number asked.
+        problems: number of problems.
     """
 
     budget: int | None
@@ -45,7 +45,7 @@ class Point:
 def measure(folder: Path, config: BudgetCurveConfig, data: DataConfig, run_dir: Path) -> list[Point]:
     """Ask held-out problems under every budget; print a table, write budget_curve.json and budget_curve.png.
 
-    Decoding is greedy: a tiny model's answers are one digit, and the curve then has no sampling noise of its own.
+    Decoding is greedy, so that the curve has no sampling noise.
     """
     model, tokenizer = load(folder)
     problems = held_out_problems(data, config.source, config.problems)
@@ -85,7 +85,7 @@ def measure(folder: Path, config: BudgetCurveConfig, data: DataConfig, run_dir: 
 
 
 def held_out_problems(data: DataConfig, source_name: str, count: int) -> list[Problem]:
-    """The first `count` problems of a synthetic source's evaluation split."""
+    """Return the first `count` problems of a synthetic source's evaluation split."""
     source = data.source(source_name)
     settings = source.running_sum or RunningSum()
     return [
@@ -118,7 +118,7 @@ def show(points: list[Point], seconds: float) -> None:
 
 
 def plot(points: list[Point], output: Path) -> None:
-    """Draw accuracy over budgets; the unlimited one stands at the right."""
+    """Draw accuracy over budgets; the unlimited budget is the rightmost point."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
@@ -141,6 +141,6 @@ def plot(points: list[Point], output: Path) -> None:
 
 
 def suggestion(folder: Path, config: BudgetCurveConfig, data: DataConfig) -> str:
-    """The infer.py command to try on the exported model, with a held-out problem."""
+    """Return an infer.py command for the exported model, with a held-out problem."""
     problem = held_out_problems(data, config.source, 1)[0]
     return f"python infer.py --model {shlex.quote(str(folder))} --prompt {shlex.quote(problem.question)} --thinking-budget 8"

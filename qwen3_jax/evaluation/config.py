@@ -1,4 +1,4 @@
-"""What to measure, as a section of a training configuration. Imports nothing heavy."""
+"""Evaluations after training, as sections of a training configuration. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class BudgetCurveConfig:
     """Accuracy on held-out generated problems under several thinking budgets, measured after training.
 
     Attributes:
-        source: the data source whose problems are asked.
+        source: the data source of the problems.
         budgets: thinking tokens; null is unlimited.
-        problems: how many.
-        max_new_tokens: of an answer.
-        batch_size: problems answered together.
+        problems: number of problems.
+        max_new_tokens: most tokens of an answer.
+        batch_size: answers generated together.
     """
 
     source: str

@@ -1,9 +1,9 @@
-"""How far one model's predictions are from another's on a text: perplexities, and the mean KL divergence.
+"""Distance between the predictions of two models on a text: perplexities and mean KL divergence.
 
     KL(P || Q) = sum over the vocabulary of P log(P / Q), mean over tokens        P the reference, Q the other, in nats
 
-The text is cut into windows without overlap; each token is predicted from those before it in its window. KL says what
-perplexity cannot: whether a model that is as good on average still says the same things (llama.cpp's `--kl-divergence`).
+The text is cut into windows without overlap; each token is predicted from those before it in its window. KL, unlike
+perplexity, shows whether a model that is equally good on average predicts the same (llama.cpp's `--kl-divergence`).
 
 Shapes: b windows, t length, c tokens of a piece, d hidden, v vocabulary.
 """
@@ -27,13 +27,13 @@ _PIECE = 64  # tokens whose logits over the whole vocabulary are in memory at on
 
 @dataclass(frozen=True)
 class Divergence:
-    """What `divergence` measures.
+    """The result of `divergence`.
 
     Attributes:
         tokens: predicted tokens.
         reference_perplexity, perplexity: of the two models; e to the mean cross-entropy.
         kl: mean KL divergence of the other model from the reference, nats per token.
-        same_top: share of tokens for which both models find the same next token most probable.
+        same_top: share of tokens for which both models have the same most probable next token.
     """
 
     tokens: int
@@ -52,12 +52,12 @@ def divergence(reference: Qwen3, other: Qwen3, ids: Sequence[int], length: int =
         length: tokens of a window, 2 or more.
 
     Raises:
-        UserError: the text has fewer than two tokens, or an id that the models lack.
+        UserError: the text has fewer than two tokens, or an id outside a vocabulary.
     """
     if len(ids) < 2:
-        raise UserError(f"the text has {len(ids)} tokens; two are the least that can be compared.")
+        raise UserError(f"the text has {len(ids)} tokens; at least 2 are needed.")
     if max(ids) >= min(reference.config.vocab_size, other.config.vocab_size):
-        raise UserError(f"the text has the token {max(ids)}, which one of the models lacks.")
+        raise UserError(f"the text has the token {max(ids)}, which is not in both vocabularies.")
     sums = np.zeros(4)
     count = 0
     windows = list(_windows(ids, length))
@@ -73,7 +73,7 @@ def divergence(reference: Qwen3, other: Qwen3, ids: Sequence[int], length: int =
 
 
 def _windows(ids: Sequence[int], length: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield tokens [1, T] and, for each, whether its next one is predicted; T is `length`, filled up to whole pieces."""
+    """Yield tokens [1, T] and, for each, whether its next one is predicted; T is `length`, padded to whole pieces."""
     length = min(length, len(ids))
     for start in range(0, len(ids) - 1, length):
         part = np.asarray(ids[start : start + length], np.int32)
@@ -82,7 +82,7 @@ def _windows(ids: Sequence[int], length: int) -> Iterator[tuple[np.ndarray, np.n
         tokens = np.zeros((1, length + -length % _PIECE), np.int32)
         mask = np.zeros(tokens.shape, bool)
         tokens[0, : part.size] = part
-        mask[0, : part.size - 1] = True  # causal: what fills the window up changes nothing before it
+        mask[0, : part.size - 1] = True  # causal: padding at the end changes nothing before it
         yield tokens, mask
 
 
@@ -93,7 +93,7 @@ def _states(graphdef, state, tokens_1t):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _compare(left_def, right_def, left, right, left_states, right_states, tokens_1t, mask_1t):
-    """Sums over tokens of: cross-entropy of both, KL, and whether the most probable token is the same."""
+    """Return sums over tokens: cross-entropy of both, KL, and whether the most probable token is the same."""
     models = nnx.merge(left_def, left), nnx.merge(right_def, right)
     next_t = jnp.roll(tokens_1t[0], -1)
 
