@@ -37,9 +37,9 @@ class ModelConfig:
         config: architecture fields by their Hugging Face names, over the preset's or the checkpoint's.
         dtype: compute type of activations.
         param_dtype: storage type of parameters; float32 keeps master weights.
-        scan_layers: stack equal layers, so that compile time does not depend on depth; false runs a small model faster.
-        remat: what the backward pass computes again: none; dots, all but the products with weights; qkv, all but queries,
-            keys, values and attention; attention, all but attention; full, whole layers. From most memory to least.
+        scan_layers: stack equal layers, so that compile time is independent of depth; false is faster for small models.
+        remat: what the backward pass recomputes: none; dots, all but products with weights; qkv, all but queries, keys,
+            values and attention; attention, all but attention; full, whole layers. From most memory to least.
         quantization: int8 or fp8 products of the attention projections and of dense MLPs, through qwix.
         kernels: implementation of attention and of the experts; auto picks the platform's fastest.
     """
@@ -56,20 +56,20 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.preset is not None and self.init_from is not None:
-            raise UserError("model.preset and model.init_from both name an architecture; give one of them.")
+            raise UserError("model.preset and model.init_from both set the architecture; give only one.")
         if self.preset is not None:
             Qwen3Config.preset(self.preset)
-        known = [f.name for f in dataclasses.fields(Qwen3Config)]
+        fields = [f.name for f in dataclasses.fields(Qwen3Config)]
         for name in self.config:
             if name in _SET_ELSEWHERE:
                 raise UserError(f"model.config.{name} has no effect: {_SET_ELSEWHERE[name]}.")
-            if name not in known:
-                raise UserError(f"model.config.{name} is not an architecture field.{nearest(name, known)}")
+            if name not in fields:
+                raise UserError(f"model.config.{name} is not an architecture field.{nearest(name, fields)}")
 
     def architecture(self, base: Qwen3Config | None, vocab_size: int) -> Qwen3Config:
-        """Return the architecture: `base` (of init_from), the preset or the defaults, with `config` over it.
+        """Return the architecture: `base` (of init_from), the preset or the defaults, overridden by `config`.
 
-        `vocab_size` is used unless something else says how many rows the embedding has.
+        `vocab_size` is the number of embedding rows unless base, preset or `config` set it.
         """
         start = base
         if start is None:
@@ -83,12 +83,12 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Where the tokenizer comes from.
+    """The tokenizer to load or train.
 
     Attributes:
-        path: a folder with tokenizer.json, or a hub id; null trains one, or takes the one of model.init_from.
+        path: a folder with tokenizer.json, or a hub id; null uses that of model.init_from, or trains one.
         vocab_size: size of a trained one, Qwen3's 26 added tokens included.
-        train_records: records of the training data that it is trained on.
+        train_records: number of training records it is trained on.
     """
 
     path: str | None = None
@@ -102,19 +102,19 @@ class OptimizerConfig:
 
     Attributes:
         learning_rate: peak.
-        warmup_steps: linear from 0 to the peak.
-        schedule: what follows: cosine or linear to `final_learning_rate`; constant; or wsd, constant but for a linear decay
+        warmup_steps: steps of the linear warm-up; the first step has peak / warmup_steps.
+        schedule: after warm-up: cosine or linear to `final_learning_rate`; constant; or wsd, constant but for a linear decay
             over the last `decay_share` of the steps (warm-up, stable, decay: Hu et al. 2024, arXiv 2404.06395).
-        final_learning_rate: as a share of the peak.
-        decay_share: of wsd: the share of the steps.
-        weight_decay: on matrices; norms and biases are not decayed.
-        beta1, beta2, eps: Adam's.
+        final_learning_rate: at the end, as a share of the peak.
+        decay_share: share of the steps in the decay of wsd.
+        weight_decay: of matrices; norms and biases are not decayed.
+        beta1, beta2, eps: of Adam.
         clip_norm: largest global gradient norm.
         moment_dtype: storage type of Adam's moments; their arithmetic is float32.
         spike_sigmas: a step is skipped when its loss or gradient norm lies this many standard deviations above the mean of
             the last `spike_window` steps; 0 skips only what is not finite, which is always skipped.
-        spike_window: see above.
-        max_skips: the run stops after this many skipped steps in a row.
+        spike_window: number of steps in that mean.
+        max_skips: the run ends with an error after this many skipped steps in a row.
     """
 
     learning_rate: float = 3e-4
@@ -142,17 +142,17 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What is minimised besides cross-entropy.
+    """Terms of the loss besides cross-entropy.
 
     The coefficient of the load-balancing loss belongs to the architecture: `model.config.router_aux_loss_coef`.
 
     Attributes:
         z_loss: coefficient of (log Z)^2 (PaLM used 1e-4).
-        chunk_tokens: tokens of one device whose logits are held at a time.
-        balance_counts: how the load-balancing loss of an MoE model counts expert choices over the whole global batch when it
-            comes in several micro-batches. exact: one more forward pass counts them first, and the result is that of one
-            big batch. buffer: the running buffer of Qiu et al. 2025 (arXiv 2501.11873), no extra pass; each micro-batch
-            uses the counts of the step so far.
+        chunk_tokens: tokens per device whose logits are in memory at a time.
+        balance_counts: how the load-balancing loss of an MoE model counts expert choices over the global batch with several
+            micro-batches. exact: an additional forward pass counts them first; the result equals that of one big batch.
+            buffer: the running buffer of Qiu et al. 2025 (arXiv 2501.11873), without that pass; each micro-batch uses the
+            counts of the step so far.
     """
 
     z_loss: float = 0.0
@@ -165,7 +165,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class StageOptimizer:
-    """The learning rate of one stage; null is the run's own (but a warm-up, which is the first stage's).
+    """The learning rate of one stage. null is the run's value, except warmup_steps, which is 0 after the first stage.
 
     Attributes:
         learning_rate, warmup_steps, schedule, final_learning_rate, decay_share: see `OptimizerConfig`; steps and shares are the
@@ -181,16 +181,16 @@ class StageOptimizer:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage of a run: what differs from the run's own settings; null is the run's own.
+    """One stage of a run, as differences from the run's settings; null is the run's value.
 
     Attributes:
         name: a unique label.
         steps: optimizer steps of this stage.
         sequence_length, batch_size, lengths: of its data, see `DataConfig`.
-        weights: shares of the sources by name, in the place of their own; a source left out is not used.
+        weights: shares of the sources by name, instead of their own; a source left out is not used.
         rope_theta: base of the rotary embedding from this stage on (ABF: Xiong et al. 2023, arXiv 2309.16039).
         optimizer: its learning rate.
-        micro_batches, mesh, remat: longer sequences may want others.
+        micro_batches, mesh, remat: for longer sequences.
     """
 
     name: str
@@ -216,14 +216,15 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage with everything filled in.
+    """A stage with the run's settings filled in.
 
     Attributes:
         name: of the stage; "train" for a run without stages.
         first, last: it takes the steps first + 1 to last of the run.
-        run: the configuration of this stage by itself: data, optimizer, micro-batches, mesh, remat, `steps` = last - first.
-        weights: shares of the sources; None is their own.
-        rope_theta: None is the architecture's.
+        run: the configuration of this stage as a run of its own: data, optimizer, micro-batches, mesh, remat, and `steps` =
+            last - first.
+        weights: shares of the sources; None for the sources' own.
+        rope_theta: None for the architecture's.
     """
 
     name: str
@@ -239,29 +240,29 @@ class TrainConfig:
     """A training run.
 
     Attributes:
-        run_dir: everything the run writes: checkpoints/, hf/, metrics.jsonl, tensorboard/, loss.png, config.json. A run
-            that is there already is resumed.
+        run_dir: output folder: checkpoints/, hf/, metrics.jsonl, tensorboard/, loss.png, config.json. If it holds a run, that
+            run is resumed.
         steps: optimizer steps of a run without stages.
-        stages: the stages of a run, one after the other: parameters and optimizer state carry over, and the end of each is a
-            checkpoint that is kept.
-        model: what to train.
+        stages: stages of a run in order. Parameters and optimizer state carry over; the checkpoint at the end of each is
+            kept.
+        model: the model.
         tokenizer: its tokenizer.
-        data: what to train on.
-        optimizer: how.
-        loss: what is minimised.
-        micro_batches: the batch is worked through in this many parts, with the result of one.
+        data: training data.
+        optimizer: AdamW and its learning rate.
+        loss: terms of the loss.
+        micro_batches: number of parts in which a batch is computed; the result is that of one part.
         mesh: devices; -1 on one axis takes all that are left.
-        seed: of the initial weights; the data has its own.
+        seed: of the initial weights; `data.seed` is that of the data.
         log_every: steps between lines of metrics.
-        eval_every: steps between measurements on held-out data; 0 measures at the end only.
-        eval_batches: most batches of each source's held-out data.
-        checkpoint_every: steps between checkpoints; 0 saves at the end only.
-        checkpoint_keep: newest checkpoints kept, beside the ends of stages.
-        checkpoint_keep_best: of those at which held-out loss was measured, so many with the lowest are kept too.
+        eval_every: steps between evaluations on held-out data; 0 evaluates at the end of each stage only.
+        eval_batches: most held-out batches of each source.
+        checkpoint_every: steps between checkpoints; 0 saves at the end of each stage only.
+        checkpoint_keep: number of newest checkpoints kept, besides the ends of stages.
+        checkpoint_keep_best: number of checkpoints with the lowest held-out loss that are kept too.
         profile: write a trace of a few early steps to run_dir/profile, for xprof (TensorBoard's profile plugin).
         wandb: project of Weights & Biases to log to (extra `wandb`).
         export_dtype: data type of the weights in run_dir/hf; null keeps param_dtype.
-        budget_curve: measured at the end when given.
+        budget_curve: evaluation at the end; null for none.
     """
 
     data: DataConfig
@@ -292,7 +293,7 @@ class TrainConfig:
             eval_batches=whole(1), checkpoint_every=whole(0), checkpoint_keep=whole(1), checkpoint_keep_best=whole(0),
         )  # fmt: skip
         if (self.steps is None) == (not self.stages):
-            raise UserError("give the run either steps or stages.")
+            raise UserError("set either steps or stages.")
         if self.budget_curve is not None:
             self.data.source(self.budget_curve.source)
         for i, stage in enumerate(self.stages):
@@ -300,13 +301,11 @@ class TrainConfig:
                 raise UserError(f"two stages are named {stage.name!r}.")
             for name in stage.weights or ():
                 self.data.source(name)
-        for resolved in self.resolved():
-            optimizer, steps = resolved.run.optimizer, resolved.last - resolved.first
-            if optimizer.warmup_steps >= steps:
-                what = "the run's" if not self.stages else f"stage {resolved.name!r}'s"
-                raise UserError(
-                    f"optimizer.warmup_steps ({optimizer.warmup_steps}) leaves nothing of {what} steps ({steps})."
-                )
+        self.resolved()  # checks each stage by itself
+        if self.steps is not None and self.optimizer.warmup_steps >= self.steps:
+            raise UserError(
+                f"optimizer.warmup_steps is {self.optimizer.warmup_steps}; it must be below the number of steps ({self.steps})."
+            )
 
     @property
     def total_steps(self) -> int:

@@ -1,13 +1,13 @@
-"""The output projection and its cross-entropy in one: logits exist for one chunk of tokens at a time.
+"""Output projection and cross-entropy in one function, chunk by chunk: only one chunk of logits is in memory.
 
     loss = sum_n w_n (log Z_n - z_n[target_n])  +  z_loss sum_n w_n (log Z_n)^2        z_n = W x_n,  Z_n = sum_v exp z_nv
 
-(z-loss: Chowdhery et al. 2022, arXiv 2204.02311, section 5.) The gradient is linear in the one number that comes back from
-above, so the forward pass computes it along with the loss and logits are never made twice.
+(z-loss: Chowdhery et al. 2022, arXiv 2204.02311, section 5.) The gradient is linear in the incoming
+gradient, a scalar, so the forward pass computes it with the loss, and logits are computed once.
 
-Invariants: [B, T, V] logits never exist; products run in the compute type, and everything that is summed (softmax, loss, the
-weight's gradient, also across devices) is float32. On a mesh each device works through its own tokens and its own part of the
-vocabulary; the weight is gathered over the axes that split "embed" once, and its gradient is scattered once.
+Invariants: [B, T, V] logits never exist; products run in the compute type, and all sums (softmax, loss, the weight's
+gradient, also across devices) are float32. On a mesh each device computes its own tokens and its own part of the vocabulary;
+the weight is gathered once over the axes that split "embed", and its gradient is scattered once.
 
 Shapes: b batch, t length, n tokens, c tokens of a chunk, d hidden, v vocabulary (on this device, in the shard-mapped part).
 """
@@ -38,7 +38,7 @@ class TokenLoss(NamedTuple):
 
 
 class _Settings(NamedTuple):
-    """What is static. `vocab` and `embed` are the mesh axes that split the weight; parts is the size of `vocab`."""
+    """Static settings. `vocab` and `embed` are the mesh axes that split the weight; `parts` is the size of `vocab`."""
 
     tied: bool
     z_loss: float
@@ -65,11 +65,11 @@ def token_loss(
         states_btd: final hidden states, in the compute type.
         weight: [D, V], or the embedding [V, D] when `tied`; any float type, in which its gradient is returned.
         targets_bt: int32.
-        weights_bt: float32, 0 for what is not learned.
+        weights_bt: float32, 0 for tokens that are not learned.
         tied: the weight is the embedding.
         z_loss: coefficient of (log Z)^2.
-        chunk: tokens of one device whose logits are held at a time.
-        placement: where the arrays live.
+        chunk: tokens per device whose logits are in memory at a time.
+        placement: of the arrays.
     """
     mesh = placement.mesh
     if mesh is None or mesh.size == 1:
@@ -81,8 +81,8 @@ def token_loss(
     names = ("vocab", "embed") if tied else ("embed", "vocab")
     local = _Settings(tied, z_loss, chunk, vocab, embed, placement.parts("vocab"))
 
-    # Every device returns its own share, and the shares are added up outside: so what comes back from above is the same
-    # number on every device, whichever axes an input is split or copied over.
+    # Each device returns its own part, and the parts are summed outside the shard_map, so that the incoming gradient is
+    # equal on all devices, whichever axes split or replicate an input.
     def share(*arrays):
         total, parts = _token_loss(local, *arrays)
         return jax.tree.map(lambda x: x[None], (total, *parts))
@@ -94,7 +94,7 @@ def token_loss(
         out_specs=PartitionSpec(mesh.axis_names),
         check_vma=False,
     )(states_btd, weight, targets_bt, weights_bt)
-    # Devices along axes that split neither the tokens nor the vocabulary return the same share.
+    # Devices along axes that split neither tokens nor vocabulary return equal parts.
     used = {*placement.axes("batch"), *placement.axes("length"), *vocab}
     copies = math.prod(size for axis, size in mesh.shape.items() if axis not in used)
     return TokenLoss(*(x.sum() / copies for x in shares))
@@ -125,7 +125,7 @@ _token_loss.defvjp(_forward, _backward)
 
 
 def _scan(settings: _Settings, states_btd, weight, targets_bt, weights_bt, gradients: bool):
-    """Work through the tokens chunk by chunk; with `gradients`, also return those of the states and the gathered weight."""
+    """Compute the sums chunk by chunk; with `gradients`, also the gradients of the states and of the gathered weight."""
     b, t, d = states_btd.shape
     dtype = states_btd.dtype
     weight = weight.astype(dtype)

@@ -134,7 +134,7 @@ def _initial_state(config: TrainConfig, trainer: Trainer, source: Path | None) -
     params, shapes = flatten(model), trainer.structure.shapes
     for name, shape in shapes.items():
         if name not in params or params[name].shape != shape.shape:
-            raise UserError(f"model.config changes the shape of {name!r}; model.init_from cannot fill it.")
+            raise UserError(f"model.config changes the shape of {name!r}; so model.init_from has no value for it.")
     return trainer.init_from(params)
 
 

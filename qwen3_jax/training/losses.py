@@ -1,6 +1,6 @@
-"""What is minimised: token-weighted cross-entropy, z-loss, and the load-balancing loss of MoE layers.
+"""The loss: token-weighted cross-entropy, z-loss, and the load-balancing loss of MoE layers.
 
-Everything here is a sum over tokens until the very end, so that a batch in several micro-batches gives what the whole gives.
+All terms are sums over tokens, divided once at the end, so that micro-batches give the same result as the whole batch.
 
 Shapes: b batch, t length, l MoE layers, e experts.
 """
@@ -33,17 +33,17 @@ class Sums:
 
 @struct.dataclass
 class Loss:
-    """Means over a global batch, float32; scalars but for the routers'.
+    """Means over a global batch, float32; scalars except those of routers.
 
     Attributes:
-        total: what the gradient is taken of.
+        total: cross_entropy + z_loss * z + router_aux_loss_coef * balance; its gradient is taken.
         cross_entropy: mean over the learned tokens, in nats.
         z: mean of (log Z)^2 over the learned tokens.
         balance: load-balancing loss, mean over MoE layers (0 for a dense model).
         tokens: learned tokens.
         router_entropy: [L], mean entropy of each router's distribution, in nats; None for a dense model.
         router_max_load: [L], share of the busiest expert times the number of experts; 1 is perfect balance.
-        router_min_load: [L], the same of the idlest expert; 0 is a dead expert.
+        router_min_load: [L], the same of the least used expert; 0 is a dead expert.
         router_load: [L, E], the same of every expert.
     """
 
@@ -60,14 +60,14 @@ class Loss:
 
 @struct.dataclass
 class Whole:
-    """What a micro-batch has to know of the global batch it is part of.
+    """Counts of the global batch, which its micro-batches need.
 
     Attributes:
         tokens: float32 scalar, learned tokens of the global batch.
         valid: float32 scalar, tokens of the global batch that are not padding.
-        load: float32 [L, E], tokens sent to each expert, of which the load-balancing loss takes its f; None counts the
-            micro-batch itself (right when it is the whole).
-        load_tokens: float32 scalar, the tokens that `load` has counted.
+        load: float32 [L, E], tokens sent to each expert, for f of the load-balancing loss; None uses those of the
+            micro-batch (correct if it is the whole batch).
+        load_tokens: float32 scalar, tokens counted in `load`.
         add_own: whether the micro-batch's own counts are added to `load` (the running buffer).
     """
 
@@ -79,7 +79,7 @@ class Whole:
 
 
 def whole(batch: dict[str, jax.Array]) -> Whole:
-    """Count a global batch."""
+    """Return the counts of a global batch."""
     return Whole(batch["loss_mask"].sum(), (batch["segment_ids"] > 0).sum().astype(jnp.float32))
 
 
@@ -144,22 +144,22 @@ def objective(
 
 
 def finish(sums: Sums, whole: Whole, config: LossConfig, balance_coefficient: float) -> Loss:
-    """Turn the sums of a global batch into its means."""
+    """Return the means of a global batch from its sums."""
     tokens = jnp.maximum(whole.tokens, 1)
     cross_entropy, z = sums.cross_entropy / tokens, sums.log_z_squared / tokens
-    entropy = busiest = idlest = load = None
+    entropy = max_load = min_load = load = None
     if sums.router is not None:
         entropy = sums.router.entropy / jnp.maximum(sums.router.tokens, 1)
         load = (
             sums.router.load / jnp.maximum(sums.router.load.sum(axis=-1, keepdims=True), 1) * sums.router.load.shape[-1]
         )
-        busiest, idlest = load.max(axis=-1), load.min(axis=-1)
+        max_load, min_load = load.max(axis=-1), load.min(axis=-1)
     total = cross_entropy + config.z_loss * z + balance_coefficient * sums.balance
-    return Loss(total, cross_entropy, z, sums.balance, whole.tokens, entropy, busiest, idlest, load)
+    return Loss(total, cross_entropy, z, sums.balance, whole.tokens, entropy, max_load, min_load, load)
 
 
 def compute(model: Qwen3, batch: dict[str, jax.Array], config: LossConfig | None = None) -> Loss:
-    """Return the loss of one global batch in one piece; arguments as for `objective`."""
+    """Return the loss of a global batch without micro-batches; arguments as for `objective`."""
     count, config = whole(batch), config or LossConfig()
     _, sums = objective(model, batch, count, config)
     return finish(sums, count, config, model.config.router_aux_loss_coef)

@@ -19,7 +19,7 @@ class Meter:
     """Throughput and time by activity between two readings.
 
     Steps are dispatched asynchronously. A thread waits for each result and notes the time, so that the device's computation and
-    its wait for input are measured, whatever the host does meanwhile.
+    its wait for input are measured independently of what the host does.
 
     Args:
         tokens_per_step: tokens of the global batch.

@@ -1,5 +1,5 @@
-"""Where the numbers of a run go: metrics.jsonl, router.jsonl (load of every expert), TensorBoard, Weights & Biases, loss.png;
-and history.jsonl, when it ran.
+"""Writes the metrics of a run: metrics.jsonl, router.jsonl (load of every expert), history.jsonl (starts and ends), TensorBoard
+and Weights & Biases.
 
 Invariant: metrics.jsonl has one line of training metrics per logged step and one of held-out losses per evaluation, in order,
 without gaps or repeats, also after a resume.
@@ -28,7 +28,7 @@ class MetricsWriter:
 
     Args:
         run_dir: the run's folder.
-        resume_step: lines past this step are dropped: the run went back to a checkpoint.
+        resume_step: step of the restored checkpoint; lines of later steps are dropped.
         started: `time.time()` at which the program was started.
         wandb: project of Weights & Biases, or None.
     """
@@ -45,7 +45,7 @@ class MetricsWriter:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Write one line; numbers also go to TensorBoard."""
-        # JSON has no NaN: what is not finite (a skipped step's loss) is null.
+        # JSON has no NaN: values that are not finite (the loss of a skipped step) are null.
         plain = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
         self._step = step
         self._append(self._metrics, {"step": step, "time": time.time(), **plain})
@@ -58,11 +58,13 @@ class MetricsWriter:
         self._append(self._routers, {"step": step, "load": np.round(load_le, 4).tolist()})
 
     def close(self, reason: str | None = None) -> None:
-        """Flush everything; `reason` is why the run ended before its time."""
+        """Close all files; `reason` is why the run ended early, None at its regular end."""
         if reason is None:
             self._note("end", time.time())
         else:
-            with contextlib.suppress(OSError):  # a full disk, most likely: the reason itself is what should be heard
+            with contextlib.suppress(
+                OSError
+            ):  # the disk may be full; the exception that is `reason` must not be hidden
                 self._note("end", time.time(), reason=reason)
         self._metrics.close()
         self._routers.close()
@@ -80,8 +82,8 @@ class MetricsWriter:
 
 
 class _Board:
-    """TensorBoard's event file, written by the caller: a full disk kills the thread of tensorboardX's `SummaryWriter`, whose
-    queue then blocks the run for ever."""
+    """Writes TensorBoard's event file without a thread: a full disk kills the thread of tensorboardX's `SummaryWriter`, and its
+    full queue then blocks the run for ever."""
 
     def __init__(self, folder: Path, resume_step: int):
         from tensorboardX.event_file_writer import EventsWriter
@@ -89,9 +91,9 @@ class _Board:
 
         self._protos = event_pb2, summary_pb2
         folder.mkdir(exist_ok=True)
-        # A restart within the same second has a file of its own.
+        # The suffix keeps a restart within the same second apart.
         self._events = EventsWriter(str(folder / "events"), f".from-step-{resume_step + 1}")
-        # TensorBoard forgets what an earlier file of the run says of these steps.
+        # Makes TensorBoard drop these steps of earlier files of the run.
         self._add(resume_step + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -99,8 +101,8 @@ class _Board:
         scalars = [Summary.Value(tag=name.replace(".", "/"), simple_value=value) for name, value in values.items()]
         self._add(step, summary=Summary(value=scalars))
 
-    def _add(self, step: int, **what: Any) -> None:
-        self._events.write_event(self._protos[0].Event(wall_time=time.time(), step=step, **what))
+    def _add(self, step: int, **content: Any) -> None:
+        self._events.write_event(self._protos[0].Event(wall_time=time.time(), step=step, **content))
         self._events.flush()
 
     def close(self) -> None:
@@ -108,9 +110,9 @@ class _Board:
 
 
 def _lines(path: Path, resume_step: int) -> TextIO:
-    """Open a file of lines to append to, without those past a step."""
-    kept = [row for row in read(path) if row["step"] <= resume_step]
-    replace_file(path, "".join(json.dumps(row) + "\n" for row in kept))
+    """Open a JSON lines file for appending, after dropping lines past `resume_step`."""
+    rows = [row for row in read(path) if row["step"] <= resume_step]
+    replace_file(path, "".join(json.dumps(row) + "\n" for row in rows))
     return open(path, "a", encoding="utf-8")
 
 
@@ -127,13 +129,13 @@ def check_wandb(project: str | None) -> None:
 def _wandb_run(project: str, run_dir: Path) -> Any:
     import wandb
 
-    # The same id after a resume: one run, one curve.
+    # The same id after a resume continues the same run.
     identity = hashlib.blake2b(str(run_dir.absolute()).encode(), digest_size=8).hexdigest()
     return wandb.init(project=project, name=run_dir.name, id=identity, resume="allow", dir=run_dir)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a metrics.jsonl; an unfinished last line (a killed run) is left out."""
+    """Return the rows of a JSON lines file; an unfinished last line (of a killed run) is left out."""
     if not path.exists():
         return []
     rows = []
@@ -146,7 +148,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def held_out_losses(row: dict[str, Any]) -> dict[str, float | None]:
-    """Return the held-out losses of a row by name, none in a row of training metrics; None is one that is not finite."""
+    """Return the held-out losses of a row by name, {} for a row of training metrics; None for one that is not finite."""
     return {
         name.removeprefix("eval."): value
         for name, value in row.items()
@@ -155,8 +157,8 @@ def held_out_losses(row: dict[str, Any]) -> dict[str, float | None]:
 
 
 def last_held_out(rows: Iterable[dict[str, Any]]) -> dict[str, float | None]:
-    """Return the last held-out losses among rows, or nothing."""
-    found: dict[str, float | None] = {}
+    """Return the last held-out losses among rows, {} if there are none."""
+    losses: dict[str, float | None] = {}
     for row in rows:
-        found = held_out_losses(row) or found
-    return found
+        losses = held_out_losses(row) or losses
+    return losses

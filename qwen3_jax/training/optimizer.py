@@ -16,8 +16,8 @@ from qwen3_jax.training.config import OptimizerConfig
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """The learning rate of each step of a run. Its peaks are data, not part of the compiled program: runs that differ in the
-    peak alone share one.
+    """The learning rate of each step of a run. Peaks are data, not part of the compiled program, so that runs which differ only
+    in peaks share one program.
 
     Attributes:
         stages: the optimizer of each stage with its number of steps.
@@ -31,11 +31,11 @@ class Schedule:
         return np.asarray([config.learning_rate for config, _ in self.stages], np.float32)
 
     def __call__(self, step: Any) -> Any:
-        """The learning rate of a step, from 0."""
+        """Return the learning rate of a step, counted from 0."""
         return self.at(self.peaks)(step)
 
     def at(self, peaks: Any) -> optax.Schedule:
-        """The same course with other peaks [stages]: linear warm-up, then the configured decay, stage after stage."""
+        """Return the schedule with other peaks [stages]: linear warm-up, then the configured decay, stage after stage."""
         parts = [_course(config, steps, peaks[i]) for i, (config, steps) in enumerate(self.stages)]
         ends = np.cumsum([steps for _, steps in self.stages]).tolist()
         return optax.join_schedules(parts, ends[:-1])
@@ -51,7 +51,7 @@ def _course(config: OptimizerConfig, steps: int, peak: Any) -> optax.Schedule:
         "constant": lambda: optax.constant_schedule(peak),
         "wsd": lambda: optax.linear_schedule(peak, end, decaying, rest - decaying),
     }[config.schedule]()
-    # The first step already learns: warm-up counts 1, 2, ... and not 0, 1, ...
+    # Warm-up counts 1, 2, ..., so that the first step has a learning rate above 0.
     warmup = optax.linear_schedule(peak / max(config.warmup_steps, 1), peak, max(config.warmup_steps - 1, 1))
     return optax.join_schedules([warmup, decay], [config.warmup_steps])
 
@@ -67,7 +67,7 @@ def run_schedule(stages: Sequence[tuple[OptimizerConfig, int]]) -> Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
-    """AdamW after a clip by global norm; norms and biases are not decayed."""
+    """Return AdamW with clipping by global norm; norms and biases are not decayed."""
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
@@ -99,5 +99,5 @@ def stored_as(optimizer: optax.GradientTransformation, dtype: Any) -> optax.Grad
 
 
 def decayed(name: str) -> bool:
-    """Whether weight decay applies to a parameter: to every matrix, not to norms and biases."""
+    """Return whether weight decay applies to a parameter: to matrices, not to norms and biases."""
     return not name.endswith(("scale", "bias"))

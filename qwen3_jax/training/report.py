@@ -93,7 +93,7 @@ def _sentence(run: RunLog) -> str:
     numbers = _summary(run)
     parts = [
         f"{run.folder.name}: step {numbers['step']:,} of {numbers['steps']:,}",
-        f"training loss {numbers['training_loss']:.3f}",
+        f"training loss {_loss_text(numbers['training_loss'])}",
     ]
     if "tokens_per_second" in numbers:
         parts.append(f"{numbers['tokens_per_second']:,.0f} tokens/s")
@@ -105,8 +105,12 @@ def _sentence(run: RunLog) -> str:
     return ", ".join([*parts, f"goodput {numbers['goodput']:.0%}"])
 
 
+def _loss_text(loss: float | None) -> str:
+    return "not finite" if loss is None else f"{loss:.3f}"
+
+
 def _page(run: RunLog, drawing: str) -> str:
-    """The HTML: headline, a table of stages, a table of time, the drawing."""
+    """Return the HTML page: headline, a table of stages, a table of time by activity, the drawing."""
     stages = []
     for name, first, last, tokens in run.stages():
         inside = [row for row in run.train if first < row["step"] <= last]
@@ -116,7 +120,7 @@ def _page(run: RunLog, drawing: str) -> str:
         losses = finite_losses(last_held_out(row for row in run.rows if first < row["step"] <= last))
         speed = sorted(row["tokens_per_second"] for row in inside if "tokens_per_second" in row)
         stages.append([
-            name, f"{first + 1:,} to {last:,}", f"{(last - first) * tokens:,}", f"{inside[-1]['train.cross_entropy']:.3f}",
+            name, f"{first + 1:,} to {last:,}", f"{(last - first) * tokens:,}", _loss_text(inside[-1]["train.cross_entropy"]),
             ", ".join(f"{source} {value:.3f}" for source, value in losses.items()),
             f"{speed[len(speed) // 2]:,.0f}" if speed else "",
         ])  # fmt: skip
@@ -135,7 +139,7 @@ svg {{ width: 100%; height: auto; }}
 <h1>{html.escape(run.folder.name)}</h1>
 <p>{html.escape(_sentence(run))}</p>
 {_table(heads, stages)}
-{_table(["time went to", "seconds", "share"], time)}
+{_table(["activity", "seconds", "share"], time)}
 {drawing}
 </html>
 """

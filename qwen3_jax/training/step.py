@@ -1,8 +1,8 @@
 """State and the jitted step. Parameters are a flat dictionary by name (`qwen3_jax.model.flat`).
 
-Invariants: parameters and both Adam moments live where the placement puts the parameter, from initialisation on; the step
-donates its state, so nothing is ever held twice. Loss and gradients depend on the global batch alone: not on the mesh, and not
-on the number of micro-batches it is worked through in (but for the balancing loss's running buffer, which says so).
+Invariants: parameters and both Adam moments have the parameter's sharding from initialisation on. The step donates its state,
+so there is one copy. Loss and gradients depend on the global batch alone, not on the mesh or the number of micro-batches
+(except with the running buffer of the balancing loss, `LossConfig.balance_counts`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DeviceBatch = dict[str, jax.Array]
 
 @struct.dataclass
 class TrainState:
-    """What a checkpoint holds: parameters, optimizer state, the recent past, and the number of steps, skipped ones too."""
+    """The content of a checkpoint: parameters, optimizer state, guard, and the number of steps, skipped ones included."""
 
     params: Any  # Params; shardings or shapes in a tree of the same form
     optimizer: Any
@@ -42,12 +42,12 @@ class TrainState:
 
 @struct.dataclass
 class Metrics:
-    """What one step reports, float32 scalars but for the routers'.
+    """Metrics of one step, float32 scalars except those of routers.
 
     Attributes:
-        gradient_norm: global, before it is clipped.
+        gradient_norm: global norm before clipping.
         skipped: steps skipped so far.
-        skipped_in_row: steps skipped since the last one that was taken; 0 says that this one was.
+        skipped_in_row: steps skipped since the last one that was taken; 0 if this one was.
     """
 
     loss: losses.Loss
@@ -59,7 +59,7 @@ class Metrics:
 
 
 class Trainer:
-    """A model's structure with everything that is compiled for it: `init`, `step`, `evaluate`.
+    """A model's structure and its compiled functions: `init`, `step`, `evaluate`.
 
     Args:
         config: the architecture.
@@ -67,8 +67,8 @@ class Trainer:
         optimizer: see `OptimizerConfig`.
         rate: the learning rate of each step, from `schedule`.
         placement: mesh and rules.
-        loss: what is minimised besides cross-entropy.
-        micro_batches: the batch is worked through in this many parts.
+        loss: terms besides cross-entropy.
+        micro_batches: number of parts in which a batch is computed.
 
     Raises:
         UserError, ShardingError: options that exclude each other, or a parameter that does not divide over the mesh.
@@ -99,9 +99,9 @@ class Trainer:
         self.structure = Structure(lambda: self._build(nnx.Rngs(0)))
         self.optimizer = make_optimizer(optimizer, rate)
         self._schedule = rate
-        self.peaks = rate.peaks  # what the compiled step takes besides state and batch
+        self.peaks = rate.peaks  # third argument of the compiled step
         self.shardings = self._state_shardings()
-        # (state, batch, peaks) -> (state, Metrics); takes the state's memory.
+        # (state, batch, peaks) -> (state, Metrics); the state is donated.
         self._program: jax.stages.Wrapped = jax.jit(
             self._step,
             donate_argnums=0,
@@ -127,7 +127,7 @@ class Trainer:
         )
 
     def _state_shardings(self) -> TrainState:
-        """The optimizer's moments live with their parameter, counters everywhere."""
+        """Moments have the sharding of their parameter; counters are replicated."""
         params = self.structure.shardings(self.placement)
         mesh = self.placement.mesh
         everywhere = next(iter(params.values())) if mesh is None else NamedSharding(mesh, PartitionSpec())
@@ -138,7 +138,7 @@ class Trainer:
         return jax.tree_util.tree_map_with_path(of, jax.eval_shape(self._start, self.structure.shapes))
 
     def init(self, seed: int) -> TrainState:
-        """Return a fresh state; every device makes only its own part."""
+        """Return an initial state; each device initialises only its own part."""
 
         def make() -> TrainState:
             state = nnx.state(self._build(nnx.Rngs(seed)))
@@ -147,11 +147,11 @@ class Trainer:
         return jax.jit(make, out_shardings=self.shardings)()
 
     def init_from(self, params: Params) -> TrainState:
-        """Return a state that starts from given parameters, already placed; the first step takes their memory."""
+        """Return a state with these parameters, which are already placed; the first step donates them."""
         return jax.jit(self._start, out_shardings=self.shardings)(params)
 
     def _start(self, params: Params) -> TrainState:
-        """The state before the first step. Under jit, so that no two counters share a buffer, which a step cannot donate."""
+        """Return the state before the first step. Call it under jit: else counters share a buffer, which cannot be donated."""
         return TrainState(
             params,
             self.optimizer.init(params),
@@ -183,15 +183,15 @@ class Trainer:
         if self.placement.mesh is None:
             return list(range(batch_size))
         sharding = self.placement.sharding(("batch",), (batch_size,), "the global batch")
-        found = sharding.addressable_devices_indices_map((batch_size,)).values()
-        return sorted({row for index in found if index is not None for row in range(batch_size)[index[0]]})
+        indices = sharding.addressable_devices_indices_map((batch_size,)).values()
+        return sorted({row for index in indices if index is not None for row in range(batch_size)[index[0]]})
 
     def place(self, batch: Mapping[str, Any], batch_size: int | None = None) -> DeviceBatch:
         """Put a batch on the devices.
 
         Args:
-            batch: this process's rows (`local_rows`) of a global batch of `batch_size` rows; or the global batch, where that is
-                None.
+            batch: this process's rows (`local_rows`) of a global batch.
+            batch_size: rows of the global batch; None if `batch` is the global batch.
 
         Raises:
             ShardingError: the batch does not divide over the mesh and the micro-batches.
@@ -204,7 +204,7 @@ class Trainer:
         if self._balanced:
             order = balanced_order(length, self.placement.parts("length"))
             batch = {name: rows[:, order] for name, rows in batch.items()}
-        # Where the process holds each row of the global batch; its devices ask for no other.
+        # Global row -> index into this process's rows; its devices read no others.
         place = np.full(shape[0], -1)
         place[range(held) if batch_size is None else self.local_rows(batch_size)] = np.arange(held)
 
@@ -230,7 +230,7 @@ class Trainer:
         return self.placement.sharding(("batch", "length"), shape, "the global batch")
 
     def step(self, state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
-        """Take one optimizer step on a placed global batch; the state that is given is gone."""
+        """Take one optimizer step on a placed global batch. `state` is donated; do not reuse it."""
         return self._program(state, batch, self.peaks)
 
     def lower(self, state: Any, batch: Any) -> jax.stages.Lowered:
@@ -248,13 +248,13 @@ class Trainer:
         params, optimizer = jax.tree.map(
             lambda new, old: jnp.where(take, new, old), taken, (state.params, state.optimizer)
         )
-        # Skipped steps do not move the schedule; its own count says where it stands.
+        # The schedule counts steps taken, not skipped ones.
         rate = jnp.asarray(schedule(state.step - state.guard.skipped))
         metrics = Metrics(loss, norm, optax.tree.norm(params), rate, watched.skipped, watched.in_row)
         return TrainState(params, optimizer, watched, state.step + 1), metrics
 
     def _gradients(self, params: Params, batch: DeviceBatch) -> tuple[Params, losses.Loss]:
-        """Gradient of the loss of a global batch, float32 where parameters are, and the loss."""
+        """Return the gradient of the loss of a global batch, in the type of the parameters, and the loss."""
         whole = losses.whole(batch)
 
         def share(params: Params, rows: DeviceBatch, whole: losses.Whole) -> tuple[jax.Array, losses.Sums]:
@@ -270,7 +270,7 @@ class Trainer:
     def _accumulate(
         self, gradient: Callable, params: Params, parts: DeviceBatch, whole: losses.Whole
     ) -> tuple[Params, losses.Sums]:
-        """Add up the gradients of micro-batches, in float32. `parts`: [micro-batches, rows, T]."""
+        """Sum the gradients of micro-batches in float32. `parts`: [micro-batches, rows, T]."""
         moe, buffer = bool(self.config.num_experts), self._loss_config.balance_counts == "buffer"
         seen: tuple[jax.Array, jax.Array] | None = None
         if moe:
@@ -281,10 +281,10 @@ class Trainer:
 
         def body(carry: tuple, rows: DeviceBatch) -> tuple[tuple, losses.Sums]:
             total, seen = carry
-            known = whole
+            counts = whole
             if seen is not None:
-                known = losses.Whole(whole.tokens, whole.valid, seen[0], seen[1], buffer)
-            gradients, sums = gradient(params, rows, known)
+                counts = losses.Whole(whole.tokens, whole.valid, seen[0], seen[1], buffer)
+            gradients, sums = gradient(params, rows, counts)
             if buffer:
                 seen = seen[0] + sums.router.load, seen[1] + sums.router.tokens[0]
             total = jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, gradients)
@@ -298,7 +298,7 @@ class Trainer:
         return losses.router_load(self.structure.merge(params), rows, self._balanced)
 
     def _count_all(self, params: Params, parts: DeviceBatch, seen: Any) -> jax.Array:
-        """The expert choices of the global batch, [L, E]: one forward pass over all micro-batches."""
+        """Return the expert choices of the global batch, [L, E]: one forward pass over all micro-batches."""
 
         def body(load: jax.Array, rows: DeviceBatch) -> tuple[jax.Array, None]:
             return load + self._count(params, rows), None
@@ -306,13 +306,13 @@ class Trainer:
         return jax.lax.scan(body, seen[0], parts)[0]
 
     def _like_params(self, tree: Params) -> Params:
-        """Keep sums of gradients where their parameters live."""
+        """Constrain sums of gradients to the shardings of their parameters."""
         if self.placement.mesh is None:
             return tree
         return jax.lax.with_sharding_constraint(tree, self.shardings.params)
 
     def _split(self, batch: DeviceBatch) -> DeviceBatch:
-        """[B, T] -> [micro-batches, rows, T]: of every device's rows, a part to each micro-batch."""
+        """[B, T] -> [micro-batches, rows, T]; each micro-batch has an equal part of every device's rows."""
         parts, count = self.placement.parts("batch"), self.micro_batches
 
         def split(x: jax.Array) -> jax.Array:
@@ -323,7 +323,7 @@ class Trainer:
         return {name: split(x) for name, x in batch.items()}
 
     def _evaluate(self, params: Params, batch: DeviceBatch) -> losses.Loss:
-        """Loss of a global batch, one micro-batch at a time."""
+        """Return the loss of a global batch, one micro-batch at a time; its balance counts each micro-batch by itself."""
         model, whole = self.structure.merge(params), losses.whole(batch)
 
         def body(_: None, rows: DeviceBatch) -> tuple[None, losses.Sums]:
@@ -341,8 +341,7 @@ class Trainer:
 def fetch_metrics(metrics: Metrics) -> dict[str, float]:
     """Fetch metrics and flatten them: {"loss.total": 3.2, "loss.router_entropy": 4.1, "loss.router_entropy.00": 4.0, ...}.
 
-    A value of every layer becomes its mean, and one value a layer under the layer's number. The load of every expert is left
-    out.
+    A metric of each layer becomes its mean and one value for each layer. The load of each expert is left out.
     """
     flat: dict[str, float] = {}
     for key, value in dataclasses.asdict(jax.device_get(metrics)).items():

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def write_config(folder: Path, **changes) -> Path:
-    """A MoE model on text files that are made here; JSON is YAML too."""
+    """Write a configuration of a MoE model and its text files; JSON is YAML too."""
     (folder / "text").mkdir(exist_ok=True)
     for index in range(4):
         words = " ".join(f"word{(index * 7 + i * i) % 23} means {i % 5}." for i in range(400))

@@ -14,7 +14,7 @@ from benchmarks.killed_run import read as lines
 from benchmarks.killed_run import saved
 from tests.helpers import quick_xla
 
-__all__ = ["STEPS", "lines", "run", "said", "saved", "start", "weights", "write_config"]
+__all__ = ["STEPS", "lines", "output_of", "run", "saved", "start", "weights", "write_config"]
 
 _server = multiprocessing.get_context("forkserver")
 # Imports only: nothing here may start JAX's backend, whose threads would not survive a fork.
@@ -111,15 +111,15 @@ def run(config: Path, run_dir: Path, *options: str, devices: int = 1, code: int 
     """Start and wait for the end."""
     process = start(config, run_dir, *options, devices=devices)
     process.join(400)
-    assert process.exitcode == code, said(run_dir)
+    assert process.exitcode == code, output_of(run_dir)
 
 
 def log_of(run_dir: Path) -> Path:
     return run_dir.with_suffix(".log")
 
 
-def said(run_dir: Path) -> str:
-    """All that the run's processes have printed."""
+def output_of(run_dir: Path) -> str:
+    """Return all output of the run's processes."""
     return log_of(run_dir).read_text()
 
 

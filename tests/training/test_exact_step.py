@@ -14,7 +14,7 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.model import Qwen3
 from qwen3_jax.training import guard, losses
 from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig
-from qwen3_jax.training.optimizer import schedule
+from qwen3_jax.training.optimizer import decayed, schedule
 from qwen3_jax.training.step import Trainer, fetch_metrics
 from tests.helpers.tiny_training import TINY, TINY_MOE, packed_batch
 
@@ -240,22 +240,53 @@ def test_bf16_moments_take_half_and_stay_close():
     np.testing.assert_allclose(runs["bfloat16"][1], runs["float32"][1], rtol=0.02)
 
 
+def test_a_step_reports_and_applies_its_gradient_and_evaluation_gives_the_same_loss():
+    """One AdamW step from NumPy; the norms are of the gradient before its clip, and of the parameters after the step."""
+    options = OptimizerConfig(warmup_steps=2, learning_rate=1e-2, clip_norm=0.05, weight_decay=0.1)
+    trainer = Trainer(MOE, ModelConfig(), options, schedule(options, 10), sharding.Placement(), LOSS, 2)
+    placed, state = trainer.place(packed_batch(16, 16)), trainer.init(0)
+    before = jax.device_get(state.params)
+    gradients, loss = jax.device_get(trainer.gradients(state.params, placed))
+    evaluated = jax.device_get(trainer.evaluate(state.params, placed))
+    for name in ("cross_entropy", "z", "tokens", "router_entropy", "router_max_load", "router_min_load", "router_load"):
+        np.testing.assert_allclose(getattr(evaluated, name), getattr(loss, name), rtol=1e-5, atol=1e-6, err_msg=name)
+    assert loss.total == pytest.approx(loss.cross_entropy + LOSS.z_loss * loss.z + loss.balance, rel=1e-6)
+    state, metrics = trainer.step(state, placed)
+    after, metrics = jax.device_get((state.params, metrics))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), metrics.loss, loss)
+    norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in gradients.values()))
+    assert metrics.gradient_norm == pytest.approx(norm, rel=1e-5)
+    assert metrics.gradient_norm > options.clip_norm
+    squares = sum((p.astype(np.float64) ** 2).sum() for p in after.values())
+    assert metrics.parameter_norm == pytest.approx(np.sqrt(squares), rel=1e-6)
+    assert metrics.learning_rate == pytest.approx(5e-3)
+    assert (int(state.step), int(state.guard.seen)) == (1, 1)
+    for name, old in before.items():
+        g = gradients[name].astype(np.float64) * options.clip_norm / norm
+        decay = 0.1 * old if decayed(name) else 0
+        expected = old - 5e-3 * (g / (np.abs(g) + options.eps) + decay)
+        clear = np.abs(g) > 1e-6  # the rest is rounding: its sign is not determined
+        np.testing.assert_allclose(after[name][clear], expected[clear], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
 def test_a_step_that_is_not_finite_or_spikes_is_skipped_and_counted():
     batch = packed_batch(8, 24)
-    options = OptimizerConfig(warmup_steps=0, learning_rate=1e-3, spike_window=8, spike_sigmas=6.0)
-    trainer = Trainer(TINY, ModelConfig(), options, schedule(options, 100), sharding.Placement())
+    options = OptimizerConfig(warmup_steps=0, learning_rate=1e-3, schedule="linear", spike_window=8, spike_sigmas=6.0)
+    rates = schedule(options, 100)
+    trainer = Trainer(TINY, ModelConfig(), options, rates, sharding.Placement())
     state, placed = trainer.init(0), trainer.place(batch)
-    for _ in range(6):
+    for step in range(6):
         state, metrics = trainer.step(state, placed)
+        assert float(metrics.learning_rate) == pytest.approx(float(rates(step)), rel=1e-6)
     assert fetch_metrics(metrics)["skipped"] == 0
 
     def unchanged(bad):
         nonlocal state
         before = jax.device_get((state.params, state.optimizer))
-        rate = float(metrics.learning_rate)
         state, report = trainer.step(state, bad)
         jax.tree.map(np.testing.assert_array_equal, jax.device_get((state.params, state.optimizer)), before)
-        assert float(report.learning_rate) <= rate
+        # What the step would have taken: the seventh, since skipped steps do not move the schedule.
+        assert float(report.learning_rate) == pytest.approx(float(rates(6)), rel=1e-6)
         return fetch_metrics(report)
 
     poisoned = dict(placed, loss_mask=placed["loss_mask"].at[0, 0].set(jnp.nan))
@@ -265,6 +296,7 @@ def test_a_step_that_is_not_finite_or_spikes_is_skipped_and_counted():
     report = unchanged(dict(placed, targets=jnp.full_like(placed["targets"], 63), loss_mask=100 * placed["loss_mask"]))
     assert (report["skipped"], report["skipped_in_row"]) == (2, 2)
     state, metrics = trainer.step(state, placed)
+    assert float(metrics.learning_rate) == pytest.approx(float(rates(6)), rel=1e-6)
     assert fetch_metrics(metrics)["skipped"] == 2
     assert fetch_metrics(metrics)["skipped_in_row"] == 0
     assert int(state.step) == 9

@@ -1,8 +1,8 @@
 """What a run says of itself: time accounts that add up, lines without gaps, one page."""
 
 import json
+import math
 import struct
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,59 +14,112 @@ from tensorboardX.proto import event_pb2
 from qwen3_jax.cli import main as qwen3
 from qwen3_jax.errors import UserError
 from qwen3_jax.training import meter, metrics, report
+from qwen3_jax.training.loss_plot import nan_for_null, running_mean
 from qwen3_jax.training.run_log import read_run
+
+
+class SimulatedTime:
+    """A clock that only sleeping and waiting move, and a device that takes 0.2 s a step behind an asynchronous queue.
+
+    Stands for the module `time` and the executor of `meter`: what waits for a result sees the time at which it was there.
+    """
+
+    def __init__(self):
+        self.now, self.free, self.seen_by_watcher = 0.0, 0.0, None
+        self.queue = []
+
+    def perf_counter(self):
+        return self.now if self.seen_by_watcher is None else self.seen_by_watcher
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+    def dispatch(self):
+        self.free = max(self.now, self.free) + 0.2
+        return None, self.free  # (state, metrics): the metrics are there at this time
+
+    def block_until_ready(self, result):
+        self.seen_by_watcher = result
+
+    def __call__(self, *_):
+        return self
+
+    def submit(self, function, *args):
+        self.queue.append((function, args))
+        return self
+
+    def result(self):
+        for function, args in self.queue:
+            function(*args)
+            self.now, self.seen_by_watcher = max(self.now, self.seen_by_watcher), None
+        self.queue.clear()
+
+    def shutdown(self):
+        pass
 
 
 def test_the_accounts_of_time_add_up_and_tell_waiting_from_working(monkeypatch):
     """A device that takes 0.2 s a step, fed in 0.05 s and then in 0.4 s: only what it waits for counts as waiting."""
-
-    class Device:
-        """Works through the steps one after the other, 0.2 s each, as an accelerator behind an asynchronous queue."""
-
-        free = 0.0
-
-        def wait(self, result):
-            start = max(started[result], self.free)
-            self.free = start + 0.2
-            time.sleep(max(self.free - time.perf_counter(), 0))
-
-    device, started = Device(), {}
+    time = SimulatedTime()
+    monkeypatch.setattr(meter, "time", time)
+    monkeypatch.setattr(meter, "ThreadPoolExecutor", time)
+    monkeypatch.setattr(jax, "block_until_ready", time.block_until_ready)
     clock = meter.Meter(tokens_per_step=100, flops_per_token=1e6, peak=1e9, devices=2)
 
-    def take():
-        result = object()
-        started[result] = time.perf_counter()
-        return None, result
+    def train(count, seconds):
+        for _ in range(count):
+            clock.fetch(lambda: time.sleep(seconds))
+            clock.step(time.dispatch)
+        return clock.read_and_reset()
 
-    monkeypatch.setattr(jax, "block_until_ready", device.wait)
     with clock:
-
-        def train(count, seconds):
-            for _ in range(count):
-                clock.fetch(lambda: time.sleep(seconds))
-                clock.step(take)
-            return clock.read_and_reset()
-
         first = train(1, 0.0)
-        assert first["seconds_compile"] >= 0.2
-        assert "tokens_per_second" not in first
         quick = train(4, 0.05)
         slow = train(4, 0.4)
         with clock.during("eval"):
-            time.sleep(0.2)
+            time.sleep(0.3)
+        with clock.during("checkpoint"):
+            time.sleep(0.1)
+        time.sleep(0.6)
         rest = clock.read_and_reset()
-    for row in (first, quick, slow, rest):
-        assert sum(row[f"seconds_{part}"] for part in meter.PARTS) == pytest.approx(row["seconds"])
-    # Sleeping may take longer than asked for, on a busy machine: up to what a wrong account would say.
-    assert 0.8 <= quick["seconds_step"] < 1.5
-    assert 0.04 < quick["seconds_input"] < 4 * 0.05  # 0.05 before the first step
-    assert 0.8 <= slow["seconds_step"] < 1.5
-    assert 0.95 < slow["seconds_input"] < 4 * 0.4  # 0.4 before the first, and three times 0.4 - 0.2
-    assert 0.2 <= rest["seconds_eval"] < 1.0
-    training = quick["seconds_step"] + quick["seconds_input"] + quick["seconds_other"]
-    assert quick["tokens_per_second"] == pytest.approx(400 / training)
-    assert quick["tflops_per_device"] == pytest.approx(400 / training * 1e6 / 2 / 1e12)
-    assert quick["mfu"] == pytest.approx(quick["tflops_per_device"] * 1e12 / 1e9)
+        clock.fetch(lambda: None)
+        clock.step(time.dispatch)
+        time.sleep(0.5)  # the device is done long before the host reads
+        late = clock.read_and_reset()
+
+    def account(seconds, **parts):
+        return {"seconds": pytest.approx(seconds)} | {
+            f"seconds_{part}": pytest.approx(parts.get(part, 0.0), abs=1e-9) for part in meter.PARTS
+        }
+
+    def speed(tokens, seconds, waited):
+        rate = tokens / seconds
+        return {
+            "tokens_per_second": pytest.approx(rate), "tflops_per_device": pytest.approx(rate * 1e6 / 2 / 1e12),
+            "mfu": pytest.approx(rate * 1e6 / 2 / 1e9), "input_wait_share": pytest.approx(waited / seconds, abs=1e-9),
+        }  # fmt: skip
+
+    assert first == account(0.2, compile=0.2)
+    # 0.05 before the first step; the others were fetched while the device worked.
+    assert quick == account(0.85, step=0.8, input=0.05) | speed(400, 0.85, 0.05)
+    # 0.4 before the first, and three times 0.4 - 0.2.
+    assert slow == account(1.8, step=0.8, input=1.0) | speed(400, 1.8, 1.0)
+    assert rest == account(1.0, eval=0.3, checkpoint=0.1, other=0.6)
+    assert late == account(0.5, step=0.2, other=0.3) | speed(100, 0.5, 0.0)
+    unknown = meter.Meter(tokens_per_step=1, flops_per_token=1, peak=None, devices=1)
+    unknown.step(time.dispatch)
+    unknown.step(time.dispatch)
+    assert "mfu" not in (reading := unknown.read_and_reset())
+    assert "tflops_per_device" in reading
+
+
+def test_the_running_mean_is_of_a_twentieth_and_leaves_out_what_is_not_finite():
+    values = [float(i) for i in range(60)]
+    means = running_mean(values)
+    assert means[:5] == [0, 0.5, 1, 1.5, 2.5]  # of at most four: a value and the three before it
+    assert means[59] == 57.5
+    assert running_mean(nan_for_null([1.0, None, 4.0])) == [1, 1, 4]
+    assert math.isnan(running_mean(nan_for_null([None, 1.0]))[0])
 
 
 def test_a_resumed_run_drops_the_lines_that_it_writes_again(tmp_path):
@@ -120,7 +173,7 @@ def made_up_run(folder: Path) -> Path:
         rows.append({
             "step": step, "time": 1000.0 + 5 * step, "train.cross_entropy": 3 - step / 10 if step != 7 else None,
             "train.gradient_norm": 1.0, "train.parameter_norm": 9.0, "train.learning_rate": 1e-3, "train.skipped": 1.0,
-            "tokens_per_second": 50.0, "tflops_per_device": 0.1, "seconds_step": 3.0, "seconds_eval": 0.5, **layers,
+            "tokens_per_second": 40.0 + step, "tflops_per_device": 0.1, "seconds_step": 3.0, "seconds_eval": 0.5, **layers,
         })  # fmt: skip
         if step % 10 == 0:
             rows.append({
@@ -137,10 +190,11 @@ def made_up_run(folder: Path) -> Path:
 def test_the_page_shows_the_run_and_its_numbers_are_right(tmp_path, capsys):
     run = made_up_run(tmp_path / "a <run>")
     numbers = report.summary(run)
-    assert numbers["goodput"] == pytest.approx(0.6)
-    assert numbers["seconds"]["rest"] == pytest.approx(30)
-    assert (numbers["step"], numbers["steps"], numbers["starts"]) == (20, 20, 2)
-    assert numbers["held_out_loss"] == {"text": 2.5}
+    assert numbers == {
+        "step": 20, "steps": 20, "training_loss": 1.0, "held_out_loss": {"text": 2.5}, "skipped": 1.0, "starts": 2,
+        "seconds": {"step": 60.0, "input": 0, "compile": 0, "eval": 10.0, "checkpoint": 0, "other": 0, "rest": 30.0},
+        "goodput": pytest.approx(0.6), "tokens_per_second": 51.0, "tflops_per_device": 0.1,
+    }  # fmt: skip
     assert qwen3(["report", str(run)]) == 0
     assert capsys.readouterr().out.strip() == str(run / "report.html")
     page = (run / "report.html").read_text()
@@ -152,11 +206,23 @@ def test_the_page_shows_the_run_and_its_numbers_are_right(tmp_path, capsys):
         "after two",
         "busiest expert",
         "<svg",
+        "<tr><td>one</td><td>1 to 10</td><td>1,280</td><td>2.000</td><td>text 2.500</td><td>46</td></tr>",
+        "<tr><td>two</td><td>11 to 20</td><td>1,280</td><td>1.000</td><td>text 2.500</td><td>56</td></tr>",
+        "<tr><td>evaluation</td><td>10.0</td><td>10.0%</td></tr>",
     ):
         assert text in page, text
     assert (run / "report.png").read_bytes().startswith(b"\x89PNG")
     assert qwen3(["report", str(run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["goodput"] == pytest.approx(0.6)
+    # A run that has not come to its second stage, whose last logged step was skipped for its loss.
+    lines = (run / "metrics.jsonl").read_text().splitlines()[:7]
+    (run / "metrics.jsonl").write_text("\n".join(lines))
+    (run / "router.jsonl").unlink()
+    assert report.summary(run)["training_loss"] is None
+    assert "training loss not finite" in report.write_report(run).read_text()
+    page = (run / "report.html").read_text()
+    assert "<tr><td>one</td><td>1 to 10</td><td>1,280</td><td>not finite</td><td></td><td>44</td></tr>" in page
+    assert "<tr><td>two</td><td>11 to 20</td><td>1,280</td><td>not started</td><td></td><td></td></tr>" in page
     with pytest.raises(UserError, match="it has no config"):
         read_run(tmp_path)
     (run / "metrics.jsonl").unlink()

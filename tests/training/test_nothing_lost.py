@@ -1,4 +1,4 @@
-"""Whatever ends a run, the same command goes on to the same bits: parameters, optimizer, data position, metrics."""
+"""However a run was interrupted, the same command resumes to the same bits: parameters, optimizer, data position, metrics."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import pytest
 
 from qwen3_jax.training.run_folder import load_run
 from tests.helpers import staged_run
-from tests.helpers.staged_run import STEPS, lines, run, said, saved, start, weights
+from tests.helpers.staged_run import STEPS, lines, output_of, run, saved, start, weights
 
 TOTAL, ENDS = sum(STEPS), np.cumsum(STEPS).tolist()
 
@@ -134,7 +134,7 @@ def test_kills_at_random_moments_leave_no_trace(unbroken, count):
             assert_equal(run_dir, whole)
             shutil.rmtree(run_dir)
         else:
-            assert process.exitcode == -9, said(run_dir)
+            assert process.exitcode == -9, output_of(run_dir)
     run(config, run_dir)
     assert_equal(run_dir, whole)
 
@@ -152,18 +152,18 @@ def test_sigterm_saves_and_the_same_command_goes_on(unbroken):
     assert wait_for_lines(run_dir, 9, process)
     process.terminate()
     process.join(60)
-    assert process.exitcode == 143, said(run_dir)
+    assert process.exitcode == 143, output_of(run_dir)
     step = lines(run_dir)[-1]["step"]
-    assert f"stopped at step {step} as asked (SIGTERM); the same command resumes there." in said(run_dir)
+    assert f"stopped at step {step} as asked (SIGTERM); the same command resumes there." in output_of(run_dir)
     ends = [json.loads(line) for line in (run_dir / "history.jsonl").read_text().splitlines()]
     assert ends[-1]["event"] == "end"
     assert "SIGTERM" in ends[-1]["reason"]
     run(config, run_dir)
-    assert f"resumed at step {step}" in said(run_dir)
+    assert f"resumed at step {step}" in output_of(run_dir)
     assert_equal(run_dir, whole)
     # A finished run trains nothing and gives the same again.
     run(config, run_dir)
-    assert f"resumed at step {TOTAL}" in said(run_dir)
+    assert f"resumed at step {TOTAL}" in output_of(run_dir)
     assert_equal(run_dir, whole)
 
 
@@ -181,8 +181,8 @@ def test_a_damaged_newest_checkpoint_falls_back_with_a_warning(unbroken):
     content[len(content) // 2] ^= 4
     largest.write_bytes(content)
     run(config, run_dir)
-    assert f"warning: checkpoint {run_dir}/checkpoints/{newest}" in said(run_dir)
-    assert "It is set aside, and the one before is tried." in said(run_dir)
+    assert f"warning: checkpoint {run_dir}/checkpoints/{newest}" in output_of(run_dir)
+    assert "It is set aside, and the one before is tried." in output_of(run_dir)
     assert (run_dir / f"checkpoints/damaged-{newest}").exists()
     assert_equal(run_dir, whole)
 
@@ -201,9 +201,9 @@ def test_a_full_disk_stops_the_run_and_keeps_the_old_checkpoint(unbroken):
         kept = 0
         for size in ("1270k", "1620k", "2m", "2300k", "64m"):  # full while metrics, or a checkpoint, are written
             subprocess.run(["mount", "-o", f"remount,size={size}", run_dir], check=True)
-            before = len(said(run_dir)) if kept else 0
+            before = len(output_of(run_dir)) if kept else 0
             run(config, run_dir, code=0 if size == "64m" else 2)
-            printed = said(run_dir)[before:]
+            printed = output_of(run_dir)[before:]
             assert "Traceback" not in printed
             assert (f"resumed at step {kept}\n" in printed) == (kept > 0)
             if size != "64m":
@@ -229,10 +229,10 @@ def test_another_mesh_and_more_processes_continue_the_same_curve(unbroken):
     ):
         process = start(config, run_dir, *mesh, devices=devices)
         if until:
-            assert wait_for_lines(run_dir, until, process), said(run_dir)
+            assert wait_for_lines(run_dir, until, process), output_of(run_dir)
             process.terminate()
         process.join(300)
-        assert process.exitcode == (143 if until else 0), said(run_dir)
+        assert process.exitcode == (143 if until else 0), output_of(run_dir)
     ours, theirs = lines(run_dir), lines(whole)
     assert [row["step"] for row in ours] == [row["step"] for row in theirs]
     for mine, row in zip(ours, theirs, strict=True):

@@ -1,4 +1,4 @@
-"""Several processes are one run: the same losses, a lost one is noticed and said, and the restart resumes."""
+"""Several processes train as one run with the same losses; the loss of one is reported, and a restart resumes."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ def output(run_dir: Path, index: int = 0) -> str:
 
 
 def last_words(run_dir: Path) -> str:
-    """What a process said in the end. A child may say it, which learns of the end of its parent when we do: wait for it."""
+    """Return the end of a process's output. Waits for the last message, which a child may print after its parent has ended."""
     deadline = time.monotonic() + 30
     while "resumes from its last checkpoint" not in output(run_dir):
         assert time.monotonic() < deadline, output(run_dir)
@@ -39,11 +39,11 @@ def wait_for_steps(run_dir: Path, count: int, processes) -> None:
 
 
 def assert_same_curve(run_dir: Path, expected: dict[int, dict]) -> None:
-    found = metrics(run_dir)
-    assert sorted(found) == sorted(expected) == list(range(1, 13))
+    logged = metrics(run_dir)
+    assert sorted(logged) == sorted(expected) == list(range(1, 13))
     for step, row in expected.items():
         for name in ("train.total", "train.balance", "train.gradient_norm"):
-            np.testing.assert_allclose(found[step][name], row[name], rtol=2e-5, err_msg=f"step {step} {name}")
+            np.testing.assert_allclose(logged[step][name], row[name], rtol=2e-5, err_msg=f"step {step} {name}")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def one_process(tmp_path_factory):
 @pytest.mark.slow
 def test_two_processes_equal_one_and_a_lost_one_is_noticed_and_the_restart_resumes(one_process):
     """2 x 4 devices give the losses of 1 x 8. After SIGKILL of one process the other says so and ends within a minute; the
-    same command then goes on from the last checkpoint to the same end."""
+    same command then resumes from the last checkpoint and ends with the same curve."""
     folder, config, expected = one_process
     run_dir = folder / "two"
     processes = small_run.start_pair(config, run_dir, folder)
@@ -73,8 +73,8 @@ def test_two_processes_equal_one_and_a_lost_one_is_noticed_and_the_restart_resum
         for process in processes:
             process.kill()
     assert waited < 60
-    said = last_words(run_dir)
-    assert "process 0 of 2 lost another one" in said or "because another one was lost" in said
+    printed = last_words(run_dir)
+    assert "process 0 of 2 lost another one" in printed or "because another one was lost" in printed
     reached = max(metrics(run_dir))
     assert reached < 12  # killed on the way
 

@@ -165,7 +165,7 @@ def test_a_run_writes_everything_it_promises_and_its_export_works_everywhere(tmp
     assert cli.main([f"--config={config}", "--optimizer.learning_rate=0.5"]) == 2
     assert "optimizer.learning_rate was 0.001 and is 0.5" in capsys.readouterr().err
 
-    # And training goes on from the exported checkpoint, in bf16 compute over fp32 master weights, on a mesh.
+    # Training starts from the exported checkpoint, in bf16 compute over fp32 master weights, on a mesh.
     further = [
         f"--config={config}", f"--run_dir={tmp_path / 'more'}", f"--model.init_from={run / 'hf'}", "--steps=4",
         "--model.config={}", "--model.dtype=bfloat16", "--mesh.data=2", "--mesh.tensor=2", "--budget_curve=null",
@@ -183,7 +183,7 @@ REFUSED = {
     "--steps=0": "steps is 0; it must be at least 1.",
     "--optimizer.schedule=step": "schedule",
     "--optimizer.clip_norm=0": "optimizer.clip_norm is 0.0; it must be above 0.",
-    "--optimizer.warmup_steps=9": "warmup_steps (9) leaves nothing",
+    "--optimizer.warmup_steps=9": "optimizer.warmup_steps is 9; it must be below the number of steps (9)",
     "--model.preset=Qwen3-0.6": "no preset 'Qwen3-0.6'. Did you mean 'qwen3-0.6b'?",
     "--model.config.hiden_size=8": "model.config.hiden_size is not an architecture field. Did you mean 'hidden_size'?",
     "--model.config.dtype=bfloat16": "model.config.dtype has no effect: set model.param_dtype.",

@@ -1,0 +1,226 @@
+"""Stages are filled in, resumed, loaded and compared as their configuration says. Nothing compiles."""
+
+import contextlib
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+
+from qwen3_jax.data import DataConfig, LengthShare, Source
+from qwen3_jax.errors import UserError
+from qwen3_jax.training import loop, run_folder
+from qwen3_jax.training.config import ModelConfig, OptimizerConfig, StageConfig, StageOptimizer, TrainConfig
+from qwen3_jax.training.run_folder import architecture_after, padded_vocabulary
+from sharding import MeshConfig
+from tests.helpers.tiny_training import TINY
+
+DATA = DataConfig([Source("a", "unused"), Source("b", "unused")], sequence_length=32, batch_size=8)
+OPTIMIZER = OptimizerConfig(learning_rate=3.0, warmup_steps=4, schedule="wsd", final_learning_rate=0.3, decay_share=0.5)
+
+
+def three_stages(**changes) -> TrainConfig:
+    stages = [
+        StageConfig("one", 10, weights={"a": 1.0}),
+        StageConfig("two", 6, rope_theta=5e5, batch_size=4, optimizer=StageOptimizer(learning_rate=2.0, schedule="linear")),
+        StageConfig(
+            "three", 5, sequence_length=64, lengths=[LengthShare(32, 64, 1.0)], micro_batches=2, mesh=MeshConfig(data=2),
+            remat="full", optimizer=StageOptimizer(warmup_steps=2, final_learning_rate=0.0, decay_share=0.1),
+        ),
+    ]  # fmt: skip
+    model = ModelConfig(remat="dots")
+    return TrainConfig(**(dict(data=DATA, stages=stages, optimizer=OPTIMIZER, model=model, log_every=7) | changes))
+
+
+def test_a_stage_takes_what_it_says_and_the_rest_from_the_run():
+    config = three_stages()
+    assert config.total_steps == 21
+    stages = config.resolved()
+    assert [(s.name, s.first, s.last, s.run.steps) for s in stages] == [
+        ("one", 0, 10, 10), ("two", 10, 16, 6), ("three", 16, 21, 5),
+    ]  # fmt: skip
+    assert [s.weights for s in stages] == [{"a": 1.0}, None, None]
+    assert [s.rope_theta for s in stages] == [None, 5e5, 5e5]  # carried over
+    assert [s.run.data.sequence_length for s in stages] == [32, 32, 64]
+    assert [s.run.data.batch_size for s in stages] == [8, 4, 8]  # not carried over
+    assert [s.run.data.lengths for s in stages] == [[], [], [LengthShare(32, 64, 1.0)]]
+    assert [s.run.micro_batches for s in stages] == [1, 1, 2]
+    assert [s.run.mesh for s in stages] == [config.mesh, config.mesh, MeshConfig(data=2)]
+    assert [s.run.model.remat for s in stages] == ["dots", "dots", "full"]
+    # The run's warm-up is the first stage's alone.
+    assert [s.run.optimizer for s in stages] == [
+        OPTIMIZER,
+        dataclasses.replace(OPTIMIZER, warmup_steps=0, learning_rate=2.0, schedule="linear"),
+        dataclasses.replace(OPTIMIZER, warmup_steps=2, final_learning_rate=0.0, decay_share=0.1),
+    ]
+    assert all(s.run.log_every == 7 and not s.run.stages for s in stages)
+    assert config.stage("two") == stages[1].run
+    plain = TrainConfig(data=DATA, steps=5, optimizer=OPTIMIZER)
+    assert [(s.name, s.first, s.last, s.run, s.weights, s.rope_theta) for s in plain.resolved()] == [
+        ("train", 0, 5, plain, None, None)
+    ]
+    assert plain.stage(None) is plain
+
+
+def test_warm_up_must_leave_a_step_of_its_stage():
+    assert TrainConfig(data=DATA, steps=5, optimizer=OPTIMIZER)
+    with pytest.raises(UserError, match=r"warmup_steps is 4; it must be below the number of steps \(4\)"):
+        TrainConfig(data=DATA, steps=4, optimizer=OPTIMIZER)
+    with pytest.raises(UserError, match=r"stage 'b': .*warmup_steps is 3; it must be below the number of steps \(3\)"):
+        TrainConfig(data=DATA, stages=[StageConfig("a", 9), StageConfig("b", 3, optimizer=StageOptimizer(warmup_steps=3))],
+                    optimizer=OPTIMIZER)  # fmt: skip
+    for message, stages in {
+        "two stages are named 'a'": [StageConfig("a", 9), StageConfig("a", 9)],
+        "no source 'c'|'c'": [StageConfig("a", 9, weights={"c": 1.0})],
+    }.items():
+        with pytest.raises(UserError, match=message):
+            TrainConfig(data=DATA, stages=stages, optimizer=OPTIMIZER)
+    with pytest.raises(UserError, match=r"stage 'a': weights\.a is 0; it must be above 0"):
+        StageConfig("a", 9, weights={"a": 0})
+
+
+def test_a_checkpoint_at_a_boundary_has_the_base_of_the_stage_that_ended_there():
+    stages = [
+        {"steps": 10, "rope_theta": None}, {"steps": 6, "rope_theta": 5e5}, {"steps": 5, "rope_theta": None},
+        {"steps": 5, "rope_theta": 1e6},
+    ]  # fmt: skip
+    base = dataclasses.replace(TINY, rope_theta=1e4)
+    for step, theta in ((0, 1e4), (9, 1e4), (10, 1e4), (11, 5e5), (16, 5e5), (21, 5e5), (22, 1e6), (26, 1e6)):
+        assert architecture_after(base, stages, step) == dataclasses.replace(base, rope_theta=theta), step
+    assert architecture_after(base, [], 3) is base
+
+
+def test_the_embedding_has_the_next_multiple_of_128_rows():
+    assert [padded_vocabulary(n) for n in (1, 127, 128, 129, 151_669)] == [128, 128, 128, 256, 151_680]
+
+
+def test_a_resumed_run_may_change_hardware_and_nothing_that_changes_its_result(tmp_path, monkeypatch):
+    config = three_stages()
+    run_folder._write(tmp_path / "config.json", run_folder._values(config))
+    stages = config.stages
+
+    def with_stage(**changes):
+        return dataclasses.replace(config, stages=[stages[0], dataclasses.replace(stages[1], **changes), stages[2]])
+
+    for free in (
+        config,
+        dataclasses.replace(config, mesh=MeshConfig(tensor=2), micro_batches=4, log_every=1, eval_every=3),
+        dataclasses.replace(config, model=dataclasses.replace(config.model, remat="none")),
+        dataclasses.replace(config, data=dataclasses.replace(DATA, cache="elsewhere", prefetch_batches=9)),
+        with_stage(mesh=MeshConfig(data=4), micro_batches=2, remat="full"),
+    ):
+        run_folder.check(tmp_path, free)
+    for changed, message in (
+        (dataclasses.replace(config, seed=1), "seed was 0 and is 1"),
+        (
+            dataclasses.replace(config, model=ModelConfig(remat="dots", dtype="bfloat16")),
+            "model.dtype was 'float32' and is",
+        ),
+        (dataclasses.replace(config, data=dataclasses.replace(DATA, seed=3)), "data.seed was 0 and is 3"),
+        (with_stage(rope_theta=7e5), "stages.two.rope_theta was 500000.0 and is 700000.0"),
+        (with_stage(batch_size=2), "stages.two.batch_size was 4 and is 2"),
+        (
+            with_stage(optimizer=StageOptimizer(learning_rate=1.0)),
+            "stages.two.optimizer.learning_rate was 2.0 and is 1.0",
+        ),
+        (
+            dataclasses.replace(config, loss=dataclasses.replace(config.loss, z_loss=0.1)),
+            "loss.z_loss was 0.0 and is 0.1",
+        ),
+        (dataclasses.replace(config, optimizer=dataclasses.replace(OPTIMIZER, beta2=0.9)), "optimizer.beta2 was 0.95"),
+    ):
+        with pytest.raises(UserError, match=f"holds a run with other settings: {message}"):
+            run_folder.check(tmp_path, changed)
+
+
+@pytest.fixture
+def faked(monkeypatch, tmp_path):
+    """`train` with nothing but the order of stages left: what it calls is noted in `calls`."""
+    calls = []
+
+    class StageLoop:
+        def __init__(self, *args):
+            calls.append(("stages", [stage.name for stage in args[2]]))
+
+        def run(self, stage, trainer, state, position):
+            calls.append((stage.name, trainer.name, state, position))
+            return f"state {stage.last}", f"position {stage.last}"
+
+    class Checkpoints:
+        def __init__(self, folder, keep, keep_best, ends):
+            calls.append(("checkpoints", keep, keep_best, ends))
+
+        def full_disk_said(self, _):
+            return contextlib.nullcontext()
+
+        def wait(self):
+            calls.append("waited")
+
+        def close(self):
+            pass
+
+    def trainer(stage, stages, architecture):
+        return SimpleNamespace(
+            name=f"trainer of {stage.name}", abstract_batch=lambda *shape: calls.append(("checked", *shape)),
+            abstract_state=lambda: f"state of {stage.name}", structure=SimpleNamespace(shapes={}), config=TINY,
+            placement=SimpleNamespace(mesh=None),
+        )  # fmt: skip
+
+    for name in ("load_or_train_tokenizer", "architecture", "claim", "prepare_corpora"):
+        monkeypatch.setattr(loop.run_folder, name, lambda *_: None)
+    monkeypatch.setattr(loop.run_folder, "exportable_model", lambda trainer, state, _: (trainer.name, state))
+    monkeypatch.setattr(loop, "stage_trainer", trainer)
+    monkeypatch.setattr(loop, "StageLoop", StageLoop)
+    monkeypatch.setattr(loop, "TrainCheckpoints", Checkpoints)
+    monkeypatch.setattr(loop, "_initial_state", lambda config, trainer, source: f"initial of {trainer.name}")
+    monkeypatch.setattr(loop, "save", lambda model, *args, **kwargs: calls.append(("exported", model)))
+    return calls
+
+
+@pytest.mark.parametrize("at", [None, 3, 10, 11, 16, 21])
+def test_a_run_goes_through_the_stages_that_are_left(faked, monkeypatch, tmp_path, at):
+    def restore(checkpoints, abstract_state):
+        if at is None:
+            return None
+        faked.append(("restored as", abstract_state(at)))
+        return at, f"state {at}", f"position {at}"
+
+    monkeypatch.setattr(loop, "restore_newest", restore)
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    loop.train(three_stages(run_dir=str(run_dir)))
+    assert faked[:4] == [
+        ("checked", 8, 32), ("checked", 4, 32), ("checked", 8, 64), ("checkpoints", 2, 1, [10, 16, 21]),
+    ]  # fmt: skip
+    # A finished stage's last checkpoint is restored by the stage that takes the next step.
+    restored = {3: "one", 10: "two", 11: "two", 16: "three", 21: "three"}
+    assert [call[1] for call in faked if call[0] == "restored as"] == ([f"state of {restored[at]}"] if at else [])
+    done, expected = at or 0, []
+    state, position = ("initial of trainer of one", None) if at is None else (f"state {at}", f"position {at}")
+    for name, last in (("one", 10), ("two", 16), ("three", 21)):
+        if done < last:
+            expected.append((name, f"trainer of {name}", state, position))
+            state, position = f"state {last}", f"position {last}"
+    assert [call for call in faked if call[0] in ("one", "two", "three")] == expected
+    assert faked[-2:] == ["waited", ("exported", ("trainer of three", "state 21"))]
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "window"), [(0, 100, (5, 10)), (20, 23, (22, 23)), (0, 8, (5, 8)), (90, 100, (95, 100))]
+)
+def test_a_trace_is_of_five_steps_after_five(monkeypatch, tmp_path, first, last, window):
+    from qwen3_jax.training import profiler
+
+    calls = []
+    monkeypatch.setattr(profiler.jax.profiler, "start_trace", lambda folder: calls.append("start"))
+    monkeypatch.setattr(profiler.jax.profiler, "stop_trace", lambda: calls.append("stop"))
+    with profiler.Profiler(True, tmp_path, first, last, calls.append) as trace:
+        for step in range(first, last):
+            trace.before(step)
+            calls.append(step)
+            trace.after(step + 1, None)
+    begin, end = calls.index("start"), calls.index("stop")
+    assert calls[begin + 1 : end] == list(range(*window))
+    assert f"a trace of steps {window[0] + 1} to {window[1]} is in" in calls[end + 1]
+    with profiler.Profiler(False, tmp_path, first, last, calls.append) as trace:
+        trace.before(window[0])
+    assert calls.count("start") == 1
