@@ -208,8 +208,16 @@ def test_the_guard_counts_skips_and_fills_its_window_value_by_value():
     ]  # fmt: skip
     np.testing.assert_allclose(state.losses, [2, 2, 3, 4.1], rtol=1e-6)
     np.testing.assert_array_equal(state.norms, [9, 1, 1, 1])
+    before = state
 
-    restarted = guard.restarted(state)
+    # The first judged value is the third, when half of the window is there.
+    state, taken = guard.fresh(4), []
+    for loss in (1, 3, 4.01):
+        take, state = judge(state, jnp.float32(loss), jnp.float32(1), 2.0)
+        taken.append(bool(take))
+    assert taken == [True, True, False]
+
+    restarted = guard.restarted(before)
     assert int(restarted.seen) == 0
     assert (int(restarted.skipped), int(restarted.in_row)) == (2, 0)
     take, after = judge(restarted, jnp.float32(1e6), jnp.float32(1e6), 2.0)
