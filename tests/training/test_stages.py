@@ -149,7 +149,7 @@ def faked(monkeypatch, tmp_path):
         def __init__(self, folder, keep, keep_best, ends):
             calls.append(("checkpoints", keep, keep_best, ends))
 
-        def full_disk_said(self, _):
+        def disk_full_is_user_error(self, _):
             return contextlib.nullcontext()
 
         def wait(self):
