@@ -152,6 +152,10 @@ def test_a_limit_on_batches_takes_the_pieces_that_fit_it():
         InMemory(numbered([5, 7, 9]), keys=[1, 2, 3]), 1
     )  # 4 + 6 pairs fit 12; the first of the third do not
     assert only["tokens"].tolist() == [[100, 101, 102, 103, 104, 105], [0, 1, 2, 3, 0, 0]]
+    (only,) = held_out(
+        InMemory(numbered([5, 5, 5]), keys=[1, 2, 3]), 1
+    )  # 12 pairs, but no row holds two documents of four
+    assert only["tokens"].tolist() == [[0, 1, 2, 3, 0, 0], [100, 101, 102, 103, 0, 0]]
 
 
 def test_held_out_documents_are_those_of_where_and_of_the_domain():
@@ -289,6 +293,29 @@ def test_a_state_in_the_middle_of_a_window_names_the_window_s_beginning():
     assert end["tokens"]["a"] == 3 * end["drawn"]["a"] == sum(p.pairs for row in plan._rows for p in row) + carried
     next(plan)
     assert plan.state() == end | {"row": 1}
+    for state in (fresh, end, plan.state()):
+        restored = simple_planner({"a": 1.0}, {"a": 3}, sequence_length=8, packing_rows=4)
+        restored.restore(state)
+        assert restored.state() == state
+
+
+def test_rows_are_shuffled_anew_in_each_window():
+    """Pieces of 1 to 8 pairs fill a row of 8 each by themselves or with another, so an order of rows is seen by their sizes."""
+
+    def order(seed):
+        config = DataConfig([Source("s", "x")], sequence_length=8, packing_rows=8, seed=seed)
+        pairs = np.full(64, 8, np.int32)
+        stream = Stream("s", 0, np.arange(64), np.zeros(64, np.int32), pairs, 1.0, seed=0)
+        plan = RowPlanner(config, [stream])
+        rows = [next(plan)[0].document for _ in range(64)]
+        drawn = [stream.piece(i).document for i in range(64)]
+        windows = [drawn[i : i + 8] for i in range(0, 64, 8)]
+        return [[window.index(document) for document in rows[8 * i : 8 * i + 8]] for i, window in enumerate(windows)]
+
+    windows = order(0)
+    assert all(sorted(window) == list(range(8)) for window in windows)
+    assert len({tuple(window) for window in windows}) == 8
+    assert order(1) != windows == order(0)
 
 
 def test_a_window_draws_just_what_its_rows_hold_and_carries_the_emptiest():

@@ -28,7 +28,7 @@ from qwen3_jax.data.labels import gopher_quality, label
 from qwen3_jax.data.prepared import decode_record, encode_record
 from qwen3_jax.data.reasoning import RunningSumRecords
 from qwen3_jax.data.records import Record
-from qwen3_jax.data.shards import assign_number
+from qwen3_jax.data.shards import PreparationJob, assign_number, sign_split
 from qwen3_jax.data.sources import key_of, read, splits
 from qwen3_jax.errors import UserError
 from tests.helpers.byte_tokenizer import ByteTokenizer
@@ -126,6 +126,22 @@ def test_malformed_records_are_no_duplicates_of_each_other(tmp_path, kind):
         assert corpus.manifest["left_out"] == {"duplicates": 1, "held_out": 0, "malformed": 5}
         assert texts_of(corpus) == ["one two three"]
         assert len((tmp_path / f"{kind}{size}/malformed.txt").read_text().splitlines()) == 5
+
+
+@pytest.mark.parametrize("kind", ["exact", "near"])
+def test_each_malformed_record_has_a_signature_of_its_own(tmp_path, kind):
+    """So that none is taken for a duplicate of another, in its own split or in another one."""
+    path = jsonl(tmp_path / "in.jsonl", ["broken", "broken", "{}", {"text": "good"}, "broken"])
+    source = Source("s", path, cleaning=Cleaning(duplicates=kind))
+    job = PreparationJob(source, TOK, tmp_path, 0)
+    (tmp_path / "parts").mkdir()
+    (split,) = splits(source)
+    signed = np.concatenate([np.fromfile(sign_split(job, number, split), SIGNATURE) for number in (0, 1)])
+    assert len(signed) == 10
+    assert len(set(signed["exact"].tolist())) == 9, "the good record is the same in both"
+    assert len({tuple(row) for row in signed["minhash"].tolist()}) == 9
+    dropped = duplicates(signed, kind == "near", 0.5)
+    assert dropped.tolist() == [False] * 8 + [True, False]
 
 
 def test_the_limit_of_malformed_records_is_for_the_whole_corpus(tmp_path):
