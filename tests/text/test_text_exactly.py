@@ -238,6 +238,84 @@ def test_templates_by_name_and_what_defines_a_tokenizer(small, tmp_path):
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["eos_token"] == "<|im_end|>"
 
 
+def test_the_older_files_of_a_folder_and_which_goes_before(small, tmp_path):
+    """vocab.json, merges.txt, special_tokens_map.json and added_tokens.json, as transformers 4 wrote them."""
+    model = json.loads(small.to_json())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = [" ".join(merge) if isinstance(merge, list) else merge for merge in model["merges"]]
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    (tmp_path / "added_tokens.json").write_text(
+        json.dumps({text: 264 + i for i, (text, _) in enumerate(QWEN3_ADDED_TOKENS)})
+    )
+    older = {
+        "eos_token": {"content": "<|im_end|>"},
+        "pad_token": "<|endoftext|>",
+        "additional_special_tokens": ["<think>"],
+    }
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(older))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>", "other": 1}))
+    loaded = Tokenizer.from_pretrained(tmp_path)
+    assert loaded.encode("the cat<think>") == small.encode("the cat<think>")
+    assert (loaded.eos_token_id, loaded.pad_token_id) == (264, 264), "tokenizer_config.json goes before the map"
+    assert sorted(loaded.special_ids) == [264, 288], "the named tokens and the additional ones"
+    loaded.save_pretrained(tmp_path / "again")
+    again = Tokenizer.from_pretrained(tmp_path / "again")
+    assert (sorted(again.special_ids), again.eos_token_id) == ([264, 288], 264)
+    assert json.loads((tmp_path / "again/tokenizer_config.json").read_text())["other"] == 1
+    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == [
+        "chat_template.jinja", "tokenizer.json", "tokenizer_config.json",
+    ]  # fmt: skip
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_which_template_goes_before(small, tmp_path):
+    small.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    hello, tools = [user("Hi")], [{"name": "f"}]
+
+    def rendered(template=None, file=None, extra=None, **options):
+        folder = tmp_path / "additional_chat_templates"
+        (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+        for old in folder.glob("*"):
+            old.unlink()
+        (tmp_path / "tokenizer_config.json").write_text(
+            json.dumps(config | ({"chat_template": template} if template else {}))
+        )
+        if file is not None:
+            (tmp_path / "chat_template.jinja").write_text(file)
+        if extra is not None:
+            folder.mkdir(exist_ok=True)
+            (folder / "tool_use.jinja").write_text(extra)
+        return Tokenizer.from_pretrained(tmp_path).apply_chat_template(hello, **options)
+
+    assert rendered() == render(built_in_template(), hello)
+    assert rendered("C") == "C"
+    assert rendered("C", "F") == "F", "a file goes before tokenizer_config.json"
+    assert rendered("C", "  \n ") == render(built_in_template(), hello), "a blank one does not count"
+    assert rendered({"default": "C", "tool_use": "U"}, tools=tools) == "U"
+    assert rendered([{"name": "default", "template": "C"}, {"name": "tool_use", "template": "U"}]) == "C"
+    assert rendered(None, "F", "X", tools=tools) == "X"
+    assert rendered(None, "F", "X") == "F"
+
+
+def test_continuing_a_message_verbatim():
+    template, ask = built_in_template(), [user("Why?")]
+    prompt = render(template, ask)
+
+    def continued(**fields):
+        return render(template, [*ask, {"role": "assistant", **fields}], continue_final_message=True)
+
+    empty = prompt + "<think>\n\n</think>\n\n"
+    assert continued(content="So") == empty + "So"
+    assert continued(content="") == empty
+    assert continued(content="  <think>\nSo") == prompt + "  <think>\nSo"
+    assert continued(content="a <think> b</think> c") == prompt + "a <think> b</think> c"
+    assert continued(content="a</think> c") == prompt + "<think>\na</think> c"
+    assert continued(reasoning_content="R") == prompt + "<think>\nR"
+    assert continued(reasoning_content="R", content="") == prompt + "<think>\nR\n</think>\n\n"
+    assert continued(reasoning="R", content="S ") == prompt + "<think>\nR\n</think>\n\nS "
+
+
 def test_a_prompt_to_the_letter():
     """Qwen3's form, from the model card; tools and thinking are compared with the official template elsewhere."""
     messages = [
