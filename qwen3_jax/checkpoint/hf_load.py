@@ -23,10 +23,9 @@ from qwen3_jax.checkpoint.source import TensorSource
 from qwen3_jax.checkpoint.storage import as_dtype
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
-from qwen3_jax.kernels import WeightType, check_weight_type
+from qwen3_jax.kernels import ONE_DEVICE, Execution, WeightType, check_weight_type
 from qwen3_jax.model import Qwen3, abstract
 from qwen3_jax.progress import progress_bar
-from sharding import SERVING, Placement
 
 _BAR_FROM_BYTES = 1 << 30  # smaller checkpoints load before a bar could be read
 
@@ -36,7 +35,7 @@ def load_model(
     *,
     dtype: Any = None,
     param_dtype: Any = None,
-    placement: Placement = Placement(None, SERVING),  # noqa: B008 - frozen
+    execution: Execution = ONE_DEVICE,
     scan_layers: bool = True,
     quantize: WeightType | None = None,
     hf_overrides: Mapping[str, Any] | None = None,
@@ -54,7 +53,7 @@ def load_model(
     stored = config.dtype or next(iter(tensors.entries.values())).dtype
     compute, storage = as_dtype(dtype or stored), as_dtype(param_dtype or stored)
     make = functools.partial(
-        _make, config, dtype=compute, param_dtype=storage, placement=placement, scan_layers=scan_layers, **options
+        _make, config, dtype=compute, param_dtype=storage, execution=execution, scan_layers=scan_layers, **options
     )
     graphdef, state = abstract(make)
     slots = keys.slots(state, config, scan_layers)
@@ -68,7 +67,7 @@ def load_model(
     with progress_bar(f"loading {folder.name}", gigabytes, unit="GB", visible=visible) as bar:
         for slot in slots:
             kind = weight_type(slot, config, quantize)
-            arrays[slot.path] = load_slot(slot, tensors, placement, storage, kind)
+            arrays[slot.path] = load_slot(slot, tensors, execution.placement, storage, kind)
             bar.advance(float(np.prod(slot.shape)) * len(slot.prefixes) * storage.itemsize / 1e9)
     flat = nnx.to_flat_state(state)
     filled = [(path, variable.replace(arrays[path])) for path, variable in flat]

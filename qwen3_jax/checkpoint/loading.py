@@ -16,7 +16,7 @@ from qwen3_jax.checkpoint.hf_load import load_model
 from qwen3_jax.checkpoint.hub import resolve
 from qwen3_jax.checkpoint.small_files import load_tokenizer
 from qwen3_jax.errors import UserError
-from qwen3_jax.kernels import WeightType, check_weight_type, prefers_unrolled_decoding
+from qwen3_jax.kernels import Execution, WeightType, check_weight_type, prefers_unrolled_decoding
 from qwen3_jax.model import Qwen3
 from qwen3_jax.text import Tokenizer
 from sharding import SERVING, Placement
@@ -63,7 +63,7 @@ def load(
     options: dict[str, Any] = dict(
         dtype=dtype,
         param_dtype=dtype,
-        placement=Placement(mesh, SERVING),
+        execution=Execution(Placement(mesh, SERVING)),
         scan_layers=not prefers_unrolled_decoding() if scan_layers is None else scan_layers,
         verify=verify,
     )

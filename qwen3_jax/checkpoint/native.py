@@ -1,7 +1,7 @@
 """The project's own checkpoint folder: the model in Orbax, beside the same small files that a Hugging Face folder has.
 
     save_native(model, tokenizer, "qwen3-0.6b-orbax")
-    model, tokenizer = load_native("qwen3-0.6b-orbax", placement=Placement(mesh, SERVING))
+    model, tokenizer = load_native("qwen3-0.6b-orbax", execution=Execution(Placement(mesh, SERVING)))
 
     config.json  generation_config.json  tokenizer.json ...  checksums.sha256
     params/                   Orbax: {"embed": ..., "groups.0.attention.q": ..., ...}, dotted names of the parameters
@@ -29,9 +29,10 @@ from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
 from qwen3_jax.generation_config import GenerationConfig
 from qwen3_jax.json_fields import read_json
+from qwen3_jax.kernels import ONE_DEVICE, Execution
 from qwen3_jax.model import Qwen3, Structure, flatten, layer_groups
 from qwen3_jax.text import Tokenizer
-from sharding import SERVING, Placement
+from sharding import Placement
 
 PARAMS = "params"
 
@@ -55,7 +56,7 @@ def save_native(
     storage = as_dtype(model.param_dtype if dtype is None else dtype)
     named = flatten(model)
     if not model.scan_layers:
-        named = _stack(named, model.config, _abstract(model.config, model.placement, model.param_dtype, True))
+        named = _stack(named, model.config, _abstract(model.config, model.execution.placement, model.param_dtype, True))
     named = {name: array.astype(storage) for name, array in named.items()}
     with publishing(target, overwrite) as work:
         with ocp.StandardCheckpointer() as checkpointer:
@@ -72,7 +73,7 @@ def load_native(
     *,
     dtype: Any = None,
     param_dtype: Any = None,
-    placement: Placement = Placement(None, SERVING),  # noqa: B008 - frozen
+    execution: Execution = ONE_DEVICE,
     scan_layers: bool = True,
     verify: bool = True,
     **options: Any,
@@ -83,7 +84,7 @@ def load_native(
         path: what `save_native` wrote.
         dtype: compute type; None is the stored one.
         param_dtype: storage type; None is the stored one.
-        placement: mesh and rules.
+        execution: mesh and rules, kernels.
         scan_layers: stack equal layers.
         verify: compare the files with their checksums first.
         options: for `Qwen3`.
@@ -110,11 +111,12 @@ def load_native(
     kind = config.dtype or next(iter(stored.values())).dtype
     compute, storage = as_dtype(dtype or kind), as_dtype(param_dtype or kind)
 
+    placement = execution.placement
     wanted = _abstract(config, placement, storage, True)
     _check(stored, wanted, folder)
     with _reading(folder), ocp.StandardCheckpointer() as checkpointer:
         named = checkpointer.restore(folder / PARAMS, wanted)
-    options |= dict(dtype=compute, param_dtype=storage, placement=placement, scan_layers=scan_layers)
+    options |= dict(dtype=compute, param_dtype=storage, execution=execution, scan_layers=scan_layers)
     if not scan_layers:
         named = _unstack(named, config, _abstract(config, placement, storage, False))
     model = Structure(lambda: Qwen3(config, rngs=nnx.Rngs(0), **options)).merge(named)

@@ -86,9 +86,9 @@ class Engine:
         )  # fmt: skip
         if prefill_chunk & (prefill_chunk - 1):
             raise UserError(f"engine option prefill_chunk is {prefill_chunk}; it must be a power of two.")
-        shards = model.placement.parts("batch")
+        shards = model.execution.placement.parts("batch")
         shard_rows = size_of(-(-rows // shards))
-        size = slots_per_page or page_size(model.placement)
+        size = slots_per_page or page_size(model.execution.placement)
         self.model = model
         self.speculation = speculation
         self.stats = Stats()

@@ -119,7 +119,7 @@ def begin(
     groups, *draft = (
         m.new_pages(pages, slots_per_page=slots_per_page, shards=shards, quantized=cache_type) for m in models
     )
-    seen = Seen.empty(shards * rows, models[0].config.vocab_size, models[0].placement)
+    seen = Seen.empty(shards * rows, models[0].config.vocab_size, models[0].execution.placement)
     return State(groups, draft[0] if draft else (), seen)
 
 
@@ -323,7 +323,7 @@ def _take(model: Qwen3, settings: Settings, seen: Seen, progress: Progress, logi
     Each device gathers all logits of its own rows once and samples alone. Left to the compiler, every sort and sum would gather
     by itself, inside branches; XLA:CPU may run those collectives in another order on each device and deadlock.
     """
-    placement, choose = model.placement, _next
+    placement, choose = model.execution.placement, _next
     logits_bv = placement.constrain(logits_bv, ("batch", "vocab"))
     if placement.mesh is not None:
         own = placement.spec(("batch",))
@@ -366,7 +366,7 @@ def _after(model: Qwen3, state: State, seen: Seen) -> State:
 
 def _to_all(model: Qwen3, small: Any) -> Any:
     """Replicate small arrays on all devices, for the hosts of all processes to read."""
-    return jax.tree.map(lambda x: model.placement.constrain(x, (None,) * x.ndim), small)
+    return jax.tree.map(lambda x: model.execution.placement.constrain(x, (None,) * x.ndim), small)
 
 
 def size_of(count: int, least: int = 1) -> int:

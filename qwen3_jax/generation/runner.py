@@ -49,7 +49,7 @@ class Runner:
         self.prefill_rows = min(_PREFILL_ROWS, rows)
         self.guessed = 0
         self._model, self._speculation, self._cache_type = model, speculation, cache_type
-        self._shards, self._rows = model.placement.parts("batch"), rows
+        self._shards, self._rows = model.execution.placement.parts("batch"), rows
         self._page_size = page_size
         self._width = -(-max_length // page_size)
         self._graphdefs, self._params = zip(*(nnx.split(m) for m in models), strict=True)
@@ -65,7 +65,7 @@ class Runner:
         Half, because the old cache is still there while a larger one is filled from it.
         """
         pages = 1 + self._rows * self._width
-        free = free_memory(self._model.placement)
+        free = free_memory(self._model.execution.placement)
         if free is None:
             return pages
         if jax.process_count() > 1:  # all processes must agree
@@ -74,7 +74,7 @@ class Runner:
             free = int(process_allgather(np.asarray(free)).min())
         shape = self._shards, 1, 1, self._page_size, self._cache_type
         page = program.begin.eval_shape(self._graphdefs, *shape, self._params)
-        split = self._shards * self._model.placement.parts("kv_heads")
+        split = self._shards * self._model.execution.placement.parts("kv_heads")
         page_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((page.groups, page.draft))) // split
         return max(min(pages, int(free * 0.5) // page_bytes), 2)
 
@@ -82,7 +82,7 @@ class Runner:
         """Allocate a cache of `pages` pages per shard."""
         shape = self._shards, self._rows, pages, self._page_size, self._cache_type
         self.state = program.begin(self._graphdefs, *shape, self._params)
-        if self._model.placement.mesh is None:
+        if self._model.execution.placement.mesh is None:
             # Committed, as the parameters are: the programs return committed state, which would compile them once more.
             self.state = jax.device_put(self.state, *jax.tree.leaves(self._params)[0].devices())
 

@@ -1,16 +1,15 @@
 """Attention, expert matmuls and products with weights: one function each, one implementation per platform.
 
-The only room that asks which platform it is on.
+The only package that asks which platform it is on.
 """
 
 from qwen3_jax.kernels.attention import attention
-from qwen3_jax.kernels.choice import Kernels, target
+from qwen3_jax.kernels.execution import ONE_DEVICE, Execution, Kernels
 from qwen3_jax.kernels.experts import expert_mlp
 from qwen3_jax.kernels.experts.stack import Stacked, takes_stacks
-from qwen3_jax.kernels.linear import Quantization, linear, project
-from qwen3_jax.kernels.linear import check as check_quantization
+from qwen3_jax.kernels.linear import linear, project
 from qwen3_jax.kernels.paged import CacheType, Chunks, Pages, Rows, new_pages, page_size, paged_attention
-from qwen3_jax.kernels.platform import free_memory, prefers_unrolled_decoding
+from qwen3_jax.kernels.platform import default_compute_dtype, free_memory, prefers_unrolled_decoding
 from qwen3_jax.kernels.quantized import (
     Weight,
     WeightType,
@@ -21,18 +20,19 @@ from qwen3_jax.kernels.quantized import (
 )
 
 __all__ = [
+    "ONE_DEVICE",
     "CacheType",
     "Chunks",
+    "Execution",
     "Kernels",
     "Pages",
-    "Quantization",
     "Rows",
     "Stacked",
     "Weight",
     "WeightType",
     "attention",
-    "check_quantization",
     "check_weight_type",
+    "default_compute_dtype",
     "expert_mlp",
     "free_memory",
     "is_quantized",
@@ -45,5 +45,4 @@ __all__ = [
     "quantize_weight",
     "take_rows",
     "takes_stacks",
-    "target",
 ]

@@ -1,10 +1,22 @@
-"""Facts about the platform that other rooms ask for by purpose, never by name."""
+"""Facts about the platform; other packages ask for them by purpose, never by the platform's name."""
 
 import os
 
 import jax
 
 from sharding import Placement
+
+
+def platform_of(placement: Placement) -> str:
+    """Return the platform that a program for this placement runs on: "cpu", "gpu" or "tpu".
+
+    A mesh may consist of devices that are not attached (a TPU topology to compile for); without a mesh it is the default
+    backend.
+    """
+    if placement.mesh is None:
+        return jax.default_backend()
+    platform = placement.mesh.devices.flat[0].platform
+    return "gpu" if platform in ("cuda", "rocm") else platform
 
 
 def prefers_unrolled_decoding() -> bool:
@@ -16,13 +28,18 @@ def prefers_unrolled_decoding() -> bool:
 
 
 def default_compute_dtype() -> str:
-    """The data type to run a model in when the user names none: XLA:CPU's bf16 matrix-vector product is many times
-    slower per byte than fp32, accelerators are built for bf16."""
+    """The compute type when the user names none.
+
+    XLA:CPU's bf16 matrix-vector product is many times slower per byte than fp32; accelerators are built for bf16.
+    """
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def free_memory(placement: Placement) -> int | None:
-    """Bytes that are free on each device of a placement, or None where nobody knows. On CPU, devices share the host's."""
+    """Return the free bytes on each device of a placement, or None where the backend and the system do not report them.
+
+    CPU devices share the host's memory equally.
+    """
     device = jax.local_devices()[0] if placement.mesh is None else placement.mesh.local_devices[0]
     stats = device.memory_stats()
     if stats is not None and "bytes_limit" in stats:

@@ -28,8 +28,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from qwen3_jax.errors import UserError, nearest
-from qwen3_jax.kernels.tiled_cpu import Matrices, held, one_cpu, quantized_tiles, scaled_tiles, tile_size, tiled_einsum
-from sharding import Placement
+from qwen3_jax.kernels.execution import ONE_DEVICE, Execution
+from qwen3_jax.kernels.tiled_cpu import Matrices, held, quantized_tiles, scaled_tiles, tile_size, tiled_einsum
 
 WeightType = Literal["int8", "fp8", "int4"]
 GROUP = 128
@@ -102,11 +102,7 @@ def scaled_per_channel(w: Any, summed: Sequence[int]) -> bool:
 
 
 def quantized_einsum(
-    equation: str,
-    x: jax.Array,
-    w: Any,
-    sums: Any = None,
-    placement: Placement = Placement(),  # noqa: B008 - frozen
+    equation: str, x: jax.Array, w: Any, sums: Any = None, execution: Execution = ONE_DEVICE
 ) -> jax.Array:
     """Return einsum(equation, x, w) with a quantised weight, as `sums` or (None) x's dtype.
 
@@ -115,13 +111,13 @@ def quantized_einsum(
         x: activations in the compute type.
         w: a quantised weight.
         sums: type of the result; None is x's.
-        placement: where the arrays live.
+        execution: one CPU device multiplies tile by tile.
     """
     inputs, c = equation.split("->")
     b = inputs.split(",")[1]
     summed = [axis for axis, letter in enumerate(b) if letter not in c]
     per_channel = scaled_per_channel(w, summed)
-    y = _in_tiles(equation, x, w, summed, per_channel) if one_cpu(placement) and w.zero_point is None else None
+    y = _in_tiles(equation, x, w, summed, per_channel) if execution.on_one_cpu and w.zero_point is None else None
     if y is None and per_channel:
         # Before the scale sums may be 127 times too large for float16.
         inner = jnp.float32 if x.dtype == jnp.float16 else sums
@@ -130,12 +126,17 @@ def quantized_einsum(
         y = jnp.einsum(equation, x, dequantize(w, x.dtype), preferred_element_type=sums)
     if not per_channel:
         return y.astype(x.dtype if sums is None else sums)
-    kept = [letter for letter in b if letter in c]
-    order = [kept.index(letter) for letter in c if letter in kept]
-    scale = w.scale.squeeze(summed).transpose(order)
-    after = c.split("...")[-1]
-    scale = jnp.expand_dims(scale, [axis for axis, letter in enumerate(after) if letter not in kept])
+    scale = expand_columns(equation, w.scale.squeeze(summed))
     return (y * scale).astype(x.dtype if sums is None else sums)
+
+
+def expand_columns(equation: str, columns: jax.Array) -> jax.Array:
+    """Return one number per column of w in einsum(equation, x, w), with axes that broadcast against the result."""
+    inputs, result = equation.split("->")
+    kept = [letter for letter in inputs.split(",")[1] if letter in result]
+    columns = columns.transpose([kept.index(letter) for letter in result if letter in kept])
+    letters = result.split("...")[-1]
+    return jnp.expand_dims(columns, [axis for axis, letter in enumerate(letters) if letter not in kept])
 
 
 def _in_tiles(equation: str, x: jax.Array, w: Any, summed: Sequence[int], per_channel: bool) -> jax.Array | None:
@@ -151,19 +152,14 @@ def _in_tiles(equation: str, x: jax.Array, w: Any, summed: Sequence[int], per_ch
     return None if tile is None else tiled_einsum(equation, x, w.shape, tile, scaled_tiles(w, tile))
 
 
-def take_rows(
-    w: Weight,
-    index: jax.Array,
-    dtype: Any,
-    placement: Placement = Placement(),  # noqa: B008 - frozen
-) -> jax.Array:
-    """Return rows of a table in `dtype`; of a quantised one only these rows are unpacked.
+def take_rows(w: Weight, index: jax.Array, dtype: Any, execution: Execution = ONE_DEVICE) -> jax.Array:
+    """Return rows of a table in `dtype`; of a quantised table only these rows are unpacked.
 
     Raises:
         ValueError: the table's scale is not per row.
     """
     if not is_quantized(w):
-        by_bits = w.dtype == jnp.bfloat16 and one_cpu(placement)
+        by_bits = w.dtype == jnp.bfloat16 and execution.on_one_cpu
         return (_rows_by_bits(w, index) if by_bits else w[index]).astype(dtype)
     if not scaled_per_channel(w, range(1, w.ndim)):
         raise ValueError(f"a table needs one scale per row, not {w.scale.shape}")

@@ -14,17 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from qwen3_jax.kernels.choice import target
-from sharding import Placement
 
 _ROWS = 256  # summed rows that are unpacked at a time; fewer cost dispatch, more leave the cache
 _OUTPUTS = 2048  # output rows of a table that are unpacked at a time
 FEW_ROWS = 16  # of x, up to which a bfloat16 product is faster in tiles
-
-
-def one_cpu(placement: Placement) -> bool:
-    """Whether a program for this placement runs on one CPU device, which is what tiles are for."""
-    return (placement.mesh is None or placement.mesh.size == 1) and target(placement) == "cpu"
 
 
 def held(x: jax.Array, i: jax.Array) -> jax.Array:
@@ -153,8 +146,8 @@ class Matrices:
         return y.transpose([self._order.index(letter) for letter in self._result])
 
 
-def few_rows_einsum(equation: str, x: jax.Array, w: jax.Array, placement: Placement) -> jax.Array | None:
-    """Return einsum(equation, x, w) in float32 if x has few rows and the program is for one CPU, as a decode step's; else None.
+def few_rows_einsum(equation: str, x: jax.Array, w: jax.Array) -> jax.Array | None:
+    """Return einsum(equation, x, w) in float32 if x has few rows, as in a decode step; else None. For one CPU device.
 
     bfloat16 weights go tile by tile, with half of float32's traffic, where XLA:CPU's own product of one row takes ten times as
     long as with float32.
@@ -162,8 +155,6 @@ def few_rows_einsum(equation: str, x: jax.Array, w: jax.Array, placement: Placem
     Args:
         equation: see `Matrices`.
     """
-    if not one_cpu(placement):
-        return None
     flat = Matrices(equation, x, w.shape)
     if len(flat.x) > FEW_ROWS:
         return None

@@ -11,8 +11,7 @@ Shapes: b batch, t length, d hidden, v vocabulary, l layers, e experts.
 """
 
 import functools
-import itertools
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,36 +22,24 @@ from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
 from qwen3_jax.generation_config import GenerationConfig
 from qwen3_jax.kernels import (
+    ONE_DEVICE,
     CacheType,
-    Kernels,
+    Execution,
     Pages,
-    Quantization,
     Rows,
-    Stacked,
     Weight,
-    check_quantization,
-    is_quantized,
     new_pages,
     page_size,
     project,
     take_rows,
-    takes_stacks,
 )
+from qwen3_jax.model.block import Block
 from qwen3_jax.model.cache import KVCache
-from qwen3_jax.model.layers import MLP, Attention, LayerCache, RMSNorm
-from qwen3_jax.model.moe import MoE, RouterStats
+from qwen3_jax.model.layer_loop import REMAT, Remat, layer_groups, run_layers
+from qwen3_jax.model.layers import RMSNorm
+from qwen3_jax.model.moe import RouterStats
 from qwen3_jax.model.params import Declare
 from qwen3_jax.model.rope import angles
-from sharding import Placement, balanced_order
-
-Remat = Literal["none", "dots", "qkv", "attention", "full"]
-# What the backward pass finds saved of each layer, besides its input; the rest is computed again. Most memory first.
-_SAVED = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "qkv": jax.checkpoint_policies.save_only_these_names("qkv", "attention_out"),
-    "attention": jax.checkpoint_policies.save_only_these_names("attention_out"),
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 
 
 @struct.dataclass
@@ -70,42 +57,6 @@ class Hidden:
     router: RouterStats | None
 
 
-class Block(nnx.Module):
-    """One decoder layer, or a stack of equal ones to be scanned over."""
-
-    def __init__(
-        self,
-        config: Qwen3Config,
-        declare: Declare,
-        placement: Placement,
-        kernels: Kernels,
-        quantization: Quantization | None,
-        moe: bool,
-    ):
-        self.attention_norm = RMSNorm(config.hidden_size, "hidden", config, declare)
-        self.attention = Attention(config, declare, placement, kernels, quantization)
-        self.mlp_norm = RMSNorm(config.hidden_size, "hidden", config, declare)
-        self.mlp: MLP | MoE
-        if moe:
-            self.mlp = MoE(config, declare, placement, kernels)
-        else:
-            self.mlp = MLP(config, declare, placement, quantization)
-        self.moe = moe
-        self.stack = declare.stack
-        self.placement = placement
-
-    def __call__(self, x_btd, rope, segment_ids_bt, cache: LayerCache | None, balanced: bool):
-        y_btd, pages = self.attention(self.attention_norm(x_btd), rope, segment_ids_bt, cache, balanced)
-        x_btd = self.placement.constrain(x_btd + y_btd, ("batch", "length", "hidden"))
-        stats = None
-        if isinstance(self.mlp, MoE):
-            valid_bt = None if segment_ids_bt is None else segment_ids_bt > 0
-            y_btd, stats = self.mlp(self.mlp_norm(x_btd), valid_bt)
-        else:
-            y_btd = self.mlp(self.mlp_norm(x_btd))
-        return self.placement.constrain(x_btd + y_btd, ("batch", "length", "hidden")), pages, stats
-
-
 class Qwen3(nnx.Module):
     """A Qwen3 language model, dense or mixture of experts.
 
@@ -117,10 +68,7 @@ class Qwen3(nnx.Module):
         scan_layers: stack equal layers and scan over them.
         remat: what the backward pass computes again: "none"; "dots", all but the products with weights; "qkv", all but
             queries, keys, values and attention; "attention", all but attention; "full", whole layers.
-        quantization: "int8" or "fp8" products of the attention projections and of dense MLPs; the experts, the router and
-            the output projection stay in the compute type.
-        placement: mesh and rules; the default is one device.
-        kernels: which implementation of attention and of the experts runs.
+        execution: mesh and rules, kernels, 8-bit products, order of the tokens; the default is one device.
 
     Attributes:
         generation_config: sampling defaults, from the checkpoint's generation_config.json.
@@ -135,31 +83,24 @@ class Qwen3(nnx.Module):
         param_dtype: Any = jnp.float32,
         scan_layers: bool = True,
         remat: Remat = "none",
-        quantization: Quantization | None = None,
-        placement: Placement = Placement(),  # noqa: B008 - frozen
-        kernels: Kernels = Kernels(),  # noqa: B008 - frozen
+        execution: Execution = ONE_DEVICE,
     ):
-        if remat not in ("none", *_SAVED):
-            raise ValueError(f"remat must be 'none', {', '.join(map(repr, _SAVED))}; got {remat!r}.")
-        check_quantization(quantization)
+        if remat not in REMAT:
+            raise ValueError(f"remat must be one of {', '.join(map(repr, REMAT))}; got {remat!r}.")
         self.config = config
         self.generation_config = GenerationConfig()
         self.dtype = jnp.dtype(dtype)
         self.param_dtype = jnp.dtype(param_dtype)
         self.scan_layers = scan_layers
         self.remat = remat
-        self.placement = placement
-        self.kernels = kernels
+        self.execution = execution
 
         declare = Declare(rngs, self.param_dtype)
         v, d, std = config.vocab_size, config.hidden_size, config.initializer_range
         self.embed = declare.normal((v, d), ("vocab", "embed"), std)
         stacks = [(moe, len(layers) if scan_layers else None) for moe, layers in layer_groups(config, scan_layers)]
         self.groups = nnx.List(
-            [
-                Block(config, Declare(rngs, self.param_dtype, stack), placement, kernels, quantization, moe)
-                for moe, stack in stacks
-            ]
+            [Block(config, Declare(rngs, self.param_dtype, stack), execution, moe) for moe, stack in stacks]
         )
         self.norm = RMSNorm(d, "hidden", config, declare)
         if not config.tie_word_embeddings:
@@ -199,20 +140,17 @@ class Qwen3(nnx.Module):
         positions: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
         cache: KVCache | None = None,
-        balanced: bool = False,
     ) -> Hidden:
         """Everything but the output projection; arguments as for a call.
 
-        A cache whose rows have counts takes tokens [D, T]: of each shard of the batch, its rows' tokens one after another.
-
-        `balanced`: the tokens of each row come in the order of `sharding.balanced_order` over the mesh axis that splits the
-        length, which evens out the work of causal attention.
+        A cache whose rows have counts takes tokens [D, T]: for each shard of the batch, the tokens of its rows one after
+        another.
         """
         b, t = tokens.shape
-        steps_t = balanced_order(t, self.placement.parts("length")) if balanced else np.arange(t)
-        steps_bt = jnp.broadcast_to(jnp.asarray(steps_t, jnp.int32), (b, t))
-        if positions is None:
-            positions = steps_bt if cache is None else cache.rows.positions(b, t)
+        if positions is None and cache is None:
+            positions = jnp.broadcast_to(jnp.asarray(self.execution.order(t)), (b, t))
+        elif positions is None:
+            positions = cache.rows.positions(b, t)
         if cache is not None and segment_ids is not None:
             raise ValueError("segment_ids and a cache exclude each other: a cached row is one document.")
         dual_chunk = self.config.dual_chunk_attention_config
@@ -223,54 +161,16 @@ class Qwen3(nnx.Module):
             )
         rope = angles(self.config, positions)
 
-        x_btd = take_rows(self.embed[...], tokens, self.dtype, self.placement)
-        x_btd = self.placement.constrain(x_btd, ("batch", "length", "hidden"))
-        pools, stats = [], []
-        for index, group in enumerate(self.groups):
-            pages = None if cache is None else cache.groups[index]
-            rows = None if cache is None else cache.rows
-            x_btd, pages, group_stats = self._run(group, x_btd, rope, segment_ids, pages, rows, balanced)
-            pools.append(pages)
-            if group.moe:
-                stats.append(group_stats if group.stack else jax.tree.map(lambda s: s[None], group_stats))
-        new_cache = None if cache is None else KVCache(tuple(pools), cache.rows.after(t))
-        router = jax.tree.map(lambda *s: jnp.concatenate(s), *stats) if stats else None
-        return Hidden(self.norm(x_btd), new_cache, router)
-
-    def _run(self, group: Block, x_btd, rope, segment_ids_bt, pages: Pages | None, rows: Rows | None, balanced):
-        """Run one group of layers: a single block, or a scan over a stack."""
-        stacked = pages is not None and group.stack is not None and group.moe
-        stacked = stacked and takes_stacks(self.kernels.experts, self.placement)
-        graphdef, experts, state = nnx.split(group, _is_expert if stacked else nnx.Nothing(), ...)  # type: ignore[misc]
-        layers = group.stack or 1
-        # Where each layer's pages begin. The pool goes from layer to layer whole: a scan that took it apart would copy it.
-        first = (
-            None
-            if pages is None
-            else np.arange(layers, dtype=np.int32) * (jax.tree.leaves(pages)[0].shape[1] // layers)
-        )
-
-        def body(carry, layer):
-            x_btd, pages = carry
-            layer_state, first_page, index = layer
-            own = jax.tree.map(lambda x: Stacked(x, index), experts)
-            cache = None if pages is None or rows is None else LayerCache(pages, rows, first_page)
-            x_btd, pages, stats = nnx.merge(graphdef, own, layer_state)(x_btd, rope, segment_ids_bt, cache, balanced)
-            return (x_btd, pages), stats
-
-        if self.remat != "none":
-            body = jax.checkpoint(body, policy=_SAVED[self.remat], prevent_cse=group.stack is None)
-        if group.stack is None:
-            (x_btd, pages), stats = body((x_btd, pages), (state, 0, 0))
-        else:
-            (x_btd, pages), stats = jax.lax.scan(body, (x_btd, pages), (state, first, np.arange(layers)))
-        return x_btd, pages, stats
+        x_btd = take_rows(self.embed[...], tokens, self.dtype, self.execution)
+        x_btd = self.execution.placement.constrain(x_btd, ("batch", "length", "hidden"))
+        x_btd, cache, router = run_layers(self.groups, x_btd, rope, segment_ids, cache, self.remat)
+        return Hidden(self.norm(x_btd), cache, router)
 
     def logits(self, states: jax.Array) -> jax.Array:
         """Project hidden states [..., D] to float32 logits [..., V]."""
         weight, tied = self.output_weight
         equation = "...d,vd->...v" if tied else "...d,dv->...v"
-        return project(equation, states.astype(self.dtype), weight, self.placement)
+        return project(equation, states.astype(self.dtype), weight, self.execution)
 
     @property
     def output_weight(self) -> tuple[Weight, bool]:
@@ -279,9 +179,10 @@ class Qwen3(nnx.Module):
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """Return an empty cache with room for `capacity` tokens in each of `batch` rows, in the compute type."""
-        size = page_size(self.placement)
+        placement = self.execution.placement
+        size = page_size(placement)
         width = -(-capacity // size)
-        parts = self.placement.parts("batch")
+        parts = placement.parts("batch")
         shards = parts if batch % parts == 0 else 1
         rows = batch // shards
         table = 1 + np.arange(rows * width, dtype=np.int32).reshape(1, rows, width)
@@ -310,31 +211,18 @@ class Qwen3(nnx.Module):
                 self.dtype,
                 quantized=quantized,
                 chunked=dual_chunk is not None,
-                implementation=self.kernels.paged,
-                placement=self.placement,
+                execution=self.execution,
             )
             for group in self.groups
         )
-
-
-def _is_expert(path, variable) -> bool:
-    return path[-1] in ("gate", "up", "down") and not is_quantized(variable.get_value())
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _forward(graphdef, state, tokens, positions, segment_ids, cache):
     model = nnx.merge(graphdef, state)
     hidden = model.hidden(tokens, positions=positions, segment_ids=segment_ids, cache=cache)
-    logits = model.placement.constrain(model.logits(hidden.states), ("batch", "length", "vocab"))
+    logits = model.execution.placement.constrain(model.logits(hidden.states), ("batch", "length", "vocab"))
     return logits, hidden.cache
-
-
-def layer_groups(config: Qwen3Config, scan_layers: bool) -> list[tuple[bool, list[int]]]:
-    """Return (is MoE, layer indices) for each group: runs of equal layers, or every layer by itself."""
-    if not scan_layers:
-        return [(config.is_moe_layer(i), [i]) for i in range(config.num_hidden_layers)]
-    runs = itertools.groupby(range(config.num_hidden_layers), key=config.is_moe_layer)
-    return [(moe, list(layers)) for moe, layers in runs]
 
 
 def abstract(make: Any) -> tuple[nnx.GraphDef, nnx.State]:

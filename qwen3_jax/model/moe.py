@@ -11,9 +11,8 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from qwen3_jax.config import Qwen3Config
-from qwen3_jax.kernels import Kernels, expert_mlp
+from qwen3_jax.kernels import Execution, expert_mlp
 from qwen3_jax.model.params import Declare
-from sharding import Placement
 
 
 @struct.dataclass
@@ -36,7 +35,7 @@ class RouterStats:
 class MoE(nnx.Module):
     """Top-k routed SwiGLU experts; dropless."""
 
-    def __init__(self, config: Qwen3Config, declare: Declare, placement: Placement, kernels: Kernels):
+    def __init__(self, config: Qwen3Config, declare: Declare, execution: Execution):
         d, e, f = config.hidden_size, config.num_experts, config.moe_intermediate_size
         std = config.initializer_range
         self.router = declare.normal((d, e), ("embed", "router"), std)
@@ -45,11 +44,10 @@ class MoE(nnx.Module):
         self.down = declare.normal((e, f, d), ("expert", "mlp", "embed"), std / (2 * config.num_hidden_layers) ** 0.5)
         self.experts_per_token = config.num_experts_per_tok
         self.norm_topk_prob = config.norm_topk_prob
-        self.placement = placement
-        self.kernels = kernels
+        self.execution = execution
 
-    def __call__(self, x_btd: jax.Array, valid_bt: jax.Array | None) -> tuple[jax.Array, RouterStats]:
-        """Return the layer's output [B, T, D] and the statistics of its router over tokens where `valid_bt`."""
+    def __call__(self, x_btd: jax.Array, segment_ids_bt: jax.Array | None) -> tuple[jax.Array, RouterStats]:
+        """Return the layer's output [B, T, D] and the statistics of its router over tokens that are not padding (segment 0)."""
         dtype = x_btd.dtype
         logits_bte = jnp.einsum("btd,de->bte", x_btd.astype(jnp.float32), self.router[...].astype(jnp.float32))
         probs_bte = jax.nn.softmax(logits_bte, axis=-1)
@@ -63,10 +61,9 @@ class MoE(nnx.Module):
             self.gate[...],
             self.up[...],
             self.down[...],
-            implementation=self.kernels.experts,
-            placement=self.placement,
+            self.execution,
         )
-        count_bt = jnp.ones(x_btd.shape[:2]) if valid_bt is None else valid_bt.astype(jnp.float32)
+        count_bt = jnp.ones(x_btd.shape[:2]) if segment_ids_bt is None else (segment_ids_bt > 0).astype(jnp.float32)
         chosen_bte = jax.nn.one_hot(index_btk, probs_bte.shape[-1]).sum(axis=2)
         stats = RouterStats(
             load=jnp.einsum("bte,bt->e", chosen_bte, count_bt),

@@ -22,7 +22,7 @@ from qwen3_jax.generation.active import arrays_of
 from qwen3_jax.generation.request import Request
 from qwen3_jax.generation.sampling import Sampling
 from qwen3_jax.generation_config import GenerationConfig
-from qwen3_jax.kernels import page_size
+from qwen3_jax.kernels import Execution, page_size
 from qwen3_jax.model import Qwen3, Structure, parameter_count
 from qwen3_jax.planner.compile import bytes_per_device, compile_for, uncached
 from qwen3_jax.planner.kernel_costs import pricer
@@ -104,7 +104,7 @@ def plan_decoding(
 
 def _structure(config: Qwen3Config, dtype: str, placement: Placement) -> Structure:
     kind = jnp.dtype(dtype)
-    return Structure(lambda: Qwen3(config, rngs=nnx.Rngs(0), dtype=kind, param_dtype=kind, placement=placement))
+    return Structure(lambda: Qwen3(config, rngs=nnx.Rngs(0), dtype=kind, param_dtype=kind, execution=Execution(placement)))
 
 
 def _flops_per_token(config: Qwen3Config, context: int) -> int:

@@ -14,10 +14,10 @@ from qwen3_jax.config import Qwen3Config
 from qwen3_jax.data import DataConfig, LengthShare
 from qwen3_jax.errors import UserError, nearest
 from qwen3_jax.evaluation.config import BudgetCurveConfig
-from qwen3_jax.kernels.choice import Kernels
+from qwen3_jax.kernels import Kernels
+from qwen3_jax.kernels.execution import Quantization
+from qwen3_jax.model import Remat
 from sharding import MeshConfig
-
-Remat = Literal["none", "dots", "qkv", "attention", "full"]
 
 # Architecture fields that a run sets itself.
 _SET_ELSEWHERE = {
@@ -51,7 +51,7 @@ class ModelConfig:
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     scan_layers: bool = True
     remat: Remat = "none"
-    quantization: Literal["int8", "fp8"] | None = None
+    quantization: Quantization | None = None
     kernels: Kernels = field(default_factory=Kernels)
 
     def __post_init__(self) -> None:

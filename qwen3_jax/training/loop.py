@@ -22,6 +22,7 @@ from qwen3_jax.checkpoint.hub import resolve
 from qwen3_jax.checkpoint.training import TrainCheckpoints, restore_newest
 from qwen3_jax.errors import UserError
 from qwen3_jax.evaluation import budget_curve
+from qwen3_jax.kernels import Execution
 from qwen3_jax.model import flatten
 from qwen3_jax.training import metrics, run_folder
 from qwen3_jax.training.config import Stage, TrainConfig
@@ -128,7 +129,7 @@ def _initial_state(config: TrainConfig, trainer: Trainer, source: Path | None) -
         source,
         dtype=config.model.dtype,
         param_dtype=config.model.param_dtype,
-        placement=trainer.placement,
+        execution=Execution(trainer.placement),
         scan_layers=config.model.scan_layers,
     )
     params, shapes = flatten(model), trainer.structure.shapes

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from qwen3_jax.model import Qwen3, RouterStats
+from qwen3_jax.model import Hidden, Qwen3, RouterStats
 from qwen3_jax.training.config import LossConfig
 from qwen3_jax.training.cross_entropy import token_loss
 
@@ -97,15 +97,15 @@ def balance_loss(load_le: jax.Array, load_tokens: jax.Array, prob_le: jax.Array,
     return load_le.shape[-1] * (share_le * prob_le / jnp.maximum(valid, 1)).sum(axis=-1).mean()
 
 
-def router_load(model: Qwen3, batch: dict[str, jax.Array], balanced: bool) -> jax.Array:
+def router_load(model: Qwen3, batch: dict[str, jax.Array]) -> jax.Array:
     """Count the tokens sent to each expert, [L, E]: a forward pass without output projection."""
-    hidden = _hidden(model, batch, balanced)
+    hidden = _hidden(model, batch)
     assert hidden.router is not None
     return jax.lax.stop_gradient(hidden.router.load)
 
 
 def objective(
-    model: Qwen3, batch: dict[str, jax.Array], whole: Whole, config: LossConfig, balanced: bool = False
+    model: Qwen3, batch: dict[str, jax.Array], whole: Whole, config: LossConfig
 ) -> tuple[jax.Array, Sums]:
     """Return a micro-batch's share of the global batch's loss, and its sums.
 
@@ -116,9 +116,8 @@ def objective(
         batch: `tokens, targets, segment_ids, positions` int32 and `loss_mask` float32 [B, T].
         whole: the global batch.
         config: coefficients.
-        balanced: rows come in the order of `sharding.balanced_order`.
     """
-    hidden = _hidden(model, batch, balanced)
+    hidden = _hidden(model, batch)
     weight, tied = model.output_weight
     loss = token_loss(
         hidden.states.astype(model.dtype),
@@ -128,7 +127,7 @@ def objective(
         tied=tied,
         z_loss=config.z_loss,
         chunk=config.chunk_tokens,
-        placement=model.placement,
+        placement=model.execution.placement,
     )
     balance = jnp.zeros((), jnp.float32)
     if hidden.router is not None:
@@ -165,7 +164,5 @@ def compute(model: Qwen3, batch: dict[str, jax.Array], config: LossConfig | None
     return finish(sums, count, config, model.config.router_aux_loss_coef)
 
 
-def _hidden(model: Qwen3, batch: dict[str, jax.Array], balanced: bool):
-    return model.hidden(
-        batch["tokens"], positions=batch["positions"], segment_ids=batch["segment_ids"], balanced=balanced
-    )
+def _hidden(model: Qwen3, batch: dict[str, jax.Array]) -> Hidden:
+    return model.hidden(batch["tokens"], positions=batch["positions"], segment_ids=batch["segment_ids"])

@@ -20,11 +20,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
-from qwen3_jax.model import Qwen3, Structure
+from qwen3_jax.kernels import Execution
+from qwen3_jax.model import Qwen3, Structure, flatten
 from qwen3_jax.training import guard, losses
 from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig
 from qwen3_jax.training.optimizer import Schedule, make_optimizer
-from sharding import Placement, ShardingError, balanced_order, compiler_options
+from sharding import Placement, ShardingError, compiler_options
 
 Params = dict[str, jax.Array]
 DeviceBatch = dict[str, jax.Array]
@@ -95,8 +96,9 @@ class Trainer:
         self._loss_config = loss
         self._optimizer_config = optimizer
         # A split sequence is worked through in the order that gives every device the same share of causal attention.
-        self._balanced = placement.parts("length") > 1
-        self.structure = Structure(lambda: self._build(nnx.Rngs(0)))
+        balanced = placement.parts("length") > 1
+        self._execution = Execution(placement, model.kernels, model.quantization, balanced)
+        self.structure = Structure(lambda: self._build(nnx.Rngs(0), self._execution))
         self.optimizer = make_optimizer(optimizer, rate)
         self._schedule = rate
         self.peaks = rate.peaks  # third argument of the compiled step
@@ -113,7 +115,7 @@ class Trainer:
         # (params, batch) -> (gradients, Loss)
         self.gradients: jax.stages.Wrapped = jax.jit(self._gradients, out_shardings=(self.shardings.params, None))
 
-    def _build(self, rngs: nnx.Rngs) -> Qwen3:
+    def _build(self, rngs: nnx.Rngs, execution: Execution) -> Qwen3:
         return Qwen3(
             self.config,
             rngs=rngs,
@@ -121,9 +123,7 @@ class Trainer:
             param_dtype=self._model_config.param_dtype,
             scan_layers=self._model_config.scan_layers,
             remat=self._model_config.remat,
-            quantization=self._model_config.quantization,
-            kernels=self._model_config.kernels,
-            placement=self.placement,
+            execution=execution,
         )
 
     def _state_shardings(self) -> TrainState:
@@ -141,8 +141,7 @@ class Trainer:
         """Return an initial state; each device initialises only its own part."""
 
         def make() -> TrainState:
-            state = nnx.state(self._build(nnx.Rngs(seed)))
-            return self._start({".".join(map(str, path)): v.get_value() for path, v in nnx.to_flat_state(state)})
+            return self._start(flatten(self._build(nnx.Rngs(seed), self._execution)))
 
         return jax.jit(make, out_shardings=self.shardings)()
 
@@ -201,8 +200,8 @@ class Trainer:
         sharding = self._batch_sharding(shape)
         if self.placement.mesh is None:
             return jax.device_put(dict(batch))
-        if self._balanced:
-            order = balanced_order(length, self.placement.parts("length"))
+        if self._execution.balanced:
+            order = self._execution.order(length)
             batch = {name: rows[:, order] for name, rows in batch.items()}
         # Global row -> index into this process's rows; its devices read no others.
         place = np.full(shape[0], -1)
@@ -225,8 +224,7 @@ class Trainer:
                 f"a global batch of {rows} rows (data.batch_size) does not divide by {parts} x {self.micro_batches}, the parts "
                 f"of the mesh times micro_batches; choose a multiple of {parts * self.micro_batches}."
             )
-        if self._balanced:
-            balanced_order(length, self.placement.parts("length"))
+        self._execution.order(length)  # raises where it cannot be balanced
         return self.placement.sharding(("batch", "length"), shape, "the global batch")
 
     def step(self, state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
@@ -258,7 +256,7 @@ class Trainer:
         whole = losses.whole(batch)
 
         def share(params: Params, rows: DeviceBatch, whole: losses.Whole) -> tuple[jax.Array, losses.Sums]:
-            return losses.objective(self.structure.merge(params), rows, whole, self._loss_config, self._balanced)
+            return losses.objective(self.structure.merge(params), rows, whole, self._loss_config)
 
         gradient = jax.grad(share, has_aux=True)
         if self.micro_batches == 1:
@@ -295,7 +293,7 @@ class Trainer:
         return gradients, jax.tree.map(lambda x: x.sum(axis=0), sums)
 
     def _count(self, params: Params, rows: DeviceBatch) -> jax.Array:
-        return losses.router_load(self.structure.merge(params), rows, self._balanced)
+        return losses.router_load(self.structure.merge(params), rows)
 
     def _count_all(self, params: Params, parts: DeviceBatch, seen: Any) -> jax.Array:
         """Return the expert choices of the global batch, [L, E]: one forward pass over all micro-batches."""
@@ -327,15 +325,19 @@ class Trainer:
         model, whole = self.structure.merge(params), losses.whole(batch)
 
         def body(_: None, rows: DeviceBatch) -> tuple[None, losses.Sums]:
-            return None, losses.objective(model, rows, whole, self._loss_config, self._balanced)[1]
+            return None, losses.objective(model, rows, whole, self._loss_config)[1]
 
         _, sums = jax.lax.scan(body, None, self._split(batch))
         sums = jax.tree.map(lambda x: x.sum(axis=0), sums)
         return losses.finish(sums, whole, self._loss_config, self.config.router_aux_loss_coef)
 
     def model(self, params: Params) -> Qwen3:
-        """Return the model with these parameters."""
-        return self.structure.merge(params)
+        """Return the model with these parameters, for rows whose tokens come in order."""
+        structure = self.structure
+        if self._execution.balanced:
+            in_order = dataclasses.replace(self._execution, balanced=False)
+            structure = Structure(lambda: self._build(nnx.Rngs(0), in_order))
+        return structure.merge(params)
 
 
 def fetch_metrics(metrics: Metrics) -> dict[str, float]:

@@ -12,6 +12,7 @@ import qwen3_jax
 import sharding
 from qwen3_jax import Qwen3, Qwen3Config, UserError
 from qwen3_jax.checkpoint.native import is_native, load_native, save_native
+from qwen3_jax.kernels import Execution
 from sharding import TRAINING, Placement
 from tests.helpers import tiny_models
 
@@ -52,7 +53,7 @@ def test_round_trip_is_bit_equal_across_layouts_and_meshes(hf, saved_stacked, lo
     assert not is_native(hf)
     assert [p.name for p in tmp_path.iterdir()] == ["native"]
     placement = Placement(mesh, TRAINING)
-    back, tokenizer = load_native(tmp_path / "native", placement=placement, scan_layers=loaded_stacked)
+    back, tokenizer = load_native(tmp_path / "native", execution=Execution(placement), scan_layers=loaded_stacked)
     assert back.scan_layers == loaded_stacked
     assert back.config == model.config
     assert back.generation_config == model.generation_config

@@ -174,7 +174,7 @@ def held_requests() -> list[tuple[Request, tuple[list[int], list[bool]]]]:
 )
 def test_constraints_and_biases_hold_in_any_company(mesh, way, folder):
     model = loaded("dense_tied", mesh, folder)
-    shards = model.placement.parts("batch")
+    shards = model.execution.placement.parts("batch")
     engine = Engine(model, **WAYS[way] | {name: shards * WAYS[way][name] for name in ("rows", "cache_tokens")})
     # A constraint goes on with its answer; each run needs fresh ones.
     requests = [
@@ -198,7 +198,7 @@ def test_constraints_and_biases_hold_in_any_company(mesh, way, folder):
 def test_200_mixed_requests_equal_transformers(variant, mesh, way, folder):
     requests, arrivals = mixed_requests()
     model = loaded(variant, mesh, folder)
-    shards = model.placement.parts("batch")
+    shards = model.execution.placement.parts("batch")
     engine = Engine(model, **WAYS[way] | {name: shards * WAYS[way][name] for name in ("rows", "cache_tokens")})
     # So many rows would not fill up with what comes one by one.
     got = run(engine, requests, arrivals if shards == 1 else None)

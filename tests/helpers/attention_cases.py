@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qwen3_jax.kernels import attention
+from qwen3_jax.kernels import Execution, Kernels, attention
 
 
 def inputs(b, t, n, k, h, dtype=jnp.float32, seed=0):
@@ -41,7 +41,7 @@ def value_and_gradients(function, q_btnh, k_bkth, v_bkth, w_btnh):
 
 def reference(segment_ids_bt=None):
     """Return function(q, k, v): the plain formula on one device."""
-    return lambda *qkv: attention(*qkv, segment_ids_bt, implementation="reference")
+    return lambda *qkv: attention(*qkv, segment_ids_bt, Execution(kernels=Kernels(attention="reference")))
 
 
 def assert_close(found, expected, part=2e-5):

@@ -1,7 +1,7 @@
 """Every attention implementation that runs here equals the formula, in value and gradient; none holds [T, T] scores."""
 
+import dataclasses
 import functools
-import sys
 
 import hypothesis
 import hypothesis.strategies as st
@@ -11,23 +11,24 @@ import numpy as np
 import pytest
 
 from qwen3_jax.errors import UserError
-from qwen3_jax.kernels import Kernels, attention
-from qwen3_jax.kernels.attention import chunked, gpu, splash
+from qwen3_jax.kernels import execution as execution_module
+from qwen3_jax.kernels import ONE_DEVICE, Execution, Kernels, attention
+from qwen3_jax.kernels.attention import chunked, dispatch, gpu, splash
 from qwen3_jax.kernels.attention.partition import SAVE_NAME, Split, split
 from qwen3_jax.kernels.attention.reference import masked_attention
 from sharding import Placement, ShardingError, balanced_order, make_mesh
 from tests.helpers.attention_cases import assert_close, inputs, packed, reference, value_and_gradients
 
-ALONE = Placement()
+CHUNKED = Execution(kernels=Kernels(attention="chunked"))
 
 
 def run(name, segment_ids_bt=None):
     """Return function(q, k, v) for an implementation on one device; Pallas kernels are interpreted."""
     return {
-        "chunked": lambda *qkv: attention(*qkv, segment_ids_bt, implementation="chunked"),
+        "chunked": lambda *qkv: attention(*qkv, segment_ids_bt, CHUNKED),
         "auto": lambda *qkv: attention(*qkv, segment_ids_bt),
-        "splash": lambda *qkv: splash.attention(*qkv, segment_ids_bt, False, ALONE, Split(), interpret=True),
-        "triton": lambda *qkv: gpu.triton_attention(*qkv, segment_ids_bt, ALONE, Split(), interpret=True),
+        "splash": lambda *qkv: splash.attention(*qkv, segment_ids_bt, ONE_DEVICE, Split(), interpret=True),
+        "triton": lambda *qkv: gpu.triton_attention(*qkv, segment_ids_bt, ONE_DEVICE, Split(), interpret=True),
     }[name]
 
 
@@ -79,7 +80,7 @@ def _two_ways():
         return chunked.flash(q, k, v, places, segments, segments, block=16)
 
     def plain(q, k, v, segments):
-        return attention(q, k, v, segments, implementation="reference")
+        return attention(q, k, v, segments, Execution(kernels=Kernels(attention="reference")))
 
     def both(function, q, k, v, w, segments):
         out, pull = jax.vjp(lambda *qkv: function(*qkv, segments), q, k, v)
@@ -132,9 +133,8 @@ def in_order(function, order):
     return call
 
 
-def over(placement, t, segments, balanced, call):
-    parts = placement.parts("length")
-    order = balanced_order(t, parts) if balanced else np.arange(t)
+def over(execution, t, segments, call):
+    order = execution.order(t)
     segments = None if segments is None else segments[:, order]
     return in_order(lambda *qkv: call(*qkv, segments), order)
 
@@ -149,13 +149,13 @@ def test_chunked_over_a_mesh_equals_one_device(axes, balanced):
     t = 400  # 400 / 8 = 50 and 400 / 16 = 25: no part is whole blocks
     q, k, v, w = inputs(4, t, 4, 2, 16)
     segments = packed(4, t)
-    placement = Placement(make_mesh(**axes))
+    execution = dataclasses.replace(CHUNKED, placement=Placement(make_mesh(**axes)), balanced=balanced)
 
     def call(q, k, v, segments):
-        return attention(q, k, v, segments, balanced=balanced, implementation="chunked", placement=placement)
+        return attention(q, k, v, segments, execution)
 
     expected = value_and_gradients(reference(segments), q, k, v, w)
-    assert_close(value_and_gradients(over(placement, t, segments, balanced, call), q, k, v, w), expected)
+    assert_close(value_and_gradients(over(execution, t, segments, call), q, k, v, w), expected)
 
 
 @pytest.mark.parametrize("pack", [False, True], ids=["whole", "packed"])
@@ -164,14 +164,14 @@ def test_splash_over_a_split_length_equals_one_device(balanced, pack):
     t = 1024
     q, k, v, w = inputs(1, t, 2, 2, 16)
     segments = packed(1, t) if pack else None
-    placement = Placement(make_mesh(context=4, tensor=2))
-    where = split(placement, q.shape, k.shape[1])
+    execution = Execution(Placement(make_mesh(context=4, tensor=2)), balanced=balanced)
+    parts = split(execution.placement, q.shape, k.shape[1])
 
     def call(q, k, v, segments):
-        return splash.attention(q, k, v, segments, balanced, placement, where, interpret=True)
+        return splash.attention(q, k, v, segments, execution, parts, interpret=True)
 
     expected = value_and_gradients(reference(segments), q, k, v, w)
-    assert_close(value_and_gradients(over(placement, t, segments, balanced, call), q, k, v, w), expected)
+    assert_close(value_and_gradients(over(execution, t, segments, call), q, k, v, w), expected)
 
 
 def test_32k_tokens_over_eight_parts():
@@ -180,16 +180,16 @@ def test_32k_tokens_over_eight_parts():
     q, k, v, w = inputs(1, t, 1, 1, 16)
     w = jnp.zeros_like(w).at[:, tests].set(w[:, tests])
     segments = jnp.asarray(np.repeat([1, 2, 0], [20_000, 12_700, 68])[None].astype(np.int32))
-    placement = Placement(make_mesh(context=8))
+    execution = dataclasses.replace(CHUNKED, placement=Placement(make_mesh(context=8)), balanced=True)
 
     def call(q, k, v, segments):
-        return attention(q, k, v, segments, balanced=True, implementation="chunked", placement=placement)
+        return attention(q, k, v, segments, execution)
 
     def slices(q, k, v):
         mask = (jnp.arange(t) <= tests[:, None]) & (segments[0] == segments[0, tests][:, None])
         return masked_attention(q, k, v, mask[None])
 
-    out, *gradients = value_and_gradients(over(placement, t, segments, True, call), q, k, v, w)
+    out, *gradients = value_and_gradients(over(execution, t, segments, call), q, k, v, w)
     expected = value_and_gradients(slices, q[:, tests], k, v, w[:, tests])
     assert_close([out[:, tests], gradients[0][:, tests], *gradients[1:]], expected)
 
@@ -210,10 +210,10 @@ def test_what_does_not_divide_is_an_error_by_name_and_no_matter_to_auto():
     q, k, v, w = inputs(3, 64, 4, 2, 8)
     placement = Placement(make_mesh(data=2, tensor=4))
     with pytest.raises(ShardingError, match="'chunked' cannot divide 2 key/value heads by 4"):
-        attention(q, k, v, implementation="chunked", placement=placement)
+        attention(q, k, v, execution=dataclasses.replace(CHUNKED, placement=placement))
     with pytest.raises(ShardingError, match="'chunked' cannot divide 3 rows by 4"):
-        attention(q, k, v, implementation="chunked", placement=Placement(make_mesh(data=4)))
-    found = value_and_gradients(functools.partial(attention, placement=placement), q, k, v, w)
+        attention(q, k, v, execution=dataclasses.replace(CHUNKED, placement=Placement(make_mesh(data=4))))
+    found = value_and_gradients(functools.partial(attention, execution=Execution(placement)), q, k, v, w)
     assert_close(found, value_and_gradients(reference(), q, k, v, w))
 
 
@@ -223,7 +223,7 @@ def test_what_does_not_divide_is_an_error_by_name_and_no_matter_to_auto():
 def test_memory_grows_with_the_length_and_not_with_its_square():
     def temporary(t):
         shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in jax.eval_shape(lambda: inputs(1, t, 2, 1, 16))]
-        gradients = jax.grad(lambda q, k, v, w: (attention(q, k, v, implementation="chunked") * w).sum(), (0, 1, 2))
+        gradients = jax.grad(lambda q, k, v, w: (attention(q, k, v, execution=CHUNKED) * w).sum(), (0, 1, 2))
         return jax.jit(gradients).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
     short, long = temporary(2048), temporary(16_384)
@@ -234,11 +234,11 @@ def test_memory_grows_with_the_length_and_not_with_its_square():
 @pytest.mark.parametrize("axes", [{}, {"context": 2, "data": 2}], ids=["alone", "mesh"])
 def test_a_checkpoint_policy_can_keep_what_the_backward_pass_needs(axes):
     q, k, v, _ = inputs(2, 256, 2, 1, 8)
-    placement = Placement(make_mesh(**axes)) if axes else ALONE
+    execution = dataclasses.replace(CHUNKED, placement=Placement(make_mesh(**axes) if axes else None))
 
     def scans(policy):
         def layer(q, k, v):
-            return jnp.sin(attention(q * 2, k, v, implementation="chunked", placement=placement)).sum()
+            return jnp.sin(attention(q * 2, k, v, execution=execution)).sum()
 
         return str(jax.make_jaxpr(jax.grad(jax.checkpoint(layer, policy=policy)))(q, k, v)).count(" scan[")
 
@@ -250,24 +250,23 @@ def test_a_kernel_of_another_platform_is_refused():
     q, k, v, _ = inputs(1, 128, 2, 1, 16)
     for name, device in (("splash", "TPU"), ("cudnn", "GPU"), ("triton", "GPU")):
         with pytest.raises(UserError, match=f"attention '{name}' needs a {device}, and this is a CPU"):
-            attention(q, k, v, implementation=name)
+            attention(q, k, v, execution=Execution(kernels=Kernels(attention=name)))
     with pytest.raises(UserError, match="no attention kernel 'flash'"):
         Kernels(attention="flash")
 
 
 def test_what_a_gpu_runs(monkeypatch):
     """The choice alone; the kernels themselves are in test_gpu.py."""
-    room = sys.modules["qwen3_jax.kernels.attention"]
     half = jax.ShapeDtypeStruct((2, 256, 4, 128), jnp.bfloat16)
     full = jax.ShapeDtypeStruct((2, 256, 4, 128), jnp.float32)
-    assert room._fastest("gpu", half, False, Split()) == "cudnn"
-    assert room._fastest("gpu", half, True, Split()) == "triton"
-    assert room._fastest("gpu", full, False, Split()) == "chunked"
-    assert room._fastest("gpu", half, False, Split(length=("context",), parts=2)) == "chunked"
+    assert dispatch.fastest("gpu", half, False, Split()) == "cudnn"
+    assert dispatch.fastest("gpu", half, True, Split()) == "triton"
+    assert dispatch.fastest("gpu", full, False, Split()) == "chunked"
+    assert dispatch.fastest("gpu", half, False, Split(length=("context",), parts=2)) == "chunked"
 
-    monkeypatch.setattr(room, "target", lambda placement: "gpu")
+    monkeypatch.setattr(execution_module, "platform_of", lambda placement: "gpu")
     q, k, v, _ = inputs(1, 128, 2, 1, 16)
     with pytest.raises(UserError, match="'cudnn' needs rows of one document each"):
-        attention(q, k, v, packed(1, 128), implementation="cudnn")
+        attention(q, k, v, packed(1, 128), Execution(kernels=Kernels(attention="cudnn")))
     with pytest.raises(UserError, match="'triton' needs a compute type of bfloat16 or float16; it is float32"):
-        attention(q, k, v, implementation="triton")
+        attention(q, k, v, execution=Execution(kernels=Kernels(attention="triton")))

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 from qwen3_jax.errors import UserError
-from qwen3_jax.kernels import attention
+from qwen3_jax.kernels import Execution, Kernels, attention
 from sharding import Placement
 from tests.helpers.tpu_topologies import topology_mesh
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("no_compilation_cache")
 BALANCED = {"context": 2, "tensor": 2}
 
 
-def program(placement, shape, packed, balanced, dtype=jnp.bfloat16, implementation="auto"):
+def program(placement, shape, packed, balanced, dtype=jnp.bfloat16, name="auto"):
     """Return the text of the compiled gradient for queries, keys and values; shape: (b, t, n, k, h)."""
     b, t, n, k, h = shape
 
@@ -26,7 +26,7 @@ def program(placement, shape, packed, balanced, dtype=jnp.bfloat16, implementati
     segments = array((b, t), ("batch", "length"), jnp.int32) if packed else None
 
     def loss(q, k, v, segments):
-        out = attention(q, k, v, segments, balanced=balanced, implementation=implementation, placement=placement)
+        out = attention(q, k, v, segments, Execution(placement, Kernels(attention=name), balanced=balanced))
         return (out.astype(jnp.float32) ** 2).sum()
 
     q = array((b, t, n, h), ("batch", "length", "heads", None), dtype)
@@ -77,4 +77,4 @@ def test_chunked_compiles_for_tpu_too():
     assert "tpu_custom_call" not in text
     assert "all-gather" in text
     with pytest.raises(UserError, match="'splash' needs parts of the length that divide by 128; 400 tokens in 2 parts"):
-        program(placement, (1, 400, 4, 2, 128), True, True, implementation="splash")
+        program(placement, (1, 400, 4, 2, 128), True, True, name="splash")

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3_jax.errors import UserError
-from qwen3_jax.kernels import expert_mlp
-from qwen3_jax.kernels.experts import grouped, parallel
+from qwen3_jax.kernels import Execution, Kernels, expert_mlp
+from qwen3_jax.kernels.experts import dispatch, grouped, parallel
 from qwen3_jax.kernels.experts.dense import dense_mlp
 from qwen3_jax.kernels.experts.exchange import exchange
 from qwen3_jax.kernels.experts.grouped import choose_product, grouped_mlp
@@ -215,7 +215,7 @@ CASES = [
 
 
 def assert_mesh_equals_dense(placement, implementation, routings):
-    run = compiled(functools.partial(expert_mlp, implementation=implementation, placement=placement))
+    run = compiled(functools.partial(expert_mlp, execution=Execution(placement, Kernels(experts=implementation))))
     for routing in routings:
         arrays = layer(n=48, e=8, k=2, routing=routing)
         got = run(on_mesh(arrays, placement))
@@ -270,7 +270,7 @@ def test_no_weights_travel_along_the_expert_axis(implementation):
     """Without FSDP nothing of the size of a weight is gathered or summed over devices in the forward pass."""
     placement = Placement(make_mesh(expert=4))
     arrays = on_mesh(layer(n=8, e=8, d=64, f=32), placement)
-    mlp = functools.partial(expert_mlp, implementation=implementation, placement=placement)
+    mlp = functools.partial(expert_mlp, execution=Execution(placement, Kernels(experts=implementation)))
     text = jax.jit(mlp).lower(*arrays).compile().as_text()
     local = 8 // 4 * 64 * 32
     for line in text.splitlines():
@@ -285,16 +285,14 @@ def test_no_weights_travel_along_the_expert_axis(implementation):
 
 def calls(monkeypatch, implementation="auto", n=48, b=8, **axes):
     """Which inner function a call reaches: "dense", the product of `grouped`, or the form on a mesh."""
-    import qwen3_jax.kernels.experts as package
-
     reached = []
-    monkeypatch.setattr(package, "dense_mlp", lambda x, *_: reached.append("dense") or x)
-    monkeypatch.setattr(package, "grouped_mlp", lambda x, *_, product: reached.append(product) or x)
-    monkeypatch.setattr(package, "sharded_mlp", lambda x, *_, over, **__: reached.append(over or "sharded") or x)
+    monkeypatch.setattr(dispatch, "dense_mlp", lambda x, *_: reached.append("dense") or x)
+    monkeypatch.setattr(dispatch, "grouped_mlp", lambda x, *_, product: reached.append(product) or x)
+    monkeypatch.setattr(dispatch, "sharded_mlp", lambda x, *_, over, **__: reached.append(over or "sharded") or x)
     placement = Placement(make_mesh(**axes)) if axes else Placement()
     x, index, weight, *weights = layer(n=n, e=8)
     shaped = [a.reshape(b, n // b, -1) for a in (x, index, weight)]
-    expert_mlp(*shaped, *weights, implementation=implementation, placement=placement)
+    expert_mlp(*shaped, *weights, Execution(placement, Kernels(experts=implementation)))
     return reached
 
 
@@ -381,7 +379,7 @@ def test_compiles_for_tpu(name, generation, sizes, no_compilation_cache):
         )
         for i, (shape, kind) in enumerate(zip(shapes, kinds, strict=True))
     ]
-    mlp = functools.partial(expert_mlp, implementation=implementation, placement=placement)
+    mlp = functools.partial(expert_mlp, execution=Execution(placement, Kernels(experts=implementation)))
     results_of = jax.jit(
         jax.value_and_grad(lambda x, i, *rest: mlp(x, i, *rest).astype(jnp.float32).sum(), argnums=(0, 2, 3, 4, 5))
     )

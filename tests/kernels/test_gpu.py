@@ -8,12 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen3_jax.kernels import attention
+from qwen3_jax.kernels import Execution, Kernels, attention
 from qwen3_jax.kernels.paged import loop, triton
 from qwen3_jax.kernels.paged.pages import HeadMajor
 from tests.helpers.attention_cases import assert_close, inputs, packed, value_and_gradients
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
+
+
+def by(name):
+    return Execution(kernels=Kernels(attention=name))
 
 
 @pytest.mark.parametrize(("t", "n", "k", "h"), [(128, 2, 2, 64), (1000, 8, 2, 128), (2048, 4, 1, 128)])
@@ -26,10 +30,10 @@ def test_bfloat16_is_near_float32(name, pack, t, n, k, h):
     segments = packed(2, t) if pack else None
     with jax.default_matmul_precision("highest"):
         expected = value_and_gradients(
-            lambda *qkv: attention(*qkv, segments, implementation="reference"),
+            lambda *qkv: attention(*qkv, segments, by("reference")),
             *(x.astype(jnp.float32) for x in (q, k, v, w)),
         )
-    found = value_and_gradients(lambda *qkv: attention(*qkv, segments, implementation=name), q, k, v, w)
+    found = value_and_gradients(lambda *qkv: attention(*qkv, segments, by(name)), q, k, v, w)
     assert all(np.isfinite(x).all() for x in found)
     assert_close(found, expected, part=0.02)
 
@@ -40,7 +44,7 @@ def test_chunked_in_float32(pack):
     segments = packed(2, 300) if pack else None
     with jax.default_matmul_precision("highest"):
         found, expected = (
-            value_and_gradients(lambda *qkv, name=name: attention(*qkv, segments, implementation=name), q, k, v, w)
+            value_and_gradients(lambda *qkv, name=name: attention(*qkv, segments, by(name)), q, k, v, w)
             for name in ("chunked", "reference")
         )
     assert_close(found, expected)

@@ -10,16 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen3_jax.kernels import expert_mlp
+from qwen3_jax.kernels import Execution, Kernels, expert_mlp
 from sharding import Placement, make_mesh
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
 needs_tokamax = pytest.mark.skipif(importlib.util.find_spec("tokamax") is None, reason="needs tokamax")
 
 
-def value_and_gradients(implementation, x, index, *floats, placement=Placement()):  # noqa: B008 - frozen
+def value_and_gradients(name, x, index, *floats, mesh=None):
+    execution = Execution(Placement(mesh), Kernels(experts=name))
+
     def loss(floats):
-        y = expert_mlp(floats[0], index, *floats[1:], implementation=implementation, placement=placement)
+        y = expert_mlp(floats[0], index, *floats[1:], execution)
         return jnp.square(y.astype(jnp.float32)).sum(), y
 
     (_, y), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))([x, *floats])
@@ -55,6 +57,6 @@ def test_experts_split_over_gpus(name):
     x, index, *floats = layer(2, 64, 256, 8, 128, 2, False)
     with jax.default_matmul_precision("highest"):
         wanted = value_and_gradients("dense", x, index, *floats)
-        found = value_and_gradients(name, x, index, *floats, placement=Placement(make_mesh(expert=2)))
+        found = value_and_gradients(name, x, index, *floats, mesh=make_mesh(expert=2))
     for one, other in zip(found, wanted, strict=True):
         assert np.abs(one - other).max() <= 1e-2 * np.abs(other).max()

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 import sharding
-from qwen3_jax.kernels import linear, project, take_rows
+from qwen3_jax.kernels import ONE_DEVICE, Execution, linear, project, take_rows
 from qwen3_jax.kernels.tiled_cpu import FEW_ROWS, few_rows_einsum
 from sharding import Placement
 
-ALONE = Placement()
 PRODUCTS = [
     ("btd,dnh->btnh", (2, 3, 512), (512, 4, 32)),
     ("btd,dkh->bkth", (2, 3, 512), (512, 2, 32)),
@@ -31,7 +30,7 @@ def operands(x_shape, w_shape):
 def test_a_few_rows_are_exact_before_they_are_rounded(equation, x_shape, w_shape, dtype):
     x, w = (array.astype(dtype) for array in operands(x_shape, w_shape))
     wanted = np.einsum(equation, np.asarray(x, np.float64), np.asarray(w, np.float64))
-    assert few_rows_einsum(equation, x, w, ALONE) is not None
+    assert few_rows_einsum(equation, x, w) is not None
     got = jax.jit(project, static_argnums=0)(equation, x, w)
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
     if "..." not in equation:
@@ -43,9 +42,15 @@ def test_a_few_rows_are_exact_before_they_are_rounded(equation, x_shape, w_shape
 def test_where_it_is_not_used():
     x, w = operands((1, FEW_ROWS + 1, 64), (64, 64))
     equation = "btf,fd->btd"
-    mesh = Placement(sharding.make_mesh(data=8), sharding.SERVING)
-    assert few_rows_einsum(equation, x, w, ALONE) is None  # many rows: the processor's bfloat16 units are faster
-    assert few_rows_einsum(equation, x[:, :1], w, mesh) is None
+    assert few_rows_einsum(equation, x, w) is None  # many rows: the processor's bfloat16 units are faster
+    mesh = Execution(Placement(sharding.make_mesh(data=8), sharding.SERVING))
+    for product in (linear, project):
+        one_device, on_mesh = (
+            str(jax.make_jaxpr(product, static_argnums=(0, 3))(equation, x[:, :1], w, execution))
+            for execution in (ONE_DEVICE, mesh)
+        )
+        assert "dynamic_slice" in one_device
+        assert "dynamic_slice" not in on_mesh
 
 
 @pytest.mark.parametrize("product", [linear, project])

@@ -11,20 +11,20 @@ from hypothesis import strategies as st
 
 import sharding
 from qwen3_jax.errors import UserError
-from qwen3_jax.kernels import Rows, new_pages, page_size, paged_attention
+from qwen3_jax.kernels import ONE_DEVICE, Execution, Kernels, Rows, new_pages, page_size, paged_attention
 from qwen3_jax.kernels.paged import triton
 from qwen3_jax.kernels.paged.pages import HeadMajor
 from sharding import Placement
 
 HEADS, KV_HEADS, SIZE = 4, 2, 16
 PAGES, WIDTH, SLOTS = 60, 12, 8
-ALONE = Placement()
+RAGGED = Execution(kernels=Kernels(paged="ragged"))
 
 
 class Texts:
     """Rows of random queries, keys and values, and a pool in which their pages lie in any order, full of garbage."""
 
-    def __init__(self, lengths, seed=0, shards=1, layers=1, quantized=None, placement=ALONE):
+    def __init__(self, lengths, seed=0, shards=1, layers=1, quantized=None, execution=ONE_DEVICE):
         random = np.random.default_rng(seed)
         rows = len(lengths) // shards
         self.random, self.lengths, self.shards, self.rows = random, np.asarray(lengths), shards, rows
@@ -38,7 +38,7 @@ class Texts:
                 used = -(-int(lengths[shard * rows + row]) // SLOTS)
                 self.tables[shard, row, :used] = [next(free) for _ in range(used)]
         empty = new_pages(
-            shards, PAGES * layers, KV_HEADS, SLOTS, SIZE, jnp.float32, quantized=quantized, placement=placement
+            shards, PAGES * layers, KV_HEADS, SLOTS, SIZE, jnp.float32, quantized=quantized, execution=execution
         )
         # What earlier owners left must not matter, whatever it is.
         self.pages = empty if quantized else jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), empty)
@@ -59,11 +59,11 @@ class Texts:
 
 
 @functools.cache
-def jitted(placement=ALONE):
-    return jax.jit(functools.partial(paged_attention, placement=placement), donate_argnums=3)
+def jitted(execution=ONE_DEVICE):
+    return jax.jit(functools.partial(paged_attention, execution=execution), donate_argnums=3)
 
 
-def feed(texts: Texts, done: np.ndarray, counts: np.ndarray, width: int, layer: int = 0, placement=ALONE) -> list:
+def feed(texts: Texts, done: np.ndarray, counts: np.ndarray, width: int, layer: int = 0, execution=ONE_DEVICE) -> list:
     """One call with `counts` new tokens of each row, filled up to `width`; the rows' outputs."""
     d, r = texts.shards, texts.rows
     q = np.full((d, width, HEADS, SIZE), 7.0, np.float32)
@@ -80,17 +80,17 @@ def feed(texts: Texts, done: np.ndarray, counts: np.ndarray, width: int, layer: 
             places[row] = (shard, here)
             start += counts[row]
     rows = Rows(texts.tables, done.reshape(d, r).astype(np.int32), counts.reshape(d, r).astype(np.int32))
-    out, texts.pages = jitted(placement)(q, k, v, texts.pages, rows, np.int32(layer * PAGES))
+    out, texts.pages = jitted(execution)(q, k, v, texts.pages, rows, np.int32(layer * PAGES))
     return [np.asarray(out)[places[row][0], places[row][1]] for row in range(d * r)]
 
 
-def step(texts: Texts, done: np.ndarray, t: int, layer: int = 0, placement=ALONE) -> np.ndarray:
+def step(texts: Texts, done: np.ndarray, t: int, layer: int = 0, execution=ONE_DEVICE) -> np.ndarray:
     """One call in which every row brings t tokens."""
     index = done[:, None] + np.arange(t)
     q, k, v = (np.take_along_axis(x, index[:, :, None, None], axis=1) for x in (texts.q, texts.k, texts.v))
     rows = Rows(texts.tables, done.reshape(texts.shards, texts.rows).astype(np.int32))
     arrays = q, k.swapaxes(1, 2), v.swapaxes(1, 2), texts.pages, rows, np.int32(layer * PAGES)
-    out, texts.pages = jitted(placement)(*arrays)
+    out, texts.pages = jitted(execution)(*arrays)
     return np.asarray(out)
 
 
@@ -153,12 +153,12 @@ def test_layers_that_share_an_array_keep_apart():
     "axes", [dict(data=2, tensor=2), dict(data=4, tensor=2), dict(tensor=2), dict(data=2, expert=2)]
 )
 def test_a_mesh_gives_the_same_with_pools_of_its_own(axes):
-    placement = Placement(sharding.make_mesh(**axes), sharding.SERVING)
-    shards = placement.parts("batch")
+    execution = Execution(Placement(sharding.make_mesh(**axes), sharding.SERVING))
+    shards = execution.placement.parts("batch")
     lengths = np.random.default_rng(5).integers(8, 60, 2 * shards)
-    texts = Texts(lengths, shards=shards, placement=placement)
-    feed(texts, np.zeros(2 * shards, np.int64), lengths - 1, 128, placement=placement)
-    out = step(texts, lengths - 1, 1, placement=placement)
+    texts = Texts(lengths, shards=shards, execution=execution)
+    feed(texts, np.zeros(2 * shards, np.int64), lengths - 1, 128, execution=execution)
+    out = step(texts, lengths - 1, 1, execution=execution)
     for row in range(2 * shards):
         np.testing.assert_allclose(out[row], texts.expected(row, lengths[row] - 1, 1), atol=2e-5, rtol=0)
 
@@ -219,9 +219,9 @@ def test_memory_of_a_long_prompt_grows_with_its_length_alone():
 
 def test_what_is_refused():
     for options, words in (
-        (dict(implementation="ragged"), "'ragged' needs a TPU, and this is a CPU"),
-        (dict(implementation="ragged", quantized="int8"), "'ragged' needs a TPU"),
-        (dict(implementation="triton"), "'triton' needs a GPU, and this is a CPU"),
+        (dict(execution=RAGGED), "'ragged' needs a TPU, and this is a CPU"),
+        (dict(execution=RAGGED, quantized="int8"), "'ragged' needs a TPU"),
+        (dict(execution=Execution(kernels=Kernels(paged="triton"))), "'triton' needs a GPU, and this is a CPU"),
     ):
         with pytest.raises(UserError, match=words):
             new_pages(1, 4, KV_HEADS, SLOTS, SIZE, jnp.float32, **options)

@@ -11,7 +11,7 @@ import qwix
 
 import sharding
 from qwen3_jax import UserError
-from qwen3_jax.kernels import check_weight_type, expert_mlp, is_quantized, linear, quantize_weight, take_rows
+from qwen3_jax.kernels import ONE_DEVICE, Execution, Kernels, check_weight_type, expert_mlp, is_quantized, linear, quantize_weight, take_rows
 from qwen3_jax.kernels.quantized import dequantize, quantized_einsum
 from qwen3_jax.kernels.tiled_cpu import floats, tile_size
 from sharding import SERVING, TRAINING, Placement
@@ -28,6 +28,10 @@ PRODUCTS = {
     "head": ("...d,dv->...v", (2, 3, 64), (64, 96), (0,)),
     "tied": ("...d,vd->...v", (5, 64), (96, 64), (1,)),
 }
+
+
+def by(experts: str, mesh=None, rules=SERVING) -> Execution:
+    return Execution(Placement(mesh, rules), Kernels(experts=experts))
 
 
 def normal(shape, seed: int = 0, dtype=jnp.float32):
@@ -49,8 +53,8 @@ def test_a_product_is_that_of_the_numbers_the_weight_stands_for(name, kind, dtyp
     assert (np.abs(meant - np.asarray(w)) <= HALF_STEP[kind] * spread + smallest).all()
     expected = np.einsum(equation, np.asarray(x, np.float64), meant)
     # Tile by tile on one CPU; whole, as on other platforms, on a mesh.
-    for placement in (Placement(), Placement(sharding.make_mesh(data=2), SERVING)):
-        function = jax.jit(functools.partial(quantized_einsum, equation, sums=jnp.float32, placement=placement))
+    for execution in (ONE_DEVICE, Execution(Placement(sharding.make_mesh(data=2), SERVING))):
+        function = jax.jit(functools.partial(quantized_einsum, equation, sums=jnp.float32, execution=execution))
         found = np.asarray(function(x, packed), np.float64)
         # In float32 only the order of the sum differs; else a group's scale is rounded into each weight.
         precision = 2e-6 if dtype == "float32" else float(jnp.finfo(dtype).eps)
@@ -119,11 +123,11 @@ MESHES = {
 @pytest.mark.parametrize("implementation", MESHES)
 def test_experts_are_those_that_the_weights_stand_for(kind, implementation):
     x, index, weight, packed, plain = case(kind, jnp.float32)
-    expected = expert_mlp(x, index, weight, *plain, implementation="dense")
+    expected = expert_mlp(x, index, weight, *plain, by("dense"))
     axes = MESHES[implementation]
-    placement = Placement(sharding.make_mesh(**axes), SERVING) if axes else Placement()
+    execution = by(implementation, sharding.make_mesh(**axes) if axes else None)
     x4 = jnp.tile(x, (2, 1, 1))
-    run = jax.jit(functools.partial(expert_mlp, implementation=implementation, placement=placement))
+    run = jax.jit(functools.partial(expert_mlp, execution=execution))
     found = run(x4, jnp.tile(index, (2, 1, 1)), jnp.tile(weight, (2, 1, 1)), *packed)
     for half in (found[:2], found[2:]):
         np.testing.assert_allclose(half, expected, atol=2e-6 * float(jnp.abs(expected).max()), rtol=2e-6)
@@ -135,8 +139,8 @@ def test_only_experts_with_tokens_are_unpacked_on_cpu():
     index = index % 3
     broken = [types.SimpleNamespace(w=w) for w in packed]
     scales = [b.w.replace(scale=b.w.scale.at[3:].set(jnp.nan)) for b in broken]
-    expected = expert_mlp(x, index, weight, *packed, implementation="grouped")
-    np.testing.assert_array_equal(expert_mlp(x, index, weight, *scales, implementation="grouped"), expected)
+    expected = expert_mlp(x, index, weight, *packed, by("grouped"))
+    np.testing.assert_array_equal(expert_mlp(x, index, weight, *scales, by("grouped")), expected)
     assert np.isfinite(expected).all()
 
 
@@ -146,12 +150,12 @@ def test_training_and_unknown_names_are_refused():
     with pytest.raises(UserError, match="quantised weights cannot be trained"):
         jax.grad(lambda x: linear("btd,df->btf", x, packed).sum())(x)
     with pytest.raises(UserError, match="quantization='fp8' is for training"):
-        linear("btd,df->btf", x, packed, "fp8")
+        linear("btd,df->btf", x, packed, Execution(quantization="fp8"))
     x, index, weight, experts, _ = case("int8", jnp.float32)
     with pytest.raises(UserError, match="quantised weights cannot be trained"):
-        jax.grad(lambda x: expert_mlp(x, index, weight, *experts, implementation="grouped").sum())(x)
-    placement = Placement(sharding.make_mesh(data=2), TRAINING)
+        jax.grad(lambda x: expert_mlp(x, index, weight, *experts, by("grouped")).sum())(x)
+    training = by("grouped", sharding.make_mesh(data=2), TRAINING)
     with pytest.raises(UserError, match="rules of serving"):
-        expert_mlp(x, index, weight, *experts, implementation="grouped", placement=placement)
+        expert_mlp(x, index, weight, *experts, training)
     with pytest.raises(UserError, match="no quantize='int16'; choose one of"):
         check_weight_type("int16")

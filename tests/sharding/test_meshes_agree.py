@@ -11,6 +11,7 @@ from flax import nnx
 import qwen3_jax
 import sharding
 from qwen3_jax.checkpoint import load_model
+from qwen3_jax.kernels import Execution
 from tests.helpers import small_checkpoints
 
 TOLERANCE = 2e-5  # of the largest logit
@@ -87,7 +88,7 @@ def test_logits_and_shares_on_every_mesh(kind, name, expected):
     serving, _ = qwen3_jax.load(folder, mesh=mesh)
     assert_split(serving, kind, mesh, axes_left_out=["data", "context"])
     assert_close(serving(small_checkpoints.tokens()), wanted)
-    training = load_model(folder, placement=sharding.Placement(mesh, sharding.TRAINING), scan_layers=True)
+    training = load_model(folder, execution=Execution(sharding.Placement(mesh, sharding.TRAINING)), scan_layers=True)
     assert_split(training, kind, mesh)
     assert_close(training(small_checkpoints.tokens()), wanted)
 
@@ -109,7 +110,7 @@ def test_training_splits_nearly_every_byte_over_data_and_replicas_hold_whole_cop
 
     def bytes_per_device(**axes) -> int:
         placement = sharding.Placement(sharding.make_mesh(**axes), sharding.TRAINING)
-        leaves = jax.tree.leaves(nnx.state(load_model(folder, placement=placement)))
+        leaves = jax.tree.leaves(nnx.state(load_model(folder, execution=Execution(placement))))
         return sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
 
     whole = bytes_per_device()
@@ -124,7 +125,7 @@ def test_a_dimension_that_does_not_divide_is_named(scan_layers, expected):
     with pytest.raises(
         sharding.ShardingError, match=r"attention\.[kv]: dimension 1 \('kv_heads', 4\) does not divide by 8"
     ):
-        load_model(folder, placement=placement, scan_layers=scan_layers)
+        load_model(folder, execution=Execution(placement), scan_layers=scan_layers)
     with pytest.raises(
         sharding.ShardingError, match=r"mlp\.(gate|up|down): dimension 0 \('expert', 8\).* by 3.*'expert'"
     ):

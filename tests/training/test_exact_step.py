@@ -11,6 +11,7 @@ from flax import nnx
 
 import sharding
 from qwen3_jax.errors import UserError
+from qwen3_jax.kernels import Execution
 from qwen3_jax.model import Qwen3
 from qwen3_jax.training import guard, losses
 from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig
@@ -331,5 +332,5 @@ def test_options_that_cannot_work_are_refused_by_name():
     with pytest.raises(sharding.ShardingError, match=r"18 tokens.*divide by 4"):
         make_trainer(TINY, {"context": 2}).place(packed_batch(8, 18))
     with pytest.raises(UserError, match="quantization 'int3'"):
-        Qwen3(TINY, rngs=nnx.Rngs(0), quantization="int3")
+        Execution(quantization="int3")
     assert losses.whole(packed_batch()).tokens > 0

@@ -18,7 +18,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from qwen3_jax.kernels.attention.partition import SAVE_NAME, Split, local_keys, local_places, per_device
-from sharding import Placement
+from qwen3_jax.kernels.execution import Execution
 
 # On CPU, of 64 to 512, the fastest at T = 512 to 4096 and within a fifth of it elsewhere.
 BLOCK = 128
@@ -31,18 +31,17 @@ def attention(
     k_bkth: jax.Array,
     v_bkth: jax.Array,
     segment_ids_bt: jax.Array | None,
-    balanced: bool,
-    placement: Placement,
+    execution: Execution,
     split: Split,
 ) -> jax.Array:
-    """Return the causal self-attention of whole sequences, [B, T, N, H]; arguments as for `kernels.attention`."""
+    """Return the causal self-attention of whole sequences, [B, T, N, H]; arguments as for `dispatch.attention`."""
 
     def local(q_btnh, k_bkth, v_bkth, segment_ids_bt):
-        k_bksh, v_bksh, segment_ids_bs = local_keys(k_bkth, v_bkth, segment_ids_bt, split, balanced)
-        places_t = local_places(q_btnh.shape[1], split, balanced)
+        k_bksh, v_bksh, segment_ids_bs = local_keys(k_bkth, v_bkth, segment_ids_bt, split, execution.balanced)
+        places_t = local_places(q_btnh.shape[1], split, execution.balanced)
         return flash(q_btnh, k_bksh, v_bksh, places_t[None], segment_ids_bt, segment_ids_bs)
 
-    return per_device(local, placement, split, q_btnh, k_bkth, v_bkth, segment_ids_bt)
+    return per_device(local, execution.placement, split, q_btnh, k_bkth, v_bkth, segment_ids_bt)
 
 
 def flash(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from qwen3_jax.kernels.attention.partition import SAVE_NAME, Split, per_device
-from sharding import Placement
+from qwen3_jax.kernels.execution import Execution
 
 # Blocks of 64 keys keep both passes within the shared memory of an A100 at head size 128.
 _BLOCK_Q, _BLOCK_K = 128, 64
@@ -43,7 +43,7 @@ def _why_not(q, split: Split) -> str | None:
 
 
 def cudnn_attention(
-    q_btnh: jax.Array, k_bkth: jax.Array, v_bkth: jax.Array, placement: Placement, split: Split
+    q_btnh: jax.Array, k_bkth: jax.Array, v_bkth: jax.Array, execution: Execution, split: Split
 ) -> jax.Array:
     """Return the causal self-attention of rows of one document each, [B, T, N, H]. The caller has asked `why_not_cudnn`."""
 
@@ -51,7 +51,7 @@ def cudnn_attention(
         k_btkh, v_btkh = k_bkth.swapaxes(1, 2), v_bkth.swapaxes(1, 2)
         return jax.nn.dot_product_attention(q_btnh, k_btkh, v_btkh, is_causal=True, implementation="cudnn")
 
-    return _named(per_device(local, placement, split, q_btnh, k_bkth, v_bkth, None))
+    return _named(per_device(local, execution.placement, split, q_btnh, k_bkth, v_bkth, None))
 
 
 def triton_attention(
@@ -59,7 +59,7 @@ def triton_attention(
     k_bkth: jax.Array,
     v_bkth: jax.Array,
     segment_ids_bt: jax.Array | None,
-    placement: Placement,
+    execution: Execution,
     split: Split,
     interpret: bool = False,
 ) -> jax.Array:
@@ -106,7 +106,7 @@ def triton_attention(
         out_btkgh = jax.vmap(one_query_per_group, in_axes=3, out_axes=3)(q_btkgh)
         return out_btkgh.reshape(b, t + missing, n, h)[:, :t]
 
-    return _named(per_device(local, placement, split, q_btnh, k_bkth, v_bkth, segment_ids_bt))
+    return _named(per_device(local, execution.placement, split, q_btnh, k_bkth, v_bkth, segment_ids_bt))
 
 
 def _named(out_btnh: jax.Array) -> jax.Array:

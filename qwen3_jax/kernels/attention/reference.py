@@ -1,4 +1,4 @@
-"""Attention as the formula reads, with every score in memory. What the other implementations are held against.
+"""Attention as the formula reads, with every score in memory. The other implementations are tested against it.
 
 Shapes: b batch, t queries, s keys, n query heads, k key/value heads, g queries per key/value head (n = k g), h head size.
 """
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from qwen3_jax.kernels.attention.partition import SAVE_NAME
-from sharding import Placement, balanced_order
+from qwen3_jax.kernels.execution import Execution
 
 
 def attention(
@@ -16,12 +16,10 @@ def attention(
     k_bkth: jax.Array,
     v_bkth: jax.Array,
     segment_ids_bt: jax.Array | None,
-    balanced: bool,
-    placement: Placement,
+    execution: Execution,
 ) -> jax.Array:
-    """Return the causal self-attention of whole sequences, [B, T, N, H]; arguments as for `kernels.attention`."""
-    t = q_btnh.shape[1]
-    places_t = jnp.asarray(balanced_order(t, placement.parts("length") if balanced else 1))
+    """Return the causal self-attention of whole sequences, [B, T, N, H]; arguments as for `dispatch.attention`."""
+    places_t = jnp.asarray(execution.order(q_btnh.shape[1]))
     mask_bts = (places_t[None, :] <= places_t[:, None])[None]
     if segment_ids_bt is not None:
         mask_bts &= segment_ids_bt[:, :, None] == segment_ids_bt[:, None, :]

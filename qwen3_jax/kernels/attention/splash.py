@@ -21,7 +21,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import NamedSharding, PartitionSpec
 
 from qwen3_jax.kernels.attention.partition import SAVE_NAME, Split, local_keys, per_device
-from sharding import Placement, balanced_order
+from qwen3_jax.kernels.execution import Execution
+from sharding import balanced_order
 
 # The kernel's tiles are this wide.
 LANES = 128
@@ -49,15 +50,15 @@ def attention(
     k_bkth: jax.Array,
     v_bkth: jax.Array,
     segment_ids_bt: jax.Array | None,
-    balanced: bool,
-    placement: Placement,
+    execution: Execution,
     split: Split,
     interpret: bool = False,
 ) -> jax.Array:
-    """Return the causal self-attention of whole sequences, [B, T, N, H]; arguments as for `kernels.attention`.
+    """Return the causal self-attention of whole sequences, [B, T, N, H]; arguments as for `dispatch.attention`.
 
     `interpret` runs the kernel step by step on any platform, for tests. The caller has asked `why_not`.
     """
+    placement, balanced = execution.placement, execution.balanced
     _, t, n, h = q_btnh.shape
     if split.parts == 1 and (missing := -t % (LANES if t <= _BLOCK else _BLOCK)):
         # Filled up behind the last token, where causal order hides it.

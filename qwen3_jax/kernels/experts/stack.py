@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import PartitionSpec
 
-from qwen3_jax.kernels.choice import Experts, target
-from sharding import Placement
+from qwen3_jax.kernels.execution import Execution
 
 
 @struct.dataclass
@@ -55,6 +54,7 @@ def alone(w):
     return w.array[w.layer] if isinstance(w, Stacked) else w
 
 
-def takes_stacks(implementation: Experts, placement: Placement) -> bool:
+def takes_stacks(execution: Execution) -> bool:
     """Whether a model should leave its experts in their stack for `expert_mlp`."""
-    return target(placement) == "tpu" and implementation in ("auto", "grouped", "all_gather", "all_to_all")
+    grouped = ("auto", "grouped", "all_gather", "all_to_all")
+    return execution.platform == "tpu" and execution.kernels.experts in grouped

@@ -1,0 +1,86 @@
+"""`expert_mlp`: the implementation asked for, or the one that suits the mesh and the platform.
+
+Shapes: b batch, t length, d width, e experts, f expert width, k experts per token.
+"""
+
+import functools
+
+import jax
+
+from qwen3_jax.kernels.execution import ONE_DEVICE, Execution
+from qwen3_jax.kernels.experts.dense import dense_mlp
+from qwen3_jax.kernels.experts.grouped import choose_product, grouped_mlp
+from qwen3_jax.kernels.experts.parallel import sharded_mlp, unsplittable
+from qwen3_jax.kernels.experts.stack import Stacked, alone, takes_stacks
+from qwen3_jax.kernels.quantized import Weight, is_quantized
+from sharding import ShardingError
+
+
+def expert_mlp(
+    x_btd: jax.Array,
+    index_btk: jax.Array,
+    weight_btk: jax.Array,
+    gate_edf: Weight,
+    up_edf: Weight,
+    down_efd: Weight,
+    execution: Execution = ONE_DEVICE,
+) -> jax.Array:
+    """Return the weighted sum of the chosen experts' outputs, [B, T, D] in x's dtype.
+
+    Args:
+        x_btd: tokens.
+        index_btk: int32, the experts chosen for each token, distinct within a token.
+        weight_btk: their weights, in x's dtype.
+        gate_edf, up_edf, down_efd: expert weights in their storage type, or quantised, or `Stacked`; used in x's dtype. Their
+            gradients are computed in x's dtype on each device and summed over devices in the storage type.
+        execution: placement, and `kernels.experts`: see the table of the package.
+
+    Raises:
+        ShardingError: an implementation asked for by name does not suit the mesh.
+        UserError: one asked for by name is not installed, or not for this platform; or the weights are quantised and a
+            gradient was asked for, or the rules split them as in training.
+    """
+    placement, platform = execution.placement, execution.platform
+    one_device = placement.mesh is None or placement.mesh.size == 1
+    problem = None if one_device else unsplittable(x_btd, gate_edf, placement)
+    if problem or not takes_stacks(execution) or gate_edf.dtype != x_btd.dtype:
+        gate_edf, up_edf, down_efd = alone(gate_edf), alone(up_edf), alone(down_efd)
+    arrays = x_btd, index_btk, weight_btk, gate_edf, up_edf, down_efd
+    experts_split = not one_device and placement.parts("expert") > 1
+    name = execution.kernels.experts
+    if name == "auto":
+        if problem:
+            name = "dense"
+        elif not experts_split:
+            name = "grouped"
+        else:
+            name = "all_gather" if platform == "cpu" else "all_to_all"
+    if name == "dense":
+        return _on_tokens(dense_mlp, *_in_compute_type(arrays))
+    if problem:
+        raise ShardingError(f"experts={name!r} cannot run on this mesh: {problem}; choose 'auto' or 'dense'.")
+    if name == "all_gather" or name == "all_to_all":  # mypy narrows no `in`
+        if not experts_split:
+            raise ShardingError(f"experts={name!r} needs a mesh whose expert axis is larger than 1; choose 'grouped'.")
+        mlp = functools.partial(grouped_mlp, product=choose_product("grouped", platform))
+        return sharded_mlp(*arrays, mlp=mlp, over=name, placement=placement)
+    if experts_split:
+        raise ShardingError(
+            f"experts={name!r} needs all experts on each device, and the mesh splits them over "
+            f"{placement.parts('expert')}; choose 'all_to_all' or 'all_gather'."
+        )
+    mlp = functools.partial(grouped_mlp, product=choose_product(name, platform))
+    if one_device:
+        return _on_tokens(mlp, *_in_compute_type(arrays))
+    return sharded_mlp(*arrays, mlp=mlp, over=None, placement=placement)
+
+
+def _in_compute_type(arrays):
+    kept = (w if is_quantized(w) or isinstance(w, Stacked) else w.astype(arrays[0].dtype) for w in arrays[3:])
+    return *arrays[:3], *kept
+
+
+def _on_tokens(mlp, x_btd, index_btk, weight_btk, *weights):
+    b, t, d = x_btd.shape
+    tokens = x_btd.reshape(b * t, d), index_btk.reshape(b * t, -1), weight_btk.reshape(b * t, -1)
+    return mlp(*tokens, *weights).reshape(b, t, d)

@@ -1,0 +1,100 @@
+"""The loop over a model's layers: unrolled, or a scan over a stack; with rematerialisation and a paged cache.
+
+Shapes: b batch, t length, d hidden, l layers.
+"""
+
+import itertools
+from collections.abc import Iterable
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from qwen3_jax.config import Qwen3Config
+from qwen3_jax.kernels import Pages, Rows, Stacked, is_quantized, takes_stacks
+from qwen3_jax.kernels.attention.partition import SAVE_NAME
+from qwen3_jax.model.attention import QKV
+from qwen3_jax.model.block import Block
+from qwen3_jax.model.cache import KVCache, LayerCache
+from qwen3_jax.model.moe import RouterStats
+from qwen3_jax.model.rope import Angles
+
+Remat = Literal["none", "dots", "qkv", "attention", "full"]
+REMAT: tuple[Remat, ...] = get_args(Remat)
+# What is saved of each layer for the backward pass besides its input; the rest is computed again. Most memory first.
+_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "qkv": jax.checkpoint_policies.save_only_these_names(QKV, SAVE_NAME),
+    "attention": jax.checkpoint_policies.save_only_these_names(SAVE_NAME),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def layer_groups(config: Qwen3Config, scan_layers: bool) -> list[tuple[bool, list[int]]]:
+    """Return (is MoE, layer indices) for each group: runs of equal layers, or every layer by itself."""
+    if not scan_layers:
+        return [(config.is_moe_layer(i), [i]) for i in range(config.num_hidden_layers)]
+    runs = itertools.groupby(range(config.num_hidden_layers), key=config.is_moe_layer)
+    return [(moe, list(layers)) for moe, layers in runs]
+
+
+def run_layers(
+    groups: Iterable[Block],
+    x_btd: jax.Array,
+    rope: Angles,
+    segment_ids_bt: jax.Array | None,
+    cache: KVCache | None,
+    remat: Remat,
+) -> tuple[jax.Array, KVCache | None, RouterStats | None]:
+    """Return the last layer's output, the cache with this call's keys and values, and the statistics of every MoE layer."""
+    t = x_btd.shape[1]
+    pools: list[Pages] = []
+    router: list[RouterStats] = []
+    for index, group in enumerate(groups):
+        pages, rows = (None, None) if cache is None else (cache.groups[index], cache.rows)
+        x_btd, pages, stats = _run_group(group, x_btd, rope, segment_ids_bt, pages, rows, remat)
+        if pages is not None:
+            pools.append(pages)
+        if stats is not None:
+            router.append(stats if group.stack else jax.tree.map(lambda s: s[None], stats))
+    new_cache = None if cache is None else KVCache(tuple(pools), cache.rows.after(t))
+    return x_btd, new_cache, jax.tree.map(lambda *s: jnp.concatenate(s), *router) if router else None
+
+
+def _run_group(
+    group: Block, x_btd, rope: Angles, segment_ids_bt, pages: Pages | None, rows: Rows | None, remat: Remat
+) -> tuple[jax.Array, Pages | None, RouterStats | None]:
+    """Run one group of layers: a single block, or a scan over a stack."""
+    layers = group.stack or 1
+    # Experts may stay in their stack: a kernel then reads a layer's experts in place, where a scan would copy them.
+    whole = pages is not None and group.stack is not None and group.moe and takes_stacks(group.execution)
+    graphdef, experts, state = nnx.split(group, _is_expert if whole else nnx.Nothing(), ...)  # type: ignore[misc]
+    # The pool is carried from layer to layer whole: a scan over its layers would copy it.
+    first_page_l = None if pages is None else np.arange(layers, dtype=np.int32) * (_page_count(pages) // layers)
+
+    def body(carry, layer):
+        x_btd, pages = carry
+        layer_state, first_page, index = layer
+        layer_experts = jax.tree.map(lambda w: Stacked(w, index), experts)
+        block = nnx.merge(graphdef, layer_experts, layer_state)
+        cache = None if pages is None or rows is None else LayerCache(pages, rows, first_page)
+        x_btd, pages, stats = block(x_btd, rope, segment_ids_bt, cache)
+        return (x_btd, pages), stats
+
+    if remat != "none":
+        body = jax.checkpoint(body, policy=_POLICIES[remat], prevent_cse=group.stack is None)
+    if group.stack is None:
+        (x_btd, pages), stats = body((x_btd, pages), (state, 0, 0))
+    else:
+        (x_btd, pages), stats = jax.lax.scan(body, (x_btd, pages), (state, first_page_l, np.arange(layers)))
+    return x_btd, pages, stats
+
+
+def _page_count(pages: Pages) -> int:
+    return jax.tree.leaves(pages)[0].shape[1]
+
+
+def _is_expert(path, variable) -> bool:
+    return path[-1] in ("gate", "up", "down") and not is_quantized(variable.get_value())
