@@ -1,6 +1,6 @@
 """How a model runs, in one value: given to `Qwen3` once, read by every kernel.
 
-    >>> Execution(Placement(mesh, SERVING), Kernels(attention="chunked"))
+>>> Execution(Placement(mesh, SERVING), Kernels(attention="chunked"))
 """
 
 from dataclasses import dataclass, field

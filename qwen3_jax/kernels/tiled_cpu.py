@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-
 _ROWS = 256  # summed rows that are unpacked at a time; fewer cost dispatch, more leave the cache
 _OUTPUTS = 2048  # output rows of a table that are unpacked at a time
 FEW_ROWS = 16  # of x, up to which a bfloat16 product is faster in tiles

@@ -147,10 +147,10 @@ class Qwen3(nnx.Module):
         another.
         """
         b, t = tokens.shape
-        if positions is None and cache is None:
-            positions = jnp.broadcast_to(jnp.asarray(self.execution.order(t)), (b, t))
-        elif positions is None:
+        if positions is None and cache is not None:
             positions = cache.rows.positions(b, t)
+        elif positions is None:
+            positions = jnp.broadcast_to(jnp.asarray(self.execution.order(t)), (b, t))
         if cache is not None and segment_ids is not None:
             raise ValueError("segment_ids and a cache exclude each other: a cached row is one document.")
         dual_chunk = self.config.dual_chunk_attention_config

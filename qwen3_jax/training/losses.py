@@ -104,9 +104,7 @@ def router_load(model: Qwen3, batch: dict[str, jax.Array]) -> jax.Array:
     return jax.lax.stop_gradient(hidden.router.load)
 
 
-def objective(
-    model: Qwen3, batch: dict[str, jax.Array], whole: Whole, config: LossConfig
-) -> tuple[jax.Array, Sums]:
+def objective(model: Qwen3, batch: dict[str, jax.Array], whole: Whole, config: LossConfig) -> tuple[jax.Array, Sums]:
     """Return a micro-batch's share of the global batch's loss, and its sums.
 
     The shares of all micro-batches add up to `finish(...).total`, and so do their gradients.

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from qwen3_jax.errors import UserError
-from qwen3_jax.kernels import execution as execution_module
 from qwen3_jax.kernels import ONE_DEVICE, Execution, Kernels, attention
+from qwen3_jax.kernels import execution as execution_module
 from qwen3_jax.kernels.attention import chunked, dispatch, gpu, splash
 from qwen3_jax.kernels.attention.partition import SAVE_NAME, Split, split
 from qwen3_jax.kernels.attention.reference import masked_attention

@@ -11,7 +11,17 @@ import qwix
 
 import sharding
 from qwen3_jax import UserError
-from qwen3_jax.kernels import ONE_DEVICE, Execution, Kernels, check_weight_type, expert_mlp, is_quantized, linear, quantize_weight, take_rows
+from qwen3_jax.kernels import (
+    ONE_DEVICE,
+    Execution,
+    Kernels,
+    check_weight_type,
+    expert_mlp,
+    is_quantized,
+    linear,
+    quantize_weight,
+    take_rows,
+)
 from qwen3_jax.kernels.quantized import dequantize, quantized_einsum
 from qwen3_jax.kernels.tiled_cpu import floats, tile_size
 from sharding import SERVING, TRAINING, Placement

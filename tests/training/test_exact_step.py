@@ -7,12 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 import sharding
 from qwen3_jax.errors import UserError
 from qwen3_jax.kernels import Execution
-from qwen3_jax.model import Qwen3
 from qwen3_jax.training import guard, losses
 from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig
 from qwen3_jax.training.optimizer import decayed, schedule

@@ -10,7 +10,11 @@ from qwen3_jax.kernels.attention import chunked, gpu, reference, splash
 from qwen3_jax.kernels.attention.partition import Split, split
 from qwen3_jax.kernels.execution import ONE_DEVICE, AttentionKernel, Execution
 
-_PLATFORMS = {"splash": "tpu", "cudnn": "gpu", "triton": "gpu"}  # of a platform, the fastest first; the rest run anywhere
+_PLATFORMS = {
+    "splash": "tpu",
+    "cudnn": "gpu",
+    "triton": "gpu",
+}  # of a platform, the fastest first; the rest run anywhere
 
 
 def attention(
@@ -52,6 +56,7 @@ def attention(
 def _choose(q: jax.Array, kv_heads: int, packed: bool, execution: Execution) -> tuple[AttentionKernel, Split]:
     """Return the implementation to run and how it is divided over the mesh."""
     placement, name = execution.placement, execution.kernels.attention
+    execution.order(q.shape[1])  # raises where a balanced row does not divide
     if name == "auto":
         parts = split(placement, q.shape, kv_heads)
         return fastest(execution.platform, q, packed, parts), parts

@@ -120,7 +120,7 @@ def paged_attention(
     q_cdfnh = jnp.stack([q.reshape(d, f, n, h) for q in queries])
     k_dfkh, v_dfkh = (x.swapaxes(1, 2).reshape(d, f, k, h) for x in (k_bkth, v_bkth))
     arrays = (q_cdfnh, k_dfkh, v_dfkh, pages, rows.tables_drw, rows.lengths_dr, counts_dr, jnp.asarray(first_page))
-    local = functools.partial(
+    local: Callable = functools.partial(
         _one_shard, tokens=t if uniform else None, chunk=None if chunks is None else chunks.size, execution=execution
     )
     # On a mesh of one device too: only the mesh tells a Pallas kernel for which chip it is compiled.
@@ -165,7 +165,9 @@ def _one_shard(
     return out_rtnh.reshape(f, n, h)[None], pages
 
 
-def _per_device(local: Callable, pages: Pages, shards: int, heads: int, kv_heads: int, placement: Placement) -> Callable:
+def _per_device(
+    local: Callable, pages: Pages, shards: int, heads: int, kv_heads: int, placement: Placement
+) -> Callable:
     """Return `local` under `jax.shard_map`: shards of the batch and heads are divided, where they divide."""
     parts = placement.parts("kv_heads")
     batch = (placement.axes("batch") or None) if shards > 1 else None
