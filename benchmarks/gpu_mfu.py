@@ -16,6 +16,7 @@ import sys
 import time
 
 from benchmarks.common import show
+from qwen3_jax.model import REMAT
 
 # name -> (preset, layers or None for all, rows of 4,096 tokens, remat, moments)
 MODELS = {
@@ -76,7 +77,7 @@ def main() -> None:
     parser.add_argument("--only", choices=list(MODELS), action="append")
     parser.add_argument("--rows", type=int)
     parser.add_argument("--length", type=int, default=4096)
-    parser.add_argument("--remat", choices=["none", "dots", "qkv", "attention", "full"])
+    parser.add_argument("--remat", choices=REMAT)
     parser.add_argument("--params", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)

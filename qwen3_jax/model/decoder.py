@@ -3,9 +3,9 @@
     >>> model = Qwen3(Qwen3Config.preset("Qwen3-0.6B"), rngs=nnx.Rngs(0))
     >>> logits = model(tokens)                                       # int32 [B, T] -> float32 [B, T, V]
 
-Invariant: parameters are declared once, in `params.Declare`; a run of equal layers is one block whose parameters lead with
-a "layers" axis (`scan_layers=True`: compile time does not depend on depth) or as many blocks (`scan_layers=False`: fastest
-to decode on CPU). Both run the same code and hold the same numbers.
+Invariant: each parameter is declared once, by `params.Declare`. A run of equal layers is one block whose parameters have a
+leading "layers" axis (`scan_layers=True`: compile time does not depend on depth) or one block per layer (`scan_layers=False`:
+fastest to decode on CPU). Both run the same code on the same values.
 
 Shapes: b batch, t length, d hidden, v vocabulary, l layers, e experts.
 """
@@ -15,24 +15,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx, struct
 
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
 from qwen3_jax.generation_config import GenerationConfig
-from qwen3_jax.kernels import (
-    ONE_DEVICE,
-    CacheType,
-    Execution,
-    Pages,
-    Rows,
-    Weight,
-    new_pages,
-    page_size,
-    project,
-    take_rows,
-)
+from qwen3_jax.kernels import ONE_DEVICE, CacheType, Execution, Pages, Rows, new_pages, page_size, project, take_rows
 from qwen3_jax.model.block import Block
 from qwen3_jax.model.cache import KVCache
 from qwen3_jax.model.layer_loop import REMAT, Remat, layer_groups, run_layers
@@ -44,12 +32,12 @@ from qwen3_jax.model.rope import angles
 
 @struct.dataclass
 class Hidden:
-    """What the decoder computes before the output projection.
+    """The decoder's output before the output projection.
 
     Attributes:
         states: [B, T, D], after the final norm, in the compute type.
-        cache: the cache with this call's keys and values, or None where none was given.
-        router: one entry per MoE layer, or None for a dense model.
+        cache: the cache with this call's keys and values; None if the call had no cache.
+        router: statistics with a leading axis of MoE layers; None for a dense model.
     """
 
     states: jax.Array
@@ -63,12 +51,12 @@ class Qwen3(nnx.Module):
     Args:
         config: the architecture.
         rngs: source of initial weights (normal, `initializer_range`; residual outputs smaller by depth).
-        dtype: compute type of activations; norms, softmax, routing and logits are float32 in any case.
+        dtype: compute type of activations; norms, softmax, routing and logits are always float32.
         param_dtype: storage type of parameters.
         scan_layers: stack equal layers and scan over them.
         remat: what the backward pass computes again: "none"; "dots", all but the products with weights; "qkv", all but
             queries, keys, values and attention; "attention", all but attention; "full", whole layers.
-        execution: mesh and rules, kernels, 8-bit products, order of the tokens; the default is one device.
+        execution: mesh and rules, kernels, 8-bit products, order of the tokens; by default one device.
 
     Attributes:
         generation_config: sampling defaults, from the checkpoint's generation_config.json.
@@ -118,18 +106,19 @@ class Qwen3(nnx.Module):
 
         Args:
             tokens: int32 [B, T].
-            positions: int32 [B, T] for RoPE; by default 0.. T - 1, or on from the cache's lengths.
+            positions: int32 [B, T] for RoPE; by default 0 to T - 1, or continuing from the cache's lengths.
             segment_ids: int32 [B, T], documents packed into one row: tokens see only their own segment. 0 is padding.
-            cache: keys and values of earlier tokens (`new_cache`); this call's are appended, T to each row. Past its
-                capacity nothing is kept.
+            cache: keys and values of earlier tokens (`new_cache`); this call's are appended, T to each row. Tokens beyond
+                its capacity are not stored.
 
         Raises:
-            ValueError: tokens are not [B, T] integers, or segment_ids come together with a cache.
+            ValueError: tokens are not [B, T] integers, segment_ids were given with a cache, or T exceeds a chunk of Dual
+                Chunk Attention without a cache.
         """
         tokens = jnp.asarray(tokens)
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ValueError(f"tokens must be integers [B, T]; got {tokens.dtype} {tokens.shape}.")
-        # Jitted here, so that a plain call costs one dispatch and not one per operation; inside a jit it is inlined.
+        # Jitted here so that a plain call costs one dispatch instead of one per operation; inside a jit it is inlined.
         logits, cache = _forward(*nnx.split(self), tokens, positions, segment_ids, cache)
         return logits if cache is None else (logits, cache)
 
@@ -152,12 +141,12 @@ class Qwen3(nnx.Module):
         elif positions is None:
             positions = jnp.broadcast_to(jnp.asarray(self.execution.order(t)), (b, t))
         if cache is not None and segment_ids is not None:
-            raise ValueError("segment_ids and a cache exclude each other: a cached row is one document.")
+            raise ValueError("segment_ids cannot be combined with a cache: a cached row is one document.")
         dual_chunk = self.config.dual_chunk_attention_config
         if cache is None and dual_chunk is not None and t > dual_chunk.chunk:
             raise ValueError(
-                f"{t} tokens without a cache exceed the {dual_chunk.chunk} of one chunk; Dual Chunk Attention runs over a "
-                "cache (`new_cache`, or an Engine), and training does without it."
+                f"{t} tokens without a cache exceed the {dual_chunk.chunk} of one chunk; Dual Chunk Attention needs a cache "
+                "(`new_cache`, or an Engine). To train, remove dual_chunk_attention_config."
             )
         rope = angles(self.config, positions)
 
@@ -173,48 +162,38 @@ class Qwen3(nnx.Module):
         return project(equation, states.astype(self.dtype), weight, self.execution)
 
     @property
-    def output_weight(self) -> tuple[Weight, bool]:
+    def output_weight(self) -> tuple[jax.Array, bool]:
         """The output projection and whether it is the embedding: ([V, D], True) or ([D, V], False)."""
         return (self.embed[...], True) if self.config.tie_word_embeddings else (self.lm_head[...], False)
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """Return an empty cache with room for `capacity` tokens in each of `batch` rows, in the compute type."""
-        placement = self.execution.placement
-        size = page_size(placement)
-        width = -(-capacity // size)
-        parts = placement.parts("batch")
+        size = page_size(self.execution.placement)
+        parts = self.execution.placement.parts("batch")
         shards = parts if batch % parts == 0 else 1
-        rows = batch // shards
-        table = 1 + np.arange(rows * width, dtype=np.int32).reshape(1, rows, width)
-        tables = jnp.broadcast_to(jnp.asarray(table), (shards, rows, width))
+        rows, width = batch // shards, -(-capacity // size)
         pages = self.new_pages(1 + rows * width, slots_per_page=size, shards=shards)
-        return KVCache(pages, Rows(tables, jnp.zeros((shards, rows), jnp.int32)))
+        return KVCache(pages, Rows.consecutive(shards, rows, width))
 
     def new_pages(
         self, pages: int, *, slots_per_page: int, shards: int = 1, quantized: CacheType | None = None
     ) -> tuple[Pages, ...]:
-        """Return empty pools for a `KVCache`: so many pages per layer and shard of the batch; page 0 is nobody's."""
+        """Return the pools of a `KVCache`: `pages` zeroed pages per layer and shard of the batch; page 0 is a write sink.
+
+        Raises:
+            UserError: `slots_per_page` does not divide a chunk of Dual Chunk Attention, or the kernel cannot run here.
+        """
         config = self.config
         dual_chunk = config.dual_chunk_attention_config
         if dual_chunk is not None and dual_chunk.chunk % slots_per_page:
             raise UserError(
-                f"config field 'dual_chunk_attention_config' makes chunks of {dual_chunk.chunk} tokens (chunk_size - "
-                f"local_size), which pages of {slots_per_page} do not divide; choose other sizes, or `slots_per_page`."
+                f"config field 'dual_chunk_attention_config' gives chunks of {dual_chunk.chunk} tokens (chunk_size - "
+                f"local_size), which do not divide into pages of {slots_per_page}; change the sizes or `slots_per_page`."
             )
-        return tuple(
-            new_pages(
-                shards,
-                pages * (group.stack or 1),
-                config.num_key_value_heads,
-                slots_per_page,
-                config.head_dim,
-                self.dtype,
-                quantized=quantized,
-                chunked=dual_chunk is not None,
-                execution=self.execution,
-            )
-            for group in self.groups
-        )
+        heads, size, chunked = config.num_key_value_heads, config.head_dim, dual_chunk is not None
+        counts = [pages * (group.stack or 1) for group in self.groups]
+        options: dict[str, Any] = dict(quantized=quantized, chunked=chunked, execution=self.execution)
+        return tuple(new_pages(shards, n, heads, slots_per_page, size, self.dtype, **options) for n in counts)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -226,12 +205,12 @@ def _forward(graphdef, state, tokens, positions, segment_ids, cache):
 
 
 def abstract(make: Any) -> tuple[nnx.GraphDef, nnx.State]:
-    """Return (graphdef, state of ShapeDtypeStructs) of the model that `make()` would build, without its memory."""
+    """Return (graphdef, state of ShapeDtypeStructs) of the model that `make()` builds, without allocating it."""
     return nnx.split(nnx.eval_shape(make))
 
 
 def parameter_count(config: Qwen3Config, active: bool = False) -> int:
-    """Number of parameters, tied weights once; `active` counts only the experts that one token uses."""
+    """Return the number of parameters, tied weights counted once; `active` counts only the experts that one token uses."""
     _, state = abstract(lambda: Qwen3(config, rngs=nnx.Rngs(0)))
     total = sum(leaf.size for leaf in jax.tree.leaves(state))
     if not active or not config.num_experts:

@@ -1,11 +1,11 @@
 """A model's parameters as a flat dictionary, `{"groups.0.attention.q": array}`, and back.
 
-Training works on this form: optimizer, checkpoints, decay masks and metrics all name a parameter by one string.
+Training uses this form: optimizer, checkpoints, decay masks and metrics name a parameter by one string.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -16,16 +16,16 @@ from sharding import Placement
 
 
 class Structure:
-    """Everything of a model but its numbers: made from a constructor, without memory.
+    """A model without its parameter values: names, shapes and logical axes; takes no memory for arrays.
 
     Args:
-        make: builds the model; never run with real arrays.
+        make: builds the model; it is only traced.
     """
 
     def __init__(self, make: Callable[[], Qwen3]):
         self.graphdef, state = nnx.split(nnx.eval_shape(make))
         self._variables = dict(nnx.to_flat_state(state))
-        self._names = {path: ".".join(map(str, path)) for path in self._variables}
+        self._names = {path: dotted(path) for path in self._variables}
 
     @property
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -38,10 +38,10 @@ class Structure:
         return {self._names[path]: v.get_metadata()["logical_axes"] for path, v in self._variables.items()}
 
     def shardings(self, placement: Placement) -> dict[str, jax.sharding.Sharding]:
-        """Where every parameter lives.
+        """Return the sharding of every parameter.
 
         Raises:
-            ShardingError: names a parameter that does not divide over the mesh.
+            ShardingError: a parameter does not divide over the mesh; the message names it.
         """
         axes = self.logical_axes
         return {name: placement.sharding(axes[name], value.shape, name) for name, value in self.shapes.items()}
@@ -53,5 +53,10 @@ class Structure:
 
 
 def flatten(model: Qwen3) -> dict[str, jax.Array]:
-    """Return a model's parameters by dotted path; no copy is made."""
-    return {".".join(map(str, path)): v.get_value() for path, v in nnx.to_flat_state(nnx.state(model))}
+    """Return a model's parameters by dotted name; no copy is made."""
+    return {dotted(path): variable.get_value() for path, variable in nnx.to_flat_state(nnx.state(model))}
+
+
+def dotted(path: Iterable[Any]) -> str:
+    """Return the name of the parameter at a path of `nnx.to_flat_state`: ("groups", 0, "mlp") -> "groups.0.mlp"."""
+    return ".".join(map(str, path))

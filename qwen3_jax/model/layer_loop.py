@@ -72,7 +72,7 @@ def _run_group(
     whole = pages is not None and group.stack is not None and group.moe and takes_stacks(group.execution)
     graphdef, experts, state = nnx.split(group, _is_expert if whole else nnx.Nothing(), ...)  # type: ignore[misc]
     # The pool is carried from layer to layer whole: a scan over its layers would copy it.
-    first_page_l = None if pages is None else np.arange(layers, dtype=np.int32) * (_page_count(pages) // layers)
+    first_page_l = None if pages is None else np.arange(layers, dtype=np.int32) * (pages.count // layers)
 
     def body(carry, layer):
         x_btd, pages = carry
@@ -90,10 +90,6 @@ def _run_group(
     else:
         (x_btd, pages), stats = jax.lax.scan(body, (x_btd, pages), (state, first_page_l, np.arange(layers)))
     return x_btd, pages, stats
-
-
-def _page_count(pages: Pages) -> int:
-    return jax.tree.leaves(pages)[0].shape[1]
 
 
 def _is_expert(path, variable) -> bool:

@@ -17,13 +17,13 @@ from qwen3_jax.model.params import Declare
 
 @struct.dataclass
 class RouterStats:
-    """What the load-balancing loss and the router metrics are made of; sums over the tokens that count.
+    """The terms of the load-balancing loss and of the router metrics: sums over the tokens that are not padding.
 
     Attributes:
         load: float32 [L, E] ([E] inside a layer), tokens sent to each expert; each token counts k times.
         prob: float32 [L, E], sum over tokens of the router's probability of each expert.
         entropy: float32 [L], sum over tokens of the entropy of the router's distribution, in nats.
-        tokens: float32 [L], tokens that count (padding does not).
+        tokens: float32 [L], the number of tokens.
     """
 
     load: jax.Array
@@ -47,22 +47,14 @@ class MoE(nnx.Module):
         self.execution = execution
 
     def __call__(self, x_btd: jax.Array, segment_ids_bt: jax.Array | None) -> tuple[jax.Array, RouterStats]:
-        """Return the layer's output [B, T, D] and the statistics of its router over tokens that are not padding (segment 0)."""
-        dtype = x_btd.dtype
+        """Return the layer's output [B, T, D] and its router's statistics; tokens of segment 0 are padding."""
         logits_bte = jnp.einsum("btd,de->bte", x_btd.astype(jnp.float32), self.router[...].astype(jnp.float32))
         probs_bte = jax.nn.softmax(logits_bte, axis=-1)
         weight_btk, index_btk = jax.lax.top_k(probs_bte, self.experts_per_token)
         if self.norm_topk_prob:
             weight_btk /= weight_btk.sum(axis=-1, keepdims=True)
-        y_btd = expert_mlp(
-            x_btd,
-            index_btk,
-            weight_btk.astype(dtype),
-            self.gate[...],
-            self.up[...],
-            self.down[...],
-            self.execution,
-        )
+        experts = self.gate[...], self.up[...], self.down[...]
+        y_btd = expert_mlp(x_btd, index_btk, weight_btk.astype(x_btd.dtype), *experts, self.execution)
         count_bt = jnp.ones(x_btd.shape[:2]) if segment_ids_bt is None else (segment_ids_bt > 0).astype(jnp.float32)
         chosen_bte = jax.nn.one_hot(index_btk, probs_bte.shape[-1]).sum(axis=2)
         stats = RouterStats(

@@ -1,4 +1,4 @@
-"""One declaration per parameter gives its shape, logical axes and initialiser; all else is derived from it."""
+"""One declaration per parameter gives its shape, logical axes and initialiser; everything else is derived from it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from flax import nnx
 
 @dataclass(frozen=True)
 class Declare:
-    """Makes parameters for one block, or for a stack of equal blocks with a leading "layers" axis.
+    """Declares the parameters of one block, or of a stack of equal blocks with a leading "layers" axis.
 
     Attributes:
         rngs: source of initial values.
@@ -23,14 +23,14 @@ class Declare:
     stack: int | None = None
 
     def normal(self, shape: Sequence[int], axes: Sequence[str], std: float) -> nnx.Param:
-        """A parameter drawn from N(0, std^2)."""
+        """Return a parameter drawn from N(0, std^2)."""
         shape, axes = self._stacked(shape, axes)
-        # Drawn in float32 whatever the storage type: bf16 normals are coarse in the tails.
+        # In float32 for any storage type: bf16 normals are coarse in the tails.
         value = std * jax.random.normal(self.rngs.params(), shape, jnp.float32)
         return nnx.Param(value.astype(self.dtype), logical_axes=axes)
 
     def constant(self, shape: Sequence[int], axes: Sequence[str], value: float) -> nnx.Param:
-        """A parameter that starts at one value (norm scales 1, biases 0)."""
+        """Return a parameter that starts at `value` everywhere (norm scales 1, biases 0)."""
         shape, axes = self._stacked(shape, axes)
         return nnx.Param(jnp.full(shape, value, self.dtype), logical_axes=axes)
 

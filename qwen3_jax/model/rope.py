@@ -1,7 +1,9 @@
 """Rotary position embedding (Su et al. 2021, arXiv 2104.09864) and static YaRN (Peng et al. 2023, arXiv 2309.00071), and
 the positions of Dual Chunk Attention (An et al. 2024, arXiv 2402.17463).
 
-Pairs are (i, i + H/2), as in HF's `rotate_half`; angles and rotation are float32 whatever the compute type.
+Pairs are (i, i + H/2), as in HF's `rotate_half`; angles and rotation are float32 for any compute type.
+
+Shapes: b batch, t length, h pairs of a head (H / 2).
 """
 
 import math
@@ -15,7 +17,7 @@ from qwen3_jax.config import Qwen3Config
 
 
 def frequencies(config: Qwen3Config) -> tuple[np.ndarray, float]:
-    """Return (angles per position, float32 [H / 2]; the factor on cos and sin) of a config's RoPE."""
+    """Return (radians per position of each pair, float32 [H / 2]; factor on cos and sin) of a config's RoPE."""
     size = config.head_dim
     # float32 powers, as transformers computes them: at position 100,000 a double's difference would show.
     periods = np.float32(config.rope_theta) ** (np.arange(0, size, 2, dtype=np.float32) / np.float32(size))
@@ -37,7 +39,7 @@ def frequencies(config: Qwen3Config) -> tuple[np.ndarray, float]:
             attention_factor = temperature(scaling.mscale) / temperature(scaling.mscale_all_dim)
 
     def dimension(rotations: float) -> float:
-        """The pair that turns this often within the original context (YaRN, section 3.2)."""
+        """The pair that makes this many rotations within the original context (YaRN, section 3.2)."""
         return size * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(config.rope_theta))
 
     low, high = dimension(scaling.beta_fast), dimension(scaling.beta_slow)
@@ -50,12 +52,12 @@ def frequencies(config: Qwen3Config) -> tuple[np.ndarray, float]:
 
 
 class Angles(NamedTuple):
-    """cos and sin of the rotations, float32 [B, T, H / 2].
+    """cos and sin of the rotations, float32 [B, T, H / 2] each.
 
     Attributes:
-        keys: of the keys.
-        queries: of the queries, against keys of the same chunk, the chunk before, and all earlier ones; without Dual Chunk
-            Attention only the first.
+        keys: (cos, sin) for keys.
+        queries: (cos, sin) for queries: against keys of the same chunk, of the chunk before, and of all earlier chunks.
+            Without Dual Chunk Attention only the first.
     """
 
     keys: tuple[jax.Array, jax.Array]
@@ -66,24 +68,25 @@ def angles(config: Qwen3Config, positions_bt: jax.Array) -> Angles:
     """Return the angles for int32 positions [B, T]."""
     inverse, factor = frequencies(config)
 
-    def of(positions_bt) -> tuple[jax.Array, jax.Array]:
+    def cos_sin(positions_bt) -> tuple[jax.Array, jax.Array]:
         theta_bth = positions_bt.astype(jnp.float32)[:, :, None] * inverse
         return jnp.cos(theta_bth) * factor, jnp.sin(theta_bth) * factor
 
     dual = config.dual_chunk_attention_config
     if dual is None:
-        plain = of(positions_bt)
+        plain = cos_sin(positions_bt)
         return Angles(plain, (plain,))
     # An et al. 2024, equations 3 to 7, with the bounds of Qwen2.5-1M's implementation in vLLM.
     within_bt = positions_bt % dual.chunk
     before_bt = jnp.minimum(within_bt + dual.chunk, dual.chunk_size)
     earlier_bt = jnp.full_like(within_bt, min(2 * dual.chunk - 1, dual.chunk_size))
-    heat_bt1 = jnp.ones((1, 1, 1))
+    temperature_bt1 = jnp.ones((1, 1, 1))
     if dual.original_max_position_embeddings:
         lengths_bt1 = (positions_bt.astype(jnp.float32) + 1)[:, :, None]
-        heat_bt1 = jnp.maximum(0.1 * jnp.log(lengths_bt1 / dual.original_max_position_embeddings) + 1, 1)
-    queries = tuple((cos * heat_bt1, sin * heat_bt1) for cos, sin in map(of, (within_bt, before_bt, earlier_bt)))
-    return Angles(of(within_bt), queries)
+        temperature_bt1 = jnp.maximum(0.1 * jnp.log(lengths_bt1 / dual.original_max_position_embeddings) + 1, 1)
+    rotations = map(cos_sin, (within_bt, before_bt, earlier_bt))
+    queries = tuple((cos * temperature_bt1, sin * temperature_bt1) for cos, sin in rotations)
+    return Angles(cos_sin(within_bt), queries)
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:

@@ -104,7 +104,9 @@ def plan_decoding(
 
 def _structure(config: Qwen3Config, dtype: str, placement: Placement) -> Structure:
     kind = jnp.dtype(dtype)
-    return Structure(lambda: Qwen3(config, rngs=nnx.Rngs(0), dtype=kind, param_dtype=kind, execution=Execution(placement)))
+    return Structure(
+        lambda: Qwen3(config, rngs=nnx.Rngs(0), dtype=kind, param_dtype=kind, execution=Execution(placement))
+    )
 
 
 def _flops_per_token(config: Qwen3Config, context: int) -> int:

@@ -42,6 +42,11 @@ class HeadMajor:
         return cls(jnp.zeros(shape, kind), jnp.zeros(shape, kind), *scales)
 
     @property
+    def count(self) -> int:
+        """Pages of a shard."""
+        return self.k.shape[1]
+
+    @property
     def page_size(self) -> int:
         return self.k.shape[3]
 
@@ -89,6 +94,11 @@ class Combined:
     @classmethod
     def empty(cls, d: int, pages: int, kv_heads: int, page_size: int, head_dim: int, dtype) -> Combined:
         return cls(jnp.zeros((d, pages, page_size, 2 * kv_heads, head_dim), dtype))
+
+    @property
+    def count(self) -> int:
+        """Pages of a shard."""
+        return self.kv.shape[1]
 
     @property
     def page_size(self) -> int:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 
@@ -29,6 +30,13 @@ class Rows(struct.PyTreeNode):
     tables_drw: jax.Array
     lengths_dr: jax.Array
     counts_dr: jax.Array | None = None
+
+    @classmethod
+    def consecutive(cls, shards: int, rows: int, width: int) -> Rows:
+        """Return empty rows that own `width` pages each, one row after another from page 1 on."""
+        table_rw = 1 + np.arange(rows * width, dtype=np.int32).reshape(1, rows, width)
+        tables_drw = jnp.broadcast_to(jnp.asarray(table_rw), (shards, rows, width))
+        return cls(tables_drw, jnp.zeros((shards, rows), jnp.int32))
 
     def positions(self, b: int, t: int) -> jax.Array:
         """Positions of the tokens of a call, int32 [B, T]: B rows of T tokens, or B shards of T tokens."""
