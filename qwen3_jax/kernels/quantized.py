@@ -1,4 +1,4 @@
-"""Weights of 8 or 4 bits for inference: how they are made, taken apart and multiplied.
+"""Weights of 8 or 4 bits for inference: quantise, dequantise, multiply.
 
     w  ~  qvalue * scale            y = x w
 
@@ -9,14 +9,14 @@
 | `int4` | -7 .. 7             | each output channel and group of 128 numbers along the last axis that is summed |
 
 A quantised weight is a `qwix.QArray`: `qvalue` has the shape of the weight, `scale` has as many axes, of size 1 where they
-share a scale. Only weights are quantised; activations and sums stay as they are, so nothing has to be calibrated.
+share a scale. Only weights are quantised, not activations or sums, so no calibration is needed.
 
-The integer ranges are symmetric (qwix itself would use -128 and -8, by scaling to 127.5 and 7.5): numbers that were rounded
-in this way before come back as they are, whatever file they lay in meanwhile.
+The integer ranges are symmetric (qwix itself would use -128 and -8, by scaling to 127.5 and 7.5): quantising values that were
+already rounded in this way, in any file format, does not change them.
 
-A scale per output channel is multiplied onto the product, where it costs nothing; a scale per group onto the weight, which
-XLA fuses into the product's operand on TPU and GPU; one CPU unpacks a few hundred rows at a time (`tiled_cpu`). Never more
-than one layer's weight is unpacked at a time.
+A scale per output channel multiplies the product, which costs nothing; a scale per group multiplies the weight, which XLA fuses
+into the product's operand on TPU and GPU; one CPU unpacks a few hundred rows at a time (`tiled_cpu`). At most one layer's
+weight is unpacked at a time.
 """
 
 import math
@@ -29,22 +29,22 @@ from jax.sharding import PartitionSpec
 
 from qwen3_jax.errors import UserError, nearest
 from qwen3_jax.kernels.execution import ONE_DEVICE, Execution
-from qwen3_jax.kernels.tiled_cpu import Matrices, held, quantized_tiles, scaled_tiles, tile_size, tiled_einsum
+from qwen3_jax.kernels.tiled_cpu import Matrices, in_loop, quantized_tiles, scaled_tiles, tile_size, tiled_einsum
 
 WeightType = Literal["int8", "fp8", "int4"]
 GROUP = 128
 _TYPES = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn, "int4": jnp.int4}
-# qwix scales the largest number to 127.5 and 7.5; stretched by these it is 127 and 7.
+# qwix scales the largest number to 127.5 and 7.5; these factors make it 127 and 7.
 _CALIBRATION = {"int8": f"absmax,{127.5 / 127!r}", "fp8": "absmax", "int4": f"absmax,{7.5 / 7!r}"}
 
 Weight = Any  # jax.Array, or qwix.QArray: qwix is imported only where weights are quantised
 
 
 def check_weight_type(name: str | None) -> None:
-    """Refuse a quantisation of the weights that is unknown or whose library is missing.
+    """Check that a type of quantised weights is known and its library installed.
 
     Raises:
-        UserError: says which, and what to choose or install.
+        UserError: it is not; the message names the choices or the package to install.
     """
     if name is None:
         return
@@ -62,27 +62,27 @@ def is_quantized(w: Weight) -> TypeGuard[Any]:
     return hasattr(w, "qvalue")
 
 
-def quantize_weight(w: jax.Array, kind: WeightType, summed: Sequence[int], group: int | None = None) -> Any:
+def quantize_weight(w: jax.Array, weight_type: WeightType, summed: Sequence[int], group: int | None = None) -> Any:
     """Return a weight as a `qwix.QArray` with float32 scales.
 
     Args:
         w: any floating type.
-        kind: see the table above.
+        weight_type: see the table above.
         summed: the axes that a product with the weight sums over; the last of them has the groups of int4.
         group: numbers in a group; None is 128, or the largest power of two below that divides the axis.
     """
     import qwix
 
-    tiled, own = {}, [axis for axis in range(w.ndim) if axis not in summed]
-    if kind == "int4":
+    tiled, channels = {}, [axis for axis in range(w.ndim) if axis not in summed]
+    if weight_type == "int4":
         tiled = {summed[-1]: group or math.gcd(GROUP, w.shape[summed[-1]])}
-        own += summed[:-1]
+        channels += summed[:-1]
     return qwix.quantize(
         w.astype(jnp.float32),
-        _TYPES[kind],
-        channelwise_axes=own,
+        _TYPES[weight_type],
+        channelwise_axes=channels,
         tiled_axes=tiled,
-        calibration_method=_CALIBRATION[kind],
+        calibration_method=_CALIBRATION[weight_type],
     )
 
 
@@ -92,12 +92,12 @@ def dequantize(w: Weight, dtype: Any) -> jax.Array:
         return w.astype(dtype)
     import qwix
 
-    # Numbers of 8 bits are exact in bfloat16; with the scale they are rounded once, here.
+    # 8-bit numbers are exact in bfloat16; the product with the scale is rounded once, here.
     return qwix.dequantize(w).astype(dtype)
 
 
 def scaled_per_channel(w: Any, summed: Sequence[int]) -> bool:
-    """Whether the scale of a quantised weight is the same for all numbers that one product sums."""
+    """Whether all numbers that one product sums have the same scale."""
     return w.zero_point is None and all(w.scale.shape[axis] == 1 for axis in summed)
 
 
@@ -119,7 +119,7 @@ def quantized_einsum(
     per_channel = scaled_per_channel(w, summed)
     y = _in_tiles(equation, x, w, summed, per_channel) if execution.on_one_cpu and w.zero_point is None else None
     if y is None and per_channel:
-        # Before the scale sums may be 127 times too large for float16.
+        # Unscaled sums may be 127 times too large for float16.
         inner = jnp.float32 if x.dtype == jnp.float16 else sums
         y = jnp.einsum(equation, x, w.qvalue.astype(x.dtype), preferred_element_type=inner)
     elif y is None:
@@ -140,7 +140,7 @@ def expand_columns(equation: str, columns: jax.Array) -> jax.Array:
 
 
 def _in_tiles(equation: str, x: jax.Array, w: Any, summed: Sequence[int], per_channel: bool) -> jax.Array | None:
-    """The product in float32, tile by tile, scaled unless `per_channel`; None where no size of a tile suits."""
+    """Return the product in float32, tile by tile, scaled unless `per_channel`; None where no tile size fits."""
     if per_channel:
         flat = Matrices(equation, x, w.shape)
         tile = tile_size(flat.shape, (1, 1), [flat.summed])
@@ -168,13 +168,13 @@ def take_rows(w: Weight, index: jax.Array, dtype: Any, execution: Execution = ON
 
 @jax.custom_vjp
 def _rows_by_bits(w: jax.Array, index: jax.Array) -> jax.Array:
-    """w[index] of bfloat16 as integers: XLA:CPU would convert the whole table to float32."""
-    bits = jax.lax.bitcast_convert_type(held(w, index), jnp.uint16)[index]
+    """Return w[index] of bfloat16, indexed as integers: XLA:CPU would convert the whole table to float32."""
+    bits = jax.lax.bitcast_convert_type(in_loop(w, index), jnp.uint16)[index]
     return jax.lax.bitcast_convert_type(bits, w.dtype)
 
 
-def _rows_backward(kept, dy):
-    w, index = kept
+def _rows_backward(residuals, dy):
+    w, index = residuals
     return jax.vjp(lambda w: w[index], w)[1](dy)[0], None
 
 
@@ -182,8 +182,8 @@ _rows_by_bits.defvjp(lambda w, index: (_rows_by_bits(w, index), (w, index)), _ro
 
 
 def specs(w: Weight, spec: PartitionSpec) -> Any:
-    """Return the PartitionSpecs of a weight's parts: a scale is split with its weight, but not along axes of size 1."""
-    if hasattr(w, "specs"):  # experts in their stack
+    """Return the PartitionSpecs of a weight's arrays: a scale is split with its weight, but not along axes of size 1."""
+    if hasattr(w, "specs"):  # `Stacked` experts
         return w.specs(spec)
     if not is_quantized(w):
         return spec
@@ -193,7 +193,7 @@ def specs(w: Weight, spec: PartitionSpec) -> Any:
 
 
 def refuse_gradient() -> None:
-    """Say that quantised weights cannot be trained.
+    """Raise the error of training quantised weights.
 
     Raises:
         UserError: always.

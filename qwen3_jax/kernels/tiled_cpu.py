@@ -1,9 +1,9 @@
-"""Products of a few rows with narrow weights (quantised, bfloat16) on one CPU: a few hundred rows of the weights at a time are
-made float32, and stay in the core's cache.
+"""Products of a few rows with narrow weights (quantised, bfloat16) on one CPU: a few hundred rows of the weights are converted
+to float32 at a time, and stay in the core's cache.
 
 XLA:CPU does not fuse the conversion into a product, and unpacking a whole matrix first writes and reads four bytes for each
-that was saved: 28 products of one row with int8 [1024, 3072] take 165 ms, with float32 weights 11 ms, and in this way 7 ms
-(2 cores; e4m3 37 ms, int4 50 ms). A loop also keeps XLA from unpacking the weights once and for all.
+byte saved: 28 products of one row with int8 [1024, 3072] take 165 ms, with float32 weights 11 ms, and in tiles 7 ms (2 cores;
+e4m3 37 ms, int4 50 ms). The loop also prevents XLA from unpacking the weights ahead of it.
 """
 
 import math
@@ -14,15 +14,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-_ROWS = 256  # summed rows that are unpacked at a time; fewer cost dispatch, more leave the cache
+_ROWS = 256  # summed rows that are unpacked at a time; fewer cost dispatch, more do not fit the cache
 _OUTPUTS = 2048  # output rows of a table that are unpacked at a time
 FEW_ROWS = 16  # of x, up to which a bfloat16 product is faster in tiles
 
 
-def held(x: jax.Array, i: jax.Array) -> jax.Array:
-    """Return x as something that depends on a loop's counter.
+def in_loop(x: jax.Array, i: jax.Array) -> jax.Array:
+    """Return x, made dependent on a loop's counter i.
 
-    XLA:CPU takes what does not out of the loop: the bits of a whole matrix would be copied before one tile of them is read.
+    XLA:CPU hoists loop invariants: the bits of a whole matrix would be copied before the first tile is read.
     """
     return lax.optimization_barrier((x, i))[0]
 
@@ -30,8 +30,8 @@ def held(x: jax.Array, i: jax.Array) -> jax.Array:
 def floats(q: jax.Array) -> jax.Array:
     """Return 8-bit and 4-bit numbers as float32.
 
-    e4m3 goes through float16, which has one exponent bit more and the same order of fields: shifted into place, a finite
-    number is 2^-8 of itself. XLA:CPU's own conversion, one bit test after the other, is five times slower.
+    e4m3 is converted by way of float16, which has the same order of fields and one exponent bit more: shifted into place, a
+    finite number is 2^-8 of its value. XLA:CPU's own conversion, a sequence of bit tests, is five times slower.
     """
     if q.dtype != jnp.float8_e4m3fn:
         return q.astype(jnp.float32)
@@ -41,33 +41,33 @@ def floats(q: jax.Array) -> jax.Array:
 
 
 def scaled(numbers: jax.Array, scale: jax.Array) -> jax.Array:
-    """Return numbers times a scale with as many axes, each number of which is for a group along each axis."""
-    sizes = [n for have, of in zip(scale.shape, numbers.shape, strict=True) for n in (have, of // have)]
-    spread = scale.reshape([n for have in scale.shape for n in (have, 1)])
-    return (numbers.reshape(sizes) * spread).reshape(numbers.shape)
+    """Return numbers times a scale with as many axes, each entry of which applies to a group along each axis."""
+    sizes = [n for groups, size in zip(scale.shape, numbers.shape, strict=True) for n in (groups, size // groups)]
+    scale = scale.reshape([n for groups in scale.shape for n in (groups, 1)])
+    return (numbers.reshape(sizes) * scale).reshape(numbers.shape)
 
 
 def tile_size(shape: tuple[int, ...], scales: tuple[int, ...], summed: list[int]) -> int | None:
-    """Return how many rows of a weight's first axis to unpack at a time, or None where no number suits.
+    """Return how many rows of a weight's first axis to unpack at a time, or None where no number fits.
 
     Args:
-        shape: the weight's.
-        scales: its scale's; groups along the first axis are not cut.
+        shape: of the weight.
+        scales: shape of its scale; a tile holds whole groups of the first axis.
         summed: the axes that are summed over.
     """
     rows, group = shape[0], shape[0] // scales[0] if scales[0] > 1 else 1
-    most = max(1, _ROWS // math.prod(shape[axis] for axis in summed if axis)) if 0 in summed else _OUTPUTS
-    fitting = [n for n in range(group, min(max(most, group), rows) + 1, group) if rows % n == 0]
-    # An odd number of rows would be walked one by one.
-    return fitting[-1] if fitting and 8 * fitting[-1] >= min(most, rows) else None
+    largest = max(1, _ROWS // math.prod(shape[axis] for axis in summed if axis)) if 0 in summed else _OUTPUTS
+    fitting = [n for n in range(group, min(max(largest, group), rows) + 1, group) if rows % n == 0]
+    # Of a prime number of rows only tiles of one row would fit.
+    return fitting[-1] if fitting and 8 * fitting[-1] >= min(largest, rows) else None
 
 
 def quantized_tiles(q: jax.Array, tile: int) -> Callable[[jax.Array], jax.Array]:
-    """Return what gives the i-th tile of 8-bit or 4-bit numbers as float32."""
+    """Return a function from i to the i-th tile of 8-bit or 4-bit numbers, float32."""
 
     def cut(i: jax.Array) -> jax.Array:
-        if q.dtype == jnp.float8_e4m3fn:  # XLA:CPU would convert all of it to slice it
-            bits = lax.dynamic_slice_in_dim(lax.bitcast_convert_type(held(q, i), jnp.uint8), i * tile, tile)
+        if q.dtype == jnp.float8_e4m3fn:  # XLA:CPU would convert the whole array to slice it
+            bits = lax.dynamic_slice_in_dim(lax.bitcast_convert_type(in_loop(q, i), jnp.uint8), i * tile, tile)
             return floats(lax.bitcast_convert_type(bits, q.dtype))
         return floats(lax.dynamic_slice_in_dim(q, i * tile, tile))
 
@@ -75,7 +75,7 @@ def quantized_tiles(q: jax.Array, tile: int) -> Callable[[jax.Array], jax.Array]
 
 
 def scaled_tiles(w: Any, tile: int) -> Callable[[jax.Array], jax.Array]:
-    """Return what gives the i-th tile of a quantised weight as float32, scaled: its scale cannot wait for the product."""
+    """Return a function from i to the i-th tile of a quantised weight, float32; for scales that differ along a summed axis."""
     rows, scales = w.shape[0], w.scale.shape[0]
     per_tile = tile // (rows // scales) if scales > 1 else 1
     numbers = quantized_tiles(w.qvalue, tile)
@@ -88,13 +88,13 @@ def scaled_tiles(w: Any, tile: int) -> Callable[[jax.Array], jax.Array]:
 
 
 def bfloat16_tiles(w: jax.Array, tile: int) -> Callable[[jax.Array], jax.Array]:
-    """Return what gives the i-th tile of bfloat16 weights as float32.
+    """Return a function from i to the i-th tile of bfloat16 weights, float32.
 
-    They are sliced and shifted as integers, because XLA:CPU would convert all of them to slice them.
+    Sliced and shifted as integers, because XLA:CPU would convert the whole array to slice it.
     """
 
     def cut(i: jax.Array) -> jax.Array:
-        bits = lax.dynamic_slice_in_dim(lax.bitcast_convert_type(held(w, i), jnp.uint16), i * tile, tile)
+        bits = lax.dynamic_slice_in_dim(lax.bitcast_convert_type(in_loop(w, i), jnp.uint16), i * tile, tile)
         return lax.bitcast_convert_type(bits.astype(jnp.uint32) << 16, jnp.float32)
 
     return cut
@@ -103,8 +103,8 @@ def bfloat16_tiles(w: jax.Array, tile: int) -> Callable[[jax.Array], jax.Array]:
 class Matrices:
     """An einsum of rows with a weight as one product of two matrices.
 
-    XLA:CPU would transpose weights of three axes in every step to suit the order of the result's (k, v, o of Qwen3-0.6B: half
-    of a decode step's time).
+    XLA:CPU would transpose weights of three axes in every step to match the order of the result's axes (k, v and o of
+    Qwen3-0.6B: half of a decode step's time).
 
     Args:
         equation: x's last letters are w's first, or (a table) w's last.
@@ -122,23 +122,23 @@ class Matrices:
         inputs, self._result = equation.split("->")
         a, b = inputs.split(",")
         summed = "".join(letter for letter in b if letter not in self._result)
-        own = "".join(letter for letter in b if letter in self._result)
+        columns = "".join(letter for letter in b if letter in self._result)
         table = b.endswith(summed)
         assert a.endswith(summed), equation
         assert table or b.startswith(summed), equation
         sizes = dict(zip(b, shape, strict=True))
-        inside = math.prod(sizes[letter] for letter in summed)
+        inner = math.prod(sizes[letter] for letter in summed)
         lead = x.shape[: x.ndim - len(summed)]
         self.equation = "rd,fd->rf" if table else "rd,df->rf"
         self.x = x.reshape(math.prod(lead), -1)
-        outside = math.prod(shape) // inside
-        self.shape = (outside, inside) if table else (inside, outside)
+        outer = math.prod(shape) // inner
+        self.shape = (outer, inner) if table else (inner, outer)
         self.summed = int(table)
-        self._order = a.removesuffix(summed) + own
-        self._shape = (*lead, *(sizes[letter] for letter in own))
+        self._order = a.removesuffix(summed) + columns
+        self._shape = (*lead, *(sizes[letter] for letter in columns))
 
     def result(self, y_rf: jax.Array) -> jax.Array:
-        """Give the product the einsum's axes."""
+        """Return the product with the axes of the einsum."""
         y = y_rf.reshape(self._shape)
         if self._order == self._result:
             return y
@@ -148,8 +148,8 @@ class Matrices:
 def few_rows_einsum(equation: str, x: jax.Array, w: jax.Array) -> jax.Array | None:
     """Return einsum(equation, x, w) in float32 if x has few rows, as in a decode step; else None. For one CPU device.
 
-    bfloat16 weights go tile by tile, with half of float32's traffic, where XLA:CPU's own product of one row takes ten times as
-    long as with float32.
+    bfloat16 weights are multiplied in tiles, with half of float32's traffic; XLA:CPU's own product of one row takes ten times
+    as long as with float32.
 
     Args:
         equation: see `Matrices`.
@@ -175,7 +175,7 @@ def expert_product(x_rd: jax.Array, w_edf: jax.Array, expert: jax.Array) -> jax.
         start, size = (expert, i * tile, 0), (1, tile, f)
         if w_edf.dtype != jnp.bfloat16:
             return lax.dynamic_slice(w_edf, start, size)[0].astype(jnp.float32)
-        part = lax.dynamic_slice(lax.bitcast_convert_type(held(w_edf, i), jnp.uint16), start, size)[0]
+        part = lax.dynamic_slice(lax.bitcast_convert_type(in_loop(w_edf, i), jnp.uint16), start, size)[0]
         return lax.bitcast_convert_type(part.astype(jnp.uint32) << 16, jnp.float32)
 
     return tiled_einsum("rd,df->rf", x_rd, (d, f), tile, cut)
@@ -184,15 +184,17 @@ def expert_product(x_rd: jax.Array, w_edf: jax.Array, expert: jax.Array) -> jax.
 def tiled_einsum(
     equation: str, x: jax.Array, shape: tuple[int, ...], tile: int, cut: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
-    """Return einsum(equation, x, w) in float32, of weights that `cut` gives `tile` rows at a time.
+    """Return einsum(equation, x, w) in float32, where `cut(i)` is the i-th tile of w, `tile` rows.
 
     The first axis of w is summed over (a matrix, [in, out]), or it is the last of the result (a table, [out, in]).
     """
     inputs, c = equation.split("->")
     a, b = inputs.split(",")
     rows = shape[0]
-    axis = a.split("...")[-1].find(b[0]) - len(a.split("...")[-1])  # from the end, as of an ellipsis nothing is known
-    x = x.astype(jnp.float32)  # a product of narrow numbers is slower, and not as exact
+    axis = a.split("...")[-1].find(b[0]) - len(
+        a.split("...")[-1]
+    )  # from the end: an ellipsis stands for any number of axes
+    x = x.astype(jnp.float32)  # a product of narrow types is slower and less exact
 
     def product(x: jax.Array, part: jax.Array) -> jax.Array:
         return jnp.einsum(equation, x, part, preferred_element_type=jnp.float32)

@@ -200,7 +200,7 @@ def test_every_part_of_a_balanced_row_meets_as_many_blocks():
     k = jnp.zeros((1, 1, t, 1))
     work = []
     for places in order:
-        rows = chunked._rows(chunked._Mask(jnp.asarray(places)[None], None, None), k, 1, 128, 128)
+        rows = chunked._block_masks(chunked._Mask(jnp.asarray(places)[None], None, None), k, 1, 128, 128)
         work.append(int((rows.stop_i - rows.first_i).sum()))
     assert len(set(work)) == 1
     assert work[0] * parts == 32 * 33 // 2  # of 32 x 32 pairs of blocks

@@ -1,7 +1,7 @@
 """Attention on NVIDIA GPUs: cuDNN's flash attention, and JAX's Triton kernel for rows packed with several documents.
 
-cuDNN as JAX exposes it (`jax.nn.dot_product_attention`) knows causal order but no segments short of a [T, T] bias; the
-kernel in `jax.experimental.pallas.ops.gpu.attention` knows both. Neither knows places, so a split length is `chunked`'s.
+cuDNN as JAX exposes it (`jax.nn.dot_product_attention`) supports causal order, but segments only as a [T, T] bias; the kernel
+in `jax.experimental.pallas.ops.gpu.attention` supports both. Neither supports places, so a split length needs `chunked`.
 
 Shapes: b batch, t length, n query heads, k key/value heads, g queries per key/value head (n = k g), h head size.
 """
@@ -45,7 +45,7 @@ def _why_not(q, split: Split) -> str | None:
 def cudnn_attention(
     q_btnh: jax.Array, k_bkth: jax.Array, v_bkth: jax.Array, execution: Execution, split: Split
 ) -> jax.Array:
-    """Return the causal self-attention of rows of one document each, [B, T, N, H]. The caller has asked `why_not_cudnn`."""
+    """Return the causal self-attention of rows of one document each, [B, T, N, H]. The caller has checked `why_not_cudnn`."""
 
     def local(q_btnh, k_bkth, v_bkth, _):
         k_btkh, v_btkh = k_bkth.swapaxes(1, 2), v_bkth.swapaxes(1, 2)
@@ -63,7 +63,7 @@ def triton_attention(
     split: Split,
     interpret: bool = False,
 ) -> jax.Array:
-    """Return the causal self-attention of whole sequences, [B, T, N, H]. The caller has asked `why_not_triton`.
+    """Return the causal self-attention of whole sequences, [B, T, N, H]. The caller has checked `why_not_triton`.
 
     `interpret` runs the kernel step by step on any platform, for tests.
     """
@@ -84,7 +84,7 @@ def triton_attention(
     def local(q_btnh, k_bkth, v_bkth, segment_ids_bt):
         b, t, n, h = q_btnh.shape
         k = k_bkth.shape[1]
-        missing = -t % _BLOCK_Q  # Filled up behind the last token, where causal order hides it.
+        missing = -t % _BLOCK_Q  # Padding after the last token is masked by causal order.
         q_btkgh = jnp.pad(q_btnh, [(0, 0), (0, missing), (0, 0), (0, 0)]).reshape(b, -1, k, n // k, h)
         k_btkh, v_btkh = (jnp.pad(x.swapaxes(1, 2), [(0, 0), (0, missing), (0, 0), (0, 0)]) for x in (k_bkth, v_bkth))
         if segment_ids_bt is not None:
@@ -102,7 +102,7 @@ def triton_attention(
                 interpret=interpret,
             )
 
-        # Mapped over the group, so that keys are read in place and not repeated.
+        # Mapped over the group, so that keys are read in place instead of repeated.
         out_btkgh = jax.vmap(one_query_per_group, in_axes=3, out_axes=3)(q_btkgh)
         return out_btkgh.reshape(b, t + missing, n, h)[:, :t]
 
@@ -110,5 +110,5 @@ def triton_attention(
 
 
 def _named(out_btnh: jax.Array) -> jax.Array:
-    """Both kernels keep their log-sum-exp to themselves: a policy can keep the output, the backward pass runs forward anew."""
+    """Name the output. Both kernels hide their log-sum-exp, so the backward pass runs the forward kernel again."""
     return checkpoint_name(out_btnh, SAVE_NAME)

@@ -1,9 +1,9 @@
-"""How attention is divided over a mesh: by batch and heads without traffic, by length with all keys sent to every part.
+"""How attention is divided over a mesh: by batch and heads without communication, by length with an all-gather of the keys.
 
 Kernels and loops over blocks run per device under `jax.shard_map`, since the compiler cannot partition the former and would
-reshuffle the latter. Where the length is split (context parallelism), each device keeps its queries and gathers the keys
-and values of the whole row, which is cheap for the few key/value heads of grouped-query attention; the gradient's way back
-is the transpose, a sum that is scattered (Llama 3 report, arXiv 2407.21783, section 3.3.2).
+reshard the latter. Where the length is split (context parallelism), each device keeps its queries and gathers the keys and
+values of the whole row, which is cheap for the few key/value heads of grouped-query attention; the gradient is the transpose,
+a reduce-scatter (Llama 3 report, arXiv 2407.21783, section 3.3.2).
 
 Shapes: b batch, t this device's queries, s all keys, n query heads, k key/value heads, h head size.
 """
@@ -19,17 +19,17 @@ from jax.sharding import PartitionSpec
 
 from sharding import Placement, ShardingError, balanced_order
 
-# The name under which attention's output, and where it has one its log-sum-exp, can be kept by a jax.checkpoint policy.
+# The name of attention's output, and of its log-sum-exp where it is available, for policies of jax.checkpoint.
 SAVE_NAME = "attention_out"
 
 
 @dataclass(frozen=True)
 class Split:
-    """The mesh axes over which one call is divided; an empty tuple is "not divided".
+    """The mesh axes over which one call is divided; an empty tuple means "not divided".
 
     Attributes:
         batch, heads, length: mesh axes per dimension; key/value heads go with the query heads.
-        parts: into how many parts the length is divided.
+        parts: the number of parts of the length.
     """
 
     batch: tuple[str, ...] = ()
@@ -57,8 +57,8 @@ def split(placement: Placement, q_shape: tuple[int, ...], kv_heads: int, strict:
         placement: mesh and rules.
         q_shape: of the whole array.
         kv_heads: of the whole array.
-        strict: the name of an implementation that the user asked for: what does not divide is then an error. With None it
-            is not divided, and the devices of that axis do the same work.
+        strict: the name of the implementation that the user asked for: a dimension that does not divide is then an error.
+            With None it is not divided, and the devices of that axis do the same work.
 
     Raises:
         ShardingError: see `strict`.
@@ -69,12 +69,12 @@ def split(placement: Placement, q_shape: tuple[int, ...], kv_heads: int, strict:
 
     def axes(name: str, dimensions: dict[str, int]) -> tuple[str, ...]:
         names, parts = placement.axes(name), placement.parts(name)
-        for what, size in dimensions.items():
+        for description, size in dimensions.items():
             if size % parts:
                 if strict is None:
                     return ()
                 raise ShardingError(
-                    f"attention {strict!r} cannot divide {size} {what} by {parts}, the size of mesh axis "
+                    f"attention {strict!r} cannot divide {size} {description} by {parts}, the size of mesh axis "
                     f"{' x '.join(map(repr, names))}; choose a size that divides, or attention 'auto'."
                 )
         return names
@@ -100,14 +100,14 @@ def per_device(
         return local(q_btnh, k_bkth, v_bkth, segment_ids_bt, *values)
     arrays = q_btnh, k_bkth, v_bkth, segment_ids_bt, *values
     specs = split.queries, split.keys, split.keys, split.tokens, *(spec for _, spec in extra)
-    if segment_ids_bt is None:  # shard_map knows no spec for "no array"
+    if segment_ids_bt is None:  # shard_map has no spec for None
         arrays, specs = arrays[:3] + arrays[4:], specs[:3] + specs[4:]
 
     def body(q_btnh, k_bkth, v_bkth, *rest):
         segments = (None,) if segment_ids_bt is None else ()
         return local(q_btnh, k_bkth, v_bkth, *segments, *rest)
 
-    # Unchecked: Pallas calls do not say over which axes their results vary.
+    # Unchecked: Pallas calls do not declare over which axes their results vary.
     return jax.shard_map(body, mesh=placement.mesh, in_specs=specs, out_specs=split.queries, check_vma=False)(*arrays)
 
 
@@ -129,7 +129,7 @@ def local_keys(k_bkth, v_bkth, segment_ids_bt, split: Split, balanced: bool):
         x = jax.lax.all_gather(x, split.length, axis=axis, tiled=True)
         if not balanced:
             return x
-        # Part i came with chunks i and 2 C - 1 - i: the first chunks ascend, the second ones descend.
+        # Part i holds chunks i and 2 C - 1 - i: the first chunks ascend, the second ones descend.
         pairs = x.reshape(*x.shape[:axis], split.parts, 2, -1, *x.shape[axis + 1 :])
         ascending, descending = (jax.lax.index_in_dim(pairs, half, axis + 1, keepdims=False) for half in (0, 1))
         return jnp.concatenate([ascending, jnp.flip(descending, axis)], axis=axis).reshape(x.shape)

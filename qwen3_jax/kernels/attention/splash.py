@@ -1,7 +1,7 @@
 """Attention on TPU: the splash kernel that ships with JAX (`jax.experimental.pallas.ops.tpu.splash_attention`).
 
-A Pallas flash kernel, forward and backward, that skips blocks which causal order hides and keeps rows packed with several
-documents apart. Where the length is split, each device runs it on its own queries and all keys, with the mask of its part.
+A Pallas flash kernel, forward and backward, that skips blocks which are masked by causal order and supports rows packed with
+several documents. Where the length is split, each device runs it on its own queries and all keys, with the mask of its part.
 
 Shapes: b batch, t this device's queries, s all keys, n query heads, k key/value heads, h head size.
 """
@@ -27,8 +27,8 @@ from sharding import balanced_order
 # The kernel's tiles are this wide.
 LANES = 128
 # Queries and keys per block. Their fp32 scores (512 keys at a time) and the operands stay within the 16 MiB of VMEM that a
-# kernel gets on v5e, with a head size up to 256. Smaller blocks skip more of what causal order hides, larger ones load less:
-# 512, and 1,024 where there are at least four of them. MaxText runs 512 unless told.
+# kernel gets on v5e, with a head size up to 256. Smaller blocks skip more masked scores, larger blocks load less: 512, and
+# 1,024 where there are at least four of them. MaxText's default is 512.
 _BLOCK = 512
 _LARGE_BLOCK = 1024
 # The fused backward pass reads everything once instead of twice but writes one dq per key block: only for a few of them.
@@ -56,15 +56,15 @@ def attention(
 ) -> jax.Array:
     """Return the causal self-attention of whole sequences, [B, T, N, H]; arguments as for `dispatch.attention`.
 
-    `interpret` runs the kernel step by step on any platform, for tests. The caller has asked `why_not`.
+    `interpret` runs the kernel step by step on any platform, for tests. The caller has checked `why_not`.
     """
     placement, balanced = execution.placement, execution.balanced
     _, t, n, h = q_btnh.shape
     if split.parts == 1 and (missing := -t % (LANES if t <= _BLOCK else _BLOCK)):
-        # Filled up behind the last token, where causal order hides it.
-        q_btnh = _longer(q_btnh, 1, missing)
-        k_bkth, v_bkth = _longer(k_bkth, 2, missing), _longer(v_bkth, 2, missing)
-        segment_ids_bt = None if segment_ids_bt is None else _longer(segment_ids_bt, 1, missing)
+        # Padding after the last token is masked by causal order.
+        q_btnh = _padded(q_btnh, 1, missing)
+        k_bkth, v_bkth = _padded(k_bkth, 2, missing), _padded(v_bkth, 2, missing)
+        segment_ids_bt = None if segment_ids_bt is None else _padded(segment_ids_bt, 1, missing)
     local_heads = n // (placement.parts("heads") if split.heads else 1)
     kernel = _kernel(q_btnh.shape[1], split.parts, balanced and split.parts > 1, local_heads, interpret)
     if placement.mesh is None:
@@ -86,15 +86,15 @@ def attention(
     return per_device(local, placement, split, q_btnh, k_bkth, v_bkth, segment_ids_bt, (kernel, specs))[:, :t]
 
 
-def _longer(x: jax.Array, axis: int, by: int) -> jax.Array:
+def _padded(x: jax.Array, axis: int, by: int) -> jax.Array:
     return jnp.pad(x, [(0, by if dimension == axis else 0) for dimension in range(x.ndim)])
 
 
 def _block(t: int, parts: int, balanced: bool) -> int:
-    """Return how many queries, and keys, make a block."""
+    """Return the number of queries, and of keys, per block."""
     run = t // parts
     if balanced and run % (2 * LANES) == 0:
-        run //= 2  # A part is two runs of tokens far apart: a block across both would skip nothing.
+        run //= 2  # A part is two distant runs of tokens: a block across both would skip no key blocks.
     if run <= _BLOCK:
         return run
     sizes = (_LARGE_BLOCK, _BLOCK, 256, LANES) if run >= 4 * _LARGE_BLOCK else (_BLOCK, 256, LANES)
@@ -103,7 +103,7 @@ def _block(t: int, parts: int, balanced: bool) -> int:
 
 @functools.lru_cache(maxsize=32)
 def _kernel(t: int, parts: int, balanced: bool, heads: int, interpret: bool):
-    """Return the kernel for whole rows of t tokens; its arrays (which blocks to visit) are NumPy's, good under any trace."""
+    """Return the kernel for whole rows of t tokens; its arrays (which blocks to visit) are NumPy's, valid in any trace."""
     block = _block(t, parts, balanced)
     compute = min(block, _BLOCK)
     fused = t // block <= _FUSED_UP_TO

@@ -12,12 +12,12 @@
 | `all_gather` | grouped; every device sees all tokens of the expert axis        | meshes with expert > 1              |
 | `all_to_all` | grouped; each token travels to its experts' devices             | meshes with expert > 1              |
 
-`auto` is `grouped` where the expert axis is not split, else `all_to_all` on TPU and GPU and `all_gather` on CPU (whose
+`auto` is `grouped` if the expert axis is not split, else `all_to_all` on TPU and GPU and `all_gather` on CPU (whose
 devices share one memory). On a mesh that the batch or the length does not divide over, as when one request is served by
-many devices, `auto` is `dense`, which XLA can split in other ways; a name is then an error.
+many devices, `auto` is `dense`, which XLA can split in other ways; asking for another by name is then an error.
 
 Quantised weights (`kernels.quantized`) run on all of them: `tiles` unpacks one expert at a time, and only those that have
-tokens; the others unpack the experts of one layer that lie on the device.
+tokens; the others unpack all experts of one layer that the device holds.
 """
 
 from qwen3_jax.kernels.experts.dispatch import expert_mlp

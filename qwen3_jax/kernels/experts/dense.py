@@ -1,6 +1,6 @@
-"""The plain reference: every expert on every token, weighted with 0 where it was not chosen.
+"""The reference implementation: every expert on every token, with weight 0 where it was not chosen.
 
-Plain einsums, which any mesh can split, at E / k times the arithmetic.
+Einsums, which any mesh can split, at E / k times the arithmetic.
 
 Shapes: n tokens, d width, e experts, f expert width, k experts per token.
 """

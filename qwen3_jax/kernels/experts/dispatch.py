@@ -11,7 +11,7 @@ from qwen3_jax.kernels.execution import ONE_DEVICE, Execution
 from qwen3_jax.kernels.experts.dense import dense_mlp
 from qwen3_jax.kernels.experts.grouped import choose_product, grouped_mlp
 from qwen3_jax.kernels.experts.parallel import sharded_mlp, unsplittable
-from qwen3_jax.kernels.experts.stack import Stacked, alone, takes_stacks
+from qwen3_jax.kernels.experts.stack import Stacked, takes_stacks, unstacked
 from qwen3_jax.kernels.quantized import Weight, is_quantized
 from sharding import ShardingError
 
@@ -44,14 +44,14 @@ def expert_mlp(
     one_device = placement.mesh is None or placement.mesh.size == 1
     problem = None if one_device else unsplittable(x_btd, gate_edf, placement)
     if problem or not takes_stacks(execution) or gate_edf.dtype != x_btd.dtype:
-        gate_edf, up_edf, down_efd = alone(gate_edf), alone(up_edf), alone(down_efd)
+        gate_edf, up_edf, down_efd = unstacked(gate_edf), unstacked(up_edf), unstacked(down_efd)
     arrays = x_btd, index_btk, weight_btk, gate_edf, up_edf, down_efd
-    experts_split = not one_device and placement.parts("expert") > 1
+    expert_axis_split = not one_device and placement.parts("expert") > 1
     name = execution.kernels.experts
     if name == "auto":
         if problem:
             name = "dense"
-        elif not experts_split:
+        elif not expert_axis_split:
             name = "grouped"
         else:
             name = "all_gather" if platform == "cpu" else "all_to_all"
@@ -60,11 +60,11 @@ def expert_mlp(
     if problem:
         raise ShardingError(f"experts={name!r} cannot run on this mesh: {problem}; choose 'auto' or 'dense'.")
     if name == "all_gather" or name == "all_to_all":  # mypy narrows no `in`
-        if not experts_split:
+        if not expert_axis_split:
             raise ShardingError(f"experts={name!r} needs a mesh whose expert axis is larger than 1; choose 'grouped'.")
         mlp = functools.partial(grouped_mlp, product=choose_product("grouped", platform))
         return sharded_mlp(*arrays, mlp=mlp, over=name, placement=placement)
-    if experts_split:
+    if expert_axis_split:
         raise ShardingError(
             f"experts={name!r} needs all experts on each device, and the mesh splits them over "
             f"{placement.parts('expert')}; choose 'all_to_all' or 'all_gather'."
@@ -76,8 +76,8 @@ def expert_mlp(
 
 
 def _in_compute_type(arrays):
-    kept = (w if is_quantized(w) or isinstance(w, Stacked) else w.astype(arrays[0].dtype) for w in arrays[3:])
-    return *arrays[:3], *kept
+    weights = (w if is_quantized(w) or isinstance(w, Stacked) else w.astype(arrays[0].dtype) for w in arrays[3:])
+    return *arrays[:3], *weights
 
 
 def _on_tokens(mlp, x_btd, index_btk, weight_btk, *weights):

@@ -1,13 +1,13 @@
-"""The experts on the devices that hold them: rows sorted by expert, and each group multiplied with its own weights.
+"""Experts by grouped products: rows sorted by expert, and each group multiplied by its expert's weights.
 
-`grouped_mlp` is what runs on one device, and inside `shard_map` on each. Its products differ by platform:
+`grouped_mlp` runs on one device, or inside `shard_map` on each. Its products differ by platform:
 
 | product      | platform | what it is                                                                          |
 |--------------|----------|-------------------------------------------------------------------------------------|
 | `tiles`      | CPU      | a loop over tiles, all three products in one (`experts.tiles`)                      |
 | `megablox`   | TPU      | JAX's Pallas kernels `gmm` and `tgmm` (`experts.megablox`)                          |
 | `tokamax`    | GPU      | tokamax's kernels (Mosaic GPU, else Triton); where tokamax is installed             |
-| `ragged_dot` | any      | `jax.lax.ragged_dot`, which XLA lowers; the GPU's where tokamax is not installed    |
+| `ragged_dot` | any      | `jax.lax.ragged_dot`, which XLA lowers; on GPU where tokamax is not installed      |
 
 Shapes: n tokens, m rows sorted by expert, d width, e experts, f expert width, k experts per token.
 """
@@ -52,7 +52,7 @@ def grouped_mlp(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd, *, produc
 
     Args:
         x_nd: tokens.
-        index_nk: int32; E stands for an expert that is not here, whose output is not added.
+        index_nk: int32; E stands for an expert on another device, whose output is not added.
         weight_nk: the weights of the outputs.
         gate_edf, up_edf, down_efd: expert weights in x's dtype, or quantised; `Stacked` not for "tiles".
         product: see the table above.
@@ -71,7 +71,7 @@ def grouped_mlp(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd, *, produc
 def grouped_dot(x_md, w_edf, sizes_e, *, product: Product):
     """Multiply the first sizes_e[0] rows by w_edf[0], the next sizes_e[1] by w_edf[1] and so on; [M, F] in x's dtype.
 
-    Rows past the sum of the sizes are zero, and so are their gradients: kernels leave whatever was in memory.
+    Rows past the sum of the sizes are zero, and so are their gradients: kernels leave them uninitialised.
     """
     if isinstance(w_edf, Stacked):
         w_edf, sizes_e = w_edf.groups(sizes_e)
@@ -80,7 +80,7 @@ def grouped_dot(x_md, w_edf, sizes_e, *, product: Product):
     if product == "tokamax":
         import tokamax
 
-        # Both are kernels; tokamax's own default would go on to XLA without a word.
+        # Both are kernels; tokamax's default would fall back to XLA silently.
         dot: Callable = functools.partial(tokamax.ragged_dot, implementation=("mosaic", "triton"))
     else:
         dot = jax.lax.ragged_dot

@@ -1,6 +1,6 @@
 """The grouped product on TPU: `gmm` and `tgmm`, the Pallas kernels that come with JAX (after MegaBlocks, arXiv 2211.15841).
 
-The gradient is ours, since JAX's uses one tiling for all three products and leaves rows of no group undefined.
+The gradient is our own: JAX's uses one tiling for all three products and leaves rows without a group undefined.
 
 Shapes: m rows sorted by expert, d width, e experts, f expert width.
 """
@@ -11,13 +11,15 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm, tgmm
 
-_ROWS = 512  # of a tile
-_BYTES = 2048  # of one row of a tile of weights: 1024 bf16 numbers; two such tiles and a float32 sum fit VMEM's 16 MiB
+_TILE_ROWS = 512
+_TILE_BYTES = (
+    2048  # per row of a tile of weights: 1024 bf16 numbers; two such tiles and a float32 sum fit VMEM's 16 MiB
+)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def megablox_dot(x_md, w_edf, sizes_e, interpret: bool = False):
-    """As `grouped.grouped_dot`; `interpret` runs the kernel as plain JAX, for tests where there is no TPU."""
+    """`grouped.grouped_dot` by `gmm`; `interpret` runs the kernel as plain JAX, for tests without a TPU."""
     return _gmm(x_md, w_edf, sizes_e, False, interpret)
 
 
@@ -25,8 +27,8 @@ def _forward(x_md, w_edf, sizes_e, interpret):
     return _gmm(x_md, w_edf, sizes_e, False, interpret), (x_md, w_edf, sizes_e)
 
 
-def _backward(interpret, kept, dy_mf):
-    x_md, w_edf, sizes_e = kept
+def _backward(interpret, residuals, dy_mf):
+    x_md, w_edf, sizes_e = residuals
     dx_md = _gmm(dy_mf, w_edf, sizes_e, True, interpret)
     x_dm, dy_mf = _padded(x_md).T, _padded(dy_mf)
     tiling = functools.partial(_tiling, itemsize=x_md.dtype.itemsize)
@@ -38,7 +40,7 @@ megablox_dot.defvjp(_forward, _backward)
 
 
 def _gmm(x_md, w_edf, sizes_e, transposed: bool, interpret: bool):
-    """One product with the weights or their transposes; rows of no group are zero."""
+    """Return the product with the weights or their transposes; rows without a group are zero."""
     m = x_md.shape[0]
     tiling = functools.partial(_tiling, itemsize=x_md.dtype.itemsize)
     y_mf = gmm(_padded(x_md), w_edf, sizes_e, x_md.dtype, tiling, transpose_rhs=transposed, interpret=interpret)
@@ -46,12 +48,12 @@ def _gmm(x_md, w_edf, sizes_e, transposed: bool, interpret: bool):
 
 
 def _row_tile(m: int) -> int:
-    """Rows of a tile: 512, or for few rows all of them, rounded up to 16 (the sublanes of a bf16 register)."""
-    return min(_ROWS, -(-m // 16) * 16)
+    """Return the rows of a tile: 512, or all rows if there are fewer, rounded up to 16 (sublanes of a bf16 register)."""
+    return min(_TILE_ROWS, -(-m // 16) * 16)
 
 
 def _padded(x_md: jax.Array) -> jax.Array:
-    """Add rows up to a whole number of tiles; they belong to no group."""
+    """Pad to a whole number of tiles with rows that belong to no group."""
     m = x_md.shape[0]
     return jnp.pad(x_md, ((0, -m % _row_tile(m)), (0, 0)))
 
@@ -62,8 +64,8 @@ def _tiling(m: int, k: int, n: int, itemsize: int) -> tuple[int, int, int]:
 
 
 def _column_tile(size: int, itemsize: int) -> int:
-    """The largest multiple of 128 lanes that divides `size` and fits; all of a small or odd size."""
-    most = _BYTES // itemsize
-    if size <= most:
+    """Return the largest multiple of 128 lanes that divides `size` and fits; all of a small or odd size."""
+    widest = _TILE_BYTES // itemsize
+    if size <= widest:
         return size
-    return next((tile for tile in range(most, 0, -128) if size % tile == 0), most)
+    return next((tile for tile in range(widest, 0, -128) if size % tile == 0), widest)

@@ -1,11 +1,11 @@
-"""The experts on a mesh: `shard_map`, since sorted rows and Pallas kernels cannot be partitioned by the compiler.
+"""The experts on a mesh, under `shard_map`: the compiler cannot partition sorted rows and Pallas kernels.
 
-Each device has some tokens, some experts (`expert`), a part of their width (`tensor`) and, in training, a part of their
-input rows (`data`, FSDP). It gathers the latter, so that their gradient is a reduce-scatter, and never those of other
-experts. Where the expert axis is split, tokens meet their experts in one of two ways:
+Each device holds some tokens, some experts (`expert`), a part of their width (`tensor`) and, in training, a part of their
+input rows (`data`, FSDP). It gathers the input rows of its own experts only, so that their gradient is a reduce-scatter.
+Where the expert axis is split, tokens reach their experts in one of two ways:
 
-- all-gather: every device sees all tokens of the axis, computes its own experts' share and adds the shares up where the
-  tokens came from (reduce-scatter). Traffic does not depend on the routing, and grows with the number of devices.
+- all-gather: every device gets all tokens of the axis and computes its own experts' share; the shares are summed on the
+  tokens' devices (reduce-scatter). Traffic does not depend on the routing, and grows with the number of devices.
 - all-to-all: each token goes to the devices of its k experts, and back (Lepikhin et al. 2020, arXiv 2006.16668, section 3;
   without their capacity limit: no token is dropped). See `_all_to_all`.
 
@@ -25,16 +25,16 @@ from jax.sharding import PartitionSpec
 from qwen3_jax.errors import UserError
 from qwen3_jax.kernels.experts.exchange import exchange
 from qwen3_jax.kernels.experts.rows import sort_by_expert, sum_rows, take_rows, take_weights
-from qwen3_jax.kernels.experts.stack import Stacked, alone
+from qwen3_jax.kernels.experts.stack import Stacked, unstacked
 from qwen3_jax.kernels.quantized import is_quantized, specs
 from sharding import Placement
 
 Exchange = Literal["all_gather", "all_to_all"]
 
-# The receiving buffer of the all-to-all holds this many times the rows that a device sends: balanced routing fills a half.
-# Fuller buffers are never cut: the tokens then go in several chunks.
+# The receiving buffer of the all-to-all holds this many times the rows that a device sends: balanced routing fills half of it.
+# If some device would receive more, the tokens are sent in several chunks; none is dropped.
 _BUFFER = 2
-# A worst case of up to this many rows (a decode step, a small batch) is simply allocated.
+# A worst case of up to this many rows (a decode step, a small batch) is allocated in full.
 _SMALL = 4096
 
 
@@ -77,14 +77,14 @@ def sharded_mlp(
 
     Args:
         mlp: `grouped_mlp` with its product chosen; runs on each device.
-        over: how tokens meet their experts; None where the expert axis is not split.
+        over: how tokens reach their experts; None where the expert axis is not split.
         placement: mesh and rules for which `unsplittable` is None.
     """
     mesh = placement.mesh
     assert mesh is not None
     native = mesh.devices.flat[0].platform != "cpu"  # XLA:CPU has no ragged all-to-all
-    if isinstance(gate_edf, Stacked) and placement.axes("embed"):  # they are gathered one layer at a time
-        gate_edf, up_edf, down_efd = alone(gate_edf), alone(up_edf), alone(down_efd)
+    if isinstance(gate_edf, Stacked) and placement.axes("embed"):  # gathered one layer at a time
+        gate_edf, up_edf, down_efd = unstacked(gate_edf), unstacked(up_edf), unstacked(down_efd)
     if is_quantized(gate_edf) and placement.axes("embed"):
         raise UserError(
             "quantised experts are for inference: place them by the rules of serving (sharding.SERVING), which do not split "
@@ -124,7 +124,7 @@ def sharded_mlp(
             specs(down_efd, narrow_spec),
         ),
         out_specs=tokens_spec,
-        check_vma=False,  # Pallas kernels do not say over which axes their outputs vary
+        check_vma=False,  # Pallas kernels do not declare over which axes their outputs vary
     )(x_btd, index_btk, weight_btk, gate_edf, up_edf, down_efd)
 
 
@@ -132,7 +132,7 @@ def sharded_mlp(
 def _gathered(w: jax.Array, axes: tuple[str, ...], dimension: int, dtype: jnp.dtype) -> jax.Array:
     """Return the weight in the compute type, whole along a dimension that is split over `axes`.
 
-    It travels in the compute type; its gradient comes back, and is summed, in the weight's own type.
+    It is sent in the compute type; its gradient is returned, and summed, in the weight's storage type.
     """
     w = w.astype(dtype)
     return lax.all_gather(w, axes, axis=dimension, tiled=True) if axes else w
@@ -142,8 +142,8 @@ def _gathered_forward(w, axes, dimension, dtype):
     return _gathered(w, axes, dimension, dtype), jnp.empty((0,), w.dtype)
 
 
-def _gathered_backward(axes, dimension, dtype, kept, dw):
-    dw = dw.astype(kept.dtype)
+def _gathered_backward(axes, dimension, dtype, storage_0, dw):
+    dw = dw.astype(storage_0.dtype)
     return (lax.psum_scatter(dw, axes, scatter_dimension=dimension, tiled=True) if axes else dw,)
 
 
@@ -154,8 +154,8 @@ _gathered.defvjp(_gathered_forward, _gathered_backward)
 def _add_up(y_nd: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     """Add the partial sums of the down product over `axes`.
 
-    Without its checks `shard_map` hands each of the p devices that hold a copy of the output 1 / p of its gradient, and
-    would sum the gradient of a `psum` over them. All hold the same, so p times it is that sum, without the traffic.
+    With `check_vma=False`, `shard_map` gives each of the p devices that hold a copy of the output 1 / p of its gradient, and
+    the gradient of a `psum` would sum it over them. All parts are equal, so p times one of them is that sum, without traffic.
     """
     return lax.psum(y_nd, axes) if axes else y_nd
 
@@ -168,7 +168,7 @@ _add_up.defvjp(lambda y_nd, axes: (_add_up(y_nd, axes), None), _add_up_backward)
 
 
 def _all_gather(x_nd, index_nk, weight_nk, local: Callable, experts: int, axis: str):
-    """Every device computes its experts' share of all tokens of the axis."""
+    """Compute the share of this device's experts for all tokens of the axis; sum the shares."""
     x_nd, index_nk, weight_nk = (lax.all_gather(a, axis, tiled=True) for a in (x_nd, index_nk, weight_nk))
     index_nk = index_nk - lax.axis_index(axis) * experts
     index_nk = jnp.where((index_nk >= 0) & (index_nk < experts), index_nk, experts)
@@ -178,59 +178,59 @@ def _all_gather(x_nd, index_nk, weight_nk, local: Callable, experts: int, axis: 
 def _all_to_all(x_nd, index_nk, weight_nk, local: Callable, experts: int, axis: str, native: bool, mesh_axes):
     """Each row goes to its expert's device and back.
 
-    The buffer of the receiver has a fixed size. In the worst case all rows of the axis go to one device, p times what it
-    sends, but that is rare: the buffer is `_BUFFER` times what it sends. Where some device would receive more, all of them
-    send their tokens in chunks, so many that even the worst case fits.
+    The receiving buffer has a fixed size. In the worst case all rows of the axis go to one device, p times what it sends, but
+    that is rare: the buffer is `_BUFFER` times what it sends. Where some device would receive more, all devices send their
+    tokens in as many chunks as the worst case needs.
     """
     p, (n, k) = lax.axis_size(axis), index_nk.shape
     worst = p * n * k
     rows = max(_BUFFER * n * k, min(worst, _SMALL))
-    through = functools.partial(_there_and_back, local=local, experts=experts, axis=axis, native=native)
+    send = functools.partial(_send_and_return, local=local, experts=experts, axis=axis, native=native)
     if worst <= rows:
-        return through(x_nd, index_nk, weight_nk, rows=worst)
+        return send(x_nd, index_nk, weight_nk, rows=worst)
 
     def at_once(*tokens):
-        return through(*tokens, rows=rows)
+        return send(*tokens, rows=rows)
 
     def in_chunks(*tokens):
         chunks = -(-worst // rows)
         size = -(-n // chunks)
-        # Tokens added to fill the last chunk belong to no expert.
+        # The padding of the last chunk belongs to no expert.
         fills = 0, p * experts, 0
         parts = [
             jnp.pad(a, ((0, chunks * size - n), (0, 0)), constant_values=fill).reshape(chunks, size, -1)
             for a, fill in zip(tokens, fills, strict=True)
         ]
-        # Without the checkpoint the gradient would keep every chunk's buffers, which is the memory that chunks avoid.
-        body = jax.checkpoint(functools.partial(through, rows=p * size * k))
+        # Without the checkpoint the gradient would save the buffers of every chunk, which chunks are there to avoid.
+        body = jax.checkpoint(functools.partial(send, rows=p * size * k))
         _, y_cnd = lax.scan(lambda carry, part: (carry, body(*part)), None, tuple(parts))
         return y_cnd.reshape(chunks * size, -1)[:n]
 
     received_p = _counts(index_nk, p * experts, axis).reshape(p, p, experts).sum(axis=(0, 2))
-    # The same on the whole mesh, so that no device waits for one that took the other branch.
-    most = lax.pmax(received_p.max(), mesh_axes)
-    return lax.cond(most <= rows, at_once, in_chunks, x_nd, index_nk, weight_nk)
+    # Equal on the whole mesh, so that all devices take the same branch.
+    largest = lax.pmax(received_p.max(), mesh_axes)
+    return lax.cond(largest <= rows, at_once, in_chunks, x_nd, index_nk, weight_nk)
 
 
 def _counts(index_nk, experts: int, axis: str):
-    """How many rows each device of the axis has for each expert, int32 [P, E]."""
+    """Return the rows that each device of the axis has for each expert, int32 [P, E]."""
     sizes_e = jnp.bincount(index_nk.reshape(-1), length=experts + 1)[:experts].astype(jnp.int32)
     return lax.all_gather(sizes_e, axis)
 
 
-def _there_and_back(x_nd, index_nk, weight_nk, *, local: Callable, experts: int, axis: str, native: bool, rows: int):
-    """Send each row to its expert's device, compute there, and return what comes back, summed by token."""
+def _send_and_return(x_nd, index_nk, weight_nk, *, local: Callable, experts: int, axis: str, native: bool, rows: int):
+    """Send each row to its expert's device, compute there, and return the results, summed by token."""
     p, me = lax.axis_size(axis), lax.axis_index(axis)
     order = sort_by_expert(index_nk, p * experts)
     counts_ppl = lax.all_gather(order.sizes_e, axis).reshape(p, p, experts)
     counts_pp = counts_ppl.sum(axis=2)
     x_rd = exchange(take_rows(x_nd, order), counts_pp, rows, axis, native)
     weight_r1 = exchange(take_weights(weight_nk, order)[:, None], counts_pp, rows, axis, native)
-    # What arrives from each device is sorted by expert: the counts say which row is whose, and no index is sent.
-    arrived_x = counts_ppl[:, me].reshape(-1)
+    # Rows from each device are sorted by expert, so the counts identify their experts and no index is sent.
+    received_x = counts_ppl[:, me].reshape(-1)
     expert_x = jnp.tile(jnp.arange(experts, dtype=jnp.int32), p)
-    index_r = jnp.repeat(expert_x, arrived_x, total_repeat_length=rows)
-    index_r = jnp.where(jnp.arange(rows) < arrived_x.sum(), index_r, experts)
+    index_r = jnp.repeat(expert_x, received_x, total_repeat_length=rows)
+    index_r = jnp.where(jnp.arange(rows) < received_x.sum(), index_r, experts)
     y_rd = local(x_rd, index_r[:, None], weight_r1)
     y_md = exchange(y_rd, counts_pp.T, index_nk.size, axis, native)
     return sum_rows(y_md, order)

@@ -1,4 +1,4 @@
-"""Sorting the rows of a batch by expert and adding them up again, with gradients that are gathers too.
+"""Sort the rows of a batch by expert and sum them by token again, with gradients that are gathers too.
 
 A token with k experts is k rows. Autodiff would turn each gather into a scatter-add, which is slow on every platform; since
 the rows are a permutation, the transpose of one gather is the other.
@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 
-class Rows(NamedTuple):
-    """A permutation of the rows.
+class ExpertRows(NamedTuple):
+    """The rows in the order of their experts.
 
     Attributes:
         order_m: int32, the (token, choice) of each row, as token * k + choice.
@@ -26,8 +26,8 @@ class Rows(NamedTuple):
     sizes_e: jax.Array
 
 
-def sort_by_expert(index_nk: jax.Array, experts: int) -> Rows:
-    """Sort the rows by expert, ties by token; an index equal to `experts` means "none of these" and sorts last."""
+def sort_by_expert(index_nk: jax.Array, experts: int) -> ExpertRows:
+    """Sort the rows by expert, ties by token; index `experts` stands for an expert on another device and sorts last."""
     n, k = index_nk.shape
     m = n * k
     index_m = index_nk.reshape(m)
@@ -39,17 +39,17 @@ def sort_by_expert(index_nk: jax.Array, experts: int) -> Rows:
         order_m = jnp.argsort(index_m, stable=True).astype(jnp.int32)
     slot_m = jnp.zeros(m, jnp.int32).at[order_m].set(place_m, unique_indices=True)
     sizes_e = jnp.bincount(index_m, length=experts + 1)[:experts].astype(jnp.int32)
-    return Rows(order_m, slot_m.reshape(n, k), sizes_e)
+    return ExpertRows(order_m, slot_m.reshape(n, k), sizes_e)
 
 
 @jax.custom_vjp
-def take_rows(x_nd: jax.Array, rows: Rows) -> jax.Array:
+def take_rows(x_nd: jax.Array, rows: ExpertRows) -> jax.Array:
     """Return the tokens in the order of the rows, [M, D]."""
     return x_nd[rows.order_m // rows.slot_nk.shape[1]]
 
 
 @jax.custom_vjp
-def sum_rows(y_md: jax.Array, rows: Rows) -> jax.Array:
+def sum_rows(y_md: jax.Array, rows: ExpertRows) -> jax.Array:
     """Return the sum of each token's k rows, [N, D]; the transpose of `take_rows`."""
     # k gathers and adds fuse into one loop; a gather of [N, k, D] followed by a sum does not.
     total_nd = y_md[rows.slot_nk[:, 0]]
@@ -59,7 +59,7 @@ def sum_rows(y_md: jax.Array, rows: Rows) -> jax.Array:
 
 
 @jax.custom_vjp
-def take_weights(weight_nk: jax.Array, rows: Rows) -> jax.Array:
+def take_weights(weight_nk: jax.Array, rows: ExpertRows) -> jax.Array:
     """Return one weight per row, [M]."""
     return weight_nk.reshape(-1)[rows.order_m]
 

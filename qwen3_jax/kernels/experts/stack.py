@@ -1,8 +1,8 @@
-"""One layer's experts inside an array that holds all layers'.
+"""One layer's experts inside the array that stacks all layers.
 
-A scan over layers hands its body a slice, which XLA fuses into a product but copies for a Pallas kernel: a decode step would
-read and write all experts of a layer to multiply by a few. The grouped product on TPU takes the stack itself, as so many
-more groups of which all but the layer's are empty.
+A scan over layers passes its body a slice, which XLA fuses into a product but copies for a Pallas kernel: a decode step would
+read and write all experts of a layer to multiply by a few. The grouped product on TPU takes the whole stack instead: its
+groups are the experts of all layers, and all but this layer's are empty.
 
 Shapes: l layers, e experts, d width, f expert width.
 """
@@ -38,19 +38,19 @@ class Stacked:
         return self
 
     def groups(self, sizes_e: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return the weights of all layers' experts, [L E, D, F], and the rows of each, where only this layer's have any."""
+        """Return the weights of all layers' experts, [L E, D, F], and the rows of each: 0 but for this layer's."""
         layers, experts, d, f = self.array.shape
         sizes = jnp.zeros(layers * experts, sizes_e.dtype)
         sizes = jax.lax.dynamic_update_slice_in_dim(sizes, sizes_e, self.layer * experts, 0)
         return self.array.reshape(layers * experts, d, f), sizes
 
     def specs(self, spec: PartitionSpec) -> Stacked:
-        """PartitionSpecs of the parts, from that of a layer's experts."""
+        """Return the PartitionSpecs of the parts, given that of a layer's experts."""
         return Stacked(PartitionSpec(None, *spec), PartitionSpec())  # type: ignore[arg-type]
 
 
-def alone(w):
-    """Return a layer's experts by themselves."""
+def unstacked(w):
+    """Return a layer's experts as an array of their own."""
     return w.array[w.layer] if isinstance(w, Stacked) else w
 
 

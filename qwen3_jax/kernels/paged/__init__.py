@@ -6,7 +6,7 @@
 | `ragged` | TPU        | JAX's Pallas kernel, for prompts and decode steps alike  | no              | no          |
 | `triton` | GPU        | JAX's Pallas kernel for decode steps; prompts by `loop`  | int8, fp8       | no          |
 
-Both run per device under `jax.shard_map`: shards of the batch have pools of their own, and heads are divided.
+All run per device under `jax.shard_map`: each shard of the batch has its own pool, and heads are divided.
 """
 
 from qwen3_jax.kernels.paged.dispatch import Chunks, new_pages, page_size, paged_attention

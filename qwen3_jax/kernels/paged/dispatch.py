@@ -21,10 +21,10 @@ from sharding import Placement
 
 
 class Chunks(NamedTuple):
-    """Dual Chunk Attention (An et al. 2024, arXiv 2402.17463): queries depend on how many chunks a key lies before them.
+    """Dual Chunk Attention (An et al. 2024, arXiv 2402.17463): queries rotated for keys of earlier chunks.
 
     Attributes:
-        size: tokens of a chunk; pages divide it.
+        size: tokens of a chunk, a multiple of the page size.
         before_btnh: queries against keys of the chunk before their own.
         earlier_btnh: queries against keys of all chunks before that.
     """
@@ -102,11 +102,11 @@ def paged_attention(
     Products accumulate and softmax runs in float32. The outputs of padding tokens are undefined.
 
     Args:
-        q_btnh: queries: of B rows with T new tokens each, or where `rows` has counts of B shards with T tokens each.
+        q_btnh: queries of B rows with T new tokens each; if `rows` has counts, of B shards with T tokens each.
         k_bkth, v_bkth: keys and values; K divides N.
         pages: the pool.
         rows: the pages of each row.
-        first_page: added to the page numbers in the tables: layers that share an array lie one after another.
+        first_page: added to the page numbers in the tables; layers that share an array are stored one after another.
         chunks: the queries against keys of earlier chunks, or None.
         execution: what `new_pages` was given.
     """
@@ -123,7 +123,7 @@ def paged_attention(
     local: Callable = functools.partial(
         _one_shard, tokens=t if uniform else None, chunk=None if chunks is None else chunks.size, execution=execution
     )
-    # On a mesh of one device too: only the mesh tells a Pallas kernel for which chip it is compiled.
+    # On a mesh of one device too: a Pallas kernel learns from the mesh for which chip it is compiled.
     if execution.placement.mesh is not None:
         local = _per_device(local, pages, d, n, k, execution.placement)
     out_dfnh, pages = local(*arrays)
@@ -168,7 +168,7 @@ def _one_shard(
 def _per_device(
     local: Callable, pages: Pages, shards: int, heads: int, kv_heads: int, placement: Placement
 ) -> Callable:
-    """Return `local` under `jax.shard_map`: shards of the batch and heads are divided, where they divide."""
+    """Return `local` under `jax.shard_map`, divided by shards of the batch and, where they divide, by heads."""
     parts = placement.parts("kv_heads")
     batch = (placement.axes("batch") or None) if shards > 1 else None
     head = (placement.axes("kv_heads") or None) if kv_heads % parts == 0 and heads % parts == 0 else None
@@ -180,5 +180,5 @@ def _per_device(
         mesh=placement.mesh,
         in_specs=(PartitionSpec(None, *tokens), tokens, tokens, of_pages, table, table, table, PartitionSpec()),
         out_specs=(tokens, of_pages),
-        check_vma=False,  # Pallas calls do not say over which axes their results vary
+        check_vma=False,  # Pallas calls do not declare over which axes their results vary
     )

@@ -1,12 +1,12 @@
-"""Attention over pages in plain JAX, for any platform: what is computed and read grows with the slots in use, not with the
-pool or the longest text that a table can list.
+"""Attention over pages in plain JAX, for any platform: work and traffic grow with the slots in use, not with the size of the
+pool or the length of the tables.
 
-Of a decode step, all rows' pages make one list of (row, page), which is worked through so many at a time: short rows do not
-wait for long ones. Of a prompt, blocks of queries meet their row's pages one group after another. Both keep a running
-softmax (FlashAttention-2, Dao 2023, arXiv 2307.08691, algorithm 1) in float32.
+A decode step makes one list of (row, page) of all rows and processes `ITEMS` of them at a time, so short rows do not wait for
+long ones. A prefill loops over blocks of queries, and for each over groups of its row's pages. Both keep a running softmax
+(FlashAttention-2, Dao 2023, arXiv 2307.08691, algorithm 1) in float32.
 
-The pages go through the loops and come out of them: of a value that a loop only reads and that is written later, as the next
-token's keys are, XLA makes a copy, which here would be the whole pool in every layer.
+The pages are carried through the loops and returned: XLA copies a value that a loop only reads and that is written later (by
+the next token's keys), which here would be the whole pool in every layer.
 
 Shapes: r rows, m queries of a row times query heads per key/value head, k key/value heads, h head size, c slots, i items.
 """
@@ -21,8 +21,8 @@ import numpy as np
 from qwen3_jax.kernels.paged.pages import HeadMajor
 from qwen3_jax.kernels.paged.rows import places
 
-ITEMS = 8  # pages of a decode step read together
-BLOCK = 128  # queries of a prompt that meet as many slots together
+ITEMS = 8  # pages that a decode step reads together
+BLOCK = 128  # queries, and slots, that a prefill multiplies together
 _HIDDEN = float(np.finfo(np.float32).min)
 _einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -30,8 +30,9 @@ _einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 def decode(
     q_crtnh: jax.Array, pages: HeadMajor, tables_rw: jax.Array, lengths_r: jax.Array, chunk: int | None = None
 ) -> tuple[jax.Array, HeadMajor]:
-    """Return the attention of each row's T newest tokens, whose keys are in their pages, [R, T, N, H] in q's dtype, and the
-    pages, to be used from then on.
+    """Return the attention of each row's T newest tokens, [R, T, N, H] in q's dtype, and the pages, to be used from then on.
+
+    The tokens' keys and values are already in their pages.
 
     Args:
         q_crtnh: queries at positions lengths_r to lengths_r + T - 1; with `chunk` three of each, see `Chunks`, else one.
@@ -47,27 +48,27 @@ def decode(
     used_r = jnp.minimum((lengths_r + t - 1) // c + 1, tables_rw.shape[1])
     ends_r = jnp.cumsum(used_r)
 
-    def some_pages(step, carry):
+    def page_block(step, carry):
         max_rkm, sum_rkm, acc_rkmh, pages = carry
-        pages = jax.lax.optimization_barrier(pages)  # or JAX would take them out of what goes around
+        pages = jax.lax.optimization_barrier(pages)  # or JAX would hoist them out of the carry
         item_i = step * ITEMS + jnp.arange(ITEMS)
         row_i = jnp.searchsorted(ends_r, item_i, side="right", method="compare_all")
-        in_row_ir = row_i[:, None] == jnp.arange(r)  # false throughout for an item past the last
+        in_row_ir = row_i[:, None] == jnp.arange(r)  # all False for an item past the last
         row_i = jnp.minimum(row_i, r - 1)
         place_i = jnp.clip(item_i - (ends_r - used_r)[row_i], 0, tables_rw.shape[1] - 1)
         slot_ic = place_i[:, None] * c + jnp.arange(c)
         k_ikch, v_ikch = pages.read(tables_rw[row_i, place_i])
-        # Slots not yet written hold what an earlier owner left, and 0 times infinity is no 0.
+        # Unwritten slots hold values of an earlier row, and 0 times infinity is not 0.
         v_ikch = jnp.where((slot_ic < lengths_r[row_i][:, None] + t)[:, None, :, None], v_ikch, 0)
         seen_imc = slot_ic[:, None, :] <= position_rm[row_i][:, :, None]
         seen_ikmc = (seen_imc & in_row_ir.any(axis=1)[:, None, None])[:, None]
-        q_ikmh = _nearest(q_crkmh[:, row_i], position_rm[row_i][:, None], (place_i * c)[:, None, None], chunk)
+        q_ikmh = _select_rotation(q_crkmh[:, row_i], position_rm[row_i][:, None], (place_i * c)[:, None, None], chunk)
         scores_ikmc = jnp.where(seen_ikmc, _product("ikmh,ikch->ikmc", q_ikmh, k_ikch), _HIDDEN)
         max_ikm = scores_ikmc.max(axis=-1)
         probs_ikmc = jnp.where(seen_ikmc, jnp.exp(scores_ikmc - max_ikm[..., None]), 0)
         acc_ikmh = _product("ikmc,ikch->ikmh", probs_ikmc, v_ikch)
 
-        # The items' parts, each with a maximum of its own, are brought to their row's and summed.
+        # Rescale the items' results from their own maximum to their row's, and sum them by row.
         new_max_rkm = jnp.maximum(
             max_rkm, jnp.where(in_row_ir[:, :, None, None], max_ikm[:, None], _HIDDEN).max(axis=0)
         )
@@ -80,7 +81,7 @@ def decode(
 
     zeros_rkm = jnp.zeros(q_crkmh.shape[1:4], jnp.float32)
     start = zeros_rkm + _HIDDEN, zeros_rkm, jnp.zeros(q_crkmh.shape[1:], jnp.float32), pages
-    _, sum_rkm, acc_rkmh, pages = jax.lax.fori_loop(0, -(-ends_r[-1] // ITEMS), some_pages, start)
+    _, sum_rkm, acc_rkmh, pages = jax.lax.fori_loop(0, -(-ends_r[-1] // ITEMS), page_block, start)
     out_rkmh = acc_rkmh / sum_rkm[..., None]
     out_rtnh = out_rkmh.reshape(r, k, n // k, t, h).transpose(0, 3, 1, 2, 4).reshape(r, t, n, h)
     return out_rtnh.astype(q_crtnh.dtype), pages
@@ -94,11 +95,12 @@ def prefill(
     counts_r: jax.Array,
     chunk: int | None = None,
 ) -> tuple[jax.Array, HeadMajor]:
-    """Return the attention of tokens that lie row after row, their keys being in their pages, [F, N, H] in q's dtype, and the
-    pages, to be used from then on.
+    """Return the attention of tokens packed row after row, [F, N, H] in q's dtype, and the pages, to be used from then on.
+
+    The tokens' keys and values are already in their pages.
 
     Args:
-        q_cfnh: queries; the first counts_r[0] are of row 0, at positions from lengths_r[0]. With `chunk` three of each.
+        q_cfnh: queries; the first counts_r[0] are of row 0, at positions from lengths_r[0] on. With `chunk` three of each.
         pages: of one shard (D = 1).
         tables_rw: int32, numbers of pages.
         lengths_r, counts_r: int32, slots in use before these tokens, and tokens.
@@ -108,15 +110,15 @@ def prefill(
     k, c = pages.kv_heads, pages.page_size
     block, group = min(BLOCK, f), max(BLOCK // c, 1)
     if chunk is not None:
-        group = math.gcd(group, chunk // c)  # of pages that are read together: of one chunk
-    where = places(lengths_r, counts_r, f)
+        group = math.gcd(group, chunk // c)  # pages that are read together belong to one chunk
+    token_places = places(lengths_r, counts_r, f)
     blocks_r = -(-counts_r // block)
     ends_r = jnp.cumsum(blocks_r)
     starts_r = jnp.cumsum(counts_r) - counts_r
     tables_rw = jnp.pad(tables_rw, ((0, 0), (0, -tables_rw.shape[1] % group)))
-    # Room for a block that begins at the last token.
+    # Padding for a block that starts at the last token.
     q_cfnh = jnp.pad(q_cfnh, ((0, 0), (0, block), (0, 0), (0, 0)))
-    position_f = jnp.pad(where.position_f, (0, block))
+    position_f = jnp.pad(token_places.position_f, (0, block))
 
     def query_block(i, carry):
         out_fnh, pages = carry
@@ -127,7 +129,7 @@ def prefill(
         position_m = jnp.tile(jax.lax.dynamic_slice_in_dim(position_f, start, block), n // k)
         table_w = tables_rw[row]
 
-        def some_pages(j, carry):
+        def page_block(j, carry):
             max_km, sum_km, acc_kmh, pages = carry
             pages = jax.lax.optimization_barrier(pages)
             k_ikch, v_ikch = pages.read(jax.lax.dynamic_slice_in_dim(table_w, j * group, group))
@@ -135,7 +137,7 @@ def prefill(
             seen_mc = slot_c <= position_m[:, None]
             k_kch, v_kch = (x.swapaxes(0, 1).reshape(k, group * c, h) for x in (k_ikch, v_ikch))
             v_kch = jnp.where((slot_c <= last)[:, None], v_kch, 0)  # as in `decode`
-            q_kmh = _nearest(q_ckmh, position_m, j * group * c, chunk)
+            q_kmh = _select_rotation(q_ckmh, position_m, j * group * c, chunk)
             scores_kmc = jnp.where(seen_mc, _product("kmh,kch->kmc", q_kmh, k_kch), _HIDDEN)
             new_max_km = jnp.maximum(max_km, scores_kmc.max(axis=-1))
             probs_kmc = jnp.exp(scores_kmc - new_max_km[..., None])
@@ -146,18 +148,18 @@ def prefill(
         last = lengths_r[row] + first + jnp.minimum(count, block) - 1
         zeros_km = jnp.zeros(q_ckmh.shape[1:3], jnp.float32)
         start_values = zeros_km + _HIDDEN, zeros_km, jnp.zeros(q_ckmh.shape[1:], jnp.float32), pages
-        _, sum_km, acc_kmh, pages = jax.lax.fori_loop(0, last // (group * c) + 1, some_pages, start_values)
+        _, sum_km, acc_kmh, pages = jax.lax.fori_loop(0, last // (group * c) + 1, page_block, start_values)
         out_kgth = (acc_kmh / sum_km[..., None]).reshape(k, n // k, block, h)
         out_tnh = out_kgth.transpose(2, 0, 1, 3).reshape(block, n, h).astype(out_fnh.dtype)
-        # Rows come in order: what this block writes past its own tokens, the next one overwrites.
+        # Rows are in order: the next block overwrites what this one writes past its own tokens.
         return jax.lax.dynamic_update_slice_in_dim(out_fnh, out_tnh, start, axis=0), pages
 
     out_fnh, pages = jax.lax.fori_loop(0, ends_r[-1], query_block, (jnp.zeros_like(q_cfnh[0]), pages))
     return out_fnh[:f], pages
 
 
-def _nearest(q_ckmh: jax.Array, position_km: jax.Array, first_slot: jax.Array, chunk: int | None) -> jax.Array:
-    """Of three queries each, the one for how many chunks before it the slots lie; `q_ckmh` leads with the three."""
+def _select_rotation(q_ckmh: jax.Array, position_km: jax.Array, first_slot: jax.Array, chunk: int | None) -> jax.Array:
+    """Select, of the three rotations of each query (first axis), the one for the distance in chunks to the slots."""
     if chunk is None:
         return q_ckmh[0]
     chunks_km = (position_km // chunk - first_slot // chunk)[..., None]
@@ -172,5 +174,5 @@ def _group(q_rtnh: jax.Array, k: int) -> jax.Array:
 
 
 def _product(equation: str, x: jax.Array, pages: jax.Array) -> jax.Array:
-    """A float32 product with what was read from pages."""
+    """Return a float32 product with values that were read from pages."""
     return _einsum(equation, x.astype(jnp.float32), pages.astype(jnp.float32))

@@ -1,8 +1,8 @@
-"""The pages themselves, in the layout that a platform's kernel reads.
+"""Pages of keys and values, in the layout that a platform's kernel reads.
 
 | layout     | shape            | read by                                                                            |
 |------------|------------------|------------------------------------------------------------------------------------|
-| `HeadMajor` | [P, K, C, H] x 2 | `loop`, `triton`: the slots of one head lie together, which a product on CPU wants  |
+| `HeadMajor` | [P, K, C, H] x 2 | `loop`, `triton`: the slots of one head are contiguous, for products on CPU         |
 | `Combined` | [P, C, 2 K, H]   | `ragged` on TPU: keys and values of a slot alternate, one copy fetches both         |
 
 A quantised cache holds 8-bit numbers, and `HeadMajor` a float32 scale for each slot and head.
@@ -17,13 +17,13 @@ import jax.numpy as jnp
 from flax import struct
 
 CacheType = Literal["int8", "fp8"]
-_UNROLLED = 4  # tokens put one after another without a loop
+_UNROLLED = 4  # up to this many tokens are written without a loop
 _TYPES = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
 
 
 @struct.dataclass
 class HeadMajor:
-    """Keys and values [D, P, K, C, H]; scales [D, P, K, C] where they are quantised. uint16 are the bits of bfloat16."""
+    """Keys and values [D, P, K, C, H]; scales [D, P, K, C] where quantised. uint16 holds the bits of bfloat16."""
 
     k: jax.Array
     v: jax.Array
@@ -55,23 +55,23 @@ class HeadMajor:
         return self.k.shape[2]
 
     def write(self, page_f, offset_f, k_fkh, v_fkh, one_by_one: bool) -> HeadMajor:
-        """Put each token's keys and values in its page; of one shard (D = 1). `one_by_one`: with no scatter."""
+        """Write each token's keys and values to its page, for one shard (D = 1). `one_by_one`: without a scatter."""
         if self.k_scale is None or self.v_scale is None:
             return HeadMajor(
-                _put(self.k, page_f, offset_f, k_fkh, one_by_one),
-                _put(self.v, page_f, offset_f, v_fkh, one_by_one),
+                _write(self.k, page_f, offset_f, k_fkh, one_by_one),
+                _write(self.v, page_f, offset_f, v_fkh, one_by_one),
             )
         k_fkh, k_scale_fk = quantize(k_fkh, self.k.dtype)
         v_fkh, v_scale_fk = quantize(v_fkh, self.v.dtype)
         return HeadMajor(
-            _put(self.k, page_f, offset_f, k_fkh, one_by_one),
-            _put(self.v, page_f, offset_f, v_fkh, one_by_one),
-            _put(self.k_scale, page_f, offset_f, k_scale_fk, one_by_one),
-            _put(self.v_scale, page_f, offset_f, v_scale_fk, one_by_one),
+            _write(self.k, page_f, offset_f, k_fkh, one_by_one),
+            _write(self.v, page_f, offset_f, v_fkh, one_by_one),
+            _write(self.k_scale, page_f, offset_f, k_scale_fk, one_by_one),
+            _write(self.v_scale, page_f, offset_f, v_scale_fk, one_by_one),
         )
 
     def read(self, page_i: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return keys and values of some pages, [I, K, C, H] each, float32 where quantised or bits; of one shard."""
+        """Return keys and values of pages of one shard, [I, K, C, H]; float32 if stored as 8 bits or as bits of bfloat16."""
         k_ikch, v_ikch = self.k[0, page_i], self.v[0, page_i]
         if k_ikch.dtype == jnp.uint16:
             k_ikch, v_ikch = (_float32(x.astype(jnp.uint32) << 16) for x in (k_ikch, v_ikch))
@@ -85,7 +85,7 @@ class HeadMajor:
 
 @struct.dataclass
 class Combined:
-    """Keys and values of each slot by turns, [D, P, C, 2 K, H]."""
+    """Keys and values of each slot, alternating, [D, P, C, 2 K, H]."""
 
     kv: jax.Array
 
@@ -105,8 +105,8 @@ class Combined:
         return self.kv.shape[-3]
 
     def write(self, page_f, offset_f, k_fkh, v_fkh, one_by_one: bool) -> Combined:
-        """Put each token's keys and values in its page; of one shard (D = 1)."""
-        assert not one_by_one, "a layout of TPUs"
+        """Write each token's keys and values to its page, for one shard (D = 1)."""
+        assert not one_by_one, "Combined is a layout of TPUs"
         f, k, h = k_fkh.shape
         kv = jnp.stack([k_fkh, v_fkh], axis=2).reshape(f, 2 * k, h)
         return Combined(self.kv.at[0, page_f, offset_f].set(kv.astype(self.kv.dtype)))
@@ -115,24 +115,24 @@ class Combined:
 Pages = HeadMajor | Combined
 
 
-def _put(pages: jax.Array, page_f: jax.Array, offset_f: jax.Array, new: jax.Array, one_by_one: bool) -> jax.Array:
-    """Put [F, K, ...] into [1, P, K, C, ...]."""
+def _write(pages: jax.Array, page_f: jax.Array, offset_f: jax.Array, new: jax.Array, one_by_one: bool) -> jax.Array:
+    """Write [F, K, ...] into [1, P, K, C, ...]."""
     if pages.dtype == jnp.uint16:
         new = jax.lax.bitcast_convert_type(new.astype(jnp.bfloat16), jnp.uint16)
     new = new.astype(pages.dtype)
     if not one_by_one:
         return pages.at[0, page_f, :, offset_f].set(new)
-    # XLA:CPU makes of a scatter a choice between two whole pools, and of an update of a reshaped pool a copy.
+    # XLA:CPU lowers a scatter to a select between two whole pools, and an update of a reshaped pool to a copy.
 
-    def put(i, pages):
+    def write(i, pages):
         start = (0, page_f[i], 0, offset_f[i]) + (0,) * (pages.ndim - 4)
         return jax.lax.dynamic_update_slice(pages, new[i][None, None, :, None], start)
 
     if len(new) <= _UNROLLED:
         for i in range(len(new)):
-            pages = put(i, pages)
+            pages = write(i, pages)
         return pages
-    return jax.lax.fori_loop(0, len(new), put, pages)
+    return jax.lax.fori_loop(0, len(new), write, pages)
 
 
 def _float32(bits: jax.Array) -> jax.Array:
@@ -141,8 +141,8 @@ def _float32(bits: jax.Array) -> jax.Array:
 
 def quantize(x_fkh: jax.Array, dtype) -> tuple[jax.Array, jax.Array]:
     """Return 8-bit numbers and the float32 scale of each token and head, [F, K]; symmetric, by the largest magnitude."""
-    largest = float(jnp.finfo(dtype).max) if jnp.issubdtype(dtype, jnp.floating) else float(jnp.iinfo(dtype).max)
+    limit = float(jnp.finfo(dtype).max) if jnp.issubdtype(dtype, jnp.floating) else float(jnp.iinfo(dtype).max)
     x_fkh = x_fkh.astype(jnp.float32)
-    scale_fk = jnp.abs(x_fkh).max(axis=-1) / largest
+    scale_fk = jnp.abs(x_fkh).max(axis=-1) / limit
     y_fkh = x_fkh / jnp.where(scale_fk == 0, 1, scale_fk)[..., None]
     return (y_fkh if jnp.issubdtype(dtype, jnp.floating) else jnp.round(y_fkh)).astype(dtype), scale_fk

@@ -1,7 +1,7 @@
 """Attention over pages on TPU: JAX's Pallas kernel `ragged_paged_attention`, for prompts and decode steps alike.
 
-A row's queries are the last tokens of its text. Rows of unequal counts come packed; the kernel wants at least one token in
-every row that it is told of, so rows without any are put last and left out.
+A row's queries are the last tokens of its text. Rows of unequal counts are packed; the kernel needs at least one token in
+every row that it processes, so rows without tokens are sorted last and excluded.
 """
 
 import jax
@@ -9,12 +9,12 @@ import jax.numpy as jnp
 
 from qwen3_jax.kernels.paged.pages import Combined
 
-_PAGES = 8  # of a row that are in fast memory at a time
-_QUERIES = 32
+_PAGES_PER_BLOCK = 8  # pages of a row in fast memory at a time
+_QUERIES_PER_BLOCK = 32
 
 
 def why_not(kv_heads: int, head_dim: int) -> str | None:
-    """What the kernel would need to run with so many key/value heads on a device, or None where it can."""
+    """Return what the kernel needs to run with `kv_heads` heads on a device, or None where it can."""
     if head_dim % 128:
         return f"a head size that divides by 128; it is {head_dim}"
     if kv_heads not in (1, 2, 4) and kv_heads % 8:
@@ -25,10 +25,10 @@ def why_not(kv_heads: int, head_dim: int) -> str | None:
 def attention(
     q_fnh: jax.Array, pages: Combined, tables_rw: jax.Array, lengths_r: jax.Array, counts_r: jax.Array
 ) -> jax.Array:
-    """Return the attention of tokens that lie row after row, [F, N, H] in q's dtype; arguments as of `loop.prefill`."""
+    """Return the attention of packed tokens, [F, N, H] in q's dtype; arguments as for `loop.prefill`."""
     from jax.experimental.pallas.ops.tpu.ragged_paged_attention import ragged_paged_attention
 
-    # Stable: rows with tokens keep their order, and so their tokens' places.
+    # Stable: rows with tokens keep their order, which is that of their tokens.
     order_r = jnp.argsort(counts_r == 0, stable=True)
     counts_r = counts_r[order_r]
     ends = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts_r).astype(jnp.int32)])
@@ -40,8 +40,8 @@ def attention(
         ends,
         (counts_r > 0).sum(dtype=jnp.int32)[None],
         sm_scale=q_fnh.shape[-1] ** -0.5,
-        # Given, because the kernel would otherwise ask the local device for its generation, which a plan has none of. In its
-        # own table of tuned sizes most entries for pages of 128 are these.
-        num_kv_pages_per_block=min(_PAGES, tables_rw.shape[1]),
-        num_queries_per_block=min(_QUERIES, q_fnh.shape[0]),
+        # Explicit, because the kernel otherwise reads the generation of the local device, which does not exist when compiling
+        # for a topology. Most entries for pages of 128 in its own table of tuned sizes have these values.
+        num_kv_pages_per_block=min(_PAGES_PER_BLOCK, tables_rw.shape[1]),
+        num_queries_per_block=min(_QUERIES_PER_BLOCK, q_fnh.shape[0]),
     )
