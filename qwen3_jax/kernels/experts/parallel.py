@@ -82,7 +82,6 @@ def sharded_mlp(
     """
     mesh = placement.mesh
     assert mesh is not None
-    native = mesh.devices.flat[0].platform != "cpu"  # XLA:CPU has no ragged all-to-all
     if isinstance(gate_edf, Stacked) and placement.axes("embed"):  # gathered one layer at a time
         gate_edf, up_edf, down_efd = unstacked(gate_edf), unstacked(up_edf), unstacked(down_efd)
     if is_quantized(gate_edf) and placement.axes("embed"):
@@ -91,29 +90,11 @@ def sharded_mlp(
             f"'embed' over {' x '.join(placement.axes('embed'))}."
         )
 
-    def one_device(x_btd, index_btk, weight_btk, gate_ldf, up_ldf, down_lfd):
-        b, t, d = x_btd.shape
-        tokens = x_btd.reshape(b * t, d), index_btk.reshape(b * t, -1), weight_btk.reshape(b * t, -1)
-        embed = placement.axes("embed")
-        if not is_quantized(gate_ldf) and not isinstance(gate_ldf, Stacked):
-            gate_ldf, up_ldf = (_gathered(w, embed, 1, x_btd.dtype) for w in (gate_ldf, up_ldf))
-            down_lfd = _gathered(down_lfd, embed, 2, x_btd.dtype)
-        local = functools.partial(mlp, gate_edf=gate_ldf, up_edf=up_ldf, down_efd=down_lfd)
-        if over is None:
-            y_nd = local(*tokens)
-        else:
-            (axis,) = placement.axes("expert")
-            if over == "all_gather":
-                y_nd = _all_gather(*tokens, local, gate_ldf.shape[0], axis)
-            else:
-                y_nd = _all_to_all(*tokens, local, gate_ldf.shape[0], axis, native, mesh.axis_names)
-        return _add_up(y_nd, placement.axes("mlp")).reshape(b, t, d)
-
     tokens_spec = placement.spec(("batch", "length", "hidden"))
     routing_spec = PartitionSpec(*tokens_spec[:2], None)
     wide_spec, narrow_spec = placement.spec(("expert", "embed", "mlp")), placement.spec(("expert", "mlp", "embed"))
     return jax.shard_map(
-        one_device,
+        functools.partial(_on_device, mlp=mlp, over=over, placement=placement),
         mesh=mesh,
         in_specs=(
             tokens_spec,
@@ -126,6 +107,37 @@ def sharded_mlp(
         out_specs=tokens_spec,
         check_vma=False,  # Pallas kernels do not declare over which axes their outputs vary
     )(x_btd, index_btk, weight_btk, gate_edf, up_edf, down_efd)
+
+
+def _on_device(
+    x_btd,
+    index_btk,
+    weight_btk,
+    gate_ldf,
+    up_ldf,
+    down_lfd,
+    *,
+    mlp: Callable,
+    over: Exchange | None,
+    placement: Placement,
+):
+    """Compute one device's part of `sharded_mlp`."""
+    b, t, d = x_btd.shape
+    tokens = x_btd.reshape(b * t, d), index_btk.reshape(b * t, -1), weight_btk.reshape(b * t, -1)
+    embed = placement.axes("embed")
+    if not is_quantized(gate_ldf) and not isinstance(gate_ldf, Stacked):
+        gate_ldf, up_ldf = (_gathered(w, embed, 1, x_btd.dtype) for w in (gate_ldf, up_ldf))
+        down_lfd = _gathered(down_lfd, embed, 2, x_btd.dtype)
+    local = functools.partial(mlp, gate_edf=gate_ldf, up_edf=up_ldf, down_efd=down_lfd)
+    if over is None:
+        y_nd = local(*tokens)
+    else:
+        (axis,) = placement.axes("expert")
+        if over == "all_gather":
+            y_nd = _all_gather(*tokens, local, gate_ldf.shape[0], axis)
+        else:
+            y_nd = _all_to_all(*tokens, local, gate_ldf.shape[0], axis, placement.mesh)
+    return _add_up(y_nd, placement.axes("mlp")).reshape(b, t, d)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
@@ -175,7 +187,7 @@ def _all_gather(x_nd, index_nk, weight_nk, local: Callable, experts: int, axis: 
     return lax.psum_scatter(local(x_nd, index_nk, weight_nk), axis, tiled=True)
 
 
-def _all_to_all(x_nd, index_nk, weight_nk, local: Callable, experts: int, axis: str, native: bool, mesh_axes):
+def _all_to_all(x_nd, index_nk, weight_nk, local: Callable, experts: int, axis: str, mesh):
     """Each row goes to its expert's device and back.
 
     The receiving buffer has a fixed size. In the worst case all rows of the axis go to one device, p times what it sends, but
@@ -183,6 +195,7 @@ def _all_to_all(x_nd, index_nk, weight_nk, local: Callable, experts: int, axis: 
     tokens in as many chunks as the worst case needs.
     """
     p, (n, k) = lax.axis_size(axis), index_nk.shape
+    native = mesh.devices.flat[0].platform != "cpu"  # XLA:CPU has no ragged all-to-all
     worst = p * n * k
     rows = max(_BUFFER * n * k, min(worst, _SMALL))
     send = functools.partial(_send_and_return, local=local, experts=experts, axis=axis, native=native)
@@ -208,7 +221,7 @@ def _all_to_all(x_nd, index_nk, weight_nk, local: Callable, experts: int, axis: 
 
     received_p = _counts(index_nk, p * experts, axis).reshape(p, p, experts).sum(axis=(0, 2))
     # Equal on the whole mesh, so that all devices take the same branch.
-    largest = lax.pmax(received_p.max(), mesh_axes)
+    largest = lax.pmax(received_p.max(), mesh.axis_names)
     return lax.cond(largest <= rows, at_once, in_chunks, x_nd, index_nk, weight_nk)
 
 

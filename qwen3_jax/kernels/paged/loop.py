@@ -127,35 +127,43 @@ def prefill(
         count, start = counts_r[row] - first, starts_r[row] + first  # count may exceed the block
         q_ckmh = _group(jax.lax.dynamic_slice_in_dim(q_cfnh, start, block, axis=1), k)
         position_m = jnp.tile(jax.lax.dynamic_slice_in_dim(position_f, start, block), n // k)
-        table_w = tables_rw[row]
-
-        def page_block(j, carry):
-            max_km, sum_km, acc_kmh, pages = carry
-            pages = jax.lax.optimization_barrier(pages)
-            k_ikch, v_ikch = pages.read(jax.lax.dynamic_slice_in_dim(table_w, j * group, group))
-            slot_c = j * group * c + jnp.arange(group * c)
-            seen_mc = slot_c <= position_m[:, None]
-            k_kch, v_kch = (x.swapaxes(0, 1).reshape(k, group * c, h) for x in (k_ikch, v_ikch))
-            v_kch = jnp.where((slot_c <= last)[:, None], v_kch, 0)  # as in `decode`
-            q_kmh = _select_rotation(q_ckmh, position_m, j * group * c, chunk)
-            scores_kmc = jnp.where(seen_mc, _product("kmh,kch->kmc", q_kmh, k_kch), _HIDDEN)
-            new_max_km = jnp.maximum(max_km, scores_kmc.max(axis=-1))
-            probs_kmc = jnp.exp(scores_kmc - new_max_km[..., None])
-            shrink_km = jnp.exp(max_km - new_max_km)
-            acc_kmh = acc_kmh * shrink_km[..., None] + _product("kmc,kch->kmh", probs_kmc, v_kch)
-            return new_max_km, sum_km * shrink_km + probs_kmc.sum(axis=-1), acc_kmh, pages
-
         last = lengths_r[row] + first + jnp.minimum(count, block) - 1
-        zeros_km = jnp.zeros(q_ckmh.shape[1:3], jnp.float32)
-        start_values = zeros_km + _HIDDEN, zeros_km, jnp.zeros(q_ckmh.shape[1:], jnp.float32), pages
-        _, sum_km, acc_kmh, pages = jax.lax.fori_loop(0, last // (group * c) + 1, page_block, start_values)
-        out_kgth = (acc_kmh / sum_km[..., None]).reshape(k, n // k, block, h)
+        out_kmh, pages = _attend_to_pages(q_ckmh, position_m, last, pages, tables_rw[row], group, chunk)
+        out_kgth = out_kmh.reshape(k, n // k, block, h)
         out_tnh = out_kgth.transpose(2, 0, 1, 3).reshape(block, n, h).astype(out_fnh.dtype)
         # Rows are in order: the next block overwrites what this one writes past its own tokens.
         return jax.lax.dynamic_update_slice_in_dim(out_fnh, out_tnh, start, axis=0), pages
 
     out_fnh, pages = jax.lax.fori_loop(0, ends_r[-1], query_block, (jnp.zeros_like(q_cfnh[0]), pages))
     return out_fnh[:f], pages
+
+
+def _attend_to_pages(
+    q_ckmh: jax.Array, position_m: jax.Array, last: jax.Array, pages: HeadMajor, table_w: jax.Array, group: int, chunk
+) -> tuple[jax.Array, HeadMajor]:
+    """Return a query block's attention over slots 0 to `last` of its row, float32 [K, M, H]; reads `group` pages at a time."""
+    k, c, h = pages.kv_heads, pages.page_size, q_ckmh.shape[-1]
+
+    def page_group(j, carry):
+        max_km, sum_km, acc_kmh, pages = carry
+        pages = jax.lax.optimization_barrier(pages)
+        k_ikch, v_ikch = pages.read(jax.lax.dynamic_slice_in_dim(table_w, j * group, group))
+        slot_c = j * group * c + jnp.arange(group * c)
+        seen_mc = slot_c <= position_m[:, None]
+        k_kch, v_kch = (x.swapaxes(0, 1).reshape(k, group * c, h) for x in (k_ikch, v_ikch))
+        v_kch = jnp.where((slot_c <= last)[:, None], v_kch, 0)  # as in `decode`
+        q_kmh = _select_rotation(q_ckmh, position_m, j * group * c, chunk)
+        scores_kmc = jnp.where(seen_mc, _product("kmh,kch->kmc", q_kmh, k_kch), _HIDDEN)
+        new_max_km = jnp.maximum(max_km, scores_kmc.max(axis=-1))
+        probs_kmc = jnp.exp(scores_kmc - new_max_km[..., None])
+        shrink_km = jnp.exp(max_km - new_max_km)
+        acc_kmh = acc_kmh * shrink_km[..., None] + _product("kmc,kch->kmh", probs_kmc, v_kch)
+        return new_max_km, sum_km * shrink_km + probs_kmc.sum(axis=-1), acc_kmh, pages
+
+    zeros_km = jnp.zeros(q_ckmh.shape[1:3], jnp.float32)
+    start = zeros_km + _HIDDEN, zeros_km, jnp.zeros(q_ckmh.shape[1:], jnp.float32), pages
+    _, sum_km, acc_kmh, pages = jax.lax.fori_loop(0, last // (group * c) + 1, page_group, start)
+    return acc_kmh / sum_km[..., None], pages
 
 
 def _select_rotation(q_ckmh: jax.Array, position_km: jax.Array, first_slot: jax.Array, chunk: int | None) -> jax.Array:
