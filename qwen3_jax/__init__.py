@@ -25,6 +25,7 @@ with epy.lazy_api_imports(globals()):
         stream,
     )
     from qwen3_jax.generation_config import GenerationConfig
+    from qwen3_jax.kernels import Execution, Kernels
     from qwen3_jax.model import KVCache, Qwen3
     from qwen3_jax.position_config import RopeScaling
     from qwen3_jax.text import Tokenizer
@@ -35,9 +36,11 @@ __all__ = [
     "Delta",
     "DraftModel",
     "Engine",
+    "Execution",
     "Generation",
     "GenerationConfig",
     "KVCache",
+    "Kernels",
     "PromptLookup",
     "Qwen3",
     "Qwen3Config",
