@@ -52,7 +52,7 @@ def greedy(model) -> list[list[int]]:
     got: dict[int, list[int]] = {}
     for prompt, (budget, thinking) in zip(PROMPTS, budgets, strict=True):
         sampling = Sampling(temperature=0, seed=0)
-        request = Request(tuple(prompt), sampling, NEW, budget=budget, thinking=thinking, tokens=think)
+        request = Request(tuple(prompt), sampling, NEW, budget=budget, thinking=thinking, thinking_tokens=think)
         got[engine.submit(request)] = []
     while engine.busy:
         for token in engine.step():
