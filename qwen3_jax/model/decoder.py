@@ -188,7 +188,7 @@ class Qwen3(nnx.Module):
         if dual_chunk is not None and dual_chunk.chunk % slots_per_page:
             raise UserError(
                 f"config field 'dual_chunk_attention_config' gives chunks of {dual_chunk.chunk} tokens (chunk_size - "
-                f"local_size), which do not divide into pages of {slots_per_page}; change the sizes or `slots_per_page`."
+                f"local_size), which pages of {slots_per_page} do not divide; change the sizes or `slots_per_page`."
             )
         heads, size, chunked = config.num_key_value_heads, config.head_dim, dual_chunk is not None
         counts = [pages * (group.stack or 1) for group in self.groups]
