@@ -128,6 +128,7 @@ class Answer:
         self._parser = AnswerParser(request.thinking and parse, request.tools and parse)
         self._detokenizer = None if tokenizer is None else tokenizer.detokenizer(skip_special_tokens=True)
         self._stop: tuple[str, ...] = tuple(request.sampling.stop)
+        self._place = request.prompt_index, request.sample_index
 
     @property
     def usage(self) -> Usage:
@@ -175,11 +176,10 @@ class Answer:
 
     def _deltas(self, events: Sequence[Piece | ToolCall]) -> list[Delta]:
         self._events.extend(events)
-        index, sample = self.request.prompt_index, self.request.sample_index
         return [
-            Delta("tool_call", index=index, sample=sample, tool_call=event)
+            Delta("tool_call", "", *self._place, event)
             if isinstance(event, ToolCall)
-            else Delta(event.kind, event.text, index, sample)
+            else Delta(event.kind, event.text, *self._place)
             for event in events
         ]
 
@@ -205,8 +205,7 @@ class Answer:
             finish_reason=reason,
             usage=self.usage,
         )
-        index, sample = self.request.prompt_index, self.request.sample_index
-        return [*deltas, Delta("end", index=index, sample=sample, result=self.result)]
+        return [*deltas, Delta("end", "", *self._place, result=self.result)]
 
 
 def extend(

@@ -149,8 +149,7 @@ class Engine:
             raise RequestError(f"{text} {self.max_length} tokens.", "max_new_tokens", too_long=True)
         can_count = request.thinking_tokens.start >= 0 or (request.budget is None and not request.thinking)
         require(can_count, "a thinking budget needs `thinking_tokens`, see ThinkingTokens.of.", "thinking_budget")
-        count = len(request.eos)
-        require(count <= MAX_EOS, f"a request has {count} end tokens; the most is {MAX_EOS}.", "eos")
+        require(len(request.eos) <= MAX_EOS, f"{len(request.eos)} end tokens; the most is {MAX_EOS}.", "eos")
         active = ActiveRequest.of(request, self.model.generation_config, self.rows)
         self._scheduler.add(active)
         self._active[active.number] = active
@@ -204,10 +203,7 @@ class Engine:
         return tokens
 
     def warm_up(self, *, constraints: bool = False) -> None:
-        """Compile every program that requests may need; a bar counts them.
-
-        `constraints`: including those of requests with a constraint.
-        """
+        """Compile every program that requests may need, with `constraints` or without; a bar counts them."""
         self._runner.warm_up(self._scheduler.chunk, self._scheduler.steps, constraints=constraints)
 
     def _start(self, sequences: Sequence[ActiveRequest]) -> None:

@@ -124,12 +124,3 @@ class Pool:
         self._free[:0] = range(pages - 1, self.capacity, -1)
         self._holders += [0] * (pages - len(self._holders))
         self.capacity = pages - 1
-
-    def forget(self) -> None:
-        """Clear the index, as is necessary after a change of weights."""
-        for page in list(self._idle):
-            self._free.append(page)
-        self._idle.clear()
-        self._page_of.clear()
-        self._key_of.clear()
-        self._name_of.clear()

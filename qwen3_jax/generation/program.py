@@ -106,14 +106,9 @@ class State(struct.PyTreeNode):
 
 @functools.partial(jax.jit, static_argnums=range(6))
 def begin(
-    graphdefs: tuple[Any, ...],
-    shards: int,
-    rows: int,
-    pages: int,
-    slots_per_page: int,
-    cache_type: CacheType | None,
+    graphdefs: tuple[Any, ...], shards: int, rows: int, pages: int, slots_per_page: int, cache_type: CacheType | None,
     params: tuple[Any, ...],
-) -> State:
+) -> State:  # fmt: skip
     """Return a state with `pages` zeroed pages per layer and shard, and `rows` empty slots of `Seen` per shard."""
     models = [nnx.merge(*both) for both in zip(graphdefs, params, strict=True)]
     groups, *draft = (
@@ -125,15 +120,9 @@ def begin(
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def prefill(
-    graphdefs: tuple[Any, ...],
-    params: tuple[Any, ...],
-    state: State,
-    settings: Settings,
-    progress: Progress,
-    tokens_df: jax.Array,
-    counts_dr: jax.Array,
-    tables_drw: jax.Array,
-) -> tuple[State, Progress, Output]:
+    graphdefs: tuple[Any, ...], params: tuple[Any, ...], state: State, settings: Settings, progress: Progress,
+    tokens_df: jax.Array, counts_dr: jax.Array, tables_drw: jax.Array,
+) -> tuple[State, Progress, Output]:  # fmt: skip
     """Compute parts of prompts; sample the next token of `active` rows, whose prompt is then complete.
 
     Args:
@@ -163,16 +152,9 @@ def prefill(
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def decode(
-    graphdefs: tuple[Any, ...],
-    most: int,
-    params: tuple[Any, ...],
-    state: State,
-    settings: Settings,
-    progress: Progress,
-    tables_drw: jax.Array,
-    steps: jax.Array,
-    allowed_bw: jax.Array | None = None,
-) -> tuple[State, Progress, Output]:
+    graphdefs: tuple[Any, ...], most: int, params: tuple[Any, ...], state: State, settings: Settings, progress: Progress,
+    tables_drw: jax.Array, steps: jax.Array, allowed_bw: jax.Array | None = None,
+) -> tuple[State, Progress, Output]:  # fmt: skip
     """Generate tokens until all rows are finished, for at most `steps` steps.
 
     Args:
@@ -210,15 +192,9 @@ def decode(
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def verify(
-    graphdefs: tuple[Any, ...],
-    guesses: int,
-    params: tuple[Any, ...],
-    state: State,
-    settings: Settings,
-    progress: Progress,
-    tables_drw: jax.Array,
-    guess_bg: jax.Array,
-) -> tuple[State, Progress, Output]:
+    graphdefs: tuple[Any, ...], guesses: int, params: tuple[Any, ...], state: State, settings: Settings, progress: Progress,
+    tables_drw: jax.Array, guess_bg: jax.Array,
+) -> tuple[State, Progress, Output]:  # fmt: skip
     """Check guesses of the next tokens in one pass; returns the tokens that `decode` would, one more than were accepted.
 
     Each position is sampled with its own random numbers, and a guess is accepted if it equals the sampled token. So answers do

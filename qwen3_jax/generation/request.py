@@ -99,16 +99,15 @@ class Options:
     default_limit: int | None = None
 
     def __post_init__(self) -> None:
-        def check(name: str, valid: bool, kind: str) -> None:
-            require(valid, f"{name} is {getattr(self, name)!r}; it must be {kind}.", name)
-
-        enable = self.enable_thinking
-        check("sampling", isinstance(self.sampling, Sampling), "Sampling")
-        check("enable_thinking", enable is None or isinstance(enable, (bool, np.bool_)), "bool or None")
-        for name in ("max_new_tokens", "thinking_budget"):
-            value = getattr(self, name)
-            is_int = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-            check(name, value is None or is_int, "int or None")
+        kinds: dict[str, tuple[type, ...]] = dict(
+            sampling=(Sampling,), enable_thinking=(bool, np.bool_), max_new_tokens=(int, np.integer),
+            thinking_budget=(int, np.integer),
+        )  # fmt: skip
+        for name, kind in kinds.items():
+            value, optional = getattr(self, name), kind[0] is not Sampling
+            valid = isinstance(value, kind) and (kind[0] is bool or not isinstance(value, bool))
+            reason = f"{name} is {value!r}; it must be {kind[0].__name__}{' or None' * optional}."
+            require(valid or (optional and value is None), reason, name)
 
 
 def resolve(
@@ -124,11 +123,9 @@ def resolve(
 
     Args:
         prompt: a text (continued as it is), token ids, or messages (the chat template is applied).
-        options: see `Options`.
         model: gives the defaults, the vocabulary size and the context length.
         tokenizer: None is enough for token ids.
         max_length: most tokens of a prompt and its answer; None is the model's context length.
-        prompt_index: copied to the requests.
 
     Raises:
         RequestError: an unusable prompt or option.

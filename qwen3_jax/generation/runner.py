@@ -51,6 +51,7 @@ class Runner:
         self._model, self._speculation, self._cache_type = model, speculation, cache_type
         self._shards, self._rows = model.execution.placement.parts("batch"), rows
         self._page_size = page_size
+        self._words = -(-model.config.vocab_size // 32)  # of `Constraint.allowed`
         self._width = -(-max_length // page_size)
         self._graphdefs, self._params = zip(*(nnx.split(m) for m in models), strict=True)
         self.slots = list(range(self._shards * rows))
@@ -155,7 +156,7 @@ class Runner:
                         none = np.full((len(batch), guesses), -1, np.int32)
                         self.state, *_ = program.verify(self._graphdefs, guesses, *arrays, none)
                     else:
-                        allowed = self._no_words(len(batch)) if kind == "constrained" else None
+                        allowed = np.zeros((len(batch), self._words), np.uint32) if kind == "constrained" else None
                         self.state, *_ = program.decode(self._graphdefs, max_steps, *arrays, np.int32(1), allowed)
                     bar.advance()
             unseen = np.zeros(self._model.config.vocab_size, np.int16)
@@ -203,16 +204,12 @@ class Runner:
         """Return the words of each row's constraint on its next token; None if no row has a constraint."""
         if not any(active is not None and active.request.constraint is not None for active in batch):
             return None
-        allowed = self._no_words(len(batch))
+        allowed = np.zeros((len(batch), self._words), np.uint32)
         for row, active in zip(allowed, batch, strict=True):
             words = None if active is None else active.allowed()
             if words is not None:
                 row[: len(words)] = words[: len(row)]
         return allowed
-
-    def _no_words(self, rows: int) -> np.ndarray:
-        """Return the words of `Constraint.allowed` with no token allowed, for `rows` rows and the model's vocabulary."""
-        return np.zeros((rows, -(-self._model.config.vocab_size // 32)), np.uint32)
 
     def _propose(self, batch: ActiveBatch, speculation: Speculation) -> np.ndarray | None:
         """Return guesses, padded with -1; None if no row has any. Updates the rows' n-gram indices."""
@@ -229,7 +226,4 @@ class Runner:
 
 
 def _sizes(least: int, most: int) -> list[int]:
-    sizes = [least]
-    while sizes[-1] < most:
-        sizes.append(2 * sizes[-1])
-    return sizes
+    return [least << i for i in range((size_of(most, least) // least).bit_length())]

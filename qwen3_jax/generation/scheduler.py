@@ -11,7 +11,7 @@ Prefill chunks and decode steps alternate: no running sequence waits for a whole
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -103,12 +103,6 @@ class Scheduler(Generic[T]):
         self.preemptions = 0
         self._arrivals = 0
         self._decoded_last = True
-
-    @property
-    def sequences(self) -> Iterator[T]:
-        """All unfinished sequences."""
-        yield from (sequence for shard in self.admitted for sequence in shard)
-        yield from self.waiting
 
     def add(self, sequence: T) -> None:
         """Append a sequence to the queue. It must fit into the pages of a shard."""

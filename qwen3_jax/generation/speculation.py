@@ -6,15 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qwen3_jax.bounds import check_bounds, whole
 from qwen3_jax.errors import UserError
 
 if TYPE_CHECKING:
     from qwen3_jax.model import Qwen3
-
-
-def _check(guesses: int) -> None:
-    if isinstance(guesses, bool) or not isinstance(guesses, int) or not 1 <= guesses <= 32:
-        raise UserError(f"speculation takes 1 to 32 guesses at a time; got {guesses!r}.")
 
 
 @dataclass(frozen=True)
@@ -32,7 +28,7 @@ class PromptLookup:
     shortest: int = 2
 
     def __post_init__(self) -> None:
-        _check(self.guesses)
+        check_bounds(vars(self), "speculation option ", guesses=whole(1, 32))
         if not 1 <= self.shortest <= self.longest:
             raise UserError(f"prompt lookup needs 1 <= shortest <= longest; got {self.shortest} and {self.longest}.")
 
@@ -68,7 +64,7 @@ class DraftModel:
     guesses: int = 4
 
     def __post_init__(self) -> None:
-        _check(self.guesses)
+        check_bounds(vars(self), "speculation option ", guesses=whole(1, 32))
 
 
 Speculation = PromptLookup | DraftModel

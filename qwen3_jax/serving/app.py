@@ -48,18 +48,11 @@ class Server:
     """
 
     def __init__(
-        self,
-        engine: Engine,
-        tokenizer: Tokenizer,
-        name: str,
-        *,
+        self, engine: Engine, tokenizer: Tokenizer, name: str, *,
         limits: Limits = Limits(),  # noqa: B008 - frozen
-        keys: Sequence[str] = (),
-        hosts: Sequence[str] = (),
-        origins: Sequence[str] = (),
-        warm_up: bool = True,
-        log_text: bool = False,
-    ):
+        keys: Sequence[str] = (), hosts: Sequence[str] = (), origins: Sequence[str] = (),
+        warm_up: bool = True, log_text: bool = False,
+    ):  # fmt: skip
         self.name, self.tokenizer, self.limits = name, tokenizer, limits
         self.worker = Worker(engine)
         self.ready = False
@@ -116,13 +109,12 @@ class Server:
 
     async def models(self) -> dict[str, Any]:
         """The model, and the length of its longest request."""
-        model = {"id": self.name, "object": "model", "created": 0, "owned_by": "qwen3-jax"}
-        extra = {
-            "max_model_len": self._engine.max_length,
-            "supports_thinking": self.tokenizer.supports_thinking,
+        model = {
+            "id": self.name, "object": "model", "created": 0, "owned_by": "qwen3-jax",
+            "max_model_len": self._engine.max_length, "supports_thinking": self.tokenizer.supports_thinking,
             "reasoning_efforts": EFFORTS,
-        }
-        return {"object": "list", "data": [model | extra]}
+        }  # fmt: skip
+        return {"object": "list", "data": [model]}
 
     async def tokenize(self, body: TokenizeRequest) -> dict[str, Any]:
         """Token ids of a text, or of a conversation after the chat template."""
@@ -143,7 +135,7 @@ class Server:
     async def is_ready(self) -> dict[str, Any]:
         """Readiness: 503 while the server is starting or shutting down."""
         self._check_ready()
-        return {"status": "ready", "running": self.worker.running, "waiting": self.worker.waiting}
+        return {"status": "ready", "running": self.worker.load.running, "waiting": self.worker.load.waiting}
 
     async def metrics(self) -> Response:
         """For Prometheus."""
@@ -167,7 +159,7 @@ class Server:
         limit = body.limit
         if limits.max_tokens is not None and limit is not None and limit > limits.max_tokens:
             raise Refused(400, f"max_tokens is {limit}; the limit is {limits.max_tokens}.", param="max_tokens")
-        waiting = max(self._open_answers - self._engine.rows, self.worker.waiting)
+        waiting = max(self._open_answers - self._engine.rows, self.worker.load.waiting)
         if self._open >= limits.requests or waiting >= limits.waiting:
             raise Refused(429, "server at capacity; retry later.", retry=RETRY_SECONDS)
         if isinstance(body, ChatRequest) and len(body.messages) > limits.messages:

@@ -54,13 +54,14 @@ class Refused(HTTPException):
 
 def add_handlers(api: FastAPI) -> None:
     """Answer every error of a request in OpenAI's form."""
-    for kind in (Refused, UserError, TextError, RecursionError):
+    for kind in (HTTPException, UserError, TextError, RecursionError):
         api.add_exception_handler(kind, _refuse)
     api.add_exception_handler(RequestValidationError, _invalid)
-    api.add_exception_handler(HTTPException, _http)
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException) and not isinstance(error, Refused):  # such as an unknown path
+        error = Refused(error.status_code, f"{request.method} {request.url.path}: {error.detail}.")
     return Refused.of(error).response
 
 
@@ -73,8 +74,3 @@ async def _invalid(request: Request, error: Exception) -> Response:
     name = ".".join(path) or None
     text = message if name is None or "'" in message else f"the field {name!r}: {message[:1].lower()}{message[1:]}"
     return Refused(400, text if text.endswith((".", "?")) else f"{text}.", param=name).response
-
-
-async def _http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return Refused(error.status_code, f"{request.method} {request.url.path}: {error.detail}.").response

@@ -59,14 +59,9 @@ class Guard:
     """
 
     def __init__(
-        self,
-        app: Callable[..., Any],
-        limits: Limits,
-        keys: Sequence[str],
-        hosts: Sequence[str],
-        count: Callable[[str, int], None],
-        log: TextIO | None = sys.stderr,
-    ):
+        self, app: Callable[..., Any], limits: Limits, keys: Sequence[str], hosts: Sequence[str],
+        count: Callable[[str, int], None], log: TextIO | None = sys.stderr,
+    ):  # fmt: skip
         self._app, self._limits, self._hosts, self._count, self._log = app, limits, hosts, count, log
         self._keys = [_digest(key.encode()) for key in keys]
 

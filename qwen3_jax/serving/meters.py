@@ -1,21 +1,4 @@
-"""Prometheus metrics, served at /metrics.
-
-| name                                  | type      | value                                                 |
-|---------------------------------------|-----------|-------------------------------------------------------|
-| `qwen3_requests_total{path,status}`   | counter   | HTTP requests                                         |
-| `qwen3_answers_running`, `_waiting`   | gauge     | answers being generated, and queued                   |
-| `qwen3_cache_pages_held`, `_all`      | gauge     | cache pages held by answers, and in all               |
-| `qwen3_prompt_tokens_total`           | counter   | prompt tokens computed                                |
-| `qwen3_cached_tokens_total`           | counter   | prompt tokens read from the prefix cache              |
-| `qwen3_generated_tokens_total`        | counter   | tokens of finished answers                            |
-| `qwen3_reasoning_tokens_total`        | counter   | thinking tokens of these                              |
-| `qwen3_guessed_tokens_total`          | counter   | tokens proposed by speculation                        |
-| `qwen3_accepted_tokens_total`         | counter   | proposed tokens that were accepted                    |
-| `qwen3_preemptions_total`             | counter   | preempted answers                                     |
-| `qwen3_time_to_first_token_seconds`   | histogram | TTFT                                                  |
-| `qwen3_time_per_output_token_seconds` | histogram | TPOT: from the first token to the last, per token     |
-| `qwen3_request_seconds`               | histogram | from a request to the end of its last answer          |
-"""
+"""Prometheus metrics, served at /metrics. TTFT and TPOT are histograms, the rest counters and gauges."""
 
 import time
 from collections.abc import Iterator
@@ -77,12 +60,12 @@ class _EngineCollector(Collector):
         self._worker = worker
 
     def collect(self) -> Iterator[Metric]:
-        worker, stats = self._worker, self._worker.stats
-        held, pages = worker.cache_usage
-        yield GaugeMetricFamily("qwen3_answers_running", "answers being generated", worker.running)
-        yield GaugeMetricFamily("qwen3_answers_waiting", "queued answers", worker.waiting)
-        yield GaugeMetricFamily("qwen3_cache_pages_held", "cache pages held by answers", held)
-        yield GaugeMetricFamily("qwen3_cache_pages_all", "cache pages in all", pages)
+        load = self._worker.load
+        stats = load.stats
+        yield GaugeMetricFamily("qwen3_answers_running", "answers being generated", load.running)
+        yield GaugeMetricFamily("qwen3_answers_waiting", "queued answers", load.waiting)
+        yield GaugeMetricFamily("qwen3_cache_pages_held", "cache pages held by answers", load.pages_held)
+        yield GaugeMetricFamily("qwen3_cache_pages_all", "cache pages in all", load.pages)
         for name, text, value in (
             ("prompt_tokens", "prompt tokens computed", stats.prefill_tokens),
             ("cached_tokens", "prompt tokens read from the prefix cache", stats.cached_tokens),

@@ -304,13 +304,7 @@ class ChatRequest(_Common):
         return [self.messages]
 
     def options(self, constraint: MakeConstraint, supports_thinking: bool, default_limit: int | None) -> Options:
-        """Return what `resolve` is given with each prompt.
-
-        Args:
-            constraint: of the content.
-            supports_thinking: the model can think; otherwise an effort, which clients send to any model, has no effect.
-            default_limit: see `Options`.
-        """
+        """Return the options of each prompt. An effort, which clients send to any model, needs `supports_thinking`."""
         template = None if self.chat_template_kwargs is None else self.chat_template_kwargs.enable_thinking
         switches = {self.enable_thinking, template} - {None}
         if len(switches) > 1:
@@ -356,7 +350,7 @@ class CompletionRequest(_Common):
         return self.max_tokens
 
     def options(self, constraint: MakeConstraint, supports_thinking: bool, default_limit: int | None) -> Options:
-        """Return what `resolve` is given with each prompt; arguments as in `ChatRequest.options`."""
+        """Return the options of each prompt, as `ChatRequest.options` does."""
         return Options(
             sampling=self._sampling(self.logprobs),
             max_new_tokens=self.max_tokens,

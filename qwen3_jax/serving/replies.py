@@ -40,7 +40,8 @@ class Reply(ABC):
         self._samples = samples
         self._tokenizer = tokenizer
         self._common = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
-        self._sent = [0] * len(answers)  # log probabilities that are in earlier chunks, per choice
+        # Per choice, in earlier chunks: log probabilities, tool calls, and characters of all tokens.
+        self._sent, self._calls, self._offsets = ([0] * len(answers) for _ in range(3))
 
     @property
     def done(self) -> bool:
@@ -115,10 +116,6 @@ class ChatReply(Reply):
 
     prefix, object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, model: str, tokenizer: Tokenizer, answers: Sequence[Answer], samples: int):
-        super().__init__(model, tokenizer, answers, samples)
-        self._calls = [0] * len(answers)
-
     def opening(self) -> list[Json]:
         """Return the role, once for each choice."""
         return [self._wrap(i, {"role": "assistant", "content": ""}, None) for i in range(len(self.answers))]
@@ -153,10 +150,6 @@ class TextReply(Reply):
     """/v1/completions."""
 
     prefix, object, chunk_object = "cmpl", "text_completion", "text_completion"
-
-    def __init__(self, model: str, tokenizer: Tokenizer, answers: Sequence[Answer], samples: int):
-        super().__init__(model, tokenizer, answers, samples)
-        self._offsets = [0] * len(answers)  # characters of the tokens in earlier chunks, per choice
 
     def _chunk(self, choice: int, delta: Delta, logprobs: list[Json] | None) -> Json:
         finish = None if delta.result is None else delta.result.finish_reason

@@ -11,7 +11,7 @@ import queue
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from qwen3_jax.errors import UserError
 from qwen3_jax.generation import Engine, Request, Stats, Token
@@ -21,6 +21,16 @@ _FAILED, _STOPPING = "the engine has failed", "the server is shutting down"
 
 class Stopped(Exception):
     """The engine takes no more requests: it has failed, or the server is shutting down."""
+
+
+class Load(NamedTuple):
+    """Load of the engine after its last step: answers running and queued, cache pages held and in all, and its totals."""
+
+    running: int
+    waiting: int
+    pages_held: int
+    pages: int
+    stats: Stats
 
 
 class Ticket:
@@ -73,6 +83,7 @@ class Worker:
 
     Attributes:
         failure: the exception that ended the thread, or None.
+        load: after the last step.
     """
 
     def __init__(self, engine: Engine):
@@ -81,28 +92,8 @@ class Worker:
         self._inbox: queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]]] = queue.SimpleQueue()
         self._tickets: dict[int, tuple[Ticket, int]] = {}
         self._stopping = False
-        self._snapshot = (0, 0, engine.cache_usage, Stats())
+        self.load = Load(0, 0, *engine.cache_usage, Stats())
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-
-    @property
-    def running(self) -> int:
-        """Answers being generated."""
-        return self._snapshot[0]
-
-    @property
-    def waiting(self) -> int:
-        """Queued answers."""
-        return self._snapshot[1]
-
-    @property
-    def cache_usage(self) -> tuple[int, int]:
-        """Cache pages held, and in all."""
-        return self._snapshot[2]
-
-    @property
-    def stats(self) -> Stats:
-        """The engine's totals."""
-        return self._snapshot[3]
 
     def start(self) -> None:
         """Start the thread."""
@@ -152,12 +143,13 @@ class Worker:
                 if self.engine.busy and not self._stopping:
                     self._deliver(self.engine.step())
                 engine = self.engine
-                self._snapshot = engine.running, engine.waiting, engine.cache_usage, dataclasses.replace(engine.stats)
+                stats = dataclasses.replace(engine.stats)
+                self.load = Load(engine.running, engine.waiting, *engine.cache_usage, stats)
         except BaseException as error:
             self.failure = error
             traceback.print_exc()
         finally:
-            self._snapshot = (0, 0, (0, self._snapshot[2][1]), self._snapshot[3])
+            self.load = self.load._replace(running=0, waiting=0, pages_held=0)
             unfinished = {id(ticket): ticket for ticket, _ in self._tickets.values()}
             self._tickets.clear()
             for ticket in unfinished.values():

@@ -446,7 +446,7 @@ def test_what_an_engine_refuses(options, words):
 
 
 def test_what_speculation_refuses():
-    with pytest.raises(UserError, match="1 to 32 guesses at a time; got 0"):
+    with pytest.raises(UserError, match="speculation option guesses is 0; it must be between 1 and 32"):
         PromptLookup(0)
     with pytest.raises(UserError, match="1 <= shortest <= longest; got 2 and 1"):
         PromptLookup(2, longest=1)

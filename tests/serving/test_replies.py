@@ -3,10 +3,11 @@
 import pytest
 
 from qwen3_jax import Request, Sampling
-from qwen3_jax.generation import Token, TokenLogprob
+from qwen3_jax.generation import Stats, Token, TokenLogprob
 from qwen3_jax.generation.answer import Answer, extend
 from qwen3_jax.serving.meters import Meters
 from qwen3_jax.serving.replies import ChatReply, TextReply
+from qwen3_jax.serving.worker import Load
 from tests.helpers import tiny_models
 
 TOK = tiny_models.tokenizer()
@@ -172,10 +173,7 @@ def test_done_when_all_are():
 class IdleWorker:
     """Numbers of an engine, for a scrape."""
 
-    from qwen3_jax.generation import Stats
-
-    stats = Stats(prefill_tokens=1, cached_tokens=2, guessed=3, accepted=4, preemptions=5)
-    running, waiting, cache_usage = 6, 7, (8, 9)
+    load = Load(6, 7, 8, 9, Stats(prefill_tokens=1, cached_tokens=2, guessed=3, accepted=4, preemptions=5))
 
 
 def test_what_prometheus_reads(monkeypatch):

@@ -13,7 +13,7 @@ from qwen3_jax.generation import Stats, Token
 from qwen3_jax.serving.app import Server
 from qwen3_jax.serving.errors import Refused
 from qwen3_jax.serving.events import while_connected
-from qwen3_jax.serving.worker import Stopped, Worker
+from qwen3_jax.serving.worker import Load, Stopped, Worker
 from tests.helpers import tiny_models
 
 
@@ -151,7 +151,7 @@ def test_each_ticket_gets_its_own_tokens_by_index():
 
     engine, worker = scripted(2, clients)
     assert engine.cancelled == []  # all were finished when their tickets were left
-    assert (worker.running, worker.waiting, worker.cache_usage, worker.stats.prefill_tokens) == (0, 0, (0, 9), 5)
+    assert worker.load == Load(0, 0, 0, 9, Stats(prefill_tokens=5))
     assert worker._tickets == {}
 
 
