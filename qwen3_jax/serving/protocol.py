@@ -226,19 +226,12 @@ class _Common(_Strict):
 
     def _sampling(self, logprobs: int | None) -> Sampling:
         return Sampling(
-            temperature=self.temperature,
+            temperature=self.temperature, top_p=self.top_p, min_p=self.min_p, repetition_penalty=self.repetition_penalty,
             top_k=None if self.top_k is None else max(self.top_k, 0),  # -1 is "all" in vLLM
-            top_p=self.top_p,
-            min_p=self.min_p,
-            presence_penalty=self.presence_penalty or 0.0,
-            frequency_penalty=self.frequency_penalty or 0.0,
-            repetition_penalty=self.repetition_penalty,
-            logit_bias=_biases(self.logit_bias or {}),
-            seed=None if self.seed is None else self.seed % 2**63,
-            stop=() if self.stop is None else self.stop,
-            logprobs=logprobs,
-            n=self.n or 1,
-        )
+            presence_penalty=self.presence_penalty or 0.0, frequency_penalty=self.frequency_penalty or 0.0,
+            logit_bias=_biases(self.logit_bias or {}), seed=None if self.seed is None else self.seed % 2**63,
+            stop=() if self.stop is None else self.stop, logprobs=logprobs, n=self.n or 1,
+        )  # fmt: skip
 
 
 class ChatRequest(_Common):
