@@ -113,7 +113,7 @@ class Runner:
         return batch, progress, output
 
     def decode(self, plan: Decode[ActiveRequest], max_steps: int) -> tuple[ActiveBatch, Progress, Output]:
-        """Generate tokens, by checking guesses where there are some; returns as `prefill`."""
+        """Generate tokens, or check guesses if there are any; returns as `prefill`."""
         rows = size_of(max(map(len, plan.sequences)))
         batch: ActiveBatch = [None] * (self._shards * rows)
         for shard, sequences in enumerate(plan.sequences):

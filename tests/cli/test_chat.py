@@ -57,11 +57,11 @@ def test_turns_modes_budget_and_commands(talk):
     ]  # fmt: skip
     code, out, err, calls = talk(lines, "--system", "Be kind.", "--temperature", 0.9)
     assert code == 0
-    said = [
+    sent = [
         "first", "second", "third", "fourth /think", "fifth", "sixth /no_think", "seventh /think",
         "/usr/bin/env is a path", "eighth",
     ]  # fmt: skip
-    assert [prompt[-1]["content"] for prompt, _, _ in calls] == said
+    assert [prompt[-1]["content"] for prompt, _, _ in calls] == sent
     assert all(prompt[0] == {"role": "system", "content": "Be kind."} for prompt, _, _ in calls)
     modes = [(options.get("enable_thinking"), options.get("thinking_budget")) for _, options, _ in calls]
     budget, none = (None, 5), (None, None)
@@ -80,7 +80,7 @@ def test_turns_modes_budget_and_commands(talk):
         assert results[0].content.strip() in out
 
 
-def test_a_turn_that_cannot_run_is_explained_and_forgotten(talk):
+def test_a_turn_that_cannot_run_is_explained_and_dropped(talk):
     code, _, err, calls = talk(["x " * 2000, "/budget 33", "hello", "/budget off", "hello"])
     assert code == 0
     assert "maximum context length" in err
@@ -116,15 +116,15 @@ def test_ctrl_c_on_a_terminal(endless):
     def wait(pattern, seconds=120):
         nonlocal seen
         end = time.monotonic() + seconds
-        while not (found := re.search(pattern, seen)):
+        while not (match := re.search(pattern, seen)):
             assert time.monotonic() < end, f"{pattern!r} did not come; seen: {seen[-2000:]!r}"
             if select.select([main], [], [], 0.2)[0]:
                 try:
                     seen += os.read(main, 65536).decode(errors="replace")
                 except OSError:
                     raise AssertionError(f"the terminal closed; seen: {seen[-2000:]!r}") from None
-        seen = seen[found.end() :]
-        return found.group()
+        seen = seen[match.end() :]
+        return match.group()
 
     def send(text):
         os.write(main, text.encode())

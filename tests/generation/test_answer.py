@@ -1,4 +1,4 @@
-"""Which requests end by their text, and that nothing else is cancelled."""
+"""Answers from tokens: which end by their text, how they are read, and what they count."""
 
 import pytest
 
@@ -28,7 +28,7 @@ def test_a_text_ends_its_own_answer_and_no_sibling(several):
     cancelled = []
     steps = [
         [(0, token(a)), (1, token(a)), (2, token(b))],
-        [(0, token(b)), (0, token(a)), (1, token(a)), (2, token(end, "stop"))],  # the engine had gone on with 0
+        [(0, token(b)), (0, token(a)), (1, token(a)), (2, token(end, "stop"))],  # the engine was a token ahead with 0
         [(0, token(a)), (1, token(b, "length"))],  # ended by both at once: there is nothing to cancel
     ]
     pairs = [list(extend(answers, step, cancelled.append)) for step in steps]

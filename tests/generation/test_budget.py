@@ -106,7 +106,7 @@ def samplings(largest_temperature: float):
 
 @st.composite
 def batches(draw, largest_temperature: float = 3.0):
-    """(requests, tools): texts, ids and messages; messages alone where there are tools."""
+    """(requests, tools): texts, ids and messages; only messages with tools."""
     tools = draw(st.sampled_from([None, tiny_models.TOOLS]))
     message = st.sampled_from(["Hi", "2 + 3?", "<think>", "Say </think>", "/no_think"])
     chat = message.map(lambda text: [{"role": "user", "content": text}])
@@ -155,7 +155,7 @@ def test_every_answer_follows_the_documented_rules(batch, seed, eos):
 
 
 def test_the_random_models_reach_every_case():
-    """The test above is only as good as what its models do."""
+    """The test above covers only what its models do."""
     seen = set()
     for seed in range(8):
         requests = [
@@ -177,10 +177,10 @@ def test_the_random_models_reach_every_case():
     assert seen >= {"call", "<think> in a call"}
 
 
-# Two compilations may round differently, and a token drawn on the edge of two then differs: fixed examples, few edges.
+# Two compilations may round differently, and a draw close to the edge between two tokens then differs: fixed examples.
 @settings(max_examples=25, derandomize=True)
 @given(batch=batches(largest_temperature=1.0), seed=st.integers(0, 11))
-def test_rows_do_not_disturb_each_other(batch, seed):
+def test_rows_are_independent(batch, seed):
     requests, tools = batch
     model = tiny_models.model(seed)
     together = run(model, requests, tools)
@@ -312,7 +312,7 @@ WAYS = {
 
 @functools.cache
 def engine_of(way: str) -> Engine:
-    """One for all examples: requests meet a cache full of what others left."""
+    """One for all examples: the cache is full of earlier requests."""
     options: dict[str, Any] = dict(WAYS[way])
     if "draft" in way:
         options["speculation"] = DraftModel(tiny_models.model(6 if options["speculation"] == "itself" else 7), 3)
@@ -334,8 +334,8 @@ def token_requests(draw):
 
 
 @pytest.mark.parametrize("way", list(WAYS))
-def test_budgets_hold_under_guesses_and_when_room_must_be_made(way):
-    """Thousands of rows: never over, the stop text exact, the mask exact."""
+def test_budgets_hold_under_speculation_and_preemption(way):
+    """Thousands of rows: the budget is never exceeded; stop text and mask are exact."""
     engine = engine_of(way)
     health = [HealthCheck.too_slow, HealthCheck.data_too_large]
     examples = settings(max_examples=10, suppress_health_check=health, phases=[Phase.generate, Phase.shrink])
@@ -347,7 +347,7 @@ def test_budgets_hold_under_guesses_and_when_room_must_be_made(way):
 
 
 def holds(engine: Engine, requests) -> None:
-    """Answer them all and walk through each."""
+    """Answer all requests and check each against the rules."""
     numbers = [engine.submit(request) for request, _ in requests]
     answers: dict[int, list] = {number: [] for number in numbers}
     while engine.busy:

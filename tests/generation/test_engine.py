@@ -1,4 +1,4 @@
-"""The engine gives every request what it would get alone, whatever else runs and however it is computed."""
+"""Every request gets the tokens that it would get alone, whatever runs beside it and however it is computed."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ REQUESTS = 200
 
 
 def run(engine: Engine, requests, arrivals=None, check=None) -> list[list]:
-    """The tokens of each request; `arrivals` says before which step it comes."""
+    """Return the tokens of each request; `arrivals` are the steps before which they are submitted."""
     arrivals = [0] * len(requests) if arrivals is None else arrivals
     todo = sorted(range(len(requests)), key=lambda i: arrivals[i])
     numbers, got, step = {}, [[] for _ in requests], 0
@@ -51,7 +51,7 @@ def ids(tokens) -> list[int]:
 
 @functools.cache
 def mixed_requests() -> tuple[list[Request], list[int]]:
-    """200 prompts of 1 to 150 tokens, a third with a common beginning, half with budgets of 0 to 12; arrivals over time."""
+    """200 prompts of 1 to 150 tokens, a third with a common prefix, half with budgets of 0 to 12; arrivals over time."""
     random = np.random.default_rng(0)
     common = random.integers(0, 300, 70).tolist()
     requests = []
@@ -101,8 +101,8 @@ def greedy(hf, request: Request) -> tuple[list[int], list[bool]]:
 
 
 @functools.cache
-def transformers_says(variant: str) -> list[tuple[list[int], list[bool]]]:
-    """What `greedy` says of the mixed requests."""
+def expected_tokens(variant: str) -> list[tuple[list[int], list[bool]]]:
+    """The tokens of `greedy` for the mixed requests."""
     hf = hf_checkpoints.build(variant)
     return [greedy(hf, request) for request in mixed_requests()[0]]
 
@@ -124,8 +124,8 @@ MESHES = {"1_device": None, "data_2_tensor_2": dict(data=2, tensor=2), "8_device
 @functools.cache
 def loaded(variant: str, mesh: str, folder):
     hf_checkpoints.build(variant).save_pretrained(folder / variant)
-    made = None if MESHES[mesh] is None else sharding.make_mesh(**MESHES[mesh])
-    return qwen3_jax.load(folder / variant, mesh=made, scan_layers=mesh != "1_device")[0]
+    devices = None if MESHES[mesh] is None else sharding.make_mesh(**MESHES[mesh])
+    return qwen3_jax.load(folder / variant, mesh=devices, scan_layers=mesh != "1_device")[0]
 
 
 @pytest.fixture(scope="module")
@@ -156,15 +156,15 @@ class Fives:
 
 
 @functools.cache
-def held_requests() -> list[tuple[Request, tuple[list[int], list[bool]]]]:
-    """Requests of which half are held to a grammar and a third has biases, some with thinking; and what `greedy` says."""
-    hf, made = hf_checkpoints.build("dense_tied"), []
+def constrained_requests() -> list[tuple[Request, tuple[list[int], list[bool]]]]:
+    """Requests with the tokens of `greedy`: half have a constraint, two thirds have biases, some think."""
+    hf, requests = hf_checkpoints.build("dense_tied"), []
     for place, request in enumerate(mixed_requests()[0][:60]):
         biases = {7: 100.0, 35: 99.5, 8: -100.0} if place % 3 else {}
-        held = dict(constraint=Fives(), max_new_tokens=request.max_new_tokens + 10) if place % 2 else {}
+        constrained = dict(constraint=Fives(), max_new_tokens=request.max_new_tokens + 10) if place % 2 else {}
         sampling = dataclasses.replace(request.sampling, logit_bias=biases)
-        made.append(dataclasses.replace(request, sampling=sampling, eos=frozenset({Fives.END}), **held))
-    return [(request, greedy(hf, request)) for request in made]
+        requests.append(dataclasses.replace(request, sampling=sampling, eos=frozenset({Fives.END}), **constrained))
+    return [(request, greedy(hf, request)) for request in requests]
 
 
 @pytest.mark.parametrize(
@@ -176,13 +176,13 @@ def test_constraints_and_biases_hold_in_any_company(mesh, way, folder):
     model = loaded("dense_tied", mesh, folder)
     shards = model.execution.placement.parts("batch")
     engine = Engine(model, **WAYS[way] | {name: shards * WAYS[way][name] for name in ("rows", "cache_tokens")})
-    # A constraint goes on with its answer; each run needs fresh ones.
+    # Constraints have state; each run needs fresh ones.
     requests = [
         dataclasses.replace(request, constraint=None if request.constraint is None else Fives())
-        for request, _ in held_requests()
+        for request, _ in constrained_requests()
     ]
     got = run(engine, requests, mixed_requests()[1][:60])
-    for (_, expected), tokens in zip(held_requests(), got, strict=True):
+    for (_, expected), tokens in zip(constrained_requests(), got, strict=True):
         assert (ids(tokens), [token.forced for token in tokens]) == expected
     whole = [tokens for request, tokens in zip(requests, got, strict=True) if request.constraint is not None]
     assert sum(tokens[-1].id == Fives.END and len(tokens) > 7 for tokens in whole) > 5  # some have thought before
@@ -200,9 +200,9 @@ def test_200_mixed_requests_equal_transformers(variant, mesh, way, folder):
     model = loaded(variant, mesh, folder)
     shards = model.execution.placement.parts("batch")
     engine = Engine(model, **WAYS[way] | {name: shards * WAYS[way][name] for name in ("rows", "cache_tokens")})
-    # So many rows would not fill up with what comes one by one.
+    # With several shards submit all at once, or their rows would stay empty.
     got = run(engine, requests, arrivals if shards == 1 else None)
-    for tokens, (expected, forced), request in zip(got, transformers_says(variant), requests, strict=True):
+    for tokens, (expected, forced), request in zip(got, expected_tokens(variant), requests, strict=True):
         assert ids(tokens) == expected
         assert [token.forced for token in tokens] == forced
         assert request.budget is None or sum(token.thinking for token in tokens) <= request.budget
@@ -221,15 +221,15 @@ def test_200_mixed_requests_equal_transformers(variant, mesh, way, folder):
 
 @pytest.mark.parametrize("same", [True, False], ids=["itself", "another_model"])
 def test_a_draft_model_changes_nothing(same, folder):
-    """The model itself is always right; one with other weights is nearly always wrong."""
+    """The model itself always guesses right; one with other weights nearly always wrong."""
     requests, arrivals = mixed_requests()
     model = loaded("dense_tied", "1_device", folder)
     draft = model if same else tiny_draft(model)
     engine = Engine(model, **ROOMY, speculation=DraftModel(draft, 3))
     got = run(engine, requests, arrivals)
-    assert [ids(tokens) for tokens in got] == [expected for expected, _ in transformers_says("dense_tied")]
+    assert [ids(tokens) for tokens in got] == [expected for expected, _ in expected_tokens("dense_tied")]
     rate = engine.stats.accepted / engine.stats.guessed
-    assert rate > 0.6 if same else rate < 0.5  # what ends early, or is forced, is not accepted
+    assert rate > 0.6 if same else rate < 0.5  # guesses after an answer's end, and of forced tokens, are not accepted
 
 
 def tiny_draft(model):
@@ -243,7 +243,7 @@ def tiny_draft(model):
 def sampled_requests(count: int) -> list[Request]:
     random = np.random.default_rng(1)
     tokens = ThinkingTokens.of(tiny_models.tokenizer())
-    made = []
+    requests = []
     for seed in range(count):
         budget = None if random.random() < 0.5 else int(random.integers(0, 20))
         sampling = Sampling(
@@ -252,8 +252,8 @@ def sampled_requests(count: int) -> list[Request]:
             repetition_penalty=float(random.choice([1.0, 1.2])), seed=seed, logprobs=int(seed % 3) or None,
         )  # fmt: skip
         prompt = tuple(random.integers(0, tiny_models.VOCABULARY, random.integers(1, 60)).tolist())
-        made.append(Request(prompt, sampling, int(random.integers(20, 50)), budget=budget, thinking_tokens=tokens))
-    return made
+        requests.append(Request(prompt, sampling, int(random.integers(20, 50)), budget=budget, thinking_tokens=tokens))
+    return requests
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def sampled_requests(count: int) -> list[Request]:
     ids=["batched", "preempted", "guessed", "preempted_and_guessed"],
 )
 def test_a_seed_gives_the_same_tokens_alone_and_in_any_company(options):
-    """With penalties, budgets and log probabilities too; all of them survive making room."""
+    """With penalties, budgets and log probabilities too; all of them survive preemption."""
     model, requests = tiny_models.model(2, eos=False), sampled_requests(40)
     engine = Engine(model, **options)
     together = run(engine, requests)
@@ -289,7 +289,7 @@ def test_a_seed_gives_the_same_tokens_alone_and_in_any_company(options):
 
 
 def test_guessed_tokens_follow_the_distribution():
-    """A thousand seeds with speculation and a thousand others without: the places agree in distribution."""
+    """A thousand seeds with speculation and a thousand others without: the distributions at each position agree."""
     model = tiny_models.model(4, eos=False)
     prompt = tuple([5, 6, 7, 8] * 4)
 
@@ -306,7 +306,7 @@ def test_guessed_tokens_follow_the_distribution():
         assert scipy.stats.chi2_contingency(np.asarray(table)).pvalue > 1e-3
 
 
-# ---- what it keeps to ----------------------------------------------------------------------------------------------------
+# ---- limits and errors ---------------------------------------------------------------------------------------------------
 
 
 def test_nothing_is_compiled_after_warm_up_and_nothing_leaks():
@@ -346,7 +346,7 @@ def soak(count: int, seed: int) -> None:
             submitted += 1
         got = engine.step()
         waited = 0 if got else waited + 1
-        assert waited < 20, "nobody gets anything"
+        assert waited < 20, "no request advances"
         for token in got:
             if token.finish:
                 del live[token.number]
@@ -374,17 +374,17 @@ def soak(count: int, seed: int) -> None:
 
 @pytest.mark.parametrize("mesh", list(MESHES))
 def test_a_second_request_compiles_nothing(mesh, folder):
-    """Of a loaded model either: what its first program leaves lies where what it was given lay."""
+    """Nor of a loaded model: the state that a program returns has the sharding of the one it was given."""
     engine = Engine(loaded("dense_tied", mesh, folder), rows=2, cache_tokens=256)
     request = Request((5, 6, 7), Sampling(temperature=0, seed=0), 4)
     first = run(engine, [request])
     compiled = Clock.compilations
-    assert run(engine, [request]) != first  # numbers differ, no more
+    assert run(engine, [request]) != first  # only their numbers differ
     assert Clock.compilations == compiled
 
 
 def test_a_cache_grows_when_it_is_full():
-    """With no size given it starts small and doubles; nothing that is in it is lost."""
+    """Without a given size it starts small and doubles; its contents are kept."""
     model, requests = tiny_models.model(2, eos=False), sampled_requests(2)
     requests = [dataclasses.replace(request, max_new_tokens=700, budget=None) for request in requests]
     fixed = run(Engine(model, rows=2, cache_tokens=2048), requests)
@@ -472,4 +472,4 @@ def test_what_a_request_may_not_be(request_of, words):
     with pytest.raises(UserError, match=words):
         engine.submit(Request(**(dict(prompt=(1,), sampling=Sampling(), max_new_tokens=1) | request_of)))
     assert not engine.busy
-    assert jax.tree.leaves(engine._runner.state)  # nothing was lost
+    assert jax.tree.leaves(engine._runner.state)  # not donated

@@ -1,4 +1,4 @@
-"""Pages and turns, with no model: random texts come, grow, are cancelled and finish, and the books always balance."""
+"""Pool and scheduler without a model: random sequences arrive, grow, are cancelled and finish; no page is ever lost."""
 
 from collections import Counter
 
@@ -12,9 +12,9 @@ from tests.helpers.pool_check import check_pool
 SIZE = 4
 
 
-def stored(pool: Pool, contents: dict[int, tuple], pages: list[int], tokens: list[int], known: int) -> None:
-    """Write a text's tokens to its pages, as the device would."""
-    for place in range(known):
+def stored(pool: Pool, contents: dict[int, tuple], pages: list[int], tokens: list[int], count: int) -> None:
+    """Write a sequence's tokens to its pages, as the device would."""
+    for place in range(count):
         page = contents.setdefault(pages[place // SIZE], [None] * SIZE)
         page[place % SIZE] = tuple(tokens[: place + 1])
 
@@ -22,7 +22,7 @@ def stored(pool: Pool, contents: dict[int, tuple], pages: list[int], tokens: lis
 @settings(max_examples=300)
 @given(st.data())
 def test_a_page_is_found_again_only_with_the_whole_text_before_it(data):
-    """Whatever is taken, shared, released and evicted: what `match` returns holds exactly the beginning of the text."""
+    """Whatever is taken, shared, released and evicted: the pages of `match` contain exactly the prefix of the sequence."""
     pool, contents, held = Pool(12, SIZE), {}, []
     beginnings = st.lists(st.integers(0, 1), min_size=1, max_size=24)
     for _ in range(data.draw(st.integers(5, 40))):
@@ -30,20 +30,20 @@ def test_a_page_is_found_again_only_with_the_whole_text_before_it(data):
             pool.release(held.pop(data.draw(st.integers(0, len(held) - 1))))
         else:
             tokens = data.draw(beginnings)
-            found = pool.match(tokens)
-            assert len(found) * SIZE < len(tokens)  # the last token is always left to compute
-            for place, page in enumerate(found):
+            matched = pool.match(tokens)
+            assert len(matched) * SIZE < len(tokens)  # the last token is always left to compute
+            for place, page in enumerate(matched):
                 assert contents[page][-1] == tuple(tokens[: (place + 1) * SIZE])
-            pool.hold(found)
-            fresh = pool.take(-(-len(tokens) // SIZE) - len(found))
+            pool.hold(matched)
+            fresh = pool.take(-(-len(tokens) // SIZE) - len(matched))
             if fresh is None:
-                pool.release(found)
+                pool.release(matched)
             else:
-                assert len(set(found + fresh)) == len(found + fresh)
-                assert 0 not in found + fresh
-                stored(pool, contents, found + fresh, tokens, len(tokens))
-                pool.record(found + fresh, tokens, len(found), len(tokens))
-                held.append(found + fresh)
+                assert len(set(matched + fresh)) == len(matched + fresh)
+                assert 0 not in matched + fresh
+                stored(pool, contents, matched + fresh, tokens, len(tokens))
+                pool.record(matched + fresh, tokens, len(matched), len(tokens))
+                held.append(matched + fresh)
         check_pool(pool)
         counts = Counter(page for pages in held for page in pages)
         assert pool.held == len(counts)
@@ -53,7 +53,7 @@ def test_a_page_is_found_again_only_with_the_whole_text_before_it(data):
     assert pool.available == pool.capacity
 
 
-def test_what_was_let_go_longest_ago_goes_first_and_ends_before_beginnings():
+def test_the_least_recently_released_is_evicted_first_and_ends_before_beginnings():
     pool = Pool(7, SIZE)
     first, second = [1] * 12, [2] * 12
     pages = {}
@@ -67,14 +67,14 @@ def test_what_was_let_go_longest_ago_goes_first_and_ends_before_beginnings():
     assert (pool.match([*first, 0]), pool.match([*second, 0])) == (pages["first"][:1], pages["second"])
     pool.hold(pages["second"])
     assert pool.take(2) is None
-    assert pool.match([*first, 0]) == pages["first"][:1]  # a refusal takes nothing
+    assert pool.match([*first, 0]) == pages["first"][:1]  # a failed `take` takes nothing
     assert pool.take(1) == pages["first"][:1]
     assert pool.match([*first, 0]) == []
     pool.release(pages["second"])
     assert pool.available == 3
 
 
-def test_equal_texts_at_once_are_remembered_once():
+def test_equal_sequences_at_once_are_indexed_once():
     pool = Pool(9, SIZE)
     tokens = [3] * 8
     one, two = pool.take(2), pool.take(2)
@@ -89,7 +89,7 @@ def test_equal_texts_at_once_are_remembered_once():
 
 
 def requests(most: int):
-    """(prompt, new tokens, steps until the next arrives, cancelled after so many steps)."""
+    """(prompt, new tokens, steps until the next arrives, steps until it is cancelled)."""
     prompt = st.builds(lambda n, k: [k] * n, st.integers(1, most - 2), st.integers(0, 2))
     return st.lists(
         st.tuples(prompt, st.integers(1, 12), st.integers(0, 4), st.one_of(st.none(), st.integers(0, 30))),
@@ -109,10 +109,10 @@ def requests(most: int):
     prefix_cache=st.booleans(),
     grows=st.booleans(),
 )
-def test_every_text_ends_with_its_own_tokens_computed_in_order(
+def test_every_sequence_finishes_with_its_own_tokens_computed_in_order(
     arrivals, shards, pages, rows, chunk, steps, prefix_cache, grows
 ):
-    """A device of Python lists: each slot holds the text up to it, and is read only when it is there."""
+    """A device of Python lists: each slot contains the sequence up to it, and is read only once written."""
     scheduler = Scheduler(
         shards=shards, pages=pages, page_size=SIZE, rows=rows, chunk=chunk, chunk_rows=2, steps=steps,
         prefix_cache=prefix_cache, max_pages=3 * pages if grows else None,
@@ -144,7 +144,7 @@ def test_every_text_ends_with_its_own_tokens_computed_in_order(
         if not unfinished(scheduler):
             break
         running = advance(scheduler, compute, finished, cancelled, running, order)
-    assert not unfinished(scheduler), "a text starved"
+    assert not unfinished(scheduler), "a sequence starved"
     for text in finished:
         assert len(text.tokens) == text.limit
     for pool in scheduler.pools:

@@ -1,4 +1,4 @@
-"""Every request that cannot be met is refused before anything runs, in words of its own."""
+"""Every invalid request is refused before anything runs, with a message of its own."""
 
 import numpy as np
 import pytest
@@ -101,7 +101,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("call", [qwen3_jax.generate, qwen3_jax.stream], ids=["generate", "stream"])
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_met_is_refused_before_anything_runs(case, call, monkeypatch):
+def test_invalid_requests_are_refused_before_anything_runs(case, call, monkeypatch):
     tokenizer, prompts, options, words = REFUSED[case]
     monkeypatch.setattr(program, "prefill", None)
     with pytest.raises(UserError, match=words):  # at the call: `stream` is not iterated
@@ -113,7 +113,7 @@ def test_what_cannot_be_met_is_refused_before_anything_runs(case, call, monkeypa
     ("tokenizer", "budget", "limit"),
     [(TOK, 10, STOP + 12), (OPENS_THINKING, 10, STOP + 11), (OPENS_THINKING, 0, STOP + 1), (TOK, 0, 1)],
 )
-def test_a_budget_that_just_fits_is_taken_and_leaves_room_for_the_answer(tokenizer, budget, limit):
+def test_a_budget_that_just_fits_is_accepted_and_leaves_room_for_the_answer(tokenizer, budget, limit):
     """Checked by a model that begins to think at once and never stops by itself."""
     model = tiny_models.model(2, eos=False, tag_scale=0.0)
     prompts = [CHAT] if tokenizer is OPENS_THINKING or budget == 0 else ["a"]
@@ -126,7 +126,7 @@ def test_a_budget_that_just_fits_is_taken_and_leaves_room_for_the_answer(tokeniz
         assert result.usage.thinking_tokens == budget
 
 
-def test_every_form_of_prompt_is_taken():
+def test_every_form_of_prompt_is_accepted():
     model = tiny_models.model(1)
     options = dict(sampling=Sampling(temperature=0), max_new_tokens=8)
 
@@ -161,7 +161,7 @@ def test_answers_may_fill_the_context_but_not_pass_it():
     assert result.finish_reason == "length"
 
 
-def test_a_given_engine_is_used_and_goes_on():
+def test_a_given_engine_is_used_and_keeps_its_cache():
     model = tiny_models.model(1, eos=False)
     engine = Engine(model, rows=2, cache_tokens=512, slots_per_page=4)
     options = dict(sampling=Sampling(temperature=0), max_new_tokens=8)
@@ -179,6 +179,6 @@ def test_a_given_engine_is_used_and_goes_on():
     assert next(first).kind != "end"
     with pytest.raises(UserError, match="the engine is busy"):
         next(qwen3_jax.stream(engine, TOK, [CHAT], **options))
-    first.close()  # left early: its request is cancelled
+    first.close()  # closed early: its request is cancelled
     assert not engine.busy
     assert qwen3_jax.generate(engine, TOK, [CHAT], **options) == expected

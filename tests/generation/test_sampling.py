@@ -1,4 +1,4 @@
-"""Sampling against a statement in NumPy: kept sets, frequencies, penalties, log probabilities, seeds, stop texts."""
+"""Sampling against NumPy: candidate sets, frequencies, penalties, log probabilities, seeds, stop texts."""
 
 import functools
 
@@ -97,8 +97,8 @@ def test_draws_follow_the_distribution(setting):
 
 
 @pytest.mark.parametrize("narrowing", [{}, dict(top_p=0.99)], ids=str)
-def test_a_draw_does_not_hang_on_rounding(narrowing):
-    """A batch of another size rounds otherwise; in a large vocabulary that swaps the ranks of many unlikely tokens."""
+def test_a_draw_does_not_depend_on_rounding(narrowing):
+    """Batches of other sizes round differently; in a large vocabulary that swaps the ranks of many unlikely tokens."""
     rng = np.random.default_rng(7)
     draws, size = 400, 20_000
     logits = rng.normal(size=(draws, size)).astype(np.float32) * 2
@@ -127,8 +127,8 @@ def row_settings():
 
 @settings(max_examples=150)
 @given(rows=st.lists(row_settings(), min_size=4, max_size=4), seed=st.integers(0, 2**32 - 1))
-def test_a_row_depends_on_itself_alone_and_stays_in_its_kept_set(rows, seed):
-    """Its own settings decide between the partial and the full sort, the penalties and greedy: never a neighbour's."""
+def test_a_row_depends_on_itself_alone_and_stays_in_its_candidate_set(rows, seed):
+    """Its own settings select the partial or the full sort, the penalties and greedy; its neighbours' have no effect."""
     random = np.random.default_rng(seed)
     rows = [row.resolve(GenerationConfig()) for row in rows]
     logits = random.normal(size=(4, SIZE)).astype(np.float32) * 3
@@ -153,7 +153,7 @@ def test_a_row_depends_on_itself_alone_and_stays_in_its_kept_set(rows, seed):
         if row.temperature == 0:
             assert together[i] == shaped[i].argmax()
         else:
-            # The kept set on either side of rounding at its edges.
+            # Allow for rounding at the edges of the candidate set.
             wide = Sampling(
                 temperature=row.temperature, top_k=row.top_k, top_p=min(row.top_p + 1e-5, 1), min_p=row.min_p * 0.9999
             )
@@ -263,7 +263,7 @@ def test_defaults_come_from_the_generation_config():
     assert Sampling(top_p=0.9).resolve(GenerationConfig()).temperature == 1
     with pytest.raises(UserError, match="'top_p' is 7"):
         Sampling().resolve(GenerationConfig(top_p=7))
-    # ... and the model's own reach the tokens: the same as when they are spelt out.
+    # The model's own defaults take effect: the same tokens as with explicit settings.
     model = tiny_models.model(6)
     original = model.generation_config
     prompt = ["<think>What"]
@@ -308,7 +308,7 @@ def test_a_setting_out_of_range_is_refused_by_name(name, value):
         dict(logprobs=0), dict(logprobs=20), dict(n=1), dict(stop="a"), dict(stop=["a", "b"]), dict(stop=[]),
     ],
 )  # fmt: skip
-def test_the_ends_of_each_range_are_taken(setting):
+def test_the_ends_of_each_range_are_accepted(setting):
     Sampling(**setting)
 
 
@@ -341,7 +341,7 @@ STOPS = st.lists(
 
 
 def feed(answer: Answer, ids: list[int]):
-    """Add tokens as the engine gives them: it knows end tokens and limits, and nothing of texts."""
+    """Add tokens as the engine returns them: with the reason at end tokens and at the limit, unaware of stop texts."""
     deltas = []
     for count, token in enumerate(ids, start=1):
         last = "length" if count == answer.request.max_new_tokens else None
@@ -372,7 +372,7 @@ def assert_deltas_make_the_result(deltas, result, in_thinking=False) -> None:
     cut=st.integers(0, 5),
 )
 @example([" function"], ["function", "nct"], False, False, False, 0)  # both in one token: "nct" is whole first
-def test_answers_are_cut_at_stop_texts_and_stream_what_they_say(pieces, stop, in_thinking, tools, split, cut):
+def test_answers_end_at_stop_texts_and_their_deltas_make_the_result(pieces, stop, in_thinking, tools, split, cut):
     ids = [
         i for piece in pieces
         for i in (TOK.encode(piece) if not split or piece in ("<think>", "</think>", "<|im_end|>")
@@ -419,7 +419,7 @@ def _byte_ids(byte: int) -> list[int]:
 
 
 @pytest.mark.parametrize("tools", [None, tiny_models.TOOLS])
-def test_streams_say_what_generate_returns(tools):
+def test_streams_return_what_generate_does(tools):
     prompts = [[{"role": "user", "content": text}] for text in ("Hi", "What", "2 + 3?")]
     for seed in range(4):
         model = tiny_models.model(seed)

@@ -1,4 +1,4 @@
-"""The chat page in a real browser, and the lines between browser and server that real networks are."""
+"""The chat page in a real browser, and a proxy that behaves like a slow network."""
 
 import asyncio
 import concurrent.futures
@@ -15,12 +15,12 @@ expect.set_options(timeout=60_000)  # milliseconds; for an answer, also on a bus
 
 
 class Chat:
-    """The page, what a user does with it, and what it asked the server."""
+    """The page, a user's actions, and the requests it sent."""
 
     def __init__(self, context, url: str):
         self.page = context.new_page()
         self.bodies: list[dict] = []  # of requests for answers
-        self.faults: list[str] = []  # what must never happen
+        self.faults: list[str] = []  # errors
         self.page.on("request", lambda request: self._note(request, url))
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))
         self.page.on("dialog", lambda dialog: (self.faults.append(dialog.message), dialog.dismiss()))
@@ -53,11 +53,11 @@ class Chat:
         return json.loads(self.page.evaluate("sessionStorage['qwen3.turns']"))
 
     def show(self, markdown: str) -> None:
-        """Continue a conversation in which the model said this; a random model says what it wants."""
+        """Load a conversation with this answer, which a random model would not give."""
         answer = {"role": "assistant", "text": markdown, "thinking": "Hm.\n\nWell.", "state": "done", "thoughts": 4}
         turns = [{"role": "user", "text": "How do I use a thinking budget from Python?"}, answer]
         url = self.page.url
-        self.page.goto(f"{url}page/chat.css")  # the same place, and no page that saves what it has
+        self.page.goto(f"{url}page/chat.css")  # the same origin, but not the page, which would save its own state
         self.page.evaluate("turns => { sessionStorage['qwen3.turns'] = turns; }", json.dumps(turns))
         self.page.goto(url)
 
@@ -67,7 +67,7 @@ class Chat:
 
 @dataclass
 class Line:
-    """A network between a browser and a server: bytes come in small pieces, and it can be cut."""
+    """A proxy between browser and server: it forwards bytes in small pieces, and can be cut."""
 
     address: tuple[str, int]
     piece: int = 5  # bytes: it cuts characters, events and chunks anywhere
@@ -76,7 +76,7 @@ class Line:
 
     @contextlib.contextmanager
     def laid(self) -> Iterator["Line"]:
-        """Lay it; the browser's end is at `url`."""
+        """Start the proxy; it listens at `url`."""
         laid: concurrent.futures.Future = concurrent.futures.Future()
         thread = threading.Thread(target=lambda: asyncio.run(self._run(laid)))
         thread.start()
@@ -96,7 +96,7 @@ class Line:
 
     async def _carry(self, reader, writer) -> None:
         server_reader, server_writer = await asyncio.open_connection(*self.address)
-        with contextlib.suppress(asyncio.CancelledError):  # the end of the line; Python 3.11 would log it as a fault
+        with contextlib.suppress(asyncio.CancelledError):  # the proxy ends; Python 3.11 would log it as an error
             await asyncio.gather(
                 self._pump(reader, server_writer, 1 << 16), self._pump(server_reader, writer, self.piece)
             )

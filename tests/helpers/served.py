@@ -19,7 +19,7 @@ SMALL = ("--rows", "4", "--cache-tokens", "4096", "--prefill-chunk", "64")  # fo
 
 @dataclass
 class Running:
-    """A server that answers: its process, address, model name, and what it has written to its log."""
+    """A running server: its process, address, model name and log."""
 
     process: subprocess.Popen
     url: str
@@ -41,7 +41,7 @@ class Running:
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.partition(" ")[0].partition("{")[0] == name)
 
     def wait_until_idle(self, seconds: float = 60) -> None:
-        """Wait until no answer has or wants room, and no page is held."""
+        """Wait until no answer is running or queued, and no page is held."""
         names = ("qwen3_answers_running", "qwen3_answers_waiting", "qwen3_cache_pages_held")
         deadline = time.monotonic() + seconds
         while any(held := [self.meter(name) for name in names]):
@@ -59,7 +59,7 @@ class Running:
 
 
 def raw_chat(body: bytes) -> bytes:
-    """A request as it goes over the wire, for clients that no library would be."""
+    """Return a raw HTTP request, for clients that behave as no library does."""
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 

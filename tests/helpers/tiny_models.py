@@ -22,10 +22,10 @@ CONTEXT = 1024
 def tokenizer(chat_template: str | None = None) -> Tokenizer:
     """Trained on what a chat prompt with tools and the stop text look like, so that both are few tokens."""
     chat = render(built_in_template(), [{"role": "user", "content": "What is 2 + 3?"}], TOOLS)
-    made = train_tokenizer([chat, STOP_TEXT, STOP_TEXT] * 3, vocab_size=VOCABULARY)
+    trained = train_tokenizer([chat, STOP_TEXT, STOP_TEXT] * 3, vocab_size=VOCABULARY)
     if chat_template is None:
-        return made
-    backend, config, _ = made.__reduce__()[1]
+        return trained
+    backend, config, _ = trained.__reduce__()[1]
     return Tokenizer(backend, config, {"default": chat_template})
 
 
@@ -53,9 +53,9 @@ def model(seed: int = 0, *, eos: bool = True, experts: int = 0, tag_scale: float
         tie_word_embeddings=False,
         **moe,
     )
-    made = Qwen3(config, rngs=nnx.Rngs(seed), scan_layers=False)
+    random_model = Qwen3(config, rngs=nnx.Rngs(seed), scan_layers=False)
     random = np.random.default_rng(seed)
-    for path, variable in nnx.to_flat_state(nnx.state(made)):
+    for path, variable in nnx.to_flat_state(nnx.state(random_model)):
         value = random.normal(size=variable.get_value().shape).astype(np.float32)
         if path[-1] == "scale":
             value = 1 + 0.1 * value
@@ -66,10 +66,10 @@ def model(seed: int = 0, *, eos: bool = True, experts: int = 0, tag_scale: float
         elif path[-1] != "embed":
             value *= 1.5 / value.shape[0] ** 0.5
         variable.set_value(jnp.asarray(value))
-    made.generation_config = GenerationConfig(
+    random_model.generation_config = GenerationConfig(
         eos_token_id=(tok.im_end_id,) if eos else (VOCABULARY,)
     )  # an id that is never drawn
-    return made
+    return random_model
 
 
 def next_token_logits(of: Qwen3, prompt: list[int], answer: list[int]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""One server for all tests that only ask it something: a tiny random model that thinks and calls tools often."""
+"""One server for all tests that only send requests: a tiny random model that often thinks and calls tools."""
 
 import shutil
 from pathlib import Path
@@ -28,7 +28,7 @@ def server(tiny_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    """Playwright's own Chromium, else the system's. While it lives an event loop runs in this thread, where no other can."""
+    """Playwright's own Chromium, else the system's. It runs an event loop in this thread, which therefore can run no other."""
     import playwright.sync_api
 
     with playwright.sync_api.sync_playwright() as driver:
@@ -43,7 +43,7 @@ def browser():
 
 @pytest.fixture
 def context(browser):
-    """What one user keeps."""
+    """The storage of one user."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     context.set_default_timeout(60_000)  # milliseconds
     context.grant_permissions(["clipboard-read", "clipboard-write"])
@@ -53,7 +53,7 @@ def context(browser):
 
 @pytest.fixture
 def chat(context, server):
-    """The page, opened; nothing may go wrong in it."""
+    """The opened page; any error in it fails the test."""
     from tests.helpers.chat_page import Chat
 
     chat = Chat(context, server.url)

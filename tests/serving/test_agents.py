@@ -69,7 +69,7 @@ class Taught(NamedTuple):
 
 @pytest.fixture(scope="module", autouse=True)
 def _elsewhere(tmp_path_factory):
-    """Agents make a folder `workspace` where they are."""
+    """Agents create a folder `workspace` in the working directory."""
     with contextlib.chdir(tmp_path_factory.mktemp("elsewhere")):
         yield
 
@@ -204,8 +204,8 @@ def test_the_python_blocks_of_the_page_run(server):
     Path("examples").symlink_to(ROOT / "examples")
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     source = "\n".join(blocks).replace("http://127.0.0.1:8000", server.url)
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
         exec(compile(source, f"<python blocks of {PAGE.name}>", "exec"), {})
     printed = re.search(r"writes:\n\n```text\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)[1]
-    assert said.getvalue() == printed + "(2 + 3) * 4 is 20.\n" * 2
+    assert output.getvalue() == printed + "(2 + 3) * 4 is 20.\n" * 2

@@ -18,7 +18,7 @@ GREEDY = dict(temperature=0, seed=1)
 
 
 def joined(chunks) -> dict:
-    """What the chunks of a stream say together, per choice."""
+    """Join the chunks of a stream, per choice."""
     out = {}
     for chunk in chunks:
         for choice in chunk.choices:
@@ -36,7 +36,7 @@ def joined(chunks) -> dict:
 
 
 @pytest.mark.parametrize("tools", [None, tiny_models.TOOLS], ids=["no_tools", "tools"])
-def test_a_stream_is_the_whole_answer_in_pieces(server, tools):
+def test_the_chunks_of_a_stream_make_the_whole_answer(server, tools):
     client = server.client()
     options = dict(
         model=server.model, messages=ASK, n=6, seed=7, temperature=1, max_tokens=60, logprobs=True, top_logprobs=2,
@@ -68,7 +68,7 @@ def test_a_stream_is_the_whole_answer_in_pieces(server, tools):
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
 
-def test_many_asynchronous_clients_get_what_each_would_alone(server):
+def test_asynchronous_clients_get_the_answers_they_would_get_alone(server):
     async def ask(client, seed: int, stream: bool):
         options = dict(model=server.model, messages=ASK, seed=seed, temperature=1, max_tokens=40)
         if not stream:
@@ -157,12 +157,12 @@ def test_one_call_with_a_budget_is_the_two_calls_of_qwens_documentation(tmp_path
             if "</think>" in thought or len(ids) != len(tokenizer.encode(prompt)) + 8 + len(
                 tokenizer.encode(STOP_TEXT)
             ):
-                continue  # it stopped by itself, or is gibberish that has other tokens when it is read again
+                continue  # it ended by itself, or its text is tokenized differently when it is encoded again
             left = 80 - 8 - one.usage.completion_tokens_details.forced_tokens
             second = client.completions.create(
                 model=server.model, prompt=prompt + thought + STOP_TEXT, max_tokens=left, **GREEDY
             )
-            # Nothing keeps the second call from thinking again, which a budget does not allow.
+            # The second call may think again, which a budget does not allow.
             text, again, _ = second.choices[0].text.partition("<think>")
             whole = one.choices[0].message.content
             assert whole == thought + STOP_TEXT + text if not again else whole.startswith(thought + STOP_TEXT + text)
@@ -277,7 +277,7 @@ def test_completions_of_several_prompts_with_log_probabilities(server):
     assert answer.usage.prompt_tokens == len(tokenizer.encode("one")) + len(tokenizer.encode("two"))
 
 
-def test_what_a_prompt_shared_is_reported(server):
+def test_cached_tokens_are_reported(server):
     client = server.client()
     messages = [{"role": "user", "content": "Say it again. " * 40}]
     answers = [client.chat.completions.create(model=server.model, messages=messages, max_tokens=4) for _ in range(2)]
@@ -285,7 +285,7 @@ def test_what_a_prompt_shared_is_reported(server):
     assert answers[1].usage.prompt_tokens == answers[0].usage.prompt_tokens
 
 
-def test_tokens_there_and_back(server):
+def test_tokenize_and_detokenize(server):
     tokenizer = tiny_models.tokenizer()
     got = server.post("/tokenize", prompt="What is 2 + 3?").json()
     assert got["tokens"] == tokenizer.encode("What is 2 + 3?")
@@ -327,7 +327,7 @@ WRONG_SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"
     ],
     ids=lambda value: str(value)[:40],
 )  # fmt: skip
-def test_what_is_refused(server, status, words, body):
+def test_invalid_requests(server, status, words, body):
     got = server.post("/v1/chat/completions", **(dict(messages=ASK, max_tokens=40) | body))
     assert got.status_code == status, got.text
     error = got.json()["error"]
@@ -340,7 +340,7 @@ def test_what_is_refused(server, status, words, body):
     assert streamed.json()["error"]["message"] == error["message"]
 
 
-def test_openais_client_sees_its_own_errors(server):
+def test_openais_client_raises_its_own_errors(server):
     with pytest.raises(openai.NotFoundError):
         server.client().chat.completions.create(model="gpt-4", messages=ASK)
     with pytest.raises(openai.BadRequestError, match="maximum context length"):

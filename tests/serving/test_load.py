@@ -40,9 +40,9 @@ def load(folder: Path, work: Path, seconds: float) -> None:
         "3",
     )
     with serve(folder, work, *options) as server:
-        known = [answered(server, request) for request in requests(np.random.default_rng(0), 30)]
+        references = [answered(server, request) for request in requests(np.random.default_rng(0), 30)]
         server.wait_until_idle()
-        done = asyncio.run(crowd(server, known, seconds))
+        done = asyncio.run(crowd(server, references, seconds))
         server.wait_until_idle()
         print(json.dumps(done))
         assert server.process.poll() is None
@@ -56,7 +56,7 @@ def load(folder: Path, work: Path, seconds: float) -> None:
 
 def requests(random: np.random.Generator, count: int) -> list[dict]:
     words = ["What", "is", "the", "sum", "of", "2", "and", "3", "and", "7,", "step", "by", "step?"]
-    made = []
+    bodies = []
     for seed in range(count):
         text = " ".join(random.choice(words, random.integers(3, 60)))
         budget = dict(thinking_budget=int(random.integers(0, 8))) if seed % 3 == 0 else {}
@@ -64,8 +64,8 @@ def requests(random: np.random.Generator, count: int) -> list[dict]:
         # An answer that grows by several pages is sure to take some that another one counted on.
         most = int(random.integers(300, 500) if seed % 6 == 5 else random.integers(40, 120))
         endless = dict(logit_bias={str(tiny_models.tokenizer().im_end_id): -100}) if seed % 2 else {}
-        made.append(dict(messages=[message], seed=seed, temperature=1, max_tokens=most) | budget | endless)
-    return made
+        bodies.append(dict(messages=[message], seed=seed, temperature=1, max_tokens=most) | budget | endless)
+    return bodies
 
 
 def answered(server: Running, request: dict) -> tuple[dict, tuple]:
@@ -79,7 +79,7 @@ def answered(server: Running, request: dict) -> tuple[dict, tuple]:
     )
 
 
-async def crowd(server: Running, known: list, seconds: float) -> dict:
+async def crowd(server: Running, references: list, seconds: float) -> dict:
     done = {"answers": 0, "left": 0, "malformed": 0, "too large": 0, "too long": 0, "slow": 0, "busy": 0, "memory": []}
     ends = time.monotonic() + seconds
 
@@ -90,15 +90,15 @@ async def crowd(server: Running, known: list, seconds: float) -> dict:
             await asyncio.sleep(seconds / 40)
 
     async with httpx.AsyncClient(timeout=300, limits=httpx.Limits(max_connections=None)) as client:
-        clients = [one(client, server, known, np.random.default_rng(seed), done, ends) for seed in range(CLIENTS)]
+        clients = [one(client, server, references, np.random.default_rng(seed), done, ends) for seed in range(CLIENTS)]
         await asyncio.gather(watch(), *clients)
     return done
 
 
-async def one(client: httpx.AsyncClient, server: Running, known: list, random, done: dict, ends: float) -> None:
+async def one(client: httpx.AsyncClient, server: Running, references: list, random, done: dict, ends: float) -> None:
     url = f"{server.url}/v1/chat/completions"
     while time.monotonic() < ends:
-        request, expected = known[random.integers(len(known))]
+        request, expected = references[random.integers(len(references))]
         what = random.choice(
             ["ask", "leave", "malformed", "too large", "too long", "slow"], p=[0.7, 0.1, 0.05, 0.05, 0.05, 0.05]
         )

@@ -59,10 +59,10 @@ def test_an_answer_with_its_thinking_folded_away(server, chat):
     chat.ask("And now?")
     first, second = chat.bodies
     common = dict(model=server.model, stream=True, stream_options={"include_usage": True})
-    said = [{"role": "user", "content": question}]
-    assert first == common | {"messages": said}
-    said += [{"role": "assistant", "content": message["content"]}, {"role": "user", "content": "And now?"}]
-    assert second == common | {"messages": said}
+    messages = [{"role": "user", "content": question}]
+    assert first == common | {"messages": messages}
+    messages += [{"role": "assistant", "content": message["content"]}, {"role": "user", "content": "And now?"}]
+    assert second == common | {"messages": messages}
     expect(chat.page.locator(".thoughts").first).to_be_visible()  # as it was left
     assert chat.turns.count() == 4
 
@@ -369,7 +369,7 @@ def test_it_fits_the_screen(browser, server, scheme, name, width, height):
 
 
 def picture(chat: Chat, name: str) -> None:
-    """Keep a screenshot where QWEN3_SCREENSHOTS says."""
+    """Save a screenshot in the folder QWEN3_SCREENSHOTS."""
     folder = os.environ.get("QWEN3_SCREENSHOTS")
     if folder:
         chat.page.screenshot(path=Path(folder) / f"{name}.png")

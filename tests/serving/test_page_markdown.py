@@ -142,5 +142,5 @@ def test_the_time_grows_with_the_text_alone(chat):
             f"async text => {{ const begin = performance.now(); await ({RENDERED})(text); return performance.now() - begin; }}",
             text,
         )
-    # A quarter of a second at most where it was written; anything quadratic takes minutes.
+    # A quarter of a second at most on the machine it was written on; anything quadratic takes minutes.
     assert {name: time for name, time in times.items() if time > 4000} == {}

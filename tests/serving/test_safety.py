@@ -1,4 +1,4 @@
-"""What a server lets in, how much of it, and that nothing of it is left behind."""
+"""Access, limits, and that no request leaves anything behind."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from tests.helpers.served import ROOT, SMALL, raw_chat, serve
 
 ASK = [{"role": "user", "content": "What is 2 + 3?"}]
 ENDLESS = {str(tiny_models.tokenizer().im_end_id): -100}
-LONG = dict(messages=ASK, max_tokens=600, temperature=1, logit_bias=ENDLESS)  # goes on to its limit
+LONG = dict(messages=ASK, max_tokens=600, temperature=1, logit_bias=ENDLESS)  # ends at its limit
 
 
 def ask(url: str, headers=None, **body) -> httpx.Response:
@@ -98,7 +98,7 @@ def test_limits_are_held(tiny_folder, tmp_path):
                 yield b" " * 100
 
         json_type = {"Content-Type": "application/json"}
-        with contextlib.suppress(httpx.TransportError):  # it may hang up before all is sent
+        with contextlib.suppress(httpx.TransportError):  # it may close the connection before all is sent
             assert httpx.post(f"{url}/v1/chat/completions", content=endless(), headers=json_type).status_code == 413
         assert "4 messages; the limit is 3" in ask(url, messages=ASK * 4).json()["error"]["message"]
         assert "max_tokens is 701" in ask(url, max_tokens=701).json()["error"]["message"]
@@ -191,7 +191,7 @@ def test_sigterm_lets_running_answers_finish(tiny_folder, tmp_path):
         (["--max-n", "0"], "'0' is not a whole number of 1 or more"),
     ],
 )
-def test_what_serve_refuses(options, words, tiny_folder, tmp_path):
+def test_options_that_serve_refuses(options, words, tiny_folder, tmp_path):
     command = [sys.executable, "-m", "qwen3_jax.cli", "serve", "--model", str(tiny_folder), "--port", "0", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
@@ -224,6 +224,6 @@ def test_the_lists_in_the_documentation_are_those_of_the_code():
 
 
 @pytest.mark.parametrize("name", vars(Limits()))
-def test_a_limit_of_nothing(name):
+def test_a_limit_of_zero(name):
     with pytest.raises(ValueError, match=name):
         Limits(**{name: 0})

@@ -11,7 +11,7 @@ import pytest
 
 @pytest.mark.slow
 def test_schemathesis_finds_no_server_error(server, tmp_path):
-    """Requests made from the OpenAPI document, valid and not: never a status of 500, and what comes back is as described."""
+    """Requests made from the OpenAPI document, valid and not: no status of 500, and all responses match it."""
     pytest.importorskip("schemathesis")
     command = [
         sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", "--phases", "examples,coverage,fuzzing",
