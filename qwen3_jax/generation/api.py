@@ -159,8 +159,7 @@ def _requests(
     requests: list[Request] = []
     for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
         try:
-            options = Options(**row)
-            requests += resolve(prompt, options, model, tokenizer, max_length=max_length, prompt_index=index)
+            requests += resolve(prompt, Options(**row), model, tokenizer, max_length=max_length, prompt_index=index)
         except RequestError as error:
             error.prompt = index
             raise
