@@ -1,10 +1,14 @@
 """OpenAI's objects and chunks against hand-written ones, from tokens that no model gave. No network."""
 
+import asyncio
+import json
+
 import pytest
 
 from qwen3_jax import Request, Sampling
 from qwen3_jax.generation import Stats, Token, TokenLogprob
 from qwen3_jax.generation.answer import Answer, extend
+from qwen3_jax.serving.app import _events
 from qwen3_jax.serving.meters import Meters
 from qwen3_jax.serving.replies import ChatReply, TextReply
 from qwen3_jax.serving.worker import Load
@@ -161,6 +165,36 @@ def test_usage_counts_each_prompt_once(samples, prompts):
     assert reply.usage() == reply.whole()["usage"] == reply.closing()["usage"] == expected
     assert reply.closing()["choices"] == []
     assert reply.closing()["object"] == "chat.completion.chunk"
+
+
+@pytest.mark.parametrize("usage", [True, False])
+def test_the_events_of_a_stream(usage):
+    """The role with the first tokens, nothing for tokens without text, the usage once at the end, and the end mark."""
+    reply, a = ChatReply("m", TOK, [answer()], 1), ids("a")[0]
+
+    async def deltas():
+        for step in ([], [token(a)], [token(ids("<think>")[0])], [token(a), token(END, finish="stop")]):
+            yield list(extend(reply.answers, [(0, each) for each in step], lambda index: None))
+
+    async def collect() -> list[bytes]:
+        return [part async for part in _events(reply, deltas(), usage)]
+
+    parts = asyncio.run(collect())
+    assert len(parts) == 4  # three with chunks, and the end
+    texts = b"".join(parts).decode().split("\n\n")
+    assert texts[-2:] == ["data: [DONE]", ""]
+    chunks = [json.loads(text.removeprefix("data: ")) for text in texts[:-2]]
+    parsed = [chunk["choices"][0]["delta"] for chunk in chunks if chunk["choices"]]
+    assert parsed == [
+        {"role": "assistant", "content": ""},
+        {"content": "a"},
+        {"reasoning_content": "a", "reasoning": "a"},
+        {},
+    ]
+    assert [chunk.get("usage", "absent") for chunk in chunks] == (
+        [None] * 4 + [reply.usage()] if usage else ["absent"] * 4
+    )
+    assert reply.usage()["completion_tokens"] == 4
 
 
 def test_done_when_all_are():
