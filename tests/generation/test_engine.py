@@ -72,9 +72,12 @@ def mixed_requests() -> tuple[list[Request], list[int]]:
     return requests, np.cumsum(random.random(REQUESTS) < 0.6).tolist()
 
 
-def greedy(hf, request: Request) -> tuple[list[int], list[bool]]:
-    """Greedy tokens of transformers' model with its own cache, and which of them are the stop text, fed at the budget."""
-    tokens, forced, content, thinking, used, force = [], [], [], request.thinking, 0, []
+Expected = tuple[list[int], list[bool], list[bool]]
+
+
+def greedy(hf, request: Request) -> Expected:
+    """Greedy tokens of transformers' model with its own cache; which of them are forced, and which count as thinking."""
+    tokens, forced, counted, content, thinking, used, force = [], [], [], [], request.thinking, 0, []
     with torch.no_grad():
         out = hf(torch.tensor([request.prompt]), use_cache=True)
         while len(tokens) < request.max_new_tokens and not request.eos.intersection(tokens[-1:]):
@@ -91,17 +94,18 @@ def greedy(hf, request: Request) -> tuple[list[int], list[bool]]:
             if request.budget is not None and not thinking and used >= request.budget:
                 logits[THINK.start] = -torch.inf
             token = force.pop(0) if (was := bool(force)) else int(logits.argmax())
-            used += thinking and token != THINK.end and not was
+            counted.append(thinking and token != THINK.end and not was)
+            used += counted[-1]
             content += [token] * (not thinking and token != THINK.start and not was)
             thinking = (thinking and token != THINK.end) or (not thinking and token == THINK.start)
             tokens.append(token)
             forced.append(was)
             out = hf(torch.tensor([[token]]), past_key_values=out.past_key_values, use_cache=True)
-    return tokens, forced
+    return tokens, forced, counted
 
 
 @functools.cache
-def expected_tokens(variant: str) -> list[tuple[list[int], list[bool]]]:
+def expected_tokens(variant: str) -> list[Expected]:
     """The tokens of `greedy` for the mixed requests."""
     hf = hf_checkpoints.build(variant)
     return [greedy(hf, request) for request in mixed_requests()[0]]
@@ -156,7 +160,7 @@ class Fives:
 
 
 @functools.cache
-def constrained_requests() -> list[tuple[Request, tuple[list[int], list[bool]]]]:
+def constrained_requests() -> list[tuple[Request, Expected]]:
     """Requests with the tokens of `greedy`: half have a constraint, two thirds have biases, some think."""
     hf, requests = hf_checkpoints.build("dense_tied"), []
     for place, request in enumerate(mixed_requests()[0][:60]):
@@ -183,7 +187,7 @@ def test_constraints_and_biases_hold_in_any_company(mesh, way, folder):
     ]
     got = run(engine, requests, mixed_requests()[1][:60])
     for (_, expected), tokens in zip(constrained_requests(), got, strict=True):
-        assert (ids(tokens), [token.forced for token in tokens]) == expected
+        assert (ids(tokens), [token.forced for token in tokens], [token.thinking for token in tokens]) == expected
     whole = [tokens for request, tokens in zip(requests, got, strict=True) if request.constraint is not None]
     assert sum(tokens[-1].id == Fives.END and len(tokens) > 7 for tokens in whole) > 5  # some have thought before
 
@@ -202,9 +206,8 @@ def test_200_mixed_requests_equal_transformers(variant, mesh, way, folder):
     engine = Engine(model, **WAYS[way] | {name: shards * WAYS[way][name] for name in ("rows", "cache_tokens")})
     # With several shards submit all at once, or their rows would stay empty.
     got = run(engine, requests, arrivals if shards == 1 else None)
-    for tokens, (expected, forced), request in zip(got, expected_tokens(variant), requests, strict=True):
-        assert ids(tokens) == expected
-        assert [token.forced for token in tokens] == forced
+    for tokens, expected, request in zip(got, expected_tokens(variant), requests, strict=True):
+        assert (ids(tokens), [token.forced for token in tokens], [token.thinking for token in tokens]) == expected
         assert request.budget is None or sum(token.thinking for token in tokens) <= request.budget
     if "preemptions" in way:
         assert engine.stats.preemptions > 10
@@ -227,7 +230,7 @@ def test_a_draft_model_changes_nothing(same, folder):
     draft = model if same else tiny_draft(model)
     engine = Engine(model, **ROOMY, speculation=DraftModel(draft, 3))
     got = run(engine, requests, arrivals)
-    assert [ids(tokens) for tokens in got] == [expected for expected, _ in expected_tokens("dense_tied")]
+    assert [ids(tokens) for tokens in got] == [expected for expected, _, _ in expected_tokens("dense_tied")]
     rate = engine.stats.accepted / engine.stats.guessed
     assert rate > 0.6 if same else rate < 0.5  # guesses after an answer's end, and of forced tokens, are not accepted
 

@@ -264,17 +264,34 @@ def test_a_turn_is_continued(server):
 
 
 def test_completions_of_several_prompts_with_log_probabilities(server):
-    client = server.client()
-    answer = client.completions.create(
-        model=server.model, prompt=["one", "two"], n=2, max_tokens=6, logprobs=3, temperature=1, seed=5
+    client, tokenizer = server.client(), tiny_models.tokenizer()
+    endless = {str(tokenizer.im_end_id): -100}
+    options = dict(
+        model=server.model,
+        prompt=["one", "two"],
+        n=2,
+        max_tokens=6,
+        logprobs=3,
+        temperature=1,
+        seed=5,
+        logit_bias=endless,
     )
+    answer = client.completions.create(**options)
     assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
     for choice in answer.choices:
         of = choice.logprobs
-        assert len(of.tokens) == len(of.token_logprobs) == len(of.top_logprobs) == len(of.text_offset) <= 6
+        assert [len(getattr(of, name)) for name in names] == [6] * 4
+        assert of.text_offset == [sum(map(len, of.tokens[:place])) for place in range(6)]
         assert np.all(np.asarray(of.token_logprobs) <= 0)
-    tokenizer = tiny_models.tokenizer()
-    assert answer.usage.prompt_tokens == len(tokenizer.encode("one")) + len(tokenizer.encode("two"))
+    prompts = len(tokenizer.encode("one")) + len(tokenizer.encode("two"))
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (prompts, 24)
+    chunks = [chunk.choices[0] for chunk in client.completions.create(**options, stream=True)]
+    for choice in answer.choices:
+        own = [chunk for chunk in chunks if chunk.index == choice.index]
+        assert "".join(chunk.text for chunk in own) == choice.text
+        for name in names:
+            assert sum((getattr(chunk.logprobs, name) for chunk in own), []) == getattr(choice.logprobs, name), name
 
 
 def test_cached_tokens_are_reported(server):
