@@ -291,7 +291,8 @@ def test_completions_of_several_prompts_with_log_probabilities(server):
         own = [chunk for chunk in chunks if chunk.index == choice.index]
         assert "".join(chunk.text for chunk in own) == choice.text
         for name in names:
-            assert sum((getattr(chunk.logprobs, name) for chunk in own), []) == getattr(choice.logprobs, name), name
+            joined_up = [entry for chunk in own for entry in getattr(chunk.logprobs, name)]
+            assert joined_up == getattr(choice.logprobs, name), name
 
 
 def test_cached_tokens_are_reported(server):
