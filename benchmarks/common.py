@@ -1,4 +1,4 @@
-"""Timing two things in turn, so that whatever else the machine does falls on both."""
+"""Timing two functions in turn, so that other load on the machine affects both, and tables of results."""
 
 import platform
 import statistics
@@ -19,7 +19,11 @@ def interleaved(
 ) -> dict[str, float]:
     """Call every contestant once to warm up, then in turn `rounds` times; return each one's median seconds.
 
-    A contestant returns when its work is done. `clock` may count the processor's seconds instead of the wall's.
+    Args:
+        contestants: functions by name; each returns when its work is done.
+        rounds: calls of each that are timed.
+        label: of the progress bar.
+        clock: seconds; `time.process_time` counts CPU seconds instead of wall-clock seconds.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     with progress_bar(label, (rounds + 1) * len(contestants)) as bar:
@@ -34,7 +38,7 @@ def interleaved(
 
 
 def show(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table with what it was measured on."""
+    """Print a table, and the device and versions it was measured with."""
     import jax
 
     table = Table(*columns, title=title, title_justify="left")

@@ -39,14 +39,14 @@ def main() -> None:
     table = []
     with progress_bar("compiling", 4 * (rounds + 1)) as bar:
         for name, config in (("dense", DENSE), ("8 of 32 experts", MOE)):
-            found: dict[int, list[float]] = {4: [], 48: []}
+            seconds_by_layers: dict[int, list[float]] = {4: [], 48: []}
             for turn in range(rounds + 1):
-                for layers, values in found.items():
-                    took = seconds(config, layers)
+                for layers, values in seconds_by_layers.items():
+                    elapsed = seconds(config, layers)
                     if turn:
-                        values.append(took)
+                        values.append(elapsed)
                     bar.advance(1, f"{name}, {layers} layers")
-            few, many = (statistics.median(values) for values in found.values())
+            few, many = (statistics.median(values) for values in seconds_by_layers.values())
             table.append([name, f"{few:.2f} s", f"{many:.2f} s", f"{many / few:.2f}x"])
     show("compiling a train step", ["model", "4 layers", "48 layers", "ratio"], table)
 

@@ -1,4 +1,4 @@
-"""Decoding on one accelerator: tokens/s, time to first token, and the share of what its memory allows.
+"""Decoding on one accelerator: tokens/s, time to first token, and the share of the limit that its memory bandwidth sets.
 
     python -m benchmarks.decode                                    # every model, weight type and batch; an H100 needs an hour
     python -m benchmarks.decode --only 4b --weights bfloat16 --batches 1 64
@@ -35,14 +35,14 @@ WEIGHTS = ("bfloat16", "int8", "fp8")
 
 
 def architecture(name: str, layers: int | None) -> Qwen3Config:
-    """The model of that name, cut to so many layers if asked."""
+    """Return the model of that name, cut to `layers` layers unless None."""
     preset, cut = MODELS[name]
     config, layers = Qwen3Config.preset(preset), layers or cut
     return config if layers is None else dataclasses.replace(config, num_hidden_layers=layers)
 
 
 def bytes_per_step(config: Qwen3Config, weights: str, batch: int) -> float:
-    """What a decode step in the middle of the answers must read."""
+    """Return the bytes that a decode step in the middle of the answers must read."""
     d, h = config.hidden_size, config.head_dim
     attention = d * h * (2 * config.num_attention_heads + 2 * config.num_key_value_heads)
     if config.num_experts:
@@ -56,7 +56,7 @@ def bytes_per_step(config: Qwen3Config, weights: str, batch: int) -> float:
 
 
 def make(name: str, layers: int | None, folder: str) -> None:
-    """Save a model with random bfloat16 weights, made in this process."""
+    """Save a model with random bfloat16 weights."""
     from flax import nnx
 
     import qwen3_jax
@@ -76,7 +76,7 @@ def ours(folder: str, weights: str, batches: list[int]) -> list[dict]:
 
     quantize = None if weights == "bfloat16" else weights
     model, _ = qwen3_jax.load(folder, dtype="bfloat16", quantize=quantize)
-    random, found = np.random.default_rng(0), []
+    random, results = np.random.default_rng(0), []
     for batch in batches:
         engine = Engine(
             model, rows=batch, cache_tokens=batch * (PROMPT + NEW + 64), prefix_cache=False, decode_steps=32
@@ -100,12 +100,12 @@ def ours(folder: str, weights: str, batches: list[int]) -> list[dict]:
         ttft = float(np.median([run(1, 1)[1] for _ in range(3)]))
         bandwidth = memory_bandwidth(jax.devices()[0])
         limit = bandwidth and bytes_per_step(model.config, weights, batch) / bandwidth
-        found.append({
+        results.append({
             "weights": weights, "batch": batch, "tokens_per_s": batch / step_s, "step_ms": 1000 * step_s,
             "ttft_ms": 1000 * ttft, "of_limit": limit and limit / step_s,
             "device": jax.devices()[0].device_kind, "jax": jax.__version__,
         })  # fmt: skip
-    return found
+    return results
 
 
 def peer(folder: str, batches: list[int]) -> list[dict]:
@@ -116,7 +116,7 @@ def peer(folder: str, batches: list[int]) -> list[dict]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).to(device)
     model.generation_config.eos_token_id = None
-    found = []
+    results = []
     for batch in batches:
         ids = torch.randint(0, model.config.vocab_size, (batch, PROMPT), device=device)
 
@@ -130,10 +130,10 @@ def peer(folder: str, batches: list[int]) -> list[dict]:
         run(2)
         both = [(run(NEW), run(1)) for _ in range(2)]
         step_s = float(np.median([(long - short) / (NEW - 1) for long, short in both]))
-        found.append(
+        results.append(
             {"weights": "transformers", "batch": batch, "tokens_per_s": batch / step_s, "torch": torch.__version__}
         )
-    return found
+    return results
 
 
 def main() -> None:
@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=list(WEIGHTS))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 64, 256])
-    parser.add_argument("--layers", type=int, help="cut the model to so many")
+    parser.add_argument("--layers", type=int, help="cut the model to this many")
     parser.add_argument("--no-peer", action="store_true")
     parser.add_argument("--here", choices=["make", *WEIGHTS, "peer"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
@@ -151,12 +151,12 @@ def main() -> None:
         if options.here == "make":
             make(options.only[0], options.layers, options.folder)
         else:
-            found = (
+            results = (
                 peer(options.folder, options.batches)
                 if options.here == "peer"
                 else ours(options.folder, options.here, options.batches)
             )
-            print(json.dumps(found))
+            print(json.dumps(results))
         return
     table = []
     for name in options.only:

@@ -3,8 +3,8 @@
     python -m benchmarks.gpu_mfu                                 # 0.6B, 1.7B, 4B and a depth-cut 30B-A3B at 4,096 tokens
     python -m benchmarks.gpu_mfu --only 0.6b --rows 8 --remat attention
 
-Goals on one H100: at least 55% dense, 35% mixture of experts. FLOPs are the model's own (`training/flops.py`), without what
-remat computes again; the peak is the data sheet's dense bf16. One JSON line per model, then a table.
+Goals on one H100: at least 55% dense, 35% mixture of experts. FLOPs are the model's own (`training/flops.py`), without
+recomputation; the peak is the data sheet's dense bf16. One JSON line per model, then a table.
 """
 
 import argparse
@@ -55,17 +55,17 @@ def measure(name: str, rows: int, length: int, remat: str, moments: str, steps: 
     for index in range(steps + 2):
         started = time.perf_counter()
         state, metrics = step(state, placed, trainer.peaks)
-        loss = float(metrics.loss.cross_entropy)  # waits
+        loss = float(metrics.loss.cross_entropy)  # waits for the step
         if index >= 2:
             seconds.append(time.perf_counter() - started)
     device, tokens = jax.devices()[0], rows * length
-    peak, took = peak_flops(device), statistics.median(seconds)
+    peak, step_s = peak_flops(device), statistics.median(seconds)
     stats = device.memory_stats() or {}
     return {
         "model": preset if layers is None else f"{preset}, {layers} layers",
         "rows": rows, "length": length, "remat": remat, "moments": moments, "params": param_dtype,
-        "step_s": took, "tokens_per_s": tokens / took, "loss": loss, "compile_s": compile_s,
-        "mfu": peak and tokens * training_flops_per_token(config, length) / took / peak,
+        "step_s": step_s, "tokens_per_s": tokens / step_s, "loss": loss, "compile_s": compile_s,
+        "mfu": peak and tokens * training_flops_per_token(config, length) / step_s / peak,
         "peak_gib": stats.get("peak_bytes_in_use", 0) / 2**30,
         "device": device.device_kind, "jax": jax.__version__,
     }  # fmt: skip
@@ -87,8 +87,8 @@ def main() -> None:
         _, _, rows, remat, moments = MODELS[name]
         rows, remat = options.rows or rows, options.remat or remat
         if options.here:
-            found = measure(name, rows, options.length, remat, moments, options.steps, options.params)
-            print(json.dumps(found), flush=True)
+            result = measure(name, rows, options.length, remat, moments, options.steps, options.params)
+            print(json.dumps(result), flush=True)
             return
         command = [sys.executable, "-m", "benchmarks.gpu_mfu", "--here", "--only", name, "--rows", str(rows)]
         command += ["--length", str(options.length), "--remat", remat, "--params", options.params]
@@ -96,12 +96,12 @@ def main() -> None:
         if done.returncode:
             table.append([name, f"failed: {done.stderr.strip().splitlines()[-1][:80]}", "", "", "", ""])
             continue
-        found = json.loads(done.stdout.splitlines()[-1])
-        print(json.dumps(found), flush=True)
-        mfu = "unknown peak" if found["mfu"] is None else f"{found['mfu']:.1%}"
+        result = json.loads(done.stdout.splitlines()[-1])
+        print(json.dumps(result), flush=True)
+        mfu = "unknown peak" if result["mfu"] is None else f"{result['mfu']:.1%}"
         table.append([
-            found["model"], f"{rows} x {options.length}", remat, f"{found['tokens_per_s']:,.0f}", mfu,
-            f"{found['peak_gib']:.1f}",
+            result["model"], f"{rows} x {options.length}", remat, f"{result['tokens_per_s']:,.0f}", mfu,
+            f"{result['peak_gib']:.1f}",
         ])  # fmt: skip
     show("training steps, bfloat16", ["model", "tokens", "remat", "tokens/s", "MFU", "peak GiB"], table)
 

@@ -1,4 +1,4 @@
-"""Prefill, decoding and batches against transformers with torch, and what each part of the engine costs or saves.
+"""Prefill, decoding and batches against transformers with torch, and the cost or gain of each part of the engine.
 
     python -m benchmarks.inference                              # Qwen3-0.6B's shapes, float32 and bfloat16
     python -m benchmarks.inference --model moe --dtype float32
@@ -18,7 +18,7 @@ Both run the same random weights; each pair is measured in turn in one process.
 | weights  | decoding with int8, fp8 and int4 weights: with the checkpoint's      |         |
 | first    | a new process, from `load` to the first token after 16: transformers |         |
 
-`first` is measured twice, with nothing compiled before, and with what earlier processes have left in JAX's compilation cache.
+`first` is measured twice: with an empty compilation cache, and with the programs of an earlier process in it.
 """
 
 import argparse
@@ -47,20 +47,20 @@ PARTS = ("prefill", "decode", "mixed", "budget", "context", "prefix", "cache", "
 
 
 def peer(config: Qwen3Config, dtype: str, folder: str):
-    """transformers' model with random weights; saved to the folder for the other side."""
+    """Return transformers' model with random weights, saved to the folder for `qwen3_jax.load`."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    made = AutoConfig.for_model(**config.to_hf())
-    model = AutoModelForCausalLM.from_config(made, dtype=getattr(torch, dtype), attn_implementation="sdpa").eval()
+    hf_config = AutoConfig.for_model(**config.to_hf())
+    model = AutoModelForCausalLM.from_config(hf_config, dtype=getattr(torch, dtype), attn_implementation="sdpa").eval()
     model.generation_config.eos_token_id = model.generation_config.pad_token_id = None
     model.save_pretrained(folder)
     return model
 
 
 class Ours:
-    """The engine, one request after another or all at once."""
+    """The engine, run until its requests are finished."""
 
     def __init__(self, model, **options):
         from qwen3_jax.generation import Engine
@@ -83,7 +83,7 @@ class Ours:
 
 
 def theirs(model, prompts, new: list[int]) -> Callable[[], object]:
-    """`generate` of a batch, padded on the left, for as many tokens as the longest needs."""
+    """Return a function that generates for a batch, padded on the left, as many tokens as its longest answer has."""
     import torch
 
     width = max(map(len, prompts))
@@ -127,7 +127,7 @@ print(time.perf_counter() - started)
 
 
 def first_token(script: str, folder: str, dtype: str, compiled: str) -> float:
-    """Seconds that a new process says it took; `compiled` is its folder of compiled programs."""
+    """Return the seconds that a new process measures; `compiled` is the folder of its compilation cache."""
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": compiled,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -207,20 +207,16 @@ def measure(config: Qwen3Config, dtype: str, folder: str, parts: list[str], roun
         exact, int8 = (Ours(model, rows=1, cache_tokens=4096, cache_type=kind) for kind in (None, "int8"))
         compare("cache", lambda: int8.run(int8.request(text, 33)), lambda: exact.run(exact.request(text, 33)), 33)
     if "weights" in parts:
-        text = prompt(128)
-        exact = Ours(model, **one)
+        exact, text = Ours(model, **one), prompt(128)
         for kind in ("int8", "fp8", "int4"):
-            few = Ours(qwen3_jax.load(folder, dtype=dtype, quantize=kind)[0], **one)
-
-            def decode(engine: Ours) -> int:
-                return engine.run(engine.request(text, 65))
-
-            compare(f"weights, {kind}", functools.partial(decode, few), functools.partial(decode, exact), 65)
+            quantized = Ours(qwen3_jax.load(folder, dtype=dtype, quantize=kind)[0], **one)
+            runs = (functools.partial(side.run, side.request(text, 65)) for side in (quantized, exact))
+            compare(f"weights, {kind}", *runs, 65)
     rows.append(["load", dtype, f"{loaded:.1f} s", "", ""])
 
 
 def measure_first(dtype: str, folder: str, rows: list[list[str]]) -> None:
-    """Fill in the rows of new processes; what `measure` held is free by now."""
+    """Fill in the rows of new processes, after `measure` has freed its models."""
     times: dict[str, list[float]] = {"cold": [], "warm": [], "theirs": []}
     with tempfile.TemporaryDirectory() as compiled:
         for turn in range(3):
@@ -229,8 +225,8 @@ def measure_first(dtype: str, folder: str, rows: list[list[str]]) -> None:
             times["warm"].append(first_token(OUR_FIRST, folder, dtype, cache))
             times["theirs"].append(first_token(THEIR_FIRST, folder, dtype, cache))
     medians = {name: statistics.median(values) for name, values in times.items()}
-    for name, note in (("cold", "first, nothing compiled"), ("warm", "first, compiled before")):
-        texts = [f"{medians[who]:.1f} s" for who in (name, "theirs")]
+    for name, note in (("cold", "first, not compiled"), ("warm", "first, compiled before")):
+        texts = [f"{medians[side]:.1f} s" for side in (name, "theirs")]
         rows.append([note, dtype, *texts, f"{medians['theirs'] / medians[name]:.2f}x"])
         print(" | ".join(rows[-1]), flush=True)
 

@@ -1,9 +1,9 @@
-"""Train a configuration twice, once killed with SIGKILL on the way, and compare every bit of the two.
+"""Train a configuration twice, the second time interrupted by SIGKILL, and compare every bit of the two.
 
     python benchmarks/killed_run.py --config configs/pretrain/laptop.yaml --kills 2
 
-Compared are the metrics but for clock readings, the fingerprints of every array and the data position of the checkpoints that
-both still have, and the exported weights. The kills come at steps drawn with --seed; folders: RUN_DIR, RUN_DIR-killed.
+Compared are the metrics (clock readings aside), the fingerprints of all arrays and the data position of the checkpoints that
+both have kept, and the exported weights. The kills come at steps drawn with --seed; folders: RUN_DIR, RUN_DIR-killed.
 """
 
 import argparse
@@ -23,7 +23,7 @@ CLOCK = ("time", "seconds", "tokens_per_second", "tflops_per_device", "mfu", "in
 
 
 def main() -> None:
-    """Run both, print one JSON object, fail where they differ."""
+    """Run both, print one JSON object, exit with 1 if they differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--kills", type=int, default=2)
@@ -35,8 +35,8 @@ def main() -> None:
     subprocess.run(command, check=True)
 
     total = config.get("steps") or sum(stage["steps"] for stage in config["stages"])
-    at = sorted(random.Random(args.seed).sample(range(total // 10, total), args.kills))
-    for step in at:
+    kill_steps = sorted(random.Random(args.seed).sample(range(total // 10, total), args.kills))
+    for step in kill_steps:
         process = subprocess.Popen([*command, "--run_dir", str(killed)])
         while process.poll() is None and max((row["step"] for row in read(killed)), default=0) < step:
             time.sleep(0.01)
@@ -53,21 +53,23 @@ def main() -> None:
         "weights": (whole / "hf/model.safetensors").read_bytes() == (killed / "hf/model.safetensors").read_bytes(),
     }
     print(
-        json.dumps({"killed after step": at, "lines of metrics": len(read(whole)), "checkpoints": steps, "equal": same})
+        json.dumps(
+            {"killed after step": kill_steps, "lines of metrics": len(read(whole)), "checkpoints": steps, "equal": same}
+        )
     )
     sys.exit(not all(same.values()))
 
 
 def read(run_dir: Path, name: str = "metrics") -> list[dict]:
-    """Lines of a file of the run without what depends on the clock."""
+    """Lines of a metrics file of the run, without clock readings."""
     rows = metrics.read(run_dir / f"{name}.jsonl")
     return [{name: value for name, value in row.items() if not name.startswith(CLOCK)} for row in rows]
 
 
 def common(*runs: Path) -> list[int]:
     """Steps of the checkpoints that all runs have."""
-    found = [{int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit()} for run in runs]
-    return sorted(set.intersection(*found))
+    steps = [{int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit()} for run in runs]
+    return sorted(set.intersection(*steps))
 
 
 def saved(run_dir: Path, step: int) -> dict:

@@ -4,7 +4,7 @@
     python -m benchmarks.long_context --model Qwen/Qwen3-0.6B --trained 32768 --path corpus --dtype bfloat16
 
 The text is the Python standard library's own source, or of `--path`. Losses are means over positions, in nats per token, of the
-same texts for all three; nothing is trained.
+same texts for all three; no model is trained.
 """
 
 import argparse
@@ -33,13 +33,13 @@ def main() -> None:
     options = parser.parse_args()
     trained, length = options.trained, TIMES * options.trained
     local = trained // 4
-    ways = {
+    variants = {
         "plain": {},
         "YaRN": dict(rope_scaling=dict(rope_type="yarn", factor=TIMES, original_max_position_embeddings=trained)),
         "Dual Chunk Attention": dict(dual_chunk_attention_config=dict(chunk_size=trained, local_size=local)),
     }
     rows = []
-    for name, fields in ways.items():
+    for name, fields in variants.items():
         losses = loss_by_position(
             options.model, options.dtype, options.path, options.texts, length, trained - local, fields
         )
@@ -53,16 +53,16 @@ def main() -> None:
 def loss_by_position(
     model: str, dtype: str, path: Path, count: int, length: int, chunk: int, fields: dict
 ) -> np.ndarray:
-    """Return the mean loss [length] at each position of so many texts."""
+    """Return the mean loss [length] at each position of `count` texts."""
     import qwen3_jax
 
-    made, tokenizer = qwen3_jax.load(model, dtype=dtype, hf_overrides=fields | dict(max_position_embeddings=length))
+    network, tokenizer = qwen3_jax.load(model, dtype=dtype, hf_overrides=fields | dict(max_position_embeddings=length))
     texts = []
     for file in sorted(path.rglob("*.py"), key=lambda file: (-file.stat().st_size, file))[: 4 * count : 4]:
         ids = tokenizer.encode(file.read_text(errors="replace"))[: length + 1]
         assert len(ids) == length + 1, f"{file} is too short"
         texts.append(ids)
-    graphdef, params = nnx.split(made)
+    graphdef, params = nnx.split(network)
     step = np.gcd(chunk, 512)
 
     @jax.jit
@@ -73,7 +73,7 @@ def loss_by_position(
     sums = np.zeros(length)
     with progress_bar("texts", len(texts)) as bar:
         for ids in texts:
-            cache, row = made.new_cache(1, length), jnp.asarray(ids)[None]
+            cache, row = network.new_cache(1, length), jnp.asarray(ids)[None]
             parts = []
             for start in range(0, length, step):
                 part, cache = losses(params, cache, row[:, start : start + step], row[:, start + 1 : start + step + 1])

@@ -14,7 +14,7 @@ from benchmarks.common import show
 
 
 def measure(chunk: int, rows: int, length: int) -> dict[str, float]:
-    """Take two steps in this process; return its peak resident memory and what the compiler planned, in GiB."""
+    """Take two steps in this process; return its peak resident memory and the compiler's temporaries, in GiB."""
     import jax
 
     import sharding
@@ -55,8 +55,8 @@ def main() -> None:
         out = subprocess.run(
             command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent
         ).stdout
-        found = json.loads(out.splitlines()[-1])
-        table.append([label, f"{found['peak']:.2f}", f"{found['temporary']:.2f}"])
+        result = json.loads(out.splitlines()[-1])
+        table.append([label, f"{result['peak']:.2f}", f"{result['temporary']:.2f}"])
     show(
         f"memory of a train step, {options.rows} x {options.length} tokens, vocabulary 151,936",
         ["loss in chunks of", "peak resident GiB", "compiler's temporaries GiB"], table,

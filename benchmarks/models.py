@@ -32,7 +32,7 @@ MOE = dataclasses.replace(DENSE, num_experts=32, num_experts_per_tok=8, moe_inte
 
 
 def batch(config: Qwen3Config, rows: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """One document per row, every target learned."""
+    """One document per row, loss on every target."""
     tokens = np.random.default_rng(seed).integers(0, config.vocab_size, (rows, length + 1)).astype(np.int32)
     return {
         "tokens": tokens[:, :-1],
@@ -50,7 +50,7 @@ def stepper(config: Qwen3Config, dtype: str, rows: int, length: int) -> tuple[Qw
         config, ModelConfig(dtype=dtype, scan_layers=False), options, schedule(options, 10**6), sharding.Placement()
     )
     state, placed = trainer.init(0), trainer.place(batch(config, rows, length))
-    start = trainer.model(jax.tree.map(jnp.copy, state.params))  # the first step takes the state's memory
+    start = trainer.model(jax.tree.map(jnp.copy, state.params))  # the first step donates the state
 
     def step() -> float:
         nonlocal state

@@ -1,10 +1,10 @@
 """The table of planned pods in docs/scale.md: every row is a real training step, compiled for its slice on this machine.
 
-    python -m benchmarks.plan_table                    # compiles the rows that have no figures yet, writes the table
-    python -m benchmarks.plan_table --only 8b --again  # one row anew
-    python -m benchmarks.plan_table --write-only       # the table alone, from the figures that are there
+    python -m benchmarks.plan_table                    # compiles the rows without figures, writes the table
+    python -m benchmarks.plan_table --only 8b --again  # one row once more
+    python -m benchmarks.plan_table --write-only       # writes the table from the figures in benchmarks/plans
 
-Figures lie in benchmarks/plans/ROW.json, each from a process of its own (compile time then depends on no other row). With two
+Figures are kept in benchmarks/plans/ROW.json, each from a process of its own (so that compile times are independent). With two
 cores a row takes two to six minutes.
 """
 
@@ -47,44 +47,45 @@ ROWS: dict[str, tuple[str, str, int, list[str]]] = {
 
 
 def command(row: str) -> list[str]:
-    """The command line that plans a row."""
+    """Return the command line that plans a row."""
     config, topology, slices, overrides = ROWS[row]
     several = [] if slices == 1 else ["--slices", str(slices)]
     return ["train.py", "--config", f"configs/scale/{config}.yaml", "--plan", topology, *several, *overrides]
 
 
 def measure(row: str) -> None:
-    """Plan one row and keep its figures and its report."""
+    """Plan one row, write its figures and print its report."""
     code = (
         "import json, sys\n"
-        "from qwen3_jax.cli import plan, train\n"
-        "options, rest = plan.take(sys.argv[1:], 'plan_table')\n"
-        "plan.without_accelerators()\n"
-        "config = train.parse(rest)\n"
+        "from qwen3_jax.cli.plan import without_accelerators\n"
+        "from qwen3_jax.cli.train_options import parse_train\n"
+        "without_accelerators()\n"
+        "command = parse_train(sys.argv[1:], 'plan_table')\n"
+        "config, options = command.config, command.plan\n"
         "import jax\n"
         "from qwen3_jax import planner\n"
-        "planned = planner.plan_training(config, planner.topology(options.topology, options.slices))\n"
-        "bound = planned.compiled.roofline\n"
+        "plan = planner.plan_training(config, planner.topology(options.topology, options.slices))\n"
+        "bound = plan.compiled.roofline\n"
         "more = dict(bound_by=bound and bound.bound, waiting_s=bound and bound.waiting_s, chip_s=bound and bound.chip_s,\n"
         "    compute_s=bound and bound.compute_s, remat=config.model.remat,\n"
         "    micro_batches=config.micro_batches, sequence_length=config.data.sequence_length, jax=jax.__version__,\n"
-        "    model=config.model.preset, report=planned.text().splitlines())\n"
-        "print(json.dumps(planned.json() | more))\n"
+        "    model=config.model.preset, report=plan.text().splitlines())\n"
+        "print(json.dumps(plan.json() | more))\n"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, *command(row)[1:]], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    if done.returncode:
-        raise SystemExit(f"{row}: {done.stderr[-2000:]}")
+    if process.returncode:
+        raise SystemExit(f"{row}: {process.stderr[-2000:]}")
     FIGURES.mkdir(exist_ok=True)
-    figures = json.loads(done.stdout.splitlines()[-1])
+    figures = json.loads(process.stdout.splitlines()[-1])
     figures["command"] = "python " + " ".join(command(row))
     (FIGURES / f"{row}.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     print("\n".join(figures["report"]), flush=True)
 
 
 def table() -> str:
-    """The rows that have figures, in Markdown."""
+    """Return the rows that have figures, in Markdown."""
     lines = [
         "| model | slice | mesh, remat | sequence | tokens per step | peak HBM, GiB | compile, s | step, s | MFU | bound by |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|---|",
@@ -110,7 +111,7 @@ def table() -> str:
 
 
 def write() -> None:
-    """Put the table between its marks in the page."""
+    """Write the table between its marks in the page."""
     text = PAGE.read_text(encoding="utf-8")
     if BEGIN not in text:
         raise SystemExit(f"{PAGE} has no line {BEGIN!r} to write the table after.")
@@ -120,11 +121,12 @@ def write() -> None:
 
 
 def main() -> None:
+    """Compile, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=ROWS, nargs="+", default=list(ROWS), help="these rows")
     parser.add_argument("--again", action="store_true", help="also rows that have figures")
-    parser.add_argument("--write-only", action="store_true", help="compile nothing")
-    parser.add_argument("--print", action="store_true", help="print the table and leave the page alone")
+    parser.add_argument("--write-only", action="store_true", help="do not compile; write the table")
+    parser.add_argument("--print", action="store_true", help="print the table without writing the page")
     arguments = parser.parse_args()
     if not arguments.write_only:
         for row in arguments.only:

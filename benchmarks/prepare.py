@@ -4,9 +4,9 @@
     python -m benchmarks.prepare --path 'corpus/*-000.jsonl' --mb 8
 
 Prepare (goal: at least 1.0x): MB/s of text for each core, from JSONL to tokens on disk, against `datasets` (`load_dataset` of
-the same JSONL, then `map` with the same tokenizer). What only we do, measuring quality and looking for near-duplicates, has
-rows of its own. One thread each, in turn; seconds are the processor's, so that other work on the machine counts for neither.
-Both must give the same tokens.
+the same JSONL, then `map` with the same tokenizer). Quality measures and near-duplicates, which `datasets` has not, have rows
+of their own. One thread each, in turn, in CPU seconds, so that other load on the machine does not count. Both must give the
+same tokens.
 
 Loader (goal: at least 5x): tokens/s of packed batches on one thread, against what the training step of a model of the
 quickstart's size consumes.
@@ -29,7 +29,7 @@ from qwen3_jax.text import Tokenizer, train_tokenizer
 
 
 def sample(pattern: str, megabytes: float, folder: Path) -> Path:
-    """Some lines of every file, in one folder."""
+    """Copy some lines of every file into a folder."""
     files = sorted(glob.glob(pattern))
     for number, name in enumerate(files):
         with open(name, "rb") as source, (folder / f"{number:03}.jsonl").open("wb") as out:
@@ -41,17 +41,17 @@ def sample(pattern: str, megabytes: float, folder: Path) -> Path:
 
 
 def preparing(corpus: Path, tokenizer: Tokenizer, work: Path, rounds: int) -> Prepared:
-    """Print the table of preparation; return what was prepared."""
+    """Print the table of preparation; return the prepared corpus."""
     import datasets
 
     datasets.disable_progress_bars()
     end = tokenizer.endoftext_id
-    done: dict[str, Any] = {}
+    results: dict[str, Any] = {}
 
     def ours(name: str, quality: float | None = None, **options: Any) -> None:
         labels = Labels(domain_key="domain", language_key="language", quality=quality)
         source = Source("text", str(corpus), labels=labels, **options)
-        done[name] = prepare(source, tokenizer, tempfile.mkdtemp(dir=work) + "/out", processes=1, visible=False)
+        results[name] = prepare(source, tokenizer, tempfile.mkdtemp(dir=work) + "/out", processes=1, visible=False)
 
     def theirs() -> None:
         def encode(rows: dict) -> dict:
@@ -60,7 +60,7 @@ def preparing(corpus: Path, tokenizer: Tokenizer, work: Path, rounds: int) -> Pr
         table = datasets.load_dataset(
             "json", data_files=sorted(map(str, corpus.iterdir())), split="train", cache_dir=tempfile.mkdtemp(dir=work)
         )
-        done["map"] = table.map(
+        results["map"] = table.map(
             encode,
             batched=True,
             batch_size=64,
@@ -77,24 +77,25 @@ def preparing(corpus: Path, tokenizer: Tokenizer, work: Path, rounds: int) -> Pr
         "prepare, quality measured, near-duplicates left out": lambda: ours("near", cleaning=near),
     }
     seconds = interleaved(contestants, rounds, "preparing", clock=time.process_time)
-    corpus_of = done["prepare"]
-    assert corpus_of.tokens == sum(map(len, done["map"]["input_ids"])), "the same tokens"
-    megabytes = corpus_of.manifest["text_bytes"] / 1e6
+    prepared = results["prepare"]
+    assert prepared.tokens == sum(map(len, results["map"]["input_ids"])), "the same tokens"
+    megabytes = prepared.manifest["text_bytes"] / 1e6
     show(
-        f"{megabytes:.1f} MB of text, {corpus_of.tokens:,} tokens, {rounds} rounds",
+        f"{megabytes:.1f} MB of text, {prepared.tokens:,} tokens, {rounds} rounds",
         ["", "MB/s per core", "ratio to datasets.map"],
         [[name, f"{megabytes / s:.2f}", f"{seconds['datasets.map'] / s:.2f}x"] for name, s in seconds.items()],
     )
-    return corpus_of
+    return prepared
 
 
 def loading(corpus: Prepared, tokenizer: Tokenizer, rounds: int) -> None:
     """Print the table of loading."""
     from benchmarks.models import DENSE, stepper
+    from qwen3_jax.training.run_folder import padded_vocabulary
 
     rows, length, batches = 16, 128, 200
     small = dataclasses.replace(
-        DENSE, vocab_size=-(-tokenizer.vocab_size // 128) * 128, hidden_size=128, intermediate_size=256,
+        DENSE, vocab_size=padded_vocabulary(tokenizer.vocab_size), hidden_size=128, intermediate_size=256,
         num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
     )  # fmt: skip
     _, step = stepper(small, "float32", rows, length)
@@ -121,7 +122,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--path", default="corpus/*-000.jsonl", help="JSONL files of {'text': ...}")
-    parser.add_argument("--mb", type=float, default=8, help="how much of them")
+    parser.add_argument("--mb", type=float, default=8, help="megabytes of text to read")
     parser.add_argument("--tokenizer", help="a folder; by default one of 16,000 tokens is trained on the text")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()

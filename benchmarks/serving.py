@@ -1,17 +1,17 @@
-"""What HTTP and streaming cost over the bare engine, and how long clients wait under load.
+"""The overhead of HTTP and streaming over the bare engine, and the waiting time of clients under load.
 
     python -m benchmarks.serving                       # Qwen3-0.6B's shapes in float32, random weights
     python -m benchmarks.serving --model moe --clients 1 32
 
 One process has the engine, first by itself and then behind `qwen3_jax.serving.app.Server` and uvicorn, in turn; the
 clients, which read their streams to the end, are a process of their own. Both sides answer the same requests: `--clients` at
-a time, prompts of 64 tokens, 64 new ones.
+a time, with prompts of 64 tokens and 64 new tokens.
 
 | figure | what it is                                                               | goal   |
 |--------|--------------------------------------------------------------------------|--------|
 | overhead | time of all answers through HTTP against the bare engine               | <= 5 % |
-| outside | share of that time in which no program of the engine ran: what a faster device would see more of | |
-| TTFT   | p50 and p99 of the time to a stream's first chunk, with clients that come at random |  |
+| outside | share of that time in which no program of the engine ran; larger on a faster device | |
+| TTFT   | p50 and p99 of the time to a stream's first chunk, with clients that arrive at random |  |
 """
 
 import argparse
@@ -37,14 +37,14 @@ PROMPT, NEW = 64, 64
 
 
 def bodies(count: int, seed: int) -> list[dict]:
-    """Requests to /v1/completions by token ids, each with a prompt of its own."""
+    """Return bodies of requests to /v1/completions, each with random token ids as its prompt."""
     random = np.random.default_rng(seed)
     prompts = random.integers(1000, 30_000, (count, PROMPT)).tolist()
     return [dict(prompt=prompt, max_tokens=NEW, temperature=0, seed=0, stream=True) for prompt in prompts]
 
 
 async def ask_all(url: str, requests: list[dict], gaps: list[float]) -> list[float]:
-    """Seconds to the first chunk of each, with so many seconds before each comes."""
+    """Send each request `gaps` seconds after the one before; return the seconds to the first chunk of each."""
 
     async def one(client: httpx.AsyncClient, body: dict, start: float) -> float:
         await asyncio.sleep(start)
@@ -63,15 +63,15 @@ async def ask_all(url: str, requests: list[dict], gaps: list[float]) -> list[flo
 
 def clients(pipe) -> None:
     """The clients' process: (url, requests, gaps) in, (seconds of all, seconds to each first chunk) out."""
-    while (order := pipe.recv()) is not None:
+    while (task := pipe.recv()) is not None:
         started = time.perf_counter()
-        firsts = asyncio.run(ask_all(*order))
+        firsts = asyncio.run(ask_all(*task))
         pipe.send((time.perf_counter() - started, firsts))
 
 
 @contextlib.contextmanager
 def served(engine, tokenizer):
-    """The engine behind HTTP in this process; yields the address."""
+    """Serve the engine over HTTP in this process; yield the address."""
     import uvicorn
 
     from qwen3_jax.serving.app import Server
@@ -95,7 +95,7 @@ def served(engine, tokenizer):
 
 
 def bare(engine, requests: list[dict]) -> float:
-    """Seconds of all answers by the engine alone."""
+    """Return the seconds of all answers by the engine alone."""
     from qwen3_jax import Request, Sampling
 
     started = time.perf_counter()
@@ -113,7 +113,9 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 32])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--load", type=int, default=48, help="requests that come at random, at 70%% of the throughput")
+    parser.add_argument(
+        "--load", type=int, default=48, help="requests that arrive at random, at 70%% of the throughput"
+    )
     options = parser.parse_args()
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
     process = multiprocessing.get_context("spawn").Process(target=clients, args=(theirs,), daemon=True)
@@ -125,22 +127,24 @@ def main() -> None:
 
     dtype = jnp.dtype(options.dtype)
     model = Qwen3(MODELS[options.model], rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype, scan_layers=False)
-    most = max(options.clients)
-    engine = Engine(model, rows=most, cache_tokens=most * 2 * (PROMPT + NEW), prefix_cache=False)
+    rows_of_engine = max(options.clients)
+    engine = Engine(model, rows=rows_of_engine, cache_tokens=rows_of_engine * 2 * (PROMPT + NEW), prefix_cache=False)
     engine.warm_up()
     rows, rate = [], 0.0
     for count in options.clients:
         seconds: dict[str, list[float]] = {"bare": [], "http": [], "outside": []}
-        for turn in range(options.rounds * min(most // count, 6)):  # few clients are soon done, and noise is larger
+        for turn in range(
+            options.rounds * min(rows_of_engine // count, 6)
+        ):  # with few clients a turn is short and noisier
             requests = bodies(count, turn)
             seconds["bare"].append(bare(engine, requests))
             before = dataclasses.replace(engine.stats)
             with served(engine, tokenizer()) as url:
                 ours.send((url, requests, [0.0] * count))
-                whole, _ = ours.recv()
+                http_seconds, _ = ours.recv()
             spent = engine.stats.since(before)
-            seconds["http"].append(whole)
-            seconds["outside"].append(whole - spent.prefill_seconds - spent.decode_seconds)
+            seconds["http"].append(http_seconds)
+            seconds["outside"].append(http_seconds - spent.prefill_seconds - spent.decode_seconds)
         alone, whole, outside = map(statistics.median, seconds.values())
         rate = count / whole
         per_second = [f"{count * NEW / s:,.1f} tokens/s" for s in (alone, whole)]
@@ -161,7 +165,7 @@ def main() -> None:
 
 @functools.cache
 def tokenizer():
-    """Qwen3's own, as the tests build it: nearly every token has a text, as with real weights."""
+    """Return Qwen3's tokenizer, as the tests build it: nearly every token has a text, as with real weights."""
     from qwen3_jax import Tokenizer
     from tests.helpers.real_tokenizer import build_real_tokenizer
 

@@ -16,15 +16,15 @@ from benchmarks.models import DENSE, batch, stepper
 
 
 def peer(folder: str, dtype: str, rows: int, length: int):
-    """The same step in torch, from a checkpoint folder."""
+    """Return the same step in torch, from a checkpoint folder."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").train()
     decayed = [p for p in model.parameters() if p.ndim > 1]
-    rest = [p for p in model.parameters() if p.ndim <= 1]
+    not_decayed = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}],
+        [{"params": decayed, "weight_decay": 0.1}, {"params": not_decayed, "weight_decay": 0.0}],
         lr=1e-4, betas=(0.9, 0.95), fused=True,
     )  # fmt: skip
     data = batch(DENSE, rows, length)

@@ -1,4 +1,4 @@
-"""What chips can do: peak arithmetic, memory, and the networks between them.
+"""Figures of chips: peak arithmetic, memory, and the networks between them.
 
 Figures are for one chip, from Google Cloud's TPU pages (v4, v5e, v5p, v6e, tpu7x), except the interconnect: Google states the
 sum over a chip's links, both ways (v5e 400, v4 300, v6e 800, v5p and tpu7x 1,200 GB/s), which is 50 or 100 GB/s for one link
@@ -20,15 +20,15 @@ class Chip:
     """One TPU chip.
 
     Attributes:
-        name: as a topology spells it ("v5p").
-        kinds: what JAX's `device_kind` starts with.
+        name: as in the name of a topology ("v5p").
+        kinds: prefixes of JAX's `device_kind`.
         flops: peak bf16 FLOP/s.
         hbm_gib: memory, GiB.
         hbm_bandwidth: bytes/s between memory and the cores.
         ici_link: bytes/s of one link to a neighbouring chip, one way; two links along each dimension of the torus.
         dimensions: of the torus.
         dcn: bytes/s to chips of other slices.
-        devices: JAX devices that a chip is.
+        devices: number of JAX devices per chip.
     """
 
     name: str
@@ -88,7 +88,7 @@ def peak_flops(device: jax.Device) -> float | None:
 
 
 def memory_bandwidth(device: jax.Device) -> float | None:
-    """Return the bytes/s between an accelerator and its memory; None for a CPU and for what is unknown."""
+    """Return the bytes/s between an accelerator and its memory; None for a CPU or an unknown accelerator."""
     return _of_kind(_BANDWIDTH, device)
 
 
@@ -98,7 +98,7 @@ def _of_kind(table: dict[str, float], device: jax.Device) -> float | None:
 
 
 def _measure(device: jax.Device, size: int = 1536) -> float:
-    """Best of three fp32 matrix products: what all cores of this machine reach, shared by its fake devices."""
+    """Best FLOP/s of three fp32 matrix products on all cores of this machine, divided by its number of (fake) devices."""
     x = jax.device_put(jnp.ones((size, size), jnp.float32), device)
     product = jax.jit(lambda a: a @ a)
     product(x).block_until_ready()

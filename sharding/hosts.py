@@ -1,9 +1,9 @@
-"""Joining the processes of one run, before any device is touched, and noticing when one of them is lost.
+"""The processes of one run: joining them, before any device is used, and recognising that one of them is lost.
 
 >>> sharding.initialize()                     # one process, or what Cloud TPU, GKE, SLURM or Open MPI announce
 >>> sharding.initialize("10.0.0.1:1234", process_count=2, process_index=0)
 
-Invariant: when a process dies, all others end within a minute. Two things see to that: JAX's coordination service, whose
+Invariant: when a process dies, all others end within a minute, for one of two reasons: JAX's coordination service, whose
 heartbeats stop (it ends the process from C++, with its own message), and the collective that waits for the dead peer, where
 the transport notices (Python gets an error, which `lost_process` recognises).
 """
@@ -14,10 +14,10 @@ import jax
 
 from sharding.rules import ShardingError
 
-# Where JAX's own cluster detection finds its answer: a scheduler, or a TPU pod's metadata.
+# Environment variables that JAX's own cluster detection reads: a scheduler's, or a TPU pod's.
 _ANNOUNCED = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS")
-HEARTBEAT_SECONDS = 30  # JAX's default of 100 would keep a pod idle for longer than a restart takes
-# What transports say of a peer that is gone: gloo, the coordination service, NCCL, TPU's DCN.
+HEARTBEAT_SECONDS = 30  # JAX's default of 100 keeps a pod idle for longer than a restart takes
+# In the errors of transports that have lost a peer: gloo, the coordination service, NCCL, TPU's DCN.
 _LOST = ("gloo", "connection closed by peer", "connection reset by peer", "broken pipe", "unavailable:", "coordination service",
          "heartbeat", "nccl", "remote process exited", "deadline exceeded", "deadline_exceeded", "megascale")  # fmt: skip
 
@@ -28,13 +28,13 @@ def initialize(
     """Start `jax.distributed` when this is one of several processes; do nothing for a single one.
 
     Args:
-        coordinator: "host:port" of process 0; all three arguments go together, or none and the environment decides.
+        coordinator: "host:port" of process 0. Give all three arguments, or none: then the environment decides.
         process_count: processes in the run.
         process_index: this process, from 0.
 
     Raises:
-        ShardingError: some of the three are given and some are not, they contradict each other, or the processes did not
-            find each other.
+        ShardingError: only some of the three are given, they contradict each other, or the processes did not find each
+            other.
     """
     given = [value is not None for value in (coordinator, process_count, process_index)]
     if any(given) and not all(given):
@@ -65,15 +65,15 @@ def _join(coordinator: str | None, process_count: int | None, process_index: int
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except jax.errors.JaxRuntimeError as error:
-        where = f"at {coordinator}" if coordinator else "that the scheduler announces"
+        address = f"at {coordinator}" if coordinator else "that the scheduler announces"
         reason = str(error).splitlines()[0]
         raise ShardingError(
-            f"the processes of this run did not all meet at the coordinator {where} ({reason})."
+            f"the processes of this run did not all meet at the coordinator {address} ({reason})."
         ) from error
 
 
 def lost_process(error: BaseException) -> bool:
-    """Whether an error of a run with several processes means that another process has gone."""
+    """Whether an error of a run with several processes means that another process is lost."""
     if jax.process_count() == 1:
         return False
     text = str(error).lower()

@@ -44,8 +44,8 @@ class MeshConfig:
     context: int = 1
     tensor: int = 1
 
-    def sizes(self, device_count: int, where: str | None = None) -> tuple[int, ...]:
-        """Return the axis sizes in the order of `AXES`, with -1 filled in; `where` names the devices in errors.
+    def sizes(self, device_count: int, devices: str | None = None) -> tuple[int, ...]:
+        """Return the axis sizes in the order of `AXES`, with -1 filled in; `devices` names them in errors.
 
         Raises:
             ShardingError: a size is not positive, or the product does not fit `device_count`.
@@ -57,17 +57,17 @@ class MeshConfig:
         if sizes.count(-1) > 1:
             raise ShardingError("only one mesh axis may be -1 (all devices that are left).")
         if -1 in sizes:
-            known = math.prod(size for size in sizes if size != -1)
-            if device_count % known:
+            others = math.prod(size for size in sizes if size != -1)
+            if device_count % others:
                 raise ShardingError(
                     f"mesh axis {AXES[sizes.index(-1)]!r} cannot be filled in: {device_count} devices do not divide "
-                    f"by {known}, the product of the other axes."
+                    f"by {others}, the product of the other axes."
                 )
-            sizes[sizes.index(-1)] = device_count // known
+            sizes[sizes.index(-1)] = device_count // others
         if math.prod(sizes) > device_count:
             raise ShardingError(
                 f"the mesh {describe(sizes)} needs {math.prod(sizes)} devices; there are {device_count} "
-                f"({where or jax.default_backend()})."
+                f"({devices or jax.default_backend()})."
             )
         return tuple(sizes)
 
@@ -105,10 +105,10 @@ def make_mesh(
 
 
 def arrange(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
-    """Return the devices as an array with these axis sizes, in an order in which each axis has short ways.
+    """Return the devices as an array with these axis sizes, in an order that keeps the devices of each axis close.
 
-    On a TPU torus an axis gets whole physical dimensions where it can, else part of one. Several TPU slices are laid along
-    `replica`, the outermost axis, whose traffic is one gradient sum a step: nothing else crosses the data-centre network.
+    On a TPU torus an axis gets whole physical dimensions if possible, else part of one. Several TPU slices are laid along
+    `replica`, the outermost axis, whose traffic is one gradient sum a step, the only one to cross the data-centre network.
 
     Raises:
         ShardingError: `replica` is not a multiple of the number of slices.

@@ -1,4 +1,4 @@
-"""A mesh with rules: logical axes -> where an array lives.
+"""A mesh with rules: logical axes -> sharding of an array.
 
 Invariant: the placement of an array follows from its logical axes and the rules alone. Parameters are placed strictly
 (a dimension that does not divide is an error); activations are placed as hints, dropped where they do not divide, since
@@ -38,10 +38,10 @@ class Placement:
         return self.rules.spec(axes)
 
     def sharding(self, axes: LogicalAxes, shape: Sequence[int], name: str = "array") -> jax.sharding.Sharding:
-        """Return where a parameter of this shape lives, on one device when there is no mesh.
+        """Return the sharding of a parameter of this shape; without a mesh, the first local device.
 
         Raises:
-            ShardingError: a dimension does not divide by the mesh axes it is split over; `name` says whose.
+            ShardingError: a dimension does not divide by the mesh axes it is split over; `name` stands in the message.
         """
         if self.mesh is None:
             return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -56,7 +56,7 @@ class Placement:
         return NamedSharding(self.mesh, spec)
 
     def constrain(self, x: jax.Array, axes: LogicalAxes) -> jax.Array:
-        """Tell the compiler where an activation should live; an axis that does not divide is left to the compiler."""
+        """Constrain the sharding of an activation; an axis that does not divide is left to the compiler."""
         if self.mesh is None or self.mesh.size == 1:
             return x
         spec = self.spec(axes)

@@ -9,7 +9,7 @@ LogicalAxes = Sequence[str | None]
 
 
 class ShardingError(ValueError):
-    """A mesh, rule or shape that cannot be placed; the message names it."""
+    """A mesh, rule or shape that cannot be placed, named in the message."""
 
 
 @dataclass(frozen=True)

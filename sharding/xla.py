@@ -1,7 +1,7 @@
-"""Options of XLA's TPU compiler under which a training step hides its collectives.
+"""Options of XLA's TPU compiler that overlap the collectives of a training step with its arithmetic.
 
 v5p, v6e and tpu7x chips have sparse cores, small processors that can run collectives while the tensor cores compute; by
-default libtpu 0.0.52 leaves most collectives to the tensor cores there, which then stand still. With these options the gathers
+default libtpu 0.0.52 runs most collectives on the tensor cores, which then do not compute. With these options the gathers
 and sums of an FSDP step run beside the arithmetic (seen in compiled schedules, not measured on a TPU). v5e has no sparse cores;
 there the compiler spreads collectives over fusions by itself.
 
@@ -33,5 +33,5 @@ def compiler_options(mesh: Mesh | None) -> dict[str, str] | None:
     kind = mesh.devices.flat[0].device_kind
     with_sparse_cores = [k for name in ("v5p", "v6e", "tpu7x") for k in CHIPS[name].kinds]
     without = [k for name in ("v4", "v5e") for k in CHIPS[name].kinds]
-    found = [k for k in with_sparse_cores + without if kind.startswith(k)]
-    return dict(_SPARSE_CORES) if found and max(found, key=len) in with_sparse_cores else None
+    matches = [k for k in with_sparse_cores + without if kind.startswith(k)]
+    return dict(_SPARSE_CORES) if matches and max(matches, key=len) in with_sparse_cores else None

@@ -21,10 +21,11 @@ import pytest
 import qwen3_jax
 import sharding
 from qwen3_jax import planner
-from qwen3_jax.cli import infer, plan, serve, train
-from qwen3_jax.cli import main as qwen3
-from qwen3_jax.cli.typed import parse_into
-from qwen3_jax.sweeps import MixtureConfig, ScalingConfig
+from qwen3_jax.cli import infer, scaling, serve, train
+from qwen3_jax.cli.configuration import parse_configuration
+from qwen3_jax.cli.main import main as qwen3
+from qwen3_jax.cli.train_options import parse_config, parse_plan, parse_train
+from qwen3_jax.sweeps import MixtureConfig
 from tests.helpers import documented, tiny_models
 from tests.helpers.documented import PAGES, ROOT, blocks
 
@@ -149,7 +150,9 @@ def _check_environment_command(words):
 
 def _train(script, arguments, monkeypatch):
     if "--plan" in arguments:
-        _plan(arguments)
+        command = parse_train(arguments, "train.py")
+        assert command.plan is not None
+        assert command.config.total_steps > 0
         return
     given = []
     monkeypatch.setattr("qwen3_jax.training.loop.train", given.append)
@@ -160,12 +163,6 @@ def _train(script, arguments, monkeypatch):
     else:
         assert train.main(arguments, "train.py") == 0
         assert given[0].total_steps > 0
-
-
-def _plan(arguments, flag="plan"):
-    options, rest = plan.take(arguments, "train.py", flag)
-    assert options is not None
-    assert train.parse(rest).total_steps > 0
 
 
 def _infer(script, arguments, monkeypatch):
@@ -207,13 +204,16 @@ def _replaced(words, flag, value):
 
 def _qwen3(command, rest, checkout, monkeypatch):
     if command == "plan":
-        _plan(rest, "topology")
+        assert parse_plan(rest, "qwen3 plan")[0].total_steps > 0
     elif command == "serve":
         if "--help" not in rest:
             assert serve._parser("qwen3 serve").parse_args(rest).model
     elif command in ("scaling", "mixture"):
-        config = parse_into(ScalingConfig if command == "scaling" else MixtureConfig, rest[1:], f"qwen3 {command}", "")
-        assert config.train is None or train.parse(["--config", config.train])
+        if command == "scaling":
+            config, _ = scaling.parse_fit(rest[1:])
+        else:
+            config = parse_configuration(MixtureConfig, rest[1:], "qwen3 mixture search", "")
+        assert config.train is None or parse_config(["--config", config.train])
     elif command == "tokenizer":
         output = rest[rest.index("--output") + 1]
         shutil.rmtree(output, ignore_errors=True)  # each page makes it in its own way

@@ -2,6 +2,6 @@
 
 import sys
 
-from qwen3_jax.cli import main
+from qwen3_jax.cli.main import main
 
 sys.exit(main())

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import qwen3_jax
-from qwen3_jax.cli.common import ctrl_c
 from qwen3_jax.cli.inputs import Input
+from qwen3_jax.cli.interrupts import ctrl_c
 from qwen3_jax.errors import RequestError, UserError
 from qwen3_jax.generation import Delta, Engine, Generation, Stats
 from qwen3_jax.progress import progress_bar

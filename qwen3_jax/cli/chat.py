@@ -14,7 +14,7 @@ from typing import Any
 
 import qwen3_jax
 from qwen3_jax.cli.answers import Printer, report
-from qwen3_jax.cli.common import ctrl_c
+from qwen3_jax.cli.interrupts import ctrl_c
 from qwen3_jax.errors import RequestError, UserError, nearest
 from qwen3_jax.generation import Engine, Generation
 from qwen3_jax.text import Tokenizer, soft_switch

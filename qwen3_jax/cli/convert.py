@@ -5,9 +5,8 @@
     qwen3 convert Qwen/Qwen3-0.6B qwen3-0.6b-fp32 --to hf --dtype float32
     qwen3 convert runs/quickstart quickstart-500 --to hf --step 500
 
-SOURCE is a Hugging Face folder, a hub repository, a folder that `--to orbax` wrote, or a training run; which one is seen from
-its contents.
-TARGET appears whole or not at all.
+SOURCE is a Hugging Face folder, a hub repository, a folder that `--to orbax` wrote, or a training run; its contents tell which.
+TARGET is written whole or not at all.
 """
 
 import argparse
@@ -15,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwen3_jax.cli.common import Parser, guarded
+from qwen3_jax.cli.arguments import Parser
+from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 convert") -> int:
 def _parser(prog: str) -> Parser:
     parser = Parser(prog=prog, description=__doc__)
     parser.add_argument("source", metavar="SOURCE", help="checkpoint folder or hub repository id")
-    parser.add_argument("target", metavar="TARGET", type=Path, help="the folder to make")
+    parser.add_argument("target", metavar="TARGET", type=Path, help="the folder to write")
     parser.add_argument("--to", choices=["hf", "orbax"], required=True, help="format of TARGET")
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub repository")
     parser.add_argument(
@@ -50,18 +50,17 @@ def _convert(args: argparse.Namespace) -> int:
     from qwen3_jax.checkpoint.native import save_native
     from qwen3_jax.checkpoint.publish import check_target
 
-    check_target(args.target, args.overwrite)  # before minutes of reading
+    check_target(args.target, args.overwrite)  # before minutes of loading
     model, tokenizer = _read(args)
     write = {"hf": save, "orbax": save_native}[args.to]
     write(model, tokenizer, args.target, dtype=args.dtype, overwrite=args.overwrite)
-    parts = [f"{args.target}: {model.param_dtype.name} weights"]
-    parts += [] if tokenizer is not None else ["no tokenizer (SOURCE has none)"]
-    print(", ".join(parts), file=sys.stderr)
+    note = "" if tokenizer is not None else ", no tokenizer (SOURCE has none)"
+    print(f"{args.target}: {model.param_dtype.name} weights{note}", file=sys.stderr)
     return 0
 
 
 def _read(args: argparse.Namespace) -> "tuple[Qwen3, Tokenizer | None]":
-    """Load whatever SOURCE is, layers stacked as the Orbax format stores them."""
+    """Load SOURCE, of any format, with layers stacked as the Orbax format stores them."""
     from qwen3_jax.checkpoint import load
     from qwen3_jax.training.run_folder import is_run, load_run
 
@@ -71,5 +70,5 @@ def _read(args: argparse.Namespace) -> "tuple[Qwen3, Tokenizer | None]":
             raise UserError(f"--revision is for a repository on the hub; {run} is a training run.")
         return load_run(run, args.step)
     if args.step is not None:
-        raise UserError(f"--step is for a training run; {args.source} is none.")
+        raise UserError(f"--step is for a training run; {args.source} is not one.")
     return load(args.source, revision=args.revision, scan_layers=True)

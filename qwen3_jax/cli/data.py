@@ -5,9 +5,9 @@
     qwen3 data prepare --path 'crawl/*.parquet' --tokenizer tokenizer/ --output prepared/web --beam --runner=FlinkRunner
     qwen3 data show prepared/web --row 4096
 
-A configuration names the folder as a source's path. An interrupted preparation goes on where it stopped. With --beam the same
-work runs as an Apache Beam job (extra `beam`); what follows are Beam's own options, DirectRunner being the default. Its
-workers must share a file system.
+A configuration names the folder as a source's path. An interrupted preparation resumes. With --beam the same work runs as an
+Apache Beam job (extra `beam`); what follows are Beam's own options, DirectRunner being the default. Its workers must share a
+file system.
 """
 
 import argparse
@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen3_jax.cli.common import Parser, guarded, whole_number
+from qwen3_jax.cli.arguments import Parser, whole_number
+from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,14 +29,16 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 data") -> int:
     parser = Parser(prog=prog, description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     _prepare_flags(commands.add_parser("prepare", help="make a prepared corpus"))
-    show = commands.add_parser("show", help="say what a prepared corpus holds")
+    show = commands.add_parser("show", help="print what a prepared corpus holds")
     show.add_argument("folder", type=Path, help="a prepared corpus")
     show.add_argument(
-        "--row", type=whole_number(2), metavar="T", help="also pack it into rows of T tokens, and say how full they are"
+        "--row",
+        type=whole_number(2),
+        metavar="T",
+        help="also pack it into rows of T tokens, and print the share of padding",
     )
-    arguments, beam = _split_off_beam(sys.argv[1:] if argv is None else argv)
-    args = parser.parse_args(arguments)
-    return guarded(prog, lambda: _show(args) if args.command == "show" else _prepare(args, beam))
+    args = parser.parse_args(argv)
+    return guarded(prog, lambda: _show(args) if args.command == "show" else _prepare(args))
 
 
 def _prepare_flags(parser: argparse.ArgumentParser) -> None:
@@ -49,30 +52,44 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--tokenizer", required=True, metavar="DIR|ID", help="tokenizer folder or hub repository")
     add("--output", type=Path, required=True, metavar="DIR", help="the folder to make")
-    add("--name", metavar="NAME", help="of the corpus; also the domain unless told (default: the folder's)")
+    add("--name", metavar="NAME", help="of the corpus, and the domain unless --domain is given (default: the folder's)")
     add("--format", choices=["auto", "text", "jsonl", "parquet", "arrayrecord"], default="auto")
     add("--text-key", default="text", metavar="KEY", help="of the text in a record (default: text)")
-    add("--loss-on", choices=["all", "assistant"], default="assistant", help="of chat records: what is learned")
+    add(
+        "--loss-on",
+        choices=["all", "assistant"],
+        default="assistant",
+        help="of chat records: the tokens that are trained on",
+    )
 
     add = parser.add_argument_group("labels").add_argument
     add("--domain", metavar="NAME", help="of every document")
-    add("--domain-key", metavar="KEY", help="of a record that holds it")
+    add("--domain-key", metavar="KEY", help="of a record: the field with its domain")
     add("--language", default="und", metavar="CODE", help="of every document, or detect (extra data)")
-    add("--language-key", metavar="KEY", help="of a record that holds it")
+    add("--language-key", metavar="KEY", help="of a record: the field with its language")
     add("--quality", type=float, help="of every document (default: the share of Gopher's rules that a text keeps)")
-    add("--quality-key", metavar="KEY", help="of a record that holds it")
+    add("--quality-key", metavar="KEY", help="of a record: the field with its quality")
 
     add = parser.add_argument_group("what is left out").add_argument
     add("--duplicates", choices=["keep", "exact", "near"], default="keep", help="near: exact ones too (default: keep)")
     add("--similarity", type=float, default=0.8, metavar="S", help="of near-duplicates (default: 0.8)")
-    add("--held-out", nargs="+", default=[], metavar="PATH", help="leave out text that shares n words with these")
-    add("--ngram", type=whole_number(1), default=13, metavar="N", help="consecutive words (default: 13)")
-    add("--max-malformed", type=whole_number(0), default=0, metavar="N", help="records to pass over (default: 0)")
+    add(
+        "--held-out",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="leave out text that shares n words with these files",
+    )
+    add("--ngram", type=whole_number(1), default=13, metavar="N", help="n, consecutive words (default: 13)")
+    add("--max-malformed", type=whole_number(0), default=0, metavar="N", help="records to skip (default: 0)")
 
     add = parser.add_argument_group("how").add_argument
     add("--processes", type=whole_number(1), metavar="N", help="default: one for each core")
-    add("--split-mb", type=_size, default=32, metavar="N", help="size of a piece of work (default: 32)")
-    add("--beam", action="store_true", help="as an Apache Beam job; what follows are Beam's options")
+    add("--split-mb", type=_size, default=32, metavar="N", help="input of one task (default: 32)")
+    add(
+        "--beam", nargs=argparse.REMAINDER, metavar="BEAM_OPTION",
+        help="run as an Apache Beam job; everything after it is Beam's",
+    )  # fmt: skip
 
 
 def _size(text: str) -> float:
@@ -85,14 +102,7 @@ def _size(text: str) -> float:
     return value
 
 
-def _split_off_beam(argv: list[str]) -> tuple[list[str], list[str]]:
-    if "--beam" not in argv:
-        return argv, []
-    place = argv.index("--beam")
-    return argv[: place + 1], argv[place + 1 :]
-
-
-def _prepare(args: argparse.Namespace, beam: list[str]) -> int:
+def _prepare(args: argparse.Namespace) -> int:
     from qwen3_jax.checkpoint.hub import resolve
     from qwen3_jax.data import Cleaning, Labels, Source, prepare
     from qwen3_jax.text import Tokenizer
@@ -108,14 +118,14 @@ def _prepare(args: argparse.Namespace, beam: list[str]) -> int:
     )
     tokenizer = Tokenizer.from_pretrained(resolve(args.tokenizer))
     options: dict[str, Any] = {"split_bytes": max(int(args.split_mb * 2**20), 1)}
-    if args.beam:
+    if args.beam is not None:
         if args.processes:
             raise UserError(
-                "--processes is about this machine; with --beam give Beam's own option (--direct_num_workers)."
+                "--processes is for this machine; with --beam give Beam's own option (--direct_num_workers)."
             )
         from qwen3_jax.data.beam import prepare_with_beam
 
-        corpus = prepare_with_beam(source, tokenizer, args.output, beam, **options)
+        corpus = prepare_with_beam(source, tokenizer, args.output, args.beam, **options)
     else:
         corpus = prepare(source, tokenizer, args.output, processes=args.processes, **options)
     left_out = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in corpus.manifest["left_out"].items())
@@ -141,8 +151,8 @@ def _show(args: argparse.Namespace) -> int:
     for label in ("domain", "language"):
         table = Table(label, "documents", "tokens", "share of tokens", "mean quality")
         column = np.asarray(getattr(corpus, label))
-        for place, name in enumerate(corpus.names(label)):
-            chosen = column == place
+        for index, name in enumerate(corpus.names(label)):
+            chosen = column == index
             tokens = lengths[chosen].sum()
             table.add_row(
                 name, f"{chosen.sum():,}", f"{tokens:,}", f"{tokens / corpus.tokens:.1%}",

@@ -20,8 +20,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen3_jax.cli import models
-from qwen3_jax.cli.common import INTERRUPTED, Parser, guarded, whole_number
+from qwen3_jax.cli import model_options
+from qwen3_jax.cli.arguments import Parser, whole_number
+from qwen3_jax.cli.exit_codes import INTERRUPTED, guarded
 from qwen3_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 infer") -> int:
 
 def _parser(prog: str) -> Parser:
     parser = Parser(prog=prog, description=__doc__)
-    models.add_model(parser)
+    model_options.add_model(parser)
     add = parser.add_argument_group(
         "input (one of these; otherwise the prompt is read from standard input)"
     ).add_argument
@@ -95,7 +96,7 @@ def _parser(prog: str) -> Parser:
         help="report log probabilities and N alternatives (with --json or in batch mode)",
     )
 
-    models.add_speed(parser)
+    model_options.add_speed(parser)
     add = parser.add_argument_group("output").add_argument
     add(
         "--stream", action=argparse.BooleanOptionalAction,
@@ -118,7 +119,7 @@ def _parser(prog: str) -> Parser:
         help=f"batch mode and --plan: answers decoded together (default {DEFAULT_BATCH_SIZE})",
     )  # fmt: skip
 
-    models.add_devices(parser)
+    model_options.add_devices(parser)
     add = parser.add_argument_group("planning (with --mesh, --dtype, --batch-size and --json)").add_argument
     add("--plan", metavar="TOPOLOGY", help="compile the decode step for this TPU slice (v5e:2x2) and report")
     add("--slices", type=whole_number(1), metavar="N", help="number of equal slices (default 1)")
@@ -194,11 +195,11 @@ def _run(args: argparse.Namespace) -> int:
 
     from qwen3_jax.generation import Engine
 
-    mesh = models.make_mesh(axes)
+    mesh = model_options.make_mesh(axes)
     sampling = _sampling(args)
     if args.chat and jax.process_count() > 1:
         raise UserError("--chat needs a single process; this run has several.")
-    model, tokenizer = models.load_model(args, mesh)
+    model, tokenizer = model_options.load_model(args, mesh)
     options: dict[str, Any] = dict(
         sampling=sampling,
         max_new_tokens=args.max_new_tokens,
@@ -209,7 +210,7 @@ def _run(args: argparse.Namespace) -> int:
     from qwen3_jax.cli.answers import answer_batch, answer_one
 
     rows = (args.batch_size or DEFAULT_BATCH_SIZE) if batch else min(args.n, DEFAULT_BATCH_SIZE)
-    speculation = models.speculation_of(args, model, mesh)
+    speculation = model_options.speculation_of(args, model, mesh)
     engine = Engine(model, rows=rows, speculation=speculation, cache_type=args.cache_type)
     stream = sys.stdout.isatty() and not args.json and args.n == 1 if args.stream is None else args.stream
     if args.chat:

@@ -3,8 +3,8 @@
     qwen3 mixture search --config configs/sweeps/mixture-laptop.yaml
     qwen3 mixture search --config FILE --mixtures 64 --verify.seeds '[1, 2, 3, 4, 5]'
 
-Components are the sources of the training configuration, or the values of a label of them (split). The search goes on where it
-was stopped; finished runs are not repeated. OUTPUT/config.yaml is made for `train.py --config BASE --config
+Components are the sources of the training configuration, or the values of a label of them (split). An interrupted search
+resumes; finished runs are not repeated. OUTPUT/config.yaml is made for `train.py --config BASE --config
 OUTPUT/config.yaml`.
 """
 
@@ -15,8 +15,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwen3_jax.cli import sweep
-from qwen3_jax.cli.typed import parse_into
+from qwen3_jax.cli.configuration import parse_configuration
+from qwen3_jax.cli.dispatch import dispatch
+from qwen3_jax.cli.exit_codes import guarded
+from qwen3_jax.cli.sweep_commands import training_config, write
 
 if TYPE_CHECKING:
     from qwen3_jax.sweeps.config import MixtureConfig
@@ -24,13 +26,17 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None, prog: str = "qwen3 mixture") -> int:
     """Run `mixture search`; return the exit code."""
+    commands = {"search": (_search_command, "train proxies, fit and verify; search --help lists every key")}
+    return dispatch(prog, __doc__ or "", commands, argv)
 
-    def action(rest: list[str]) -> int:
+
+def _search_command(argv: list[str], prog: str) -> int:
+    def work() -> int:
         from qwen3_jax.sweeps.config import MixtureConfig
 
-        return _search(parse_into(MixtureConfig, rest, f"{prog} search", __doc__ or ""))
+        return _search(parse_configuration(MixtureConfig, argv, prog, __doc__ or ""))
 
-    return sweep.run(argv, prog, "search", __doc__ or "", action)
+    return guarded(prog, work)
 
 
 def _search(config: MixtureConfig) -> int:
@@ -38,27 +44,30 @@ def _search(config: MixtureConfig) -> int:
     from qwen3_jax.sweeps.mixture_plot import plot
     from qwen3_jax.sweeps.mixture_proposal import fragment, propose, regress, summary
 
-    train = sweep.training(config.train, config.set, "train")
-    verify = sweep.training(config.train, config.set | config.verify.set, "verify")
+    train = training_config(config.train, config.set, "train")
+    verify = training_config(config.train, config.set | config.verify.set, "verify")
     search = Search(config, train, verify)
-    found = regress(config, search.components, search.train_proxies())
-    proposal = propose(config, found, search.tokens)
-    result = search.train_verification(proposal, found.objective)
+    regression = regress(config, search.components, search.train_proxies())
+    proposal = propose(config, regression, search.tokens)
+    result = search.train_verification(proposal, regression.objective)
 
     output = Path(config.output).expanduser()
-    values = summary(found, proposal, result) | {"config": dataclasses.asdict(config)}
-    sweep.write(output / "result.json", json.dumps(values, indent=2) + "\n")
-    plot(found, proposal, result, output / "mixture.png")
-    made = sweep.write(output / "config.yaml", fragment(search.sources, proposal, result))
+    values = summary(regression, proposal, result) | {"config": dataclasses.asdict(config)}
+    write(output / "result.json", json.dumps(values, indent=2) + "\n")
+    plot(regression, proposal, result, output / "mixture.png")
+    file = write(output / "config.yaml", fragment(search.sources, proposal, result))
 
-    print(f"{len(found.weights)} proxies; rank correlation of prediction and measurement {found.fidelity:.2f}")
-    for name, one in found.chosen.items():
-        print(f"  {name}: {one.form}, error {one.errors[one.form]:.4f} of {found.losses[name].std():.4f} nats")
+    print(
+        f"{len(regression.weights)} proxies; rank correlation of prediction and measurement {regression.fidelity:.2f}"
+    )
+    for name, model in regression.chosen.items():
+        deviation = regression.losses[name].std()
+        print(f"  {name}: {model.form}, error {model.errors[model.form]:.4f} of {deviation:.4f} nats")
     print("proposed weights:")
-    for name, weight, deviation in zip(found.components, proposal.weights, proposal.deviations, strict=True):
+    for name, weight, deviation in zip(regression.components, proposal.weights, proposal.deviations, strict=True):
         print(f"  {name}: {weight:.3f} ± {deviation:.3f}")
     print(f"predicted {proposal.predicted:.4f}, uniform {proposal.uniform:.4f} nats")
     print(result.sentence)
     print(output / "mixture.png")
-    print(f"{made}: python train.py --config BASE --config {made}")
+    print(f"{file}: python train.py --config BASE --config {file}")
     return 0

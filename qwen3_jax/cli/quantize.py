@@ -1,52 +1,51 @@
-"""Write a quantised checkpoint, and say what the rounding cost.
+"""Write a quantised checkpoint, and measure what the rounding cost.
 
     qwen3 quantize Qwen/Qwen3-8B --to int8 --out qwen3-8b-int8 --text held-out.txt
     qwen3 quantize Qwen/Qwen3-8B --to fp8 --out qwen3-8b-fp8 --text held-out.txt --dtype bfloat16
     qwen3 quantize Qwen/Qwen3-8B --to int4 --out qwen3-8b-int4 --text held-out.txt --group-size 64
 
-OUT appears whole or not at all: int8 in compressed-tensors' form, fp8 in that of Qwen's own FP8 releases, int4 in AWQ's, which
-vLLM and others read too (docs/quantization.md). It is then loaded again, beside the unquantised model, and both are run
-over the text: perplexities, mean KL divergence, and how often the most probable token is the same.
+OUT is written whole or not at all: int8 in compressed-tensors' form, fp8 in that of Qwen's own FP8 releases, int4 in AWQ's,
+which vLLM and others read too (docs/quantization.md). It is then loaded, and run over the text beside the unquantised model:
+perplexities, mean KL divergence, and how often the most probable token is the same.
 """
 
 import argparse
 from pathlib import Path
 
-from qwen3_jax.cli.common import Parser, guarded, whole_number
+from qwen3_jax.cli.arguments import Parser, whole_number
+from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.errors import UserError
 
 
 def main(argv: list[str] | None = None, prog: str = "qwen3 quantize") -> int:
     """Run the command; return the exit code."""
-    args = parser(prog).parse_args(argv)
+    args = _parser(prog).parse_args(argv)
     return guarded(prog, lambda: _quantize(args))
 
 
-def parser(prog: str) -> Parser:
-    """The command line."""
-    found = Parser(prog=prog, description=__doc__)
-    found.add_argument("model", metavar="MODEL", help="checkpoint folder, GGUF file or hub repository id")
-    found.add_argument("--to", choices=["int8", "fp8", "int4"], required=True, help="type of the weights")
-    found.add_argument("--out", metavar="DIR", type=Path, required=True, help="the folder to make")
-    found.add_argument("--text", metavar="FILE", type=Path, required=True, help="UTF-8 text to compare the models on")
-    found.add_argument(
+def _parser(prog: str) -> Parser:
+    parser = Parser(prog=prog, description=__doc__)
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="checkpoint folder, GGUF file or hub repository id")
+    add("--to", choices=["int8", "fp8", "int4"], required=True, help="type of the weights")
+    add("--out", metavar="DIR", type=Path, required=True, help="the folder to write")
+    add("--text", metavar="FILE", type=Path, required=True, help="UTF-8 text to compare the models on")
+    add(
         "--group-size",
         metavar="N",
         type=whole_number(1),
         help="inputs that share a scale, with --to int4 (default: 128)",
     )
-    found.add_argument(
+    add(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
         help="type in which both models compute, and of what is not quantised (default: MODEL's own)",
     )
-    found.add_argument(
-        "--length", metavar="N", type=whole_number(2), default=512, help="tokens of a window (default: 512)"
-    )
-    found.add_argument("--tokens", metavar="N", type=whole_number(2), help="compare on this many tokens (default: all)")
-    found.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub repository")
-    found.add_argument("--overwrite", action="store_true", help="replace DIR if it exists")
-    return found
+    add("--length", metavar="N", type=whole_number(2), default=512, help="tokens of a window (default: 512)")
+    add("--tokens", metavar="N", type=whole_number(2), help="compare on this many tokens (default: all)")
+    add("--revision", metavar="REV", help="branch, tag or commit of a hub repository")
+    add("--overwrite", action="store_true", help="replace DIR if it exists")
+    return parser
 
 
 def _quantize(args: argparse.Namespace) -> int:
@@ -60,7 +59,7 @@ def _quantize(args: argparse.Namespace) -> int:
     from qwen3_jax.model import parameter_count
     from qwen3_jax.progress import progress_bar
 
-    check_target(args.out, args.overwrite)  # before minutes of reading
+    check_target(args.out, args.overwrite)  # before minutes of loading
     if args.group_size is not None and args.to != "int4":
         raise UserError(f"--group-size is for --to int4; {args.to} has its own scales.")
     text = _text(args.text)
@@ -69,7 +68,7 @@ def _quantize(args: argparse.Namespace) -> int:
         raise UserError(f"{args.model} has no tokenizer, without which --text cannot be read.")
     ids = tokenizer.encode(text)[: args.tokens]
     if len(ids) < 2:
-        raise UserError(f"{args.text} has {len(ids)} tokens; two are the least that can be compared.")
+        raise UserError(f"{args.text} has {len(ids)} tokens; at least two are needed to compare.")
 
     with progress_bar("packing", parameter_count(model.config) / 1e9, unit="G numbers") as bar:
         save_quantized(
@@ -82,13 +81,15 @@ def _quantize(args: argparse.Namespace) -> int:
             progress=lambda size: bar.advance(size / 1e9),
         )
     written, _ = load(args.out, dtype=args.dtype or model.dtype.name)
-    found = divergence(model, written, ids, args.length)
+    result = divergence(model, written, ids, args.length)
     stored = sum(file.stat().st_size for file in args.out.glob("*.safetensors"))
-    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(model)))
-    print(f"{args.out}: {args.to}, {_bytes(stored)} of weights ({_bytes(whole)} unquantised)")
-    print(f"perplexity: {found.perplexity:.4f} ({found.reference_perplexity:.4f} unquantised, {found.tokens} tokens)")
-    print(f"mean KL divergence: {found.kl:.6f} nats per token")
-    print(f"same most probable token: {100 * found.same_top:.2f}%")
+    unquantised = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(model)))
+    print(f"{args.out}: {args.to}, {_bytes(stored)} of weights ({_bytes(unquantised)} unquantised)")
+    print(
+        f"perplexity: {result.perplexity:.4f} ({result.reference_perplexity:.4f} unquantised, {result.tokens} tokens)"
+    )
+    print(f"mean KL divergence: {result.kl:.6f} nats per token")
+    print(f"same most probable token: {100 * result.same_top:.2f}%")
     return 0
 
 

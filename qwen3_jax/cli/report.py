@@ -7,7 +7,8 @@ qwen3 report runs/quickstart --json
 import json
 from pathlib import Path
 
-from qwen3_jax.cli.common import Parser, guarded
+from qwen3_jax.cli.arguments import Parser
+from qwen3_jax.cli.exit_codes import guarded
 
 
 def main(argv: list[str] | None = None, prog: str = "qwen3 report") -> int:

@@ -10,7 +10,7 @@ Takes all options of `qwen3 infer`.
 import sys
 
 from qwen3_jax.cli import infer
-from qwen3_jax.cli.common import BAD_INPUT
+from qwen3_jax.cli.exit_codes import BAD_INPUT
 
 
 def main(argv: list[str] | None = None, prog: str = "qwen3 run") -> int:

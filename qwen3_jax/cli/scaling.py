@@ -4,8 +4,8 @@
     qwen3 scaling fit --config FILE --target.config configs/pretrain/qwen3-0.6b.yaml
     qwen3 scaling fit --output fits/ours --runs sweep-1.jsonl sweep-2.jsonl --target.parameters 1e9 --target.tokens 1e11
 
-The sweep goes on where it was stopped; finished runs are not repeated. With --runs nothing is trained: each line of the files
-is a JSON object with parameters (active, without embeddings), tokens, batch_tokens, learning_rate and loss (null: diverged).
+An interrupted sweep resumes; finished runs are not repeated. With --runs nothing is trained: each line of the files is a JSON
+object with parameters (active, without embeddings), tokens, batch_tokens, learning_rate and loss (null: diverged).
 OUTPUT/config.yaml is made for `train.py --config BASE --config OUTPUT/config.yaml`.
 """
 
@@ -16,8 +16,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwen3_jax.cli import sweep
-from qwen3_jax.cli.typed import parse_into
+from qwen3_jax.cli.configuration import configuration_parser
+from qwen3_jax.cli.dispatch import dispatch
+from qwen3_jax.cli.exit_codes import guarded
+from qwen3_jax.cli.sweep_commands import training_config, write
 from qwen3_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,25 +29,26 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None, prog: str = "qwen3 scaling") -> int:
     """Run `scaling fit`; return the exit code."""
-
-    def action(rest: list[str]) -> int:
-        from qwen3_jax.sweeps.config import ScalingConfig
-
-        runs, rest = _take_runs(rest)
-        return _fit(parse_into(ScalingConfig, rest, f"{prog} fit", __doc__ or ""), runs)
-
-    return sweep.run(argv, prog, "fit", __doc__ or "", action)
+    commands = {"fit": (_fit_command, "sweep, or read results, and fit; fit --help lists every key")}
+    return dispatch(prog, __doc__ or "", commands, argv)
 
 
-def _take_runs(argv: list[str]) -> tuple[list[Path], list[str]]:
-    """Take `--runs FILE ...` off the command line."""
-    if "--runs" not in argv:
-        return [], argv
-    start = argv.index("--runs")
-    stop = next((i for i in range(start + 1, len(argv)) if argv[i].startswith("--")), len(argv))
-    if stop == start + 1:
-        raise UserError("--runs needs a results file, or several.")
-    return [Path(name).expanduser() for name in argv[start + 1 : stop]], argv[:start] + argv[stop:]
+def _fit_command(argv: list[str], prog: str) -> int:
+    return guarded(prog, lambda: _fit(*parse_fit(argv, prog)))
+
+
+def parse_fit(argv: list[str], prog: str = "qwen3 scaling fit") -> tuple[ScalingConfig, list[Path]]:
+    """Return the configuration of a command line, and the files of --runs.
+
+    Raises:
+        UserError: an unknown key (with the nearest valid one), a missing file, or a value of the wrong type.
+    """
+    from qwen3_jax.sweeps.config import ScalingConfig
+
+    parser = configuration_parser(ScalingConfig, prog, __doc__ or "")
+    parser.add_argument("--runs", nargs="+", default=[], metavar="FILE", help="results to read instead of training")
+    values = parser.parse_args(argv)
+    return parser.instance(values), [Path(name).expanduser() for name in values.runs]
 
 
 def _fit(config: ScalingConfig, runs: list[Path]) -> int:
@@ -53,28 +56,29 @@ def _fit(config: ScalingConfig, runs: list[Path]) -> int:
     from qwen3_jax.sweeps.scaling_runs import run_sweep
 
     if runs:
-        found_runs = scaling.read(runs)
+        observations = scaling.read(runs)
     else:
         if config.train is None:
             raise UserError("give train, a training configuration to sweep, or --runs, results to read.")
         models = {
-            one.name: sweep.training(config.train, config.set | one.set, f"model {one.name!r}") for one in config.models
+            model.name: training_config(config.train, config.set | model.set, f"model {model.name!r}")
+            for model in config.models
         }
-        found_runs = run_sweep(config, models)
-    found = scaling.fit(config, found_runs)
-    aim = _target(config)
+        observations = run_sweep(config, models)
+    fit = scaling.fit(config, observations)
+    target = _target(config)
     output = Path(config.output).expanduser()
     try:
-        prediction = None if aim is None else scaling.predict(config, found, aim[0], aim[1])
+        prediction = None if target is None else scaling.predict(config, fit, target[0], target[1])
     except UserError:
-        _write(config, found, None, output)  # what the sweep says is not lost
+        _write(config, fit, None, output)  # the fit is kept where only the prediction fails
         raise
-    _write(config, found, prediction, output)
-    for line in _lines(config, found, prediction):
+    _write(config, fit, prediction, output)
+    for line in _lines(config, fit, prediction):
         print(line)
-    if aim is not None and prediction is not None:
-        made = sweep.write(output / "config.yaml", scaling.fragment(config, prediction, aim[2]))
-        print(f"{made}: python train.py --config BASE --config {made}")
+    if target is not None and prediction is not None:
+        file = write(output / "config.yaml", scaling.fragment(config, prediction, target[2]))
+        print(f"{file}: python train.py --config BASE --config {file}")
     return 0
 
 
@@ -88,7 +92,7 @@ def _target(config: ScalingConfig) -> tuple[float, float, int] | None:
         from qwen3_jax.planner.architecture import training_architecture
         from qwen3_jax.sweeps.sweep import active_parameters
 
-        run = sweep.training(target.config, {}, "target.config").resolved()[0].run
+        run = training_config(target.config, {}, "target.config").resolved()[0].run
         tokens = float(run.total_steps * run.data.batch_size * run.data.sequence_length)
         return float(active_parameters(training_architecture(run))), tokens, length or run.data.sequence_length
     assert target.parameters is not None
@@ -96,42 +100,42 @@ def _target(config: ScalingConfig) -> tuple[float, float, int] | None:
     if length is None:
         if config.train is None:
             raise UserError("target.sequence_length says how many rows a batch is; without train it must be given.")
-        length = sweep.training(config.train, config.set, "train").data.sequence_length
+        length = training_config(config.train, config.set, "train").data.sequence_length
     return target.parameters, target.tokens, length
 
 
-def _write(config: ScalingConfig, found: Scaling, prediction: Prediction | None, output: Path) -> None:
+def _write(config: ScalingConfig, fit: Scaling, prediction: Prediction | None, output: Path) -> None:
     from qwen3_jax.sweeps import scaling
     from qwen3_jax.sweeps.scaling_plot import plot
 
     output.mkdir(parents=True, exist_ok=True)
-    values = scaling.summary(config, found, prediction) | {"config": dataclasses.asdict(config)}
-    sweep.write(output / "result.json", json.dumps(values, indent=2) + "\n")
-    plot(config, found, prediction, output / "laws.png")
+    values = scaling.summary(config, fit, prediction) | {"config": dataclasses.asdict(config)}
+    write(output / "result.json", json.dumps(values, indent=2) + "\n")
+    plot(config, fit, prediction, output / "laws.png")
 
 
-def _lines(config: ScalingConfig, found: Scaling, prediction: Prediction | None) -> list[str]:
+def _lines(config: ScalingConfig, fit: Scaling, prediction: Prediction | None) -> list[str]:
     from qwen3_jax.sweeps.optimum import short
 
-    values = sum(1 for cell in found.optima.cells if cell.usable)
-    out = [f"{len(found.observations)} runs, {values} usable cells, noise {found.optima.noise:.4f} nats"]
-    for name, law in (("learning rate", found.rate), ("batch size", found.batch)):
+    usable = sum(1 for cell in fit.optima.cells if cell.usable)
+    lines = [f"{len(fit.observations)} runs, {usable} usable cells, noise {fit.optima.noise:.4f} nats"]
+    for name, law in (("learning rate", fit.rate), ("batch size", fit.batch)):
         if law is None:
-            out.append(f"{name}: one was run, so there is no law")
+            lines.append(f"{name}: one was run, so there is no law")
             continue
-        said = ", ".join(f"{k}^({law.exponent(k)[0]:.3f} ± {law.exponent(k)[1]:.3f})" for k in law.names[1:])
+        terms = ", ".join(f"{k}^({law.exponent(k)[0]:.3f} ± {law.exponent(k)[1]:.3f})" for k in law.names[1:])
         prior = f", exponents drawn to {law.prior}'s" if law.prior else ""
-        alone = f"; of {' and '.join(law.undetermined)} the sweep says nothing" if law.undetermined else ""
-        out.append(f"{name}: {law.law.constant:.3g} {said}{prior}{alone}")
+        undetermined = f"; of {' and '.join(law.undetermined)} the sweep says nothing" if law.undetermined else ""
+        lines.append(f"{name}: {law.law.constant:.3g} {terms}{prior}{undetermined}")
     if prediction is not None:
         rate, batch = prediction.rate, prediction.batch
-        out.append(f"for {short(prediction.parameters)} parameters and {short(prediction.tokens)} tokens:")
-        said = (
+        lines.append(f"for {short(prediction.parameters)} parameters and {short(prediction.tokens)} tokens:")
+        batch_text = (
             "" if batch is None else f", batch {short(batch.value)} ({short(batch.low)} to {short(batch.high)}) tokens"
         )
         level = f"{config.level:.0%}"
-        out.append(f"  fit, {level}: learning rate {rate.value:.2e} ({rate.low:.2e} to {rate.high:.2e}){said}")
+        lines.append(f"  fit, {level}: learning rate {rate.value:.2e} ({rate.low:.2e} to {rate.high:.2e}){batch_text}")
         for name, (value, size) in prediction.published.items():
-            out.append(f"  {name}: learning rate {value:.2e}, batch {short(size)} tokens")
-    out.append(f"{Path(config.output).expanduser() / 'laws.png'}")
-    return out
+            lines.append(f"  {name}: learning rate {value:.2e}, batch {short(size)} tokens")
+    lines.append(f"{Path(config.output).expanduser() / 'laws.png'}")
+    return lines

@@ -16,8 +16,9 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from qwen3_jax.cli import inputs, models
-from qwen3_jax.cli.common import Parser, guarded, whole_number
+from qwen3_jax.cli import inputs, model_options
+from qwen3_jax.cli.arguments import Parser, whole_number
+from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.errors import UserError
 
 KEYS = "QWEN3_API_KEYS"
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 serve") -> int:
 
 def _parser(prog: str) -> Parser:
     parser = Parser(prog=prog, description=__doc__)
-    models.add_model(parser)
+    model_options.add_model(parser)
     add = parser.add_argument_group("address").add_argument
     add(
         "--host",
@@ -104,7 +105,7 @@ def _parser(prog: str) -> Parser:
         "--timeout", type=float, default=3600.0, metavar="SECONDS", help="time limit of a request (default %(default)s)"
     )
 
-    models.add_speed(parser)
+    model_options.add_speed(parser)
     add = parser.add_argument_group("batching").add_argument
     add("--rows", type=whole_number(1), default=32, metavar="N", help="answers decoded together (default %(default)s)")
     add(
@@ -125,7 +126,7 @@ def _parser(prog: str) -> Parser:
         help="prompt tokens computed at a time (default %(default)s)",
     )
     add("--no-warm-up", action="store_true", help="compile each program when a request first needs it")
-    models.add_devices(parser)
+    model_options.add_devices(parser)
 
     add = parser.add_argument_group("running").add_argument
     add(
@@ -162,8 +163,8 @@ def _serve(args: argparse.Namespace) -> int:
         seconds=args.timeout,
     )
     listener = _listener(args.host, args.port)  # fails before the model is loaded
-    mesh = models.make_mesh(None if args.mesh is None else inputs.read_mesh(args.mesh))
-    model, tokenizer = models.load_model(args, mesh)
+    mesh = model_options.make_mesh(None if args.mesh is None else inputs.read_mesh(args.mesh))
+    model, tokenizer = model_options.load_model(args, mesh)
     server = Server(
         _engine(args, mesh, model),
         tokenizer,
@@ -199,7 +200,7 @@ def _engine(args: argparse.Namespace, mesh: Any, model: Any) -> Any:
         cache_tokens=args.cache_tokens,
         max_length=args.max_length,
         prefill_chunk=args.prefill_chunk,
-        speculation=models.speculation_of(args, model, mesh),
+        speculation=model_options.speculation_of(args, model, mesh),
         cache_type=args.cache_type,
     )
 

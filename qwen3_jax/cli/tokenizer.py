@@ -9,14 +9,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from qwen3_jax.cli.common import Parser, guarded, whole_number
+from qwen3_jax.cli.arguments import Parser, whole_number
+from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.errors import UserError
 
 
 def main(argv: list[str] | None = None, prog: str = "qwen3 tokenizer") -> int:
     """Run `tokenizer train`; return the exit code."""
     parser = Parser(prog=prog, description=__doc__)
-    parser.add_argument("command", choices=["train"], help="train: make a tokenizer from text files")
+    parser.add_argument("command", choices=["train"], help="train: train a tokenizer on text files")
     parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help="files, or globs in quotes")
     parser.add_argument(
         "--vocab-size",
@@ -25,7 +26,7 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 tokenizer") -> int:
         metavar="N",
         help="tokens in all: 256 bytes, the merges, and Qwen3's 26 added tokens",
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the tokenizer folder to make")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the tokenizer folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the tokenizer that DIR holds")
     args = parser.parse_args(argv)
     return guarded(prog, lambda: _train(args))
@@ -37,7 +38,7 @@ def _train(args: argparse.Namespace) -> int:
     if args.output.is_file():
         raise UserError(f"--output {args.output} is a file; it must be a folder.")
     if (args.output / "tokenizer.json").exists() and not args.overwrite:
-        raise UserError(f"--output {args.output} holds a tokenizer already; choose another folder or say --overwrite.")
+        raise UserError(f"--output {args.output} holds a tokenizer already; choose another folder or add --overwrite.")
     tokenizer = train_from_files(args.input, args.vocab_size, args.output, show_progress=sys.stderr.isatty())
     print(f"{tokenizer.vocab_size} tokens in {args.output}", file=sys.stderr)
     return 0

@@ -1,15 +1,15 @@
-"""What a compiled program does on each device: arithmetic, memory traffic and collectives, loops multiplied out.
+"""What a compiled program does on each device: arithmetic, memory traffic and collectives, times the loops' trip counts.
 
     >>> program = costs.count(hlo.parse(compiled.as_text()))
     >>> program.flops, program.hbm_bytes, sum(c.bytes * times for c, times in program.collectives)
 
-`compiled.cost_analysis()` counts the body of a loop once, and knows no collectives. Here every instruction is taken times the
-trip counts of the loops around it.
+`compiled.cost_analysis()` counts the body of a loop once, and knows no collectives. Here every instruction is multiplied
+by the trip counts of the loops around it.
 
 - FLOPs: two for each multiply-add of dots and convolutions (a TPU's dots are convolutions, inside fusions); of a Pallas kernel
-  what the caller says, else what its cost estimate says. Element-wise arithmetic is left out.
-- HBM bytes: operands and results of fusions and other top-level instructions, as far as they live in HBM (VMEM does not
-  count). A slice of a stack counts as the slice; an update in place counts as the update; padding of tiles does not count.
+  the caller's price, else its cost estimate. Element-wise arithmetic is left out.
+- HBM bytes: operands and results of fusions and other top-level instructions that live in HBM (VMEM does not count). A slice
+  of a stack counts as the slice; an update in place counts as the update; padding of tiles does not count.
 - Of a conditional, the cheapest branch that computes anything.
 - Collectives: bytes that one device sends, by the ring algorithm (see `formulas.ring_bytes`).
 """
@@ -31,7 +31,7 @@ from qwen3_jax.planner.trip_counts import trip_count
 
 
 class Cost(NamedTuple):
-    """Of one execution of a custom call: FLOPs, and HBM bytes where operands and results do not tell."""
+    """Of one execution of a custom call: FLOPs, and HBM bytes; None counts its operands and results."""
 
     flops: float
     bytes: float | None = None
@@ -43,12 +43,12 @@ _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id", "domain",
     "opt-barrier", "add-dependency", "recv",
 }  # fmt: skip
-# Custom calls that move nothing: marks for the compiler, and the ends of asynchronous collectives.
+# Custom calls that move no data: marks for the compiler, and the ends of asynchronous collectives.
 _MARKS = {
     "AllocateBuffer", "AssumeGatherIndicesInBound", "AsyncCollectiveStart", "AsyncCollectiveDone", "ConcatBitcast",
     "GatherScatterIndicesBitpacked", "Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape", "X64Combine",
 }  # fmt: skip
-_LOOKED_THROUGH = ("bitcast", "reshape", "get-tuple-element")
+_VIEWS = ("bitcast", "reshape", "get-tuple-element")
 COLLECTIVES = (
     "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
     "collective-broadcast",
@@ -56,12 +56,12 @@ COLLECTIVES = (
 
 
 def count(module: Module, price: Price | None = None) -> Program:
-    """Return what the program does on each device.
+    """Return the program's work and collectives on one device, in execution order.
 
     Args:
         module: the parsed program.
-        price: what one execution of a custom call costs, from the instruction and its operands; for kernels that carry no
-            cost estimate, or a wrong one. None leaves a call to its estimate.
+        price: the cost of one execution of a custom call, from the instruction and its operands; for kernels without a cost
+            estimate, or with a wrong one. Where it is or returns None, the call's own estimate counts.
     """
     walk = _Walk(module, price or (lambda call, operands: None))
     program = walk.program
@@ -76,7 +76,7 @@ class _Walk:
         self.program = Program()
 
     def computation(self, computation: Computation, times: float) -> list[Event]:
-        """What a computation does that is executed `times` times."""
+        """The events of one execution of a computation, which is executed `times` times."""
         return [event for i in computation for event in self._events(computation, i, times)]
 
     def _events(self, computation: Computation, i: Instruction, times: float) -> list[Event]:
@@ -105,7 +105,7 @@ class _Walk:
             return [Wait(_rendezvous(computation.inputs(i)[0]))]
         if i.opcode.endswith("-done"):
             return [Wait(self._start_of(computation, i))]
-        if _collective(i):
+        if _is_collective(i):
             moved = Work(i.name, 0.0, self._moved(computation, i))
             return [self._collective(computation, i), moved]
         if i.opcode == "fusion":
@@ -115,24 +115,24 @@ class _Walk:
         return [Work(i.name, self._own_flops(computation, i, times), self._moved(computation, i))]
 
     def _fusion(self, i: Instruction, inner: Computation, times: float) -> list[Event]:
-        before: list[Event] = []
-        for found in inner:
-            if not _collective(found):
+        events: list[Event] = []
+        for collective in inner:
+            if not _is_collective(collective):
                 continue
-            targets = {user.target for user in inner.users(found.name)}
-            key = f"{found.opcode} {found.attribute('channel_id')}"
+            targets = {user.target for user in inner.users(collective.name)}
+            key = f"{collective.opcode} {collective.attribute('channel_id')}"
             if "AsyncCollectiveDone" in targets:
-                before.append(Wait(key))
+                events.append(Wait(key))
             elif "AsyncCollectiveStart" in targets:
-                before.append(dataclasses.replace(self._collective(inner, found, i), key=key))
-            elif "async_collective" not in inner.name:  # else: begun in an earlier fusion, goes on beside this one
-                before.append(self._collective(inner, found, i))
-        return [*before, Work(i.name, self._flops(inner, times), self._fusion_bytes(inner))]
+                events.append(dataclasses.replace(self._collective(inner, collective, i), key=key))
+            elif "async_collective" not in inner.name:  # else: it was started in an earlier fusion
+                events.append(self._collective(inner, collective, i))
+        return [*events, Work(i.name, self._flops(inner, times), self._fusion_bytes(inner))]
 
     def _start_of(self, computation: Computation, done: Instruction) -> str:
-        """The name of the instruction that began what this one ends."""
-        begun = computation.inputs(done)[0]
-        return computation.inputs(begun)[0].name if begun.opcode.endswith("-update") else begun.name
+        """The name of the instruction that started what this one ends."""
+        start = computation.inputs(done)[0]
+        return computation.inputs(start)[0].name if start.opcode.endswith("-update") else start.name
 
     # ---- arithmetic
 
@@ -154,24 +154,24 @@ class _Walk:
             lhs, rhs = (source.shapes[0] for source in computation.inputs(i)[:2])
             return convolution_flops(lhs.dims, rhs.dims, i.shapes[0].dims, i.attributes.split(", metadata=")[0])
         if i.opcode == "custom-call" and i.target not in _MARKS:
-            told = self.price(i, [shape for source in computation.inputs(i) for shape in source.shapes])
-            if told is not None:
-                return told.flops
-            guess = estimate(i)
-            if guess is None and i.target != "tpu_custom_call":
+            cost = self.price(i, [shape for source in computation.inputs(i) for shape in source.shapes])
+            if cost is not None:
+                return cost.flops
+            estimated = estimate(i)
+            if estimated is None and i.target != "tpu_custom_call":
                 return 0.0  # the compiler's own: sorts, look-ups
-            if guess is None:
+            if estimated is None:
                 name = i.source.rsplit("/", 1)[-1] or i.target or i.name
                 unpriced = self.program.unpriced
                 unpriced[name] = unpriced.get(name, 0) + times
                 return 0.0
-            return guess.get("flops", 0.0)
+            return estimated.get("flops", 0.0)
         return 0.0
 
     # ---- memory
 
     def _moved(self, computation: Computation, i: Instruction) -> float:
-        """HBM bytes of one top-level instruction that is no fusion."""
+        """HBM bytes of one top-level instruction other than a fusion."""
         inputs = computation.inputs(i)
         base = i.opcode.removesuffix("-start")
         if base == "copy" and i.opcode != base:  # (destination, source, context)
@@ -187,13 +187,13 @@ class _Walk:
             updates = inputs[len(inputs) // 2 + 1 :]
             return sum(x.shapes[0].hbm + (x.shapes[0].bytes if i.shapes[0].space == 0 else 0.0) for x in updates)
         if i.opcode == "custom-call":
-            told = self.price(i, [shape for source in inputs for shape in source.shapes])
-            if told is not None and told.bytes is not None:
-                return told.bytes
-            guess = estimate(i)
-            if guess and "bytes_accessed" in guess:
-                share = told.flops / guess["flops"] if told is not None and guess.get("flops") else 1.0
-                return guess["bytes_accessed"] * share
+            cost = self.price(i, [shape for source in inputs for shape in source.shapes])
+            if cost is not None and cost.bytes is not None:
+                return cost.bytes
+            estimated = estimate(i)
+            if estimated and "bytes_accessed" in estimated:
+                share = cost.flops / estimated["flops"] if cost is not None and estimated.get("flops") else 1.0
+                return estimated["bytes_accessed"] * share
         read = sum(shape.hbm for source in inputs for shape in source.shapes)
         # An asynchronous start's result holds its operands too.
         written = sum(shape.hbm for shape in i.shapes) - (read if i.opcode != base else 0.0)
@@ -204,7 +204,7 @@ class _Walk:
         return read + (self._written(inner, inner.root) if inner.root is not None else 0.0)
 
     def _read(self, inner: Computation, value: Instruction) -> float:
-        """HBM bytes that a fusion reads of one parameter: only slices of it, if that is all that is used."""
+        """HBM bytes that a fusion reads of one parameter: of slices where only slices are used."""
         whole, sliced = value.shapes[0].hbm if value.shapes else 0.0, 0.0
         if whole == 0.0:
             return 0.0
@@ -214,9 +214,9 @@ class _Walk:
                 sliced += user.shapes[0].bytes
             elif user.opcode in ("dynamic-update-slice", "scatter") and first:
                 continue  # updated in place
-            elif user.opcode == "tuple" or _collective(user) or user.target in _MARKS:
-                continue  # handed on, or counted as a collective
-            elif user.opcode in _LOOKED_THROUGH:
+            elif user.opcode == "tuple" or _is_collective(user) or user.target in _MARKS:
+                continue  # passed on, or counted as a collective
+            elif user.opcode in _VIEWS:
                 sliced += self._read(inner, user)
             elif user.opcode == "fusion":
                 nested = self.module.computations[user.called[0]]
@@ -231,7 +231,7 @@ class _Walk:
         """HBM bytes that a fusion writes for (a part of) its result."""
         if value.opcode == "tuple":
             return sum(self._written(inner, source) for source in inner.inputs(value))
-        if value.opcode == "parameter" or value.target in _MARKS or _collective(value):
+        if value.opcode == "parameter" or value.target in _MARKS or _is_collective(value):
             return 0.0
         if value.opcode == "dynamic-update-slice":
             return inner.inputs(value)[1].shapes[0].bytes if value.shapes[0].space == 0 else 0.0
@@ -239,7 +239,7 @@ class _Walk:
             sources = inner.inputs(value)
             updates = sources[len(sources) // 2 + 1 :]
             return sum(x.shapes[0].bytes for x in updates) if value.shapes[0].space == 0 else 0.0
-        if value.opcode in _LOOKED_THROUGH and value.opcode != "get-tuple-element":
+        if value.opcode in _VIEWS and value.opcode != "get-tuple-element":
             return (
                 min(self._written(inner, inner.inputs(value)[0]), value.shapes[0].bytes) if value.shapes[0].hbm else 0.0
             )
@@ -255,7 +255,7 @@ class _Walk:
         operands = [shape.bytes for source in computation.inputs(i) for shape in source.shapes]
         size = operands[0] if kind in ("ragged-all-to-all", "collective-permute") and operands else sum(operands)
         if kind == "ragged-all-to-all":
-            size = min(size, i.shapes[0].bytes)  # one side is a buffer with room to spare
+            size = min(size, i.shapes[0].bytes)  # one side is a padded buffer
         if kind == "collective-permute":
             pairs = re.findall(r"\{(\d+),(\d+)\}", i.attribute("source_target_pairs") or "")
             groups = np.asarray([(int(a), int(b)) for a, b in pairs if a != b], int).reshape(-1, 2)
@@ -282,9 +282,9 @@ class _Walk:
 
 
 def _rendezvous(i: Instruction) -> str:
-    found = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', i.attributes)
-    return found[1] if found else i.name
+    rendezvous = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', i.attributes)
+    return rendezvous[1] if rendezvous else i.name
 
 
-def _collective(i: Instruction) -> bool:
+def _is_collective(i: Instruction) -> bool:
     return i.opcode.removesuffix("-start") in COLLECTIVES

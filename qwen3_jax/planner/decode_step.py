@@ -59,11 +59,7 @@ def plan_decoding(
         UserError: no rows, or a context beyond what the model handles.
         ShardingError: the mesh does not fit the devices or the model; names meshes that do.
     """
-    if rows < 1 or not _MIN_CONTEXT <= context <= config.max_position_embeddings:
-        raise UserError(
-            f"{rows} rows of {context} slots cannot be planned: at least one row, and {_MIN_CONTEXT} to "
-            f"{config.max_position_embeddings} slots (max_position_embeddings)."
-        )
+    _check(config, rows, context)
     started = time.perf_counter()
     placement = Placement(topology_mesh(topology, mesh), sharding.SERVING)
     structure = _structure(config, dtype, placement)
@@ -73,8 +69,7 @@ def plan_decoding(
         near = nearest_meshes(mesh, len(topology.devices), lambda sizes: _mesh_works(config, topology, sizes))
         raise ShardingError(f"{error} {near}") from None
     weights = {
-        key: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=shardings[key])
-        for key, shape in structure.shapes.items()
+        key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[key]) for key, x in structure.shapes.items()
     }
     graphdef, params = nnx.split(structure.merge(weights))
     shards = placement.parts("batch")
@@ -100,6 +95,14 @@ def plan_decoding(
         model_flops=rows * _flops_per_token(config, context),
         notes=("one step gives one token to every row; a full cache is attended to",),
     )
+
+
+def _check(config: Qwen3Config, rows: int, context: int) -> None:
+    if rows < 1 or not _MIN_CONTEXT <= context <= config.max_position_embeddings:
+        raise UserError(
+            f"{rows} rows of {context} slots cannot be planned: at least one row, and {_MIN_CONTEXT} to "
+            f"{config.max_position_embeddings} slots (max_position_embeddings)."
+        )
 
 
 def _structure(config: Qwen3Config, dtype: str, placement: Placement) -> Structure:

@@ -1,4 +1,4 @@
-"""What single instructions cost: FLOPs of convolutions and kernels, bytes of collectives."""
+"""Costs of single instructions: FLOPs of convolutions and kernels, bytes of collectives."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qwen3_jax.planner.hlo import Instruction
 
 
 def ring_bytes(kind: str, size: float, members: int) -> float:
-    """Bytes that each of `members` devices sends, with `size` bytes of operands each (ring algorithm)."""
+    """Return the bytes that each of `members` devices sends, with `size` bytes of operands each (ring algorithm)."""
     share = (members - 1) / members
     return {
         "all-gather": size * (members - 1),
@@ -25,14 +25,14 @@ def ring_bytes(kind: str, size: float, members: int) -> float:
 
 
 def estimate(i: Instruction) -> dict[str, float] | None:
-    """A Pallas kernel's cost estimate, {"flops": ..., "bytes_accessed": ...}, or None."""
-    found = re.search(r'"cost_estimate":(\{[^{}]*\})', i.attributes)
-    return {name: float(value) for name, value in json.loads(found[1]).items()} if found else None
+    """Return a Pallas kernel's cost estimate, {"flops": ..., "bytes_accessed": ...}, or None."""
+    fields = re.search(r'"cost_estimate":(\{[^{}]*\})', i.attributes)
+    return {name: float(value) for name, value in json.loads(fields[1]).items()} if fields else None
 
 
 @functools.lru_cache(maxsize=65536)
 def convolution_flops(lhs: tuple[int, ...], rhs: tuple[int, ...], out: tuple[int, ...], attributes: str) -> float:
-    """Return the FLOPs of a convolution; positions that meet only padding or dilation holes cost nothing.
+    """Return the FLOPs of a convolution; positions that meet only padding or dilation holes are not counted.
 
     Args:
         lhs, rhs, out: dimensions of the operands and of the result.

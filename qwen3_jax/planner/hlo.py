@@ -44,7 +44,7 @@ class Shape:
 
     @property
     def bytes(self) -> float:
-        """Bytes without the padding of tiled layouts; tokens and opaque types have none."""
+        """Bytes without the padding of tiled layouts; 0 for tokens and opaque types."""
         bits = _BITS.get(self.dtype, 8 if self.dtype.startswith("f8") else 4 if self.dtype.startswith("f4") else 0)
         return self.elements * bits / 8
 
@@ -76,33 +76,33 @@ class Instruction:
 
     def attribute(self, name: str) -> str | None:
         """Return the text of `name=...` up to the next comma outside brackets, or None."""
-        found = re.search(rf"(?:^|[ ,]){name}=", self.attributes)
-        return None if found is None else _balanced(self.attributes, found.end())
+        match = re.search(rf"(?:^|[ ,]){name}=", self.attributes)
+        return None if match is None else _balanced(self.attributes, match.end())
 
     @property
     def called(self) -> tuple[str, ...]:
         """Names of the computations that it refers to, in order."""
         names: list[str] = []
-        for found in _CALLED.finditer(self.attributes):
-            names += re.findall(r"%?([\w.\-]+)", _balanced(self.attributes, found.end()))
+        for match in _CALLED.finditer(self.attributes):
+            names += re.findall(r"%?([\w.\-]+)", _balanced(self.attributes, match.end()))
         return tuple(names)
 
     @property
     def target(self) -> str:
         """A custom call's target, or ""."""
-        found = re.search(r'custom_call_target="([^"]*)"', self.attributes)
-        return found[1] if found else ""
+        match = re.search(r'custom_call_target="([^"]*)"', self.attributes)
+        return match[1] if match else ""
 
     @property
     def source(self) -> str:
-        """Where in the program it comes from (JAX's name stack), or ""."""
-        found = re.search(r'op_name="([^"]*)"', self.attributes)
-        return found[1] if found else ""
+        """Its place in the source program (JAX's name stack), or ""."""
+        match = re.search(r'op_name="([^"]*)"', self.attributes)
+        return match[1] if match else ""
 
 
 @dataclass
 class Computation:
-    """A named list of instructions in execution order; the last to be marked ROOT is the result."""
+    """A named list of instructions in execution order; `root`, the last one marked ROOT, is the result."""
 
     name: str
     instructions: dict[str, Instruction] = field(default_factory=dict)
@@ -116,16 +116,16 @@ class Computation:
         return [self.instructions[name] for name in instruction.operands if name in self.instructions]
 
     def users(self, name: str) -> list[Instruction]:
-        """The instructions that read one."""
+        """The instructions that read the one of this name."""
         return self._users.get(name, [])
 
     @functools.cached_property
     def _users(self) -> dict[str, list[Instruction]]:
-        found: dict[str, list[Instruction]] = {}
+        users: dict[str, list[Instruction]] = {}
         for instruction in self:
             for operand in set(instruction.operands):
-                found.setdefault(operand, []).append(instruction)
-        return found
+                users.setdefault(operand, []).append(instruction)
+        return users
 
     @functools.cached_property
     def parameters(self) -> dict[int, Instruction]:
@@ -139,8 +139,8 @@ class Module:
 
     Attributes:
         computations: by name.
-        entry: where it starts.
-        partitions: devices that it runs on together (one slice's, where there are several).
+        entry: the computation that runs first.
+        partitions: devices of one execution; with several slices, those of one slice.
     """
 
     computations: dict[str, Computation]
@@ -200,7 +200,7 @@ def _instruction(line: str) -> Instruction:
     close = _closing(rest, len(opcode))
     argument = rest[len(opcode) + 1 : close]
     operands = re.findall(r"%([\w.\-]+)", argument)
-    shapes = tuple(_shape(*found) for found in _ARRAY.findall(shape))
+    shapes = tuple(_shape(*groups) for groups in _ARRAY.findall(shape))
     return Instruction(name.lstrip("%"), opcode, shapes, tuple(operands), argument, rest[close + 1 :].lstrip(", "))
 
 
@@ -211,24 +211,25 @@ def _shape(dtype: str, dims: str, layout: str) -> Shape:
 
 
 def _closing(text: str, start: int) -> int:
-    """The place of the parenthesis that closes the one at `start`."""
+    """The index of the parenthesis that closes the one at `start`."""
     depth = 0
-    for found in re.compile(r"[()]").finditer(text, start):
-        depth += 1 if found[0] == "(" else -1
+    for bracket in re.compile(r"[()]").finditer(text, start):
+        depth += 1 if bracket[0] == "(" else -1
         if depth == 0:
-            return found.start()
+            return bracket.start()
     raise ValueError(f"unbalanced parentheses in HLO: {text[start : start + 80]!r}")
 
 
 def _balanced(text: str, start: int) -> str:
+    """Text from `start` to the next comma or closing bracket that is not inside brackets."""
     depth = 0
-    for found in re.compile(r"[(){}\[\],]").finditer(text, start):
-        if found[0] in "({[":
+    for mark in re.compile(r"[(){}\[\],]").finditer(text, start):
+        if mark[0] in "({[":
             depth += 1
-        elif found[0] in ")}]":
+        elif mark[0] in ")}]":
             depth -= 1
             if depth < 0:
-                return text[start : found.start()]
+                return text[start : mark.start()]
         elif depth == 0:
-            return text[start : found.start()]
+            return text[start : mark.start()]
     return text[start:]

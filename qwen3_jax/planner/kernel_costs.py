@@ -1,8 +1,8 @@
-"""What Pallas kernels cost, as the planner counts it, read off the call in a compiled program.
+"""Costs of Pallas kernels, from the shapes of a call in a compiled program.
 
-Splash attention carries no cost estimate. megablox's `gmm` and `tgmm` carry one for the whole buffer of rows; they skip the
-part that no expert fills, which with balanced routing is half of it (see `kernels.experts.parallel`). Ragged paged attention is
-counted with full tables: every row attends to as many slots as it may have, of one layer of the pool.
+Splash attention carries no cost estimate. megablox's `gmm` and `tgmm` carry one for the whole buffer of rows, but skip
+the rows that no expert fills, with balanced routing half of it (see `kernels.experts.parallel`). Ragged paged attention is
+counted with full tables: every row attends to the most slots that its table can name, of one layer of the pool.
 
 Shapes: b batch, t queries, s keys, n query heads, h head size, m rows of a buffer.
 """
@@ -19,12 +19,12 @@ _FUSED_BACKWARD = 5
 
 
 def pricer(expert_rows: float | None = None, experts: int | None = None) -> Price:
-    """Return the cost of one kernel call on one device, for `planner.costs.count`.
+    """Return a function that gives the cost of one kernel call on one device, for `planner.costs.count`.
 
     Args:
         expert_rows: rows (a token for one of its experts) that a device works on with balanced routing; None for a model
             without experts.
-        experts: experts of one layer on a device; where given, only so many of a stack are read, or one for each row.
+        experts: experts of one layer on a device; where given, at most this many of a stack are read, and at most one per row.
     """
 
     def price(call: Instruction, operands: list[Shape]) -> Cost | None:
@@ -37,10 +37,10 @@ def pricer(expert_rows: float | None = None, experts: int | None = None) -> Pric
                 return _splash(_FUSED_BACKWARD if fused else products, operands)
         if "ragged_paged_attention" in names:
             return _ragged(operands)
-        guess = estimate(call)
-        if guess is not None and expert_rows is not None and re.search(r"\bt?gmm\b", names.replace("_", " ")):
+        estimated = estimate(call)
+        if estimated is not None and expert_rows is not None and re.search(r"\bt?gmm\b", names.replace("_", " ")):
             rows = max(shape.dims[0] for shape in operands + list(call.shapes) if len(shape.dims) == 2)
-            flops = guess["flops"] * min(1.0, expert_rows / rows)
+            flops = estimated["flops"] * min(1.0, expert_rows / rows)
             weights = [shape for shape in operands if len(shape.dims) == 3]
             if experts is None or not weights:
                 return Cost(flops)
@@ -52,7 +52,7 @@ def pricer(expert_rows: float | None = None, experts: int | None = None) -> Pric
 
 
 def _splash(products: int, operands: list[Shape]) -> Cost | None:
-    """One call: the blocks that a causal mask leaves, of which each device has its share.
+    """Splash attention: the blocks that a causal mask leaves, of which each device has its share.
 
     The first operands say which blocks to visit, int8 [1, blocks of queries, blocks of keys]; queries [B, N, T, H] and keys
     [B, K, S, H] are the first two arrays of floats, without B where a device has one row.
@@ -70,7 +70,7 @@ def _splash(products: int, operands: list[Shape]) -> Cost | None:
 
 
 def _ragged(operands: list[Shape]) -> Cost | None:
-    """One call: tables int32 [R, W], queries [F, N, H], pages [P, C, 2 K, H]; the newest token of each row for all F."""
+    """Ragged paged attention: tables int32 [R, W], queries [F, N, H], pages [P, C, 2 K, H]; each of F is a row's last token."""
     tables = [shape for shape in operands if len(shape.dims) == 2 and shape.dtype == "s32"]
     queries = [shape for shape in operands if len(shape.dims) == 3 and shape.dtype in ("bf16", "f32")]
     pages = [shape for shape in operands if len(shape.dims) == 4]

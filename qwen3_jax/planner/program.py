@@ -1,7 +1,7 @@
-"""What a compiled program does on one device, in the order in which it does it.
+"""The work and collectives of a compiled program on one device, in execution order.
 
-The compiler fixes the order of instructions and which of them run beside others; a `Program` keeps both, with loops folded, and
-leaves times to `planner.roofline`.
+The compiler fixes the order of instructions and which collectives run beside them; a `Program` keeps both, with loops folded.
+`planner.roofline` gives it times.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Collective:
         bytes: what one device sends.
         groups: int [groups, devices], numbers of partitions; None between slices.
         source: JAX's name stack.
-        key: it runs beside what follows until a `Wait` for this key; None: the device waits for it.
+        key: of an asynchronous collective, which runs until a `Wait` for this key; None: the device waits for it.
     """
 
     kind: str
@@ -50,7 +50,7 @@ class Wait:
 
 @dataclass(frozen=True)
 class Loop:
-    """Events that happen `count` times over."""
+    """Events that are repeated `count` times."""
 
     events: list[Event]
     count: float
@@ -61,7 +61,7 @@ Event: TypeAlias = "Work | Collective | Wait | Loop"
 
 @dataclass
 class Program:
-    """Everything that one step does on one device.
+    """One execution of a program on one device.
 
     Attributes:
         events: in order.

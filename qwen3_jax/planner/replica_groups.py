@@ -17,15 +17,15 @@ def replica_groups(attributes: str, partitions: int) -> np.ndarray:
     `mesh['a'=2,'b'=4], device_ids=([8]T(0)) {'b','a':(1)2}`, axes (or parts of axes, `:(before)size`) of a mesh.
 
     Raises:
-        ValueError: another spelling.
+        ValueError: the attributes hold none of these.
     """
-    found = re.search(
+    match = re.search(
         r"replica_groups=(\{[\d,{} ]*\}|\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?|mesh\[[^\]]*\][^{]*\{[^}]*\})",
         attributes,
     )
-    if found is None:
+    if match is None:
         raise ValueError(f"no replica groups in {attributes[:120]!r}")
-    text = found[1]
+    text = match[1]
     if text.startswith("mesh"):
         return _mesh_groups(text)
     if text.startswith("["):
@@ -49,12 +49,12 @@ def _mesh_groups(text: str) -> np.ndarray:
     given = re.search(r"device_ids=\((\[[\d,]+\](?:T\([\d,]+\))?|[\d,]+)\)", text)
     if given:
         ids = _iota(given[1]) if given[1].startswith("[") else np.asarray([int(n) for n in given[1].split(",")])
-    wanted = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", text[text.rindex("{") :])
+    grouped_axes = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", text[text.rindex("{") :])
     # Cut every axis into the parts that are named, so that each part is a dimension of its own.
     dims: list[int] = []
     place: dict[tuple[str, int], int] = {}
     for name, size in axes:
-        parts = sorted((int(before or 1), int(part or size)) for n, before, part in wanted if n == name)
+        parts = sorted((int(before or 1), int(part or size)) for n, before, part in grouped_axes if n == name)
         reached = 1
         for before, part in parts:
             if before > reached:
@@ -64,7 +64,7 @@ def _mesh_groups(text: str) -> np.ndarray:
             reached = before * part
         if reached < size:
             dims.append(size // reached)
-    grouped = [place[name, int(before or 1)] for name, before, _ in wanted]
+    grouped = [place[name, int(before or 1)] for name, before, _ in grouped_axes]
     rest = [d for d in range(len(dims)) if d not in grouped]
     members = math.prod(dims[d] for d in grouped)
     return ids.reshape(dims).transpose(rest + grouped).reshape(-1, members)

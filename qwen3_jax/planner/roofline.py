@@ -1,4 +1,4 @@
-"""How fast a compiled program could run on a TPU slice: a bound, with its assumptions.
+"""A lower bound on the step time of a compiled program on a TPU slice, with its assumptions.
 
 Assumptions (`ASSUMPTIONS` states them beside the figures):
 - Instructions run one by one in the order that the compiler chose; each takes the longer of its FLOPs at peak and its HBM
@@ -8,7 +8,7 @@ Assumptions (`ASSUMPTIONS` states them beside the figures):
 - A ring has the links of every torus dimension that its devices span: both directions where the dimension closes to a
   ring, one where it does not; groups that interleave share them.
 - Traffic between slices leaves every chip at its share of the host's network cards.
-- No latencies, no stragglers, nothing on the host.
+- No latencies, no stragglers, no time on the host.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Roofline:
 
     @property
     def bound(self) -> str:
-        """What most of the step goes to: "compute", "HBM" (beyond compute), "ICI" or "DCN" (waiting for them)."""
+        """What takes most of the step: "compute", "HBM" (beyond compute), "ICI" or "DCN" (waiting for them)."""
         network = "DCN" if self.dcn_s > sum(self.ici_s.values()) else "ICI"
         parts = {"compute": self.compute_s, "HBM": self.chip_s - self.compute_s, network: self.waiting_s}
         return max(parts, key=lambda name: parts[name])
@@ -100,7 +100,7 @@ def bound(program: Program, topology: Topology, mesh: Mesh) -> Roofline:
 
 
 class _Clock:
-    """Runs a program's events in order: `now` is the chip's time, `free` says when each network has nothing left to do."""
+    """Runs a program's events in order: `now` is the chip's time, `free` the time at which each network becomes idle."""
 
     def __init__(self, program: Program, topology: Topology, mesh: Mesh):
         chip = topology.chip
@@ -114,11 +114,11 @@ class _Clock:
         self.ready: dict[str, float] = {}
 
     def run(self, events: list[Event]) -> float:
-        """Return the time at which everything has happened."""
-        self._through(events)
+        """Return the time at which all events have ended."""
+        self._advance(events)
         return max(self.now, *self.free.values())
 
-    def _through(self, events: list[Event]) -> None:
+    def _advance(self, events: list[Event]) -> None:
         for event in events:
             if isinstance(event, Work):
                 self.now += self.busy(event)
@@ -135,15 +135,15 @@ class _Clock:
                     self.ready[event.key] = self.free[name]
 
     def _loop(self, loop: Loop) -> None:
-        """Two rounds are followed; further ones take as long as the second."""
+        """Simulate two iterations; further ones take as long as the second."""
         for _ in range(min(int(loop.count), 2)):
-            before = self.now
-            self._through(loop.events)
+            started = self.now
+            self._advance(loop.events)
         if loop.count > 2:
-            more = (self.now - before) * (loop.count - 2)
-            self.now += more
-            self.free = {name: time + more for name, time in self.free.items()}
-            self.ready = {key: time + more for key, time in self.ready.items()}
+            rest = (self.now - started) * (loop.count - 2)
+            self.now += rest
+            self.free = {name: time + rest for name, time in self.free.items()}
+            self.ready = {key: time + rest for key, time in self.ready.items()}
 
     def busy(self, work: Work) -> float:
         return max(work.flops / self.peak, work.bytes / self.memory)
@@ -165,7 +165,7 @@ def _pairs(groups: np.ndarray) -> frozenset[tuple[int, int]]:
 
 
 class _Network:
-    """Which axes and which links a group of devices spans. Numbers of partitions are places in one slice's mesh."""
+    """The mesh axes and links that a group of devices spans; a partition's number is its index in one slice's mesh."""
 
     def __init__(self, topology: Topology, mesh: Mesh):
         sizes = list(mesh.devices.shape)

@@ -41,10 +41,10 @@ class Topology:
 
     Attributes:
         name: "v5p:8x8x8".
-        slices: how many.
+        slices: their number.
         shape: sides of one slice, in chips.
-        chip: what each chip can do.
-        devices: JAX devices of all slices; a tpu7x chip is two, every other one.
+        chip: peak rates and memory of each chip.
+        devices: JAX devices of all slices; a tpu7x chip is two devices, others are one.
     """
 
     name: str
@@ -68,7 +68,7 @@ def topology(name: str, slices: int = 1) -> Topology:
     """Return the slice(s) of this name.
 
     Raises:
-        ShardingError: libtpu is not installed, or there is no such slice; names the nearest that there are.
+        ShardingError: libtpu is not installed, or there is no such slice; names the nearest ones.
     """
     generation, colon, sides = name.partition(":")
     if generation not in CHIPS:
@@ -99,7 +99,7 @@ def _devices(name: str, slices: int) -> tuple[jax.Device, ...]:
     chip = CHIPS[name.partition(":")[0]]
     options: dict = {} if slices == 1 else {"num_slices": slices}
     if name.endswith(":1x1"):
-        options["chips_per_host_bounds"] = (1, 1, 1)  # libtpu before 0.0.45 takes a host of four chips otherwise
+        options["chips_per_host_bounds"] = (1, 1, 1)  # libtpu before 0.0.45 assumes a host of four chips
     if chip.name == "v4":
         options["chip_config_name"] = "megacore"  # a chip's two cores as one device, as on Cloud TPU
     try:
@@ -122,7 +122,7 @@ def _devices(name: str, slices: int) -> tuple[jax.Device, ...]:
 
 @contextlib.contextmanager
 def _quiet_libtpu() -> Iterator[None]:
-    """What libtpu reads while it loads: no waiting for a cloud's metadata server, no lock against other processes."""
+    """Set what libtpu reads while it loads: no wait for a cloud's metadata server, no lock against other processes."""
     settings = {
         "TPU_SKIP_MDS_QUERY": "1",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -139,7 +139,7 @@ def _quiet_libtpu() -> Iterator[None]:
 
 
 def _nearest(chip: Chip, chips: int) -> str:
-    """Offered slices of about this many chips."""
+    """Name the offered slices with the nearest numbers of chips."""
     offered = sorted(_OFFERED[chip.dimensions], key=lambda sides: abs(math.log(_chips(sides) / chips)))
     return "the nearest are " + ", ".join(f"{chip.name}:{sides} ({_chips(sides)} chips)" for sides in offered[:3])
 

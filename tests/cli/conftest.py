@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 import qwen3_jax
-from qwen3_jax.cli import main as qwen3_main
 from qwen3_jax.cli.infer import main as infer_main
+from qwen3_jax.cli.main import main as qwen3_main
 from tests.helpers import tiny_models
 
 

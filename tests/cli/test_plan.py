@@ -1,5 +1,6 @@
 """`--plan`: what is printed, what is refused, and that nothing but the configuration is read."""
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -9,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from qwen3_jax.cli import infer, train
-from qwen3_jax.cli import main as qwen3
-from qwen3_jax.cli.plan import Options, take
+from qwen3_jax.cli.main import main as qwen3
+from qwen3_jax.cli.train_options import PlanOptions, parse_plan, parse_train
 from qwen3_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -89,15 +90,72 @@ def test_what_cannot_be_planned_is_refused_by_name(tiny, arguments, words, capsy
     assert err.count("\n") == 1
 
 
-def test_planning_options_come_off_the_command_line():
-    options, rest = take(
-        ["--config", "x.yaml", "--plan=v5p:8x8x8", "--steps", "3", "--slices", "2", "--json"], "train.py"
+def test_options_and_keys_stand_in_any_order(tiny):
+    command = parse_train(
+        ["--slices", "2", "--config", tiny, "--plan=v5p:8x8x8", "--steps", "300", "--json", "--process-count=2"],
+        "train.py",
     )
-    assert options == Options("v5p:8x8x8", 2, None, False, True)
-    assert rest == ["--config", "x.yaml", "--steps", "3"]
-    assert take(["--steps=3"], "train.py") == (None, ["--steps=3"])
-    with pytest.raises(UserError, match="--json is about planning"):
-        take(["--json"], "train.py")
+    assert command.plan == PlanOptions("v5p:8x8x8", 2, None, False, True)
+    assert command.config.steps == 300
+    assert command.process == {"coordinator": None, "process_count": 2, "process_index": None}
+    plain = parse_train(["--config", tiny, "--profile", "--steps=300"], "train.py")
+    assert plain.plan is None
+    assert plain.config.profile
+    assert dataclasses.replace(plain.config, profile=False) == command.config
+    assert parse_plan(["--config", tiny, "--topology", "v5e:2x2", "--search"], "plan")[1] == PlanOptions(
+        "v5e:2x2", search=True
+    )
+    for option in ("--json", "--slices=2", "--stage=x", "--search"):
+        with pytest.raises(UserError, match=f"{option.partition('=')[0]} is about planning: it needs --plan TOPOLOGY"):
+            parse_train(["--config", tiny, option], "train.py")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--process_count=2"], "there is no option --process_count. Did you mean 'process-count'?"),
+        (["--plam=v5e:2x2"], "there is no option --plam. Did you mean 'plan'?"),
+        (["--profil"], "there is no option --profil. Did you mean 'profile'?"),
+        (["--data.sources.wait=1"], "there is no option --data.sources.wait. Did you mean 'weight'?"),
+        (["--process-count=many"], "process_count"),
+        (["--config"], "argument --config: expected one argument."),
+    ],
+)
+def test_a_mistyped_option_is_refused_with_the_nearest(tiny, arguments, message, capsys):
+    assert train.main(["--config", tiny, *arguments], "train.py") == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_planning_needs_a_topology_and_training_a_configuration(tiny, capsys):
+    assert qwen3(["plan", "--config", tiny]) == 2
+    assert "give --topology NAME, a TPU slice such as v5e:2x2" in capsys.readouterr().err
+    for command in ("plan", "train"):
+        assert qwen3([command]) == 2
+        assert "give --config FILE" in capsys.readouterr().err
+
+
+def test_what_print_config_writes_is_a_configuration(tiny, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--config", tiny, "--print-config"], "train.py")
+    written = tmp_path / "written.yaml"
+    written.write_text(capsys.readouterr().out)
+    assert (
+        parse_train(["--config", str(written)], "train.py").config == parse_train(["--config", tiny], "train.py").config
+    )
+
+
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_help_lists_options_and_keys(command, capsys):
+    with pytest.raises(SystemExit) as exit:
+        qwen3([command, "--help"])
+    assert exit.value.code == 0
+    out = capsys.readouterr().out
+    for words in ("--optimizer.learning_rate", "--slices N", "--search", "--json", "planning:", "--config FILE"):
+        assert words in out
+    assert ("--process-count" in out) == (command == "train")
+    assert ("--topology TOPOLOGY" in out) == (command == "plan")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is here")

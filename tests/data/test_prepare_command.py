@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_jax.cli import main
+from qwen3_jax.cli.main import main
 from qwen3_jax.data import Cleaning, Labels, Prepared, Source, prepare
 from qwen3_jax.text import train_tokenizer
 from tests.helpers.byte_tokenizer import ByteTokenizer
 
 ROOT = Path(__file__).parent.parent.parent
-COMMAND = [sys.executable, "-c", "import sys; from qwen3_jax.cli import main; sys.exit(main())", "data"]
+COMMAND = [sys.executable, "-c", "import sys; from qwen3_jax.cli.main import main; sys.exit(main())", "data"]
 
 
 def files(folder: Path) -> dict[str, bytes]:

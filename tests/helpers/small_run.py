@@ -61,8 +61,8 @@ def start_pair(config: Path, run_dir: Path, logs: Path, *options: str) -> list[s
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
-    flags = ("--coordinator", coordinator, "--process_count", "2")
+    flags = ("--coordinator", coordinator, "--process-count", "2")
     return [
-        start(config, run_dir, 4, *flags, "--process_index", str(i), *options, log=logs / f"{run_dir.name}-{i}.log")
+        start(config, run_dir, 4, *flags, "--process-index", str(i), *options, log=logs / f"{run_dir.name}-{i}.log")
         for i in range(2)
     ]

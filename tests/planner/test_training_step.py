@@ -87,8 +87,8 @@ def test_parameters_are_gathered_one_layer_at_a_time_and_logits_in_chunks(planne
 
 
 @needs_libtpu
-def test_what_a_good_program_has_not_is_found_where_it_is():
-    """The same questions, asked of a program that gathers the whole stack and holds all logits."""
+def test_the_checks_see_a_gathered_stack_and_full_logits():
+    """The same checks of a program that gathers the whole stack and holds all logits."""
     mesh = topology_mesh(topology("v5e:2x2"), MeshConfig(data=4))
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "data"))
     stack = jax.ShapeDtypeStruct((LAYERS, WIDTH, WIDTH), "float32", sharding=split)

@@ -1,4 +1,4 @@
-"""Whole experiments on tiny models: results written once, resumed after a kill, and read by train.py."""
+"""Whole sweeps on tiny models: results written once, resumed after a kill, and read by train.py."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ import pytest
 import sharding
 from qwen3_jax.cli import mixture as mixture_cli
 from qwen3_jax.cli import scaling as scaling_cli
-from qwen3_jax.cli.train import parse
+from qwen3_jax.cli.train_options import parse_config
 from qwen3_jax.data import Prepared, Source, prepare
 from qwen3_jax.errors import UserError
 from qwen3_jax.sweeps import mixture, sweep
@@ -76,7 +76,7 @@ def test_a_sweep_is_resumed_fitted_and_read_by_train(base, tmp_path, capsys):
     assert rows[0]["parameters"] == 32 * (2 * 32 + 2 * 16) + 3 * 32 * 48 + 3 * 32 + 2 * 16
     assert (output / "laws.png").stat().st_size > 20_000
     result = json.loads((output / "result.json").read_text())
-    parsed = parse(["--config", str(base), "--config", str(output / "config.yaml")])
+    parsed = parse_config(["--config", str(base), "--config", str(output / "config.yaml")])
     assert parsed.optimizer.learning_rate == pytest.approx(result["prediction"]["rate"]["value"], rel=1e-3)
     assert parsed.data.batch_size == 8  # one batch size was run: the sweep does not determine it
     assert parsed.data.sequence_length == 32
@@ -147,7 +147,7 @@ def test_a_search_proposes_verifies_and_is_read_by_train(base, tmp_path, capsys)
         loss = [row["losses"][name] for row in rows[:6]]
         assert np.corrcoef(share, loss)[0, 1] < 0
     assert (output / "mixture.png").stat().st_size > 20_000
-    parsed = parse(["--config", str(base), "--config", str(output / "config.yaml")])
+    parsed = parse_config(["--config", str(base), "--config", str(output / "config.yaml")])
     assert [source.weight for source in parsed.data.sources] == pytest.approx(list(weights.values()), abs=1e-4)
     assert [source.where.domain for source in parsed.data.sources] == [["sums"], ["words"]]
     # Once more: nothing is left to train.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from qwen3_jax.cli import main as qwen3
+from qwen3_jax.cli.main import main as qwen3
 from qwen3_jax.errors import UserError
 from qwen3_jax.training import meter, metrics, report
 from qwen3_jax.training.loss_plot import nan_for_null, running_mean

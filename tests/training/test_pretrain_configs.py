@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_jax.cli import train as cli
+from qwen3_jax.cli.train_options import parse_config
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.model import parameter_count
 from qwen3_jax.planner.architecture import training_architecture
@@ -17,7 +17,7 @@ SIZES = {"0.6b": 256, "1.7b": 64, "8b": 64, "30b-a3b": 64, "235b-a22b": 512}
 
 @pytest.mark.parametrize("name", SIZES)
 def test_the_stages_are_the_reports_and_the_step_divides_over_the_mesh(name):
-    config = cli.parse([f"--config={ROOT / f'configs/pretrain/{name}.yaml'}"])
+    config = parse_config([f"--config={ROOT / f'configs/pretrain/{name}.yaml'}"])
     first, second, third = stages = config.resolved()
     rows = [stage.run.data.batch_size for stage in stages]
     assert [stage.run.data.sequence_length for stage in stages] == [4096, 4096, 32768]

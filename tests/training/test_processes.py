@@ -120,9 +120,9 @@ def test_two_processes_asked_to_end_save_together_and_one_goes_on_alone(one_proc
 def test_processes_that_cannot_meet_say_so(one_process):
     folder, config, _ = one_process
     cases = {
-        "--process_count=2": "go together",
-        "--coordinator=nowhere --process_count=2 --process_index=0": "'nowhere' must be HOST:PORT",
-        "--coordinator=127.0.0.1:1 --process_count=2 --process_index=2": "process_index 2 must lie in [0, 2)",
+        "--process-count=2": "go together",
+        "--coordinator=nowhere --process-count=2 --process-index=0": "'nowhere' must be HOST:PORT",
+        "--coordinator=127.0.0.1:1 --process-count=2 --process-index=2": "process_index 2 must lie in [0, 2)",
     }
     for flags, message in cases.items():
         process = small_run.start(config, folder / "none", 1, *flags.split(), log=folder / "none-0.log")

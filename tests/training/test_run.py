@@ -13,6 +13,7 @@ import qwen3_jax
 import sharding
 from qwen3_jax.checkpoint.training import TrainCheckpoints
 from qwen3_jax.cli import train as cli
+from qwen3_jax.cli.train_options import parse_config
 from qwen3_jax.errors import UserError
 from qwen3_jax.training.optimizer import schedule
 from qwen3_jax.training.step import Trainer
@@ -65,7 +66,7 @@ def write_config(folder: Path, **changes) -> Path:
 
 def final(run_dir: Path, config: Path):
     """State and data position of the last checkpoint, as NumPy."""
-    parsed = cli.parse([f"--config={config}", f"--run_dir={run_dir}"])
+    parsed = parse_config([f"--config={config}", f"--run_dir={run_dir}"])
     tokenizer = qwen3_jax.Tokenizer.from_pretrained(run_dir / "tokenizer")
     exported = qwen3_jax.load(run_dir / "hf")[0].config
     rate = schedule(parsed.optimizer, parsed.steps)
@@ -219,23 +220,23 @@ def test_unknown_keys_in_a_file_are_refused_with_the_nearest_name(tmp_path):
         "mesh__tenser": "no key mesh.tenser. Did you mean 'tensor'?",
     }.items():
         with pytest.raises(UserError, match=message.replace("?", r"\?")):
-            cli.parse([f"--config={write_config(tmp_path, **{change: 1})}"])
+            parse_config([f"--config={write_config(tmp_path, **{change: 1})}"])
     config = write_config(tmp_path)
     parsed = yaml.safe_load(config.read_text())
     parsed["data"]["sources"][0]["wait"] = 1
     config.write_text(yaml.safe_dump(parsed))
     with pytest.raises(UserError, match=r"no key data.sources.wait. Did you mean 'weight'\?"):
-        cli.parse([f"--config={config}"])
+        parse_config([f"--config={config}"])
     for text, message in {"a: [": "not valid YAML", "[1]": "must hold keys and values"}.items():
         config.write_text(text)
         with pytest.raises(UserError, match=message):
-            cli.parse([f"--config={config}"])
+            parse_config([f"--config={config}"])
     with pytest.raises(UserError, match="does not exist"):
-        cli.parse(["--config=/nowhere.yaml"])
+        parse_config(["--config=/nowhere.yaml"])
 
 
 def test_the_quickstart_configuration_is_valid_and_its_flags_override():
-    parsed = cli.parse(["--config=configs/quickstart.yaml", "--model.config.hidden_size=192", "--steps=77"])
+    parsed = parse_config(["--config=configs/quickstart.yaml", "--model.config.hidden_size=192", "--steps=77"])
     assert parsed.model.config["hidden_size"] == 192
     assert parsed.model.config["head_dim"] == 32
     assert parsed.steps == 77

@@ -1,10 +1,10 @@
-"""The options that name a model and say how it runs, for every command that generates."""
+"""Options and loading of a model, for every command that generates."""
 
 import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from qwen3_jax.cli.common import Parser, whole_number
+from qwen3_jax.cli.arguments import Parser, whole_number
 from qwen3_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def add_model(parser: Parser) -> None:
-    """Which checkpoint."""
+    """Add the options that name a checkpoint."""
     add = parser.add_argument
     add("--model", required=True, metavar="DIR|ID", help="checkpoint folder, or hub repository (Qwen/Qwen3-0.6B)")
     add("--revision", metavar="REV", help="branch, tag or commit of a hub repository")
@@ -25,17 +25,19 @@ def add_model(parser: Parser) -> None:
 
 
 def add_speed(parser: Parser) -> None:
-    """What is traded for speed and memory."""
+    """Add the options that trade exactness or memory for speed."""
     add = parser.add_argument_group("speed and memory").add_argument
     add(
         "--lookup", type=whole_number(1), metavar="N",
-        help="guess that text goes on as it did where its last tokens stood before, N tokens at a time",
+        help="speculate by prompt look-up: N tokens that followed an earlier occurrence of the last ones",
     )  # fmt: skip
-    add("--draft", metavar="DIR|ID", help="let this smaller model of the same vocabulary guess, 4 tokens at a time")
+    add(
+        "--draft", metavar="DIR|ID", help="speculate with this smaller model of the same vocabulary, 4 tokens at a time"
+    )
     add(
         "--quantize",
         choices=["int8", "fp8", "int4"],
-        help="keep the weights in 8 or 4 bits; docs/quantization.md says what that costs",
+        help="keep the weights in 8 or 4 bits; docs/quantization.md has the cost",
     )
     add(
         "--cache-type",
@@ -45,12 +47,12 @@ def add_speed(parser: Parser) -> None:
 
 
 def add_devices(parser: Parser) -> None:
-    """Where it runs."""
+    """Add the options of devices and data types."""
     add = parser.add_argument_group("devices").add_argument
     add(
         "--mesh", metavar="AXES",
-        help="spread the model, as data=2,tensor=4; axes: replica, data, expert, context, tensor; -1 on one of them is "
-        "all devices that are left (default: one device; with --plan tensor=-1)",
+        help="split the model, as data=2,tensor=4; axes: replica, data, expert, context, tensor; -1 on one of them "
+        "is all remaining devices (default: one device; with --plan tensor=-1)",
     )  # fmt: skip
     add(
         "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto",
@@ -59,7 +61,7 @@ def add_devices(parser: Parser) -> None:
 
 
 def make_mesh(axes: dict[str, int] | None) -> Any:
-    """Return the mesh of what `inputs.read_mesh` read, or None; of several processes each must come here."""
+    """Return the mesh with these axis sizes, None for None; every process of a run must call this."""
     import sharding
 
     if axes is None:
@@ -72,7 +74,7 @@ def load_model(args: argparse.Namespace, mesh: Any) -> "tuple[Qwen3, Tokenizer]"
     """Load the model and its tokenizer.
 
     Raises:
-        UserError: the checkpoint has no tokenizer, or what `qwen3_jax.load` says.
+        UserError: the checkpoint has no tokenizer, or cannot be loaded (see `qwen3_jax.load`).
     """
     from qwen3_jax.checkpoint import load
     from qwen3_jax.kernels.platform import default_compute_dtype
@@ -91,7 +93,7 @@ def load_model(args: argparse.Namespace, mesh: Any) -> "tuple[Qwen3, Tokenizer]"
 
 
 def speculation_of(args: argparse.Namespace, model: "Qwen3", mesh: Any) -> "Speculation | None":
-    """Return what --lookup or --draft asks for."""
+    """Return the speculation that --lookup or --draft asks for, or None."""
     from qwen3_jax.checkpoint import load
     from qwen3_jax.generation import DraftModel, PromptLookup
 

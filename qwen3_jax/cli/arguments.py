@@ -1,0 +1,45 @@
+"""The argument parser of commands without a configuration file: exact names, errors of one sentence."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from qwen3_jax.cli.exit_codes import BAD_INPUT
+from qwen3_jax.errors import nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with exact option names, the nearest name for a mistyped one, and no usage dump before an error."""
+
+    def __init__(self, **options: Any):
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **options)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Parse; an unknown option is refused with the nearest valid one."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            options = [option for option in self._option_string_actions if option.startswith("--")]
+            kind = "option" if name.startswith("-") else "argument"
+            self.error(f"unknown {kind} {name!r}.{nearest(name, options) if kind == 'option' else ''}")
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with one sentence."""
+        self.exit(BAD_INPUT, f"{self.prog}: error: {message.rstrip('.')}{'' if message.endswith('?') else '.'}\n")
+
+
+def whole_number(minimum: int) -> Callable[[str], int]:
+    """Return an argparse type for integers of at least `minimum`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = minimum - 1
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {minimum} or more")
+        return value
+
+    return parse
