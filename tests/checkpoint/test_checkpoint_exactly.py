@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -10,14 +12,13 @@ import pytest
 from safetensors.numpy import save_file
 
 from qwen3_jax import GenerationConfig, Qwen3Config, UserError
-from qwen3_jax.checkpoint import keys
+from qwen3_jax.checkpoint import hf_load, hf_save, keys
 from qwen3_jax.checkpoint.checksums import CHECKSUMS, sha256, verify_checksums, write_checksums
 from qwen3_jax.checkpoint.fingerprint import fingerprints
 from qwen3_jax.checkpoint.formats.fp8 import Fp8Blocks, pack_fp8
 from qwen3_jax.checkpoint.formats.int4 import AWQ_ORDER, pack_words, unpack_words
 from qwen3_jax.checkpoint.formats.int8 import Int8, pack_int8
 from qwen3_jax.checkpoint.formats.opening import gguf_file, scheme
-from qwen3_jax.checkpoint.hf_save import _layer_number
 from qwen3_jax.checkpoint.hub import resolve
 from qwen3_jax.checkpoint.keys import Slot
 from qwen3_jax.checkpoint.publish import publishing
@@ -239,6 +240,33 @@ def test_each_row_of_the_key_table_means_its_letters(row):
         np.testing.assert_array_equal(keys.from_hf(part, row, SIZES | {letter: SIZES[letter] - 1}), expected)
 
 
+def test_the_key_table_against_huggingface_s_modules():
+    """nn.Linear stores [out, in]; q, k, v and o split their heads as [heads, head size]; experts lead in our arrays alone."""
+    linear = {"attention.q": "nh,d", "attention.k": "kh,d", "attention.v": "kh,d", "attention.o": "d,nh", "mlp.gate": "f,d",
+              "mlp.up": "f,d", "mlp.down": "d,f", "mlp.router": "e,d", "embed": "v,d", "lm_head": "v,d"}  # fmt: skip
+    vectors = {"attention.q_bias": "nh", "attention.k_bias": "kh", "attention.v_bias": "kh", "attention.o_bias": "d",
+               "attention.q_norm.scale": "h", "attention.k_norm.scale": "h", "attention_norm.scale": "d",
+               "mlp_norm.scale": "d", "norm.scale": "d"}  # fmt: skip
+    assert {row.ours: row.hf_dims for row in ROWS} == linear | vectors
+    ours = {"attention.q": "dnh", "attention.k": "dkh", "attention.v": "dkh", "attention.o": "nhd", "mlp.router": "de",
+            "embed": "vd", "lm_head": "dv"}  # fmt: skip
+    for row in ROWS:
+        dense = {"mlp.gate": "df", "mlp.up": "df", "mlp.down": "fd"}.get(
+            row.ours, ours.get(row.ours, vectors.get(row.ours))
+        )
+        assert row.dims == ("e" + dense if "{expert}" in row.hf else dense)
+    names = {row.ours: row.hf for row in (*keys.MODEL_KEYS, *keys.BLOCK_KEYS, *keys.DENSE_KEYS)}
+    assert {ours: hf.rpartition(".")[0] for ours, hf in names.items()} == {
+        "embed": "model.embed_tokens", "norm.scale": "model.norm", "lm_head": "lm_head", "attention_norm.scale": "input_layernorm",
+        "mlp_norm.scale": "post_attention_layernorm", "attention.q_norm.scale": "self_attn.q_norm",
+        "attention.k_norm.scale": "self_attn.k_norm",
+        **{f"attention.{part}": f"self_attn.{part}_proj" for part in "qkvo"},
+        **{f"attention.{part}_bias": f"self_attn.{part}_proj" for part in "qkvo"},
+        **{f"mlp.{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")},
+    }  # fmt: skip
+    assert all(hf.endswith(".bias" if ours.endswith("_bias") else ".weight") for ours, hf in names.items())
+
+
 def test_no_two_rows_share_a_name_and_a_head_is_never_cut():
     for rows in (keys.MODEL_KEYS, keys.BLOCK_KEYS + keys.DENSE_KEYS, keys.BLOCK_KEYS + keys.MOE_KEYS):
         for names in ([row.ours for row in rows], [row.hf for row in rows], [row.gguf for row in rows]):
@@ -266,7 +294,70 @@ def test_a_slot_names_the_tensors_of_each_layer():
     up = slot("mlp.up", keys.MOE_KEYS)
     assert up.names(0) == [f"model.layers.0.mlp.experts.{e}.up_proj.weight" for e in range(2)]
     assert (up.hf_shape(), up.per_expert, up.key.summed) == ((5, 6), True, "d")
-    assert [_layer_number(prefix) for prefix in ("", "model.layers.0.", "model.layers.12.")] == [-1, 0, 12]
+    assert [hf_save._layer_number(prefix) for prefix in ("", "model.layers.0.", "model.layers.12.")] == [-1, 0, 12]
+
+
+def test_shards_are_filled_to_the_byte_in_the_order_of_layers(monkeypatch):
+    """float32: an attention.q of one layer has 288 bytes, a norm 24, the embedding 240."""
+    q, norm = slot("attention.q"), slot("mlp_norm.scale")
+    embed = slot("embed", keys.MODEL_KEYS, prefixes=("",))
+    monkeypatch.setattr(hf_save.keys, "slots", lambda *_: [q, norm, embed])
+    monkeypatch.setattr(hf_save.nnx, "state", lambda model: None)
+    model = SimpleNamespace(config=None, scan_layers=True)
+
+    def shards(limit, dtype="float32"):
+        planned = hf_save._plan(model, jnp.dtype(dtype), limit)
+        return [[(part.key.ours, layer) for part, layer in shard] for shard in planned]
+
+    whole = [("embed", 0), ("attention.q", 0), ("mlp_norm.scale", 0), ("attention.q", 1), ("mlp_norm.scale", 1)]
+    assert shards(10**6) == [whole]
+    assert shards(552) == [whole[:3], whole[3:]], "240 + 288 + 24 is no more than the limit"
+    assert shards(551) == [whole[:2], whole[2:]]
+    assert shards(100) == [[part] for part in whole], "a tensor larger than the limit has a file of its own"
+    assert shards(276, "bfloat16") == [whole[:3], whole[3:]]
+
+
+def tensors_of(shapes):
+    entries = {name: Entry(Path("m.safetensors"), shape, "float32") for name, shape in shapes.items()}
+    return SimpleNamespace(folder="FOLDER", entries=entries)
+
+
+def test_every_parameter_has_its_tensors_and_every_tensor_its_parameter():
+    slots = [
+        slot("attention.q"),
+        slot("mlp.up", keys.MOE_KEYS),
+        slot("mlp.gate", keys.MOE_KEYS),
+        slot("mlp.down", keys.MOE_KEYS),
+    ]
+    plain = {}
+    for layer in (0, 3):
+        prefix = f"model.layers.{layer}."
+        plain[prefix + "self_attn.q_proj.weight"] = (12, 6)
+        for expert in range(2):
+            stem = f"{prefix}mlp.experts.{expert}."
+            plain |= {
+                stem + "up_proj.weight": (5, 6),
+                stem + "gate_proj.weight": (5, 6),
+                stem + "down_proj.weight": (6, 5),
+            }
+    fused = {name: shape for name, shape in plain.items() if ".experts." not in name}
+    for layer in (0, 3):
+        prefix = f"model.layers.{layer}.mlp.experts."
+        fused |= {prefix + "gate_up_proj": (2, 10, 6), prefix + "down_proj": (2, 6, 5)}
+    tied, untied = small(), small(tie_word_embeddings=False)
+    for shapes in (plain, fused):
+        hf_load._check(slots, tensors_of(shapes), tied)
+        for name, shape in shapes.items():
+            with pytest.raises(UserError, match=r"is missing from FOLDER|is no parameter"):
+                hf_load._check(slots, tensors_of({n: s for n, s in shapes.items() if n != name}), tied)
+            for wrong in (shape[::-1], (*shape[:-1], shape[-1] + 1), shape[1:]):
+                if wrong != shape:
+                    with pytest.raises(UserError, match=f"{re.escape(repr(name))}.*has shape"):
+                        hf_load._check(slots, tensors_of(shapes | {name: wrong}), tied)
+    with pytest.raises(UserError, match=r"'a' \(and 1 more\) in m.safetensors is no parameter"):
+        hf_load._check(slots, tensors_of(plain | {"b": (1,), "a": (1,)}), tied)
+    with pytest.raises(UserError, match=r"'lm_head.weight' in m.safetensors is no parameter"):
+        hf_load._check(slots, tensors_of(plain | {"lm_head.weight": (10, 6)}), untied)
 
 
 def test_which_weights_are_stored_in_fewer_bits():

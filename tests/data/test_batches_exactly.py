@@ -256,6 +256,12 @@ def test_no_stream_is_ever_far_from_its_share(shares):
             assert abs(tokens[key] - share * total) <= 8 + 5, (key, tokens)
 
 
+def test_the_next_piece_is_of_the_stream_that_would_be_furthest_behind_after_a_row():
+    """share * (tokens so far + row length) - own tokens: by hand for shares of 1/4 and 3/4, pieces of 4, rows of 8."""
+    plan = simple_planner({"a": 0.25, "b": 0.75}, {"a": 4, "b": 4}, sequence_length=8, packing_rows=1)
+    assert [plan._draw().source for _ in range(12)] == [1, 1, 0, 1, 1, 1, 0, 1, 1, 1, 0, 1]
+
+
 def test_a_boundary_keeps_places_and_counts_shares_anew():
     state = {"window": 9, "drawn": {"a": 5, "b": 2}, "tokens": {"a": 50, "b": 7}, "carried": [[0, 1, 2, 3]], "row": 4}
     assert at_boundary(state) == {"window": 9, "drawn": {"a": 5, "b": 2}, "tokens": {}, "carried": [], "row": 0}

@@ -188,6 +188,9 @@ def test_the_first_of_its_kind_stays_and_later_ones_are_held_against_all_that_st
     only_last_band = agreeing(0, 7)
     only_last_band[-ROWS:] = np.arange(128)[-ROWS:]
     assert duplicates(hand_signed(agreeing(128, 0), only_last_band), True, 0.05).tolist() == [False, True]
+    in_one_band = [agreeing(8, 1), agreeing(8, 2), agreeing(8, 2)]  # the three share the first band and no other
+    in_one_band[2][ROWS::ROWS] += 100_000
+    assert duplicates(hand_signed(*in_one_band), True, 0.8).tolist() == [False, False, True]
     signed["exact"] = [5, 6, 5, 7, 6, 5]
     assert duplicates(signed, False, 0.8).tolist() == [False, False, True, False, True, True]
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 
 import pytest
 
@@ -11,6 +12,7 @@ from qwen3_jax.text import (
     Piece,
     ThinkingParser,
     Tokenizer,
+    TokenizerError,
     ToolCallParser,
     parse,
     soft_switch,
@@ -92,6 +94,18 @@ def test_a_closing_tag_in_an_argument_is_text_however_it_is_cut():
         parser = ToolCallParser()
         events = [*parser.feed(call[:cut]), *parser.feed(call[cut:]), *parser.finish()]
         assert [event.arguments_dict() for event in events] == [{"x": '"</tool_call>\\'}]
+
+
+def test_each_call_has_a_string_state_of_its_own():
+    """A line break inside a string spoils the quotes of its own call, not those of the next."""
+    spoiled = '<tool_call>\n{"name": "f", "arguments": {"x": "a\nb"}}\n</tool_call>'
+    tagged = '<tool_call>\n{"name": "g", "arguments": {"x": "</tool_call>"}}\n</tool_call>'
+    assert [call.arguments_dict() for call in parse(spoiled + tagged).tool_calls] == [
+        {"x": "a\nb"},
+        {"x": "</tool_call>"},
+    ]
+    open_string = '<tool_call>\n{"name": "f\n'
+    assert [call.name for call in parse(open_string + "</tool_call>" + tagged).tool_calls] == ["g"]
 
 
 @pytest.mark.parametrize(
@@ -345,6 +359,15 @@ def test_thinking_under_several_names_is_that_of_the_first():
             message = {"role": "assistant", "content": "4", **{name: name.upper() for name in reversed(chosen)}}
             text = render(built_in_template(), [user("?"), message], add_generation_prompt=False)
             assert f"<think>\n{chosen[0].upper()}\n</think>\n\n4" in text
+
+
+def test_the_smallest_vocabulary_and_texts_in_pieces(tmp_path, monkeypatch):
+    assert train_tokenizer(["x"], 282).vocab_size == 282
+    with pytest.raises(TokenizerError, match="vocab_size 281 is too small"):
+        train_tokenizer(["x"], 281)
+    monkeypatch.setattr(sys.modules["qwen3_jax.text.train_tokenizer"], "_CHUNK", 8)
+    (tmp_path / "a.txt").write_text("1234\n678\nabc\n\nlonger than eight\nend")
+    assert list(read_texts([tmp_path / "a.txt"])) == ["1234\n678\n", "abc\n\nlonger than eight\n", "end"]
 
 
 def test_files_to_train_on_each_once_in_order(tmp_path):
