@@ -257,7 +257,8 @@ def test_the_key_table_against_huggingface_s_modules():
         assert row.dims == ("e" + dense if "{expert}" in row.hf else dense)
     names = {row.ours: row.hf for row in (*keys.MODEL_KEYS, *keys.BLOCK_KEYS, *keys.DENSE_KEYS)}
     assert {ours: hf.rpartition(".")[0] for ours, hf in names.items()} == {
-        "embed": "model.embed_tokens", "norm.scale": "model.norm", "lm_head": "lm_head", "attention_norm.scale": "input_layernorm",
+        "embed": "model.embed_tokens", "norm.scale": "model.norm", "lm_head": "lm_head",
+        "attention_norm.scale": "input_layernorm",
         "mlp_norm.scale": "post_attention_layernorm", "attention.q_norm.scale": "self_attn.q_norm",
         "attention.k_norm.scale": "self_attn.k_norm",
         **{f"attention.{part}": f"self_attn.{part}_proj" for part in "qkvo"},
