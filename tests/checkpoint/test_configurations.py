@@ -1,0 +1,155 @@
+"""Configurations by hand: what a file leaves out, both spellings, round trips, and what is refused."""
+
+import json
+
+import pytest
+
+from qwen3_jax import GenerationConfig, Qwen3Config, UserError
+from qwen3_jax.position_config import DualChunk, RopeScaling
+from tests.helpers.small_config import small
+
+
+def test_a_generation_config_keeps_every_field_and_leaves_out_what_is_not_set():
+    full = {"eos_token_id": [1, 2], "do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.0,
+            "repetition_penalty": 1.05, "max_new_tokens": 9, "bos_token_id": 3, "pad_token_id": 4}  # fmt: skip
+    assert GenerationConfig.from_hf(full | {"num_beams": 4, "transformers_version": "5"}).to_hf() == full
+    assert GenerationConfig().to_hf() == {"do_sample": False}
+    assert GenerationConfig.from_hf({"eos_token_id": 5}).eos_token_id == (5,)
+    assert GenerationConfig.from_hf({"eos_token_id": None, "top_p": None}) == GenerationConfig()
+
+
+DENSE, MOE = {"model_type": "qwen3"}, {"model_type": "qwen3_moe"}
+
+
+def test_what_huggingface_assumes_of_a_field_that_the_file_leaves_out():
+    dense, moe = Qwen3Config.from_hf(DENSE), Qwen3Config.from_hf(MOE)
+    names = (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "head_dim", "max_position_embeddings", "tie_word_embeddings", "num_experts", "rope_theta", "norm_topk_prob",
+    )  # fmt: skip
+    assert [getattr(dense, name) for name in names] == [
+        151936,
+        4096,
+        22016,
+        32,
+        32,
+        32,
+        128,
+        32768,
+        False,
+        0,
+        10000.0,
+        True,
+    ]
+    assert [getattr(moe, name) for name in names] == [
+        151936,
+        2048,
+        6144,
+        24,
+        32,
+        4,
+        64,
+        32768,
+        False,
+        128,
+        10000.0,
+        False,
+    ]
+    assert (dense.rms_norm_eps, dense.bos_token_id, dense.eos_token_id, dense.dtype) == (1e-6, None, None, None)
+    assert (moe.num_experts_per_tok, moe.moe_intermediate_size, moe.decoder_sparse_step, moe.mlp_only_layers) == (
+        8,
+        768,
+        1,
+        (),
+    )
+    assert (
+        Qwen3Config.from_hf(DENSE | {"num_key_value_heads": None, "num_attention_heads": 16}).num_key_value_heads == 16
+    )
+    assert Qwen3Config.from_hf(MOE | {"num_local_experts": 16, "head_dim": 128}).num_experts == 16
+    assert Qwen3Config.from_hf(MOE | {"num_local_experts": 16, "num_experts": 32}).num_experts == 32
+    assert Qwen3Config.from_hf(DENSE | {"num_experts": 8}).num_experts == 0
+    assert Qwen3Config.from_hf(DENSE | {"dtype": "float16", "torch_dtype": "float32"}).dtype == "float16"
+    assert Qwen3Config.from_hf(DENSE | {"torch_dtype": "float32"}).dtype == "float32"
+    with pytest.warns(UserWarning, match=r"\['other'\] are not Qwen3's"):
+        Qwen3Config.from_hf(DENSE | {"other": 1, "use_cache": False, "pad_token_id": 1})
+
+
+def test_a_config_survives_its_file():
+    for config in (
+        small(),
+        small(tie_word_embeddings=False, attention_bias=True, rms_norm_eps=1e-5, initializer_range=0.5, rope_theta=5e6),
+        small(eos_token_id=(3, 4), bos_token_id=None, dtype="bfloat16", max_position_embeddings=99, num_key_value_heads=2),
+        small(num_experts=6, num_experts_per_tok=3, moe_intermediate_size=5, norm_topk_prob=False, decoder_sparse_step=2,
+              mlp_only_layers=(1,), router_aux_loss_coef=0.5),
+        small(rope_scaling=RopeScaling(factor=4.0, original_max_position_embeddings=32, beta_fast=16.0, truncate=False)),
+        small(dual_chunk_attention_config=DualChunk(64, 16, 128)),
+    ):  # fmt: skip
+        raw = json.loads(json.dumps(config.to_hf()))
+        assert Qwen3Config.from_hf(raw) == config
+        assert raw["architectures"] == ["Qwen3MoeForCausalLM" if config.num_experts else "Qwen3ForCausalLM"]
+        assert ("num_experts" in raw) == ("max_window_layers" not in raw) == bool(config.num_experts)
+    assert small(rope_scaling=RopeScaling(factor=4.0)).to_hf()["rope_scaling"] == {"rope_type": "yarn", "factor": 4.0}
+
+
+def test_both_spellings_of_rope_and_which_one_wins():
+    def rope(**raw):
+        config = Qwen3Config.from_hf(DENSE | raw)
+        return config.rope_theta, config.rope_scaling
+
+    yarn = RopeScaling(factor=2.0)
+    assert rope() == (10_000.0, None)
+    assert rope(rope_theta=5) == (5.0, None)
+    assert rope(rope_scaling={"type": "yarn", "factor": 2.0}, rope_theta=7) == (7.0, yarn)
+    assert rope(rope_parameters={"rope_type": "yarn", "factor": 2.0, "rope_theta": 8}) == (8.0, yarn)
+    assert rope(rope_parameters={"rope_type": "default", "rope_theta": 8}, rope_theta=7) == (8.0, None)
+    both = dict(rope_scaling={"rope_type": "yarn", "factor": 3.0}, rope_parameters={"factor": 2.0})
+    assert rope(**both) == (10_000.0, yarn), "the newer spelling goes before"
+    assert rope(rope_scaling={"type": "yarn", "rope_type": "yarn", "factor": 2.0, "beta_fast": None})[1] == yarn
+    with pytest.raises(UserError, match=r"'partial_rotary_factor' is not 1\.0"):
+        rope(rope_parameters={"partial_rotary_factor": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(hidden_size=0), "config field hidden_size is 0; it must be at least 1."),
+        (dict(num_hidden_layers=True), "config field num_hidden_layers is True; it must be a whole number."),
+        (dict(num_experts=-1), "config field num_experts is -1; it must be at least 0."),
+        (dict(head_dim=3), "config field 'head_dim' must be even"),
+        (
+            dict(num_key_value_heads=3),
+            "'num_attention_heads' \\(4\\) must be a multiple of 'num_key_value_heads' \\(3\\)",
+        ),
+        (
+            dict(num_experts=2, num_experts_per_tok=3),
+            "must lie between 1 and 'num_experts' \\(2\\)",
+        ),
+        (dict(num_experts=2, num_experts_per_tok=0), "must lie between 1 and 'num_experts'"),
+        (dict(mlp_only_layers=[4]), "names layer 4; there are 4"),
+        (dict(mlp_only_layers=[-1]), "names layer -1"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused_by_its_field(fields, message):
+    with pytest.raises(UserError, match=message):
+        small(**fields)
+    assert small(num_experts=2, num_experts_per_tok=2, mlp_only_layers=[3]).mlp_only_layers == (3,)
+    for chunks in ((64, 33), (64, 0), (64, -1)):
+        with pytest.raises(UserError, match="needs 0 < local_size <= chunk_size / 2"):
+            DualChunk(*chunks)
+    assert DualChunk(64, 32).chunk == 32
+
+
+def test_which_layers_hold_experts():
+    config = small(num_experts=2, num_experts_per_tok=1, decoder_sparse_step=2, mlp_only_layers=(1,))
+    assert [config.is_moe_layer(i) for i in range(4)] == [False, False, False, True]
+    assert not small().is_moe_layer(0)
+
+
+def test_presets_by_any_name():
+    config = Qwen3Config.preset("Qwen/Qwen3-30B-A3B-Thinking-2507")
+    assert (config.rope_theta, config.max_position_embeddings, config.eos_token_id) == (10_000_000.0, 262_144, 151_645)
+    base = Qwen3Config.preset("qwen3-4b-base")
+    assert (base.eos_token_id, base.max_position_embeddings, base.tie_word_embeddings) == (151_643, 32_768, True)
+    assert not Qwen3Config.preset("Qwen3-8B").tie_word_embeddings
+    with pytest.raises(UserError, match="no preset 'Qwen3-32B-Base'"):
+        Qwen3Config.preset("Qwen3-32B-Base")
