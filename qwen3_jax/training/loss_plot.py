@@ -44,5 +44,6 @@ def plot_loss(path: Path, output: Path, entropy: dict[str, float]) -> None:
         axes.axhline(nats, color=color, linestyle=":", linewidth=1, label=f"unigram entropy of {name}")
     axes.set(xlabel="step", ylabel="loss (nats per token)", ylim=(0, None))
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8)
+    if axes.get_legend_handles_labels()[0]:  # a run may end before its first line of metrics
+        axes.legend(fontsize=8)
     figure.savefig(output, dpi=130)

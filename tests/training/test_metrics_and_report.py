@@ -14,7 +14,7 @@ from tensorboardX.proto import event_pb2
 from qwen3_jax.cli.main import main as qwen3
 from qwen3_jax.errors import UserError
 from qwen3_jax.training import meter, metrics, report
-from qwen3_jax.training.loss_plot import nan_for_null, running_mean
+from qwen3_jax.training.loss_plot import nan_for_null, plot_loss, running_mean
 from qwen3_jax.training.run_log import read_run
 
 
@@ -228,3 +228,10 @@ def test_the_page_shows_the_run_and_its_numbers_are_right(tmp_path, capsys):
     (run / "metrics.jsonl").unlink()
     with pytest.raises(UserError, match="has no metrics yet"):
         read_run(run)
+
+
+def test_the_plot_of_a_run_that_ended_before_its_first_metrics(tmp_path, recwarn):
+    (tmp_path / "metrics.jsonl").write_text("")
+    plot_loss(tmp_path / "metrics.jsonl", tmp_path / "loss.png", {})
+    assert (tmp_path / "loss.png").stat().st_size > 0
+    assert not recwarn.list
