@@ -65,7 +65,7 @@ class ConfigurationParser(jsonargparse.ArgumentParser):
             if isinstance(cause, UserError):
                 raise cause
             cause = cause.__cause__ or cause.__context__
-        if self.kind is None:  # a parser that jsonargparse made for a nested type; its error comes here once more
+        if self.kind is None:  # a parser that jsonargparse creates for a nested type; it hands its error to the outer one
             super().error(message, ex)
         for word in self.args:
             option = word.partition("=")[0]
@@ -95,7 +95,7 @@ def check_file(kind: Any, path: Path, written: str) -> None:
     """Refuse a YAML file that is missing, broken, or has a key that `kind` (a dataclass) has not, by name.
 
     Raises:
-        UserError: as said; `written` is the path as the user wrote it.
+        UserError: one of these; `written` is the path as the user wrote it.
     """
     if not path.is_file():
         raise UserError(f"the config file {written!r} does not exist.")

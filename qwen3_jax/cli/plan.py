@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 plan") -> int:
 
 
 def without_accelerators() -> None:
-    """Keep JAX off real devices, of which planning needs none: to be called before the first array is made."""
+    """Keep JAX off real devices, which planning does not need; call it before the first array is created."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     if "jax" in sys.modules:  # it has read the environment; without effect where devices are in use already
         sys.modules["jax"].config.update("jax_platforms", "cpu")

@@ -244,10 +244,10 @@ def test_kernels_count_as_their_estimate_or_as_told():
     assert (bare.flops, bare.hbm_bytes, bare.unpriced) == (0, 2 * 8 * 8 * 4, {"splash": 1})
     priced = costs.count(hlo.parse(f"{text}{line}{estimate}\n}}\n"))
     assert (priced.flops, priced.hbm_bytes, priced.unpriced) == (1000, 512, {})
-    told = costs.count(hlo.parse(f"{text}{line}\n}}\n"), lambda call, operands: costs.Cost(2.0 * operands[0].elements))
-    assert (told.flops, told.hbm_bytes, told.unpriced) == (2 * 8 * 8, 2 * 8 * 8 * 4, {})
-    told = costs.count(hlo.parse(f"{text}{line}{estimate}\n}}\n"), lambda call, operands: costs.Cost(5, 7))
-    assert (told.flops, told.hbm_bytes) == (5, 7)
+    custom = costs.count(hlo.parse(f"{text}{line}\n}}\n"), lambda call, operands: costs.Cost(2.0 * operands[0].elements))
+    assert (custom.flops, custom.hbm_bytes, custom.unpriced) == (2 * 8 * 8, 2 * 8 * 8 * 4, {})
+    custom = costs.count(hlo.parse(f"{text}{line}{estimate}\n}}\n"), lambda call, operands: costs.Cost(5, 7))
+    assert (custom.flops, custom.hbm_bytes) == (5, 7)
 
 
 def test_a_scatter_counts_as_its_updates():
@@ -352,9 +352,9 @@ def test_the_clock_hides_what_the_order_hides():
     assert time(Loop([beside, Wait("k"), work(3)], 5)) == pytest.approx(5 * 4e-3)
     assert time(Loop([Wait("k"), beside, work(3)], 5)) == pytest.approx(5 * 3e-3)
     memory = Work("w", 0.0, 2e-3 * where.chip.hbm_bandwidth)
-    found = roofline.bound(Program([work(1), memory, alone]), where, mesh)
-    assert (found.step_s, found.chip_s, found.waiting_s) == pytest.approx((4e-3, 3e-3, 1e-3))
-    assert found.bound == "HBM"
+    bound = roofline.bound(Program([work(1), memory, alone]), where, mesh)
+    assert (bound.step_s, bound.chip_s, bound.waiting_s) == pytest.approx((4e-3, 3e-3, 1e-3))
+    assert bound.bound == "HBM"
     assert roofline.bound(Program([work(1), alone, alone]), where, mesh).bound == "ICI"
 
 
