@@ -65,7 +65,9 @@ class ConfigurationParser(jsonargparse.ArgumentParser):
             if isinstance(cause, UserError):
                 raise cause
             cause = cause.__cause__ or cause.__context__
-        if self.kind is None:  # a parser that jsonargparse creates for a nested type; it hands its error to the outer one
+        if (
+            self.kind is None
+        ):  # a parser that jsonargparse creates for a nested type; it hands its error to the outer one
             super().error(message, ex)
         for word in self.args:
             option = word.partition("=")[0]

@@ -244,7 +244,9 @@ def test_kernels_count_as_their_estimate_or_as_told():
     assert (bare.flops, bare.hbm_bytes, bare.unpriced) == (0, 2 * 8 * 8 * 4, {"splash": 1})
     priced = costs.count(hlo.parse(f"{text}{line}{estimate}\n}}\n"))
     assert (priced.flops, priced.hbm_bytes, priced.unpriced) == (1000, 512, {})
-    custom = costs.count(hlo.parse(f"{text}{line}\n}}\n"), lambda call, operands: costs.Cost(2.0 * operands[0].elements))
+    custom = costs.count(
+        hlo.parse(f"{text}{line}\n}}\n"), lambda call, operands: costs.Cost(2.0 * operands[0].elements)
+    )
     assert (custom.flops, custom.hbm_bytes, custom.unpriced) == (2 * 8 * 8, 2 * 8 * 8 * 4, {})
     custom = costs.count(hlo.parse(f"{text}{line}{estimate}\n}}\n"), lambda call, operands: costs.Cost(5, 7))
     assert (custom.flops, custom.hbm_bytes) == (5, 7)
