@@ -133,10 +133,10 @@ def quantized_einsum(
 def expand_columns(equation: str, columns: jax.Array) -> jax.Array:
     """Return one number per column of w in einsum(equation, x, w), with axes that broadcast against the result."""
     inputs, result = equation.split("->")
-    kept = [letter for letter in inputs.split(",")[1] if letter in result]
-    columns = columns.transpose([kept.index(letter) for letter in result if letter in kept])
+    axes = [letter for letter in inputs.split(",")[1] if letter in result]
+    columns = columns.transpose([axes.index(letter) for letter in result if letter in axes])
     letters = result.split("...")[-1]
-    return jnp.expand_dims(columns, [axis for axis, letter in enumerate(letters) if letter not in kept])
+    return jnp.expand_dims(columns, [axis for axis, letter in enumerate(letters) if letter not in axes])
 
 
 def _in_tiles(equation: str, x: jax.Array, w: Any, summed: Sequence[int], per_channel: bool) -> jax.Array | None:

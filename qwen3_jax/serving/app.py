@@ -49,7 +49,7 @@ class Server:
 
     def __init__(
         self, engine: Engine, tokenizer: Tokenizer, name: str, *,
-        limits: Limits = Limits(),  # noqa: B008 - frozen
+        limits: Limits = Limits(),
         keys: Sequence[str] = (), hosts: Sequence[str] = (), origins: Sequence[str] = (),
         warm_up: bool = True, log_text: bool = False,
     ):  # fmt: skip

@@ -57,7 +57,7 @@ def token_loss(
     tied: bool,
     z_loss: float = 0.0,
     chunk: int = 1024,
-    placement: Placement = Placement(),  # noqa: B008 - frozen
+    placement: Placement = Placement(),
 ) -> TokenLoss:
     """Return the weighted sums of cross-entropy and z-loss over a batch.
 

@@ -82,7 +82,7 @@ class Trainer:
         optimizer: OptimizerConfig,
         rate: Schedule,
         placement: Placement,
-        loss: LossConfig = LossConfig(),  # noqa: B008 - frozen
+        loss: LossConfig = LossConfig(),
         micro_batches: int = 1,
     ):
         if loss.balance_counts != "exact" and not config.num_experts:

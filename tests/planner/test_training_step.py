@@ -190,7 +190,7 @@ def test_estimates_order_settings_as_they_should():
     )
     model = training_architecture(run)
 
-    def estimate(remat="full", micro=1, optimizer=OptimizerConfig(), **axes) -> Estimate:  # noqa: B008
+    def estimate(remat="full", micro=1, optimizer=OptimizerConfig(), **axes) -> Estimate:
         one = dataclasses.replace(
             run, model=dataclasses.replace(run.model, remat=remat), micro_batches=micro, optimizer=optimizer
         )
