@@ -92,8 +92,7 @@ def _refuse_gradient(*_: Any) -> Any:
 _quantized_linear.defvjp(_refuse_gradient, _refuse_gradient)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _linear(equation: str, execution: Execution, x: jax.Array, w: jax.Array) -> jax.Array:
+def _value(equation: str, execution: Execution, x: jax.Array, w: jax.Array) -> jax.Array:
     if execution.quantization is None and execution.on_one_cpu:
         y = few_rows_einsum(equation, x, w)
         if y is not None:
@@ -101,8 +100,12 @@ def _linear(equation: str, execution: Execution, x: jax.Array, w: jax.Array) -> 
     return _product(equation, execution, x, w.astype(x.dtype), 0)
 
 
+_linear = jax.custom_vjp(_value, nondiff_argnums=(0, 1))
+
+
 def _forward(equation, execution, x, w):
-    return _linear(equation, execution, x, w), (x, w)
+    # Not `_linear`: a policy of jax.checkpoint does not see products inside of a function with its own gradient.
+    return _value(equation, execution, x, w), (x, w)
 
 
 def _backward(equation, execution, residuals, dy):
