@@ -94,11 +94,11 @@ def _drop_similar(minhash: np.ndarray, band: int, similarity: float, dropped: np
     for group in np.flatnonzero(sizes > 1):
         members = [int(i) for i in order[ends[group] - sizes[group] : ends[group]] if not dropped[i]]
         kept: list[int] = []
-        for one in members:
-            if any((minhash[one] == minhash[other]).mean() >= similarity for other in kept):
-                dropped[one] = True
+        for member in members:
+            if any((minhash[member] == minhash[other]).mean() >= similarity for other in kept):
+                dropped[member] = True
             elif len(kept) < 8:  # dissimilar texts that share a band are few
-                kept.append(one)
+                kept.append(member)
 
 
 @dataclass(frozen=True)

@@ -96,23 +96,25 @@ def streams(config: DataConfig, corpora: Sequence[Prepared], weights: Mapping[st
     out = []
     classes: Sequence[LengthShare | None] = config.lengths or [None]
     whole = sum(weights.values())
-    parts = sum(one.weight for one in config.lengths) or 1.0
+    parts = sum(length_class.weight for length_class in config.lengths) or 1.0
     for number, (source, corpus) in enumerate(zip(config.sources, corpora, strict=True)):
         if source.name not in weights:
             continue
         used = np.flatnonzero(corpus.select(source.where) & ~corpus.held_out(source.eval_fraction))
         document, start, pairs = cut(used, np.asarray(corpus.lengths)[used], config.sequence_length)
-        for one in classes:
-            chosen = slice(None) if one is None else (pairs > one.above) & (pairs <= one.up_to)
-            key = source.name if one is None else f"{source.name}/{one.above}-{one.up_to}"
+        for length_class in classes:
+            chosen = (
+                slice(None) if length_class is None else (pairs > length_class.above) & (pairs <= length_class.up_to)
+            )
+            key = source.name if length_class is None else f"{source.name}/{length_class.above}-{length_class.up_to}"
             if not len(pairs[chosen]):
                 what = (
                     "no text to train on"
-                    if one is None
-                    else f"no text of more than {one.above} and up to {one.up_to} tokens"
+                    if length_class is None
+                    else f"no text of more than {length_class.above} and up to {length_class.up_to} tokens"
                 )
                 raise DataError(f"source {source.name!r} has {what}{_why(source, corpus)}.")
-            share = weights[source.name] / whole * (one.weight / parts if one else 1.0)
+            share = weights[source.name] / whole * (length_class.weight / parts if length_class else 1.0)
             seed = int.from_bytes(hashlib.blake2b(f"{config.seed}/{key}".encode(), digest_size=4).digest(), "big")
             out.append(Stream(key, number, document[chosen], start[chosen], pairs[chosen], share, seed))
     return out
