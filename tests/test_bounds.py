@@ -159,3 +159,39 @@ def test_each_field_is_bounded_where_its_documentation_says(name):
         build(**{field: accepted})
         with pytest.raises(UserError, match=rf"{field}(\.s)?\b.* is .*; it must be"):
             build(**{field: refused})
+
+
+POSITIVE, FROM_0, FROM_1 = (0, -1.0, math.inf), (-1, 0.5, True), (0, -1, 1.5)  # values that are refused
+REFUSED = {
+    "running_sum": (RunningSum, {}, dict(problems=FROM_1, eval_problems=FROM_1, min_digits=(1, 27), max_digits=(1, 27),
+        thinking=(-0.1,), non_thinking=(-0.1,), disabled=(-0.1,), truncated=(-0.1,))),
+    "cleaning": (Cleaning, {}, dict(similarity=(0.09, 1.0), ngram=FROM_1, max_malformed=FROM_0)),
+    "source": (Source, dict(name="s", path="x"), dict(weight=POSITIVE, eval_fraction=(-0.1, 1))),
+    "lengths": (LengthShare, dict(above=0, up_to=9, weight=1.0), dict(above=(-1, 9), up_to=(0,), weight=POSITIVE)),
+    "data": (DataConfig, dict(sources=[Source("s", "x")]), dict(sequence_length=FROM_1, batch_size=FROM_1, packing_rows=FROM_1,
+        prefetch_batches=FROM_0, seed=FROM_0)),
+    "budget_curve": (BudgetCurveConfig, dict(source="s"), dict(budgets=([-1], [0.5]), problems=FROM_1, max_new_tokens=FROM_1,
+        batch_size=FROM_1)),
+    "target": (Target, dict(parameters=1.0, tokens=1.0), dict(parameters=POSITIVE, tokens=POSITIVE, sequence_length=FROM_1)),
+    "verify": (Verify, {}, dict(tokens=POSITIVE, seeds=([], [1, 1], [-1]))),
+    "scaling": (ScalingConfig, SCALING, dict(tokens=([0.0], [1.0, -1.0]), learning_rates=([0.0],), batch_tokens=([0], [1.5]),
+        rate_points=(2,), batch_points=(0,), widen=(-1,), eval_tokens=(0,), rate_ratio=(1,), batch_ratio=(1,), window=POSITIVE,
+        prior_deviation=POSITIVE, max_extrapolation=POSITIVE, warmup_share=(-0.1, 0.91), level=(0.49, 0.9991),
+        seeds=([-1], []))),
+    "mixture": (MixtureConfig, RUN, dict(tokens=POSITIVE, target_tokens=POSITIVE, max_epochs=POSITIVE, eval_tokens=FROM_1,
+        mixtures=(3,), min_weight=(-0.1, 0.51), warmup_share=(-0.1, 0.91), seed=(-1,), concentration=([1.0], [0, 1], [2, 1]))),
+    "architecture": (Qwen3Config, {}, dict.fromkeys((
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "head_dim", "max_position_embeddings", "moe_intermediate_size", "decoder_sparse_step"), FROM_1)
+        | dict(num_experts=FROM_0)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("section", REFUSED)
+def test_every_bounded_field_refuses_what_is_just_outside(section):
+    cls, needed, refused = REFUSED[section]
+    cls(**needed)
+    for name, values in refused.items():
+        for value in values:
+            with pytest.raises(UserError, match=name):
+                cls(**needed | {name: value})
