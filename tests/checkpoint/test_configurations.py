@@ -1,10 +1,13 @@
 """Configurations by hand: what a file leaves out, both spellings, round trips, and what is refused."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from qwen3_jax import GenerationConfig, Qwen3Config, UserError
+from qwen3_jax.checkpoint.formats import gguf
 from qwen3_jax.position_config import DualChunk, RopeScaling
 from tests.helpers.small_config import small
 
@@ -153,3 +156,78 @@ def test_presets_by_any_name():
     assert not Qwen3Config.preset("Qwen3-8B").tie_word_embeddings
     with pytest.raises(UserError, match="no preset 'Qwen3-32B-Base'"):
         Qwen3Config.preset("Qwen3-32B-Base")
+
+
+def gguf_header(name="qwen3", kind="Q4_K", tensors=(), **fields):
+    """Metadata of a file, below its architecture's name where there is no dot, and tensors of one kind."""
+    needed = {"embedding_length": 64, "attention.head_count": 8, "feed_forward_length": 96, "block_count": 3,
+              "context_length": 100, "attention.layer_norm_rms_epsilon": 1e-6}  # fmt: skip
+    metadata = {f"{name}.{key}": value for key, value in needed.items()} | {"general.architecture": name} | fields
+    shapes = {"token_embd.weight": (40, 64), "blk.0.attn_q.weight": (64, 64)} | dict(tensors)
+    kinds = {tensor: gguf.Tensor(SimpleNamespace(name=kind), shape, 0, 0) for tensor, shape in shapes.items()}
+    return gguf.Header(metadata, kinds)
+
+
+def test_the_architecture_of_a_gguf_file_is_in_its_metadata():
+    def config(**options):
+        return gguf._config(Path("m.gguf"), gguf_header(**options))
+
+    plain = config()
+    assert (plain.vocab_size, plain.hidden_size, plain.num_hidden_layers, plain.max_position_embeddings) == (
+        40,
+        64,
+        3,
+        100,
+    )
+    assert (plain.num_attention_heads, plain.num_key_value_heads, plain.head_dim) == (8, 8, 8)
+    assert (plain.tie_word_embeddings, plain.attention_bias, plain.rope_theta, plain.rope_scaling) == (
+        True,
+        False,
+        1e4,
+        None,
+    )
+    assert (plain.dtype, plain.num_experts, plain.eos_token_id) == ("bfloat16", 0, None)
+    assert config(kind="F16").dtype == "float16"
+    more = config(
+        tensors={"output.weight": (40, 64), "blk.0.attn_q.bias": (64,)},
+        **{"qwen3.attention.key_length": 16, "qwen3.attention.head_count_kv": 2, "qwen3.rope.freq_base": 5e6,
+           "tokenizer.ggml.eos_token_id": 7, "tokenizer.ggml.bos_token_id": 6, "qwen3.rope.scaling.type": "yarn",
+           "qwen3.rope.scaling.factor": 4, "qwen3.rope.scaling.original_context_length": 25},
+    )  # fmt: skip
+    assert (more.head_dim, more.num_key_value_heads, more.rope_theta, more.eos_token_id, more.bos_token_id) == (
+        16,
+        2,
+        5e6,
+        7,
+        6,
+    )
+    assert (more.tie_word_embeddings, more.attention_bias) == (False, True)
+    assert more.rope_scaling == RopeScaling(factor=4.0, original_max_position_embeddings=25)
+    experts = {"qwen3moe.expert_count": 4, "qwen3moe.expert_used_count": 2}
+    stored = {"blk.0.ffn_gate_exps.weight": (4, 24, 64)}
+    moe = config(name="qwen3moe", tensors=stored, **experts)
+    assert (moe.num_experts, moe.num_experts_per_tok, moe.moe_intermediate_size, moe.norm_topk_prob) == (4, 2, 24, True)
+    assert (
+        config(
+            name="qwen3moe", tensors=stored, **experts, **{"qwen3moe.expert_feed_forward_length": 32}
+        ).moe_intermediate_size
+        == 32
+    )
+    for options, message in (
+        ({"name": "llama"}, "general.architecture is 'llama'"),
+        ({"qwen3.attention.value_length": 4}, "value_length differs from key_length"),
+        ({"qwen3.rope.scaling.type": "linear"}, "rope.scaling.type is 'linear'"),
+        ({"qwen3.block_count": [3]}, r"qwen3.block_count is \[3\]; expected one number"),
+        ({"name": "qwen3moe"}, "expert_feed_forward_length is None"),
+    ):
+        with pytest.raises(UserError, match=message):
+            config(**options)
+
+
+def test_an_answer_of_a_gguf_model_ends_at_any_of_its_end_tokens():
+    tokens = ["a", "<|im_end|>", "b", "<|endoftext|>"]
+    for eos, expected in ((None, (1, 3)), (3, (3, 1)), (1, (1, 3)), (2, (2, 1, 3))):
+        fields = {"tokenizer.ggml.tokens": tokens} | ({} if eos is None else {"tokenizer.ggml.eos_token_id": eos})
+        assert gguf._generation(fields) == GenerationConfig(eos_token_id=expected)
+    sampled = gguf._generation({"general.sampling.temp": 0.6, "general.sampling.min_p": 0.1})
+    assert sampled == GenerationConfig(do_sample=True, temperature=0.6, min_p=0.1)
