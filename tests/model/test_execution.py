@@ -30,8 +30,9 @@ def test_a_balanced_row_has_the_logits_of_its_tokens_in_order():
     model = Qwen3(TINY, rngs=nnx.Rngs(0), execution=execution)
     expected = Qwen3(TINY, rngs=nnx.Rngs(0))(TOKENS)
     np.testing.assert_allclose(model(TOKENS[:, order]), expected[:, order], rtol=0, atol=1e-5)
-    with pytest.raises(sharding.ShardingError, match="15 tokens cannot be balanced over 2 parts"):
-        model(TOKENS[:, :15])
+    for positions in (None, np.tile(np.arange(15), (2, 1))):
+        with pytest.raises(sharding.ShardingError, match="15 tokens cannot be balanced over 2 parts"):
+            model(TOKENS[:, :15], positions=positions)
 
 
 def test_execution_is_checked_and_can_be_a_key_of_jit():
@@ -89,6 +90,12 @@ def test_norms_and_routing_are_float32_in_a_bfloat16_model():
     probs /= probs.sum(-1, keepdims=True)
     _, stats = layer(x, None)
     np.testing.assert_allclose(stats.prob, probs.sum((0, 1)), rtol=1e-5)
+
+
+def test_initial_weights_are_drawn_in_float32_for_any_storage_type():
+    narrow, wide = (flatten(Qwen3(TINY, rngs=nnx.Rngs(0), param_dtype=dtype)) for dtype in ("bfloat16", "float32"))
+    for name, value in wide.items():
+        np.testing.assert_array_equal(narrow[name], value.astype(jnp.bfloat16), err_msg=name)
 
 
 def test_parameters_have_the_storage_type_and_activations_the_compute_type():
