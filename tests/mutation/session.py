@@ -15,6 +15,7 @@ from tests.mutation import executed, runs
 from tests.mutation.tree import Tree
 
 PACKAGES = ("data", "text", "checkpoint", "training", "serving", "generation")
+_OF_EVERY_PACKAGE = ("tests/test_bounds.py",)
 # Of what is traced once or kept, only the first test that needs it executes the lines.
 _EXECUTED_ONCE = re.compile(r"^\s*(import|from) (jax|flax)|functools\.(lru_)?cache|cached_property", re.MULTILINE)
 
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cpu-limit", type=float, default=90, help="CPU seconds of tests after which a change has survived"
     )
-    parser.add_argument("--tests", nargs="*", help="test files or folders instead of the package's own folder")
+    parser.add_argument("--tests", nargs="*", help="test files or folders instead of the package's own")
 
 
 class Session:
@@ -35,7 +36,7 @@ class Session:
     def __init__(self, options: argparse.Namespace, tree: Tree, package: str):
         self.options, self.tree, self.package = options, tree, package
         self.log = options.cache / f"last-run-{os.getpid()}.log"
-        folders = options.tests or [f"tests/{package}"]
+        folders = options.tests or [f"tests/{package}", *_OF_EVERY_PACKAGE]
         files = [str(f.relative_to(tree.folder)) for folder in folders for f in _test_files(tree.folder / folder)]
         self.executed = executed.measure(tree.folder, package, files, options.cache, self.log)
         if self.executed.failing:
@@ -88,7 +89,7 @@ class Session:
 
 
 def _test_files(folder: Path) -> list[Path]:
-    return [folder] if folder.is_file() else sorted(folder.rglob("test_*.py"))
+    return [folder] if folder.suffix == ".py" else sorted(folder.rglob("test_*.py"))
 
 
 class Results:
