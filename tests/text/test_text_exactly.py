@@ -327,6 +327,8 @@ def test_continuing_a_message_verbatim():
     assert continued(content="a</think> c") == prompt + "<think>\na</think> c"
     assert continued(reasoning_content="R") == prompt + "<think>\nR"
     assert continued(reasoning_content="R", content="") == prompt + "<think>\nR\n</think>\n\n"
+    assert continued(reasoning_content=" R\n") == prompt + "<think>\n R\n", "the thinking itself stays open, untrimmed"
+    assert continued(reasoning="R", content="<think>S") == prompt + "<think>\nR\n</think>\n\n<think>S"
     assert continued(reasoning="R", content="S ") == prompt + "<think>\nR\n</think>\n\nS "
 
 
@@ -368,6 +370,21 @@ def test_the_smallest_vocabulary_and_texts_in_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["qwen3_jax.text.train_tokenizer"], "_CHUNK", 8)
     (tmp_path / "a.txt").write_text("1234\n678\nabc\n\nlonger than eight\nend")
     assert list(read_texts([tmp_path / "a.txt"])) == ["1234\n678\n", "abc\n\nlonger than eight\n", "end"]
+
+
+def test_parts_are_joined_with_nothing_between_and_no_arguments_are_an_empty_object():
+    parts = [{"type": "text", "text": "a"}, "b", {"text": "c"}]
+    assert render(built_in_template(), [user(parts)]) == render(built_in_template(), [user("abc")])
+    for call in ({"name": "f"}, {"name": "f", "arguments": None}, {"function": {"name": "f", "arguments": {}}}):
+        text = render(built_in_template(), [user("?"), {"role": "assistant", "tool_calls": [call]}])
+        assert '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>' in text
+
+
+def test_where_qwen_cuts_before_it_merges(small):
+    """Single digits; a word with one leading mark or space; line breaks by themselves; contractions."""
+    cuts = small._backend.pre_tokenizer.pre_tokenize_str("it's 123,abc  de\n\nx!?\n y")
+    pieces = [token_to_bytes(piece).decode() for piece, _ in cuts]
+    assert pieces == ["it", "'s", " ", "1", "2", "3", ",abc", " ", " de", "\n\n", "x", "!?\n", " y"]
 
 
 def test_files_to_train_on_each_once_in_order(tmp_path):
