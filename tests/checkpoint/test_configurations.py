@@ -89,6 +89,8 @@ def test_a_config_survives_its_file():
     ):  # fmt: skip
         raw = json.loads(json.dumps(config.to_hf()))
         assert Qwen3Config.from_hf(raw) == config
+        assert "torch_dtype" in raw
+        assert "dtype" not in raw, "the spelling of the hub's files, which both versions of transformers read"
         assert raw["architectures"] == ["Qwen3MoeForCausalLM" if config.num_experts else "Qwen3ForCausalLM"]
         assert ("num_experts" in raw) == ("max_window_layers" not in raw) == bool(config.num_experts)
     assert small(rope_scaling=RopeScaling(factor=4.0)).to_hf()["rope_scaling"] == {"rope_type": "yarn", "factor": 4.0}
