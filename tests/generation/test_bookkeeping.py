@@ -1,4 +1,4 @@
-"""What an engine says of itself, in exact numbers; and who is scheduled, step by step."""
+"""Counters and limits of an engine in exact numbers; plans of the scheduler step by step."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ def run(engine: Engine, *requests: Request) -> list[list]:
 
 
 def test_prefill_and_decode_tokens_add_up():
-    """Every prompt token is computed or read from the cache, every token but those of prefills is a decode step's."""
+    """Every prompt token is computed or read from the cache; every other token comes from a prefill or a decode step."""
     model = tiny_models.model(2, eos=False)
     engine = Engine(model, **ROOMY)
     prompts = [tuple(range(n)) for n in (1, 2, 5, 64, 65, 130)]
@@ -170,7 +170,7 @@ def test_what_a_lookup_proposes(tokens, longest, shortest, expected, cut):
     assert lookup.propose(tokens, ngrams, min(cut, len(tokens))) == expected
 
 
-# ---- who is scheduled --------------------------------------------------------------------------------------------------
+# ---- the scheduler -----------------------------------------------------------------------------------------------------
 
 SIZE = 4
 
@@ -189,7 +189,7 @@ def add(to: Scheduler, length: int, limit: int = 60, first: int = 0, **fields) -
 
 
 def advance(of: Scheduler, plan) -> None:
-    """Carry a plan out: decode steps append one token each."""
+    """Execute a plan; decode steps append one token each."""
     if isinstance(plan, Prefill):
         for parts in plan.parts:
             for sequence, count in parts:
@@ -203,7 +203,7 @@ def advance(of: Scheduler, plan) -> None:
             sequence.tokens.append(99)
 
 
-def test_chunks_and_decode_steps_take_turns():
+def test_chunks_and_decode_steps_alternate():
     of = scheduler(pages=20)
     first, second = add(of, 5), add(of, 20, first=50)
     plan = of.schedule()
@@ -221,7 +221,7 @@ def test_chunks_and_decode_steps_take_turns():
     assert of.schedule() == Decode([[first, second]], 4)
 
 
-def test_a_chunk_holds_so_many_rows_and_leaves_a_last_token_alone():
+def test_a_chunk_has_at_most_chunk_rows_and_leaves_a_last_token_alone():
     of = scheduler(chunk=16)
     first, second, third = (add(of, 3, first=10 * n, last_alone=n == 1) for n in range(3))
     assert of.schedule() == Prefill([[(first, 3), (second, 2)]])
@@ -243,7 +243,7 @@ def test_pages_that_are_reserved():
     assert of.pools[0].held == 0
 
 
-def test_the_youngest_makes_room_and_comes_back_first():
+def test_the_youngest_is_preempted_and_returns_first():
     of = scheduler(pages=6, steps=1, prefix_cache=False)  # five pages
     old, young, later = add(of, 4), add(of, 4), add(of, 20)
     advance(of, of.schedule())
@@ -263,7 +263,7 @@ def test_the_youngest_makes_room_and_comes_back_first():
     assert list(of.waiting) == [later]
 
 
-def test_room_is_left_for_the_others_to_grow():
+def test_pages_are_left_for_the_others_to_grow():
     of = scheduler(pages=6, prefix_cache=False)  # five pages
     first = add(of, 4)
     advance(of, of.schedule())
@@ -275,7 +275,7 @@ def test_room_is_left_for_the_others_to_grow():
     assert second.shard == 0
 
 
-def test_a_cache_grows_before_anything_makes_room():
+def test_a_cache_grows_before_anything_is_preempted():
     of = scheduler(pages=3, max_pages=7, steps=1, prefix_cache=False)
     first, second = add(of, 8), add(of, 8)
     assert of.schedule() == Grow(3, 6)  # the second needs two pages, and one is left for the first to grow
@@ -297,7 +297,7 @@ def test_a_cache_grows_before_anything_makes_room():
     assert second.preemptions == 1
 
 
-def test_a_shard_that_has_the_beginning_is_preferred_and_else_the_emptier_one():
+def test_a_shard_with_the_prefix_is_preferred_and_else_the_emptier_one():
     of = scheduler(shards=2, rows=2)
     first = add(of, 9)
     advance(of, of.schedule())
@@ -311,7 +311,7 @@ def test_a_shard_that_has_the_beginning_is_preferred_and_else_the_emptier_one():
     assert (same.shard, same.cached) == (0, 8)
 
 
-def test_a_common_beginning_is_waited_for_and_then_shared():
+def test_a_sequence_waits_for_a_common_prefix_and_shares_it():
     of = scheduler(pages=20)
     first, second = add(of, 13), add(of, 13)
     plan = of.schedule()

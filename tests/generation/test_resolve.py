@@ -1,4 +1,4 @@
-"""From options to requests, in exact numbers: limits, budgets, every field, and what each error names."""
+"""From options to requests: limits and budgets in exact numbers, every field, and the fields of errors."""
 
 import dataclasses
 
@@ -76,7 +76,7 @@ def test_the_limit_of_generation_config(own, limit, monkeypatch):
         (5, 10, True, False, "at least 16."),
     ],
 )
-def test_budgets_and_what_they_leave_room_for(budget, limit, is_open, fit, expected):
+def test_budgets_leave_room_for_the_answer(budget, limit, is_open, fit, expected):
     if not isinstance(expected, str):
         assert checked_budget(budget, limit, 10, is_open, fit=fit) == expected
         return
@@ -127,7 +127,7 @@ def test_every_option_arrives_in_the_request():
 
 
 @pytest.mark.parametrize("off", [dict(enable_thinking=False), dict(thinking_budget=0), dict(enable_thinking=np.False_)])
-def test_no_thinking_is_told_to_the_template_and_to_the_budget(off):
+def test_no_thinking_reaches_the_template_and_the_budget(off):
     request = one(CHAT, **off)
     assert request.prompt == tuple(TOK.apply_chat_template(CHAT, enable_thinking=False, tokenize=True))
     assert request.prompt != one(CHAT).prompt == one(CHAT, enable_thinking=True).prompt
@@ -135,7 +135,7 @@ def test_no_thinking_is_told_to_the_template_and_to_the_budget(off):
     assert one(CHAT, enable_thinking=True).budget is None
 
 
-def test_end_tokens_come_from_the_first_file_that_has_some(monkeypatch):
+def test_end_tokens_come_from_the_first_file_that_has_any(monkeypatch):
     model = tiny_models.model(0)
     monkeypatch.setattr(model, "generation_config", GenerationConfig(eos_token_id=(7, 9)))
     assert end_tokens(model, TOK) == {7, 9}
@@ -166,7 +166,7 @@ def test_end_tokens_come_from_the_first_file_that_has_some(monkeypatch):
     ],
     ids=lambda value: str(value)[:30],
 )  # fmt: skip
-def test_errors_name_the_option_and_what_is_too_long(prompt, options, param, too_long):
+def test_errors_have_the_option_and_whether_the_request_is_too_long(prompt, options, param, too_long):
     if param is None:
         one(prompt, **options)
         return

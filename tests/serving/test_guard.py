@@ -1,4 +1,4 @@
-"""Keys, names and sizes to the exact byte, by ASGI messages. No network."""
+"""API keys, host names and body sizes, with ASGI messages instead of a network."""
 
 import asyncio
 import io
@@ -23,7 +23,7 @@ async def read_all(scope, receive, send):
 
 
 def ask(guard=None, pieces=(b"{}",), **request) -> dict:
-    """What is sent back: status, headers and body."""
+    """Return status, headers and body of the response."""
     request = POST | request
     guard = guard or Guard(read_all, Limits(body_bytes=10), (), (), lambda *_: None, log=None)
     messages = [
@@ -76,7 +76,7 @@ def test_the_size_of_a_body_is_that_of_all_its_pieces(pieces, status):
 
 
 @pytest.mark.parametrize(("length", "status"), [("10", 200), ("11", 413), ("many", 200)])
-def test_a_length_that_is_announced_is_enough(length, status):
+def test_a_content_length_beyond_the_limit_is_refused(length, status):
     assert ask(headers=POST["headers"] | {"content-length": length})["status"] == status
 
 
@@ -87,7 +87,7 @@ def test_a_length_that_is_announced_is_enough(length, status):
         ("application/jsonl", 415),
     ],
 )  # fmt: skip
-def test_a_body_is_json(kind, status):
+def test_a_body_must_be_json(kind, status):
     assert ask(headers={"content-type": kind})["status"] == status
     assert ask(method="GET", headers={})["status"] == 200
 
@@ -119,7 +119,7 @@ def test_who_needs_a_key(path, header, status):
     if status == 401:
         assert got["headers"]["www-authenticate"] == "Bearer"
         assert json.loads(got["body"])["error"]["code"] == "invalid_api_key"
-    assert ask(guard, method="OPTIONS", path=path, headers={})["status"] == 200  # a browser's question before asking
+    assert ask(guard, method="OPTIONS", path=path, headers={})["status"] == 200  # a browser's preflight request
 
 
 @pytest.mark.parametrize(
@@ -129,12 +129,12 @@ def test_who_needs_a_key(path, header, status):
         ("localhost.evil.example", 421), ("", 421),
     ],
 )  # fmt: skip
-def test_which_names_are_answered_to(host, status):
+def test_which_host_names_are_accepted(host, status):
     guard = Guard(read_all, Limits(), (), ("localhost", "::1"), lambda *_: None, log=None)
     assert ask(guard, headers=POST["headers"] | {"host": host})["status"] == status
 
 
-def test_the_log_has_a_line_for_each_request_that_is_no_probe():
+def test_the_log_has_a_line_per_request():
     counted, log = [], io.StringIO()
     guard = Guard(read_all, Limits(body_bytes=10), ("one",), (), lambda *each: counted.append(each), log)
     key = POST["headers"] | {"authorization": "Bearer one"}

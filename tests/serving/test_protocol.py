@@ -1,4 +1,4 @@
-"""From the fields of a body to the options of `resolve`: every field, and that both routes resolve alike. No network."""
+"""From the fields of a body to the options of `resolve`, field by field; checks of a server that is never started."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ TOOL = tiny_models.TOOLS[0]
 
 
 def options(supports_thinking=True, **body) -> dict:
-    """The options of a chat request that differ from those of an empty one."""
+    """Return the options of a chat request that differ from those of an empty one."""
     of, plain = (ChatRequest(messages=ASK, **fields).options(None, supports_thinking, None) for fields in (body, {}))
     assert plain == Options(fit_budget=True)
     return {
@@ -83,12 +83,12 @@ def test_every_field_of_a_chat_takes_effect(body, expected):
     assert options(**body) == expected
 
 
-def test_an_effort_means_nothing_to_a_model_that_does_not_think():
+def test_an_effort_has_no_effect_on_a_model_that_does_not_think():
     assert [options(supports_thinking=False, reasoning_effort=effort) for effort in EFFORTS] == [{}] * len(EFFORTS)
     assert options(supports_thinking=False, thinking_budget=5) == dict(thinking_budget=5, fit_budget=False)
 
 
-def test_continuing_a_turn_and_what_a_server_sets():
+def test_continuing_a_turn_and_the_options_of_a_server():
     turn = [*ASK, {"role": "assistant", "content": "It"}]
     of = ChatRequest(messages=turn, continue_final_message=True, add_generation_prompt=False).options(int, True, 77)
     assert (of.continue_final_message, of.constraint, of.default_limit) == (True, int, 77)
@@ -123,13 +123,13 @@ def test_prompts_and_answers_are_counted(prompt, prompts, n):
     ],
     ids=str,
 )  # fmt: skip
-def test_fields_that_contradict_are_named(body, words, param):
+def test_contradictory_fields_are_named(body, words, param):
     with pytest.raises(RequestError, match=words) as caught:
         options(**body)
     assert caught.value.param == param
 
 
-def test_tokenize_applies_the_template_as_a_chat_would():
+def test_tokenize_applies_the_template_as_a_chat_does():
     messages, tools = [*ASK, {"role": "assistant", "content": "It"}], [TOOL]
     for fields, template in (
         ({}, {}),
@@ -152,7 +152,7 @@ def server() -> Server:
     return Server(engine, TOK, "tiny", limits=Limits(max_tokens=9, messages=3, n=4, requests=2, waiting=5))
 
 
-def test_the_servers_limit_holds_for_requests_that_name_none(server):
+def test_the_servers_limit_applies_to_requests_without_one(server):
     for body in (ChatRequest(messages=ASK), CompletionRequest(prompt="Hi")):
         assert [request.max_new_tokens for request in server._resolve(body)] == [9]
     (request,) = server._resolve(ChatRequest(messages=ASK, max_tokens=4))
@@ -197,7 +197,7 @@ def test_several_prompts_and_choices_are_numbered(server):
     ],
     ids=str,
 )  # fmt: skip
-def test_which_requests_are_constrained_each_by_itself(server, body, constrained):
+def test_which_requests_have_a_constraint_of_their_own(server, body, constrained):
     first, second = (request.constraint for request in server._resolve(ChatRequest(messages=ASK, n=2, **body)))
     assert (first is not None) == (second is not None) == constrained
     assert first is None or first is not second
@@ -219,7 +219,7 @@ def check(server, **body) -> Refused | None:
     return None
 
 
-def test_what_is_refused_at_once_to_the_exact_number(server):
+def test_limits_are_exact(server):
     assert check(server).status == 503  # not ready
     server.ready = True
     assert check(server, n=4, max_tokens=9, messages=ASK * 3, model="tiny") is None

@@ -1,4 +1,4 @@
-"""OpenAI's objects and chunks against hand-written ones, from tokens that no model gave. No network."""
+"""OpenAI's objects and chunks against hand-written ones, from hand-written tokens."""
 
 import asyncio
 import json
@@ -49,7 +49,7 @@ def spelled(id: int) -> dict:
     return own | {"top_logprobs": [own, other]}
 
 
-def test_text_offsets_go_on_from_chunk_to_chunk():
+def test_text_offsets_continue_from_chunk_to_chunk():
     """As in the whole object; per choice, and in characters of the tokens before."""
     a, bb, seven = ids("a")[0], ids("What")[0], ids("7")[0]
     reply = TextReply("m", TOK, [answer(logprobs=2, raw=True), answer(logprobs=2, raw=True)], 2)
@@ -205,12 +205,12 @@ def test_done_when_all_are():
 
 
 class IdleWorker:
-    """Numbers of an engine, for a scrape."""
+    """The load of an engine, for a scrape."""
 
     load = Load(6, 7, 8, 9, Stats(prefill_tokens=1, cached_tokens=2, guessed=3, accepted=4, preemptions=5))
 
 
-def test_what_prometheus_reads(monkeypatch):
+def test_metrics(monkeypatch):
     meters = Meters(IdleWorker())
     reply = ChatReply("m", TOK, [answer(), answer()], 2)
     a = ids("a")[0]

@@ -1,4 +1,4 @@
-"""The engine's thread: who gets which token, what is cancelled, and what clients are told when the engine fails or stops."""
+"""The engine's thread: delivery of tokens, cancellation, and errors when the engine fails or stops."""
 
 import asyncio
 import dataclasses
@@ -29,7 +29,7 @@ class Broken(Engine):
         return super().step()
 
 
-def test_a_failed_engine_tells_all_who_wait(capfd):
+def test_a_failed_engine_raises_for_all_clients(capfd):
     engine = Broken(tiny_models.model(2, eos=False), rows=2, cache_tokens=256, decode_steps=1)
     worker = Worker(engine)
     request = Request((5, 6, 7), Sampling(temperature=0, seed=0), 50)
@@ -52,7 +52,7 @@ def test_a_failed_engine_tells_all_who_wait(capfd):
     assert "out of memory, say" in capfd.readouterr().err
 
 
-def test_a_failed_engine_is_no_healthy_server():
+def test_a_server_with_a_failed_engine_is_unhealthy():
     engine = Broken(tiny_models.model(2, eos=False), rows=2, cache_tokens=256, decode_steps=1)
     server = Server(engine, tiny_models.tokenizer(), "tiny", warm_up=False)
 
@@ -78,12 +78,12 @@ def test_a_failed_engine_is_no_healthy_server():
 
 
 class Scripted:
-    """An engine without a model: each step gives one token to every request, the last of `length` of them finished."""
+    """An engine without a model: each step returns one token per request, until each has `length` tokens."""
 
     def __init__(self, length: int):
         self.length, self.left, self.cancelled, self.count = length, {}, [], 0
         self.cache_usage, self.stats, self.waiting = (3, 9), Stats(prefill_tokens=5), 2
-        self.gate = threading.Semaphore(0)  # a step waits for the test
+        self.gate = threading.Semaphore(0)  # one step per release
 
     @property
     def busy(self) -> bool:
@@ -189,7 +189,7 @@ def test_a_refused_request_cancels_its_siblings_and_no_other():
     assert engine.count == 2
 
 
-def test_a_worker_that_stops_says_so():
+def test_a_stopping_worker_raises():
     async def clients(engine, worker) -> None:
         with worker.submit([ONE]) as ticket:
             while not engine.count:
@@ -203,7 +203,7 @@ def test_a_worker_that_stops_says_so():
 
 
 class Asker:
-    """A client's side of a request: disconnects after some seconds."""
+    """A request whose client disconnects after some seconds."""
 
     def __init__(self, seconds: float):
         self.seconds = seconds
