@@ -70,7 +70,21 @@ def _parser(prog: str) -> Parser:
         help="most thinking tokens; 0 for no thinking (default: no limit)",
     )
     add("--no-thinking", action="store_true", help="answer without thinking")
+    _add_sampling(parser)
+    model_options.add_speed(parser)
+    _add_output(parser)
+    model_options.add_devices(parser)
+    add = parser.add_argument_group("planning (with --mesh, --dtype, --batch-size and --json)").add_argument
+    add("--plan", metavar="TOPOLOGY", help="compile the decode step for this TPU slice (v5e:2x2) and report")
+    add("--slices", type=whole_number(1), metavar="N", help="number of equal slices (default 1)")
+    add(
+        "--context", type=whole_number(1), metavar="N",
+        help=f"slots of the cache in each row, all attended to (default {DEFAULT_CONTEXT})",
+    )  # fmt: skip
+    return parser
 
+
+def _add_sampling(parser: Parser) -> None:
     add = parser.add_argument_group("sampling (defaults: the checkpoint's generation_config.json)").add_argument
     add("--max-new-tokens", type=whole_number(1), metavar="N", help="most tokens of an answer, thinking included")
     add("--temperature", type=float, metavar="T", help="0 is greedy")
@@ -96,7 +110,8 @@ def _parser(prog: str) -> Parser:
         help="report log probabilities and N alternatives (with --json or in batch mode)",
     )
 
-    model_options.add_speed(parser)
+
+def _add_output(parser: Parser) -> None:
     add = parser.add_argument_group("output").add_argument
     add(
         "--stream", action=argparse.BooleanOptionalAction,
@@ -118,16 +133,6 @@ def _parser(prog: str) -> Parser:
         "--batch-size", type=whole_number(1), metavar="N",
         help=f"batch mode and --plan: answers decoded together (default {DEFAULT_BATCH_SIZE})",
     )  # fmt: skip
-
-    model_options.add_devices(parser)
-    add = parser.add_argument_group("planning (with --mesh, --dtype, --batch-size and --json)").add_argument
-    add("--plan", metavar="TOPOLOGY", help="compile the decode step for this TPU slice (v5e:2x2) and report")
-    add("--slices", type=whole_number(1), metavar="N", help="number of equal slices (default 1)")
-    add(
-        "--context", type=whole_number(1), metavar="N",
-        help=f"slots of the cache in each row, all attended to (default {DEFAULT_CONTEXT})",
-    )  # fmt: skip
-    return parser
 
 
 def _check_together(parser: Parser, args: argparse.Namespace) -> None:

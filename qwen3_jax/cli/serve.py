@@ -47,6 +47,21 @@ def _parser(prog: str) -> Parser:
     add("--port", type=whole_number(0), default=8000, metavar="N", help="default %(default)s; 0 is any free port")
     add("--name", metavar="NAME", help="the model's name for clients (default: the last part of --model)")
 
+    _add_access(parser)
+    _add_limits(parser)
+    model_options.add_speed(parser)
+    _add_batching(parser)
+    model_options.add_devices(parser)
+    add = parser.add_argument_group("running").add_argument
+    add(
+        "--drain", type=whole_number(0), default=60, metavar="SECONDS",
+        help="time that running answers get after SIGTERM (default %(default)s)",
+    )  # fmt: skip
+    add("--log-text", action="store_true", help="log prompts and answers, not only their token counts")
+    return parser
+
+
+def _add_access(parser: Parser) -> None:
     add = parser.add_argument_group("access").add_argument
     add(
         "--api-keys", type=Path, metavar="FILE",
@@ -62,6 +77,8 @@ def _parser(prog: str) -> Parser:
         help="allow requests from web pages of this origin (https://example.org); may be repeated",
     )  # fmt: skip
 
+
+def _add_limits(parser: Parser) -> None:
     add = parser.add_argument_group("limits").add_argument
     add(
         "--max-tokens",
@@ -105,7 +122,8 @@ def _parser(prog: str) -> Parser:
         "--timeout", type=float, default=3600.0, metavar="SECONDS", help="time limit of a request (default %(default)s)"
     )
 
-    model_options.add_speed(parser)
+
+def _add_batching(parser: Parser) -> None:
     add = parser.add_argument_group("batching").add_argument
     add("--rows", type=whole_number(1), default=32, metavar="N", help="answers decoded together (default %(default)s)")
     add(
@@ -126,15 +144,6 @@ def _parser(prog: str) -> Parser:
         help="prompt tokens computed at a time (default %(default)s)",
     )
     add("--no-warm-up", action="store_true", help="compile each program when a request first needs it")
-    model_options.add_devices(parser)
-
-    add = parser.add_argument_group("running").add_argument
-    add(
-        "--drain", type=whole_number(0), default=60, metavar="SECONDS",
-        help="time that running answers get after SIGTERM (default %(default)s)",
-    )  # fmt: skip
-    add("--log-text", action="store_true", help="log prompts and answers, not only their token counts")
-    return parser
 
 
 def _serve(args: argparse.Namespace) -> int:
