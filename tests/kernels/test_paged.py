@@ -14,6 +14,7 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.kernels import ONE_DEVICE, Execution, Kernels, Rows, new_pages, page_size, paged_attention
 from qwen3_jax.kernels.paged import triton
 from qwen3_jax.kernels.paged.pages import HeadMajor
+from qwen3_jax.kernels.paged.rows import places, slots
 from sharding import Placement
 
 HEADS, KV_HEADS, SIZE = 4, 2, 16
@@ -226,3 +227,11 @@ def test_what_is_refused():
         with pytest.raises(UserError, match=words):
             new_pages(1, 4, KV_HEADS, SLOTS, SIZE, jnp.float32, **options)
     assert page_size(Placement()) == 32
+
+
+def test_tokens_beyond_the_table_and_padding_go_to_page_0():
+    """A row of two pages of 4 slots, 6 in use, with 4 new tokens: two fit. The fifth token is padding."""
+    token_places = places(jnp.asarray([6]), jnp.asarray([4]), 5)
+    page, offset = slots(jnp.asarray([[3, 5]]), token_places, 4)
+    assert page.tolist() == [5, 5, 0, 0, 0]
+    assert offset.tolist() == [2, 3, 0, 1, 0]
