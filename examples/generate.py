@@ -37,7 +37,11 @@ def main(argv: Sequence[str] | None = None) -> list[qwen3_jax.Generation]:
         print(f"budget {budget:5}: {answer.usage.thinking_tokens:5} thinking tokens, answer {answer.content.strip()!r}")
 
     print("\nstreamed, without a budget:")
+    kind = None
     for delta in qwen3_jax.stream(model, tokenizer, messages, max_new_tokens=args.max_new_tokens):
+        if delta.kind != kind and delta.text:
+            kind = delta.kind
+            print(f"\n{kind}: ", end="")
         print(delta.text, end="", flush=True)
     print()
     return answers

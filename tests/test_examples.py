@@ -36,6 +36,7 @@ def test_generate_answers_under_each_budget_and_streams(folder, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("budget     0:     0 thinking tokens")
     assert lines[1].startswith(f"budget     4: {answers[1].usage.thinking_tokens:5} thinking tokens")
+    assert any(line.startswith(("thinking: ", "content: ")) for line in lines)
 
 
 def test_finetune_learns_its_answers(tmp_path, capsys):
