@@ -203,7 +203,7 @@ def test_overrides_of_a_checkpoint_without_it(folder):
     np.testing.assert_array_equal(got, expect)
     qwen3_jax.save(loaded, None, folder / "saved")
     assert qwen3_jax.load(folder / "saved")[0].config == loaded.config
-    with pytest.raises(UserError, match="'hidden_size'"):
+    with pytest.raises(UserError, match="config field hidden_size is 0; it must be at least 1"):
         qwen3_jax.load(folder / "without", hf_overrides=dict(hidden_size=0))
 
 
