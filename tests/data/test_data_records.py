@@ -91,6 +91,13 @@ def test_tool_calls_are_learned_and_tool_results_are_not():
     )
 
 
+def test_a_document_ends_with_its_last_answer():
+    """What follows it is no part of what generation has seen."""
+    whole = rendered({"messages": [USER, CALL], "tools": TOOLS})
+    assert rendered({"messages": [USER, CALL, RESULT], "tools": TOOLS}) == whole
+    assert whole[0][0].endswith("</tool_call><|im_end|>")
+
+
 def test_completions_are_learned_except_what_is_forced():
     assert rendered({"prompt": "ab", "completion": "cd"}) == [("abcd", "cd")]
     assert rendered({"prompt": "ab", "completion": "cd"}, loss_on="all") == [("abcd", "abcd")]
@@ -131,6 +138,10 @@ def test_truncated_and_disabled_problems_look_like_a_forced_stop_in_generation()
         ({"prompt": "a"}, "'completion' must be a string or a list"),
         ({"prompt": "a", "completion": [{"text": "b"}]}, "completion segment 1 must be"),
         ({"prompt": "a", "completion": [{"text": "b", "loss": False}]}, "nothing in 'completion' is learned"),
+        (
+            {"prompt": "a", "completion": [{"text": "", "loss": True}, {"text": "b", "loss": False}]},
+            "nothing in 'completion' is learned",
+        ),
     ],
 )
 def test_bad_records_are_refused_by_file_and_line(body, complaint):
