@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+import qwen3_jax
 from qwen3_jax import Engine, PromptLookup, Request, Sampling
 from qwen3_jax.generation import Stats
 from qwen3_jax.generation.scheduler import Decode, Grow, Prefill, Scheduler, TokenSequence
@@ -144,6 +145,22 @@ def test_how_many_pages_a_cache_has():
     assert (growing._scheduler.pages, growing.cache_usage[1]) == (1 + 2 * 512 // 8, 2 * 512 // 8)
     fixed = Engine(model, rows=3, cache_tokens=100, slots_per_page=8)
     assert (fixed.rows, fixed.cache_usage, fixed.max_length) == (4, (0, 12), 96)
+
+
+def test_rows_of_the_engine_that_a_call_creates(monkeypatch):
+    """One per answer, up to the batch size."""
+    rows = []
+
+    class Recorded(Engine):
+        def __init__(self, model, **options):
+            rows.append(options["rows"])
+            super().__init__(model, **options)
+
+    monkeypatch.setattr("qwen3_jax.generation.api.Engine", Recorded)
+    for prompts, n, batch_size in ((2, 3, None), (2, 3, 4), (1, 1, None), (40, 1, None)):
+        sampling = Sampling(temperature=1, n=n)  # checked at the call, and not run
+        qwen3_jax.stream(tiny_models.model(2), None, [[1, 2]] * prompts, sampling=sampling, batch_size=batch_size)
+    assert rows == [6, 4, 1, 32]
 
 
 @pytest.mark.parametrize(
