@@ -47,7 +47,7 @@ class Target:
         if self.config is None and (self.parameters is None) != (self.tokens is None):
             raise UserError("target needs both parameters and tokens, or config.")
         if self.config is not None and self.parameters is not None:
-            raise UserError("target.config and target.parameters both say how large the model is; give one of them.")
+            raise UserError("target.config and target.parameters both set the size of the model; give only one.")
         positive = above(0, finite=True)
         check_bounds(vars(self), "target.", parameters=positive, tokens=positive, sequence_length=whole(1))
 

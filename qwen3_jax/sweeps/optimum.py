@@ -46,7 +46,7 @@ class Optimum:
         covariance: [1, 1] or [2, 2], of (log_rate, log_batch).
         loss: at the optimum, by the parabola.
         coefficients, centre: of the parabola, in (x, y) minus centre; for plots.
-        runs: that the parabola goes through.
+        runs: number of runs in the parabola's fit.
         warnings: sentences about the optimum.
         usable: whether it lies inside the sweep; others do not enter the laws.
     """
@@ -114,7 +114,7 @@ def find(observations: Sequence[Observation], window: float) -> Optima:
     degrees = sum(fit.degrees for fit in fits)
     if not degrees:
         raise UserError(
-            "every parabola goes through all its runs, so the noise cannot be measured; add a learning rate, a batch size or a "
+            "no parabola has residuals, so the noise cannot be measured; add a learning rate, a batch size or a "
             "seed to the sweep."
         )
     noise = float(np.sqrt(sum(fit.squares for fit in fits) / degrees))

@@ -1,4 +1,4 @@
-"""Arithmetic of a training step, counted from the architecture."""
+"""FLOPs of a training step, from the architecture."""
 
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.model import parameter_count

@@ -14,7 +14,14 @@ from qwen3_jax.training.metrics import MetricsWriter
 
 
 class Journal:
-    """Metrics and history of a run, written by the first process alone."""
+    """Writes metrics and history on the first process; does nothing on the others.
+
+    Args:
+        run_dir: the run's folder.
+        config: the run.
+        step: step of the restored checkpoint, 0 for a new run; later lines are dropped.
+        started: `time.time()` at which the program was started.
+    """
 
     def __init__(self, run_dir: Path, config: TrainConfig, step: int, started: float):
         self._run_dir, self._writer = run_dir, None
@@ -29,13 +36,16 @@ class Journal:
             self._writer.close(None if kind is None else f"{kind.__name__}: {error}")
 
     def write(self, step: int, row: dict[str, float]) -> None:
+        """Write one row of metrics."""
         if self._writer:
             self._writer.write(step, row)
 
     def write_routers(self, step: int, load_le: np.ndarray) -> None:
+        """Write the load of each expert [L, E]."""
         if self._writer:
             self._writer.write_routers(step, load_le)
 
     def plot(self, entropy: dict[str, float]) -> None:
+        """Draw loss.png; `entropy` is the unigram entropy of each source or domain, in nats."""
         if self._writer:
             plot_loss(self._writer.path, self._run_dir / "loss.png", entropy)

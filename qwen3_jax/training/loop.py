@@ -3,7 +3,7 @@
     python train.py --config configs/quickstart.yaml
     python train.py --config configs/pretrain/laptop.yaml     # three stages
 
-Invariant: the state after step s depends on the configuration alone, not on how often or how the run was interrupted.
+Invariant: the state after step s depends on the configuration alone, not on interruptions of the run.
 """
 
 from __future__ import annotations

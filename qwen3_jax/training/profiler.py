@@ -12,7 +12,15 @@ _PROFILED = 5  # steps in a trace, after as many to warm up
 
 
 class Profiler:
-    """Writes a trace of a few steps of a stage, after as many to warm up."""
+    """Writes a trace of five steps of a stage, after five to warm up (fewer in a short stage).
+
+    Args:
+        wanted: False does nothing.
+        folder: of the trace.
+        first: steps taken before the stage's remaining ones.
+        last: the last step of the stage.
+        report: called with a sentence when the trace is written.
+    """
 
     def __init__(self, wanted: bool, folder: Path, first: int, last: int, report: Callable[[str], None]):
         self._folder, self._report, self._running = folder, report, False
@@ -27,11 +35,13 @@ class Profiler:
             jax.profiler.stop_trace()
 
     def before(self, step: int) -> None:
+        """Call before the step that follows `step`."""
         if step == self._from:
             jax.profiler.start_trace(self._folder)
             self._running = True
 
     def after(self, step: int, result: Any) -> None:
+        """Call after step `step` was dispatched; `result` is its metrics."""
         if self._running and step == self._to:
             jax.block_until_ready(result)
             jax.profiler.stop_trace()

@@ -102,7 +102,7 @@ def prepare_corpora(run_dir: Path, config: TrainConfig, tokenizer: Tokenizer) ->
 
 
 def padded_vocabulary(tokens: int) -> int:
-    """Return the embedding rows for a tokenizer of so many tokens."""
+    """Return the number of embedding rows for a tokenizer of `tokens` tokens."""
     return -(-tokens // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
 
 

@@ -34,7 +34,19 @@ Watch = Callable[[int, dict[str, float]], None]
 
 @dataclasses.dataclass
 class StageLoop:
-    """Runs the stages of a run, one call each; the fields are what the stages share."""
+    """Runs the stages of a run, one call each.
+
+    Attributes:
+        config: the run.
+        run_dir: its folder.
+        stages: all stages, resolved.
+        architecture: of the first stage; `rope_theta` of a stage overrides it.
+        corpora: the prepared corpus of each source.
+        checkpoints: where states are saved.
+        journal: where metrics are written.
+        watch: called with (step, metrics) whenever metrics are logged.
+        asked_to_end: whether SIGTERM has asked the run to end at a step.
+    """
 
     config: TrainConfig
     run_dir: Path
