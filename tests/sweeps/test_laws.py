@@ -224,6 +224,7 @@ def test_runs_far_above_the_best_of_their_cell_stay_out_of_its_parabola():
     far = [Observation(1e5, 2e6, runs[0].batch_tokens, runs[-1].learning_rate * 8, min(run.loss for run in runs) + 0.5)]
     narrow, wide = (find([*runs, *far], window).cells[0] for window in (0.45, 0.55))
     assert (narrow.runs, wide.runs) == (5, 6)
+    assert find([*runs, *far], 1e-9).cells[0].runs == 4  # as many as leave a residual
     assert narrow.log_rate == pytest.approx(math.log(RATE(1e5, 2e6)), abs=1e-6)
     assert abs(wide.log_rate - narrow.log_rate) > 0.003
 

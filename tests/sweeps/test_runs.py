@@ -189,6 +189,9 @@ def test_a_cell_whose_best_run_lies_at_the_edge_gets_one_more_row_of_runs():
     assert wider(two) == [(32, rate) for rate in rates]
     corner = {(batch, rate): rate + (batch == 8) for batch in (8, 16) for rate in rates}
     assert wider(corner) == [(8, 5e-4), (16, 5e-4), (32, 1e-3), (32, 2e-3), (32, 4e-3)]
+    # Nearest to the best rate are the three that differ from it by the smallest factors.
+    four = {(batch, rate): abs(math.log(rate / 4e-3)) + (batch == 8) for batch in (8, 16) for rate in (*rates, 8e-3)}
+    assert wider(four) == [(32, rate) for rate in (2e-3, 4e-3, 8e-3)]
     # A batch of which fewer than 40 steps would be left is not config.
     assert wider(two, tokens=40 * 32 * 32) == [(32, rate) for rate in rates]
     assert wider(two, tokens=40 * 32 * 32 - 1) == []
@@ -208,9 +211,9 @@ def test_runs_of_a_cell_carry_its_numbers():
 
 def test_the_prediction_is_written_as_yaml_that_training_reads():
     published = {law.name: (1e-2, 2048.0) for law in PUBLISHED.values()}
-    prediction = scaling.Prediction(2e6, 3e8, Interval(1e-3, 5e-4, 2e-3), Interval(1000.0, 500.0, 2000.0), published)
+    prediction = scaling.Prediction(2e6, 3e8, Interval(1e-3, 5e-4, 2e-3), Interval(1050.0, 500.0, 2000.0), published)
     text = scaling.fragment(ScalingConfig(output="unused"), prediction, 96)
-    assert "optimizer:\n  learning_rate: 1.000e-03\ndata:\n  batch_size: 10\n" in text
+    assert "optimizer:\n  learning_rate: 1.000e-03\ndata:\n  batch_size: 11\n" in text
     assert "90% intervals: learning rate 5.00e-04 to 2.00e-03, batch 500 to 2k tokens" in text
     alone = scaling.fragment(ScalingConfig(output="unused"), dataclasses.replace(prediction, batch=None), 96)
     assert "data:" not in alone

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,12 +12,13 @@ import sharding
 from qwen3_jax.cli import mixture as mixture_cli
 from qwen3_jax.cli import scaling as scaling_cli
 from qwen3_jax.cli.train_options import parse_config
-from qwen3_jax.data import Prepared, Source, prepare
+from qwen3_jax.data import DataConfig, Prepared, Source, prepare
+from qwen3_jax.data.config import Labels
 from qwen3_jax.errors import UserError
 from qwen3_jax.sweeps import mixture, sweep
 from qwen3_jax.sweeps.config import MixtureConfig
 from qwen3_jax.text import train_tokenizer
-from qwen3_jax.training.config import ModelConfig, OptimizerConfig
+from qwen3_jax.training.config import ModelConfig, OptimizerConfig, TrainConfig
 from qwen3_jax.training.optimizer import schedule
 from qwen3_jax.training.step import Trainer
 from tests.helpers.tiny_training import TINY, packed_batch
@@ -189,3 +191,28 @@ def test_components_share_out_the_documents_of_a_source(tmp_path):
     narrow = dataclasses.replace(source, where=dataclasses.replace(source.where, length=[1, 9]))
     with pytest.raises(UserError, match="both cut by length"):
         parts("length", [5.0], narrow)
+
+
+def test_a_component_counts_the_tokens_left_to_train_on_and_its_runs_have_the_drawn_weights(tmp_path, monkeypatch):
+    lines = [json.dumps({"text": f"some words {i} " * (1 + i % 7), "domain": f"d{i % 3}"}) for i in range(60)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    source = Source("a", str(tmp_path / "a.jsonl"), labels=Labels(domain_key="domain"), eval_fraction=0.3)
+    tokenizer = train_tokenizer(lines, 290, show_progress=False)
+    corpus = prepare(source, tokenizer, tmp_path / "prepared", processes=1)
+    data = DataConfig([source], sequence_length=32, batch_size=8)
+    train = TrainConfig(data=data, steps=30, optimizer=OptimizerConfig(warmup_steps=2))
+    prepared = dataclasses.replace(source, path=str(corpus.folder))
+    shared = dataclasses.replace(train, data=dataclasses.replace(data, sources=[prepared]))
+    monkeypatch.setattr(mixture, "Sweep", lambda _: SimpleNamespace(prepare_shared=lambda _: (shared, tokenizer)))
+    search = mixture.Search(MixtureConfig("out", "train", 1e6, split={"a": "domain"}), train, train)
+    lengths, held_out = np.asarray(corpus.lengths, np.int64), corpus.held_out(0.3)
+    assert search.components == ("a d0", "a d1", "a d2")
+    for number, tokens in enumerate(search.tokens):
+        of_domain = corpus.select(dataclasses.replace(source.where, domain=[f"d{number}"]))
+        assert tokens == lengths[of_domain & ~held_out].sum()
+    assert sum(search.tokens) < lengths.sum()
+    run = search._run(search._train, "proxy 1", np.array([0.5, 0.5, 0.0]), 10_240, 3)
+    assert (run.key, run.config.seed, run.config.steps) == ("proxy 1 seed=3", 3, 40)
+    assert run.labels == {"weights": {"a d0": 0.5, "a d1": 0.5, "a d2": 0.0}, "seed": 3}
+    assert [one.weight for one in run.config.data.sources] == [0.5, 0.5, 1e-6]
+    assert [one.where.domain for one in run.config.data.sources] == [["d0"], ["d1"], ["d2"]]

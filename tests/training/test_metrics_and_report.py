@@ -125,7 +125,7 @@ def test_the_running_mean_is_of_a_twentieth_and_leaves_out_what_is_not_finite():
 def test_a_resumed_run_drops_the_lines_that_it_writes_again(tmp_path):
     writer = metrics.MetricsWriter(tmp_path, 0, started=1.0)
     for step in range(1, 6):
-        writer.write(step, {"train.x": float(step), "train.bad": float("nan")})
+        writer.write(step, {"train.x": float(step), "train.bad": float("nan"), "train.worse": float("inf")})
         writer.write_routers(step, np.full((2, 4), step, np.float32))
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 6, "trai')  # killed while it wrote
@@ -135,10 +135,14 @@ def test_a_resumed_run_drops_the_lines_that_it_writes_again(tmp_path):
     again.close()
     rows = metrics.read(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert rows[0]["train.bad"] is None
+    assert rows[0]["train.bad"] is rows[0]["train.worse"] is None
     assert [row["step"] for row in metrics.read(tmp_path / "router.jsonl")] == [1, 2, 3]
     history = metrics.read(tmp_path / "history.jsonl")
     assert [(row["event"], row["step"]) for row in history] == [("start", 0), ("start", 3), ("end", 6)]
+    metrics.MetricsWriter(tmp_path, 6, started=3.0).close("Diverged: lost")
+    ended = metrics.read(tmp_path / "history.jsonl")[-1]
+    assert (ended["event"], ended["step"], ended["reason"]) == ("end", 6, "Diverged: lost")
+    assert "reason" not in history[-1]
     shown = {}
     for path in sorted((tmp_path / "tensorboard").glob("events*")):
         for event in tensorboard_events(path):

@@ -191,6 +191,9 @@ def test_sigterm_saves_the_step_it_came_at_unless_it_is_the_last(tmp_path, monke
         loop.run(loop.stages[0], FakeTrainer(), state_at(0), None)
     assert [step for step, *_ in checkpoints.saved] == [2, 4, 5]
     assert checkpoints.waits == 1
+    loop, *_ = loop_of(tmp_path, monkeypatch, stop_at=7)  # the last of its stage, not of the run
+    with pytest.raises(Interrupted, match="stopped at step 7"):
+        loop.run(loop.stages[0], FakeTrainer(), state_at(0), None)
     loop, _, checkpoints = loop_of(tmp_path, monkeypatch, stop_at=12)
     loop.run(loop.stages[1], FakeTrainer(), state_at(7), {"stage": "one", "data": position_after(7)})
     assert [step for step, *_ in checkpoints.saved] == [8, 10, 12]

@@ -6,8 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from qwen3_jax.config import Qwen3Config
 from qwen3_jax.data import DataConfig, LengthShare, Source
 from qwen3_jax.errors import UserError
+from qwen3_jax.generation_config import GenerationConfig
 from qwen3_jax.training import loop, run_folder
 from qwen3_jax.training.config import ModelConfig, OptimizerConfig, StageConfig, StageOptimizer, TrainConfig
 from qwen3_jax.training.run_folder import architecture_after, padded_vocabulary
@@ -87,6 +89,41 @@ def test_a_checkpoint_at_a_boundary_has_the_base_of_the_stage_that_ended_there()
     for step, theta in ((0, 1e4), (9, 1e4), (10, 1e4), (11, 5e5), (16, 5e5), (21, 5e5), (22, 1e6), (26, 1e6)):
         assert architecture_after(base, stages, step) == dataclasses.replace(base, rope_theta=theta), step
     assert architecture_after(base, [], 3) is base
+
+
+def test_the_architecture_is_that_of_the_checkpoint_or_preset_with_the_configured_fields_over_it():
+    base = dataclasses.replace(TINY, rope_theta=3e5, rms_norm_eps=1e-5, vocab_size=300)
+    own = ModelConfig(config={"hidden_size": 64, "rope_theta": 7e4})
+    assert own.architecture(base, 200) == dataclasses.replace(base, hidden_size=64, rope_theta=7e4)
+    assert ModelConfig().architecture(base, 300) == base
+    assert ModelConfig().architecture(None, 384) == dataclasses.replace(Qwen3Config(), vocab_size=384)
+    preset = Qwen3Config.preset("Qwen3-0.6B")
+    assert ModelConfig(preset="Qwen3-0.6B").architecture(None, 384) == preset
+    with pytest.raises(UserError, match="vocab_size is 300; the tokenizer has 301 tokens"):
+        ModelConfig().architecture(base, 301)
+
+
+def test_a_checkpoint_that_is_not_there_is_named_with_those_that_are(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text('{"checkpoint_keep": 2}')
+    steps = []
+    monkeypatch.setattr(
+        run_folder, "TrainCheckpoints", lambda *_: SimpleNamespace(steps=lambda: steps, close=lambda: None)
+    )
+    with pytest.raises(UserError, match="has no checkpoint; steps: none"):
+        run_folder.load_run(tmp_path)
+    steps += [5, 9]
+    with pytest.raises(UserError, match=r"has no checkpoint of step 7; steps: \[5, 9\]"):
+        run_folder.load_run(tmp_path, 7)
+
+
+def test_an_exported_model_ends_at_either_end_token_of_its_tokenizer():
+    trainer = SimpleNamespace(model=lambda params: SimpleNamespace(params=params))
+    state = SimpleNamespace(params={"a": 1})
+    model = run_folder.exportable_model(trainer, state, SimpleNamespace(im_end_id=7, endoftext_id=3))
+    assert model.params == {"a": 1}
+    assert model.generation_config == GenerationConfig(eos_token_id=(7, 3), bos_token_id=3, pad_token_id=3)
+    other = run_folder.exportable_model(trainer, state, SimpleNamespace(im_end_id=None, endoftext_id=3))
+    assert other.generation_config.eos_token_id == (3,)
 
 
 def test_the_embedding_has_the_next_multiple_of_128_rows():
