@@ -95,7 +95,7 @@ class Trainer:
         self._model_config = model
         self._loss_config = loss
         self._optimizer_config = optimizer
-        # A split sequence is worked through in the order that gives every device the same share of causal attention.
+        # A split sequence is computed in the order that gives each device the same share of causal attention.
         balanced = placement.parts("length") > 1
         self._execution = Execution(placement, model.kernels, model.quantization, balanced)
         self.structure = Structure(lambda: self._build(nnx.Rngs(0), self._execution))
