@@ -84,8 +84,14 @@ def test_logits_are_off_by_what_random_errors_of_half_a_step_do(folder, kind, sc
     np.testing.assert_allclose(logits(unpacked), logits(model), atol=2e-5 * np.abs(logits(model)).max())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("axes", [dict(tensor=4, data=2), dict(data=2, expert=2, tensor=2), dict(data=2, expert=4)])
+TENSOR, EACH, EXPERT = dict(tensor=4, data=2), dict(data=2, expert=2, tensor=2), dict(data=2, expert=4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "axes"),
+    [("int8", EACH), ("fp8", EACH), ("int4", EACH), ("int4", TENSOR), ("int4", EXPERT)]
+    + [pytest.param(kind, axes, marks=pytest.mark.slow) for kind in ("int8", "fp8") for axes in (TENSOR, EXPERT)],
+)
 def test_any_mesh_holds_the_same_numbers_and_gives_the_same_logits(folder, kind, axes):
     mesh = sharding.make_mesh(**axes)
     if kind == "int4" and "tensor" in axes:
@@ -107,7 +113,7 @@ def test_any_mesh_holds_the_same_numbers_and_gives_the_same_logits(folder, kind,
         assert down.sharding.shard_shape(down.shape)[-2] * axes["tensor"] == down.shape[-2]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "int4")) for kind in KINDS])
 def test_a_quantised_model_generates_as_the_model_it_stands_for(kind, tmp_path):
     folder = qwen3_jax.save(tiny_models.model(experts=4), tiny_models.tokenizer(), tmp_path / "x")
     model, tok = qwen3_jax.load(folder, quantize=kind)
@@ -120,7 +126,7 @@ def test_a_quantised_model_generates_as_the_model_it_stands_for(kind, tmp_path):
 
 
 @pytest.mark.parametrize("to", KINDS)
-@pytest.mark.parametrize("moe", [False, True])
+@pytest.mark.parametrize("moe", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_written_folder_loads_back_and_is_packed_again_without_loss(to, moe, tmp_path):
     config = Qwen3Config(
         vocab_size=320,

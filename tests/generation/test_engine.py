@@ -104,11 +104,14 @@ def greedy(hf, request: Request) -> Expected:
     return tokens, forced, counted
 
 
+FEW = 100
+built = functools.cache(hf_checkpoints.build)
+
+
 @functools.cache
-def expected_tokens(variant: str) -> list[Expected]:
-    """The tokens of `greedy` for the mixed requests."""
-    hf = hf_checkpoints.build(variant)
-    return [greedy(hf, request) for request in mixed_requests()[0]]
+def expected_tokens(variant: str, place: int) -> Expected:
+    """The tokens of `greedy` for one of the mixed requests."""
+    return greedy(built(variant), mixed_requests()[0][place])
 
 
 ROOMY = dict(rows=8, cache_tokens=4096, slots_per_page=4, prefill_chunk=64)
@@ -122,6 +125,7 @@ WAYS = {  # of one shard of the batch
     "lookup": ROOMY | dict(speculation=PromptLookup(3, shortest=1)),
     "lookup_and_preemptions": TIGHT | dict(speculation=PromptLookup(3, shortest=1)),
 }
+FEW_WAYS = ("as_it_is", "small_chunks", "preemptions_no_prefix_cache", "lookup_and_preemptions")
 MESHES = {"1_device": None, "data_2_tensor_2": dict(data=2, tensor=2), "8_devices": dict(data=2, expert=2, tensor=2)}
 
 
@@ -173,8 +177,12 @@ def constrained_requests() -> list[tuple[Request, Expected]]:
 
 @pytest.mark.parametrize(
     ("mesh", "way"),
-    [("1_device", way) for way in ("as_it_is", "small_chunks", "lookup_and_preemptions")]
-    + [("data_2_tensor_2", "preemptions")],
+    [
+        ("1_device", "small_chunks"),
+        ("1_device", "lookup_and_preemptions"),
+        ("data_2_tensor_2", "preemptions"),
+        pytest.param("1_device", "as_it_is", marks=pytest.mark.slow),
+    ],
 )
 def test_constraints_and_biases_hold_in_any_company(mesh, way, folder):
     model = loaded("dense_tied", mesh, folder)
@@ -192,21 +200,25 @@ def test_constraints_and_biases_hold_in_any_company(mesh, way, folder):
     assert sum(tokens[-1].id == Fives.END and len(tokens) > 7 for tokens in whole) > 5  # some have thought before
 
 
+QUICK = [("dense_tied", "1_device", way) for way in WAYS if way in FEW_WAYS]
+QUICK += [("moe", "1_device", "lookup_and_preemptions"), ("dense_tied", "data_2_tensor_2", "preemptions")]
+EVERY = [("dense_tied", "1_device", way) for way in WAYS] + [("moe", "8_devices", way) for way in WAYS]
+EVERY += [*QUICK[-2:], ("moe", "1_device", "as_it_is")]
+
+
 @pytest.mark.parametrize(
-    ("variant", "mesh", "way"),
-    [("dense_tied", "1_device", way) for way in WAYS]
-    + [("moe", "1_device", "as_it_is"), ("moe", "1_device", "lookup_and_preemptions")]
-    + [("dense_tied", "data_2_tensor_2", "preemptions"), ("moe", "8_devices", "as_it_is")]
-    + [pytest.param("moe", "8_devices", way, marks=pytest.mark.slow) for way in WAYS if way != "as_it_is"],
+    ("variant", "mesh", "way", "count"),
+    [(*case, FEW) for case in QUICK] + [pytest.param(*case, REQUESTS, marks=pytest.mark.slow) for case in EVERY],
 )
-def test_200_mixed_requests_equal_transformers(variant, mesh, way, folder):
-    requests, arrivals = mixed_requests()
+def test_mixed_requests_equal_transformers(variant, mesh, way, count, folder):
+    requests, arrivals = (of[:count] for of in mixed_requests())
     model = loaded(variant, mesh, folder)
     shards = model.execution.placement.parts("batch")
     engine = Engine(model, **WAYS[way] | {name: shards * WAYS[way][name] for name in ("rows", "cache_tokens")})
     # With several shards submit all at once, or their rows would stay empty.
     got = run(engine, requests, arrivals if shards == 1 else None)
-    for tokens, expected, request in zip(got, expected_tokens(variant), requests, strict=True):
+    for place, (tokens, request) in enumerate(zip(got, requests, strict=True)):
+        expected = expected_tokens(variant, place)
         assert (ids(tokens), [token.forced for token in tokens], [token.thinking for token in tokens]) == expected
         assert request.budget is None or sum(token.thinking for token in tokens) <= request.budget
     if "preemptions" in way:
@@ -222,15 +234,16 @@ def test_200_mixed_requests_equal_transformers(variant, mesh, way, folder):
         assert pool.held == 0
 
 
+@pytest.mark.parametrize("count", [FEW, pytest.param(REQUESTS, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("same", [True, False], ids=["itself", "another_model"])
-def test_a_draft_model_changes_nothing(same, folder):
+def test_a_draft_model_changes_nothing(same, count, folder):
     """The model itself always guesses right; one with other weights nearly always wrong."""
-    requests, arrivals = mixed_requests()
+    requests, arrivals = (of[:count] for of in mixed_requests())
     model = loaded("dense_tied", "1_device", folder)
     draft = model if same else tiny_draft(model)
     engine = Engine(model, **ROOMY, speculation=DraftModel(draft, 3))
     got = run(engine, requests, arrivals)
-    assert [ids(tokens) for tokens in got] == [expected for expected, _, _ in expected_tokens("dense_tied")]
+    assert [ids(tokens) for tokens in got] == [expected_tokens("dense_tied", place)[0] for place in range(count)]
     rate = engine.stats.accepted / engine.stats.guessed
     assert rate > 0.6 if same else rate < 0.5  # guesses after an answer's end, and of forced tokens, are not accepted
 
@@ -259,12 +272,19 @@ def sampled_requests(count: int) -> list[Request]:
     return requests
 
 
+@functools.cache
+def sampled_alone() -> list[list]:
+    """The tokens of 40 sampled requests, each alone in an engine of one row."""
+    alone = Engine(tiny_models.model(2, eos=False), rows=1, cache_tokens=512, prefix_cache=False)
+    return [run(alone, [request])[0] for request in sampled_requests(40)]
+
+
 @pytest.mark.parametrize(
     "options",
     [
         ROOMY,
         TIGHT | dict(cache_tokens=160),
-        ROOMY | dict(prefill_chunk=16, speculation=PromptLookup(3, shortest=1)),
+        pytest.param(ROOMY | dict(prefill_chunk=16, speculation=PromptLookup(3, shortest=1)), marks=pytest.mark.slow),
         TIGHT | dict(cache_tokens=160, speculation=PromptLookup(3, shortest=1)),
     ],
     ids=["batched", "preempted", "guessed", "preempted_and_guessed"],
@@ -274,9 +294,7 @@ def test_a_seed_gives_the_same_tokens_alone_and_in_any_company(options):
     model, requests = tiny_models.model(2, eos=False), sampled_requests(40)
     engine = Engine(model, **options)
     together = run(engine, requests)
-    alone = Engine(model, rows=1, cache_tokens=512, prefix_cache=False)
-    for request, tokens in zip(requests, together, strict=True):
-        (expected,) = run(alone, [request])
+    for tokens, expected in zip(together, sampled_alone(), strict=True):
         assert ids(tokens) == ids(expected)
         assert [(t.forced, t.thinking, t.finish) for t in tokens] == [
             (t.forced, t.thinking, t.finish) for t in expected
@@ -291,6 +309,7 @@ def test_a_seed_gives_the_same_tokens_alone_and_in_any_company(options):
         assert engine.stats.accepted > 0
 
 
+@pytest.mark.slow
 def test_guessed_tokens_follow_the_distribution():
     """A thousand seeds with speculation and a thousand others without: the distributions at each position agree."""
     model = tiny_models.model(4, eos=False)
@@ -312,16 +331,11 @@ def test_guessed_tokens_follow_the_distribution():
 # ---- limits and errors ---------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_compiled_after_warm_up_and_nothing_leaks():
-    soak(400, 0)
-
-
-@pytest.mark.soak
-def test_soak_of_5000_requests_on_a_small_cache():
-    soak(5000, 1)
-
-
-def soak(count: int, seed: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "seed"),
+    [(150, 0), pytest.param(400, 0, marks=pytest.mark.slow), pytest.param(5000, 1, marks=pytest.mark.soak)],
+)
+def test_nothing_is_compiled_after_warm_up_and_nothing_leaks(count, seed):
     """Random requests with cancellations on a cache that is too small for a quarter of its rows."""
     random = np.random.default_rng(seed)
     model, tokens = tiny_models.model(3), ThinkingTokens.of(tiny_models.tokenizer())

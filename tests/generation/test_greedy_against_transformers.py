@@ -12,9 +12,10 @@ from tests.helpers import hf_checkpoints
 
 NEW = 64
 LENGTHS = (3, 17, 40)
-STACKED = ("dense_tied", "moe")
-CASES = [(variant, False) for variant in hf_checkpoints.VARIANTS] + [
-    pytest.param(variant, True, marks=[] if variant in STACKED else [pytest.mark.slow])
+QUICK = {True: ("dense_tied", "moe"), False: ("dense_bias", "moe_mixed_layers", "yarn", "odd_heads")}  # by scan_layers
+CASES = [
+    pytest.param(variant, scan_layers, marks=[] if variant in QUICK[scan_layers] else [pytest.mark.slow])
+    for scan_layers in (False, True)
     for variant in hf_checkpoints.VARIANTS
 ]
 

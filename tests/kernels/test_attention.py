@@ -32,17 +32,16 @@ def run(name, segment_ids_bt=None):
     }[name]
 
 
-@pytest.mark.parametrize("pack", [False, True], ids=["whole", "packed"])
+SIZES = ((7, 2, 2), (128, 8, 1), (300, 4, 2))
+FORMS = [(name, *size, pack) for name in ("chunked", "splash", "triton") for size in SIZES for pack in (False, True)]
+
+
 @pytest.mark.parametrize(
-    ("name", "t", "n", "k"),
+    ("name", "t", "n", "k", "pack"),
     [
-        ("chunked", 7, 2, 2),
-        ("chunked", 128, 8, 1),
-        ("chunked", 300, 4, 2),
-        ("splash", 128, 8, 1),
-        ("splash", 300, 4, 2),
-        ("triton", 128, 8, 1),
-        ("triton", 300, 4, 2),
+        pytest.param(*form, marks=[pytest.mark.slow] * ((form[1] == 300) != form[4]))
+        for form in FORMS
+        if form[0] == "chunked" or form[1] > 7
     ],
 )
 def test_every_implementation_equals_the_formula(name, t, n, k, pack):
@@ -139,11 +138,21 @@ def over(execution, t, segments, call):
     return in_order(lambda *qkv: call(*qkv, segments), order)
 
 
-@pytest.mark.parametrize("balanced", [False, True], ids=["in order", "balanced"])
+EACH, SOME, LENGTH, NONE = (
+    dict(context=2, data=2, tensor=2),
+    dict(context=4, data=2),
+    dict(context=8),
+    dict(data=4, tensor=2),
+)
+
+
 @pytest.mark.parametrize(
-    "axes",
-    [{"context": 2, "data": 2, "tensor": 2}, {"context": 4, "data": 2}, {"context": 8}, {"data": 4, "tensor": 2}],
-    ids=lambda axes: "x".join(f"{axis}{size}" for axis, size in axes.items()),
+    ("axes", "balanced"),
+    [(EACH, True), (SOME, False), (LENGTH, True), (NONE, False)]
+    + [
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in ((EACH, False), (SOME, True), (LENGTH, False), (NONE, True))
+    ],
 )
 def test_chunked_over_a_mesh_equals_one_device(axes, balanced):
     t = 400  # 400 / 8 = 50 and 400 / 16 = 25: no part is whole blocks
@@ -158,8 +167,11 @@ def test_chunked_over_a_mesh_equals_one_device(axes, balanced):
     assert_close(value_and_gradients(over(execution, t, segments, call), q, k, v, w), expected)
 
 
-@pytest.mark.parametrize("pack", [False, True], ids=["whole", "packed"])
-@pytest.mark.parametrize("balanced", [False, True], ids=["in order", "balanced"])
+@pytest.mark.parametrize(
+    ("balanced", "pack"),
+    [(False, False), (True, True)]
+    + [pytest.param(*case, marks=pytest.mark.slow) for case in ((False, True), (True, False))],
+)
 def test_splash_over_a_split_length_equals_one_device(balanced, pack):
     t = 1024
     q, k, v, w = inputs(1, t, 2, 2, 16)
@@ -174,6 +186,7 @@ def test_splash_over_a_split_length_equals_one_device(balanced, pack):
     assert_close(value_and_gradients(over(execution, t, segments, call), q, k, v, w), expected)
 
 
+@pytest.mark.slow
 def test_32k_tokens_over_eight_parts():
     """Compared at 384 queries at the beginning, in the middle and at the end; the loss weighs nothing else."""
     t, tests = 32_768, np.concatenate([np.arange(128), np.arange(16_300, 16_428), np.arange(32_640, 32_768)])

@@ -223,7 +223,17 @@ def assert_mesh_equals_dense(placement, implementation, routings):
         assert_same(got, [w.reshape(g.shape) for g, w in zip(got, expected(arrays), strict=True)])
 
 
-@pytest.mark.parametrize(("name", "implementation"), CASES)
+QUICK = {
+    "grouped": ("data2_tensor4", "replica2_data2_context2"),
+    "all_gather": ("expert4", "expert2_tensor4", "serving_data2_expert4"),
+    "all_to_all": ("expert8", "data2_expert2_tensor2", "data2_expert2_context2"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "implementation"),
+    [pytest.param(name, how, marks=[] if name in QUICK[how] else [pytest.mark.slow]) for name, how in CASES],
+)
 def test_meshes_equal_dense_on_one_device(name, implementation):
     axes, rules = MESHES[name]
     assert_mesh_equals_dense(Placement(make_mesh(**axes), rules), implementation, ("random", "one"))

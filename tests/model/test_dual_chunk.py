@@ -95,7 +95,7 @@ def expected(hf, tokens) -> np.ndarray:
         return hf(torch.as_tensor(tokens)[None], use_cache=False).logits[0].numpy()
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", [pytest.param("plain", marks=pytest.mark.slow), "temperature", "yarn", "moe"])
 def test_prefill_and_decode_equal_the_statement(kind, folder):
     model, hf = pair(kind, folder)
     logits = expected(hf, TOKENS)
@@ -107,7 +107,7 @@ def test_prefill_and_decode_equal_the_statement(kind, folder):
     np.testing.assert_allclose(np.concatenate(got), logits, atol=2e-5 * np.abs(logits).max(), rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["plain", "yarn", "moe"])
+@pytest.mark.parametrize("kind", ["plain", pytest.param("yarn", marks=pytest.mark.slow), "moe"])
 def test_it_is_ordinary_attention_up_to_the_chunk_size_and_not_beyond(kind, folder):
     model, hf = pair(kind, folder)
     hf.config._attn_implementation = "eager"
@@ -132,7 +132,11 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize(("kind", "way"), [("temperature", way) for way in WAYS] + [("moe", "as_it_is")])
+@pytest.mark.parametrize(
+    ("kind", "way"),
+    [("temperature", "small_chunks"), ("temperature", "lookup"), ("moe", "as_it_is")]
+    + [pytest.param("temperature", way, marks=pytest.mark.slow) for way in ("as_it_is", "preemptions")],
+)
 def test_the_engine_gives_the_statements_greedy_tokens(kind, way, folder):
     model, hf = pair(kind, folder)
     engine = Engine(model, rows=4, slots_per_page=8, **dict(cache_tokens=2048) | WAYS[way])

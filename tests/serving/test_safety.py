@@ -86,7 +86,7 @@ def test_by_default_no_page_of_another_origin_may_ask(server):
 
 
 def test_limits_are_held(tiny_folder, tmp_path):
-    options = ("--rows", "2", "--cache-tokens", "2048", "--max-body", "20000", "--max-messages", "3", "--max-tokens", "700",
+    options = (*SMALL, "--max-body", "20000", "--max-messages", "3", "--max-tokens", "700",
                "--max-waiting", "1", "--max-n", "4", "--timeout", "20", "--log-text")  # fmt: skip
     with serve(tiny_folder, tmp_path, *options) as server:
         url = server.url

@@ -74,13 +74,17 @@ def assert_split(model, kind: str, mesh, axes_left_out=()) -> None:
     assert names == set(SPLIT[kind])
 
 
-FEW = ("one_device", "data4_tensor2", "context2_tensor2")
+QUICK = {"moe": ("one_device", "data2_expert4", "data2_expert2_tensor2", "replica2_data2_tensor2", "context2_tensor2")}
+QUICK["dense"] = ("data4_tensor2", "context2_tensor2")
 
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [(name, "moe") for name in MESHES]
-    + [pytest.param(name, "dense", marks=[] if name in FEW else [pytest.mark.slow]) for name in MESHES],
+    [
+        pytest.param(name, kind, marks=[] if name in QUICK[kind] else [pytest.mark.slow])
+        for kind in QUICK
+        for name in MESHES
+    ],
 )
 def test_logits_and_shares_on_every_mesh(kind, name, expected):
     folder, wanted, _ = expected(kind)
@@ -93,8 +97,12 @@ def test_logits_and_shares_on_every_mesh(kind, name, expected):
     assert_close(training(small_checkpoints.tokens()), wanted)
 
 
-@pytest.mark.parametrize("kind", ["dense", "moe"])
-@pytest.mark.parametrize("name", ["data8", "tensor4", "data2_expert2_tensor2"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("data8", "dense"), ("tensor4", "dense"), ("data2_expert2_tensor2", "moe")]
+    + [pytest.param(*case, marks=pytest.mark.slow) for case in (("data8", "moe"), ("tensor4", "moe"))]
+    + [pytest.param("data2_expert2_tensor2", "dense", marks=pytest.mark.slow)],
+)
 def test_generation_on_a_mesh_gives_the_same_tokens(kind, name, expected):
     """Also where four rows do not divide over `data`: the placement of activations is a hint."""
     folder, _, tokens = expected(kind)

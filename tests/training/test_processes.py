@@ -117,8 +117,8 @@ def test_two_processes_asked_to_end_save_together_and_one_goes_on_alone(one_proc
     shutil.rmtree(run_dir)
 
 
-def test_processes_that_cannot_meet_say_so(one_process):
-    folder, config, _ = one_process
+def test_processes_that_cannot_meet_say_so(tmp_path):
+    folder, config = tmp_path, small_run.write_config(tmp_path)
     cases = {
         "--process-count=2": "go together",
         "--coordinator=nowhere --process-count=2 --process-index=0": "'nowhere' must be HOST:PORT",
