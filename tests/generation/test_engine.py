@@ -200,15 +200,18 @@ def test_constraints_and_biases_hold_in_any_company(mesh, way, folder):
     assert sum(tokens[-1].id == Fives.END and len(tokens) > 7 for tokens in whole) > 5  # some have thought before
 
 
-QUICK = [("dense_tied", "1_device", way) for way in WAYS if way in FEW_WAYS]
-QUICK += [("moe", "1_device", "lookup_and_preemptions"), ("dense_tied", "data_2_tensor_2", "preemptions")]
+QUICK = [("dense_tied", "1_device", way, FEW) for way in WAYS if way in FEW_WAYS]
+QUICK += [
+    ("moe", "1_device", "lookup_and_preemptions", FEW),
+    ("dense_tied", "data_2_tensor_2", "preemptions", REQUESTS),
+]
 EVERY = [("dense_tied", "1_device", way) for way in WAYS] + [("moe", "8_devices", way) for way in WAYS]
-EVERY += [*QUICK[-2:], ("moe", "1_device", "as_it_is")]
+EVERY += [("moe", "1_device", way) for way in ("as_it_is", "lookup_and_preemptions")]
 
 
 @pytest.mark.parametrize(
     ("variant", "mesh", "way", "count"),
-    [(*case, FEW) for case in QUICK] + [pytest.param(*case, REQUESTS, marks=pytest.mark.slow) for case in EVERY],
+    QUICK + [pytest.param(*case, REQUESTS, marks=pytest.mark.slow) for case in EVERY],
 )
 def test_mixed_requests_equal_transformers(variant, mesh, way, count, folder):
     requests, arrivals = (of[:count] for of in mixed_requests())
@@ -333,7 +336,7 @@ def test_guessed_tokens_follow_the_distribution():
 
 @pytest.mark.parametrize(
     ("count", "seed"),
-    [(150, 0), pytest.param(400, 0, marks=pytest.mark.slow), pytest.param(5000, 1, marks=pytest.mark.soak)],
+    [(200, 0), pytest.param(400, 0, marks=pytest.mark.slow), pytest.param(5000, 1, marks=pytest.mark.soak)],
 )
 def test_nothing_is_compiled_after_warm_up_and_nothing_leaks(count, seed):
     """Random requests with cancellations on a cache that is too small for a quarter of its rows."""
