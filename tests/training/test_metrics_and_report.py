@@ -176,8 +176,9 @@ def made_up_run(folder: Path) -> Path:
         layers = {f"train.router_max_load.{layer:02}": 1.0 + step / 20 for layer in range(3)}
         rows.append({
             "step": step, "time": 1000.0 + 5 * step, "train.cross_entropy": 3 - step / 10 if step != 7 else None,
-            "train.gradient_norm": 1.0, "train.parameter_norm": 9.0, "train.learning_rate": 1e-3, "train.skipped": 1.0,
-            "tokens_per_second": 40.0 + step, "tflops_per_device": 0.1, "seconds_step": 3.0, "seconds_eval": 0.5, **layers,
+            "train.gradient_norm": 1.0, "train.parameter_norm": 9.0, "train.learning_rate": 1e-3,
+            "train.skipped": float(step > 12), "tokens_per_second": 40.0 + step, "tflops_per_device": 0.1, "seconds_step": 3.0,
+            "seconds_eval": 0.5, **layers,
         })  # fmt: skip
         if step % 10 == 0:
             rows.append({

@@ -230,6 +230,16 @@ def test_progress_lines_say_loss_speed_balance_and_skips():
     assert stage_loop._note(row | {"train.skipped": 1.0}).endswith("| 1 step skipped")
 
 
+def test_without_a_bar_about_twenty_lines_tell_of_a_run(tmp_path, monkeypatch, capsys):
+    stages = [StageConfig("short", 20), StageConfig("long", 80)]
+    loop, *_ = loop_of(tmp_path, monkeypatch, stages=stages, log_every=1, eval_every=0, checkpoint_every=0)
+    loop.run(loop.stages[0], FakeTrainer(), state_at(0), None)
+    loop.run(loop.stages[1], FakeTrainer(), state_at(20), {"stage": "short", "data": position_after(20)})
+    printed = capsys.readouterr()
+    lines = [line.partition(":")[0] for line in (printed.out + printed.err).splitlines() if " step " in line]
+    assert lines == [f"{'short' if step <= 20 else 'long'}, step {step}/100" for step in range(5, 101, 5)]
+
+
 def test_loss_by_position_is_that_of_the_stages_own_rotary_base_on_the_longest_rows(tmp_path, monkeypatch):
     data = DataConfig([Source("text", "unused")], sequence_length=4, batch_size=2)
     stages = [StageConfig("short", 2), StageConfig("long", 2, sequence_length=16, rope_theta=1e6)]

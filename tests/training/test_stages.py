@@ -14,6 +14,7 @@ from qwen3_jax.training import loop, run_folder
 from qwen3_jax.training.config import ModelConfig, OptimizerConfig, StageConfig, StageOptimizer, TrainConfig
 from qwen3_jax.training.run_folder import architecture_after, padded_vocabulary
 from sharding import MeshConfig
+from tests.helpers import tiny_models
 from tests.helpers.tiny_training import TINY
 
 DATA = DataConfig([Source("a", "unused"), Source("b", "unused")], sequence_length=32, batch_size=8)
@@ -114,6 +115,36 @@ def test_a_checkpoint_that_is_not_there_is_named_with_those_that_are(tmp_path, m
     steps += [5, 9]
     with pytest.raises(UserError, match=r"has no checkpoint of step 7; steps: \[5, 9\]"):
         run_folder.load_run(tmp_path, 7)
+
+
+def test_a_run_is_claimed_once_and_loaded_at_the_step_that_was_asked_for(tmp_path, monkeypatch):
+    class Checkpoints:
+        def __init__(self, folder, keep):
+            assert (folder, keep) == (tmp_path / "checkpoints", 2)
+
+        def steps(self):
+            return [5, 9, 7]
+
+        def restore(self, step, abstract_state):
+            return f"state {step}", None
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(run_folder, "TrainCheckpoints", Checkpoints)
+    monkeypatch.setattr(run_folder, "exportable_model", lambda trainer, state, tokenizer: (trainer.config, state))
+    config = TrainConfig(
+        data=DataConfig([Source("text", "unused")]), optimizer=OptimizerConfig(warmup_steps=0),
+        stages=[StageConfig("a", 6), StageConfig("b", 6, rope_theta=5e6)],
+    )  # fmt: skip
+    run_folder.claim(tmp_path, config, tiny_models.tokenizer(), TINY)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    run_folder.claim(tmp_path, config, None, None)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == before
+    model, tokenizer = run_folder.load_run(tmp_path)
+    assert tokenizer.encode("What?") == tiny_models.tokenizer().encode("What?")
+    assert model == (dataclasses.replace(TINY, rope_theta=5e6), "state 9")
+    assert run_folder.load_run(tmp_path, 5)[0] == (TINY, "state 5")
 
 
 def test_an_exported_model_ends_at_either_end_token_of_its_tokenizer():

@@ -1,0 +1,73 @@
+"""The defaults of configurations and options: a changed default changes every run that leaves the field out.
+
+Where a number has a source, the row names it. A change here is a change for users: it belongs in CHANGELOG.md.
+"""
+
+import dataclasses
+import inspect
+
+import pytest
+
+import qwen3_jax
+from qwen3_jax.cli import serve
+from qwen3_jax.data.config import Cleaning, DataConfig, Labels, RunningSum, Source
+from qwen3_jax.evaluation.config import BudgetCurveConfig
+from qwen3_jax.generation import STOP_TEXT, DraftModel, Engine, PromptLookup, Sampling
+from qwen3_jax.sweeps.config import MixtureConfig, ScalingConfig
+from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig, TokenizerConfig, TrainConfig
+
+# The fields whose default is a plain value other than None.
+DEFAULTS = {
+    ModelConfig: dict(dtype="float32", param_dtype="float32", scan_layers=True, remat="none"),
+    TokenizerConfig: dict(vocab_size=4096, train_records=2000),
+    OptimizerConfig: dict(  # betas and decay of Llama 2 (Touvron et al. 2023, section 2.2); eps of Adam's paper
+        learning_rate=3e-4, warmup_steps=100, schedule="cosine", final_learning_rate=0.1, decay_share=0.2, weight_decay=0.1,
+        beta1=0.9, beta2=0.95, eps=1e-8, clip_norm=1.0, moment_dtype="float32", spike_sigmas=6.0, spike_window=128,
+        max_skips=20,
+    ),
+    LossConfig: dict(z_loss=0.0, chunk_tokens=1024, balance_counts="exact"),
+    TrainConfig: dict(
+        run_dir="runs/default", micro_batches=1, seed=0, log_every=10, eval_every=0, eval_batches=8, checkpoint_every=0,
+        checkpoint_keep=2, checkpoint_keep_best=1, profile=False,
+    ),
+    DataConfig: dict(sequence_length=512, batch_size=32, seed=0, packing_rows=256, prefetch_batches=4),
+    Source: dict(format="auto", text_key="text", loss_on="assistant", weight=1.0, eval_fraction=0.01),
+    Labels: dict(language="und"),
+    Cleaning: dict(duplicates="keep", similarity=0.8, ngram=13, max_malformed=0),
+    RunningSum: dict(
+        problems=50_000, eval_problems=512, min_digits=2, max_digits=12, thinking=0.55, non_thinking=0.15, disabled=0.1,
+        truncated=0.2, stop_text=STOP_TEXT,
+    ),
+    BudgetCurveConfig: dict(problems=200, max_new_tokens=128, batch_size=100),
+    ScalingConfig: dict(
+        start="step_law", rate_points=5, rate_ratio=2.0, batch_points=3, batch_ratio=2.0, widen=2, warmup_share=0.1,
+        eval_tokens=65_536, window=0.15, prior="step_law", prior_deviation=0.3, level=0.9, max_extrapolation=100.0,
+    ),
+    MixtureConfig: dict(mixtures=24, min_weight=0.01, max_epochs=4.0, warmup_share=0.1, eval_tokens=65_536, seed=0),
+    Sampling: dict(presence_penalty=0.0, frequency_penalty=0.0, stop=(), n=1),
+    PromptLookup: dict(guesses=4, longest=3, shortest=2),
+    DraftModel: dict(guesses=4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DEFAULTS, ids=lambda kind: kind.__name__)
+def test_defaults_of_configurations(kind):
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    plain = {name: value for name, value in defaults.items() if value is not None and value is not dataclasses.MISSING}
+    assert plain == DEFAULTS[kind]
+
+
+def test_defaults_of_the_engine_and_the_server():
+    def given(function) -> dict:
+        parameters = inspect.signature(function).parameters.values()
+        return {p.name: p.default for p in parameters if p.default not in (None, inspect.Parameter.empty)}
+
+    assert given(Engine.__init__) == dict(rows=32, prefill_chunk=512, decode_steps=8, prefix_cache=True)
+    assert given(qwen3_jax.generate) == dict(continue_final_message=False, thinking_stop_text=STOP_TEXT, progress=False)
+    assert given(qwen3_jax.load) == dict(verify=True)
+    options = vars(serve._parser("qwen3 serve").parse_args(["--model", "x"]))
+    limits = {name: value for name, value in options.items() if type(value) in (int, float)}
+    assert limits == dict(
+        port=8000, max_n=16, max_messages=2048, max_body=8 * 2**20, max_requests=512, max_waiting=256, timeout=3600.0,
+        rows=32, prefill_chunk=512, drain=60,
+    )  # fmt: skip
