@@ -11,7 +11,6 @@ from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
 from qwen3_jax.json_fields import read_json
 from qwen3_jax.training.config import TrainConfig
-from qwen3_jax.training.run_folder import padded_vocabulary
 
 
 def checkpoint_architecture(model: str, hf_overrides: Mapping[str, Any] | None = None) -> Qwen3Config:
@@ -44,16 +43,16 @@ def training_architecture(config: TrainConfig) -> Qwen3Config:
             a released model, or the sequence is longer than the model's maximum.
     """
     base = None if config.model.init_from is None else _initial_architecture(config.model.init_from)
-    vocabulary = 1  # a minimum only, where the preset, `init_from` or model.config gives the size
+    tokens = 1  # a minimum only, where the preset, `init_from` or model.config gives the size
     if base is None and config.model.preset is None:
         if config.tokenizer.path is None:
-            vocabulary = padded_vocabulary(config.tokenizer.vocab_size)
+            tokens = config.tokenizer.vocab_size
         elif "vocab_size" not in config.model.config:
             raise UserError(
                 "planning reads no tokenizer: set model.config.vocab_size to the number of embedding rows (151936 for "
                 "Qwen3's tokenizer)."
             )
-    model = dataclasses.replace(config.model.architecture(base, vocabulary), dtype=config.model.param_dtype)
+    model = dataclasses.replace(config.model.architecture(base, tokens), dtype=config.model.param_dtype)
     if config.data.sequence_length > model.max_position_embeddings:
         raise UserError(
             f"data.sequence_length ({config.data.sequence_length}) is longer than the model's max_position_embeddings "

@@ -19,6 +19,7 @@ from qwen3_jax.kernels.execution import Quantization
 from qwen3_jax.model import Remat
 from sharding import MeshConfig
 
+_VOCABULARY_MULTIPLE = 128  # embedding rows are padded to a multiple of this, so that they divide over usual meshes
 # Architecture fields that a run sets itself.
 _SET_ELSEWHERE = {
     "dtype": "set model.param_dtype",
@@ -66,19 +67,31 @@ class ModelConfig:
             if name not in fields:
                 raise UserError(f"model.config.{name} is not an architecture field.{nearest(name, fields)}")
 
-    def architecture(self, base: Qwen3Config | None, vocab_size: int) -> Qwen3Config:
+    def architecture(self, base: Qwen3Config | None, tokens: int) -> Qwen3Config:
         """Return the architecture: `base` (of init_from), the preset or the defaults, overridden by `config`.
 
-        `vocab_size` is the number of embedding rows unless base, preset or `config` set it.
+        Args:
+            base: the architecture of init_from.
+            tokens: size of the tokenizer; the number of embedding rows is this, padded, unless base, preset or `config` set it.
+
+        Raises:
+            UserError: the embedding has fewer rows than the tokenizer has tokens.
         """
         start = base
         if start is None:
-            start = Qwen3Config.preset(self.preset) if self.preset else Qwen3Config(vocab_size=vocab_size)
+            start = (
+                Qwen3Config.preset(self.preset) if self.preset else Qwen3Config(vocab_size=padded_vocabulary(tokens))
+            )
         merged = {f.name: getattr(start, f.name) for f in dataclasses.fields(Qwen3Config)} | self.config
         config = Qwen3Config.checked(merged)
-        if config.vocab_size < vocab_size:
-            raise UserError(f"model.config.vocab_size is {config.vocab_size}; the tokenizer has {vocab_size} tokens.")
+        if config.vocab_size < tokens:
+            raise UserError(f"model.config.vocab_size is {config.vocab_size}; the tokenizer has {tokens} tokens.")
         return config
+
+
+def padded_vocabulary(tokens: int) -> int:
+    """Return the number of embedding rows for a tokenizer of `tokens` tokens."""
+    return -(-tokens // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,6 @@ from qwen3_jax.training.config import ModelConfig, OptimizerConfig, TrainConfig
 from qwen3_jax.training.optimizer import schedule
 from qwen3_jax.training.step import Trainer, TrainState
 
-_VOCABULARY_MULTIPLE = 128  # embedding rows are padded to a multiple of this, so that they divide over usual meshes
 # What a resumed run must not change,
 _FIXED = ("model", "tokenizer", "data", "optimizer", "loss", "seed", "steps", "stages")
 # except these, which change no result: the restart may be on other hardware.
@@ -101,11 +100,6 @@ def prepare_corpora(run_dir: Path, config: TrainConfig, tokenizer: Tokenizer) ->
     return open_sources(config.data, tokenizer, folder)
 
 
-def padded_vocabulary(tokens: int) -> int:
-    """Return the number of embedding rows for a tokenizer of `tokens` tokens."""
-    return -(-tokens // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
-
-
 def architecture(config: TrainConfig, init_from: Path | None, tokenizer: Tokenizer) -> Qwen3Config:
     """Return the architecture that the configuration describes.
 
@@ -114,7 +108,7 @@ def architecture(config: TrainConfig, init_from: Path | None, tokenizer: Tokeniz
     """
     base = Qwen3Config.from_hf(read_json(init_from / "config.json")) if init_from else None
     architecture = dataclasses.replace(
-        config.model.architecture(base, padded_vocabulary(tokenizer.vocab_size)),
+        config.model.architecture(base, tokenizer.vocab_size),
         bos_token_id=tokenizer.endoftext_id,
         eos_token_id=tokenizer.im_end_id,
         dtype=config.model.param_dtype,

@@ -11,8 +11,15 @@ from qwen3_jax.data import DataConfig, LengthShare, Source
 from qwen3_jax.errors import UserError
 from qwen3_jax.generation_config import GenerationConfig
 from qwen3_jax.training import loop, run_folder
-from qwen3_jax.training.config import ModelConfig, OptimizerConfig, StageConfig, StageOptimizer, TrainConfig
-from qwen3_jax.training.run_folder import architecture_after, padded_vocabulary
+from qwen3_jax.training.config import (
+    ModelConfig,
+    OptimizerConfig,
+    StageConfig,
+    StageOptimizer,
+    TrainConfig,
+    padded_vocabulary,
+)
+from qwen3_jax.training.run_folder import architecture_after
 from sharding import MeshConfig
 from tests.helpers import tiny_models
 from tests.helpers.tiny_training import TINY
@@ -97,7 +104,7 @@ def test_the_architecture_is_that_of_the_checkpoint_or_preset_with_the_configure
     own = ModelConfig(config={"hidden_size": 64, "rope_theta": 7e4})
     assert own.architecture(base, 200) == dataclasses.replace(base, hidden_size=64, rope_theta=7e4)
     assert ModelConfig().architecture(base, 300) == base
-    assert ModelConfig().architecture(None, 384) == dataclasses.replace(Qwen3Config(), vocab_size=384)
+    assert ModelConfig().architecture(None, 300) == dataclasses.replace(Qwen3Config(), vocab_size=384)  # padded
     preset = Qwen3Config.preset("Qwen3-0.6B")
     assert ModelConfig(preset="Qwen3-0.6B").architecture(None, 384) == preset
     with pytest.raises(UserError, match="vocab_size is 300; the tokenizer has 301 tokens"):
