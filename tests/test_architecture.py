@@ -123,6 +123,16 @@ def test_only_kernels_asks_which_platform_it_is_on():
             assert "default_backend" not in file.read_text(encoding="utf-8"), file
 
 
+def test_files_and_functions_are_read_in_one_sitting():
+    for folder in ("qwen3_jax", "sharding", "benchmarks", "examples", "tests"):
+        for file in (ROOT / folder).rglob("*.py"):
+            text = file.read_text(encoding="utf-8")
+            assert text.count("\n") <= 450, file
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                    assert node.end_lineno - node.lineno < 60, f"{file}: {node.name}"
+
+
 def test_importing_the_package_imports_nothing_heavy():
     """`import qwen3_jax` is milliseconds because JAX comes with the first name that needs it."""
     code = "import sys, qwen3_jax; print(sorted({m.split('.')[0] for m in sys.modules} & {'jax', 'flax', 'numpy', 'grain'}))"

@@ -94,17 +94,8 @@ def test_ctrl_c_on_a_terminal(endless):
         "import fcntl, runpy, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); sys.argv = sys.argv[1:];"
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    argv = [
-        sys.executable,
-        "-c",
-        wrapper,
-        str(ROOT / "infer.py"),
-        "--model",
-        endless,
-        "--chat",
-        "--max-new-tokens",
-        "30000",
-    ]
+    command = [str(ROOT / "infer.py"), "--model", endless, "--chat", "--max-new-tokens", "30000"]
+    argv = [sys.executable, "-c", wrapper, *command]
     environment = {**os.environ, "TERM": "xterm", "PYTHONPATH": str(ROOT)}
     environment.pop("NO_COLOR", None)
     process = subprocess.Popen(

@@ -28,8 +28,8 @@ def test_a_folder_is_written_that_loads_and_what_it_lost_is_printed(qwen3, text,
     command = ("quantize", plain, "--to", to, "--out", tmp_path / "q", "--text", text, "--length", 40, *options)
     code, out, err = qwen3(*command)
     assert code == 0, err
-    found = re.findall(r"\d+\.\d+|\d+(?= tokens)", out.partition("\n")[2])
-    perplexity, reference, tokens, kl, same = map(float, found)
+    numbers = re.findall(r"\d+\.\d+|\d+(?= tokens)", out.partition("\n")[2])
+    perplexity, reference, tokens, kl, same = map(float, numbers)
     # The same, from plain log-probabilities in float64.
     models = qwen3_jax.load(plain)[0], qwen3_jax.load(tmp_path / "q")[0]
     ids = tiny_models.tokenizer().encode(TEXT)
@@ -93,7 +93,7 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(qwen3, text, folder, tmp
 def test_a_model_does_not_diverge_from_itself():
     model, ids = tiny_models.model(), tiny_models.tokenizer().encode(TEXT)
     for length in (2, 40, 64, 512):
-        found = divergence(model, model, ids, length)
-        assert (found.kl, found.same_top) == (0, 1)
-        assert found.perplexity == found.reference_perplexity
-        assert found.tokens == sum(min(length, len(ids) - start) - 1 for start in range(0, len(ids), length))
+        measured = divergence(model, model, ids, length)
+        assert (measured.kl, measured.same_top) == (0, 1)
+        assert measured.perplexity == measured.reference_perplexity
+        assert measured.tokens == sum(min(length, len(ids) - start) - 1 for start in range(0, len(ids), length))

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import resource
 
-import jax
 import numpy as np
 import pytest
 import scipy.stats
@@ -13,37 +12,15 @@ from flax import nnx
 
 import qwen3_jax
 import sharding
-from qwen3_jax import DraftModel, Engine, PromptLookup, Request, Sampling, UserError
+from qwen3_jax import DraftModel, Engine, PromptLookup, Request, Sampling
 from qwen3_jax.generation import ThinkingTokens
 from qwen3_jax.generation.stats import Clock
 from tests.helpers import hf_checkpoints, tiny_models
+from tests.helpers.engine_runs import ids, run
 from tests.helpers.pool_check import check_pool
 
 THINK = ThinkingTokens(start=310, end=311, stop=(17, 311, 18))
 REQUESTS = 200
-
-
-def run(engine: Engine, requests, arrivals=None, check=None) -> list[list]:
-    """Return the tokens of each request; `arrivals` are the steps before which they are submitted."""
-    arrivals = [0] * len(requests) if arrivals is None else arrivals
-    todo = sorted(range(len(requests)), key=lambda i: arrivals[i])
-    numbers, got, step = {}, [[] for _ in requests], 0
-    while todo or engine.busy:
-        while todo and arrivals[todo[0]] <= step:
-            place = todo.pop(0)
-            numbers[engine.submit(requests[place])] = place
-        for token in engine.step():
-            got[numbers[token.number]].append(token)
-        if check is not None:
-            check()
-        step += 1
-    assert all(tokens and tokens[-1].finish for tokens in got)
-    assert not any(token.finish for tokens in got for token in tokens[:-1])
-    return got
-
-
-def ids(tokens) -> list[int]:
-    return [token.id for token in tokens]
 
 
 # ---- against transformers ------------------------------------------------------------------------------------------------
@@ -433,63 +410,3 @@ def test_a_cancelled_request_disturbs_no_other():
         assert got[number] == expected[place] or place == 2
     assert got[numbers[2]] == expected[2][: len(got[numbers[2]])]
     assert len(got[numbers[2]]) < len(expected[2])
-
-
-@pytest.mark.parametrize("cache_type", ["int8", "fp8"])
-def test_a_quantised_cache_is_near(cache_type):
-    """Log probabilities of the same tokens, with 8-bit keys and values."""
-    model = tiny_models.model(1, eos=False)
-    prompt = tuple(np.random.default_rng(0).integers(0, tiny_models.VOCABULARY, 100).tolist())
-    request = Request(prompt, Sampling(temperature=0, logprobs=0), 8)
-    (exact,) = run(Engine(model, rows=1, cache_tokens=256), [request])
-    (near,) = run(Engine(model, rows=1, cache_tokens=256, cache_type=cache_type), [request])
-    same = next((i for i, pair in enumerate(zip(exact, near, strict=True)) if pair[0].id != pair[1].id), 8)
-    assert same >= 1
-    error = [abs(exact[i].logprob.logprob - near[i].logprob.logprob) for i in range(same)]
-    assert 0 < max(error) < (0.05 if cache_type == "int8" else 0.3)
-    pages = Engine(model, rows=1, cache_tokens=256, cache_type=cache_type)._runner.state.groups[0]
-    assert pages.k.dtype.itemsize == 1
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (dict(rows=0), "engine option rows is 0; it must be at least 1"),
-        (dict(prefill_chunk=100), "prefill_chunk is 100; it must be a power of two"),
-        (dict(max_length=5000), "max_length is 5000; it must be between 2 and 1024"),
-        (dict(decode_steps=True), "decode_steps is True; it must be a whole number"),
-    ],
-)
-def test_what_an_engine_refuses(options, words):
-    with pytest.raises(UserError, match=words):
-        Engine(tiny_models.model(0), **options)
-
-
-def test_what_speculation_refuses():
-    with pytest.raises(UserError, match="speculation option guesses is 0; it must be between 1 and 32"):
-        PromptLookup(0)
-    with pytest.raises(UserError, match="1 <= shortest <= longest; got 2 and 1"):
-        PromptLookup(2, longest=1)
-    other = qwen3_jax.Qwen3(dataclasses.replace(tiny_models.model(0).config, vocab_size=99), rngs=nnx.Rngs(0))
-    with pytest.raises(UserError, match="the draft model has 99 vocabulary rows and the model 480"):
-        Engine(tiny_models.model(0), speculation=DraftModel(other))
-
-
-@pytest.mark.parametrize(
-    ("request_of", "words"),
-    [
-        (dict(prompt=()), "at least one token"),
-        (dict(prompt=(10**6,)), "ids from 0 to"),
-        (dict(prompt=(-1,)), "ids from 0 to"),
-        (dict(max_new_tokens=0), "max_new_tokens is 0"),
-        (dict(prompt=(1,) * 100, max_new_tokens=100), "100 tokens and .* is 100; the maximum context length is 128"),
-        (dict(budget=3), "needs `thinking_tokens`"),
-        (dict(eos=frozenset(range(9))), "9 end tokens"),
-    ],
-)  # fmt: skip
-def test_what_a_request_may_not_be(request_of, words):
-    engine = Engine(tiny_models.model(0), rows=1, cache_tokens=128)
-    with pytest.raises(UserError, match=words):
-        engine.submit(Request(**(dict(prompt=(1,), sampling=Sampling(), max_new_tokens=1) | request_of)))
-    assert not engine.busy
-    assert jax.tree.leaves(engine._runner.state)  # not donated

@@ -58,11 +58,11 @@ def tensors(folder: Path) -> Parts:
         "I8": "int8",
         "I32": "int32",
     }
-    found = {}
+    arrays = {}
     for name, tensor in safetensors.deserialize((folder / "model.safetensors").read_bytes()):
         dtype = np.dtype(getattr(ml_dtypes, types[tensor["dtype"]], types[tensor["dtype"]]))
-        found[name] = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
-    return found
+        arrays[name] = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
+    return arrays
 
 
 def rewrite(folder: Path, stored: Parts) -> None:
@@ -122,11 +122,11 @@ def awq(group: int):
         scale = random.uniform(1e-3, 1e-2, zero.shape).astype(np.float16)
 
         def words(numbers):
-            made = np.zeros((numbers.shape[0], out // 8), np.uint32)
+            words = np.zeros((numbers.shape[0], out // 8), np.uint32)
             for column in range(out // 8):
                 for i, place in enumerate(AWQ_ORDER):
-                    made[:, column] |= numbers[:, 8 * column + place].astype(np.uint32) << np.uint32(4 * i)
-            return made.view(np.int32)
+                    words[:, column] |= numbers[:, 8 * column + place].astype(np.uint32) << np.uint32(4 * i)
+            return words.view(np.int32)
 
         meant = np.zeros((out, size), np.float32)
         for i in range(size):

@@ -95,8 +95,8 @@ def test_any_layout_of_segments(runs, seed):
     row = np.repeat([i for i, _ in runs], [size for _, size in runs])
     segments = jnp.asarray(np.stack([np.resize(row, 75), np.resize(row[::-1], 75)]).astype(np.int32))
     case = inputs(2, 75, 2, 1, 8, seed=seed)
-    found, expected = (np_arrays(f(*case, segments)) for f in _two_ways())
-    assert_close(found, expected)
+    actual, expected = (np_arrays(f(*case, segments)) for f in _two_ways())
+    assert_close(actual, expected)
 
 
 def np_arrays(tree):
@@ -226,8 +226,8 @@ def test_what_does_not_divide_is_an_error_by_name_and_no_matter_to_auto():
         attention(q, k, v, execution=dataclasses.replace(CHUNKED, placement=placement))
     with pytest.raises(ShardingError, match="'chunked' cannot divide 3 rows by 4"):
         attention(q, k, v, execution=dataclasses.replace(CHUNKED, placement=Placement(make_mesh(data=4))))
-    found = value_and_gradients(functools.partial(attention, execution=Execution(placement)), q, k, v, w)
-    assert_close(found, value_and_gradients(reference(), q, k, v, w))
+    actual = value_and_gradients(functools.partial(attention, execution=Execution(placement)), q, k, v, w)
+    assert_close(actual, value_and_gradients(reference(), q, k, v, w))
 
 
 # ---- memory, checkpoints, choice -----------------------------------------------------------------------------------------

@@ -33,9 +33,9 @@ def test_bfloat16_is_near_float32(name, pack, t, n, k, h):
             lambda *qkv: attention(*qkv, segments, by("reference")),
             *(x.astype(jnp.float32) for x in (q, k, v, w)),
         )
-    found = value_and_gradients(lambda *qkv: attention(*qkv, segments, by(name)), q, k, v, w)
-    assert all(np.isfinite(x).all() for x in found)
-    assert_close(found, expected, part=0.02)
+    actual = value_and_gradients(lambda *qkv: attention(*qkv, segments, by(name)), q, k, v, w)
+    assert all(np.isfinite(x).all() for x in actual)
+    assert_close(actual, expected, part=0.02)
 
 
 @pytest.mark.parametrize("pack", [False, True], ids=["whole", "packed"])
@@ -43,11 +43,11 @@ def test_chunked_in_float32(pack):
     q, k, v, w = inputs(2, 300, 4, 2, 64)
     segments = packed(2, 300) if pack else None
     with jax.default_matmul_precision("highest"):
-        found, expected = (
+        actual, expected = (
             value_and_gradients(lambda *qkv, name=name: attention(*qkv, segments, by(name)), q, k, v, w)
             for name in ("chunked", "reference")
         )
-    assert_close(found, expected)
+    assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("quantized", [None, "int8"])
@@ -78,6 +78,6 @@ def test_paged_decoding_is_near_the_loop_in_float32(n, k, h, t, quantized):
         exact = HeadMajor(pages.k * pages.k_scale[..., None], pages.v * pages.v_scale[..., None])
     with jax.default_matmul_precision("highest"):
         expected, _ = loop.decode(q[None].astype(jnp.float32), exact, tables, lengths)
-    found = jax.jit(triton.decode)(q, pages, tables, lengths)
-    assert found.dtype == jnp.bfloat16
-    assert np.abs(found.astype(np.float32) - expected).max() <= 0.02 * np.abs(expected).max()
+    actual = jax.jit(triton.decode)(q, pages, tables, lengths)
+    assert actual.dtype == jnp.bfloat16
+    assert np.abs(actual.astype(np.float32) - expected).max() <= 0.02 * np.abs(expected).max()

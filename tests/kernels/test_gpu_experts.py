@@ -57,6 +57,6 @@ def test_experts_split_over_gpus(name):
     x, index, *floats = layer(2, 64, 256, 8, 128, 2, False)
     with jax.default_matmul_precision("highest"):
         wanted = value_and_gradients("dense", x, index, *floats)
-        found = value_and_gradients(name, x, index, *floats, mesh=make_mesh(expert=2))
-    for one, other in zip(found, wanted, strict=True):
+        actual = value_and_gradients(name, x, index, *floats, mesh=make_mesh(expert=2))
+    for one, other in zip(actual, wanted, strict=True):
         assert np.abs(one - other).max() <= 1e-2 * np.abs(other).max()

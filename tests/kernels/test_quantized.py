@@ -65,11 +65,11 @@ def test_a_product_is_that_of_the_numbers_the_weight_stands_for(name, kind, dtyp
     # Tile by tile on one CPU; whole, as on other platforms, on a mesh.
     for execution in (ONE_DEVICE, Execution(Placement(sharding.make_mesh(data=2), SERVING))):
         function = jax.jit(functools.partial(quantized_einsum, equation, sums=jnp.float32, execution=execution))
-        found = np.asarray(function(x, packed), np.float64)
+        actual = np.asarray(function(x, packed), np.float64)
         # In float32 only the order of the sum differs; else a group's scale is rounded into each weight.
         precision = 2e-6 if dtype == "float32" else float(jnp.finfo(dtype).eps)
         most = np.einsum(equation, np.abs(np.asarray(x, np.float64)), np.abs(meant)).max()
-        assert np.abs(found - expected).max() <= precision * most
+        assert np.abs(actual - expected).max() <= precision * most
     if name not in ("head", "tied"):
         assert linear(equation, x, packed).dtype == x.dtype
         exact = np.asarray(linear(equation, x.astype(jnp.float32), packed), np.float64)
@@ -138,8 +138,8 @@ def test_experts_are_those_that_the_weights_stand_for(kind, implementation):
     execution = by(implementation, sharding.make_mesh(**axes) if axes else None)
     x4 = jnp.tile(x, (2, 1, 1))
     run = jax.jit(functools.partial(expert_mlp, execution=execution))
-    found = run(x4, jnp.tile(index, (2, 1, 1)), jnp.tile(weight, (2, 1, 1)), *packed)
-    for half in (found[:2], found[2:]):
+    actual = run(x4, jnp.tile(index, (2, 1, 1)), jnp.tile(weight, (2, 1, 1)), *packed)
+    for half in (actual[:2], actual[2:]):
         np.testing.assert_allclose(half, expected, atol=2e-6 * float(jnp.abs(expected).max()), rtol=2e-6)
 
 

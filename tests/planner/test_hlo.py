@@ -331,17 +331,17 @@ def test_collectives_of_the_sparse_cores_run_beside_what_is_between_start_and_do
 @needs_libtpu
 def test_the_clock_hides_what_the_order_hides():
     """One gather of 1 ms on the wire: alone, beside 3 ms of work, beside 0.4 ms, and in a loop that begins it a round early."""
-    where = planner.topology("v5e:2x2")
-    mesh = planner.topology_mesh(where, MeshConfig(data=4))
+    slices = planner.topology("v5e:2x2")
+    mesh = planner.topology_mesh(slices, MeshConfig(data=4))
     groups = np.arange(4)[None]
     seconds = 1e-3
-    sent = seconds * 2 * where.chip.ici_link
+    sent = seconds * 2 * slices.chip.ici_link
 
     def time(*events) -> float:
-        return roofline.bound(Program(list(events)), where, mesh).step_s
+        return roofline.bound(Program(list(events)), slices, mesh).step_s
 
     def work(milliseconds: float) -> Work:
-        return Work("w", milliseconds * 1e-3 * where.chip.flops, 0.0)
+        return Work("w", milliseconds * 1e-3 * slices.chip.flops, 0.0)
 
     alone = Collective("all-gather", sent, groups, "")
     beside = Collective("all-gather", sent, groups, "", "k")
@@ -353,11 +353,11 @@ def test_the_clock_hides_what_the_order_hides():
     assert time(beside, other, work(0.4), Wait("k"), Wait("l")) == pytest.approx(2e-3)  # one at a time
     assert time(Loop([beside, Wait("k"), work(3)], 5)) == pytest.approx(5 * 4e-3)
     assert time(Loop([Wait("k"), beside, work(3)], 5)) == pytest.approx(5 * 3e-3)
-    memory = Work("w", 0.0, 2e-3 * where.chip.hbm_bandwidth)
-    bound = roofline.bound(Program([work(1), memory, alone]), where, mesh)
+    memory = Work("w", 0.0, 2e-3 * slices.chip.hbm_bandwidth)
+    bound = roofline.bound(Program([work(1), memory, alone]), slices, mesh)
     assert (bound.step_s, bound.chip_s, bound.waiting_s) == pytest.approx((4e-3, 3e-3, 1e-3))
     assert bound.bound == "HBM"
-    assert roofline.bound(Program([work(1), alone, alone]), where, mesh).bound == "ICI"
+    assert roofline.bound(Program([work(1), alone, alone]), slices, mesh).bound == "ICI"
 
 
 def test_text_that_is_no_program_is_refused():
@@ -374,8 +374,8 @@ def test_times_on_the_torus():
         ("v6e:8x8", dict(data=8, tensor=8), sent / link),
         ("v5p:4x4x8", dict(data=16, tensor=8), sent / (2 * link)),
     ):
-        where = planner.topology(name)
-        network = roofline._Network(where, planner.topology_mesh(where, MeshConfig(**axes)))
+        slices = planner.topology(name)
+        network = roofline._Network(slices, planner.topology_mesh(slices, MeshConfig(**axes)))
         one = Collective("all-gather", sent, groups, "")
         assert network.axes(groups) == "tensor"
         assert network.seconds(one) == pytest.approx(seconds)

@@ -24,14 +24,14 @@ def test_a_mesh_has_all_five_axes_in_order():
 @given(st.lists(st.integers(1, 9), min_size=5, max_size=5), st.integers(0, 4), st.integers(1, 64))
 def test_minus_1_is_all_devices_that_are_left(sizes, place, devices):
     sizes[place] = -1
-    known = int(np.prod([size for size in sizes if size > 0]))
+    given = int(np.prod([size for size in sizes if size > 0]))
     config = MeshConfig(*sizes)
-    if devices % known:
-        with pytest.raises(ShardingError, match=f"{AXES[place]!r} cannot be filled in: {devices} devices .* {known},"):
+    if devices % given:
+        with pytest.raises(ShardingError, match=f"{AXES[place]!r} cannot be filled in: {devices} devices .* {given},"):
             config.sizes(devices)
     else:
         filled = config.sizes(devices)
-        assert filled[place] * known == np.prod(filled) == devices
+        assert filled[place] * given == np.prod(filled) == devices
         assert [f for i, f in enumerate(filled) if i != place] == [s for i, s in enumerate(sizes) if i != place]
 
 
