@@ -11,11 +11,14 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import coverage
 import pytest
 
 from tests.mutation import runs
+
+if TYPE_CHECKING:
+    import coverage
 
 _IMPORT = "(import)"
 _FIXTURE = "(fixture)"
@@ -155,6 +158,8 @@ def _measure_file(tree: Path, package: str, file: str, cache: Path, kept: Path, 
 
 
 def _in_child(tree: Path, package: str, file: str, cache: Path) -> dict:
+    import coverage  # of the extra `mutation`
+
     with tempfile.TemporaryDirectory(prefix="mutants-coverage-") as folder:
         settings = Path(folder) / "coveragerc"
         settings.write_text(

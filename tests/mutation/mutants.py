@@ -14,7 +14,6 @@ A third of the places are short string literals, mostly keys whose change fails 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,11 +73,6 @@ class Mutant:
     @property
     def key(self) -> str:
         return f"{self.path}:{self.line}:{self.column}:{self.operator}:{self.variant}"
-
-
-def diff(original: str, changed: str) -> str:
-    """The lines that differ, without the names of files."""
-    return "\n".join(list(difflib.unified_diff(original.splitlines(), changed.splitlines(), n=0, lineterm=""))[2:])
 
 
 @dataclasses.dataclass

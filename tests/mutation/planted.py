@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.mutation import mutants, runs, session
+from tests.mutation import runs, session
 from tests.mutation.tree import Tree
 
 
@@ -250,7 +250,7 @@ def _measure(
         original, source, lines = (tree.folder / one.path).read_text(), one.source(tree.folder), one.lines(tree.folder)
         outcome = measured.run(one.path, source, measured.selection(one.path, lines, lines))
         row = {"key": one.name, "package": package, "file": one.path, "line": lines[0], "operator": "planted"}
-        results.add(row | {"kind": one.kind, "diff": mutants.diff(original, source)} | outcome)
+        results.add(row | {"kind": one.kind, "diff": session.diff(original, source)} | outcome)
         print(f"{outcome['status']:10}{one.name}: {one.kind}  {outcome['killed_by'] or ''}", flush=True)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from tests.mutation import mutants, runs, session
+from tests.mutation import runs, session
 from tests.mutation.tree import Tree
 
 
@@ -38,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _measure(options: argparse.Namespace, tree: Tree, package: str, results: session.Results) -> None:
+    from tests.mutation import mutants  # late: needs the extra, which --help does without
+
     print(f"{package}: {options.count} mutants, seed {options.seed}", flush=True)
     measured = session.Session(options, tree, package)
     files = [str(f.relative_to(tree.folder)) for f in (tree.folder / "qwen3_jax" / package).rglob("*.py")]
@@ -48,7 +50,7 @@ def _measure(options: argparse.Namespace, tree: Tree, package: str, results: ses
         selection = measured.selection(mutant.path, mutant.statement, mutant.scope, mutant.defines)
         outcome = measured.run(mutant.path, mutant.source, selection)
         row = {"key": key, "package": package, "file": mutant.path, "line": mutant.line, "operator": mutant.operator}
-        row["diff"] = mutants.diff((tree.folder / mutant.path).read_text(), mutant.source)
+        row["diff"] = session.diff((tree.folder / mutant.path).read_text(), mutant.source)
         results.add(row | outcome)
         print(
             f"{outcome['status']:10}{mutant.path}:{mutant.line} {mutant.operator}  {outcome['killed_by'] or ''}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import json
 import os
 import re
@@ -28,6 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cpu-limit", type=float, default=90, help="CPU seconds of tests after which a change has survived"
     )
     parser.add_argument("--tests", nargs="*", help="test files or folders instead of the package's own")
+
+
+def diff(original: str, changed: str) -> str:
+    """The lines that differ, without the names of files."""
+    return "\n".join(list(difflib.unified_diff(original.splitlines(), changed.splitlines(), n=0, lineterm=""))[2:])
 
 
 class Session:

@@ -279,10 +279,10 @@ def test_a_cut_network_keeps_what_came(server, context):
 
 def test_an_error_inside_a_stream_is_shown_with_what_came(server, tiny_folder, tmp_path, context):
     question = a_question(server, is_long)
-    with serve(tiny_folder, tmp_path, *SMALL, "--timeout", "1") as hasty:
+    with serve(tiny_folder, tmp_path, *SMALL, "--timeout", "0.2") as hasty:
         chat = Chat(context, hasty.url)
         chat.ask(question)
-        expect(chat.answer.locator(".error")).to_contain_text("longer than 1 seconds")
+        expect(chat.answer.locator(".error")).to_contain_text("longer than 0.2 seconds")
         assert chat.record()[-1]["text"] or chat.record()[-1]["thinking"]
 
 
