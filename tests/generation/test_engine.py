@@ -215,7 +215,9 @@ def test_mixed_requests_equal_transformers(variant, mesh, way, count, folder):
 
 
 @pytest.mark.parametrize("count", [FEW, pytest.param(REQUESTS, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("same", [True, False], ids=["itself", "another_model"])
+@pytest.mark.parametrize(
+    "same", [pytest.param(True, id="itself", marks=pytest.mark.slow), pytest.param(False, id="another_model")]
+)
 def test_a_draft_model_changes_nothing(same, count, folder):
     """The model itself always guesses right; one with other weights nearly always wrong."""
     requests, arrivals = (of[:count] for of in mixed_requests())
