@@ -56,7 +56,7 @@ class Qwen3Config:
         router_aux_loss_coef: weight of the load-balancing loss in training.
         bos_token_id: as in the file.
         eos_token_id: as in the file; generation uses generation_config.json first.
-        dtype: the data type in which the checkpoint is stored; None where the file does not say.
+        dtype: the data type in which the checkpoint is stored; None where the file has no such field.
     """
 
     vocab_size: int = 151_936

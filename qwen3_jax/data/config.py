@@ -266,7 +266,7 @@ class DataConfig:
             )
 
     def source(self, name: str) -> Source:
-        """The source called `name`; raises a `UserError` that lists the names if there is none."""
+        """Return the source called `name`; an unknown name is a `UserError` that lists the names."""
         for source in self.sources:
             if source.name == name:
                 return source

@@ -284,7 +284,7 @@ def _check_resumable(path: Path, settings: dict[str, Any]) -> None:
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """The first difference as text, or "" if there is none."""
+    """The first difference as text, or "" where the two are equal."""
     for name, value in now.items():
         if before.get(name) == value:
             continue

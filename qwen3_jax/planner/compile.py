@@ -55,7 +55,7 @@ class Compiled:
     Attributes:
         seconds: time that lowering and compiling took on this machine.
         memory: None where the program does not fit.
-        needed: HBM bytes of one chip that the compiler asked for, fitting or not; None where it does not say.
+        needed: HBM bytes of one chip that the compiler asked for, fitting or not; None where its error has no figure.
         roofline: None where it does not fit.
         text: the optimized HLO, or "".
         program: costs by instruction, or None.

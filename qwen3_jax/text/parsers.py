@@ -278,7 +278,7 @@ def _next_tag(text: str, position: int, tags: tuple[str, ...]) -> tuple[int, str
 
 
 def _partial_tag(text: str, position: int, tags: tuple[str, ...]) -> int:
-    """Where a tag that the end cuts off starts, no earlier than `position`; len(text) if there is none."""
+    """Where a tag that the end cuts off starts, no earlier than `position`; len(text) without one."""
     start = text.rfind("<", position)  # "<" stands only at the start of a tag
     if start >= 0 and any(tag.startswith(text[start:]) for tag in tags):
         return start

@@ -217,7 +217,7 @@ def _write(path: Path, values: dict[str, Any]) -> None:
 
 
 def _difference(before: Any, now: Any, name: str) -> str:
-    """Return the first difference of two nested configurations as a sentence, "" if there is none."""
+    """Return the first difference of two nested configurations as a sentence, "" where they are equal."""
     if name in _FREE:
         return ""
     if isinstance(before, dict) and isinstance(now, dict):
