@@ -1,6 +1,7 @@
 """A real `qwen3 serve` in a process of its own."""
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -56,6 +57,18 @@ class Running:
     @property
     def log(self) -> str:
         return self.log_file.read_text()
+
+    def log_entries(self, path: str, *, count: int, start: int = 0, seconds: float = 20) -> list[dict]:
+        """The log entries of requests for `path` after character `start`. An entry is written after the answer is sent, so
+        wait until there are `count`."""
+        deadline = time.monotonic() + seconds
+        while True:
+            entries = [json.loads(line) for line in self.log[start:].splitlines() if line.startswith("{")]
+            entries = [entry for entry in entries if entry["path"] == path]
+            if len(entries) >= count:
+                return entries
+            assert time.monotonic() < deadline, f"{len(entries)} of {count} entries: {entries}"
+            time.sleep(0.05)
 
 
 def raw_chat(body: bytes) -> bytes:

@@ -146,7 +146,7 @@ def test_the_model_sees_the_same_text_in_both_modes(taught):
 def test_an_agent_works_step_by_step(server, tmp_path, mode):
     agent = assistant(server, tmp_path / "calls", mode)
     assert list(agent.function_map) == ["calculator-add", "calculator-multiply"]
-    before = server.log
+    before = len(server.log)
     views = [[dict(m) for m in view] for view in agent.run([{"role": "user", "content": STEPS}])]
     messages = views[-1]
     assert kinds(messages) == ["thinking", "call", "result"] * 2 + ["thinking", "answer"]
@@ -162,8 +162,8 @@ def test_an_agent_works_step_by_step(server, tmp_path, mode):
     # It came in pieces, not all at once.
     thoughts = {view[0]["reasoning_content"] for view in views if view and view[0].get("reasoning_content")}
     assert len(thoughts) > 2
-    log = [json.loads(line) for line in server.log.removeprefix(before).splitlines() if line.startswith("{")]
-    assert [line["finish"] for line in log if line["path"] == "/v1/chat/completions"] == FINISH[mode]
+    log = server.log_entries("/v1/chat/completions", count=len(FINISH[mode]), start=before)
+    assert [entry["finish"] for entry in log] == FINISH[mode]
 
 
 @pytest.mark.parametrize("mode", MODES)
