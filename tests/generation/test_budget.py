@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import qwen3_jax
-from qwen3_jax import DraftModel, Engine, Generation, PromptLookup, Sampling
+from qwen3_jax import DraftModel, Engine, Generation, Sampling
 from qwen3_jax import Request as TokenRequest
 from qwen3_jax.generation import STOP_TEXT, ThinkingTokens
 from tests.helpers import tiny_models
+from tests.helpers.engine_runs import LOOKUP, SHAPE, SMALL_SHAPE, leave
 
 TOK = tiny_models.tokenizer()
 STOP = TOK.encode(STOP_TEXT)
@@ -302,21 +303,23 @@ def test_which_prompts_leave_thinking_open(tokenizer, prompt, options, is_open):
     pytest.fail("every answer had a tag or ended early")
 
 
-WAYS = {
-    "preemptions": dict(cache_tokens=192),
-    "lookup_and_preemptions": dict(cache_tokens=192, speculation=PromptLookup(3, shortest=1)),
-    "draft": dict(cache_tokens=1024, speculation="itself"),
-    "draft_and_preemptions": dict(cache_tokens=192, speculation="another"),
+WAYS: dict[str, dict[str, Any]] = {
+    "preemptions": {},
+    "lookup_and_preemptions": dict(speculation=LOOKUP),
+    "draft": dict(speculation="itself"),
+    "draft_and_preemptions": dict(speculation="another"),
 }
 
 
 @functools.cache
 def engine_of(way: str) -> Engine:
     """One for all examples: the cache is full of earlier requests."""
-    options: dict[str, Any] = dict(WAYS[way])
+    options = dict(WAYS[way])
     if "draft" in way:
         options["speculation"] = DraftModel(tiny_models.model(6 if options["speculation"] == "itself" else 7), 3)
-    return Engine(tiny_models.model(6), rows=8, slots_per_page=8, prefill_chunk=32, max_length=192, **options)
+    engine = Engine(tiny_models.model(6), **SHAPE | options)
+    leave(engine, 192 if "preemptions" in way else 1024)
+    return engine
 
 
 @st.composite
@@ -378,7 +381,8 @@ def test_another_stop_text_is_inserted_verbatim():
 
 
 def test_nothing_is_compiled_after_warm_up_whatever_the_budget_the_setting_or_the_weights():
-    """Tracing, lowering and compiling all report to `jax.monitoring`."""
+    """Tracing, lowering and compiling all report to `jax.monitoring`. No other engine has this shape."""
+    shape = SMALL_SHAPE | dict(cache_tokens=644, speculation=LOOKUP)
     events: list[str] = []
     counting = [True]
     jax.monitoring.register_event_duration_secs_listener(
@@ -388,11 +392,11 @@ def test_nothing_is_compiled_after_warm_up_whatever_the_budget_the_setting_or_th
     models = [tiny_models.model(seed) for seed in range(4)]
 
     def generate(seed: int, sampling: Sampling, budget) -> None:
-        engine = qwen3_jax.Engine(models[seed], rows=5, cache_tokens=640)
+        engine = qwen3_jax.Engine(models[seed], **shape)
         qwen3_jax.generate(engine, TOK, prompts, sampling=sampling, thinking_budget=budget, max_new_tokens=LIMIT)
 
     try:
-        qwen3_jax.Engine(models[0], rows=5, cache_tokens=640).warm_up()
+        qwen3_jax.Engine(models[0], **shape).warm_up()
         assert events
         events.clear()
         generate(0, Sampling(temperature=0.6, top_k=20, top_p=0.95, seed=1), 7)

@@ -16,7 +16,7 @@ from qwen3_jax import DraftModel, Engine, PromptLookup, Request, Sampling
 from qwen3_jax.generation import ThinkingTokens
 from qwen3_jax.generation.stats import Clock
 from tests.helpers import hf_checkpoints, tiny_models
-from tests.helpers.engine_runs import ids, run
+from tests.helpers.engine_runs import LOOKUP, SHAPE, SMALL_SHAPE, ids, leave, run
 from tests.helpers.pool_check import check_pool
 
 THINK = ThinkingTokens(start=310, end=311, stop=(17, 311, 18))
@@ -81,7 +81,7 @@ def greedy(hf, request: Request) -> Expected:
     return tokens, forced, counted
 
 
-FEW = 100
+FEW = 60
 built = functools.cache(hf_checkpoints.build)
 
 
@@ -91,18 +91,19 @@ def expected_tokens(variant: str, place: int) -> Expected:
     return greedy(built(variant), mixed_requests()[0][place])
 
 
-ROOMY = dict(rows=8, cache_tokens=4096, slots_per_page=4, prefill_chunk=64)
-TIGHT = ROOMY | dict(cache_tokens=192)  # for eight requests of up to 187 tokens
-WAYS = {  # of one shard of the batch
-    "as_it_is": ROOMY,
-    "no_prefix_cache": ROOMY | dict(prefix_cache=False),
-    "small_chunks": ROOMY | dict(prefill_chunk=16, decode_steps=1),
-    "preemptions": TIGHT,
-    "preemptions_no_prefix_cache": TIGHT | dict(prefix_cache=False),
-    "lookup": ROOMY | dict(speculation=PromptLookup(3, shortest=1)),
-    "lookup_and_preemptions": TIGHT | dict(speculation=PromptLookup(3, shortest=1)),
+TIGHT = 192  # tokens of a cache for requests of up to 187 tokens
+WAYS: dict[str, tuple[dict, int | None]] = {  # options, and the tokens that are left of the cache
+    "as_it_is": ({}, None),
+    "no_prefix_cache": (dict(prefix_cache=False), None),
+    "small_chunks": (dict(prefill_chunk=16), None),
+    "single_steps": (dict(prefill_chunk=16, decode_steps=1), None),
+    "preemptions": ({}, TIGHT),
+    "preemptions_no_prefix_cache": (dict(prefix_cache=False), TIGHT),
+    "lookup": (dict(speculation=LOOKUP), None),
+    "lookup_and_preemptions": (dict(speculation=LOOKUP), TIGHT),
 }
 FEW_WAYS = ("as_it_is", "small_chunks", "preemptions_no_prefix_cache", "lookup_and_preemptions")
+SHARED = "dense_tied", "1_device"  # what most tests use
 MESHES = {"1_device": None, "data_2_tensor_2": dict(data=2, tensor=2), "8_devices": dict(data=2, expert=2, tensor=2)}
 
 
@@ -111,6 +112,15 @@ def loaded(variant: str, mesh: str, folder):
     hf_checkpoints.build(variant).save_pretrained(folder / variant)
     devices = None if MESHES[mesh] is None else sharding.make_mesh(**MESHES[mesh])
     return qwen3_jax.load(folder / variant, mesh=devices, scan_layers=mesh != "1_device")[0]
+
+
+def engine_of(variant: str, mesh: str, way: str, folder) -> tuple[Engine, int]:
+    """An engine and the pages per shard that are never free."""
+    model = loaded(variant, mesh, folder)
+    shards, shape = model.execution.placement.parts("batch"), SHAPE if (variant, mesh) == SHARED else SMALL_SHAPE
+    options, tokens = WAYS[way]
+    engine = Engine(model, **shape | dict(rows=shards * shape["rows"], cache_tokens=shards * 2048) | options)
+    return engine, 0 if tokens is None else leave(engine, tokens)
 
 
 @pytest.fixture(scope="module")
@@ -158,13 +168,11 @@ def constrained_requests() -> list[tuple[Request, Expected]]:
         ("1_device", "small_chunks"),
         ("1_device", "lookup_and_preemptions"),
         ("data_2_tensor_2", "preemptions"),
-        pytest.param("1_device", "as_it_is", marks=pytest.mark.slow),
+        pytest.param("1_device", "single_steps", marks=pytest.mark.slow),
     ],
 )
 def test_constraints_and_biases_hold_in_any_company(mesh, way, folder):
-    model = loaded("dense_tied", mesh, folder)
-    shards = model.execution.placement.parts("batch")
-    engine = Engine(model, **WAYS[way] | {name: shards * WAYS[way][name] for name in ("rows", "cache_tokens")})
+    engine, _ = engine_of("dense_tied", mesh, way, folder)
     # Constraints have state; each run needs fresh ones.
     requests = [
         dataclasses.replace(request, constraint=None if request.constraint is None else Fives())
@@ -180,10 +188,11 @@ def test_constraints_and_biases_hold_in_any_company(mesh, way, folder):
 QUICK = [("dense_tied", "1_device", way, FEW) for way in WAYS if way in FEW_WAYS]
 QUICK += [
     ("moe", "1_device", "lookup_and_preemptions", FEW),
-    ("dense_tied", "data_2_tensor_2", "preemptions", REQUESTS),
+    ("dense_tied", "data_2_tensor_2", "preemptions", FEW),
 ]
 EVERY = [("dense_tied", "1_device", way) for way in WAYS] + [("moe", "8_devices", way) for way in WAYS]
 EVERY += [("moe", "1_device", way) for way in ("as_it_is", "lookup_and_preemptions")]
+EVERY += [("dense_tied", "data_2_tensor_2", "preemptions")]
 
 
 @pytest.mark.parametrize(
@@ -192,26 +201,24 @@ EVERY += [("moe", "1_device", way) for way in ("as_it_is", "lookup_and_preemptio
 )
 def test_mixed_requests_equal_transformers(variant, mesh, way, count, folder):
     requests, arrivals = (of[:count] for of in mixed_requests())
-    model = loaded(variant, mesh, folder)
-    shards = model.execution.placement.parts("batch")
-    engine = Engine(model, **WAYS[way] | {name: shards * WAYS[way][name] for name in ("rows", "cache_tokens")})
+    engine, held = engine_of(variant, mesh, way, folder)
     # With several shards submit all at once, or their rows would stay empty.
-    got = run(engine, requests, arrivals if shards == 1 else None)
+    got = run(engine, requests, arrivals if len(engine._scheduler.pools) == 1 else None)
     for place, (tokens, request) in enumerate(zip(got, requests, strict=True)):
         expected = expected_tokens(variant, place)
         assert (ids(tokens), [token.forced for token in tokens], [token.thinking for token in tokens]) == expected
         assert request.budget is None or sum(token.thinking for token in tokens) <= request.budget
     if "preemptions" in way:
-        assert engine.stats.preemptions > 10
+        assert engine.stats.preemptions > count / 12
     if "no_prefix_cache" in way:
         assert engine.stats.cached_tokens == 0
     elif "preemptions" not in way:
-        assert engine.stats.cached_tokens > 1000
+        assert engine.stats.cached_tokens > 5 * count
     if "lookup" in way:
         assert 0 < engine.stats.accepted <= engine.stats.guessed
     for pool in engine._scheduler.pools:
         check_pool(pool)
-        assert pool.held == 0
+        assert pool.held == held
 
 
 @pytest.mark.parametrize("count", [FEW, pytest.param(REQUESTS, marks=pytest.mark.slow)])
@@ -223,7 +230,7 @@ def test_a_draft_model_changes_nothing(same, count, folder):
     requests, arrivals = (of[:count] for of in mixed_requests())
     model = loaded("dense_tied", "1_device", folder)
     draft = model if same else tiny_draft(model)
-    engine = Engine(model, **ROOMY, speculation=DraftModel(draft, 3))
+    engine = Engine(model, **SMALL_SHAPE, speculation=DraftModel(draft, 3))
     got = run(engine, requests, arrivals)
     assert [ids(tokens) for tokens in got] == [expected_tokens("dense_tied", place)[0] for place in range(count)]
     rate = engine.stats.accepted / engine.stats.guessed
@@ -256,25 +263,27 @@ def sampled_requests(count: int) -> list[Request]:
 
 @functools.cache
 def sampled_alone() -> list[list]:
-    """The tokens of 40 sampled requests, each alone in an engine of one row."""
-    alone = Engine(tiny_models.model(2, eos=False), rows=1, cache_tokens=512, prefix_cache=False)
+    """The tokens of 40 sampled requests, each alone in an engine."""
+    alone = Engine(tiny_models.model(2, eos=False), **SHAPE, prefix_cache=False)
     return [run(alone, [request])[0] for request in sampled_requests(40)]
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "left"),
     [
-        ROOMY,
-        TIGHT | dict(cache_tokens=160),
-        pytest.param(ROOMY | dict(prefill_chunk=16, speculation=PromptLookup(3, shortest=1)), marks=pytest.mark.slow),
-        TIGHT | dict(cache_tokens=160, speculation=PromptLookup(3, shortest=1)),
+        ({}, None),
+        ({}, 160),
+        (dict(prefill_chunk=16, speculation=LOOKUP), None),
+        (dict(speculation=LOOKUP), 160),
     ],
     ids=["batched", "preempted", "guessed", "preempted_and_guessed"],
 )
-def test_a_seed_gives_the_same_tokens_alone_and_in_any_company(options):
+def test_a_seed_gives_the_same_tokens_alone_and_in_any_company(options, left):
     """With penalties, budgets and log probabilities too; all of them survive preemption."""
     model, requests = tiny_models.model(2, eos=False), sampled_requests(40)
-    engine = Engine(model, **options)
+    engine = Engine(model, **SHAPE | options)
+    if left is not None:
+        leave(engine, left)
     together = run(engine, requests)
     for tokens, expected in zip(together, sampled_alone(), strict=True):
         assert ids(tokens) == ids(expected)
@@ -285,7 +294,7 @@ def test_a_seed_gives_the_same_tokens_alone_and_in_any_company(options):
             assert (one.logprob is None) == (other.logprob is None)
             if one.logprob is not None:
                 np.testing.assert_allclose(one.logprob.logprob, other.logprob.logprob, atol=2e-5)
-    if options["cache_tokens"] < 200:
+    if left is not None:
         assert engine.stats.preemptions > 5
     if "speculation" in options:
         assert engine.stats.accepted > 0
@@ -318,14 +327,13 @@ def test_guessed_tokens_follow_the_distribution():
     [(200, 0), pytest.param(400, 0, marks=pytest.mark.slow), pytest.param(5000, 1, marks=pytest.mark.soak)],
 )
 def test_nothing_is_compiled_after_warm_up_and_nothing_leaks(count, seed):
-    """Random requests with cancellations on a cache that is too small for a quarter of its rows."""
+    """Random requests with cancellations on a cache that is too small for half of its rows."""
     random = np.random.default_rng(seed)
     model, tokens = tiny_models.model(3), ThinkingTokens.of(tiny_models.tokenizer())
     ends = frozenset(model.generation_config.eos_token_id)
-    engine = Engine(
-        model, rows=16, cache_tokens=256, slots_per_page=8, prefill_chunk=64, speculation=PromptLookup(3, shortest=1)
-    )
+    engine = Engine(model, **SHAPE, speculation=LOOKUP)
     engine.warm_up()
+    held = leave(engine, 256)
     compiled, memory = Clock.compilations, []
     live, finished, cancelled, submitted, waited = {}, 0, 0, 0, 0
     common = random.integers(0, tiny_models.VOCABULARY, 64).tolist()
@@ -366,8 +374,8 @@ def test_nothing_is_compiled_after_warm_up_and_nothing_leaks(count, seed):
     assert engine.stats.preemptions > count / 20
     assert Clock.compilations == compiled
     assert not engine.busy
-    assert sorted(engine._runner.slots) == list(range(16))
-    assert all(pool.held == 0 for pool in engine._scheduler.pools)
+    assert sorted(engine._runner.slots) == list(range(8))
+    assert all(pool.held == held for pool in engine._scheduler.pools)
     assert memory[-1] - memory[len(memory) // 2] < 32 * 1024  # KiB
 
 
@@ -397,8 +405,8 @@ def test_a_cache_grows_when_it_is_full():
 def test_a_cancelled_request_disturbs_no_other():
     model = tiny_models.model(2, eos=False)
     requests = sampled_requests(6)
-    expected = [ids(tokens) for tokens in run(Engine(model, rows=8, cache_tokens=2048), requests)]
-    engine = Engine(model, rows=8, cache_tokens=2048)
+    expected = [ids(tokens) for tokens in run(Engine(model, **SHAPE), requests)]
+    engine = Engine(model, **SHAPE)
     numbers = [engine.submit(request) for request in requests]
     got = {number: [] for number in numbers}
     for step in range(10_000):

@@ -1,6 +1,25 @@
 """Requests through an engine, with all of their tokens."""
 
-from qwen3_jax import Engine
+from typing import Any
+
+from qwen3_jax import Engine, PromptLookup
+
+# One shape for engines of one shard, so that tests share their programs: decode steps are guesses and one more. The smaller
+# one is for models that one test uses.
+SHAPE: dict[str, Any] = dict(rows=8, cache_tokens=2048, slots_per_page=4, prefill_chunk=64, decode_steps=4)
+SMALL_SHAPE: dict[str, Any] = SHAPE | dict(rows=4, prefill_chunk=32)
+LOOKUP = PromptLookup(3, shortest=1)
+
+
+def leave(engine: Engine, tokens: int) -> int:
+    """Take all pages but those of `tokens` tokens per shard out of an empty cache; return the pages held per shard.
+
+    A cache that is too small for its rows, and the same programs as a roomy one.
+    """
+    for pool in engine._scheduler.pools:
+        assert pool.take(pool.available - tokens // pool.page_size)
+    return engine._scheduler.pools[0].held
+
 
 
 def run(engine: Engine, requests, arrivals=None, check=None) -> list[list]:
