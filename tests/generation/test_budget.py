@@ -16,7 +16,7 @@ from qwen3_jax import DraftModel, Engine, Generation, Sampling
 from qwen3_jax import Request as TokenRequest
 from qwen3_jax.generation import STOP_TEXT, ThinkingTokens
 from tests.helpers import tiny_models
-from tests.helpers.engine_runs import LOOKUP, SHAPE, SMALL_SHAPE, leave
+from tests.helpers.engine_runs import DRAFT_SHAPE, LOOKUP, SHAPE, SMALL_SHAPE, leave
 
 TOK = tiny_models.tokenizer()
 STOP = TOK.encode(STOP_TEXT)
@@ -314,10 +314,11 @@ WAYS: dict[str, dict[str, Any]] = {
 @functools.cache
 def engine_of(way: str) -> Engine:
     """One for all examples: the cache is full of earlier requests."""
-    options = dict(WAYS[way])
+    options = SHAPE | WAYS[way]
     if "draft" in way:
-        options["speculation"] = DraftModel(tiny_models.model(6 if options["speculation"] == "itself" else 7), 3)
-    engine = Engine(tiny_models.model(6), **SHAPE | options)
+        draft = tiny_models.model(6 if options["speculation"] == "itself" else 7, eos=False)
+        options |= DRAFT_SHAPE | dict(speculation=DraftModel(draft, 3))
+    engine = Engine(tiny_models.model(6, eos=False), **options)
     leave(engine, 192 if "preemptions" in way else 1024)
     return engine
 
@@ -345,7 +346,7 @@ def test_budgets_hold_under_speculation_and_preemption(way, count):
     examples = settings(max_examples=count, suppress_health_check=health, phases=[Phase.generate, Phase.shrink])
     examples(given(st.lists(token_requests(), min_size=55, max_size=60))(lambda requests: holds(engine, requests)))()
     if "preemptions" in way:
-        assert engine.stats.preemptions > 20
+        assert engine.stats.preemptions > 10
     if engine.speculation is not None:
         assert engine.stats.accepted > 100
 

@@ -16,7 +16,7 @@ from qwen3_jax import DraftModel, Engine, PromptLookup, Request, Sampling
 from qwen3_jax.generation import ThinkingTokens
 from qwen3_jax.generation.stats import Clock
 from tests.helpers import hf_checkpoints, tiny_models
-from tests.helpers.engine_runs import LOOKUP, SHAPE, SMALL_SHAPE, ids, leave, run
+from tests.helpers.engine_runs import DRAFT_SHAPE, LOOKUP, SHAPE, SMALL_SHAPE, ids, leave, run
 from tests.helpers.pool_check import check_pool
 
 THINK = ThinkingTokens(start=310, end=311, stop=(17, 311, 18))
@@ -221,18 +221,16 @@ def test_mixed_requests_equal_transformers(variant, mesh, way, count, folder):
         assert pool.held == held
 
 
-@pytest.mark.parametrize("count", [FEW, pytest.param(REQUESTS, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "same", [pytest.param(True, id="itself", marks=pytest.mark.slow), pytest.param(False, id="another_model")]
-)
-def test_a_draft_model_changes_nothing(same, count, folder):
+@pytest.mark.slow
+@pytest.mark.parametrize("same", [True, False], ids=["itself", "another_model"])
+def test_a_draft_model_changes_nothing(same, folder):
     """The model itself always guesses right; one with other weights nearly always wrong."""
-    requests, arrivals = (of[:count] for of in mixed_requests())
+    requests, arrivals = mixed_requests()
     model = loaded("dense_tied", "1_device", folder)
     draft = model if same else tiny_draft(model)
     engine = Engine(model, **SMALL_SHAPE, speculation=DraftModel(draft, 3))
     got = run(engine, requests, arrivals)
-    assert [ids(tokens) for tokens in got] == [expected_tokens("dense_tied", place)[0] for place in range(count)]
+    assert [ids(tokens) for tokens in got] == [expected_tokens("dense_tied", place)[0] for place in range(REQUESTS)]
     rate = engine.stats.accepted / engine.stats.guessed
     assert rate > 0.6 if same else rate < 0.5  # guesses after an answer's end, and of forced tokens, are not accepted
 
@@ -275,12 +273,15 @@ def sampled_alone() -> list[list]:
         ({}, 160),
         (dict(prefill_chunk=16, speculation=LOOKUP), None),
         (dict(speculation=LOOKUP), 160),
+        (dict(speculation="draft"), 160),
     ],
-    ids=["batched", "preempted", "guessed", "preempted_and_guessed"],
+    ids=["batched", "preempted", "guessed", "preempted_and_guessed", "preempted_and_drafted"],
 )
 def test_a_seed_gives_the_same_tokens_alone_and_in_any_company(options, left):
     """With penalties, budgets and log probabilities too; all of them survive preemption."""
     model, requests = tiny_models.model(2, eos=False), sampled_requests(40)
+    if options.get("speculation") == "draft":
+        options = DRAFT_SHAPE | dict(speculation=DraftModel(tiny_models.model(7, eos=False), 3))
     engine = Engine(model, **SHAPE | options)
     if left is not None:
         leave(engine, left)
@@ -329,8 +330,8 @@ def test_guessed_tokens_follow_the_distribution():
 def test_nothing_is_compiled_after_warm_up_and_nothing_leaks(count, seed):
     """Random requests with cancellations on a cache that is too small for half of its rows."""
     random = np.random.default_rng(seed)
-    model, tokens = tiny_models.model(3), ThinkingTokens.of(tiny_models.tokenizer())
-    ends = frozenset(model.generation_config.eos_token_id)
+    model, tokens = tiny_models.model(3, eos=False), ThinkingTokens.of(tiny_models.tokenizer())
+    ends = frozenset({tiny_models.tokenizer().im_end_id})
     engine = Engine(model, **SHAPE, speculation=LOOKUP)
     engine.warm_up()
     held = leave(engine, 256)

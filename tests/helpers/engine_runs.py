@@ -5,9 +5,10 @@ from typing import Any
 from qwen3_jax import Engine, PromptLookup
 
 # One shape for engines of one shard, so that tests share their programs: decode steps are guesses and one more. The smaller
-# one is for models that one test uses.
+# ones are for engines with a draft model, and for models that one or two tests use.
 SHAPE: dict[str, Any] = dict(rows=8, cache_tokens=2048, slots_per_page=4, prefill_chunk=64, decode_steps=4)
-SMALL_SHAPE: dict[str, Any] = SHAPE | dict(rows=4, prefill_chunk=32)
+SMALL_SHAPE: dict[str, Any] = SHAPE | dict(rows=4, prefill_chunk=16)
+DRAFT_SHAPE: dict[str, Any] = SHAPE | dict(rows=4, prefill_chunk=32)
 LOOKUP = PromptLookup(3, shortest=1)
 
 
