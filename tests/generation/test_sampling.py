@@ -17,7 +17,7 @@ from qwen3_jax.generation.sampling import SamplingRows, Seen, penalise, sample
 from tests.helpers import tiny_models
 
 TOK = tiny_models.tokenizer()
-DRAWS = 20_000
+DRAWS = 10_000
 SIZE = 100  # tokens: more than the partial sort takes
 
 
