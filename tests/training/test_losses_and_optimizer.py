@@ -18,7 +18,7 @@ from qwen3_jax.training.config import ModelConfig, OptimizerConfig
 from qwen3_jax.training.flops import training_flops_per_token
 from qwen3_jax.training.optimizer import decayed, run_schedule, schedule
 from qwen3_jax.training.step import Trainer
-from tests.helpers.tiny_training import TINY, TINY_MOE, packed_batch
+from tests.helpers.tiny_models import TINY, TINY_MOE, packed_batch
 
 
 def test_cross_entropy_equals_numpy_and_ignores_what_is_masked():
