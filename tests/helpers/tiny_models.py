@@ -55,7 +55,7 @@ def model(seed: int = 0, *, eos: bool = True, experts: int = 0, tag_scale: float
         tie_word_embeddings=False,
         **moe,
     )
-    random_model = Qwen3(config, rngs=nnx.Rngs(seed), scan_layers=False)
+    random_model = nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0), scan_layers=False))
     random = np.random.default_rng(seed)
     for path, variable in nnx.to_flat_state(nnx.state(random_model)):
         value = random.normal(size=variable.get_value().shape).astype(np.float32)
