@@ -44,7 +44,11 @@ def test_finetune_learns_its_answers(tmp_path, capsys):
         tiny_models.model().config, vocab_size=512
     )  # a trained model has a multiple of 128 rows
     folder = str(
-        qwen3_jax.save(qwen3_jax.Qwen3(config, rngs=nnx.Rngs(0)), tiny_models.tokenizer(), tmp_path / "untrained")
+        qwen3_jax.save(
+            nnx.jit(lambda: qwen3_jax.Qwen3(config, rngs=nnx.Rngs(0)))(),
+            tiny_models.tokenizer(),
+            tmp_path / "untrained",
+        )
     )
     tuned = main("finetune.py")(
         ["--model", folder, "--output", str(tmp_path / "run"), "--steps", "80", "--learning-rate", "0.01"]

@@ -177,7 +177,8 @@ def _infer(script, arguments, monkeypatch):
         arguments[arguments.index("--model") + 1] = "runs/quickstart/hf"
         if "--mesh" in arguments:
             arguments[arguments.index("--mesh") + 1] = "tensor=2"  # the tiny model has two key/value heads
-        assert infer.main([*arguments, "--max-new-tokens", "400"], "infer.py") == 0
+        budget = arguments[arguments.index("--thinking-budget") + 1] if "--thinking-budget" in arguments else 0
+        assert infer.main([*arguments, "--max-new-tokens", str(int(budget) + 80)], "infer.py") == 0
 
 
 def _script(script, arguments, monkeypatch):

@@ -9,7 +9,7 @@ from flax import nnx
 from qwen3_jax.errors import UserError
 from qwen3_jax.evaluation.divergence import _windows, divergence
 from qwen3_jax.model import Qwen3
-from tests.helpers.tiny_training import TINY
+from tests.helpers.tiny_models import TINY
 
 CONFIG = dataclasses.replace(TINY, num_hidden_layers=1, initializer_range=0.3)
 

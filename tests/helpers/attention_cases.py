@@ -3,6 +3,8 @@
 Shapes: b batch, t length, n query heads, k key/value heads, h head size.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +14,9 @@ from qwen3_jax.kernels import Execution, Kernels, attention
 
 def inputs(b, t, n, k, h, dtype=jnp.float32, seed=0):
     """Return queries, keys, values and the weights of a loss."""
-    keys = jax.random.split(jax.random.key(seed), 4)
+    random = np.random.default_rng(seed)
     shapes = (b, t, n, h), (b, k, t, h), (b, k, t, h), (b, t, n, h)
-    return tuple(jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes, strict=True))
+    return tuple(jnp.asarray(random.normal(size=shape).astype(dtype)) for shape in shapes)
 
 
 def packed(b, t, seed=0):
@@ -42,6 +44,13 @@ def value_and_gradients(function, q_btnh, k_bkth, v_bkth, w_btnh):
 def reference(segment_ids_bt=None):
     """Return function(q, k, v): the plain formula on one device."""
     return lambda *qkv: attention(*qkv, segment_ids_bt, Execution(kernels=Kernels(attention="reference")))
+
+
+@functools.cache
+def expected(b, t, n, k, h, pack, dtype=jnp.float32):
+    """Return value and gradients of the plain formula in float32 for `inputs` and, with `pack`, `packed` of these sizes."""
+    case = [np.asarray(x).astype(np.float32) for x in inputs(b, t, n, k, h, dtype)]
+    return value_and_gradients(reference(packed(b, t) if pack else None), *case)
 
 
 def assert_close(found, expected, part=2e-5):

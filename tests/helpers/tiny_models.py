@@ -1,5 +1,7 @@
-"""A tiny tokenizer with Qwen3's special tokens and tiny random models that like to use them. Neither needs torch."""
+"""Tiny models of all tests, without torch: random ones that like to use the tags of a tiny tokenizer with Qwen3's special
+tokens; architectures and a packed batch for tests of training."""
 
+import dataclasses
 import functools
 
 import jax
@@ -53,7 +55,7 @@ def model(seed: int = 0, *, eos: bool = True, experts: int = 0, tag_scale: float
         tie_word_embeddings=False,
         **moe,
     )
-    random_model = Qwen3(config, rngs=nnx.Rngs(seed), scan_layers=False)
+    random_model = nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0), scan_layers=False))
     random = np.random.default_rng(seed)
     for path, variable in nnx.to_flat_state(nnx.state(random_model)):
         value = random.normal(size=variable.get_value().shape).astype(np.float32)
@@ -78,3 +80,39 @@ def next_token_logits(of: Qwen3, prompt: list[int], answer: list[int]) -> np.nda
     padded = np.zeros((1, -(-len(ids) // 128) * 128), np.int32)  # causal: what follows changes nothing
     padded[0, : len(ids)] = ids
     return np.asarray(jax.device_get(of(padded)))[0, len(prompt) - 1 : len(ids) - 1]
+
+
+# Training.
+
+TINY = dataclasses.replace(
+    Qwen3Config(),
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    max_position_embeddings=256,
+)
+TINY_MOE = dataclasses.replace(TINY, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=24)
+
+
+def packed_batch(rows: int = 8, length: int = 24, seed: int = 0) -> dict[str, np.ndarray]:
+    """Two documents and some padding in every row, lengths differing by row; padding holds real-looking tokens."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, TINY.vocab_size, (rows, length + 1)).astype(np.int32)
+    segments = np.zeros((rows, length), np.int32)
+    positions = np.zeros((rows, length), np.int32)
+    for row in range(rows):
+        first, end = 4 + row % 5, length - row % 7
+        segments[row, :first], segments[row, first:end] = 1, 2
+        positions[row, :first], positions[row, first:end] = np.arange(first), np.arange(end - first)
+    mask = (segments > 0) & (rng.random((rows, length)) < 0.8)
+    return {
+        "tokens": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "segment_ids": segments,
+        "positions": positions,
+        "loss_mask": mask.astype(np.float32),
+    }

@@ -17,7 +17,7 @@ from qwen3_jax.kernels.attention import chunked, dispatch, gpu, splash
 from qwen3_jax.kernels.attention.partition import SAVE_NAME, Split, split
 from qwen3_jax.kernels.attention.reference import masked_attention
 from sharding import Placement, ShardingError, balanced_order, make_mesh
-from tests.helpers.attention_cases import assert_close, inputs, packed, reference, value_and_gradients
+from tests.helpers.attention_cases import assert_close, expected, inputs, packed, reference, value_and_gradients
 
 CHUNKED = Execution(kernels=Kernels(attention="chunked"))
 
@@ -45,10 +45,10 @@ FORMS = [(name, *size, pack) for name in ("chunked", "splash", "triton") for siz
     ],
 )
 def test_every_implementation_equals_the_formula(name, t, n, k, pack):
+    wanted = expected(2, t, n, k, 32, pack)
     q, k, v, w = inputs(2, t, n, k, 32)
     segments = packed(2, t) if pack else None
-    expected = value_and_gradients(reference(segments), q, k, v, w)
-    assert_close(value_and_gradients(run(name, segments), q, k, v, w), expected)
+    assert_close(value_and_gradients(run(name, segments), q, k, v, w), wanted)
 
 
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "two passes"])
@@ -59,8 +59,7 @@ def test_splash_in_several_blocks(monkeypatch, fused):
     splash._kernel.cache_clear()
     q, k, v, w = inputs(1, 384, 2, 1, 32)
     segments = packed(1, 384)
-    expected = value_and_gradients(reference(segments), q, k, v, w)
-    assert_close(value_and_gradients(run("splash", segments), q, k, v, w), expected)
+    assert_close(value_and_gradients(run("splash", segments), q, k, v, w), expected(1, 384, 2, 1, 32, True))
     splash._kernel.cache_clear()
 
 
@@ -68,8 +67,8 @@ def test_splash_in_several_blocks(monkeypatch, fused):
 def test_bfloat16_is_near_float32(name):
     q, k, v, w = inputs(2, 256, 4, 2, 32, jnp.bfloat16)
     segments = packed(2, 256)
-    expected = value_and_gradients(reference(segments), *(x.astype(jnp.float32) for x in (q, k, v, w)))
-    assert_close(value_and_gradients(run(name, segments), q, k, v, w), expected, part=0.02)
+    wanted = expected(2, 256, 4, 2, 32, True, jnp.bfloat16)
+    assert_close(value_and_gradients(run(name, segments), q, k, v, w), wanted, part=0.02)
 
 
 @functools.cache
@@ -95,8 +94,8 @@ def test_any_layout_of_segments(runs, seed):
     row = np.repeat([i for i, _ in runs], [size for _, size in runs])
     segments = jnp.asarray(np.stack([np.resize(row, 75), np.resize(row[::-1], 75)]).astype(np.int32))
     case = inputs(2, 75, 2, 1, 8, seed=seed)
-    actual, expected = (np_arrays(f(*case, segments)) for f in _two_ways())
-    assert_close(actual, expected)
+    actual, wanted = (np_arrays(f(*case, segments)) for f in _two_ways())
+    assert_close(actual, wanted)
 
 
 def np_arrays(tree):
@@ -163,8 +162,8 @@ def test_chunked_over_a_mesh_equals_one_device(axes, balanced):
     def call(q, k, v, segments):
         return attention(q, k, v, segments, execution)
 
-    expected = value_and_gradients(reference(segments), q, k, v, w)
-    assert_close(value_and_gradients(over(execution, t, segments, call), q, k, v, w), expected)
+    wanted = expected(4, t, 4, 2, 16, True)
+    assert_close(value_and_gradients(over(execution, t, segments, call), q, k, v, w), wanted)
 
 
 @pytest.mark.parametrize(
@@ -182,8 +181,8 @@ def test_splash_over_a_split_length_equals_one_device(balanced, pack):
     def call(q, k, v, segments):
         return splash.attention(q, k, v, segments, execution, parts, interpret=True)
 
-    expected = value_and_gradients(reference(segments), q, k, v, w)
-    assert_close(value_and_gradients(over(execution, t, segments, call), q, k, v, w), expected)
+    wanted = expected(1, t, 2, 2, 16, pack)
+    assert_close(value_and_gradients(over(execution, t, segments, call), q, k, v, w), wanted)
 
 
 @pytest.mark.slow
@@ -203,8 +202,8 @@ def test_32k_tokens_over_eight_parts():
         return masked_attention(q, k, v, mask[None])
 
     out, *gradients = value_and_gradients(over(execution, t, segments, call), q, k, v, w)
-    expected = value_and_gradients(slices, q[:, tests], k, v, w[:, tests])
-    assert_close([out[:, tests], gradients[0][:, tests], *gradients[1:]], expected)
+    wanted = value_and_gradients(slices, q[:, tests], k, v, w[:, tests])
+    assert_close([out[:, tests], gradients[0][:, tests], *gradients[1:]], wanted)
 
 
 def test_every_part_of_a_balanced_row_meets_as_many_blocks():

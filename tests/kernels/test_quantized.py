@@ -1,6 +1,7 @@
 """Products with quantised weights are products with the numbers that they stand for, which are near the original ones."""
 
 import functools
+import itertools
 import types
 
 import jax
@@ -45,16 +46,31 @@ def by(experts: str, mesh=None, rules=SERVING) -> Execution:
 
 
 def normal(shape, seed: int = 0, dtype=jnp.float32):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(dtype))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", PRODUCTS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@functools.cache
+def packed_weight(name: str, kind: str):
+    """A weight of `PRODUCTS`, and the same one quantised."""
+    _, _, shape, summed = PRODUCTS[name]
+    return normal(shape, 2), pack(normal(shape, 2), kind, summed)
+
+
+pack = jax.jit(quantize_weight, static_argnums=(1, 2))
+
+
+def _product_cases():
+    """Every pair of product, kind and type; the slow tier has every triple."""
+    for (i, name), (j, kind), (k, dtype) in itertools.product(
+        enumerate(PRODUCTS), enumerate(KINDS), enumerate(("float32", "bfloat16", "float16"))
+    ):
+        yield pytest.param(name, kind, dtype, marks=() if (i + j) % 3 == k else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "kind", "dtype"), list(_product_cases()))
 def test_a_product_is_that_of_the_numbers_the_weight_stands_for(name, kind, dtype):
-    equation, x_shape, w_shape, summed = PRODUCTS[name]
-    x, w = normal(x_shape, 1, dtype), normal(w_shape, 2)
-    packed = quantize_weight(w, kind, summed)
+    equation, x_shape, _, summed = PRODUCTS[name]
+    x, (w, packed) = normal(x_shape, 1, dtype), packed_weight(name, kind)
     assert is_quantized(packed)
     assert (packed.shape, packed.scale.dtype) == (w.shape, jnp.float32)
     meant = np.asarray(qwix.dequantize(packed), np.float64)
@@ -72,7 +88,7 @@ def test_a_product_is_that_of_the_numbers_the_weight_stands_for(name, kind, dtyp
         assert np.abs(actual - expected).max() <= precision * most
     if name not in ("head", "tied"):
         assert linear(equation, x, packed).dtype == x.dtype
-        exact = np.asarray(linear(equation, x.astype(jnp.float32), packed), np.float64)
+        exact = np.asarray(linear(equation, normal(x_shape, 1, dtype).astype(np.float32), packed), np.float64)
         assert np.abs(exact - expected).max() <= 2e-6 * most
 
 
@@ -109,14 +125,22 @@ def test_a_table_unpacks_only_the_rows_that_are_looked_up():
         take_rows(quantize_weight(normal((50, 16)), "int8", (0,)), index, jnp.float32)
 
 
-def case(kind: str, dtype):
+@functools.cache
+def case(kind: str):
+    """Arguments of the experts, their weights packed, and the numbers that these stand for."""
     e, d, f, b, t, k = 8, 64, 64, 2, 8, 2
     random = np.random.default_rng(0)
-    index = jnp.asarray(np.stack([random.permutation(e)[:k] for _ in range(b * t)]).reshape(b, t, k), jnp.int32)
-    weights = normal((e, d, f), 1) / 8, normal((e, d, f), 2) / 8, normal((e, f, d), 3) / 8
-    packed = [quantize_weight(w, kind, (1,)) for w in weights]
-    routing = index, jnp.asarray(random.uniform(size=(b, t, k)), dtype)
-    return normal((b, t, d), 4, dtype), *routing, packed, [qwix.dequantize(w) for w in packed]
+    index = np.stack([random.permutation(e)[:k] for _ in range(b * t)]).reshape(b, t, k).astype(np.int32)
+    weights = [np.asarray(normal(shape, i + 1)) / 8 for i, shape in enumerate([(e, d, f), (e, d, f), (e, f, d)])]
+    packed = [pack(w, kind, (1,)) for w in weights]
+    routing = jnp.asarray(index), jnp.asarray(random.uniform(size=(b, t, k)).astype(np.float32))
+    return normal((b, t, d), 4), *routing, packed, [jax.jit(qwix.dequantize)(w) for w in packed]
+
+
+@functools.cache
+def dense_experts(kind: str) -> np.ndarray:
+    x, index, weight, _, plain = case(kind)
+    return np.asarray(jax.jit(functools.partial(expert_mlp, execution=by("dense")))(x, index, weight, *plain))
 
 
 MESHES = {
@@ -132,25 +156,25 @@ MESHES = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("implementation", MESHES)
 def test_experts_are_those_that_the_weights_stand_for(kind, implementation):
-    x, index, weight, packed, plain = case(kind, jnp.float32)
-    expected = expert_mlp(x, index, weight, *plain, by("dense"))
+    x, index, weight, packed, _ = case(kind)
+    expected = dense_experts(kind)
     axes = MESHES[implementation]
     execution = by(implementation, sharding.make_mesh(**axes) if axes else None)
-    x4 = jnp.tile(x, (2, 1, 1))
-    run = jax.jit(functools.partial(expert_mlp, execution=execution))
-    actual = run(x4, jnp.tile(index, (2, 1, 1)), jnp.tile(weight, (2, 1, 1)), *packed)
+    twice = [np.tile(a, (2, 1, 1)) for a in (x, index, weight)]
+    actual = np.asarray(jax.jit(functools.partial(expert_mlp, execution=execution))(*twice, *packed))
     for half in (actual[:2], actual[2:]):
-        np.testing.assert_allclose(half, expected, atol=2e-6 * float(jnp.abs(expected).max()), rtol=2e-6)
+        np.testing.assert_allclose(half, expected, atol=2e-6 * float(np.abs(expected).max()), rtol=2e-6)
 
 
 def test_only_experts_with_tokens_are_unpacked_on_cpu():
     """A weight that nobody is sent to may be anything: it is not touched."""
-    x, index, weight, packed, _ = case("int8", jnp.float32)
-    index = index % 3
+    x, index, weight, packed, _ = case("int8")
+    index = np.asarray(index) % 3
     broken = [types.SimpleNamespace(w=w) for w in packed]
     scales = [b.w.replace(scale=b.w.scale.at[3:].set(jnp.nan)) for b in broken]
-    expected = expert_mlp(x, index, weight, *packed, by("grouped"))
-    np.testing.assert_array_equal(expert_mlp(x, index, weight, *scales, by("grouped")), expected)
+    run = jax.jit(functools.partial(expert_mlp, execution=by("grouped")))
+    expected = run(x, index, weight, *packed)
+    np.testing.assert_array_equal(run(x, index, weight, *scales), expected)
     assert np.isfinite(expected).all()
 
 
@@ -161,7 +185,7 @@ def test_training_and_unknown_names_are_refused():
         jax.grad(lambda x: linear("btd,df->btf", x, packed).sum())(x)
     with pytest.raises(UserError, match="quantization='fp8' is for training"):
         linear("btd,df->btf", x, packed, Execution(quantization="fp8"))
-    x, index, weight, experts, _ = case("int8", jnp.float32)
+    x, index, weight, experts, _ = case("int8")
     with pytest.raises(UserError, match="quantised weights cannot be trained"):
         jax.grad(lambda x: expert_mlp(x, index, weight, *experts, by("grouped")).sum())(x)
     training = by("grouped", sharding.make_mesh(data=2), TRAINING)

@@ -20,7 +20,7 @@ from qwen3_jax.model.rope import frequencies
 from qwen3_jax.position_config import DualChunk
 from tests.helpers import hf_checkpoints
 
-LENGTH = 300
+LENGTH = 260
 DUAL = dict(chunk_size=96, local_size=32)  # chunks of 64 tokens
 HOT = DUAL | dict(original_max_position_embeddings=64)
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
@@ -69,11 +69,12 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("dual")
 
 
+FIELDS = hf_checkpoints.SMALL | dict(num_hidden_layers=2)
 KINDS = {
-    "plain": (False, hf_checkpoints.SMALL, DUAL),
-    "temperature": (False, hf_checkpoints.SMALL, HOT),
-    "yarn": (False, hf_checkpoints.SMALL | dict(rope_scaling=YARN), DUAL),
-    "moe": (True, hf_checkpoints.MOE, DUAL),
+    "plain": (False, FIELDS, DUAL),
+    "yarn": (False, FIELDS | dict(rope_scaling=YARN), DUAL),
+    # All at once: temperature, YaRN, and a layer of experts after a dense one.
+    "everything": (True, hf_checkpoints.MOE | FIELDS | dict(rope_scaling=YARN, mlp_only_layers=[0]), HOT),
 }
 
 
@@ -95,19 +96,25 @@ def expected(hf, tokens) -> np.ndarray:
         return hf(torch.as_tensor(tokens)[None], use_cache=False).logits[0].numpy()
 
 
-@pytest.mark.parametrize("kind", [pytest.param("plain", marks=pytest.mark.slow), "temperature", "yarn", "moe"])
-def test_prefill_and_decode_equal_the_statement(kind, folder):
-    model, hf = pair(kind, folder)
-    logits = expected(hf, TOKENS)
+@functools.cache
+def in_parts(kind, folder) -> np.ndarray:
+    """Logits of prompts in parts and of single tokens, also the first and the last ones of a chunk."""
+    model, _ = pair(kind, folder)
     cache = model.new_cache(1, LENGTH)
-    got = []
-    for piece in np.split(TOKENS, [130, 131, 132, 280, 281, 282, 283]):  # prompts in parts, single tokens
+    logits = []
+    for piece in np.split(TOKENS, [127, 128, 129, 256, 257, 258, 259]):
         part, cache = model(piece[None], cache=cache)
-        got.append(np.asarray(part[0]))
-    np.testing.assert_allclose(np.concatenate(got), logits, atol=2e-5 * np.abs(logits).max(), rtol=0)
+        logits.append(np.asarray(part[0]))
+    return np.concatenate(logits)
 
 
-@pytest.mark.parametrize("kind", ["plain", pytest.param("yarn", marks=pytest.mark.slow), "moe"])
+@pytest.mark.parametrize("kind", ["plain", "everything"])
+def test_prefill_and_decode_equal_the_statement(kind, folder):
+    logits = expected(pair(kind, folder)[1], TOKENS)
+    np.testing.assert_allclose(in_parts(kind, folder), logits, atol=2e-5 * np.abs(logits).max(), rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["plain", pytest.param("yarn", marks=pytest.mark.slow)])
 def test_it_is_ordinary_attention_up_to_the_chunk_size_and_not_beyond(kind, folder):
     model, hf = pair(kind, folder)
     hf.config._attn_implementation = "eager"
@@ -115,8 +122,7 @@ def test_it_is_ordinary_attention_up_to_the_chunk_size_and_not_beyond(kind, fold
         logits = expected(hf, TOKENS)
     finally:
         hf.config._attn_implementation = kind
-    got, _ = model(TOKENS[None], cache=model.new_cache(1, LENGTH))
-    difference = np.abs(np.asarray(got[0]) - logits).max(axis=-1) / np.abs(logits).max()
+    difference = np.abs(in_parts(kind, folder) - logits).max(axis=-1) / np.abs(logits).max()
     same = DUAL["chunk_size"] + 1  # to this position inclusive, distances are the true ones
     assert difference[:same].max() < 2e-5
     assert difference[same:].max() > 1e-3
@@ -126,38 +132,42 @@ def test_it_is_ordinary_attention_up_to_the_chunk_size_and_not_beyond(kind, fold
 
 WAYS = {
     "as_it_is": dict(),
-    "small_chunks": dict(prefill_chunk=32, decode_steps=1),
-    "preemptions": dict(cache_tokens=512),
-    "lookup": dict(speculation=PromptLookup(3, shortest=1)),
+    "small_chunks_and_lookup": dict(prefill_chunk=32, speculation=PromptLookup(3, shortest=1)),
+    "one_at_a_time_and_preemptions": dict(decode_steps=1, cache_tokens=216),
 }
 
 
 @pytest.mark.parametrize(
     ("kind", "way"),
-    [("temperature", "small_chunks"), ("temperature", "lookup"), ("moe", "as_it_is")]
-    + [pytest.param("temperature", way, marks=pytest.mark.slow) for way in ("as_it_is", "preemptions")],
+    [
+        ("everything", "small_chunks_and_lookup"),
+        ("plain", "as_it_is"),
+        pytest.param("everything", "one_at_a_time_and_preemptions", marks=pytest.mark.slow),
+    ],
 )
 def test_the_engine_gives_the_statements_greedy_tokens(kind, way, folder):
     model, hf = pair(kind, folder)
-    engine = Engine(model, rows=4, slots_per_page=8, **dict(cache_tokens=2048) | WAYS[way])
+    engine = Engine(model, rows=2, slots_per_page=8, **dict(cache_tokens=2048) | WAYS[way])
     prompts = [TOKENS[:200].tolist(), [*TOKENS[:200].tolist(), 5], TOKENS[60:120].tolist()]
     numbers = [engine.submit(Request(tuple(p), Sampling(temperature=0), 12)) for p in prompts]
     got: dict[int, list[int]] = {number: [] for number in numbers}
     while engine.busy:
         for token in engine.step():
             got[token.number].append(token.id)
+    assert (engine.stats.preemptions > 0) == ("preemptions" in way)
     for number, prompt in zip(numbers, prompts, strict=True):
         logits = expected(hf, prompt + got[number])[len(prompt) - 1 : -1]
         assert got[number] == logits.argmax(axis=-1).tolist()
 
 
 def test_a_mesh_gives_the_same(folder):
-    model, _ = pair("temperature", folder)
-    placed, _ = qwen3_jax.load(folder / "temperature", mesh=sharding.make_mesh(data=2, tensor=2), scan_layers=True)
+    _, hf = pair("everything", folder)
+    placed, _ = qwen3_jax.load(folder / "everything", mesh=sharding.make_mesh(data=2, tensor=2), scan_layers=True)
     two = np.stack([TOKENS, TOKENS[::-1]])
-    logits, _ = model(two, cache=model.new_cache(2, LENGTH))
     got, _ = placed(two, cache=placed.new_cache(2, LENGTH))
-    np.testing.assert_allclose(got, logits, atol=2e-5 * np.abs(logits).max(), rtol=0)
+    for row, tokens in zip(got, two, strict=True):
+        logits = expected(hf, tokens)
+        np.testing.assert_allclose(row, logits, atol=2e-5 * np.abs(logits).max(), rtol=0)
 
 
 def positions(i: int, j: int, dual: DualChunk) -> int:
@@ -198,13 +208,15 @@ def test_what_is_refused(words):
 
 
 def test_overrides_of_a_checkpoint_without_it(folder):
-    model, _ = pair("yarn", folder)
-    hf_checkpoints.build_from(False, hf_checkpoints.SMALL).save_pretrained(folder / "without")
-    fields = dict(rope_scaling=YARN, dual_chunk_attention_config=DUAL)
-    loaded, _ = qwen3_jax.load(folder / "without", hf_overrides=fields)
+    model, _ = pair("plain", folder)
+    hf_checkpoints.build_from(False, FIELDS).save_pretrained(folder / "without")
+    loaded, _ = qwen3_jax.load(folder / "without", hf_overrides=dict(dual_chunk_attention_config=DUAL))
     assert dataclasses.replace(loaded.config, dtype=None) == dataclasses.replace(model.config, dtype=None)
-    got, expect = (m(TOKENS[None], cache=m.new_cache(1, LENGTH))[0] for m in (loaded, model))
+    part = TOKENS[None, :127]  # longer than one chunk
+    got, expect = (m(part, cache=m.new_cache(1, LENGTH))[0] for m in (loaded, model))
     np.testing.assert_array_equal(got, expect)
+    with_yarn, _ = qwen3_jax.load(folder / "without", hf_overrides=dict(rope_scaling=YARN))
+    assert with_yarn.config.rope_scaling == pair("yarn", folder)[0].config.rope_scaling
     qwen3_jax.save(loaded, None, folder / "saved")
     assert qwen3_jax.load(folder / "saved")[0].config == loaded.config
     with pytest.raises(UserError, match="config field hidden_size is 0; it must be at least 1"):

@@ -17,7 +17,7 @@ from qwen3_jax.model.layers import RMSNorm
 from qwen3_jax.model.moe import MoE
 from qwen3_jax.model.params import Declare
 from sharding import Placement
-from tests.helpers.tiny_training import TINY, TINY_MOE
+from tests.helpers.tiny_models import TINY, TINY_MOE
 
 TOKENS = np.random.default_rng(0).integers(0, TINY.vocab_size, (2, 16)).astype(np.int32)
 

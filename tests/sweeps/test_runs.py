@@ -17,7 +17,7 @@ from qwen3_jax.sweeps.config import MixtureConfig, ScalingConfig
 from qwen3_jax.sweeps.laws import PUBLISHED, Interval
 from qwen3_jax.training.config import OptimizerConfig, StageConfig, TrainConfig
 from sharding import MeshConfig
-from tests.helpers.tiny_training import TINY, TINY_MOE
+from tests.helpers.tiny_models import TINY, TINY_MOE
 
 DATA = DataConfig([Source("a", "unused", eval_fraction=0.1), Source("b", "unused")], sequence_length=32, batch_size=8)
 BASE = TrainConfig(

@@ -21,7 +21,7 @@ from qwen3_jax.text import train_tokenizer
 from qwen3_jax.training.config import ModelConfig, OptimizerConfig, TrainConfig
 from qwen3_jax.training.optimizer import schedule
 from qwen3_jax.training.step import Trainer
-from tests.helpers.tiny_training import TINY, packed_batch
+from tests.helpers.tiny_models import TINY, packed_batch
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from qwen3_jax.training import guard, losses
 from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig
 from qwen3_jax.training.optimizer import decayed, schedule
 from qwen3_jax.training.step import Trainer, fetch_metrics
-from tests.helpers.tiny_training import TINY, TINY_MOE, packed_batch
+from tests.helpers.tiny_models import TINY, TINY_MOE, packed_batch
 
 # The balancing loss weighs a thousand times more than in training, so that its gradient shows.
 MOE = dataclasses.replace(TINY_MOE, router_aux_loss_coef=1.0)
@@ -31,28 +32,43 @@ MESHES = [
     {"replica": 2, "expert": 4},
     {"expert": 8},
 ]
-QUICK = {"dense": (0, 2), "moe": (0, 3, 4, 6, 7)}  # places of meshes; the slow tier has all of them, and every count
+# (model, place of the mesh, micro-batches, remat): every pair of axes that training uses, and every policy of remat.
+QUICK = [("dense", 6, 8, "dots"), ("moe", 3, 8, "qkv"), ("moe", 4, 2, "full"), ("moe", 7, 1, "attention")]
 ROWS = 64
-
-
-def make_trainer(config, mesh=None, micro_batches=1, loss=LOSS, **model):
-    placement = sharding.Placement(None if mesh is None else sharding.make_mesh(**mesh), sharding.TRAINING)
-    options = OptimizerConfig(warmup_steps=0)
-    return Trainer(config, ModelConfig(**model), options, schedule(options, 10), placement, loss, micro_batches)
+# One window for all, so that they begin with the same state.
+OPTIONS = OptimizerConfig(warmup_steps=0, spike_window=8, spike_sigmas=6.0)
+STEPS = dataclasses.replace(OPTIONS, learning_rate=1e-2, schedule="linear")  # one program for tests of several steps
 
 
 @functools.cache
-def initial(config):
-    """The parameters that every mesh begins with, as NumPy."""
-    return jax.device_get(make_trainer(config).init(0).params)
+def _trainer(config, mesh, micro_batches, loss, options, model):
+    placement = sharding.Placement(None if mesh is None else sharding.make_mesh(**dict(mesh)), sharding.TRAINING)
+    rate = schedule(options, 100)
+    return Trainer(config, ModelConfig(**dict(model)), options, rate, placement, loss, micro_batches)
+
+
+def make_trainer(config, mesh=None, micro_batches=1, loss=LOSS, options=OPTIONS, **model):
+    """A trainer; equal arguments give the same one, with its compiled programs."""
+    axes = None if mesh is None else tuple(mesh.items())
+    return _trainer(config, axes, micro_batches, loss, options, tuple(model.items()))
+
+
+@functools.cache
+def initial(config, moment_dtype="float32"):
+    """The state that every trainer of a model begins with, as NumPy."""
+    return jax.device_get(make_trainer(config, options=dataclasses.replace(OPTIONS, moment_dtype=moment_dtype)).init(0))
+
+
+def start(trainer, moment_dtype="float32"):
+    """A new state on the trainer's devices; its step may donate it."""
+    return jax.tree.map(jax.device_put, initial(trainer.config, moment_dtype), trainer.shardings)
 
 
 def measure(trainer, batch):
     """Gradients and loss of initial parameters, as NumPy."""
-    places = trainer.abstract_state().params
-    params = jax.tree.map(lambda x, place: jax.device_put(x, place.sharding), initial(trainer.config), places)
-    gradients, loss = trainer.gradients(params, trainer.place(batch))
-    return jax.device_get(gradients), jax.device_get(loss)
+    known = MOE if trainer.config.num_experts else TINY  # parameters do not depend on weights of losses
+    params = jax.tree.map(jax.device_put, initial(known).params, trainer.shardings.params)
+    return jax.device_get(trainer.gradients(params, trainer.place(batch)))
 
 
 def assert_same(ours, theirs, what, relative=1e-5):
@@ -62,111 +78,112 @@ def assert_same(ours, theirs, what, relative=1e-5):
         assert error <= relative * np.abs(b).max() + 1e-9, (what, jax.tree_util.keystr(path), error, np.abs(b).max())
 
 
+WHOLE = dataclasses.replace(LOSS, chunk_tokens=10**6)
+
+
 @pytest.fixture(scope="module")
 def single():
     """The big batch on one device, by name of the model."""
     batch = packed_batch(ROWS, 16)
-    whole = LossConfig(z_loss=LOSS.z_loss, chunk_tokens=10**6)
-    return batch, {name: measure(make_trainer(c, loss=whole), batch) for name, c in (("dense", TINY), ("moe", MOE))}
+    return batch, {name: measure(make_trainer(c, loss=WHOLE), batch) for name, c in (("dense", TINY), ("moe", MOE))}
 
 
 def _cases():
-    for name in ("dense", "moe"):
-        for index, mesh in enumerate(MESHES):
-            for micro_batches in (1, 2, 8):
-                quick = micro_batches == (8, 2, 1)[index % 3] and index in QUICK[name]
-                label = "_".join(f"{k}{v}" for k, v in mesh.items()) or "one"
-                yield pytest.param(
-                    name,
-                    mesh,
-                    micro_batches,
-                    id=f"{name}-{label}-{micro_batches}",
-                    marks=() if quick else pytest.mark.slow,
-                )
+    quick = {case[:3]: case for case in QUICK}
+    for name, index, count in itertools.product(("dense", "moe"), range(len(MESHES)), (1, 2, 8)):
+        if (case := quick.get((name, index, count))) is None and count == 2:
+            continue  # 8 are as different from 1, and the quick cases have both
+        label = "_".join(f"{k}{v}" for k, v in MESHES[index].items()) or "one"
+        remat = case[3] if case else "none"
+        marks = () if case else pytest.mark.slow
+        yield pytest.param(name, MESHES[index], count, remat, id=f"{name}-{label}-{count}-{remat}", marks=marks)
 
 
-@pytest.mark.parametrize(("name", "mesh", "micro_batches"), list(_cases()))
-def test_gradients_equal_the_single_device_big_batch(single, name, mesh, micro_batches):
+@pytest.mark.parametrize(("name", "mesh", "micro_batches", "remat"), list(_cases()))
+def test_gradients_equal_the_single_device_big_batch(single, name, mesh, micro_batches, remat):
+    """Also with every policy of remat, which changes nothing but what is saved."""
     batch, expected = single
-    config = TINY if name == "dense" else MOE
-    assert_same(measure(make_trainer(config, mesh, micro_batches), batch), expected[name], (mesh, micro_batches))
-
-
-def micro(batch, count):
-    """What a one-device trainer makes of a batch: consecutive rows."""
-    columns = (np.split(rows, count) for rows in batch.values())
-    return [dict(zip(batch, parts, strict=True)) for parts in zip(*columns, strict=True)]
+    trainer = make_trainer(TINY if name == "dense" else MOE, mesh, micro_batches, remat=remat)
+    assert_same(measure(trainer, batch), expected[name], (mesh, micro_batches, remat))
 
 
 @jax.jit
-def router_of(params, part):
-    """What the routers of the MoE model count over some rows."""
-    of = make_trainer(MOE).structure.merge(params)
-    return of.hidden(part["tokens"], positions=part["positions"], segment_ids=part["segment_ids"]).router
+def router_of(params, rows, cotangent):
+    """What the routers of the MoE model count over some rows, and the product of their probabilities' Jacobian."""
+
+    def probabilities(params):
+        of = make_trainer(MOE).structure.merge(params)
+        router = of.hidden(rows["tokens"], positions=rows["positions"], segment_ids=rows["segment_ids"]).router
+        return router.prob, router.load
+
+    prob, pull, load = jax.vjp(probabilities, params, has_aux=True)
+    return prob, load, pull(cotangent)[0]
 
 
-def by_hand(params, batch, micro_batches, buffer):
-    """The balancing loss of a one-device trainer's micro-batches from NumPy counts, differentiable in the probabilities.
+def by_hand(params, micro_batches, buffer):
+    """The balancing loss of some micro-batches from NumPy counts, and its gradient.
 
     exact:  N_E sum_i f_i P_i / N                       f over the whole batch
     buffer: sum_m N_E sum_i (C_i^1 + ... + C_i^m) / (n_1 + ... + n_m) P_i^m / N     (Qiu et al. 2025, section 3)
+
+    Args:
+        params: of `MOE`.
+        micro_batches: each a list of parts, all of one shape.
+        buffer: the running buffer, else exact.
     """
-    rows = micro(batch, micro_batches)
-    total = (batch["segment_ids"] > 0).sum()
-    counts = []
-    for part in rows:
-        load = np.asarray(router_of(params, part).load, np.float64)
-        counts.append((load, float((part["segment_ids"] > 0).sum())))
-    shares = []
-    for m in range(micro_batches):
-        seen = counts[: m + 1] if buffer else counts
-        shares.append(sum(c for c, _ in seen) / sum(n for _, n in seen))
-
-    def loss(params):
-        out = 0.0
-        for part, share in zip(rows, shares, strict=True):
-            prob = router_of(params, part).prob
-            out += (8 * (jnp.asarray(share, jnp.float32) * prob).sum(-1) / total).mean()
-        return out
-
-    return jax.value_and_grad(loss)(params)
+    layers, experts = MOE.num_hidden_layers, MOE.num_experts
+    nothing = np.zeros((layers, experts), np.float32)
+    seen = [[router_of(params, part, nothing) for part in parts] for parts in micro_batches]
+    loads = np.cumsum([sum(np.asarray(load, np.float64) for _, load, _ in parts) for parts in seen], axis=0)
+    valid = np.cumsum([sum((part["segment_ids"] > 0).sum() for part in parts) for parts in micro_batches])
+    value, gradient = 0.0, None
+    for m, parts in enumerate(micro_batches):
+        load, count = (loads[m], valid[m]) if buffer else (loads[-1], valid[-1])
+        weight = experts * load / count / valid[-1] / layers  # linear in the probabilities
+        for part, (prob, _, _) in zip(parts, seen[m], strict=True):
+            value += (weight * np.asarray(prob, np.float64)).sum()
+            pulled = jax.device_get(router_of(params, part, weight.astype(np.float32))[2])
+            gradient = pulled if gradient is None else jax.tree.map(np.add, gradient, pulled)
+    return value, gradient
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("micro_batches", [1, 8])
 @pytest.mark.parametrize("buffer", [False, True])
-def test_balance_loss_and_its_gradient_equal_numpy_over_the_global_batch(micro_batches, buffer):
-    batch = packed_batch(16, 16, seed=3)
-    loss = LossConfig(balance_counts="buffer" if buffer else "exact")
-    on = make_trainer(MOE, None, micro_batches, loss)
-    off = make_trainer(dataclasses.replace(MOE, router_aux_loss_coef=0.0), None, micro_batches, loss)
-    params = on.init(0).params
-    (with_balance, report), (without, _) = (t.gradients(params, t.place(batch)) for t in (on, off))
-    value, gradient = by_hand(params, batch, micro_batches, buffer)
+def test_balance_loss_and_its_gradient_equal_numpy_over_the_global_batch(micro_batches, buffer, single):
+    batch, expected = single
+    loss = dataclasses.replace(LOSS, balance_counts="buffer" if buffer else "exact")
+    with_balance, report = measure(make_trainer(MOE, None, micro_batches, loss), batch)
+    without, _ = measure(make_trainer(dataclasses.replace(MOE, router_aux_loss_coef=0.0)), batch)
+    if not buffer:
+        assert_same((with_balance, report), expected["moe"], micro_batches)
+    params = initial(MOE).params
+    columns = (np.split(rows, 8) for rows in batch.values())
+    eighths = [dict(zip(batch, parts, strict=True)) for parts in zip(*columns, strict=True)]  # consecutive rows
+    value, gradient = by_hand(params, [[part] for part in eighths] if micro_batches == 8 else [eighths], buffer)
     np.testing.assert_allclose(report.balance, value, rtol=1e-5)
     for name, theirs in gradient.items():
-        ours = np.asarray(with_balance[name]) - np.asarray(without[name])
+        ours = with_balance[name] - without[name]
         np.testing.assert_allclose(
             ours, theirs, atol=2e-5 * float(np.abs(with_balance[name]).max()) + 1e-9, err_msg=name
         )
 
     if micro_batches > 1:
         # Counting each micro-batch by itself, as others do, is another loss with another gradient.
-        parts = micro(batch, micro_batches)
-        valid = [(part["segment_ids"] > 0).sum() for part in parts]
-        values = [by_hand(params, part, 1, False) for part in parts]
+        valid = [(part["segment_ids"] > 0).sum() for part in eighths]
+        values = [by_hand(params, [[part]], False) for part in eighths]
         per_part = sum(n * float(v) for n, (v, _) in zip(valid, values, strict=True)) / sum(valid)
         assert abs(per_part - float(report.balance)) > 2e-4
         name = "groups.0.mlp.router"
-        micro_gradient = sum(n * np.asarray(g[name]) for n, (_, g) in zip(valid, values, strict=True)) / sum(valid)
+        micro_gradient = sum(n * g[name] for n, (_, g) in zip(valid, values, strict=True)) / sum(valid)
         assert np.abs(micro_gradient - gradient[name]).max() > 1e-2 * np.abs(gradient[name]).max()
 
 
-def test_padding_never_counts():
+def test_padding_never_counts(single):
     """Other tokens where there is padding change neither loss nor gradient nor router metrics, in any micro-batch."""
-    batch = packed_batch(16, 16)
+    batch, _ = single
     other = dict(batch, tokens=np.where(batch["segment_ids"] > 0, batch["tokens"], 5).astype(np.int32))
     assert (other["tokens"] != batch["tokens"]).any()
-    trainer = make_trainer(MOE, None, 2)
+    trainer = make_trainer(MOE, None, 8)
     assert_same(measure(trainer, other), measure(trainer, batch), "padding", 1e-6)
 
 
@@ -188,16 +205,10 @@ def test_logits_of_the_whole_batch_never_exist():
             assert shape not in text, shape
 
 
-@pytest.mark.parametrize("remat", ["dots", "qkv", "attention", "full"])
-def test_remat_changes_nothing_but_what_is_saved(remat, single):
-    batch, expected = single
-    assert_same(measure(make_trainer(TINY, None, 1, remat=remat), batch), expected["dense"], remat)
-
-
 def test_bf16_keeps_float32_gradients_and_close_losses(single):
     batch, expected = single
-    for name, config in (("dense", TINY), ("moe", MOE)):
-        gradients, loss = measure(make_trainer(config, None, 2, dtype="bfloat16"), batch)
+    for name, config, micro_batches in (("dense", TINY, 1), ("moe", MOE, 2)):
+        gradients, loss = measure(make_trainer(config, None, micro_batches, dtype="bfloat16"), batch)
         np.testing.assert_allclose(loss.cross_entropy, expected[name][1].cross_entropy, rtol=2e-3)
         for key, value in gradients.items():
             assert value.dtype == np.float32, key
@@ -207,30 +218,38 @@ def test_bf16_keeps_float32_gradients_and_close_losses(single):
 
 
 @pytest.mark.parametrize("quantization", ["int8", "fp8"])
-def test_quantised_products_are_close_and_learn(quantization):
+def test_quantised_products_are_close_and_learn(quantization, single):
     pytest.importorskip("qwix")
-    batch = packed_batch(8, 24)
-    plain, ours = (make_trainer(TINY, None, 1, quantization=q) for q in (None, quantization))
-    (expected, loss), (gradients, quantised_loss) = measure(plain, batch), measure(ours, batch)
-    assert 0 < abs(quantised_loss.cross_entropy - loss.cross_entropy) < 0.02
-    q = "groups.0.mlp.gate"
-    cosine = (gradients[q] * expected[q]).sum() / np.linalg.norm(gradients[q]) / np.linalg.norm(expected[q])
-    assert 0.97 < cosine < 1 - 1e-7
-    state, placed = ours.init(0), ours.place(batch)
+    batch, expected = single
+    gradients, loss = expected["dense"]
+    trainer = make_trainer(TINY, loss=WHOLE, quantization=quantization)
+    state, placed = start(trainer), trainer.place(batch)
     seen = []
-    for _ in range(8):
-        state, metrics = ours.step(state, placed)
+    for step in range(8):
+        state, metrics = trainer.step(state, placed)
         seen.append(float(metrics.loss.cross_entropy))
+        if step == 0:  # Adam's first moment is then the gradient, scaled
+            (moments,) = [part.mu for part in adam_states(state.optimizer)]
+            ours = np.asarray(moments["groups.0.mlp.gate"])
+    assert 0 < abs(seen[0] - loss.cross_entropy) < 0.02
+    plain = gradients["groups.0.mlp.gate"]
+    cosine = (ours * plain).sum() / np.linalg.norm(ours) / np.linalg.norm(plain)
+    assert 0.97 < cosine < 1 - 1e-7
     assert seen[-1] < seen[0] - 0.01
+
+
+def adam_states(optimizer):
+    """The parts of an optimizer's state that have moments."""
+    parts = jax.tree.leaves(optimizer, is_leaf=lambda part: hasattr(part, "mu"))
+    return [part for part in parts if hasattr(part, "mu")]
 
 
 def test_bf16_moments_take_half_and_stay_close():
     batch = packed_batch(8, 24)
     runs = {}
     for dtype in ("float32", "bfloat16"):
-        options = OptimizerConfig(warmup_steps=0, learning_rate=1e-2, moment_dtype=dtype)
-        trainer = Trainer(TINY, ModelConfig(), options, schedule(options, 10), sharding.Placement())
-        state, placed = trainer.init(0), trainer.place(batch)
+        trainer = make_trainer(TINY, options=dataclasses.replace(STEPS, moment_dtype=dtype))
+        state, placed = start(trainer, dtype), trainer.place(batch)
         for _ in range(5):
             state, metrics = trainer.step(state, placed)
         floats = [x for x in jax.tree.leaves(state.optimizer) if jnp.issubdtype(x.dtype, jnp.floating)]
@@ -240,13 +259,13 @@ def test_bf16_moments_take_half_and_stay_close():
     np.testing.assert_allclose(runs["bfloat16"][1], runs["float32"][1], rtol=0.02)
 
 
-def test_a_step_reports_and_applies_its_gradient_and_evaluation_gives_the_same_loss():
+def test_a_step_reports_and_applies_its_gradient_and_evaluation_gives_the_same_loss(single):
     """One AdamW step from NumPy; the norms are of the gradient before its clip, and of the parameters after the step."""
-    options = OptimizerConfig(warmup_steps=2, learning_rate=1e-2, clip_norm=0.05, weight_decay=0.1)
-    trainer = Trainer(MOE, ModelConfig(), options, schedule(options, 10), sharding.Placement(), LOSS, 2)
-    placed, state = trainer.place(packed_batch(16, 16)), trainer.init(0)
+    options = dataclasses.replace(OPTIONS, warmup_steps=2, learning_rate=1e-2, clip_norm=0.05, weight_decay=0.1)
+    trainer = make_trainer(MOE, None, 8, options=options)
+    state, placed = start(trainer), trainer.place(single[0])
     before = jax.device_get(state.params)
-    gradients, loss = jax.device_get(trainer.gradients(state.params, placed))
+    gradients, loss = measure(make_trainer(MOE, None, 8), single[0])
     evaluated = jax.device_get(trainer.evaluate(state.params, placed))
     for name in ("cross_entropy", "z", "tokens", "router_entropy", "router_max_load", "router_min_load", "router_load"):
         np.testing.assert_allclose(getattr(evaluated, name), getattr(loss, name), rtol=1e-5, atol=1e-6, err_msg=name)
@@ -271,10 +290,9 @@ def test_a_step_reports_and_applies_its_gradient_and_evaluation_gives_the_same_l
 
 def test_a_step_that_is_not_finite_or_spikes_is_skipped_and_counted():
     batch = packed_batch(8, 24)
-    options = OptimizerConfig(warmup_steps=0, learning_rate=1e-3, schedule="linear", spike_window=8, spike_sigmas=6.0)
-    rates = schedule(options, 100)
-    trainer = Trainer(TINY, ModelConfig(), options, rates, sharding.Placement())
-    state, placed = trainer.init(0), trainer.place(batch)
+    rates = schedule(STEPS, 100)
+    trainer = make_trainer(TINY, options=STEPS)
+    state, placed = start(trainer), trainer.place(batch)
     for step in range(6):
         state, metrics = trainer.step(state, placed)
         assert float(metrics.learning_rate) == pytest.approx(float(rates(step)), rel=1e-6)

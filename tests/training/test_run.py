@@ -1,6 +1,8 @@
 """Whole runs: train.py on text and generated problems, resume, refusals, and training on from a checkpoint."""
 
+import contextlib
 import dataclasses
+import io
 import json
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from qwen3_jax.training.step import Trainer
 
 
 def write_config(folder: Path, **changes) -> Path:
-    """A run of a few steps on a little text and generated problems, dense unless told; dotted keys change it."""
+    """A run of a few steps on a little text and problems, of a dense layer and one of experts; `changes` join keys by __."""
     corpus = folder / "corpus.jsonl"
     if not corpus.exists():
         lines = [json.dumps({"text": f"Document {i}: " + " ".join(str(i * j) for j in range(30))}) for i in range(200)]
@@ -35,6 +37,7 @@ def write_config(folder: Path, **changes) -> Path:
             "config": {
                 "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
                 "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512,
+                "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "mlp_only_layers": [0],
             }
         },
         "tokenizer": {"vocab_size": 360, "train_records": 100},
@@ -68,7 +71,7 @@ def final(run_dir: Path, config: Path):
     """State and data position of the last checkpoint, as NumPy."""
     parsed = parse_config([f"--config={config}", f"--run_dir={run_dir}"])
     tokenizer = qwen3_jax.Tokenizer.from_pretrained(run_dir / "tokenizer")
-    exported = qwen3_jax.load(run_dir / "hf")[0].config
+    exported = qwen3_jax.Qwen3Config.from_hf(json.loads((run_dir / "hf/config.json").read_text()))
     rate = schedule(parsed.optimizer, parsed.steps)
     architecture = dataclasses.replace(exported, dtype=None)
     trainer = Trainer(architecture, parsed.model, parsed.optimizer, rate, sharding.Placement())
@@ -86,13 +89,20 @@ def rows(run_dir: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if k == "step" or k.startswith(("train.", "eval."))} for line in lines]
 
 
-@pytest.mark.parametrize("moe", [False, True], ids=["dense", "moe"])
-def test_an_interrupted_run_resumes_bit_equal_to_an_unbroken_one(tmp_path, monkeypatch, moe):
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, Path, str]:
+    """The configuration of a run with every output, its finished folder, and what it printed."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = write_config(folder, budget_curve={"source": "problems", "budgets": [0, 3, None], "problems": 6})
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert cli.main([f"--config={config}"]) == 0
+    return config, folder / "run", out.getvalue()
+
+
+def test_an_interrupted_run_resumes_bit_equal_to_an_unbroken_one(finished, tmp_path, monkeypatch):
     """Parameters, optimizer state, data position, data order and metrics."""
-    changes = {"model__config__num_experts": 4, "model__config__num_experts_per_tok": 2} if moe else {}
-    changes |= {"model__config__moe_intermediate_size": 32} if moe else {}
-    config = write_config(tmp_path, **changes)
-    assert cli.main([f"--config={config}", f"--run_dir={tmp_path / 'whole'}"]) == 0
+    config, unbroken, _ = finished
+    command = [f"--config={config}", f"--run_dir={tmp_path / 'broken'}", "--budget_curve=null"]
 
     seen = []
     original = Trainer.place
@@ -106,27 +116,24 @@ def test_an_interrupted_run_resumes_bit_equal_to_an_unbroken_one(tmp_path, monke
 
     monkeypatch.setattr(Trainer, "place", place)
     interrupt = True
-    assert cli.main([f"--config={config}", f"--run_dir={tmp_path / 'broken'}"]) == 130
+    assert cli.main(command) == 130
     interrupt, first = False, list(seen)
     seen.clear()
-    assert cli.main([f"--config={config}", f"--run_dir={tmp_path / 'broken'}"]) == 0
+    assert cli.main(command) == 0
     assert seen[0] == first[6], "the first batch after step 6 is the same one again"
     assert len(seen) == 3
 
-    whole, broken = final(tmp_path / "whole", config), final(tmp_path / "broken", config)
+    whole, broken = final(unbroken, config), final(tmp_path / "broken", config)
     assert whole[0] == broken[0] == 9
     assert whole[2] == broken[2], "the data position"
     leaves = zip(jax.tree_util.tree_leaves_with_path(whole[1]), jax.tree.leaves(broken[1]), strict=True)
     for (path, left), right in leaves:
         np.testing.assert_array_equal(left, right, err_msg=jax.tree_util.keystr(path))
-    assert rows(tmp_path / "whole") == rows(tmp_path / "broken")
+    assert rows(unbroken) == rows(tmp_path / "broken")
 
 
-def test_a_run_writes_everything_it_promises_and_its_export_works_everywhere(tmp_path, capsys):
-    config = write_config(tmp_path, budget_curve={"source": "problems", "budgets": [0, 3, None], "problems": 6})
-    assert cli.main([f"--config={config}"]) == 0
-    run = tmp_path / "run"
-    out = capsys.readouterr().out
+def test_a_run_writes_everything_it_promises_and_its_export_works_everywhere(finished, tmp_path, capsys):
+    config, run, out = finished
     for name in (
         "metrics.jsonl",
         "loss.png",

@@ -19,7 +19,7 @@ from qwen3_jax.training.journal import Journal
 from qwen3_jax.training.stage_loop import StageLoop, stage_trainer
 from qwen3_jax.training.step import Metrics, TrainState, fetch_metrics
 from sharding import MeshConfig
-from tests.helpers.tiny_training import TINY
+from tests.helpers.tiny_models import TINY
 
 
 class FakeTrainer:

@@ -22,7 +22,7 @@ from qwen3_jax.training.config import (
 from qwen3_jax.training.run_folder import architecture_after
 from sharding import MeshConfig
 from tests.helpers import tiny_models
-from tests.helpers.tiny_training import TINY
+from tests.helpers.tiny_models import TINY
 
 DATA = DataConfig([Source("a", "unused"), Source("b", "unused")], sequence_length=32, batch_size=8)
 OPTIMIZER = OptimizerConfig(learning_rate=3.0, warmup_steps=4, schedule="wsd", final_learning_rate=0.3, decay_share=0.5)
