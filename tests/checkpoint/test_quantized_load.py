@@ -1,5 +1,8 @@
 """`load(quantize=...)`: near the unquantised model, the same on any mesh, and neither trained nor saved."""
 
+import functools
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,11 +19,29 @@ from qwen3_jax.kernels import is_quantized
 from tests.helpers import small_checkpoints, tiny_models
 
 KINDS = ["int8", "fp8", "int4"]
+FOLDERS = ["dense", "moe"]
 
 
-@pytest.fixture(scope="module", params=["dense", "moe"])
-def folder(request, tmp_path_factory):
-    return small_checkpoints.write(request.param, tmp_path_factory.mktemp(request.param) / "model")
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    return {name: small_checkpoints.write(name, tmp_path_factory.mktemp(name) / "model") for name in FOLDERS}
+
+
+@pytest.fixture(scope="module")
+def alone(folders):
+    """(folder, kind) -> the model on one device and its logits; kind None is not quantised. Half of them are stacked."""
+
+    @functools.cache
+    def load(name: str, kind: str | None, stacked: bool) -> tuple[Qwen3, np.ndarray]:
+        model, _ = qwen3_jax.load(folders[name], quantize=kind, scan_layers=stacked)
+        return model, logits(model)
+
+    return lambda name, kind, stacked=None: load(name, kind, is_stacked(name, kind) if stacked is None else stacked)
+
+
+def is_stacked(name: str, kind: str) -> bool:
+    """The layout on one device; on a mesh it is the other one. Each kind and each folder has both."""
+    return (name == "dense") == (kind == "fp8")
 
 
 def logits(model) -> np.ndarray:
@@ -36,39 +57,49 @@ def error(actual: np.ndarray, expected: np.ndarray) -> float:
     return float(np.sqrt(((actual - expected) ** 2).mean() / (expected**2).mean()))
 
 
-def noisy(model: Qwen3, plain: Qwen3, seed: int) -> Qwen3:
+@jax.jit
+def stands_for(packed: dict) -> tuple[dict, dict]:
+    """What packed weights stand for, and the step of each number."""
+    steps = {name: value.replace(qvalue=jnp.ones_like(value.qvalue)) for name, value in packed.items()}
+    return tuple({name: qwix.dequantize(value) for name, value in some.items()} for some in (packed, steps))
+
+
+def with_weights(model: Qwen3, new: dict) -> Qwen3:
+    flat = nnx.to_flat_state(nnx.state(model))
+    named = [(path, variable, ".".join(map(str, path))) for path, variable in flat]
+    filled = [
+        (path, variable.replace(jnp.asarray(new.get(name, variable.get_value())))) for path, variable, name in named
+    ]
+    return nnx.merge(nnx.graphdef(model), nnx.from_flat_state(filled))
+
+
+def noisy(packed: dict, steps: dict, plain: Qwen3, seed: int) -> Qwen3:
     """The unquantised model, each of its packed weights moved at random by up to half a step of its packing."""
-    random = np.random.default_rng(seed)
-    packed, flat = weights(model), []
-    for path, variable in nnx.to_flat_state(nnx.state(plain)):
-        value = packed[".".join(map(str, path))]
-        if is_quantized(value):
-            step = qwix.dequantize(value.replace(qvalue=jnp.ones_like(value.qvalue)))
-            if (
-                value.qvalue.dtype == jnp.float8_e4m3fn
-            ):  # 3 binary digits after the first; below 2^-6 the steps are 2^-9
-                size = np.maximum(np.abs(np.asarray(value.qvalue, np.float32)), 2.0**-6)
-                step *= 2.0 ** (np.floor(np.log2(size)) - 3)
-            moved = variable.get_value() + step * random.uniform(-0.5, 0.5, value.shape).astype(np.float32)
-            variable = variable.replace(moved)
-        flat.append((path, variable))
-    return nnx.merge(nnx.graphdef(plain), nnx.from_flat_state(flat))
+    random, values, moved = np.random.default_rng(seed), weights(plain), {}
+    for name, value in packed.items():
+        step = np.array(steps[name])
+        if value.qvalue.dtype == jnp.float8_e4m3fn:
+            # 3 binary digits after the first; below 2^-6 the steps are 2^-9.
+            size = np.maximum(np.abs(np.asarray(value.qvalue).astype(np.float32)), 2.0**-6)
+            step *= 2.0 ** (np.floor(np.log2(size)) - 3)
+        moved[name] = np.asarray(values[name]) + step * random.uniform(-0.5, 0.5, value.shape).astype(np.float32)
+    return with_weights(plain, moved)
 
 
+@pytest.mark.parametrize("name", FOLDERS)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("scan_layers", [True, False])
-def test_logits_are_off_by_what_random_errors_of_half_a_step_do(folder, kind, scan_layers):
-    plain, _ = qwen3_jax.load(folder, scan_layers=scan_layers)
-    model, _ = qwen3_jax.load(folder, quantize=kind, scan_layers=scan_layers)
-    expected = logits(plain)
-    relative = error(logits(model), expected)
-    by_noise = np.mean([error(logits(noisy(model, plain, seed)), expected) for seed in range(3)])
+def test_logits_are_off_by_what_random_errors_of_half_a_step_do(name, kind, alone):
+    model, quantised = alone(name, kind)
+    plain, expected = alone(name, None, is_stacked(name, kind))
+    values = weights(model)
+    packed = {name: value for name, value in values.items() if is_quantized(value)}
+    meant, steps = stands_for(packed)
+    relative = error(quantised, expected)
+    by_noise = np.mean([error(logits(noisy(packed, steps, plain, seed)), expected) for seed in range(3)])
     print(f"{kind}: {relative:.4f}, by noise {by_noise:.4f}")
     assert by_noise / 1.5 <= relative <= 1.5 * by_noise
     # Matrices are packed; norms, the router, and an embedding that is no output projection are not.
-    values = weights(model)
-    packed = {name for name, value in values.items() if is_quantized(value)}
-    left = {name.rsplit(".", 1)[-1] for name in values.keys() - packed}
+    left = {name.rsplit(".", 1)[-1] for name in values.keys() - packed.keys()}
     tied = model.config.tie_word_embeddings
     assert left == ({"scale"} if tied else {"scale", "router", "embed"})
     types = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn, "int4": jnp.int4}
@@ -76,40 +107,46 @@ def test_logits_are_off_by_what_random_errors_of_half_a_step_do(folder, kind, sc
         assert values[name].qvalue.dtype == (jnp.int8 if name in ("embed", "lm_head") else types[kind]), name
         assert values[name].shape == weights(plain)[name].shape
     # What each packed weight stands for, in a model without packing, gives the same logits.
-    flat = [
-        (path, v.replace(qwix.dequantize(v.get_value())) if is_quantized(v.get_value()) else v)
-        for path, v in nnx.to_flat_state(nnx.state(model))
-    ]
-    unpacked = nnx.merge(nnx.graphdef(model), nnx.from_flat_state(flat))
-    np.testing.assert_allclose(logits(unpacked), logits(model), atol=2e-5 * np.abs(logits(model)).max())
+    np.testing.assert_allclose(logits(with_weights(plain, meant)), quantised, atol=2e-5 * np.abs(quantised).max())
 
 
-TENSOR, EACH, EXPERT = dict(tensor=4, data=2), dict(data=2, expert=2, tensor=2), dict(data=2, expert=4)
+TENSOR, EACH, EXPERT = dict(tensor=4), dict(expert=2, tensor=2), dict(expert=2)
 
 
+def layers(model: Qwen3) -> dict[str, np.ndarray]:
+    """The arrays of each parameter, packed or not, of each layer, whatever the layout."""
+    out = {}
+    for name, value in weights(model).items():
+        for place, leaf in enumerate(np.asarray(leaf).astype(np.float32) for leaf in jax.tree.leaves(value)):
+            root, _, rest = name.partition(".0.")
+            stacked = model.scan_layers and root == "groups"
+            for layer, array in enumerate(leaf) if stacked else [(None, leaf)]:
+                out[f"groups.{layer}.{rest}" if stacked else name, place] = array
+    return out
+
+
+@pytest.mark.parametrize("name", FOLDERS)
 @pytest.mark.parametrize(
     ("kind", "axes"),
     [("int8", EACH), ("fp8", EACH), ("int4", EACH), ("int4", TENSOR), ("int4", EXPERT)]
     + [pytest.param(kind, axes, marks=pytest.mark.slow) for kind in ("int8", "fp8") for axes in (TENSOR, EXPERT)],
 )
-def test_any_mesh_holds_the_same_numbers_and_gives_the_same_logits(folder, kind, axes):
+def test_any_mesh_holds_the_same_numbers_and_gives_the_same_logits(name, kind, axes, folders, alone):
     mesh = sharding.make_mesh(**axes)
     if kind == "int4" and "tensor" in axes:
         # MLPs of 96 and 48 columns have three groups each, of 32 and 16.
         with pytest.raises(sharding.ShardingError, match=r"down: its int4 groups of (32|16) along 'f' do not divide"):
-            qwen3_jax.load(folder, quantize=kind, mesh=mesh)
+            qwen3_jax.load(folders[name], quantize=kind, mesh=mesh)
         return
-    alone, _ = qwen3_jax.load(folder, quantize=kind, scan_layers=False)
-    expected = logits(alone)
-    for scan_layers in (True, False):
-        spread, _ = qwen3_jax.load(folder, quantize=kind, mesh=mesh, scan_layers=scan_layers)
-        np.testing.assert_allclose(logits(spread), expected, atol=2e-5 * np.abs(expected).max())
-    values = weights(spread)
-    for name, value in weights(alone).items():
-        for left, right in zip(jax.tree.leaves(value), jax.tree.leaves(values[name]), strict=True):
-            np.testing.assert_array_equal(np.asarray(left, np.float32), np.asarray(right, np.float32), err_msg=name)
+    model, expected = alone(name, kind)
+    spread, _ = qwen3_jax.load(folders[name], quantize=kind, mesh=mesh, scan_layers=not model.scan_layers)
+    np.testing.assert_allclose(logits(spread), expected, atol=2e-5 * np.abs(expected).max())
+    ours, theirs = layers(model), layers(spread)
+    assert ours.keys() == theirs.keys()
+    for of, array in ours.items():
+        np.testing.assert_array_equal(array, theirs[of], err_msg=str(of))
     if "tensor" in axes:
-        down = values["groups.0.mlp.down"].qvalue
+        down = weights(spread)["groups.0.mlp.down"].qvalue
         assert down.sharding.shard_shape(down.shape)[-2] * axes["tensor"] == down.shape[-2]
 
 
@@ -140,7 +177,9 @@ def test_a_written_folder_loads_back_and_is_packed_again_without_loss(to, moe, t
         tie_word_embeddings=False,
         **(dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=128) if moe else {}),
     )
-    model = Qwen3(config, rngs=nnx.Rngs(0))
+    model = tiny_models.drawn(
+        config, lambda name, noise: 1 + 0 * noise if name.endswith("scale") else noise / 50, scan_layers=False
+    )
     folder = save_quantized(model, None, tmp_path / "x", to)
     back, _ = qwen3_jax.load(folder)
     kept, _ = qwen3_jax.load(folder, quantize=to)
@@ -160,8 +199,9 @@ def test_a_written_folder_loads_back_and_is_packed_again_without_loss(to, moe, t
         save_quantized(model, None, folder, to)
 
 
-def test_what_cannot_be_done_with_a_quantised_model_is_refused_by_name(folder, tmp_path):
-    model, _ = qwen3_jax.load(folder, quantize="int8")
+def test_what_cannot_be_done_with_a_quantised_model_is_refused_by_name(folders, alone, tmp_path):
+    folder = folders["dense"]
+    model, _ = alone("dense", "int8")
     for write in (
         lambda: qwen3_jax.save(model, None, tmp_path / "x"),
         lambda: save_native(model, None, tmp_path / "x"),
@@ -173,7 +213,7 @@ def test_what_cannot_be_done_with_a_quantised_model_is_refused_by_name(folder, t
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match="no quantize='int3'"):
         qwen3_jax.load(folder, quantize="int3")
-    plain, _ = qwen3_jax.load(folder)
+    plain, _ = alone("dense", None, False)
     native = save_native(plain, None, tmp_path / "native")
     with pytest.raises(UserError, match="is an Orbax folder: convert it"):
         qwen3_jax.load(native, quantize="int8")

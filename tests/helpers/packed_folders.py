@@ -7,14 +7,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import safetensors
-from flax import nnx
 from safetensors.numpy import save_file
 
 import qwen3_jax
+from tests.helpers import tiny_models
 
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 Parts = dict[str, np.ndarray]
@@ -35,12 +34,7 @@ def plain(folder: Path, *, moe: bool, hidden: int = 64, width: int = 96, tied: b
         tie_word_embeddings=tied,
         **experts,
     )
-    model = qwen3_jax.Qwen3(config, rngs=nnx.Rngs(1))
-    random = np.random.default_rng(0)
-    for path, variable in nnx.to_flat_state(nnx.state(model)):
-        noise = random.normal(size=variable.get_value().shape).astype(np.float32)
-        variable.set_value(jnp.asarray(1 + 0.2 * noise if path[-1] == "scale" else noise / 6))
-    return qwen3_jax.save(model, None, folder)
+    return qwen3_jax.save(tiny_models.drawn(config), None, folder)
 
 
 def is_matrix(name: str) -> bool:
