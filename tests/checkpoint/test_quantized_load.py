@@ -29,19 +29,14 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def alone(folders):
-    """(folder, kind) -> the model on one device and its logits; kind None is not quantised. Half of them are stacked."""
+    """(folder, kind) -> the unrolled model on one device and its logits; kind None is not quantised."""
 
     @functools.cache
-    def load(name: str, kind: str | None, stacked: bool) -> tuple[Qwen3, np.ndarray]:
-        model, _ = qwen3_jax.load(folders[name], quantize=kind, scan_layers=stacked)
+    def load(name: str, kind: str | None) -> tuple[Qwen3, np.ndarray]:
+        model, _ = qwen3_jax.load(folders[name], quantize=kind, scan_layers=False)
         return model, logits(model)
 
-    return lambda name, kind, stacked=None: load(name, kind, is_stacked(name, kind) if stacked is None else stacked)
-
-
-def is_stacked(name: str, kind: str) -> bool:
-    """The layout on one device; on a mesh it is the other one. Each kind and each folder has both."""
-    return (name == "dense") == (kind == "fp8")
+    return load
 
 
 def logits(model) -> np.ndarray:
@@ -90,7 +85,7 @@ def noisy(packed: dict, steps: dict, plain: Qwen3, seed: int) -> Qwen3:
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_are_off_by_what_random_errors_of_half_a_step_do(name, kind, alone):
     model, quantised = alone(name, kind)
-    plain, expected = alone(name, None, is_stacked(name, kind))
+    plain, expected = alone(name, None)
     values = weights(model)
     packed = {name: value for name, value in values.items() if is_quantized(value)}
     meant, steps = stands_for(packed)
@@ -125,13 +120,17 @@ def layers(model: Qwen3) -> dict[str, np.ndarray]:
     return out
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+QUICK = [("moe", "int8", EACH), ("dense", "int8", EACH), ("moe", "fp8", EACH), ("moe", "int4", EXPERT)]
+REFUSED = [(name, "int4", axes) for name in FOLDERS for axes in (EACH, TENSOR)]
+EVERY = [(name, kind, axes) for name in FOLDERS for kind in KINDS for axes in (EACH, TENSOR, EXPERT)]
+
+
 @pytest.mark.parametrize(
-    ("kind", "axes"),
-    [("int8", EACH), ("fp8", EACH), ("int4", EACH), ("int4", TENSOR), ("int4", EXPERT)]
-    + [pytest.param(kind, axes, marks=pytest.mark.slow) for kind in ("int8", "fp8") for axes in (TENSOR, EXPERT)],
+    ("name", "kind", "axes"),
+    [pytest.param(*case, marks=[] if case in QUICK + REFUSED else [pytest.mark.slow]) for case in EVERY],
 )
 def test_any_mesh_holds_the_same_numbers_and_gives_the_same_logits(name, kind, axes, folders, alone):
+    """Stacked layers of the MoE model, unrolled ones of the dense model."""
     mesh = sharding.make_mesh(**axes)
     if kind == "int4" and "tensor" in axes:
         # MLPs of 96 and 48 columns have three groups each, of 32 and 16.
@@ -139,7 +138,7 @@ def test_any_mesh_holds_the_same_numbers_and_gives_the_same_logits(name, kind, a
             qwen3_jax.load(folders[name], quantize=kind, mesh=mesh)
         return
     model, expected = alone(name, kind)
-    spread, _ = qwen3_jax.load(folders[name], quantize=kind, mesh=mesh, scan_layers=not model.scan_layers)
+    spread, _ = qwen3_jax.load(folders[name], quantize=kind, mesh=mesh, scan_layers=name == "moe")
     np.testing.assert_allclose(logits(spread), expected, atol=2e-5 * np.abs(expected).max())
     ours, theirs = layers(model), layers(spread)
     assert ours.keys() == theirs.keys()
@@ -187,14 +186,15 @@ def test_a_written_folder_loads_back_and_is_packed_again_without_loss(to, moe, t
     expected = np.asarray(model(tokens))
     lost = error(np.asarray(back(tokens)), expected)
     assert 0 < lost < 0.5
+    packed = {name: value for name, value in weights(kept).items() if is_quantized(value)}
+    meant, _ = stands_for(packed)
     # Weights of fp8 are rounded twice: by blocks of 128 x 128 in the file, by channel in memory.
-    assert error(np.asarray(kept(tokens)), expected) <= (2 if to == "fp8" else 1.2) * lost
+    assert error(np.asarray(with_weights(back, meant)(tokens)), expected) <= (2 if to == "fp8" else 1.2) * lost
     if to != "fp8":
-        original, values = weights(back), weights(kept)
-        packed = [name for name, value in values.items() if is_quantized(value) and name != "lm_head"]
-        assert len(packed) == 14
-        for name in packed:
-            np.testing.assert_allclose(qwix.dequantize(values[name]), original[name], rtol=1e-6, err_msg=name)
+        original, matrices = weights(back), packed.keys() - {"lm_head"}
+        assert len(matrices) == 14
+        for name in matrices:
+            np.testing.assert_allclose(meant[name], original[name], rtol=1e-6, err_msg=name)
     with pytest.raises(UserError, match="x exists"):
         save_quantized(model, None, folder, to)
 
@@ -213,7 +213,7 @@ def test_what_cannot_be_done_with_a_quantised_model_is_refused_by_name(folders, 
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match="no quantize='int3'"):
         qwen3_jax.load(folder, quantize="int3")
-    plain, _ = alone("dense", None, False)
+    plain, _ = alone("dense", None)
     native = save_native(plain, None, tmp_path / "native")
     with pytest.raises(UserError, match="is an Orbax folder: convert it"):
         qwen3_jax.load(native, quantize="int8")
