@@ -54,7 +54,7 @@ QUICK = [
     ("mixed", False, False, False),
 ]
 EVERY = itertools.product(CONFIGS, (True, False), (True, False), (True, False))
-AXES = {"dense": dict(data=2, tensor=2), "mixed": dict(data=2, tensor=2, expert=2)}
+AXES = {"dense": dict(data=2, tensor=2), "mixed": dict(tensor=2, expert=2)}
 
 
 @pytest.mark.parametrize(

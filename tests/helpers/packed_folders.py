@@ -89,10 +89,8 @@ def fp8(block: int):
     def form(random, out: int, size: int):
         numbers = np.clip(random.normal(size=(out, size)) * 100, -448, 448).astype(ml_dtypes.float8_e4m3fn)
         scale = random.uniform(1e-4, 1e-2, (-(-out // block), -(-size // block))).astype(ml_dtypes.bfloat16)
-        meant = np.zeros((out, size), np.float32)
-        for i in range(out):
-            for j in range(size):
-                meant[i, j] = np.float32(numbers[i, j]) * np.float32(scale[i // block, j // block])
+        i, j = np.arange(out)[:, None], np.arange(size)
+        meant = numbers.astype(np.float32) * scale.astype(np.float32)[i // block, j // block]
         return {"weight": numbers, "weight_scale_inv": scale}, meant
 
     return form
@@ -149,8 +147,7 @@ def gptq(group: int, bits: int = 4, offset: int = 1, shuffled: bool = False, ind
         for j in range(out):
             qzeros[:, j // each] |= kept[:, j].astype(np.uint32) << np.uint32(bits * (j % each))
         meant = np.zeros((out, size), np.float32)
-        for i in range(size):
-            g = group_i[i]
+        for i, g in enumerate(group_i):
             meant[:, i] = (q[i] - zero[g]).astype(np.float32) * scale[g].astype(np.float32)
         parts = {"qweight": qweight.view(np.int32), "qzeros": qzeros.view(np.int32), "scales": scale}
         return parts | ({"g_idx": group_i.astype(np.int32)} if index else {}), meant

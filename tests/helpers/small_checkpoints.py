@@ -7,6 +7,7 @@ import numpy as np
 
 PROMPTS = [[5, 6, 7], list(range(20, 33)), [300] * 8, [9]]
 NEW = 12
+SHAPE = (8, 120)  # of the tokens of one forward pass
 
 
 def write(kind: str, folder: Path) -> Path:
@@ -19,7 +20,7 @@ def write(kind: str, folder: Path) -> Path:
 
 
 def tokens() -> np.ndarray:
-    return np.random.default_rng(1).integers(0, 320, (8, 24)).astype(np.int32)
+    return np.random.default_rng(1).integers(0, 320, SHAPE).astype(np.int32)
 
 
 def greedy(model) -> list[list[int]]:
