@@ -28,7 +28,7 @@ GPTQ = dict(quant_method="gptq", bits=4, group_size=32, sym=False, desc_act=Fals
 FP8 = dict(quant_method="fp8", activation_scheme="dynamic", fmt="e4m3", weight_block_size=[48, 48])
 # name -> (how matrices are packed, quantization_config, fields of the model)
 FORMS = {
-    "fp8": (fp8(128), FP8 | dict(weight_block_size=[128, 128]), dict(hidden=160, width=200, moe=False)),
+    "fp8": (fp8(128), FP8 | dict(weight_block_size=[128, 128]), dict(width=200, moe=False)),
     "fp8 moe": (fp8(48), FP8, dict(moe=True)),
     "int8 channel": (int8(1), INT8, dict(moe=False, tied=True)),
     "int8 group moe": (int8(2), INT8, dict(moe=True)),

@@ -19,12 +19,12 @@ AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 Parts = dict[str, np.ndarray]
 
 
-def plain(folder: Path, *, moe: bool, hidden: int = 64, width: int = 96, tied: bool = False) -> Path:
+def plain(folder: Path, *, moe: bool, width: int = 96, tied: bool = False) -> Path:
     """Save a random float32 model."""
     experts = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32) if moe else {}
     config = qwen3_jax.Qwen3Config(
         vocab_size=96,
-        hidden_size=hidden,
+        hidden_size=64,
         intermediate_size=width,
         num_hidden_layers=2,
         num_attention_heads=4,
