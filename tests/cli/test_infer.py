@@ -20,6 +20,7 @@ from qwen3_jax.text import ToolCall
 from tests.helpers import quick_xla, tiny_models
 
 ROOT = Path(__file__).parents[2]
+# Prompts have 17 to 32 tokens, so that most are computed by the same program.
 USER = {"role": "user", "content": "What is 2 + 3?"}
 SAMPLING = ("--seed", 1, "--temperature", 0.9, "--top-k", 30, "--max-new-tokens", 70)
 SAME = Sampling(seed=1, temperature=0.9, top_k=30)
@@ -90,9 +91,20 @@ def test_tool_calls_are_shown_as_the_model_writes_them_and_as_openai_has_them(ca
 
 @pytest.mark.parametrize("stream", ["--stream", "--no-stream"])
 def test_a_pipe_receives_the_answer_and_standard_error_the_thinking(infer, folder, loaded, stream):
-    argv = ("--model", folder, "--raw", "--prompt", "2 + 3? <think>", "--thinking-budget", 4, *SAMPLING)
+    argv = (
+        "--model",
+        folder,
+        "--raw",
+        "--prompt",
+        "What is 2 + 3? What is 4 + 4? <think>",
+        "--thinking-budget",
+        4,
+        *SAMPLING,
+    )
     code, out, err = infer(*argv, stream)
-    expected = qwen3_jax.generate(*loaded, ["2 + 3? <think>"], sampling=SAME, max_new_tokens=70, thinking_budget=4)[0]
+    expected = qwen3_jax.generate(
+        *loaded, ["What is 2 + 3? What is 4 + 4? <think>"], sampling=SAME, max_new_tokens=70, thinking_budget=4
+    )[0]
     assert code == 0
     assert expected.thinking
     assert expected.content.strip()
@@ -102,7 +114,7 @@ def test_a_pipe_receives_the_answer_and_standard_error_the_thinking(infer, folde
 
 
 def test_messages_no_thinking_stop_and_a_mesh(infer, folder, loaded, tmp_path):
-    messages = [USER, {"role": "assistant", "content": "5"}, {"role": "user", "content": "And 4 + 4?"}]
+    messages = [{**USER, "content": "2+3?"}, {"role": "assistant", "content": "5"}, {**USER, "content": "4?"}]
     file = tmp_path / "talk.json"
     file.write_text(json.dumps(messages))
     argv = ("--model", folder, "--messages", file, "--json", "--max-new-tokens", 30, "--temperature", 0)
@@ -124,12 +136,13 @@ def test_messages_no_thinking_stop_and_a_mesh(infer, folder, loaded, tmp_path):
 
 
 def test_batch_mode_writes_one_line_per_answer_as_each_row_would_be_alone(infer, folder, loaded, tmp_path):
+    two = {**USER, "content": "two"}
     lines = [
         {"prompt": "What is 2 + 3?", "id": "a"},
         [{"role": "system", "content": "x"}, USER],
-        {"messages": [USER, {"role": "assistant", "content": "5"}, USER], "id": 7},
+        {"messages": [two, {"role": "assistant", "content": "5"}, two], "id": 7},
         {"prompt": "Name three colours."},
-        {"prompt": "two"},
+        {"prompt": "Name two numbers."},
     ]
     file, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     file.write_text("\n\n".join(json.dumps(line) for line in lines) + "\n")
