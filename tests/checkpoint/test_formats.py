@@ -1,6 +1,8 @@
 """Quantised checkpoints stand for exactly what their formats say, on one device and on a mesh; what is not read is named."""
 
+import functools
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,7 +28,7 @@ GPTQ = dict(quant_method="gptq", bits=4, group_size=32, sym=False, desc_act=Fals
 FP8 = dict(quant_method="fp8", activation_scheme="dynamic", fmt="e4m3", weight_block_size=[48, 48])
 # name -> (how matrices are packed, quantization_config, fields of the model)
 FORMS = {
-    "fp8": (fp8(128), FP8 | dict(weight_block_size=[128, 128]), dict(hidden=160, width=200, moe=False)),
+    "fp8": (fp8(128), FP8 | dict(weight_block_size=[128, 128]), dict(width=200, moe=False)),
     "fp8 moe": (fp8(48), FP8, dict(moe=True)),
     "int8 channel": (int8(1), INT8, dict(moe=False, tied=True)),
     "int8 group moe": (int8(2), INT8, dict(moe=True)),
@@ -43,12 +45,26 @@ FORMS = {
 }
 
 
+@functools.cache
+def plain(base: Path, **fields) -> Path:
+    """An unquantised folder, written once."""
+    return packed_folders.plain(base / str(len(list(base.iterdir()))), **fields)
+
+
+@pytest.fixture(scope="module")
+def unquantised(tmp_path_factory):
+    """Copies of an unquantised folder to a target."""
+    base = tmp_path_factory.mktemp("plain")
+    return lambda target, **fields: shutil.copytree(plain(base, **fields), target)
+
+
 @pytest.mark.parametrize("name", FORMS)
-def test_a_quantised_folder_loads_as_exactly_what_its_format_says(name, tmp_path):
+def test_a_quantised_folder_loads_as_exactly_what_its_format_says(name, unquantised, tmp_path):
     form, quantization, fields = FORMS[name]
-    folder = packed_folders.plain(tmp_path / "in", **fields)
+    folder = unquantised(tmp_path / "in", **fields)
     meant = packed_folders.packed(folder, form, **quantization)
-    for mesh in (None, sharding.make_mesh(data=2, tensor=2, expert=2)):
+    spread = sharding.make_mesh(tensor=2, expert=2 if fields["moe"] else 1)
+    for mesh in (None, spread):
         model, _ = qwen3_jax.load(folder, mesh=mesh, scan_layers=mesh is not None)
         assert model.param_dtype == np.float32
         qwen3_jax.save(model, None, tmp_path / "out", overwrite=True)
@@ -65,10 +81,10 @@ def test_a_quantised_folder_loads_as_exactly_what_its_format_says(name, tmp_path
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_any_part_of_a_quantised_matrix_is_that_part_of_the_whole(name, tmp_path, monkeypatch):
+def test_any_part_of_a_quantised_matrix_is_that_part_of_the_whole(name, unquantised, tmp_path, monkeypatch):
     """Parts that begin and end inside a word, a group, a block or a piece."""
     form, quantization, fields = FORMS[name]
-    folder = packed_folders.plain(tmp_path / "in", **fields)
+    folder = unquantised(tmp_path / "in", **fields)
     meant = packed_folders.packed(folder, form, **quantization)
     monkeypatch.setattr(unpacked, "PIECE", 500)  # numbers: several pieces of each matrix
     with open_checkpoint(folder).tensors.open() as reader:
@@ -130,10 +146,10 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_is_not_read_is_named_with_its_tensor_or_field(fault, tmp_path):
+def test_what_is_not_read_is_named_with_its_tensor_or_field(fault, unquantised, tmp_path):
     name, changes, damage, message = FAULTS[fault]
     form, quantization, fields = FORMS[name]
-    folder = packed_folders.plain(tmp_path / "x", **fields | dict(moe=False))
+    folder = unquantised(tmp_path / "x", **fields | dict(moe=False))
     packed_folders.packed(folder, form, **quantization | changes)
     if damage is not None:
         stored = packed_folders.tensors(folder)
@@ -144,8 +160,8 @@ def test_what_is_not_read_is_named_with_its_tensor_or_field(fault, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_matrix_that_is_plain_and_quantised_and_a_scale_without_a_matrix_are_refused(tmp_path):
-    folder = packed_folders.plain(tmp_path / "x", moe=False)
+def test_a_matrix_that_is_plain_and_quantised_and_a_scale_without_a_matrix_are_refused(unquantised, tmp_path):
+    folder = unquantised(tmp_path / "x", moe=False)
     plain = packed_folders.tensors(folder)
     packed_folders.packed(folder, awq(32), **AWQ)
     stored = packed_folders.tensors(folder)
@@ -154,7 +170,7 @@ def test_a_matrix_that_is_plain_and_quantised_and_a_scale_without_a_matrix_are_r
     packed_folders.rewrite(twice, stored | {name: plain[name]})
     with pytest.raises(UserError, match="occurs both plain and quantised"):
         qwen3_jax.load(twice)
-    fp8_folder = packed_folders.plain(tmp_path / "fp8", moe=False)
+    fp8_folder = unquantised(tmp_path / "fp8", moe=False)
     packed_folders.packed(fp8_folder, fp8(48), **FP8)
     stored = packed_folders.tensors(fp8_folder) | {name: plain[name]}
     packed_folders.rewrite(fp8_folder, stored)

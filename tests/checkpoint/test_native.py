@@ -1,5 +1,6 @@
 """Hugging Face -> Orbax -> Hugging Face is bit-equal whatever the layout and the mesh, and damage is named."""
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from flax import nnx
 
 import qwen3_jax
 import sharding
-from qwen3_jax import Qwen3, Qwen3Config, UserError
+from qwen3_jax import Qwen3Config, UserError
 from qwen3_jax.checkpoint.native import is_native, load_native, save_native
 from qwen3_jax.kernels import Execution
 from sharding import TRAINING, Placement
@@ -30,23 +31,40 @@ CONFIGS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=list(CONFIGS))
-def hf(request, tmp_path_factory) -> Path:
-    model = Qwen3(CONFIGS[request.param], rngs=nnx.Rngs(0))
-    model.generation_config = qwen3_jax.GenerationConfig(eos_token_id=(1, 2), temperature=0.6, do_sample=True)
-    folder = tmp_path_factory.mktemp("hf") / request.param
-    return qwen3_jax.save(model, tiny_models.tokenizer(), folder, dtype="bfloat16")
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    base, out = tmp_path_factory.mktemp("hf"), {}
+    for name, config in CONFIGS.items():
+        model = tiny_models.drawn(config)
+        model.generation_config = qwen3_jax.GenerationConfig(eos_token_id=(1, 2), temperature=0.6, do_sample=True)
+        out[name] = qwen3_jax.save(model, tiny_models.tokenizer(), base / name, dtype="bfloat16")
+    return out
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
-@pytest.mark.parametrize("saved_stacked", [True, False])
-@pytest.mark.parametrize("loaded_stacked", [True, False])
-@pytest.mark.parametrize("axes", [None, dict(data=2, tensor=2, expert=2)])
-def test_round_trip_is_bit_equal_across_layouts_and_meshes(hf, saved_stacked, loaded_stacked, axes, tmp_path):
-    mesh = None if axes is None else sharding.make_mesh(**axes)
+# (configuration, stacked when saved, stacked when loaded, on a mesh): every pair of values; the rest is slow.
+QUICK = [
+    ("dense", True, True, False),
+    ("dense", False, False, True),
+    ("mixed", True, False, True),
+    ("mixed", False, True, True),
+    ("mixed", False, False, False),
+]
+EVERY = itertools.product(CONFIGS, (True, False), (True, False), (True, False))
+AXES = {"dense": dict(data=2, tensor=2), "mixed": dict(tensor=2, expert=2)}
+
+
+@pytest.mark.parametrize(
+    ("name", "saved_stacked", "loaded_stacked", "meshed"),
+    [pytest.param(*case, marks=[] if case in QUICK else [pytest.mark.slow]) for case in EVERY],
+)
+def test_round_trip_is_bit_equal_across_layouts_and_meshes(
+    name, saved_stacked, loaded_stacked, meshed, folders, tmp_path
+):
+    hf, mesh = folders[name], sharding.make_mesh(**AXES[name]) if meshed else None
     model, tokenizer = qwen3_jax.load(hf, scan_layers=saved_stacked, mesh=mesh if saved_stacked else None)
     save_native(model, tokenizer, tmp_path / "native")
     assert is_native(tmp_path / "native")
@@ -63,19 +81,26 @@ def test_round_trip_is_bit_equal_across_layouts_and_meshes(hf, saved_stacked, lo
         assert array.sharding.is_equivalent_to(placement.sharding(axes_of, array.shape), array.ndim), path
     qwen3_jax.save(back, tokenizer, tmp_path / "hf")
     assert files(tmp_path / "hf") == files(hf)
-
-    wide, _ = load_native(tmp_path / "native", param_dtype="float32", dtype="bfloat16", remat="full")
-    assert (wide.param_dtype, wide.dtype, wide.remat) == (np.float32, "bfloat16", "full")
-    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(nnx.state(wide)))
-    narrow, _ = load_native(save_native(wide, None, tmp_path / "wide"), param_dtype="bfloat16")
-    qwen3_jax.save(narrow, tokenizer, tmp_path / "again")
-    assert (tmp_path / "again/model.safetensors").read_bytes() == (hf / "model.safetensors").read_bytes()
     general, _ = qwen3_jax.load(tmp_path / "native")  # the front door reads it too
     assert general.param_dtype == "bfloat16"
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_wider_storage_and_back_is_bit_equal(name, folders, tmp_path):
+    hf = folders[name]
+    native = save_native(*qwen3_jax.load(hf, scan_layers=True), tmp_path / "native")
+    wide, _ = load_native(native, param_dtype="float32", dtype="bfloat16", remat="full")
+    assert (wide.param_dtype, wide.dtype, wide.remat) == (np.float32, "bfloat16", "full")
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(nnx.state(wide)))
+    narrow, tokenizer = load_native(
+        save_native(wide, tiny_models.tokenizer(), tmp_path / "wide"), param_dtype="bfloat16"
+    )
+    qwen3_jax.save(narrow, tokenizer, tmp_path / "again")
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (hf / "model.safetensors").read_bytes()
+
+
 def test_damage_of_any_file_is_one_clear_error(tmp_path):
-    model = Qwen3(CONFIGS["dense"], rngs=nnx.Rngs(0))
+    model = tiny_models.drawn(CONFIGS["dense"])
     whole = save_native(model, tiny_models.tokenizer(), tmp_path / "whole")
     editable = ("generation_config.json", "tokenizer_config.json", "chat_template.jinja")
     damaged = 0
@@ -101,7 +126,7 @@ def test_damage_of_any_file_is_one_clear_error(tmp_path):
 
 
 def test_what_does_not_fit_config_json_is_named_and_targets_are_safe(tmp_path):
-    model = Qwen3(CONFIGS["dense"], rngs=nnx.Rngs(0))
+    model = tiny_models.drawn(CONFIGS["dense"])
     folder = save_native(model, None, tmp_path / "native")
     with pytest.raises(UserError, match="native exists"):
         save_native(model, None, folder)

@@ -1,5 +1,8 @@
 """`load(quantize=...)`: near the unquantised model, the same on any mesh, and neither trained nor saved."""
 
+import functools
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,11 +19,24 @@ from qwen3_jax.kernels import is_quantized
 from tests.helpers import small_checkpoints, tiny_models
 
 KINDS = ["int8", "fp8", "int4"]
+FOLDERS = ["dense", "moe"]
 
 
-@pytest.fixture(scope="module", params=["dense", "moe"])
-def folder(request, tmp_path_factory):
-    return small_checkpoints.write(request.param, tmp_path_factory.mktemp(request.param) / "model")
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    return {name: small_checkpoints.write(name, tmp_path_factory.mktemp(name) / "model") for name in FOLDERS}
+
+
+@pytest.fixture(scope="module")
+def alone(folders):
+    """(folder, kind) -> the unrolled model on one device and its logits; kind None is not quantised."""
+
+    @functools.cache
+    def load(name: str, kind: str | None) -> tuple[Qwen3, np.ndarray]:
+        model, _ = qwen3_jax.load(folders[name], quantize=kind, scan_layers=False)
+        return model, logits(model)
+
+    return load
 
 
 def logits(model) -> np.ndarray:
@@ -36,39 +52,49 @@ def error(actual: np.ndarray, expected: np.ndarray) -> float:
     return float(np.sqrt(((actual - expected) ** 2).mean() / (expected**2).mean()))
 
 
-def noisy(model: Qwen3, plain: Qwen3, seed: int) -> Qwen3:
+@jax.jit
+def stands_for(packed: dict) -> tuple[dict, dict]:
+    """What packed weights stand for, and the step of each number."""
+    steps = {name: value.replace(qvalue=jnp.ones_like(value.qvalue)) for name, value in packed.items()}
+    return tuple({name: qwix.dequantize(value) for name, value in some.items()} for some in (packed, steps))
+
+
+def with_weights(model: Qwen3, new: dict) -> Qwen3:
+    """The model with other values of some weights, on its device as loading leaves them, so that no program changes."""
+    filled = []
+    for path, variable in nnx.to_flat_state(nnx.state(model)):
+        value = new.get(".".join(map(str, path)), variable.get_value())
+        filled.append((path, variable.replace(jax.device_put(value, jax.devices()[0]))))
+    return nnx.merge(nnx.graphdef(model), nnx.from_flat_state(filled))
+
+
+def noisy(packed: dict, steps: dict, plain: Qwen3, seed: int) -> Qwen3:
     """The unquantised model, each of its packed weights moved at random by up to half a step of its packing."""
-    random = np.random.default_rng(seed)
-    packed, flat = weights(model), []
-    for path, variable in nnx.to_flat_state(nnx.state(plain)):
-        value = packed[".".join(map(str, path))]
-        if is_quantized(value):
-            step = qwix.dequantize(value.replace(qvalue=jnp.ones_like(value.qvalue)))
-            if (
-                value.qvalue.dtype == jnp.float8_e4m3fn
-            ):  # 3 binary digits after the first; below 2^-6 the steps are 2^-9
-                size = np.maximum(np.abs(np.asarray(value.qvalue, np.float32)), 2.0**-6)
-                step *= 2.0 ** (np.floor(np.log2(size)) - 3)
-            moved = variable.get_value() + step * random.uniform(-0.5, 0.5, value.shape).astype(np.float32)
-            variable = variable.replace(moved)
-        flat.append((path, variable))
-    return nnx.merge(nnx.graphdef(plain), nnx.from_flat_state(flat))
+    random, values, moved = np.random.default_rng(seed), weights(plain), {}
+    for name, value in packed.items():
+        step = np.array(steps[name])
+        if value.qvalue.dtype == jnp.float8_e4m3fn:
+            # 3 binary digits after the first; below 2^-6 the steps are 2^-9.
+            size = np.maximum(np.abs(np.asarray(value.qvalue).astype(np.float32)), 2.0**-6)
+            step *= 2.0 ** (np.floor(np.log2(size)) - 3)
+        moved[name] = np.asarray(values[name]) + step * random.uniform(-0.5, 0.5, value.shape).astype(np.float32)
+    return with_weights(plain, moved)
 
 
+@pytest.mark.parametrize("name", FOLDERS)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("scan_layers", [True, False])
-def test_logits_are_off_by_what_random_errors_of_half_a_step_do(folder, kind, scan_layers):
-    plain, _ = qwen3_jax.load(folder, scan_layers=scan_layers)
-    model, _ = qwen3_jax.load(folder, quantize=kind, scan_layers=scan_layers)
-    expected = logits(plain)
-    relative = error(logits(model), expected)
-    by_noise = np.mean([error(logits(noisy(model, plain, seed)), expected) for seed in range(3)])
+def test_logits_are_off_by_what_random_errors_of_half_a_step_do(name, kind, alone):
+    model, quantised = alone(name, kind)
+    plain, expected = alone(name, None)
+    values = weights(model)
+    packed = {name: value for name, value in values.items() if is_quantized(value)}
+    meant, steps = stands_for(packed)
+    relative = error(quantised, expected)
+    by_noise = np.mean([error(logits(noisy(packed, steps, plain, seed)), expected) for seed in range(3)])
     print(f"{kind}: {relative:.4f}, by noise {by_noise:.4f}")
     assert by_noise / 1.5 <= relative <= 1.5 * by_noise
     # Matrices are packed; norms, the router, and an embedding that is no output projection are not.
-    values = weights(model)
-    packed = {name for name, value in values.items() if is_quantized(value)}
-    left = {name.rsplit(".", 1)[-1] for name in values.keys() - packed}
+    left = {name.rsplit(".", 1)[-1] for name in values.keys() - packed.keys()}
     tied = model.config.tie_word_embeddings
     assert left == ({"scale"} if tied else {"scale", "router", "embed"})
     types = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn, "int4": jnp.int4}
@@ -76,53 +102,63 @@ def test_logits_are_off_by_what_random_errors_of_half_a_step_do(folder, kind, sc
         assert values[name].qvalue.dtype == (jnp.int8 if name in ("embed", "lm_head") else types[kind]), name
         assert values[name].shape == weights(plain)[name].shape
     # What each packed weight stands for, in a model without packing, gives the same logits.
-    flat = [
-        (path, v.replace(qwix.dequantize(v.get_value())) if is_quantized(v.get_value()) else v)
-        for path, v in nnx.to_flat_state(nnx.state(model))
-    ]
-    unpacked = nnx.merge(nnx.graphdef(model), nnx.from_flat_state(flat))
-    np.testing.assert_allclose(logits(unpacked), logits(model), atol=2e-5 * np.abs(logits(model)).max())
+    np.testing.assert_allclose(logits(with_weights(plain, meant)), quantised, atol=2e-5 * np.abs(quantised).max())
 
 
-TENSOR, EACH, EXPERT = dict(tensor=4, data=2), dict(data=2, expert=2, tensor=2), dict(data=2, expert=4)
+TENSOR, EACH, EXPERT = dict(tensor=4), dict(expert=2, tensor=2), dict(expert=2)
+
+
+def layers(model: Qwen3) -> dict[str, np.ndarray]:
+    """The arrays of each parameter, packed or not, of each layer, whatever the layout."""
+    out = {}
+    for name, value in weights(model).items():
+        for place, leaf in enumerate(np.asarray(leaf).astype(np.float32) for leaf in jax.tree.leaves(value)):
+            root, _, rest = name.partition(".0.")
+            stacked = model.scan_layers and root == "groups"
+            for layer, array in enumerate(leaf) if stacked else [(None, leaf)]:
+                out[f"groups.{layer}.{rest}" if stacked else name, place] = array
+    return out
+
+
+QUICK = [("moe", "int8", EACH), ("dense", "int8", EACH), ("moe", "fp8", EACH), ("moe", "int4", EXPERT)]
+REFUSED = [(name, "int4", axes) for name in FOLDERS for axes in (EACH, TENSOR)]
+EVERY = [(name, kind, axes) for name in FOLDERS for kind in KINDS for axes in (EACH, TENSOR, EXPERT)]
 
 
 @pytest.mark.parametrize(
-    ("kind", "axes"),
-    [("int8", EACH), ("fp8", EACH), ("int4", EACH), ("int4", TENSOR), ("int4", EXPERT)]
-    + [pytest.param(kind, axes, marks=pytest.mark.slow) for kind in ("int8", "fp8") for axes in (TENSOR, EXPERT)],
+    ("name", "kind", "axes"),
+    [pytest.param(*case, marks=[] if case in QUICK + REFUSED else [pytest.mark.slow]) for case in EVERY],
 )
-def test_any_mesh_holds_the_same_numbers_and_gives_the_same_logits(folder, kind, axes):
+def test_any_mesh_holds_the_same_numbers_and_gives_the_same_logits(name, kind, axes, folders, alone):
+    """Stacked layers of the MoE model, unrolled ones of the dense model."""
     mesh = sharding.make_mesh(**axes)
     if kind == "int4" and "tensor" in axes:
         # MLPs of 96 and 48 columns have three groups each, of 32 and 16.
         with pytest.raises(sharding.ShardingError, match=r"down: its int4 groups of (32|16) along 'f' do not divide"):
-            qwen3_jax.load(folder, quantize=kind, mesh=mesh)
+            qwen3_jax.load(folders[name], quantize=kind, mesh=mesh)
         return
-    alone, _ = qwen3_jax.load(folder, quantize=kind, scan_layers=False)
-    expected = logits(alone)
-    for scan_layers in (True, False):
-        spread, _ = qwen3_jax.load(folder, quantize=kind, mesh=mesh, scan_layers=scan_layers)
-        np.testing.assert_allclose(logits(spread), expected, atol=2e-5 * np.abs(expected).max())
-    values = weights(spread)
-    for name, value in weights(alone).items():
-        for left, right in zip(jax.tree.leaves(value), jax.tree.leaves(values[name]), strict=True):
-            np.testing.assert_array_equal(np.asarray(left, np.float32), np.asarray(right, np.float32), err_msg=name)
+    model, expected = alone(name, kind)
+    spread, _ = qwen3_jax.load(folders[name], quantize=kind, mesh=mesh, scan_layers=name == "moe")
+    np.testing.assert_allclose(logits(spread), expected, atol=2e-5 * np.abs(expected).max())
+    ours, theirs = layers(model), layers(spread)
+    assert ours.keys() == theirs.keys()
+    for of, array in ours.items():
+        np.testing.assert_array_equal(array, theirs[of], err_msg=str(of))
     if "tensor" in axes:
-        down = values["groups.0.mlp.down"].qvalue
+        down = weights(spread)["groups.0.mlp.down"].qvalue
         assert down.sharding.shard_shape(down.shape)[-2] * axes["tensor"] == down.shape[-2]
 
 
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "int4")) for kind in KINDS])
-def test_a_quantised_model_generates_as_the_model_it_stands_for(kind, tmp_path):
-    folder = qwen3_jax.save(tiny_models.model(experts=4), tiny_models.tokenizer(), tmp_path / "x")
-    model, tok = qwen3_jax.load(folder, quantize=kind)
+def test_a_quantised_model_generates_as_the_model_it_stands_for(kind, alone):
+    model, _ = alone("moe", kind)
+    tokens = small_checkpoints.tokens()
+    prompt = tokens[0, :20].tolist()
     sampling = qwen3_jax.Sampling(temperature=0)
-    (out,) = qwen3_jax.generate(model, tok, ["What is 2 + 3?"], sampling=sampling, max_new_tokens=24)
-    assert len(out.token_ids) > 4
-    following = tiny_models.next_token_logits(model, tok.encode("What is 2 + 3?"), list(out.token_ids))
-    free = ~np.asarray(out.forced_mask)
-    np.testing.assert_array_equal(following.argmax(axis=1)[free], np.asarray(out.token_ids)[free])
+    (out,) = qwen3_jax.generate(model, None, [prompt], sampling=sampling, max_new_tokens=24)
+    assert len(out.token_ids) == 24
+    tokens[0, 20:44] = out.token_ids  # causal: what follows changes nothing
+    np.testing.assert_array_equal(np.asarray(model(tokens))[0, 19:43].argmax(axis=1), out.token_ids)
 
 
 @pytest.mark.parametrize("to", KINDS)
@@ -140,7 +176,10 @@ def test_a_written_folder_loads_back_and_is_packed_again_without_loss(to, moe, t
         tie_word_embeddings=False,
         **(dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=128) if moe else {}),
     )
-    model = Qwen3(config, rngs=nnx.Rngs(0))
+    model = tiny_models.drawn(
+        config, lambda name, noise: 1 + 0 * noise if name.endswith("scale") else noise / 50, scan_layers=False
+    )
+    model = with_weights(model, {})
     folder = save_quantized(model, None, tmp_path / "x", to)
     back, _ = qwen3_jax.load(folder)
     kept, _ = qwen3_jax.load(folder, quantize=to)
@@ -148,20 +187,22 @@ def test_a_written_folder_loads_back_and_is_packed_again_without_loss(to, moe, t
     expected = np.asarray(model(tokens))
     lost = error(np.asarray(back(tokens)), expected)
     assert 0 < lost < 0.5
+    packed = {name: value for name, value in weights(kept).items() if is_quantized(value)}
+    meant, _ = stands_for(packed)
     # Weights of fp8 are rounded twice: by blocks of 128 x 128 in the file, by channel in memory.
-    assert error(np.asarray(kept(tokens)), expected) <= (2 if to == "fp8" else 1.2) * lost
+    assert error(np.asarray(with_weights(back, meant)(tokens)), expected) <= (2 if to == "fp8" else 1.2) * lost
     if to != "fp8":
-        original, values = weights(back), weights(kept)
-        packed = [name for name, value in values.items() if is_quantized(value) and name != "lm_head"]
-        assert len(packed) == 14
-        for name in packed:
-            np.testing.assert_allclose(qwix.dequantize(values[name]), original[name], rtol=1e-6, err_msg=name)
+        original, matrices = weights(back), packed.keys() - {"lm_head"}
+        assert len(matrices) == 14
+        for name in matrices:
+            np.testing.assert_allclose(meant[name], original[name], rtol=1e-6, err_msg=name)
     with pytest.raises(UserError, match="x exists"):
         save_quantized(model, None, folder, to)
 
 
-def test_what_cannot_be_done_with_a_quantised_model_is_refused_by_name(folder, tmp_path):
-    model, _ = qwen3_jax.load(folder, quantize="int8")
+def test_what_cannot_be_done_with_a_quantised_model_is_refused_by_name(folders, alone, tmp_path):
+    folder = folders["dense"]
+    model, _ = alone("dense", "int8")
     for write in (
         lambda: qwen3_jax.save(model, None, tmp_path / "x"),
         lambda: save_native(model, None, tmp_path / "x"),
@@ -173,7 +214,7 @@ def test_what_cannot_be_done_with_a_quantised_model_is_refused_by_name(folder, t
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match="no quantize='int3'"):
         qwen3_jax.load(folder, quantize="int3")
-    plain, _ = qwen3_jax.load(folder)
+    plain, _ = alone("dense", None)
     native = save_native(plain, None, tmp_path / "native")
     with pytest.raises(UserError, match="is an Orbax folder: convert it"):
         qwen3_jax.load(native, quantize="int8")

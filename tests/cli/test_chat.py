@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import qwen3_jax
+from tests.helpers import quick_xla
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,7 +97,7 @@ def test_ctrl_c_on_a_terminal(endless):
     )
     command = [str(ROOT / "infer.py"), "--model", endless, "--chat", "--max-new-tokens", "30000"]
     argv = [sys.executable, "-c", wrapper, *command]
-    environment = {**os.environ, "TERM": "xterm", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "TERM": "xterm", "PYTHONPATH": str(ROOT), "XLA_FLAGS": quick_xla.FLAGS}
     environment.pop("NO_COLOR", None)
     process = subprocess.Popen(
         argv, stdin=terminal, stdout=terminal, stderr=terminal, cwd=ROOT, env=environment, start_new_session=True
@@ -130,8 +131,9 @@ def test_ctrl_c_on_a_terminal(endless):
             wait(r"stopped[\s\S]*> $")
         send("/no_think\r")
         wait(r"thinking is off\.[\s\S]*> $")
-        # At the prompt: leave. Again and again, since CPython's readline misses a signal that comes right after its prompt.
-        for _ in range(4):
+        # At the prompt: leave. Later and later, since CPython's readline misses a signal that comes right after its prompt.
+        for pause in (0.5, 2, 5, 5):
+            time.sleep(pause)
             with contextlib.suppress(OSError):
                 send("\x03")
             with contextlib.suppress(subprocess.TimeoutExpired):

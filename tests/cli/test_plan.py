@@ -13,14 +13,10 @@ from qwen3_jax.cli import infer, train
 from qwen3_jax.cli.main import main as qwen3
 from qwen3_jax.cli.train_options import PlanOptions, parse_plan, parse_train
 from qwen3_jax.errors import UserError
+from tests.helpers import planned_runs
 
 ROOT = Path(__file__).parent.parent.parent
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
-KEYS = [
-    "topology", "chips", "mesh", "hbm_capacity_gib", "hbm_peak_gib", "fits", "compile_s", "flops_per_chip",
-    "hbm_bytes_per_chip", "ici_bytes_per_chip", "dcn_bytes_per_chip", "roofline_step_s", "roofline_mfu", "tokens_per_step",
-]  # fmt: skip
-
 TINY = """
 steps: 1000
 model:
@@ -41,19 +37,6 @@ def tiny(tmp_path) -> str:
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY)
     return str(path)
-
-
-@needs_libtpu
-def test_a_plan_needs_only_the_configuration(tiny, capsys):
-    assert train.main(["--config", tiny, "--plan", "v5e:2x2", "--json"], "train.py") == 0
-    out = json.loads(capsys.readouterr().out)
-    assert list(out) == KEYS
-    assert (out["topology"], out["chips"], out["fits"], out["tokens_per_step"]) == ("v5e:2x2", 4, True, 8 * 128)
-    assert out["mesh"] == {"replica": 1, "data": 4, "expert": 1, "context": 1, "tensor": 1}
-    assert out["hbm_capacity_gib"] == 16
-    assert 0 < out["hbm_peak_gib"] < 1
-    assert 0 < out["roofline_mfu"] < 1
-    assert out["dcn_bytes_per_chip"] == 0 < out["ici_bytes_per_chip"]
 
 
 @needs_libtpu
@@ -179,7 +162,7 @@ def test_decoding_is_planned_from_a_config_json(tmp_path, capsys):
     arguments = ["--model", str(tmp_path), "--plan", "v5e:2x2", "--mesh", "data=2,tensor=2", "--context", "128"]
     assert infer.main([*arguments, "--json"], "infer.py") == 0
     out = json.loads(capsys.readouterr().out)
-    assert list(out) == KEYS
+    assert list(out) == planned_runs.KEYS
     assert (out["chips"], out["tokens_per_step"], out["fits"]) == (4, 8, True)
     assert infer.main([*arguments[:-1], "4096"], "infer.py") == 2
     assert "8 rows of 4096 slots cannot be planned" in capsys.readouterr().err

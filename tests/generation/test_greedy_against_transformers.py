@@ -12,18 +12,23 @@ from tests.helpers import hf_checkpoints
 
 NEW = 64
 LENGTHS = (3, 17, 40)
-QUICK = {True: ("dense_tied", "moe"), False: ("dense_bias", "moe_mixed_layers", "yarn", "odd_heads")}  # by scan_layers
+VARIANTS = hf_checkpoints.VARIANTS
+# In the default tier one model has all that changes attention; decoding of the MoE model unrolled is in test_engine.py.
+YARN = {name: VARIANTS["yarn"][1][name] for name in ("rope_scaling", "max_position_embeddings")}
+COMBINED = VARIANTS["odd_heads"][1] | YARN | dict(attention_bias=True)
+MODELS = {"combined": (False, COMBINED)} | VARIANTS
+QUICK = {True: ("dense_tied", "moe_mixed_layers"), False: ("combined",)}  # by scan_layers
 CASES = [
     pytest.param(variant, scan_layers, marks=[] if variant in QUICK[scan_layers] else [pytest.mark.slow])
     for scan_layers in (False, True)
-    for variant in hf_checkpoints.VARIANTS
+    for variant in MODELS
 ]
 
 
 @functools.cache
 def reference(variant: str):
     """(transformers' model, prompts, its greedy continuations one row at a time)."""
-    model = hf_checkpoints.build(variant)
+    model = hf_checkpoints.build_from(*MODELS[variant])
     random = np.random.default_rng(1)
     prompts = [random.integers(0, model.config.vocab_size, length).tolist() for length in LENGTHS]
     answers = []
@@ -42,7 +47,7 @@ def test_greedy_tokens_equal_transformers(variant, scan_layers, tmp_path):
     hf, prompts, expected = reference(variant)
     hf.save_pretrained(tmp_path)
     model, _ = qwen3_jax.load(tmp_path, scan_layers=scan_layers)
-    if variant == "yarn":
+    if variant in ("yarn", "combined"):
         original = model.config.rope_scaling.original_max_position_embeddings
         assert original < max(LENGTHS) + NEW < model.config.max_position_embeddings
     results = qwen3_jax.generate(model, None, prompts, sampling=Sampling(temperature=0), max_new_tokens=NEW)

@@ -10,25 +10,16 @@ from typing import Any
 import torch
 import transformers
 
+from tests.helpers import tiny_models
+
 transformers.logging.set_verbosity_error()
 
-SMALL = dict(
-    vocab_size=320,
-    hidden_size=64,
-    intermediate_size=112,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=32,
-    max_position_embeddings=512,
-    rope_theta=1e6,
-)
-MOE = SMALL | dict(num_experts=8, num_experts_per_tok=2, moe_intermediate_size=48, norm_topk_prob=True)
+SMALL, MOE = tiny_models.DENSE, tiny_models.MOE
 
 # name -> (is MoE, config fields)
 VARIANTS: dict[str, tuple[bool, dict[str, Any]]] = {
     "dense_tied": (False, SMALL | dict(tie_word_embeddings=True)),
-    "dense_untied": (False, SMALL | dict(tie_word_embeddings=False)),
+    "dense_untied": (False, SMALL),
     "dense_bias": (False, SMALL | dict(attention_bias=True)),
     "moe": (True, MOE),
     "moe_no_norm_topk": (True, MOE | dict(norm_topk_prob=False, num_experts_per_tok=3)),

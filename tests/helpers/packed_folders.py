@@ -7,25 +7,24 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import safetensors
-from flax import nnx
 from safetensors.numpy import save_file
 
 import qwen3_jax
+from tests.helpers import tiny_models
 
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 Parts = dict[str, np.ndarray]
 
 
-def plain(folder: Path, *, moe: bool, hidden: int = 64, width: int = 96, tied: bool = False) -> Path:
+def plain(folder: Path, *, moe: bool, width: int = 96, tied: bool = False) -> Path:
     """Save a random float32 model."""
     experts = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32) if moe else {}
     config = qwen3_jax.Qwen3Config(
         vocab_size=96,
-        hidden_size=hidden,
+        hidden_size=64,
         intermediate_size=width,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -35,12 +34,7 @@ def plain(folder: Path, *, moe: bool, hidden: int = 64, width: int = 96, tied: b
         tie_word_embeddings=tied,
         **experts,
     )
-    model = qwen3_jax.Qwen3(config, rngs=nnx.Rngs(1))
-    random = np.random.default_rng(0)
-    for path, variable in nnx.to_flat_state(nnx.state(model)):
-        noise = random.normal(size=variable.get_value().shape).astype(np.float32)
-        variable.set_value(jnp.asarray(1 + 0.2 * noise if path[-1] == "scale" else noise / 6))
-    return qwen3_jax.save(model, None, folder)
+    return qwen3_jax.save(tiny_models.drawn(config), None, folder)
 
 
 def is_matrix(name: str) -> bool:
@@ -95,10 +89,8 @@ def fp8(block: int):
     def form(random, out: int, size: int):
         numbers = np.clip(random.normal(size=(out, size)) * 100, -448, 448).astype(ml_dtypes.float8_e4m3fn)
         scale = random.uniform(1e-4, 1e-2, (-(-out // block), -(-size // block))).astype(ml_dtypes.bfloat16)
-        meant = np.zeros((out, size), np.float32)
-        for i in range(out):
-            for j in range(size):
-                meant[i, j] = np.float32(numbers[i, j]) * np.float32(scale[i // block, j // block])
+        i, j = np.arange(out)[:, None], np.arange(size)
+        meant = numbers.astype(np.float32) * scale.astype(np.float32)[i // block, j // block]
         return {"weight": numbers, "weight_scale_inv": scale}, meant
 
     return form
@@ -155,8 +147,7 @@ def gptq(group: int, bits: int = 4, offset: int = 1, shuffled: bool = False, ind
         for j in range(out):
             qzeros[:, j // each] |= kept[:, j].astype(np.uint32) << np.uint32(bits * (j % each))
         meant = np.zeros((out, size), np.float32)
-        for i in range(size):
-            g = group_i[i]
+        for i, g in enumerate(group_i):
             meant[:, i] = (q[i] - zero[g]).astype(np.float32) * scale[g].astype(np.float32)
         parts = {"qweight": qweight.view(np.int32), "qzeros": qzeros.view(np.int32), "scales": scale}
         return parts | ({"g_idx": group_i.astype(np.int32)} if index else {}), meant

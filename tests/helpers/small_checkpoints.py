@@ -1,4 +1,4 @@
-"""Two checkpoints whose dimensions divide over every mesh of the tests. Run as a script, it is one of two processes."""
+"""Two checkpoints that every mesh of the tests divides. Run as a script, it is one of two processes."""
 
 import sys
 from pathlib import Path
@@ -7,38 +7,20 @@ import numpy as np
 
 PROMPTS = [[5, 6, 7], list(range(20, 33)), [300] * 8, [9]]
 NEW = 12
+SHAPE = (8, 120)  # of the tokens of one forward pass
 
 
 def write(kind: str, folder: Path) -> Path:
     """Save a random model, "dense" or "moe", with weights wide enough for lively logits."""
-    import jax.numpy as jnp
-    from flax import nnx
-
     import qwen3_jax
+    from tests.helpers import tiny_models
 
-    moe = dict(num_experts=8, num_experts_per_tok=2, moe_intermediate_size=48) if kind == "moe" else {}
-    config = qwen3_jax.Qwen3Config(
-        vocab_size=320,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=16,
-        max_position_embeddings=256,
-        tie_word_embeddings=kind == "dense",
-        **moe,
-    )
-    model = qwen3_jax.Qwen3(config, rngs=nnx.Rngs(0))
-    random = np.random.default_rng(0)
-    for path, variable in nnx.to_flat_state(nnx.state(model)):
-        noise = random.normal(size=variable.get_value().shape).astype(np.float32)
-        variable.set_value(jnp.asarray(1 + 0.2 * noise if path[-1] == "scale" else noise / 6))
-    return qwen3_jax.save(model, None, folder)
+    fields = tiny_models.MOE if kind == "moe" else tiny_models.DENSE | dict(tie_word_embeddings=True)
+    return qwen3_jax.save(tiny_models.drawn(qwen3_jax.Qwen3Config(**fields)), None, folder)
 
 
 def tokens() -> np.ndarray:
-    return np.random.default_rng(1).integers(0, 320, (8, 24)).astype(np.int32)
+    return np.random.default_rng(1).integers(0, 320, SHAPE).astype(np.int32)
 
 
 def greedy(model) -> list[list[int]]:

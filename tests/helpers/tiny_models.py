@@ -1,8 +1,12 @@
-"""Tiny models of all tests, without torch: random ones that like to use the tags of a tiny tokenizer with Qwen3's special
-tokens; architectures and a packed batch for tests of training."""
+"""Configurations that tests share, a tiny tokenizer, and tiny random models. None needs torch.
+
+Programs are compiled once for each configuration, so a test that has no need of another takes one of these.
+"""
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +15,57 @@ from flax import nnx
 
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.generation_config import GenerationConfig
-from qwen3_jax.model import Qwen3
+from qwen3_jax.model import Qwen3, Structure
 from qwen3_jax.text import STOP_TEXT, Tokenizer, built_in_template, render, train_tokenizer
 
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
 TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 VOCABULARY = 480
 CONTEXT = 1024
+
+# Fields of config.json; every dimension divides over every mesh of the tests. `hf_checkpoints.VARIANTS` has the oddities.
+DENSE: dict[str, Any] = dict(
+    vocab_size=320,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=16,
+    max_position_embeddings=512,
+    rope_theta=1e6,
+    tie_word_embeddings=False,
+)
+MOE: dict[str, Any] = DENSE | dict(
+    num_experts=8,
+    num_experts_per_tok=2,
+    moe_intermediate_size=48,
+    norm_topk_prob=True,
+)
+
+
+def drawn(
+    config: Qwen3Config, draw: Callable[[str, np.ndarray], np.ndarray] | None = None, *, seed: int = 0, **options: Any
+) -> Qwen3:
+    """Return a random model with weights of NumPy: the model's own initialiser compiles a program for each shape.
+
+    Args:
+        config: the architecture.
+        draw: makes a parameter of its name and of normal numbers in its shape; None keeps weights and logits lively.
+        seed: of the numbers.
+        options: for `Qwen3`.
+    """
+    random = np.random.default_rng(seed)
+    structure = Structure(lambda: Qwen3(config, rngs=nnx.Rngs(0), **options))
+    params = {}
+    for name, like in structure.shapes.items():
+        noise = random.normal(size=like.shape).astype(np.float32)
+        params[name] = jnp.asarray((draw or _lively)(name, noise), like.dtype)
+    return structure.merge(params)
+
+
+def _lively(name: str, noise: np.ndarray) -> np.ndarray:
+    return 1 + 0.2 * noise if name.endswith("scale") else noise / 6
 
 
 @functools.cache
@@ -55,19 +103,19 @@ def model(seed: int = 0, *, eos: bool = True, experts: int = 0, tag_scale: float
         tie_word_embeddings=False,
         **moe,
     )
-    random_model = nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0), scan_layers=False))
-    random = np.random.default_rng(seed)
-    for path, variable in nnx.to_flat_state(nnx.state(random_model)):
-        value = random.normal(size=variable.get_value().shape).astype(np.float32)
-        if path[-1] == "scale":
+
+    def draw(name: str, value: np.ndarray) -> np.ndarray:
+        if name.endswith("scale"):
             value = 1 + 0.1 * value
-        elif path[-1] == "lm_head":
+        elif name == "lm_head":
             value *= 1.5 / value.shape[0] ** 0.5
             value[:, [tok.token_to_id(tag) for tag in TAGS]] *= tag_scale
             value[:, tok.im_end_id] *= (1 + tag_scale) / 2
-        elif path[-1] != "embed":
+        elif name != "embed":
             value *= 1.5 / value.shape[0] ** 0.5
-        variable.set_value(jnp.asarray(value))
+        return value
+
+    random_model = drawn(config, draw, seed=seed, scan_layers=False)
     random_model.generation_config = GenerationConfig(
         eos_token_id=(tok.im_end_id,) if eos else (VOCABULARY,)
     )  # an id that is never drawn

@@ -6,6 +6,7 @@ import importlib.util
 import jax
 import pytest
 
+from qwen3_jax.cli.train_options import parse_train
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.data import DataConfig
 from qwen3_jax.data.config import Source
@@ -21,6 +22,7 @@ from qwen3_jax.planner.training_step import make_trainer, mesh_works
 from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig, TokenizerConfig, TrainConfig
 from qwen3_jax.training.flops import training_flops_per_token
 from sharding import AXES, MeshConfig, ShardingError
+from tests.helpers import planned_runs
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
 LAYERS, WIDTH, MLP, HEADS, KV, HEAD, VOCABULARY, ROWS, LENGTH = 6, 128, 256, 4, 2, 64, 1024, 8, 256
@@ -43,9 +45,44 @@ def config(**changes) -> TrainConfig:
     return TrainConfig(**(values | changes))
 
 
+CONFIGURATION = f"""
+steps: 1000
+data: {{sequence_length: {LENGTH}, batch_size: {ROWS}, sources: [{{name: text, path: no/such/folder}}]}}
+model:
+  dtype: bfloat16
+  remat: full
+  config: {{vocab_size: {VOCABULARY}, hidden_size: {WIDTH}, intermediate_size: {MLP}, num_hidden_layers: {LAYERS},
+    num_attention_heads: {HEADS}, num_key_value_heads: {KV}, head_dim: {HEAD}, tie_word_embeddings: false}}
+tokenizer: {{vocab_size: {VOCABULARY}}}
+loss: {{chunk_tokens: 128}}
+mesh: {{data: 4}}
+"""
+
+
 @pytest.fixture(scope="module")
-def planned():
-    return plan_training(config(), topology("v5e:2x2"))
+def plan_and_output(tmp_path_factory):
+    file = tmp_path_factory.mktemp("plan") / "run.yaml"
+    file.write_text(CONFIGURATION)
+    assert parse_train(["--config", str(file)], "train.py").config == config()
+    return planned_runs.plan_by_command(file, "v5e:2x2")
+
+
+@pytest.fixture(scope="module")
+def planned(plan_and_output):
+    return plan_and_output[0]
+
+
+@needs_libtpu
+def test_a_plan_needs_only_the_configuration(plan_and_output):
+    plan, out = plan_and_output
+    assert out == plan.json()
+    assert list(out) == planned_runs.KEYS
+    assert (out["topology"], out["chips"], out["fits"], out["tokens_per_step"]) == ("v5e:2x2", 4, True, ROWS * LENGTH)
+    assert out["mesh"] == {"replica": 1, "data": 4, "expert": 1, "context": 1, "tensor": 1}
+    assert out["hbm_capacity_gib"] == 16
+    assert 0 < out["hbm_peak_gib"] < 1
+    assert 0 < out["roofline_mfu"] < 1
+    assert out["dcn_bytes_per_chip"] == 0 < out["ici_bytes_per_chip"]
 
 
 @needs_libtpu
