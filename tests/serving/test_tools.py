@@ -39,10 +39,8 @@ doc_to_target: "{{{{answer}}}}"
 generation_kwargs: {{until: ["zzz"], max_gen_toks: 24, do_sample: false, temperature: 0.0}}
 metric_list: [{{metric: exact_match}}]
 """)
-    # Nothing here needs torch, whose import would take half of the time.
-    without_torch = "import sys; sys.modules['torch'] = None; from lm_eval.__main__ import cli_evaluate; cli_evaluate()"
     command = [
-        sys.executable, "-c", without_torch, "run", "--model", "local-chat-completions", "--tasks", "sums",
+        sys.executable, "-m", "lm_eval", "run", "--model", "local-chat-completions", "--tasks", "sums",
         "--include_path", str(tmp_path), "--apply_chat_template", "--log_samples", "--output_path", str(tmp_path / "out"),
         "--model_args", f"model={server.model},base_url={server.url}/v1/chat/completions,tokenized_requests=False",
     ]  # fmt: skip
