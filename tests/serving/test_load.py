@@ -19,7 +19,7 @@ MEGABYTE = 1 << 20
 
 
 @pytest.mark.parametrize(
-    "seconds", [pytest.param(12, marks=pytest.mark.slow), pytest.param(300, marks=pytest.mark.soak)]
+    "seconds", [pytest.param(20, marks=pytest.mark.slow), pytest.param(300, marks=pytest.mark.soak)]
 )
 def test_many_clients(tiny_folder, tmp_path, seconds):
     load(tiny_folder, tmp_path, seconds)
@@ -33,7 +33,7 @@ def load(folder: Path, work: Path, seconds: float) -> None:
         "--cache-tokens",
         "3072",
         "--prefill-chunk",
-        "16",
+        "64",
         "--max-body",
         "100000",
         "--lookup",

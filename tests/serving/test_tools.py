@@ -16,7 +16,7 @@ def test_schemathesis_finds_no_server_error(server, tmp_path):
     command = [
         sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", "--phases", "examples,coverage,fuzzing",
         "--checks", "not_a_server_error,status_code_conformance,content_type_conformance",
-        "--max-examples", "40", "--seed", "1", "--request-timeout", "60",
+        "--max-examples", "60", "--seed", "1", "--request-timeout", "60",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-6000:]
