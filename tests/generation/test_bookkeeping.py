@@ -14,7 +14,8 @@ from tests.helpers import tiny_models
 SEVEN = 7
 PAGE_BYTES = 2 * 2 * 2 * 4 * 16 * 4  # keys and values, layers, heads, tokens, head size, bytes
 ALWAYS_SEVEN = Sampling(temperature=0, logit_bias={SEVEN: 100.0}, seed=0)
-ROOMY = dict(rows=8, cache_tokens=4096, slots_per_page=4, prefill_chunk=64)
+# One size of engine for all tests, also of test_requests.py: each size compiles its own programs.
+SIZES = dict(rows=2, cache_tokens=512, slots_per_page=4, prefill_chunk=16)
 
 
 def run(engine: Engine, *requests: Request) -> list[list]:
@@ -28,13 +29,13 @@ def run(engine: Engine, *requests: Request) -> list[list]:
 def test_prefill_and_decode_tokens_add_up():
     """Every prompt token is computed or read from the cache; every other token comes from a prefill or a decode step."""
     model = tiny_models.model(2, eos=False)
-    engine = Engine(model, **ROOMY)
-    prompts = [tuple(range(n)) for n in (1, 2, 5, 64, 65, 130)]
+    engine = Engine(model, **SIZES)
+    prompts = [tuple(range(n)) for n in (1, 2, 5, 16, 17, 34)]
     got = run(
         engine, *(Request(prompt, Sampling(temperature=0, seed=0), n) for n, prompt in enumerate(prompts, start=3))
     )
     stats = engine.stats
-    assert [tokens[0].cached for tokens in got] == [0, 0, 0, 4, 64, 64]  # shared as soon as a chunk has computed them
+    assert [tokens[0].cached for tokens in got] == [0, 0, 0, 4, 16, 16]  # shared as soon as a chunk has computed them
     assert stats.cached_tokens == sum(tokens[0].cached for tokens in got)
     assert stats.prefill_tokens + stats.cached_tokens == sum(map(len, prompts))
     assert [len(tokens) for tokens in got] == [3, 4, 5, 6, 7, 8]
@@ -46,13 +47,13 @@ def test_prefill_and_decode_tokens_add_up():
     assert stats.decode_seconds > 0
     before = dataclasses.replace(stats)
     (again,) = run(engine, Request(prompts[4], Sampling(temperature=0, seed=0), 2))
-    assert again[0].cached == 64
+    assert again[0].cached == 16
     since = engine.stats.since(before)
-    assert (since.prefill_tokens, since.cached_tokens, since.decode_tokens) == (1, 64, 2)
+    assert (since.prefill_tokens, since.cached_tokens, since.decode_tokens) == (1, 16, 2)
 
 
 def test_without_a_prefix_cache_every_prompt_token_is_computed():
-    engine = Engine(tiny_models.model(2, eos=False), **ROOMY, prefix_cache=False)
+    engine = Engine(tiny_models.model(2, eos=False), **SIZES, prefix_cache=False)
     prompts = [tuple(range(40))] * 3
     got = run(engine, *(Request(prompt, Sampling(temperature=0, seed=0), 4) for prompt in prompts))
     assert (engine.stats.prefill_tokens, engine.stats.cached_tokens, engine.stats.decode_tokens) == (120, 0, 9)
@@ -64,7 +65,7 @@ def test_without_a_prefix_cache_every_prompt_token_is_computed():
 )
 def test_guesses_that_are_always_right_are_counted(limit, guessed, accepted):
     """Two tokens a step: one follows the last occurrence of the same token. The last step may need one token only."""
-    engine = Engine(tiny_models.model(2, eos=False), **ROOMY, speculation=PromptLookup(3, shortest=1))
+    engine = Engine(tiny_models.model(2, eos=False), **SIZES, speculation=PromptLookup(3, shortest=1))
     (tokens,) = run(engine, Request((SEVEN,) * 4, ALWAYS_SEVEN, limit))
     assert [token.id for token in tokens] == [SEVEN] * limit
     assert (engine.stats.guessed, engine.stats.accepted) == (guessed, accepted)
@@ -72,18 +73,18 @@ def test_guesses_that_are_always_right_are_counted(limit, guessed, accepted):
 
 
 def test_how_full_an_engine_is():
-    engine = Engine(tiny_models.model(2, eos=False), rows=2, cache_tokens=64, slots_per_page=4, decode_steps=1)
-    assert (engine.rows, engine.max_length, engine.cache_usage) == (2, 64, (0, 16))
+    engine = Engine(tiny_models.model(2, eos=False), **SIZES)
+    assert (engine.rows, engine.max_length, engine.cache_usage) == (2, 512, (0, 128))
     requests = [Request((first, 2, 3, 4, 5), Sampling(temperature=0, seed=0), 3) for first in range(3)]
     numbers = [engine.submit(request) for request in requests]
     assert numbers == [0, 1, 2]
     assert (engine.waiting, engine.running, engine.busy) == (3, 0, True)
     engine.step()
     assert (engine.waiting, engine.running) == (1, 2)
-    assert engine.cache_usage == (4, 16)  # two pages each
+    assert engine.cache_usage == (4, 128)  # two pages each
     engine.cancel(0)
     assert (engine.waiting, engine.running) == (1, 1)
-    assert engine.cache_usage == (2, 16)
+    assert engine.cache_usage == (2, 128)
     engine.step()
     assert (engine.waiting, engine.running) == (0, 2)
     for number in numbers:
@@ -95,7 +96,7 @@ def test_how_full_an_engine_is():
 
 @pytest.mark.parametrize(("end", "count", "finish"), [(frozenset({SEVEN}), 1, "stop"), (frozenset({8}), 3, "length")])
 def test_which_token_finishes_and_why(end, count, finish):
-    engine = Engine(tiny_models.model(2, eos=False), **ROOMY)
+    engine = Engine(tiny_models.model(2, eos=False), **SIZES)
     (tokens,) = run(engine, Request((1, 2, 3), ALWAYS_SEVEN, 3, end))
     assert [token.finish for token in tokens] == [None] * (count - 1) + [finish]
     (both,) = run(engine, Request((1, 2, 3), ALWAYS_SEVEN, 1, frozenset({SEVEN})))

@@ -20,6 +20,7 @@ IDS = [1, 2, 3]
 STOP = len(TOK.encode(STOP_TEXT))
 CONTEXT, VOCABULARY = tiny_models.CONTEXT, tiny_models.VOCABULARY
 TOOLS = tiny_models.TOOLS
+SIZES = dict(rows=2, cache_tokens=512, slots_per_page=4, prefill_chunk=16)
 
 # (tokenizer, prompts, options, what the error says)
 REFUSED = {
@@ -115,10 +116,10 @@ def test_invalid_requests_are_refused_before_anything_runs(case, call, monkeypat
 )
 def test_a_budget_that_just_fits_is_accepted_and_leaves_room_for_the_answer(tokenizer, budget, limit):
     """Checked by a model that begins to think at once and never stops by itself."""
-    model = tiny_models.model(2, eos=False, tag_scale=0.0)
+    engine = Engine(tiny_models.model(2, eos=False, tag_scale=0.0), **SIZES)
     prompts = [CHAT] if tokenizer is OPENS_THINKING or budget == 0 else ["a"]
     (result,) = qwen3_jax.generate(
-        model, tokenizer, prompts, thinking_budget=budget, max_new_tokens=limit, sampling=Sampling(temperature=0)
+        engine, tokenizer, prompts, thinking_budget=budget, max_new_tokens=limit, sampling=Sampling(temperature=0)
     )
     assert len(result.token_ids) == limit
     if tokenizer is OPENS_THINKING:
@@ -128,7 +129,7 @@ def test_a_budget_that_just_fits_is_accepted_and_leaves_room_for_the_answer(toke
 
 def test_every_form_of_prompt_is_accepted():
     model = tiny_models.model(1)
-    options = dict(sampling=Sampling(temperature=0), max_new_tokens=8)
+    options = dict(sampling=Sampling(temperature=0), max_new_tokens=8, batch_size=1)
 
     def tokens(prompts):
         return [result.token_ids for result in qwen3_jax.generate(model, TOK, prompts, **options)]
@@ -163,7 +164,7 @@ def test_answers_may_fill_the_context_but_not_pass_it():
 
 def test_a_given_engine_is_used_and_keeps_its_cache():
     model = tiny_models.model(1, eos=False)
-    engine = Engine(model, rows=2, cache_tokens=512, slots_per_page=4)
+    engine = Engine(model, **SIZES)
     options = dict(sampling=Sampling(temperature=0), max_new_tokens=8)
     expected = qwen3_jax.generate(model, TOK, [CHAT], **options)
     assert qwen3_jax.generate(engine, TOK, [CHAT], **options) == expected

@@ -15,30 +15,33 @@ import openai
 from tests.helpers import quick_xla
 
 ROOT = Path(__file__).parents[2]
-SMALL = ("--rows", "4", "--cache-tokens", "4096", "--prefill-chunk", "64")  # for a tiny model
+# For a tiny model. One size of a prompt's parts, because a warm-up compiles every size.
+SMALL = ("--rows", "4", "--cache-tokens", "4096", "--prefill-chunk", "16")
 
 
 @dataclass
 class Running:
-    """A running server: its process, address, model name and log."""
+    """A running server: its process, address, model name, log and the key that requests are sent with."""
 
     process: subprocess.Popen
     url: str
     model: str
     log_file: Path
+    key: str = "any"
 
     def client(self, **options) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="any", max_retries=0, **options)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=0, **options)
 
     def asynchronous(self, **options) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="any", max_retries=0, **options)
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=0, **options)
 
     def post(self, path: str, **body) -> httpx.Response:
         return httpx.post(f"{self.url}{path}", json=body, timeout=120)
 
     def meter(self, name: str) -> float:
         """A number of /metrics."""
-        lines = httpx.get(f"{self.url}/metrics", timeout=60).text.splitlines()
+        key = {"Authorization": f"Bearer {self.key}"}
+        lines = httpx.get(f"{self.url}/metrics", headers=key, timeout=60).text.splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.partition(" ")[0].partition("{")[0] == name)
 
     def wait_until_idle(self, seconds: float = 60) -> None:

@@ -92,10 +92,10 @@ def _rows(seen: list[tuple], tokenizer: Tokenizer) -> list[tuple[list[int], list
     return kept
 
 
-def train(seen: list[tuple], tokenizer: Tokenizer, folder: Path, steps: int = 600) -> None:
+def train(seen: list[tuple], tokenizer: Tokenizer, folder: Path, steps: int = 300) -> None:
     """Train until greedy decoding gives every answer, with some margin, and save the model."""
     rows = _rows(seen, tokenizer)
-    length = -(-max(len(ids) for ids, _ in rows) // 128) * 128
+    length = -(-max(len(ids) for ids, _ in rows) // 16) * 16
     tokens, learnt = np.zeros((len(rows), length), np.int32), np.zeros((len(rows), length), bool)
     for i, (ids, which) in enumerate(rows):
         tokens[i, : len(ids)], learnt[i, : len(ids)] = ids, which
@@ -106,9 +106,9 @@ def train(seen: list[tuple], tokenizer: Tokenizer, folder: Path, steps: int = 60
         vocab_size=VOCABULARY,
         hidden_size=64,
         intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
         head_dim=16,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=False,
@@ -119,7 +119,7 @@ def train(seen: list[tuple], tokenizer: Tokenizer, folder: Path, steps: int = 60
 
     structure = Structure(build)
     params = flatten(build())
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(3e-3, b2=0.98, weight_decay=0.0))
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2, b2=0.98, weight_decay=0.0))
 
     def loss(params):
         """Cross-entropy of the answers, and the least margin of any of their tokens."""

@@ -65,6 +65,8 @@ class Taught(NamedTuple):
     server: Running
     requests: dict[str, list[tuple]]  # of the lessons, by mode: (messages, tools, answer)
     tokenizer: Tokenizer
+    tools: list  # of the MCP server
+    calls: Path  # which that server notes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -92,7 +94,7 @@ def taught(tmp_path_factory) -> Iterator[Taught]:
     folder = work / "Qwen3-0.6B"  # its name in the page
     trained_agent.train(seen["nous"] + seen["raw"], tokenizer, folder)
     with serve(folder, work, *SMALL, "--no-warm-up") as running:
-        yield Taught(running, seen, tokenizer)
+        yield Taught(running, seen, tokenizer, tools, work / "calls")
         assert "Traceback" not in running.log, running.log[-5000:]
         running.wait_until_idle()
     # At exit Qwen-Agent would do it, and write to pytest's closed streams.
@@ -105,14 +107,22 @@ def server(taught) -> Running:
     return taught.server
 
 
-def assistant(server: Running, calls: Path, mode: str, **generate_cfg) -> Assistant:
+@pytest.fixture
+def calls(taught) -> Path:
+    taught.calls.write_text("")
+    return taught.calls
+
+
+def assistant(taught: Taught, mode: str, **generate_cfg) -> Assistant:
+    """An agent with the tools of the one MCP server; that agents start their own is seen in the page's blocks."""
+    server = taught.server
     llm = {
         "model": server.model,
         "model_server": f"{server.url}/v1",
         "api_key": "any",
         "generate_cfg": MODES[mode] | generate_cfg,
     }
-    return Assistant(llm=llm, function_list=[mcp(calls)])
+    return Assistant(llm=llm, function_list=taught.tools)
 
 
 def noted(calls: Path) -> list[list]:
@@ -143,8 +153,8 @@ def test_the_model_sees_the_same_text_in_both_modes(taught):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_an_agent_works_step_by_step(server, tmp_path, mode):
-    agent = assistant(server, tmp_path / "calls", mode)
+def test_an_agent_works_step_by_step(taught, server, calls, mode):
+    agent = assistant(taught, mode)
     assert list(agent.function_map) == ["calculator-add", "calculator-multiply"]
     before = len(server.log)
     views = [[dict(m) for m in view] for view in agent.run([{"role": "user", "content": STEPS}])]
@@ -158,7 +168,7 @@ def test_an_agent_works_step_by_step(server, tmp_path, mode):
     ]
     assert [m["content"] for m in messages if m["role"] == "function"] == ["5", "20"]
     assert messages[-1]["content"] == "(2 + 3) * 4 is 20."
-    assert noted(tmp_path / "calls") == CALLS
+    assert noted(calls) == CALLS
     # It came in pieces, not all at once.
     thoughts = {view[0]["reasoning_content"] for view in views if view and view[0].get("reasoning_content")}
     assert len(thoughts) > 2
@@ -167,19 +177,19 @@ def test_an_agent_works_step_by_step(server, tmp_path, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_two_calls_in_one_answer(server, tmp_path, mode):
-    messages = run(assistant(server, tmp_path / "calls", mode), BOTH)
+def test_two_calls_in_one_answer(taught, calls, mode):
+    messages = run(assistant(taught, mode), BOTH)
     assert kinds(messages) == ["thinking", "call", "call", "result", "result", "thinking", "answer"]
     ids = [m["extra"]["function_id"] for m in messages if kinds([m]) in (["call"], ["result"])]
     assert ids[:2] == ids[2:]
     assert len(set(ids)) == 2
-    assert noted(tmp_path / "calls") == CALLS
+    assert noted(calls) == CALLS
     assert messages[-1]["content"] == "They are 5 and 20."
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_thinking_budget_holds_in_every_step(server, tmp_path, mode):
-    agent = assistant(server, tmp_path / "calls", mode, extra_body={"thinking_budget": BUDGET})
+def test_a_thinking_budget_holds_in_every_step(taught, calls, mode):
+    agent = assistant(taught, mode, extra_body={"thinking_budget": BUDGET})
     messages = run(agent, STEPS)
     assert kinds(messages) == ["thinking", "call", "result"] * 2 + ["thinking", "answer"]
     thoughts = [m["reasoning_content"] for m in messages if m.get("reasoning_content")]
@@ -189,15 +199,15 @@ def test_a_thinking_budget_holds_in_every_step(server, tmp_path, mode):
         assert not rest
         assert whole.startswith(begun)
         assert len(begun) < len(whole)
-    assert noted(tmp_path / "calls") == CALLS
+    assert noted(calls) == CALLS
     assert messages[-1]["content"] == "(2 + 3) * 4 is 20."
 
 
-def test_an_error_of_the_server_reaches_the_agent(server, tmp_path):
-    agent = assistant(server, tmp_path / "calls", "raw", extra_body={"thinking_budgets": 3})
+def test_an_error_of_the_server_reaches_the_agent(taught, calls):
+    agent = assistant(taught, "raw", extra_body={"thinking_budgets": 3})
     with pytest.raises(ModelServiceError, match="Did you mean 'thinking_budget'"):
         run(agent, STEPS)
-    assert noted(tmp_path / "calls") == []
+    assert noted(calls) == []
 
 
 def test_the_python_blocks_of_the_page_run(server):

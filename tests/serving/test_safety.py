@@ -5,18 +5,19 @@ import json
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
+from collections.abc import Iterator
 
 import httpx
 import pytest
 
+from qwen3_jax.cli.main import main as qwen3
 from qwen3_jax.serving.guard import Limits
 from tests.helpers import tiny_models
-from tests.helpers.served import ROOT, SMALL, raw_chat, serve
+from tests.helpers.served import ROOT, SMALL, Running, raw_chat, serve
 
+KEY = {"Authorization": "Bearer first"}
 ASK = [{"role": "user", "content": "What is 2 + 3?"}]
 ENDLESS = {str(tiny_models.tokenizer().im_end_id): -100}
 LONG = dict(messages=ASK, max_tokens=600, temperature=1, logit_bias=ENDLESS)  # ends at its limit
@@ -28,52 +29,54 @@ def ask(url: str, headers=None, **body) -> httpx.Response:
     )
 
 
-def test_keys_hosts_and_origins(tiny_folder, tmp_path):
-    keys = tmp_path / "keys"
-    keys.write_text("# of two people\nfirst\nsecond\n")
+@pytest.fixture(scope="module")
+def guarded(tiny_folder, tmp_path_factory) -> Iterator[Running]:
+    """A server with keys and limits."""
+    work = tmp_path_factory.mktemp("guarded")
+    (work / "keys").write_text("# of two people\nfirst\nsecond\n")
     options = (
-        *SMALL,
-        "--api-keys",
-        str(keys),
-        "--allow-origin",
-        "https://example.org",
-        "--no-warm-up",
-        "--name",
-        "mine",
+        *SMALL, "--no-warm-up", "--name", "mine", "--api-keys", str(work / "keys"), "--allow-origin", "https://example.org",
+        "--max-body", "20000", "--max-messages", "3", "--max-tokens", "700", "--max-waiting", "8", "--max-n", "4",
+    )  # fmt: skip
+    with serve(tiny_folder, work, *options, environment={"QWEN3_API_KEYS": "third"}) as running:
+        running.key = "first"
+        yield running
+        assert "Traceback" not in running.log
+        assert "What is" not in running.log
+
+
+def test_keys_hosts_and_origins(guarded):
+    url, before = guarded.url, len(guarded.log)
+    assert guarded.model == "mine"
+    for key in ("first", "second", "third"):
+        assert ask(url, {"Authorization": f"Bearer {key}"}).status_code == 200
+    for headers in (
+        {},
+        {"Authorization": "Bearer fourth"},
+        {"Authorization": "Basic first"},
+        {"Authorization": "Bearer"},
+    ):
+        refused = ask(url, headers)
+        assert refused.status_code == 401
+        assert refused.headers["www-authenticate"] == "Bearer"
+        assert refused.json()["error"]["code"] == "invalid_api_key"
+    assert httpx.get(f"{url}/v1/models").status_code == httpx.get(f"{url}/metrics").status_code == 401
+    for path in ("/health", "/ready", "/", "/page/chat.js"):
+        assert httpx.get(f"{url}{path}").status_code == 200
+    assert ask(url, KEY | {"Host": "evil.example"}).status_code == 421
+    assert ask(url, KEY | {"Host": "localhost:80"}).status_code == 200
+    ours, theirs = (ask(url, KEY | {"Origin": o}) for o in ("https://example.org", "https://evil.example"))
+    assert ours.headers["access-control-allow-origin"] == "https://example.org"
+    assert "access-control-allow-origin" not in theirs.headers
+    preflight = httpx.options(
+        f"{url}/v1/chat/completions",
+        headers={"Origin": "https://example.org", "Access-Control-Request-Method": "POST"},
     )
-    with serve(tiny_folder, tmp_path, *options, environment={"QWEN3_API_KEYS": "third"}) as server:
-        url = server.url
-        assert server.model == "mine"
-        for key in ("first", "second", "third"):
-            assert ask(url, {"Authorization": f"Bearer {key}"}).status_code == 200
-        for headers in (
-            {},
-            {"Authorization": "Bearer fourth"},
-            {"Authorization": "Basic first"},
-            {"Authorization": "Bearer"},
-        ):
-            refused = ask(url, headers)
-            assert refused.status_code == 401
-            assert refused.headers["www-authenticate"] == "Bearer"
-            assert refused.json()["error"]["code"] == "invalid_api_key"
-        assert httpx.get(f"{url}/v1/models").status_code == httpx.get(f"{url}/metrics").status_code == 401
-        for path in ("/health", "/ready", "/", "/page/chat.js"):
-            assert httpx.get(f"{url}{path}").status_code == 200
-        key = {"Authorization": "Bearer first"}
-        assert ask(url, key | {"Host": "evil.example"}).status_code == 421
-        assert ask(url, key | {"Host": "localhost:80"}).status_code == 200
-        ours, theirs = (ask(url, key | {"Origin": o}) for o in ("https://example.org", "https://evil.example"))
-        assert ours.headers["access-control-allow-origin"] == "https://example.org"
-        assert "access-control-allow-origin" not in theirs.headers
-        before = httpx.options(
-            f"{url}/v1/chat/completions",
-            headers={"Origin": "https://example.org", "Access-Control-Request-Method": "POST"},
-        )
-        assert before.status_code == 200
-        form = httpx.post(f"{url}/v1/chat/completions", content="{}", headers=key | {"Content-Type": "text/plain"})
-        assert form.status_code == 415
-    assert "What is" not in server.log
-    lines = [json.loads(line) for line in server.log.splitlines() if line.startswith("{")]
+    assert preflight.status_code == 200
+    form = httpx.post(f"{url}/v1/chat/completions", content="{}", headers=KEY | {"Content-Type": "text/plain"})
+    assert form.status_code == 415
+    # Six with an answer, four without a key, one for another host, the browser's question and the form.
+    lines = guarded.log_entries("/v1/chat/completions", count=13, start=before)
     answered = [line for line in lines if line["method"] == "POST" and line["status"] == 200]
     assert answered
     assert all(line["completion_tokens"] <= 4 and line["prompt_tokens"] > 4 for line in answered)
@@ -85,54 +88,63 @@ def test_by_default_no_page_of_another_origin_may_ask(server):
     assert not [name for name in asked.headers if name.startswith("access-control")]
 
 
-def test_limits_are_held(tiny_folder, tmp_path):
-    options = (*SMALL, "--max-body", "20000", "--max-messages", "3", "--max-tokens", "700",
-               "--max-waiting", "1", "--max-n", "4", "--timeout", "20", "--log-text")  # fmt: skip
-    with serve(tiny_folder, tmp_path, *options) as server:
-        url = server.url
-        assert ask(url, messages=[{"role": "user", "content": "x" * 30_000}]).status_code == 413
+def test_limits_are_held(guarded):
+    url = guarded.url
 
-        def endless():
-            yield b'{"messages": ['
-            for _ in range(10_000):
-                yield b" " * 100
+    def ask_with_key(**body) -> httpx.Response:
+        return ask(url, KEY, **body)
 
-        json_type = {"Content-Type": "application/json"}
-        with contextlib.suppress(httpx.TransportError):  # it may close the connection before all is sent
-            assert httpx.post(f"{url}/v1/chat/completions", content=endless(), headers=json_type).status_code == 413
-        assert "4 messages; the limit is 3" in ask(url, messages=ASK * 4).json()["error"]["message"]
-        assert "max_tokens is 701" in ask(url, max_tokens=701).json()["error"]["message"]
-        assert ask(url, n=5).status_code == 400
-        assert ask(url, messages=[{"role": "user", "content": "ünïcödé"}]).status_code == 200
-        answers = []
-        threads = [threading.Thread(target=lambda: answers.append(ask(url, **LONG))) for _ in range(12)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        codes = sorted(answer.status_code for answer in answers)
-        assert set(codes) == {200, 429}
-        assert codes.count(200) >= 3
-        assert all(int(a.headers["retry-after"]) > 0 for a in answers if a.status_code == 429)
-        server.wait_until_idle()
-        assert (
-            "ünïcödé" in json.loads(next(x for x in server.log.splitlines() if "\\u00fcn" in x))["prompt"][0]["content"]
-        )
+    assert ask_with_key(messages=[{"role": "user", "content": "x" * 30_000}]).status_code == 413
+
+    def endless():
+        yield b'{"messages": ['
+        for _ in range(10_000):
+            yield b" " * 100
+
+    headers = KEY | {"Content-Type": "application/json"}
+    with contextlib.suppress(httpx.TransportError):  # it may close the connection before all is sent
+        assert httpx.post(f"{url}/v1/chat/completions", content=endless(), headers=headers).status_code == 413
+    assert "4 messages; the limit is 3" in ask_with_key(messages=ASK * 4).json()["error"]["message"]
+    assert "max_tokens is 701" in ask_with_key(max_tokens=701).json()["error"]["message"]
+    assert ask_with_key(n=5).status_code == 400
+    answers = []
+    several = LONG | dict(n=4, max_tokens=300)  # 8 may wait for the 4 rows: three requests fit
+    threads = [threading.Thread(target=lambda: answers.append(ask_with_key(**several))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    codes = sorted(answer.status_code for answer in answers)
+    assert set(codes) == {200, 429}
+    assert codes.count(200) >= 3
+    assert all(int(a.headers["retry-after"]) > 0 for a in answers if a.status_code == 429)
+    assert ask_with_key().status_code == 200
 
 
-def test_a_request_that_takes_too_long_ends(tiny_folder, tmp_path):
-    with serve(tiny_folder, tmp_path, *SMALL, "--timeout", "0.2") as server:
-        options = LONG | dict(n=4, max_tokens=900)
-        slow = ask(server.url, **options)
-        assert slow.status_code == 504
-        assert "longer than 0.2 seconds" in slow.json()["error"]["message"]
-        with httpx.stream(
-            "POST", f"{server.url}/v1/chat/completions", json=options | {"stream": True}, timeout=60
-        ) as response:
-            events = [line for line in response.iter_lines() if line]
-        assert "longer than 0.2 seconds" in events[-1]
-        assert "data: [DONE]" not in events
-        server.wait_until_idle()
+def test_a_request_that_takes_too_long_ends(hasty):
+    server, limit = hasty
+    options = LONG | dict(n=4, max_tokens=900)
+    slow = ask(server.url, **options)
+    assert slow.status_code == 504
+    assert f"longer than {limit} seconds" in slow.json()["error"]["message"]
+    with httpx.stream(
+        "POST", f"{server.url}/v1/chat/completions", json=options | {"stream": True}, timeout=60
+    ) as response:
+        events = [line for line in response.iter_lines() if line]
+    assert f"longer than {limit} seconds" in events[-1]
+    assert "data: [DONE]" not in events
+    server.wait_until_idle()
+
+
+def test_texts_are_logged_if_asked_for(hasty):
+    server, _ = hasty
+    before = len(server.log)
+    asked = [{"role": "user", "content": "ünïcödé"}]
+    ask(server.url, messages=asked)
+    (entry,) = server.log_entries("/v1/chat/completions", count=1, start=before)
+    assert entry["prompt"] == asked
+    assert len(entry["answers"]) == 1
+    assert "\\u00fcn" in server.log[before:]
 
 
 def test_a_client_that_leaves_frees_its_place(server):
@@ -149,35 +161,32 @@ def test_a_client_that_leaves_frees_its_place(server):
         server.wait_until_idle(20)
 
 
-def test_sigterm_lets_running_answers_finish(tiny_folder, tmp_path):
-    with serve(tiny_folder, tmp_path, *SMALL) as server:
-        got = {}
+def test_sigterm_lets_running_answers_finish(guarded):
+    """The last test of this server."""
+    got = {}
 
-        def stream(seed: int) -> None:
-            options = LONG | dict(seed=seed, max_tokens=300)
-            with httpx.stream(
-                "POST", f"{server.url}/v1/chat/completions", json=options | {"stream": True}, timeout=60
-            ) as response:
-                got[seed] = [line for line in response.iter_lines() if line]
+    def stream(seed: int) -> None:
+        options = LONG | dict(seed=seed, max_tokens=300)
+        with httpx.stream(
+            "POST", f"{guarded.url}/v1/chat/completions", json=options | {"stream": True}, headers=KEY, timeout=60
+        ) as response:
+            got[seed] = [line for line in response.iter_lines() if line]
 
-        expected = {seed: ask(server.url, **LONG | dict(seed=seed, max_tokens=300)).json() for seed in range(6)}
-        threads = [threading.Thread(target=stream, args=(seed,)) for seed in range(6)]
-        for thread in threads:
-            thread.start()
-        while server.meter("qwen3_answers_running") < 4:
-            assert any(thread.is_alive() for thread in threads), "they ended before four were seen to run at once"
-            time.sleep(0.01)
-        server.process.send_signal(signal.SIGTERM)
-        for thread in threads:
-            thread.join()
-        assert server.process.wait(30) in (0, -signal.SIGTERM)
-        for seed, events in got.items():
-            assert events[-1] == "data: [DONE]"
-            content = "".join(
-                json.loads(event[6:])["choices"][0]["delta"].get("content") or "" for event in events[:-1]
-            )
-            assert content == (expected[seed]["choices"][0]["message"]["content"] or "")
-        assert "Traceback" not in server.log
+    expected = {seed: ask(guarded.url, KEY, **LONG | dict(seed=seed, max_tokens=300)).json() for seed in range(6)}
+    threads = [threading.Thread(target=stream, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    while guarded.meter("qwen3_answers_running") < 4:
+        assert any(thread.is_alive() for thread in threads), "they ended before four were seen to run at once"
+        time.sleep(0.01)
+    guarded.process.send_signal(signal.SIGTERM)
+    for thread in threads:
+        thread.join()
+    assert guarded.process.wait(30) in (0, -signal.SIGTERM)
+    for seed, events in got.items():
+        assert events[-1] == "data: [DONE]"
+        content = "".join(json.loads(event[6:])["choices"][0]["delta"].get("content") or "" for event in events[:-1])
+        assert content == (expected[seed]["choices"][0]["message"]["content"] or "")
 
 
 @pytest.mark.parametrize(
@@ -189,23 +198,20 @@ def test_sigterm_lets_running_answers_finish(tiny_folder, tmp_path):
         (["--lookup", "2", "--draft", "x"], "--lookup does not go with --draft"),
         (["--timeout", "0"], "--timeout is 0"),
         (["--max-n", "0"], "'0' is not a whole number of 1 or more"),
+        (["--port", "TAKEN"], "cannot listen at 127.0.0.1:TAKEN"),
     ],
 )
-def test_options_that_serve_refuses(options, words, tiny_folder, tmp_path):
-    command = [sys.executable, "-m", "qwen3_jax.cli", "serve", "--model", str(tiny_folder), "--port", "0", *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_a_port_that_is_taken(tiny_folder):
+def test_options_that_serve_refuses(options, words, capsys):
+    """Before a model is loaded: there is none in the folder."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        command = [sys.executable, "-m", "qwen3_jax.cli", "serve", "--model", str(tiny_folder), "--port", port]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert f"cannot listen at 127.0.0.1:{port}" in done.stderr
+        command = ["serve", "--model", "nowhere", "--port", "0", *(word.replace("TAKEN", port) for word in options)]
+        try:
+            code = qwen3(command)
+        except SystemExit as ended:  # the parser's
+            code = ended.code
+    assert code == 2
+    assert words.replace("TAKEN", port) in capsys.readouterr().err
 
 
 def test_the_lists_in_the_documentation_are_those_of_the_code():

@@ -16,6 +16,8 @@ from qwen3_jax.serving.events import while_connected
 from qwen3_jax.serving.worker import Load, Stopped, Worker
 from tests.helpers import tiny_models
 
+SIZES = dict(rows=2, cache_tokens=512, slots_per_page=4, prefill_chunk=16, decode_steps=1)
+
 
 class Broken(Engine):
     """Fails in its third step."""
@@ -30,7 +32,7 @@ class Broken(Engine):
 
 
 def test_a_failed_engine_raises_for_all_clients(capfd):
-    engine = Broken(tiny_models.model(2, eos=False), rows=2, cache_tokens=256, decode_steps=1)
+    engine = Broken(tiny_models.model(2, eos=False), **SIZES)
     worker = Worker(engine)
     request = Request((5, 6, 7), Sampling(temperature=0, seed=0), 50)
 
@@ -53,7 +55,7 @@ def test_a_failed_engine_raises_for_all_clients(capfd):
 
 
 def test_a_server_with_a_failed_engine_is_unhealthy():
-    engine = Broken(tiny_models.model(2, eos=False), rows=2, cache_tokens=256, decode_steps=1)
+    engine = Broken(tiny_models.model(2, eos=False), **SIZES)
     server = Server(engine, tiny_models.tokenizer(), "tiny", warm_up=False)
 
     async def client() -> None:

@@ -72,7 +72,7 @@ def theirs(official, template: str, messages, tools=None, **options) -> str:
     return official.apply_chat_template(messages, tools=tools, chat_template=template, tokenize=False, **options)
 
 
-@settings(max_examples=600)
+@settings(max_examples=300)
 @given(CONVERSATION, st.none() | TOOLS, st.booleans(), st.booleans())
 def test_renders_what_the_official_templates_render(
     real: Tokenizer, official, messages: list, tools: list | None, prompt: bool, thinking: bool
@@ -142,7 +142,7 @@ def test_thinking_is_kept_only_while_it_matters():
     assert render(built_in_template(), turn[:1], enable_thinking=False).endswith("assistant\n<think>\n\n</think>\n\n")
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(CONVERSATION, TEXT, st.none() | TEXT, st.none() | TOOLS)
 def test_continued_message_keeps_its_text(
     official, messages: list, text: str, reasoning: str | None, tools: list | None

@@ -66,13 +66,19 @@ def test_save_for_transformers(real: Tokenizer, real_folder: Path, tmp_path: Pat
     assert config == json.loads((real_folder / "tokenizer_config.json").read_text("utf-8"))
 
 
+def write_vocabulary_and_merges(source: Path, folder: Path) -> list[str]:
+    """Write the older layout of a folder; return the merges."""
+    model = json.loads((source / "tokenizer.json").read_text("utf-8"))["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), "utf-8")
+    merges = [" ".join(merge) for merge in model["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), "utf-8")
+    shutil.copy(source / "tokenizer_config.json", folder)
+    return merges
+
+
 def test_vocabulary_and_merges_folder(real: Tokenizer, real_folder: Path, tmp_path: Path, caplog):
     """vocab.json + merges.txt, with the added tokens in either of their two files, makes the same tokenizer."""
-    model = json.loads((real_folder / "tokenizer.json").read_text("utf-8"))["model"]
-    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), "utf-8")
-    merges = "\n".join(" ".join(merge) for merge in model["merges"])
-    (tmp_path / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", "utf-8")
-    shutil.copy(real_folder / "tokenizer_config.json", tmp_path)
+    write_vocabulary_and_merges(real_folder, tmp_path)
     expected = real.encode_batch(TEXTS)
     tokenizer = Tokenizer.from_pretrained(tmp_path)
     assert tokenizer.encode_batch(TEXTS) == expected
@@ -81,7 +87,7 @@ def test_vocabulary_and_merges_folder(real: Tokenizer, real_folder: Path, tmp_pa
     tokenizer.save_pretrained(tmp_path / "out")
     assert quiet_auto_tokenizer(tmp_path / "out", caplog)(TEXTS, add_special_tokens=False)["input_ids"] == expected
 
-    config = edit(tmp_path / "tokenizer_config.json", added_tokens_decoder=..., eos_token=...)
+    edit(tmp_path / "tokenizer_config.json", added_tokens_decoder=..., eos_token=...)
     added = {real.id_to_token(i): i for i in range(151_643, 151_669)}
     (tmp_path / "added_tokens.json").write_text(json.dumps(added))
     (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<|im_end|>"}}))
@@ -89,20 +95,27 @@ def test_vocabulary_and_merges_folder(real: Tokenizer, real_folder: Path, tmp_pa
     assert tokenizer.encode_batch(TEXTS) == expected
     assert (tokenizer.special_ids, tokenizer.eos_token_id) == (real.special_ids, real.eos_token_id)
 
-    (tmp_path / "added_tokens.json").unlink()
+
+def test_damage_of_vocabulary_and_merges_is_named(small_folder: Path, tmp_path: Path):
+    merges = write_vocabulary_and_merges(small_folder, tmp_path)
+    decoder = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))["added_tokens_decoder"]
+    added = {token["content"]: int(index) for index, token in decoder.items()}
+    edit(tmp_path / "tokenizer_config.json", added_tokens_decoder=...)
     with pytest.raises(TokenizerError, match=r"neither added_tokens_decoder .* nor added_tokens\.json"):
         Tokenizer.from_pretrained(tmp_path)
     (tmp_path / "added_tokens.json").write_text(json.dumps({**added, "<think>": 3}))
     with pytest.raises(TokenizerError, match="'<think>' the id of '\\$', 3"):
         Tokenizer.from_pretrained(tmp_path)
     (tmp_path / "added_tokens.json").write_text(json.dumps(added))
-    assert "added_tokens_decoder" not in config
-    for text, error in (
-        ("\n".join(merges.split("\n")[:50]), "merges.txt holds .* merges but vocab.json needs 151387"),
-        (merges + "\nbroken", "merges.txt, line 151388 is not two tokens: 'broken'"),
-        (merges[: merges.rindex("\n")] + "\nqqqqz zzzzq", "vocab.json is damaged"),
+    assert Tokenizer.from_pretrained(tmp_path).encode("hello") == Tokenizer.from_pretrained(small_folder).encode(
+        "hello"
+    )
+    for lines, error in (
+        (merges[:5], f"merges.txt holds 5 merges but vocab.json needs {len(merges)}"),
+        ([*merges, "broken"], f"merges.txt, line {len(merges) + 1} is not two tokens: 'broken'"),
+        ([*merges[:-1], "qqqqz zzzzq"], "vocab.json is damaged"),
     ):
-        (tmp_path / "merges.txt").write_text(text, "utf-8")
+        (tmp_path / "merges.txt").write_text("\n".join(lines), "utf-8")
         with pytest.raises(TokenizerError, match=error):
             Tokenizer.from_pretrained(tmp_path)
     (tmp_path / "merges.txt").unlink()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qwen3_jax.cli.train import main as train
 from tests.helpers import small_run
 
 
@@ -117,15 +118,15 @@ def test_two_processes_asked_to_end_save_together_and_one_goes_on_alone(one_proc
     shutil.rmtree(run_dir)
 
 
-def test_processes_that_cannot_meet_say_so(tmp_path):
-    folder, config = tmp_path, small_run.write_config(tmp_path)
+def test_processes_that_cannot_meet_say_so(tmp_path, capsys):
+    """Before anything is joined, so in this process."""
+    command = ["--config", str(small_run.write_config(tmp_path)), "--run_dir", str(tmp_path / "none")]
     cases = {
         "--process-count=2": "go together",
         "--coordinator=nowhere --process-count=2 --process-index=0": "'nowhere' must be HOST:PORT",
         "--coordinator=127.0.0.1:1 --process-count=2 --process-index=2": "process_index 2 must lie in [0, 2)",
     }
     for flags, message in cases.items():
-        process = small_run.start(config, folder / "none", 1, *flags.split(), log=folder / "none-0.log")
-        assert process.wait(60) == 2
-        assert message in output(folder / "none")
-        assert not (folder / "none").exists()
+        assert train([*command, *flags.split()]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "none").exists()
