@@ -22,7 +22,6 @@ def leave(engine: Engine, tokens: int) -> int:
     return engine._scheduler.pools[0].held
 
 
-
 def run(engine: Engine, requests, arrivals=None, check=None) -> list[list]:
     """Return the tokens of each request; `arrivals` are the steps before which they are submitted."""
     arrivals = [0] * len(requests) if arrivals is None else arrivals

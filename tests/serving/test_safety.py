@@ -161,28 +161,33 @@ def test_a_client_that_leaves_frees_its_place(server):
         server.wait_until_idle(20)
 
 
-def test_sigterm_lets_running_answers_finish(guarded):
-    """The last test of this server."""
+def test_sigterm_lets_running_answers_finish(tiny_folder, tmp_path):
+    with serve(tiny_folder, tmp_path, *SMALL, "--no-warm-up") as running:
+        ends_with_whole_answers(running)
+
+
+def ends_with_whole_answers(running: Running) -> None:
+    """Send SIGTERM while answers are streamed: each is the whole one."""
     got = {}
 
     def stream(seed: int) -> None:
         options = LONG | dict(seed=seed, max_tokens=300)
         with httpx.stream(
-            "POST", f"{guarded.url}/v1/chat/completions", json=options | {"stream": True}, headers=KEY, timeout=60
+            "POST", f"{running.url}/v1/chat/completions", json=options | {"stream": True}, timeout=60
         ) as response:
             got[seed] = [line for line in response.iter_lines() if line]
 
-    expected = {seed: ask(guarded.url, KEY, **LONG | dict(seed=seed, max_tokens=300)).json() for seed in range(6)}
+    expected = {seed: ask(running.url, **LONG | dict(seed=seed, max_tokens=300)).json() for seed in range(6)}
     threads = [threading.Thread(target=stream, args=(seed,)) for seed in range(6)]
     for thread in threads:
         thread.start()
-    while guarded.meter("qwen3_answers_running") < 4:
+    while running.meter("qwen3_answers_running") < 4:
         assert any(thread.is_alive() for thread in threads), "they ended before four were seen to run at once"
         time.sleep(0.01)
-    guarded.process.send_signal(signal.SIGTERM)
+    running.process.send_signal(signal.SIGTERM)
     for thread in threads:
         thread.join()
-    assert guarded.process.wait(30) in (0, -signal.SIGTERM)
+    assert running.process.wait(30) in (0, -signal.SIGTERM)
     for seed, events in got.items():
         assert events[-1] == "data: [DONE]"
         content = "".join(json.loads(event[6:])["choices"][0]["delta"].get("content") or "" for event in events[:-1])
