@@ -337,7 +337,7 @@ def token_requests(draw):
     return TokenRequest(ids, draw(samplings(2.0)), limit, eos, budget, thinking, tokens), tools
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [3, pytest.param(30, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("way", [pytest.param(way, marks=pytest.mark.slow if way == "draft" else ()) for way in WAYS])
 def test_budgets_hold_under_speculation_and_preemption(way, count):
     """About 57 rows an example: the budget is never exceeded; stop text and mask are exact."""
