@@ -125,7 +125,9 @@ def test_malformed_records_are_no_duplicates_of_each_other(tmp_path, kind):
         corpus = prepare(Source("s", path, cleaning=cleaning), tmp_path / f"{kind}{size}", split_bytes=size)
         assert corpus.manifest["left_out"] == {"duplicates": 1, "held_out": 0, "malformed": 5}
         assert texts_of(corpus) == ["one two three"]
-        assert len((tmp_path / f"{kind}{size}/malformed.txt").read_text().splitlines()) == 5
+        logged = (tmp_path / f"{kind}{size}/malformed.txt").read_text().splitlines()
+        assert len(logged) == 5
+        assert all(line.startswith(str(path)) for line in logged)  # one record a line
 
 
 @pytest.mark.parametrize("kind", ["exact", "near"])
