@@ -144,9 +144,9 @@ def test_a_run_is_claimed_once_and_loaded_at_the_step_that_was_asked_for(tmp_pat
         data=DataConfig([Source("text", "unused")]), optimizer=OptimizerConfig(warmup_steps=0),
         stages=[StageConfig("a", 6), StageConfig("b", 6, rope_theta=5e6)],
     )  # fmt: skip
-    run_folder.claim(tmp_path, config, tiny_models.tokenizer(), TINY)
+    run_folder.claim(tmp_path, run_folder.check(tmp_path, config), tiny_models.tokenizer(), TINY)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
-    run_folder.claim(tmp_path, config, None, None)
+    run_folder.claim(tmp_path, run_folder.check(tmp_path, config), None, None)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == before
     model, tokenizer = run_folder.load_run(tmp_path)
     assert tokenizer.encode("What?") == tiny_models.tokenizer().encode("What?")
@@ -240,8 +240,9 @@ def faked(monkeypatch, tmp_path):
             placement=SimpleNamespace(mesh=None),
         )  # fmt: skip
 
-    for name in ("load_or_train_tokenizer", "architecture", "claim", "prepare_corpora"):
+    for name in ("load_or_train_tokenizer", "architecture", "claim", "trains_tokenizer"):
         monkeypatch.setattr(loop.run_folder, name, lambda *_: None)
+    monkeypatch.setattr(loop, "prepare_corpora", lambda *_: None)
     monkeypatch.setattr(loop.run_folder, "exportable_model", lambda trainer, state, _: (trainer.name, state))
     monkeypatch.setattr(loop, "stage_trainer", trainer)
     monkeypatch.setattr(loop, "StageLoop", StageLoop)
