@@ -89,7 +89,7 @@ def note(stages: list[Stage], steps: int) -> str:
     rates = " ".join(
         f"Steps {s.first + 1:,} to {s.last:,}: {course(s.run.optimizer, s.last - s.first)}." for s in added
     )
-    return f"the run is extended from {steps:,} to {stages[-1].last:,} steps; optimizer state and data position are kept. {rates}"
+    return f"extended from {steps:,} to {stages[-1].last:,} steps, with its optimizer state and data position. {rates}"
 
 
 def course(optimizer: OptimizerConfig, steps: int) -> str:

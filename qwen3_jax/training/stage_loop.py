@@ -23,11 +23,10 @@ from qwen3_jax.training.config import Stage, TrainConfig
 from qwen3_jax.training.flops import training_flops_per_token
 from qwen3_jax.training.held_out import HeldOut, position_edges
 from qwen3_jax.training.journal import Journal
-from qwen3_jax.training.meter import Meter
+from qwen3_jax.training.meter import Meter, device_peak
 from qwen3_jax.training.optimizer import run_schedule
 from qwen3_jax.training.profiler import Profiler
 from qwen3_jax.training.step import Trainer, TrainState, fetch_metrics
-from sharding.hardware import peak_flops
 
 Watch = Callable[[int, dict[str, float]], None]
 
@@ -78,7 +77,7 @@ class StageLoop:
         meter = Meter(
             data.batch_size * data.sequence_length,
             training_flops_per_token(trainer.config, data.sequence_length),
-            peak_flops(jax.local_devices()[0]),
+            device_peak(self.run_dir),
             jax.device_count(),
         )
         label = stage.name if len(self.stages) > 1 else "training"
