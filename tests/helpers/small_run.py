@@ -63,6 +63,15 @@ def start_pair(config: Path, run_dir: Path | str, logs: Path, *options: str) -> 
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
     flags = ("--coordinator", coordinator, "--process-count", "2")
     return [
-        start(config, run_dir, 4, *flags, "--process-index", str(i), *options, log=logs / f"{PurePath(run_dir).name}-{i}.log")
+        start(
+            config,
+            run_dir,
+            4,
+            *flags,
+            "--process-index",
+            str(i),
+            *options,
+            log=logs / f"{PurePath(run_dir).name}-{i}.log",
+        )
         for i in range(2)
     ]

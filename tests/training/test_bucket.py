@@ -1,4 +1,4 @@
-"""A run whose folder is a bucket: trained, killed, resumed on two processes, exported, reported. The bucket is a local server."""
+"""A run whose folder is a bucket (a local server): trained, killed, resumed on two processes, exported, reported."""
 
 import importlib.util
 import json
@@ -163,7 +163,8 @@ def test_prepared_data_are_cached_on_a_local_disk(tmp_path, capsys):
 
 
 @needs_gcsfs
-def test_a_missing_bucket_is_named(gcs, monkeypatch):
+def test_a_bucket_is_read_and_written_as_a_folder_and_a_missing_one_named(gcs, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for name, value in gcs.environment.items():
         monkeypatch.setenv(name, value)
     from gcsfs.core import GCSFileSystem
