@@ -8,10 +8,11 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import docstring_parser
 import jsonargparse
 import yaml
 
@@ -34,7 +35,29 @@ def configuration_parser(kind: type, prog: str, about: str) -> ConfigurationPars
     parser.add_class_arguments(kind, skip=set(flags))
     for name in flags:  # `--profile` alone is `--profile=true`
         parser.add_argument(f"--{name}", action=jsonargparse.ActionYesNo(no_prefix="no-"), nargs="?")
+    _describe({action.dest: action for action in parser._actions}, kind, "")
     return parser
+
+
+def _describe(actions: Mapping[str, Any], kind: type, prefix: str) -> None:
+    """Give every key the description in its dataclass's docstring, where "beta1, beta2: of Adam" describes two."""
+    hints, described = typing.get_type_hints(kind), descriptions(kind)
+    for field in dataclasses.fields(kind):
+        action = actions.get(prefix + field.name)
+        if action is not None and field.name in described:
+            action.help = described[field.name]
+        if dataclasses.is_dataclass(hints[field.name]):
+            _describe(actions, hints[field.name], f"{prefix}{field.name}.")
+
+
+def descriptions(kind: type) -> dict[str, str]:
+    """Return what a dataclass's docstring says of each field, under "Attributes"."""
+    parsed = docstring_parser.parse(kind.__doc__ or "", docstring_parser.DocstringStyle.GOOGLE)
+    return {
+        name.strip(): " ".join((param.description or "").split())
+        for param in parsed.params
+        for name in param.arg_name.split(",")
+    }
 
 
 def parse_configuration(kind: type[T], argv: Sequence[str], prog: str, about: str) -> T:
