@@ -24,6 +24,7 @@ from qwen3_jax.evaluation import budget_curve
 from qwen3_jax.kernels import Execution
 from qwen3_jax.model import flatten
 from qwen3_jax.paths import run_path
+from qwen3_jax.text import Tokenizer
 from qwen3_jax.training import run_folder
 from qwen3_jax.training.config import Stage, TrainConfig
 from qwen3_jax.training.journal import Journal
@@ -54,11 +55,7 @@ def train(config: TrainConfig, watch: Watch | None = None, stop: StopSignals | N
     plan = run_folder.check(run_dir, config)
     stages = plan.stages
     source = resolve(config.model.init_from) if config.model.init_from else None
-    if run_folder.trains_tokenizer(run_dir, config):  # which takes long, and the mesh can be checked without it
-        _trainers(stages, run_folder.expected_architecture(config, stages))
-    tokenizer = run_folder.load_or_train_tokenizer(run_dir, config, source)
-    architecture = run_folder.architecture(config, stages, source, tokenizer)
-    trainers = _trainers(stages, architecture)
+    tokenizer, architecture, trainers = _prepare(run_dir, config, stages, source)
     run_folder.claim(run_dir, plan, tokenizer, architecture)
     corpora = prepare_corpora(run_dir, config, tokenizer)
     checkpoints = TrainCheckpoints(
@@ -96,6 +93,21 @@ def train(config: TrainConfig, watch: Watch | None = None, stop: StopSignals | N
         next_command = budget_curve.suggestion(exported, config.budget_curve, config.data)
         say(f"done after {time.perf_counter() - since:.0f} s. Try next:\n  {next_command}")
     return exported
+
+
+def _prepare(
+    run_dir: Path, config: TrainConfig, stages: Sequence[Stage], source: Path | None
+) -> tuple[Tokenizer, Qwen3Config, list[Trainer]]:
+    """Return tokenizer, architecture and the trainer of every stage. Writes nothing.
+
+    Raises:
+        UserError, ShardingError: the model does not fit the tokenizer, the data or the mesh.
+    """
+    if run_folder.trains_tokenizer(run_dir, config):  # which takes long, and the mesh can be checked without it
+        _trainers(stages, run_folder.expected_architecture(config, stages))
+    tokenizer = run_folder.load_or_train_tokenizer(run_dir, config, source)
+    architecture = run_folder.architecture(config, stages, source, tokenizer)
+    return tokenizer, architecture, _trainers(stages, architecture)
 
 
 def _asked_to_end(stop: StopSignals) -> Callable[[int], str]:

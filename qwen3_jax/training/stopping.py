@@ -78,7 +78,8 @@ class StopSignals:
             name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
             more = "; Ctrl-C again ends at once" if number == signal.SIGINT else ""
             _print(f"{self.prog}: {name}: saving a checkpoint after this step{more}.")
-            if number == signal.SIGINT and sys.modules["jax"].process_count() > 1:
+            jax = sys.modules.get("jax")
+            if number == signal.SIGINT and jax is not None and jax.process_count() > 1:
                 os.kill(os.getpid(), signal.SIGTERM)  # which JAX passes on to the other processes
 
     def _ask(self, number: int) -> None:

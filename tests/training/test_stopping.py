@@ -12,16 +12,15 @@ import pytest
 
 from tests.helpers import small_run
 
-# A main thread that is inside of C code which ends by itself after 20 s; `saves` as after the first step.
+# A main thread that is inside of C code for some 20 s; `saves` as after the first step.
 BUSY = """
-import sys, threading
+import hashlib, sys
 from qwen3_jax.training.stopping import StopSignals
 with StopSignals("busy") as stop:
     stop.saves = sys.argv[1] == "saves"
     stop.before_exit.append(lambda: print("told", flush=True))
     print("begun", flush=True)
-    lock = threading.Lock(); lock.acquire()
-    import ctypes; ctypes.PyDLL(None) ; ctypes.CDLL(None).usleep(20_000_000)
+    hashlib.pbkdf2_hmac("sha256", b"long", b"computation", 40_000_000)
 print("asked by", stop.reason, flush=True)
 """
 
