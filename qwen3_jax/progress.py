@@ -35,7 +35,7 @@ class Bar:
 
 @contextmanager
 def progress_bar(
-    description: str, total: float, *, unit: str = "", visible: bool | None = None, done: float = 0
+    description: str, total: float, *, unit: str = "", visible: bool | None = None, done: int = 0
 ) -> Iterator[Bar]:
     """Yield a bar on standard error; by default it is drawn only on a terminal.
 

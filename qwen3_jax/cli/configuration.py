@@ -75,9 +75,7 @@ def _item_keys(kind: type, prefix: str) -> Iterator[str]:
         if dataclasses.is_dataclass(hints[field.name]):
             yield from _item_keys(inner, f"{name}.")
             continue
-        form = (
-            "'[{KEY: VALUE, ...}, ...]'" if typing.get_origin(hints[field.name]) is list else "'{KEY: VALUE, ...}'"
-        )
+        form = "'[{KEY: VALUE, ...}, ...]'" if typing.get_origin(hints[field.name]) is list else "'{KEY: VALUE, ...}'"
         rows = list(_rows(inner, ""))
         width = max(len(key) for key, _ in rows)
         lines = [
@@ -121,10 +119,10 @@ class ConfigurationParser(jsonargparse.ArgumentParser):
 
     kind: type | None = None
 
-    def format_help(self) -> str:
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
         """The usual help, and behind it the keys of what a configuration file lists (`stages`, `data.sources`)."""
         lists = [] if self.kind is None else list(_item_keys(self.kind, ""))
-        return "\n".join([super().format_help(), *lists])
+        return "\n".join([super().format_help(*args, **kwargs), *lists])
 
     def instance(self, namespace: jsonargparse.Namespace) -> Any:
         """Return the dataclass filled with parsed values; options that are not its fields are left out."""

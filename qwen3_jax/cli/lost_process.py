@@ -58,11 +58,12 @@ def _message_if_killed(text: str, stop: StopSignals) -> Iterator[None]:
     command = [sys.executable, "-S", "-E", "-c", _PRINT_IF_SILENT, text]
     # In a session of its own, so that Ctrl-C and a scheduler's signal to the group reach the worker alone.
     watcher = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-    assert watcher.stdin is not None
+    pipe = watcher.stdin
+    assert pipe is not None
 
     def silence() -> None:
-        watcher.stdin.write(b"ended by itself")
-        watcher.stdin.close()
+        pipe.write(b"ended by itself")
+        pipe.close()
         watcher.wait()
 
     stop.before_exit.append(silence)

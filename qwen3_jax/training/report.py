@@ -77,7 +77,7 @@ def _vector(panel: Callable[[Any, RunLog], None], run: RunLog) -> str:
     from matplotlib.figure import Figure
 
     ink = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "axes.titlecolor")
-    colours = dict.fromkeys(ink, _INK) | {
+    colours: Any = dict.fromkeys(ink, _INK) | {
         "figure.facecolor": "none", "axes.facecolor": "none", "legend.facecolor": _PAPER, "legend.edgecolor": "none",
         "svg.fonttype": "none", "font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlepad": 15,
     }  # fmt: skip

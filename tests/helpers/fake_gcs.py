@@ -26,8 +26,7 @@ class FakeGcs:
         self.lock = threading.RLock()
         self._count = 0
         handler = type("Handler", (_Handler,), {"gcs": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     @property
@@ -69,6 +68,13 @@ class FakeGcs:
             "size": str(len(content)), "etag": generation, "timeCreated": now, "updated": now,
             "contentType": "application/octet-stream", "md5Hash": _md5(content), "storageClass": "STANDARD",
         }  # fmt: skip
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """Clients that were killed have closed their connections."""
 
 
 def _md5(content: bytes) -> str:

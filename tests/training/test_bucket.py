@@ -97,9 +97,9 @@ def test_a_run_in_a_bucket_is_killed_resumed_on_two_processes_exported_and_repor
     assert json.loads(said.stdout)["starts"] == 2
     assert gcs.objects["bucket"]["runs/one/report.png"].startswith(b"\x89PNG")
     assert gcs.objects["bucket"]["runs/one/report.html"].startswith(b"<!doctype html>")
-    infer = ["infer", "--model", f"{RUN}/hf", "--prompt", "word1", "--raw", "--max-new-tokens", "3"]
-    said = subprocess.run([*command, *infer], env=environment, capture_output=True, text=True)
-    assert said.returncode == 0, said.stderr
+    load = f"import qwen3_jax; print(qwen3_jax.load('{RUN}/hf')[1].vocab_size)"
+    said = subprocess.run([sys.executable, "-c", load], env=environment, capture_output=True, text=True)
+    assert said.stdout == "290\n", said.stderr
     said = subprocess.run(
         [*command, "convert", RUN, str(tmp_path / "hf"), "--to", "hf"], env=environment, capture_output=True, text=True
     )
