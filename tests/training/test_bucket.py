@@ -39,6 +39,25 @@ def steps(gcs: FakeGcs) -> list[int]:
     return sorted({int(n[3]) for n in names if n[2] == "checkpoints" and n[-1] == "commit_success.txt" and len(n) == 5})
 
 
+def check_that_commands_read_it(gcs: FakeGcs, tmp_path: Path) -> None:
+    """The export loads from there, a checkpoint is converted, and the report is drawn there."""
+    command = [sys.executable, "-m", "qwen3_jax.cli"]
+    environment = os.environ | {"PYTHONPATH": str(small_run.ROOT), "JAX_PLATFORMS": "cpu"}
+    said = subprocess.run([*command, "report", RUN, "--json"], env=environment, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    assert json.loads(said.stdout)["starts"] == 2
+    assert gcs.objects["bucket"]["runs/one/report.png"].startswith(b"\x89PNG")
+    assert gcs.objects["bucket"]["runs/one/report.html"].startswith(b"<!doctype html>")
+    load = f"import qwen3_jax; print(qwen3_jax.load('{RUN}/hf')[1].vocab_size)"
+    said = subprocess.run([sys.executable, "-c", load], env=environment, capture_output=True, text=True)
+    assert said.stdout == "290\n", said.stderr
+    said = subprocess.run(
+        [*command, "convert", RUN, str(tmp_path / "hf"), "--to", "hf"], env=environment, capture_output=True, text=True
+    )
+    assert said.returncode == 0, said.stderr
+    assert (tmp_path / "hf/model.safetensors").read_bytes() == gcs.objects["bucket"]["runs/one/hf/model.safetensors"]
+
+
 @needs_gcsfs
 @pytest.mark.slow
 def test_a_run_in_a_bucket_is_killed_resumed_on_two_processes_exported_and_reported(gcs, tmp_path, monkeypatch):
@@ -89,22 +108,7 @@ def test_a_run_in_a_bucket_is_killed_resumed_on_two_processes_exported_and_repor
     assert {name for name in here if not name.startswith(("checkpoints", "tensorboard"))} <= there
     assert not (tmp_path / "gs:").exists(), "no local folder of that name"
 
-    # The export loads from there, and the report is drawn there.
-    command = [sys.executable, "-m", "qwen3_jax.cli"]
-    environment = os.environ | {"PYTHONPATH": str(small_run.ROOT), "JAX_PLATFORMS": "cpu"}
-    said = subprocess.run([*command, "report", RUN, "--json"], env=environment, capture_output=True, text=True)
-    assert said.returncode == 0, said.stderr
-    assert json.loads(said.stdout)["starts"] == 2
-    assert gcs.objects["bucket"]["runs/one/report.png"].startswith(b"\x89PNG")
-    assert gcs.objects["bucket"]["runs/one/report.html"].startswith(b"<!doctype html>")
-    load = f"import qwen3_jax; print(qwen3_jax.load('{RUN}/hf')[1].vocab_size)"
-    said = subprocess.run([sys.executable, "-c", load], env=environment, capture_output=True, text=True)
-    assert said.stdout == "290\n", said.stderr
-    said = subprocess.run(
-        [*command, "convert", RUN, str(tmp_path / "hf"), "--to", "hf"], env=environment, capture_output=True, text=True
-    )
-    assert said.returncode == 0, said.stderr
-    assert (tmp_path / "hf/model.safetensors").read_bytes() == gcs.objects["bucket"]["runs/one/hf/model.safetensors"]
+    check_that_commands_read_it(gcs, tmp_path)
 
 
 @pytest.mark.parametrize(
