@@ -8,7 +8,11 @@ import sys
 
 
 class Interrupted(Exception):
-    """The program was asked to stop and has saved what it needs to resume."""
+    """The program was asked to stop, by "SIGTERM" or "Ctrl-C" (`reason`), and has saved what it needs to resume."""
+
+    def __init__(self, text: str, reason: str = "SIGTERM"):
+        super().__init__(text)
+        self.reason = reason
 
 
 class UserError(ValueError):

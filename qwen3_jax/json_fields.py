@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_jax.errors import UserError
+from qwen3_jax.paths import as_path
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """Read a JSON object; a missing, broken or non-object file is a UserError that names it."""
-    path = Path(path)
+    path = as_path(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

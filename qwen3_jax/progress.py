@@ -34,7 +34,9 @@ class Bar:
 
 
 @contextmanager
-def progress_bar(description: str, total: float, *, unit: str = "", visible: bool | None = None) -> Iterator[Bar]:
+def progress_bar(
+    description: str, total: float, *, unit: str = "", visible: bool | None = None, done: int = 0
+) -> Iterator[Bar]:
     """Yield a bar on standard error; by default it is drawn only on a terminal.
 
     Args:
@@ -42,6 +44,7 @@ def progress_bar(description: str, total: float, *, unit: str = "", visible: boo
         total: amount of work, in `unit`.
         unit: "GB" or "" for a plain count.
         visible: True draws, False does not, None draws only on a terminal.
+        done: amount that was done before, by a run that is resumed.
     """
     count = "{task.completed:.1f}/{task.total:.1f} " + unit if unit else "{task.completed:.0f}/{task.total:.0f}"
     columns = (
@@ -57,4 +60,4 @@ def progress_bar(description: str, total: float, *, unit: str = "", visible: boo
     # Bound to the current stream: a later redirection of sys.stderr does not move the bar.
     console = Console(file=sys.stderr)
     with Progress(*columns, console=console, disable=not shown, transient=True) as progress:
-        yield Bar(progress, progress.add_task(description, total=total, note=""))
+        yield Bar(progress, progress.add_task(description, total=total, completed=done, note=""))

@@ -21,6 +21,7 @@ from qwen3_jax.checkpoint.safetensors import INDEX, SINGLE
 from qwen3_jax.checkpoint.small_files import write_json, write_small_files
 from qwen3_jax.checkpoint.storage import as_dtype, refuse_quantized
 from qwen3_jax.model import Qwen3
+from qwen3_jax.paths import as_path
 from qwen3_jax.text import Tokenizer
 
 MAX_SHARD_BYTES = 5_000_000_000  # the hub's convention
@@ -44,7 +45,7 @@ def save(
     Args:
         model: any placement, stacked or not.
         tokenizer: None leaves the tokenizer files out.
-        path: the folder to make.
+        path: the folder to make, local or gs://.
         dtype: storage type of the weights; None keeps the model's.
         overwrite: replace a folder that exists; without it a non-empty one is refused.
         max_shard_bytes: largest safetensors file.
@@ -72,7 +73,7 @@ def write_folder(
 ) -> Path:
     """What `save` does; `encode` may put other tensors in a tensor's place, which `quantization` then describes."""
     refuse_quantized(model)
-    target = Path(path).expanduser()
+    target = as_path(path)
     shards = _plan(model, storage, max_shard_bytes)
     with publishing(target, overwrite) as work:
         writes = jax.process_index() == 0

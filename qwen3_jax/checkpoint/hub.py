@@ -1,10 +1,11 @@
-"""From "a folder or a repository id" to a folder."""
+"""From "a folder, a URL or a repository id" to a local folder."""
 
 import os
 import re
 from pathlib import Path
 
 from qwen3_jax.errors import UserError
+from qwen3_jax.paths import fetch, is_url
 
 # What a checkpoint consists of; other formats in the same repository (GGUF, ONNX, original .pth) stay there.
 _FILES = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "*.sha256")
@@ -12,7 +13,7 @@ _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 def resolve(path_or_repo_id: str | os.PathLike, *, revision: str | None = None) -> Path:
-    """Return the local folder (or GGUF file) of a checkpoint, downloading it from the hub when it is a repository id.
+    """Return the local folder (or GGUF file) of a checkpoint, downloading it when it is a repository id or a URL (gs://).
 
     Credentials, cache folder and endpoint are huggingface_hub's (HF_TOKEN, HF_HOME, HF_ENDPOINT).
 
@@ -20,6 +21,10 @@ def resolve(path_or_repo_id: str | os.PathLike, *, revision: str | None = None) 
         UserError: neither a folder nor a repository that can be had; names it.
     """
     text = os.fspath(path_or_repo_id)
+    if is_url(text):
+        if revision is not None:
+            raise UserError(f"revision {revision!r} is for a repository on the hub; {text} is a URL.")
+        return fetch(text)
     path = Path(text).expanduser()
     if path.is_dir():
         if revision is not None:

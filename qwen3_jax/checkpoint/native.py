@@ -31,6 +31,7 @@ from qwen3_jax.generation_config import GenerationConfig
 from qwen3_jax.json_fields import read_json
 from qwen3_jax.kernels import ONE_DEVICE, Execution
 from qwen3_jax.model import Qwen3, Structure, flatten, layer_groups
+from qwen3_jax.paths import local_path
 from qwen3_jax.text import Tokenizer
 from sharding import Placement
 
@@ -52,7 +53,7 @@ def save_native(
     Unstacked layers are stacked for this, which takes their memory a second time; load with `scan_layers=True` to convert.
     """
     refuse_quantized(model)
-    target = Path(path).expanduser().absolute()
+    target = local_path(path, "the target").absolute()
     storage = as_dtype(model.param_dtype if dtype is None else dtype)
     named = flatten(model)
     if not model.scan_layers:

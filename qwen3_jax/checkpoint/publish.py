@@ -3,12 +3,14 @@
     with publishing(target, overwrite=False) as work:     # a folder beside the target
         (work / "config.json").write_text(...)            # on leaving: flushed to disk and renamed
 
-Invariant: the target either does not exist (or is what it was) or is complete.
+Invariant: the target either does not exist (or is what it was) or is complete. A bucket cannot rename: there a folder is
+incomplete from the moment its config.json is removed until the new one, which is written last.
 """
 
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ import jax
 import numpy as np
 
 from qwen3_jax.errors import UserError
+from qwen3_jax.paths import is_url, upload
 
 
 def check_target(target: Path, overwrite: bool) -> None:
@@ -29,13 +32,21 @@ def check_target(target: Path, overwrite: bool) -> None:
 def publishing(target: Path, overwrite: bool) -> Iterator[Path]:
     """Yield an empty folder beside `target` that takes its place at the end of the block.
 
-    In a run of several processes all enter and get the same folder; the first one makes, renames and cleans up.
+    In a run of several processes all enter and get the same folder; the first one makes, renames and cleans up. For a target
+    in a bucket it is a local folder, each process its own, of which that of the first one is copied.
 
     Raises:
         UserError: the target exists, or cannot be written.
     """
     check_target(target, overwrite)
     first = jax.process_index() == 0
+    if is_url(target):
+        with tempfile.TemporaryDirectory(prefix="qwen3-jax-") as local:
+            yield Path(local)
+            if first:
+                upload(Path(local), target, last="config.json")
+            _barrier("published")
+        return
     work = target.parent / f".{target.name}.writing-{_shared_tag()}"
     try:
         if first:

@@ -23,6 +23,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keeping
 
 from qwen3_jax.checkpoint.fingerprint import fingerprints
 from qwen3_jax.errors import UserError, warn
+from qwen3_jax.paths import is_url
 
 _BEST = "held_out"
 _unraisable_before = sys.unraisablehook
@@ -44,7 +45,7 @@ class TrainCheckpoints:
     """The checkpoints of one run.
 
     Args:
-        folder: `RUN/checkpoints`; made when missing.
+        folder: `RUN/checkpoints`, local or in a bucket; made when missing.
         keep: newest ones that are kept.
         keep_best: number of checkpoints with the lowest held-out loss that are kept too.
         keep_steps: steps whose checkpoints are always kept.
@@ -62,7 +63,7 @@ class TrainCheckpoints:
             best_mode="min",
             cleanup_tmp_directories=True,
         )
-        self.folder = folder.absolute()
+        self.folder = folder if is_url(folder) else folder.absolute()
         self._set_aside_unreadable()
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 

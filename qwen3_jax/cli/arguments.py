@@ -2,10 +2,12 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from qwen3_jax.cli.exit_codes import BAD_INPUT
-from qwen3_jax.errors import nearest
+from qwen3_jax.errors import UserError, nearest
+from qwen3_jax.paths import local_path
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,6 +30,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with one sentence."""
         self.exit(BAD_INPUT, f"{self.prog}: error: {message.rstrip('.')}{'' if message.endswith('?') else '.'}\n")
+
+
+def local_target(text: str) -> Path:
+    """An argparse type for what is written to a local disk; a URL is refused."""
+    try:
+        return local_path(text, "the path")
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def whole_number(minimum: int) -> Callable[[str], int]:

@@ -6,12 +6,15 @@ Built on jsonargparse; added here: every unknown name, in a file or on the comma
 from __future__ import annotations
 
 import dataclasses
+import re
+import textwrap
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import docstring_parser
 import jsonargparse
 import yaml
 
@@ -34,7 +37,71 @@ def configuration_parser(kind: type, prog: str, about: str) -> ConfigurationPars
     parser.add_class_arguments(kind, skip=set(flags))
     for name in flags:  # `--profile` alone is `--profile=true`
         parser.add_argument(f"--{name}", action=jsonargparse.ActionYesNo(no_prefix="no-"), nargs="?")
+    _describe({action.dest: action for action in parser._actions}, kind, "")
+    _drop_item_help(parser)
     return parser
+
+
+def _drop_item_help(parser: jsonargparse.ArgumentParser) -> None:
+    """Take out `--stages.help`, which lists flags (`--stages.name`) that there are not; `--help` describes the items."""
+    for action in list(parser._actions):
+        if any(option.endswith(".help") for option in action.option_strings):
+            for holder in parser._action_groups:
+                if action in holder._group_actions:
+                    holder._group_actions.remove(action)
+            parser._actions.remove(action)
+            for option in action.option_strings:
+                del parser._option_string_actions[option]
+
+
+def _describe(actions: Mapping[str, Any], kind: type, prefix: str) -> None:
+    """Give every key the description in its dataclass's docstring, where "beta1, beta2: of Adam" describes two."""
+    hints, described = typing.get_type_hints(kind), descriptions(kind)
+    for field in dataclasses.fields(kind):
+        action = actions.get(prefix + field.name)
+        if action is not None and field.name in described:
+            action.help = described[field.name]
+        if dataclasses.is_dataclass(hints[field.name]):
+            _describe(actions, hints[field.name], f"{prefix}{field.name}.")
+
+
+def _item_keys(kind: type, prefix: str) -> Iterator[str]:
+    """Yield a section of help for every key that holds a dataclass which is no group of flags: in a list, or optional."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        name, inner = prefix + field.name, _dataclass_in(hints[field.name])
+        if inner is None:
+            continue
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from _item_keys(inner, f"{name}.")
+            continue
+        form = "'[{KEY: VALUE, ...}, ...]'" if typing.get_origin(hints[field.name]) is list else "'{KEY: VALUE, ...}'"
+        rows = list(_rows(inner, ""))
+        width = max(len(key) for key, _ in rows)
+        lines = [
+            textwrap.fill(f"{key:<{width}}  {text}", 110, initial_indent="  ", subsequent_indent=" " * (width + 4))
+            for key, text in rows
+        ]
+        yield "\n".join([f"{name}, in the file or as --{name}={form}:", *lines, ""])
+
+
+def _rows(kind: type, prefix: str) -> Iterator[tuple[str, str]]:
+    hints, described = typing.get_type_hints(kind), descriptions(kind)
+    for field in dataclasses.fields(kind):
+        yield prefix + field.name, described.get(field.name, "")
+        inner = _dataclass_in(hints[field.name])
+        if inner is not None:
+            yield from _rows(inner, f"{prefix}{field.name}.")
+
+
+def descriptions(kind: type) -> dict[str, str]:
+    """Return what a dataclass's docstring says of each field, under "Attributes"."""
+    parsed = docstring_parser.parse(kind.__doc__ or "", docstring_parser.DocstringStyle.GOOGLE)
+    return {
+        name.strip(): " ".join((param.description or "").split())
+        for param in parsed.params
+        for name in param.arg_name.split(",")
+    }
 
 
 def parse_configuration(kind: type[T], argv: Sequence[str], prog: str, about: str) -> T:
@@ -51,6 +118,11 @@ class ConfigurationParser(jsonargparse.ArgumentParser):
     """jsonargparse whose errors are `UserError`s of one sentence; `kind` is the dataclass to fill."""
 
     kind: type | None = None
+
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        """The usual help, and behind it the keys of what a configuration file lists (`stages`, `data.sources`)."""
+        lists = [] if self.kind is None else list(_item_keys(self.kind, ""))
+        return "\n".join([super().format_help(*args, **kwargs), *lists])
 
     def instance(self, namespace: jsonargparse.Namespace) -> Any:
         """Return the dataclass filled with parsed values; options that are not its fields are left out."""
@@ -87,7 +159,15 @@ class _ConfigFile(jsonargparse.ActionConfigFile):
 
 
 class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
-    """Keeps the line breaks of the description."""
+    """Keeps the line breaks of the description, and writes types as a configuration file has them."""
+
+    def _get_type_str(self, action: Any) -> str | None:
+        if isinstance(action, jsonargparse.ActionYesNo):
+            return "bool"
+        text = super()._get_type_str(action)
+        if text is None or text.startswith("<"):  # a function
+            return None
+        return re.sub(r"Optional\[(.+)\]$", r"\1 | null", text)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "".join(indent + line for line in text.splitlines(keepends=True))

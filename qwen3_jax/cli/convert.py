@@ -11,12 +11,12 @@ TARGET is written whole or not at all.
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwen3_jax.cli.arguments import Parser
 from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.errors import UserError
+from qwen3_jax.paths import local_path, run_path
 
 if TYPE_CHECKING:
     from qwen3_jax.model import Qwen3
@@ -31,8 +31,10 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 convert") -> int:
 
 def _parser(prog: str) -> Parser:
     parser = Parser(prog=prog, description=__doc__)
-    parser.add_argument("source", metavar="SOURCE", help="checkpoint folder or hub repository id")
-    parser.add_argument("target", metavar="TARGET", type=Path, help="the folder to write")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="checkpoint folder, training run or hub repository id; also gs://"
+    )
+    parser.add_argument("target", metavar="TARGET", help="the folder to write; of --to hf also gs://")
     parser.add_argument("--to", choices=["hf", "orbax"], required=True, help="format of TARGET")
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub repository")
     parser.add_argument(
@@ -50,12 +52,13 @@ def _convert(args: argparse.Namespace) -> int:
     from qwen3_jax.checkpoint.native import save_native
     from qwen3_jax.checkpoint.publish import check_target
 
-    check_target(args.target, args.overwrite)  # before minutes of loading
+    target = (run_path if args.to == "hf" else local_path)(args.target, "TARGET")
+    check_target(target, args.overwrite)  # before minutes of loading
     model, tokenizer = _read(args)
     write = {"hf": save, "orbax": save_native}[args.to]
-    write(model, tokenizer, args.target, dtype=args.dtype, overwrite=args.overwrite)
+    write(model, tokenizer, target, dtype=args.dtype, overwrite=args.overwrite)
     note = "" if tokenizer is not None else ", no tokenizer (SOURCE has none)"
-    print(f"{args.target}: {model.param_dtype.name} weights{note}", file=sys.stderr)
+    print(f"{target}: {model.param_dtype.name} weights{note}", file=sys.stderr)
     return 0
 
 
@@ -64,7 +67,7 @@ def _read(args: argparse.Namespace) -> "tuple[Qwen3, Tokenizer | None]":
     from qwen3_jax.checkpoint import load
     from qwen3_jax.training.run_folder import is_run, load_run
 
-    run = Path(args.source).expanduser()
+    run = run_path(args.source, "SOURCE")
     if is_run(run):
         if args.revision is not None:
             raise UserError(f"--revision is for a repository on the hub; {run} is a training run.")

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen3_jax.cli.arguments import Parser, whole_number
+from qwen3_jax.cli.arguments import Parser, local_target, whole_number
 from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.errors import UserError
 
@@ -51,7 +51,7 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
         help="files, folders, globs in quotes, or URLs (gs://, s3://)",
     )
     add("--tokenizer", required=True, metavar="DIR|ID", help="tokenizer folder or hub repository")
-    add("--output", type=Path, required=True, metavar="DIR", help="the folder to make")
+    add("--output", type=local_target, required=True, metavar="DIR", help="the folder to make")
     add("--name", metavar="NAME", help="of the corpus, and the domain unless --domain is given (default: the folder's)")
     add("--format", choices=["auto", "text", "jsonl", "parquet", "arrayrecord"], default="auto")
     add("--text-key", default="text", metavar="KEY", help="of the text in a record (default: text)")

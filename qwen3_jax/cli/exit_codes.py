@@ -26,7 +26,7 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
         return INTERRUPTED
     except Interrupted as error:
         print(f"{prog}: {error}", file=sys.stderr)
-        return TERMINATED
+        return INTERRUPTED if error.reason == "Ctrl-C" else TERMINATED
     except BrokenPipeError:  # `... | head`: the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

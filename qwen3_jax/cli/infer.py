@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen3_jax.cli import model_options
-from qwen3_jax.cli.arguments import Parser, whole_number
+from qwen3_jax.cli.arguments import Parser, local_target, whole_number
 from qwen3_jax.cli.exit_codes import INTERRUPTED, guarded
 from qwen3_jax.errors import UserError
 
@@ -124,7 +124,7 @@ def _add_output(parser: Parser) -> None:
     )  # fmt: skip
     add(
         "--output",
-        type=Path,
+        type=local_target,
         metavar="FILE",
         help="batch mode: write the answers to this file, each as soon as it is finished",
     )

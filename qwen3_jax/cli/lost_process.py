@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from qwen3_jax.cli.exit_codes import LOST_PROCESS
+from qwen3_jax.training.stopping import StopSignals
 
 _ADVICE = (
     "look for the first error among the processes, then start all of them with the same command: the run resumes from its "
@@ -20,15 +21,21 @@ _ADVICE = (
 _PRINT_IF_SILENT = "import sys; sys.stdin.read() or print(sys.argv[1], file=sys.stderr, flush=True)"
 
 
-def until_lost(prog: str, work: Callable[[], object]) -> int:
-    """Run the work of one process; when another process is lost, print that and exit rather than wait for it."""
+def until_lost(prog: str, work: Callable[[], object], stop: StopSignals) -> int:
+    """Run the work of one process; when another process is lost, print that and exit rather than wait for it.
+
+    Args:
+        prog: the program's name, for messages.
+        work: what to run.
+        stop: a process that a signal ends is not taken for one that a lost peer ended.
+    """
     import jax
 
     import sharding
 
     process = f"{prog}: error: process {jax.process_index()} of {jax.process_count()}"
     try:
-        with _message_if_killed(f"{process} was ended, most likely because another one was lost; {_ADVICE}"):
+        with _message_if_killed(f"{process} was ended, most likely because another one was lost; {_ADVICE}", stop):
             work()
     except (jax.errors.JaxRuntimeError, ValueError, RuntimeError) as error:
         if not sharding.lost_process(error):
@@ -41,7 +48,7 @@ def until_lost(prog: str, work: Callable[[], object]) -> int:
 
 
 @contextmanager
-def _message_if_killed(text: str) -> Iterator[None]:
+def _message_if_killed(text: str, stop: StopSignals) -> Iterator[None]:
     """Have `text` printed if this process ends inside the context, however it ends."""
     import jax
 
@@ -51,10 +58,16 @@ def _message_if_killed(text: str) -> Iterator[None]:
     command = [sys.executable, "-S", "-E", "-c", _PRINT_IF_SILENT, text]
     # In a session of its own, so that Ctrl-C and a scheduler's signal to the group reach the worker alone.
     watcher = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-    assert watcher.stdin is not None
+    pipe = watcher.stdin
+    assert pipe is not None
+
+    def silence() -> None:
+        pipe.write(b"ended by itself")
+        pipe.close()
+        watcher.wait()
+
+    stop.before_exit.append(silence)
     try:
         yield
     finally:
-        watcher.stdin.write(b"ended by itself")
-        watcher.stdin.close()
-        watcher.wait()
+        silence()

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwen3_jax.cli.configuration import parse_configuration
 from qwen3_jax.cli.dispatch import dispatch
 from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.cli.sweep_commands import training_config, write
+from qwen3_jax.paths import local_path
 
 if TYPE_CHECKING:
     from qwen3_jax.sweeps.config import MixtureConfig
@@ -51,7 +51,7 @@ def _search(config: MixtureConfig) -> int:
     proposal = propose(config, regression, search.tokens)
     result = search.train_verification(proposal, regression.objective)
 
-    output = Path(config.output).expanduser()
+    output = local_path(config.output, "output")
     values = summary(regression, proposal, result) | {"config": dataclasses.asdict(config)}
     write(output / "result.json", json.dumps(values, indent=2) + "\n")
     plot(regression, proposal, result, output / "mixture.png")

@@ -12,7 +12,7 @@ perplexities, mean KL divergence, and how often the most probable token is the s
 import argparse
 from pathlib import Path
 
-from qwen3_jax.cli.arguments import Parser, whole_number
+from qwen3_jax.cli.arguments import Parser, local_target, whole_number
 from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.errors import UserError
 
@@ -28,7 +28,7 @@ def _parser(prog: str) -> Parser:
     add = parser.add_argument
     add("model", metavar="MODEL", help="checkpoint folder, GGUF file or hub repository id")
     add("--to", choices=["int8", "fp8", "int4"], required=True, help="type of the weights")
-    add("--out", metavar="DIR", type=Path, required=True, help="the folder to write")
+    add("--out", metavar="DIR", type=local_target, required=True, help="the folder to write")
     add("--text", metavar="FILE", type=Path, required=True, help="UTF-8 text to compare the models on")
     add(
         "--group-size",

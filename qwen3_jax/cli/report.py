@@ -1,28 +1,29 @@
 """Draw one page about a training run: losses, norms, routers, throughput, and where the time went.
 
 qwen3 report runs/quickstart              # writes runs/quickstart/report.html and report.png
-qwen3 report runs/quickstart --json
+qwen3 report gs://bucket/run --json
 """
 
 import json
-from pathlib import Path
 
 from qwen3_jax.cli.arguments import Parser
 from qwen3_jax.cli.exit_codes import guarded
+from qwen3_jax.paths import run_path
 
 
 def main(argv: list[str] | None = None, prog: str = "qwen3 report") -> int:
     """Draw; return the exit code."""
     parser = Parser(prog=prog, description=__doc__)
-    parser.add_argument("run", type=Path, help="the folder of a run, finished or not")
+    parser.add_argument("run", help="the folder of a run, finished or not; local or gs://")
     parser.add_argument("--json", action="store_true", help="print the numbers as one JSON object")
     args = parser.parse_args(argv)
 
     def work() -> int:
         from qwen3_jax.training.report import summary, write_report
 
-        page = write_report(args.run)
-        print(json.dumps(summary(args.run)) if args.json else page)
+        run = run_path(args.run, "the run")
+        page = write_report(run)
+        print(json.dumps(summary(run)) if args.json else page)
         return 0
 
     return guarded(prog, work)

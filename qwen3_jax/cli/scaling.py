@@ -21,6 +21,7 @@ from qwen3_jax.cli.dispatch import dispatch
 from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.cli.sweep_commands import training_config, write
 from qwen3_jax.errors import UserError
+from qwen3_jax.paths import local_path
 
 if TYPE_CHECKING:
     from qwen3_jax.sweeps.config import ScalingConfig
@@ -67,7 +68,7 @@ def _fit(config: ScalingConfig, runs: list[Path]) -> int:
         observations = run_sweep(config, models)
     fit = scaling.fit(config, observations)
     target = _target(config)
-    output = Path(config.output).expanduser()
+    output = local_path(config.output, "output")
     try:
         prediction = None if target is None else scaling.predict(config, fit, target[0], target[1])
     except UserError:
@@ -137,5 +138,5 @@ def _lines(config: ScalingConfig, fit: Scaling, prediction: Prediction | None) -
         lines.append(f"  fit, {level}: learning rate {rate.value:.2e} ({rate.low:.2e} to {rate.high:.2e}){batch_text}")
         for name, (value, size) in prediction.published.items():
             lines.append(f"  {name}: learning rate {value:.2e}, batch {short(size)} tokens")
-    lines.append(f"{Path(config.output).expanduser() / 'laws.png'}")
+    lines.append(f"{local_path(config.output, 'output') / 'laws.png'}")
     return lines

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qwen3_jax.cli.train_options import parse_config
 from qwen3_jax.errors import UserError
-from qwen3_jax.text.folder import replace_file
+from qwen3_jax.paths import replace_file
 
 if TYPE_CHECKING:
     from qwen3_jax.training.config import TrainConfig

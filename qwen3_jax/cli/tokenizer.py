@@ -7,9 +7,8 @@ A .jsonl file gives the "text" of each line; any other file is UTF-8 text. No JA
 
 import argparse
 import sys
-from pathlib import Path
 
-from qwen3_jax.cli.arguments import Parser, whole_number
+from qwen3_jax.cli.arguments import Parser, local_target, whole_number
 from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.errors import UserError
 
@@ -26,7 +25,9 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 tokenizer") -> int:
         metavar="N",
         help="tokens in all: 256 bytes, the merges, and Qwen3's 26 added tokens",
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the tokenizer folder to write")
+    parser.add_argument(
+        "--output", type=local_target, required=True, metavar="DIR", help="the tokenizer folder to write"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the tokenizer that DIR holds")
     args = parser.parse_args(argv)
     return guarded(prog, lambda: _train(args))

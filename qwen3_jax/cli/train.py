@@ -23,13 +23,16 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 train") -> int:
     """Train; return the exit code."""
 
     def work() -> int:
-        command = parse_train(sys.argv[1:] if argv is None else argv, prog, __doc__ or "")
-        if command.plan is not None:
-            return plan.run(command.config, command.plan)
-        import sharding
-        from qwen3_jax.training.loop import train
+        from qwen3_jax.training.stopping import StopSignals
 
-        sharding.initialize(**command.process)  # one process, or what the scheduler announces
-        return until_lost(prog, lambda: train(command.config))
+        with StopSignals(prog) as stop:
+            command = parse_train(sys.argv[1:] if argv is None else argv, prog, __doc__ or "")
+            if command.plan is not None:
+                return plan.run(command.config, command.plan)
+            import sharding
+            from qwen3_jax.training.loop import train
+
+            sharding.initialize(**command.process)  # one process, or what the scheduler announces
+            return until_lost(prog, lambda: train(command.config, stop=stop), stop)
 
     return guarded(prog, work)

@@ -5,6 +5,7 @@ Source: Qwen3 technical report, figure 2: performance rises smoothly with the th
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import time
@@ -18,6 +19,7 @@ from qwen3_jax.checkpoint import load
 from qwen3_jax.data import DataConfig, Problem, RunningSum, is_correct, running_sum_problem
 from qwen3_jax.evaluation.config import BudgetCurveConfig
 from qwen3_jax.generation import Sampling, generate
+from qwen3_jax.paths import replace_file
 from qwen3_jax.progress import progress_bar
 
 
@@ -76,9 +78,7 @@ def measure(folder: Path, config: BudgetCurveConfig, data: DataConfig, run_dir: 
                 )
             )
             bar.advance(1, f"budget {'unlimited' if budget is None else budget}: {accuracy:.0%}")
-    (run_dir / "budget_curve.json").write_text(
-        json.dumps([asdict(p) for p in points], indent=2) + "\n", encoding="utf-8"
-    )
+    replace_file(run_dir / "budget_curve.json", json.dumps([asdict(p) for p in points], indent=2) + "\n")
     show(points, time.perf_counter() - started)
     plot(points, run_dir / "budget_curve.png")
     return points
@@ -137,7 +137,9 @@ def plot(points: list[Point], output: Path) -> None:
     axes.set_xticks(xs, ["unlimited" if p.budget is None else str(p.budget) for p in points])
     axes.set(xlabel="thinking budget (tokens)", ylabel="accuracy on unseen problems", ylim=(0, 1.03))
     axes.grid(alpha=0.25)
-    figure.savefig(output, dpi=130)
+    image = io.BytesIO()
+    figure.savefig(image, dpi=130, format="png")
+    output.write_bytes(image.getvalue())
 
 
 def suggestion(folder: Path, config: BudgetCurveConfig, data: DataConfig) -> str:

@@ -3,7 +3,8 @@
     python train.py --config configs/scale/qwen3-32b.yaml --plan v6e:8x8 --search
 
 Of each mesh the setting with the shortest estimated step (`estimate`) that should fit is kept; the best few of these are
-compiled, the configuration's own setting first.
+compiled. Estimates are too rough to choose a remat policy, so for the configuration's own setting and for the best one all
+policies that recompute less are compiled, until one does not fit, and other numbers of micro-batches are tried.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from qwen3_jax.planner.meshes import factorizations
 from qwen3_jax.planner.plan import GIB, Plan
 from qwen3_jax.planner.topologies import Topology
 from qwen3_jax.planner.training_step import across_slices, mesh_works, plan_training
-from qwen3_jax.progress import progress_bar
+from qwen3_jax.progress import Bar, progress_bar
 from qwen3_jax.training.config import ModelConfig, TrainConfig
 from sharding import AXES, MeshConfig, ShardingError
 from sharding.mesh import describe
 
-_REMAT = get_args(get_type_hints(ModelConfig)["remat"])
+_REMAT = get_args(get_type_hints(ModelConfig)["remat"])  # most memory first
 _MEMORY_SHARE = 0.9  # estimates are rough, and a run needs memory for checkpoints and metrics
 _COMPILED_SETTINGS = 5
 
@@ -49,23 +50,73 @@ def search(config: TrainConfig, topology: Topology, limit: int = _COMPILED_SETTI
     Args:
         config: the run; its batch and sequence length stay.
         topology: the slice(s).
-        limit: settings to compile, the configuration's own included.
+        limit: meshes to compile, the configuration's own included.
 
     Raises:
         UserError: no mesh of these devices divides the model and the batch.
     """
     config, _ = across_slices(config, topology)
     model = training_architecture(config)
-    settings = _promising(config, model, topology)
-    results = []
-    with progress_bar("compiling", min(limit, len(settings))) as bar:
-        for setting in settings[:limit]:
-            plan = plan_training(setting, topology)
+    settings = _promising(config, model, topology)[:limit]
+    with progress_bar("compiling", len(settings) + len(_REMAT)) as bar:
+        compiled = _Compiled(model, topology, bar)
+        for number, setting in enumerate(settings):
+            compiled.result(setting)
+            if number == 0:
+                _try_policies(compiled, setting)
+        _try_policies(compiled, compiled.best())
+        _try_micro_batches(compiled, compiled.best(), model)
+    return sorted(compiled.results.values(), key=_order)
+
+
+class _Compiled:
+    """Settings that were compiled, each once."""
+
+    def __init__(self, model: Qwen3Config, topology: Topology, bar: Bar):
+        self._model, self._topology, self._bar = model, topology, bar
+        self.results: dict[tuple[MeshConfig, str, int], SearchResult] = {}
+        self._settings: dict[tuple[MeshConfig, str, int], TrainConfig] = {}
+
+    def result(self, setting: TrainConfig) -> SearchResult:
+        """Compile a setting, unless it was before."""
+        key = (setting.mesh, setting.model.remat, setting.micro_batches)
+        if key not in self.results:
+            plan = plan_training(setting, self._topology)
             sizes = tuple(plan.mesh[axis] for axis in AXES)
-            estimated = estimate(setting, model, topology, sizes)
-            results.append(SearchResult(sizes, setting.model.remat, setting.micro_batches, estimated, plan))
-            bar.advance(note=f"{describe(sizes)}, remat {setting.model.remat}: {_verdict(plan)}")
-    return sorted(results, key=lambda result: (not result.plan.fits, _step_seconds(result.plan)))
+            estimated = estimate(setting, self._model, self._topology, sizes)
+            self._settings[key] = setting
+            self.results[key] = SearchResult(sizes, setting.model.remat, setting.micro_batches, estimated, plan)
+            self._bar.advance(note=f"{describe(sizes)}, remat {setting.model.remat}: {_verdict(plan)}")
+        return self.results[key]
+
+    def best(self) -> TrainConfig:
+        """The best setting so far."""
+        return self._settings[min(self.results, key=lambda key: _order(self.results[key]))]
+
+
+def _try_policies(compiled: _Compiled, setting: TrainConfig) -> None:
+    """Compile the policies that recompute less, until one does not fit; or more, until one fits."""
+    place = _REMAT.index(setting.model.remat)
+    fits = compiled.result(setting).plan.fits
+    for remat in reversed(_REMAT[:place]) if fits else _REMAT[place + 1 :]:
+        other = dataclasses.replace(setting, model=dataclasses.replace(setting.model, remat=remat))
+        if compiled.result(other).plan.fits != fits:
+            return
+
+
+def _try_micro_batches(compiled: _Compiled, setting: TrainConfig, model: Qwen3Config) -> None:
+    """Compile half as many micro-batches (faster) and twice as many (less memory), where they divide."""
+    sizes = compiled.result(setting).mesh
+    for micro_batches in (setting.micro_batches // 2, setting.micro_batches * 2):
+        other = dataclasses.replace(setting, micro_batches=max(micro_batches, 1))
+        if micro_batches and mesh_works(other, model, sizes):
+            compiled.result(other)
+            if compiled.result(other).plan.fits:
+                _try_policies(compiled, other)
+
+
+def _order(result: SearchResult) -> tuple[bool, float]:
+    return not result.plan.fits, _step_seconds(result.plan)
 
 
 def _promising(config: TrainConfig, model: Qwen3Config, topology: Topology) -> list[TrainConfig]:

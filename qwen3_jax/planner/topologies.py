@@ -6,7 +6,8 @@
     >>> mesh = planner.topology_mesh(slice, MeshConfig(data=64, tensor=8))
     >>> jax.jit(f).lower(ShapeDtypeStructs with shardings on mesh).compile()      # nothing runs
 
-A name is a generation and the sides of the slice in chips. Several slices are joined by the data-centre network.
+A name is a generation and the sides of the slice in chips, or Google's name of an accelerator type (v5p-128), which counts
+TensorCores for v4, v5p and tpu7x and chips for v5e (v5litepod) and v6e. Several slices are joined by the data-centre network.
 """
 
 import contextlib
@@ -33,6 +34,10 @@ _OFFERED = {
         "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16",
     ),
 }  # fmt: skip
+
+# Google's names of accelerator types, "v5p-128": what stands for the generation, and where the number is that of TensorCores.
+_ACCELERATOR_TYPES = {"v5litepod": "v5e", "v5lite": "v5e"}
+_COUNTED_IN_CORES = ("v4", "v5p", "tpu7x")
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,12 @@ class Topology:
 
 
 def topology(name: str, slices: int = 1) -> Topology:
-    """Return the slice(s) of this name.
+    """Return the slice(s) of this name: "v5p:4x4x4", or Google's "v5p-128".
 
     Raises:
         ShardingError: libtpu is not installed, or there is no such slice; names the nearest ones.
     """
+    name = _by_sides(name)
     generation, colon, sides = name.partition(":")
     if generation not in CHIPS:
         near = difflib.get_close_matches(generation.lower(), CHIPS, n=1, cutoff=0.5)
@@ -90,6 +96,25 @@ def topology(name: str, slices: int = 1) -> Topology:
     if slices < 1:
         raise ShardingError(f"the number of slices is {slices}; it must be 1 or more.")
     return Topology(name, slices, shape, chip, _devices(name, slices))
+
+
+def _by_sides(name: str) -> str:
+    """Return GENERATION:SIDES for Google's name of an accelerator type, other names unchanged.
+
+    Raises:
+        ShardingError: there is no slice of this size.
+    """
+    match = re.fullmatch(r"([a-z0-9]+)-([1-9]\d*)", name)
+    generation = "" if match is None else _ACCELERATOR_TYPES.get(match[1], match[1])
+    if match is None or generation not in CHIPS:
+        return name
+    chip, count = CHIPS[generation], int(match[2])
+    cores = 2 if generation in _COUNTED_IN_CORES else 1
+    for sides in _OFFERED[chip.dimensions]:
+        if _chips(sides) * cores == count:
+            return f"{generation}:{sides}"
+    unit = f"{count} TensorCores, which are {count / cores:g} chips" if cores == 2 else f"{count} chips"
+    raise ShardingError(f"there is no slice {name!r} of {unit}: {_nearest(chip, count / cores)}.")
 
 
 @functools.cache
@@ -138,7 +163,7 @@ def _quiet_libtpu() -> Iterator[None]:
             del os.environ[key]
 
 
-def _nearest(chip: Chip, chips: int) -> str:
+def _nearest(chip: Chip, chips: float) -> str:
     """Name the offered slices with the nearest numbers of chips."""
     offered = sorted(_OFFERED[chip.dimensions], key=lambda sides: abs(math.log(_chips(sides) / chips)))
     return "the nearest are " + ", ".join(f"{chip.name}:{sides} ({_chips(sides)} chips)" for sides in offered[:3])

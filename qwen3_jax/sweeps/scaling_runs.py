@@ -39,7 +39,7 @@ def run_sweep(config: ScalingConfig, models: Mapping[str, TrainConfig]) -> list[
         if train.data != first.data or train.tokenizer != first.tokenizer:
             raise UserError(f"model {name!r} changes data or tokenizer; the sizes of a sweep share them.")
         ready = dataclasses.replace(train, data=shared.data, tokenizer=shared.tokenizer)
-        parameters = active_parameters(run_folder.architecture(ready, None, tokenizer))
+        parameters = active_parameters(run_folder.architecture(ready, ready.resolved(), None, tokenizer))
         for tokens in config.tokens:
             batches = _batches(config, tokens, ready)
             for batch in batches:

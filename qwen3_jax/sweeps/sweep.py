@@ -31,6 +31,7 @@ from qwen3_jax.data import Labels, open_sources
 from qwen3_jax.data.config import Cleaning
 from qwen3_jax.errors import Diverged, UserError
 from qwen3_jax.model import parameter_count
+from qwen3_jax.paths import local_path
 from qwen3_jax.progress import Bar, progress_bar
 from qwen3_jax.text import Tokenizer
 from qwen3_jax.training import metrics, run_folder, train
@@ -71,7 +72,7 @@ class Sweep:
     """
 
     def __init__(self, output: str | Path):
-        self.output = Path(output).expanduser()
+        self.output = local_path(output, "output")
         self.path = self.output / "results.jsonl"
         self._manifests: list[dict[str, Any]] = []  # of the prepared corpora
         self.results: dict[str, Result] = {}

@@ -8,13 +8,14 @@ additional_chat_templates/ (transformers 5's layout).
 
 import contextlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders
 from tokenizers.models import BPE
+
+from qwen3_jax.paths import replace_file
 
 from .byte_level import BYTE_CHARACTERS, qwen_backend
 from .errors import TokenizerError
@@ -68,16 +69,6 @@ def write_folder(folder: Path, files: TokenizerFiles) -> None:
         path.parent.mkdir(exist_ok=True)
         replace_file(path, template)
     replace_file(folder / "tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=2) + "\n")
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write UTF-8 text to `path` through a temporary file beside it, newlines as they are."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(text.encode("utf-8"))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def named_token(config: dict[str, Any], key: str) -> str | None:

@@ -11,10 +11,11 @@ import functools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, overload
 
 from tokenizers import Tokenizer as Backend
+
+from qwen3_jax.paths import as_path
 
 from . import byte_level, chat
 from .detokenize import Detokenizer
@@ -58,7 +59,7 @@ class Tokenizer:
         Raises:
             TokenizerError: names the file or field that is missing, damaged or contradictory.
         """
-        files = read_folder(Path(path))
+        files = read_folder(as_path(path))
         return cls(files.backend, files.config, files.templates)
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
@@ -67,7 +68,7 @@ class Tokenizer:
         Unknown fields of tokenizer_config.json are written as they were read.
         """
         templates = self._templates or {"default": chat.built_in_template()}
-        write_folder(Path(path), TokenizerFiles(self._backend, self._config, templates))
+        write_folder(as_path(path), TokenizerFiles(self._backend, self._config, templates))
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`. The text of an added token (`<|im_end|>`) becomes that token; no token is added.

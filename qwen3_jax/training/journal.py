@@ -24,7 +24,7 @@ class Journal:
     """
 
     def __init__(self, run_dir: Path, config: TrainConfig, step: int, started: float):
-        self._run_dir, self._writer = run_dir, None
+        self._writer = None
         if jax.process_index() == 0:
             self._writer = MetricsWriter(run_dir, step, started, config.wandb)
 
@@ -48,4 +48,9 @@ class Journal:
     def plot(self, entropy: dict[str, float]) -> None:
         """Draw loss.png; `entropy` is the unigram entropy of each source or domain, in nats."""
         if self._writer:
-            plot_loss(self._writer.path, self._run_dir / "loss.png", entropy)
+            plot_loss(self._writer.path, self._writer.folder / "loss.png", entropy)
+
+    def push(self) -> None:
+        """Have everything that was written in the run's folder, before a checkpoint that goes on from here."""
+        if self._writer:
+            self._writer.push()

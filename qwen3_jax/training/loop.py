@@ -9,10 +9,8 @@ Invariant: the state after step s depends on the configuration alone, not on int
 from __future__ import annotations
 
 import contextlib
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -20,52 +18,56 @@ import jax
 from qwen3_jax.checkpoint import load_model, save
 from qwen3_jax.checkpoint.hub import resolve
 from qwen3_jax.checkpoint.training import TrainCheckpoints, restore_newest
+from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
 from qwen3_jax.evaluation import budget_curve
 from qwen3_jax.kernels import Execution
 from qwen3_jax.model import flatten
-from qwen3_jax.training import metrics, run_folder
+from qwen3_jax.paths import run_path
+from qwen3_jax.text import Tokenizer
+from qwen3_jax.training import run_folder
 from qwen3_jax.training.config import Stage, TrainConfig
 from qwen3_jax.training.journal import Journal
+from qwen3_jax.training.run_data import prepare_corpora
 from qwen3_jax.training.run_folder import say
 from qwen3_jax.training.stage_loop import StageLoop, Watch, stage_trainer
 from qwen3_jax.training.step import Trainer, TrainState
+from qwen3_jax.training.stopping import StopSignals
 
 
-def train(config: TrainConfig, watch: Watch | None = None) -> Path:
+def train(config: TrainConfig, watch: Watch | None = None, stop: StopSignals | None = None) -> Path:
     """Run (or resume, or finish) a training run and return the exported Hugging Face folder.
 
     Args:
         config: the run.
         watch: called with (step, metrics) whenever metrics are logged, on every process.
+        stop: says when the run is to end; None is SIGTERM.
 
     Raises:
         UserError: the configuration, data, weights or an existing run directory do not fit, or the disk is full.
         ShardingError: the model or batch does not divide over the mesh.
-        Interrupted: on SIGTERM, after a checkpoint was saved.
+        Interrupted: when asked to end, after a checkpoint was saved.
         Diverged: too many steps in a row were skipped.
     """
     started, since = time.time(), time.perf_counter()
-    run_dir = Path(config.run_dir).expanduser()
-    metrics.check_wandb(config.wandb)
-    run_folder.check(run_dir, config)
-    stages = config.resolved()
+    run_dir = run_path(config.run_dir, "run_dir")
+    run_folder.check_options(config)
+    plan = run_folder.check(run_dir, config)
+    stages = plan.stages
     source = resolve(config.model.init_from) if config.model.init_from else None
-    tokenizer = run_folder.load_or_train_tokenizer(run_dir, config, source)
-    architecture = run_folder.architecture(config, source, tokenizer)
-    trainers = [stage_trainer(stage, stages, architecture) for stage in stages]
-    for stage, trainer in zip(stages, trainers, strict=True):
-        # Raises ShardingError before anything is written.
-        trainer.abstract_batch(stage.run.data.batch_size, stage.run.data.sequence_length)
-    run_folder.claim(run_dir, config, tokenizer, architecture)
-    corpora = run_folder.prepare_corpora(run_dir, config, tokenizer)
+    tokenizer, architecture, trainers = _prepare(run_dir, config, stages, source)
+    run_folder.claim(run_dir, plan, tokenizer, architecture)
+    corpora = prepare_corpora(run_dir, config, tokenizer)
     checkpoints = TrainCheckpoints(
         run_dir / "checkpoints", config.checkpoint_keep, config.checkpoint_keep_best, [stage.last for stage in stages]
     )
     last = trainers[-1]
     say(f"{run_dir}: {_describe(last)}, mesh {_mesh(last)}, {config.total_steps} steps" + _stage_names(stages))
+    if plan.note:
+        say(plan.note)
 
-    with contextlib.closing(checkpoints), checkpoints.disk_full_is_user_error(None), _sigterm() as asked_to_end:
+    signals = StopSignals() if stop is None else contextlib.nullcontext(stop)
+    with contextlib.closing(checkpoints), checkpoints.disk_full_is_user_error(None), signals as stop:
         restored = restore_newest(checkpoints, lambda step: trainers[stage_index(stages, step)].abstract_state())
         if restored is None:
             step, position = 0, None
@@ -75,13 +77,14 @@ def train(config: TrainConfig, watch: Watch | None = None) -> Path:
             say(f"resumed at step {step}")
         with Journal(run_dir, config, step, started) as journal:
             stage_loop = StageLoop(
-                config, run_dir, stages, architecture, corpora, checkpoints, journal, watch, asked_to_end
+                config, run_dir, stages, architecture, corpora, checkpoints, journal, watch, _asked_to_end(stop)
             )
             for stage, trainer in zip(stages, trainers, strict=True):
                 if step < stage.last:
                     state, position = stage_loop.run(stage, trainer, state, position)
                     step = stage.last
             checkpoints.wait()
+        stop.saves = False  # what follows is done again by the same command
         model = run_folder.exportable_model(last, state, tokenizer)
         exported = save(model, tokenizer, run_dir / "hf", dtype=config.export_dtype, overwrite=True)
     say(f"exported {exported} after {time.perf_counter() - since:.0f} s")
@@ -92,23 +95,45 @@ def train(config: TrainConfig, watch: Watch | None = None) -> Path:
     return exported
 
 
-@contextlib.contextmanager
-def _sigterm() -> Iterator[Callable[[int], bool]]:
-    """Yield a function of the step, equal on all processes: whether SIGTERM has asked the run to end."""
-    if jax.process_count() > 1:
+def _prepare(
+    run_dir: Path, config: TrainConfig, stages: Sequence[Stage], source: Path | None
+) -> tuple[Tokenizer, Qwen3Config, list[Trainer]]:
+    """Return tokenizer, architecture and the trainer of every stage. Writes nothing.
+
+    Raises:
+        UserError, ShardingError: the model does not fit the tokenizer, the data or the mesh.
+    """
+    if run_folder.trains_tokenizer(run_dir, config):  # which takes long, and the mesh can be checked without it
+        _trainers(stages, run_folder.expected_architecture(config, stages))
+    tokenizer = run_folder.load_or_train_tokenizer(run_dir, config, source)
+    architecture = run_folder.architecture(config, stages, source, tokenizer)
+    return tokenizer, architecture, _trainers(stages, architecture)
+
+
+def _asked_to_end(stop: StopSignals) -> Callable[[int], str]:
+    """Return a function of the step, equal on all processes: what has asked the run to end, or ""."""
+
+    def asked(step: int) -> str:
+        stop.saves = True  # a step was taken, which would be lost
+        if jax.process_count() == 1:
+            return stop.reason or ""
         from jax.experimental import multihost_utils
 
-        yield multihost_utils.reached_preemption_sync_point
-        return
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda _: False
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    try:
-        yield lambda _: asked.is_set()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        return (stop.reason or "SIGTERM") if multihost_utils.reached_preemption_sync_point(step) else ""
+
+    return asked
+
+
+def _trainers(stages: Sequence[Stage], architecture: Qwen3Config) -> list[Trainer]:
+    """Return the trainer of every stage.
+
+    Raises:
+        ShardingError: parameters or a batch do not divide over the mesh of a stage.
+    """
+    trainers = [stage_trainer(stage, stages, architecture) for stage in stages]
+    for stage, trainer in zip(stages, trainers, strict=True):
+        trainer.abstract_batch(stage.run.data.batch_size, stage.run.data.sequence_length)
+    return trainers
 
 
 def stage_index(stages: Sequence[Stage], step: int) -> int:

@@ -3,16 +3,53 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
+import platform
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import jax
 
+from qwen3_jax.json_fields import read_json
+from qwen3_jax.paths import replace_file
+from sharding.hardware import peak_flops
+
 PARTS = ("step", "input", "compile", "eval", "checkpoint", "other")
 T = TypeVar("T")
 U = TypeVar("U")
+
+
+def device_peak(run_dir: Path) -> float | None:
+    """Return the peak FLOP/s of a device of this run; None if unknown.
+
+    A CPU's is measured, with some spread: it is kept in RUN/cpu_peak.json, so that MFU is comparable over all starts on one
+    kind of machine.
+    """
+    device = jax.local_devices()[0]
+    if device.platform != "cpu":
+        return peak_flops(device)
+    machine, path = (
+        f"{_processor()}, {os.cpu_count()} cores, {jax.local_device_count()} devices",
+        run_dir / "cpu_peak.json",
+    )
+    known = read_json(path) if path.exists() else {}
+    if known.get("machine") != machine:
+        known = {"machine": machine, "flops": peak_flops(device)}
+        if jax.process_index() == 0:
+            replace_file(path, json.dumps(known) + "\n")
+    return known["flops"]
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 class Meter:
@@ -38,6 +75,7 @@ class Meter:
 
     def _begin(self, now: float) -> None:
         self._since, self._steps, self._spent = now, 0, dict.fromkeys(PARTS[:-1], 0.0)
+        self._steady, self._before = now, dict(self._spent)
 
     def __enter__(self) -> Meter:
         return self
@@ -63,6 +101,8 @@ class Meter:
         self._spent["input"] += max(fetched - max(asked, self._done), 0.0)
         self._spent["step" if self._compiled else "compile"] += now - max(fetched, self._done)
         self._steps += self._compiled
+        if not self._compiled:  # what came before is the start's: the speed of a resumed run does not begin low
+            self._steady, self._before = now, dict(self._spent)
         self._compiled, self._done = True, now
 
     def _wait(self) -> None:
@@ -82,23 +122,25 @@ class Meter:
 
         `seconds` is the sum of `seconds_step` (computation), `_input` (the device waited for a batch), `_compile` (the first
         step of a stage), `_eval`, `_checkpoint` (while it blocked the run) and `_other` (the rest). If a step ended in the
-        interval: `tokens_per_second` without compilation, evaluation and checkpoints, `tflops_per_device`, `mfu` (if `peak` is
-        known), and `input_wait_share`.
+        interval: `tokens_per_second` without compilation and what precedes it, evaluation and checkpoints,
+        `tflops_per_device`, `mfu` (if `peak` is known), and `input_wait_share`.
         """
         self._wait()
         now = time.perf_counter()
         seconds, steps, spent = now - self._since, self._steps, self._spent
+        steady = {name: spent[name] - self._before[name] for name in spent}
+        steady["other"] = max(now - self._steady - sum(steady.values()), 0.0)
         self._begin(now)
         spent["other"] = max(seconds - sum(spent.values()), 0.0)
         out = {"seconds": seconds} | {f"seconds_{name}": spent[name] for name in PARTS}
         if steps == 0:
             return out
-        training = spent["step"] + spent["input"] + spent["other"]
+        training = steady["step"] + steady["input"] + steady["other"]
         tokens = self._tokens * steps / training
         flops = tokens * self._flops / self._devices
         out |= {
             "tokens_per_second": tokens,
             "tflops_per_device": flops / 1e12,
-            "input_wait_share": spent["input"] / training,
+            "input_wait_share": steady["input"] / training,
         }
         return out if self._peak is None else out | {"mfu": flops / self._peak}

@@ -20,28 +20,32 @@ from typing import Any, TextIO
 import numpy as np
 
 from qwen3_jax.errors import UserError
-from qwen3_jax.text.folder import replace_file
+from qwen3_jax.paths import WorkingCopy, is_url, replace_file
 
 
 class MetricsWriter:
     """Appends to a run's metrics.
 
     Args:
-        run_dir: the run's folder.
+        run_dir: the run's folder, local or in a bucket.
         resume_step: step of the restored checkpoint; lines of later steps are dropped.
         started: `time.time()` at which the program was started.
         wandb: project of Weights & Biases, or None.
     """
 
     def __init__(self, run_dir: Path, resume_step: int, started: float, wandb: str | None = None):
-        self.path = run_dir / "metrics.jsonl"
+        # A bucket has no files that grow: they are kept here and copied.
+        self._copy = WorkingCopy(run_dir, ("metrics.jsonl", "router.jsonl", "history.jsonl"))
+        self.folder = self._copy.folder
+        self.path = self.folder / "metrics.jsonl"
         self._step = resume_step
-        self._history = run_dir / "history.jsonl"
+        self._history = self.folder / "history.jsonl"
         self._note("start", started)
         self._metrics = _lines(self.path, resume_step)
-        self._routers = _lines(run_dir / "router.jsonl", resume_step)
-        self._board = _Board(run_dir / "tensorboard", resume_step)
-        self._wandb = _wandb_run(wandb, run_dir) if wandb else None
+        self._routers = _lines(self.folder / "router.jsonl", resume_step)
+        self._board = _Board(self.folder / "tensorboard", resume_step)
+        self._wandb = _wandb_run(wandb, run_dir, self.folder) if wandb else None
+        self.push()
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Write one line; numbers also go to TensorBoard."""
@@ -52,6 +56,11 @@ class MetricsWriter:
         if self._wandb:
             self._wandb.log(plain, step=step)
         self._board.write(step, {name: value for name, value in values.items() if isinstance(value, (int, float))})
+        self.push(seldom=True)
+
+    def push(self, seldom: bool = False) -> None:
+        """Copy what was written to the run's folder, if that is in a bucket; see `WorkingCopy.push`."""
+        self._copy.push(seldom)
 
     def write_routers(self, step: int, load_le: np.ndarray) -> None:
         """Write the load of every expert of every MoE layer; 1 is an even share."""
@@ -71,6 +80,7 @@ class MetricsWriter:
         self._board.close()
         if self._wandb:
             self._wandb.finish(exit_code=1 if reason else 0)
+        self._copy.close()
 
     def _append(self, file: TextIO, row: dict[str, Any]) -> None:
         file.write(json.dumps(row) + "\n")
@@ -126,12 +136,13 @@ def check_wandb(project: str | None) -> None:
         raise UserError('wandb needs its package: pip install "qwen3-jax[wandb]", or leave the key out.')
 
 
-def _wandb_run(project: str, run_dir: Path) -> Any:
+def _wandb_run(project: str, run_dir: Path, folder: Path) -> Any:
     import wandb
 
     # The same id after a resume continues the same run.
-    identity = hashlib.blake2b(str(run_dir.absolute()).encode(), digest_size=8).hexdigest()
-    return wandb.init(project=project, name=run_dir.name, id=identity, resume="allow", dir=run_dir)
+    place = str(run_dir if is_url(run_dir) else run_dir.absolute())
+    identity = hashlib.blake2b(place.encode(), digest_size=8).hexdigest()
+    return wandb.init(project=project, name=run_dir.name, id=identity, resume="allow", dir=folder)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

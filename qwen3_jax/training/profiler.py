@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from qwen3_jax.paths import WorkingCopy
+
 _PROFILED = 5  # steps in a trace, after as many to warm up
 
 
@@ -32,18 +34,23 @@ class Profiler:
 
     def __exit__(self, *_: object) -> None:
         if self._running:
-            jax.profiler.stop_trace()
+            self._stop()
 
     def before(self, step: int) -> None:
         """Call before the step that follows `step`."""
         if step == self._from:
-            jax.profiler.start_trace(self._folder)
+            self._copy = WorkingCopy(self._folder)
+            jax.profiler.start_trace(self._copy.folder)
             self._running = True
 
     def after(self, step: int, result: Any) -> None:
         """Call after step `step` was dispatched; `result` is its metrics."""
         if self._running and step == self._to:
             jax.block_until_ready(result)
-            jax.profiler.stop_trace()
-            self._running = False
+            self._stop()
             self._report(f"a trace of steps {self._from + 1} to {self._to} is in {self._folder}")
+
+    def _stop(self) -> None:
+        jax.profiler.stop_trace()
+        self._copy.close()
+        self._running = False

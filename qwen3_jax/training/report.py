@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from qwen3_jax.paths import replace_file
 from qwen3_jax.training import report_panels
 from qwen3_jax.training.metrics import last_held_out
 from qwen3_jax.training.report_panels import PART_NAMES, finite_losses
@@ -56,14 +57,41 @@ def write_report(run_dir: Path) -> Path:
                 panel(axes, run)
             for axes in row.axes[len(panels) - 2 * number : 2]:
                 axes.set_visible(False)
-        vector = io.StringIO()
-        figure.savefig(vector, format="svg")
         figure.suptitle(_sentence(run), x=0.01, ha="left", fontsize=10)
-        figure.savefig(run_dir / "report.png", dpi=110)
-    drawing = vector.getvalue()
+        image = io.BytesIO()
+        figure.savefig(image, dpi=110, format="png")
+    (run_dir / "report.png").write_bytes(image.getvalue())
     page = run_dir / "report.html"
-    page.write_text(_page(run, drawing[drawing.index("<svg") :]), encoding="utf-8")
+    replace_file(page, _page(run, [_vector(panel, run) for panel in panels]))
     return page
+
+
+# Colours that the page replaces by its own: black on white and white on black are both read.
+_INK, _SHADE, _PAPER = "#010203", report_panels.SHADES[0], report_panels.SHADES[1]
+_PAGE_COLOURS = {_INK: "var(--ink)", _SHADE: "var(--shade)", _PAPER: "var(--paper)"}
+
+
+def _vector(panel: Callable[[Any, RunLog], None], run: RunLog) -> str:
+    """Draw one panel as SVG, in colours of the page."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    ink = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "axes.titlecolor")
+    colours: Any = dict.fromkeys(ink, _INK) | {
+        "figure.facecolor": "none", "axes.facecolor": "none", "legend.facecolor": _PAPER, "legend.edgecolor": "none",
+        "svg.fonttype": "none", "font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlepad": 15,
+    }  # fmt: skip
+    with matplotlib.rc_context(colours):
+        figure = Figure(figsize=(6.4, 3.3), layout="constrained")
+        axes = figure.add_subplot()
+        axes.spines[["top", "right"]].set_visible(False)
+        panel(axes, run)
+        out = io.StringIO()
+        figure.savefig(out, format="svg")
+    drawing = out.getvalue()[out.getvalue().index("<svg") :]
+    for colour, variable in _PAGE_COLOURS.items():
+        drawing = drawing.replace(colour, variable)
+    return drawing
 
 
 def summary(run_dir: Path) -> dict[str, Any]:
@@ -109,8 +137,11 @@ def _loss_text(loss: float | None) -> str:
     return "not finite" if loss is None else f"{loss:.3f}"
 
 
-def _page(run: RunLog, drawing: str) -> str:
-    """Return the HTML page: headline, a table of stages, a table of time by activity, the drawing."""
+def _page(run: RunLog, drawings: Sequence[str]) -> str:
+    """Return the HTML page: headline, a table of stages, a table of time by activity, the drawings.
+
+    As wide as the screen, and dark where the reader's system is.
+    """
     stages = []
     for name, first, last, tokens in run.stages():
         inside = [row for row in run.train if first < row["step"] <= last]
@@ -129,18 +160,25 @@ def _page(run: RunLog, drawing: str) -> str:
     time = [[PART_NAMES[name], f"{value:,.1f}", f"{value / total:.1%}"] for name, value in spent.items()]
     heads = ["stage", "steps", "tokens", "training loss", "held-out loss", "tokens/s"]
     return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{html.escape(run.folder.name)}</title>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark"><title>{html.escape(run.folder.name)}</title>
 <style>
-body {{ font: 15px/1.45 system-ui, sans-serif; max-width: 1280px; margin: 2em auto; padding: 0 1em; color: #222; }}
+:root {{ color-scheme: light dark; --ink: #222; --paper: #fff; --shade: #f2f5f9; --line: #e4e4e4; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --ink: #ddd; --paper: #16181c; --shade: #20242b; --line: #34383f; }} }}
+body {{ font: 15px/1.45 system-ui, sans-serif; max-width: 1280px; margin: 2em auto; padding: 0 1em; }}
+body {{ color: var(--ink); background: var(--paper); }}
+.wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; margin: 1em 0; font-size: 14px; }}
-th, td {{ padding: .25em .9em .25em 0; text-align: left; vertical-align: top; border-bottom: 1px solid #e4e4e4; }}
+th, td {{ padding: .25em .9em .25em 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }}
+.panels {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }}
 svg {{ width: 100%; height: auto; }}
 </style>
 <h1>{html.escape(run.folder.name)}</h1>
 <p>{html.escape(_sentence(run))}</p>
 {_table(heads, stages)}
 {_table(["activity", "seconds", "share"], time)}
-{drawing}
+<div class="panels">
+{"".join(drawings)}</div>
 </html>
 """
 
@@ -149,4 +187,4 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     def line(cells: Sequence[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
-    return "<table>" + line(heads, "th") + "".join(line(row, "td") for row in rows) + "</table>"
+    return '<div class="wide"><table>' + line(heads, "th") + "".join(line(row, "td") for row in rows) + "</table></div>"

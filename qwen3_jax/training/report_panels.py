@@ -18,7 +18,7 @@ PART_NAMES = {
     "other": "logging",
     "rest": "startup, shutdown, lost steps",
 }
-_SHADES = ("#f2f5f9", "#ffffff")
+SHADES = ("#f2f5f9", "#fdfefe")  # of stages; the page has its own for dark screens
 
 
 def finite_losses(losses: dict[str, float | None]) -> dict[str, float]:
@@ -32,11 +32,11 @@ def _over_steps(axes: Any, run: RunLog) -> None:
     stages = list(run.stages())
     for number, (name, first, end, _) in enumerate(stages):
         if len(stages) > 1 and first < last:
-            axes.axvspan(first, min(end, last), color=_SHADES[number % 2], zorder=0, linewidth=0)
+            axes.axvspan(first, min(end, last), color=SHADES[number % 2], zorder=0, linewidth=0)
             middle = (first + min(end, last)) / 2
             axes.annotate(
                 name, (middle, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 2), textcoords="offset points",
-                ha="center", va="bottom", fontsize=7.5, color="0.45",
+                ha="center", va="bottom", fontsize=7.5, alpha=0.7,
             )  # fmt: skip
     for step in run.starts()[1:]:
         axes.axvline(step, color="C3", linewidth=0.7, linestyle=":")

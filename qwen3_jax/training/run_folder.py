@@ -1,6 +1,8 @@
 """The folder of a run: configuration, tokenizer, architecture, and loading a checkpoint of it.
 
-RUN/config.json         the configuration at the first start
+The folder is local or in a bucket (gs://).
+
+RUN/config.json         the configuration, and of a run that was extended the settings of its earlier steps
 RUN/architecture.json   the model's config.json
 RUN/tokenizer/          the tokenizer
 RUN/data/               prepared corpora of raw sources
@@ -14,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +27,16 @@ from qwen3_jax.checkpoint import load_tokenizer
 from qwen3_jax.checkpoint.hub import resolve
 from qwen3_jax.checkpoint.training import TrainCheckpoints
 from qwen3_jax.config import Qwen3Config
-from qwen3_jax.data import Prepared, open_sources, training_texts
+from qwen3_jax.data import training_texts
 from qwen3_jax.errors import UserError
 from qwen3_jax.generation_config import GenerationConfig
 from qwen3_jax.json_fields import read_json
 from qwen3_jax.kernels import Kernels
 from qwen3_jax.model import Qwen3
+from qwen3_jax.paths import as_path, is_url, local_path, replace_file
 from qwen3_jax.text import Tokenizer, train_tokenizer
-from qwen3_jax.text.folder import replace_file
-from qwen3_jax.training.config import ModelConfig, OptimizerConfig, TrainConfig
+from qwen3_jax.training import extension, metrics
+from qwen3_jax.training.config import ModelConfig, OptimizerConfig, Stage, TrainConfig
 from qwen3_jax.training.optimizer import schedule
 from qwen3_jax.training.step import Trainer, TrainState
 
@@ -43,30 +47,89 @@ _FREE = ("model.remat", "model.kernels", "data.cache", "data.prefetch_batches")
 _FREE_IN_STAGES = ("mesh", "remat", "micro_batches")
 
 
-def check(run_dir: Path, config: TrainConfig) -> None:
-    """Check that a run which the folder already holds has the same settings.
+@dataclasses.dataclass(frozen=True)
+class RunPlan:
+    """What a start of a run comes to.
+
+    Attributes:
+        stages: all stages; of an extended run, each part is one.
+        record: what config.json must hold; None where it does.
+        note: what an extension does, "" where there is none.
+    """
+
+    stages: list[Stage]
+    record: dict[str, Any] | None
+    note: str = ""
+
+
+def check(run_dir: Path, config: TrainConfig) -> RunPlan:
+    """Check that a run which the folder already holds has the same settings, or is asked for more steps.
 
     Raises:
         UserError: a setting differs; names the first.
     """
-    path = run_dir / "config.json"
-    if path.exists():
-        before, values = _comparable(read_json(path)), _comparable(_values(config))
-        for name in _FIXED:
-            changed = _difference(before.get(name), values[name], name)
-            if changed:
-                raise UserError(
-                    f"{run_dir} holds a run with other settings: {changed}; set run_dir to another folder, or delete this one."
-                )
+    path, values = run_dir / "config.json", _values(config)
+    if not path.exists():
+        return RunPlan(config.resolved(), values)
+    recorded = read_json(path)
+    longer = extension.is_longer(recorded, values)
+    free = (*_FREE, *extension.CHANGEABLE_NAMES) if longer and config.steps is not None else _FREE
+    before, now = _comparable(recorded), _comparable(values)
+    if longer:
+        now["stages"] = {name: stage for name, stage in now["stages"].items() if name in before["stages"]}
+    for name in _FIXED:
+        changed = _difference(before.get(name), now[name], name, free)
+        if changed:
+            raise UserError(f"{run_dir} holds a run with other settings: {changed}; {_advice(recorded, changed)}.")
+    if not longer:
+        return RunPlan(extension.stages(config, recorded.get("extended")), None)
+    extended = extension.extended(recorded, values)
+    stages = extension.stages(config, extended)
+    done = recorded["steps"] or sum(stage["steps"] for stage in recorded["stages"])
+    record = values if extended is None else values | {"extended": extended}
+    return RunPlan(stages, record, f"{run_dir}: {extension.note(stages, done)}")
 
 
-def claim(run_dir: Path, config: TrainConfig, tokenizer: Tokenizer, architecture: Qwen3Config) -> None:
-    """Write tokenizer, architecture and, last, config.json, unless the folder holds a run."""
-    if jax.process_index() == 0 and not (run_dir / "config.json").exists():
-        run_dir.mkdir(parents=True, exist_ok=True)
+def _advice(recorded: dict[str, Any], changed: str) -> str:
+    """What to do about a setting of a run that differs."""
+    advice = "set run_dir to another folder, or delete this one"
+    if recorded["steps"] is None and changed.startswith("stages"):
+        return f"to go on with other settings and its optimizer, add a stage behind its last one; or {advice}"
+    if recorded["steps"] is None or not changed.startswith(extension.CHANGEABLE_NAMES):
+        return f"{advice} (model.init_from: RUN/hf starts from its weights, with a new optimizer)"
+    names = ", ".join(extension.CHANGEABLE_NAMES[1:])
+    return (
+        f"to train it on with its optimizer, give more steps than {recorded['steps']}: from there on {names} may differ; "
+        f"or {advice}"
+    )
+
+
+def check_options(config: TrainConfig) -> None:
+    """Refuse what cannot work before anything is done.
+
+    Raises:
+        UserError: data.cache is a URL, or wandb is not installed.
+    """
+    metrics.check_wandb(config.wandb)
+    if config.data.cache is not None:
+        local_path(config.data.cache, "data.cache")
+
+
+def claim(run_dir: Path, plan: RunPlan, tokenizer: Tokenizer, architecture: Qwen3Config) -> None:
+    """Write tokenizer, architecture and, last, config.json, unless the folder holds the run; of an extension, config.json."""
+    if jax.process_index() != 0 or plan.record is None:
+        return
+    if not (run_dir / "config.json").exists():
+        if not is_url(run_dir):  # a bucket has no folders
+            run_dir.mkdir(parents=True, exist_ok=True)
         tokenizer.save_pretrained(run_dir / "tokenizer")
         _write(run_dir / "architecture.json", architecture.to_hf())
-        _write(run_dir / "config.json", _values(config))
+    _write(run_dir / "config.json", plan.record)
+
+
+def trains_tokenizer(run_dir: Path, config: TrainConfig) -> bool:
+    """Whether this start trains a tokenizer."""
+    return not (config.tokenizer.path or config.model.init_from or (run_dir / "config.json").exists())
 
 
 def load_or_train_tokenizer(run_dir: Path, config: TrainConfig, init_from: Path | None) -> Tokenizer:
@@ -84,23 +147,9 @@ def load_or_train_tokenizer(run_dir: Path, config: TrainConfig, init_from: Path 
     return tokenizer
 
 
-def prepare_corpora(run_dir: Path, config: TrainConfig, tokenizer: Tokenizer) -> list[Prepared]:
-    """Return the prepared corpus of every source. The first process prepares raw sources; the others wait for it.
-
-    Raises:
-        UserError: data cannot be read, or does not fit the run's tokenizer.
-    """
-    folder = run_dir / "data"
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        if jax.process_index() == 0:
-            open_sources(config.data, tokenizer, folder)
-        multihost_utils.sync_global_devices("data is prepared")
-    return open_sources(config.data, tokenizer, folder)
-
-
-def architecture(config: TrainConfig, init_from: Path | None, tokenizer: Tokenizer) -> Qwen3Config:
+def architecture(
+    config: TrainConfig, stages: Sequence[Stage], init_from: Path | None, tokenizer: Tokenizer
+) -> Qwen3Config:
     """Return the architecture that the configuration describes.
 
     Raises:
@@ -113,15 +162,35 @@ def architecture(config: TrainConfig, init_from: Path | None, tokenizer: Tokeniz
         eos_token_id=tokenizer.im_end_id,
         dtype=config.model.param_dtype,
     )
-    for stage in config.resolved():
+    check_lengths(stages, architecture)
+    return architecture
+
+
+def expected_architecture(config: TrainConfig, stages: Sequence[Stage]) -> Qwen3Config:
+    """Return the architecture with a tokenizer of the configured size, which is yet to be trained.
+
+    Raises:
+        UserError: it does not fit the tokenizer or the data.
+    """
+    expected = config.model.architecture(None, config.tokenizer.vocab_size)
+    check_lengths(stages, expected)
+    return expected
+
+
+def check_lengths(stages: Sequence[Stage], architecture: Qwen3Config) -> None:
+    """Refuse rows that are longer than the model's positions.
+
+    Raises:
+        UserError: a stage has such rows.
+    """
+    for stage in stages:
         length = stage.run.data.sequence_length
         if length > architecture.max_position_embeddings:
-            prefix = "" if not config.stages else f"stage {stage.name!r}: "
+            prefix = "" if len(stages) == 1 else f"stage {stage.name!r}: "
             raise UserError(
                 f"{prefix}data.sequence_length ({length}) is longer than the model's max_position_embeddings "
                 f"({architecture.max_position_embeddings})."
             )
-    return architecture
 
 
 def exportable_model(trainer: Trainer, state: TrainState, tokenizer: Tokenizer) -> Qwen3:
@@ -150,6 +219,7 @@ def load_run(run_dir: Path, step: int | None = None) -> tuple[Qwen3, Tokenizer]:
     Raises:
         UserError: the run has no checkpoint, or none of that step.
     """
+    run_dir = as_path(run_dir)
     saved = read_json(run_dir / "config.json")
     with contextlib.closing(TrainCheckpoints(run_dir / "checkpoints", saved["checkpoint_keep"])) as checkpoints:
         steps = checkpoints.steps()
@@ -216,13 +286,13 @@ def _write(path: Path, values: dict[str, Any]) -> None:
     replace_file(path, json.dumps(values, indent=2) + "\n")
 
 
-def _difference(before: Any, now: Any, name: str) -> str:
+def _difference(before: Any, now: Any, name: str, free: Collection[str]) -> str:
     """Return the first difference of two nested configurations as a sentence, "" where they are equal."""
-    if name in _FREE:
+    if name in free:
         return ""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in [*now, *(k for k in before if k not in now)]:
-            if difference := _difference(before.get(key), now.get(key), f"{name}.{key}"):
+            if difference := _difference(before.get(key), now.get(key), f"{name}.{key}", free):
                 return difference
         return ""
     return "" if before == now else f"{name} was {before!r} and is {now!r}"

@@ -41,6 +41,12 @@ class RunLog:
     def stages(self) -> Iterator[tuple[str, int, int, int]]:
         """(name, steps before it, its last step, its tokens per step) of every stage."""
         done, data = 0, self.config["data"]
+        if self.config.get("extended"):
+            for part in [*self.config["extended"]["earlier"], self.config]:
+                name = f"train from step {done + 1}" if done else "train"
+                yield name, done, part["steps"], part["data"]["batch_size"] * part["data"]["sequence_length"]
+                done = part["steps"]
+            return
         for stage in self.config["stages"] or [{"name": "train", "steps": self.config["steps"]}]:
             rows = stage.get("batch_size") or data["batch_size"]
             length = stage.get("sequence_length") or data["sequence_length"]

@@ -23,11 +23,10 @@ from qwen3_jax.training.config import Stage, TrainConfig
 from qwen3_jax.training.flops import training_flops_per_token
 from qwen3_jax.training.held_out import HeldOut, position_edges
 from qwen3_jax.training.journal import Journal
-from qwen3_jax.training.meter import Meter
+from qwen3_jax.training.meter import Meter, device_peak
 from qwen3_jax.training.optimizer import run_schedule
 from qwen3_jax.training.profiler import Profiler
 from qwen3_jax.training.step import Trainer, TrainState, fetch_metrics
-from sharding.hardware import peak_flops
 
 Watch = Callable[[int, dict[str, float]], None]
 
@@ -45,7 +44,7 @@ class StageLoop:
         checkpoints: where states are saved.
         journal: where metrics are written.
         watch: called with (step, metrics) whenever metrics are logged.
-        asked_to_end: whether SIGTERM has asked the run to end at a step.
+        asked_to_end: called after a step; what has asked the run to end there ("SIGTERM"), or "".
     """
 
     config: TrainConfig
@@ -56,7 +55,7 @@ class StageLoop:
     checkpoints: TrainCheckpoints
     journal: Journal
     watch: Watch | None
-    asked_to_end: Callable[[int], bool]
+    asked_to_end: Callable[[int], str]
 
     def run(
         self, stage: Stage, trainer: Trainer, state: TrainState, position: dict[str, Any] | None
@@ -78,14 +77,14 @@ class StageLoop:
         meter = Meter(
             data.batch_size * data.sequence_length,
             training_flops_per_token(trainer.config, data.sequence_length),
-            peak_flops(jax.local_devices()[0]),
+            device_peak(self.run_dir),
             jax.device_count(),
         )
-        label = stage.name if self.config.stages else "training"
+        label = stage.name if len(self.stages) > 1 else "training"
         with (
             contextlib.closing(iter(loader)) as batches,
             meter,
-            progress_bar(label, stage.last - step) as bar,
+            progress_bar(label, stage.last - stage.first, done=step - stage.first) as bar,
             Profiler(self.config.profile, self.run_dir / "profile", step, stage.last, bar.print) as profiler,
         ):
             if position is not None:
@@ -126,10 +125,13 @@ class StageLoop:
                 with meter.during("checkpoint"):
                     mean = sum(losses.values()) / len(losses) if losses else None
                     position = {"stage": stage.name, "data": batches.get_state()}
+                    self.journal.push()
                     self.checkpoints.save(step, state, position, mean)
             if ending and step < config.total_steps:
                 self.checkpoints.wait()
-                raise Interrupted(f"stopped at step {step} as asked (SIGTERM); the same command resumes there.")
+                raise Interrupted(
+                    f"stopped at step {step} as asked ({ending}); the same command resumes there.", ending
+                )
         return state, position
 
     def _log(self, step: int, step_metrics: Any, stage: Stage, meter: Meter, bar: Bar, advanced: int) -> None:
@@ -154,7 +156,7 @@ class StageLoop:
         total = self.config.total_steps
         # Without a bar (output to a file), print about twenty lines over a run instead.
         if not bar.visible and (step == total or step * 20 // total != (step - advanced) * 20 // total):
-            name = f"{stage.name}, " if self.config.stages else ""
+            name = f"{stage.name}, " if len(self.stages) > 1 else ""
             bar.print(f"{name}step {step}/{total}: {note}")
 
     def _evaluate(

@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from tests.helpers import quick_xla
 
@@ -44,7 +44,7 @@ def write_config(folder: Path, **changes) -> Path:
     return path
 
 
-def start(config: Path, run_dir: Path, devices: int, *options: str, log: Path) -> subprocess.Popen:
+def start(config: Path, run_dir: Path | str, devices: int, *options: str, log: Path) -> subprocess.Popen:
     """Start train.py on fake devices, its output in a file."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -56,13 +56,22 @@ def start(config: Path, run_dir: Path, devices: int, *options: str, log: Path) -
         return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=config.parent)
 
 
-def start_pair(config: Path, run_dir: Path, logs: Path, *options: str) -> list[subprocess.Popen]:
+def start_pair(config: Path, run_dir: Path | str, logs: Path, *options: str) -> list[subprocess.Popen]:
     """Start two processes of one run, four devices each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
     flags = ("--coordinator", coordinator, "--process-count", "2")
     return [
-        start(config, run_dir, 4, *flags, "--process-index", str(i), *options, log=logs / f"{run_dir.name}-{i}.log")
+        start(
+            config,
+            run_dir,
+            4,
+            *flags,
+            "--process-index",
+            str(i),
+            *options,
+            log=logs / f"{PurePath(run_dir).name}-{i}.log",
+        )
         for i in range(2)
     ]

@@ -55,6 +55,36 @@ def test_slices_that_do_not_exist_are_refused_with_the_nearest(name, words):
         topology(name)
 
 
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("name", "sides"),
+    [
+        ("v4-8", "v4:2x2x1"), ("v5p-8", "v5p:2x2x1"), ("v5p-128", "v5p:4x4x4"), ("v5p-1024", "v5p:8x8x8"),
+        ("tpu7x-128", "tpu7x:4x4x4"), ("v5litepod-1", "v5e:1x1"), ("v5litepod-16", "v5e:4x4"), ("v5e-64", "v5e:8x8"),
+        ("v6e-8", "v6e:2x4"), ("v6e-256", "v6e:16x16"),
+    ],
+)  # fmt: skip
+def test_googles_names_count_cores_or_chips_by_generation(name, sides):
+    assert topology(name).name == sides
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "v5p-100",
+            r"no slice 'v5p-100' of 100 TensorCores, which are 50 chips: the nearest are v5p:4x4x4 \(64 chips\)",
+        ),
+        ("v5p-4", r"4 TensorCores, which are 2 chips: the nearest are v5p:2x2x1"),
+        ("v6e-3", r"no slice 'v6e-3' of 3 chips: the nearest are v6e:2x2"),
+        ("v3-8", "no TPU generation 'v3-8'"),
+    ],
+)
+def test_a_count_that_google_does_not_offer_is_refused_with_the_nearest(name, words):
+    with pytest.raises(ShardingError, match=words):
+        topology(name)
+
+
 def test_the_number_of_slices_is_checked():
     with pytest.raises(ShardingError, match="number of slices is 0; it must be 1 or more"):
         topology("v5e:2x2", 0)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -234,6 +236,33 @@ def test_the_page_shows_the_run_and_its_numbers_are_right(tmp_path, capsys):
     (run / "metrics.jsonl").unlink()
     with pytest.raises(UserError, match="has no metrics yet"):
         read_run(run)
+
+
+@pytest.mark.slow
+def test_the_page_fits_a_phone_and_follows_a_dark_system(tmp_path):
+    """In a browser: no sideways scrolling, one column on a phone and two on a screen, light on dark where the system is."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    executable = shutil.which("chromium")
+    if executable is None:
+        pytest.skip("needs chromium")
+    page_file = report.write_report(made_up_run(tmp_path / "run")).as_uri()
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        for width, scheme, columns in ((390, "dark", 1), (1280, "light", 2)):
+            page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+            page.goto(page_file)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            lefts = {round(box) for box in page.evaluate(
+                "[...document.querySelectorAll('svg')].map(svg => svg.getBoundingClientRect().left)"
+            )}  # fmt: skip
+            assert len(lefts) == columns
+            colours = page.evaluate(
+                "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.querySelector('svg text')).fill]"
+            )
+            background, text = ([int(n) for n in re.findall(r"\d+", colour)[:3]] for colour in colours)
+            assert (sum(text) > sum(background)) == (scheme == "dark"), colours
+            assert abs(sum(text) - sum(background)) > 300
+        browser.close()
 
 
 def test_the_plot_of_a_run_that_ended_before_its_first_metrics(tmp_path, recwarn):

@@ -118,6 +118,44 @@ def test_two_processes_asked_to_end_save_together_and_one_goes_on_alone(one_proc
     shutil.rmtree(run_dir)
 
 
+@pytest.mark.slow
+def test_a_finished_run_is_extended_on_two_processes_with_twice_the_batch(one_process):
+    """It goes on at step 13 with its optimizer and data position, says what the learning rate does, and is resumed as usual."""
+    folder, config, expected = one_process
+    run_dir = folder / "longer"
+    shutil.copytree(folder / "one", run_dir)
+    more = ("--steps=18", "--data.batch_size=32", "--optimizer.schedule=linear", "--optimizer.learning_rate=0.001")
+    processes = small_run.start_pair(config, run_dir, folder, *more)
+    try:
+        codes = [process.wait(200) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert codes == [0, 0], output(run_dir) + output(run_dir, 1)
+    assert "extended from 12 to 18 steps, with its optimizer state and data position." in output(run_dir)
+    assert "Steps 13 to 18: learning rate 0.001 falling to 0.0001 (linear)." in output(run_dir)
+    assert "resumed at step 12" in output(run_dir)
+    logged = metrics(run_dir)
+    assert {step: row for step, row in logged.items() if step <= 12} == expected
+    assert sorted(logged) == list(range(1, 19))
+    rates = [logged[step]["train.learning_rate"] for step in range(13, 19)]
+    np.testing.assert_allclose(rates, [0.001 * (1 - 0.9 * i / 6) for i in range(6)], rtol=1e-5)
+    before, after = (json.loads((run_dir / f"checkpoints/{step}/position/metadata").read_text()) for step in (12, 18))
+    counts = [value for name, value in after["fingerprints"].items() if "count" in name]  # a scalar's is its value
+    assert counts
+    assert set(counts) == {18}, "the optimizer goes on"
+    drawn = [saved["position"]["data"]["drawn"] for saved in (before, after)]
+    assert all(drawn[1][name] > count for name, count in drawn[0].items()), "the data go on"
+
+    process = small_run.start(config, run_dir, 8, *more, log=folder / "longer-0.log")
+    assert process.wait(200) == 0, output(run_dir)
+    assert "resumed at step 18" in output(run_dir)
+    process = small_run.start(config, run_dir, 8, log=folder / "longer-0.log")
+    assert process.wait(200) == 2
+    assert "steps was 18 and is 12; to train it on with its optimizer, give more steps than 18" in output(run_dir)
+    shutil.rmtree(run_dir)
+
+
 def test_processes_that_cannot_meet_say_so(tmp_path, capsys):
     """Before anything is joined, so in this process."""
     command = ["--config", str(small_run.write_config(tmp_path)), "--run_dir", str(tmp_path / "none")]

@@ -114,7 +114,7 @@ def loop_of(tmp_path, monkeypatch, stop_at=None, watch=None, plots=None, **chang
     checkpoints = FakeCheckpoints()
     loop = StageLoop(
         config, tmp_path, config.resolved(), TINY, [], checkpoints, Journal(tmp_path, config, 0, 1.0), watch,
-        lambda step: step == stop_at,
+        lambda step: "SIGTERM" if step == stop_at else "",
     )  # fmt: skip
     return loop, loader, checkpoints
 
@@ -215,7 +215,7 @@ def test_speed_is_tokens_of_the_global_batch_and_flops_of_its_row_length(tmp_pat
             super().__init__(*args)
 
     monkeypatch.setattr(stage_loop, "Meter", Meter)
-    monkeypatch.setattr(stage_loop, "peak_flops", lambda device: 1e9)
+    monkeypatch.setattr(stage_loop, "device_peak", lambda run_dir: 1e9)
     monkeypatch.setattr(stage_loop, "training_flops_per_token", lambda config, length: 1000.0 * length)
     loop, *_ = loop_of(tmp_path, monkeypatch)
     loop.run(loop.stages[0], FakeTrainer(), state_at(0), None)

@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from qwen3_jax.config import Qwen3Config
@@ -19,7 +21,9 @@ from qwen3_jax.training.config import (
     TrainConfig,
     padded_vocabulary,
 )
+from qwen3_jax.training.optimizer import run_schedule
 from qwen3_jax.training.run_folder import architecture_after
+from qwen3_jax.training.run_log import RunLog
 from sharding import MeshConfig
 from tests.helpers import tiny_models
 from tests.helpers.tiny_models import TINY
@@ -144,9 +148,9 @@ def test_a_run_is_claimed_once_and_loaded_at_the_step_that_was_asked_for(tmp_pat
         data=DataConfig([Source("text", "unused")]), optimizer=OptimizerConfig(warmup_steps=0),
         stages=[StageConfig("a", 6), StageConfig("b", 6, rope_theta=5e6)],
     )  # fmt: skip
-    run_folder.claim(tmp_path, config, tiny_models.tokenizer(), TINY)
+    run_folder.claim(tmp_path, run_folder.check(tmp_path, config), tiny_models.tokenizer(), TINY)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
-    run_folder.claim(tmp_path, config, None, None)
+    run_folder.claim(tmp_path, run_folder.check(tmp_path, config), None, None)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == before
     model, tokenizer = run_folder.load_run(tmp_path)
     assert tokenizer.encode("What?") == tiny_models.tokenizer().encode("What?")
@@ -240,8 +244,9 @@ def faked(monkeypatch, tmp_path):
             placement=SimpleNamespace(mesh=None),
         )  # fmt: skip
 
-    for name in ("load_or_train_tokenizer", "architecture", "claim", "prepare_corpora"):
+    for name in ("load_or_train_tokenizer", "architecture", "claim", "trains_tokenizer"):
         monkeypatch.setattr(loop.run_folder, name, lambda *_: None)
+    monkeypatch.setattr(loop, "prepare_corpora", lambda *_: None)
     monkeypatch.setattr(loop.run_folder, "exportable_model", lambda trainer, state, _: (trainer.name, state))
     monkeypatch.setattr(loop, "stage_trainer", trainer)
     monkeypatch.setattr(loop, "StageLoop", StageLoop)
@@ -299,3 +304,91 @@ def test_a_trace_is_of_five_steps_after_five(monkeypatch, tmp_path, first, last,
     with profiler.Profiler(False, tmp_path, first, last, calls.append) as trace:
         trace.before(window[0])
     assert calls.count("start") == 1
+
+
+def written(folder, config):
+    plan = run_folder.check(folder, config)
+    if plan.record is not None:
+        run_folder._write(folder / "config.json", plan.record)
+    return plan
+
+
+def test_more_steps_go_on_as_a_stage_with_the_settings_of_the_new_command(tmp_path):
+    """The steps before keep theirs, in any number of extensions, and a resume of the extended run finds the same stages."""
+    optimizer = OptimizerConfig(warmup_steps=4, learning_rate=2.0, schedule="wsd", decay_share=0.5)
+    first = TrainConfig(data=DATA, steps=20, optimizer=optimizer)
+    assert written(tmp_path, first).stages == first.resolved()
+    cosine = dataclasses.replace(optimizer, schedule="cosine", learning_rate=1.0)
+    second = dataclasses.replace(
+        first, steps=40, optimizer=cosine, data=dataclasses.replace(DATA, batch_size=2 * DATA.batch_size)
+    )
+    plan = written(tmp_path, second)
+    old, new = plan.stages
+    assert (old.name, old.first, old.last) == ("train", 0, 20)
+    assert (old.run.steps, old.run.optimizer, old.run.data) == (20, optimizer, DATA)
+    assert (new.name, new.first, new.last) == ("train from step 21", 20, 40)
+    assert (new.run.steps, new.run.data.batch_size) == (20, 2 * DATA.batch_size)
+    assert new.run.optimizer == dataclasses.replace(cosine, warmup_steps=0), "the warm-up is over"
+    assert plan.note == (
+        f"{tmp_path}: extended from 20 to 40 steps, with its optimizer state and data position. "
+        "Steps 21 to 40: learning rate 1 falling to 0.1 (cosine)."
+    )
+    again = run_folder.check(tmp_path, second)
+    assert (again.stages, again.record, again.note) == (plan.stages, None, "")
+    rate = run_schedule([(stage.run.optimizer, stage.last - stage.first) for stage in plan.stages])
+    before = run_schedule([(optimizer, 20)])
+    np.testing.assert_allclose([rate(s) for s in range(20)], [before(s) for s in range(20)])
+    np.testing.assert_allclose(rate(20), 1.0)
+
+    third = dataclasses.replace(second, steps=50, optimizer=dataclasses.replace(cosine, warmup_steps=2))
+    plan = written(tmp_path, third)
+    assert [(s.first, s.last, s.run.optimizer.warmup_steps) for s in plan.stages] == [
+        (0, 20, 4),
+        (20, 40, 0),
+        (40, 50, 2),
+    ]
+    assert "Steps 41 to 50: learning rate 1 falling to 0.1 (cosine) after 2 of warm-up." in plan.note
+
+    log = SimpleNamespace(config=json.loads((tmp_path / "config.json").read_text()))
+    tokens = DATA.batch_size * DATA.sequence_length
+    assert list(RunLog.stages(log)) == [
+        ("train", 0, 20, tokens), ("train from step 21", 20, 40, 2 * tokens), ("train from step 41", 40, 50, 2 * tokens),
+    ]  # fmt: skip
+
+
+def test_what_an_extension_cannot_change_is_refused_with_a_way_that_keeps_the_optimizer(tmp_path):
+    config = TrainConfig(data=DATA, steps=20, optimizer=OPTIMIZER)
+    written(tmp_path, config)
+    longer = dataclasses.replace(config, steps=40)
+    for changed, message in (
+        (
+            dataclasses.replace(config, data=dataclasses.replace(DATA, batch_size=16)),
+            "to train it on with its optimizer, give more steps than 20: from there on data.sequence_length",
+        ),
+        (dataclasses.replace(config, steps=10), "steps was 20 and is 10; to train it on with its optimizer, give more"),
+        (
+            dataclasses.replace(longer, seed=3),
+            r"seed was 0 and is 3; set run_dir to another folder, or delete this one \(model.init_from",
+        ),
+        (dataclasses.replace(longer, optimizer=dataclasses.replace(OPTIMIZER, beta2=0.5)), "optimizer.beta2 was"),
+        (dataclasses.replace(longer, model=ModelConfig(dtype="bfloat16")), "model.dtype was"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            run_folder.check(tmp_path, changed)
+
+
+def test_a_run_of_stages_goes_on_with_stages_added(tmp_path):
+    config = three_stages()
+    written(tmp_path, config)
+    more = dataclasses.replace(config, stages=[*config.stages, StageConfig("four", 9)])
+    plan = written(tmp_path, more)
+    assert [stage.name for stage in plan.stages] == ["one", "two", "three", "four"]
+    assert "extended from 21 to 30 steps" in plan.note
+    assert run_folder.check(tmp_path, more).note == ""
+    with pytest.raises(
+        UserError, match=r"stages\.one\.steps was 10 and is 11; to go on with other settings and its optim"
+    ):
+        run_folder.check(
+            tmp_path,
+            dataclasses.replace(more, stages=[StageConfig("one", 11), *more.stages[1:], StageConfig("five", 1)]),
+        )
