@@ -15,6 +15,7 @@ import numpy as np
 
 from qwen3_jax.errors import RequestError
 from qwen3_jax.generation.budget import ThinkingTokens
+from qwen3_jax.generation.program import MAX_EOS
 from qwen3_jax.generation.sampling import Sampling
 from qwen3_jax.model import Qwen3
 from qwen3_jax.text import STOP_TEXT, Tokenizer
@@ -78,7 +79,9 @@ class Options:
         constraint: makes the constraint of each answer's content, tool calls included.
         raw: leave think tags and tool calls in the text.
         one_call: end an answer with its first tool call.
+        preserve_thinking: keep the thinking of earlier turns in the prompt.
         fit_budget: lower a budget that leaves no room for an answer in max_new_tokens instead of refusing it.
+        fit_limit: lower max_new_tokens to what the context holds after the prompt instead of refusing it.
         default_limit: upper bound of max_new_tokens when that is None.
 
     Raises:
@@ -95,7 +98,9 @@ class Options:
     constraint: Callable[[], Constraint] | None = None
     raw: bool = False
     one_call: bool = False
+    preserve_thinking: bool = False
     fit_budget: bool = False
+    fit_limit: bool = False
     default_limit: int | None = None
 
     def __post_init__(self) -> None:
@@ -139,19 +144,37 @@ def resolve(
         f"{stop_text} contains a token that ends the answer.",
         "thinking_stop_text",
     )
+    eos |= _stop_tokens(options.sampling.stop_token_ids, model, eos, thinking_tokens)
     require(not options.sampling.stop or tokenizer is not None, "sampling option 'stop' needs a tokenizer.", "stop")
     enable, budget = _thinking(options, tokenizer, thinking_tokens)
     ids = _encode(prompt, options, tokenizer, enable)
     _check_ids(ids, model.config.vocab_size)
-    limit = _limit(len(ids), options, model, max_length or model.config.max_position_embeddings)
+    context = max_length or model.config.max_position_embeddings
+    limit = _limit(len(ids), options, model, context)
     is_open = thinking_tokens.is_open(ids, None if tokenizer is None else tokenizer.im_start_id)
-    budget = checked_budget(budget, limit, len(thinking_tokens.stop), is_open, fit=options.fit_budget)
+    stop_tokens, room = len(thinking_tokens.stop), context - len(ids)
+    budget = checked_budget(budget, limit, stop_tokens, is_open, fit=options.fit_budget, room=room)
     request = Request(
         tuple(ids), options.sampling, limit, eos, budget, is_open, thinking_tokens, prompt_index=prompt_index,
         tools=bool(options.tools), raw=options.raw, one_call=options.one_call,
     )  # fmt: skip
     make, samples = options.constraint, range(options.sampling.n)
     return [replace(request, sample_index=sample, constraint=None if make is None else make()) for sample in samples]
+
+
+def _stop_tokens(
+    ids: Sequence[int], model: Qwen3, eos: frozenset[int], thinking_tokens: ThinkingTokens
+) -> frozenset[int]:
+    """Return the tokens that end this answer besides the model's."""
+    last = model.config.vocab_size - 1
+    for token in ids:
+        require(token <= last, f"'stop_token_ids' has {token}; the last token is {last}.", "stop_token_ids")
+        text = f"'stop_token_ids' has {token}, which is part of the thinking stop text."
+        require(token not in thinking_tokens.stop, text, "stop_token_ids")
+    most = MAX_EOS - len(eos)
+    text = f"'stop_token_ids' has {len(set(ids))} tokens; with the model's own end tokens the most is {most}."
+    require(len(eos.union(ids)) <= MAX_EOS, text, "stop_token_ids")
+    return frozenset(ids)
 
 
 def end_tokens(model: Qwen3, tokenizer: Tokenizer | None) -> frozenset[int]:
@@ -162,7 +185,9 @@ def end_tokens(model: Qwen3, tokenizer: Tokenizer | None) -> frozenset[int]:
     return frozenset(ids)
 
 
-def checked_budget(budget: int | None, limit: int, stop_tokens: int, is_open: bool, *, fit: bool = False) -> int | None:
+def checked_budget(
+    budget: int | None, limit: int, stop_tokens: int, is_open: bool, *, fit: bool = False, room: int | None = None
+) -> int | None:
     """Return the budget if it leaves room for the stop text and one token of the answer; `fit` lowers it until it does.
 
     Args:
@@ -170,22 +195,30 @@ def checked_budget(budget: int | None, limit: int, stop_tokens: int, is_open: bo
         limit: max_new_tokens.
         stop_tokens: length of the stop text.
         is_open: the prompt leaves `<think>` open; otherwise the answer has to begin with it.
-        fit: lower the budget, to 0 at the least.
+        fit: lower the budget, to 0 at the least; where even that is too much, `limit` ends the answer.
+        room: most tokens that max_new_tokens could be; None is any number.
     """
     reserved = stop_tokens + 1 + (not is_open)
-    if budget is None or (budget == 0 and not is_open):
-        return budget
-    if budget + reserved <= limit:
+    if budget is None or (budget == 0 and not is_open) or budget + reserved <= limit:
         return budget
     largest = limit - reserved if is_open else max(limit - reserved, 0)
-    if fit and budget > 0 and largest >= 0:
-        return largest
-    raise RequestError(
-        f"thinking_budget is {budget}; with the stop text ({stop_tokens} tokens) it leaves no room for an answer in "
-        f"max_new_tokens={limit}: set max_new_tokens to at least {budget + reserved}"
-        + (f", or the budget to at most {largest}." if largest >= 0 else "."),
-        "thinking_budget",
+    if fit:
+        return largest if 0 <= largest < budget else budget
+    problem = (
+        f"thinking_budget is {budget}; with the stop text ({stop_tokens} tokens) it leaves no room for an answer in"
     )
+    if room is None or budget + reserved <= room:
+        advice = f"max_new_tokens={limit}: set max_new_tokens to at least {budget + reserved}"
+        advice += f", or the budget to at most {largest}" if largest >= 0 else ""
+    else:
+        advice = f"the {room} tokens that the context has after the prompt: "
+        if largest >= 0:
+            advice += f"set the budget to at most {largest}"
+        elif room >= reserved:
+            advice += f"set max_new_tokens to at least {reserved} and the budget to at most {room - reserved}"
+        else:
+            advice += "shorten the prompt"
+    raise RequestError(f"{problem} {advice}.", "thinking_budget")
 
 
 def _thinking(options: Options, tokenizer: Tokenizer | None, tokens: ThinkingTokens) -> tuple[bool | None, int | None]:
@@ -228,9 +261,10 @@ def _encode(prompt: Any, options: Options, tokenizer: Tokenizer | None, enable: 
             add_generation_prompt=not options.continue_final_message,
             enable_thinking=enable is not False,
             continue_final_message=options.continue_final_message,
+            preserve_thinking=options.preserve_thinking,
             tokenize=True,
         )
-    for name in ("tools", "continue_final_message"):
+    for name in ("tools", "continue_final_message", "preserve_thinking"):
         kind = "text" if is_text else "token ids"
         require(not getattr(options, name), f"{name} needs messages; the prompt is {kind}.", name)
     return tokenizer.encode(prompt) if is_text and tokenizer is not None else list(prompt)
@@ -254,8 +288,11 @@ def _limit(prompt_tokens: int, options: Options, model: Qwen3, max_length: int) 
         default = model.generation_config.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
         return min(default, max_length - prompt_tokens, options.default_limit or default)
     require(limit >= 1, f"max_new_tokens is {limit}; it must be 1 or more.", "max_new_tokens")
-    if prompt_tokens + limit > max_length:
-        reason = f"the prompt has {prompt_tokens} tokens and max_new_tokens is {limit}; {context}."
+    room = max_length - prompt_tokens
+    if limit > room:
+        if options.fit_limit:
+            return room
+        reason = f"the prompt has {prompt_tokens} tokens and max_new_tokens is {limit}; {context}, which leaves {room}."
         raise RequestError(reason, "max_new_tokens", too_long=True)
     return limit
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import TypeAlias
 
 import jax
@@ -18,10 +20,10 @@ from qwen3_jax.generation.scheduler import Decode, Grow, Prefill
 from qwen3_jax.generation.speculation import DraftModel, PromptLookup, Speculation
 from qwen3_jax.kernels import CacheType, free_memory
 from qwen3_jax.model import Qwen3
-from qwen3_jax.progress import progress_bar
 
 MIN_PREFILL_TOKENS = 16  # shorter parts of prompts are padded
 _PREFILL_ROWS = 8  # most sequences of one prefill
+_FIRST_WIDTH = 64  # of the first prefill that is compiled: a short question
 
 ActiveBatch: TypeAlias = list[ActiveRequest | None]  # row by row; None is padding
 
@@ -135,33 +137,45 @@ class Runner:
         requested = any(active is not None and active.request.sampling.logprobs is not None for active in batch)
         return jax.device_get((progress, output if requested else output.replace(logprobs=None)))
 
-    def warm_up(self, chunk: int, max_steps: int, *, constraints: bool) -> None:
-        """Compile every program in every shape; a bar counts them. See `Engine.warm_up`."""
+    def programs(self, chunk: int, max_steps: int, *, constraints: bool) -> list[Callable[[], None]]:
+        """Return a call for every program in every shape, which compiles it. See `Engine.programs`."""
         widths, decodes = _sizes(MIN_PREFILL_TOKENS, chunk), _sizes(1, self._rows)
-        prefills = [(rows, width) for rows in sorted({1, self.prefill_rows}) for width in widths]
-        guesses = 0 if self._speculation is None else self._speculation.guesses
-        kinds = ["plain", *["guesses"] * (guesses > 0), *["constrained"] * constraints]
-        with progress_bar("compiling", len(prefills) + len(decodes) * len(kinds) + 1, visible=None) as bar:
-            for rows, width in prefills:
-                batch: ActiveBatch = [None] * (self._shards * rows)
-                tokens, counts = np.zeros((self._shards, width), np.int32), np.zeros((self._shards, rows), np.int32)
-                rest = *self._stacked(batch), tokens, counts, self._tables(batch)
-                self.state, *_ = program.prefill(self._graphdefs, self._params, self.state, *rest)
-                bar.advance()
-            for rows in decodes:
-                batch = [None] * (self._shards * rows)
-                for kind in kinds:
-                    arrays = self._params, self.state, *self._stacked(batch), self._tables(batch)
-                    if kind == "guesses":
-                        none = np.full((len(batch), guesses), -1, np.int32)
-                        self.state, *_ = program.verify(self._graphdefs, guesses, *arrays, none)
-                    else:
-                        allowed = np.zeros((len(batch), self._words), np.uint32) if kind == "constrained" else None
-                        self.state, *_ = program.decode(self._graphdefs, max_steps, *arrays, np.int32(1), allowed)
-                    bar.advance()
-            unseen = np.zeros(self._model.config.vocab_size, np.int16)
-            self.state = program.enter(self.state, np.int32(0), unseen.astype(bool), unseen)
-            bar.advance()
+        widths.sort(key=lambda width: (width != min(_FIRST_WIDTH, chunk), width))
+        several = [self.prefill_rows] if self.prefill_rows > 1 else []
+        kinds = [decode for decode in ("plain", "guesses", "constrained") if self._has(decode, constraints)]
+        one, *others = [functools.partial(self._compile_prefill, 1, width) for width in widths]
+        first, *rest = [functools.partial(self._compile_decode, 1, max_steps, kind) for kind in kinds]
+        return [
+            one, first, self._compile_enter, *others, *rest,
+            *(functools.partial(self._compile_decode, n, max_steps, kind) for n in decodes[1:] for kind in kinds),
+            *(functools.partial(self._compile_prefill, rows, width) for rows in several for width in sorted(widths)),
+        ]  # fmt: skip
+
+    def _has(self, kind: str, constraints: bool) -> bool:
+        """Whether requests may need this kind of decode step."""
+        return kind == "plain" or (self._speculation is not None if kind == "guesses" else constraints)
+
+    def _compile_prefill(self, rows: int, width: int) -> None:
+        batch: ActiveBatch = [None] * (self._shards * rows)
+        tokens, counts = np.zeros((self._shards, width), np.int32), np.zeros((self._shards, rows), np.int32)
+        rest = *self._stacked(batch), tokens, counts, self._tables(batch)
+        self.state, *_ = program.prefill(self._graphdefs, self._params, self.state, *rest)
+
+    def _compile_decode(self, rows: int, max_steps: int, kind: str) -> None:
+        batch: ActiveBatch = [None] * (self._shards * rows)
+        arrays = self._params, self.state, *self._stacked(batch), self._tables(batch)
+        if kind == "guesses":
+            assert self._speculation is not None
+            none = np.full((len(batch), self._speculation.guesses), -1, np.int32)
+            self.state, *_ = program.verify(self._graphdefs, none.shape[1], *arrays, none)
+            return
+        allowed = np.zeros((len(batch), self._words), np.uint32) if kind == "constrained" else None
+        self.state, *_ = program.decode(self._graphdefs, max_steps, *arrays, np.int32(1), allowed)
+
+    def _compile_enter(self) -> None:
+        """Compile the program that gives a request with penalties a slot; here one past the last, which is not written."""
+        unseen = np.zeros(self._model.config.vocab_size, np.int16)
+        self.state = program.enter(self.state, np.int32(self._shards * self._rows), unseen.astype(bool), unseen)
 
     def take_slot(self, active: ActiveRequest) -> None:
         """Give a request with penalties a slot of `Seen` and write the tokens it has seen there."""

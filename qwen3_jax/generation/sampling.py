@@ -67,6 +67,7 @@ class Sampling:
         logit_bias: added to the logits of token ids, in [-100, 100]; at most `MAX_BIASES` ids.
         seed: makes the row reproducible, alone or in any batch; None draws one.
         stop: texts that end the answer; they are not part of it.
+        stop_token_ids: tokens that end the answer besides the model's own, anywhere in it; their text is not part of it.
         logprobs: report each token's log probability and this many alternatives; None reports none.
         n: answers per prompt.
     """
@@ -81,6 +82,7 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     stop: str | Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
     logprobs: int | None = None
     n: int = 1
 
@@ -104,6 +106,12 @@ class Sampling:
             if not isinstance(text, str) or not text:
                 raise RequestError(f"sampling option 'stop' has {text!r}; it takes non-empty texts.", "stop")
         object.__setattr__(self, "stop", stop)
+        for token in self.stop_token_ids:
+            if not isinstance(token, (int, np.integer)) or isinstance(token, bool) or not 0 <= token < 2**31:
+                raise RequestError(
+                    f"sampling option 'stop_token_ids' has {token!r}; it takes token ids.", "stop_token_ids"
+                )
+        object.__setattr__(self, "stop_token_ids", tuple(int(token) for token in self.stop_token_ids))
 
     def resolve(self, defaults: GenerationConfig) -> Sampling:
         """Return a copy with defaults and a seed filled in; only `logprobs` may still be None."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from qwen3_jax.errors import RequestError, UserError
-from qwen3_jax.serving.protocol import Function, ResponseFormat
+from qwen3_jax.serving.objects import Function, ResponseFormat
 from qwen3_jax.text import Tokenizer
 
 _SPACE = "SPACE: /[ \\n]{1,4}/\n"
@@ -45,41 +45,29 @@ class Grammars:
         )
 
     def of(
-        self, format: ResponseFormat | None, functions: Sequence[Function], *, several: bool
+        self, format: ResponseFormat | None, forced: Sequence[Function], optional: Sequence[Function], *, several: bool
     ) -> Callable[[], "Matcher"] | None:
         """Return a factory of constraints, one per answer; None if any text is allowed.
 
         Args:
             format: required form of the content.
-            functions: if there are any, one of them must be called.
+            forced: if there are any, one of them must be called.
+            optional: may be called instead of an answer in this form.
             several: more than one call is allowed.
 
         Raises:
             RequestError: a schema cannot be compiled; says why.
         """
-        if functions:
-            return self._calls(functions, several)
+        if forced:
+            return self._compile(f"start: SPACE? calls\n{_calls(forced, several)}{_SPACE}", "tools")
         if format is None or format.type == "text":
             return None
         schema = {"type": "object"} if format.json_schema is None else format.json_schema.schema_
-        grammar = f"start: SPACE? %json {_dump(schema | {'x-guidance': _INDENTED})}\n{_SPACE}"
-        return self._compile(grammar, "response_format")
-
-    def _calls(self, functions: Sequence[Function], several: bool) -> Callable[[], "Matcher"]:
-        rules, names = [], []
-        for place, function in enumerate(functions):
-            schema = {
-                "type": "object",
-                "properties": {"name": {"const": function.name}, "arguments": function.parameters},
-                "required": ["name", "arguments"],
-                "additionalProperties": False,
-                "x-guidance": _ON_ONE_LINE,
-            }
-            names.append(f"call{place}")
-            rules.append(f"call{place}: %json {_dump(schema)}\n")
-        more = f' ("\\n" call){{0,{_MAX_CALLS - 1}}}' if several else ""
-        text = f'start: SPACE? call{more}\ncall: <tool_call> "\\n" ({" | ".join(names)}) "\\n" </tool_call>\n'
-        return self._compile(text + "".join(rules) + _SPACE, "tools")
+        answer = f"answer: %json {_dump(schema | {'x-guidance': _INDENTED})}\n{_SPACE}"
+        alone = self._compile(f"start: SPACE? answer\n{answer}", "response_format")
+        if not optional:
+            return alone
+        return self._compile(f"start: SPACE? (answer | calls)\n{answer}{_calls(optional, several)}", "tools")
 
     def _compile(self, grammar: str, field: str) -> Callable[[], "Matcher"]:
         problem: object = None
@@ -113,6 +101,23 @@ class Matcher:
         """Advance by a token."""
         if token not in self._eos:
             self._matcher.consume_token(token)
+
+
+def _calls(functions: Sequence[Function], several: bool) -> str:
+    """Return the rules of one or more calls whose arguments fit the functions' schemas."""
+    rules, names = [], []
+    for place, function in enumerate(functions):
+        schema = {
+            "type": "object",
+            "properties": {"name": {"const": function.name}, "arguments": function.parameters},
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+            "x-guidance": _ON_ONE_LINE,
+        }
+        names.append(f"call{place}")
+        rules.append(f"call{place}: %json {_dump(schema)}\n")
+    more = f' ("\\n" call){{0,{_MAX_CALLS - 1}}}' if several else ""
+    return f'calls: call{more}\ncall: <tool_call> "\\n" ({" | ".join(names)}) "\\n" </tool_call>\n{"".join(rules)}'
 
 
 def _dump(schema: Any) -> str:

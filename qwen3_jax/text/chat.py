@@ -25,6 +25,7 @@ from .byte_level import THINK_END, THINK_START
 from .errors import ChatTemplateError
 
 ROLES = ("system", "user", "assistant", "tool")
+_OTHER_ROLES = {"developer": "system", "function": "tool"}  # OpenAI's newer and older names
 # Names that clients give a message's thinking, the one that templates read first.
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 # Stands for the last message's text while the template renders; private-use characters, which no text needs.
@@ -47,6 +48,7 @@ def render(
     add_generation_prompt: bool = True,
     enable_thinking: bool = True,
     continue_final_message: bool = False,
+    preserve_thinking: bool = False,
     special_tokens: Mapping[str, str] | None = None,
 ) -> str:
     """Render a conversation with a Jinja chat template.
@@ -54,12 +56,16 @@ def render(
     Understood besides plain `content` strings: content as a list of {"type": "text", "text": ...} parts, joined with
     nothing between; no or null content on assistant and tool messages; thinking under any of REASONING_FIELDS;
     `tool_calls` as {"function": {"name", "arguments"}} or {"name", "arguments"}, or as `parsers.ToolCall`, with the
-    arguments an object or a JSON string.
+    arguments an object or a JSON string; a single `function_call`; the role "developer" as "system" and "function" as
+    "tool"; a `refusal` as the assistant's text.
 
     With continue_final_message the last message, the assistant's, stays open. Its text stands at the end to the
     letter. A text with thinking of its own, closed or not, gets no empty think block before it; one that starts inside
     the thinking that the prompt had opened (it has </think> but no <think>) gets <think> back. If the message has
     reasoning and no content at all, the thinking itself stays open.
+
+    preserve_thinking keeps the thinking of earlier turns, which templates leave out, in the form in which the model
+    wrote it: by the template's own variable if it has one, else as part of those turns' text.
 
     special_tokens: eos_token and the like, which some templates name. Raises ChatTemplateError.
     """
@@ -70,9 +76,38 @@ def render(
         "documents": None,
         "enable_thinking": enable_thinking,
     }
+    if "preserve_thinking" in template:
+        variables["preserve_thinking"] = preserve_thinking
+    elif preserve_thinking:
+        conversation = _with_thinking_as_text(template, conversation)
     if continue_final_message:
         return _continued(template, conversation, variables)
     return _run(template, {**variables, "messages": conversation, "add_generation_prompt": add_generation_prompt})
+
+
+def _with_thinking_as_text(template: str, conversation: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Write the thinking of the turns before the last question into their text.
+
+    The empty reasoning_content tells a template that the text is not to be searched for thinking.
+    """
+    questions = [i for i, message in enumerate(conversation) if _is_question(message)]
+    moved = list(conversation)
+    for i, message in enumerate(conversation[: questions[-1] if questions else 0]):
+        thinking, text = message.get("reasoning_content", "").strip("\n"), message.get("content", "")
+        if message["role"] != "assistant" or not (thinking or THINK_END in text):
+            continue
+        if THINK_START not in template or "reasoning_content" not in template:
+            raise ChatTemplateError(f"the chat template has no place for the reasoning of messages[{i}]")
+        if thinking:
+            text = f"{THINK_START}\n{thinking}\n{THINK_END}\n\n" + text.lstrip("\n")
+        moved[i] = {**message, **dict.fromkeys(REASONING_FIELDS, ""), "content": text}
+    return moved
+
+
+def _is_question(message: Mapping[str, Any]) -> bool:
+    """Whether a message is the user speaking: tool results are sent as user text by some clients."""
+    text = message.get("content", "")
+    return message["role"] == "user" and not (text.startswith("<tool_response>") and text.endswith("</tool_response>"))
 
 
 def soft_switch(messages: Sequence[Mapping[str, Any]]) -> bool | None:
@@ -146,6 +181,16 @@ def _plain_message(message: Mapping[str, Any], name: str) -> dict[str, Any]:
     content = _text(message.get("content"), f"{name}.content")
     plain = _plain({k: v for k, v in message.items() if k != "content" and v is not None}, name)
     role = plain.get("role")
+    if isinstance(role, str) and role in _OTHER_ROLES:
+        role = plain["role"] = _OTHER_ROLES[role]
+    if plain.get("audio"):
+        raise ChatTemplateError(f"{name} has audio; Qwen3 reads only text")
+    if "function_call" in plain and "tool_calls" not in plain:  # OpenAI's older form of a single call
+        plain["tool_calls"] = [plain.pop("function_call")]
+    if refusal := plain.pop("refusal", None):
+        if content:
+            raise ChatTemplateError(f"{name} has both a content and a refusal; give one of them")
+        content = _text(refusal, f"{name}.refusal")
     if role not in ROLES:
         raise ChatTemplateError(f"{name} has the role {role!r}; the roles are {', '.join(ROLES)}")
     if content is not None:
@@ -171,9 +216,10 @@ def _text(content: Any, name: str) -> str | None:
     for i, part in enumerate(content):
         text = part
         if isinstance(part, Mapping):
-            if part.get("type", "text") != "text":
-                raise ChatTemplateError(f"{name}[{i}] is of type {part['type']!r}; Qwen3 reads only text")
-            text = part.get("text")
+            kind = part.get("type", "text")
+            if kind not in ("text", "refusal"):
+                raise ChatTemplateError(f"{name}[{i}] is of type {kind!r}; Qwen3 reads only text")
+            text = part.get(kind)
         if not isinstance(text, str):
             raise ChatTemplateError(f"{name}[{i}] must be a text part with a string in it, not a {_kind(text)}")
         parts.append(str.__str__(text))

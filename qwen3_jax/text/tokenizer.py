@@ -114,6 +114,8 @@ class Tokenizer:
         enable_thinking: bool = True,
         continue_final_message: bool = False,
         tokenize: Literal[False] = False,
+        *,
+        preserve_thinking: bool = False,
     ) -> str: ...
 
     @overload
@@ -126,6 +128,7 @@ class Tokenizer:
         continue_final_message: bool = False,
         *,
         tokenize: Literal[True],
+        preserve_thinking: bool = False,
     ) -> list[int]: ...
 
     @overload
@@ -137,6 +140,8 @@ class Tokenizer:
         enable_thinking: bool = True,
         continue_final_message: bool = False,
         tokenize: bool = False,
+        *,
+        preserve_thinking: bool = False,
     ) -> str | list[int]: ...
 
     def apply_chat_template(
@@ -147,6 +152,8 @@ class Tokenizer:
         enable_thinking: bool = True,
         continue_final_message: bool = False,
         tokenize: bool = False,
+        *,
+        preserve_thinking: bool = False,
     ) -> str | list[int]:
         """Return the prompt of a conversation, as text or as ids.
 
@@ -159,6 +166,7 @@ class Tokenizer:
             continue_final_message: leave the last assistant message open instead, with its text unchanged
                 (add_generation_prompt then has no effect).
             tokenize: return ids instead of text.
+            preserve_thinking: keep the thinking of earlier turns.
 
         Raises:
             ChatTemplateError: a message is malformed, or the template refuses the conversation.
@@ -170,6 +178,7 @@ class Tokenizer:
             add_generation_prompt=add_generation_prompt,
             enable_thinking=enable_thinking,
             continue_final_message=continue_final_message,
+            preserve_thinking=preserve_thinking,
             special_tokens=self._named,
         )
         return self.encode(text) if tokenize else text
