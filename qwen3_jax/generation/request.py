@@ -144,7 +144,6 @@ def resolve(
         f"{stop_text} contains a token that ends the answer.",
         "thinking_stop_text",
     )
-    eos |= _stop_tokens(options.sampling.stop_token_ids, model, eos, thinking_tokens)
     require(not options.sampling.stop or tokenizer is not None, "sampling option 'stop' needs a tokenizer.", "stop")
     enable, budget = _thinking(options, tokenizer, thinking_tokens)
     ids = _encode(prompt, options, tokenizer, enable)
@@ -154,6 +153,8 @@ def resolve(
     is_open = thinking_tokens.is_open(ids, None if tokenizer is None else tokenizer.im_start_id)
     stop_tokens, room = len(thinking_tokens.stop), context - len(ids)
     budget = checked_budget(budget, limit, stop_tokens, is_open, fit=options.fit_budget, room=room)
+    is_forced = budget is not None and (budget > 0 or is_open)
+    eos |= _stop_tokens(options.sampling.stop_token_ids, model, eos, thinking_tokens.stop if is_forced else ())
     request = Request(
         tuple(ids), options.sampling, limit, eos, budget, is_open, thinking_tokens, prompt_index=prompt_index,
         tools=bool(options.tools), raw=options.raw, one_call=options.one_call,
@@ -162,17 +163,14 @@ def resolve(
     return [replace(request, sample_index=sample, constraint=None if make is None else make()) for sample in samples]
 
 
-def _stop_tokens(
-    ids: Sequence[int], model: Qwen3, eos: frozenset[int], thinking_tokens: ThinkingTokens
-) -> frozenset[int]:
-    """Return the tokens that end this answer besides the model's."""
-    last = model.config.vocab_size - 1
+def _stop_tokens(ids: Sequence[int], model: Qwen3, eos: frozenset[int], forced: Sequence[int]) -> frozenset[int]:
+    """Return the tokens that end an answer besides the model's; none of the `forced` ones can."""
+    last, most = model.config.vocab_size - 1, MAX_EOS - len(eos)
     for token in ids:
         require(token <= last, f"'stop_token_ids' has {token}; the last token is {last}.", "stop_token_ids")
-        text = f"'stop_token_ids' has {token}, which is part of the thinking stop text."
-        require(token not in thinking_tokens.stop, text, "stop_token_ids")
-    most = MAX_EOS - len(eos)
-    text = f"'stop_token_ids' has {len(set(ids))} tokens; with the model's own end tokens the most is {most}."
+        text = f"'stop_token_ids' has {token}, a token of the stop text that ends the thinking at its budget."
+        require(token not in forced, text, "stop_token_ids")
+    text = f"'stop_token_ids' has {len(set(ids))} tokens; besides the model's own end tokens the most is {most}."
     require(len(eos.union(ids)) <= MAX_EOS, text, "stop_token_ids")
     return frozenset(ids)
 

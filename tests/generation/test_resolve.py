@@ -60,7 +60,7 @@ def test_the_limit_of_generation_config(own, limit, monkeypatch):
         (0, 1, False, False, 0),  # nothing to stop
         (0, 11, True, False, 0),
         (0, 10, True, False, "at least 11."),
-        (0, 10, True, True, "at least 11."),  # cannot be lowered
+        (0, 10, True, True, 0),  # cannot be lowered; max_new_tokens ends the answer
         (5, 16, True, False, 5),
         (5, 15, True, False, "at least 16, or the budget to at most 4."),
         (5, 15, True, True, 4),
@@ -72,7 +72,7 @@ def test_the_limit_of_generation_config(own, limit, monkeypatch):
         (5, 3, False, True, 0),
         (5, 3, False, False, "at least 17, or the budget to at most 0."),
         (5, 11, True, True, 0),
-        (5, 10, True, True, "at least 16."),
+        (5, 10, True, True, 5),
         (5, 10, True, False, "at least 16."),
     ],
 )

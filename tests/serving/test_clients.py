@@ -320,12 +320,12 @@ WRONG_SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"
     ("status", "words", "body"),
     [
         (400, "there is no field 'temprature'. Did you mean 'temperature'?", dict(temprature=1)),
-        (400, "the field 'functions' is not supported: use 'tools'", dict(functions=[])),
+        (400, "the field 'functions' is not supported: use 'tools'", dict(functions=[{"name": "f"}])),
         (400, "'temperature'", dict(temperature=-1)),
         (400, "'messages'", dict(messages=[])),
         (400, "maximum context length is 1024 tokens", dict(messages=[{"role": "user", "content": "no " * 2000}])),
-        (400, "maximum context length", dict(max_tokens=5000)),
-        (400, "no room for an answer", dict(max_tokens=20, thinking_budget=20)),
+        (400, "no room for an answer in max_tokens=20", dict(max_tokens=20, thinking_budget=20)),
+        (400, "to at most 9", dict(max_tokens=5000, thinking_budget=5000)),
         (400, "thinking_budget=3 and thinking_token_budget=4", dict(thinking_budget=3, thinking_token_budget=4)),
         (400, "enable_thinking=False and thinking_budget=5", dict(enable_thinking=False, thinking_budget=5)),
         (400, "'reasoning_effort' is 'huge'", dict(reasoning_effort="huge")),
@@ -358,5 +358,65 @@ def test_invalid_requests(server, status, words, body):
 def test_openais_client_raises_its_own_errors(server):
     with pytest.raises(openai.NotFoundError):
         server.client().chat.completions.create(model="gpt-4", messages=ASK)
+    long = [{"role": "user", "content": "no " * 2000}]
     with pytest.raises(openai.BadRequestError, match="maximum context length"):
-        server.client().chat.completions.create(model=server.model, messages=ASK, max_tokens=10_000)
+        server.client().chat.completions.create(model=server.model, messages=long)
+    with pytest.raises(openai.NotFoundError, match="Responses API is not available yet"):
+        server.client().responses.create(model=server.model, input="hi")
+    assert server.client().models.retrieve(server.model).id == server.model
+
+
+def test_a_limit_beyond_the_context_ends_in_length(server):
+    """Editors send max_tokens as a cap; the answer gets the room that the prompt leaves."""
+    endless = {str(tiny_models.tokenizer().im_end_id): -100}
+    options = dict(model=server.model, messages=ASK, max_tokens=100_000, logit_bias=endless, **GREEDY)
+    answer = server.client().chat.completions.create(**options, extra_body={"thinking_budget": 16})
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.total_tokens == tiny_models.CONTEXT
+    assert answer.usage.completion_tokens_details.reasoning_tokens <= 16
+
+
+def test_a_developer_is_the_system(server):
+    ids, answers = ([], [])
+    for role in ("system", "developer"):
+        messages = [{"role": role, "content": "Be brief."}, *ASK]
+        ids.append(server.post("/tokenize", messages=messages).json()["tokens"])
+        answer = server.client().chat.completions.create(model=server.model, messages=messages, max_tokens=8, **GREEDY)
+        answers.append(answer.choices[0].message.content)
+    assert ids[0] == ids[1]
+    assert answers[0] == answers[1]
+
+
+def test_a_stop_token_ends_the_answer(server):
+    client, tokenizer = server.client(), tiny_models.tokenizer()
+    seven = tokenizer.encode("7")[0]
+    options = dict(model=server.model, messages=ASK, max_tokens=24, logit_bias={str(seven): 100}, temperature=0)
+    answer = client.chat.completions.create(**options, extra_body={"enable_thinking": False, "stop_token_ids": [seven]})
+    assert (answer.choices[0].finish_reason, answer.choices[0].message.content) == ("stop", "")
+    assert answer.usage.completion_tokens == 1
+
+
+def test_token_counts_in_every_chunk(server):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = dict(model=server.model, messages=ASK, max_tokens=24, stream=True, stream_options=options, **GREEDY)
+    counts = [chunk.usage.completion_tokens for chunk in server.client().chat.completions.create(**body)]
+    assert counts == sorted(counts)
+    assert 0 < counts[0] <= counts[-1] <= 24
+    assert len(set(counts)) > 1
+
+
+def test_tools_and_a_format_together(server):
+    """A call stays possible; only an answer in text must have the format."""
+    options = dict(model=server.model, messages=ASK, n=12, seed=0, temperature=1, max_tokens=300, tools=TOOLS)
+    answer = server.client().chat.completions.create(**options, response_format={"type": "json_object"})
+    calls = texts = 0
+    for choice in answer.choices:
+        if choice.finish_reason == "tool_calls":
+            calls += 1
+            assert not choice.message.content
+            assert all(0 <= json.loads(call.function.arguments)["x"] <= 9 for call in choice.message.tool_calls)
+        elif choice.finish_reason == "stop":
+            texts += 1
+            assert isinstance(json.loads(choice.message.content), dict)
+    assert calls
+    assert texts
