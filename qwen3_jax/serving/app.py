@@ -57,7 +57,7 @@ class Server:
         self.worker = Worker(engine)
         self.ready = False
         self._engine, self._warm_up, self._log_text = engine, warm_up, log_text
-        self._grammars = Grammars(tokenizer, end_tokens(engine.model, tokenizer))
+        self._grammars = Grammars(tokenizer, end_tokens(engine.model, tokenizer, chat=True))
         self._meters = Meters(self.worker)
         self._open = self._open_answers = 0
         api = FastAPI(title="qwen3-jax", version="1", lifespan=self._lifespan, docs_url=None, redoc_url=None)
