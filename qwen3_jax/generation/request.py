@@ -15,7 +15,6 @@ import numpy as np
 
 from qwen3_jax.errors import RequestError
 from qwen3_jax.generation.budget import ThinkingTokens
-from qwen3_jax.generation.program import MAX_EOS
 from qwen3_jax.generation.sampling import Sampling
 from qwen3_jax.model import Qwen3
 from qwen3_jax.text import STOP_TEXT, Tokenizer
@@ -51,8 +50,9 @@ class Request:
         sample_index: which of the n answers to the prompt.
         constraint: restricts the answer outside thinking; belongs to this request alone. None allows every token.
         prompt_index: which prompt of the caller's list.
-        tools: parse tool calls.
+        tools: the tools of which calls are read, in OpenAI's form; empty leaves calls in the text.
         raw: leave think tags and tool calls in the text.
+        continues_text: the prompt is a text or token ids, not messages; with `raw`, stop texts then act everywhere.
         one_call: end the answer with its first tool call.
     """
 
@@ -66,8 +66,9 @@ class Request:
     sample_index: int = 0
     constraint: Constraint | None = None
     prompt_index: int = 0
-    tools: bool = False
+    tools: tuple[Mapping[str, Any], ...] = ()
     raw: bool = False
+    continues_text: bool = False
     one_call: bool = False
 
 
@@ -136,8 +137,9 @@ def resolve(
         RequestError: an unusable prompt or option.
         TextError: messages that the chat template refuses.
     """
-    thinking_tokens = ThinkingTokens.of(tokenizer, options.thinking_stop_text, tools=bool(options.tools))
-    eos = end_tokens(model, tokenizer)
+    thinking_tokens = ThinkingTokens.of(tokenizer, options.thinking_stop_text)
+    is_chat = _is_chat(prompt)
+    eos = end_tokens(model, tokenizer, chat=is_chat)
     stop_text = f"the thinking stop text {options.thinking_stop_text!r}"
     require(
         not eos.intersection(thinking_tokens.stop),
@@ -145,6 +147,7 @@ def resolve(
         "thinking_stop_text",
     )
     require(not options.sampling.stop or tokenizer is not None, "sampling option 'stop' needs a tokenizer.", "stop")
+    eos |= _stop_tokens(options.sampling, model.config.vocab_size)
     enable, budget = _thinking(options, tokenizer, thinking_tokens)
     ids = _encode(prompt, options, tokenizer, enable)
     _check_ids(ids, model.config.vocab_size)
@@ -153,34 +156,42 @@ def resolve(
     is_open = thinking_tokens.is_open(ids, None if tokenizer is None else tokenizer.im_start_id)
     stop_tokens, room = len(thinking_tokens.stop), context - len(ids)
     budget = checked_budget(budget, limit, stop_tokens, is_open, fit=options.fit_budget, room=room)
-    is_forced = budget is not None and (budget > 0 or is_open)
-    eos |= _stop_tokens(options.sampling.stop_token_ids, model, eos, thinking_tokens.stop if is_forced else ())
     request = Request(
         tuple(ids), options.sampling, limit, eos, budget, is_open, thinking_tokens, prompt_index=prompt_index,
-        tools=bool(options.tools), raw=options.raw, one_call=options.one_call,
+        tools=tuple(options.tools or ()), raw=options.raw, continues_text=not is_chat, one_call=options.one_call,
     )  # fmt: skip
     make, samples = options.constraint, range(options.sampling.n)
     return [replace(request, sample_index=sample, constraint=None if make is None else make()) for sample in samples]
 
 
-def _stop_tokens(ids: Sequence[int], model: Qwen3, eos: frozenset[int], forced: Sequence[int]) -> frozenset[int]:
-    """Return the tokens that end an answer besides the model's; none of the `forced` ones can."""
-    last, most = model.config.vocab_size - 1, MAX_EOS - len(eos)
-    for token in ids:
-        require(token <= last, f"'stop_token_ids' has {token}; the last token is {last}.", "stop_token_ids")
-        text = f"'stop_token_ids' has {token}, a token of the stop text that ends the thinking at its budget."
-        require(token not in forced, text, "stop_token_ids")
-    text = f"'stop_token_ids' has {len(set(ids))} tokens; besides the model's own end tokens the most is {most}."
-    require(len(eos.union(ids)) <= MAX_EOS, text, "stop_token_ids")
-    return frozenset(ids)
+def end_tokens(model: Qwen3, tokenizer: Tokenizer | None, *, chat: bool = False) -> frozenset[int]:
+    """Return the tokens that end an answer: from generation_config.json, else config.json, else the tokenizer.
 
-
-def end_tokens(model: Qwen3, tokenizer: Tokenizer | None) -> frozenset[int]:
-    """Return the tokens that end an answer: from generation_config.json, else config.json, else the tokenizer."""
+    chat: for messages; the token with which the chat template ends an answer is one of them, whatever those files say
+    (a base model that was trained on chats often keeps its own end token there).
+    """
     ids = model.generation_config.eos_token_id or model.config.eos_token_ids
     if not ids and tokenizer is not None and tokenizer.eos_token_id is not None:
         ids = (tokenizer.eos_token_id,)
+    if chat and tokenizer is not None and tokenizer.end_of_turn_id is not None:
+        ids = (*ids, tokenizer.end_of_turn_id)
     return frozenset(ids)
+
+
+def _stop_tokens(sampling: Sampling, vocabulary: int) -> frozenset[int]:
+    largest = max(sampling.stop_token_ids, default=0)
+    reason = f"sampling option 'stop_token_ids' has token {largest}; the last one is {vocabulary - 1}."
+    require(largest < vocabulary, reason, "stop_token_ids")
+    return frozenset(sampling.stop_token_ids)
+
+
+def _is_chat(prompt: Any) -> bool:
+    return isinstance(prompt, Sequence) and len(prompt) > 0 and is_message(prompt[0])
+
+
+def is_message(value: Any) -> bool:
+    """Whether a value is a message: an object, or a pydantic model as the openai package returns it."""
+    return isinstance(value, Mapping) or hasattr(value, "model_dump")
 
 
 def checked_budget(
@@ -244,7 +255,7 @@ def _encode(prompt: Any, options: Options, tokenizer: Tokenizer | None, enable: 
     """Return the prompt's token ids, as yet unchecked."""
     if isinstance(prompt, np.ndarray) or hasattr(prompt, "tolist"):
         prompt = prompt.tolist()
-    is_chat = isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+    is_chat = _is_chat(prompt)
     is_text = isinstance(prompt, str)
     require(
         isinstance(prompt, Sequence) and not isinstance(prompt, bytes),

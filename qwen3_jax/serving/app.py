@@ -77,7 +77,7 @@ class Server:
         self._defaults = _defaults(tokenizer, limits, thinking_budget, max_thinking_budget)
         programs = engine.programs(constraints=True) if warm_up else []
         self._startup = Startup(self.worker, programs, engine.FIRST_PROGRAMS)
-        self._grammars = Grammars(tokenizer, end_tokens(engine.model, tokenizer))
+        self._grammars = Grammars(tokenizer, end_tokens(engine.model, tokenizer, chat=True))
         self._meters = Meters(self.worker)
         self._open = self._open_answers = 0
         api = FastAPI(title="qwen3-jax", version="1", lifespan=self._lifespan, docs_url=None, redoc_url=None)

@@ -23,13 +23,22 @@ import jinja2.sandbox
 
 from .byte_level import THINK_END, THINK_START
 from .errors import ChatTemplateError
+from .tool_json import decode_arguments
 
 ROLES = ("system", "user", "assistant", "tool")
-_OTHER_ROLES = {"developer": "system", "function": "tool"}  # OpenAI's newer and older names
+# OpenAI's later name of the system role; templates know only the first.
+ROLE_ALIASES = {"developer": "system"}
 # Names that clients give a message's thinking, the one that templates read first.
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 # Stands for the last message's text while the template renders; private-use characters, which no text needs.
 _MARK = "\ue000continue\ue001"
+# Qwen3-Coder's template goes through the arguments of a call one by one, so they cannot stay JSON text.
+_READS_ARGUMENTS = re.compile(r"arguments\s*(?:\|\s*(?:items|dictsort)|\.(?:items|keys|values)\()")
+# Fields of a message that hold text of the conversation in forms that no template reads.
+_UNREAD_FIELDS = {
+    "function_call": "give the call in 'tool_calls'",
+    "audio": "Qwen3 reads only text",
+}
 _EMPTY_THINKING = re.compile(rf"{THINK_START}\s*{THINK_END}\s*\Z")
 _SWITCH = re.compile(r"(?<![A-Za-z0-9_/.<\\-])/(no_think|think)(?![A-Za-z0-9_/-])")
 
@@ -54,10 +63,11 @@ def render(
     """Render a conversation with a Jinja chat template.
 
     Understood besides plain `content` strings: content as a list of {"type": "text", "text": ...} parts, joined with
-    nothing between; no or null content on assistant and tool messages; thinking under any of REASONING_FIELDS;
-    `tool_calls` as {"function": {"name", "arguments"}} or {"name", "arguments"}, or as `parsers.ToolCall`, with the
-    arguments an object or a JSON string; a single `function_call`; the role "developer" as "system" and "function" as
-    "tool"; a `refusal` as the assistant's text.
+    nothing between; no or null content on assistant and tool messages; the role `developer`, which is `system`;
+    a `refusal` in place of the content; thinking under any of REASONING_FIELDS; `tool_calls` as
+    {"function": {"name", "arguments"}} or {"name", "arguments"}, or as `parsers.ToolCall`, with the arguments an object
+    or the JSON text of one, which stays as it is written (blank or null: no arguments; encoded twice: decoded once);
+    messages that are dataclasses or pydantic models, as the openai package returns them.
 
     With continue_final_message the last message, the assistant's, stays open. Its text stands at the end to the
     letter. A text with thinking of its own, closed or not, gets no empty think block before it; one that starts inside
@@ -70,6 +80,8 @@ def render(
     special_tokens: eos_token and the like, which some templates name. Raises ChatTemplateError.
     """
     conversation = _plain_messages(messages)
+    if _READS_ARGUMENTS.search(template):
+        _decode_calls(conversation)
     variables: dict[str, Any] = {
         **(special_tokens or {}),
         "tools": _plain_tools(tools),
@@ -175,24 +187,23 @@ def _plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
     return [_plain_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
 
-def _plain_message(message: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _plain_message(message: Any, name: str) -> dict[str, Any]:
+    message = _fields(message)
     if not isinstance(message, Mapping):
         raise ChatTemplateError(f"{name} must be an object with role and content, not a {_kind(message)}")
     content = _text(message.get("content"), f"{name}.content")
     plain = _plain({k: v for k, v in message.items() if k != "content" and v is not None}, name)
     role = plain.get("role")
-    if isinstance(role, str) and role in _OTHER_ROLES:
-        role = plain["role"] = _OTHER_ROLES[role]
-    if plain.get("audio"):
-        raise ChatTemplateError(f"{name} has audio; Qwen3 reads only text")
-    if "function_call" in plain and "tool_calls" not in plain:  # OpenAI's older form of a single call
-        plain["tool_calls"] = [plain.pop("function_call")]
-    if refusal := plain.pop("refusal", None):
-        if content:
-            raise ChatTemplateError(f"{name} has both a content and a refusal; give one of them")
-        content = _text(refusal, f"{name}.refusal")
+    role = plain["role"] = ROLE_ALIASES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
-        raise ChatTemplateError(f"{name} has the role {role!r}; the roles are {', '.join(ROLES)}")
+        raise ChatTemplateError(f"{name} has the role {role!r}; the roles are {', '.join((*ROLES, *ROLE_ALIASES))}")
+    for field, instead in _UNREAD_FIELDS.items():
+        if plain.get(field):
+            raise ChatTemplateError(f"{name}.{field} is not supported: {instead}")
+    if plain.get("refusal"):
+        if content or not isinstance(plain["refusal"], str):
+            raise ChatTemplateError(f"{name} has both content and a refusal; give one of them as content")
+        content = plain["refusal"]
     if content is not None:
         plain["content"] = content
     elif role in ("system", "user"):
@@ -215,6 +226,7 @@ def _text(content: Any, name: str) -> str | None:
     parts = []
     for i, part in enumerate(content):
         text = part
+        part = _fields(part)
         if isinstance(part, Mapping):
             kind = part.get("type", "text")
             if kind not in ("text", "refusal"):
@@ -234,11 +246,25 @@ def _tool_calls(calls: Any, name: str) -> list[dict[str, Any]]:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise ChatTemplateError(f"{name}[{i}] must be an object with a function that has a name")
-        # No arguments are the empty object: templates would fail on null.
-        arguments = function.get("arguments")
-        function = {**function, "arguments": {} if arguments is None else arguments}
+        try:
+            arguments = decode_arguments(function.get("arguments"))
+        except ValueError as error:
+            raise ChatTemplateError(
+                f"{name}[{i}].function.arguments (a call of {function['name']!r}) must be a JSON object, or a text that "
+                f"holds one: {error}"
+            ) from None
+        function = {**function, "arguments": arguments}
         checked.append({**call, "function": function} if "function" in call else function)
     return checked
+
+
+def _decode_calls(conversation: list[dict[str, Any]]) -> None:
+    """Replace the arguments of all calls that are JSON text by the objects they hold."""
+    for message in conversation:
+        for call in message.get("tool_calls", ()):
+            function = call.get("function", call)
+            if isinstance(function["arguments"], str):
+                function["arguments"] = json.loads(function["arguments"], strict=False)
 
 
 def _plain_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
@@ -246,6 +272,7 @@ def _plain_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, An
         return None
     if isinstance(tools, (str, bytes, Mapping)) or not isinstance(tools, Sequence):
         raise ChatTemplateError(f"tools must be a list of JSON schemas, not a {_kind(tools)}")
+    tools = [_fields(tool) for tool in tools]
     for i, tool in enumerate(tools):
         if not isinstance(tool, Mapping):
             raise ChatTemplateError(f"tools[{i}] must be a JSON schema (an object), not a {_kind(tool)}")
@@ -262,13 +289,22 @@ def _plain(value: Any, name: str) -> Any:
         return int.__int__(value)
     if isinstance(value, float):
         return float.__float__(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
+    value = _fields(value)
     if isinstance(value, Mapping):
         return {_plain(key, name): _plain(item, f"{name}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item, f"{name}[{i}]") for i, item in enumerate(value)]
     raise ChatTemplateError(f"{name} is a {_kind(value)}, which JSON has no form for")
+
+
+def _fields(value: Any) -> Any:
+    """The fields of a dataclass or of a pydantic model, which the openai package returns; other values as they are."""
+    if isinstance(value, (str, bytes, Mapping, Sequence, type)):
+        return value
+    if dataclasses.is_dataclass(value):
+        return dataclasses.asdict(value)  # type: ignore[arg-type] # not a class
+    dump = getattr(value, "model_dump", None)
+    return dump(mode="json", by_alias=True) if callable(dump) else value
 
 
 def _kind(value: Any) -> str:

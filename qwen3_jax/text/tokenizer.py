@@ -18,7 +18,7 @@ from tokenizers import Tokenizer as Backend
 
 from . import byte_level, chat
 from .detokenize import Detokenizer
-from .errors import TokenizerError
+from .errors import ChatTemplateError, TokenizerError
 from .folder import NAMED_TOKENS, TokenizerFiles, named_token, read_folder, write_folder
 
 _ID_LIMIT = 1 << 32  # what the Rust library can take
@@ -245,6 +245,13 @@ class Tokenizer:
     def tool_call_end_id(self) -> int | None:
         return self.token_to_id(byte_level.TOOL_CALL_END)
 
+    @functools.cached_property
+    def newline_ids(self) -> tuple[int, ...]:
+        """The tokens that are nothing but newlines, the shortest first."""
+        newline = byte_level.BYTE_CHARACTERS[ord("\n")]
+        ids = (self.token_to_id(newline * count) for count in range(1, 33))
+        return tuple(i for i in ids if i is not None)
+
     @property
     def im_start_id(self) -> int | None:
         return self.token_to_id(byte_level.IM_START)
@@ -252,6 +259,18 @@ class Tokenizer:
     @property
     def im_end_id(self) -> int | None:
         return self.token_to_id(byte_level.IM_END)
+
+    @functools.cached_property
+    def end_of_turn_id(self) -> int | None:
+        """The token with which the chat template ends an answer; None if it ends one with no special token."""
+        mark = "\ue000answer\ue001"  # private-use characters, which no template contains
+        turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": mark}]
+        try:
+            text = self.apply_chat_template(turns, add_generation_prompt=False)
+        except ChatTemplateError:  # the template wants another conversation
+            return self.im_end_id if byte_level.IM_END in self.chat_template else None
+        behind = self.encode(text.rpartition(mark)[2].lstrip())[:1]
+        return behind[0] if behind and behind[0] in self._special_ids else None
 
     @property
     def endoftext_id(self) -> int | None:
