@@ -80,7 +80,7 @@ class Options:
         constraint: makes the constraint of each answer's content, tool calls included.
         raw: leave think tags and tool calls in the text.
         one_call: end an answer with its first tool call.
-        preserve_thinking: keep the thinking of earlier turns in the prompt.
+        preserve_thinking: keep the thinking of earlier turns in the prompt; None is up to the template.
         fit_budget: lower a budget that leaves no room for an answer in max_new_tokens instead of refusing it.
         fit_limit: lower max_new_tokens to what the context holds after the prompt instead of refusing it.
         default_limit: upper bound of max_new_tokens when that is None.
@@ -99,7 +99,7 @@ class Options:
     constraint: Callable[[], Constraint] | None = None
     raw: bool = False
     one_call: bool = False
-    preserve_thinking: bool = False
+    preserve_thinking: bool | None = None
     fit_budget: bool = False
     fit_limit: bool = False
     default_limit: int | None = None

@@ -375,12 +375,12 @@ def _once(names: Mapping[str, T | None], param: str, what: str) -> T | None:
     return next(iter(given.values()), None)
 
 
-def _preserved(own: bool | None, template: TemplateOptions | None) -> bool:
+def _preserved(own: bool | None, template: TemplateOptions | None) -> bool | None:
     names = {
         "preserve_thinking": own,
         "chat_template_kwargs.preserve_thinking": None if template is None else template.preserve_thinking,
     }
-    return bool(_once(names, "preserve_thinking", "the switch"))
+    return _once(names, "preserve_thinking", "the switch")
 
 
 def _biases(given: Mapping[str, float]) -> dict[int, float]:

@@ -57,7 +57,7 @@ def render(
     add_generation_prompt: bool = True,
     enable_thinking: bool = True,
     continue_final_message: bool = False,
-    preserve_thinking: bool = False,
+    preserve_thinking: bool | None = None,
     special_tokens: Mapping[str, str] | None = None,
 ) -> str:
     """Render a conversation with a Jinja chat template.
@@ -74,8 +74,9 @@ def render(
     the thinking that the prompt had opened (it has </think> but no <think>) gets <think> back. If the message has
     reasoning and no content at all, the thinking itself stays open.
 
-    preserve_thinking keeps the thinking of earlier turns, which templates leave out, in the form in which the model
-    wrote it: by the template's own variable if it has one, else as part of those turns' text.
+    preserve_thinking=True keeps the thinking of earlier turns, which templates leave out, in the form in which the
+    model wrote it: by the template's own variable if it has one, else as part of those turns' text. None is what the
+    template does by itself.
 
     special_tokens: eos_token and the like, which some templates name. Raises ChatTemplateError.
     """
@@ -89,7 +90,7 @@ def render(
         "enable_thinking": enable_thinking,
     }
     if "preserve_thinking" in template:
-        variables["preserve_thinking"] = preserve_thinking
+        variables |= {} if preserve_thinking is None else {"preserve_thinking": preserve_thinking}
     elif preserve_thinking:
         conversation = _with_thinking_as_text(template, conversation)
     if continue_final_message:

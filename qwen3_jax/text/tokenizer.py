@@ -115,7 +115,7 @@ class Tokenizer:
         continue_final_message: bool = False,
         tokenize: Literal[False] = False,
         *,
-        preserve_thinking: bool = False,
+        preserve_thinking: bool | None = None,
     ) -> str: ...
 
     @overload
@@ -128,7 +128,7 @@ class Tokenizer:
         continue_final_message: bool = False,
         *,
         tokenize: Literal[True],
-        preserve_thinking: bool = False,
+        preserve_thinking: bool | None = None,
     ) -> list[int]: ...
 
     @overload
@@ -141,7 +141,7 @@ class Tokenizer:
         continue_final_message: bool = False,
         tokenize: bool = False,
         *,
-        preserve_thinking: bool = False,
+        preserve_thinking: bool | None = None,
     ) -> str | list[int]: ...
 
     def apply_chat_template(
@@ -153,7 +153,7 @@ class Tokenizer:
         continue_final_message: bool = False,
         tokenize: bool = False,
         *,
-        preserve_thinking: bool = False,
+        preserve_thinking: bool | None = None,
     ) -> str | list[int]:
         """Return the prompt of a conversation, as text or as ids.
 
@@ -166,7 +166,7 @@ class Tokenizer:
             continue_final_message: leave the last assistant message open instead, with its text unchanged
                 (add_generation_prompt then has no effect).
             tokenize: return ids instead of text.
-            preserve_thinking: keep the thinking of earlier turns.
+            preserve_thinking: keep the thinking of earlier turns; None is up to the template.
 
         Raises:
             ChatTemplateError: a message is malformed, or the template refuses the conversation.

@@ -92,7 +92,7 @@ def options(supports_thinking=True, **body) -> dict:
         (dict(chat_template_kwargs={"thinking_budget": 5}), dict(thinking_budget=5, fit_budget=False)),
         (dict(preserve_thinking=True), dict(preserve_thinking=True)),
         (dict(chat_template_kwargs={"preserve_thinking": True}), dict(preserve_thinking=True)),
-        (dict(chat_template_kwargs={"preserve_thinking": False, "enable_thinking": None}), {}),
+        (dict(chat_template_kwargs={"preserve_thinking": False, "enable_thinking": None}), dict(preserve_thinking=False)),
         (dict(user="me", store=True, functions=None), {}),
     ],
     ids=str,

@@ -296,3 +296,26 @@ def test_template_environment_is_that_of_transformers(official):
     assert render(template, messages, special_tokens=named) == theirs(
         official, template, messages, add_generation_prompt=True, enable_thinking=True
     )
+
+
+@pytest.mark.parametrize("name", [None, "qwen3", "qwen3_6"])
+def test_thinking_of_earlier_turns_is_kept_on_demand(name):
+    """By the template's own variable, or in the turns' text: in the form in which the model wrote it."""
+    template = built_in_template() if name is None else official_template(name)
+    turns = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "two", "reasoning_content": "\nfirst\n"},
+        {"role": "user", "content": "three"},
+        {"role": "assistant", "content": "<think>\nsecond\n</think>\n\nfour"},
+        {"role": "user", "content": "five"},
+    ]
+    kept = render(template, turns, preserve_thinking=True)
+    assert "<|im_start|>assistant\n<think>\nfirst\n</think>\n\ntwo<|im_end|>" in kept
+    assert "<|im_start|>assistant\n<think>\nsecond\n</think>\n\nfour<|im_end|>" in kept
+    for plain in (render(template, turns), render(template, turns, preserve_thinking=False)):
+        assert "first" not in plain
+        assert "second" not in plain
+    if name == "qwen3":
+        assert kept == render(built_in_template(), turns, preserve_thinking=True)
+    with pytest.raises(ChatTemplateError, match=r"no place for the reasoning of messages\[1\]"):
+        render("{{ messages[0].content }}", turns, preserve_thinking=True)
