@@ -185,6 +185,7 @@ def _serve(args: argparse.Namespace) -> int:
         raise UserError("--name is empty; leave it out, or give the model's name for clients.")
     if not args.timeout > 0:
         raise UserError(f"--timeout is {args.timeout:g}; it must be above 0 seconds.")
+    origins = [_origin(text) for text in args.allow_origin]
     limits = Limits(
         body_bytes=args.max_body,
         messages=args.max_messages,
@@ -204,7 +205,7 @@ def _serve(args: argparse.Namespace) -> int:
         limits=limits,
         keys=keys,
         hosts=[*_LOOPBACK, *args.allow_host] if local else args.allow_host,
-        origins=[_origin(text) for text in args.allow_origin],
+        origins=origins,
         thinking_budget=args.thinking_budget,
         max_thinking_budget=args.max_thinking_budget,
         warm_up=not args.no_warm_up,

@@ -17,16 +17,55 @@ from typing import Any
 from qwen3_jax.errors import RequestError
 
 ENFORCED = frozenset(
-    "$ref type const enum anyOf oneOf allOf properties patternProperties additionalProperties required minProperties "
-    "maxProperties items prefixItems minItems maxItems minLength maxLength pattern format minimum maximum exclusiveMinimum "
-    "exclusiveMaximum multipleOf".split()
+    [
+        "$ref",
+        "type",
+        "const",
+        "enum",
+        "anyOf",
+        "oneOf",
+        "allOf",
+        "properties",
+        "patternProperties",
+        "additionalProperties",
+        "required",
+        "minProperties",
+        "maxProperties",
+        "items",
+        "prefixItems",
+        "minItems",
+        "maxItems",
+        "minLength",
+        "maxLength",
+        "pattern",
+        "format",
+        "minimum",
+        "maximum",
+        "exclusiveMinimum",
+        "exclusiveMaximum",
+        "multipleOf",
+    ]
 )
 RELAXED = frozenset({"uniqueItems", "propertyNames"})
 REFUSED = frozenset(
-    "not if then else contains minContains maxContains dependentRequired dependentSchemas dependencies unevaluatedProperties "
-    "unevaluatedItems $dynamicRef $recursiveRef".split()
+    [
+        "not",
+        "if",
+        "then",
+        "else",
+        "contains",
+        "minContains",
+        "maxContains",
+        "dependentRequired",
+        "dependentSchemas",
+        "dependencies",
+        "unevaluatedProperties",
+        "unevaluatedItems",
+        "$dynamicRef",
+        "$recursiveRef",
+    ]
 )
-FORMATS = frozenset("date-time time date duration email hostname ipv4 ipv6 uuid uri".split())
+FORMATS = frozenset(["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"])
 _DEFINITIONS = ("$defs", "definitions")
 _LOOKS_AROUND = re.compile(r"\(\?(?:[=!>]|<[=!]|P=|\()|\\[1-9]")
 _EFFECTLESS: dict[str, tuple[Any, ...]] = {

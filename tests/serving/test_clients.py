@@ -40,6 +40,7 @@ def test_the_chunks_of_a_stream_make_the_whole_answer(server, tools):
     client = server.client()
     options = dict(
         model=server.model, messages=ASK, n=6, seed=7, temperature=1, max_tokens=60, logprobs=True, top_logprobs=2,
+        logit_bias={str(tiny_models.tokenizer().think_start_id): 4},
         **({} if tools is None else dict(tools=tools, tool_choice="required")),
     )  # fmt: skip
     whole = client.chat.completions.create(**options)
@@ -116,11 +117,14 @@ def test_a_thinking_budget_by_all_its_names(server):
     client = server.client()
 
     def ask(budget_tokens=None, **extra):
-        options = dict(model=server.model, messages=ASK, max_tokens=200, **GREEDY)
+        thinks = {str(tiny_models.tokenizer().think_start_id): 100}
+        options = dict(model=server.model, messages=ASK, max_tokens=200, logit_bias=thinks, **GREEDY)
         return client.chat.completions.create(**options, extra_body=extra)
 
     by_name = [
         ask(thinking_budget=5), ask(thinking_token_budget=5), ask(custom_params={"thinking_budget": 5}),
+        ask(thinking={"type": "enabled", "budget_tokens": 5}), ask(reasoning={"max_tokens": 5}),
+        ask(chat_template_kwargs={"thinking_budget": 5}),
     ]  # fmt: skip
     for answer in by_name:
         assert answer.usage.completion_tokens_details.reasoning_tokens == 5
@@ -130,7 +134,7 @@ def test_a_thinking_budget_by_all_its_names(server):
     assert free.usage.completion_tokens_details.reasoning_tokens > 5
     off = [
         ask(thinking_budget=0), ask(enable_thinking=False), ask(chat_template_kwargs={"enable_thinking": False}),
-        ask(reasoning_effort="none"),
+        ask(reasoning_effort="none"), ask(thinking={"type": "disabled"}), ask(reasoning={"enabled": False}),
     ]  # fmt: skip
     for answer in off:
         assert answer.usage.completion_tokens_details.reasoning_tokens == 0
@@ -407,10 +411,12 @@ def test_token_counts_in_every_chunk(server):
 
 def test_tools_and_a_format_together(server):
     """A call stays possible; only an answer in text must have the format."""
-    options = dict(model=server.model, messages=ASK, n=12, seed=0, temperature=1, max_tokens=300, tools=TOOLS)
-    answer = server.client().chat.completions.create(**options, response_format={"type": "json_object"})
+    options = dict(model=server.model, messages=ASK, n=8, seed=0, temperature=1, max_tokens=300, tools=TOOLS)
+    options |= dict(response_format={"type": "json_object"}, extra_body={"enable_thinking": False})
+    calls_often = {str(tiny_models.tokenizer().tool_call_start_id): 100}
+    answers = [server.client().chat.completions.create(**options, logit_bias=bias) for bias in ({}, calls_often)]
     calls = texts = 0
-    for choice in answer.choices:
+    for choice in (choice for answer in answers for choice in answer.choices):
         if choice.finish_reason == "tool_calls":
             calls += 1
             assert not choice.message.content

@@ -46,7 +46,16 @@ def test_a_field_at_the_value_that_changes_nothing_is_accepted(body):
     # Fields of chats that are empty there.
     body = {name: value for name, value in body.items() if name not in ("parallel_tool_calls", "top_logprobs")}
     assert CompletionRequest(prompt="x", **body).options(None, Defaults()) == expected
-    for name in ("n", "stop", "stop_token_ids", "logit_bias", "response_format", "custom_params", "stream_options"):
+    for name in (
+        "best_of",
+        "n",
+        "stop",
+        "stop_token_ids",
+        "logit_bias",
+        "response_format",
+        "custom_params",
+        "stream_options",
+    ):
         body.pop(name, None)
     tokens = TokenizeRequest(messages=ASK).tokens(TOK)
     assert TokenizeRequest(messages=ASK, **{k: v for k, v in body.items() if k != "reasoning"}).tokens(TOK) == tokens
@@ -94,7 +103,7 @@ def idle() -> Server:
         (dict(temprature=1), "there is no field 'temprature'. Did you mean 'temperature'?", None),
         (dict(temperature="hot"),
          "the field 'temperature': input should be a valid integer, or input should be a valid number.", "temperature"),
-        (dict(stop=[1]), "the field 'stop': input should be a valid string, or input should be a valid string.", "stop"),
+        (dict(stop=[1]), "the field 'stop': input should be a valid string.", "stop"),
         (dict(tools=[{"type": "custom"}]), "the field 'tools.0.type': input should be 'function'.", "tools.0.type"),
         (dict(tools=[{"function": {}}]), "the field 'tools.0.function.name': field required.", "tools.0.function.name"),
         (dict(stream_options={"usage": 1}), "the field 'stream_options': there is no field 'usage' in it. "

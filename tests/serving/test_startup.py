@@ -137,8 +137,10 @@ def test_a_signal_during_the_start_is_heard(tiny_folder, tmp_path, sent, code):
 
 
 def test_a_server_reports_its_start(server):
-    log = server.log
+    deadline = time.monotonic() + 120
+    while not re.search(r"ready after \d+ s\n", log := server.log):
+        assert time.monotonic() < deadline, log
+        time.sleep(0.1)
     count = re.findall(r"compiling (\d+) of (\d+)\n", log)
     assert [int(number) for number, _ in count] == list(range(1, int(count[0][1]) + 1))
     assert re.search(r"requests are accepted after \d+ s\n", log)
-    assert re.search(r"ready after \d+ s\n", log)
