@@ -49,7 +49,12 @@ class Grammars:
         )
 
     def of(
-        self, format: ResponseFormat | None, forced: Sequence[Function], optional: Sequence[Function], *, several: bool
+        self,
+        format: ResponseFormat | None,
+        forced: Sequence[Function],
+        optional: Sequence[Function] = (),
+        *,
+        several: bool,
     ) -> Callable[[], "Matcher"] | None:
         """Return a factory of constraints, one per answer; None if any text is allowed.
 

@@ -40,7 +40,6 @@ def test_the_chunks_of_a_stream_make_the_whole_answer(server, tools):
     client = server.client()
     options = dict(
         model=server.model, messages=ASK, n=6, seed=7, temperature=1, max_tokens=60, logprobs=True, top_logprobs=2,
-        logit_bias={str(tiny_models.tokenizer().think_start_id): 4},
         **({} if tools is None else dict(tools=tools, tool_choice="required")),
     )  # fmt: skip
     whole = client.chat.completions.create(**options)
@@ -73,10 +72,10 @@ def test_asynchronous_clients_get_the_answers_they_would_get_alone(server):
     async def ask(client, seed: int, stream: bool):
         options = dict(model=server.model, messages=ASK, seed=seed, temperature=1, max_tokens=40)
         if not stream:
-            answer = await client.chat.completions.create(**options)
-            return answer.choices[0].message.content
+            message = (await client.chat.completions.create(**options)).choices[0].message
+            return (getattr(message, "reasoning_content", None) or "") + message.content
         pieces = [chunk async for chunk in await client.chat.completions.create(**options, stream=True)]
-        return joined(pieces)[0]["content"]
+        return joined(pieces)[0]["reasoning"] + joined(pieces)[0]["content"]
 
     async def all_of() -> list:
         async with server.asynchronous() as client:
@@ -97,7 +96,10 @@ def test_a_seed_a_bias_stop_texts_and_penalties_take_effect(server):
             if name in options
         }
         extra.setdefault("enable_thinking", False)
-        options = dict(model=server.model, messages=ASK, max_tokens=24, seed=3, temperature=1) | options
+        words = {str(tokenizer.think_start_id): -100}  # which this model would write on and on
+        options = (
+            dict(model=server.model, messages=ASK, max_tokens=24, seed=3, temperature=1, logit_bias=words) | options
+        )
         return client.chat.completions.create(**options, extra_body=extra).choices[0].message.content
 
     plain = ask()
@@ -117,8 +119,7 @@ def test_a_thinking_budget_by_all_its_names(server):
     client = server.client()
 
     def ask(budget_tokens=None, **extra):
-        thinks = {str(tiny_models.tokenizer().think_start_id): 100}
-        options = dict(model=server.model, messages=ASK, max_tokens=200, logit_bias=thinks, **GREEDY)
+        options = dict(model=server.model, messages=ASK, max_tokens=200, **GREEDY)
         return client.chat.completions.create(**options, extra_body=extra)
 
     by_name = [
@@ -196,7 +197,7 @@ def test_structured_output_is_valid_whatever_the_weights_are(server, extra):
     finished = [choice.message.content for choice in answer.choices if choice.finish_reason == "stop"]
     for content in finished:
         jsonschema.validate(json.loads(content), SCHEMA)
-    assert len(set(finished)) >= 8
+    assert len(set(finished)) >= (8 if extra else 3)  # some think until the limit
     assert (answer.usage.completion_tokens_details.reasoning_tokens > 0) == (extra.get("enable_thinking") is not False)
 
 
