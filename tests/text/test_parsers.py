@@ -57,7 +57,9 @@ def test_chunking_never_matters(text: str, data: st.DataObject, in_thinking: boo
         assert run(make(), chunks) == run(make(), [text]) == run(make(), list(text))
         parser = make()
         events = [event for chunk in chunks for event in parser.feed(chunk)] + parser.finish()
-        assert all(text.startswith(e.text, e.start) for e in events if isinstance(e, Piece)), "places are those of the text"
+        assert all(text.startswith(e.text, e.start) for e in events if isinstance(e, Piece)), (
+            "places are those of the text"
+        )
     parsed = parse(text, in_thinking, tools)
     whole = run(AnswerParser(in_thinking, tools), [text])
     assert parsed.content == "".join(e.text for e in whole if isinstance(e, Piece) and e.kind == "content")
@@ -80,8 +82,12 @@ def test_chunking_never_matters(text: str, data: st.DataObject, in_thinking: boo
         ("<think>\nCut </thi", False, "Cut </thi", ""),
         # Once the answer has begun, a tag is text that it quotes; so is one right behind the thinking.
         ("<think>a</think>One. <think>\nb\n</think>\n\nTwo.", False, "a", "One. <think>\nb\n</think>\n\nTwo."),
-        ("<think>\nok\n</think>\n\nUse `re.sub(r'<think>.*?</think>', '', s)`.", False, "ok",
-         "Use `re.sub(r'<think>.*?</think>', '', s)`."),
+        (
+            "<think>\nok\n</think>\n\nUse `re.sub(r'<think>.*?</think>', '', s)`.",
+            False,
+            "ok",
+            "Use `re.sub(r'<think>.*?</think>', '', s)`.",
+        ),
         ("<think>\nok\n</think>\n\n<think> opens a thought.", False, "ok", "<think> opens a thought."),
         ("ok\n</think>\n\n`</think>` closes it.\n", True, "ok", "`</think>` closes it.\n"),
         ("The tags are <think> and </think>.\n\nDone.", False, None, "The tags are <think> and </think>.\n\nDone."),
