@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import qwen3_jax
 from qwen3_jax import DraftModel, Engine, Generation, Sampling
 from qwen3_jax import Request as TokenRequest
-from qwen3_jax.generation import STOP_TEXT, ThinkingTokens
+from qwen3_jax.generation import STOP_TEXT, ThinkingTokens, end_tokens
 from tests.helpers import tiny_models
 from tests.helpers.engine_runs import DRAFT_SHAPE, LOOKUP, SHAPE, SMALL_SHAPE, leave
 
@@ -143,12 +143,12 @@ def batches(draw, largest_temperature: float = 3.0):
 def test_every_answer_follows_the_documented_rules(batch, seed, eos):
     requests, tools = batch
     model = tiny_models.model(seed, eos=eos)
-    ends = model.generation_config.eos_token_id
     results = run(model, requests, tools)
     assert len(results) == ROWS
     for request, result in zip(requests, results, strict=True):
         ids = prompt_ids(request, tools)
         is_open = leaves_thinking_open(ids)
+        ends = end_tokens(model, TOK, chat=isinstance(request.prompt[0], dict))
         used = replay(result, is_open, request.budget)
         usage = result.usage
         assert (usage.prompt_tokens, usage.completion_tokens) == (len(ids), len(result.token_ids))
