@@ -16,6 +16,7 @@ import numpy as np
 from qwen3_jax.errors import RequestError, UserError
 from qwen3_jax.generation.answer import Answer, Delta, Generation, extend
 from qwen3_jax.generation.engine import Engine
+from qwen3_jax.generation.program import row_size
 from qwen3_jax.generation.request import Options, Prompt, Request, is_message, require, resolve
 from qwen3_jax.generation.sampling import Sampling
 from qwen3_jax.model import Qwen3
@@ -147,7 +148,7 @@ def _resolve(
         return model, _requests(model.model, tokenizer, prompts, rows, model.max_length)
     context = model.config.max_position_embeddings
     requests = _requests(model, tokenizer, prompts, rows, context)
-    engine = Engine(model, rows=min(len(requests), batch_size or DEFAULT_ROWS))
+    engine = Engine(model, rows=row_size(len(requests), batch_size or DEFAULT_ROWS))
     if engine.max_length < context:  # the free memory holds less than one context
         requests = _requests(model, tokenizer, prompts, rows, engine.max_length)
     return engine, requests

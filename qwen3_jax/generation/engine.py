@@ -177,6 +177,8 @@ class Engine:
             self._runner.release_slot(active)
         if plan is None:
             return []
+        if isinstance(plan, Prefill):
+            self._prepare()
         clock = Clock()
         if isinstance(plan, Prefill):
             self._start([active for parts in plan.parts for active, _ in parts])
@@ -221,6 +223,21 @@ class Engine:
         those of a short prompt on its own.
         """
         return self._runner.programs(self._scheduler.chunk, self._scheduler.steps, constraints=constraints)
+
+    def _prepare(self) -> None:
+        """Compile the decode step that follows a prefill, so that an answer does not stop after its first token."""
+        admitted = [active for sequences in self._scheduler.admitted for active in sequences]
+        if all(active.limit - len(active.tokens) <= 1 for active in admitted):
+            return
+        clock = Clock()
+        constrained = any(active.request.constraint is not None for active in admitted)
+        guesses = self.speculation is not None and not constrained
+        count = max(map(len, self._scheduler.admitted))
+        self._runner.prepare(
+            count, self._scheduler.steps, "constrained" if constrained else "guesses" if guesses else "plain"
+        )
+        clock.dispatched()
+        self.stats.compile_seconds += clock.stop()[1]
 
     def _start(self, sequences: Sequence[ActiveRequest]) -> None:
         """Prepare requests to run: count their cached tokens once, and take a slot for their penalties."""

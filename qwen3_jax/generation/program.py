@@ -347,6 +347,11 @@ def _to_all(model: Qwen3, small: Any) -> Any:
     return jax.tree.map(lambda x: model.execution.placement.constrain(x, (None,) * x.ndim), small)
 
 
+def row_size(count: int, most: int) -> int:
+    """Round up the rows of a decode step, to `most` at the most: three and five answers share a program of eight rows."""
+    return min(count if count <= 2 else size_of(count, 8), most)
+
+
 def size_of(count: int, least: int = 1) -> int:
     """Round up to `least` times a power of two: few shapes, at most twice the work."""
     size = least

@@ -3,8 +3,8 @@
 Every keyword is held by the grammar, is an annotation, is relaxed, or is refused by name and place:
 
 - Annotations (`title`, `description`, `default`, `examples`, ... and unknown keywords) constrain nothing and are left out.
-- `RELAXED` keywords are left out as well: the answer may break them, and whoever validates it against the schema, as pydantic does,
-  still finds out. So are patterns that look around and formats that the grammar does not know.
+- `RELAXED` keywords are left out as well: the answer may break them, and who validates it against the schema, as pydantic
+  does, still finds out. So are patterns that look around and formats that the grammar does not know.
 - `REFUSED` keywords would change what the answer may be, so a request with one cannot be met.
 
 Older spellings (draft 4's and 7's tuples and exclusive bounds, OpenAPI's `nullable`) are rewritten.
@@ -16,56 +16,20 @@ from typing import Any
 
 from qwen3_jax.errors import RequestError
 
-ENFORCED = frozenset(
-    [
-        "$ref",
-        "type",
-        "const",
-        "enum",
-        "anyOf",
-        "oneOf",
-        "allOf",
-        "properties",
-        "patternProperties",
-        "additionalProperties",
-        "required",
-        "minProperties",
-        "maxProperties",
-        "items",
-        "prefixItems",
-        "minItems",
-        "maxItems",
-        "minLength",
-        "maxLength",
-        "pattern",
-        "format",
-        "minimum",
-        "maximum",
-        "exclusiveMinimum",
-        "exclusiveMaximum",
-        "multipleOf",
-    ]
-)
+ENFORCED = frozenset({
+    "$ref", "type", "const", "enum", "anyOf", "oneOf", "allOf", "properties", "patternProperties",
+    "additionalProperties", "required", "minProperties", "maxProperties", "items", "prefixItems", "minItems",
+    "maxItems", "minLength", "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum",
+    "exclusiveMaximum", "multipleOf",
+})  # fmt: skip
 RELAXED = frozenset({"uniqueItems", "propertyNames"})
-REFUSED = frozenset(
-    [
-        "not",
-        "if",
-        "then",
-        "else",
-        "contains",
-        "minContains",
-        "maxContains",
-        "dependentRequired",
-        "dependentSchemas",
-        "dependencies",
-        "unevaluatedProperties",
-        "unevaluatedItems",
-        "$dynamicRef",
-        "$recursiveRef",
-    ]
-)
-FORMATS = frozenset(["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"])
+REFUSED = frozenset({
+    "not", "if", "then", "else", "contains", "minContains", "maxContains", "dependentRequired", "dependentSchemas",
+    "dependencies", "unevaluatedProperties", "unevaluatedItems", "$dynamicRef", "$recursiveRef",
+})  # fmt: skip
+FORMATS = frozenset({
+    "date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri",
+})  # fmt: skip
 _DEFINITIONS = ("$defs", "definitions")
 _LOOKS_AROUND = re.compile(r"\(\?(?:[=!>]|<[=!]|P=|\()|\\[1-9]")
 _EFFECTLESS: dict[str, tuple[Any, ...]] = {

@@ -176,7 +176,8 @@ def test_a_given_engine_is_used_and_keeps_its_cache():
     with pytest.raises(UserError, match="maximum context length is 512 tokens"):
         qwen3_jax.generate(engine, TOK, [[1] * 500], max_new_tokens=100)
 
-    first = qwen3_jax.stream(engine, TOK, [CHAT], sampling=Sampling(temperature=1, seed=1), max_new_tokens=200)
+    endless = Sampling(temperature=1, seed=1, logit_bias={TOK.im_end_id: -100})
+    first = qwen3_jax.stream(engine, TOK, [CHAT], sampling=endless, max_new_tokens=200)
     assert next(first).kind != "end"
     with pytest.raises(UserError, match="the engine is busy"):
         next(qwen3_jax.stream(engine, TOK, [CHAT], **options))
