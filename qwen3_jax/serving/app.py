@@ -285,7 +285,11 @@ class Server:
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         loop = asyncio.get_running_loop()
-        self._startup.begin(lambda: loop.call_soon_threadsafe(setattr, self, "ready", True))
+
+        def accept() -> None:
+            loop.call_soon_threadsafe(setattr, self, "ready", True)
+
+        self._startup.begin(accept)
         self.worker.start()
         reporting = asyncio.create_task(self._startup.report())
         try:

@@ -153,7 +153,7 @@ class _Common(Body):
             top_k=None if self.top_k is None else max(self.top_k, 0),  # -1 is "all" in vLLM
             presence_penalty=self.presence_penalty or 0.0, frequency_penalty=self.frequency_penalty or 0.0,
             logit_bias=_biases(self.logit_bias or {}), seed=None if self.seed is None else self.seed % 2**63,
-            stop=() if self.stop is None else self.stop, stop_token_ids=self.stop_token_ids or (),
+            stop=() if self.stop is None else self.stop, stop_token_ids=tuple(self.stop_token_ids or ()),
             logprobs=logprobs, n=self.n or 1,
         )  # fmt: skip
 
