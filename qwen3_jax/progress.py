@@ -1,20 +1,29 @@
-"""Progress bars of one form: description, bar, count, elapsed and remaining time.
+"""Progress bars of one form (description, bar, count, elapsed and remaining time), and a status line for work without a count.
 
-On a terminal the bar redraws; elsewhere (a log file, CI) nothing is drawn, callers print lines of their own.
+On a terminal they redraw; elsewhere (a log file, CI) nothing is drawn, callers print lines of their own.
+
+    with status_line(), doing("loading weights"):
+        ...
+        with doing("compiling prefill, 512 tokens"):     # anywhere below, in any thread
+            ...
 """
 
+import contextlib
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 
 class Bar:
     """A running progress bar."""
 
-    def __init__(self, progress: Progress, task: TaskID):
+    def __init__(self, progress: "Progress", task: "TaskID"):
         self._progress, self._task = progress, task
 
     @property
@@ -46,6 +55,9 @@ def progress_bar(
         visible: True draws, False does not, None draws only on a terminal.
         done: amount that was done before, by a run that is resumed.
     """
+    from rich.console import Console  # a command that draws no bar starts without it
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
     count = "{task.completed:.1f}/{task.total:.1f} " + unit if unit else "{task.completed:.0f}/{task.total:.0f}"
     columns = (
         TextColumn("{task.description}"),
@@ -59,5 +71,121 @@ def progress_bar(
     shown = sys.stderr.isatty() if visible is None else visible
     # Bound to the current stream: a later redirection of sys.stderr does not move the bar.
     console = Console(file=sys.stderr)
-    with Progress(*columns, console=console, disable=not shown, transient=True) as progress:
+    with (
+        _line.paused() if shown else contextlib.nullcontext(),
+        Progress(*columns, console=console, disable=not shown, transient=True) as progress,
+    ):
         yield Bar(progress, progress.add_task(description, total=total, completed=done, note=""))
+
+
+class _StatusLine:
+    """What is being done and for how long, drawn behind the cursor, which stays where it is. One for the process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._tasks: list[tuple[str, float]] = []  # innermost last, each with its start
+        self._pauses = 0
+        self._users = 0
+        self._is_drawn = False
+        self._quiet_since = 0.0
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                threading.Thread(target=self._run, name="status", daemon=True).start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+            self.clear()
+
+    @contextmanager
+    def task(self, text: str) -> Iterator[None]:
+        entry = text, time.monotonic()
+        with self._lock:
+            self._tasks.append(entry)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._tasks.remove(entry)
+                self._erase()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        with self._lock:
+            self._pauses += 1
+            self._erase()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._pauses -= 1
+
+    def clear(self) -> None:
+        with self._lock:
+            self._erase()
+            self._quiet_since = time.monotonic()
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(_REDRAW_SECONDS)
+            with self._lock:
+                if not self._users:
+                    return
+                self._draw()
+
+    def _draw(self) -> None:
+        if self._pauses or not self._tasks:
+            return
+        text, started = self._tasks[-1]
+        now = time.monotonic()
+        if now - max(started, self._quiet_since) >= _QUIET_SECONDS:
+            self._write(f"\x1b7\x1b[J\x1b[2m{text} ... {now - started:.0f} s\x1b[0m\x1b8")
+            self._is_drawn = True
+
+    def _erase(self) -> None:
+        if self._is_drawn:
+            self._write("\x1b[J")
+            self._is_drawn = False
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # the terminal is gone, or the stream closed
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+
+_REDRAW_SECONDS = 0.25
+_QUIET_SECONDS = 0.75  # what takes less is not worth a line
+_line = _StatusLine()
+
+
+@contextmanager
+def status_line(visible: bool | None = None) -> Iterator[None]:
+    """Draw what `doing` names, on standard error.
+
+    Args:
+        visible: True draws, False does not, None draws only on a terminal.
+    """
+    with _line.shown() if (sys.stderr.isatty() if visible is None else visible) else contextlib.nullcontext():
+        yield
+
+
+@contextmanager
+def doing(text: str) -> Iterator[None]:
+    """Name the work of a block; it is drawn if it takes a while and a `status_line` is on. The innermost name is shown."""
+    with _line.task(text):
+        yield
+
+
+def clear_status() -> None:
+    """Take the status line off the terminal, before text is written there."""
+    _line.clear()
+
+
+def no_status() -> contextlib.AbstractContextManager[None]:
+    """Keep the status line off the terminal for a block, while the user types."""
+    return _line.paused()

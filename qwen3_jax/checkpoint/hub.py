@@ -29,7 +29,7 @@ def resolve(path_or_repo_id: str | os.PathLike, *, revision: str | None = None) 
     if path.is_dir():
         if revision is not None:
             raise UserError(f"revision {revision!r} is for a repository on the hub; {path} is a local folder.")
-        return path
+        return _of_run(path)
     if path.is_file():
         if path.suffix != ".gguf":
             raise UserError(
@@ -60,6 +60,23 @@ def resolve(path_or_repo_id: str | os.PathLike, *, revision: str | None = None) 
             f"{text!r} is not a local folder and could not be downloaded ({_line(error)}); downloaded files are kept, and the "
             "same command resumes."
         ) from None
+
+
+def _of_run(folder: Path) -> Path:
+    """Return the folder, or, of a training run's folder, the one that its model was exported to (`hf`).
+
+    Raises:
+        UserError: the run has not exported a model.
+    """
+    if (folder / "config.json").is_file():
+        return folder
+    if (folder / "hf" / "config.json").is_file():
+        return folder / "hf"
+    if (folder / "architecture.json").is_file() and (folder / "checkpoints").is_dir():
+        raise UserError(
+            f"{folder} is a training run that has exported no model yet: a run writes {folder / 'hf'} when it ends."
+        )
+    return folder
 
 
 def _is_transport(error: Exception) -> bool:

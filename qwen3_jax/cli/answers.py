@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import qwen3_jax
-from qwen3_jax.cli.inputs import Input
+from qwen3_jax.cli import background
+from qwen3_jax.cli.inputs import Input, read_text
 from qwen3_jax.cli.interrupts import ctrl_c
 from qwen3_jax.errors import RequestError, UserError
 from qwen3_jax.generation import Delta, Engine, Generation, Stats
-from qwen3_jax.progress import progress_bar
+from qwen3_jax.progress import clear_status, doing, progress_bar
 from qwen3_jax.text import Tokenizer
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
+_LEAST_TOKENS, _LEAST_SECONDS = 16, 0.1  # of a rate
 
 
 class Printer:
@@ -68,6 +70,7 @@ class Printer:
     def _mark(self, text: str) -> None:
         """Write what separates thinking from content on a terminal."""
         if self._terminal:
+            clear_status()
             sys.stdout.write(text)
 
     def _end_line(self, out: TextIO) -> None:
@@ -75,6 +78,7 @@ class Printer:
             self._write(out, "\n")
 
     def _write(self, out: TextIO, text: str) -> None:
+        clear_status()
         out.write(text)
         out.flush()
         (self._open.discard if text.endswith("\n") else self._open.add)(id(out))
@@ -99,8 +103,8 @@ def answer_one(
         raise UserError(error.reason) from None
     printer = Printer() if shown and stream else None
     partial: list[Delta] = []
-    with ctrl_c() as stopped:
-        for delta in deltas:
+    with ctrl_c() as stopped, doing("generating"):
+        for delta in background.iterate(deltas, stopped):
             partial.append(delta)
             if printer is not None:
                 printer.show(delta)
@@ -108,8 +112,6 @@ def answer_one(
                 results.append(delta.result)
                 if as_json and shown:
                     write_json(sys.stdout, record(delta, given, engine.stats))
-            if stopped():
-                break
         done = len(results) == total
     if not shown:
         return done
@@ -140,45 +142,94 @@ def answer_batch(
     options: dict[str, Any],
     output: Path | None,
     shown: bool = True,
+    *,
+    resume: bool = False,
 ) -> bool:
     """Answer a file of prompts with one line of JSON per answer; return False if Ctrl-C stopped it.
 
-    Lines are written in the order in which answers finish; "index" is the position of the prompt in the file.
+    Lines are written in the order in which answers finish; "index" is the position of the prompt in the file. With `resume` the
+    answers of the prompts that `output` has answered are kept, and the others are added.
     """
     results: list[Generation] = []
-    total = len(inputs) * options["sampling"].n
+    samples = options["sampling"].n
+    total = len(inputs) * samples
+    kept = finished(output, inputs, samples) if resume and output is not None and output.exists() else {}
+    places = [place for place in range(len(inputs)) if place not in kept]
     bar_shown = None if shown else False
-    prompts = [given.prompt for given in inputs]
+    deltas: Iterator[Delta] = iter(())
     try:
-        deltas = qwen3_jax.stream(engine, tokenizer, prompts, **options)
+        if places:
+            deltas = qwen3_jax.stream(engine, tokenizer, [inputs[place].prompt for place in places], **options)
     except RequestError as error:
-        source = "" if error.prompt is None else f"{inputs[error.prompt].source}: "
+        source = "" if error.prompt is None else f"{inputs[places[error.prompt]].source}: "
         raise UserError(f"{source}{error.reason}") from None
-    with ctrl_c() as stopped, _opened(output) as out, progress_bar("answering", total, visible=bar_shown) as bar:
-        for delta in deltas:
+    with (
+        ctrl_c() as stopped,
+        _opened(output, kept, write=shown) as out,
+        progress_bar("answering", total, visible=bar_shown) as bar,
+    ):
+        bar.advance(len(kept) * samples)
+        for delta in background.iterate(deltas, stopped):
             if delta.result is not None:
                 results.append(delta.result)
                 if shown:
-                    write_json(out, record(delta, inputs[delta.index], engine.stats))
+                    place = places[delta.index]
+                    write_json(out, record(dataclasses.replace(delta, index=place), inputs[place], engine.stats))
                 bar.advance()
-            if stopped():
-                break
-    done = len(results) == total
+    done = len(results) == len(places) * samples
     if shown:
         report(engine.stats, results, stopped=not done)
         if not done or output is not None:
             destination = "" if output is None else f" in {output}"
-            print(f"{len(results)} of {total} answers{destination}", file=sys.stderr)
+            more = "" if done or output is None else "; --resume adds the others"
+            count = len(results) + len(kept) * samples
+            print(f"{count} of {total} answers{destination}{more}", file=sys.stderr)
     return done
 
 
+def finished(output: Path, inputs: list[Input], samples: int) -> dict[int, list[str]]:
+    """Return the lines of an earlier output, by prompt, for the prompts of which it has all samples.
+
+    A last line that was cut off while it was written does not count.
+
+    Raises:
+        UserError: a line is no answer to these prompts; names it.
+    """
+    lines: dict[int, dict[int, str]] = {}
+    text = read_text(output)
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            answer = json.loads(line)
+            index, sample = int(answer["index"]), int(answer["sample"])
+            valid = 0 <= index < len(inputs) and inputs[index].id == answer.get("id")
+        except (ValueError, KeyError, TypeError):
+            if number == 1 + text.count("\n"):  # without its newline
+                continue
+            raise UserError(
+                f"{output}, line {number} is not an answer of an earlier run; it cannot be resumed."
+            ) from None
+        if not valid:
+            reason = "answers a prompt that the --messages file does not have at that place"
+            raise UserError(f"{output}, line {number} {reason}; give the file of the earlier run, or another --output.")
+        lines.setdefault(index, {})[sample] = line
+    wanted = set(range(samples))
+    return {index: [found[each] for each in sorted(wanted)] for index, found in lines.items() if wanted <= found.keys()}
+
+
 @contextlib.contextmanager
-def _opened(output: Path | None) -> Iterator[TextIO]:
-    if output is None:
+def _opened(output: Path | None, kept: dict[int, list[str]], *, write: bool) -> Iterator[TextIO]:
+    """Open the output, with the lines that are kept in it; other processes of a run (`write` false) write nothing."""
+    if output is None or not write:
         yield sys.stdout
         return
     try:
-        file = open(output, "w", encoding="utf-8")  # noqa: SIM115 - closed below
+        if kept:
+            beside = output.with_name(f"{output.name}.part")
+            beside.write_text("".join(f"{line}\n" for lines in kept.values() for line in lines), "utf-8")
+            os.replace(beside, output)
+        file = open(output, "a" if kept else "w", encoding="utf-8")  # noqa: SIM115 - closed below
     except OSError as error:
         raise UserError(f"--output {output} cannot be written ({error.strerror}).") from None
     with file:
@@ -251,12 +302,16 @@ def report(stats: Stats, results: list[Generation], stopped: bool = False) -> No
         parts.insert(2, f"accepted {stats.accepted} of {stats.guessed} guesses")
     line = " | ".join(parts)
     colours = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    clear_status()
     print(f"{_DIM}{line}{_PLAIN}" if colours else line, file=sys.stderr, flush=True)
 
 
 def _speed(tokens: int, seconds: float) -> str:
+    """A rate and a time; no rate of so few tokens or so short a time that it says nothing."""
     rate = _rate(tokens, seconds)
-    return f"{seconds:.2f} s" if rate is None else f"{rate:.1f} tok/s ({seconds:.2f} s)"
+    if rate is None or tokens < _LEAST_TOKENS or seconds < _LEAST_SECONDS:
+        return f"{seconds:.2f} s"
+    return f"{rate:.1f} tok/s ({seconds:.2f} s)"
 
 
 def _rate(tokens: int, seconds: float) -> float | None:

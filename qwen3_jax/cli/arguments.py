@@ -40,16 +40,17 @@ def local_target(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def whole_number(minimum: int) -> Callable[[str], int]:
-    """Return an argparse type for integers of at least `minimum`."""
+def whole_number(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
+    """Return an argparse type for integers from `minimum` to `maximum`, both included; None is no upper bound."""
 
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = minimum - 1
-        if value < minimum:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {minimum} or more")
+        if value < minimum or (maximum is not None and value > maximum):
+            bounds = f"of {minimum} or more" if maximum is None else f"from {minimum} to {maximum}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {bounds}")
         return value
 
     return parse

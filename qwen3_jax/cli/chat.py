@@ -13,10 +13,12 @@ import sys
 from typing import Any
 
 import qwen3_jax
+from qwen3_jax.cli import background
 from qwen3_jax.cli.answers import Printer, report
 from qwen3_jax.cli.interrupts import ctrl_c
 from qwen3_jax.errors import RequestError, UserError, nearest
 from qwen3_jax.generation import Engine, Generation
+from qwen3_jax.progress import clear_status, doing, no_status
 from qwen3_jax.text import Tokenizer, soft_switch
 
 HELP = """\
@@ -24,7 +26,7 @@ HELP = """\
 /no_think       answer without thinking, from now on
 /budget N       at most N thinking tokens per answer; /budget off removes the limit
 /reset          start a new conversation
-/exit           leave (so does Ctrl-D, or Ctrl-C at the prompt)
+/exit           leave (so does Ctrl-D, or Ctrl-C twice at the prompt)
 /help           this list
 
 /think or /no_think inside a message is passed to the model, which obeys the last one it sees.
@@ -62,12 +64,22 @@ class Chat:
             import readline  # noqa: F401 - gives input() editing and a history
         if sys.stdin.isatty():
             print("/help lists the commands, Ctrl-D leaves.", file=sys.stderr)
+        asked_to_leave = False
         while True:
             try:
-                line = input("> ").strip()
-            except (EOFError, KeyboardInterrupt):
+                with no_status():
+                    line = input("> ").strip()
+                asked_to_leave = False
+            except EOFError:
                 print()
                 return 0
+            except KeyboardInterrupt:  # one may come a moment after the answer that it was to stop
+                print()
+                if asked_to_leave:
+                    return 0
+                asked_to_leave = True
+                self._say("Ctrl-C again, Ctrl-D or /exit leaves.")
+                continue
             except UnicodeDecodeError as error:
                 self._say(f"the message is not UTF-8 text ({error}).")
                 continue
@@ -125,7 +137,8 @@ class Chat:
                 return
             for call in answer["tool_calls"]:
                 try:
-                    result = input(f"result of {call['function']['name']}> ")
+                    with no_status():
+                        result = input(f"result of {call['function']['name']}> ")
                 except (EOFError, KeyboardInterrupt):
                     print()
                     self._say("no result; the turn is dropped.")
@@ -155,16 +168,14 @@ class Chat:
             deltas = qwen3_jax.stream(
                 self._engine, self._tokenizer, [[*self._history, *turn]], **self._mode(turn[0]), **self._options,
             )  # fmt: skip
-            with ctrl_c() as stopped:
-                for delta in deltas:
+            with ctrl_c() as stopped, doing("generating"):
+                for delta in background.iterate(deltas, stopped):
                     if self._stream:
                         printer.show(delta)
                     shown.append(delta)
                     if delta.kind in pieces:
                         pieces[delta.kind].append(delta.text)
                     result = delta.result or result
-                    if stopped():
-                        break
         except KeyboardInterrupt:  # pressed twice
             pass
         except UserError as error:
@@ -187,4 +198,5 @@ class Chat:
 
     @staticmethod
     def _say(text: str) -> None:
+        clear_status()
         print(text, file=sys.stderr, flush=True)

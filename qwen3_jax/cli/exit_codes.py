@@ -8,7 +8,9 @@ import os
 import sys
 from collections.abc import Callable
 
+from qwen3_jax.cli import background
 from qwen3_jax.errors import Interrupted, UserError
+from qwen3_jax.progress import clear_status
 
 BAD_INPUT = 2
 LOST_PROCESS = 3
@@ -22,8 +24,9 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
         code = work()
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print(f"\n{prog}: stopped.", file=sys.stderr)
-        return INTERRUPTED
+        clear_status()
+        print(f"\n{prog}: stopped.", file=sys.stderr, flush=True)
+        return background.leave(INTERRUPTED)
     except Interrupted as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return INTERRUPTED if error.reason == "Ctrl-C" else TERMINATED

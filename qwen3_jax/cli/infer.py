@@ -7,6 +7,8 @@
     python infer.py --model Qwen/Qwen3-8B --mesh tensor=4 --dtype bfloat16 --prompt "Hello"
     python infer.py --model Qwen/Qwen3-8B --mesh tensor=4 --plan v5e:2x2 --batch-size 16 --context 8192
 
+    python infer.py --model DIR --messages questions.jsonl --output answers.jsonl --resume    # what an interruption left
+
 The answer goes to standard output; a timing summary goes to standard error. On a terminal the answer streams, its thinking
 dimmed. Elsewhere the thinking goes to standard error, so that a pipe or file receives only the answer.
 
@@ -18,15 +20,17 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from qwen3_jax.cli import model_options
+from qwen3_jax.cli import background, model_options
 from qwen3_jax.cli.arguments import Parser, local_target, whole_number
 from qwen3_jax.cli.exit_codes import INTERRUPTED, guarded
 from qwen3_jax.errors import UserError
+from qwen3_jax.progress import doing, status_line
 
 if TYPE_CHECKING:
-    from qwen3_jax.generation import Sampling
+    from qwen3_jax.generation import Engine, Sampling
+    from qwen3_jax.text import Tokenizer
 
 DEFAULT_BATCH_SIZE = 8
 DEFAULT_CONTEXT = 4096
@@ -102,6 +106,10 @@ def _add_sampling(parser: Parser) -> None:
     add("--repetition-penalty", type=float, metavar="X", help="above 1 against repetition of prompt and answer")
     add("--seed", type=int, metavar="N", help="makes the answer reproducible")
     add("--stop", action="append", default=[], metavar="TEXT", help="text that ends the answer; may be repeated")
+    add(
+        "--stop-token-ids", type=_token_ids, default=(), metavar="ID,...",
+        help="tokens that end the answer, besides the model's own end tokens",
+    )  # fmt: skip
     add("--n", type=whole_number(1), default=1, metavar="N", help="answers per prompt")
     add(
         "--logprobs",
@@ -129,6 +137,9 @@ def _add_output(parser: Parser) -> None:
         help="batch mode: write the answers to this file, each as soon as it is finished",
     )
     add("--overwrite", action="store_true", help="replace the --output file if it exists")
+    add(
+        "--resume", action="store_true", help="keep the answers that the --output file has, and add those that it lacks"
+    )
     add(
         "--batch-size", type=whole_number(1), metavar="N",
         help=f"batch mode and --plan: answers decoded together (default {DEFAULT_BATCH_SIZE})",
@@ -159,13 +170,16 @@ def _check_together(parser: Parser, args: argparse.Namespace) -> None:
     refuse("messages", ("chat",))
     refuse("raw", ("system", "tools", "chat"), "it skips the chat template")
     refuse("no_thinking", ("thinking_budget",))
-    refuse("chat", ("json", "n", "logprobs", "output", "overwrite", "batch_size"), "a chat shows one answer at a time")
+    refuse("overwrite", ("resume",))
+    one = "a chat shows one answer at a time"
+    refuse("chat", ("json", "n", "logprobs", "output", "overwrite", "resume", "batch_size"), one)
     if not batch:
-        for option in ("output", "overwrite", "batch_size"):
+        for option in ("output", "overwrite", "resume", "batch_size"):
             if option in given:
                 parser.error(f"--{option.replace('_', '-')} is for batch mode, --messages FILE.jsonl")
-    if "overwrite" in given and "output" not in given:
-        parser.error("--overwrite needs --output")
+    for option in ("overwrite", "resume"):
+        if option in given and "output" not in given:
+            parser.error(f"--{option} needs --output")
     if args.stream:
         whole = "it prints whole answers"
         for option, shown in (("json", "--json"), ("n", "--n"), ("output", "--output")):
@@ -175,6 +189,13 @@ def _check_together(parser: Parser, args: argparse.Namespace) -> None:
             parser.error(f"--stream does not go with batch mode: {whole}")
     if "logprobs" in given and not (args.json or batch):
         parser.error("--logprobs is shown only with --json or in batch mode")
+
+
+def _token_ids(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of token ids, as 151643,151645")
+    return tuple(map(int, parts))
 
 
 def _is_batch(args: argparse.Namespace) -> bool:
@@ -188,43 +209,62 @@ def _run(args: argparse.Namespace) -> int:
     if batch:
         prompts = inputs.read_jsonl(args.messages, args.system, args.raw)
         if args.output is not None:
-            inputs.check_output(args.output, args.overwrite)
+            inputs.check_output(args.output, args.overwrite or args.resume)
     elif args.chat:
         prompts = []
     else:
         prompts = [inputs.read_one(args.prompt, args.messages, args.system, args.raw)]
     tools = None if args.tools is None else inputs.read_tools(args.tools)
     axes = None if args.mesh is None else inputs.read_mesh(args.mesh)
+    with status_line():
+        with doing("loading weights"):
+            loaded = background.call(lambda: _load(args, axes, batch))
+        return background.leave(_answer(args, prompts, tools, loaded))
 
-    import jax
 
-    from qwen3_jax.generation import Engine
+class _Loaded(NamedTuple):
+    engine: "Engine"
+    tokenizer: "Tokenizer"
+    sampling: "Sampling"
+    process: int
 
-    mesh = model_options.make_mesh(axes)
+
+def _load(args: argparse.Namespace, axes: dict[str, int] | None, batch: bool) -> _Loaded:
+    """Import JAX, load the model and make an engine; in the background thread, as all that follows."""
+    with doing("starting JAX"):
+        import jax
+
+        from qwen3_jax.generation import Engine
+
+        mesh = model_options.make_mesh(axes)
     sampling = _sampling(args)
     if args.chat and jax.process_count() > 1:
         raise UserError("--chat needs a single process; this run has several.")
     model, tokenizer = model_options.load_model(args, mesh)
+    rows = (args.batch_size or DEFAULT_BATCH_SIZE) if batch else min(args.n, DEFAULT_BATCH_SIZE)
+    speculation = model_options.speculation_of(args, model, mesh)
+    engine = Engine(model, rows=rows, speculation=speculation, cache_type=args.cache_type)
+    return _Loaded(engine, tokenizer, sampling, jax.process_index())
+
+
+def _answer(args: argparse.Namespace, prompts: list[Any], tools: list[dict[str, Any]] | None, loaded: _Loaded) -> int:
+    from qwen3_jax.cli.answers import answer_batch, answer_one
+
     options: dict[str, Any] = dict(
-        sampling=sampling,
+        sampling=loaded.sampling,
         max_new_tokens=args.max_new_tokens,
         enable_thinking=False if args.no_thinking else None,
         thinking_budget=args.thinking_budget,
         tools=tools,
     )
-    from qwen3_jax.cli.answers import answer_batch, answer_one
-
-    rows = (args.batch_size or DEFAULT_BATCH_SIZE) if batch else min(args.n, DEFAULT_BATCH_SIZE)
-    speculation = model_options.speculation_of(args, model, mesh)
-    engine = Engine(model, rows=rows, speculation=speculation, cache_type=args.cache_type)
-    stream = sys.stdout.isatty() and not args.json and args.n == 1 if args.stream is None else args.stream
+    engine, tokenizer, shown = loaded.engine, loaded.tokenizer, loaded.process == 0
     if args.chat:
         from qwen3_jax.cli.chat import Chat
 
         return Chat(engine, tokenizer, args.system, options, stream=args.stream is not False).run()
-    shown = jax.process_index() == 0
-    if batch:
-        done = answer_batch(engine, tokenizer, prompts, options, args.output, shown)
+    stream = sys.stdout.isatty() and not args.json and args.n == 1 if args.stream is None else args.stream
+    if _is_batch(args):
+        done = answer_batch(engine, tokenizer, prompts, options, args.output, shown, resume=args.resume)
     else:
         done = answer_one(engine, tokenizer, prompts[0], options, as_json=args.json, stream=stream, shown=shown)
     return 0 if done else INTERRUPTED
@@ -269,4 +309,6 @@ def _sampling(args: argparse.Namespace) -> "Sampling":
         "logprobs",
         "n",
     )
-    return Sampling(stop=tuple(args.stop), **{name: getattr(args, name) for name in names})
+    return Sampling(
+        stop=tuple(args.stop), stop_token_ids=args.stop_token_ids, **{name: getattr(args, name) for name in names}
+    )

@@ -32,7 +32,7 @@ class Input:
 def read_one(prompt: str | None, file: Path | None, system: str | None, raw: bool) -> Input:
     """Return the prompt of --prompt, --messages FILE.json or standard input."""
     if file is not None:
-        value = _json(_text(file), str(file))
+        value = _json(read_text(file), str(file))
         if isinstance(value, dict):
             return _input(value, str(file), system, raw)
         return _input({"messages": value}, str(file), system, raw)
@@ -42,7 +42,7 @@ def read_one(prompt: str | None, file: Path | None, system: str | None, raw: boo
             raise UserError("no prompt: give --prompt, --messages or --chat, or pipe one to standard input.")
         source = "standard input"
         try:
-            prompt = sys.stdin.read()
+            prompt = sys.stdin.read().removeprefix("\ufeff")
         except UnicodeDecodeError as error:
             raise UserError(f"standard input is not UTF-8 text ({error}).") from None
         if not raw:
@@ -53,7 +53,7 @@ def read_one(prompt: str | None, file: Path | None, system: str | None, raw: boo
 def read_jsonl(file: Path, system: str | None, raw: bool) -> list[Input]:
     """Return one prompt per line of a batch file; blank lines are skipped."""
     inputs = []
-    for number, line in enumerate(_text(file).splitlines(), start=1):
+    for number, line in enumerate(read_text(file).split("\n"), start=1):  # a string may contain U+2028
         if line.strip():
             source = f"{file}, line {number}"
             value = _json(line, source)
@@ -92,7 +92,7 @@ def _input(record: dict[str, Any], source: str, system: str | None, raw: bool) -
 
 def read_tools(file: Path) -> list[dict[str, Any]]:
     """Return the functions of a --tools file, checked."""
-    tools = _json(_text(file), str(file))
+    tools = _json(read_text(file), str(file))
     if not isinstance(tools, list) or not tools:
         raise UserError(f'{file} must hold a non-empty JSON list of {{"type": "function", "function": {{...}}}}.')
     names: set[str] = set()
@@ -144,14 +144,23 @@ def read_mesh(text: str) -> dict[str, int]:
 def check_output(file: Path, overwrite: bool) -> None:
     """Refuse an output file that exists or has no folder, before anything runs."""
     if file.is_dir() or (file.exists() and not overwrite):
-        raise UserError(f"--output {file} exists; choose another file or give --overwrite.")
+        ways = "choose another file, or give --resume to add what it lacks or --overwrite to replace it"
+        raise UserError(f"--output {file} exists; {'it is a folder' if file.is_dir() else ways}.")
     if not file.parent.is_dir():
         raise UserError(f"--output {file}: the folder {file.parent} does not exist.")
 
 
-def _text(file: Path) -> str:
+def read_text(file: Path) -> str:
+    """Return the text of a file, without the byte order mark that Windows writes.
+
+    Raises:
+        UserError: it cannot be read, or is not UTF-8.
+    """
     try:
-        return file.read_text(encoding="utf-8")
+        content = file.read_bytes()
+        if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise UserError(f"{file} is UTF-16 text; save it as UTF-8.")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 text ({error}).") from None
     except OSError as error:

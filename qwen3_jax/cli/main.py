@@ -14,6 +14,8 @@ Names of options have hyphens (`--batch-size`); keys of a configuration file, wh
 mistyped option answer at once. Bad input is one sentence on standard error and exit code 2.
 """
 
+import sys
+
 from qwen3_jax.cli.dispatch import dispatch
 from qwen3_jax.cli.exit_codes import guarded
 
@@ -36,4 +38,10 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command that the first argument names; return the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["--version"]:
+        import qwen3_jax
+
+        print(f"qwen3-jax {qwen3_jax.__version__}")
+        return 0
     return guarded("qwen3", lambda: dispatch("qwen3", "Qwen3 in JAX.", COMMANDS, argv))

@@ -4,6 +4,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+from qwen3_jax.cli import compile_cache
 from qwen3_jax.cli.arguments import Parser, whole_number
 from qwen3_jax.errors import UserError
 
@@ -48,7 +49,9 @@ def add_speed(parser: Parser) -> None:
 
 def add_devices(parser: Parser) -> None:
     """Add the options of devices and data types."""
-    add = parser.add_argument_group("devices").add_argument
+    group = parser.add_argument_group("devices")
+    compile_cache.add_option(group)
+    add = group.add_argument
     add(
         "--mesh", metavar="AXES",
         help="split the model, as data=2,tensor=4; axes: replica, data, expert, context, tensor; -1 on one of them "
@@ -71,7 +74,7 @@ def make_mesh(axes: dict[str, int] | None) -> Any:
 
 
 def load_model(args: argparse.Namespace, mesh: Any) -> "tuple[Qwen3, Tokenizer]":
-    """Load the model and its tokenizer.
+    """Load the model and its tokenizer; turns the compile cache on.
 
     Raises:
         UserError: the checkpoint has no tokenizer, or cannot be loaded (see `qwen3_jax.load`).
@@ -79,6 +82,7 @@ def load_model(args: argparse.Namespace, mesh: Any) -> "tuple[Qwen3, Tokenizer]"
     from qwen3_jax.checkpoint import load
     from qwen3_jax.kernels.platform import default_compute_dtype
 
+    compile_cache.enable(args.compile_cache)
     model, tokenizer = load(
         args.model,
         dtype=default_compute_dtype() if args.dtype == "auto" else args.dtype,

@@ -12,13 +12,15 @@ It listens on this machine only; another --host requires API keys. SIGTERM lets 
 
 import argparse
 import os
+import re
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
 from qwen3_jax.cli import inputs, model_options
 from qwen3_jax.cli.arguments import Parser, whole_number
-from qwen3_jax.cli.exit_codes import guarded
+from qwen3_jax.cli.exit_codes import INTERRUPTED, guarded
 from qwen3_jax.errors import UserError
 
 KEYS = "QWEN3_API_KEYS"
@@ -44,10 +46,17 @@ def _parser(prog: str) -> Parser:
         metavar="ADDRESS",
         help="address to listen on (default %(default)s: this machine only)",
     )
-    add("--port", type=whole_number(0), default=8000, metavar="N", help="default %(default)s; 0 is any free port")
+    add(
+        "--port",
+        type=whole_number(0, 65_535),
+        default=8000,
+        metavar="N",
+        help="default %(default)s; 0 is any free port",
+    )
     add("--name", metavar="NAME", help="the model's name for clients (default: the last part of --model)")
 
     _add_access(parser)
+    _add_thinking(parser)
     _add_limits(parser)
     model_options.add_speed(parser)
     _add_batching(parser)
@@ -78,13 +87,25 @@ def _add_access(parser: Parser) -> None:
     )  # fmt: skip
 
 
+def _add_thinking(parser: Parser) -> None:
+    add = parser.add_argument_group("thinking").add_argument
+    add(
+        "--thinking-budget", type=whole_number(0), metavar="N",
+        help="thinking tokens of requests that name no budget; 0 is no thinking (default: no limit)",
+    )  # fmt: skip
+    add(
+        "--max-thinking-budget", type=whole_number(0), metavar="N",
+        help="most thinking tokens of any request; requests for more get this (default: no limit)",
+    )  # fmt: skip
+
+
 def _add_limits(parser: Parser) -> None:
     add = parser.add_argument_group("limits").add_argument
     add(
         "--max-tokens",
         type=whole_number(1),
         metavar="N",
-        help="most tokens of an answer (default: what the cache holds)",
+        help="most tokens of an answer; requests for more get this (default: what the cache holds)",
     )
     add(
         "--max-n",
@@ -160,8 +181,11 @@ def _serve(args: argparse.Namespace) -> int:
         from qwen3_jax.serving.guard import Limits
     except ImportError as error:
         raise UserError(f"serving needs {error.name}: pip install 'qwen3-jax[serve]'.") from error
+    if args.name is not None and not args.name.strip():
+        raise UserError("--name is empty; leave it out, or give the model's name for clients.")
     if not args.timeout > 0:
         raise UserError(f"--timeout is {args.timeout:g}; it must be above 0 seconds.")
+    origins = [_origin(text) for text in args.allow_origin]
     limits = Limits(
         body_bytes=args.max_body,
         messages=args.max_messages,
@@ -181,7 +205,9 @@ def _serve(args: argparse.Namespace) -> int:
         limits=limits,
         keys=keys,
         hosts=[*_LOOPBACK, *args.allow_host] if local else args.allow_host,
-        origins=args.allow_origin,
+        origins=origins,
+        thinking_budget=args.thinking_budget,
+        max_thinking_budget=args.max_thinking_budget,
         warm_up=not args.no_warm_up,
         log_text=args.log_text,
     )
@@ -192,7 +218,32 @@ def _serve(args: argparse.Namespace) -> int:
         server.app, log_level="warning", access_log=False, server_header=False, lifespan="on",
         timeout_graceful_shutdown=args.drain,
     )  # fmt: skip
-    uvicorn.Server(config).run(sockets=[listener])
+    return _run(uvicorn.Server(config), listener, server)
+
+
+def _run(http: Any, listener: socket.socket, server: Any) -> int:
+    """Serve until a signal; return the exit code."""
+    code, handle = 0, http.handle_exit
+
+    def handle_exit(signal: int, frame: Any) -> None:
+        if server.open_requests and not http.should_exit:
+            text = (
+                f"stopping: running answers may take {http.config.timeout_graceful_shutdown} s; Ctrl-C ends them now\n"
+            )
+            os.write(2, text.encode())  # `print` may be interrupted in itself
+        handle(signal, frame)
+
+    http.handle_exit = handle_exit
+    try:
+        http.run(sockets=[listener])
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    if server.worker.running:  # a compilation cannot be interrupted, and the interpreter's own end would wait for it
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    if code:
+        raise KeyboardInterrupt
     return 0
 
 
@@ -223,9 +274,11 @@ def _keys(file: Path | None) -> list[str]:
     keys = [key.strip() for key in os.environ.get(KEYS, "").split(",")]
     if file is not None:
         try:
-            lines = file.read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = file.read_text("utf-8-sig").splitlines()  # editors on Windows write a byte order mark
+        except OSError as error:
             raise UserError(f"--api-keys {file} cannot be read: {error}.") from None
+        except UnicodeDecodeError:
+            raise UserError(f"--api-keys {file} is not UTF-8 text; save it in that encoding.") from None
         from_file = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
         if not from_file:
             raise UserError(f"--api-keys {file} contains no key.")
@@ -233,6 +286,18 @@ def _keys(file: Path | None) -> list[str]:
     if KEYS in os.environ and not any(keys):
         raise UserError(f"{KEYS} is set but contains no key; unset it or give one.")
     return [key for key in keys if key]
+
+
+def _origin(text: str) -> str:
+    """Return an origin as browsers send it; "*" is any.
+
+    Raises:
+        UserError: not an origin.
+    """
+    origin = text.rstrip("/").lower()
+    if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#]+", origin):
+        raise UserError(f"--allow-origin is {text!r}; an origin is a scheme and a host, as https://example.org.")
+    return origin
 
 
 def _listener(host: str, port: int) -> socket.socket:

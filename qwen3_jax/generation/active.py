@@ -27,7 +27,8 @@ class ActiveRequest(TokenSequence):
         started: it has run at least once.
         slot: its slot in `Seen`, -1 while it has none.
         ngrams, indexed: index of prompt lookup, and tokens that are in it.
-        in_thinking: the next token belongs to the thinking; only followed if the request has a constraint.
+        in_thinking, may_think: the next token belongs to the thinking, or may begin it; only followed if the request has a
+            constraint.
     """
 
     request: Request
@@ -39,6 +40,7 @@ class ActiveRequest(TokenSequence):
     ngrams: dict[tuple[int, ...], int] = field(default_factory=dict)
     indexed: int = 0
     in_thinking: bool = False
+    may_think: bool = True
 
     @classmethod
     def of(cls, request: Request, defaults: GenerationConfig, no_slot: int) -> ActiveRequest:
@@ -54,6 +56,7 @@ class ActiveRequest(TokenSequence):
             # `prefill` knows no constraints, so the first token has to come from a decode step.
             last_alone=request.constraint is not None,
             in_thinking=request.thinking,
+            may_think=not request.thinking,
         )
 
     def append(self, output: Output, step: int, row: int, ended: bool) -> Token:
@@ -64,7 +67,7 @@ class ActiveRequest(TokenSequence):
             self._constrain(token, forced)
         finish: FinishReason | None = None
         if ended:
-            finish = "stop" if token in self.request.eos else "length"
+            finish = "stop" if token in self.request.eos and not forced else "length"
         thinking = bool(output.thinking[step, row])
         logprob = _logprob(output, step, row, self.request.sampling.logprobs)
         return Token(self.number, token, forced, thinking, logprob, finish, self.cached or 0)
@@ -85,9 +88,10 @@ class ActiveRequest(TokenSequence):
         ids = self.request.thinking_tokens
         if token == ids.end and self.in_thinking:
             self.in_thinking = False
-        elif token == ids.start and not forced:
-            self.in_thinking = True
+        elif token == ids.start and self.may_think:
+            self.in_thinking, self.may_think = True, False
         elif not forced and not self.in_thinking:
+            self.may_think &= token in ids.newlines
             self.request.constraint.take(token)
 
 

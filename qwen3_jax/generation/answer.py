@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from qwen3_jax.generation.request import Request
+from qwen3_jax.generation.stop_texts import StopTexts
 from qwen3_jax.generation.tokens import FinishReason, Token, TokenLogprob
-from qwen3_jax.text import AnswerParser, Piece, Tokenizer, ToolCall
+from qwen3_jax.text import AnswerParser, Parsed, Piece, Tokenizer, ToolCall
 
 
 @dataclass(frozen=True)
@@ -121,13 +122,8 @@ class Answer:
         self._tokens: list[int] = []
         self._forced: list[bool] = []
         self._thinking_tokens = self._cached_tokens = 0
-        self._text: list[str] = []
-        self._withheld = ""  # text that may be the beginning of a stop text
-        self._events: list[Piece | ToolCall] = []
-        parse = not request.raw
-        self._parser = AnswerParser(request.thinking and parse, request.tools and parse)
+        self._reader = _Reader(request)
         self._detokenizer = None if tokenizer is None else tokenizer.detokenizer(skip_special_tokens=True)
-        self._stop: tuple[str, ...] = tuple(request.sampling.stop)
         self._place = request.prompt_index, request.sample_index
 
     @property
@@ -149,33 +145,13 @@ class Answer:
         if token.finish == "stop":  # an end token is no text
             return self._finish("stop", [], flush=True)
         text = "" if self._detokenizer is None else self._detokenizer.add(token.id)
-        deltas, stopped = self._release(text)
-        if stopped or (self.request.one_call and any(delta.kind == "tool_call" for delta in deltas)):
+        deltas = self._deltas(self._reader.feed(text))
+        called = self.request.one_call and any(delta.kind == "tool_call" for delta in deltas)
+        if called or self._reader.stopped:
             return self._finish("stop", deltas, flush=False)
         return deltas if token.finish is None else self._finish(token.finish, deltas, flush=True)
 
-    def _release(self, text: str) -> tuple[list[Delta], bool]:
-        """Return the deltas of all text that cannot begin a stop text, and whether a stop text ended the answer.
-
-        The stop text that is complete first ends it; of several that are complete at once, the longest.
-        """
-        text = self._withheld + text
-        matches = [(start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0]
-        if matches:
-            self._withheld = ""
-            return self._parse(text[: min(matches)[1]]), True
-        certain = len(text) - _overlap(text, self._stop)
-        self._withheld = text[certain:]
-        return self._parse(text[:certain]), False
-
-    def _parse(self, text: str) -> list[Delta]:
-        if not text:
-            return []
-        self._text.append(text)
-        return self._deltas([Piece("content", text)] if self.request.raw else self._parser.feed(text))
-
     def _deltas(self, events: Sequence[Piece | ToolCall]) -> list[Delta]:
-        self._events.extend(events)
         return [
             Delta("tool_call", "", *self._place, event)
             if isinstance(event, ToolCall)
@@ -184,18 +160,17 @@ class Answer:
         ]
 
     def _finish(self, reason: FinishReason, deltas: list[Delta], *, flush: bool) -> list[Delta]:
-        """End the answer; `flush` releases the text that was withheld, which a stop text may still cut."""
+        """End the answer; `flush` releases an unfinished character, and a stop text may still cut what was withheld."""
         if flush and self._detokenizer is not None:
-            rest, stopped = self._release(self._detokenizer.flush())
-            deltas += rest
-            if not stopped:
-                deltas += self._parse(self._withheld)
-        deltas += self._deltas(self._parser.finish())
-        parsed = self._parser.collect(self._events)
+            deltas += self._deltas(self._reader.feed(self._detokenizer.flush()))
+        deltas += self._deltas(self._reader.finish())
+        parsed = self._reader.parsed()
+        if self._reader.stopped:
+            reason = "stop"
         if reason == "stop" and parsed.tool_calls:
             reason = "tool_calls"
         self.result = Generation(
-            text="".join(self._text),
+            text=self._reader.text,
             thinking=parsed.thinking,
             content=parsed.content,
             tool_calls=parsed.tool_calls,
@@ -206,6 +181,73 @@ class Answer:
             usage=self.usage,
         )
         return [*deltas, Delta("end", "", *self._place, result=self.result)]
+
+
+class _Reader:
+    """Turns the text of an answer into events: parsed or raw, up to a stop text.
+
+    A raw answer to messages is parsed too if it has stop texts: they act on its content alone.
+    """
+
+    def __init__(self, request: Request):
+        self._raw = request.raw
+        self._stops = StopTexts(request.sampling.stop) if request.sampling.stop else None
+        parses = not request.raw or (self._stops is not None and not request.continues_text)
+        self._parser = AnswerParser(request.thinking, request.tools) if parses else None
+        self._texts: list[str] = []
+        self._length = 0
+        self._pending = ""  # raw text that is not given out yet
+        self._events: list[Piece | ToolCall] = []
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop text has ended the answer."""
+        return self._stops is not None and self._stops.cut is not None
+
+    @property
+    def text(self) -> str:
+        """All of the text, up to the stop text."""
+        return "".join(self._texts)[: self._stops.cut if self._stops else None]
+
+    def parsed(self) -> Parsed:
+        """All events so far as one result."""
+        return (AnswerParser() if self._raw or self._parser is None else self._parser).collect(self._events)
+
+    def feed(self, text: str) -> list[Piece | ToolCall]:
+        """Read on; return what is certain."""
+        if not text or self.stopped:
+            return []
+        self._texts.append(text)
+        events: list[Piece | ToolCall] = [Piece("content", text, self._length)]
+        self._length += len(text)
+        if self._raw and self._parser is not None:
+            self._pending += text
+        return self._release(self._parser.feed(text) if self._parser else events, last=False)
+
+    def finish(self) -> list[Piece | ToolCall]:
+        """The end of the text."""
+        if self.stopped:
+            return []
+        return self._release(self._parser.finish() if self._parser else [], last=True)
+
+    def _release(self, events: Sequence[Piece | ToolCall], *, last: bool) -> list[Piece | ToolCall]:
+        if self._stops is not None:
+            events = self._stops.feed(events)
+            events += self._stops.finish() if last else []
+        if self._raw and self._parser is not None:
+            events = self._raw_piece(events, last)
+        self._events += events
+        return list(events)
+
+    def _raw_piece(self, events: Sequence[Piece | ToolCall], last: bool) -> list[Piece | ToolCall]:
+        """The raw text up to the last certain event."""
+        start = self._length - len(self._pending)
+        ends = [event.start + len(event.text) for event in events if isinstance(event, Piece)]
+        end = self._length if last else max(ends, default=start)
+        if self._stops is not None and self._stops.cut is not None:
+            end = self._stops.cut
+        text, self._pending = self._pending[: end - start], self._pending[end - start :]
+        return [Piece("content", text, start)] if text else []
 
 
 def extend(
@@ -223,14 +265,3 @@ def extend(
             yield key, delta
         if answer.result is not None and token.finish is None:
             cancel(key)
-
-
-def _overlap(text: str, stops: tuple[str, ...]) -> int:
-    """Return the length of the longest suffix of `text` that is a proper prefix of a stop text."""
-    longest = 0
-    for stop in stops:
-        for length in range(min(len(stop) - 1, len(text)), longest, -1):
-            if text.endswith(stop[:length]):
-                longest = length
-                break
-    return longest

@@ -16,11 +16,12 @@ import numpy as np
 from qwen3_jax.errors import RequestError, UserError
 from qwen3_jax.generation.answer import Answer, Delta, Generation, extend
 from qwen3_jax.generation.engine import Engine
-from qwen3_jax.generation.request import Options, Prompt, Request, require, resolve
+from qwen3_jax.generation.program import row_size
+from qwen3_jax.generation.request import Options, Prompt, Request, is_message, require, resolve
 from qwen3_jax.generation.sampling import Sampling
 from qwen3_jax.model import Qwen3
 from qwen3_jax.progress import progress_bar
-from qwen3_jax.text import STOP_TEXT, Tokenizer
+from qwen3_jax.text import STOP_TEXT, ChatTemplateError, Tokenizer
 
 T = TypeVar("T")
 PerPrompt: TypeAlias = T | Sequence[T]
@@ -147,7 +148,7 @@ def _resolve(
         return model, _requests(model.model, tokenizer, prompts, rows, model.max_length)
     context = model.config.max_position_embeddings
     requests = _requests(model, tokenizer, prompts, rows, context)
-    engine = Engine(model, rows=min(len(requests), batch_size or DEFAULT_ROWS))
+    engine = Engine(model, rows=row_size(len(requests), batch_size or DEFAULT_ROWS))
     if engine.max_length < context:  # the free memory holds less than one context
         requests = _requests(model, tokenizer, prompts, rows, engine.max_length)
     return engine, requests
@@ -163,6 +164,10 @@ def _requests(
         except RequestError as error:
             error.prompt = index
             raise
+        except ChatTemplateError as error:
+            failed = RequestError(f"{str(error).rstrip('.')}.", "messages")
+            failed.prompt = index
+            raise failed from None
     return requests
 
 
@@ -188,6 +193,7 @@ def _as_list(prompts: Any) -> list[Any]:
         prompts = prompts.tolist()
     is_list = isinstance(prompts, Sequence) and not isinstance(prompts, bytes) and len(prompts) > 0
     require(is_list, "prompts must be a non-empty list of texts, token-id lists or message lists.", "prompt")
-    if isinstance(prompts[0], (Mapping, int, np.integer)) and not isinstance(prompts[0], bool):
+    is_single = is_message(prompts[0]) or isinstance(prompts[0], (int, np.integer))
+    if is_single and not isinstance(prompts[0], bool):
         return [prompts]  # one conversation, or one prompt of token ids
     return list(prompts)

@@ -7,11 +7,12 @@ prints a stray period after </think>).
 
 What counts, and when, for each row:
 
-- Every sampled token after `<think>` counts, up to but excluding `</think>`; all spans of one answer count together.
+- An answer has one thinking section, at its start: newlines at most come before `<think>`. In the answer itself think tags
+  are text, which it may quote, also in the arguments of a tool call.
+- Every sampled token after `<think>` counts, up to but excluding `</think>`.
 - When the count reaches the budget before `</think>` is sampled, the tokens of the stop text are forced. Forced tokens do not
   count.
-- Once the budget is used up, `<think>` cannot be sampled again.
-- Inside a tool call (if the request has tools), think tags are part of its arguments.
+- Once the budget is used up, `<think>` cannot be sampled until the answer has begun.
 
 Until the budget is reached, the tokens are those of a run without one.
 """
@@ -32,6 +33,7 @@ from qwen3_jax.text import STOP_TEXT, Tokenizer
 
 UNLIMITED = np.iinfo(np.int32).max
 MAX_STOP_TOKENS = 64  # of a stop text; every row is padded to it
+MAX_NEWLINES = 16  # tokens of nothing but newlines
 _NONE = -1  # no token has this id
 
 
@@ -42,17 +44,16 @@ class ThinkingTokens:
     Attributes:
         start, end: `<think>` and `</think>`; -1 if the vocabulary has none.
         stop: the stop text's ids, `end` among them.
-        call_start, call_end: `<tool_call>` and `</tool_call>` if the request has tools, else -1.
+        newlines: tokens of nothing but newlines, which may come before the answer or its thinking.
     """
 
     start: int = _NONE
     end: int = _NONE
     stop: tuple[int, ...] = ()
-    call_start: int = _NONE
-    call_end: int = _NONE
+    newlines: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer | None, stop_text: str = STOP_TEXT, tools: bool = False) -> ThinkingTokens:
+    def of(cls, tokenizer: Tokenizer | None, stop_text: str = STOP_TEXT) -> ThinkingTokens:
         """Read the ids; without think tokens in the vocabulary all are -1, and no budget can be set.
 
         Raises:
@@ -64,9 +65,7 @@ class ThinkingTokens:
         if stop.count(tokenizer.think_end_id) != 1 or tokenizer.think_start_id in stop:
             reason = f"the thinking stop text must contain </think> once and no <think>; got {stop_text!r}."
             raise RequestError(reason, "thinking_stop_text")
-        calls = (tokenizer.tool_call_start_id, tokenizer.tool_call_end_id) if tools else (None, None)
-        start, end = (_NONE if id is None else id for id in calls)
-        return cls(tokenizer.think_start_id, tokenizer.think_end_id, stop, start, end)
+        return cls(tokenizer.think_start_id, tokenizer.think_end_id, stop, tokenizer.newline_ids[:MAX_NEWLINES])
 
     def __post_init__(self) -> None:
         if len(self.stop) > MAX_STOP_TOKENS:
@@ -91,18 +90,18 @@ class BudgetRules:
 
     Attributes:
         budget: int32, sampled thinking tokens allowed.
-        start, end, call_start, call_end: int32, -1 if absent.
+        start, end: int32, -1 if absent.
         stop: int32 [B, MAX_STOP_TOKENS], the stop text's ids.
         stop_length: int32.
+        newlines: int32 [B, MAX_NEWLINES], padded with -1.
     """
 
     budget: jax.Array
     start: jax.Array
     end: jax.Array
-    call_start: jax.Array
-    call_end: jax.Array
     stop: jax.Array
     stop_length: jax.Array
+    newlines: jax.Array
 
     @classmethod
     def of(cls, budgets: Sequence[int | None], tokens: Sequence[ThinkingTokens]) -> BudgetRules:
@@ -112,13 +111,17 @@ class BudgetRules:
             return np.asarray(list(values), np.int32)
 
         stop: Any = np.zeros((len(budgets), MAX_STOP_TOKENS), np.int32)
-        for row, of in zip(stop, tokens, strict=True):
-            row[: len(of.stop)] = of.stop
+        newlines: Any = np.full((len(budgets), MAX_NEWLINES), _NONE, np.int32)
+        for row, of in enumerate(tokens):
+            stop[row, : len(of.stop)] = of.stop
+            newlines[row, : len(of.newlines)] = of.newlines
         return cls(
             budget=column(UNLIMITED if b is None else min(b, UNLIMITED) for b in budgets),
-            **{name: column(getattr(of, name) for of in tokens) for name in ("start", "end", "call_start", "call_end")},
+            start=column(of.start for of in tokens),
+            end=column(of.end for of in tokens),
             stop=stop,
             stop_length=column(len(of.stop) for of in tokens),
+            newlines=newlines,
         )
 
 
@@ -129,13 +132,15 @@ class BudgetState:
     Attributes:
         used: int32, sampled thinking tokens so far.
         thinking: bool, between the think tags.
-        in_call: bool, between the tags of a tool call outside thinking.
+        closed: bool, the thinking section is over.
+        answering: bool, the answer has begun: a token that is no newline came outside thinking.
         forcing: int32, index of the next stop token, -1 if none is forced.
     """
 
     used: jax.Array
     thinking: jax.Array
-    in_call: jax.Array
+    closed: jax.Array
+    answering: jax.Array
     forcing: jax.Array
 
     @classmethod
@@ -145,7 +150,8 @@ class BudgetState:
         arrays: dict[str, Any] = dict(
             used=np.zeros(rows, np.int32),
             thinking=np.asarray(thinking, bool),
-            in_call=np.zeros(rows, bool),
+            closed=np.zeros(rows, bool),
+            answering=np.zeros(rows, bool),
             forcing=np.full(rows, -1, np.int32),
         )
         return cls(**arrays)
@@ -156,8 +162,8 @@ class BudgetState:
         return self.thinking | (self.forcing >= 0)
 
     def forbid(self, logits_bv: jax.Array, rules: BudgetRules) -> jax.Array:
-        """Mask `<think>` in rows that have used up their budget."""
-        spent_b = (self.used >= rules.budget) & ~self.thinking & (rules.start >= 0)
+        """Mask `<think>` in rows that have used up their budget and not begun their answer."""
+        spent_b = (self.used >= rules.budget) & ~self.thinking & ~self.answering & (rules.start >= 0)
         token_b = jnp.where(spent_b, rules.start, logits_bv.shape[1])  # past the last is dropped
         return logits_bv.at[jnp.arange(logits_bv.shape[0]), token_b].set(-jnp.inf, mode="drop")
 
@@ -170,14 +176,17 @@ class BudgetState:
         last_b = forcing_b == rules.stop_length - 1
 
         ends_b = self.thinking & (token_b == rules.end)
-        begins_b = ~self.thinking & ~self.in_call & (token_b == rules.start)
+        outside_b = ~self.thinking
+        begins_b = outside_b & ~self.closed & ~self.answering & (token_b == rules.start)
+        # A </think> before anything else closes a section that the prompt had closed already.
+        closes_b = outside_b & ~self.closed & ~self.answering & (token_b == rules.end)
+        newline_b = (token_b[:, None] == rules.newlines).any(axis=1)
         counts_b = self.thinking & ~ends_b & ~forced_b
-        calls_b = ~self.thinking & (token_b == rules.call_start)
-        returns_b = ~self.thinking & (token_b == rules.call_end)
         state = BudgetState(
             used=self.used + counts_b.astype(jnp.int32),
             thinking=(self.thinking & ~ends_b) | begins_b,
-            in_call=(self.in_call | calls_b) & ~returns_b,
+            closed=self.closed | ends_b | closes_b,
+            answering=self.answering | (outside_b & ~begins_b & ~closes_b & ~newline_b),
             forcing=jnp.where(forced_b & ~last_b, forcing_b + 1, -1),
         )
         return token_b, forced_b, state

@@ -15,7 +15,8 @@ Nothing is compiled after `warm_up`: every program has a few shapes.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -32,6 +33,7 @@ from qwen3_jax.generation.stats import Clock, Stats
 from qwen3_jax.generation.tokens import Token
 from qwen3_jax.kernels import CacheType, page_size
 from qwen3_jax.model import Qwen3
+from qwen3_jax.progress import progress_bar
 
 _INITIAL_TOKENS = 512  # per row, of a cache that grows
 
@@ -60,6 +62,8 @@ class Engine:
     Raises:
         UserError: an invalid option, by name.
     """
+
+    FIRST_PROGRAMS: ClassVar[int] = 2  # of `programs`: one prefill and one decode step
 
     def __init__(
         self,
@@ -173,6 +177,8 @@ class Engine:
             self._runner.release_slot(active)
         if plan is None:
             return []
+        if isinstance(plan, Prefill):
+            self._prepare()
         clock = Clock()
         if isinstance(plan, Prefill):
             self._start([active for parts in plan.parts for active, _ in parts])
@@ -204,7 +210,34 @@ class Engine:
 
     def warm_up(self, *, constraints: bool = False) -> None:
         """Compile every program that requests may need, with `constraints` or without; a bar counts them."""
-        self._runner.warm_up(self._scheduler.chunk, self._scheduler.steps, constraints=constraints)
+        programs = self.programs(constraints=constraints)
+        with progress_bar("compiling", len(programs)) as bar:
+            for compile_one in programs:
+                compile_one()
+                bar.advance()
+
+    def programs(self, *, constraints: bool = False) -> list[Callable[[], None]]:
+        """Return a call for every program that requests may need, with `constraints` or without: each compiles one.
+
+        Between two steps the calls may be made in any order; requests are not affected. The first `FIRST_PROGRAMS` of them are
+        those of a short prompt on its own.
+        """
+        return self._runner.programs(self._scheduler.chunk, self._scheduler.steps, constraints=constraints)
+
+    def _prepare(self) -> None:
+        """Compile the decode step that follows a prefill, so that an answer does not stop after its first token."""
+        admitted = [active for sequences in self._scheduler.admitted for active in sequences]
+        if all(active.limit - len(active.tokens) <= 1 for active in admitted):
+            return
+        clock = Clock()
+        constrained = any(active.request.constraint is not None for active in admitted)
+        guesses = self.speculation is not None and not constrained
+        count = max(map(len, self._scheduler.admitted))
+        self._runner.prepare(
+            count, self._scheduler.steps, "constrained" if constrained else "guesses" if guesses else "plain"
+        )
+        clock.dispatched()
+        self.stats.compile_seconds += clock.stop()[1]
 
     def _start(self, sequences: Sequence[ActiveRequest]) -> None:
         """Prepare requests to run: count their cached tokens once, and take a slot for their penalties."""

@@ -31,7 +31,7 @@ from qwen3_jax.generation.sampling import Logprobs, SamplingRows, Seen, logprobs
 from qwen3_jax.kernels import CacheType, Pages, Rows
 from qwen3_jax.model import Hidden, KVCache, Qwen3
 
-MAX_EOS = 8  # end tokens per request
+MAX_EOS = 24  # end tokens per request: the model's own, and those that the request adds
 
 
 class Settings(struct.PyTreeNode):
@@ -40,7 +40,7 @@ class Settings(struct.PyTreeNode):
     Attributes:
         sampling: sampling settings.
         rules: the thinking budget.
-        eos: int32 [B, MAX_EOS], tokens that end the answer, padded with -1.
+        eos: int32 [B, MAX_EOS], tokens that end the answer where they are sampled, padded with -1.
         slot: int32, the row's slot in `Seen`; past the last without penalties.
         constrained: bool, outside thinking the row takes one token, from `allowed_bw`, and then waits for the host.
     """
@@ -317,16 +317,18 @@ def _next(settings: Settings, seen: Seen, progress: Progress, logits_bv, allowed
     shaped_bv = penalise(shift(logits_bv, settings.sampling), settings.sampling, seen, settings.slot)
     if allowed_bw is not None:
         shaped_bv = _permit(shaped_bv, allowed_bw, settings.constrained & ~progress.budget.busy)
-        # The constrained content is still to come, so the answer cannot end in its thinking.
+        # The constrained content is still to come, so the answer cannot end in its thinking, other than by an end token
+        # that is `</think>` itself.
         thinks_b1 = (settings.constrained & progress.budget.busy)[:, None]
-        end_be = jnp.where(thinks_b1 & (settings.eos >= 0), settings.eos, shaped_bv.shape[1])
+        masked_be = thinks_b1 & (settings.eos >= 0) & (settings.eos != settings.rules.end[:, None])
+        end_be = jnp.where(masked_be, settings.eos, shaped_bv.shape[1])
         shaped_bv = shaped_bv.at[jnp.arange(len(end_be))[:, None], end_be].set(-jnp.inf, mode="drop")
     sampled_b = sample(progress.budget.forbid(shaped_bv, settings.rules), settings.sampling, progress.position)
     token_b, forced_b, budget = progress.budget.advance(sampled_b, settings.rules)
     thinking_b = budget.used > progress.budget.used
     output = Output(active_b, token_b, forced_b, thinking_b, logprobs(logits_bv, token_b, settings.sampling.logprobs))
     remaining_b = progress.remaining - 1
-    ended_b = (token_b[:, None] == settings.eos).any(axis=1) | (remaining_b == 0)
+    ended_b = (~forced_b & (token_b[:, None] == settings.eos).any(axis=1)) | (remaining_b == 0)
     after = Progress(token_b, progress.length + 1, progress.position + 1, remaining_b, ~ended_b, budget)
 
     def where_active(new, old):
@@ -343,6 +345,11 @@ def _after(model: Qwen3, state: State, seen: Seen) -> State:
 def _to_all(model: Qwen3, small: Any) -> Any:
     """Replicate small arrays on all devices, for the hosts of all processes to read."""
     return jax.tree.map(lambda x: model.execution.placement.constrain(x, (None,) * x.ndim), small)
+
+
+def row_size(count: int, most: int) -> int:
+    """Round up the rows of a decode step, to `most` at the most: three and five answers share a program of eight rows."""
+    return min(count if count <= 2 else size_of(count, 8), most)
 
 
 def size_of(count: int, least: int = 1) -> int:

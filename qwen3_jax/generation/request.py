@@ -50,8 +50,9 @@ class Request:
         sample_index: which of the n answers to the prompt.
         constraint: restricts the answer outside thinking; belongs to this request alone. None allows every token.
         prompt_index: which prompt of the caller's list.
-        tools: parse tool calls.
+        tools: the tools of which calls are read, in OpenAI's form; empty leaves calls in the text.
         raw: leave think tags and tool calls in the text.
+        continues_text: the prompt is a text or token ids, not messages; with `raw`, stop texts then act everywhere.
         one_call: end the answer with its first tool call.
     """
 
@@ -65,8 +66,9 @@ class Request:
     sample_index: int = 0
     constraint: Constraint | None = None
     prompt_index: int = 0
-    tools: bool = False
+    tools: tuple[Mapping[str, Any], ...] = ()
     raw: bool = False
+    continues_text: bool = False
     one_call: bool = False
 
 
@@ -78,7 +80,9 @@ class Options:
         constraint: makes the constraint of each answer's content, tool calls included.
         raw: leave think tags and tool calls in the text.
         one_call: end an answer with its first tool call.
+        preserve_thinking: keep the thinking of earlier turns in the prompt; None is up to the template.
         fit_budget: lower a budget that leaves no room for an answer in max_new_tokens instead of refusing it.
+        fit_limit: lower max_new_tokens to what the context holds after the prompt instead of refusing it.
         default_limit: upper bound of max_new_tokens when that is None.
 
     Raises:
@@ -95,7 +99,9 @@ class Options:
     constraint: Callable[[], Constraint] | None = None
     raw: bool = False
     one_call: bool = False
+    preserve_thinking: bool | None = None
     fit_budget: bool = False
+    fit_limit: bool = False
     default_limit: int | None = None
 
     def __post_init__(self) -> None:
@@ -131,8 +137,9 @@ def resolve(
         RequestError: an unusable prompt or option.
         TextError: messages that the chat template refuses.
     """
-    thinking_tokens = ThinkingTokens.of(tokenizer, options.thinking_stop_text, tools=bool(options.tools))
-    eos = end_tokens(model, tokenizer)
+    thinking_tokens = ThinkingTokens.of(tokenizer, options.thinking_stop_text)
+    is_chat = _is_chat(prompt)
+    eos = end_tokens(model, tokenizer, chat=is_chat)
     stop_text = f"the thinking stop text {options.thinking_stop_text!r}"
     require(
         not eos.intersection(thinking_tokens.stop),
@@ -140,29 +147,56 @@ def resolve(
         "thinking_stop_text",
     )
     require(not options.sampling.stop or tokenizer is not None, "sampling option 'stop' needs a tokenizer.", "stop")
+    eos |= _stop_tokens(options.sampling, model.config.vocab_size)
     enable, budget = _thinking(options, tokenizer, thinking_tokens)
     ids = _encode(prompt, options, tokenizer, enable)
     _check_ids(ids, model.config.vocab_size)
-    limit = _limit(len(ids), options, model, max_length or model.config.max_position_embeddings)
+    context = max_length or model.config.max_position_embeddings
+    limit = _limit(len(ids), options, model, context)
     is_open = thinking_tokens.is_open(ids, None if tokenizer is None else tokenizer.im_start_id)
-    budget = checked_budget(budget, limit, len(thinking_tokens.stop), is_open, fit=options.fit_budget)
+    stop_tokens, room = len(thinking_tokens.stop), context - len(ids)
+    budget = checked_budget(budget, limit, stop_tokens, is_open, fit=options.fit_budget, room=room)
     request = Request(
         tuple(ids), options.sampling, limit, eos, budget, is_open, thinking_tokens, prompt_index=prompt_index,
-        tools=bool(options.tools), raw=options.raw, one_call=options.one_call,
+        tools=tuple(options.tools or ()), raw=options.raw, continues_text=not is_chat, one_call=options.one_call,
     )  # fmt: skip
     make, samples = options.constraint, range(options.sampling.n)
     return [replace(request, sample_index=sample, constraint=None if make is None else make()) for sample in samples]
 
 
-def end_tokens(model: Qwen3, tokenizer: Tokenizer | None) -> frozenset[int]:
-    """Return the tokens that end an answer: from generation_config.json, else config.json, else the tokenizer."""
+def end_tokens(model: Qwen3, tokenizer: Tokenizer | None, *, chat: bool = False) -> frozenset[int]:
+    """Return the tokens that end an answer: from generation_config.json, else config.json, else the tokenizer.
+
+    chat: for messages; the token with which the chat template ends an answer is one of them, whatever those files say
+    (a base model that was trained on chats often keeps its own end token there).
+    """
     ids = model.generation_config.eos_token_id or model.config.eos_token_ids
     if not ids and tokenizer is not None and tokenizer.eos_token_id is not None:
         ids = (tokenizer.eos_token_id,)
+    if chat and tokenizer is not None and tokenizer.end_of_turn_id is not None:
+        ids = (*ids, tokenizer.end_of_turn_id)
     return frozenset(ids)
 
 
-def checked_budget(budget: int | None, limit: int, stop_tokens: int, is_open: bool, *, fit: bool = False) -> int | None:
+def _stop_tokens(sampling: Sampling, vocabulary: int) -> frozenset[int]:
+    largest = max(sampling.stop_token_ids, default=0)
+    reason = f"sampling option 'stop_token_ids' has token {largest}; the last one is {vocabulary - 1}."
+    require(largest < vocabulary, reason, "stop_token_ids")
+    return frozenset(sampling.stop_token_ids)
+
+
+def _is_chat(prompt: Any) -> bool:
+    return isinstance(prompt, Sequence) and len(prompt) > 0 and is_message(prompt[0])
+
+
+def is_message(value: Any) -> bool:
+    """Whether a value is a message: an object, or a pydantic model as the openai package returns it."""
+    return isinstance(value, Mapping) or hasattr(value, "model_dump")
+
+
+def checked_budget(
+    budget: int | None, limit: int, stop_tokens: int, is_open: bool, *, fit: bool = False, room: int | None = None
+) -> int | None:
     """Return the budget if it leaves room for the stop text and one token of the answer; `fit` lowers it until it does.
 
     Args:
@@ -170,22 +204,30 @@ def checked_budget(budget: int | None, limit: int, stop_tokens: int, is_open: bo
         limit: max_new_tokens.
         stop_tokens: length of the stop text.
         is_open: the prompt leaves `<think>` open; otherwise the answer has to begin with it.
-        fit: lower the budget, to 0 at the least.
+        fit: lower the budget, to 0 at the least; where even that is too much, `limit` ends the answer.
+        room: most tokens that max_new_tokens could be; None is any number.
     """
     reserved = stop_tokens + 1 + (not is_open)
-    if budget is None or (budget == 0 and not is_open):
-        return budget
-    if budget + reserved <= limit:
+    if budget is None or (budget == 0 and not is_open) or budget + reserved <= limit:
         return budget
     largest = limit - reserved if is_open else max(limit - reserved, 0)
-    if fit and budget > 0 and largest >= 0:
-        return largest
-    raise RequestError(
-        f"thinking_budget is {budget}; with the stop text ({stop_tokens} tokens) it leaves no room for an answer in "
-        f"max_new_tokens={limit}: set max_new_tokens to at least {budget + reserved}"
-        + (f", or the budget to at most {largest}." if largest >= 0 else "."),
-        "thinking_budget",
+    if fit:
+        return largest if 0 <= largest < budget else budget
+    problem = (
+        f"thinking_budget is {budget}; with the stop text ({stop_tokens} tokens) it leaves no room for an answer in"
     )
+    if room is None or budget + reserved <= room:
+        advice = f"max_new_tokens={limit}: set max_new_tokens to at least {budget + reserved}"
+        advice += f", or the budget to at most {largest}" if largest >= 0 else ""
+    else:
+        advice = f"the {room} tokens that the context has after the prompt: "
+        if largest >= 0:
+            advice += f"set the budget to at most {largest}"
+        elif room >= reserved:
+            advice += f"set max_new_tokens to at least {reserved} and the budget to at most {room - reserved}"
+        else:
+            advice += "shorten the prompt"
+    raise RequestError(f"{problem} {advice}.", "thinking_budget")
 
 
 def _thinking(options: Options, tokenizer: Tokenizer | None, tokens: ThinkingTokens) -> tuple[bool | None, int | None]:
@@ -213,7 +255,7 @@ def _encode(prompt: Any, options: Options, tokenizer: Tokenizer | None, enable: 
     """Return the prompt's token ids, as yet unchecked."""
     if isinstance(prompt, np.ndarray) or hasattr(prompt, "tolist"):
         prompt = prompt.tolist()
-    is_chat = isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+    is_chat = _is_chat(prompt)
     is_text = isinstance(prompt, str)
     require(
         isinstance(prompt, Sequence) and not isinstance(prompt, bytes),
@@ -228,9 +270,10 @@ def _encode(prompt: Any, options: Options, tokenizer: Tokenizer | None, enable: 
             add_generation_prompt=not options.continue_final_message,
             enable_thinking=enable is not False,
             continue_final_message=options.continue_final_message,
+            preserve_thinking=options.preserve_thinking,
             tokenize=True,
         )
-    for name in ("tools", "continue_final_message"):
+    for name in ("tools", "continue_final_message", "preserve_thinking"):
         kind = "text" if is_text else "token ids"
         require(not getattr(options, name), f"{name} needs messages; the prompt is {kind}.", name)
     return tokenizer.encode(prompt) if is_text and tokenizer is not None else list(prompt)
@@ -254,8 +297,11 @@ def _limit(prompt_tokens: int, options: Options, model: Qwen3, max_length: int) 
         default = model.generation_config.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
         return min(default, max_length - prompt_tokens, options.default_limit or default)
     require(limit >= 1, f"max_new_tokens is {limit}; it must be 1 or more.", "max_new_tokens")
-    if prompt_tokens + limit > max_length:
-        reason = f"the prompt has {prompt_tokens} tokens and max_new_tokens is {limit}; {context}."
+    room = max_length - prompt_tokens
+    if limit > room:
+        if options.fit_limit:
+            return room
+        reason = f"the prompt has {prompt_tokens} tokens and max_new_tokens is {limit}; {context}, which leaves {room}."
         raise RequestError(reason, "max_new_tokens", too_long=True)
     return limit
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal, TypeAlias
 
 import jax
 import numpy as np
@@ -11,18 +14,20 @@ from flax import nnx
 from qwen3_jax.errors import UserError
 from qwen3_jax.generation import program
 from qwen3_jax.generation.active import ActiveRequest
-from qwen3_jax.generation.program import Output, Progress, Settings, size_of
+from qwen3_jax.generation.program import Output, Progress, Settings, row_size, size_of
 from qwen3_jax.generation.request import Request
 from qwen3_jax.generation.sampling import Sampling
 from qwen3_jax.generation.scheduler import Decode, Grow, Prefill
 from qwen3_jax.generation.speculation import DraftModel, PromptLookup, Speculation
 from qwen3_jax.kernels import CacheType, free_memory
 from qwen3_jax.model import Qwen3
-from qwen3_jax.progress import progress_bar
+from qwen3_jax.progress import doing
 
 MIN_PREFILL_TOKENS = 16  # shorter parts of prompts are padded
 _PREFILL_ROWS = 8  # most sequences of one prefill
+_FIRST_WIDTH = 64  # of the first prefill that is compiled: a short question
 
+DecodeKind: TypeAlias = Literal["plain", "guesses", "constrained"]
 ActiveBatch: TypeAlias = list[ActiveRequest | None]  # row by row; None is padding
 
 
@@ -59,6 +64,8 @@ class Runner:
         self._padding = ActiveRequest.of(nothing, model.generation_config, len(self.slots))
         self._padding.progress = self._padding.progress.replace(active=np.zeros(1, bool))
         self._settings: tuple[tuple[int, ...], Settings] | None = None
+        self._pages = 0
+        self._called: set[tuple[str, int, int]] = set()  # program, size and pages of calls that have been made
 
     def max_pages(self) -> int:
         """Return the pages per shard that hold every row at full length, or that fit into half of the free memory.
@@ -82,6 +89,7 @@ class Runner:
     def allocate(self, pages: int) -> None:
         """Allocate a cache of `pages` pages per shard."""
         shape = self._shards, self._rows, pages, self._page_size, self._cache_type
+        self._pages = pages
         self.state = program.begin(self._graphdefs, *shape, self._params)
         if self._model.execution.placement.mesh is None:
             # Committed, as the parameters are: the programs return committed state, which would compile them once more.
@@ -89,7 +97,9 @@ class Runner:
 
     def grow(self, plan: Grow) -> None:
         """Extend the cache; its contents stay."""
-        self.state = program.extend(self.state, plan.before, plan.pages)
+        self._pages = plan.pages
+        with doing("growing the cache"):
+            self.state = program.extend(self.state, plan.before, plan.pages)
 
     def prefill(self, plan: Prefill[ActiveRequest]) -> tuple[ActiveBatch, Progress, Output]:
         """Compute parts of prompts; returns the rows, and their progress and output on the device."""
@@ -109,12 +119,13 @@ class Runner:
                 ends[shard * rows + row] = count == active.pending
         settings, progress = self._stacked(batch)
         arrays = settings, progress.replace(active=ends), tokens, counts, self._tables(batch)
-        self.state, progress, output = program.prefill(self._graphdefs, self._params, self.state, *arrays)
+        with self._announced("prefill", width, f"compiling prefill, {width} tokens"):
+            self.state, progress, output = program.prefill(self._graphdefs, self._params, self.state, *arrays)
         return batch, progress, output
 
     def decode(self, plan: Decode[ActiveRequest], max_steps: int) -> tuple[ActiveBatch, Progress, Output]:
         """Generate tokens, or check guesses if there are any; returns as `prefill`."""
-        rows = size_of(max(map(len, plan.sequences)))
+        rows = row_size(max(map(len, plan.sequences)), self._rows)
         batch: ActiveBatch = [None] * (self._shards * rows)
         for shard, sequences in enumerate(plan.sequences):
             batch[shard * rows : shard * rows + len(sequences)] = sequences
@@ -125,43 +136,73 @@ class Runner:
         self.guessed = 0 if guesses is None else int((guesses >= 0).sum())
         if guesses is None:
             rest = *arrays, np.int32(plan.steps), allowed
-            self.state, progress, output = program.decode(self._graphdefs, max_steps, *rest)
+            with self._announced("plain" if allowed is None else "constrained", rows):
+                self.state, progress, output = program.decode(self._graphdefs, max_steps, *rest)
         else:
-            self.state, progress, output = program.verify(self._graphdefs, guesses.shape[1], *arrays, guesses)
+            with self._announced("guesses", rows):
+                self.state, progress, output = program.verify(self._graphdefs, guesses.shape[1], *arrays, guesses)
         return batch, progress, output
+
+    def prepare(self, count: int, max_steps: int, kind: DecodeKind) -> None:
+        """Compile the decode step of `count` rows per shard, unless it is: before the first token, not behind it."""
+        rows = row_size(count, self._rows)
+        if (kind, rows, self._pages) not in self._called:
+            self._compile_decode(rows, max_steps, kind)
+
+    def _compile_decode(self, rows: int, max_steps: int, kind: DecodeKind) -> None:
+        """Call a decode step with nothing but padding."""
+        batch: ActiveBatch = [None] * (self._shards * rows)
+        arrays = self._params, self.state, *self._stacked(batch), self._tables(batch)
+        with self._announced(kind, rows):
+            if kind == "guesses":
+                assert self._speculation is not None
+                none = np.full((len(batch), self._speculation.guesses), -1, np.int32)
+                self.state, *_ = program.verify(self._graphdefs, none.shape[1], *arrays, none)
+            else:
+                allowed = np.zeros((len(batch), self._words), np.uint32) if kind == "constrained" else None
+                self.state, *_ = program.decode(self._graphdefs, max_steps, *arrays, np.int32(1), allowed)
+
+    def _announced(self, name: str, size: int, text: str | None = None) -> AbstractContextManager[None]:
+        """Name a program's first call in a shape on the status line: it compiles."""
+        key = name, size, self._pages
+        if key in self._called:
+            return nullcontext()
+        self._called.add(key)
+        return doing(text or f"compiling decode, {size} row{'s' * (size > 1)}")
 
     def fetch(self, batch: ActiveBatch, progress: Progress, output: Output) -> tuple[Progress, Output]:
         """Wait for a program's results and copy them to the host; log probabilities only if a row requested them."""
         requested = any(active is not None and active.request.sampling.logprobs is not None for active in batch)
         return jax.device_get((progress, output if requested else output.replace(logprobs=None)))
 
-    def warm_up(self, chunk: int, max_steps: int, *, constraints: bool) -> None:
-        """Compile every program in every shape; a bar counts them. See `Engine.warm_up`."""
-        widths, decodes = _sizes(MIN_PREFILL_TOKENS, chunk), _sizes(1, self._rows)
-        prefills = [(rows, width) for rows in sorted({1, self.prefill_rows}) for width in widths]
-        guesses = 0 if self._speculation is None else self._speculation.guesses
-        kinds = ["plain", *["guesses"] * (guesses > 0), *["constrained"] * constraints]
-        with progress_bar("compiling", len(prefills) + len(decodes) * len(kinds) + 1, visible=None) as bar:
-            for rows, width in prefills:
-                batch: ActiveBatch = [None] * (self._shards * rows)
-                tokens, counts = np.zeros((self._shards, width), np.int32), np.zeros((self._shards, rows), np.int32)
-                rest = *self._stacked(batch), tokens, counts, self._tables(batch)
-                self.state, *_ = program.prefill(self._graphdefs, self._params, self.state, *rest)
-                bar.advance()
-            for rows in decodes:
-                batch = [None] * (self._shards * rows)
-                for kind in kinds:
-                    arrays = self._params, self.state, *self._stacked(batch), self._tables(batch)
-                    if kind == "guesses":
-                        none = np.full((len(batch), guesses), -1, np.int32)
-                        self.state, *_ = program.verify(self._graphdefs, guesses, *arrays, none)
-                    else:
-                        allowed = np.zeros((len(batch), self._words), np.uint32) if kind == "constrained" else None
-                        self.state, *_ = program.decode(self._graphdefs, max_steps, *arrays, np.int32(1), allowed)
-                    bar.advance()
-            unseen = np.zeros(self._model.config.vocab_size, np.int16)
-            self.state = program.enter(self.state, np.int32(0), unseen.astype(bool), unseen)
-            bar.advance()
+    def programs(self, chunk: int, max_steps: int, *, constraints: bool) -> list[Callable[[], None]]:
+        """Return a call for every program in every shape, which compiles it. See `Engine.programs`."""
+        widths = _sizes(MIN_PREFILL_TOKENS, chunk)
+        decodes = sorted({row_size(count, self._rows) for count in range(1, self._rows + 1)})
+        widths.sort(key=lambda width: (width != min(_FIRST_WIDTH, chunk), width))
+        several = [self.prefill_rows] if self.prefill_rows > 1 else []
+        kinds: list[DecodeKind] = ["plain"]
+        kinds += ["guesses"] if self._speculation is not None else []
+        kinds += ["constrained"] if constraints else []
+        one, *others = [functools.partial(self._compile_prefill, 1, width) for width in widths]
+        first, *rest = [functools.partial(self._compile_decode, 1, max_steps, kind) for kind in kinds]
+        return [
+            one, first, self._compile_enter, *others, *rest,
+            *(functools.partial(self._compile_decode, n, max_steps, kind) for n in decodes[1:] for kind in kinds),
+            *(functools.partial(self._compile_prefill, rows, width) for rows in several for width in sorted(widths)),
+        ]  # fmt: skip
+
+    def _compile_prefill(self, rows: int, width: int) -> None:
+        batch: ActiveBatch = [None] * (self._shards * rows)
+        tokens, counts = np.zeros((self._shards, width), np.int32), np.zeros((self._shards, rows), np.int32)
+        rest = *self._stacked(batch), tokens, counts, self._tables(batch)
+        with self._announced("prefill", width, f"compiling prefill, {width} tokens"):
+            self.state, *_ = program.prefill(self._graphdefs, self._params, self.state, *rest)
+
+    def _compile_enter(self) -> None:
+        """Compile the program that gives a request with penalties a slot; here one past the last, which is not written."""
+        unseen = np.zeros(self._model.config.vocab_size, np.int16)
+        self.state = program.enter(self.state, np.int32(self._shards * self._rows), unseen.astype(bool), unseen)
 
     def take_slot(self, active: ActiveRequest) -> None:
         """Give a request with penalties a slot of `Seen` and write the tokens it has seen there."""

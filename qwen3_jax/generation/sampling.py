@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ from sharding import Placement
 
 MAX_LOGPROBS = 20  # alternatives per token, as in OpenAI's API
 MAX_BIASES = 300  # biased tokens per request, as in OpenAI's API
+MAX_STOP_TOKEN_IDS = 16
 # Rows with 0 < top_k <= this use a partial sort; a full sort of 151,936 logits takes many times longer.
 _FEW = 64
 
@@ -66,7 +67,10 @@ class Sampling:
         repetition_penalty: divides positive and multiplies negative logits of every token of prompt and answer; 1 is off.
         logit_bias: added to the logits of token ids, in [-100, 100]; at most `MAX_BIASES` ids.
         seed: makes the row reproducible, alone or in any batch; None draws one.
-        stop: texts that end the answer; they are not part of it.
+        stop: texts that end the answer; they are not part of it. Looked for in the content alone: not in thinking, tags,
+            forced text, or the arguments of tool calls. In a text that is continued as it is (`raw`): everywhere.
+        stop_token_ids: tokens that end the answer wherever they are sampled, besides the model's own end tokens; at most
+            `MAX_STOP_TOKEN_IDS`. Like those they are no part of the text.
         logprobs: report each token's log probability and this many alternatives; None reports none.
         n: answers per prompt.
     """
@@ -81,6 +85,7 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     stop: str | Sequence[str] = ()
+    stop_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
     n: int = 1
 
@@ -104,6 +109,18 @@ class Sampling:
             if not isinstance(text, str) or not text:
                 raise RequestError(f"sampling option 'stop' has {text!r}; it takes non-empty texts.", "stop")
         object.__setattr__(self, "stop", stop)
+        ids = self.stop_token_ids
+        ids = (ids,) if isinstance(ids, (int, np.integer, str)) or not isinstance(ids, Iterable) else tuple(ids)
+        for token in ids:
+            if not isinstance(token, (int, np.integer)) or isinstance(token, bool) or not 0 <= token < 2**31:
+                reason = (
+                    f"sampling option 'stop_token_ids' has {token!r}; it takes token ids, whole numbers of 0 or more."
+                )
+                raise RequestError(reason, "stop_token_ids")
+        if len(set(ids)) > MAX_STOP_TOKEN_IDS:
+            reason = f"sampling option 'stop_token_ids' has {len(set(ids))} tokens; the most is {MAX_STOP_TOKEN_IDS}."
+            raise RequestError(reason, "stop_token_ids")
+        object.__setattr__(self, "stop_token_ids", tuple(int(token) for token in ids))
 
     def resolve(self, defaults: GenerationConfig) -> Sampling:
         """Return a copy with defaults and a seed filled in; only `logprobs` may still be None."""

@@ -7,8 +7,11 @@
 | `app`      | the routes                                          |
 | `guard`    | keys, sizes, host names, the request log            |
 | `protocol` | the fields of requests                              |
+| `objects`  | the objects inside of them                          |
+| `fields`   | fields that are ignored or refused                  |
 | `grammars` | JSON schemas and tool calls as constraints          |
 | `worker`   | the engine's thread                                 |
+| `startup`  | compiling while requests are answered already       |
 | `replies`  | answers as OpenAI's objects and chunks              |
 | `events`   | server-sent events                                  |
 | `errors`   | errors in OpenAI's form                             |

@@ -11,7 +11,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 
-from qwen3_jax.errors import RequestError
+from qwen3_jax.errors import RequestError, UserError
 from qwen3_jax.generation import Delta, Engine, end_tokens, resolve
 from qwen3_jax.generation import Request as EngineRequest
 from qwen3_jax.generation.answer import Answer, extend
@@ -20,12 +20,22 @@ from qwen3_jax.serving.events import EventStream, event, while_connected
 from qwen3_jax.serving.grammars import Grammars
 from qwen3_jax.serving.guard import Guard, Limits
 from qwen3_jax.serving.meters import Meters
-from qwen3_jax.serving.protocol import EFFORTS, ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from qwen3_jax.serving.objects import StreamOptions
+from qwen3_jax.serving.protocol import (
+    EFFORTS,
+    ChatRequest,
+    CompletionRequest,
+    Defaults,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
 from qwen3_jax.serving.replies import ChatReply, Reply, TextReply
+from qwen3_jax.serving.startup import Startup
 from qwen3_jax.serving.worker import Stopped, Worker
 from qwen3_jax.text import Tokenizer
 
 PAGE = Path(__file__).parent / "page"
+_STOP_SECONDS = 3.0  # that the end of the server waits for the engine's current step; a compilation takes longer
 _NO_CACHE = {"cache-control": "no-cache", "x-content-type-options": "nosniff"}
 
 
@@ -39,25 +49,35 @@ class Server:
         limits: on requests.
         keys, hosts: see `Guard`.
         origins: origins whose web pages may send requests from a browser; none by default.
-        warm_up: compile every program before the server is ready.
+        thinking_budget: of requests that name none; None is unlimited.
+        max_thinking_budget: largest budget; a request for more gets this one.
+        warm_up: compile every program at the start, the first few of them before requests are accepted.
         log_text: log prompts and answers as well.
 
     Attributes:
         app: for uvicorn.
         worker: the engine's thread.
+        ready: requests are accepted.
+
+    Raises:
+        UserError: a thinking budget for a model without thinking, or one above the largest.
     """
 
     def __init__(
         self, engine: Engine, tokenizer: Tokenizer, name: str, *,
         limits: Limits = Limits(),
         keys: Sequence[str] = (), hosts: Sequence[str] = (), origins: Sequence[str] = (),
+        thinking_budget: int | None = None, max_thinking_budget: int | None = None,
         warm_up: bool = True, log_text: bool = False,
     ):  # fmt: skip
         self.name, self.tokenizer, self.limits = name, tokenizer, limits
         self.worker = Worker(engine)
         self.ready = False
-        self._engine, self._warm_up, self._log_text = engine, warm_up, log_text
-        self._grammars = Grammars(tokenizer, end_tokens(engine.model, tokenizer))
+        self._engine, self._log_text = engine, log_text
+        self._defaults = _defaults(tokenizer, limits, thinking_budget, max_thinking_budget)
+        programs = engine.programs(constraints=True) if warm_up else []
+        self._startup = Startup(self.worker, programs, engine.FIRST_PROGRAMS)
+        self._grammars = Grammars(tokenizer, end_tokens(engine.model, tokenizer, chat=True))
         self._meters = Meters(self.worker)
         self._open = self._open_answers = 0
         api = FastAPI(title="qwen3-jax", version="1", lifespan=self._lifespan, docs_url=None, redoc_url=None)
@@ -67,9 +87,15 @@ class Server:
         if origins:
             wrapped = CORSMiddleware(
                 api, allow_origins=list(origins), allow_methods=["GET", "POST"],
-                allow_headers=["authorization", "content-type"],
+                allow_headers=["*"],  # OpenAI's and Anthropic's clients for browsers send several of their own
+                expose_headers=["retry-after"],
             )  # fmt: skip
         self.app = Guard(wrapped, limits, keys, hosts, self._meters.request)
+
+    @property
+    def open_requests(self) -> int:
+        """Requests that are not answered yet."""
+        return self._open
 
     # ---- routes ------------------------------------------------------------------------------------------------------
 
@@ -87,6 +113,8 @@ class Server:
         api.add_api_route("/v1/chat/completions", self.chat, **(post | {"responses": errors | events}))
         api.add_api_route("/v1/completions", self.complete, **(post | {"responses": errors | events}))
         api.add_api_route("/v1/models", self.models, **get)
+        # A path, because names of models have slashes; an escaped one arrives as a slash.
+        api.add_api_route("/v1/models/{name:path}", self.model, **get, responses={404: errors[404]})
         api.add_api_route("/tokenize", self.tokenize, **post)
         api.add_api_route("/detokenize", self.detokenize, **post)
         api.add_api_route("/health", self.health, **get, responses={503: errors[503]})
@@ -108,13 +136,13 @@ class Server:
         return await self._answer(body, request, TextReply)
 
     async def models(self) -> dict[str, Any]:
+        """A list of the one model."""
+        return {"object": "list", "data": [self._described()]}
+
+    async def model(self, name: str) -> dict[str, Any]:
         """The model, and the length of its longest request."""
-        model = {
-            "id": self.name, "object": "model", "created": 0, "owned_by": "qwen3-jax",
-            "max_model_len": self._engine.max_length, "supports_thinking": self.tokenizer.supports_thinking,
-            "reasoning_efforts": EFFORTS,
-        }  # fmt: skip
-        return {"object": "list", "data": [model]}
+        self._check_name(name)
+        return self._described()
 
     async def tokenize(self, body: TokenizeRequest) -> dict[str, Any]:
         """Token ids of a text, or of a conversation after the chat template."""
@@ -135,7 +163,8 @@ class Server:
     async def is_ready(self) -> dict[str, Any]:
         """Readiness: 503 while the server is starting or shutting down."""
         self._check_ready()
-        return {"status": "ready", "running": self.worker.load.running, "waiting": self.worker.load.waiting}
+        load = self.worker.load
+        return {"status": "ready", "running": load.running, "waiting": load.waiting, "compiling": self._startup.left}
 
     async def metrics(self) -> Response:
         """For Prometheus."""
@@ -147,6 +176,14 @@ class Server:
         headers = {"content-security-policy": policy + "; form-action 'none'; frame-ancestors 'none'"}
         return FileResponse(PAGE / "index.html", headers=headers | {"referrer-policy": "no-referrer"} | _NO_CACHE)
 
+    def _described(self) -> dict[str, Any]:
+        return {
+            "id": self.name, "object": "model", "created": 0, "owned_by": "qwen3-jax",
+            "max_model_len": self._engine.max_length, "supports_thinking": self.tokenizer.supports_thinking,
+            "reasoning_efforts": EFFORTS, "thinking_budget": self._defaults.thinking_budget,
+            "max_thinking_budget": self._defaults.max_thinking_budget,
+        }  # fmt: skip
+
     # ---- checks ------------------------------------------------------------------------------------------------------
 
     def _check(self, body: ChatRequest | CompletionRequest) -> None:
@@ -156,16 +193,13 @@ class Server:
         limits = self.limits
         if body.answers > limits.n:
             raise Refused(400, f"the request asks for {body.answers} answers; the limit is {limits.n}.", param="n")
-        limit = body.limit
-        if limits.max_tokens is not None and limit is not None and limit > limits.max_tokens:
-            raise Refused(400, f"max_tokens is {limit}; the limit is {limits.max_tokens}.", param="max_tokens")
         waiting = max(self._open_answers - self._engine.rows, self.worker.load.waiting)
         if self._open >= limits.requests or waiting >= limits.waiting:
             raise Refused(429, "server at capacity; retry later.", retry=RETRY_SECONDS)
         if isinstance(body, ChatRequest) and len(body.messages) > limits.messages:
             reason = f"the request has {len(body.messages)} messages; the limit is {limits.messages}."
             raise Refused(400, reason, param="messages")
-        if body.stream_options is not None and not body.stream:
+        if body.stream_options is not None and body.stream_options.any and not body.stream:
             raise Refused(400, "'stream_options' needs 'stream': true.", param="stream_options")
 
     def _check_name(self, name: str | None) -> None:
@@ -180,7 +214,7 @@ class Server:
     def _check_ready(self) -> None:
         self._check_alive()
         if not self.ready:
-            raise Refused(503, "the server is starting or shutting down; retry later.", retry=10)
+            raise Refused(503, f"the server is {self._startup.state}; retry later.", retry=RETRY_SECONDS)
 
     # ---- one request -------------------------------------------------------------------------------------------------
 
@@ -201,9 +235,10 @@ class Server:
             reply = kind(self.name, self.tokenizer, answers, body.n or 1)
             deltas = self._deltas(reply, requests, request, body)
             if body.stream:
-                usage = body.stream_options is not None and body.stream_options.include_usage
+                wanted = body.stream_options or StreamOptions()
+                events = _events(reply, deltas, wanted.include_usage, wanted.continuous_usage_stats)
                 handed_over = True
-                return EventStream(_events(reply, deltas, usage), self.limits.seconds, request, close)
+                return EventStream(events, self.limits.seconds, request, close)
             return await while_connected(request, _whole(reply, deltas), self.limits.seconds)
         finally:
             if not handed_over:
@@ -212,10 +247,9 @@ class Server:
     def _resolve(self, body: ChatRequest | CompletionRequest) -> list[EngineRequest]:
         """Return a request for each answer, prompt by prompt."""
         tokenizer, engine = self.tokenizer, self._engine
-        constraint = self._grammars.of(
-            body.response_format, body.forced_tools, several=body.parallel_tool_calls is not False
-        )
-        options = body.options(constraint, tokenizer.supports_thinking, self.limits.max_tokens)
+        several = body.parallel_tool_calls is not False
+        constraint = self._grammars.of(body.response_format, body.forced_tools, body.optional_tools, several=several)
+        options = body.options(constraint, self._defaults)
         requests: list[EngineRequest] = []
         for index, prompt in enumerate(body.prompts):
             try:
@@ -252,18 +286,32 @@ class Server:
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         loop = asyncio.get_running_loop()
 
-        def prepare_engine() -> None:
-            if self._warm_up:
-                self._engine.warm_up(constraints=True)
+        def accept() -> None:
             loop.call_soon_threadsafe(setattr, self, "ready", True)
 
-        self.worker.post(prepare_engine)
+        self._startup.begin(accept)
         self.worker.start()
+        reporting = asyncio.create_task(self._startup.report())
         try:
             yield
         finally:
             self.ready = False
-            await asyncio.to_thread(self.worker.stop)
+            self._startup.state = "shutting down"
+            reporting.cancel()
+            await asyncio.to_thread(self.worker.stop, _STOP_SECONDS)
+
+
+def _defaults(tokenizer: Tokenizer, limits: Limits, budget: int | None, most: int | None) -> Defaults:
+    """Return what the server adds to requests, after checking it."""
+    supported = tokenizer.supports_thinking
+    for name, value in (("thinking_budget", budget), ("max_thinking_budget", most)):
+        if value is not None and not supported:
+            raise UserError(f"{name} is {value}, but this model does not think; leave it out.")
+        if value is not None and value < 0:
+            raise UserError(f"{name} is {value}; it must be 0 or more.")
+    if budget is not None and most is not None and budget > most:
+        raise UserError(f"thinking_budget is {budget}, above max_thinking_budget, which is {most}.")
+    return Defaults(supported, limits.max_tokens, budget, most)
 
 
 async def _whole(reply: Reply, deltas: AsyncGenerator[Any, None]) -> Response:
@@ -274,9 +322,14 @@ async def _whole(reply: Reply, deltas: AsyncGenerator[Any, None]) -> Response:
 
 
 async def _events(
-    reply: Reply, deltas: AsyncGenerator[list[tuple[int, Delta]], None], usage: bool
+    reply: Reply, deltas: AsyncGenerator[list[tuple[int, Delta]], None], usage: bool, continuous: bool = False
 ) -> AsyncGenerator[bytes, None]:
-    """Encode the chunks. The first is sent with the first token, so that earlier errors have an HTTP status of their own."""
+    """Encode the chunks. The first is sent with the first token, so that earlier errors have an HTTP status of their own.
+
+    Args:
+        usage: a last chunk has the token counts.
+        continuous: every chunk has those of its step.
+    """
     opened = False
     async with contextlib.aclosing(deltas):
         async for pairs in deltas:
@@ -284,7 +337,8 @@ async def _events(
             opened = True
             chunks += [reply.chunk(choice, delta) for choice, delta in pairs]
             if chunks:
-                yield b"".join(event(chunk | ({"usage": None} if usage else {})) for chunk in chunks)
+                counts = {"usage": reply.usage()} if continuous else {"usage": None} if usage else {}
+                yield b"".join(event(chunk | counts) for chunk in chunks)
     yield (event(reply.closing()) if usage else b"") + b"data: [DONE]\n\n"
 
 

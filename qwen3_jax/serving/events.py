@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import Request, Response
 
 from qwen3_jax.errors import UserError
-from qwen3_jax.serving.errors import Refused
+from qwen3_jax.serving.errors import Refused, note
 
 _LAST_SECONDS = 5  # to send the error that ends a stream
 
@@ -39,6 +39,7 @@ class EventStream(Response):
             await while_connected(self._request, self._send(send), self._seconds)
         except (Refused, UserError) as error:
             refused = Refused.of(error)
+            note(scope, refused)
             if not self._started:
                 await refused.response(scope, receive, send)
             elif refused.status != 499:  # the status line is sent already

@@ -4,6 +4,7 @@ The grammar begins after the thinking. Qwen3 writes newlines between `</think>` 
 characters may come first.
 """
 
+import functools
 import json
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -11,14 +12,17 @@ from typing import Any
 import numpy as np
 
 from qwen3_jax.errors import RequestError, UserError
-from qwen3_jax.serving.protocol import Function, ResponseFormat
+from qwen3_jax.serving.objects import Function, ResponseFormat
+from qwen3_jax.serving.schemas import for_grammar
 from qwen3_jax.text import Tokenizer
 
 _SPACE = "SPACE: /[ \\n]{1,4}/\n"
 # Unlimited whitespace is valid JSON, and models in a degenerate loop write it.
-_INDENTED = {"whitespace_pattern": r"(\n {0,64}| )?"}
+_INDENTED = {"whitespace_pattern": r"(\n {0,64}| )?", "coerce_one_of": True}
 # As the chat template writes calls.
-_ON_ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_ON_ONE_LINE = {
+    "whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "coerce_one_of": True,
+}  # fmt: skip
 _MAX_CALLS = 16  # of one answer that must call
 
 
@@ -45,41 +49,74 @@ class Grammars:
         )
 
     def of(
-        self, format: ResponseFormat | None, functions: Sequence[Function], *, several: bool
+        self,
+        format: ResponseFormat | None,
+        forced: Sequence[Function],
+        optional: Sequence[Function] = (),
+        *,
+        several: bool,
     ) -> Callable[[], "Matcher"] | None:
         """Return a factory of constraints, one per answer; None if any text is allowed.
 
         Args:
             format: required form of the content.
-            functions: if there are any, one of them must be called.
+            forced: if there are any, one of them must be called.
+            optional: may be called instead of an answer in this form.
             several: more than one call is allowed.
 
         Raises:
             RequestError: a schema cannot be compiled; says why.
         """
-        if functions:
-            return self._calls(functions, several)
+        if forced:
+            return self._compile(f"start: SPACE? calls\n{self._calls(forced, several)}{_SPACE}", "tools")
         if format is None or format.type == "text":
             return None
-        schema = {"type": "object"} if format.json_schema is None else format.json_schema.schema_
-        grammar = f"start: SPACE? %json {_dump(schema | {'x-guidance': _INDENTED})}\n{_SPACE}"
-        return self._compile(grammar, "response_format")
+        schema = {"type": "object"}
+        if format.json_schema is not None:
+            schema = for_grammar(format.json_schema.schema_, "the schema", "response_format", self._check_pattern)
+        answer = f"answer: %json {_dump(schema | {'x-guidance': _INDENTED})}\n{_SPACE}"
+        alone = self._compile(f"start: SPACE? answer\n{answer}", "response_format")
+        if not optional:
+            return alone
+        return self._compile(
+            f"start: SPACE? (answer | calls)\n{answer}{self._calls(optional, several, strict=False)}", "tools"
+        )
 
-    def _calls(self, functions: Sequence[Function], several: bool) -> Callable[[], "Matcher"]:
+    def _calls(self, functions: Sequence[Function], several: bool, *, strict: bool = True) -> str:
+        """Return the rules of one or more calls whose arguments fit the functions' schemas.
+
+        Without `strict`, arguments whose schema no grammar can hold are any object, as they are without `response_format`.
+        """
         rules, names = [], []
         for place, function in enumerate(functions):
-            schema = {
-                "type": "object",
-                "properties": {"name": {"const": function.name}, "arguments": function.parameters},
-                "required": ["name", "arguments"],
-                "additionalProperties": False,
-                "x-guidance": _ON_ONE_LINE,
-            }
+            # A grammar of its own for each tool's parameters: references are looked up in the schema that has them.
+            try:
+                schema = for_grammar(function.parameters, f"the tool {function.name!r}", "tools", self._check_pattern)
+            except RequestError:
+                if strict:
+                    raise
+                schema = {}
+            if not schema.keys() & {"type", "$ref", "anyOf", "oneOf", "allOf"}:
+                schema = {"type": "object"} | schema
+            head = f'{{"name": {json.dumps(function.name, ensure_ascii=False)}, "arguments": '
             names.append(f"call{place}")
-            rules.append(f"call{place}: %json {_dump(schema)}\n")
+            rules.append(f'call{place}: {json.dumps(head, ensure_ascii=False)} arguments{place} "}}"\n')
+            rules.append(f"arguments{place}: %json {_dump(schema | {'x-guidance': _ON_ONE_LINE})}\n")
         more = f' ("\\n" call){{0,{_MAX_CALLS - 1}}}' if several else ""
-        text = f'start: SPACE? call{more}\ncall: <tool_call> "\\n" ({" | ".join(names)}) "\\n" </tool_call>\n'
-        return self._compile(text + "".join(rules) + _SPACE, "tools")
+        call = f'call: <tool_call> "\\n" ({" | ".join(names)}) "\\n" </tool_call>\n'
+        return f"calls: call{more}\n{call}{''.join(rules)}"
+
+    def _check_pattern(self, pattern: str) -> str | None:
+        return self._problem(f"start: %json {_dump({'type': 'string', 'pattern': pattern})}\n")
+
+    @functools.lru_cache(maxsize=256)  # noqa: B019 - there is one object per server
+    def _problem(self, grammar: str) -> str | None:
+        """What is wrong with a grammar; None if it compiles."""
+        try:
+            matcher = self._library.LLMatcher(self._tokenizer, self._library.LLMatcher.grammar_from_lark(grammar))
+        except ValueError as error:
+            return _first_line(error)
+        return _first_line(matcher.get_error()) if matcher.is_error() else None
 
     def _compile(self, grammar: str, field: str) -> Callable[[], "Matcher"]:
         problem: object = None
@@ -90,8 +127,7 @@ class Grammars:
         except ValueError as error:
             problem = error
         if problem is not None:
-            line = str(problem).strip().partition("\n")[0][:300]
-            raise RequestError(f"{field!r} cannot be compiled: {line}", field)
+            raise RequestError(f"{field!r} cannot be compiled: {_first_line(problem)}", field)
         return lambda: Matcher(matcher.deep_copy(), self._eos)
 
 
@@ -113,6 +149,10 @@ class Matcher:
         """Advance by a token."""
         if token not in self._eos:
             self._matcher.consume_token(token)
+
+
+def _first_line(problem: object) -> str:
+    return str(problem).strip().partition("\n")[0][:300]
 
 
 def _dump(schema: Any) -> str:

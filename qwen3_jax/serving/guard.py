@@ -5,7 +5,9 @@ Plain ASGI, because Starlette's middleware classes buffer between a stream and i
 
 import hashlib
 import hmac
+import ipaddress
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, MutableMapping, Sequence
@@ -13,10 +15,17 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from qwen3_jax.bounds import above, check_bounds
-from qwen3_jax.serving.errors import Refused
+from qwen3_jax.serving.errors import Refused, note
+from qwen3_jax.serving.startup import CLEAR
 
 Scope = MutableMapping[str, Any]
 OPEN = ("/health", "/ready", "/", "/page/")  # no key needed: probes of load balancers, and the page, which asks for one
+
+KEY_HEADERS = (b"x-api-key", b"api-key")  # of Anthropic's and Azure's clients
+_FOREIGN = (
+    "host name {host!r} is not allowed: start the server with --allow-host {host} if it is a name of this machine "
+    "(docs/deployment.md, Front ends in containers)."
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,7 @@ class Limits:
     Attributes:
         body_bytes: size of a request's body.
         messages: messages of a conversation.
-        max_tokens: tokens of an answer; None is the engine's max_length.
+        max_tokens: tokens of an answer, a cap for requests that ask for more; None is the engine's max_length.
         n: answers to one request, over all its prompts.
         requests: open requests, queued ones included.
         waiting: queued answers; beyond that, new requests are refused with status 429.
@@ -51,9 +60,10 @@ class Guard:
     Args:
         app: the routes.
         limits: on requests.
-        keys: clients must send one of them as `Authorization: Bearer KEY`; if empty, keys are not checked.
-        hosts: accepted host names; if empty, they are not checked. The check prevents DNS rebinding: a website that points its
-            own name at this machine.
+        keys: clients must send one of them as `Authorization: Bearer KEY`, or in a header of `KEY_HEADERS`; if empty, keys
+            are not checked.
+        hosts: accepted host names; "localhost" stands for every name and address of this machine. If empty, they are not
+            checked. The check prevents DNS rebinding: a website that points its own name at this machine.
         count: called with (path, status) of each request.
         log: receives a line of JSON per request; None for no log.
     """
@@ -62,7 +72,9 @@ class Guard:
         self, app: Callable[..., Any], limits: Limits, keys: Sequence[str], hosts: Sequence[str],
         count: Callable[[str, int], None], log: TextIO | None = sys.stderr,
     ):  # fmt: skip
-        self._app, self._limits, self._hosts, self._count, self._log = app, limits, hosts, count, log
+        self._app, self._limits, self._count, self._log = app, limits, count, log
+        self._hosts = {host_name(host) for host in hosts}
+        self._clear = CLEAR if log is not None and log.isatty() else ""
         self._keys = [_digest(key.encode()) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
@@ -91,6 +103,7 @@ class Guard:
             self._check(scope)
             await self._app(scope, checked_receive, watched_send)
         except Refused as error:
+            note(scope, error)
             if status == 0:
                 response = error.response
                 response.headers["connection"] = "close"  # the body may be unread
@@ -108,35 +121,64 @@ class Guard:
                     "status": status or "gone",
                     "seconds": round(time.perf_counter() - started, 3),
                 }
-                print(json.dumps(line | entry, ensure_ascii=True), file=self._log, flush=True)
+                print(f"{self._clear}{json.dumps(line | entry, ensure_ascii=True)}", file=self._log, flush=True)
 
     def _check(self, scope: Scope) -> None:
         headers = dict(scope["headers"])
         if self._hosts:
-            host = headers.get(b"host", b"").decode("latin-1").rsplit(":", 1)[0].strip("[]").lower()
-            if host not in self._hosts:
-                raise Refused(421, f"host name {host!r} is not allowed; see --allow-host.")
+            host = host_name(headers.get(b"host", b"").decode("latin-1"))
+            if host not in self._hosts and not ("localhost" in self._hosts and _is_local(host)):
+                raise Refused(421, _FOREIGN.format(host=host) if host else "the request names no valid host.")
         path = scope["path"]
         is_open = path in OPEN or path.startswith("/page/")
         if self._keys and not is_open and scope["method"] != "OPTIONS":
             scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
-            given = _digest(key.strip())
+            given = [headers[name] for name in KEY_HEADERS if name in headers]
+            given += [key] if scheme.lower() == b"bearer" else []
             # Compare all of them, each in constant time.
-            matches = sum(hmac.compare_digest(given, valid) for valid in self._keys)
-            if scheme.lower() != b"bearer" or not matches:
-                raise Refused(
-                    401, "the request needs a valid API key, as 'Authorization: Bearer KEY'.", code="invalid_api_key"
-                )
+            digests = [_digest(each.strip()) for each in given]
+            matches = sum(hmac.compare_digest(each, valid) for each in digests for valid in self._keys)
+            if not matches:
+                text = "the request needs a valid API key, as 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
+                raise Refused(401, text, code="invalid_api_key")
         if scope["method"] == "POST":
             kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
             if kind != b"application/json":
                 raise Refused(415, "the body must be JSON, with 'Content-Type: application/json'.")
+            encoding = headers.get(b"content-encoding", b"identity").strip().lower()
+            if encoding != b"identity":
+                text = f"the body has the encoding {encoding.decode('latin-1')!r}; send it without Content-Encoding."
+                raise Refused(415, text)
             length = headers.get(b"content-length", b"0")
             if length.isdigit() and int(length) > self._limits.body_bytes:
                 raise self._too_large()
 
     def _too_large(self) -> Refused:
         return Refused(413, f"the request is larger than {self._limits.body_bytes} bytes.")
+
+
+def host_name(text: str) -> str:
+    """Return the host of a Host header: lower case, without port, brackets and the final dot; "" if it is malformed."""
+    text = text.strip().lower()
+    bracketed = re.fullmatch(r"\[([0-9a-f:.]+)\](:\d*)?", text)
+    if bracketed:
+        return bracketed[1]
+    if text.count(":") > 1:  # an address without brackets, which only options may have
+        return text
+    name, colon, port = text.partition(":")
+    return "" if "[" in name or (colon and port and not port.isdigit()) else name.removesuffix(".")
+
+
+def _is_local(host: str) -> bool:
+    """Whether a host is this machine, whoever asks. No website can point another's address at it."""
+    if host == "localhost" or host.endswith(".localhost"):  # RFC 6761
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_loopback or address.is_unspecified
 
 
 def _digest(key: bytes) -> bytes:

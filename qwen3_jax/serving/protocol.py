@@ -1,74 +1,55 @@
 """The fields of a request: OpenAI's, those of vLLM and SGLang that Qwen's clients send, and the thinking budget.
 
-Every field takes effect, is refused by name, or is listed in `IGNORED`: fields that clients send to any server, and that a
-server of one model cannot act on. docs/serving.md prints the same lists.
+Every field takes effect or is refused by name; `fields` lists those that a server of one model cannot act on, and the values
+at which a field that is not supported changes nothing.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    StrictBool,
-    StrictFloat,
-    StrictInt,
-    StrictStr,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
-from qwen3_jax.errors import RequestError, nearest
+from qwen3_jax.errors import RequestError
 from qwen3_jax.generation import Constraint, Options, Sampling
 from qwen3_jax.generation.sampling import MAX_LOGPROBS
+from qwen3_jax.serving.objects import (
+    Body,
+    Budget,
+    CustomParams,
+    Function,
+    NamedTool,
+    Reasoning,
+    ResponseFormat,
+    StreamOptions,
+    TemplateOptions,
+    Thinking,
+    Tool,
+)
 from qwen3_jax.text import Tokenizer
 
-IGNORED = {
-    "user": "identifies the end user",
-    "metadata": "is for OpenAI's dashboard",
-    "store": "is for OpenAI's dashboard",
-    "service_tier": "selects one of OpenAI's prices",
-    "safety_identifier": "identifies the end user",
-    "prompt_cache_key": "routes to one of several caches; this server has one",
-    "prompt_cache_retention": "keeps a cache; here pages are evicted when space is needed",
-    "verbosity": "is for models that were trained for it",
-}
-REFUSED = {
-    "functions": "use 'tools'",
-    "function_call": "use 'tool_choice'",
-    "best_of": "use 'n' and choose among the answers",
-    "use_beam_search": "answers are sampled; use 'n'",
-    "echo": "prepend the prompt yourself",
-    "suffix": "the model was not trained to fill in the middle",
-    "audio": "the model reads and writes text only",
-    "modalities": "the model reads and writes text only",
-    "prediction": "start the server with --lookup N instead",
-    "web_search_options": "pass a search function in 'tools'",
-    "guided_json": "use 'response_format'",
-    "guided_regex": "use 'response_format'",
-    "guided_choice": "use 'response_format' with an enum",
-    "guided_grammar": "use 'response_format'",
-    "structured_outputs": "use 'response_format'",
-    "ignore_eos": "set a 'logit_bias' of -100 on the end token",
-    "min_tokens": "set a 'logit_bias' of -100 on the end token",
-    "length_penalty": "answers are sampled; use 'n'",
-    "prompt_logprobs": "only generated tokens have log probabilities",
-    "lora_path": "start a server with the merged weights",
-    "chat_template": "start the server with a checkpoint that contains the template",
-}
 # reasoning_effort -> thinking budget; the report's figure 2 has the accuracy of budgets in this range.
-EFFORTS: dict[str, int | None] = {"none": 0, "minimal": 512, "low": 1024, "medium": 4096, "high": 16_384, "xhigh": None}
+EFFORTS: dict[str, int | None] = {
+    "none": 0, "minimal": 512, "low": 1024, "medium": 4096, "high": 16_384, "xhigh": None, "max": None,
+}  # fmt: skip
+
+
+def _not_zero(limit: int) -> int:
+    if limit == 0:
+        raise ValueError("an answer has at least one token; -1 is no limit")
+    return limit
+
 
 Number = StrictInt | StrictFloat
 Id = Annotated[StrictInt, Field(ge=0, lt=2**31)]
 Texts = StrictStr | list[StrictStr]
+Limit = Annotated[StrictInt, Field(ge=-1), AfterValidator(_not_zero)]
 MakeConstraint = Callable[[], Constraint] | None
 # For the API's description only: the chat template checks messages.
 _MESSAGE = {
     "type": "object",
     "properties": {
-        "role": {"type": "string", "enum": ["system", "user", "assistant", "tool"]},
+        "role": {"type": "string", "enum": ["system", "developer", "user", "assistant", "tool"]},
         "content": {"type": "string"},
         "reasoning_content": {"type": "string"},
     },
@@ -77,99 +58,30 @@ _MESSAGE = {
 Messages = Annotated[list[dict[str, Any]], Field(min_length=1, json_schema_extra={"items": _MESSAGE})]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+@dataclass(frozen=True)
+class Defaults:
+    """What a server adds to requests.
+
+    Attributes:
+        supports_thinking: of the model; an effort, which clients send to any model, has no effect without it.
+        max_tokens: upper bound of the tokens of an answer; None is the room that the prompt leaves.
+        thinking_budget: of requests that name none; None is unlimited.
+        max_thinking_budget: upper bound of every budget; None is unlimited.
+    """
+
+    supports_thinking: bool = True
+    max_tokens: int | None = None
+    thinking_budget: int | None = None
+    max_thinking_budget: int | None = None
 
 
-class StreamOptions(_Strict):
-    """`include_usage`: a last chunk with the token counts."""
-
-    include_usage: StrictBool = False
-
-
-class JsonSchema(_Strict):
-    """A schema in OpenAI's form; always strict, whatever `strict` is."""
-
-    name: StrictStr = "answer"
-    description: StrictStr | None = None
-    schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
-    strict: StrictBool | None = None
-
-
-class ResponseFormat(_Strict):
-    """The required form of the content: "text", "json_object" or "json_schema"."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-
-    @model_validator(mode="after")
-    def _whole(self) -> "ResponseFormat":
-        if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("'json_schema' belongs to the type 'json_schema', which requires it")
-        return self
-
-
-class Named(_Strict):
-    name: StrictStr
-
-
-class NamedTool(_Strict):
-    """`tool_choice` with a name."""
-
-    type: Literal["function"] = "function"
-    function: Named
-
-
-class Function(BaseModel):
-    """A function that may be called; its parameters are a JSON schema."""
-
-    model_config = ConfigDict(extra="allow")  # further fields are shown to the model
-
-    name: StrictStr
-    parameters: dict[str, Any] = Field(default_factory=lambda: {"type": "object", "properties": {}})
-
-
-class Tool(BaseModel):
-    """A tool; the model is shown it exactly as sent, because the order of its keys is part of the prompt."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: Literal["function"] = "function"
-    function: Function
-    _sent: dict[str, Any] = PrivateAttr(default_factory=dict)
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _keep(cls, value: Any, handler: Any) -> "Tool":
-        tool = handler(value)
-        tool._sent = value
-        return tool
-
-    @property
-    def shown(self) -> dict[str, Any]:
-        """The tool as the client sent it."""
-        return self._sent
-
-
-class TemplateOptions(_Strict):
-    """`chat_template_kwargs`, the spelling of vLLM and SGLang."""
-
-    enable_thinking: StrictBool | None = None
-
-
-class CustomParams(_Strict):
-    """`custom_params`, the spelling of SGLang's logit processors."""
-
-    thinking_budget: Annotated[StrictInt, Field(ge=-1)] | None = None
-
-
-class _Common(_Strict):
+class _Common(Body):
     """Fields of both chat and text completions."""
 
     model: StrictStr | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    max_tokens: Limit | None = None
     n: Annotated[StrictInt, Field(ge=1)] | None = None
     temperature: Annotated[Number, Field(ge=0)] | None = None
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
@@ -181,38 +93,49 @@ class _Common(_Strict):
     logit_bias: dict[str, Annotated[Number, Field(ge=-100, le=100)]] | None = None
     seed: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Texts | None = None
-    thinking_budget: Annotated[StrictInt, Field(ge=-1)] | None = None
-    thinking_token_budget: Annotated[StrictInt, Field(ge=-1)] | None = None
+    stop_token_ids: list[Id] | None = None
+    thinking_budget: Budget | None = None
+    thinking_token_budget: Budget | None = None
     custom_params: CustomParams | None = None
     response_format: ResponseFormat | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _check_names(cls, fields: Any) -> Any:
-        if not isinstance(fields, Mapping):
-            return fields
-        valid = {field.alias or name for name, field in cls.model_fields.items()}
-        for name, value in fields.items():
-            if name in valid or name in IGNORED or value is None:
-                continue
-            if name in REFUSED:
-                raise ValueError(f"the field {name!r} is not supported: {REFUSED[name]}")
-            raise ValueError(f"there is no field {name!r}.{nearest(name, sorted(valid))}")
-        return {name: value for name, value in fields.items() if name in valid}
+    @property
+    def budgets(self) -> dict[str, int | None]:
+        """The thinking budget under each of its names."""
+        custom = self.custom_params
+        return {
+            "thinking_budget": self.thinking_budget,
+            "thinking_token_budget": self.thinking_token_budget,
+            "custom_params.thinking_budget": None if custom is None else custom.thinking_budget,
+        }
 
     @property
     def budget(self) -> int | None:
-        """The thinking budget under any of its names; None if absent, -1 for no limit."""
-        spellings = {
-            "thinking_budget": self.thinking_budget,
-            "thinking_token_budget": self.thinking_token_budget,
-            "custom_params.thinking_budget": None if self.custom_params is None else self.custom_params.thinking_budget,
-        }
-        given = {name: value for name, value in spellings.items() if value is not None}
-        if len(set(given.values())) > 1:
-            texts = " and ".join(f"{name}={value}" for name, value in given.items())
-            raise RequestError(f"the request has {texts}; give the thinking budget once.", "thinking_budget")
-        return next(iter(given.values()), None)
+        """The thinking budget; None if absent, -1 for no limit."""
+        return _once(self.budgets, "thinking_budget", "the thinking budget")
+
+    def _thinking(self, defaults: Defaults, enable: bool | None, effort: str | None) -> dict[str, Any]:
+        """Return the options of the thinking budget: the request's, else the server's, within the server's bound."""
+        own = self.budget
+        budget = None if own == -1 else own
+        if own is None and defaults.supports_thinking and enable is not False:
+            if effort is not None:
+                budget = EFFORTS[effort]
+            elif enable is None or defaults.thinking_budget != 0:
+                budget = defaults.thinking_budget
+        most = defaults.max_thinking_budget
+        lowered = most is not None and enable is not False and (budget is None or budget > most)
+        if lowered:
+            if most == 0 and enable:
+                raise RequestError("this server allows no thinking; leave 'enable_thinking' out.", "enable_thinking")
+            budget = most
+        return {"thinking_budget": budget, "fit_budget": own is None or lowered}
+
+    def _most(self, limit: int | None, defaults: Defaults) -> dict[str, Any]:
+        """Return the options of the limit, which is a cap: less is generated where less fits."""
+        most = defaults.max_tokens
+        limit = limit if limit is None or most is None else min(limit, most)
+        return {"max_new_tokens": limit, "fit_limit": True, "default_limit": most}
 
     @property
     def prompts(self) -> list[Any]:
@@ -230,21 +153,27 @@ class _Common(_Strict):
             top_k=None if self.top_k is None else max(self.top_k, 0),  # -1 is "all" in vLLM
             presence_penalty=self.presence_penalty or 0.0, frequency_penalty=self.frequency_penalty or 0.0,
             logit_bias=_biases(self.logit_bias or {}), seed=None if self.seed is None else self.seed % 2**63,
-            stop=() if self.stop is None else self.stop, logprobs=logprobs, n=self.n or 1,
+            stop=() if self.stop is None else self.stop, stop_token_ids=tuple(self.stop_token_ids or ()),
+            logprobs=logprobs, n=self.n or 1,
         )  # fmt: skip
 
 
 class ChatRequest(_Common):
     """POST /v1/chat/completions."""
 
+    elsewhere: ClassVar[dict[str, str]] = dict.fromkeys(("prompt",), "POST /v1/completions")
+
     messages: Messages
-    max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    max_completion_tokens: Limit | None = None
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     tools: list[Tool] | None = None
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     parallel_tool_calls: StrictBool | None = None
     enable_thinking: StrictBool | None = None
+    preserve_thinking: StrictBool | None = None
+    thinking: Thinking | None = None
+    reasoning: Reasoning | None = None
     reasoning_effort: StrictStr | None = None
     chat_template_kwargs: TemplateOptions | None = None
     continue_final_message: StrictBool | None = None
@@ -253,10 +182,11 @@ class ChatRequest(_Common):
 
     @model_validator(mode="after")
     def _agrees(self) -> "ChatRequest":
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ValueError("'top_logprobs' needs 'logprobs': true")
-        if self.reasoning_effort is not None and self.reasoning_effort not in EFFORTS:
-            raise ValueError(f"'reasoning_effort' is {self.reasoning_effort!r}; it must be one of {list(EFFORTS)}")
+        for name, effort in self.efforts.items():
+            if effort is not None and effort not in EFFORTS:
+                raise ValueError(f"{name!r} is {effort!r}; it must be one of {list(EFFORTS)}")
         if self.add_generation_prompt is not None and self.add_generation_prompt == bool(self.continue_final_message):
             raise ValueError("'add_generation_prompt' must be the opposite of 'continue_final_message'; leave it out")
         if self.continue_final_message and self.messages[-1].get("role") != "assistant":
@@ -285,34 +215,60 @@ class ChatRequest(_Common):
         return [tool.function for tool in self.tools or ()] if self.tool_choice == "required" else []
 
     @property
+    def optional_tools(self) -> list[Function]:
+        """The functions that may be called or not."""
+        return [] if self.forced_tools or self.shown_tools is None else [tool.function for tool in self.tools or ()]
+
+    @property
     def limit(self) -> int | None:
-        """Most tokens of an answer."""
-        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
-            raise RequestError("max_tokens and max_completion_tokens differ; give one of them.", "max_tokens")
-        return self.max_tokens or self.max_completion_tokens
+        """Most tokens of an answer; None for no limit."""
+        names = {"max_tokens": self.max_tokens, "max_completion_tokens": self.max_completion_tokens}
+        limit = _once(names, "max_tokens", "the limit")
+        return None if limit == -1 else limit
+
+    @property
+    def budgets(self) -> dict[str, int | None]:
+        """The thinking budget under each of its names."""
+        template, thinking, reasoning = self.chat_template_kwargs, self.thinking, self.reasoning
+        return super().budgets | {
+            "chat_template_kwargs.thinking_budget": None if template is None else template.thinking_budget,
+            "thinking.budget_tokens": None if thinking is None else thinking.budget_tokens,
+            "reasoning.max_tokens": None if reasoning is None else reasoning.max_tokens,
+        }
+
+    @property
+    def efforts(self) -> dict[str, str | None]:
+        """The effort under each of its names."""
+        own = None if self.reasoning is None else self.reasoning.effort
+        return {"reasoning_effort": self.reasoning_effort, "reasoning.effort": own}
+
+    @property
+    def switch(self) -> bool | None:
+        """Whether to think, under any of its names; None if absent."""
+        template, kind = self.chat_template_kwargs, None if self.thinking is None else self.thinking.type
+        names = {
+            "enable_thinking": self.enable_thinking,
+            "chat_template_kwargs.enable_thinking": None if template is None else template.enable_thinking,
+            "thinking.type": None if kind in (None, "adaptive") else kind == "enabled",
+            "reasoning.enabled": None if self.reasoning is None else self.reasoning.enabled,
+        }
+        return _once(names, "enable_thinking", "the switch")
 
     @property
     def prompts(self) -> list[Any]:
         """The conversation, as a list of one prompt."""
         return [self.messages]
 
-    def options(self, constraint: MakeConstraint, supports_thinking: bool, default_limit: int | None) -> Options:
-        """Return the options of each prompt. An effort, which clients send to any model, needs `supports_thinking`."""
-        template = None if self.chat_template_kwargs is None else self.chat_template_kwargs.enable_thinking
-        switches = {self.enable_thinking, template} - {None}
-        if len(switches) > 1:
-            reason = "enable_thinking and chat_template_kwargs.enable_thinking differ; give one of them."
-            raise RequestError(reason, "enable_thinking")
-        enable, budget = next(iter(switches), None), self.budget
-        if budget is None and self.reasoning_effort is not None and supports_thinking and enable is not False:
-            budget = EFFORTS[self.reasoning_effort]
+    def options(self, constraint: MakeConstraint, defaults: Defaults) -> Options:
+        """Return the options of each prompt."""
+        enable = self.switch
+        effort = _once(self.efforts, "reasoning_effort", "the effort")
         return Options(
             sampling=self._sampling((self.top_logprobs or 0) if self.logprobs else None),
-            max_new_tokens=self.limit,
-            default_limit=default_limit,
+            **self._most(self.limit, defaults),
+            **self._thinking(defaults, enable, effort),
             enable_thinking=enable,
-            thinking_budget=None if budget == -1 else budget,
-            fit_budget=self.budget is None,
+            preserve_thinking=_preserved(self.preserve_thinking, self.chat_template_kwargs),
             tools=self.shown_tools,
             continue_final_message=bool(self.continue_final_message),
             constraint=constraint,
@@ -324,7 +280,12 @@ class ChatRequest(_Common):
 class CompletionRequest(_Common):
     """POST /v1/completions: a text, or token ids, is continued as it is."""
 
+    elsewhere: ClassVar[dict[str, str]] = dict.fromkeys(
+        (name for name in ChatRequest.model_fields if name not in _Common.model_fields and name != "logprobs"),
+        "POST /v1/chat/completions",
+    )
     forced_tools: ClassVar[list[Function]] = []
+    optional_tools: ClassVar[list[Function]] = []
     parallel_tool_calls: ClassVar[None] = None
 
     prompt: StrictStr | list[StrictStr] | list[Id] | list[list[Id]]
@@ -339,22 +300,21 @@ class CompletionRequest(_Common):
 
     @property
     def limit(self) -> int | None:
-        """Most tokens of an answer."""
-        return self.max_tokens
+        """Most tokens of an answer; None for no limit."""
+        return None if self.max_tokens == -1 else self.max_tokens
 
-    def options(self, constraint: MakeConstraint, supports_thinking: bool, default_limit: int | None) -> Options:
-        """Return the options of each prompt, as `ChatRequest.options` does."""
+    def options(self, constraint: MakeConstraint, defaults: Defaults) -> Options:
+        """Return the options of each prompt."""
         return Options(
             sampling=self._sampling(self.logprobs),
-            max_new_tokens=self.max_tokens,
-            default_limit=default_limit,
-            thinking_budget=None if self.budget == -1 else self.budget,
+            **self._most(self.limit, defaults),
+            **self._thinking(defaults, None, None),
             constraint=constraint,
             raw=True,
         )
 
 
-class TokenizeRequest(_Strict):
+class TokenizeRequest(Body):
     """POST /tokenize: a text, or a conversation after the chat template."""
 
     model: StrictStr | None = None
@@ -362,8 +322,11 @@ class TokenizeRequest(_Strict):
     messages: Messages | None = None
     tools: list[Tool] | None = None
     enable_thinking: StrictBool | None = None
+    preserve_thinking: StrictBool | None = None
     chat_template_kwargs: TemplateOptions | None = None
     continue_final_message: StrictBool = False
+    add_generation_prompt: StrictBool = True
+    return_token_strs: Literal[False] = False
 
     @model_validator(mode="after")
     def _one(self) -> "TokenizeRequest":
@@ -375,23 +338,49 @@ class TokenizeRequest(_Strict):
         """Return the token ids."""
         if self.prompt is not None:
             return tokenizer.encode(self.prompt)
-        template = self.chat_template_kwargs
-        enable = self.enable_thinking if template is None else template.enable_thinking
+        template = None if self.chat_template_kwargs is None else self.chat_template_kwargs.enable_thinking
+        names = {"enable_thinking": self.enable_thinking, "chat_template_kwargs.enable_thinking": template}
+        enable = _once(names, "enable_thinking", "the switch")
         return tokenizer.apply_chat_template(
             self.messages or [],
             tools=None if not self.tools else [tool.shown for tool in self.tools],
-            add_generation_prompt=not self.continue_final_message,
+            add_generation_prompt=self.add_generation_prompt and not self.continue_final_message,
             continue_final_message=self.continue_final_message,
             enable_thinking=enable is not False,
+            preserve_thinking=_preserved(self.preserve_thinking, self.chat_template_kwargs),
             tokenize=True,
         )
 
 
-class DetokenizeRequest(_Strict):
+class DetokenizeRequest(Body):
     """POST /detokenize."""
 
     model: StrictStr | None = None
     tokens: list[Id]
+
+
+T = TypeVar("T")
+
+
+def _once(names: Mapping[str, T | None], param: str, what: str) -> T | None:
+    """Return the value that is given under one or several names; None if there is none.
+
+    Raises:
+        RequestError: the values differ.
+    """
+    given = {name: value for name, value in names.items() if value is not None}
+    if len(set(given.values())) > 1:
+        texts = " and ".join(f"{name}={value}" for name, value in given.items())
+        raise RequestError(f"the request has {texts}; give {what} once.", param)
+    return next(iter(given.values()), None)
+
+
+def _preserved(own: bool | None, template: TemplateOptions | None) -> bool | None:
+    names = {
+        "preserve_thinking": own,
+        "chat_template_kwargs.preserve_thinking": None if template is None else template.preserve_thinking,
+    }
+    return _once(names, "preserve_thinking", "the switch")
 
 
 def _biases(given: Mapping[str, float]) -> dict[int, float]:

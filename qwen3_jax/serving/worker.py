@@ -5,6 +5,7 @@ tokens into text while the next step runs.
 """
 
 import asyncio
+import collections
 import contextlib
 import dataclasses
 import queue
@@ -91,6 +92,7 @@ class Worker:
         self.failure: BaseException | None = None
         self._inbox: queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]]] = queue.SimpleQueue()
         self._tickets: dict[int, tuple[Ticket, int]] = {}
+        self._when_idle: collections.deque[Callable[[], None]] = collections.deque()
         self._stopping = False
         self.load = Load(0, 0, *engine.cache_usage, Stats())
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -99,10 +101,19 @@ class Worker:
         """Start the thread."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """End the thread after its current step, and wait for it; unfinished requests get `Stopped`."""
+    def stop(self, seconds: float | None = None) -> None:
+        """End the thread after its current step; unfinished requests get `Stopped`.
+
+        Args:
+            seconds: how long to wait for the end; None waits for it. A compilation takes its time, see `running`.
+        """
         self.post(self._stop)
-        self._thread.join()
+        self._thread.join(seconds)
+
+    @property
+    def running(self) -> bool:
+        """Whether the thread has been started and has not ended."""
+        return self._thread.is_alive()
 
     def submit(self, requests: Sequence[Request]) -> Ticket:
         """Return a ticket for the requests; they are submitted when it is entered."""
@@ -111,6 +122,10 @@ class Worker:
     def post(self, call: Callable[..., None], *arguments: Any) -> None:
         """Call something in the engine's thread, between two steps."""
         self._inbox.put((call, arguments))
+
+    def when_idle(self, call: Callable[[], None]) -> None:
+        """Call something in the engine's thread while there is nothing to compute, after earlier calls of this kind."""
+        self.post(self._when_idle.append, call)
 
     # ---- in the engine's thread --------------------------------------------------------------------------------------
 
@@ -139,9 +154,13 @@ class Worker:
     def _run(self) -> None:
         try:
             while not self._stopping:
-                self._read(wait=not self.engine.busy)
-                if self.engine.busy and not self._stopping:
+                self._read(wait=not self.engine.busy and not self._when_idle)
+                if self._stopping:
+                    break
+                if self.engine.busy:
                     self._deliver(self.engine.step())
+                elif self._when_idle:
+                    self._when_idle.popleft()()
                 engine = self.engine
                 stats = dataclasses.replace(engine.stats)
                 self.load = Load(engine.running, engine.waiting, *engine.cache_usage, stats)

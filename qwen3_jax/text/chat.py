@@ -23,12 +23,22 @@ import jinja2.sandbox
 
 from .byte_level import THINK_END, THINK_START
 from .errors import ChatTemplateError
+from .tool_json import decode_arguments
 
 ROLES = ("system", "user", "assistant", "tool")
+# OpenAI's later name of the system role; templates know only the first.
+ROLE_ALIASES = {"developer": "system"}
 # Names that clients give a message's thinking, the one that templates read first.
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 # Stands for the last message's text while the template renders; private-use characters, which no text needs.
 _MARK = "\ue000continue\ue001"
+# Qwen3-Coder's template goes through the arguments of a call one by one, so they cannot stay JSON text.
+_READS_ARGUMENTS = re.compile(r"arguments\s*(?:\|\s*(?:items|dictsort)|\.(?:items|keys|values)\()")
+# Fields of a message that hold text of the conversation in forms that no template reads.
+_UNREAD_FIELDS = {
+    "function_call": "give the call in 'tool_calls'",
+    "audio": "Qwen3 reads only text",
+}
 _EMPTY_THINKING = re.compile(rf"{THINK_START}\s*{THINK_END}\s*\Z")
 _SWITCH = re.compile(r"(?<![A-Za-z0-9_/.<\\-])/(no_think|think)(?![A-Za-z0-9_/-])")
 
@@ -47,32 +57,70 @@ def render(
     add_generation_prompt: bool = True,
     enable_thinking: bool = True,
     continue_final_message: bool = False,
+    preserve_thinking: bool | None = None,
     special_tokens: Mapping[str, str] | None = None,
 ) -> str:
     """Render a conversation with a Jinja chat template.
 
     Understood besides plain `content` strings: content as a list of {"type": "text", "text": ...} parts, joined with
-    nothing between; no or null content on assistant and tool messages; thinking under any of REASONING_FIELDS;
-    `tool_calls` as {"function": {"name", "arguments"}} or {"name", "arguments"}, or as `parsers.ToolCall`, with the
-    arguments an object or a JSON string.
+    nothing between; no or null content on assistant and tool messages; the role `developer`, which is `system`;
+    a `refusal` in place of the content; thinking under any of REASONING_FIELDS; `tool_calls` as
+    {"function": {"name", "arguments"}} or {"name", "arguments"}, or as `parsers.ToolCall`, with the arguments an object
+    or the JSON text of one, which stays as it is written (blank or null: no arguments; encoded twice: decoded once);
+    messages that are dataclasses or pydantic models, as the openai package returns them.
 
     With continue_final_message the last message, the assistant's, stays open. Its text stands at the end to the
     letter. A text with thinking of its own, closed or not, gets no empty think block before it; one that starts inside
     the thinking that the prompt had opened (it has </think> but no <think>) gets <think> back. If the message has
     reasoning and no content at all, the thinking itself stays open.
 
+    preserve_thinking=True keeps the thinking of earlier turns, which templates leave out, in the form in which the
+    model wrote it: by the template's own variable if it has one, else as part of those turns' text. None is what the
+    template does by itself.
+
     special_tokens: eos_token and the like, which some templates name. Raises ChatTemplateError.
     """
     conversation = _plain_messages(messages)
+    if _READS_ARGUMENTS.search(template):
+        _decode_calls(conversation)
     variables: dict[str, Any] = {
         **(special_tokens or {}),
         "tools": _plain_tools(tools),
         "documents": None,
         "enable_thinking": enable_thinking,
     }
+    if "preserve_thinking" in template:
+        variables |= {} if preserve_thinking is None else {"preserve_thinking": preserve_thinking}
+    elif preserve_thinking:
+        conversation = _with_thinking_as_text(template, conversation)
     if continue_final_message:
         return _continued(template, conversation, variables)
     return _run(template, {**variables, "messages": conversation, "add_generation_prompt": add_generation_prompt})
+
+
+def _with_thinking_as_text(template: str, conversation: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Write the thinking of the turns before the last question into their text.
+
+    The empty reasoning_content tells a template that the text is not to be searched for thinking.
+    """
+    questions = [i for i, message in enumerate(conversation) if _is_question(message)]
+    moved = list(conversation)
+    for i, message in enumerate(conversation[: questions[-1] if questions else 0]):
+        thinking, text = message.get("reasoning_content", "").strip("\n"), message.get("content", "")
+        if message["role"] != "assistant" or not (thinking or THINK_END in text):
+            continue
+        if THINK_START not in template or "reasoning_content" not in template:
+            raise ChatTemplateError(f"the chat template has no place for the reasoning of messages[{i}]")
+        if thinking:
+            text = f"{THINK_START}\n{thinking}\n{THINK_END}\n\n" + text.lstrip("\n")
+        moved[i] = {**message, **dict.fromkeys(REASONING_FIELDS, ""), "content": text}
+    return moved
+
+
+def _is_question(message: Mapping[str, Any]) -> bool:
+    """Whether a message is the user speaking: tool results are sent as user text by some clients."""
+    text = message.get("content", "")
+    return message["role"] == "user" and not (text.startswith("<tool_response>") and text.endswith("</tool_response>"))
 
 
 def soft_switch(messages: Sequence[Mapping[str, Any]]) -> bool | None:
@@ -140,14 +188,23 @@ def _plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
     return [_plain_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
 
-def _plain_message(message: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _plain_message(message: Any, name: str) -> dict[str, Any]:
+    message = _fields(message)
     if not isinstance(message, Mapping):
         raise ChatTemplateError(f"{name} must be an object with role and content, not a {_kind(message)}")
     content = _text(message.get("content"), f"{name}.content")
     plain = _plain({k: v for k, v in message.items() if k != "content" and v is not None}, name)
     role = plain.get("role")
+    role = plain["role"] = ROLE_ALIASES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
-        raise ChatTemplateError(f"{name} has the role {role!r}; the roles are {', '.join(ROLES)}")
+        raise ChatTemplateError(f"{name} has the role {role!r}; the roles are {', '.join((*ROLES, *ROLE_ALIASES))}")
+    for field, instead in _UNREAD_FIELDS.items():
+        if plain.get(field):
+            raise ChatTemplateError(f"{name}.{field} is not supported: {instead}")
+    if plain.get("refusal"):
+        if content or not isinstance(plain["refusal"], str):
+            raise ChatTemplateError(f"{name} has both content and a refusal; give one of them as content")
+        content = plain["refusal"]
     if content is not None:
         plain["content"] = content
     elif role in ("system", "user"):
@@ -170,10 +227,12 @@ def _text(content: Any, name: str) -> str | None:
     parts = []
     for i, part in enumerate(content):
         text = part
+        part = _fields(part)
         if isinstance(part, Mapping):
-            if part.get("type", "text") != "text":
-                raise ChatTemplateError(f"{name}[{i}] is of type {part['type']!r}; Qwen3 reads only text")
-            text = part.get("text")
+            kind = part.get("type", "text")
+            if kind not in ("text", "refusal"):
+                raise ChatTemplateError(f"{name}[{i}] is of type {kind!r}; Qwen3 reads only text")
+            text = part.get(kind)
         if not isinstance(text, str):
             raise ChatTemplateError(f"{name}[{i}] must be a text part with a string in it, not a {_kind(text)}")
         parts.append(str.__str__(text))
@@ -188,11 +247,25 @@ def _tool_calls(calls: Any, name: str) -> list[dict[str, Any]]:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise ChatTemplateError(f"{name}[{i}] must be an object with a function that has a name")
-        # No arguments are the empty object: templates would fail on null.
-        arguments = function.get("arguments")
-        function = {**function, "arguments": {} if arguments is None else arguments}
+        try:
+            arguments = decode_arguments(function.get("arguments"))
+        except ValueError as error:
+            raise ChatTemplateError(
+                f"{name}[{i}].function.arguments (a call of {function['name']!r}) must be a JSON object, or a text that "
+                f"holds one: {error}"
+            ) from None
+        function = {**function, "arguments": arguments}
         checked.append({**call, "function": function} if "function" in call else function)
     return checked
+
+
+def _decode_calls(conversation: list[dict[str, Any]]) -> None:
+    """Replace the arguments of all calls that are JSON text by the objects they hold."""
+    for message in conversation:
+        for call in message.get("tool_calls", ()):
+            function = call.get("function", call)
+            if isinstance(function["arguments"], str):
+                function["arguments"] = json.loads(function["arguments"], strict=False)
 
 
 def _plain_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
@@ -200,6 +273,7 @@ def _plain_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, An
         return None
     if isinstance(tools, (str, bytes, Mapping)) or not isinstance(tools, Sequence):
         raise ChatTemplateError(f"tools must be a list of JSON schemas, not a {_kind(tools)}")
+    tools = [_fields(tool) for tool in tools]
     for i, tool in enumerate(tools):
         if not isinstance(tool, Mapping):
             raise ChatTemplateError(f"tools[{i}] must be a JSON schema (an object), not a {_kind(tool)}")
@@ -216,13 +290,22 @@ def _plain(value: Any, name: str) -> Any:
         return int.__int__(value)
     if isinstance(value, float):
         return float.__float__(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
+    value = _fields(value)
     if isinstance(value, Mapping):
         return {_plain(key, name): _plain(item, f"{name}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item, f"{name}[{i}]") for i, item in enumerate(value)]
     raise ChatTemplateError(f"{name} is a {_kind(value)}, which JSON has no form for")
+
+
+def _fields(value: Any) -> Any:
+    """The fields of a dataclass or of a pydantic model, which the openai package returns; other values as they are."""
+    if isinstance(value, (str, bytes, Mapping, Sequence, type)):
+        return value
+    if dataclasses.is_dataclass(value):
+        return dataclasses.asdict(value)  # type: ignore[arg-type] # not a class
+    dump = getattr(value, "model_dump", None)
+    return dump(mode="json", by_alias=True) if callable(dump) else value
 
 
 def _kind(value: Any) -> str:

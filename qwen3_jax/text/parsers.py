@@ -1,8 +1,8 @@
-"""What a model wrote, taken apart: thinking, content and tool calls, while it streams or afterwards.
+r"""What a model wrote, taken apart: thinking, content and tool calls, while it streams or afterwards.
 
-    parse("<think>\\n2+2\\n</think>\\n\\n4")              # Parsed(thinking="2+2", content="4", tool_calls=())
+    parse("<think>\n2+2\n</think>\n\n4")              # Parsed(thinking="2+2", content="4", tool_calls=())
 
-    parser = AnswerParser(in_thinking=False, tools=True)
+    parser = AnswerParser(in_thinking=False, tools=TOOLS)
     for text in stream:
         for event in parser.feed(text): ...             # Piece("thinking" | "content", text) or ToolCall
     for event in parser.finish(): ...
@@ -11,20 +11,31 @@ A tag may be cut anywhere between two chunks; text that may yet become one is he
 text gives the same thinking, content and tool calls.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from .byte_level import THINK_END, THINK_START, TOOL_CALL_END, TOOL_CALL_START
 from .tool_json import StringState, ToolCall, read_call
+from .tool_xml import XmlState, read_xml_call
+
+Tools = bool | Sequence[Mapping[str, Any]]
+"""Whether calls are read; the tools' schemas give the arguments of XML calls their types."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of the answer; never empty."""
+    """A piece of the answer; never empty.
+
+    Attributes:
+        kind: where it belongs.
+        text: the piece.
+        start: its place in the text that was fed; the piece stands there as it is.
+    """
 
     kind: Literal["thinking", "content"]
     text: str
+    start: int = field(default=0, compare=False)
 
 
 Event = Piece | ToolCall
@@ -39,10 +50,11 @@ class Parsed:
     tool_calls: tuple[ToolCall, ...] = ()
 
 
-def parse(text: str, in_thinking: bool = False, tools: bool = True) -> Parsed:
+def parse(text: str, in_thinking: bool = False, tools: Tools = True) -> Parsed:
     """Take a whole answer apart.
 
-    in_thinking: the prompt had opened <think>. tools=False leaves tool calls in the content as they are.
+    in_thinking: the prompt had opened <think>. tools: False leaves tool calls in the content as they are; a list of
+    tools in OpenAI's form gives the arguments of Qwen3-Coder's XML calls their types (without it they are strings).
     """
     parser = AnswerParser(in_thinking, tools)
     return parser.collect([*parser.feed(text), *parser.finish()])
@@ -51,103 +63,108 @@ def parse(text: str, in_thinking: bool = False, tools: bool = True) -> Parsed:
 class ThinkingParser:
     r"""Splits a stream into thinking and content at <think> and </think>.
 
-    The tags go, and so do newlines (only newlines, however many): after <think>, before </think>, after </think>, and
-    between the start of the answer and <think>. Qwen3 writes "<think>\n...\n</think>\n\n...". All other text is kept.
-    There may be several spans of thinking. A second <think> inside a span is text, unless nothing was thought yet
-    (a model may repeat the tag that its prompt had opened). A </think> that nothing opened is dropped along with the
-    newlines after it; what came before has already been given out as content.
+    An answer has one thinking section, at its start. The tags go, and so do newlines (only newlines, however many):
+    between the start of the answer and <think>, after <think>, before </think>, after </think>. Qwen3 writes
+    "<think>\n...\n</think>\n\n...". All other text is kept: once the section is closed, or the answer has begun without
+    one, think tags are text that the answer quotes. A second <think> inside the section is text, unless nothing was
+    thought yet (a model may repeat the tag that its prompt had opened). A </think> before anything else closes a
+    section that the prompt had closed already; it is dropped.
 
-    in_thinking: the prompt had opened <think>. keep_tool_calls: think tags between <tool_call> and </tool_call> in
-    the content are text (arguments of a call).
+    in_thinking: the prompt had opened <think>.
     """
 
-    def __init__(self, in_thinking: bool = False, keep_tool_calls: bool = False) -> None:
+    def __init__(self, in_thinking: bool = False) -> None:
         self.seen_thinking = in_thinking  # whether there is or was a thinking section
-        self._thinking = in_thinking
-        self._calls = keep_tool_calls
-        self._tags = (THINK_START, THINK_END) + ((TOOL_CALL_START, TOOL_CALL_END) if keep_tool_calls else ())
-        self._in_call = False
+        self._phase: Literal["start", "thinking", "closed", "content"] = "thinking" if in_thinking else "start"
+        self._fed = 0  # characters so far
         self._partial = ""  # the start of what may be a tag
         self._newlines = 0  # newlines held back: a tag may follow that takes them
-        self._skip = in_thinking  # newlines are dropped until text comes
-        self._at_start = not in_thinking  # only newlines so far
+        self._skip = in_thinking  # newlines are dropped until a thought comes
 
     def feed(self, text: str) -> list[Piece]:
         """The next chunk; gives what is certain."""
         pieces: list[Piece] = []
-        text = self._partial + text
-        position = 0
-        while (place := _next_tag(text, position, self._tags)) is not None:
-            start, tag = place
-            self._text(text[position:start], pieces)
-            if not self._take(tag):
-                self._text(tag, pieces)
-            position = start + len(tag)
-        held = _partial_tag(text, position, self._tags)
-        self._text(text[position:held], pieces)
-        self._partial = text[held:]
+        start = self._fed - len(self._partial)
+        self._fed += len(text)
+        text, self._partial = self._partial + text, ""
+        place: int | None = 0
+        while place is not None and place < len(text) and self._phase != "content":
+            place = (self._think if self._phase == "thinking" else self._begin)(text, place, start, pieces)
+        if place is not None and place < len(text):
+            pieces.append(Piece("content", text[place:], start + place))
         return pieces
 
     def finish(self) -> list[Piece]:
         """The end of the stream: what was held back is text after all."""
-        pieces: list[Piece] = []
-        self._text(self._partial, pieces)
-        self._partial = ""
-        if self._newlines:
-            pieces.append(Piece(self._kind, "\n" * self._newlines))
-            self._newlines = 0
-        return pieces
+        text = "\n" * self._newlines + self._partial
+        self._newlines, self._partial = 0, ""
+        kind: Literal["thinking", "content"] = "thinking" if self._phase == "thinking" else "content"
+        return [Piece(kind, text, self._fed - len(text))] if text else []
 
-    @property
-    def _kind(self) -> Literal["thinking", "content"]:
-        return "thinking" if self._thinking else "content"
-
-    def _take(self, tag: str) -> bool:
-        """Act on a tag; False if it is text here."""
-        if tag in (TOOL_CALL_START, TOOL_CALL_END):
-            self._in_call = tag == TOOL_CALL_START and not self._thinking
-            return False
-        if self._in_call:
-            return False
-        if tag == THINK_START and self._thinking and not self._skip:
-            return False
-        self._thinking = tag == THINK_START
-        self.seen_thinking |= self._thinking
+    def _begin(self, text: str, place: int, start: int, pieces: list[Piece]) -> int | None:
+        """Read on before the answer; return the place behind what was read, or None if all is held back."""
+        first = len(text) - len(text[place:].lstrip("\n"))
+        at_start = self._phase == "start"
+        self._newlines += (first - place) * at_start  # behind </think> they are dropped
+        if first == len(text):
+            return first
+        rest = text[first:]
+        for tag, phase in ((THINK_START, "thinking"), (THINK_END, "closed")) if at_start else ():
+            if rest.startswith(tag):
+                self._phase = phase  # type: ignore[assignment] # one of the two above
+                self.seen_thinking |= phase == "thinking"
+                self._newlines, self._skip = 0, True
+                return first + len(tag)
+            if tag.startswith(rest):
+                self._partial = rest
+                return None
+        self._phase = "content"
+        pieces.append(Piece("content", "\n" * self._newlines + rest, start + first - self._newlines))
         self._newlines = 0
-        self._skip = True
-        self._at_start = False
-        return True
+        return len(text)
 
-    def _text(self, text: str, pieces: list[Piece]) -> None:
+    def _think(self, text: str, place: int, start: int, pieces: list[Piece]) -> int | None:
+        """Read on inside the thinking section; returns as `_begin`."""
         if self._skip:
-            text = text.lstrip("\n")
-        if not text:
-            return
-        self._skip = False
-        body = text
-        if self._thinking:
-            body = text.rstrip("\n")
-        elif self._at_start:
-            body = text if text.strip("\n") else ""
+            place = len(text) - len(text[place:].lstrip("\n"))
+            if text.startswith(THINK_START, place):
+                return place + len(THINK_START)
+        tags = (THINK_START, THINK_END) if self._skip else (THINK_END,)
+        end = text.find(THINK_END, place)
+        held = _partial_tag(text, place, tags) if end < 0 else end
+        thought = text[place:held]
+        body = thought.rstrip("\n")
         if body:
-            pieces.append(Piece(self._kind, "\n" * self._newlines + body))
-            self._newlines = 0
-            self._at_start = False
-        self._newlines += len(text) - len(body)
+            pieces.append(Piece("thinking", "\n" * self._newlines + body, start + place - self._newlines))
+            self._newlines, self._skip = 0, False
+        self._newlines += len(thought) - len(body)
+        if end < 0:
+            self._partial = text[held:]
+            return None
+        self._phase, self._newlines = "closed", 0
+        return end + len(THINK_END)
 
 
 class ToolCallParser:
-    r"""Finds Hermes tool calls in content: <tool_call>\n{"name": ..., "arguments": {...}}\n</tool_call>.
+    r"""Finds tool calls in content: <tool_call>\n{"name": ..., "arguments": {...}}\n</tool_call>, Hermes' form, or
+    <tool_call>\n<function=f>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>, that of Qwen3-Coder.
 
     Whitespace around calls goes: before a call, between calls, after the last. If text follows a call and text came
     before it, the whitespace between the call and that text stays, to keep them apart. What stands between the tags
     but is no call (bad JSON, no name, arguments that are no object) is given back as content with its tags and
-    surroundings, unchanged. A call cut off by the end of the stream counts if its JSON is complete.
+    surroundings, unchanged; so is a call that the answer only quotes: behind a quotation mark or a backtick, or in a
+    fenced block of code. A call cut off by the end of the stream counts if it is complete.
+
+    tools: their schemas give the arguments of XML calls their types. start: the place of the content's first character.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tools: Sequence[Mapping[str, Any]] = (), start: int = 0) -> None:
+        self._tools = tools
+        self._fed = start  # the place behind all text so far
         self._call: list[str] | None = None  # the text after an open <tool_call>, in pieces
-        self._string = StringState()  # of that text
+        self._opened = 0  # the place of its tag
+        self._string, self._xml = StringState(), XmlState()  # of that text
+        self._quotes = _Quotes()
         self._partial = ""  # the start of what may be a tag
         self._space = ""  # whitespace held back: a call may follow
         self._wrote = False  # whether any content was given out
@@ -156,6 +173,8 @@ class ToolCallParser:
     def feed(self, text: str) -> list[Event]:
         """The next chunk of content; gives text that is certain, and each call when it is complete."""
         events: list[Event] = []
+        base = self._fed - len(self._partial)
+        self._fed += len(text)
         text = self._partial + text
         position = 0
         while True:
@@ -163,16 +182,19 @@ class ToolCallParser:
             start = text.find(tag, position)
             if start < 0:
                 break
-            self._piece(text[position:start], events)
+            self._piece(text[position:start], base + position, events)
             position = start + len(tag)
-            if self._call is None:
-                self._call, self._string = [], StringState()
-            elif self._string.open:  # the tag is part of an argument
-                self._piece(tag, events)
+            if self._call is None and self._quotes.open:
+                self._piece(tag, base + start, events)
+            elif self._call is None:
+                self._call, self._opened = [], base + start
+                self._string, self._xml = StringState(), XmlState()
+            elif self._string.open if not self._xml.is_xml else self._xml.open:  # the tag is part of an argument
+                self._piece(tag, base + start, events)
             else:
                 self._close(tag, events)
         held = _partial_tag(text, position, (tag,))
-        self._piece(text[position:held], events)
+        self._piece(text[position:held], base + position, events)
         self._partial = text[held:]
         return events
 
@@ -182,42 +204,49 @@ class ToolCallParser:
         if self._call is not None:
             self._close(self._partial, events)
         else:
-            self._text(self._partial, events)
+            self._text(self._partial, self._fed - len(self._partial), events)
         self._partial = ""
         if self._space and not self._after_call:
-            events.append(Piece("content", self._space))
+            events.append(Piece("content", self._space, self._fed - len(self._space)))
         self._space = ""
         return events
 
-    def _piece(self, text: str, events: list[Event]) -> None:
+    def _piece(self, text: str, start: int, events: list[Event]) -> None:
         if self._call is None:
-            self._text(text, events)
+            self._quotes.feed(text)
+            self._text(text, start, events)
         else:
             self._call.append(text)
+            self._xml.feed(text)
             self._string.feed(text)
 
     def _close(self, end: str, events: list[Event]) -> None:
         """End the open call. `end` is its closing tag, or as much of it as was written."""
         body = "".join(self._call or ())
         self._call = None
-        call = read_call(body)
+        call = self._read(body)
         again = body.rfind(TOOL_CALL_START)
-        if call is None and again >= 0 and (call := read_call(body[again + len(TOOL_CALL_START) :])) is not None:
-            self._text(TOOL_CALL_START + body[:again], events)  # a call begun, left off, and begun again
+        if call is None and again >= 0 and (call := self._read(body[again + len(TOOL_CALL_START) :])) is not None:
+            self._text(TOOL_CALL_START + body[:again], self._opened, events)  # begun, left off, and begun again
         if call is None:
-            self._text(TOOL_CALL_START + body + end, events)
+            self._quotes.feed(TOOL_CALL_START + body + end)
+            self._text(TOOL_CALL_START + body + end, self._opened, events)
         else:
             self._space = ""
             self._after_call = True
+            self._quotes = _Quotes()
             events.append(call)
 
-    def _text(self, text: str, events: list[Event]) -> None:
+    def _read(self, body: str) -> ToolCall | None:
+        return read_call(body) or read_xml_call(body, self._tools)
+
+    def _text(self, text: str, start: int, events: list[Event]) -> None:
         body = text.rstrip()
         if body:
             whole = self._space + body
             if self._after_call and not self._wrote:
                 whole = whole.lstrip()
-            events.append(Piece("content", whole))
+            events.append(Piece("content", whole, start + len(body) - len(whole)))
             self._space = ""
             self._wrote = True
             self._after_call = False
@@ -225,11 +254,15 @@ class ToolCallParser:
 
 
 class AnswerParser:
-    """Both parsers in sequence: a model's text in, thinking, content and (tools=True) tool calls out."""
+    """Both parsers in sequence: a model's text in, thinking, content and tool calls out.
 
-    def __init__(self, in_thinking: bool = False, tools: bool = True) -> None:
-        self._thinking = ThinkingParser(in_thinking, keep_tool_calls=tools)
-        self._calls = ToolCallParser() if tools else None
+    tools: False leaves calls in the content; a list of tools gives the arguments of XML calls their types.
+    """
+
+    def __init__(self, in_thinking: bool = False, tools: Tools = True) -> None:
+        self._thinking = ThinkingParser(in_thinking)
+        self._tools = tools
+        self._calls: ToolCallParser | None = None  # from the content's first piece on
 
     @property
     def seen_thinking(self) -> bool:
@@ -259,22 +292,40 @@ class AnswerParser:
 
     def _route(self, pieces: list[Piece]) -> list[Event]:
         events: list[Event] = []
-        for delta in pieces:
-            if delta.kind == "content" and self._calls:
-                events += self._calls.feed(delta.text)
-            else:
-                events.append(delta)
+        for piece in pieces:
+            if piece.kind == "thinking" or not self._tools:
+                events.append(piece)
+                continue
+            if self._calls is None:
+                self._calls = ToolCallParser(() if isinstance(self._tools, bool) else self._tools, piece.start)
+            events += self._calls.feed(piece.text)
         return events
 
 
-def _next_tag(text: str, position: int, tags: tuple[str, ...]) -> tuple[int, str] | None:
-    """The first whole tag from `position` on, with its place."""
-    while (position := text.find("<", position)) >= 0:
-        for tag in tags:
-            if text.startswith(tag, position):
-                return position, tag
-        position += 1
-    return None
+class _Quotes:
+    """Whether the end of a text is inside a quotation: behind a quotation mark or a backtick, or in a fence of code."""
+
+    def __init__(self) -> None:
+        self._line = ""  # the start of the current line
+        self._last = ""  # the last character
+        self._fenced = False
+
+    @property
+    def open(self) -> bool:
+        return self._fenced or self._last in ("`", '"', "'")
+
+    def feed(self, text: str) -> None:
+        """Read on, in time linear in `text`."""
+        *lines, rest = text.split("\n")
+        for line in lines:
+            self._line += line[: 80 - len(self._line)]
+            mark = self._line.strip()
+            if mark.startswith("```") and (not self._fenced or not mark.strip("`")):
+                self._fenced = not self._fenced
+            self._line = ""
+        self._line += rest[: 80 - len(self._line)]
+        if text:
+            self._last = text[-1]
 
 
 def _partial_tag(text: str, position: int, tags: tuple[str, ...]) -> int:

@@ -19,7 +19,7 @@ from qwen3_jax.paths import as_path
 
 from . import byte_level, chat
 from .detokenize import Detokenizer
-from .errors import TokenizerError
+from .errors import ChatTemplateError, TokenizerError
 from .folder import NAMED_TOKENS, TokenizerFiles, named_token, read_folder, write_folder
 
 _ID_LIMIT = 1 << 32  # what the Rust library can take
@@ -115,6 +115,8 @@ class Tokenizer:
         enable_thinking: bool = True,
         continue_final_message: bool = False,
         tokenize: Literal[False] = False,
+        *,
+        preserve_thinking: bool | None = None,
     ) -> str: ...
 
     @overload
@@ -127,6 +129,7 @@ class Tokenizer:
         continue_final_message: bool = False,
         *,
         tokenize: Literal[True],
+        preserve_thinking: bool | None = None,
     ) -> list[int]: ...
 
     @overload
@@ -138,6 +141,8 @@ class Tokenizer:
         enable_thinking: bool = True,
         continue_final_message: bool = False,
         tokenize: bool = False,
+        *,
+        preserve_thinking: bool | None = None,
     ) -> str | list[int]: ...
 
     def apply_chat_template(
@@ -148,6 +153,8 @@ class Tokenizer:
         enable_thinking: bool = True,
         continue_final_message: bool = False,
         tokenize: bool = False,
+        *,
+        preserve_thinking: bool | None = None,
     ) -> str | list[int]:
         """Return the prompt of a conversation, as text or as ids.
 
@@ -160,6 +167,7 @@ class Tokenizer:
             continue_final_message: leave the last assistant message open instead, with its text unchanged
                 (add_generation_prompt then has no effect).
             tokenize: return ids instead of text.
+            preserve_thinking: keep the thinking of earlier turns; None is up to the template.
 
         Raises:
             ChatTemplateError: a message is malformed, or the template refuses the conversation.
@@ -171,6 +179,7 @@ class Tokenizer:
             add_generation_prompt=add_generation_prompt,
             enable_thinking=enable_thinking,
             continue_final_message=continue_final_message,
+            preserve_thinking=preserve_thinking,
             special_tokens=self._named,
         )
         return self.encode(text) if tokenize else text
@@ -237,6 +246,13 @@ class Tokenizer:
     def tool_call_end_id(self) -> int | None:
         return self.token_to_id(byte_level.TOOL_CALL_END)
 
+    @functools.cached_property
+    def newline_ids(self) -> tuple[int, ...]:
+        """The tokens that are nothing but newlines, the shortest first."""
+        newline = byte_level.BYTE_CHARACTERS[ord("\n")]
+        ids = (self.token_to_id(newline * count) for count in range(1, 33))
+        return tuple(i for i in ids if i is not None)
+
     @property
     def im_start_id(self) -> int | None:
         return self.token_to_id(byte_level.IM_START)
@@ -244,6 +260,18 @@ class Tokenizer:
     @property
     def im_end_id(self) -> int | None:
         return self.token_to_id(byte_level.IM_END)
+
+    @functools.cached_property
+    def end_of_turn_id(self) -> int | None:
+        """The token with which the chat template ends an answer; None if it ends one with no special token."""
+        mark = "\ue000answer\ue001"  # private-use characters, which no template contains
+        turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": mark}]
+        try:
+            text = self.apply_chat_template(turns, add_generation_prompt=False)
+        except ChatTemplateError:  # the template wants another conversation
+            return self.im_end_id if byte_level.IM_END in self.chat_template else None
+        behind = self.encode(text.rpartition(mark)[2].lstrip())[:1]
+        return behind[0] if behind and behind[0] in self._special_ids else None
 
     @property
     def endoftext_id(self) -> int | None:

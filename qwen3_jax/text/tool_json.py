@@ -13,6 +13,9 @@ from typing import Any, NoReturn
 # In a JSON string: an escape (perhaps cut off by the end), a quote, or a line break, which strict JSON forbids.
 _MARKS = re.compile(r'\\(?:.|\Z)|["\n\r]', re.DOTALL)
 _SPACE = re.compile(r"[ \t\n\r]*")
+_JSON_NAMES: dict[type, str] = {
+    list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,45 @@ def read_call(body: str) -> ToolCall | None:
     return ToolCall(
         f"call_{uuid.uuid4().hex}", name, text if _is_strict(text) else json.dumps(value, ensure_ascii=False)
     )
+
+
+def decode_arguments(value: Any) -> Any:
+    """The arguments of a call in a history: an object, or the JSON text of one, which stays as it is written.
+
+    Nothing, null and blank text are the empty object. A text that is encoded twice is decoded once.
+
+    Raises:
+        ValueError: the value is no object; says what it is.
+    """
+    if value is None:
+        return {}
+    if isinstance(value, dict):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"it is {_JSON_NAMES.get(type(value), type(value).__name__)}")
+    text = value
+    for _ in range(2):
+        if not text.strip():
+            return {}
+        try:
+            decoded = _DECODER.decode(text.strip())
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
+        except ValueError as error:
+            raise ValueError(f"{shortened(text)} is not valid JSON ({error})") from None
+        if decoded is None:
+            return {}
+        if isinstance(decoded, dict):
+            return text if _is_strict(text) else json.dumps(decoded, ensure_ascii=False)
+        if not isinstance(decoded, str):
+            break
+        text = decoded
+    raise ValueError(f"{shortened(value)} is {_JSON_NAMES[type(decoded)]}")
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """A text in quotation marks, for messages; its end is left out if it is long."""
+    return repr(text if len(text) <= most else text[:most] + "...")
 
 
 class StringState:

@@ -24,6 +24,8 @@ def endless(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "endless"
     model, _ = qwen3_jax.load(qwen3_jax.save(tiny_models.model(eos=False), tiny_models.tokenizer(), path))
     model.config = dataclasses.replace(model.config, max_position_embeddings=100_000)
+    end = tiny_models.tokenizer().im_end_id  # which ends any answer to messages; the largest logit is never 0
+    model.lm_head[...] = model.lm_head[...].at[:, end].set(0)
     return str(qwen3_jax.save(model, tiny_models.tokenizer(), path, overwrite=True))
 
 

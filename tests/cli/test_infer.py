@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,9 +36,14 @@ def loaded(folder):
 def test_json_holds_the_whole_answer_and_standard_output_nothing_else(infer, folder, loaded, tools, tmp_path):
     file = tmp_path / "tools.json"
     file.write_text(json.dumps(tiny_models.TOOLS))
+    open_text = "What is 2 + 3? What is 4 + 4? <think>"
+    ask = (
+        ("--prompt", USER["content"], "--system", "Be brief.", "--tools", file)
+        if tools
+        else ("--raw", "--prompt", open_text)
+    )
     code, out, err = infer(
-        "--model", folder, "--prompt", USER["content"], "--system", "Be brief.", "--json", "--n", 2,
-        *(("--tools", file) if tools else ()), "--logprobs", 2, "--thinking-budget", 1, *SAMPLING,
+        "--model", folder, *ask, "--json", "--n", 2, "--logprobs", 2, "--thinking-budget", 1, *SAMPLING,
     )  # fmt: skip
     assert code == 0
     records = sorted((json.loads(line) for line in out.splitlines()), key=lambda record: record["sample"])
@@ -45,7 +51,7 @@ def test_json_holds_the_whole_answer_and_standard_output_nothing_else(infer, fol
     messages = [{"role": "system", "content": "Be brief."}, USER]
     first = qwen3_jax.generate(
         *loaded,
-        [messages],
+        [messages if tools else open_text],
         sampling=sampling,
         max_new_tokens=70,
         thinking_budget=1,
@@ -69,7 +75,7 @@ def test_json_holds_the_whole_answer_and_standard_output_nothing_else(infer, fol
     thinking, forced = (sum(r["usage"][f"{name}_tokens"] for r in records) for name in ("thinking", "forced"))
     assert len(err.splitlines()) == 1
     assert f"thinking {thinking}, forced {forced}" in err
-    assert "tok/s" in err
+    assert "answer" in err
 
 
 def test_tool_calls_are_shown_as_the_model_writes_them_and_as_openai_has_them(capsys):
@@ -125,7 +131,7 @@ def test_messages_no_thinking_stop_and_a_mesh(infer, folder, loaded, tmp_path):
         *loaded, [messages], sampling=Sampling(temperature=0), max_new_tokens=30, enable_thinking=False
     )[0]
     assert record["token_ids"] == expected.token_ids
-    assert "<think>" not in record["text"]
+    assert record["thinking"] is None
     code, meshed, _ = infer(*argv, "--no-thinking", "--mesh", "data=2,tensor=2")
     assert code == 0
     assert json.loads(meshed)["token_ids"] == expected.token_ids
@@ -162,13 +168,86 @@ def test_batch_mode_writes_one_line_per_answer_as_each_row_would_be_alone(infer,
     before = output.read_bytes()
     code, _, err = infer(*argv, "--output", output)
     assert code == 2
-    assert f"{output} exists" in err
+    assert f"{output} exists; choose another file, or give --resume to add what it lacks" in err
     assert output.read_bytes() == before
     code, out, _ = infer(*argv, "--output", output, "--overwrite")
     assert code == 0
     assert [json.loads(line)["token_ids"] for line in output.read_text().splitlines()] == [
         record["token_ids"] for record in records
     ]
+
+
+def test_an_interrupted_batch_resumes_with_what_is_missing(infer, folder, tmp_path):
+    """After any number of lines, also of a sample or a part of a line; the answers are those of an uninterrupted run."""
+    file, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    prompts = [{"prompt": f"What is {number} + \u2028 3?", "id": number} for number in range(4)]
+    file.write_bytes("\ufeff".encode() + "\r\n".join(json.dumps(each, ensure_ascii=False) for each in prompts).encode())
+    argv = ("--model", folder, "--messages", file, "--output", output, "--n", 2, *SAMPLING)
+
+    def answers_of(text):
+        lines = [json.loads(line) for line in text.splitlines()]
+        return sorted((line["index"], line["sample"], line["id"], line["token_ids"]) for line in lines)
+
+    code, _, _ = infer(*argv)
+    assert code == 0
+    whole = output.read_text()
+    assert [each[:3] for each in answers_of(whole)] == [(i, s, i) for i in range(4) for s in range(2)]
+    lines = sorted(whole.splitlines(keepends=True), key=lambda line: [json.loads(line)[name] for name in ("index", "sample")])
+    output.write_text(
+        "".join(lines[:3]) + lines[3][:40]
+    )  # both samples of the first, one of the second, a part of a line
+    code, _, err = infer(*argv, "--resume")
+    assert code == 0, err
+    assert f"8 of 8 answers in {output}" in err
+    assert output.read_text().startswith("".join(lines[:2]))
+    assert answers_of(output.read_text()) == answers_of(whole)
+    code, _, err = infer(*argv, "--resume")  # nothing is left to do
+    assert (code, answers_of(output.read_text())) == (0, answers_of(whole))
+    for spoiled, words in (
+        (
+            lines[0].replace('"id": 0', '"id": 7'),
+            "out.jsonl, line 1 answers a prompt that the --messages file does not have",
+        ),
+        ("nonsense\n" + lines[0], "out.jsonl, line 1 is not an answer"),
+    ):
+        output.write_text(spoiled)
+        code, _, err = infer(*argv, "--resume")
+        assert code == 2
+        assert words in err
+        assert output.read_text() == spoiled
+
+
+def test_files_of_windows_and_the_place_of_a_bad_message(infer, folder, tmp_path):
+    file = tmp_path / "in.json"
+    talk = json.dumps([{"role": "developer", "content": "Be brief."}, USER])
+    outs = []
+    for content in (
+        talk.encode(),
+        "\ufeff".encode() + json.dumps(json.loads(talk), indent=1).replace("\n", "\r\n").encode(),
+        talk.replace("developer", "system").encode(),
+    ):
+        file.write_bytes(content)
+        code, out, _ = infer("--model", folder, "--messages", file, "--max-new-tokens", 4, "--temperature", 0)
+        assert code == 0
+        outs.append(out)
+    assert outs[0] == outs[1] == outs[2]
+    file.write_bytes(talk.encode("utf-16"))
+    assert "is UTF-16 text; save it as UTF-8" in infer("--model", folder, "--messages", file)[2]
+    lines = tmp_path / "in.jsonl"
+    lines.write_text(json.dumps([USER]) + "\n\n" + json.dumps([USER, {"role": "bot", "content": "x"}]) + "\n")
+    code, _, err = infer("--model", folder, "--messages", lines)
+    assert code == 2
+    assert "in.jsonl, line 3: messages[1] has the role 'bot'" in err
+
+
+def test_the_folder_of_a_run_is_that_of_its_model(infer, folder, tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "architecture.json").write_text("{}")
+    ask = ("--model", run, "--prompt", "Hi", "--max-new-tokens", 4, "--temperature", 0)
+    assert f"{run} is a training run that has exported no model yet" in infer(*ask)[2]
+    shutil.copytree(folder, run / "hf")
+    assert infer(*ask)[:2] == infer("--model", folder, *ask[2:])[:2]
 
 
 def test_bad_input_is_one_sentence_that_names_the_culprit(infer, folder, tmp_path, monkeypatch):

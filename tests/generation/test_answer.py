@@ -3,11 +3,12 @@
 import pytest
 
 from qwen3_jax import Request, Sampling
-from qwen3_jax.generation import Token, TokenLogprob
+from qwen3_jax.generation import STOP_TEXT, Token, TokenLogprob
 from qwen3_jax.generation.answer import Answer, extend
 from tests.helpers import tiny_models
 
 TOK = tiny_models.tokenizer()
+TOOLS = tuple(tiny_models.TOOLS)
 CALL = TOK.encode('<tool_call>\n{"name": "add", "arguments": {}}\n</tool_call>')
 
 
@@ -46,7 +47,7 @@ def test_a_text_ends_its_own_answer_and_no_sibling(several):
 
 @pytest.mark.parametrize(("one_call", "calls", "cancelled"), [(True, 1, ["key"]), (False, 2, [])])
 def test_one_call_ends_the_answer(one_call, calls, cancelled):
-    of, seen = answer(tools=True, one_call=one_call), []
+    of, seen = answer(tools=TOOLS, one_call=one_call), []
     ids = [*CALL, *TOK.encode("\n"), *CALL, TOK.im_end_id]
     tokens = [("key", token(id, "stop" if id == TOK.im_end_id else None)) for id in ids]
     deltas = [delta for _, delta in extend({"key": of}, tokens, seen.append)]
@@ -59,10 +60,10 @@ def test_one_call_ends_the_answer(one_call, calls, cancelled):
 @pytest.mark.parametrize(
     ("fields", "kinds"),
     [
-        (dict(tools=True), ["thinking", "tool_call", "end"]),
+        (dict(tools=TOOLS), ["thinking", "tool_call", "end"]),
         ({}, ["thinking", "content", "end"]),
-        (dict(tools=True, raw=True), ["content", "end"]),
-        (dict(tools=True, thinking=True), ["thinking", "tool_call", "end"]),
+        (dict(tools=TOOLS, raw=True), ["content", "end"]),
+        (dict(tools=TOOLS, thinking=True), ["thinking", "tool_call", "end"]),
     ],
     ids=str,
 )
@@ -74,6 +75,66 @@ def test_how_an_answer_is_read(fields, kinds):
     assert of.result.text == text
     assert of.result.content == (text if fields.get("raw") else "" if fields.get("tools") else TOK.decode(CALL))
     assert of.result.finish_reason == ("tool_calls" if of.result.tool_calls else "stop")
+
+
+THOUGHT = "<think>\nfirst\n\nsecond\n</think>\n\n"
+ADD = '<tool_call>\n{"name": "add", "arguments": {"a": "x\\n\\ny STOP"}}\n</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "fields", "kept", "content"),
+    [  # kept: the part of the text that is kept if a stop text ends the answer, else None
+        (THOUGHT + "The answer is 4.", ["\n\n"], {}, None, "The answer is 4."),
+        (THOUGHT + "One.\n\nTwo.", ["\n\n"], {}, THOUGHT + "One.", "One."),
+        (THOUGHT + "One. second", ["second", "first"], {}, THOUGHT + "One. ", "One. "),
+        (THOUGHT + "4", ["think", "</think>", "<"], {}, None, "4"),
+        ("first\n\nsecond" + STOP_TEXT + "So: 4.\n\nYes", ["\n\n"], dict(thinking=True),
+         "first\n\nsecond" + STOP_TEXT + "So: 4.", "So: 4."),
+        ("\n\nfirst" + STOP_TEXT + "4", ["Considering", "\n"], dict(thinking=True), None, "4"),
+        ("\n\nNo thinking.\n\nTwo", ["\n\n"], {}, "", ""),  # newlines at the start of an answer are its own
+        ("The tag <think> STOP", ["STOP"], {}, "The tag <think> ", "The tag <think> "),
+        (ADD, ["STOP", "\n\n", "name", "tool_call"], dict(tools=TOOLS), None, ""),
+        (f"Look.\n\n{ADD}\n\nDone STOP", ["STOP", "\n\n"], dict(tools=TOOLS), f"Look.\n\n{ADD}", "Look."),
+        (f"A ST{ADD}OP B", ["STOP"], dict(tools=TOOLS), None, "A STOP B"),  # not across a call
+        (ADD, ["STOP"], {}, ADD[: ADD.index("STOP")], ADD[: ADD.index("STOP")]),  # without tools it is content
+        (THOUGHT + "`<tool_call>` STOP", ["STOP"], dict(tools=TOOLS), THOUGHT + "`<tool_call>` ", "`<tool_call>` "),
+        (THOUGHT + "4 ST", ["STOP"], {}, None, "4 ST"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("raw", [False, True])
+def test_stop_texts_act_on_the_content_alone(text, stop, fields, kept, content, raw):
+    """Not on thinking, forced text, tags and the newlines behind them, or the arguments of calls; token by token."""
+    of = answer(stop=stop, raw=raw, **fields)
+    deltas = []
+    for id in TOK.encode(text):
+        deltas += of.add(token(id))
+        if of.result is not None:
+            break
+    deltas += [] if of.result is not None else of.add(token(TOK.im_end_id, "stop"))
+    result = of.result
+    assert result.text == (text if kept is None else kept)
+    assert result.content == (result.text if raw else content)
+    assert "".join(delta.text for delta in deltas if delta.kind == "content") == result.content
+    assert len(result.token_ids) <= len(TOK.encode(text)) + 1
+    calls = "tools" in fields and not raw and ADD in result.text
+    assert result.finish_reason == ("tool_calls" if calls else "stop")
+
+
+def test_in_a_text_that_is_continued_as_it_is_stop_texts_act_everywhere():
+    of = answer(stop=["\n\n"], raw=True, continues_text=True)
+    for id in TOK.encode(THOUGHT):
+        of.add(token(id))
+    assert (of.result.text, of.result.finish_reason) == ("<think>\nfirst", "stop")
+
+
+def test_a_stop_text_that_only_the_end_completes_still_cuts():
+    """White space before what may be a call waits; at the limit it is content."""
+    of = answer(stop=["\n\n"], tools=TOOLS)
+    *ids, last = TOK.encode("Four.\n\n")
+    for id in ids:
+        of.add(token(id))
+    of.add(token(last, "length"))
+    assert (of.result.content, of.result.finish_reason) == ("Four.", "stop")
 
 
 def test_counts_and_log_probabilities():

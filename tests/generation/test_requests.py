@@ -52,7 +52,7 @@ REFUSED = {
     "no room even for the stop text": (
         OPENS_THINKING, [CHAT], dict(thinking_budget=0, max_new_tokens=STOP), rf"no room .* at least {STOP + 1}\.$",
     ),
-    "no room in the context": (TOK, [[1] * (CONTEXT - 20)], dict(thinking_budget=1), "no room .*max_new_tokens=20"),
+    "no room in the context": (TOK, [[1] * (CONTEXT - 20)], dict(thinking_budget=1), "no room .* the 20 tokens that the context has"),
     "stop text without an end": (TOK, [CHAT], dict(thinking_stop_text="Stop."), "must contain </think> once.*'Stop.'"),
     "stop text with two ends": (TOK, [CHAT], dict(thinking_stop_text="</think></think>"), "must contain </think> once"),
     "stop text that begins": (TOK, [CHAT], dict(thinking_stop_text="<think></think>"), "and no <think>"),
@@ -83,7 +83,7 @@ REFUSED = {
     ),
     "prompt and answer longer than the context": (
         TOK, [[1] * 1000], dict(max_new_tokens=25),
-        rf"prompt 0: the prompt has 1000 tokens and max_new_tokens is 25; the maximum context length is {CONTEXT}",
+        r"prompt 0: the prompt has 1000 tokens and max_new_tokens is 25; .* is 1024 tokens, which leaves 24",
     ),
     "max_new_tokens of 0": (TOK, [CHAT], dict(max_new_tokens=0), "max_new_tokens is 0; it must be 1 or more"),
     "max_new_tokens of a fraction": (TOK, [CHAT], dict(max_new_tokens=2.0), "max_new_tokens is 2.0; it must be int"),
@@ -176,7 +176,8 @@ def test_a_given_engine_is_used_and_keeps_its_cache():
     with pytest.raises(UserError, match="maximum context length is 512 tokens"):
         qwen3_jax.generate(engine, TOK, [[1] * 500], max_new_tokens=100)
 
-    first = qwen3_jax.stream(engine, TOK, [CHAT], sampling=Sampling(temperature=1, seed=1), max_new_tokens=200)
+    endless = Sampling(temperature=1, seed=1, logit_bias={TOK.im_end_id: -100})
+    first = qwen3_jax.stream(engine, TOK, [CHAT], sampling=endless, max_new_tokens=200)
     assert next(first).kind != "end"
     with pytest.raises(UserError, match="the engine is busy"):
         next(qwen3_jax.stream(engine, TOK, [CHAT], **options))

@@ -60,7 +60,7 @@ def test_the_limit_of_generation_config(own, limit, monkeypatch):
         (0, 1, False, False, 0),  # nothing to stop
         (0, 11, True, False, 0),
         (0, 10, True, False, "at least 11."),
-        (0, 10, True, True, "at least 11."),  # cannot be lowered
+        (0, 10, True, True, 0),  # cannot be lowered; max_new_tokens ends the answer
         (5, 16, True, False, 5),
         (5, 15, True, False, "at least 16, or the budget to at most 4."),
         (5, 15, True, True, 4),
@@ -72,7 +72,7 @@ def test_the_limit_of_generation_config(own, limit, monkeypatch):
         (5, 3, False, True, 0),
         (5, 3, False, False, "at least 17, or the budget to at most 0."),
         (5, 11, True, True, 0),
-        (5, 10, True, True, "at least 16."),
+        (5, 10, True, True, 5),
         (5, 10, True, False, "at least 16."),
     ],
 )
@@ -108,7 +108,8 @@ def test_every_option_arrives_in_the_request():
     expected = dict(
         prompt=tuple(TOK.apply_chat_template(CHAT, tools=tiny_models.TOOLS, tokenize=True)),
         sampling=sampling, max_new_tokens=90, eos=frozenset([TOK.im_end_id]), budget=4, thinking=False,
-        thinking_tokens=ThinkingTokens.of(TOK, tools=True), prompt_index=5, tools=True, raw=True, one_call=True,
+        thinking_tokens=ThinkingTokens.of(TOK), prompt_index=5, tools=tuple(tiny_models.TOOLS), raw=True,
+        continues_text=False, one_call=True,
     )  # fmt: skip
     for sample, request in enumerate(requests):
         fields = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
@@ -117,7 +118,8 @@ def test_every_option_arrives_in_the_request():
     assert len({id(request.constraint) for request in requests}) == len(requests) == 3
     plain = one()
     assert (plain.prompt, plain.budget, plain.constraint, plain.prompt_index) == ((1, 2, 3), None, None, 0)
-    assert (plain.tools, plain.raw, plain.one_call, plain.thinking) == (False, False, False, False)
+    assert (plain.tools, plain.raw, plain.one_call, plain.thinking) == ((), False, False, False)
+    assert plain.continues_text
     text = one("Hi", thinking_stop_text="</think> So", thinking_budget=1)
     assert text.prompt == tuple(TOK.encode("Hi"))
     assert text.thinking_tokens.stop == tuple(TOK.encode("</think> So"))
@@ -145,6 +147,34 @@ def test_end_tokens_come_from_the_first_file_that_has_any(monkeypatch):
     monkeypatch.setattr(model, "config", dataclasses.replace(model.config, eos_token_id=()))
     assert end_tokens(model, TOK) == {TOK.eos_token_id}
     assert end_tokens(model, None) == set()
+
+
+def test_for_messages_the_end_of_a_turn_ends_the_answer_whatever_the_files_say(monkeypatch):
+    """A base model that was trained on chats keeps its own end token in its files."""
+    model = tiny_models.model(0)
+    monkeypatch.setattr(model, "generation_config", GenerationConfig(eos_token_id=(TOK.endoftext_id,)))
+    assert one(CHAT).eos == {TOK.endoftext_id, TOK.im_end_id} == end_tokens(model, TOK, chat=True)
+    assert one("Hi").eos == one([1, 2]).eos == {TOK.endoftext_id}  # a text may go on behind the end of a turn
+    ends_otherwise = tiny_models.tokenizer("{% for m in messages %}{{ m.content + '<|endoftext|>\n' }}{% endfor %}")
+    assert ends_otherwise.end_of_turn_id == TOK.endoftext_id
+    assert one(CHAT, ends_otherwise).eos == {TOK.endoftext_id}
+    for template in ("{% for m in messages %}{{ m.content }}\n{% endfor %}", "{{ raise_exception('no') }}"):
+        assert tiny_models.tokenizer(template).end_of_turn_id is None
+
+
+def test_stop_token_ids_end_an_answer_besides_the_model_s_own(monkeypatch):
+    monkeypatch.setattr(tiny_models.model(0), "generation_config", GenerationConfig(eos_token_id=(7,)))
+    for ids in ((9, 11), [11, 9, 9], np.array([9, 11])):
+        assert one(sampling=Sampling(stop_token_ids=ids)).eos == {7, 9, 11}
+    assert one(tokenizer=None, sampling=Sampling(stop_token_ids=3)).eos == {7, 3}
+    assert one(CHAT, sampling=Sampling(stop_token_ids=[TOK.think_end_id])).eos >= {7, TOK.think_end_id}
+    for ids, words in (
+        ([tiny_models.VOCABULARY], f"has token {tiny_models.VOCABULARY}; the last one is"),
+        ([-1], "has -1"), ("12", "has '12'"), ([True], "has True"), ([1.5], "has 1.5"), (range(17), "has 17 tokens"),
+    ):  # fmt: skip
+        with pytest.raises(RequestError, match=words) as caught:
+            one(sampling=Sampling(stop_token_ids=ids))
+        assert caught.value.param == "stop_token_ids"
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from qwen3_jax.text import STOP_TEXT, Tokenizer, built_in_template, render, trai
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
 TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 VOCABULARY = 480
+_THINKS = 14.0  # how much a newline raises the logit of <think>
 CONTEXT = 1024
 
 # Fields of config.json; every dimension divides over every mesh of the tests. `hf_checkpoints.VARIANTS` has the oddities.
@@ -83,6 +84,8 @@ def tokenizer(chat_template: str | None = None) -> Tokenizer:
 def model(seed: int = 0, *, eos: bool = True, experts: int = 0, tag_scale: float = 3.0) -> Qwen3:
     """A random model in which think tags, tool tags and <|im_end|> are drawn often. Equal settings share compilations.
 
+    An answer to messages often begins with <think>, as Qwen3's do: a newline, which ends the prompt, makes it likely.
+
     Args:
         seed: of the weights.
         eos: answers end at <|im_end|>; else only at their limit.
@@ -116,6 +119,10 @@ def model(seed: int = 0, *, eos: bool = True, experts: int = 0, tag_scale: float
         return value
 
     random_model = drawn(config, draw, seed=seed, scan_layers=False)
+    if tag_scale:
+        newline = random_model.embed[...][tok.newline_ids[0]]
+        raised = random_model.lm_head[...].at[:, tok.think_start_id].add(_THINKS * newline / jnp.linalg.norm(newline))
+        random_model.lm_head[...] = raised
     random_model.generation_config = GenerationConfig(
         eos_token_id=(tok.im_end_id,) if eos else (VOCABULARY,)
     )  # an id that is never drawn

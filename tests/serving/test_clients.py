@@ -72,10 +72,10 @@ def test_asynchronous_clients_get_the_answers_they_would_get_alone(server):
     async def ask(client, seed: int, stream: bool):
         options = dict(model=server.model, messages=ASK, seed=seed, temperature=1, max_tokens=40)
         if not stream:
-            answer = await client.chat.completions.create(**options)
-            return answer.choices[0].message.content
+            message = (await client.chat.completions.create(**options)).choices[0].message
+            return (getattr(message, "reasoning_content", None) or "") + message.content
         pieces = [chunk async for chunk in await client.chat.completions.create(**options, stream=True)]
-        return joined(pieces)[0]["content"]
+        return joined(pieces)[0]["reasoning"] + joined(pieces)[0]["content"]
 
     async def all_of() -> list:
         async with server.asynchronous() as client:
@@ -96,7 +96,10 @@ def test_a_seed_a_bias_stop_texts_and_penalties_take_effect(server):
             if name in options
         }
         extra.setdefault("enable_thinking", False)
-        options = dict(model=server.model, messages=ASK, max_tokens=24, seed=3, temperature=1) | options
+        words = {str(tokenizer.think_start_id): -100}  # which this model would write on and on
+        options = (
+            dict(model=server.model, messages=ASK, max_tokens=24, seed=3, temperature=1, logit_bias=words) | options
+        )
         return client.chat.completions.create(**options, extra_body=extra).choices[0].message.content
 
     plain = ask()
@@ -121,6 +124,8 @@ def test_a_thinking_budget_by_all_its_names(server):
 
     by_name = [
         ask(thinking_budget=5), ask(thinking_token_budget=5), ask(custom_params={"thinking_budget": 5}),
+        ask(thinking={"type": "enabled", "budget_tokens": 5}), ask(reasoning={"max_tokens": 5}),
+        ask(chat_template_kwargs={"thinking_budget": 5}),
     ]  # fmt: skip
     for answer in by_name:
         assert answer.usage.completion_tokens_details.reasoning_tokens == 5
@@ -130,7 +135,7 @@ def test_a_thinking_budget_by_all_its_names(server):
     assert free.usage.completion_tokens_details.reasoning_tokens > 5
     off = [
         ask(thinking_budget=0), ask(enable_thinking=False), ask(chat_template_kwargs={"enable_thinking": False}),
-        ask(reasoning_effort="none"),
+        ask(reasoning_effort="none"), ask(thinking={"type": "disabled"}), ask(reasoning={"enabled": False}),
     ]  # fmt: skip
     for answer in off:
         assert answer.usage.completion_tokens_details.reasoning_tokens == 0
@@ -192,7 +197,7 @@ def test_structured_output_is_valid_whatever_the_weights_are(server, extra):
     finished = [choice.message.content for choice in answer.choices if choice.finish_reason == "stop"]
     for content in finished:
         jsonschema.validate(json.loads(content), SCHEMA)
-    assert len(set(finished)) >= 8
+    assert len(set(finished)) >= (8 if extra else 3)  # some think until the limit
     assert (answer.usage.completion_tokens_details.reasoning_tokens > 0) == (extra.get("enable_thinking") is not False)
 
 
@@ -320,12 +325,12 @@ WRONG_SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"
     ("status", "words", "body"),
     [
         (400, "there is no field 'temprature'. Did you mean 'temperature'?", dict(temprature=1)),
-        (400, "the field 'functions' is not supported: use 'tools'", dict(functions=[])),
+        (400, "the field 'functions' is not supported: use 'tools'", dict(functions=[{"name": "f"}])),
         (400, "'temperature'", dict(temperature=-1)),
         (400, "'messages'", dict(messages=[])),
         (400, "maximum context length is 1024 tokens", dict(messages=[{"role": "user", "content": "no " * 2000}])),
-        (400, "maximum context length", dict(max_tokens=5000)),
-        (400, "no room for an answer", dict(max_tokens=20, thinking_budget=20)),
+        (400, "no room for an answer in max_tokens=20", dict(max_tokens=20, thinking_budget=20)),
+        (400, "to at most 9", dict(max_tokens=5000, thinking_budget=5000)),
         (400, "thinking_budget=3 and thinking_token_budget=4", dict(thinking_budget=3, thinking_token_budget=4)),
         (400, "enable_thinking=False and thinking_budget=5", dict(enable_thinking=False, thinking_budget=5)),
         (400, "'reasoning_effort' is 'huge'", dict(reasoning_effort="huge")),
@@ -358,5 +363,67 @@ def test_invalid_requests(server, status, words, body):
 def test_openais_client_raises_its_own_errors(server):
     with pytest.raises(openai.NotFoundError):
         server.client().chat.completions.create(model="gpt-4", messages=ASK)
+    long = [{"role": "user", "content": "no " * 2000}]
     with pytest.raises(openai.BadRequestError, match="maximum context length"):
-        server.client().chat.completions.create(model=server.model, messages=ASK, max_tokens=10_000)
+        server.client().chat.completions.create(model=server.model, messages=long)
+    with pytest.raises(openai.NotFoundError, match="Responses API is not available yet"):
+        server.client().responses.create(model=server.model, input="hi")
+    assert server.client().models.retrieve(server.model).id == server.model
+
+
+def test_a_limit_beyond_the_context_ends_in_length(server):
+    """Editors send max_tokens as a cap; the answer gets the room that the prompt leaves."""
+    endless = {str(tiny_models.tokenizer().im_end_id): -100}
+    options = dict(model=server.model, messages=ASK, max_tokens=100_000, logit_bias=endless, **GREEDY)
+    answer = server.client().chat.completions.create(**options, extra_body={"thinking_budget": 16})
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.total_tokens == tiny_models.CONTEXT
+    assert answer.usage.completion_tokens_details.reasoning_tokens <= 16
+
+
+def test_a_developer_is_the_system(server):
+    ids, answers = ([], [])
+    for role in ("system", "developer"):
+        messages = [{"role": role, "content": "Be brief."}, *ASK]
+        ids.append(server.post("/tokenize", messages=messages).json()["tokens"])
+        answer = server.client().chat.completions.create(model=server.model, messages=messages, max_tokens=8, **GREEDY)
+        answers.append(answer.choices[0].message.content)
+    assert ids[0] == ids[1]
+    assert answers[0] == answers[1]
+
+
+def test_a_stop_token_ends_the_answer(server):
+    client, tokenizer = server.client(), tiny_models.tokenizer()
+    seven = tokenizer.encode("7")[0]
+    options = dict(model=server.model, messages=ASK, max_tokens=24, logit_bias={str(seven): 100}, temperature=0)
+    answer = client.chat.completions.create(**options, extra_body={"enable_thinking": False, "stop_token_ids": [seven]})
+    assert (answer.choices[0].finish_reason, answer.choices[0].message.content) == ("stop", "")
+    assert answer.usage.completion_tokens == 1
+
+
+def test_token_counts_in_every_chunk(server):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = dict(model=server.model, messages=ASK, max_tokens=24, stream=True, stream_options=options, **GREEDY)
+    counts = [chunk.usage.completion_tokens for chunk in server.client().chat.completions.create(**body)]
+    assert counts == sorted(counts)
+    assert 0 < counts[0] <= counts[-1] <= 24
+    assert len(set(counts)) > 1
+
+
+def test_tools_and_a_format_together(server):
+    """A call stays possible; only an answer in text must have the format."""
+    options = dict(model=server.model, messages=ASK, n=8, seed=0, temperature=1, max_tokens=300, tools=TOOLS)
+    options |= dict(response_format={"type": "json_object"}, extra_body={"enable_thinking": False})
+    calls_often = {str(tiny_models.tokenizer().tool_call_start_id): 100}
+    answers = [server.client().chat.completions.create(**options, logit_bias=bias) for bias in ({}, calls_often)]
+    calls = texts = 0
+    for choice in (choice for answer in answers for choice in answer.choices):
+        if choice.finish_reason == "tool_calls":
+            calls += 1
+            assert not choice.message.content
+            assert all(0 <= json.loads(call.function.arguments)["x"] <= 9 for call in choice.message.tool_calls)
+        elif choice.finish_reason == "stop":
+            texts += 1
+            assert isinstance(json.loads(choice.message.content), dict)
+    assert calls
+    assert texts

@@ -123,15 +123,50 @@ def test_who_needs_a_key(path, header, status):
 
 
 @pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"x-api-key": "one"}, 200), ({"api-key": " two "}, 200), ({"x-api-key": "three"}, 401), ({"x-api-key": ""}, 401),
+        ({"x-api-key": "one", "authorization": "Bearer any"}, 200), ({"x-api-key": "any", "authorization": "Bearer one"}, 200),
+        ({"x-api-key": "any", "authorization": "Basic one"}, 401),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_keys_in_the_headers_of_other_clients(headers, status):
+    guard = Guard(read_all, Limits(), ("one", "two"), (), lambda *_: None, log=None)
+    assert ask(guard, headers=POST["headers"] | headers)["status"] == status
+
+
+def test_an_encoded_body_is_refused_by_name():
+    got = ask(headers=POST["headers"] | {"content-encoding": "gzip"})
+    assert got["status"] == 415
+    assert "encoding 'gzip'" in json.loads(got["body"])["error"]["message"]
+    assert ask(headers=POST["headers"] | {"content-encoding": "identity"})["status"] == 200
+
+
+@pytest.mark.parametrize(
     ("host", "status"),
     [
         ("localhost", 200), ("LocalHost:80", 200), ("[::1]:8000", 200), ("evil.example", 421), ("evil.example:80", 421),
-        ("localhost.evil.example", 421), ("", 421),
+        ("localhost.evil.example", 421), ("", 421), ("[::1]", 200), ("localhost.:8000", 200), ("localhost.", 200),
+        ("127.0.0.1", 200), ("127.1.2.3:8000", 200), ("0.0.0.0:8000", 200), ("[0:0:0:0:0:0:0:1]:8000", 200),
+        ("[::ffff:127.0.0.1]", 200), ("chat.localhost:8000", 200), ("10.0.0.1", 421), ("[::2]", 421), ("[::1", 421),
+        ("::1]:8000", 421), ("localhost:80:80", 421), ("localhost:http", 421), ("notlocalhost", 421), ("127.0.0.1.evil", 421),
+        ("chat.example.org", 200), ("CHAT.example.org.:443", 200), ("host.docker.internal:8000", 421),
     ],
 )  # fmt: skip
 def test_which_host_names_are_accepted(host, status):
-    guard = Guard(read_all, Limits(), (), ("localhost", "::1"), lambda *_: None, log=None)
-    assert ask(guard, headers=POST["headers"] | {"host": host})["status"] == status
+    """This machine under any of its names, and the names that the operator gave, however they are written."""
+    guard = Guard(read_all, Limits(), (), ("localhost", "Chat.Example.org:8000"), lambda *_: None, log=None)
+    got = ask(guard, headers=POST["headers"] | {"host": host})
+    assert got["status"] == status
+    if "docker" in host:
+        assert "--allow-host host.docker.internal" in json.loads(got["body"])["error"]["message"]
+
+
+def test_an_operator_who_names_one_host_has_only_that():
+    guard = Guard(read_all, Limits(), (), ("chat.example.org",), lambda *_: None, log=None)
+    assert ask(guard, headers=POST["headers"] | {"host": "localhost"})["status"] == 421
+    assert ask(guard, headers=POST["headers"] | {"host": "chat.example.org"})["status"] == 200
 
 
 def test_the_log_has_a_line_per_request():
@@ -145,5 +180,7 @@ def test_the_log_has_a_line_per_request():
     assert [(line["status"], line.get("size"), line["path"], line["method"]) for line in lines] == [
         (200, 4, POST["path"], "POST"), (401, None, POST["path"], "POST"), (413, None, POST["path"], "POST"),
     ]  # fmt: skip
+    reasons = [None, "the request needs a valid API key", "the request is larger than 10 bytes"]
+    assert all(why is line.get("reason") or why in line["reason"] for why, line in zip(reasons, lines, strict=True))
     assert all(line["seconds"] >= 0 and line["client"] == "?" for line in lines)
     assert counted == [("unknown", 200), ("unknown", 401), ("unknown", 413)]

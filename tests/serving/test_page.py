@@ -12,7 +12,8 @@ from playwright.sync_api import expect
 from tests.helpers.chat_page import Chat, Line
 from tests.helpers.served import SMALL, serve
 
-UNLIMITED = 10  # the slider's last place
+BUDGETS = [0, 16, 32, 64, 128, 256, 512]  # the slider's places with a context of 1,024 tokens
+UNLIMITED = len(BUDGETS)  # and the last one
 
 
 def asked(server, text: str, **options) -> dict:
@@ -172,7 +173,7 @@ def test_the_slider_sets_the_budget(server, chat, context):
     for place, shown, fields in (
         (UNLIMITED, "unlimited", {}),
         (0, "off", {"enable_thinking": False}),
-        (1, "128 tokens", {"thinking_budget": 128}),
+        (4, "128 tokens", {"thinking_budget": 128}),
     ):
         chat.set_budget(place)
         expect(words).to_have_text(shown)
@@ -187,15 +188,39 @@ def test_the_slider_sets_the_budget(server, chat, context):
 
     other = Chat(context, server.url)
     expect(other.page.locator("#budget-words")).to_have_text("128 tokens")
-    for place in range(1, UNLIMITED):
+    expect(other.page.locator("#budget")).to_have_attribute("max", str(UNLIMITED))
+    for place, budget in enumerate(BUDGETS[1:], start=1):
         other.set_budget(place)
-        expect(other.page.locator("#budget-words")).to_have_text(f"{64 << place:,} tokens")
+        expect(other.page.locator("#budget-words")).to_have_text(f"{budget:,} tokens")
+
+
+def test_the_slider_keeps_to_what_the_server_allows(server, chat, context):
+    """A default budget is where it begins and is not sent; the largest budget is its end."""
+
+    def limited(route):
+        model = server.client().models.list().data[0].model_dump()
+        route.fulfill(json={"data": [model | {"thinking_budget": 50, "max_thinking_budget": 100}]})
+
+    context.route("**/v1/models", limited)
+    limits = Chat(context, server.url)
+    words = limits.page.locator("#budget-words")
+    expect(words).to_have_text("50 tokens")
+    limits.ask("Hello")
+    assert not {"thinking_budget", "enable_thinking"} & set(limits.bodies[-1])
+    for place, budget in enumerate((16, 32, 50, 64, 100), start=1):
+        limits.set_budget(place)
+        expect(words).to_have_text(f"{budget} tokens")
+    expect(limits.page.locator("#budget")).to_have_attribute("max", "5")
+    limits.ask("Hello")
+    assert limits.bodies[-1]["thinking_budget"] == 100
+    assert limits.faults == []
 
 
 def test_a_budget_without_room_is_explained(server, chat):
-    refusal = asked(server, "Hello", thinking_budget=32768)["error"]["message"]
+    question = "Hello " * 80
+    refusal = asked(server, question, thinking_budget=512)["error"]["message"]
     chat.set_budget(UNLIMITED - 1)
-    chat.ask("Hello")
+    chat.ask(question)
     expect(chat.answer.locator(".error span")).to_have_text(refusal)
     chat.set_budget(1)
     chat.answer.locator(".retry").click()
@@ -226,13 +251,15 @@ def test_a_page_opened_too_early_waits_for_the_model_and_a_key_is_forgotten_with
     tiny_folder, tmp_path, context
 ):
     options = (*SMALL, "--max-tokens", "8")
-    with serve(tiny_folder, tmp_path, *options, environment={"QWEN3_API_KEYS": "secret"}, wait=False) as server:
+    with serve(tiny_folder, tmp_path, *options, environment={"QWEN3_API_KEYS": "secret"}) as server:
+        context.route("**/ready", lambda route: route.fulfill(status=503, json={}))  # as if it were starting
         chat = Chat(context, server.url)
         expect(chat.page.locator("#key-message")).to_contain_text("API key")
         expect(chat.page.locator("dialog [name=key]")).to_be_focused()
         chat.page.keyboard.type("secret")
         chat.page.keyboard.press("Enter")
         expect(chat.page.locator("#notice")).to_contain_text("The model is still compiling.")
+        context.unroute("**/ready")
         assert chat.ask("Hello")["state"] == "done"
         assert "secret" in chat.page.evaluate("JSON.stringify(sessionStorage)")
         assert "secret" not in chat.page.evaluate("JSON.stringify(localStorage)")

@@ -33,7 +33,7 @@ def ask(url: str, headers=None, **body) -> httpx.Response:
 def guarded(tiny_folder, tmp_path_factory) -> Iterator[Running]:
     """A server with keys and limits."""
     work = tmp_path_factory.mktemp("guarded")
-    (work / "keys").write_text("# of two people\nfirst\nsecond\n")
+    (work / "keys").write_bytes(b"\xef\xbb\xbf# of two people\r\nfirst\r\nsecond\r\n")  # as editors on Windows write it
     options = (
         *SMALL, "--no-warm-up", "--name", "mine", "--api-keys", str(work / "keys"), "--allow-origin", "https://example.org",
         "--max-body", "20000", "--max-messages", "3", "--max-tokens", "700", "--max-waiting", "8", "--max-n", "4",
@@ -70,13 +70,19 @@ def test_keys_hosts_and_origins(guarded):
     assert "access-control-allow-origin" not in theirs.headers
     preflight = httpx.options(
         f"{url}/v1/chat/completions",
-        headers={"Origin": "https://example.org", "Access-Control-Request-Method": "POST"},
-    )
+        headers={
+            "Origin": "https://example.org", "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization,content-type,x-api-key,x-stainless-os,anthropic-version",
+        },
+    )  # fmt: skip
     assert preflight.status_code == 200
+    assert "x-stainless-os" in preflight.headers["access-control-allow-headers"]
+    assert ask(url, {"X-Api-Key": "second"}).status_code == 200
     form = httpx.post(f"{url}/v1/chat/completions", content="{}", headers=KEY | {"Content-Type": "text/plain"})
     assert form.status_code == 415
-    # Six with an answer, four without a key, one for another host, the browser's question and the form.
-    lines = guarded.log_entries("/v1/chat/completions", count=13, start=before)
+    # Seven with an answer, four without a key, one for another host, the browser's question and the form.
+    lines = guarded.log_entries("/v1/chat/completions", count=14, start=before)
+    assert all("reason" in line for line in lines if line["status"] >= 400)
     answered = [line for line in lines if line["method"] == "POST" and line["status"] == 200]
     assert answered
     assert all(line["completion_tokens"] <= 4 and line["prompt_tokens"] > 4 for line in answered)
@@ -105,7 +111,8 @@ def test_limits_are_held(guarded):
     with contextlib.suppress(httpx.TransportError):  # it may close the connection before all is sent
         assert httpx.post(f"{url}/v1/chat/completions", content=endless(), headers=headers).status_code == 413
     assert "4 messages; the limit is 3" in ask_with_key(messages=ASK * 4).json()["error"]["message"]
-    assert "max_tokens is 701" in ask_with_key(max_tokens=701).json()["error"]["message"]
+    capped = ask_with_key(max_tokens=32_000, logit_bias=ENDLESS).json()  # an upper bound, which the server lowers
+    assert (capped["usage"]["completion_tokens"], capped["choices"][0]["finish_reason"]) == (700, "length")
     assert ask_with_key(n=5).status_code == 400
     answers = []
     several = LONG | dict(n=4, max_tokens=300)  # 8 may wait for the 4 rows: three requests fit
@@ -203,14 +210,22 @@ def ends_with_whole_answers(running: Running) -> None:
         (["--lookup", "2", "--draft", "x"], "--lookup does not go with --draft"),
         (["--timeout", "0"], "--timeout is 0"),
         (["--max-n", "0"], "'0' is not a whole number of 1 or more"),
+        (["--port", "80000"], "'80000' is not a whole number from 0 to 65535"),
+        (["--port", "-1"], "'-1' is not a whole number from 0 to 65535"),
+        (["--thinking-budget", "-1"], "'-1' is not a whole number of 0 or more"),
+        (["--allow-origin", "example.org"], "an origin is a scheme and a host"),
+        (["--name", ""], "--name is empty"),
+        (["--api-keys", "LATIN"], "is not UTF-8 text"),
         (["--port", "TAKEN"], "cannot listen at 127.0.0.1:TAKEN"),
     ],
 )
-def test_options_that_serve_refuses(options, words, capsys):
+def test_options_that_serve_refuses(options, words, tmp_path, capsys):
     """Before a model is loaded: there is none in the folder."""
+    (tmp_path / "latin").write_bytes("k\xe9y".encode("utf-16"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        command = ["serve", "--model", "nowhere", "--port", "0", *(word.replace("TAKEN", port) for word in options)]
+        command = ["serve", "--model", "nowhere", "--port", "0", *options]
+        command = [word.replace("TAKEN", port).replace("LATIN", str(tmp_path / "latin")) for word in command]
         try:
             code = qwen3(command)
         except SystemExit as ended:  # the parser's
@@ -220,10 +235,10 @@ def test_options_that_serve_refuses(options, words, capsys):
 
 
 def test_the_lists_in_the_documentation_are_those_of_the_code():
-    from qwen3_jax.serving import protocol
+    from qwen3_jax.serving import fields, protocol
 
     text = (ROOT / "docs/serving.md").read_text()
-    for start, names in (("Accepted and ignored", protocol.IGNORED), ("Refused by name", protocol.REFUSED)):
+    for start, names in (("Accepted and ignored", fields.IGNORED), ("Refused by name", fields.REFUSED)):
         paragraph = text[text.index(start) :].partition("\n\n")[0]
         assert re.findall(r"`(\w+)`", paragraph) == list(names)
     efforts = next(line for line in text.splitlines() if line.startswith("| `reasoning_effort`"))

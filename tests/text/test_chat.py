@@ -21,7 +21,7 @@ JSON = st.recursive(
     max_leaves=5,
 )
 ARGUMENTS = st.dictionaries(st.text(max_size=5), JSON, max_size=3)
-FUNCTION = st.fixed_dictionaries({"name": TEXT, "arguments": ARGUMENTS | ARGUMENTS.map(json.dumps) | TEXT})
+FUNCTION = st.fixed_dictionaries({"name": TEXT, "arguments": ARGUMENTS | ARGUMENTS.map(json.dumps)})
 CALLS = st.lists(
     FUNCTION | FUNCTION.map(lambda f: {"id": "call_1", "type": "function", "function": f}), min_size=1, max_size=3
 )
@@ -126,6 +126,77 @@ def test_what_clients_send(real: Tokenizer):
     for field in ("reasoning_content", "reasoning", "thinking"):
         text = real.apply_chat_template([question, {"role": "assistant", field: "Hm.", "content": "Rain."}])
         assert "<think>\nHm.\n</think>\n\nRain.<|im_end|>" in text
+
+
+def with_call(arguments: Any) -> list[dict]:
+    call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    return [{"role": "user", "content": "?"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+
+
+CODER = """{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}{% for call in m.tool_calls or [] %}<tool_call>
+<function={{ call.function.name }}>
+{% for name, value in call.function.arguments|items %}<parameter={{ name }}>
+{{ value if value is string else value | tojson }}
+</parameter>
+{% endfor %}</function>
+</tool_call>{% endfor %}<|im_end|>
+{% endfor %}"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rendered", "fields"),
+    [
+        (None, "{}", {}), ("", "{}", {}), (" \n", "{}", {}), ("null", "{}", {}), ({}, "{}", {}), ('""', "{}", {}),
+        ("{}", "{}", {}), ('{"x":1.0}', '{"x":1.0}', {"x": "1.0"}), ({"x": 1.0}, '{"x": 1.0}', {"x": "1.0"}),
+        ('"{\\"x\\": 1}"', '{"x": 1}', {"x": "1"}),  # encoded twice
+        ('{"x": "a\nb"}', '{"x": "a\\nb"}', {"x": "a\nb"}),  # a raw line break, which is not JSON
+        ('{"x": null, "y": [1]}', '{"x": null, "y": [1]}', {"x": "null", "y": "[1]"}),
+    ],
+)  # fmt: skip
+def test_arguments_of_calls_in_a_history(arguments: Any, rendered: str, fields: dict):
+    """Text stays as it was written, in a template that goes through the arguments it is decoded; nothing is `{}`."""
+    text = render(built_in_template(), with_call(arguments))
+    assert f'<tool_call>\n{{"name": "f", "arguments": {rendered}}}\n</tool_call>' in text
+    parameters = "".join(f"<parameter={name}>\n{value}\n</parameter>\n" for name, value in fields.items())
+    assert f"<tool_call>\n<function=f>\n{parameters}</function>\n</tool_call>" in render(CODER, with_call(arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ('{"x": ', "is not valid JSON"), ("[1]", "is a list"), ("3", "is a number"), ('"text"', "is not valid JSON"),
+        ("true", "is true or false"), ("{'x': 1}", "is not valid JSON"), ('{"x": NaN}', "is not valid JSON"),
+        ([1], "it is a list"), (3, "it is a number"), ("[" * 10**5, "nested too deeply"), ('"\\"{}\\""', "is a text"),
+    ],
+)  # fmt: skip
+def test_arguments_that_are_no_object_are_refused_by_message_and_call(arguments: Any, reason: str):
+    place = r"^messages\[1\]\.tool_calls\[0\]\.function\.arguments \(a call of 'f'\) must be a JSON object"
+    for template in (built_in_template(), CODER):
+        with pytest.raises(ChatTemplateError, match=f"{place}.*{reason}"):
+            render(template, with_call(arguments))
+
+
+def test_developer_is_system_and_nothing_a_message_says_is_dropped():
+    ask = {"role": "user", "content": "Hi"}
+    system = render(built_in_template(), [{"role": "system", "content": "Be brief. /no_think"}, ask])
+    developer = [{"role": "developer", "content": "Be brief. /no_think"}, ask]
+    assert render(built_in_template(), developer) == system
+    assert soft_switch(developer) is False
+    said = render(built_in_template(), [ask, {"role": "assistant", "content": "No."}, ask])
+    for fields in ({"content": None, "refusal": "No."}, {"content": [{"type": "refusal", "refusal": "No."}]}):
+        assert render(built_in_template(), [ask, {"role": "assistant", **fields}, ask]) == said
+    for fields, words in (
+        ({"content": "Yes.", "refusal": "No."}, "both content and a refusal"),
+        ({"content": None, "function_call": {"name": "f", "arguments": "{}"}}, "function_call is not supported: give"),
+        ({"content": None, "audio": {"id": "a"}}, "audio is not supported"),
+        ({"tool_calls": [{"type": "custom", "custom": {"name": "f", "input": "x"}}]}, r"tool_calls\[0\] must be"),
+    ):
+        with pytest.raises(ChatTemplateError, match=words):
+            render(built_in_template(), [ask, {"role": "assistant", **fields}])
+    for role in ("function", "critic", "human", 5, None):
+        with pytest.raises(ChatTemplateError, match=r"messages\[0\] has the role"):
+            render(built_in_template(), [{"role": role, "content": "x"}])
 
 
 def test_thinking_is_kept_only_while_it_matters():
@@ -296,3 +367,26 @@ def test_template_environment_is_that_of_transformers(official):
     assert render(template, messages, special_tokens=named) == theirs(
         official, template, messages, add_generation_prompt=True, enable_thinking=True
     )
+
+
+@pytest.mark.parametrize("name", [None, "qwen3", "qwen3_6"])
+def test_thinking_of_earlier_turns_is_kept_on_demand(name):
+    """By the template's own variable, or in the turns' text: in the form in which the model wrote it."""
+    template = built_in_template() if name is None else official_template(name)
+    turns = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "two", "reasoning_content": "\nfirst\n"},
+        {"role": "user", "content": "three"},
+        {"role": "assistant", "content": "<think>\nsecond\n</think>\n\nfour"},
+        {"role": "user", "content": "five"},
+    ]
+    kept = render(template, turns, preserve_thinking=True)
+    assert "<|im_start|>assistant\n<think>\nfirst\n</think>\n\ntwo<|im_end|>" in kept
+    assert "<|im_start|>assistant\n<think>\nsecond\n</think>\n\nfour<|im_end|>" in kept
+    for plain in (render(template, turns), render(template, turns, preserve_thinking=False)):
+        assert "first" not in plain
+        assert "second" not in plain
+    if name == "qwen3":
+        assert kept == render(built_in_template(), turns, preserve_thinking=True)
+    with pytest.raises(ChatTemplateError, match=r"no place for the reasoning of messages\[1\]"):
+        render("{{ messages[0].content }}", turns, preserve_thinking=True)

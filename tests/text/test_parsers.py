@@ -4,7 +4,7 @@ import json
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from qwen3_jax.text import AnswerParser, Piece, ThinkingParser, ToolCall, ToolCallParser, parse
@@ -13,7 +13,8 @@ PIECES = [
     "<think>", "</think>", "<tool_call>", "</tool_call>", "<think", ">", "</", "<", "tool_call>", "\n", "\n\n", " ",
     "Hello", "思考", '{"name": "f", "arguments": {"x": 1}}', '{"name": "f", "arguments": "{}"}', '{"name": ', '"', "\\",
     '{"name": "g", "arguments": {"t": "</tool_call>"}}', '{"name": "h", "arguments": {"t": "<think>"}}', "{}", "}",
-    '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>', "<think>\nWait.\n</think>\n\n",
+    '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>', "<think>\nWait.\n</think>\n\n", "`", "```\n",
+    "<tool_call>\n<function=f>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>", "</function>", "</parameter>\n",
 ]  # fmt: skip
 ANSWERS = st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=12).map("".join)
 JSON = st.recursive(
@@ -50,11 +51,15 @@ def test_chunking_never_matters(text: str, data: st.DataObject, in_thinking: boo
     chunks = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     for make in (
         lambda: ThinkingParser(in_thinking),
-        lambda: ThinkingParser(in_thinking, keep_tool_calls=True),
         ToolCallParser,
         lambda: AnswerParser(in_thinking, tools),
     ):
         assert run(make(), chunks) == run(make(), [text]) == run(make(), list(text))
+        parser = make()
+        events = [event for chunk in chunks for event in parser.feed(chunk)] + parser.finish()
+        assert all(text.startswith(e.text, e.start) for e in events if isinstance(e, Piece)), (
+            "places are those of the text"
+        )
     parsed = parse(text, in_thinking, tools)
     whole = run(AnswerParser(in_thinking, tools), [text])
     assert parsed.content == "".join(e.text for e in whole if isinstance(e, Piece) and e.kind == "content")
@@ -75,8 +80,19 @@ def test_chunking_never_matters(text: str, data: st.DataObject, in_thinking: boo
         ("Cut off\n", True, "Cut off\n", ""),
         ("", True, "", ""),
         ("<think>\nCut </thi", False, "Cut </thi", ""),
-        ("<think>a</think>One. <think>\nb\n</think>\n\nTwo.", False, "ab", "One. Two."),
-        ("Four.\n</think>\n\nFive.", False, None, "Four.\nFive."),  # nothing had opened it
+        # Once the answer has begun, a tag is text that it quotes; so is one right behind the thinking.
+        ("<think>a</think>One. <think>\nb\n</think>\n\nTwo.", False, "a", "One. <think>\nb\n</think>\n\nTwo."),
+        (
+            "<think>\nok\n</think>\n\nUse `re.sub(r'<think>.*?</think>', '', s)`.",
+            False,
+            "ok",
+            "Use `re.sub(r'<think>.*?</think>', '', s)`.",
+        ),
+        ("<think>\nok\n</think>\n\n<think> opens a thought.", False, "ok", "<think> opens a thought."),
+        ("ok\n</think>\n\n`</think>` closes it.\n", True, "ok", "`</think>` closes it.\n"),
+        ("The tags are <think> and </think>.\n\nDone.", False, None, "The tags are <think> and </think>.\n\nDone."),
+        ("Four.\n</think>\n\nFive.", False, None, "Four.\n</think>\n\nFive."),
+        ("</think>\n\nFive.", False, None, "Five."),  # closes what the prompt had closed
         ("a < b <thinking> </thinker>", False, None, "a < b <thinking> </thinker>"),
     ],
 )
@@ -97,6 +113,7 @@ def test_what_qwen3_writes_is_read_back(thinking: str, content: str, values: lis
         as_string = data.draw(st.booleans())
         call = {"name": name, "arguments": json.dumps(arguments) if as_string else arguments}
         text += f"<tool_call>\n{json.dumps(call, indent=indent, ensure_ascii=ascii_only)}\n</tool_call>"
+    assume("```" not in content)  # opens a block of code, where calls are quoted
     parsed = parse(text)
     assert parsed.thinking == thinking.strip("\n")
     expected = content.lstrip("\n")
@@ -152,12 +169,80 @@ def test_what_is_no_call_stays_in_the_content(body: str, end: str):
     assert parse(f"{text}{CALL}", tools=False).content == f"{text}{CALL}"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"The form is `{CALL}`, with both tags.",
+        f'It says "{CALL}".',
+        f"Write this:\n\n```\n{CALL}\n```\n\nThat is all.",
+        f"- so:\n  ```xml\n  {CALL}\n  ```\n- or `<tool_call>` alone\n",
+        "`<tool_call>` opens a call and `</tool_call>` closes it.",
+        "<tools>, <tool_response>, <|im_start|> and </tools> are tags of the prompt.",
+    ],
+)
+def test_quoted_tags_of_calls_stay_content(text: str):
+    """Whole, by characters, and behind thinking; a call that follows is still one."""
+    for chunks in ([text], list(text)):
+        assert run(AnswerParser(), chunks) == [Piece("content", text)]
+    parsed = parse(f"<think>\nok\n</think>\n\n{text}\n{CALL}")
+    assert (parsed.content, len(parsed.tool_calls)) == (text.rstrip(), 1)
+
+
+XML = "<tool_call>\n<function=f>\n{}</function>\n</tool_call>"
+SCHEMA = {
+    "type": "object",
+    "$defs": {"Place": {"type": "object", "properties": {"x": {"type": "integer"}}}, "Node": {"$ref": "#/$defs/Node"}},
+    "properties": {
+        "n": {"type": "integer"}, "x": {"type": "number"}, "on": {"type": "boolean"}, "text": {"type": "string"},
+        "list": {"type": "array", "items": {"type": "integer"}}, "place": {"$ref": "#/$defs/Place"},
+        "maybe": {"anyOf": [{"type": "integer"}, {"type": "null"}]}, "one": {"allOf": [{"type": "integer"}]},
+        "both": {"type": ["string", "integer"]}, "kind": {"enum": ["a", "b"]}, "level": {"const": 3}, "any": {},
+        "loop": {"$ref": "#/$defs/Node"}, "text_or_null": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+    },
+}  # fmt: skip
+TYPED = [{"type": "function", "function": {"name": "f", "parameters": SCHEMA}}]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("n", "3", 3), ("n", " 3 ", 3), ("n", "3.0", 3), ("n", "three", "three"), ("n", "3.5", "3.5"), ("x", "3", 3),
+        ("x", "1e3", 1000.0), ("x", "inf", "inf"), ("on", "true", True), ("on", "False", False), ("on", "1", "1"),
+        ("text", "3", "3"), ("text", " a\n", " a\n"), ("text", "", ""), ("text", "\n\na", "\n\na"),
+        ("text", "</tool_call>\n<b>&amp;</b>", "</tool_call>\n<b>&amp;</b>"), ("text", "a</parameter>b", "a</parameter>b"),
+        ("text", "<think>x</think>", "<think>x</think>"), ("text", "null", "null"), ("list", "[1, 2]", [1, 2]),
+        ("list", "[1, None]", [1, None]), ("place", '{"x": 1}', {"x": 1}), ("place", "{'x': True}", {"x": True}),
+        ("maybe", "null", None), ("maybe", "4", 4), ("one", "5", 5), ("both", "6", 6), ("both", "six", "six"),
+        ("kind", "a", "a"), ("level", "3", 3), ("any", "7", "7"), ("unknown", "7", "7"), ("loop", "8", "8"),
+        ("text_or_null", "null", None), ("text_or_null", "9", "9"),
+    ],
+)  # fmt: skip
+def test_arguments_of_xml_calls_have_the_types_of_the_schema(name: str, text: str, value: object):
+    """Qwen3-Coder's form, whole and by characters."""
+    call = XML.format(f"<parameter={name}>\n{text}\n</parameter>\n")
+    for chunks in ([call], list(call)):
+        ((called, arguments),) = run(AnswerParser(tools=TYPED), chunks)
+        assert called == "f"
+        assert repr(json.loads(arguments)) == repr({name: value})
+    assert parse(call).tool_calls[0].arguments_dict() == {name: text}  # without a schema they are texts
+
+
+def test_xml_calls_among_text():
+    two = XML.format("<parameter=a>\n1\n</parameter>\n<parameter=b>\nx\ny\n</parameter>\n")
+    parsed = parse(f"<think>\nok\n</think>\n\nLet me look.\n\n{two}\n{XML.format('')}")
+    assert (parsed.thinking, parsed.content) == ("ok", "Let me look.")
+    assert [call.arguments_dict() for call in parsed.tool_calls] == [{"a": "1", "b": "x\ny"}, {}]
+    assert parse(two[: -len("\n</tool_call>")]).tool_calls[0].name == "f"  # cut off behind the call
+    for text in (two[:-30], two.replace("</parameter>", ""), two.replace("=b>", "=a>"), XML.format("and text\n")):
+        assert (parse(text).content, parse(text).tool_calls) == (text, ())
+
+
 def test_think_tags_inside_a_call_are_arguments():
-    """A coding agent writes about templates; with tools=False the tag is the model's own."""
+    """A coding agent writes about templates."""
     text = '<tool_call>\n{"name": "write", "arguments": {"text": "<think>\\n</think>"}}\n</tool_call>'
     assert parse(text).tool_calls[0].arguments_dict() == {"text": "<think>\n</think>"}
-    assert parse(text).thinking is None
-    assert parse(text, tools=False).thinking is not None
+    assert parse(text).thinking is parse(text, tools=False).thinking is None
+    assert parse(text, tools=False).content == text
     inside = parse(f"<think>\nI could call {CALL}\n</think>\n\nNo.")
     assert (inside.content, inside.tool_calls) == ("No.", ())
 

@@ -156,8 +156,9 @@ def test_white_space_around_calls(text, content):
         ("a\n</thin", True, [("thinking", "a"), ("thinking", "\n</thin")]),
         ("\n\na", False, [("content", "\n\na")]),
         ("\n\n", False, [("content", "\n\n")]),
-        ("x\n\n<think>\ny", False, [("content", "x\n\n"), ("thinking", "y")]),
-        ("<think>a</think>b</think>\nc", False, [("thinking", "a"), ("content", "b"), ("content", "c")]),
+        ("x\n\n<think>\ny", False, [("content", "x\n\n<think>\ny")]),
+        ("<think>a</think>b</think>\nc", False, [("thinking", "a"), ("content", "b</think>\nc")]),
+        ("\n</think>\n\nb", False, [("content", "b")]),
     ],
 )
 def test_what_a_thinking_parser_gives_out_and_when(text, in_thinking, events):

@@ -7,7 +7,8 @@
 
 import { lasting, session } from "./memory.js";
 
-const BUDGETS = [0, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, null]; // null is no limit
+const LEAST = 16; // the smallest budget besides none
+const ROOM = 64; // for a question, the stop text and an answer, which a budget has to leave
 const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"];
 
 const dialog = document.getElementById("settings");
@@ -16,6 +17,9 @@ const slider = document.getElementById("budget");
 const words = document.getElementById("budget-words");
 const kept = lasting.get("settings", {});
 
+let budgets = [0, null]; // the slider's places; null is no limit
+let byDefault = null; // the budget of requests that name none
+
 export const key = () => session.get("key", "");
 export const systemMessage = () => kept.system ?? "";
 
@@ -23,16 +27,40 @@ export const systemMessage = () => kept.system ?? "";
 export function requestFields() {
   const fields = {};
   for (const name of NUMBERS) if (kept[name]) fields[name] = Number(kept[name]);
-  const budget = BUDGETS[slider.value];
-  if (slider.closest("[hidden]") || budget === null) return fields;
-  return { ...fields, ...(budget === 0 ? { enable_thinking: false } : { thinking_budget: budget }) };
+  const budget = budgets[slider.value];
+  if (slider.closest("[hidden]") || budget === byDefault) return fields;
+  return { ...fields, ...(budget === 0 ? { enable_thinking: false } : { thinking_budget: budget ?? -1 }) };
 }
 
-/** Adapt both to the model. */
+/** Adapt both to the model: the budgets are those that fit into its context and that the server allows. */
 export function showModel(model) {
   document.getElementById("thinking").hidden = !model.supports_thinking;
   document.getElementById("about-model").textContent =
     `${model.id} has a context of ${model.max_model_len.toLocaleString("en")} tokens: prompt, thinking and answer together.`;
+  const most = model.max_thinking_budget ?? Infinity;
+  byDefault = model.thinking_budget ?? model.max_thinking_budget;
+  const steps = [];
+  const fits = (budget) => budget !== null && budget <= most && budget + ROOM <= model.max_model_len;
+  for (let step = LEAST; fits(step); step *= 2) steps.push(step);
+  const given = [byDefault, model.max_thinking_budget].filter(fits);
+  budgets = [...new Set([0, ...steps, ...given])].sort((a, b) => a - b);
+  if (most === Infinity) budgets.push(null);
+  slider.max = budgets.length - 1;
+  const stored = lasting.get("thinking_budget", byDefault);
+  showBudget(stored === "unlimited" ? null : stored);
+}
+
+/** Move the slider to a budget, or to the largest one below it. */
+function showBudget(budget) {
+  const place = budgets.findLastIndex((each) => each === budget || (budget !== null && each !== null && each <= budget));
+  slider.value = place < 0 ? budgets.length - 1 : place;
+  showWords();
+}
+
+function showWords() {
+  const budget = budgets[slider.value];
+  words.textContent = budget === 0 ? "off" : budget === null ? "unlimited" : `${budget.toLocaleString("en")} tokens`;
+  slider.setAttribute("aria-valuetext", words.textContent);
 }
 
 /** Open the settings; with a message about the API key, focus the key and show the message. */
@@ -47,18 +75,10 @@ export function openSettings(message = "") {
 
 /** Set up the controls; `changed` is called when the dialog closes with another key than before. */
 export function start(changed) {
-  const showBudget = () => {
-    const budget = BUDGETS[slider.value];
-    words.textContent = budget === 0 ? "off" : budget === null ? "unlimited" : `${budget.toLocaleString("en")} tokens`;
-    slider.setAttribute("aria-valuetext", words.textContent);
-  };
-  slider.max = BUDGETS.length - 1;
-  slider.value = lasting.get("budget", BUDGETS.length - 1);
   slider.addEventListener("input", () => {
-    showBudget();
-    lasting.set("budget", Number(slider.value));
+    showWords();
+    lasting.set("thinking_budget", budgets[slider.value] ?? "unlimited");
   });
-  showBudget();
 
   let keyBefore = key();
   form.addEventListener("input", ({ target }) => {

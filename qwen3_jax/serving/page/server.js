@@ -12,7 +12,7 @@ export class Refusal extends Error {
   }
 }
 
-/** Return the model: {id, max_model_len, supports_thinking}. */
+/** Return the model: {id, max_model_len, supports_thinking, thinking_budget, max_thinking_budget}. */
 export async function model(key) {
   return parsed(await (await ask("/v1/models", key)).text()).data[0];
 }

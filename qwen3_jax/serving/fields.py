@@ -1,0 +1,151 @@
+"""Fields that a body may have besides those of its request: some are ignored, the others refused unless they change nothing.
+
+Clients send many fields at the value that changes nothing (`best_of: 1`, `echo: false`, `functions: []`), null above all. Such
+a field is no reason to refuse a request. docs/serving.md prints the same lists.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+from qwen3_jax.errors import nearest
+
+IGNORED = {
+    "user": "identifies the end user",
+    "metadata": "is for OpenAI's dashboard",
+    "store": "is for OpenAI's dashboard",
+    "service_tier": "selects one of OpenAI's prices",
+    "safety_identifier": "identifies the end user",
+    "prompt_cache_key": "routes to one of several caches; this server has one",
+    "prompt_cache_options": "marks what to cache; here every prompt is cached",
+    "prompt_cache_retention": "keeps a cache; here pages are evicted when space is needed",
+    "cache_prompt": "turns llama.cpp's cache on; here every prompt is cached",
+    "request_id": "identifies the request in vLLM's log",
+    "rid": "identifies the request in SGLang's log",
+    "usage": "asks OpenRouter for token counts, which every answer has",
+    "add_special_tokens": "is about tokens that Qwen3's tokenizer does not add",
+    "verbosity": "is for models that were trained for it",
+}
+
+
+class Refusal(NamedTuple):
+    """Why a field is refused, and the values besides null at which it changes nothing."""
+
+    reason: str
+    harmless: tuple[Any, ...] = ()
+
+
+_MERGED = Refusal("start a server with the merged weights", ([], {}, ""))
+_SAMPLED = Refusal("answers are sampled; use 'n'", (False,))
+_SAMPLER = "use 'temperature', 'top_p', 'top_k' or 'min_p'"
+_FORMAT = "use 'response_format'"
+_TEXT = "the model reads and writes text only"
+_END = "set a 'logit_bias' of -100 on the end token"
+_PROMPT = "log probabilities of a prompt are not available yet, only those of generated tokens"
+_VISIBLE = "special tokens are not part of an answer's text"
+
+REFUSED = {
+    "functions": Refusal("use 'tools'", ([],)),
+    "function_call": Refusal("use 'tool_choice'", ("none", "auto")),
+    "best_of": Refusal("use 'n' and choose among the answers"),  # as many as `n` changes nothing, see `_is_harmless`
+    "use_beam_search": _SAMPLED,
+    "early_stopping": _SAMPLED,
+    "length_penalty": Refusal(_SAMPLED.reason, (1, 0)),
+    "echo": Refusal(f"{_PROMPT}, and the prompt is not repeated; prepend it yourself", (False,)),
+    "prompt_logprobs": Refusal(_PROMPT),
+    "suffix": Refusal("the model was not trained to fill in the middle", ("",)),
+    "audio": Refusal(_TEXT),
+    "modalities": Refusal(_TEXT, (["text"], [])),
+    "moderation": Refusal("this server moderates nothing"),
+    "prediction": Refusal("start the server with --lookup N instead"),
+    "web_search_options": Refusal("pass a search function in 'tools'"),
+    "enable_search": Refusal("pass a search function in 'tools'", (False,)),
+    "documents": Refusal("write them into a message", ([],)),
+    "plugins": Refusal("this server has none", ([],)),
+    "transforms": Refusal("shorten the messages yourself", ([],)),
+    "models": Refusal("this server has one model; use 'model'", ([],)),
+    "truncate_prompt_tokens": Refusal("shorten the prompt yourself"),
+    "guided_json": Refusal(_FORMAT),
+    "guided_regex": Refusal(_FORMAT, ("",)),
+    "guided_choice": Refusal(f"{_FORMAT} with an enum", ([],)),
+    "guided_grammar": Refusal(_FORMAT, ("",)),
+    "structured_outputs": Refusal(_FORMAT, ({},)),
+    "regex": Refusal(_FORMAT, ("",)),
+    "ebnf": Refusal(_FORMAT, ("",)),
+    "grammar": Refusal(_FORMAT, ("",)),
+    "json_schema": Refusal(_FORMAT),
+    "ignore_eos": Refusal(_END, (False,)),
+    "min_tokens": Refusal(_END, (0,)),
+    "bad_words": Refusal("set a 'logit_bias' of -100 on their tokens", ([],)),
+    "allowed_token_ids": Refusal("set a 'logit_bias' of 100 on them"),
+    "logits_processors": Refusal("use 'logit_bias'", ([],)),
+    "stop_regex": Refusal("use 'stop'", ([], "")),
+    "include_stop_str_in_output": Refusal("append the stop text yourself", (False,)),
+    "no_stop_trim": Refusal("append the stop text yourself", (False,)),
+    "skip_special_tokens": Refusal(_VISIBLE, (True,)),
+    "spaces_between_special_tokens": Refusal(_VISIBLE, (True, False)),
+    "detokenize": Refusal("answers are text; POST /tokenize gives token ids", (True,)),
+    "return_token_ids": Refusal("answers are text; POST /tokenize gives token ids", (False,)),
+    "return_tokens_as_token_ids": Refusal("answers are text; POST /tokenize gives token ids", (False,)),
+    "return_hidden_states": Refusal("only text and log probabilities are returned", (False,)),
+    "include_reasoning": Refusal("thinking is always returned, apart from the content", (True,)),
+    "stream_reasoning": Refusal("thinking is always streamed", (True,)),
+    "reasoning_format": Refusal("set 'separate_reasoning' to false", ("auto", "deepseek")),
+    "parse_tool_calls": Refusal("set 'separate_reasoning' to false", (True,)),
+    "n_predict": Refusal("use 'max_tokens'", (-1,)),
+    "n_probs": Refusal("use 'logprobs'", (0,)),
+    "n_keep": Refusal("a prompt is never shortened", (0, -1)),
+    "id_slot": Refusal("the server chooses the slot", (-1,)),
+    "repeat_penalty": Refusal("use 'repetition_penalty'", (1,)),
+    "typical_p": Refusal(_SAMPLER, (1,)),
+    "top_a": Refusal(_SAMPLER, (0,)),
+    "mirostat": Refusal(_SAMPLER, (0,)),
+    "dynatemp_range": Refusal(_SAMPLER, (0,)),
+    "xtc_probability": Refusal(_SAMPLER, (0,)),
+    "dry_multiplier": Refusal("use 'presence_penalty'", (0,)),
+    "timings_per_token": Refusal("GET /metrics has times", (False,)),
+    "priority": Refusal("requests are answered in their order", (0,)),
+    "cache_salt": Refusal("equal prompts share the cache", ("",)),
+    "kv_transfer_params": Refusal("the cache stays in this process", ({},)),
+    "vllm_xargs": Refusal("they are for vLLM", ({},)),
+    "mm_processor_kwargs": Refusal(_TEXT, ({},)),
+    "media_io_kwargs": Refusal(_TEXT, ({},)),
+    "lora": _MERGED,
+    "lora_path": _MERGED,
+    "chat_template": Refusal("start the server with a checkpoint that contains the template"),
+}
+
+
+def accepted(fields: Mapping[str, Any], valid: Collection[str], elsewhere: Mapping[str, str]) -> dict[str, Any]:
+    """Return the fields that a request has to read.
+
+    Args:
+        fields: of the body.
+        valid: names that the request knows; null is the same as absent.
+        elsewhere: names that requests to another route know -> that route.
+
+    Raises:
+        ValueError: a field that would change something and that is not supported; names it.
+    """
+    kept = {}
+    for name, value in fields.items():
+        if value is None or name in IGNORED:
+            continue
+        if name in valid:
+            kept[name] = value
+        elif name in REFUSED:
+            if not _is_harmless(name, value, fields):
+                raise ValueError(f"the field {name!r} is not supported: {REFUSED[name].reason}")
+        elif name not in elsewhere:
+            raise ValueError(f"there is no field {name!r}.{nearest(name, sorted(valid))}")
+        elif value not in ([], {}, False):
+            raise ValueError(f"the field {name!r} is one of {elsewhere[name]}")
+    return kept
+
+
+def _is_harmless(name: str, value: Any, fields: Mapping[str, Any]) -> bool:
+    """Whether a field that is not supported has a value that changes nothing. 0 is not false, nor 1 true."""
+    harmless = REFUSED[name].harmless
+    if name == "best_of":
+        n = fields.get("n")
+        harmless = (1 if n is None else n,)
+    return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in harmless)
