@@ -49,6 +49,7 @@ case $step in
     everywhere "set -e
       cd qwen3-jax
       for folder in prepared tokenizer; do
+        mkdir -p \$folder
         gcloud storage rsync --recursive 'gs://$BUCKET/'\$folder \$folder
       done"
     ;;
