@@ -2,12 +2,14 @@
 
     python tests/first_hour.py                 # all cases, some minutes; the quickstart's model is QWEN3_MODEL or a short run
     python tests/first_hour.py serve train     # the cases whose name contains one of these words
+    python tests/first_hour.py --slower 5      # five times the limits, on a machine that does other work
 
 A case fails when its command writes nothing for more than 3 s while it works, needs more than 5 s to end after Ctrl-C or
 SIGTERM, prints a traceback or a library's log, dies of a signal that was not sent, or ends with another exit code than
 documented. Caches are empty, and nothing else should run. It needs only the standard library: a plain install is enough.
 """
 
+import argparse
 import fcntl
 import importlib.util
 import json
@@ -64,10 +66,11 @@ class Terminal:
         """Read until a condition holds, a pattern is at the end of the output, or the command ends; False after `seconds`."""
         started = last = time.monotonic()
         while True:
+            before = self.output
             wrote = self._read()
             now = time.monotonic()
             if now - last > self.silence:
-                self.silence, self.after = now - last, self.output.strip()[-60:]
+                self.silence, self.after = now - last, before.strip()[-60:]
             last = now if wrote else last
             ended = self.process.poll() is not None
             if ended and not wrote:
@@ -92,15 +95,15 @@ class Terminal:
         """Send keys; "\\x03" is Ctrl-C."""
         os.write(self._master, text.encode())
 
-    def end(self, how: str) -> float:
-        """Press Ctrl-C or send SIGTERM; return the seconds until the command has ended."""
+    def end(self, how: str, limit: float) -> float:
+        """Press Ctrl-C or send SIGTERM; return the seconds until the command has ended, at most four times the limit."""
         started, silence = time.monotonic(), self.silence
         if how == "Ctrl-C":
             self.type("\x03")
         else:
             self.process.send_signal(signal.SIGTERM)
-        self.wait(None, 4 * ENDING)
-        self.silence = silence  # limited by `ENDING` instead
+        self.wait(None, 4 * limit)
+        self.silence = silence  # `limit` holds instead
         return time.monotonic() - started
 
     def close(self) -> None:
@@ -185,12 +188,12 @@ class Hour:
         elif not terminal.wait(when):
             self.failures.append(f"{command}: never came to where it should be stopped")
         at = f"{how} after {when:g} s" if isinstance(when, float) else f"{how} {note}"
-        self.judge(terminal, codes, at, terminal.end(how))
+        self.judge(terminal, codes, at, terminal.end(how, self.ending))
 
 
 TRAIN = (
-    "python train.py --config configs/quickstart.yaml --run_dir {run} --steps=40 --log_every=5 --eval_every=20"
-    " --checkpoint_every=20 --budget_curve.budgets=[0,8] --budget_curve.problems=20"
+    "python train.py --config configs/quickstart.yaml --run_dir {run} --steps=40 --log_every=2 --eval_every=20"
+    " --checkpoint_every=20 --optimizer.warmup_steps=10 --budget_curve.budgets=[0,8] --budget_curve.problems=20"
 )
 
 
@@ -231,7 +234,7 @@ def answer_is_stopped(hour: Hour) -> None:
     terminal.wait(lambda: False, 3.0)
     terminal.type("\x03")
     terminal.wait(lambda: False, 0.3)
-    hour.judge(terminal, STOPPED | {0}, "Ctrl-C twice", terminal.end("Ctrl-C"))
+    hour.judge(terminal, STOPPED | {0}, "Ctrl-C twice", terminal.end("Ctrl-C", hour.ending))
 
 
 def chat(hour: Hour) -> None:
@@ -242,7 +245,7 @@ def chat(hour: Hour) -> None:
         terminal.wait(lambda: False, 0.5)  # the echo ends with a prompt too
         terminal.wait(PROMPT)
     terminal.type("\x04")
-    terminal.wait(None, ENDING)
+    terminal.wait(None, hour.ending)
     hour.judge(terminal, {0}, "two questions, Ctrl-D")
 
 
@@ -261,7 +264,7 @@ def serve(hour: Hour) -> None:
             hour.failures.append(f"{command}: no answer once it is ready")
     if not re.search(r"ready", terminal.output):
         hour.failures.append(f"{command}: does not say when it is ready")
-    hour.judge(terminal, STOPPED | {0}, "Ctrl-C when ready", terminal.end("Ctrl-C"))
+    hour.judge(terminal, STOPPED | {0}, "Ctrl-C when ready", terminal.end("Ctrl-C", hour.ending))
 
 
 def reply(url: str, body: dict | None = None) -> bytes | None:
@@ -324,7 +327,11 @@ NEED_A_MODEL = (answer, answer_is_stopped, chat, serve)
 
 def main(words: list[str]) -> int:
     """Run the cases; return the exit code."""
-    chosen = [case for case in CASES if not words or any(word in case.__name__ for word in words)]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", help="parts of names of cases (default: all cases)")
+    parser.add_argument("--slower", type=float, default=1.0, metavar="N", help="multiply both limits")
+    args = parser.parse_args(words)
+    chosen = [case for case in CASES if not args.words or any(word in case.__name__ for word in args.words)]
     if not chosen:
         print(
             f"no case has one of these words; the cases are {', '.join(case.__name__ for case in CASES)}",
@@ -332,11 +339,13 @@ def main(words: list[str]) -> int:
         )
         return 2
     with tempfile.TemporaryDirectory() as work:
-        hour = Hour(Path(work))
+        hour = Hour(Path(work), SILENCE * args.slower, ENDING * args.slower)
         hour.model = os.environ.get("QWEN3_MODEL", "runs/quickstart/hf")
         if hour.model == "runs/quickstart/hf" and set(chosen) & set(NEED_A_MODEL) and train not in chosen:
             chosen.insert(0, train)
-        started = time.monotonic()
+        started, load = time.monotonic(), os.getloadavg()[0]
+        if load > 1.5:
+            print(f"other work is running (a load of {load:.1f}): these times say little", flush=True)
         for case in chosen:
             print(f"-- {case.__name__} ({time.monotonic() - started:.0f} s)", flush=True)
             case(hour)

@@ -53,8 +53,7 @@ def test_what_a_command_does_wrong_is_noticed(hour, script, words):
     ],
 )
 @pytest.mark.parametrize(("how", "codes"), [("Ctrl-C", {130}), ("SIGTERM", {143})])
-def test_a_command_that_is_deaf_to_signals_is_noticed(hour, monkeypatch, trap, words, how, codes):
-    monkeypatch.setattr(first_hour, "ENDING", 0.6)
+def test_a_command_that_is_deaf_to_signals_is_noticed(hour, trap, words, how, codes):
     script = f"{trap}; i=0; while [ $i -lt 40 ]; do i=$((i+1)); echo $i; sleep 0.1; done"
     hour.stop(f"bash -c {first_hour.shlex.quote(script)}", how, "3", codes)
     assert bool(hour.failures) == (words is not None), hour.failures

@@ -20,7 +20,7 @@ from jupyter_client.manager import run_kernel
 from tests.helpers.repository_url import ROOT, repository_url
 
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
-SECONDS = 240
+SECONDS = 360
 
 
 @pytest.fixture(scope="module")
