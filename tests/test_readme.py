@@ -36,7 +36,7 @@ NEED_A_SERVER = {
 RUN_ELSEWHERE = {  # command -> the test that runs it to its end
     "infer.py --chat": "tests/cli/test_chat.py",
     "infer.py --plan": "tests/cli/test_plan.py::test_decoding_is_planned_from_a_config_json",
-    "plan": "tests/cli/test_plan.py::test_a_plan_needs_only_the_configuration",
+    "plan": "tests/cli/test_plan.py::test_the_command_runs_where_jax_has_not_started",
     "serve": "tests/serving/test_worker.py",
     "scaling": "tests/sweeps/test_sweeps.py::test_a_sweep_is_resumed_fitted_and_read_by_train",
     "mixture": "tests/sweeps/test_sweeps.py::test_a_search_proposes_verifies_and_is_read_by_train",
