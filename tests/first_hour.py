@@ -234,7 +234,7 @@ def answer_is_stopped(hour: Hour) -> None:
     terminal.wait(lambda: False, 3.0)
     terminal.type("\x03")
     terminal.wait(lambda: False, 0.3)
-    hour.judge(terminal, STOPPED | {0}, "Ctrl-C twice", terminal.end("Ctrl-C", hour.ending))
+    hour.judge(terminal, STOPPED | {0, -signal.SIGINT}, "Ctrl-C twice", terminal.end("Ctrl-C", hour.ending))
 
 
 def chat(hour: Hour) -> None:
