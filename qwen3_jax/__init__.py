@@ -9,6 +9,10 @@ Names are imported on first use, so that `import qwen3_jax` costs milliseconds.
 
 from etils import epy
 
+from qwen3_jax.absent_tpu import skip_absent_tpu
+
+skip_absent_tpu()  # before JAX looks for devices
+
 with epy.lazy_api_imports(globals()):
     from qwen3_jax.checkpoint import load, save
     from qwen3_jax.config import PRESETS, Qwen3Config

@@ -9,6 +9,7 @@ the transport notices (Python gets an error, which `lost_process` recognises).
 """
 
 import os
+import urllib.request
 
 import jax
 
@@ -52,8 +53,23 @@ def initialize(
         return
     announced = [name for name in _ANNOUNCED if os.environ.get(name)]
     several = any("," in os.environ[n] or os.environ[n] not in ("", "1", "localhost") for n in announced)
-    if several and not jax.distributed.is_initialized():
+    if (several or _slice_of_several_hosts()) and not jax.distributed.is_initialized():
         _join(None, None, None)
+
+
+def _slice_of_several_hosts() -> bool:
+    """Whether this host is one of several of a Cloud TPU slice: only its metadata server says so, no environment variable."""
+    if "TPU_SKIP_MDS_QUERY" in os.environ:  # JAX sets it where it finds no TPU chips
+        return False
+    server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
+    url = f"http://{server}/computeMetadata/v1/instance/attributes/worker-network-endpoints"
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, headers={"Metadata-Flavor": "Google"}), timeout=10
+        ) as reply:
+            return b"," in reply.read()
+    except OSError:  # no metadata server, or a TPU that belongs to no slice
+        return False
 
 
 def _join(coordinator: str | None, process_count: int | None, process_index: int | None) -> None:

@@ -25,7 +25,7 @@ MAY_IMPORT = {
             "training"},
 }  # fmt: skip
 ALL_MAY_IMPORT = {
-    "bounds", "config", "errors", "generation_config", "json_fields", "paths", "position_config", "progress",
+    "absent_tpu", "bounds", "config", "errors", "generation_config", "json_fields", "paths", "position_config", "progress",
 }  # fmt: skip
 
 

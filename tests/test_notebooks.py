@@ -1,6 +1,15 @@
-"""The notebooks run top to bottom on CPU, each in under four minutes; their short forms take one."""
+"""Each notebook runs top to bottom on CPU, in a kernel without the project and from a folder without it, as on Colab.
 
+The kernel's environment has every package but this one, and the first cell clones a copy of this checkout (`QWEN3_REPOSITORY`)
+and installs it. Short forms (`QWEN3_NOTEBOOK=short`: smaller sizes) take one minute, whole ones up to four.
+"""
+
+import json
 import os
+import shutil
+import subprocess
+import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -8,44 +17,130 @@ import nbformat
 import pytest
 from jupyter_client.manager import run_kernel
 
-NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
-SECONDS = 240
+from tests.helpers.repository_url import ROOT, repository_url
+
+NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
+SECONDS = 360
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory) -> Path:
+    """A repository to clone: this checkout as it is, committed or not."""
+    folder = tmp_path_factory.mktemp("origin") / "qwen3-jax"
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-C", folder]
+    subprocess.run(["git", "init", "-q", folder], check=True)
+    listed = ["git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(listed, check=True, capture_output=True, text=True).stdout.split("\0"):
+        if name and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "a copy"], check=True)
+    return folder
+
+
+def kernel_without_the_project(work: Path) -> Path:
+    """Write a kernel specification below `work`; return its environment's Python.
+
+    The environment is empty but for links to all packages of this one, without the project's own: pip finds nothing else to do.
+    """
+    python = work / "environment/bin/python"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", python.parents[1]], check=True)
+    links = work / "packages"
+    links.mkdir()
+    for place in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        for entry in Path(place).iterdir():
+            if not entry.name.startswith(("qwen3", "sharding", "__editable__")) and entry.suffix != ".pth":
+                (links / entry.name).symlink_to(entry)
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    (python.parents[1] / f"lib/{version}/site-packages/links.pth").write_text(f"{links}\n")
+    kernel = work / "jupyter/kernels/without_the_project/kernel.json"
+    kernel.parent.mkdir(parents=True)
+    argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    kernel.write_text(json.dumps({"argv": argv, "display_name": "without the project", "language": "python"}))
+    return python
 
 
 @pytest.mark.parametrize(
     "form", [pytest.param("short", marks=pytest.mark.slow), pytest.param("whole", marks=pytest.mark.soak)]
 )
-@pytest.mark.parametrize("name", sorted(path.name for path in NOTEBOOKS.glob("*.ipynb")))
-def test_a_notebook_runs_top_to_bottom(name, form, tmp_path, monkeypatch):
-    monkeypatch.setenv("QWEN3_NOTEBOOK", form)  # "short": the same cells with smaller sizes
-    monkeypatch.setenv("PYTHONPATH", str(NOTEBOOKS.parent))
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_runs_where_the_project_is_not_installed_from_another_folder(
+    notebook, form, origin, tmp_path, monkeypatch
+):
+    python = kernel_without_the_project(tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    imported = subprocess.run([python, "-c", "import qwen3_jax"], cwd=elsewhere, capture_output=True, text=True)
+    assert "No module named 'qwen3_jax'" in imported.stderr
+    monkeypatch.setenv("QWEN3_NOTEBOOK", form)
+    monkeypatch.setenv("QWEN3_REPOSITORY", str(origin))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     monkeypatch.setenv("PYTHONUNBUFFERED", "1")
-    if "QWEN3_MODEL" in (NOTEBOOKS / name).read_text() and "QWEN3_MODEL" not in os.environ:
-        quickstart = NOTEBOOKS.parent / "runs/quickstart/hf"
+    cells = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+    if any("QWEN3_MODEL" in source for source in cells) and "QWEN3_MODEL" not in os.environ:
+        quickstart = ROOT / "runs/quickstart/hf"
         if not quickstart.exists():
             pytest.skip(
                 "needs the quickstart's model: python train.py --config configs/quickstart.yaml, or QWEN3_MODEL=DIR"
             )
         monkeypatch.setenv("QWEN3_MODEL", str(quickstart))
-    notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
-    work = tmp_path / "notebooks"  # a folder beside the configurations, as in a clone
-    work.mkdir()
-    for folder in ("configs", "docs"):
-        (tmp_path / folder).symlink_to(NOTEBOOKS.parent / folder)
+    run_cells(cells, elsewhere)
+    assert (elsewhere / "qwen3-jax/notebooks/install.py").exists()
+    assert not list((elsewhere / "qwen3-jax").glob("**/metrics.jsonl")), "a run belongs to the reader's folder"
+    written = [path.relative_to(elsewhere) for path in elsewhere.iterdir() if path.name != "qwen3-jax"]
+    for name in written:  # the same in a checkout, where Jupyter runs notebooks in their own folder
+        assert not subprocess.run(["git", "check-ignore", "-q", f"notebooks/{name}"], cwd=ROOT).returncode, name
+    clone = ["git", "-C", elsewhere / "qwen3-jax", "status", "--porcelain"]
+    assert subprocess.run(clone, check=True, capture_output=True, text=True).stdout == ""
+
+
+def run_cells(cells: list[str], work: Path) -> None:
+    """Execute cells in one kernel that never restarts; fail at the first error, of widgets as well."""
     deadline = time.monotonic() + SECONDS
-    errors = []  # of widgets as well, which show them and let the cell go on
+    errors = []
 
     def look(message):
         if message["msg_type"] == "error":
             errors.append("\n".join(message["content"]["traceback"]))
 
     # Not nbclient: on a busy machine it may not notice the reply to a cell with widgets before its timeout (its issue 312).
-    with run_kernel(kernel_name="python3", cwd=str(work)) as kernel:
-        for number, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), 1):
+    with run_kernel(kernel_name="without_the_project", cwd=str(work)) as kernel:
+        for number, source in enumerate(cells, 1):
             try:
-                reply = kernel.execute_interactive(cell.source, timeout=deadline - time.monotonic(), output_hook=look)
+                reply = kernel.execute_interactive(source, timeout=deadline - time.monotonic(), output_hook=look)
             except TimeoutError:
-                pytest.fail(f"after {SECONDS} s the notebook was here:\n{cell.source}")
-            assert not errors, "\n".join([cell.source, *errors])
+                pytest.fail(f"after {SECONDS} s the notebook was here:\n{source}")
+            assert not errors, "\n".join([source, *errors])
             assert reply["content"]["status"] == "ok"
             assert reply["content"]["execution_count"] == number
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_opens_in_colab_and_installs_the_project_by_itself(notebook):
+    cells = nbformat.read(notebook, as_version=4).cells
+    target = repository_url().replace("https://github.com/", "https://colab.research.google.com/github/")
+    assert f"]({target}/blob/main/notebooks/{notebook.name})" in cells[0].source
+    first = next(cell.source for cell in cells if cell.cell_type == "code")
+    others = [
+        next(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code") for path in NOTEBOOKS
+    ]
+    assert {source.partition("\ninstall(")[0] for source in others} == {first.partition("\ninstall(")[0]}, "one form"
+    assert not any("output" in cell and cell.outputs for cell in cells), "no outputs in the repository"
+
+
+def test_the_first_cell_finds_a_checkout_above_and_says_what_it_cannot_clone(tmp_path):
+    first = nbformat.read(NOTEBOOKS[0], as_version=4).cells
+    source = next(cell.source for cell in first if cell.cell_type == "code").partition("\ninstall(")[0]
+    below = tmp_path / "checkout/notebooks"
+    below.mkdir(parents=True)
+    shutil.copy2(ROOT / "notebooks/install.py", below)
+    environment = {**os.environ, "QWEN3_REPOSITORY": str(tmp_path / "nothing")}
+    environment.pop("PYTHONPATH", None)
+    found = [sys.executable, "-I", "-S", "-c", source + "\nprint(ROOT)"]  # -S: no installed packages
+    done = subprocess.run(found, cwd=below, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == str(tmp_path / "checkout"), done.stderr
+    (tmp_path / "empty").mkdir()
+    done = subprocess.run(found, cwd=tmp_path / "empty", env=environment, capture_output=True, text=True)
+    assert f"RuntimeError: {tmp_path / 'nothing'} cannot be cloned: set QWEN3_REPOSITORY" in done.stderr

@@ -9,7 +9,15 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.
 CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
 _COMMAND = re.compile(r"(?:python|qwen3|pip|mkdocs) ")
 _PLACEHOLDER = re.compile(r"\b[A-Z][A-Z_]*\b|folder|model\.gguf|\.\.\.")  # FILE, RUN, DIR|ID: a form, not a command
-_OTHERS = ("sglang", "sgl_jax", "convert_hf_to_gguf", "mlx_lm", "xprof", "pre-commit")  # commands of other projects
+_OTHERS = (
+    "sglang",
+    "sgl_jax",
+    "convert_hf_to_gguf",
+    "mlx_lm",
+    "xprof",
+    "pre-commit",
+    "pytorch.org",
+)  # of other projects
 
 
 def blocks(page: Path, language: str) -> list[str]:
