@@ -24,7 +24,16 @@ MAY_IMPORT = {
     "cli": {"checkpoint", "data", "evaluation", "sweeps", "generation", "kernels", "model", "planner", "serving", "text",
             "training"},
 }  # fmt: skip
-ALL_MAY_IMPORT = {"bounds", "config", "errors", "generation_config", "json_fields", "position_config", "progress"}
+ALL_MAY_IMPORT = {
+    "bounds",
+    "config",
+    "errors",
+    "generation_config",
+    "json_fields",
+    "position_config",
+    "progress",
+    "text_files",
+}
 
 
 def module_name(path: Path) -> str:

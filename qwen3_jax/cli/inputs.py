@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_jax.errors import UserError, nearest
+from qwen3_jax.text import ChatTemplateError, check_messages
+from qwen3_jax.text_files import decode, lines, read_text
 
 MESH_AXES = ("replica", "data", "expert", "context", "tensor")
 
@@ -32,7 +34,7 @@ class Input:
 def read_one(prompt: str | None, file: Path | None, system: str | None, raw: bool) -> Input:
     """Return the prompt of --prompt, --messages FILE.json or standard input."""
     if file is not None:
-        value = _json(_text(file), str(file))
+        value = _json(read_text(file), str(file))
         if isinstance(value, dict):
             return _input(value, str(file), system, raw)
         return _input({"messages": value}, str(file), system, raw)
@@ -41,10 +43,7 @@ def read_one(prompt: str | None, file: Path | None, system: str | None, raw: boo
         if sys.stdin.isatty():
             raise UserError("no prompt: give --prompt, --messages or --chat, or pipe one to standard input.")
         source = "standard input"
-        try:
-            prompt = sys.stdin.read()
-        except UnicodeDecodeError as error:
-            raise UserError(f"standard input is not UTF-8 text ({error}).") from None
+        prompt = _standard_input(source)
         if not raw:
             prompt = prompt.removesuffix("\n")  # `echo` adds one
     return _input({"prompt": prompt}, source, system, raw)
@@ -53,7 +52,7 @@ def read_one(prompt: str | None, file: Path | None, system: str | None, raw: boo
 def read_jsonl(file: Path, system: str | None, raw: bool) -> list[Input]:
     """Return one prompt per line of a batch file; blank lines are skipped."""
     inputs = []
-    for number, line in enumerate(_text(file).splitlines(), start=1):
+    for number, line in enumerate(lines(read_text(file)), start=1):
         if line.strip():
             source = f"{file}, line {number}"
             value = _json(line, source)
@@ -83,6 +82,10 @@ def _input(record: dict[str, Any], source: str, system: str | None, raw: bool) -
             raise UserError(f"{source} holds messages, which --raw cannot continue: give 'prompt', or leave --raw out.")
         if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
             raise UserError(f"{source} must hold a list of messages, each an object with 'role' and 'content'.")
+        try:
+            check_messages(messages)
+        except ChatTemplateError as error:
+            raise UserError(f"{source}: {error}.") from None
     if system is not None:
         if messages[0].get("role") == "system":
             raise UserError(f"{source} already begins with a system message; leave --system out.")
@@ -92,7 +95,7 @@ def _input(record: dict[str, Any], source: str, system: str | None, raw: bool) -
 
 def read_tools(file: Path) -> list[dict[str, Any]]:
     """Return the functions of a --tools file, checked."""
-    tools = _json(_text(file), str(file))
+    tools = _json(read_text(file), str(file))
     if not isinstance(tools, list) or not tools:
         raise UserError(f'{file} must hold a non-empty JSON list of {{"type": "function", "function": {{...}}}}.')
     names: set[str] = set()
@@ -149,13 +152,10 @@ def check_output(file: Path, overwrite: bool) -> None:
         raise UserError(f"--output {file}: the folder {file.parent} does not exist.")
 
 
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 text ({error}).") from None
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}).") from None
+def _standard_input(source: str) -> str:
+    """All of standard input; what Windows pipes into it begins with a byte order mark."""
+    raw = sys.stdin.buffer.read() if hasattr(sys.stdin, "buffer") else sys.stdin.read().encode()
+    return decode(raw, source).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _json(text: str, source: str) -> Any:

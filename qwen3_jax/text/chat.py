@@ -75,6 +75,15 @@ def render(
     return _run(template, {**variables, "messages": conversation, "add_generation_prompt": add_generation_prompt})
 
 
+def check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse what no template can render: an unknown role, content that is not text, a broken tool call.
+
+    Raises:
+        ChatTemplateError: names the message and the field.
+    """
+    _plain_messages(messages)
+
+
 def soft_switch(messages: Sequence[Mapping[str, Any]]) -> bool | None:
     """The mode that a conversation asks for: the last /think (True) or /no_think (False) in user or system text.
 
