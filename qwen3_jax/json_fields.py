@@ -21,7 +21,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """Read the config.json of a checkpoint folder as `read_json` does; a folder with an adapter in its place is named as one."""
+    """Read the config.json of a checkpoint folder as `read_json` does; a folder with an adapter instead is refused as such."""
     file = Path(folder) / "config.json"
     if not file.exists():
         refuse_adapter(Path(folder))

@@ -81,11 +81,13 @@ def check_encoding(raw: bytes, name: str) -> None:
     encoding = next((encoding for mark, encoding in _MARKS if raw.startswith(mark)), None)
     start = raw[:_PROBED]
     start = start[: len(start) - len(start) % 2]
-    if encoding is None and len(start) >= 4:
-        # ASCII in UTF-16 has a zero in every other byte, which is valid UTF-8 and never meant.
-        even, odd = start[::2], start[1::2]
-        if (not any(odd) and all(even)) or (not any(even) and all(odd)):
+    if encoding is None and len(start) >= 4 and any(start):
+        # Without a mark, ASCII has zeros in every other byte, or in three of four: valid UTF-8, and never meant.
+        zeros = sorted((start[::2].count(0), start[1::2].count(0)))
+        if zeros[0] == 0 and zeros[1] * 8 >= len(start) * 3:
             encoding = "UTF-16"
+        elif start.count(0) * 3 >= len(start) * 2:
+            encoding = "UTF-32"
     if encoding is not None:
         raise EncodingError(
             f"{name} is {encoding} text, and UTF-8 is read: save it again as UTF-8, or convert it with `iconv -f {encoding} "

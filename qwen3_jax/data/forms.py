@@ -256,7 +256,7 @@ def _with_system(body: dict[str, Any], turns: Messages, used: set[str]) -> Messa
 
 def _tools(body: dict[str, Any], used: set[str]) -> list[dict[str, Any]] | None:
     used.update(("tools", "functions"))
-    given = [tools for key in ("tools", "functions") if (tools := read_tools(body.get(key) or None, key))]
+    given = [tools for key in ("tools", "functions") if (tools := read_tools(body.get(key), key))]
     if len(given) > 1:
         raise FormError("the record has both 'tools' and 'functions'; keep one of them")
     return given[0] if given else None

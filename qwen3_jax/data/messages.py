@@ -84,7 +84,7 @@ def read_messages(value: Any, key: str) -> Messages:
     out = Messages()
     for number, given in enumerate(value, 1):
         name = f"message {number}" + ("" if key in _CONVERSATIONS else f" of {key!r}")
-        message = decoded(given, name)
+        message = decoded(given, name) if isinstance(given, str) and given.lstrip().startswith("{") else given
         if not isinstance(message, dict):
             raise FormError(f"{name} must be an object with a 'role'")
         fields = {field: item for field, item in message.items() if item is not None}

@@ -254,7 +254,9 @@ def _warn_of_label_keys(job: PreparationJob, pieces: Sequence[Split], count: int
     if not named_keys(job.source.labels) or len(pieces) < 2:
         return
     first = list(itertools.islice(read(pieces[0], job.source, job.seed), count))
-    keys = {key for record in first if isinstance(record, Record) for key in record.body}
+    keys = {
+        key for record in first if isinstance(record, Record) for key, value in record.body.items() if value is not None
+    }
     try:
         check_label_keys(job.source.labels, keys, job.source.name)
     except DataError as error:

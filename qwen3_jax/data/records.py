@@ -25,7 +25,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from qwen3_jax.data.forms import Continuation, Conversation, Form, PlainText, read_form
-from qwen3_jax.data.messages import FormError
+from qwen3_jax.data.messages import FormError, decoded
 from qwen3_jax.errors import UserError, nearest
 
 END_OF_TURN = "<|im_end|>"
@@ -168,7 +168,7 @@ def texts(record: Record, text_key: str = "text") -> Iterator[str]:
             yield from (message[key] for key in ("reasoning_content", "content") if isinstance(message.get(key), str))
             if "tool_calls" in message:
                 functions = [call.get("function", call) for call in message["tool_calls"]]
-                yield json.dumps([(f["name"], f["arguments"]) for f in functions], ensure_ascii=False)
+                yield json.dumps([(f["name"], decoded(f["arguments"], "")) for f in functions], ensure_ascii=False)
     if isinstance(form, Continuation) or form.completion is not None:
         yield from (segment.text for segment in _completion(record, form.completion))
 
