@@ -15,7 +15,6 @@ from qwen3_jax.model import flatten
 from qwen3_jax.planner.architecture import checkpoint_architecture
 from tests.helpers import packed_folders, tiny_models
 
-SHARDS = 4
 INDEX = "model.safetensors.index.json"
 
 
@@ -29,7 +28,7 @@ def single(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory) -> Path:
-    """Another checkpoint, untied and in four files."""
+    """Another checkpoint, untied and in several files."""
     folder = tmp_path_factory.mktemp("sharded") / "x"
     return qwen3_jax.save(tiny_models.model(), None, folder, max_shard_bytes=80_000)
 
@@ -141,7 +140,7 @@ FOLDERS = {
         "single",
         lambda f, other: [beside(f, file, file.name) for file in [*shards(other), other / INDEX]],
         "single",
-        [INDEX, "model-00001-of-00004.safetensors"],
+        [INDEX, "model-00001-of-"],
     ),
     "an index without its shards beside one file": (
         "single", lambda f, other: beside(f, other / INDEX, INDEX), "single", [INDEX],
@@ -175,14 +174,13 @@ def test_folders_that_are_no_whole_checkpoint_say_what_is_missing(single, sharde
 
     lacking = shutil.copytree(sharded, tmp_path / "lacking")
     without_index(lacking)
-    (lacking / "model-00002-of-00004.safetensors").unlink()
-    refused(
-        r"model-00002-of-00004\.safetensors is missing; model-00001-of-00004\.safetensors is one of 4 shards", lacking
-    )
+    first, second, *_ = shards(lacking)
+    second.unlink()
+    refused(rf"{second.name} is missing; {first.name} is one of \d shards", lacking)
     twice = shutil.copytree(sharded, tmp_path / "twice")
     without_index(twice)
     shutil.copy(shards(twice)[0], twice / "model-00001-of-00001.safetensors")
-    refused(r"occurs twice, in model-00001-of-00001\.safetensors and model-00001-of-00004\.safetensors", twice)
+    refused(r"occurs twice, in model-00001-of-00001\.safetensors and model-00001-of-", twice)
     pickled = shutil.copytree(single, tmp_path / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     refused(r"pytorch_model\.bin, whose pickled weights are not read", pickled)

@@ -322,7 +322,7 @@ def test_encodings_and_line_ends_change_no_record(tmp_path):
         for name in ("a.jsonl", "a.json", "a.txt"):
             (tmp_path / name).write_bytes("\n".join(['{"text": "one"}', '{"text": "two"}']).encode(encoding))
             with pytest.raises(DataError, match=rf"{re.escape(name)} is UTF-(16|32) text.*iconv"):
-                prepare(Source("s", str(tmp_path / name)), TOK, tmp_path / "out", processes=1)
+                prepare(Source("s", str(tmp_path / name)), TOK, tmp_path / f"{encoding}-{name}", processes=1)
 
 
 def test_a_json_file_is_a_list_of_records_or_lines_or_text(tmp_path):
