@@ -89,6 +89,7 @@ def read_messages(value: Any, key: str) -> Messages:
             raise FormError(f"{name} must be an object with a 'role'")
         fields = {field: item for field, item in message.items() if item is not None}
         out = out.then(_sharegpt(fields, name) if "from" in fields or "value" in fields else _openai(fields, name))
+    _check_order(out.messages)
     return out
 
 
@@ -118,6 +119,23 @@ def decoded(value: Any, name: str) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and very deep nesting
         raise FormError(f"{name} is a string and not valid JSON ({error})") from None
+
+
+def _check_order(messages: list[dict[str, Any]]) -> None:
+    """Refuse results that stand in another order than their calls: templates show no ids, only the order."""
+    calls: list[Any] = []
+    last = 0
+    for number, message in enumerate(messages, 1):
+        if message["role"] == "assistant":
+            calls, last = [call.get("id") for call in message.get("tool_calls", ())], 0
+        elif message["role"] == "tool" and calls.count(message.get("tool_call_id")) == 1:
+            place = calls.index(message["tool_call_id"])
+            if place < last:
+                raise FormError(
+                    f"message {number} answers call {message['tool_call_id']!r} after the answer to a later call; put "
+                    "the results in the order of the calls, which is all that the template shows"
+                )
+            last = place
 
 
 def _rows(columns: dict[str, Any], key: str) -> list[dict[str, Any]]:

@@ -208,8 +208,21 @@ def _read_json(part: Part, source: Source, seed: int) -> Iterator[Record | Malfo
         yield from _read_jsonl(part, source, seed)
     elif isinstance(value, dict) and isinstance(value.get("messages", value.get("conversations")), list):
         yield Record(part.file.url, value, key_of(part.file.key, 0))
+    elif wrapped := _wrapped(value, source.text_key):
+        yield Malformed(
+            f"{part.file.url}: the records are under {wrapped!r}; write that list alone (`jq '.{wrapped}'`), or JSON Lines"
+        )
     elif text:
         yield Record(part.file.url, {source.text_key: text}, key_of(part.file.key, 0))
+
+
+def _wrapped(value: Any, text_key: str) -> str | None:
+    """The key under which an object holds records, where it is one of the usual."""
+    for key in ("data", "train", "rows", "records", "examples", "instances"):
+        held = value.get(key) if isinstance(value, dict) else None
+        if isinstance(held, list) and held and isinstance(held[0], dict) and is_record(held[0], text_key):
+            return key
+    return None
 
 
 def _read_parquet(part: Part, source: Source, seed: int) -> Iterator[Record | Malformed]:

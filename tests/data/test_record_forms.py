@@ -22,6 +22,7 @@ FUNCTION = {
 }
 TOOLS = [{"type": "function", "function": FUNCTION}]
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
+RESULT = {"role": "tool", "content": "4"}
 CALLS = [HI, {"role": "assistant", "content": "", "tool_calls": [CALL]}, {"role": "tool", "content": "4"}, YO]
 
 
@@ -205,6 +206,8 @@ REFUSED = [
     ({"messages": [HI, calling(name="f", arguments='{"x": ')]}, "the arguments of tool call 1 .* not valid JSON"),
     ({"messages": [HI, calling(name="f", parameters={})]}, "tool call 1 of message 2 has 'parameters'"),
     ({"messages": [HI, calling(type="custom", custom={})]}, "is of type 'custom'"),
+    ({"messages": [HI, {**YO, "tool_calls": [CALL | {"id": "a"}, CALL | {"id": "b"}]}, {**RESULT, "tool_call_id": "b"},
+                   {**RESULT, "tool_call_id": "a"}, YO]}, "message 4 answers call 'a' after the answer to a later call"),
     ({"messages": [{**HI, "name": "Ann"}, YO]}, "message 1 has 'name', which the chat template leaves out"),
     ({"messages": [HI, {**YO, "reasoning_contnet": "hm"}]}, "'reasoning_contnet'.*Did you mean 'reasoning_content'"),
     ({"messages": [{**HI, "reasoning_content": "hm"}, YO]}, "message 1 has 'reasoning_content', which"),
@@ -331,6 +334,8 @@ def test_a_json_file_is_a_list_of_records_or_lines_or_text(tmp_path):
     (tmp_path / "lines.json").write_text("".join(json.dumps(body) + "\n" for body in bodies))
     for name in ("list.json", "lines.json"):
         assert [record.body for record in read_all(tmp_path / name)] == bodies
+    (tmp_path / "wrapped.json").write_text(json.dumps({"version": 1, "data": bodies}))
+    assert "the records are under 'data'" in read_all(tmp_path / "wrapped.json")[0].reason
     settings_file = json.dumps({"name": "x", "scripts": {}}, indent=1)
     (tmp_path / "package.json").write_text(settings_file)
     assert [record.body for record in read_all(tmp_path / "package.json")] == [{"text": settings_file}]

@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,22 @@ from tests.helpers.byte_tokenizer import ByteTokenizer
 FUNCTION = {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "string"}}}}
 TOOLS = [{"type": "function", "function": FUNCTION}]
 TOK = ByteTokenizer()
+pydantic = pytest.importorskip("pydantic")
+
+
+class Place(pydantic.BaseModel):
+    """Somewhere."""
+
+    city: str
+    country: str | None = None
+
+
+class Add(pydantic.BaseModel):
+    """Adds a place; its schema has definitions, and a default of null that is meant."""
+
+    a: str
+    places: list[Place] = pydantic.Field(default_factory=list)
+    note: Literal["x", "y"] | None = None
 
 
 # Histories as clients build them: every text is a mark of its own, so that it can be found again.
@@ -50,7 +67,8 @@ def histories():
             messages.append(
                 answer.model_dump() | draw(st.sampled_from([{}, {"weight": 1}, {"reasoning": next(marks)}]))
             )
-        body = {"messages": messages, "tools": TOOLS}
+        wrapped = {"type": "function", "function": {"name": "add", "parameters": Add.model_json_schema()}}
+        body = {"messages": messages, "tools": draw(st.sampled_from([TOOLS, [wrapped]]))}
         for key in draw(st.sets(st.sampled_from(["messages", "tools"]))):
             body[key] = json.dumps(body[key])
         extra = st.sampled_from([{}, {"id": 7}, {"parallel_tool_calls": True}, {"system": "mark.system"}, {"images": ["a"]},
@@ -73,6 +91,9 @@ def test_histories_of_a_client_are_read_with_nothing_lost_or_refused_by_file_and
         return
     made = documents(record, tokenizer, loss_on="assistant")
     whole = "".join(segment.text for document in made for segment in document.segments)
+    tools = json.loads(body["tools"]) if isinstance(body["tools"], str) else body["tools"]
+    if tokenizer is not TOK:  # whose filter escapes quotes for HTML
+        assert all(json.dumps(tool) in whole for tool in tools)
     for mark in re.findall(r"mark[\w]*\.\w*", json.dumps(body)):
         assert mark in whole
     answers = "".join(segment.text for document in made for segment in document.segments if segment.loss)
