@@ -128,7 +128,7 @@ def _check_order(messages: list[dict[str, Any]]) -> None:
     for number, message in enumerate(messages, 1):
         if message["role"] == "assistant":
             calls, last = [call.get("id") for call in message.get("tool_calls", ())], 0
-        elif message["role"] == "tool" and calls.count(message.get("tool_call_id")) == 1:
+        elif message.get("tool_call_id") is not None and calls.count(message["tool_call_id"]) == 1:
             place = calls.index(message["tool_call_id"])
             if place < last:
                 raise FormError(
