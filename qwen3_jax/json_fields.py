@@ -22,9 +22,10 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 def read_config(folder: str | Path) -> dict[str, Any]:
     """Read the config.json of a checkpoint folder as `read_json` does; a folder with an adapter instead is refused as such."""
-    file = Path(folder) / "config.json"
+    folder = Path(folder) if isinstance(folder, str) else folder
+    file = folder / "config.json"
     if not file.exists():
-        refuse_adapter(Path(folder))
+        refuse_adapter(folder)
     return read_json(file)
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import codecs
 import re
-from os import PathLike
 from pathlib import Path
 
 from qwen3_jax.errors import UserError
@@ -30,7 +29,7 @@ class EncodingError(UserError):
     """Text that is not UTF-8; the message names its source, and the encoding where it can be told."""
 
 
-def read_text(path: str | PathLike[str], name: str | None = None) -> str:
+def read_text(path: str | Path, name: str | None = None) -> str:
     """Return a file's text, without a byte order mark and with every line end as a newline.
 
     Args:
@@ -44,7 +43,7 @@ def read_text(path: str | PathLike[str], name: str | None = None) -> str:
     return _LINE_END.sub("\n", decode(read_bytes(path, name), name))
 
 
-def read_bytes(path: str | PathLike[str], name: str | None = None) -> bytes:
+def read_bytes(path: str | Path, name: str | None = None) -> bytes:
     """Return a file's bytes.
 
     Raises:
@@ -52,7 +51,7 @@ def read_bytes(path: str | PathLike[str], name: str | None = None) -> bytes:
     """
     name = str(path) if name is None else name
     try:
-        return Path(path).read_bytes()
+        return (Path(path) if isinstance(path, str) else path).read_bytes()
     except FileNotFoundError:
         raise UserError(f"{name} does not exist.") from None
     except OSError as error:

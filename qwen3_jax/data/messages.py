@@ -289,7 +289,10 @@ def _arguments(value: Any, name: str) -> dict[str, Any] | str:
     """An object, or the JSON text of one as it was written."""
     if isinstance(value, str) and not value.strip():
         return {}
-    if not isinstance(decoded(value, f"the arguments of {name}"), dict):
+    arguments = decoded(value, f"the arguments of {name}")
+    if isinstance(arguments, str):  # encoded twice
+        value, arguments = arguments, decoded(arguments, f"the arguments of {name}")
+    if not isinstance(arguments, dict):
         raise FormError(f"the arguments of {name} must be a JSON object")
     return value
 

@@ -130,6 +130,10 @@ FORMS = {
         {"messages": [HI, calling(function={"name": "add", "arguments": '{"a": 2}'}), *CALLS[2:]], "tools": TOOLS},
         {"messages": CALLS, "tools": TOOLS},
     ),
+    "arguments that are encoded twice": (
+        {"messages": [HI, calling(name="add", arguments=json.dumps('{"a": 2}')), *CALLS[2:]]},
+        {"messages": CALLS},
+    ),
     "blank arguments": (
         {"messages": [HI, calling(name="add", arguments=""), *CALLS[2:]], "tools": TOOLS},
         {"messages": [HI, calling(name="add", arguments={}), *CALLS[2:]], "tools": TOOLS},
