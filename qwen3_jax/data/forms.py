@@ -142,7 +142,7 @@ def is_record(body: Mapping[str, Any], text_key: str) -> bool:
 
 def _conversation(body: dict[str, Any], keys: set[str]) -> tuple[Form, set[str]]:
     """`messages` and its other names, or a prompt and a completion that are messages."""
-    _refuse(body, _REFUSED_IN_CHATS | dict.fromkeys(REASONING_FIELDS, "it belongs to one of the messages"))
+    _refuse(body, _REFUSED_IN_CHATS | dict.fromkeys((*REASONING_FIELDS, "history"), "write it into the messages"))
     if len(keys) > 1:
         raise FormError(f"the record has messages under {sorted(keys)}; keep one of them")
     key = next(iter(keys), "prompt")
@@ -192,7 +192,7 @@ def _completed(turns: Messages, value: Any, key: str) -> tuple[Messages, Any]:
 
 def _continuation(body: dict[str, Any], text_key: str) -> tuple[Form, set[str]]:
     _refuse(body, _REFUSED_IN_CHATS)
-    for key in ("tools", "functions", *_SYSTEM):
+    for key in ("tools", "functions", "history", *_SYSTEM, *REASONING_FIELDS):
         if not _empty(body.get(key)):
             raise FormError(
                 f"{key!r} beside a raw 'prompt' is not read; write prompt and completion as lists of messages"

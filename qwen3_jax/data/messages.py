@@ -108,13 +108,15 @@ def read_tools(value: Any, key: str = "tools") -> list[dict[str, Any]] | None:
 
 
 def decoded(value: Any, name: str) -> Any:
-    """A value that a columnar file holds as JSON text; other values as they are.
+    """A value that a columnar file holds as JSON text, where blank text is none; other values as they are.
 
     Raises:
         FormError: a string that is no JSON.
     """
     if not isinstance(value, str):
         return value
+    if not value.strip():
+        return None
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and very deep nesting

@@ -147,7 +147,7 @@ FORMS = {
         {"messages": CALLS, "tools": TOOLS},
     ),
     "fields at their no-op value": (
-        {"messages": [{**HI, "images": [], "prefix": False}, {**YO, "refusal": "", "weight": 1}], "tools": [], "functions": [],
+        {"messages": [{**HI, "images": [], "prefix": False}, {**YO, "refusal": "", "weight": 1, "tool_calls": ""}], "tools": "", "functions": [],
          "parallel_tool_calls": True, "enable_thinking": True, "weight": 1.0, "system": ""},
         {"messages": [HI, YO]},
     ),
@@ -231,6 +231,9 @@ REFUSED = [
     ({"prompt": [HI]}, "no 'completion' to learn"),
     ({"prompt": "a", "completion": "b", "system": "c"}, "'system' beside a raw 'prompt'"),
     ({"prompt": "a", "completion": "b", "label": False}, "KTO"),
+    ({"prompt": "a", "completion": "b", "thinking": "c"}, "'thinking' beside a raw 'prompt'"),
+    ({"messages": [HI, YO], "thinking": "c"}, "'thinking' is not read: write it into the messages"),
+    ({"messages": [HI, YO], "history": [["a", "b"]]}, "'history' is not read"),
     ({"prompt": "a", "query": "b", "response": "c"}, "which of .* is the question and which the answer cannot be told"),
     ({"query": "a", "context": "b", "response": "c"}, "'context' beside a question"),
     ({"prompt": "a", "chosen": "b", "rejected": "c"}, "a preference"),
