@@ -147,7 +147,8 @@ FORMS = {
         {"messages": CALLS, "tools": TOOLS},
     ),
     "fields at their no-op value": (
-        {"messages": [{**HI, "images": [], "prefix": False}, {**YO, "refusal": "", "weight": 1, "tool_calls": ""}], "tools": "", "functions": [],
+        {"messages": [{**HI, "images": [], "prefix": False}, {**YO, "refusal": "", "weight": 1, "tool_calls": ""}],
+         "tools": "", "functions": [],
          "parallel_tool_calls": True, "enable_thinking": True, "weight": 1.0, "system": ""},
         {"messages": [HI, YO]},
     ),
