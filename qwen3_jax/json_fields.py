@@ -7,20 +7,45 @@ from typing import Any
 
 from qwen3_jax.errors import UserError
 from qwen3_jax.paths import as_path
+from qwen3_jax.text_files import decode, read_bytes
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Read a JSON object; a missing, broken or non-object file is a UserError that names it."""
+    """Read a JSON object; a missing, broken or non-object file, and another encoding, is a UserError that names it."""
     path = as_path(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = json.loads(decode(read_bytes(path), str(path)))
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}).") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold a JSON object, got {type(value).__name__}.")
     return value
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Read the config.json of a checkpoint folder as `read_json` does; a folder with an adapter instead is refused as such."""
+    folder = Path(folder) if isinstance(folder, str) else folder
+    file = folder / "config.json"
+    if not file.exists():
+        refuse_adapter(folder)
+    return read_json(file)
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Refuse a folder with an adapter_config.json, where no model has been found.
+
+    Raises:
+        UserError: names the adapter's base model, and says what to do.
+    """
+    file = folder / "adapter_config.json"
+    if not file.exists():
+        return
+    adapter = read_json(file)
+    kind, base = adapter.get("peft_type") or "LoRA", adapter.get("base_model_name_or_path") or "a base model"
+    raise UserError(
+        f"{folder} holds a PEFT adapter ({kind}, of {base}) and no model; adapters are not loaded: merge it with peft, "
+        f"`PeftModel.from_pretrained(model, {str(folder)!r}).merge_and_unload().save_pretrained(FOLDER)`, and load FOLDER."
+    )
 
 
 def check_types(cls: type, values: dict[str, Any], source: str = "config.json") -> None:

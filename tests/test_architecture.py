@@ -26,6 +26,7 @@ MAY_IMPORT = {
 }  # fmt: skip
 ALL_MAY_IMPORT = {
     "absent_tpu", "bounds", "config", "errors", "generation_config", "json_fields", "paths", "position_config", "progress",
+    "text_files",
 }  # fmt: skip
 
 

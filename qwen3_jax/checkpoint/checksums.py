@@ -8,14 +8,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from qwen3_jax.errors import UserError
+from qwen3_jax.text_files import lines, read_text
 
 CHECKSUMS = "checksums.sha256"
 
 
 def write_checksums(folder: Path, files: Iterable[Path]) -> None:
     """Write the listing of `files`, which lie in `folder` or below."""
-    lines = [f"{sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in sorted(files)]
-    (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+    rows = [f"{sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in sorted(files)]
+    (folder / CHECKSUMS).write_text("".join(rows), encoding="utf-8")
 
 
 def verify_checksums(folder: Path) -> None:
@@ -28,8 +29,10 @@ def verify_checksums(folder: Path) -> None:
     if not listing.exists():
         return
     try:
-        rows = [line.split(maxsplit=1) for line in listing.read_text(encoding="utf-8").splitlines() if line]
+        rows = [line.split(maxsplit=1) for line in lines(read_text(listing)) if line]
         wanted = {name.lstrip("*"): digest for digest, name in rows}
+    except UserError:
+        raise
     except ValueError:
         raise UserError(f"{listing} is damaged: expected lines of '<sha256>  <file>'.") from None
     for name, digest in wanted.items():

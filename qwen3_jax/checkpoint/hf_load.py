@@ -92,6 +92,11 @@ def _check(slots: list[Slot], tensors: TensorSource, config: Qwen3Config) -> Non
                 _check_shape(fused, tensors, _fused_shape(slot))
                 continue
             for name in slot.names(layer):
+                if name == "lm_head.weight" and name not in tensors.entries:
+                    raise UserError(
+                        f"{tensors.folder} has no {name!r}, and config.json does not tie it to the embedding: it is an encoder "
+                        "without a head (as Qwen3-Embedding is), which cannot generate, or it is incomplete."
+                    )
                 if name not in tensors.entries:
                     raise UserError(f"tensor {name!r} is missing from {tensors.folder}.")
                 used.add(name)

@@ -25,7 +25,9 @@ from qwen3_jax.paths import is_url, upload
 def check_target(target: Path, overwrite: bool) -> None:
     """Refuse a target that is a file, or a folder with something in it that may not be replaced."""
     if target.is_file() or (target.is_dir() and any(target.iterdir()) and not overwrite):
-        raise UserError(f"{target} exists; choose another folder or pass overwrite.")
+        raise UserError(
+            f"{target} exists; choose another folder, or replace it with --overwrite (in Python overwrite=True)."
+        )
 
 
 @contextmanager

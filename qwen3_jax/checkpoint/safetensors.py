@@ -1,10 +1,14 @@
 """A folder of safetensors files as one mapping from tensor name to slices on disk.
 
 Everything about the folder is checked before the first tensor is read: files that the index names, headers, duplicates.
+The one file `model.safetensors` decides what belongs to the checkpoint, or else the index, or else every shard; files beside
+them (adapters, an older set of shards) are named in a warning. Names are HF's for the whole model, whatever wrapper they were
+saved from: `embed_tokens.weight` (the decoder alone) and `_orig_mod.model.embed_tokens.weight` are `model.embed_tokens.weight`.
 Files are opened for one parameter at a time, because the pages of a mapped file count as this process's memory.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,21 +19,29 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from qwen3_jax.checkpoint.source import Entry
-from qwen3_jax.errors import UserError
-from qwen3_jax.json_fields import read_json
+from qwen3_jax.errors import UserError, warn
+from qwen3_jax.json_fields import read_json, refuse_adapter
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _F8 = "float8_e4m3fn"
 _PACKED = {"F8_E4M3": _F8, "I8": "int8", "U8": "uint8", "I32": "int32", "I64": "int64"}
+_EMBEDDING = "embed_tokens.weight"
+_DECODER = "model."
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
+
+
+def is_adapter(file: Path) -> bool:
+    """Whether a file holds an adapter's weights and not a model's (PEFT's and mlx-lm's names)."""
+    return file.name.startswith(("adapter_model", "adapters.", "adapter."))
 
 
 class SafetensorsFolder:
     """The tensors of a checkpoint folder.
 
     Args:
-        folder: holds one `model.safetensors`, or several files and their index.
+        folder: holds one `model.safetensors`, or several files and perhaps their index.
         packed: take the integer and 8-bit tensors of quantised checkpoints too.
 
     Raises:
@@ -38,6 +50,8 @@ class SafetensorsFolder:
 
     def __init__(self, folder: Path, packed: bool = False):
         self.folder = folder
+        self._listed: dict[str, str] | None = None  # tensor -> file, of the index
+        self._stored: dict[str, str] = {}  # HF's name -> the name in the file, where the two differ
         self._offsets: dict[Path, dict[str, int]] = {}
         self._dtypes = FLOATS | _PACKED if packed else FLOATS
         self.entries: dict[str, Entry] = {}
@@ -48,25 +62,31 @@ class SafetensorsFolder:
                         self._add(name, handle.get_slice(name), file)
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{file} is not a complete safetensors file ({error}); copy it again.") from None
-        self._check_index()
+        if self._listed is not None:
+            self._check_index(self._listed)
+        self._rename()
 
     def _files(self) -> list[Path]:
         index, single = self.folder / INDEX, self.folder / SINGLE
-        if index.exists():
-            names = self._weight_map().values()
-            files = [self.folder / name for name in sorted(set(names))]
+        every = sorted(self.folder.glob("*.safetensors"))
+        weight_map = self._weight_map() if index.exists() else None
+        stray = []
+        if single.exists() and (weight_map is None or SINGLE not in weight_map.values()):
+            loaded, files = SINGLE, [single]
+            stray = [INDEX] if weight_map is not None else []
+            weight_map = None
+        elif weight_map is not None:
+            loaded, files = f"what {INDEX} names", [self.folder / name for name in sorted(set(weight_map.values()))]
             for file in files:
                 if not file.exists():
                     raise UserError(f"{file} is missing; {INDEX} names it.")
-            stray = set(self.folder.glob("*.safetensors")) - set(files)
-            if stray:
-                raise UserError(f"{sorted(stray)[0]} is not named in {INDEX}: the folder mixes two checkpoints.")
-            return files
-        files = sorted(self.folder.glob("*.safetensors"))
-        if not files:
-            raise UserError(f"{self.folder} has no *.safetensors file; is the checkpoint complete?")
-        if files != [single]:
-            raise UserError(f"{self.folder} has {files[0].name} but no {INDEX}; the checkpoint is incomplete.")
+        else:
+            loaded, files = "the rest", [file for file in every if not is_adapter(file)]
+            _check_shards(files, self.folder)
+        self._listed = weight_map
+        stray += [file.name for file in every if file not in files]
+        if stray:
+            warn(f"{self.folder}: not part of the checkpoint, and left out: {', '.join(stray)}. Loaded: {loaded}.")
         return files
 
     def _weight_map(self) -> dict[str, str]:
@@ -92,18 +112,40 @@ class SafetensorsFolder:
             )
         self.entries[name] = Entry(file, tuple(view.get_shape()), self._dtypes[dtype])
 
-    def _check_index(self) -> None:
-        if not (self.folder / INDEX).exists():
-            return
-        for name, file in self._weight_map().items():
+    def _check_index(self, weight_map: dict[str, str]) -> None:
+        for name, file in weight_map.items():
             if name not in self.entries:
                 raise UserError(f"tensor {name!r} is missing from {file}; {INDEX} says it is there.")
             if self.entries[name].file.name != file:
                 raise UserError(f"tensor {name!r} is in {self.entries[name].file.name}; {INDEX} says {file}.")
-        unlisted = set(self.entries) - set(self._weight_map())
+        unlisted = set(self.entries) - set(weight_map)
         if unlisted:
             name = sorted(unlisted)[0]
             raise UserError(f"tensor {name!r} in {self.entries[name].file.name} is not in {INDEX}.")
+
+    def _rename(self) -> None:
+        """Give tensors the names that they have in the whole model."""
+        embeddings = [
+            name for name in self.entries if name.endswith(_EMBEDDING) and name[: -len(_EMBEDDING)][-1:] in ("", ".")
+        ]
+        if len(embeddings) != 1:
+            return
+        prefix = embeddings[0].removesuffix(_EMBEDDING)
+        wrapper = prefix.removesuffix(_DECODER)
+        if prefix == _DECODER or (prefix and (wrapper == prefix or not wrapper.endswith("."))):
+            return
+        entries = {}
+        for name, entry in self.entries.items():
+            whole = name.removeprefix(wrapper) if prefix else name if name.startswith("lm_head.") else _DECODER + name
+            if whole != name:
+                self._stored[whole] = name
+            entries[whole] = entry
+        if len(entries) == len(self.entries):
+            self.entries = entries
+
+    def stored_name(self, name: str) -> str:
+        """The name that a tensor has in its file."""
+        return self._stored.get(name, name)
 
     def first_byte(self, name: str) -> int:
         """Where a tensor's numbers begin in its file."""
@@ -113,7 +155,7 @@ class SafetensorsFolder:
                 size = int.from_bytes(handle.read(8), "little")
                 header = json.loads(handle.read(size))
             self._offsets[file] = {n: 8 + size + e["data_offsets"][0] for n, e in header.items() if n != "__metadata__"}
-        return self._offsets[file][name]
+        return self._offsets[file][self.stored_name(name)]
 
     @contextmanager
     def open(self) -> Iterator["Reader"]:
@@ -123,6 +165,27 @@ class SafetensorsFolder:
             yield reader
         finally:
             reader.close()
+
+
+def _check_shards(files: list[Path], folder: Path) -> None:
+    """Refuse a folder without an index that lacks a shard of the number that the names give, or has no weights at all."""
+    if not files:
+        refuse_adapter(folder)
+        pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
+        if pickled:
+            raise UserError(
+                f"{folder} has no *.safetensors file but {pickled[0]}, whose pickled weights are not read; load it with "
+                "transformers and save it again with `save_pretrained`."
+            )
+        raise UserError(f"{folder} has no *.safetensors file; is the checkpoint complete?")
+    for file in files:
+        match = _SHARD.fullmatch(file.name)
+        if match is None:
+            continue
+        for number in range(1, int(match[3]) + 1):
+            name = f"{match[1]}-{number:05d}-of-{match[3]}.safetensors"
+            if not (folder / name).exists():
+                raise UserError(f"{folder / name} is missing; {file.name} is one of {int(match[3])} shards.")
 
 
 class Reader:
@@ -146,7 +209,7 @@ class Reader:
                 return np.array(numbers[index]).view(jnp.dtype(_F8))
             if file not in self._handles:
                 self._handles[file] = safe_open(file, framework="np").__enter__()
-            return np.asarray(self._handles[file].get_slice(name)[index])
+            return np.asarray(self._handles[file].get_slice(self._folder.stored_name(name))[index])
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"tensor {name!r} could not be read from {file} ({error}).") from None
 

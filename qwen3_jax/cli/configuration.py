@@ -19,6 +19,7 @@ import jsonargparse
 import yaml
 
 from qwen3_jax.errors import UserError, nearest
+from qwen3_jax.text_files import read_text
 
 T = TypeVar("T")
 
@@ -182,8 +183,8 @@ def check_file(kind: Any, path: Path, written: str) -> None:
     if not path.is_file():
         raise UserError(f"the config file {written!r} does not exist.")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())}).") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold keys and values.")

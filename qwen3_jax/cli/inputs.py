@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_jax.errors import UserError, nearest
+from qwen3_jax.text import ChatTemplateError, check_messages
+from qwen3_jax.text_files import decode, lines, read_text
 
 MESH_AXES = ("replica", "data", "expert", "context", "tensor")
 
@@ -41,10 +43,7 @@ def read_one(prompt: str | None, file: Path | None, system: str | None, raw: boo
         if sys.stdin.isatty():
             raise UserError("no prompt: give --prompt, --messages or --chat, or pipe one to standard input.")
         source = "standard input"
-        try:
-            prompt = sys.stdin.read().removeprefix("\ufeff")
-        except UnicodeDecodeError as error:
-            raise UserError(f"standard input is not UTF-8 text ({error}).") from None
+        prompt = _standard_input(source)
         if not raw:
             prompt = prompt.removesuffix("\n")  # `echo` adds one
     return _input({"prompt": prompt}, source, system, raw)
@@ -53,7 +52,7 @@ def read_one(prompt: str | None, file: Path | None, system: str | None, raw: boo
 def read_jsonl(file: Path, system: str | None, raw: bool) -> list[Input]:
     """Return one prompt per line of a batch file; blank lines are skipped."""
     inputs = []
-    for number, line in enumerate(read_text(file).split("\n"), start=1):  # a string may contain U+2028
+    for number, line in enumerate(lines(read_text(file)), start=1):
         if line.strip():
             source = f"{file}, line {number}"
             value = _json(line, source)
@@ -83,6 +82,10 @@ def _input(record: dict[str, Any], source: str, system: str | None, raw: bool) -
             raise UserError(f"{source} holds messages, which --raw cannot continue: give 'prompt', or leave --raw out.")
         if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
             raise UserError(f"{source} must hold a list of messages, each an object with 'role' and 'content'.")
+        try:
+            check_messages(messages)
+        except ChatTemplateError as error:
+            raise UserError(f"{source}: {error}.") from None
     if system is not None:
         if messages[0].get("role") == "system":
             raise UserError(f"{source} already begins with a system message; leave --system out.")
@@ -150,21 +153,10 @@ def check_output(file: Path, overwrite: bool) -> None:
         raise UserError(f"--output {file}: the folder {file.parent} does not exist.")
 
 
-def read_text(file: Path) -> str:
-    """Return the text of a file, without the byte order mark that Windows writes.
-
-    Raises:
-        UserError: it cannot be read, or is not UTF-8.
-    """
-    try:
-        content = file.read_bytes()
-        if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise UserError(f"{file} is UTF-16 text; save it as UTF-8.")
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 text ({error}).") from None
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}).") from None
+def _standard_input(source: str) -> str:
+    """All of standard input; what Windows pipes into it begins with a byte order mark."""
+    raw = sys.stdin.buffer.read() if hasattr(sys.stdin, "buffer") else sys.stdin.read().encode()
+    return decode(raw, source).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _json(text: str, source: str) -> Any:

@@ -15,6 +15,7 @@ from pathlib import Path
 from qwen3_jax.cli.arguments import Parser, local_target, whole_number
 from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.errors import UserError
+from qwen3_jax.text_files import read_text
 
 
 def main(argv: list[str] | None = None, prog: str = "qwen3 quantize") -> int:
@@ -62,7 +63,7 @@ def _quantize(args: argparse.Namespace) -> int:
     check_target(args.out, args.overwrite)  # before minutes of loading
     if args.group_size is not None and args.to != "int4":
         raise UserError(f"--group-size is for --to int4; {args.to} has its own scales.")
-    text = _text(args.text)
+    text = read_text(args.text)
     model, tokenizer = load(args.model, dtype=args.dtype, revision=args.revision)
     if tokenizer is None:
         raise UserError(f"{args.model} has no tokenizer, without which --text cannot be read.")
@@ -91,15 +92,6 @@ def _quantize(args: argparse.Namespace) -> int:
     print(f"mean KL divergence: {result.kl:.6f} nats per token")
     print(f"same most probable token: {100 * result.same_top:.2f}%")
     return 0
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} could not be read ({error.strerror}).") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).") from None
 
 
 def _bytes(count: int) -> str:

@@ -22,6 +22,7 @@ from qwen3_jax.cli import inputs, model_options
 from qwen3_jax.cli.arguments import Parser, whole_number
 from qwen3_jax.cli.exit_codes import INTERRUPTED, guarded
 from qwen3_jax.errors import UserError
+from qwen3_jax.text_files import lines, read_text
 
 KEYS = "QWEN3_API_KEYS"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -273,13 +274,8 @@ def _keys(file: Path | None) -> list[str]:
     """
     keys = [key.strip() for key in os.environ.get(KEYS, "").split(",")]
     if file is not None:
-        try:
-            lines = file.read_text("utf-8-sig").splitlines()  # editors on Windows write a byte order mark
-        except OSError as error:
-            raise UserError(f"--api-keys {file} cannot be read: {error}.") from None
-        except UnicodeDecodeError:
-            raise UserError(f"--api-keys {file} is not UTF-8 text; save it in that encoding.") from None
-        from_file = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        stripped = [line.strip() for line in lines(read_text(file, f"--api-keys {file}"))]
+        from_file = [line for line in stripped if line and not line.startswith("#")]
         if not from_file:
             raise UserError(f"--api-keys {file} contains no key.")
         keys += from_file

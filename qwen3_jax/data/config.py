@@ -151,7 +151,8 @@ class Source:
             the home folder. `stdlib:` is this machine's own Python standard library, without its tests;
             `synthetic:running_sum` generates reasoning problems and stands alone.
         format: text (one file is one document), jsonl (one line is one record), parquet (one row), arrayrecord (one record,
-            JSON or plain text), or auto: by suffix, where any other suffix is text. Text and JSONL may end in .gz or .zst.
+            JSON or plain text), or auto: by suffix, where .json is a list of records or JSON Lines if it holds such, and any
+            other suffix is text. Text, JSON and JSONL may end in .gz or .zst.
         text_key: the key that holds the document in records of text.
         loss_on: which tokens of chat and prompt/completion records are learned: what the assistant says, or all.
         labels: where domain, language and quality come from.

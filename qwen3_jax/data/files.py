@@ -23,14 +23,17 @@ from qwen3_jax.data.config import RUNNING_SUM, STDLIB, Source
 from qwen3_jax.data.records import DataError
 from qwen3_jax.errors import UserError
 
-Kind = Literal["text", "jsonl", "parquet", "arrayrecord", "synthetic"]
+Kind = Literal["text", "json", "jsonl", "parquet", "arrayrecord", "synthetic"]
 
 _KINDS: dict[str, Kind] = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".arrayrecord": "arrayrecord",
+    ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".arrayrecord": "arrayrecord",
     ".array_record": "arrayrecord",
 }  # fmt: skip
 _COMPRESSED = {".gz", ".zst"}
-_UNREADABLE = {".bz2", ".xz", ".zip", ".tar", ".tgz", ".tfrecord", ".bin", ".npy"}
+_UNREADABLE = {
+    ".bz2", ".xz", ".lz4", ".7z", ".rar", ".zip", ".tar", ".tgz", ".tfrecord", ".bin", ".npy", ".npz", ".arrow", ".feather",
+    ".orc", ".avro", ".pkl", ".pickle", ".pt", ".pth", ".safetensors", ".h5", ".hdf5", ".msgpack", ".pdf", ".docx", ".xlsx",
+}  # fmt: skip
 _TEST_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
@@ -59,7 +62,7 @@ def find_files(source: Source) -> list[CorpusFile]:
         suffix = os.path.splitext(url)[1].lower()
         if suffix in _UNREADABLE:
             raise DataError(
-                f"source {source.name!r}: {url} is a {suffix} file; text, JSONL (also .gz, .zst), "
+                f"source {source.name!r}: {url} is a {suffix} file; text, JSON, JSONL (also .gz, .zst), "
                 "Parquet and ArrayRecord are read"
             )
     return [by_url[url] for url in sorted(by_url)]

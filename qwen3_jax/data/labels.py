@@ -19,7 +19,7 @@ import numpy as np
 from qwen3_jax.data.cleaning import grams
 from qwen3_jax.data.config import Labels
 from qwen3_jax.data.records import DataError, Record
-from qwen3_jax.errors import UserError
+from qwen3_jax.errors import UserError, nearest
 
 _DETECTED_CHARACTERS = 2000  # the beginning says it
 _LETTER = re.compile(r"[^\W\d_]")
@@ -44,12 +44,37 @@ def label(record: Record, text: str, labels: Labels, source_name: str) -> Labell
     domain = _named(record, labels.domain_key, labels.domain or source_name)
     language = labels.language if labels.language != "detect" else ""
     language = _named(record, labels.language_key, language) or _detector()(text[:_DETECTED_CHARACTERS])
-    if labels.quality_key is None or labels.quality_key not in record.body:
+    value = record.body.get(labels.quality_key) if labels.quality_key is not None else None
+    if value is None:
         return Labelled(domain, language, gopher_quality(text) if labels.quality is None else labels.quality)
-    value = record.body[labels.quality_key]
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise DataError(f"{record.location}: {labels.quality_key!r} must be a number, got {type(value).__name__}")
     return Labelled(domain, language, float(value))
+
+
+def check_label_keys(labels: Labels, keys: set[str], name: str) -> None:
+    """Refuse a label's key that no record has: everything would get one and the same label.
+
+    Args:
+        labels: of the source.
+        keys: every key of its records.
+        name: of the source.
+
+    Raises:
+        DataError: names the key and the nearest that there is.
+    """
+    for field, key in named_keys(labels).items():
+        if key not in keys:
+            raise DataError(
+                f"source {name!r}: no record has the key {key!r} that labels.{field} (--{field.replace('_', '-')}) names; the "
+                f"records have {sorted(keys)[:20]}.{nearest(key, sorted(keys))}"
+            )
+
+
+def named_keys(labels: Labels) -> dict[str, str]:
+    """The fields of `labels` that name a key of the records."""
+    fields = {field: getattr(labels, field) for field in ("domain_key", "language_key", "quality_key")}
+    return {field: key for field, key in fields.items() if key is not None}
 
 
 def gopher_quality(text: str) -> float:
@@ -94,7 +119,8 @@ def _top_share(words: np.ndarray, lengths: np.ndarray, n: int) -> float:
 
 
 def _named(record: Record, key: str | None, default: str) -> str:
-    value: Any = record.body.get(key, default) if key is not None else default
+    value: Any = record.body.get(key) if key is not None else None
+    value = default if value is None else value
     if not isinstance(value, str):
         raise DataError(f"{record.location}: {key!r} must be text, got {type(value).__name__}")
     return value

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -27,8 +28,9 @@ import numpy as np
 
 from qwen3_jax.data import cleaning
 from qwen3_jax.data.config import Source
+from qwen3_jax.data.labels import check_label_keys, named_keys
 from qwen3_jax.data.prepared import COLUMNS, FORMAT, MANIFEST, Prepared, fingerprint, is_prepared
-from qwen3_jax.data.records import DataError, Malformed, TextTokenizer, texts
+from qwen3_jax.data.records import DataError, Malformed, Record, TextTokenizer, texts
 from qwen3_jax.data.shards import (
     NAMED,
     PARTS,
@@ -44,7 +46,7 @@ from qwen3_jax.data.shards import (
 )
 from qwen3_jax.data.sources import SPLIT_BYTES, Split, read, splits
 from qwen3_jax.data.workers import start_workers
-from qwen3_jax.errors import UserError
+from qwen3_jax.errors import UserError, warn
 from qwen3_jax.progress import progress_bar
 
 
@@ -119,6 +121,7 @@ def begin_preparation(
         for folder in (job.folder, parts):
             for file in folder.glob("*.tmp"):  # left by a killed process
                 file.unlink()
+        _warn_of_label_keys(job, pieces)
         _collect_held_out(job)
         yield Preparation(job, pieces, settings, target)
 
@@ -163,7 +166,8 @@ class Preparation:
             DataError: no document is left, or more records are malformed than allowed.
         """
         source, folder = self.job.source, self.job.folder
-        total = {f.name: sum(getattr(shard, f.name) for shard in shards) for f in dataclasses.fields(Shard)}
+        counts = ("documents", "tokens", "text_bytes", "duplicates", "held_out", "malformed")
+        total = {name: sum(getattr(shard, name) for shard in shards) for name in counts}
         malformed = [line for shard in shards if shard.malformed for line in load_log(self.job, shard.number)]
         if len(malformed) > source.cleaning.max_malformed:
             raise DataError(
@@ -174,6 +178,7 @@ class Preparation:
             raise DataError(
                 f"source {source.name!r}: no document at {source.path!r} has the two tokens that a prediction needs"
             )
+        self._check_keys(shards)
         names = self._join_columns(shards, total["documents"])
         if malformed:
             with written_whole(folder / "malformed.txt") as path:
@@ -200,6 +205,20 @@ class Preparation:
         folder.replace(self.target)
         shutil.rmtree(self.target / PARTS)
         return Prepared(self.target)
+
+    def _check_keys(self, shards: Sequence[Shard]) -> None:
+        """Refuse a label's key that no record has, and name the keys of records that nothing has read."""
+        source = self.job.source
+        keys, used = ({key for shard in shards for key in getattr(shard, name)} for name in ("keys", "keys_read"))
+        try:
+            check_label_keys(source.labels, keys, source.name)
+        except DataError:
+            shutil.rmtree(self.job.folder)  # every document in it has the wrong label
+            raise
+        unused = sorted(keys - used - {*named_keys(source.labels).values()})
+        if unused:
+            more = f" and {len(unused) - 12} more" if len(unused) > 12 else ""
+            warn(f"source {source.name!r}: keys of its records that are not used: {', '.join(unused[:12])}{more}")
 
     def _join_columns(self, shards: Sequence[Shard], count: int) -> dict[str, list[str]]:
         names: dict[str, dict[str, int]] = {name: {} for name in NAMED}
@@ -228,6 +247,20 @@ def _with_progress(results: Iterator, label: str, count: int, visible: bool | No
         for result in results:
             yield result
             bar.advance()
+
+
+def _warn_of_label_keys(job: PreparationJob, pieces: Sequence[Split], count: int = 100) -> None:
+    """Say at the start of a long preparation that the first records lack a label's key; `publish` refuses it if all do."""
+    if not named_keys(job.source.labels) or len(pieces) < 2:
+        return
+    first = list(itertools.islice(read(pieces[0], job.source, job.seed), count))
+    keys = {
+        key for record in first if isinstance(record, Record) for key, value in record.body.items() if value is not None
+    }
+    try:
+        check_label_keys(job.source.labels, keys, job.source.name)
+    except DataError as error:
+        warn(f"so far (the first {len(first)} records): {error}")
 
 
 def _collect_held_out(job: PreparationJob) -> None:

@@ -36,6 +36,7 @@ from qwen3_jax.data.records import (
     TextTokenizer,
     documents,
     encode,
+    form_of,
     texts,
 )
 from qwen3_jax.data.sources import Split, read
@@ -86,7 +87,7 @@ class PreparationJob:
 
 @dataclass(frozen=True)
 class Shard:
-    """What became of one split: counts; the rest lies on disk."""
+    """What became of one split: counts, the keys of its records, and those of them that were read; the rest lies on disk."""
 
     number: int
     documents: int
@@ -96,6 +97,8 @@ class Shard:
     duplicates: int
     held_out: int
     malformed: int
+    keys: list[str] = dataclasses.field(default_factory=list)
+    keys_read: list[str] = dataclasses.field(default_factory=list)
 
 
 @contextmanager
@@ -149,8 +152,9 @@ def prepare_split(job: PreparationJob, number: int, split: Split, drop: np.ndarr
             path.write_text("".join(line + "\n" for line in work.malformed), encoding="utf-8")
     lengths = work.columns["lengths"]
     shard = Shard(
-        number, len(lengths), sum(lengths), size, work.text_bytes, work.duplicates, work.held_out, len(work.malformed)
-    )
+        number, len(lengths), sum(lengths), size, work.text_bytes, work.duplicates, work.held_out, len(work.malformed),
+        sorted(work.keys), sorted(work.keys_read),
+    )  # fmt: skip
     write_json(done, dataclasses.asdict(shard))
     return shard
 
@@ -197,6 +201,9 @@ class _Work:
         self.names: dict[str, dict[str, int]] = {name: {} for name in NAMED}
         self.malformed: list[str] = []
         self.duplicates = self.held_out = self.text_bytes = 0
+        self.keys: set[str] = set()
+        self.keys_read: set[str] = set()
+        self._shapes: set[frozenset[str]] = set()
 
     def run(self, path: Path, records: Iterator[Record | Malformed], drop: np.ndarray | None) -> None:
         """Write the shard."""
@@ -210,9 +217,10 @@ class _Work:
                 try:
                     text = _text(record, self._job)
                     self.text_bytes += len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+                    assert isinstance(record, Record)
+                    self._note_keys(record)
                     if self._left_out(text, drop is not None and bool(drop[place])):
                         continue
-                    assert isinstance(record, Record)
                     source = self._job.source
                     record_documents = documents(
                         record, self._job.tokenizer, loss_on=source.loss_on, text_key=source.text_key
@@ -227,6 +235,14 @@ class _Work:
             self._write(writer, waiting)
         finally:
             writer.close()
+
+    def _note_keys(self, record: Record) -> None:
+        """Collect which keys records have, and which of them are read: looked at once for each set of keys."""
+        shape = frozenset(key for key, value in record.body.items() if value is not None)
+        if shape not in self._shapes and len(self.keys) < _MOST_NAMES:
+            self._shapes.add(shape)
+            self.keys |= shape
+            self.keys_read |= form_of(record, self._job.source.text_key)[1] & shape
 
     def _left_out(self, text: str, duplicate: bool) -> bool:
         if duplicate:

@@ -9,6 +9,7 @@ records; compressed files are read whole. Only the current record is in memory.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import zlib
@@ -27,8 +28,11 @@ from qwen3_jax.data.files import (
     open_parquet,
     opened,
 )
+from qwen3_jax.data.forms import is_record
+from qwen3_jax.data.parquet import rows
 from qwen3_jax.data.reasoning import RunningSumRecords
 from qwen3_jax.data.records import DataError, Malformed, Record, texts
+from qwen3_jax.text_files import EncodingError, check_encoding, decode, lines
 
 SPLIT_BYTES = 32 * 2**20
 _PROBLEM_BYTES = 4096  # a generated problem is as much work as so much text
@@ -162,20 +166,70 @@ def _read_jsonl(part: Part, source: Source, seed: int) -> Iterator[Record | Malf
             line = stream.readline()
             if not line:
                 return
-            number += 1
-            place, offset = offset, offset + len(line)
-            if not line.isspace():
-                # Within a large file lines cannot be counted without reading what comes before.
-                location = f"{part.file.url}:{number}" if part.start == 0 else f"{part.file.url} at byte {place}"
-                yield _json_record(line, location, key_of(part.file.key, place))
+            if offset == 0:
+                _check_file(line, part)
+            for piece in _cut(line):
+                number += 1
+                place, offset = offset, offset + len(piece)
+                if not piece.isspace():
+                    # Within a large file lines cannot be counted without reading what comes before.
+                    location = f"{part.file.url}:{number}" if part.start == 0 else f"{part.file.url} at byte {place}"
+                    yield _json_record(piece, location, key_of(part.file.key, place))
+
+
+def _cut(line: bytes) -> list[bytes]:
+    """A line ended by a newline, cut where carriage returns alone end lines: JSON holds none, but may stand between them."""
+    if b"\r" in line.rstrip(b"\r\n") and isinstance(_json_record(line, "", 0), Malformed):
+        return line.splitlines(keepends=True)
+    return [line]
+
+
+def _read_json(part: Part, source: Source, seed: int) -> Iterator[Record | Malformed]:
+    """A list of records, or JSON Lines under this suffix (as `datasets` writes); any other JSON is a document of text."""
+    with opened(part.file) as stream:
+        raw = stream.read()
+    _check_file(raw, part)
+    text = _decoded(raw, part.file.url)
+    if isinstance(text, Malformed):
+        yield text
+        return
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if isinstance(value, list) and value and isinstance(value[0], dict) and is_record(value[0], source.text_key):
+        for number, body in enumerate(value):
+            location, key = f"{part.file.url} record {number + 1}", key_of(part.file.key, number)
+            yield Record(location, body, key) if isinstance(body, dict) else _no_object(body, location)
+        return
+    first = next((line for line in lines(text) if line.strip()), "")
+    record = _json_record(first.encode(), "", 0)
+    if value is None and isinstance(record, Record) and is_record(record.body, source.text_key):
+        yield from _read_jsonl(part, source, seed)
+    elif isinstance(value, dict) and isinstance(value.get("messages", value.get("conversations")), list):
+        yield Record(part.file.url, value, key_of(part.file.key, 0))
+    elif wrapped := _wrapped(value, source.text_key):
+        yield Malformed(
+            f"{part.file.url}: the records are under {wrapped!r}; write that list alone (`jq '.{wrapped}'`), or JSON Lines"
+        )
+    elif text:
+        yield Record(part.file.url, {source.text_key: text}, key_of(part.file.key, 0))
+
+
+def _wrapped(value: Any, text_key: str) -> str | None:
+    """The key under which an object holds records, where it is one of the usual."""
+    for key in ("data", "train", "rows", "records", "examples", "instances"):
+        held = value.get(key) if isinstance(value, dict) else None
+        if isinstance(held, list) and held and isinstance(held[0], dict) and is_record(held[0], text_key):
+            return key
+    return None
 
 
 def _read_parquet(part: Part, source: Source, seed: int) -> Iterator[Record | Malformed]:
     with open_parquet(part.file) as reader:
         before = sum(reader.metadata.row_group(i).num_rows for i in range(part.start))
         for batch in reader.iter_batches(batch_size=256, row_groups=list(range(part.start, part.stop or 0))):
-            for row in batch.to_pylist():
-                body = {name: value for name, value in row.items() if value is not None}
+            for body in rows(batch):
                 yield Record(f"{part.file.url} row {before + 1}", body, key_of(part.file.key, before))
                 before += 1
 
@@ -184,7 +238,7 @@ def _read_arrayrecord(part: Part, source: Source, seed: int) -> Iterator[Record 
     records = open_array_record(part.file)
     for number in range(part.start, part.stop or 0):
         location, key, raw = f"{part.file.url} record {number}", key_of(part.file.key, number), records[number]
-        if raw[:1] == b"{":
+        if raw.removeprefix(codecs.BOM_UTF8)[:1] == b"{":
             yield _json_record(raw, location, key)
         else:
             text = _decoded(raw, location)
@@ -200,7 +254,7 @@ def _read_synthetic(part: Part, source: Source, seed: int) -> Iterator[Record]:
 
 
 _READERS = {
-    "text": _read_text, "jsonl": _read_jsonl, "parquet": _read_parquet, "arrayrecord": _read_arrayrecord,
+    "text": _read_text, "json": _read_json, "jsonl": _read_jsonl, "parquet": _read_parquet, "arrayrecord": _read_arrayrecord,
     "synthetic": _read_synthetic,
 }  # fmt: skip
 
@@ -213,13 +267,26 @@ def _json_record(raw: bytes, location: str, key: int) -> Record | Malformed:
         body = json.loads(text)
     except json.JSONDecodeError as error:
         return Malformed(f"{location}: not valid JSON: {error.msg} at column {error.colno}")
-    if not isinstance(body, dict):
-        return Malformed(f"{location}: a JSON object is wanted, got {type(body).__name__}")
-    return Record(location, body, key)
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or very deep nesting
+        return Malformed(f"{location}: not valid JSON: {error}")
+    return Record(location, body, key) if isinstance(body, dict) else _no_object(body, location)
+
+
+def _no_object(value: Any, location: str) -> Malformed:
+    array = "; a file that is one list of records is named .json" if isinstance(value, list) else ""
+    return Malformed(f"{location}: a JSON object is wanted, got {type(value).__name__}{array}")
+
+
+def _check_file(start: bytes, part: Part) -> None:
+    """Refuse a file in another encoding as a whole."""
+    try:
+        check_encoding(start, part.file.url)
+    except EncodingError as error:
+        raise DataError(str(error)) from None
 
 
 def _decoded(raw: bytes, location: str) -> str | Malformed:
     try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        return Malformed(f"{location}: not valid UTF-8 at byte {error.start}")
+        return decode(raw, location)
+    except EncodingError as error:
+        return Malformed(str(error).replace(" is not UTF-8", ": not valid UTF-8", 1))

@@ -9,7 +9,7 @@ from typing import Any
 
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
-from qwen3_jax.json_fields import read_json
+from qwen3_jax.json_fields import read_json, refuse_adapter
 from qwen3_jax.training.config import TrainConfig
 
 
@@ -26,6 +26,7 @@ def checkpoint_architecture(model: str, hf_overrides: Mapping[str, Any] | None =
     file = Path(model).expanduser() / "config.json"
     if file.is_file():
         return Qwen3Config.from_hf(read_json(file) | dict(hf_overrides or {}))
+    refuse_adapter(file.parent)
     try:
         config = Qwen3Config.preset(model)
     except UserError as error:
@@ -65,6 +66,7 @@ def _initial_architecture(init_from: str) -> Qwen3Config:
     file = Path(init_from).expanduser() / "config.json"
     if file.is_file():
         return Qwen3Config.from_hf(read_json(file))
+    refuse_adapter(file.parent)
     try:
         return Qwen3Config.preset(init_from)
     except UserError:

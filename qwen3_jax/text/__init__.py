@@ -6,7 +6,7 @@ prompt = tokenizer.apply_chat_template([{"role": "user", "content": "What is 2+2
 parse("<think>\\nEasy.\\n</think>\\n\\n4").content       # "4"
 """
 
-from .chat import built_in_template, render, soft_switch
+from .chat import built_in_template, check_messages, render, soft_switch
 from .detokenize import Detokenizer
 from .errors import ChatTemplateError, TextError, TokenizerError
 from .parsers import AnswerParser, Parsed, Piece, ThinkingParser, ToolCallParser, parse
@@ -29,6 +29,7 @@ __all__ = [
     "ToolCall",
     "ToolCallParser",
     "built_in_template",
+    "check_messages",
     "parse",
     "render",
     "soft_switch",

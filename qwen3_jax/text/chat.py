@@ -123,6 +123,15 @@ def _is_question(message: Mapping[str, Any]) -> bool:
     return message["role"] == "user" and not (text.startswith("<tool_response>") and text.endswith("</tool_response>"))
 
 
+def check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse what no template can render: an unknown role, content that is not text, a broken tool call.
+
+    Raises:
+        ChatTemplateError: names the message and the field.
+    """
+    _plain_messages(messages)
+
+
 def soft_switch(messages: Sequence[Mapping[str, Any]]) -> bool | None:
     """The mode that a conversation asks for: the last /think (True) or /no_think (False) in user or system text.
 

@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Tokenizer, decoders
 from tokenizers.models import BPE
 
 from qwen3_jax.paths import replace_file
+from qwen3_jax.text_files import EncodingError, decode, lines
 
 from .byte_level import BYTE_CHARACTERS, qwen_backend
 from .errors import TokenizerError
@@ -85,9 +86,9 @@ def _read_text(path: Path) -> str:
     if not path.is_file():
         raise TokenizerError(f"the tokenizer file {path} is missing")
     try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise TokenizerError(f"{path} is not valid UTF-8: {error}") from None
+        return decode(path.read_bytes(), str(path))
+    except EncodingError as error:
+        raise TokenizerError(str(error)) from None
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -126,12 +127,11 @@ def _read_backend(path: Path) -> Tokenizer:
 def _read_vocabulary(folder: Path, added: dict[int, AddedToken]) -> Tokenizer:
     vocab_path, merges_path = folder / "vocab.json", folder / "merges.txt"
     vocab = _read_object(vocab_path)
-    lines = _read_text(merges_path).split("\n")
     merges: list[tuple[str, str]] = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines(_read_text(merges_path)), 1):
         if (number == 1 and line.startswith("#version")) or not line.strip():
             continue
-        left, _, right = line.rstrip("\r").partition(" ")
+        left, _, right = line.partition(" ")
         if not left or not right or " " in right:
             raise TokenizerError(f"{merges_path}, line {number} is not two tokens: {line!r}")
         merges.append((left, right))

@@ -16,6 +16,8 @@ from pathlib import Path
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
+from qwen3_jax.text_files import EncodingError, check_encoding
+
 from .byte_level import BYTE_CHARACTERS, QWEN3_ADDED_TOKENS, added_token, qwen3_config, qwen_backend
 from .errors import TokenizerError
 from .tokenizer import Tokenizer
@@ -90,8 +92,12 @@ def read_texts(files: Iterable[Path]) -> Iterator[str]:
     """The texts of files in pieces that fit memory, cut only at line ends."""
     for path in files:
         try:
-            with path.open(encoding="utf-8", newline="") as lines:
+            with path.open("rb") as stream:
+                check_encoding(stream.read(64), str(path))
+            with path.open(encoding="utf-8-sig", newline="") as lines:
                 yield from _jsonl_texts(path, lines) if path.suffix == ".jsonl" else _chunks(lines)
+        except EncodingError as error:
+            raise TokenizerError(str(error)) from None
         except (OSError, UnicodeDecodeError) as error:
             raise TokenizerError(f"cannot read {path} as UTF-8 text: {error}") from error
 

@@ -30,7 +30,7 @@ from qwen3_jax.config import Qwen3Config
 from qwen3_jax.data import training_texts
 from qwen3_jax.errors import UserError
 from qwen3_jax.generation_config import GenerationConfig
-from qwen3_jax.json_fields import read_json
+from qwen3_jax.json_fields import read_config, read_json
 from qwen3_jax.kernels import Kernels
 from qwen3_jax.model import Qwen3
 from qwen3_jax.paths import as_path, is_url, local_path, replace_file
@@ -155,7 +155,7 @@ def architecture(
     Raises:
         UserError: it does not fit the tokenizer or the data.
     """
-    base = Qwen3Config.from_hf(read_json(init_from / "config.json")) if init_from else None
+    base = Qwen3Config.from_hf(read_config(init_from)) if init_from else None
     architecture = dataclasses.replace(
         config.model.architecture(base, tokenizer.vocab_size),
         bos_token_id=tokenizer.endoftext_id,

@@ -214,7 +214,7 @@ FAULTS = {
     "no config": (lambda f: (f / "config.json").unlink(), "config.json does not exist"),
     "stray shard": (
         lambda f: (f / "model.safetensors").rename(f / "model-00001-of-00002.safetensors"),
-        "model-00001-of-00002.safetensors but no model.safetensors.index.json",
+        r"model-00002-of-00002.safetensors is missing; model-00001-of-00002.safetensors is one of 2",
     ),
 }
 

@@ -192,7 +192,9 @@ def test_an_interrupted_batch_resumes_with_what_is_missing(infer, folder, tmp_pa
     assert code == 0
     whole = output.read_text()
     assert [each[:3] for each in answers_of(whole)] == [(i, s, i) for i in range(4) for s in range(2)]
-    lines = sorted(whole.splitlines(keepends=True), key=lambda line: [json.loads(line)[name] for name in ("index", "sample")])
+    lines = sorted(
+        whole.splitlines(keepends=True), key=lambda line: [json.loads(line)[name] for name in ("index", "sample")]
+    )
     output.write_text(
         "".join(lines[:3]) + lines[3][:40]
     )  # both samples of the first, one of the second, a part of a line
@@ -281,14 +283,14 @@ def test_bad_input_is_one_sentence_that_names_the_culprit(infer, folder, tmp_pat
         ((*ask, "--logprobs", "2"), "--logprobs is shown only with --json"),
         (("--model", folder, "--chat", "--n", "2"), "--chat does not go with --n"),
         (("--model", folder), "the prompt of standard input is empty"),
-        (("--model", folder, "--messages", tmp_path / "none.json"), "none.json cannot be read"),
+        (("--model", folder, "--messages", tmp_path / "none.json"), "none.json does not exist"),
         (("--model", folder, "--messages", file("a.json", '{"prompt": "a"}\n{"prompt": "b"}')), "ends in .jsonl"),
         (("--model", folder, "--messages", file("b.jsonl", '{"prompt": "a"}\n{"promt": "b"}')), "line 2 has the unknown"),
         (("--model", folder, "--messages", file("c.jsonl", '["a"]')), "line 1 must hold a list of messages"),
         (("--model", folder, "--messages", file("h.jsonl", '{"prompt": "a"}\n\n' + json.dumps({"prompt": "x " * 2000}))),
          "h.jsonl, line 3: the prompt has"),
         (("--model", folder, "--messages", file("d.jsonl", "\n")), "contains no prompts"),
-        (("--model", folder, "--messages", file("e.json", '[{"role": "chef", "content": "x"}]')), "'chef'"),
+        (("--model", folder, "--messages", file("e.jsonl", '\n[{"role": "chef", "content": "x"}]')), "line 2: messages[0] has"),
         (("--model", folder, "--messages", file("f.json", '[{"role":"system","content":"x"}]'), "--system", "y"), "--system"),
         ((*ask, "--tools", file("t0.json", "{}")), "t0.json must hold a non-empty JSON list"),
         ((*ask, "--tools", file("t1.json", json.dumps([tool, tool]))), "tool 1 has the name 'add' of an earlier tool"),

@@ -79,7 +79,7 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(qwen3, text, folder, tmp
         (dict(to="int5"), "'int5'"),
         (dict(model=bare), "has no tokenizer"),
         (dict(model=tmp_path / "none"), "neither a folder"),
-        (dict(text=tmp_path / "none.txt"), "none.txt could not be read"),
+        (dict(text=tmp_path / "none.txt"), "none.txt does not exist"),
         (dict(text=tmp_path / "empty.txt"), "empty.txt has 0 tokens"),
         (dict(text=tmp_path / "latin.txt"), "is not UTF-8 text"),
         (dict(to="int4"), "groups of 128 do not divide the 32 inputs of 'model.layers.0"),

@@ -133,7 +133,7 @@ def test_truncated_and_disabled_problems_look_like_a_forced_stop_in_generation()
         ({"messages": [USER]}, "no assistant message to learn from"),
         ({"messages": [USER, THOUGHT], "tools": {}}, "'tools' must be a list"),
         ({"messages": [USER, {"role": "assistant"}, THOUGHT]}, "renders the messages before message 3"),
-        ({"messages": [USER, {**CALL, "tool_calls": [3]}]}, "the chat template rejects the messages"),
+        ({"messages": [USER, {**CALL, "tool_calls": [3]}]}, "tool call 1 of message 2 must be an object"),
         ({"completion": "a"}, "'prompt' must be a string"),
         ({"prompt": "a"}, "'completion' must be a string or a list"),
         ({"prompt": "a", "completion": [{"text": "b"}]}, "completion segment 1 must be"),

@@ -204,7 +204,7 @@ def test_malformed_records_are_counted_logged_and_refused_past_the_limit(tmp_pat
 def test_labels_select_documents(tmp_path):
     bodies = [
         {"text": "x" * 20, "kind": "code", "lang": "en", "score": 0.9},
-        {"text": "y" * 40, "kind": "prose", "lang": "de", "score": 0.1},
+        {"text": "y" * 40, "kind": "prose", "lang": "de", "score": 0.1, "rank": 1},
         {"text": "z" * 60, "kind": "code", "lang": "de", "score": -3},
     ]
     labels = Labels(domain="web", domain_key="kind", language_key="lang", quality_key="score")

@@ -206,7 +206,7 @@ def ends_with_whole_answers(running: Running) -> None:
     [
         (["--host", "0.0.0.0"], "give keys"),
         (["--host", "no.such.host.invalid", "--no-key"], "cannot listen at no.such.host.invalid:0"),
-        (["--api-keys", "nowhere"], "--api-keys nowhere cannot be read"),
+        (["--api-keys", "nowhere"], "--api-keys nowhere does not exist"),
         (["--lookup", "2", "--draft", "x"], "--lookup does not go with --draft"),
         (["--timeout", "0"], "--timeout is 0"),
         (["--max-n", "0"], "'0' is not a whole number of 1 or more"),

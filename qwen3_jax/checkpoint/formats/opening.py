@@ -26,7 +26,7 @@ from qwen3_jax.checkpoint.source import TensorSource
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
 from qwen3_jax.generation_config import GenerationConfig
-from qwen3_jax.json_fields import read_json
+from qwen3_jax.json_fields import read_config, read_json
 
 _SCHEMES: dict[str, type[Scheme]] = {"fp8": Fp8Blocks, "awq": Awq, "gptq": Gptq, "compressed-tensors": Int8}
 
@@ -74,7 +74,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
         gguf = GgufFile(file)
         return Checkpoint(gguf.config, gguf, gguf.generation)
-    raw = read_json(path / "config.json")
+    raw = read_config(path)
     quantization = raw.pop("quantization_config", None)
     config = Qwen3Config.from_hf(raw)
     tensors: TensorSource

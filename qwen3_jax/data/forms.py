@@ -1,0 +1,334 @@
+"""The forms in which data sets write a record down, told apart by their keys and turned into one of three.
+
+| keys                                                             | read as                                               |
+|------------------------------------------------------------------|-------------------------------------------------------|
+| `messages`                                                       | a conversation (OpenAI; `tools` or `functions`)       |
+| `conversations`, `conversation`                                  | a conversation (ShareGPT `from`/`value`, or OpenAI's) |
+| `prompt` and `completion`, both lists of messages                | a conversation whose prompt is not learned (TRL)      |
+| `messages` and `completion`                                      | a generation prompt and the text that follows it      |
+| `prompt` and `completion`                                        | raw text                                              |
+| `instruction` (`input`, `context`) and `output` or `response`    | one question and answer (Alpaca, Dolly)               |
+| `prompt`, `query`, `question` or `input` and `response`, `answer` or `output` | one question and answer                  |
+| the key of text                                                  | a document                                            |
+
+A conversation may have `system`, one question and answer also `history` and `reasoning_content`. What changes the meaning of a
+record and is not read (preferences, images, weights of whole records, two forms that disagree) is refused by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qwen3_jax.data.messages import FormError, Messages, decoded, read_messages, read_tools, spoken
+from qwen3_jax.text.chat import REASONING_FIELDS
+
+_LISTS = ("messages", "conversations", "conversation")
+_SYSTEM = ("system", "system_prompt")
+_QUESTIONS = ("instruction", "prompt", "query", "question", "input")
+_ANSWERS = ("response", "output", "answer")
+_STRONG = (*_LISTS, "prompt", "completion", "instruction", "query", "response")
+"""Keys that are a form of their own wherever they stand: beside another form they must say the same."""
+
+# key -> what a record with it is, where that is not read at all
+_UNREAD = {
+    "chosen": "a preference (chosen, rejected); keep the better answer alone, as a message",
+    "rejected": "a preference (chosen, rejected); keep the better answer alone, as a message",
+    "completions": "several answers to one prompt (completions); write one record for each that is to be learned",
+    "contents": "a conversation in Gemini's form (contents, parts); write it as 'messages' with 'role' and 'content'",
+    "dialog": "a conversation under 'dialog'; write it as 'messages' with 'role' and 'content'",
+    "dialogue": "a conversation under 'dialogue'; write it as 'messages' with 'role' and 'content'",
+    "chat": "a conversation in one text (chat); write it as 'messages' with 'role' and 'content'",
+    "answers": "calls under 'answers' (xLAM); write them as 'tool_calls' of an assistant message in 'messages'",
+    "body": "a request of OpenAI's batch form (body); write what is in it as the record",
+}
+_TEXT_ONLY = "Qwen3 reads only text"
+_WHOLE = "a record has no weight of its own; give the source a 'weight', or single messages a 'weight' of 0 or 1"
+# Keys that change what a record means and that are not read; "" and the like are no reason to refuse.
+_REFUSED = {
+    "weight": _WHOLE, "weights": _WHOLE, "loss_weight": _WHOLE, "sample_weight": _WHOLE,
+    "chosen": f"it is {_UNREAD['chosen']}", "rejected": f"it is {_UNREAD['rejected']}",
+}  # fmt: skip
+_REFUSED_IN_CHATS = _REFUSED | {
+    **dict.fromkeys(("images", "image", "videos", "video", "audios", "audio"), _TEXT_ONLY),
+    **dict.fromkeys(("loss", "train", "loss_mask", "mask"), _WHOLE),
+    "label": "an answer that is labelled good or bad (KTO) would be learned either way; keep the good ones alone",
+    "enable_thinking": "write what the template makes of it, as 'prompt' and 'completion'",
+    "chat_template_kwargs": "options of the template are not read from records",
+    "chat_template": "the template is the tokenizer's",
+    "documents": "write them into a message", "tool_choice": "it is an option of requests",
+    "function_call": "it is an option of requests", "response_format": "it is an option of requests",
+    "suffix": "text that follows the answer is not read", "prefix": "write it into the prompt",
+}  # fmt: skip
+# Values with which such a key changes nothing.
+_NO_OP: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("weight", "loss_weight", "sample_weight", "loss", "train"), (1, True)),
+    "enable_thinking": (True,),
+    "chat_template_kwargs": ({"enable_thinking": True},),
+    "tool_choice": ("auto",),
+    "function_call": ("auto",),
+    "response_format": ({"type": "text"},),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages through the chat template.
+
+    Attributes:
+        turns: the messages.
+        tools: in OpenAI's form, or None.
+        context: as many messages at the beginning are the prompt, not learned.
+        completion: the text that follows the generation prompt (a string, or segments); None where the messages have it.
+    """
+
+    turns: Messages
+    tools: list[dict[str, Any]] | None = None
+    context: int = 0
+    completion: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """Raw text, and what follows it: a string, or segments."""
+
+    prompt: Any
+    completion: Any
+
+
+@dataclass(frozen=True, slots=True)
+class PlainText:
+    """A document."""
+
+    text: Any
+
+
+Form = Conversation | Continuation | PlainText
+
+
+def read_form(body: Mapping[str, Any], text_key: str = "text") -> tuple[Form, set[str]]:
+    """Return what a record says, and the keys of it that were read.
+
+    Args:
+        body: the record's JSON object; null values count as absent.
+        text_key: the key of a document's text.
+
+    Raises:
+        FormError: no form that is read, a broken part, or a key that changes the meaning and is not read.
+    """
+    body = {key: value for key, value in body.items() if value is not None}
+    keys = {key for key in _LISTS if key in body}
+    if keys or _is_messages(body.get("prompt")) or _is_messages(body.get("completion")):
+        form, used = _conversation(body, keys)
+    elif "completion" in body or ("prompt" in body and not any(key in body for key in _ANSWERS)):
+        form, used = _continuation(body, text_key)
+    elif _has_pair(body) and (text_key == "text" or text_key not in body):
+        form, used = _pair(body)
+    elif text_key in body:
+        _refuse(body, _REFUSED)
+        return PlainText(body[text_key]), {text_key}
+    else:
+        raise FormError(_unknown(body, text_key))
+    _check_other_forms(body, form, used, text_key)
+    return form, used
+
+
+def is_record(body: Mapping[str, Any], text_key: str) -> bool:
+    """Whether an object has the keys of a record in one of the forms, or of one that is refused by name."""
+    known = {*_LISTS, "completion", text_key, *_UNREAD}
+    return bool(known & body.keys()) or _has_pair(body)
+
+
+def _conversation(body: dict[str, Any], keys: set[str]) -> tuple[Form, set[str]]:
+    """`messages` and its other names, or a prompt and a completion that are messages."""
+    _refuse(body, _REFUSED_IN_CHATS | dict.fromkeys((*REASONING_FIELDS, "history"), "write it into the messages"))
+    if len(keys) > 1:
+        raise FormError(f"the record has messages under {sorted(keys)}; keep one of them")
+    key = next(iter(keys), "prompt")
+    if key == "prompt" and not _is_messages(body.get("prompt")):
+        raise FormError("'completion' is a list of messages and 'prompt' is not; write both as messages")
+    used = {key}
+    turns = read_messages(body[key], key)
+    answer, completion = None, None
+    if key == "prompt":
+        answer = next((name for name in ("completion", *_ANSWERS) if name in body), None)
+        if answer is None:
+            raise FormError("'prompt' holds messages, and there is no 'completion' to learn")
+    elif "completion" in body:
+        answer, completion = "completion", body["completion"]
+    turns = _with_system(body, turns, used)
+    context = len(turns.messages) if answer else 0
+    if answer:
+        used.add(answer)
+    if answer and key == "prompt":
+        turns, completion = _completed(turns, body[answer], answer)
+    tools = _tools(body, used)
+    if body.get("parallel_tool_calls") is False:
+        for number, message in enumerate(turns.messages, 1):
+            if len(message.get("tool_calls", ())) > 1:
+                raise FormError(
+                    f"message {number} has several tool calls, which 'parallel_tool_calls': false rules out"
+                )
+    used.add("parallel_tool_calls")
+    return Conversation(turns, tools, context, completion), used
+
+
+def _completed(turns: Messages, value: Any, key: str) -> tuple[Messages, Any]:
+    """A prompt of messages with its answer: further messages, or segments to be taken to the letter."""
+    if isinstance(value, dict) and value.keys() & {"role", "from"}:
+        value = [value]
+    if _is_messages(value):
+        return turns.then(read_messages(value, key)), None
+    if not isinstance(value, str):
+        return turns, value
+    if key == "completion":
+        raise FormError(
+            "'prompt' holds messages and 'completion' is a text; write it as a message of the assistant, or rename 'prompt' to "
+            "'messages' to have the text learned to the letter"
+        )
+    return turns.then(spoken("assistant", value)), None
+
+
+def _continuation(body: dict[str, Any], text_key: str) -> tuple[Form, set[str]]:
+    _refuse(body, _REFUSED_IN_CHATS)
+    for key in ("tools", "functions", "history", *_SYSTEM, *REASONING_FIELDS):
+        if not _empty(body.get(key)):
+            raise FormError(
+                f"{key!r} beside a raw 'prompt' is not read; write prompt and completion as lists of messages"
+            )
+    if "completion" not in body and text_key in body:
+        raise FormError(f"the record has a 'prompt' without 'completion', and {text_key!r}; keep one of them")
+    return Continuation(body.get("prompt"), body.get("completion")), {"prompt", "completion"}
+
+
+def _has_pair(body: Mapping[str, Any]) -> bool:
+    return any(key in body for key in _QUESTIONS) and any(key in body for key in _ANSWERS)
+
+
+def _pair(body: dict[str, Any]) -> tuple[Form, set[str]]:
+    """One question and its answer, with earlier ones where the record has a history."""
+    _refuse(body, _REFUSED_IN_CHATS)
+    questions = [key for key in _QUESTIONS if not _empty(body.get(key))]
+    answers = [key for key in _ANSWERS if key in body]
+    details = ["input"] if questions == ["instruction", "input"] else []
+    if not _empty(body.get("context")):
+        if questions[:1] != ["instruction"]:
+            raise FormError("'context' beside a question is not read; write it into the question")
+        details.append("context")
+    if len(questions) - details.count("input") != 1 or len(answers) != 1:
+        raise FormError(
+            f"which of {[*questions, *answers]} is the question and which the answer cannot be told; write them as 'messages'"
+        )
+    texts = [_string(body, key) for key in (questions[0], *details)]
+    fields = {key: body[key] for key in REASONING_FIELDS if key in body}
+    answer = {"role": "assistant", "content": _string(body, answers[0]), **fields}
+    turns = (
+        _history(body.get("history")).then(spoken("user", "\n".join(texts))).then(read_messages([answer], answers[0]))
+    )
+    used = {*_QUESTIONS, *answers, "context", "history", *fields}
+    turns = _with_system(body, turns, used)
+    return Conversation(turns, _tools(body, used)), used
+
+
+def _history(value: Any) -> Messages:
+    """Earlier questions and answers: pairs, as LLaMA-Factory and ms-swift write them."""
+    turns = Messages()
+    for pair in decoded(value, "'history'") or []:
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise FormError("'history' must be a list of pairs, a question and its answer")
+        turns = turns.then(spoken("user", pair[0])).then(spoken("assistant", pair[1]))
+    return turns
+
+
+def _with_system(body: dict[str, Any], turns: Messages, used: set[str]) -> Messages:
+    """The conversation with the system message that the record keeps apart from it."""
+    given = [key for key in _SYSTEM if not _empty(body.get(key))]
+    used.update(_SYSTEM)
+    if not given:
+        return turns
+    text = _string(body, given[0])
+    first = turns.messages[0]
+    if len(given) > 1 or (first["role"] == "system" and first.get("content") != text):
+        raise FormError(f"the record has several system messages, one of them under {given[0]!r}; keep one of them")
+    return turns if first["role"] == "system" else spoken("system", text).then(turns)
+
+
+def _tools(body: dict[str, Any], used: set[str]) -> list[dict[str, Any]] | None:
+    used.update(("tools", "functions"))
+    given = [tools for key in ("tools", "functions") if (tools := read_tools(body.get(key), key))]
+    if len(given) > 1:
+        raise FormError("the record has both 'tools' and 'functions'; keep one of them")
+    return given[0] if given else None
+
+
+def _check_other_forms(body: dict[str, Any], form: Form, used: set[str], text_key: str) -> None:
+    """Refuse a second form that says something else. One that says the same (a rendered copy, the first question) counts as
+    read."""
+    if isinstance(form, Conversation):
+        messages = form.turns.messages
+        said = [message["content"].strip() for message in messages if message.get("content", "").strip()]
+    else:
+        assert isinstance(form, Continuation)
+        messages, said = [], [text.strip() for text in (form.prompt, form.completion) if isinstance(text, str)]
+    for key in dict.fromkeys((*_STRONG, text_key)):
+        value = body.get(key)
+        if key in used or _empty(value):
+            continue
+        if isinstance(value, str) and not _is_messages(value):
+            parts = [line.strip() for text in said for line in text.split("\n")]
+            same = any(value.strip() in text for text in said) or (parts != [] and all(part in value for part in parts))
+        else:
+            same = _is_messages(value) and (other := read_messages(value, key).messages) == messages[: len(other)]
+        if not same:
+            read = ", ".join(map(repr, sorted(used & body.keys())))
+            raise FormError(f"the record has {read} and {key!r}, which say different things; keep one of them")
+        used.add(key)
+
+
+def _refuse(body: dict[str, Any], table: dict[str, str]) -> None:
+    for key, reason in table.items():
+        value = body.get(key)
+        if _empty(value) or any(value == harmless for harmless in _NO_OP.get(key, ())):
+            continue
+        if key == "label" and (not isinstance(value, bool | int) or value not in (0, 1)):
+            continue  # the name of a class
+        raise FormError(f"{key!r} is not read: {reason}")
+
+
+def _is_messages(value: Any) -> bool:
+    """Whether a prompt or completion is messages, or the JSON text of some."""
+    if isinstance(value, str) and value.lstrip().startswith("[") and value.rstrip().endswith("]") and '"role"' in value:
+        try:
+            value = decoded(value, "")
+        except FormError:
+            return False
+    if isinstance(value, dict):
+        return any(isinstance(value.get(key), list) for key in ("role", "from"))
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and isinstance(value[0], dict)
+        and bool({"role", "from"} & value[0].keys())
+    )
+
+
+def _string(body: dict[str, Any], key: str) -> str:
+    value = body.get(key)
+    if not isinstance(value, str):
+        raise FormError(f"{key!r} must be a string, got {type(value).__name__}")
+    return value
+
+
+def _empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str | list | dict) and not value)
+
+
+def _unknown(body: dict[str, Any], text_key: str) -> str:
+    for key, what in _UNREAD.items():
+        if key in body:
+            return f"the record is {what}"
+    return (
+        f"no {text_key!r}, 'messages' or 'prompt' key with text; the record has {sorted(body)}, which is none of the forms "
+        "that docs/data.md lists"
+    )

@@ -1,0 +1,335 @@
+"""Messages and tools as data sets spell them, turned into what chat templates read.
+
+    read_messages([{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}], "conversations")
+    read_messages('[{"role": "user", "content": "hi"}]', "messages")        # JSON text, as columnar files hold it
+    read_tools('[{"name": "add", "parameters": {}}]')
+
+Read are OpenAI's messages (also its functions of 2023: `function_call` and the role `function`) and ShareGPT's turns; JSON text
+in the place of a list or object; columns in the place of rows (`{"role": [...], "content": [...]}`). Null fields count as
+absent. A key that is not known stays in its message and is listed: only the template can tell whether it is read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from qwen3_jax.errors import nearest
+from qwen3_jax.text.chat import REASONING_FIELDS, ROLES
+
+# ShareGPT's names for who speaks, with those of LLaMA-Factory and Hermes.
+SHAREGPT_ROLES = {
+    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "bot": "assistant",
+    "model": "assistant", "system": "system", "tool": "tool", "observation": "tool", "function_response": "tool",
+    "function_call": "function_call", "tool_call": "function_call",
+}  # fmt: skip
+_CONVERSATIONS = ("messages", "conversations", "conversation")
+_OPENAI_ROLES = {role: role for role in ROLES} | {"developer": "system", "function": "tool"}
+# Whether a message is learned: OpenAI, axolotl, ms-swift and others; torchtune says the opposite.
+_LEARNED = (
+    "weight", "loss", "loss_weight", "loss_scale", "loss_mask", "train", "trainable", "training", "learn", "masked",
+)  # fmt: skip
+# What identifies or dates a message and does not speak.
+_METADATA = frozenset(
+    ("id", "uuid", "index", "turn", "turn_id", "message_id", "parent_id", "timestamp", "created", "created_at", "date", "time",
+     "model", "source", "score", "rank", "lang", "language", "tokens", "usage", "finish_reason", "object", "status")
+)  # fmt: skip
+_TOOL_RESPONSES = re.compile(r"\s*(?:<tool_response>.*?</tool_response>\s*)+", re.DOTALL)
+_TOOL_RESPONSE = re.compile(r"<tool_response>\n?(.*?)\n?</tool_response>", re.DOTALL)
+
+
+class FormError(ValueError):
+    """A record that cannot be read; the reason names the message or key, the caller knows the file and line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Messages:
+    """Messages for a chat template.
+
+    Attributes:
+        messages: role, content (text, or absent), reasoning_content, tool_calls, and what else they had.
+        weights: for each, whether the record wants it learned; None where it does not say.
+        unexplained: (place in `messages`, key) of what only some templates read.
+    """
+
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    weights: list[bool | None] = field(default_factory=list)
+    unexplained: list[tuple[int, str]] = field(default_factory=list)
+
+    def then(self, other: Messages) -> Messages:
+        """These messages, followed by others."""
+        start = len(self.messages)
+        moved = [(start + place, key) for place, key in other.unexplained]
+        return Messages(self.messages + other.messages, self.weights + other.weights, self.unexplained + moved)
+
+
+def spoken(role: str, text: str, **fields: Any) -> Messages:
+    """One message of text."""
+    return Messages([{"role": role, "content": text, **fields}], [None])
+
+
+def read_messages(value: Any, key: str) -> Messages:
+    """Return the messages under `key` of a record.
+
+    Raises:
+        FormError: names the message that is none, has an unknown role, or holds something that is not read.
+    """
+    value = decoded(value, repr(key))
+    if isinstance(value, dict):
+        value = _rows(value, key)
+    if not isinstance(value, list) or not value:
+        raise FormError(f"{key!r} must be a list with at least one message")
+    out = Messages()
+    for number, given in enumerate(value, 1):
+        name = f"message {number}" + ("" if key in _CONVERSATIONS else f" of {key!r}")
+        message = decoded(given, name) if isinstance(given, str) and given.lstrip().startswith("{") else given
+        if not isinstance(message, dict):
+            raise FormError(f"{name} must be an object with a 'role'")
+        fields = {field: item for field, item in message.items() if item is not None}
+        out = out.then(_sharegpt(fields, name) if "from" in fields or "value" in fields else _openai(fields, name))
+    _check_order(out.messages)
+    return out
+
+
+def read_tools(value: Any, key: str = "tools") -> list[dict[str, Any]] | None:
+    """Return tools in OpenAI's form, as generation gets them; None for none. A bare function is put into that form.
+
+    Raises:
+        FormError: it is no list of functions, or a tool of another form.
+    """
+    value = decoded(value, repr(key))
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        raise FormError(f"{key!r} must be a list")
+    return [_tool(decoded(tool, f"tool {number}"), f"tool {number}") for number, tool in enumerate(value, 1)] or None
+
+
+def decoded(value: Any, name: str) -> Any:
+    """A value that a columnar file holds as JSON text, where blank text is none; other values as they are.
+
+    Raises:
+        FormError: a string that is no JSON.
+    """
+    if not isinstance(value, str):
+        return value
+    if not value.strip():
+        return None
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and very deep nesting
+        raise FormError(f"{name} is a string and not valid JSON ({error})") from None
+
+
+def _check_order(messages: list[dict[str, Any]]) -> None:
+    """Refuse results that stand in another order than their calls: templates show no ids, only the order."""
+    calls: list[Any] = []
+    last = 0
+    for number, message in enumerate(messages, 1):
+        if message["role"] == "assistant":
+            calls, last = [call.get("id") for call in message.get("tool_calls", ())], 0
+        elif message.get("tool_call_id") is not None and calls.count(message["tool_call_id"]) == 1:
+            place = calls.index(message["tool_call_id"])
+            if place < last:
+                raise FormError(
+                    f"message {number} answers call {message['tool_call_id']!r} after the answer to a later call; put "
+                    "the results in the order of the calls, which is all that the template shows"
+                )
+            last = place
+
+
+def _rows(columns: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """Messages that a file holds column by column, as `datasets` stores a sequence of objects."""
+    present = {name: column for name, column in columns.items() if column is not None}
+    lengths = {len(column) if isinstance(column, list) else -1 for column in present.values()}
+    if len(lengths) != 1 or -1 in lengths or not present.keys() & {"role", "from"}:
+        raise FormError(f"{key!r} must be a list with at least one message")
+    return [dict(zip(present, values, strict=True)) for values in zip(*present.values(), strict=True)]
+
+
+def _openai(fields: dict[str, Any], name: str) -> Messages:
+    role = fields.pop("role", None)
+    if not isinstance(role, str):
+        raise FormError(f"{name} must be an object with a 'role'")
+    if role not in _OPENAI_ROLES:
+        raise FormError(
+            f"{name} has the role {role!r}; the roles are {', '.join(ROLES)}{_hint(role, list(_OPENAI_ROLES))}"
+        )
+    if "function_call" in fields:
+        if fields.get("tool_calls"):
+            raise FormError(f"{name} has both 'function_call' and 'tool_calls'; remove one of them")
+        fields["tool_calls"] = [
+            {"type": "function", "function": decoded(fields.pop("function_call"), f"'function_call' of {name}")}
+        ]
+    return _message(_OPENAI_ROLES[role], fields.pop("content", None), fields, name)
+
+
+def _sharegpt(fields: dict[str, Any], name: str) -> Messages:
+    if mixed := fields.keys() & {"role", "content"}:
+        raise FormError(f"{name} has keys of two forms, 'from'/'value' and {sorted(mixed)}; keep one pair")
+    speaker, value = fields.pop("from", None), fields.pop("value", None)
+    role = SHAREGPT_ROLES.get(speaker) if isinstance(speaker, str) else None
+    if role is None:
+        raise FormError(
+            f"{name} has the role {speaker!r} under 'from'; ShareGPT's are {', '.join(SHAREGPT_ROLES)}"
+            f"{_hint(str(speaker), list(SHAREGPT_ROLES))}"
+        )
+    if role == "function_call":
+        calls = decoded(value, f"the function call in {name}")
+        calls = calls if isinstance(calls, list) else [calls]
+        return _message("assistant", "", fields | {"tool_calls": calls}, name)
+    if role == "tool" and isinstance(value, str) and _TOOL_RESPONSES.fullmatch(value):
+        # Hermes writes the tags that the template adds.
+        out = Messages()
+        for text in _TOOL_RESPONSE.findall(value):
+            out = out.then(_message("tool", text, dict(fields), name))
+        return out
+    return _message(role, value, fields, name)
+
+
+def _message(role: str, content: Any, fields: dict[str, Any], name: str) -> Messages:
+    """One message whose role is known; what is left in `fields` is told apart here."""
+    message: dict[str, Any] = {"role": role}
+    weight = _weight(fields, name)
+    text = _text(content, name)
+    if text is not None:
+        message["content"] = text
+    elif role in ("system", "user"):
+        raise FormError(f"the content of {name} ({role}) is missing")
+    if role == "assistant":
+        reasoning = {key: fields.pop(key) for key in REASONING_FIELDS if key in fields}
+        if not all(isinstance(value, str) for value in reasoning.values()):
+            raise FormError(f"the reasoning of {name} must be text")
+        if len({value for value in reasoning.values() if value}) > 1:
+            raise FormError(f"{name} has different reasoning under {sorted(reasoning)}; keep one of them")
+        if reasoning:
+            message["reasoning_content"] = max(reasoning.values(), key=len)
+        calls = decoded(fields.pop("tool_calls", None), f"'tool_calls' of {name}")
+        if calls:
+            message["tool_calls"] = _calls(calls, name)
+    unexplained = []
+    for key, value in fields.items():
+        if key in ("tool_call_id", "name") and role == "tool":
+            message[key] = value
+        elif key not in _METADATA and value not in ("", [], {}, False):
+            message[key] = value
+            unexplained.append((0, key))
+    return Messages([message], [weight], unexplained)
+
+
+def _text(content: Any, name: str) -> str | None:
+    """The text of a message: a string, or text parts joined with nothing between."""
+    if content is None or isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise FormError(f"the content of {name} must be text")
+    texts = []
+    for number, part in enumerate(content, 1):
+        if isinstance(part, dict):
+            fields = {key: value for key, value in part.items() if value not in (None, [], {}, "")}
+            kind = fields.pop("type", "text")
+            if kind != "text":
+                raise FormError(f"part {number} of {name} is of type {kind!r}; only text is read")
+            part = fields.pop("text", "")
+            if fields.keys() - {"cache_control"}:
+                raise FormError(f"part {number} of {name} has {sorted(fields)}, which is not read")
+        if not isinstance(part, str):
+            raise FormError(f"part {number} of the content of {name} must be text")
+        texts.append(part)
+    return "".join(texts)
+
+
+def _weight(fields: dict[str, Any], name: str) -> bool | None:
+    """Whether a message is learned, where it says so."""
+    said: dict[str, bool] = {}
+    for key in _LEARNED:
+        if key not in fields:
+            continue
+        value = fields.pop(key)
+        if not isinstance(value, int | float) or value not in (0, 1):
+            raise FormError(
+                f"{key!r} of {name} is {value!r}; a message is learned (1, true) or not (0, false), and nothing between is read"
+            )
+        said[key] = bool(value) != (key == "masked")
+    if len(set(said.values())) > 1:
+        raise FormError(f"{name} is learned by one of {sorted(said)} and not by another")
+    return next(iter(said.values()), None)
+
+
+def _calls(calls: Any, name: str) -> list[dict[str, Any]]:
+    if not isinstance(calls, list):
+        raise FormError(f"'tool_calls' of {name} must be a list")
+    return [
+        _call(decoded(call, f"tool call {i} of {name}"), f"tool call {i} of {name}") for i, call in enumerate(calls, 1)
+    ]
+
+
+def _call(call: Any, name: str) -> dict[str, Any]:
+    if not isinstance(call, dict):
+        raise FormError(f"{name} must be an object with a function that has a name")
+    call = {key: value for key, value in call.items() if value is not None}
+    if call.get("type", "function") != "function":
+        raise FormError(f"{name} is of type {call['type']!r}; only functions are read")
+    outer = {key: call.pop(key) for key in ("id", "type", "index") if key in call}
+    nested = "function" in call
+    function = decoded(call.pop("function"), f"the function of {name}") if nested else call
+    if not isinstance(function, dict):
+        raise FormError(f"{name} must be an object with a function that has a name")
+    function = {key: value for key, value in function.items() if value is not None}
+    strange = sorted({*function, *(call if nested else ())} - {"name", "arguments"})
+    if strange:
+        raise FormError(f"{name} has {strange[0]!r}, which is not read; a call has a 'name' and 'arguments'")
+    if not isinstance(function.get("name"), str) or not function["name"]:
+        raise FormError(f"{name} must be an object with a function that has a name")
+    function["arguments"] = _arguments(function.get("arguments", {}), name)
+    return {**outer, "function": function} if nested else {**outer, **function}
+
+
+def _arguments(value: Any, name: str) -> dict[str, Any] | str:
+    """An object, or the JSON text of one as it was written."""
+    if isinstance(value, str) and not value.strip():
+        return {}
+    arguments = decoded(value, f"the arguments of {name}")
+    if isinstance(arguments, str):  # encoded twice
+        value, arguments = arguments, decoded(arguments, f"the arguments of {name}")
+    if not isinstance(arguments, dict):
+        raise FormError(f"the arguments of {name} must be a JSON object")
+    return value
+
+
+def _tool(tool: Any, name: str) -> dict[str, Any]:
+    if not isinstance(tool, dict):
+        raise FormError(f"{name} must be an object with a function that has a name")
+    tool = _without_nulls(tool)
+    if tool.get("type", "function") != "function":
+        raise FormError(f"{name} is of type {tool['type']!r}; only functions are read")
+    if "function" not in tool:
+        if "input_schema" in tool:
+            raise FormError(f"{name} has 'input_schema', Anthropic's form; rename it to 'parameters'")
+        tool = {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
+    function = _without_nulls(decoded(tool["function"], f"the function of {name}"))
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise FormError(f"{name} must be an object with a function that has a name")
+    if "parameters" in function:
+        parameters = decoded(function["parameters"], f"the parameters of {name}")
+        if not isinstance(parameters, dict):
+            raise FormError(f"the parameters of {name} must be a JSON schema (an object)")
+        function = {**function, "parameters": _without_nulls(parameters)}
+    return {**tool, "function": function}
+
+
+def _without_nulls(value: Any) -> Any:
+    """A schema less the fields that are null: no keyword of JSON schema has that value but `default` and `const`."""
+    if isinstance(value, dict):
+        return {
+            key: item if key in ("default", "const", "enum", "examples") else _without_nulls(item)
+            for key, item in value.items()
+            if item is not None or key in ("default", "const")
+        }
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _hint(name: str, valid: list[str]) -> str:
+    return f".{text}" if (text := nearest(name, valid)) else ""
