@@ -153,7 +153,9 @@ def test_a_finished_run_is_extended_on_two_processes_with_twice_the_batch(one_pr
     assert "resumed at step 18" in output(run_dir)
     process = small_run.start(config, run_dir, 8, log=folder / "longer-0.log")
     assert process.wait(200) == 2
-    assert "data.batch_size was 32 and is 16; to train it on with its optimizer, give more steps than 18" in output(run_dir)
+    assert "data.batch_size was 32 and is 16; to train it on with its optimizer, give more steps than 18" in output(
+        run_dir
+    )
     shutil.rmtree(run_dir)
 
 
