@@ -88,9 +88,21 @@ class StageLoop:
             Profiler(self.config.profile, self.run_dir / "profile", step, stage.last, bar.print) as profiler,
         ):
             if position is not None:
-                resumed = position["stage"] == stage.name
+                resumed = self._same_rows(position["stage"], stage)
                 batches.set_state(position["data"] if resumed else at_boundary(position["data"]))
             return self._steps(stage, trainer, state, batches, meter, bar, profiler)
+
+    def _same_rows(self, name: str, stage: Stage) -> bool:
+        """Whether a stage takes the rows that follow those of the stage called `name`: it is that one, or the run was extended
+        with rows of the same length; how many make a batch does not matter."""
+        if name == stage.name:
+            return True
+        before = next(one.run.data for one in self.stages if one.name == name)
+        data = stage.run.data
+        return not self.config.stages and (before.sequence_length, before.lengths) == (
+            data.sequence_length,
+            data.lengths,
+        )
 
     def _steps(
         self,

@@ -144,15 +144,18 @@ def test_a_finished_run_is_extended_on_two_processes_with_twice_the_batch(one_pr
     counts = [value for name, value in after["fingerprints"].items() if "count" in name]  # a scalar's is its value
     assert counts
     assert set(counts) == {18}, "the optimizer goes on"
-    drawn = [saved["position"]["data"]["drawn"] for saved in (before, after)]
-    assert all(drawn[1][name] > count for name, count in drawn[0].items()), "the data go on"
+    window, row = ([saved["position"]["data"][name] for saved in (before, after)] for name in ("window", "row"))
+    assert (window[1] - window[0], row[0]) in ((0, 192), (1, 192)), "12 batches of 16 rows"
+    assert window[1] > window[0] or row[1] == 192 + 6 * 32, "the data go on, now in batches of 32"
 
     process = small_run.start(config, run_dir, 8, *more, log=folder / "longer-0.log")
     assert process.wait(200) == 0, output(run_dir)
     assert "resumed at step 18" in output(run_dir)
     process = small_run.start(config, run_dir, 8, log=folder / "longer-0.log")
     assert process.wait(200) == 2
-    assert "steps was 18 and is 12; to train it on with its optimizer, give more steps than 18" in output(run_dir)
+    assert "data.batch_size was 32 and is 16; to train it on with its optimizer, give more steps than 18" in output(
+        run_dir
+    )
     shutil.rmtree(run_dir)
 
 
