@@ -21,7 +21,9 @@ JSON = st.recursive(
     max_leaves=5,
 )
 ARGUMENTS = st.dictionaries(st.text(max_size=5), JSON, max_size=3)
-FUNCTION = st.fixed_dictionaries({"name": TEXT, "arguments": ARGUMENTS | ARGUMENTS.map(json.dumps)})
+# Infinity and NaN are no JSON, and refused in a text.
+ARGUMENTS_TEXT = ARGUMENTS.map(json.dumps).filter(lambda text: "Infinity" not in text and "NaN" not in text)
+FUNCTION = st.fixed_dictionaries({"name": TEXT, "arguments": ARGUMENTS | ARGUMENTS_TEXT})
 CALLS = st.lists(
     FUNCTION | FUNCTION.map(lambda f: {"id": "call_1", "type": "function", "function": f}), min_size=1, max_size=3
 )
