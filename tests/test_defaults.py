@@ -44,7 +44,7 @@ DEFAULTS = {
         eval_tokens=65_536, window=0.15, prior="step_law", prior_deviation=0.3, level=0.9, max_extrapolation=100.0,
     ),
     MixtureConfig: dict(mixtures=24, min_weight=0.01, max_epochs=4.0, warmup_share=0.1, eval_tokens=65_536, seed=0),
-    Sampling: dict(presence_penalty=0.0, frequency_penalty=0.0, stop=(), n=1),
+    Sampling: dict(presence_penalty=0.0, frequency_penalty=0.0, stop=(), stop_token_ids=(), n=1),
     PromptLookup: dict(guesses=4, longest=3, shortest=2),
     DraftModel: dict(guesses=4),
 }  # fmt: skip
