@@ -14,7 +14,7 @@ from tests.helpers.served import SMALL, Running, serve
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("served") / "tiny"
-    qwen3_jax.save(tiny_models.model(1), tiny_models.tokenizer(), folder)
+    qwen3_jax.save(tiny_models.model(0), tiny_models.tokenizer(), folder)
     return folder
 
 
