@@ -149,7 +149,7 @@ def test_how_many_pages_a_cache_has():
 
 
 def test_rows_of_the_engine_that_a_call_creates(monkeypatch):
-    """One per answer, up to the batch size."""
+    """One per answer, up to the batch size, rounded up: three and five prompts share their programs."""
     rows = []
 
     class Recorded(Engine):
@@ -158,10 +158,10 @@ def test_rows_of_the_engine_that_a_call_creates(monkeypatch):
             super().__init__(model, **options)
 
     monkeypatch.setattr("qwen3_jax.generation.api.Engine", Recorded)
-    for prompts, n, batch_size in ((2, 3, None), (2, 3, 4), (1, 1, None), (40, 1, None)):
+    for prompts, n, batch_size in ((2, 3, None), (3, 1, None), (5, 1, None), (2, 3, 4), (1, 1, None), (40, 1, None)):
         sampling = Sampling(temperature=1, n=n)  # checked at the call, and not run
         qwen3_jax.stream(tiny_models.model(2), None, [[1, 2]] * prompts, sampling=sampling, batch_size=batch_size)
-    assert rows == [6, 4, 1, 32]
+    assert rows == [8, 8, 8, 4, 1, 32]
 
 
 @pytest.mark.parametrize(

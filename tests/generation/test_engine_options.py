@@ -62,7 +62,7 @@ def test_what_speculation_refuses():
         (dict(max_new_tokens=0), "max_new_tokens is 0"),
         (dict(prompt=(1,) * 100, max_new_tokens=100), "100 tokens and .* is 100; the maximum context length is 128"),
         (dict(budget=3), "needs `thinking_tokens`"),
-        (dict(eos=frozenset(range(9))), "9 end tokens"),
+        (dict(eos=frozenset(range(25))), "25 end tokens"),
     ],
 )  # fmt: skip
 def test_what_a_request_may_not_be(request_of, words):

@@ -13,6 +13,7 @@ from qwen3_jax.text import STOP_TEXT, built_in_template
 from tests.helpers import tiny_models
 from tests.helpers.served import SMALL, serve
 
+THINKS = {str(tiny_models.tokenizer().think_start_id): 8}  # an answer is likely to begin with <think>
 ASK = [{"role": "user", "content": "What is 2 + 3?"}]
 GREEDY = dict(temperature=0, seed=1)
 
@@ -40,6 +41,7 @@ def test_the_chunks_of_a_stream_make_the_whole_answer(server, tools):
     client = server.client()
     options = dict(
         model=server.model, messages=ASK, n=6, seed=7, temperature=1, max_tokens=60, logprobs=True, top_logprobs=2,
+        logit_bias=THINKS if tools is None else {},
         **({} if tools is None else dict(tools=tools, tool_choice="required")),
     )  # fmt: skip
     whole = client.chat.completions.create(**options)
@@ -119,7 +121,7 @@ def test_a_thinking_budget_by_all_its_names(server):
     client = server.client()
 
     def ask(budget_tokens=None, **extra):
-        options = dict(model=server.model, messages=ASK, max_tokens=200, **GREEDY)
+        options = dict(model=server.model, messages=ASK, max_tokens=200, logit_bias=THINKS, **GREEDY)
         return client.chat.completions.create(**options, extra_body=extra)
 
     by_name = [
