@@ -192,7 +192,9 @@ def test_an_interrupted_batch_resumes_with_what_is_missing(infer, folder, tmp_pa
     assert code == 0
     whole = output.read_text()
     assert [each[:3] for each in answers_of(whole)] == [(i, s, i) for i in range(4) for s in range(2)]
-    lines = sorted(whole.splitlines(keepends=True), key=lambda line: [json.loads(line)[name] for name in ("index", "sample")])
+    lines = sorted(
+        whole.splitlines(keepends=True), key=lambda line: [json.loads(line)[name] for name in ("index", "sample")]
+    )
     output.write_text(
         "".join(lines[:3]) + lines[3][:40]
     )  # both samples of the first, one of the second, a part of a line

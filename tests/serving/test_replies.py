@@ -173,7 +173,8 @@ def test_the_events_of_a_stream(usage):
     reply, a = ChatReply("m", TOK, [answer()], 1), ids("a")[0]
 
     async def deltas():
-        for step in ([], [token(a)], [token(ids("<think>")[0])], [token(a), token(END, finish="stop")]):
+        end = [token(ids("</think>")[0]), token(a), token(END, finish="stop")]
+        for step in ([], [token(ids("<think>")[0])], [token(a)], end):
             yield list(extend(reply.answers, [(0, each) for each in step], lambda index: None))
 
     async def collect() -> list[bytes]:
@@ -187,14 +188,14 @@ def test_the_events_of_a_stream(usage):
     parsed = [chunk["choices"][0]["delta"] for chunk in chunks if chunk["choices"]]
     assert parsed == [
         {"role": "assistant", "content": ""},
-        {"content": "a"},
         {"reasoning_content": "a", "reasoning": "a"},
+        {"content": "a"},
         {},
     ]
     assert [chunk.get("usage", "absent") for chunk in chunks] == (
         [None] * 4 + [reply.usage()] if usage else ["absent"] * 4
     )
-    assert reply.usage()["completion_tokens"] == 4
+    assert reply.usage()["completion_tokens"] == 5
 
 
 def test_done_when_all_are():
