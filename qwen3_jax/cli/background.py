@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _POLL_SECONDS = 0.1
-_LEAVE_SECONDS = 3.0  # that a step in progress gets before the process ends without it
+_LEAVE_SECONDS = 1.5  # that a step in progress gets before the process ends without it
 
 
 class _Thread:

@@ -32,7 +32,7 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
         return TERMINATED
     except BrokenPipeError:  # `... | head`: the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return background.leave(0)
     except ValueError as error:
         if not _is_user_error(error):
             raise
