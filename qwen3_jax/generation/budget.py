@@ -12,7 +12,7 @@ What counts, and when, for each row:
 - Every sampled token after `<think>` counts, up to but excluding `</think>`.
 - When the count reaches the budget before `</think>` is sampled, the tokens of the stop text are forced. Forced tokens do not
   count.
-- Once the budget is used up, `<think>` cannot be sampled until the answer has begun.
+- Once the budget is used up, `<think>` cannot be sampled again.
 
 Until the budget is reached, the tokens are those of a run without one.
 """
@@ -162,8 +162,8 @@ class BudgetState:
         return self.thinking | (self.forcing >= 0)
 
     def forbid(self, logits_bv: jax.Array, rules: BudgetRules) -> jax.Array:
-        """Mask `<think>` in rows that have used up their budget and not begun their answer."""
-        spent_b = (self.used >= rules.budget) & ~self.thinking & ~self.answering & (rules.start >= 0)
+        """Mask `<think>` in rows that have used up their budget."""
+        spent_b = (self.used >= rules.budget) & ~self.thinking & (rules.start >= 0)
         token_b = jnp.where(spent_b, rules.start, logits_bv.shape[1])  # past the last is dropped
         return logits_bv.at[jnp.arange(logits_bv.shape[0]), token_b].set(-jnp.inf, mode="drop")
 

@@ -52,9 +52,7 @@ REFUSED = {
     "no room even for the stop text": (
         OPENS_THINKING, [CHAT], dict(thinking_budget=0, max_new_tokens=STOP), rf"no room .* at least {STOP + 1}\.$",
     ),
-    "no room in the context": (
-        TOK, [[1] * (CONTEXT - 20)], dict(thinking_budget=1), "no room .* the 20 tokens that the context has",
-    ),
+    "no room in the context": (TOK, [[1] * (CONTEXT - 20)], dict(thinking_budget=1), "no room .* the 20 tokens that the"),
     "stop text without an end": (TOK, [CHAT], dict(thinking_stop_text="Stop."), "must contain </think> once.*'Stop.'"),
     "stop text with two ends": (TOK, [CHAT], dict(thinking_stop_text="</think></think>"), "must contain </think> once"),
     "stop text that begins": (TOK, [CHAT], dict(thinking_stop_text="<think></think>"), "and no <think>"),

@@ -173,8 +173,8 @@ def test_the_events_of_a_stream(usage):
     reply, a = ChatReply("m", TOK, [answer()], 1), ids("a")[0]
 
     async def deltas():
-        think, end = ids("<think>")[0], ids("</think>")[0]
-        for step in ([], [token(think)], [token(a)], [token(end)], [token(a), token(END, finish="stop")]):
+        end = [token(ids("</think>")[0]), token(a), token(END, finish="stop")]
+        for step in ([], [token(ids("<think>")[0])], [token(a)], end):
             yield list(extend(reply.answers, [(0, each) for each in step], lambda index: None))
 
     async def collect() -> list[bytes]:
