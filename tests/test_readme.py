@@ -136,6 +136,9 @@ def _run(words, checkout, monkeypatch):
         {"train.py": _train, "infer.py": _infer}.get(script[-1], _script)(script, arguments, monkeypatch)
     else:
         assert words[0] == "qwen3"
+        if words[1:] == ["--version"]:
+            assert qwen3(words[1:]) == 0
+            return
         _qwen3(words[1], words[2:], checkout, monkeypatch)
 
 
@@ -157,7 +160,7 @@ def _train(script, arguments, monkeypatch):
         assert command.config.total_steps > 0
         return
     given = []
-    monkeypatch.setattr("qwen3_jax.training.loop.train", given.append)
+    monkeypatch.setattr("qwen3_jax.training.loop.train", lambda config, **_: given.append(config))
     monkeypatch.setattr("sharding.initialize", lambda **_: None)
     if "--help" in arguments:
         with pytest.raises(SystemExit, match="0"):

@@ -68,7 +68,7 @@ def _of_run(folder: Path) -> Path:
     Raises:
         UserError: the run has not exported a model.
     """
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").is_file() or any(folder.glob("*.gguf")):
         return folder
     if (folder / "hf" / "config.json").is_file():
         return folder / "hf"

@@ -234,7 +234,7 @@ def test_files_of_windows_and_the_place_of_a_bad_message(infer, folder, tmp_path
         outs.append(out)
     assert outs[0] == outs[1] == outs[2]
     file.write_bytes(talk.encode("utf-16"))
-    assert "is UTF-16 text; save it as UTF-8" in infer("--model", folder, "--messages", file)[2]
+    assert "is UTF-16 text, and UTF-8 is read" in infer("--model", folder, "--messages", file)[2]
     lines = tmp_path / "in.jsonl"
     lines.write_text(json.dumps([USER]) + "\n\n" + json.dumps([USER, {"role": "bot", "content": "x"}]) + "\n")
     code, _, err = infer("--model", folder, "--messages", lines)

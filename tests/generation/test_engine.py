@@ -55,6 +55,7 @@ Expected = tuple[list[int], list[bool], list[bool]]
 def greedy(hf, request: Request) -> Expected:
     """Greedy tokens of transformers' model with its own cache; which of them are forced, and which count as thinking."""
     tokens, forced, counted, content, thinking, used, force = [], [], [], [], request.thinking, 0, []
+    over = False  # the one thinking section: closed, or the answer has begun without it
     with torch.no_grad():
         out = hf(torch.tensor([request.prompt]), use_cache=True)
         while len(tokens) < request.max_new_tokens and not request.eos.intersection(tokens[-1:]):
@@ -74,7 +75,9 @@ def greedy(hf, request: Request) -> Expected:
             counted.append(thinking and token != THINK.end and not was)
             used += counted[-1]
             content += [token] * (not thinking and token != THINK.start and not was)
-            thinking = (thinking and token != THINK.end) or (not thinking and token == THINK.start)
+            begins = not thinking and not over and token == THINK.start
+            over |= token == THINK.end if thinking else not begins
+            thinking = (thinking and token != THINK.end) or begins
             tokens.append(token)
             forced.append(was)
             out = hf(torch.tensor([[token]]), past_key_values=out.past_key_values, use_cache=True)
@@ -263,7 +266,7 @@ def sampled_requests(count: int) -> list[Request]:
 @functools.cache
 def sampled_alone() -> list[list]:
     """The tokens of 40 sampled requests, each alone in an engine."""
-    alone = Engine(tiny_models.model(2, eos=False), **SHAPE, prefix_cache=False)
+    alone = Engine(tiny_models.model(3, eos=False), **SHAPE, prefix_cache=False)
     return [run(alone, [request])[0] for request in sampled_requests(40)]
 
 
@@ -280,7 +283,7 @@ def sampled_alone() -> list[list]:
 )
 def test_a_seed_gives_the_same_tokens_alone_and_in_any_company(options, left):
     """With penalties, budgets and log probabilities too; all of them survive preemption."""
-    model, requests = tiny_models.model(2, eos=False), sampled_requests(40)
+    model, requests = tiny_models.model(3, eos=False), sampled_requests(40)
     if options.get("speculation") == "draft":
         options = DRAFT_SHAPE | dict(speculation=DraftModel(tiny_models.model(7, eos=False), 3))
     engine = Engine(model, **SHAPE | options)

@@ -221,7 +221,7 @@ def ends_with_whole_answers(running: Running) -> None:
 )
 def test_options_that_serve_refuses(options, words, tmp_path, capsys):
     """Before a model is loaded: there is none in the folder."""
-    (tmp_path / "latin").write_bytes("k\xe9y".encode("utf-16"))
+    (tmp_path / "latin").write_bytes("k\xe9y".encode("latin-1"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         command = ["serve", "--model", "nowhere", "--port", "0", *options]
