@@ -213,7 +213,7 @@ def test_mixed_requests_equal_transformers(variant, mesh, way, count, folder):
         assert (ids(tokens), [token.forced for token in tokens], [token.thinking for token in tokens]) == expected
         assert request.budget is None or sum(token.thinking for token in tokens) <= request.budget
     if "preemptions" in way:
-        assert engine.stats.preemptions > count / 12
+        assert engine.stats.preemptions > count / 15
     if "no_prefix_cache" in way:
         assert engine.stats.cached_tokens == 0
     elif "preemptions" not in way:

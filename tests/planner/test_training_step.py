@@ -255,7 +255,7 @@ def test_search_compiles_the_promising_and_ranks_them(capsys):
     settings = {(result.mesh, result.remat, result.micro_batches) for result in results}
     own = {((1, 4, 1, 1, 1), remat, 1) for remat in ("none", "dots", "qkv", "attention", "full")}
     assert own <= settings, "the configuration's own mesh under every policy, all of which fit"
-    assert len({mesh for mesh, *_ in settings}) == 3
+    assert len({mesh for mesh, *_ in settings}) >= 2, "another mesh than its own"
     text = search.table(results, slice)
     assert "--model.remat=" in text.splitlines()[5]
     data = dataclasses.replace(config().data, batch_size=3, sequence_length=255)  # nothing to split but heads

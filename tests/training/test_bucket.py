@@ -59,7 +59,7 @@ def check_that_commands_read_it(gcs: FakeGcs, tmp_path: Path) -> None:
 
 
 @needs_gcsfs
-@pytest.mark.slow
+@pytest.mark.soak  # six minutes on a busy machine; not timed on a quiet one
 def test_a_run_in_a_bucket_is_killed_resumed_on_two_processes_exported_and_reported(gcs, tmp_path, monkeypatch):
     for name, value in gcs.environment.items():
         monkeypatch.setenv(name, value)
