@@ -14,6 +14,7 @@ from qwen3_jax import GenerationConfig, Request, Sampling, UserError
 from qwen3_jax.generation import Token
 from qwen3_jax.generation.answer import Answer
 from qwen3_jax.generation.sampling import SamplingRows, Seen, penalise, sample
+from qwen3_jax.text.byte_level import BYTE_CHARACTERS
 from tests.helpers import tiny_models
 
 TOK = tiny_models.tokenizer()
@@ -380,10 +381,8 @@ def test_answers_end_at_stop_texts_and_their_deltas_make_the_result(pieces, stop
                   else [i for byte in piece.encode() for i in _byte_ids(byte)])
     ]  # fmt: skip
     ids = ids[: max(1, len(ids) - cut)]  # may end inside a character, a tag or a call
-    # Stop texts act on the content; those in thinking, tags and calls are test_answer's.
-    whole = TOK.decode(ids, skip_special_tokens=True)
-    content = qwen3_jax.text.parse(whole, in_thinking, tools).content
-    assume(all(whole.count(s) == content.count(s) for s in stop))
+    content = qwen3_jax.text.parse(whole := TOK.decode(ids, skip_special_tokens=True), in_thinking, tools).content
+    assume(all(whole.count(s) == content.count(s) for s in stop))  # for stop texts elsewhere see test_answer.py
     eos = frozenset([TOK.im_end_id])
     request = Request((1,), Sampling(stop=stop), len(ids), eos, thinking=in_thinking, tools=tools)
     answer = Answer(TOK, request)
@@ -406,9 +405,8 @@ def test_answers_end_at_stop_texts_and_their_deltas_make_the_result(pieces, stop
     ends = [(text.index(s) + len(s), text.index(s)) for s in stop if s in text]
     if ends:
         text, reason = text[: min(ends)[1]], "stop"
-    # Newlines are held back until it is known whether content follows, so a stop text of newlines is found with what follows.
     assert result.token_ids[:taken] == ids[:taken]
-    assert len(result.token_ids) == taken or any(s.isspace() for s in stop)
+    assert len(result.token_ids) == taken or any(s.isspace() for s in stop)  # newlines are held back
     assert result.text == text
     parsed = qwen3_jax.text.parse(text, in_thinking, tools)
     assert (result.thinking, result.content) == (parsed.thinking, parsed.content)
@@ -418,10 +416,7 @@ def test_answers_end_at_stop_texts_and_their_deltas_make_the_result(pieces, stop
     assert feed(answer, [5]) == []
 
 
-@functools.cache
 def _byte_ids(byte: int) -> list[int]:
-    from qwen3_jax.text.byte_level import BYTE_CHARACTERS
-
     return [TOK.token_to_id(BYTE_CHARACTERS[byte])]
 
 
