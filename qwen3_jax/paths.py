@@ -205,7 +205,7 @@ class WorkingCopy:
 
     Args:
         target: the folder.
-        grown: names of files that earlier processes began and this one goes on with.
+        grown: names of files that earlier processes wrote and this one appends to.
 
     Attributes:
         folder: the local one.

@@ -2,7 +2,8 @@
 
     read_text(path)                     # one file, line ends as "\\n"
     lines(text)                         # cut at \\n, \\r\\n and \\r alone
-    decode(raw, "data/a.txt")           # bytes that were read elsewhere
+    as_text(raw, "standard input")      # the same of bytes that were read elsewhere
+    decode(raw, "data/a.txt")           # with line ends as they are
 
 Every place of the project that reads such a file reads it here. UTF-8 is the one encoding that is read; a mark before it is
 passed over, and UTF-16 and UTF-32 are refused by name. U+2028, U+0085 and other characters that Python's `splitlines` cuts at
@@ -40,7 +41,7 @@ def read_text(path: str | Path, name: str | None = None) -> str:
         UserError: it cannot be opened, or is not UTF-8.
     """
     name = str(path) if name is None else name
-    return _LINE_END.sub("\n", decode(read_bytes(path, name), name))
+    return as_text(read_bytes(path, name), name)
 
 
 def read_bytes(path: str | Path, name: str | None = None) -> bytes:
@@ -56,6 +57,15 @@ def read_bytes(path: str | Path, name: str | None = None) -> bytes:
         raise UserError(f"{name} does not exist.") from None
     except OSError as error:
         raise UserError(f"{name} cannot be read ({error.strerror or error}).") from None
+
+
+def as_text(raw: bytes, name: str) -> str:
+    """Return text from UTF-8, without a byte order mark and with every line end as a newline.
+
+    Raises:
+        EncodingError: it is UTF-16, UTF-32, or not UTF-8; the message starts with `name`.
+    """
+    return _LINE_END.sub("\n", decode(raw, name))
 
 
 def decode(raw: bytes, name: str) -> str:

@@ -62,6 +62,11 @@ def resolve(path_or_repo_id: str | os.PathLike, *, revision: str | None = None) 
         ) from None
 
 
+def is_run(folder: Path) -> bool:
+    """Return whether a folder, local or in a bucket, is that of a training run (see training/run_folder.py)."""
+    return (folder / "architecture.json").exists() and (folder / "checkpoints").is_dir()
+
+
 def _of_run(folder: Path) -> Path:
     """Return the folder, or, of a training run's folder, the one that its model was exported to (`hf`).
 
@@ -72,7 +77,7 @@ def _of_run(folder: Path) -> Path:
         return folder
     if (folder / "hf" / "config.json").is_file():
         return folder / "hf"
-    if (folder / "architecture.json").is_file() and (folder / "checkpoints").is_dir():
+    if is_run(folder):
         raise UserError(
             f"{folder} is a training run that has exported no model yet: a run writes {folder / 'hf'} when it ends."
         )

@@ -41,7 +41,7 @@ class _Thread:
         self._jobs.put(job)
 
     def idle(self, seconds: float) -> bool:
-        """Wait for all jobs, at most so long; return whether none is left."""
+        """Wait at most `seconds` for all jobs; return whether all are done."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._open, seconds)
 
@@ -127,7 +127,7 @@ def leave(code: int) -> int:
 
 
 def _idle() -> bool:
-    """Wait for the work in progress, deaf to Ctrl-C; return whether it is done."""
+    """Wait for the work in progress, with Ctrl-C ignored; return whether it is done."""
     if threading.current_thread() is not threading.main_thread():
         return _thread.idle(_LEAVE_SECONDS)
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -65,7 +65,8 @@ def _convert(args: argparse.Namespace) -> int:
 def _read(args: argparse.Namespace) -> "tuple[Qwen3, Tokenizer | None]":
     """Load SOURCE, of any format, with layers stacked as the Orbax format stores them."""
     from qwen3_jax.checkpoint import load
-    from qwen3_jax.training.run_folder import is_run, load_run
+    from qwen3_jax.checkpoint.hub import is_run
+    from qwen3_jax.training.run_folder import load_run
 
     run = run_path(args.source, "SOURCE")
     if is_run(run):

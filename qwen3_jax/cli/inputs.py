@@ -11,7 +11,7 @@ from typing import Any
 
 from qwen3_jax.errors import UserError, nearest
 from qwen3_jax.text import ChatTemplateError, check_messages
-from qwen3_jax.text_files import decode, lines, read_text
+from qwen3_jax.text_files import as_text, lines, read_text
 
 MESH_AXES = ("replica", "data", "expert", "context", "tensor")
 
@@ -156,7 +156,7 @@ def check_output(file: Path, overwrite: bool) -> None:
 def _standard_input(source: str) -> str:
     """All of standard input; what Windows pipes into it begins with a byte order mark."""
     raw = sys.stdin.buffer.read() if hasattr(sys.stdin, "buffer") else sys.stdin.read().encode()
-    return decode(raw, source).replace("\r\n", "\n").replace("\r", "\n")
+    return as_text(raw, source)
 
 
 def _json(text: str, source: str) -> Any:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwen3_jax.errors import nearest
-from qwen3_jax.text.chat import REASONING_FIELDS, ROLES
+from qwen3_jax.text.chat import REASONING_FIELDS, ROLE_ALIASES, ROLES
 
 # ShareGPT's names for who speaks, with those of LLaMA-Factory and Hermes.
 SHAREGPT_ROLES = {
@@ -26,7 +26,7 @@ SHAREGPT_ROLES = {
     "function_call": "function_call", "tool_call": "function_call",
 }  # fmt: skip
 _CONVERSATIONS = ("messages", "conversations", "conversation")
-_OPENAI_ROLES = {role: role for role in ROLES} | {"developer": "system", "function": "tool"}
+_OPENAI_ROLES = {role: role for role in ROLES} | ROLE_ALIASES | {"function": "tool"}
 # Whether a message is learned: OpenAI, axolotl, ms-swift and others; torchtune says the opposite.
 _LEARNED = (
     "weight", "loss", "loss_weight", "loss_scale", "loss_mask", "train", "trainable", "training", "learn", "masked",
@@ -74,7 +74,7 @@ def read_messages(value: Any, key: str) -> Messages:
     """Return the messages under `key` of a record.
 
     Raises:
-        FormError: names the message that is none, has an unknown role, or holds something that is not read.
+        FormError: names the message that is not an object, has an unknown role, or has a field that is not read.
     """
     value = decoded(value, repr(key))
     if isinstance(value, dict):
@@ -94,10 +94,10 @@ def read_messages(value: Any, key: str) -> Messages:
 
 
 def read_tools(value: Any, key: str = "tools") -> list[dict[str, Any]] | None:
-    """Return tools in OpenAI's form, as generation gets them; None for none. A bare function is put into that form.
+    """Return tools in OpenAI's form, as generation gets them; None if there are none. A bare function is put into that form.
 
     Raises:
-        FormError: it is no list of functions, or a tool of another form.
+        FormError: it is not a list of functions, or a tool has another form.
     """
     value = decoded(value, repr(key))
     if value is None:
@@ -108,7 +108,7 @@ def read_tools(value: Any, key: str = "tools") -> list[dict[str, Any]] | None:
 
 
 def decoded(value: Any, name: str) -> Any:
-    """A value that a columnar file holds as JSON text, where blank text is none; other values as they are.
+    """Decode a value that a columnar file stores as JSON text; blank text is None, other values are returned as they are.
 
     Raises:
         FormError: a string that is no JSON.

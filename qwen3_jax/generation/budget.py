@@ -33,7 +33,7 @@ from qwen3_jax.text import STOP_TEXT, Tokenizer
 
 UNLIMITED = np.iinfo(np.int32).max
 MAX_STOP_TOKENS = 64  # of a stop text; every row is padded to it
-MAX_NEWLINES = 16  # tokens of nothing but newlines
+MAX_NEWLINES = 16  # tokens that consist of newlines
 _NONE = -1  # no token has this id
 
 
@@ -44,7 +44,7 @@ class ThinkingTokens:
     Attributes:
         start, end: `<think>` and `</think>`; -1 if the vocabulary has none.
         stop: the stop text's ids, `end` among them.
-        newlines: tokens of nothing but newlines, which may come before the answer or its thinking.
+        newlines: tokens that consist of newlines, which may come before the answer or its thinking.
     """
 
     start: int = _NONE

@@ -7,7 +7,7 @@
     </function>
 
 Source: chat_template.jinja of Qwen/Qwen3-Coder-30B-A3B-Instruct, which renders a string and a number alike. So a value is
-read as the types that the schema allows; one that is none of them, or has no schema, stays the text it was.
+read as the types that the schema allows; one that fits none of these types, or has no schema, stays a string.
 """
 
 import ast
@@ -131,7 +131,7 @@ def types_of(schema: Any, root: Mapping[str, Any], depth: int = 0) -> set[str]:
 
 
 def resolved(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema that a local reference (`#/$defs/Address`) leads to; empty if it is none."""
+    """The schema that a local reference (`#/$defs/Address`) points to; empty if there is no such schema."""
     for _ in range(_MAX_DEPTH):
         if not isinstance(schema, Mapping):
             return {}

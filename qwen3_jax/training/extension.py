@@ -1,7 +1,7 @@
-"""A run that is given more steps: it goes on where it was to end, with its optimizer state and data position.
+"""A run that is given more steps: it resumes at its end, with its optimizer state and data position.
 
 `--steps=40` for a run of 20 steps makes the steps 21 to 40 a stage of their own, with the learning rate, batch and row length
-of the new command; the first 20 stay what they were. A run of stages goes on with stages added at its end. config.json then
+of the new command; the first 20 stay what they were. A run of stages is extended by stages added at its end. config.json then
 has the new settings, and under "extended" what the steps before were taken with:
 
     {"earlier": [{"steps": 20, "data": {...}, "optimizer": {...}}], "warmup_steps": 0}

@@ -51,6 +51,6 @@ class Journal:
             plot_loss(self._writer.path, self._writer.folder / "loss.png", entropy)
 
     def push(self) -> None:
-        """Have everything that was written in the run's folder, before a checkpoint that goes on from here."""
+        """Copy everything that was written to the run's folder, before a checkpoint is saved."""
         if self._writer:
             self._writer.push()

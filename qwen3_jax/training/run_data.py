@@ -1,7 +1,7 @@
 """The prepared corpora of a run: RUN/data, or a copy of it on this machine where the run's folder is in a bucket.
 
 Rows are read from local disks (ArrayRecord). Of a run in a bucket the first process prepares the raw sources here and copies
-them to RUN/data; every host copies them from there, also when the run goes on elsewhere.
+them to RUN/data; every host copies them from there, also when the run is resumed on other machines.
 """
 
 from __future__ import annotations

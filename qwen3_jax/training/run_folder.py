@@ -204,11 +204,6 @@ def exportable_model(trainer: Trainer, state: TrainState, tokenizer: Tokenizer) 
     return model
 
 
-def is_run(folder: Path) -> bool:
-    """Return whether a folder is that of a run."""
-    return (folder / "architecture.json").exists() and (folder / "checkpoints").is_dir()
-
-
 def load_run(run_dir: Path, step: int | None = None) -> tuple[Qwen3, Tokenizer]:
     """Return model and tokenizer of a checkpoint of a run.
 

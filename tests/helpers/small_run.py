@@ -56,6 +56,15 @@ def start(config: Path, run_dir: Path | str, devices: int, *options: str, log: P
         return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=config.parent)
 
 
+def ended(processes: list[subprocess.Popen], seconds: float = 200) -> list[int]:
+    """Wait at most `seconds` for each process and return the exit codes; none is left running."""
+    try:
+        return [process.wait(seconds) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
 def start_pair(config: Path, run_dir: Path | str, logs: Path, *options: str) -> list[subprocess.Popen]:
     """Start two processes of one run, four devices each."""
     with socket.socket() as free:

@@ -45,6 +45,20 @@ MOE: dict[str, Any] = DENSE | dict(
 )
 
 
+TINY = dataclasses.replace(
+    Qwen3Config(),
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    max_position_embeddings=256,
+)
+TINY_MOE = dataclasses.replace(TINY, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=24)
+
+
 def drawn(
     config: Qwen3Config, draw: Callable[[str, np.ndarray], np.ndarray] | None = None, *, seed: int = 0, **options: Any
 ) -> Qwen3:
@@ -94,18 +108,8 @@ def model(seed: int = 0, *, eos: bool = True, experts: int = 0, tag_scale: float
     """
     tok = tokenizer()
     moe = dict(num_experts=experts, num_experts_per_tok=2, moe_intermediate_size=32) if experts else {}
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=False,
-        **moe,
-    )
+    sizes = dict(vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, tie_word_embeddings=False)
+    config = dataclasses.replace(TINY, **sizes, **moe)
 
     def draw(name: str, value: np.ndarray) -> np.ndarray:
         if name.endswith("scale"):
@@ -135,22 +139,6 @@ def next_token_logits(of: Qwen3, prompt: list[int], answer: list[int]) -> np.nda
     padded = np.zeros((1, -(-len(ids) // 128) * 128), np.int32)  # causal: what follows changes nothing
     padded[0, : len(ids)] = ids
     return np.asarray(jax.device_get(of(padded)))[0, len(prompt) - 1 : len(ids) - 1]
-
-
-# Training.
-
-TINY = dataclasses.replace(
-    Qwen3Config(),
-    vocab_size=64,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    max_position_embeddings=256,
-)
-TINY_MOE = dataclasses.replace(TINY, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=24)
 
 
 def packed_batch(rows: int = 8, length: int = 24, seed: int = 0) -> dict[str, np.ndarray]:

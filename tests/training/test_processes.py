@@ -80,12 +80,7 @@ def test_two_processes_equal_one_and_a_lost_one_is_noticed_and_the_restart_resum
     assert reached < 12  # killed on the way
 
     processes = small_run.start_pair(config, run_dir, folder)
-    try:
-        codes = [process.wait(200) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0, 0], output(run_dir) + output(run_dir, 1)
+    assert small_run.ended(processes) == [0, 0], output(run_dir) + output(run_dir, 1)
     assert "resumed at step 4" in output(run_dir) or "resumed at step 8" in output(run_dir)
     assert_same_curve(run_dir, expected)
     one, two = ((folder / name / "hf" / "config.json").read_text() for name in ("one", "two"))
@@ -120,18 +115,13 @@ def test_two_processes_asked_to_end_save_together_and_one_goes_on_alone(one_proc
 
 @pytest.mark.slow
 def test_a_finished_run_is_extended_on_two_processes_with_twice_the_batch(one_process):
-    """It goes on at step 13 with its optimizer and data position, says what the learning rate does, and is resumed as usual."""
+    """It resumes at step 13 with its optimizer and data position, says what the learning rate does, and is resumed as usual."""
     folder, config, expected = one_process
     run_dir = folder / "longer"
     shutil.copytree(folder / "one", run_dir)
     more = ("--steps=18", "--data.batch_size=32", "--optimizer.schedule=linear", "--optimizer.learning_rate=0.001")
     processes = small_run.start_pair(config, run_dir, folder, *more)
-    try:
-        codes = [process.wait(200) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0, 0], output(run_dir) + output(run_dir, 1)
+    assert small_run.ended(processes) == [0, 0], output(run_dir) + output(run_dir, 1)
     assert "extended from 12 to 18 steps, with its optimizer state and data position." in output(run_dir)
     assert "Steps 13 to 18: learning rate 0.001 falling to 0.0001 (linear)." in output(run_dir)
     assert "resumed at step 12" in output(run_dir)
