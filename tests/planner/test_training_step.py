@@ -257,7 +257,7 @@ def test_search_compiles_the_promising_and_ranks_them(capsys):
     assert own <= settings, "the configuration's own mesh under every policy, all of which fit"
     assert len({mesh for mesh, *_ in settings}) >= 2, "another mesh than its own"
     text = search.table(results, slice)
-    assert "--model.remat=" in text.splitlines()[5]
+    assert "--model.remat=" in text.splitlines()[len(results) + 2]  # below a heading and the rows
     data = dataclasses.replace(config().data, batch_size=3, sequence_length=255)  # nothing to split but heads
     with pytest.raises(UserError, match="no mesh of the 4 devices of v5e:2x2 divides 3 rows"):
         search.search(config(data=data), slice)
