@@ -121,7 +121,10 @@ class Guard:
                     "status": status or "gone",
                     "seconds": round(time.perf_counter() - started, 3),
                 }
-                print(f"{self._clear}{json.dumps(line | entry, ensure_ascii=True)}", file=self._log, flush=True)
+                self._log.write(
+                    f"{self._clear}{json.dumps(line | entry, ensure_ascii=True)}\n"
+                )  # at once: see startup.py
+                self._log.flush()
 
     def _check(self, scope: Scope) -> None:
         headers = dict(scope["headers"])

@@ -83,4 +83,5 @@ class Startup:
         self._say(f"{CLEAR if self._terminal else ''}{text}")
 
     def _say(self, text: str, end: str = "\n") -> None:
-        print(text, end=end, file=self._out, flush=True)
+        self._out.write(text + end)  # at once: other threads write there too
+        self._out.flush()
