@@ -121,9 +121,8 @@ class Guard:
                     "status": status or "gone",
                     "seconds": round(time.perf_counter() - started, 3),
                 }
-                self._log.write(
-                    f"{self._clear}{json.dumps(line | entry, ensure_ascii=True)}\n"
-                )  # at once: see startup.py
+                text = json.dumps(line | entry, ensure_ascii=True)
+                self._log.write(f"{self._clear}{text}\n")  # at once: other threads write there too
                 self._log.flush()
 
     def _check(self, scope: Scope) -> None:
