@@ -49,6 +49,15 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     return None if whole or "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else 0
 
 
+# Tests of a minute or more: at the end they would run while all other workers have ended.
+_FIRST = ("test_notebooks.py", "test_processes.py", "test_load.py", "test_sweeps.py")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in _FIRST)
+
+
 _WITH_TORCH = importlib.util.find_spec("torch") is not None
 _NEEDS_TORCH = re.compile(r"^(import torch|from tests\.helpers import .*hf_checkpoints)", re.MULTILINE)
 

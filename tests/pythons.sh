@@ -33,8 +33,8 @@ for version in "${versions[@]}"; do
   environment="$folder/$version"
   if [ ! -e "$environment/complete" ]; then
     "$python" -m venv --clear "$environment"
-    "$environment/bin/pip" install -q -e ".[test-without-torch]"
-    "$environment/bin/pip" install -q --no-deps trl # ships the official chat templates; the rest of it needs torch
+    "$environment/bin/pip" install -q --no-compile -e ".[test-without-torch]"
+    "$environment/bin/pip" install -q --no-compile --no-deps trl # ships the official chat templates; the rest of it needs torch
     touch "$environment/complete"
   fi
   "$environment/bin/python" -c 'import sys, jax, flax; print("Python", sys.version.split()[0], "jax", jax.__version__, "flax", flax.__version__)'

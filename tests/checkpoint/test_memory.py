@@ -56,18 +56,23 @@ def checkpoint(tmp_path_factory):
     (folder / "model.safetensors").unlink()
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
-@pytest.mark.parametrize("scan_layers", [True, False])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(
+    ("dtype", "scan_layers"),
+    [pytest.param(*case, marks=pytest.mark.slow) for case in (("bfloat16", True), ("float32", False))]
+    + [pytest.param(*case, marks=pytest.mark.soak) for case in (("bfloat16", False), ("float32", True))],
+)
 def test_peak_host_memory_of_load(checkpoint, dtype, scan_layers):
     measured = measure(checkpoint, dtype, scan_layers)
     assert measured["size"] == 596_049_920 * {"bfloat16": 2, "float32": 4}[dtype]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
-@pytest.mark.parametrize(("quantize", "scan_layers"), [("int8", False), ("int8", True), ("int4", False)])
+@pytest.mark.parametrize(
+    ("quantize", "scan_layers"),
+    [pytest.param(*case, marks=pytest.mark.slow) for case in (("int8", True), ("int4", False))]
+    + [pytest.param("int8", False, marks=pytest.mark.soak)],
+)
 def test_peak_host_memory_of_load_follows_the_quantised_size(checkpoint, quantize, scan_layers):
     measured = measure(checkpoint, "float32", scan_layers, quantize)
     # One byte for each number of the matrices (the tied embedding too) and a float32 scale per channel; JAX counts a byte for

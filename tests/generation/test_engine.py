@@ -193,6 +193,7 @@ QUICK += [
     ("moe", "1_device", "lookup_and_preemptions", FEW),
     ("dense_tied", "data_2_tensor_2", "preemptions", FEW),
 ]
+MORE = pytest.mark.soak  # of the default tier's cases, with more requests
 EVERY = [("dense_tied", "1_device", way) for way in WAYS]
 EVERY += [("moe", "8_devices", way) for way in ("as_it_is", "single_steps", *FEW_WAYS[2:], "lookup")]
 EVERY += [("moe", "1_device", way) for way in ("as_it_is", "lookup_and_preemptions")]
@@ -201,7 +202,8 @@ EVERY += [("dense_tied", "data_2_tensor_2", "preemptions")]
 
 @pytest.mark.parametrize(
     ("variant", "mesh", "way", "count"),
-    QUICK + [pytest.param(*case, REQUESTS, marks=pytest.mark.slow) for case in EVERY],
+    QUICK
+    + [pytest.param(*case, REQUESTS, marks=MORE if (*case, FEW) in QUICK else pytest.mark.slow) for case in EVERY],
 )
 def test_mixed_requests_equal_transformers(variant, mesh, way, count, folder):
     requests, arrivals = (of[:count] for of in mixed_requests())

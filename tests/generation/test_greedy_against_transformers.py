@@ -1,6 +1,7 @@
 """64 greedy tokens equal transformers' `generate`, for batches of unequal prompts."""
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -18,10 +19,13 @@ YARN = {name: VARIANTS["yarn"][1][name] for name in ("rope_scaling", "max_positi
 COMBINED = VARIANTS["odd_heads"][1] | YARN | dict(attention_bias=True)
 MODELS = {"combined": (False, COMBINED)} | VARIANTS
 QUICK = {True: ("dense_tied", "moe_mixed_layers"), False: ("combined",)}  # by scan_layers
+# Each model scanned or unrolled, in turn; the other half of the cases by hand.
+SLOW = [(variant, bool(place % 2)) for place, variant in enumerate(MODELS)]
 CASES = [
-    pytest.param(variant, scan_layers, marks=[] if variant in QUICK[scan_layers] else [pytest.mark.slow])
-    for scan_layers in (False, True)
-    for variant in MODELS
+    pytest.param(
+        *case, marks=() if case[0] in QUICK[case[1]] else pytest.mark.slow if case in SLOW else pytest.mark.soak
+    )
+    for case in itertools.product(MODELS, (False, True))
 ]
 
 

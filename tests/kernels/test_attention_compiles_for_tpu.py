@@ -41,13 +41,14 @@ CASES = {
     "32k in order": ({"context": 4}, (1, 32_768, 4, 2, 128), False, False),
     "32k unsplit": ({"tensor": 4}, (1, 32_768, 8, 4, 128), True, False),
 }
+LONG = (pytest.mark.slow,)
 ELSEWHERE = ("balanced", "32k balanced")  # on generations whose compiler differs little from v5's
 
 
 @pytest.mark.parametrize(
     ("generation", "case"),
     [
-        pytest.param(g, case, marks=pytest.mark.slow if "32k" in case or g in ("v6e", "v7x") else ())
+        pytest.param(g, case, marks={"v6e": pytest.mark.soak, "v7x": pytest.mark.slow}.get(g, LONG * ("32k" in case)))
         for g, cases in {"v5e": CASES, "v5p": CASES, "v6e": ELSEWHERE, "v7x": ELSEWHERE}.items()
         for case in cases
     ],

@@ -95,7 +95,8 @@ def _cases():
             continue  # 8 are as different from 1, and the quick cases have both
         label = "_".join(f"{k}{v}" for k, v in MESHES[index].items()) or "one"
         remat = case[3] if case else "none"
-        marks = () if case else pytest.mark.slow
+        turn = (index + (name == "moe") + (count == 8)) % 2  # half of the other cases are for CI
+        marks = () if case else pytest.mark.slow if turn else pytest.mark.soak
         yield pytest.param(name, MESHES[index], count, remat, id=f"{name}-{label}-{count}-{remat}", marks=marks)
 
 
