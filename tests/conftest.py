@@ -51,7 +51,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
         return None
     whole = {Path(name).resolve() for name in config.args} & {config.rootpath, config.rootpath / "tests"}
-    return len(os.sched_getaffinity(0)) + 1 if whole and hasattr(os, "sched_getaffinity") else None if whole else 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + 1 if whole else 0
 
 
 # Tests of a minute or more: at the end they would run while all other workers have ended.
