@@ -174,7 +174,8 @@ def _show(args: argparse.Namespace) -> int:
 def _waste(corpus: "Prepared", length: int) -> float:
     """The share of padding in the rows of one epoch, or of the first 20,000 rows."""
     from qwen3_jax.data import DataConfig, Source
-    from qwen3_jax.data.mixture import RowPlanner, streams
+    from qwen3_jax.data.mixture import RowPlanner
+    from qwen3_jax.data.streams import streams
 
     config = DataConfig([Source("corpus", str(corpus.folder), eval_fraction=0)], sequence_length=length)
     planner = RowPlanner(config, streams(config, [corpus], {"corpus": 1.0}))
