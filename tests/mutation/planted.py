@@ -101,8 +101,15 @@ PLANTED = (
         "shares_at_boundary",
         "a stage begins with what the stage before has drawn of each source",
         "qwen3_jax/data/mixture.py",
-        '"tokens": {}, "carried": [], "row": 0}',
-        '"tokens": dict(state["tokens"]), "carried": [], "row": 0}',
+        '"tokens": {}, "carried": [], "row": 0,',
+        '"tokens": dict(self._tokens), "carried": [], "row": 0,',
+    ),
+    Planted(
+        "returned_at_boundary",
+        "rows that a stage has packed and not given are given by no stage",
+        "qwen3_jax/data/mixture.py",
+        "returned.setdefault(stream.key, []).append(piece)",
+        "pass",
     ),
     Planted(
         "held_out_mean",
