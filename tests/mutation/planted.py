@@ -105,13 +105,6 @@ PLANTED = (
         '"tokens": dict(self._tokens), "carried": [], "row": 0,',
     ),
     Planted(
-        "returned_at_boundary",
-        "rows that a stage has packed and not given are given by no stage",
-        "qwen3_jax/data/mixture.py",
-        "returned.setdefault(stream.key, []).append(piece)",
-        "pass",
-    ),
-    Planted(
         "held_out_mean",
         "the held-out loss is the mean over batches, whose tokens differ in number",
         "qwen3_jax/training/held_out.py",
