@@ -53,7 +53,7 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
     add("--tokenizer", required=True, metavar="DIR|ID", help="tokenizer folder or hub repository")
     add("--output", type=local_target, required=True, metavar="DIR", help="the folder to make")
     add("--name", metavar="NAME", help="of the corpus, and the domain unless --domain is given (default: the folder's)")
-    add("--format", choices=["auto", "text", "jsonl", "parquet", "arrayrecord"], default="auto")
+    add("--format", choices=["auto", "text", "json", "jsonl", "csv", "parquet", "arrayrecord"], default="auto")
     add("--text-key", default="text", metavar="KEY", help="of the text in a record (default: text)")
     add(
         "--loss-on",

@@ -136,8 +136,12 @@ def read_form(body: Mapping[str, Any], text_key: str = "text") -> tuple[Form, se
 
 def is_record(body: Mapping[str, Any], text_key: str) -> bool:
     """Whether an object has the keys of a record in one of the forms, or of one that is refused by name."""
-    known = {*_LISTS, "completion", text_key, *_UNREAD}
-    return bool(known & body.keys()) or _has_pair(body)
+    return is_form(body, text_key) or bool(_UNREAD.keys() & body.keys())
+
+
+def is_form(body: Mapping[str, Any], text_key: str) -> bool:
+    """Whether an object has the keys of a record in one of the forms."""
+    return bool({*_LISTS, "completion", text_key} & body.keys()) or _has_pair(body)
 
 
 def _conversation(body: dict[str, Any], keys: set[str]) -> tuple[Form, set[str]]:
