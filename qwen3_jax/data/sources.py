@@ -12,8 +12,10 @@ from __future__ import annotations
 import codecs
 import hashlib
 import io
+import itertools
 import json
 import lzma
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,7 +38,7 @@ from qwen3_jax.data.forms import is_form, is_record
 from qwen3_jax.data.parquet import check_columns, rows
 from qwen3_jax.data.reasoning import RunningSumRecords
 from qwen3_jax.data.records import DataError, Malformed, Record, texts
-from qwen3_jax.text_files import EncodingError, decode, lines
+from qwen3_jax.text_files import EncodingError, decode
 
 SPLIT_BYTES = 32 * 2**20
 _PROBLEM_BYTES = 4096  # a generated problem is as much work as so much text
@@ -161,11 +163,15 @@ def _parts(source: Source, seed: int, size: int) -> Iterator[tuple[Part, int]]:
 def _read_text(part: Part, source: Source, seed: int) -> Iterator[Record | Malformed]:
     with opened(part.file) as stream:
         raw = stream.read()
-    check_start(raw, part.file.url)
     if raw:
-        text = _decoded(raw, part.file.url)
-        key = key_of(part.file.key, 0)
-        yield text if isinstance(text, Malformed) else Record(part.file.url, {source.text_key: text}, key)
+        url, key = part.file.url, key_of(part.file.key, 0)
+        try:
+            check_start(raw, url)
+        except DataError as error:
+            yield Malformed(str(error))
+            return
+        text = _decoded(raw, url)
+        yield text if isinstance(text, Malformed) else Record(url, {source.text_key: text}, key)
 
 
 def _read_jsonl(part: Part, source: Source, seed: int) -> Iterator[Record | Malformed]:
@@ -222,7 +228,7 @@ def _read_json(part: Part, source: Source, seed: int) -> Iterator[Record | Malfo
         for number, body in enumerate(value):
             location, key = f"{url} record {number + 1}", key_of(part.file.key, number)
             yield Record(location, body, key) if isinstance(body, dict) else _no_object(body, location)
-    elif _is_lines(text, text_key):
+    elif _is_lines(text, text_key, broken=error is not None):
         yield from _read_jsonl(part, source, seed)
     elif isinstance(value, dict) and _is_one_record(value):
         yield Record(url, value, key_of(part.file.key, 0))
@@ -232,12 +238,15 @@ def _read_json(part: Part, source: Source, seed: int) -> Iterator[Record | Malfo
         yield Record(url, {text_key: text}, key_of(part.file.key, 0))
 
 
-def _is_lines(text: str, text_key: str) -> bool:
-    """Whether one of the first lines is a record by itself."""
-    first = [line for line in lines(text[: 2**20]) if line.strip()][:10]
-    found = [_json_record(line.encode("utf-8", "surrogatepass"), "", 0) for line in first]
-    one_of_many = is_form if len(first) == 1 else is_record
-    return any(isinstance(record, Record) and one_of_many(record.body, text_key) for record in found)
+def _is_lines(text: str, text_key: str, broken: bool) -> bool:
+    """Whether a text is JSON Lines: one of its first lines is a record by itself, and the whole is no JSON, or that line."""
+    every = (match.group() for match in re.finditer(r"[^\r\n]+", text))
+    first = list(itertools.islice((line for line in every if line.strip()), 10))
+    if not broken and len(first) > 1:
+        return False
+    found = [_json_record(line.encode(), "", 0) for line in first]
+    is_one = is_record if broken else is_form
+    return any(isinstance(record, Record) and is_one(record.body, text_key) for record in found)
 
 
 def _is_one_record(value: dict[str, Any]) -> bool:
