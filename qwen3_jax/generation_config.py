@@ -42,6 +42,9 @@ class GenerationConfig:
         names = {field.name for field in dataclasses.fields(cls)}
         values = {name: value for name, value in raw.items() if name in names and value is not None}
         values["eos_token_id"] = as_ids(raw.get("eos_token_id"))
+        for name in ("bos_token_id", "pad_token_id"):  # some files have a list of one
+            if isinstance(values.get(name), list) and len(values[name]) <= 1:
+                values[name] = next(iter(values[name]), None)
         check_types(cls, values, source="generation_config.json")
         return cls(**values)
 

@@ -95,7 +95,8 @@ def _check(slots: list[Slot], tensors: TensorSource, config: Qwen3Config) -> Non
                 if name == "lm_head.weight" and name not in tensors.entries:
                     raise UserError(
                         f"{tensors.folder} has no {name!r}, and config.json does not tie it to the embedding: it is an encoder "
-                        "without a head (as Qwen3-Embedding is), which cannot generate, or it is incomplete."
+                        "without a head (as Qwen3-Embedding is), which cannot generate, or it is incomplete; if they are meant "
+                        "to be tied, set tie_word_embeddings to true."
                     )
                 if name not in tensors.entries:
                     raise UserError(f"tensor {name!r} is missing from {tensors.folder}.")
@@ -132,7 +133,10 @@ def _check_tied(tensors: TensorSource) -> None:
             index = (slice(start, min(start + step, rows)), slice(0, columns))
             left, right = (reader.read(name, index) for name in names)
             if not np.array_equal(left, right):
-                raise UserError("config.json ties 'lm_head.weight' to the embedding, but their values differ.")
+                raise UserError(
+                    "config.json ties 'lm_head.weight' to the embedding, but their values differ; set tie_word_embeddings to "
+                    "false if the model has a head of its own."
+                )
 
 
 def _fused_shape(slot: Slot) -> tuple[int, ...]:

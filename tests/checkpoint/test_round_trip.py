@@ -202,9 +202,11 @@ FAULTS = {
         lambda f: set_config(f, rope_parameters={"rope_type": "yarn", "factr": 8.0}),
         "rope_scaling.factr.*Did you mean 'factor'",
     ),
-    "dropout": (lambda f: set_config(f, attention_dropout=0.1), "attention_dropout"),
     "quantised in another way": (
-        lambda f: set_config(f, quantization_config={"quant_method": "hqq"}),
+        lambda f: (
+            set_config(f, quantization_config={"quant_method": "hqq"}),
+            edit(f, lambda t: t.update({PROJ: t[PROJ].astype(np.int8)})),
+        ),
         "quantization_config.quant_method' is 'hqq'",
     ),
     "wrong type": (lambda f: set_config(f, hidden_size="64"), "hidden_size.*'64'"),
@@ -233,6 +235,11 @@ def test_duplicate_tensors_and_missing_shards_are_named(exported, tmp_path):
     first = exported / "model-00001-of-00004.safetensors"
     folder = shutil.copytree(exported, tmp_path / "twice")
     shutil.copy(first, folder / "model-00002-of-00004.safetensors")
+    with pytest.raises(
+        UserError, match=r"is missing from model-00002-of-00004\.safetensors; model\.safetensors\.index"
+    ):
+        qwen3_jax.load(folder, verify=False)
+    (folder / "model.safetensors.index.json").unlink()
     with pytest.raises(UserError, match="occurs twice, in model-00001-of-00004"):
         qwen3_jax.load(folder, verify=False)
     folder = shutil.copytree(exported, tmp_path / "lost")
