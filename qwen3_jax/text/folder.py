@@ -1,9 +1,9 @@
 """A tokenizer's folder on disk: reading it with every damage named, and writing it so that transformers reads it back.
 
 Read: tokenizer.json, or else vocab.json + merges.txt; tokenizer_config.json; chat_template.jinja and
-additional_chat_templates/*.jinja, or else `chat_template` in tokenizer_config.json, or else in chat_template.json (of
-processors); special_tokens_map.json and added_tokens.json (transformers 4). Written: tokenizer.json, tokenizer_config.json, chat_template.jinja and
-additional_chat_templates/ (transformers 5's layout).
+additional_chat_templates/*.jinja, or else `chat_template` in tokenizer_config.json, or else in chat_template.json
+(processors write it); special_tokens_map.json and added_tokens.json (transformers 4). Written: tokenizer.json,
+tokenizer_config.json, chat_template.jinja and additional_chat_templates/ (transformers 5's layout).
 """
 
 import contextlib
