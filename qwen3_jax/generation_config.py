@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qwen3_jax.bounds import above, at_least, between, check_bounds, whole
+from qwen3_jax.bounds import Bound, above, at_least, between, check_bounds, whole
 from qwen3_jax.json_fields import as_ids, check_types
 
 
@@ -51,7 +51,7 @@ class GenerationConfig:
         check_types(cls, values, source="generation_config.json")
         config = cls(**values)
         check_bounds(
-            vars(config), "generation_config.json field ", temperature=at_least(0), top_k=whole(0), top_p=between(0, 1),
+            vars(config), "generation_config.json field ", temperature=at_least(0), top_k=whole(0), top_p=Bound(0, 1, low_excluded=True),
             min_p=between(0, 1), repetition_penalty=above(0), max_new_tokens=whole(1),
         )  # fmt: skip
         return config

@@ -90,6 +90,9 @@ def test_every_file_is_read_as_it_comes_from_windows(kind, tmp_path):
         assert name in str(caught.value)
         assert "iconv" in str(caught.value)
         assert "\n" not in str(caught.value)
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(UserError, match="is a Git LFS pointer and not the file itself: get that with `git lfs pull`"):
+        read(file)
     file.write_bytes(text.encode() + b"\xff")
     with pytest.raises(UserError, match="UTF-8"):
         read(file)

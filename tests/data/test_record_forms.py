@@ -7,6 +7,7 @@ import re
 import pytest
 
 from qwen3_jax.data import DataError, Labels, Malformed, Record, Source, documents, encode, prepare
+from qwen3_jax.data.messages import read_tools
 from qwen3_jax.data.records import form_of, texts
 from qwen3_jax.data.sources import read, splits
 from tests.helpers import tiny_models
@@ -139,6 +140,31 @@ FORMS = {
         {"messages": [HI, calling(name="add", arguments={}), *CALLS[2:]], "tools": TOOLS},
     ),
     "a bare function": ({"messages": CALLS, "tools": [FUNCTION]}, {"messages": CALLS, "tools": TOOLS}),
+    "problem and solution": ({"problem": "hi", "solution": "yo", "level": "1"}, {"messages": [HI, YO]}),
+    "messages under input": (
+        {"input": [HI], "output": "yo", "system_prompt": "Be brief."}, {"messages": [BRIEF, HI, YO]},
+    ),
+    "everything in parts": (
+        {"system": [{"text": "Be brief."}],
+         "messages": [{"role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+                      {"role": "assistant", "content": [{"type": "output_text", "text": "yo", "annotations": []}]}]},
+        {"messages": [BRIEF, HI, YO]},
+    ),
+    "a refusal": ({"messages": [HI, {"role": "assistant", "content": None, "refusal": "yo"}]}, {"messages": [HI, YO]}),
+    "arguments that are null": (
+        {"messages": [HI, calling(function={"name": "add", "arguments": None}), *CALLS[2:],
+                      calling(function={"name": "add", "arguments": "null"}), RESULT, YO]},
+        {"messages": [HI, calling(name="add", arguments={}), *CALLS[2:], calling(name="add", arguments={}), RESULT, YO]},
+    ),
+    "Alpaca whose input alone is filled in": (
+        {"instruction": "", "input": "hi", "output": "yo", "history": None}, {"messages": [HI, YO]},
+    ),
+    "Alpaca with a null input": ({"output": "yo", "input": None, "instruction": "hi"}, {"messages": [HI, YO]}),
+    "ShareGPT with the keys of OpenAI's form, filled in": (
+        {"conversations": [{"role": None, "content": None, "weight": None} | turn("human", "hi"), turn("bot", "yo")],
+         "system": None, "tools": None},
+        {"messages": [HI, YO]},
+    ),
     "null everywhere": (
         {
             "text": None, "prompt": None, "tools": [{**TOOLS[0], "strict": None, "function": {**FUNCTION, "strict": None}}],
@@ -239,6 +265,16 @@ REFUSED = [
     ({"query": "a", "context": "b", "response": "c"}, "'context' beside a question"),
     ({"prompt": "a", "chosen": "b", "rejected": "c"}, "a preference"),
     ({"chosen": [HI, YO], "rejected": [HI, YO]}, "a preference"),
+    ({"messages": [HI, YO], "rejected_response": "no"}, "a preference"),
+    ({"input": {"messages": [HI]}, "preferred_output": [YO], "non_preferred_output": [YO]}, "a preference"),
+    ({"conversations": [turn("human", "hi"), turn("gpt", "yo")], "kto_tag": False}, "KTO"),
+    ({"segments": [{"text": "a", "label": True}]}, "axolotl's form"),
+    ({"problem": "a", "solution": "b", "answer": "c"}, "which the answer cannot be told"),
+    ({"input": [HI]}, "'input' holds messages, and there is no 'completion' to learn"),
+    ({"messages": [HI, {"role": "assistant", "content": None}]}, r"message 2 \(assistant\) has neither content nor tool"),
+    ({"messages": [HI, {**YO, "refusal": "No."}]}, "both a content and a 'refusal'"),
+    ({"messages": '[{"role": "user", "role": "system", "content": "a"}]'}, "the key 'role' occurs twice in one object"),
+    ({"messages": [HI, YO], "tools": [{"name": "f", "inputSchema": {}}]}, "MCP's form"),
     ({"contents": [{"role": "user", "parts": [{"text": "a"}]}]}, "Gemini's form"),
     ({"custom_id": "1", "body": {"messages": [HI]}}, "OpenAI's batch form"),
     ({"conversation": [{"input": "a", "output": "b"}]}, "message 1 must be an object with a 'role'"),
@@ -251,6 +287,35 @@ def test_what_is_not_read_is_refused_by_file_line_and_name(body, complaint):
     with pytest.raises(DataError, match=rf"^data/chat.jsonl:7: .*{complaint}") as caught:
         documents(Record("data/chat.jsonl:7", json.loads(json.dumps(body))), TOK, loss_on="assistant")
     assert "\n" not in str(caught.value)
+
+
+def test_nulls_of_a_tools_schema_are_dropped_where_they_are_fill_and_nowhere_else():
+    """Columnar files fill keywords that other tools have; a default of null, a value of an enum and unknown keywords are meant."""
+    meant = {
+        "type": "object",
+        "properties": {
+            "a": {
+                "type": ["string", "null"],
+                "default": None,
+                "enum": ["x", None],
+                "examples": [None],
+                "x-of": {"k": None},
+            },
+            "default": {"const": None},
+            "items": {"type": "array", "items": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/D"}]}},
+        },
+        "$defs": {"D": {"type": "object", "properties": {"enum": {"type": "string"}}}},
+    }
+    filled = json.loads(json.dumps(meant)) | {"required": None, "$schema": None}
+    filled["properties"] |= {"b": None, "const": None}
+    filled["properties"]["a"] |= {"description": None, "properties": None}
+    filled["properties"]["items"]["items"]["anyOf"][0]["description"] = None
+    filled["$defs"]["D"]["properties"]["enum"]["description"] = None
+    filled["$defs"]["E"] = None
+    (tool,) = read_tools([{"name": "f", "description": None, "parameters": filled}])
+    assert tool == {"type": "function", "function": {"name": "f", "parameters": meant}}
+    assert read_tools([{"name": "f", "parameters": meant}])[0]["function"]["parameters"] == meant
+    assert "parameters" not in read_tools([{"function": {"name": "f", "parameters": None}}])[0]["function"]
 
 
 def test_weights_and_learning_everything_contradict_each_other():
