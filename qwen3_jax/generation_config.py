@@ -51,7 +51,8 @@ class GenerationConfig:
         check_types(cls, values, source="generation_config.json")
         config = cls(**values)
         check_bounds(
-            vars(config), "generation_config.json field ", temperature=at_least(0), top_k=whole(0), top_p=Bound(0, 1, low_excluded=True),
+            vars(config), "generation_config.json field ", temperature=at_least(0), top_k=whole(0),
+            top_p=Bound(0, 1, low_excluded=True),
             min_p=between(0, 1), repetition_penalty=above(0), max_new_tokens=whole(1),
         )  # fmt: skip
         return config

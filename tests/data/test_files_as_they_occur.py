@@ -1,4 +1,4 @@
-"""Files of records as they occur: tables, JSON under any suffix, disguised and broken files. Nothing becomes another text silently."""
+"""Files of records as they occur: tables, JSON in any layout, disguised and broken files; none is read as another text."""
 
 import bz2
 import gzip
@@ -119,7 +119,7 @@ def test_json_files_of_records_are_never_read_as_text(tmp_path):
     # Cut off, one object after the other, column by column, a key twice: refused.
     assert "not valid JSON" in reason(written(json.dumps(PAIRS, indent=1)[:-20]))
     assert "jq -c" in reason(written("\n".join(json.dumps(pair, indent=1) for pair in PAIRS)))
-    columns = {key: {"0": pair[key] for pair in PAIRS} for key in PAIRS[0]}
+    columns = {key: {str(i): pair[key] for i, pair in enumerate(PAIRS)} for key in PAIRS[0]}
     assert "column by column" in reason(written(json.dumps(columns)))
     assert "the key 'output' occurs twice" in reason(written('[{"instruction": "a", "output": "b", "output": "c"}]'))
     # What is no record stays text.

@@ -290,7 +290,7 @@ def test_what_is_not_read_is_refused_by_file_line_and_name(body, complaint):
 
 
 def test_nulls_of_a_tools_schema_are_dropped_where_they_are_fill_and_nowhere_else():
-    """Columnar files fill keywords that other tools have; a default of null, a value of an enum and unknown keywords are meant."""
+    """Columnar files fill keywords that other tools have; null as a default, in an enum, in unknown keywords is meant."""
     meant = {
         "type": "object",
         "properties": {
