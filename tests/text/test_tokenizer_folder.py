@@ -153,6 +153,17 @@ def test_chat_templates_of_a_folder(small_folder: Path, tmp_path: Path, official
     # transformers 5's names of the files
     assert (tmp_path / "c" / "additional_chat_templates" / "tool_use.jinja").read_text("utf-8") == "TOOLS"
     assert (tmp_path / "c" / "chat_template.jinja").read_text("utf-8") == thinking
+    # Processors have a file of their own, which tokenizer_config.json goes before; macOS leaves hidden ones.
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": "PROCESSOR"}))
+    assert Tokenizer.from_pretrained(folder).apply_chat_template(MESSAGES).endswith("<think>\n")
+    edit(folder / "tokenizer_config.json", chat_template=...)
+    assert Tokenizer.from_pretrained(folder).apply_chat_template(MESSAGES) == "PROCESSOR"
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": named}))
+    assert Tokenizer.from_pretrained(folder).apply_chat_template(MESSAGES, tools=[{"name": "f"}]) == "TOOLS"
+    (folder / "chat_template.json").write_text("{}")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "._tool_use.jinja").write_bytes(b"\0\x05\x16\x07\xff")
+    assert not Tokenizer.from_pretrained(folder).has_own_chat_template
     (folder / "chat_template.jinja").write_text("FILE")  # goes before tokenizer_config.json
     assert Tokenizer.from_pretrained(folder).apply_chat_template(MESSAGES) == "FILE"
 
