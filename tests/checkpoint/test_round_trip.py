@@ -192,7 +192,10 @@ FAULTS = {
     ),
     "another architecture": (lambda f: set_config(f, model_type="qwen3_next"), "model_type.*qwen3_next"),
     "another class": (lambda f: set_config(f, architectures=["Qwen3ForSequenceClassification"]), "ForSequenceClass"),
-    "sliding window": (lambda f: set_config(f, use_sliding_window=True), "use_sliding_window"),
+    "sliding window": (
+        lambda f: set_config(f, use_sliding_window=True, sliding_window=16, max_window_layers=1, layer_types=None),
+        "use_sliding_window",
+    ),
     "sliding layers": (lambda f: set_config(f, layer_types=["sliding_attention"] * 2), "layer_types"),
     "another rope": (
         lambda f: set_config(f, rope_parameters={"rope_type": "llama3", "factor": 8.0}),

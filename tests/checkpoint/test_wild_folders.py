@@ -295,7 +295,7 @@ def test_settings_of_quantisation_that_are_stale_or_in_a_file_of_their_own(tmp_p
         packed_folders.packed(quantised, form, quant_method=method, bits=4, group_size=32)
         expected = params(quantised)
         packed_folders.describe(quantised)
-        with pytest.raises(UserError, match="has data type I32, and config.json has no 'quantization_config'"):
+        with pytest.raises(UserError, match=r"has data type I32, and config\.json has no 'quantization_config'"):
             params(quantised)
         (quantised / name).write_text("\ufeff" + json.dumps(older))
         assert_same(params(quantised), expected)
