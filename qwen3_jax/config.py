@@ -241,14 +241,16 @@ class Qwen3Config:
 def _refuse_unsupported(raw: dict[str, Any], is_moe: bool) -> None:
     """Take out of `raw` the fields that have one supported value, and refuse every other value by name."""
     # As in HF, which slides the layers from max_window_layers on unless layer_types says otherwise; all layers of an MoE.
-    slides = raw.pop("use_sliding_window", None) and raw.pop("sliding_window", 4096) is not None
+    slides, window = raw.pop("use_sliding_window", None), raw.pop("sliding_window", 4096)
     first, types = raw.pop("max_window_layers", None), raw.pop("layer_types", None)
-    raw.pop("sliding_window", None)
     odd = set(types or ()) - {"full_attention"}
     if odd:
         raise UserError(f"config field 'layer_types' has {sorted(odd)}; only 'full_attention' is built.")
-    layers = raw.get("num_hidden_layers") or _HF_DENSE_DEFAULTS["num_hidden_layers"]
-    if slides and (is_moe or not (types or (28 if first is None else first) >= layers)):
+    first, layers = (
+        value if isinstance(value, int) else missing
+        for value, missing in ((first, 28), (raw.get("num_hidden_layers"), 32))
+    )
+    if slides and window is not None and (is_moe or not (types or first >= layers)):
         raise UserError("config field 'use_sliding_window' is true; no released Qwen3 uses it and it is not built.")
     if raw.pop("attention_dropout", None):
         warnings.warn(

@@ -214,7 +214,8 @@ def _read_json(part: Part, source: Source, seed: int) -> Iterator[Record | Malfo
     if isinstance(text, Malformed):
         yield text
         return
-    value, error = None, None
+    value: Any = None
+    error: Exception | None = None
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as caught:
