@@ -176,6 +176,7 @@ def at_boundary(
         now: the data of the next stage.
         corpora: of `open_sources`.
     """
+    _check_same_text(position, before, _sizes(before, corpora))
     earlier = position.get("earlier", [])
     planner = RowPlanner(before, streams(before, corpora, _shares(before, weights), earlier), earlier)
     planner.restore(position)
@@ -186,6 +187,31 @@ def _shares(config: DataConfig, weights: Mapping[str, float] | None) -> Mapping[
     return {source.name: source.weight for source in config.sources} if weights is None else weights
 
 
+def _sizes(config: DataConfig, corpora: Sequence[Prepared]) -> dict[str, list[int]]:
+    """Documents and tokens by source: what tells that a prepared folder is no longer the one that a position counts in."""
+    return {
+        source.name: [len(corpus), int(np.asarray(corpus.lengths).sum(dtype=np.int64))]
+        for source, corpus in zip(config.sources, corpora, strict=True)
+    }
+
+
+def _check_same_text(position: Mapping[str, Any], config: DataConfig, sizes: Mapping[str, list[int]]) -> None:
+    """Refuse a position in other text: some of it would be repeated and some left out.
+
+    Raises:
+        DataError: names the source.
+    """
+    saved = position.get("text", {})
+    for source in config.sources:
+        name, (now, now_tokens) = source.name, sizes[source.name]
+        documents, tokens = saved.get(name, (now, now_tokens))
+        if (documents, tokens) != (now, now_tokens):
+            raise DataError(
+                f"source {name!r} had {documents:,} documents of {tokens:,} tokens when the run was saved, and {source.path!r} has "
+                f"{now:,} of {now_tokens:,}; restore that folder, or start a new run from the weights (model.init_from)."
+            )
+
+
 class _Planned(grain.IterDataset[Batch]):
     """The batches, planned and read one by one."""
 
@@ -194,7 +220,7 @@ class _Planned(grain.IterDataset[Batch]):
     ):
         super().__init__()
         self.config, self.corpora, self.weights, self.rows = config, corpora, weights, rows
-        self.streams = streams(config, corpora, weights)
+        self.streams, self.sizes = streams(config, corpora, weights), _sizes(config, corpora)
 
     def __iter__(self) -> _PlannedIterator:
         return _PlannedIterator(self)
@@ -211,10 +237,11 @@ class _PlannedIterator(grain.DatasetIterator[Batch]):
         return _read([plan[row] for row in self._planned.rows], self._planned.corpora, config.sequence_length)
 
     def get_state(self) -> dict[str, Any]:
-        return self._planner.state()
+        return self._planner.state() | {"text": self._planned.sizes}
 
     def set_state(self, state: dict[str, Any]) -> None:
         config, earlier = self._planned.config, state.get("earlier", [])
+        _check_same_text(state, config, self._planned.sizes)
         if earlier != self._planner.earlier:  # stages before this one cut text differently
             of = streams(config, self._planned.corpora, self._planned.weights, earlier)
             self._planner = RowPlanner(config, of, earlier)

@@ -245,6 +245,14 @@ def test_a_new_stage_gives_what_the_one_before_has_not_given(folder, length):
             # Close to the end, rows of the next epoch come between.
             assert sum(seen.values()) > sum(whole.values()) - 5 * length or not seen - whole, "nothing twice"
     assert sum((seen - whole).values()) <= 5 * length, "nothing left out"
+    # The folder was prepared anew, from other text.
+    changed = state | {"text": {"text": [29, 1234]}}
+    words = "source 'text' had 29 documents of 1,234 tokens when the run was saved, and .* has 30 of"
+    with pytest.raises(DataError, match=words):
+        at_boundary(changed, before, None, now, corpora)
+    with closing(iter(make_train_loader(before, corpora))) as iterator, pytest.raises(DataError, match=words):
+        iterator.set_state(changed)
+        next(iterator)
 
 
 def test_eval_batches_are_held_out_fixed_and_complete(folder, unbroken):
