@@ -207,8 +207,8 @@ def _check_same_text(position: Mapping[str, Any], config: DataConfig, sizes: Map
         documents, tokens = saved.get(name, (now, now_tokens))
         if (documents, tokens) != (now, now_tokens):
             raise DataError(
-                f"source {name!r} had {documents:,} documents of {tokens:,} tokens when the run was saved, and {source.path!r} has "
-                f"{now:,} of {now_tokens:,}; restore that folder, or start a new run from the weights (model.init_from)."
+                f"source {name!r} had {documents:,} documents of {tokens:,} tokens when the run was saved, and {source.path!r} "
+                f"has {now:,} of {now_tokens:,}; restore that folder, or start a new run from the weights (model.init_from)."
             )
 
 
