@@ -96,6 +96,17 @@ def test_vocabulary_and_merges_folder(real: Tokenizer, real_folder: Path, tmp_pa
     assert (tokenizer.special_ids, tokenizer.eos_token_id) == (real.special_ids, real.eos_token_id)
 
 
+def test_added_tokens_and_the_end_token_may_stand_in_tokenizer_json_alone(small_folder: Path, tmp_path: Path):
+    folder = shutil.copytree(small_folder, tmp_path / "a")
+    expected = Tokenizer.from_pretrained(folder)
+    edit(folder / "tokenizer_config.json", added_tokens_decoder=..., eos_token=..., pad_token=None)
+    tokenizer = Tokenizer.from_pretrained(folder)
+    text = "<|im_start|>user\nhello<|im_end|>"
+    assert tokenizer.encode(text) == expected.encode(text)
+    assert (tokenizer.special_ids, tokenizer.eos_token_id) == (expected.special_ids, None)
+    assert tokenizer.end_of_turn_id == expected.end_of_turn_id
+
+
 def test_damage_of_vocabulary_and_merges_is_named(small_folder: Path, tmp_path: Path):
     merges = write_vocabulary_and_merges(small_folder, tmp_path)
     decoder = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))["added_tokens_decoder"]

@@ -120,8 +120,9 @@ def scheme(quantization: Any) -> Scheme:
     """
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
     if method not in _SCHEMES:
+        mlx = " (as in folders that mlx-lm quantised)" if method is None and "bits" in (quantization or {}) else ""
         raise UserError(
-            f"config field 'quantization_config.quant_method' is {method!r}; the methods that are read are "
+            f"config field 'quantization_config.quant_method' is {method!r}{mlx}; the methods that are read are "
             f"{sorted(_SCHEMES)} and GGUF files. Load the unquantised checkpoint, with quantize= where memory is short."
         )
     return _SCHEMES[method].from_config(quantization)
