@@ -229,12 +229,15 @@ def _read_json(part: Part, source: Source, seed: int) -> Iterator[Record | Malfo
         for number, body in enumerate(value):
             location, key = f"{url} record {number + 1}", key_of(part.file.key, number)
             yield Record(location, body, key) if isinstance(body, dict) else _no_object(body, location)
+    elif isinstance(value, dict) and (reason := _unread_object(value, text_key)):
+        yield Malformed(f"{url}: {reason}")
     elif _is_lines(text, text_key, broken=error is not None):
         yield from _read_jsonl(part, source, seed)
     elif isinstance(value, dict) and _is_one_record(value):
         yield Record(url, value, key_of(part.file.key, 0))
-    elif reason := _unread_json(text, value, error, text_key):
-        yield Malformed(f"{url}: {reason}")
+    elif error is not None and _begins_with_record(text, text_key):
+        hint = "records are one list, or one in each line (`jq -c . FILE`)"
+        yield Malformed(f"{url}: not valid JSON ({error}); {hint}")
     elif text:
         yield Record(url, {text_key: text}, key_of(part.file.key, 0))
 
@@ -252,29 +255,30 @@ def _is_lines(text: str, text_key: str, broken: bool) -> bool:
 
 def _is_one_record(value: dict[str, Any]) -> bool:
     """Whether an object that fills a file is a record: a chat, or a question with its answer."""
-    chat = isinstance(value.get("messages", value.get("conversations")), list)
+    turns = value.get("messages", value.get("conversations"))
+    chat = isinstance(turns, list) and not (turns and isinstance(turns[0], list))
     return chat or (is_form(value, "messages") and all(isinstance(one, str | None) for one in value.values()))
 
 
-def _unread_json(text: str, value: Any, error: Exception | None, text_key: str) -> str | None:
-    """What is wrong with a JSON file that holds records in a form that is not read; None if it is a document of text."""
-    if isinstance(value, dict):
-        for key in ("data", "train", "rows", "records", "examples", "instances"):
-            held = value.get(key)
-            if isinstance(held, list) and held and isinstance(held[0], dict) and is_record(held[0], text_key):
-                return f"the records are under {key!r}; write that list alone (`jq '.{key}'`), or JSON Lines"
-        sizes = {len(column) if isinstance(column, list | dict) else -1 for column in value.values()}
-        if len(sizes) == 1 and -1 not in sizes and is_form(value, text_key):
-            return "the records are written column by column; write them one by one (pandas: orient='records')"
-    if error is not None:
-        start = text.lstrip().removeprefix("[").lstrip()
-        try:
-            first = json.JSONDecoder().raw_decode(start)[0]
-        except (ValueError, RecursionError):
-            return None
-        if isinstance(first, dict) and is_form(first, text_key):
-            return f"not valid JSON ({error}); records are one list, or one in each line (`jq -c . FILE`)"
+def _unread_object(value: dict[str, Any], text_key: str) -> str | None:
+    """What is wrong with an object that fills a file and holds records in a form that is not read, or None."""
+    for key in ("data", "train", "rows", "records", "examples", "instances"):
+        held = value.get(key)
+        if isinstance(held, list) and held and isinstance(held[0], dict) and is_record(held[0], text_key):
+            return f"the records are under {key!r}; write that list alone (`jq '.{key}'`), or JSON Lines"
+    sizes = {len(column) if isinstance(column, list | dict) else -1 for column in value.values()}
+    if len(sizes) == 1 and -1 not in sizes and is_form(value, text_key) and not _is_one_record(value):
+        return "the records are written column by column; write them one by one (pandas: orient='records')"
     return None
+
+
+def _begins_with_record(text: str, text_key: str) -> bool:
+    """Whether a text that is no JSON begins with a record: a list that was cut off, records over several lines."""
+    try:
+        first = json.JSONDecoder().raw_decode(text.lstrip().removeprefix("[").lstrip())[0]
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(first, dict) and is_form(first, text_key)
 
 
 def _read_csv(part: Part, source: Source, seed: int) -> Iterator[Record | Malformed]:

@@ -119,6 +119,7 @@ def test_json_files_of_records_are_never_read_as_text(tmp_path):
     # Cut off, one object after the other, column by column, a key twice: refused.
     assert "not valid JSON" in reason(written(json.dumps(PAIRS, indent=1)[:-20]))
     assert "jq -c" in reason(written("\n".join(json.dumps(pair, indent=1) for pair in PAIRS)))
+    assert "column by column" in reason(written(json.dumps({"messages": [[HI, YO], [HI, YO]]})))
     columns = {key: {str(i): pair[key] for i, pair in enumerate(PAIRS)} for key in PAIRS[0]}
     assert "column by column" in reason(written(json.dumps(columns)))
     assert "the key 'output' occurs twice" in reason(written('[{"instruction": "a", "output": "b", "output": "c"}]'))
@@ -152,15 +153,17 @@ def test_lines_that_lose_something_are_malformed(tmp_path):
 def test_files_that_are_something_else_say_what(tmp_path):
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
     for name in ("a.jsonl", "a.json", "a.csv", "a.txt", "a.parquet", "a.arrayrecord"):
-        for raw, what in (
-            (pointer, "is a Git LFS pointer and not the file itself"),
-            (gzip.compress(b'{"text": "a"}'), "is compressed with gzip: name it .gz"),
-            (b"PAR1....", "is a Parquet file: name it .parquet"),
+        for number, (raw, what) in enumerate(
+            (
+                (pointer, "is a Git LFS pointer and not the file itself"),
+                (gzip.compress(b'{"text": "a"}'), "is compressed with gzip: name it .gz"),
+                (b"PAR1....", "is a Parquet file: name it .parquet"),
+            )
         ):
             (tmp_path / name).write_bytes(raw)
             columnar = name.endswith((".parquet", ".arrayrecord"))
             with pytest.raises(DataError, match="not a whole" if columnar and raw != pointer else what):
-                prepare(Source("s", str(tmp_path / name)), TOK, tmp_path / "out", processes=1)
+                prepare(Source("s", str(tmp_path / name)), TOK, tmp_path / f"{name}{number}", processes=1)
     (tmp_path / ".hidden.jsonl").write_text('{"text": "a"}\n')
     assert bodies(tmp_path / ".hidden.jsonl") == [{"text": "a"}], "a file that is named is read"
 

@@ -152,9 +152,9 @@ FORMS = {
     ),
     "a refusal": ({"messages": [HI, {"role": "assistant", "content": None, "refusal": "yo"}]}, {"messages": [HI, YO]}),
     "arguments that are null": (
-        {"messages": [HI, calling(function={"name": "add", "arguments": None}), *CALLS[2:],
+        {"messages": [HI, calling(function={"name": "add", "arguments": None}), RESULT,
                       calling(function={"name": "add", "arguments": "null"}), RESULT, YO]},
-        {"messages": [HI, calling(name="add", arguments={}), *CALLS[2:], calling(name="add", arguments={}), RESULT, YO]},
+        {"messages": [HI, calling(name="add", arguments={}), RESULT, calling(name="add", arguments={}), RESULT, YO]},
     ),
     "Alpaca whose input alone is filled in": (
         {"instruction": "", "input": "hi", "output": "yo", "history": None}, {"messages": [HI, YO]},
