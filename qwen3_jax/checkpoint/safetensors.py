@@ -148,9 +148,9 @@ class SafetensorsFolder:
                 "files belongs to the model."
             )
         if self._copies:
-            name, file = next(iter(self._copies.items()))
+            name, holder = next(iter(self._copies.items()))
             more = f" and {len(self._copies) - 1} more" if len(self._copies) > 1 else ""
-            warn(f"{self.folder}: left out, because {INDEX} names other files for them: {name} in {file.name}{more}.")
+            warn(f"{self.folder}: left out, because {INDEX} names other files for them: {name} in {holder.name}{more}.")
 
     def _rename(self) -> None:
         """Give tensors the names that they have in the whole model, and leave out what is computed."""

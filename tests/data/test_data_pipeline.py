@@ -240,11 +240,11 @@ def test_a_new_stage_gives_what_the_one_before_has_not_given(folder, length):
     assert state["row"] == 2, "rows that were packed and not given"
     with closing(iter(make_train_loader(now, corpora))) as iterator:
         iterator.set_state(json.loads(json.dumps(at_boundary(state, before, None, now, corpora))))
-        while whole - seen:
+        for _ in range(30):
             seen.update(pairs(next(iterator)))
             # Close to the end, rows of the next epoch come between.
             assert sum(seen.values()) > sum(whole.values()) - 5 * length or not seen - whole, "nothing twice"
-    assert sum((seen - whole).values()) <= 5 * length, "nothing left out"
+    assert not whole - seen, "nothing left out"
     # The folder was prepared anew, from other text.
     changed = state | {"text": {"text": [29, 1234]}}
     words = "source 'text' had 29 documents of 1,234 tokens when the run was saved, and .* has 30 of"
