@@ -22,7 +22,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qwen3_jax.data.messages import FormError, Messages, decoded, read_messages, read_tools, spoken, text_of
+from qwen3_jax.data.messages import (
+    FormError,
+    Messages,
+    decoded,
+    read_messages,
+    read_tools,
+    spoken,
+    text_of,
+    without_fill,
+)
 from qwen3_jax.text.chat import REASONING_FIELDS
 
 _LISTS = ("messages", "conversations", "conversation")
@@ -174,6 +183,7 @@ def _conversation(body: dict[str, Any], keys: set[str]) -> tuple[Form, set[str]]
     if answer and prompt:
         turns, completion = _completed(turns, body[answer], answer)
     tools = _tools(body, used)
+    without_fill(turns.messages, tools or [])
     if body.get("parallel_tool_calls") is False:
         for number, message in enumerate(turns.messages, 1):
             if len(message.get("tool_calls", ())) > 1:

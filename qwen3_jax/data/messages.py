@@ -116,6 +116,34 @@ def read_tools(value: Any, key: str = "tools") -> list[dict[str, Any]] | None:
     return [_tool(decoded(tool, f"tool {number}"), f"tool {number}") for number, tool in enumerate(value, 1)] or None
 
 
+def without_fill(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> None:
+    """Take out of the calls' arguments what is null and no parameter of the tool that is called.
+
+    Columnar files give the arguments of every call the names of all calls, null where a call had none; these nulls stay when
+    they are written as JSON Lines. Arguments that are JSON text are what was written.
+    """
+    schemas = {tool["function"]["name"]: tool["function"].get("parameters", {}) for tool in tools}
+    for message in messages:
+        for call in message.get("tool_calls", ()):
+            function = call.get("function", call)
+            if isinstance(function["arguments"], dict):
+                function["arguments"] = _known(function["arguments"], schemas.get(function["name"], {}))
+
+
+def _known(value: Any, schema: Any) -> Any:
+    """A value without nulls under names that its schema does not have."""
+    if not isinstance(schema, dict):
+        return value
+    if isinstance(value, list):
+        return [_known(item, schema.get("items")) for item in value]
+    properties = schema.get("properties")
+    if not isinstance(value, dict) or not isinstance(properties, dict):
+        return value
+    return {
+        key: _known(item, properties.get(key)) for key, item in value.items() if item is not None or key in properties
+    }
+
+
 def decoded(value: Any, name: str) -> Any:
     """Decode a value that a columnar file stores as JSON text; blank text is None, other values are returned as they are.
 
@@ -222,7 +250,7 @@ def _message(role: str, content: Any, fields: dict[str, Any], name: str) -> Mess
         calls = decoded(fields.pop("tool_calls", None), f"'tool_calls' of {name}")
         if calls:
             message["tool_calls"] = _calls(calls, name)
-        elif text is None and not message.get("reasoning_content"):
+        elif text is None:
             raise FormError(f"{name} (assistant) has neither content nor tool calls")
     unexplained = []
     for key, value in fields.items():

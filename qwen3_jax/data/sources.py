@@ -266,6 +266,13 @@ def _unread_object(value: dict[str, Any], text_key: str) -> str | None:
         held = value.get(key)
         if isinstance(held, list) and held and isinstance(held[0], dict) and is_record(held[0], text_key):
             return f"the records are under {key!r}; write that list alone (`jq '.{key}'`), or JSON Lines"
+    rows = list(value.values())
+    numbered = [*value] == [str(number) for number in range(len(value))]
+    if numbered and rows and isinstance(rows[0], dict) and is_form(rows[0], text_key):
+        return "the records are under their numbers; write them as one list (pandas: orient='records')"
+    names = value["columns"] if value.keys() == {"columns", "index", "data"} else None
+    if isinstance(names, list) and is_form(dict.fromkeys(map(str, names)), text_key):
+        return "the records are lists without their keys; write them as objects (pandas: orient='records')"
     sizes = {len(column) if isinstance(column, list | dict) else -1 for column in value.values()}
     if len(sizes) == 1 and -1 not in sizes and is_form(value, text_key) and not _is_one_record(value):
         return "the records are written column by column; write them one by one (pandas: orient='records')"

@@ -122,6 +122,9 @@ def test_json_files_of_records_are_never_read_as_text(tmp_path):
     assert "column by column" in reason(written(json.dumps({"messages": [[HI, YO], [HI, YO]]})))
     columns = {key: {str(i): pair[key] for i, pair in enumerate(PAIRS)} for key in PAIRS[0]}
     assert "column by column" in reason(written(json.dumps(columns)))
+    assert "under their numbers" in reason(written(json.dumps({str(i): pair for i, pair in enumerate(PAIRS)})))
+    split = {"columns": ["instruction", "output"], "index": [0, 1], "data": [["hi", "yo"], ["a", "b"]]}
+    assert "lists without their keys" in reason(written(json.dumps(split)))
     assert "the key 'output' occurs twice" in reason(written('[{"instruction": "a", "output": "b", "output": "c"}]'))
     # What is no record stays text.
     for text in (

@@ -7,7 +7,6 @@ import re
 import pytest
 
 from qwen3_jax.data import DataError, Labels, Malformed, Record, Source, documents, encode, prepare
-from qwen3_jax.data.messages import read_tools
 from qwen3_jax.data.records import form_of, texts
 from qwen3_jax.data.sources import read, splits
 from tests.helpers import tiny_models
@@ -287,35 +286,6 @@ def test_what_is_not_read_is_refused_by_file_line_and_name(body, complaint):
     with pytest.raises(DataError, match=rf"^data/chat.jsonl:7: .*{complaint}") as caught:
         documents(Record("data/chat.jsonl:7", json.loads(json.dumps(body))), TOK, loss_on="assistant")
     assert "\n" not in str(caught.value)
-
-
-def test_nulls_of_a_tools_schema_are_dropped_where_they_are_fill_and_nowhere_else():
-    """Columnar files fill keywords that other tools have; null as a default, in an enum, in unknown keywords is meant."""
-    meant = {
-        "type": "object",
-        "properties": {
-            "a": {
-                "type": ["string", "null"],
-                "default": None,
-                "enum": ["x", None],
-                "examples": [None],
-                "x-of": {"k": None},
-            },
-            "default": {"const": None},
-            "items": {"type": "array", "items": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/D"}]}},
-        },
-        "$defs": {"D": {"type": "object", "properties": {"enum": {"type": "string"}}}},
-    }
-    filled = json.loads(json.dumps(meant)) | {"required": None, "$schema": None}
-    filled["properties"] |= {"b": None, "const": None}
-    filled["properties"]["a"] |= {"description": None, "properties": None}
-    filled["properties"]["items"]["items"]["anyOf"][0]["description"] = None
-    filled["$defs"]["D"]["properties"]["enum"]["description"] = None
-    filled["$defs"]["E"] = None
-    (tool,) = read_tools([{"name": "f", "description": None, "parameters": filled}])
-    assert tool == {"type": "function", "function": {"name": "f", "parameters": meant}}
-    assert read_tools([{"name": "f", "parameters": meant}])[0]["function"]["parameters"] == meant
-    assert "parameters" not in read_tools([{"function": {"name": "f", "parameters": None}}])[0]["function"]
 
 
 def test_weights_and_learning_everything_contradict_each_other():
