@@ -1,7 +1,8 @@
 """Rows of CSV and TSV files as JSON objects: the first row names the keys, and an empty cell is absent, as in `datasets`.
 
 Columns are separated by commas, in .tsv files by tabs; where the first line has no comma, by the semicolon, tab or bar that it
-has. Cells may be quoted and then hold separators and line ends. Every value is text.
+has; a first line `sep=;`, which Excel wants, says it. Cells may be quoted and then hold separators and line ends. Every value is
+text.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import csv
 import itertools
 import os
+import re
 from collections.abc import Iterable, Iterator
 
 from qwen3_jax.data.records import DataError
@@ -31,9 +33,12 @@ def rows(lines: Iterable[str], url: str) -> Iterator[tuple[int, dict[str, str] |
     blank, first = next(((number, line) for number, line in enumerate(lines) if line.strip()), (0, ""))
     if not first:
         return
-    reader = csv.reader(itertools.chain([first], lines), delimiter=_separator(first, url), strict=True)
+    separator = _separator(first, url)
+    if stated := re.fullmatch(r"sep=(.)[\r\n]*", first):
+        separator, first, blank = stated[1], next(lines, ""), blank + 1
+    reader = csv.reader(itertools.chain([first], lines), delimiter=separator, strict=True)
     try:
-        names = _names(next(reader), url)
+        names = _names(next(reader, []), url)
         start = blank + reader.line_num + 1
         for cells in reader:
             if len(cells) == len(names):
@@ -42,7 +47,9 @@ def rows(lines: Iterable[str], url: str) -> Iterator[tuple[int, dict[str, str] |
                 yield start, f"the row has {len(cells)} cells, and the first row names {len(names)} columns"
             start = blank + reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{url}:{blank + reader.line_num}: not valid CSV ({error})") from None
+        where = f"{url}:{blank + reader.line_num}"
+        hint = "a cell that begins with a quote ends with one, and quotes within it are doubled"
+        raise DataError(f"{where}: not valid CSV ({error}); {hint}") from None
 
 
 def _separator(first: str, url: str) -> str:

@@ -29,8 +29,8 @@ from qwen3_jax.text_files import LFS_POINTER, EncodingError, check_encoding, is_
 Kind = Literal["text", "json", "jsonl", "csv", "parquet", "arrayrecord", "synthetic"]
 
 _KINDS: dict[str, Kind] = {
-    ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
-    ".arrayrecord": "arrayrecord", ".array_record": "arrayrecord",
+    ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".jsonlines": "jsonl", ".csv": "csv", ".tsv": "csv",
+    ".parquet": "parquet", ".arrayrecord": "arrayrecord", ".array_record": "arrayrecord",
 }  # fmt: skip
 _COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
 _UNREADABLE = {

@@ -45,6 +45,7 @@ _SCHEMAS = frozenset(
      "unevaluatedProperties", "anyOf", "oneOf", "allOf", "not", "if", "then", "else")
 )  # fmt: skip
 _NAMED_SCHEMAS = frozenset(("properties", "patternProperties", "$defs", "definitions", "dependentSchemas"))
+_PYTHON = re.compile(r"\s*\[?\s*\{\s*'")
 _TOOL_RESPONSES = re.compile(r"\s*(?:<tool_response>.*?</tool_response>\s*)+", re.DOTALL)
 _TOOL_RESPONSE = re.compile(r"<tool_response>\n?(.*?)\n?</tool_response>", re.DOTALL)
 
@@ -157,7 +158,8 @@ def decoded(value: Any, name: str) -> Any:
     try:
         return json_values.load(value)
     except ValueError as error:  # also a key twice, a number of thousands of digits, and very deep nesting
-        raise FormError(f"{name} is a string and not valid JSON ({error})") from None
+        python = "; it is written as Python prints it: write json.dumps of it" if _PYTHON.match(value) else ""
+        raise FormError(f"{name} is a string and not valid JSON ({error}){python}") from None
 
 
 def _check_order(messages: list[dict[str, Any]]) -> None:

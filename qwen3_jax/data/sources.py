@@ -220,6 +220,8 @@ def _read_json(part: Part, source: Source, seed: int) -> Iterator[Record | Malfo
         value = json.loads(text)
     except (ValueError, RecursionError) as caught:
         error = caught
+    if value == []:
+        return
     if isinstance(value, list) and any(isinstance(one, dict) and is_record(one, text_key) for one in value):
         try:
             value = json_values.load(text)

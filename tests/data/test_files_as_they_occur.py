@@ -42,6 +42,7 @@ def test_tables_are_rows_of_records(tmp_path):
         ("c.csv", "\n" + TABLE + "\n\n"),
         ("d.tsv", 'instruction\tinput\toutput\nhi\t\tyo\n"a ""b"", c"\t"d\ne"\tf\n'),
         ("e.csv", 'instruction;input;output\nhi;;yo\n"a ""b"", c";"d\ne";f\n'),
+        ("i.csv", 'sep=;\ninstruction;input;output\nhi;;yo\n"a ""b"", c";"d\ne";f\n'),
         ("f.csv", ',instruction,input,output\n0,hi,,yo\n1,"a ""b"", c","d\ne",f\n'),
     ):
         (tmp_path / name).write_bytes(text.encode())
@@ -74,6 +75,11 @@ def test_cells_hold_chats_and_labels(tmp_path):
     source = Source("s", str(tmp_path / "a.csv"), labels=Labels(quality_key="score"))
     assert prepare(source, TOK, tmp_path / "out", processes=1).quality.tolist() == [0.5]
     (tmp_path / "b.csv").write_text("name,age\na,1\n")
+    (tmp_path / "c.csv").write_text(f'messages\n"{[HI, YO]}"\n')
+    with pytest.raises(
+        DataError, match=r"c\.csv:2: 'messages' is a string and not valid JSON .*: write json.dumps of it"
+    ):
+        prepare(Source("s", str(tmp_path / "c.csv")), TOK, tmp_path / "c", processes=1)
     with pytest.raises(DataError, match=r"b\.csv:2: no 'text', 'messages' or 'prompt' key.*\['age', 'name'\]"):
         prepare(Source("s", str(tmp_path / "b.csv")), TOK, tmp_path / "b", processes=1)
 
@@ -86,6 +92,7 @@ def test_broken_tables_are_named_by_line(tmp_path):
     assert (first.body, last.body) == ({"text": "a", "id": "1"}, {"text": "c", "id": "3"})
     for raw, complaint in (
         (b'text\na\n"b\n', r"a\.csv:3: not valid CSV \(unexpected end of data\)"),
+        (b'text\n"a" said b\n', r"a\.csv:2: not valid CSV .*quotes within it are doubled"),
         (b"text,text\na,b\n", "two columns are named 'text'"),
         (b"text\n\xe4\n", r"a\.csv is not UTF-8 text"),
         ("text\na\n".encode("utf-16"), r"a\.csv is UTF-16 text.*iconv"),
@@ -107,6 +114,7 @@ def test_json_files_of_records_are_never_read_as_text(tmp_path):
 
     # One record: in a line, and over several.
     assert bodies(written(json.dumps({"text": "a"}) + "\n")) == [{"text": "a"}]
+    assert bodies(written("[]")) == []
     assert bodies(written(json.dumps(PAIRS[0], indent=1))) == PAIRS[:1]
     assert bodies(written(json.dumps({"messages": [HI, YO]}, indent=1))) == [{"messages": [HI, YO]}]
     # Lines of which the first is broken, and lists that begin with something else, are records with one that is malformed.
