@@ -95,8 +95,8 @@ def _check(slots: list[Slot], tensors: TensorSource, config: Qwen3Config) -> Non
                 if name == "lm_head.weight" and name not in tensors.entries:
                     raise UserError(
                         f"{tensors.folder} has no {name!r}, and config.json does not tie it to the embedding: it is an encoder "
-                        "without a head (as Qwen3-Embedding is), which cannot generate, or it is incomplete; if they are meant "
-                        "to be tied, set tie_word_embeddings to true."
+                        "without a head (as Qwen3-Embedding is), which cannot generate, or it is incomplete; if the embedding "
+                        "is the head, set tie_word_embeddings to true."
                     )
                 if name not in tensors.entries:
                     raise UserError(f"tensor {name!r} is missing from {tensors.folder}.")

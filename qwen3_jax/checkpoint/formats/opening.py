@@ -100,7 +100,8 @@ def _tensors(path: Path, quantization: Any) -> TensorSource:
             ):  # a note for loaders that quantise, kept by a model that was merged or unpacked
                 warn(f"{path}: 'quantization_config' of config.json has no effect, because no tensor is quantised.")
             return plain
-    return Unpacked(SafetensorsFolder(path, packed=True), scheme(quantization or older))
+    how = scheme(quantization or older)
+    return Unpacked(SafetensorsFolder(path, packed=True), how)
 
 
 def _older_settings(path: Path) -> dict[str, Any] | None:
