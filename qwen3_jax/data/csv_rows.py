@@ -1,7 +1,7 @@
 """Rows of CSV and TSV files as JSON objects: the first row names the keys, and an empty cell is absent, as in `datasets`.
 
 Columns are separated by commas, in .tsv files by tabs; where the first line has no comma, by the semicolon, tab or bar that it
-has. A first line `sep=;`, which Excel wants, says it. Cells may be quoted and then hold separators and line ends. Values are text.
+has. A first line `sep=;`, which Excel wants, says it. Quoted cells may hold separators and line ends. Every value is text.
 """
 
 from __future__ import annotations
