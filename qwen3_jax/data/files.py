@@ -12,7 +12,7 @@ import io
 import lzma
 import os
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,8 +96,8 @@ def _expand(entry: str, source: Source) -> Iterator[CorpusFile]:
         )
     try:
         system, path = url_to_fs(os.path.expanduser(entry))
-        named = False
-        if system.isdir(path):
+        folder, named = system.isdir(path), False
+        if folder:
             listing, base = system.find(path, detail=True), path
         elif any(letter in path for letter in "*?["):
             listing, base = system.glob(path, detail=True), path[: min(path.find(c) for c in "*?[" if c in path)]
@@ -108,14 +108,45 @@ def _expand(entry: str, source: Source) -> Iterator[CorpusFile]:
             return
     except (ImportError, ValueError) as error:  # an unknown protocol, or one whose package is not installed
         raise DataError(f"source {source.name!r}: {entry!r} cannot be read: {error}") from None
-    for name, info in listing.items():
+    for name, size in _files(listing, base, folder):
         below = name[len(base) :].lstrip("/")
-        hidden = any(part.startswith(".") for part in below.split("/")) and not named
-        if info["type"] != "file" or hidden:
+        if any(part.startswith(".") for part in below.split("/")) and not named:
             continue
-        if system.isdir(path) and source.format not in ("auto", "text") and _by_suffix(name) != source.format:
+        if folder and source.format not in ("auto", "text", _by_suffix(name)):
             continue  # of a folder, the files of that format
-        yield CorpusFile(system.unstrip_protocol(name) if "://" in entry else name, below, int(info["size"] or 0))
+        yield CorpusFile(system.unstrip_protocol(name) if "://" in entry else name, below, size)
+
+
+def _files(listing: Mapping[str, Any], base: str, folder: bool) -> Iterator[tuple[str, int]]:
+    """Names and sizes of the files in a listing, with what symbolic links lead to (a snapshot of the hub is made of links). A
+    file that is listed itself is not read again through a link.
+
+    Raises:
+        DataError: a link leads nowhere.
+    """
+    for name, info in listing.items():
+        if info["type"] == "file":
+            yield name, int(info["size"] or 0)
+    seen = {os.path.realpath(name) for name, info in listing.items() if info["type"] == "file"} | {
+        os.path.realpath(base)
+    }
+    for link in (name for name, info in listing.items() if info.get("islink")):
+        if (
+            os.path.realpath(link) in seen or "/." in link[len(base) :]
+        ):  # editors lock files with links that lead nowhere
+            continue
+        if os.path.isfile(link):
+            yield link, os.path.getsize(link)
+        elif not os.path.exists(link):
+            raise DataError(f"{link} is a link to {os.readlink(link)!r}, which is not there")
+        elif folder:
+            for parent, folders, files in os.walk(link, followlinks=True):
+                if os.path.realpath(parent) in seen:
+                    folders.clear()
+                    continue
+                seen.add(os.path.realpath(parent))
+                paths = [os.path.join(parent, file) for file in files]
+                yield from ((path, os.path.getsize(path)) for path in paths if os.path.realpath(path) not in seen)
 
 
 def _stdlib() -> Iterator[CorpusFile]:

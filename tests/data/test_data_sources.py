@@ -158,6 +158,27 @@ def test_what_is_held_out_depends_on_the_document_alone(corpus, tmp_path_factory
     assert [len(side) for side in one] == [1, 0], "a lone document is trained on"
 
 
+def test_links_are_followed_and_read_once(tmp_path):
+    """A snapshot of the hub is a folder of links to blobs."""
+    for name, text in (("blobs/abc", "a"), ("blobs/def", "b"), ("more/c.jsonl", "c"), ("snapshot/own.jsonl", "own")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps({"text": text}) + "\n")
+    snapshot = tmp_path / "snapshot"
+    for name, target in (
+        ("a.jsonl", "../blobs/abc"), ("data", "../more"), ("again.jsonl", "own.jsonl"), ("loop", "../snapshot"),
+    ):  # fmt: skip
+        (snapshot / name).symlink_to(target)
+    assert sorted(record.body["text"] for record in records(Source("s", str(snapshot)))) == ["a", "c", "own"]
+    assert keys(str(snapshot)) == ["a.jsonl", "data/c.jsonl", "own.jsonl"]
+    assert keys(f"{snapshot}/a*.jsonl") == ["a.jsonl", "again.jsonl"]
+    assert keys(str(snapshot / "a.jsonl")) == ["a.jsonl"]
+    (snapshot / ".#own.jsonl").symlink_to("someone@somewhere")
+    assert len(keys(str(snapshot))) == 3
+    (snapshot / "gone.jsonl").symlink_to("../blobs/none")
+    with pytest.raises(DataError, match=r"gone\.jsonl is a link to '\.\./blobs/none', which is not there"):
+        keys(str(snapshot))
+
+
 def test_standard_library_without_its_tests():
     files = find_files(Source("s", "stdlib:"))
     names = {file.key for file in files}
