@@ -98,6 +98,20 @@ def test_every_file_is_read_as_it_comes_from_windows(kind, tmp_path):
         read(file)
 
 
+def test_messages_and_tools_with_a_key_twice_are_refused(tmp_path):
+    """One of the values would be lost."""
+    file = tmp_path / "given.json"
+    file.write_text('[{"role": "user", "content": "a", "content": "b"}]')
+    for read in (lambda path: inputs.read_one(None, path, None, False), inputs.read_tools):
+        with pytest.raises(
+            UserError, match=r"given\.json is not valid JSON \(the key 'content' occurs twice in one object\)"
+        ):
+            read(file)
+    file.with_suffix(".jsonl").write_text('{"prompt": "a", "prompt": "b"}\n')
+    with pytest.raises(UserError, match=r"given\.jsonl, line 1 is not valid JSON \(the key 'prompt' occurs twice"):
+        inputs.read_jsonl(file.with_suffix(".jsonl"), None, False)
+
+
 def test_standard_input_may_begin_with_a_byte_order_mark(monkeypatch):
     def given(raw: bytes):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw)))
