@@ -99,7 +99,7 @@ def read_rope(raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     theta = DEFAULT_ROPE_THETA if theta is None else float(theta)
     if rope_type is None and merged.get("factor", 1.0) != 1.0:
         raise UserError("config field 'rope_scaling' has a 'factor' and no 'rope_type'; set it to 'yarn'.")
-    if rope_type in (None, "default") or (rope_type == "linear" and merged.get("factor", 1.0) == 1.0):
+    if rope_type in (None, "default") or (rope_type == "linear" and merged.get("factor") == 1.0):
         return theta, None
     if rope_type != "yarn":
         raise UserError(f"config field 'rope_type' is {rope_type!r}; only 'default' and 'yarn' are built.")

@@ -152,6 +152,7 @@ def test_settings_in_older_spellings_and_at_their_no_op_value():
         (DENSE | {"layer_types": ["full_attention", "sliding_attention"]}, "'layer_types' has"),
         (DENSE | {"rope_scaling": {"factor": 4.0}}, "has a 'factor' and no 'rope_type'; set it to 'yarn'"),
         (DENSE | {"rope_scaling": {"type": "linear", "factor": 2.0}}, "'rope_type' is 'linear'"),
+        (DENSE | {"rope_scaling": {"type": "linear"}}, "'rope_type' is 'linear'"),
         (DENSE | {"rope_scaling": {"type": "yarn", "factor": "4"}}, "rope_scaling field 'factor' has the value '4'"),
         (DENSE | {"rope_theta": "1e6"}, "'rope_theta' is '1e6'; it must be a number"),
         (DENSE | {"hidden_size": 64.5}, "'hidden_size' has the value 64.5"),
