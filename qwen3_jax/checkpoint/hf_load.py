@@ -83,6 +83,12 @@ def _make(config: Qwen3Config, **options: Any) -> Qwen3:
 
 def _check(slots: list[Slot], tensors: TensorSource, config: Qwen3Config) -> None:
     """Every parameter has its tensors, of the right shape, and every tensor has a parameter."""
+    inserted = next((name for name in tensors.entries if ".lora_A." in name or ".base_layer." in name), None)
+    if inserted is not None:
+        raise UserError(
+            f"{tensors.folder} was saved with a PEFT adapter in its layers ({inserted!r}); merge it first, "
+            "`model.merge_and_unload().save_pretrained(FOLDER)`, and load FOLDER."
+        )
     used = set()
     for slot in slots:
         for layer, prefix in enumerate(slot.prefixes):

@@ -253,6 +253,12 @@ def test_folders_that_are_no_whole_checkpoint_say_what_is_missing(single, sharde
     refused(words, peft)  # adapters are also published with their base's small files
     (peft / "adapter_model.safetensors").rename(peft / "adapter_model.bin")
     refused(words, peft)
+    inside = shutil.copytree(single, tmp_path / "inside")
+    layer = "model.layers.0.self_attn.q_proj."
+    renamed(inside, lambda name: f"base_model.model.{name}".replace(f"{layer}weight", f"{layer}base_layer.weight"))
+    refused(
+        r"was saved with a PEFT adapter in its layers \('model.layers.0.self_attn.q_proj.base_layer.weight'\)", inside
+    )
 
 
 def test_what_a_clone_without_git_lfs_and_a_broken_download_leave_is_named(single, tmp_path):
