@@ -361,6 +361,7 @@ def _tool(tool: Any, name: str) -> dict[str, Any]:
             if key in tool:
                 raise FormError(f"{name} has {key!r}, {whose} form; rename it to 'parameters'")
         tool = {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
+    tool = tool if "type" in tool else {"type": "function", **tool}
     function = decoded(tool["function"], f"the function of {name}")
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise FormError(f"{name} must be an object with a function that has a name")

@@ -139,6 +139,9 @@ FORMS = {
         {"messages": [HI, calling(name="add", arguments={}), *CALLS[2:]], "tools": TOOLS},
     ),
     "a bare function": ({"messages": CALLS, "tools": [FUNCTION]}, {"messages": CALLS, "tools": TOOLS}),
+    "a function without its type": (
+        {"messages": CALLS, "tools": [{"function": FUNCTION, "type": None}]}, {"messages": CALLS, "tools": TOOLS},
+    ),
     "problem and solution": ({"problem": "hi", "solution": "yo", "level": "1"}, {"messages": [HI, YO]}),
     "messages under input": (
         {"input": [HI], "output": "yo", "system_prompt": "Be brief."}, {"messages": [BRIEF, HI, YO]},
