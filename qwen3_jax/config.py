@@ -162,6 +162,7 @@ class Qwen3Config:
             )
         is_moe = model_type == "qwen3_moe"
         architectures = raw.pop("architectures", None) or []
+        architectures = [architectures] if isinstance(architectures, str) else architectures
         class_names = ("Qwen3MoeForCausalLM", "Qwen3MoeModel") if is_moe else ("Qwen3ForCausalLM", "Qwen3Model")
         for architecture in architectures:
             if architecture not in class_names:
@@ -169,20 +170,22 @@ class Qwen3Config:
 
         # What HF's Qwen3Config / Qwen3MoeConfig assume for a field that the file leaves out.
         values: dict[str, Any] = dict(_HF_MOE_DEFAULTS if is_moe else _HF_DENSE_DEFAULTS)
-        if "num_local_experts" in raw:
-            raw.setdefault("num_experts", raw["num_local_experts"])
-            del raw["num_local_experts"]
-        values["dtype"] = raw.pop("dtype", None) or raw.pop("torch_dtype", None)
-        raw.pop("torch_dtype", None)
+        experts = raw.pop("num_local_experts", None)
+        if raw.get("num_experts") is None and experts is not None:
+            raw["num_experts"] = experts
+        older = raw.pop("torch_dtype", None)
+        dtype = raw.pop("dtype", None) or older
+        values["dtype"] = dtype.removeprefix("torch.") if isinstance(dtype, str) else dtype
         values["rope_theta"], values["rope_scaling"] = read_rope(raw)
         values["dual_chunk_attention_config"] = read_dual_chunk(raw)
-        _refuse_unsupported(raw)
+        _refuse_unsupported(raw, is_moe)
 
         fields = {field.name for field in dataclasses.fields(cls)}
         ignored = []
         for name, value in raw.items():
             if name in fields:
-                values[name] = value
+                if value is not None or name in _NULLABLE:  # elsewhere null is what the file leaves out
+                    values[name] = value
             elif name not in _HARMLESS:
                 ignored.append(name)
         if ignored:
@@ -198,6 +201,8 @@ class Qwen3Config:
             values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
         if not is_moe:
             values["num_experts"] = 0
+        if values.get("hidden_act") == "swish":
+            values["hidden_act"] = "silu"
         check_types(cls, values)
         return cls(**values)
 
@@ -233,17 +238,24 @@ class Qwen3Config:
         return dict(sorted(out.items()))
 
 
-def _refuse_unsupported(raw: dict[str, Any]) -> None:
+def _refuse_unsupported(raw: dict[str, Any], is_moe: bool) -> None:
     """Take out of `raw` the fields that have one supported value, and refuse every other value by name."""
-    if raw.pop("use_sliding_window", False):
-        raise UserError("config field 'use_sliding_window' is true; no released Qwen3 uses it and it is not built.")
-    for name in ("sliding_window", "max_window_layers"):  # without use_sliding_window HF ignores both
-        raw.pop(name, None)
-    odd = set(raw.pop("layer_types", None) or ()) - {"full_attention"}
+    # As in HF, which slides the layers from max_window_layers on unless layer_types says otherwise; all layers of an MoE.
+    slides, window = raw.pop("use_sliding_window", None), raw.pop("sliding_window", 4096)
+    first, types = raw.pop("max_window_layers", None), raw.pop("layer_types", None)
+    odd = set(types or ()) - {"full_attention"}
     if odd:
         raise UserError(f"config field 'layer_types' has {sorted(odd)}; only 'full_attention' is built.")
-    if raw.pop("attention_dropout", 0.0):
-        raise UserError("config field 'attention_dropout' is not 0; Qwen3 trains without it and it is not built.")
+    first, layers = (
+        value if isinstance(value, int) else missing
+        for value, missing in ((first, 28), (raw.get("num_hidden_layers"), 32))
+    )
+    if slides and window is not None and (is_moe or not (types or first >= layers)):
+        raise UserError("config field 'use_sliding_window' is true; no released Qwen3 uses it and it is not built.")
+    if raw.pop("attention_dropout", None):
+        warnings.warn(
+            "config field 'attention_dropout' has no effect: nothing is dropped here.", UserWarning, stacklevel=3
+        )
     if raw.pop("quantization_config", None) is not None:
         raise UserError(
             "config field 'quantization_config' is set, which says how the weights are stored and not what the model is; "
@@ -272,11 +284,12 @@ _MOE_ONLY = (
     "mlp_only_layers",
     "router_aux_loss_coef",
 )
+_NULLABLE = ("bos_token_id", "eos_token_id", "num_key_value_heads", "head_dim")
 # Read by other programs or derived; none changes what the decoder computes.
 _HARMLESS = frozenset(
     {"transformers_version", "use_cache", "output_router_logits", "pad_token_id", "_name_or_path", "name_or_path"}
     | {"is_encoder_decoder", "return_dict", "output_attentions", "output_hidden_states", "chunk_size_feed_forward"}
-    | {"id2label", "label2id", "problem_type"}
+    | {"id2label", "label2id", "problem_type", "auto_map", "tokenizer_class", "unsloth_version", "unsloth_fixed"}
 )
 _HF_DENSE_DEFAULTS = {
     "vocab_size": 151_936,

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qwen3_jax.bounds import Bound, above, at_least, between, check_bounds, whole
 from qwen3_jax.json_fields import as_ids, check_types
 
 
@@ -42,8 +43,19 @@ class GenerationConfig:
         names = {field.name for field in dataclasses.fields(cls)}
         values = {name: value for name, value in raw.items() if name in names and value is not None}
         values["eos_token_id"] = as_ids(raw.get("eos_token_id"))
+        for name in ("bos_token_id", "pad_token_id"):  # some files have a list of one
+            if isinstance(values.get(name), list) and len(values[name]) <= 1:
+                values[name] = next(iter(values[name]), None)
+        if values.get("top_k") == -1:  # vLLM's name of no limit
+            values["top_k"] = 0
         check_types(cls, values, source="generation_config.json")
-        return cls(**values)
+        config = cls(**values)
+        check_bounds(
+            vars(config), "generation_config.json field ", temperature=at_least(0), top_k=whole(0),
+            top_p=Bound(0, 1, low_excluded=True),
+            min_p=between(0, 1), repetition_penalty=above(0), max_new_tokens=whole(1),
+        )  # fmt: skip
+        return config
 
     def to_hf(self) -> dict[str, Any]:
         """Return the contents of a `generation_config.json`."""

@@ -49,11 +49,13 @@ def refuse_adapter(folder: Path) -> None:
 
 
 def check_types(cls: type, values: dict[str, Any], source: str = "config.json") -> None:
-    """Refuse strings for numbers and the like, naming the field; integers are accepted for floats."""
+    """Refuse strings for numbers and the like, naming the field; integers are accepted for floats, and 20.0 for 20."""
     for field in dataclasses.fields(cls):
         if field.name not in values or values[field.name] is None:
             continue
         value, kind = values[field.name], field.type
+        if kind in (int, int | None) and isinstance(value, float) and value.is_integer():
+            value = values[field.name] = int(value)
         if kind in (int, int | None):
             ok = isinstance(value, int) and not isinstance(value, bool)
         elif kind in (float, float | None):

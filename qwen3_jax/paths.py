@@ -117,6 +117,11 @@ def replace_file(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def visible_files(folder: Path, pattern: str) -> list[Path]:
+    """Return the files of a folder that match, sorted; hidden ones (macOS leaves ._NAME beside NAME) are left out."""
+    return sorted(file for file in folder.glob(pattern) if not file.name.startswith("."))
+
+
 def fetch(url: str | os.PathLike) -> Path:
     """Return a local copy of a folder or file at a URL that fsspec knows; copied once for each state of it.
 

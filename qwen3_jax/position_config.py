@@ -84,15 +84,22 @@ def read_rope(raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
         block = raw.pop(key, None)
         if block is not None and not isinstance(block, dict):
             raise UserError(f"config field {key!r} must be an object, got {block!r}.")
-        merged.update(block or {})
-    inner_theta = merged.pop("rope_theta", None)
-    theta = inner_theta if inner_theta is not None else theta
-    rope_type = merged.pop("rope_type", None) or merged.pop("type", None) or "default"
-    merged.pop("type", None)
+        block = dict(block or {})
+        block.pop("sliding_attention", None)  # transformers 5 may write one for each type of layer
+        full = block.pop("full_attention", None)
+        merged.update(block | full if isinstance(full, dict) else block)
+    merged = {name: value for name, value in merged.items() if value is not None}
+    theta = merged.pop("rope_theta", theta)
+    if theta is not None and (isinstance(theta, bool) or not isinstance(theta, int | float)):
+        raise UserError(f"config field 'rope_theta' is {theta!r}; it must be a number.")
+    older = merged.pop("type", None)  # the name before transformers 4.43
+    rope_type = merged.pop("rope_type", older)
     if merged.pop("partial_rotary_factor", 1.0) != 1.0:
         raise UserError("config field 'partial_rotary_factor' is not 1.0; Qwen3 rotates whole heads.")
     theta = DEFAULT_ROPE_THETA if theta is None else float(theta)
-    if rope_type == "default":
+    if rope_type is None and merged.get("factor", 1.0) != 1.0:
+        raise UserError("config field 'rope_scaling' has a 'factor' and no 'rope_type'; set it to 'yarn'.")
+    if rope_type in (None, "default") or (rope_type == "linear" and merged.get("factor") == 1.0):
         return theta, None
     if rope_type != "yarn":
         raise UserError(f"config field 'rope_type' is {rope_type!r}; only 'default' and 'yarn' are built.")
@@ -100,7 +107,8 @@ def read_rope(raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     for name in merged:
         if name not in names:
             raise UserError(f"config field 'rope_scaling.{name}' is not a YaRN setting.{nearest(name, names)}")
-    return theta, RopeScaling(**{k: v for k, v in merged.items() if v is not None})
+    check_types(RopeScaling, merged, source="rope_scaling")
+    return theta, RopeScaling(**merged)
 
 
 def read_dual_chunk(raw: dict[str, Any]) -> DualChunk | None:

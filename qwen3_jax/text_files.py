@@ -26,8 +26,11 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 _PROBED = 64  # bytes that show an encoding without a mark
 
 
+LFS_POINTER = "is a Git LFS pointer and not the file itself: get that with `git lfs pull`, or with `hf download`."
+
+
 class EncodingError(UserError):
-    """Text that is not UTF-8; the message names its source, and the encoding where it can be told."""
+    """Text that is not UTF-8, or a Git LFS pointer; the message names its source, and the encoding where it can be told."""
 
 
 def read_text(path: str | Path, name: str | None = None) -> str:
@@ -63,7 +66,7 @@ def as_text(raw: bytes, name: str) -> str:
     """Return text from UTF-8, without a byte order mark and with every line end as a newline.
 
     Raises:
-        EncodingError: it is UTF-16, UTF-32, or not UTF-8; the message starts with `name`.
+        EncodingError: it is UTF-16, UTF-32, not UTF-8, or a Git LFS pointer; the message starts with `name`.
     """
     return _LINE_END.sub("\n", decode(raw, name))
 
@@ -72,7 +75,7 @@ def decode(raw: bytes, name: str) -> str:
     """Return text from UTF-8, without a byte order mark and with its line ends as they are.
 
     Raises:
-        EncodingError: it is UTF-16, UTF-32, or not UTF-8; the message starts with `name`.
+        EncodingError: it is UTF-16, UTF-32, not UTF-8, or a Git LFS pointer; the message starts with `name`.
     """
     check_encoding(raw, name)
     try:
@@ -81,12 +84,19 @@ def decode(raw: bytes, name: str) -> str:
         raise EncodingError(f"{name} is not UTF-8 text ({error.reason} at byte {error.start}).") from None
 
 
+def is_lfs_pointer(start: bytes) -> bool:
+    """Whether a file that begins so only says where Git LFS keeps the file itself: what a clone without git-lfs holds."""
+    return start.startswith(b"version https://git-lfs.github.com/spec/")
+
+
 def check_encoding(raw: bytes, name: str) -> None:
-    """Refuse text that begins as UTF-16 or UTF-32 does, with a byte order mark or without.
+    """Refuse text that begins as UTF-16 or UTF-32 does, with a byte order mark or without, and Git LFS pointers.
 
     Raises:
         EncodingError: names the encoding and says what to do.
     """
+    if is_lfs_pointer(raw):
+        raise EncodingError(f"{name} {LFS_POINTER}")
     encoding = next((encoding for mark, encoding in _MARKS if raw.startswith(mark)), None)
     start = raw[:_PROBED]
     start = start[: len(start) - len(start) % 2]

@@ -90,9 +90,26 @@ def test_every_file_is_read_as_it_comes_from_windows(kind, tmp_path):
         assert name in str(caught.value)
         assert "iconv" in str(caught.value)
         assert "\n" not in str(caught.value)
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(UserError, match="is a Git LFS pointer and not the file itself: get that with `git lfs pull`"):
+        read(file)
     file.write_bytes(text.encode() + b"\xff")
     with pytest.raises(UserError, match="UTF-8"):
         read(file)
+
+
+def test_messages_and_tools_with_a_key_twice_are_refused(tmp_path):
+    """One of the values would be lost."""
+    file = tmp_path / "given.json"
+    file.write_text('[{"role": "user", "content": "a", "content": "b"}]')
+    for read in (lambda path: inputs.read_one(None, path, None, False), inputs.read_tools):
+        with pytest.raises(
+            UserError, match=r"given\.json is not valid JSON \(the key 'content' occurs twice in one object\)"
+        ):
+            read(file)
+    file.with_suffix(".jsonl").write_text('{"prompt": "a", "prompt": "b"}\n')
+    with pytest.raises(UserError, match=r"given\.jsonl, line 1 is not valid JSON \(the key 'prompt' occurs twice"):
+        inputs.read_jsonl(file.with_suffix(".jsonl"), None, False)
 
 
 def test_standard_input_may_begin_with_a_byte_order_mark(monkeypatch):

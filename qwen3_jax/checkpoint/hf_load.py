@@ -83,6 +83,12 @@ def _make(config: Qwen3Config, **options: Any) -> Qwen3:
 
 def _check(slots: list[Slot], tensors: TensorSource, config: Qwen3Config) -> None:
     """Every parameter has its tensors, of the right shape, and every tensor has a parameter."""
+    inserted = next((name for name in tensors.entries if ".lora_A." in name or ".base_layer." in name), None)
+    if inserted is not None:
+        raise UserError(
+            f"{tensors.folder} was saved with a PEFT adapter in its layers ({inserted!r}); merge it first, "
+            "`model.merge_and_unload().save_pretrained(FOLDER)`, and load FOLDER."
+        )
     used = set()
     for slot in slots:
         for layer, prefix in enumerate(slot.prefixes):
@@ -95,7 +101,8 @@ def _check(slots: list[Slot], tensors: TensorSource, config: Qwen3Config) -> Non
                 if name == "lm_head.weight" and name not in tensors.entries:
                     raise UserError(
                         f"{tensors.folder} has no {name!r}, and config.json does not tie it to the embedding: it is an encoder "
-                        "without a head (as Qwen3-Embedding is), which cannot generate, or it is incomplete."
+                        "without a head (as Qwen3-Embedding is), which cannot generate, or it is incomplete; if the embedding "
+                        "is the head, set tie_word_embeddings to true."
                     )
                 if name not in tensors.entries:
                     raise UserError(f"tensor {name!r} is missing from {tensors.folder}.")
@@ -132,7 +139,10 @@ def _check_tied(tensors: TensorSource) -> None:
             index = (slice(start, min(start + step, rows)), slice(0, columns))
             left, right = (reader.read(name, index) for name in names)
             if not np.array_equal(left, right):
-                raise UserError("config.json ties 'lm_head.weight' to the embedding, but their values differ.")
+                raise UserError(
+                    "config.json ties 'lm_head.weight' to the embedding, but their values differ; set tie_word_embeddings to "
+                    "false if the model has a head of its own."
+                )
 
 
 def _fused_shape(slot: Slot) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from qwen3_jax.errors import UserError
-from qwen3_jax.paths import fetch, is_url
+from qwen3_jax.paths import fetch, is_url, visible_files
 
 # What a checkpoint consists of; other formats in the same repository (GGUF, ONNX, original .pth) stay there.
 _FILES = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "*.sha256")
@@ -73,7 +73,7 @@ def _of_run(folder: Path) -> Path:
     Raises:
         UserError: the run has not exported a model.
     """
-    if (folder / "config.json").is_file() or any(folder.glob("*.gguf")):
+    if (folder / "config.json").is_file() or visible_files(folder, "*.gguf"):
         return folder
     if (folder / "hf" / "config.json").is_file():
         return folder / "hf"

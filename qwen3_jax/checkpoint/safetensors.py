@@ -2,8 +2,10 @@
 
 Everything about the folder is checked before the first tensor is read: files that the index names, headers, duplicates.
 The one file `model.safetensors` decides what belongs to the checkpoint, or else the index, or else every shard; files beside
-them (adapters, an older set of shards) are named in a warning. Names are HF's for the whole model, whatever wrapper they were
-saved from: `embed_tokens.weight` (the decoder alone) and `_orig_mod.model.embed_tokens.weight` are `model.embed_tokens.weight`.
+them (adapters, an older set of shards) are named in a warning, and so are copies of a tensor that the index places elsewhere.
+Names are HF's for the whole model, whatever wrapper they were saved from: `embed_tokens.weight` (the decoder alone) and
+`_orig_mod.model.embed_tokens.weight` are `model.embed_tokens.weight`. Tables of the rotary embedding, which older versions of
+transformers saved, are left out: they are computed.
 Files are opened for one parameter at a time, because the pages of a mapped file count as this process's memory.
 """
 
@@ -21,6 +23,8 @@ from safetensors import SafetensorError, safe_open
 from qwen3_jax.checkpoint.source import Entry
 from qwen3_jax.errors import UserError, warn
 from qwen3_jax.json_fields import read_json, refuse_adapter
+from qwen3_jax.paths import visible_files
+from qwen3_jax.text_files import LFS_POINTER, is_lfs_pointer
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -29,6 +33,10 @@ _F8 = "float8_e4m3fn"
 _PACKED = {"F8_E4M3": _F8, "I8": "int8", "U8": "uint8", "I32": "int32", "I64": "int64"}
 _EMBEDDING = "embed_tokens.weight"
 _DECODER = "model."
+_WRAPPERS = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_COMPUTED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
+# Pickled files of a training run that hold no weights.
+_NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state).*")
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 
 
@@ -55,12 +63,14 @@ class SafetensorsFolder:
         self._offsets: dict[Path, dict[str, int]] = {}
         self._dtypes = FLOATS | _PACKED if packed else FLOATS
         self.entries: dict[str, Entry] = {}
+        self._copies: dict[str, Path] = {}  # tensors that the index places in another file
         for file in self._files():
             try:
                 with safe_open(file, framework="np") as handle:
                     for name in handle.keys():  # noqa: SIM118 - not a mapping
                         self._add(name, handle.get_slice(name), file)
             except (SafetensorError, OSError) as error:
+                refuse_pointer(file)
                 raise UserError(f"{file} is not a complete safetensors file ({error}); copy it again.") from None
         if self._listed is not None:
             self._check_index(self._listed)
@@ -68,7 +78,7 @@ class SafetensorsFolder:
 
     def _files(self) -> list[Path]:
         index, single = self.folder / INDEX, self.folder / SINGLE
-        every = sorted(self.folder.glob("*.safetensors"))
+        every = visible_files(self.folder, "*.safetensors")
         weight_map = self._weight_map() if index.exists() else None
         stray = []
         if single.exists() and (weight_map is None or SINGLE not in weight_map.values()):
@@ -79,7 +89,9 @@ class SafetensorsFolder:
             loaded, files = f"what {INDEX} names", [self.folder / name for name in sorted(set(weight_map.values()))]
             for file in files:
                 if not file.exists():
-                    raise UserError(f"{file} is missing; {INDEX} names it.")
+                    others = [other.name for other in every if other not in files and not is_adapter(other)]
+                    advice = f"; delete the index if it belongs to other files than {others[0]}" if others else ""
+                    raise UserError(f"{file} is missing; {INDEX} names it{advice}.")
         else:
             loaded, files = "the rest", [file for file in every if not is_adapter(file)]
             _check_shards(files, self.folder)
@@ -92,7 +104,11 @@ class SafetensorsFolder:
     def _weight_map(self) -> dict[str, str]:
         index = self.folder / INDEX
         weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+        if (
+            not isinstance(weight_map, dict)
+            or not weight_map
+            or not all(isinstance(v, str) for v in weight_map.values())
+        ):
             raise UserError(f"{index} has no 'weight_map' from tensor names to file names.")
         for name in weight_map.values():
             if Path(name).name != name:
@@ -101,7 +117,13 @@ class SafetensorsFolder:
 
     def _add(self, name: str, view: Any, file: Path) -> None:
         if name in self.entries:
-            raise UserError(f"tensor {name!r} occurs twice, in {self.entries[name].file.name} and {file.name}.")
+            before = self.entries[name].file
+            listed = (self._listed or {}).get(name)
+            if listed not in (before.name, file.name):
+                raise UserError(f"tensor {name!r} occurs twice, in {before.name} and {file.name}.")
+            self._copies[name] = before if listed == file.name else file
+            if listed == before.name:
+                return
         dtype = view.get_dtype()
         if dtype not in self._dtypes:
             raise UserError(
@@ -121,27 +143,28 @@ class SafetensorsFolder:
         unlisted = set(self.entries) - set(weight_map)
         if unlisted:
             name = sorted(unlisted)[0]
-            raise UserError(f"tensor {name!r} in {self.entries[name].file.name} is not in {INDEX}.")
+            raise UserError(
+                f"tensor {name!r} in {self.entries[name].file.name} is not in {INDEX}; delete the index if every tensor of the "
+                "files belongs to the model."
+            )
+        if self._copies:
+            name, holder = next(iter(self._copies.items()))
+            more = f" and {len(self._copies) - 1} more" if len(self._copies) > 1 else ""
+            warn(f"{self.folder}: left out, because {INDEX} names other files for them: {name} in {holder.name}{more}.")
 
     def _rename(self) -> None:
-        """Give tensors the names that they have in the whole model."""
+        """Give tensors the names that they have in the whole model, and leave out what is computed."""
+        whole = {name: _WRAPPERS.sub("", name) for name in self.entries if not name.endswith(_COMPUTED)}
         embeddings = [
-            name for name in self.entries if name.endswith(_EMBEDDING) and name[: -len(_EMBEDDING)][-1:] in ("", ".")
+            name for name in whole.values() if name.endswith(_EMBEDDING) and name[: -len(_EMBEDDING)][-1:] in ("", ".")
         ]
-        if len(embeddings) != 1:
-            return
-        prefix = embeddings[0].removesuffix(_EMBEDDING)
-        wrapper = prefix.removesuffix(_DECODER)
-        if prefix == _DECODER or (prefix and (wrapper == prefix or not wrapper.endswith("."))):
-            return
-        entries = {}
-        for name, entry in self.entries.items():
-            whole = name.removeprefix(wrapper) if prefix else name if name.startswith("lm_head.") else _DECODER + name
-            if whole != name:
-                self._stored[whole] = name
-            entries[whole] = entry
-        if len(entries) == len(self.entries):
-            self.entries = entries
+        if len(embeddings) == 1:
+            prefix = embeddings[0].removesuffix(_EMBEDDING)
+            whole = {name: _whole_name(one, prefix) for name, one in whole.items()}
+        if len(set(whole.values())) < len(whole):
+            whole = {name: name for name in whole}  # two of one name: as they are, to be refused
+        self._stored = {one: name for name, one in whole.items() if one != name}
+        self.entries = {one: self.entries[name] for name, one in whole.items()}
 
     def stored_name(self, name: str) -> str:
         """The name that a tensor has in its file."""
@@ -167,11 +190,41 @@ class SafetensorsFolder:
             reader.close()
 
 
+def _whole_name(name: str, prefix: str) -> str:
+    """The name that a tensor has in the whole model.
+
+    Args:
+        name: as it is stored.
+        prefix: what stands before `embed_tokens.weight`: a wrapper and `model.`, or the name of the decoder in another module.
+    """
+    if prefix == _DECODER or prefix.endswith("." + _DECODER):
+        return name.removeprefix(prefix.removesuffix(_DECODER))
+    if prefix:
+        return _DECODER + name.removeprefix(prefix) if name.startswith(prefix) else name
+    return name if name.startswith("lm_head.") else _DECODER + name
+
+
+def refuse_pointer(file: Path) -> None:
+    """Say of a file that cannot be read that it is only a pointer, where it is one.
+
+    Raises:
+        UserError: it is a Git LFS pointer.
+    """
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(64)
+    except OSError:
+        return
+    if is_lfs_pointer(start):
+        raise UserError(f"{file} {LFS_POINTER}")
+
+
 def _check_shards(files: list[Path], folder: Path) -> None:
     """Refuse a folder without an index that lacks a shard of the number that the names give, or has no weights at all."""
     if not files:
         refuse_adapter(folder)
-        pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
+        every = [file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in visible_files(folder, pattern)]
+        pickled = sorted(name for name in every if not _NO_WEIGHTS.fullmatch(name))
         if pickled:
             raise UserError(
                 f"{folder} has no *.safetensors file but {pickled[0]}, whose pickled weights are not read; load it with "

@@ -174,6 +174,21 @@ class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
         return "".join(indent + line for line in text.splitlines(keepends=True))
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a mapping with a key twice, of which YAML's own loader takes the last value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            line = node.start_mark.line + 1
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice!r} stands twice in the block of line {line}"
+            )
+        return super().construct_mapping(node, deep)
+
+
 def check_file(kind: Any, path: Path, written: str) -> None:
     """Refuse a YAML file that is missing, broken, or has a key that `kind` (a dataclass) has not, by name.
 
@@ -183,7 +198,7 @@ def check_file(kind: Any, path: Path, written: str) -> None:
     if not path.is_file():
         raise UserError(f"the config file {written!r} does not exist.")
     try:
-        content = yaml.safe_load(read_text(path))
+        content = yaml.load(read_text(path), _Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())}).") from None
     if not isinstance(content, dict):

@@ -53,7 +53,7 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
     add("--tokenizer", required=True, metavar="DIR|ID", help="tokenizer folder or hub repository")
     add("--output", type=local_target, required=True, metavar="DIR", help="the folder to make")
     add("--name", metavar="NAME", help="of the corpus, and the domain unless --domain is given (default: the folder's)")
-    add("--format", choices=["auto", "text", "jsonl", "parquet", "arrayrecord"], default="auto")
+    add("--format", choices=["auto", "text", "json", "jsonl", "csv", "parquet", "arrayrecord"], default="auto")
     add("--text-key", default="text", metavar="KEY", help="of the text in a record (default: text)")
     add(
         "--loss-on",
@@ -174,7 +174,8 @@ def _show(args: argparse.Namespace) -> int:
 def _waste(corpus: "Prepared", length: int) -> float:
     """The share of padding in the rows of one epoch, or of the first 20,000 rows."""
     from qwen3_jax.data import DataConfig, Source
-    from qwen3_jax.data.mixture import RowPlanner, streams
+    from qwen3_jax.data.mixture import RowPlanner
+    from qwen3_jax.data.streams import streams
 
     config = DataConfig([Source("corpus", str(corpus.folder), eval_fraction=0)], sequence_length=length)
     planner = RowPlanner(config, streams(config, [corpus], {"corpus": 1.0}))

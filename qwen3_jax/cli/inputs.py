@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen3_jax.data import json_values
 from qwen3_jax.errors import UserError, nearest
 from qwen3_jax.text import ChatTemplateError, check_messages
 from qwen3_jax.text_files import as_text, lines, read_text
@@ -161,7 +162,8 @@ def _standard_input(source: str) -> str:
 
 def _json(text: str, source: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        batch = "; the name of a batch file ends in .jsonl" if error.msg == "Extra data" else ""
+        return json_values.load(text)
+    except ValueError as error:
+        extra = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
+        batch = "; the name of a batch file ends in .jsonl" if extra else ""
         raise UserError(f"{source} is not valid JSON ({error}){batch}.") from None

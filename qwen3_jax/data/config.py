@@ -28,7 +28,7 @@ from qwen3_jax.text.thinking import STOP_TEXT
 STDLIB = "stdlib:"
 RUNNING_SUM = "synthetic:running_sum"
 
-Format = Literal["auto", "text", "jsonl", "parquet", "arrayrecord"]
+Format = Literal["auto", "text", "json", "jsonl", "csv", "parquet", "arrayrecord"]
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,10 @@ class Source:
             a list of them, also on object storage (gs://, s3://, any fsspec URL): those are prepared when a run starts. `~` is
             the home folder. `stdlib:` is this machine's own Python standard library, without its tests;
             `synthetic:running_sum` generates reasoning problems and stands alone.
-        format: text (one file is one document), jsonl (one line is one record), parquet (one row), arrayrecord (one record,
-            JSON or plain text), or auto: by suffix, where .json is a list of records or JSON Lines if it holds such, and any
-            other suffix is text. Text, JSON and JSONL may end in .gz or .zst.
+        format: text (one file is one document), json (a list of records, or JSON Lines; any other JSON is a document), jsonl
+            (one line is one record), csv (one row), parquet (one row), arrayrecord (one record, JSON or plain text), or auto:
+            by suffix, .tsv being csv, and any other suffix text. All but Parquet and ArrayRecord may end in .gz, .bz2, .xz or
+            .zst.
         text_key: the key that holds the document in records of text.
         loss_on: which tokens of chat and prompt/completion records are learned: what the assistant says, or all.
         labels: where domain, language and quality come from.

@@ -6,11 +6,13 @@ Local paths and every URL that fsspec knows (gs://, s3://, https://, ...) are re
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +24,33 @@ from fsspec.core import url_to_fs
 from qwen3_jax.data.config import RUNNING_SUM, STDLIB, Source
 from qwen3_jax.data.records import DataError
 from qwen3_jax.errors import UserError
+from qwen3_jax.text_files import LFS_POINTER, EncodingError, check_encoding, is_lfs_pointer
 
-Kind = Literal["text", "json", "jsonl", "parquet", "arrayrecord", "synthetic"]
+Kind = Literal["text", "json", "jsonl", "csv", "parquet", "arrayrecord", "synthetic"]
 
 _KINDS: dict[str, Kind] = {
-    ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".arrayrecord": "arrayrecord",
-    ".array_record": "arrayrecord",
+    ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".jsonlines": "jsonl", ".csv": "csv", ".tsv": "csv",
+    ".parquet": "parquet", ".arrayrecord": "arrayrecord", ".array_record": "arrayrecord",
 }  # fmt: skip
-_COMPRESSED = {".gz", ".zst"}
+_COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
 _UNREADABLE = {
-    ".bz2", ".xz", ".lz4", ".7z", ".rar", ".zip", ".tar", ".tgz", ".tfrecord", ".bin", ".npy", ".npz", ".arrow", ".feather",
-    ".orc", ".avro", ".pkl", ".pickle", ".pt", ".pth", ".safetensors", ".h5", ".hdf5", ".msgpack", ".pdf", ".docx", ".xlsx",
+    ".lz4", ".7z", ".rar", ".zip", ".tar", ".tgz", ".tfrecord", ".bin", ".npy", ".npz", ".arrow", ".feather", ".orc", ".avro",
+    ".pkl", ".pickle", ".pt", ".pth", ".safetensors", ".h5", ".hdf5", ".msgpack", ".pdf", ".docx", ".xls", ".xlsx", ".sqlite",
 }  # fmt: skip
+_UNPACK = "unpack it, and give the folder"
+_CONVERSIONS = {
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), _UNPACK),
+    ".lz4": "`lz4 -d` unpacks it",
+    ".arrow": "`datasets.load_from_disk(FOLDER).to_parquet(FILE)` writes one that is read",
+    ".feather": "`pandas.read_feather(FILE).to_parquet(FILE)` writes one that is read",
+    **dict.fromkeys((".xls", ".xlsx"), "save it as CSV in UTF-8"),
+}
+# How files begin whose suffix should say so.
+_MARKS = (
+    (b"\x1f\x8b", "compressed with gzip: name it .gz"), (b"BZh", "compressed with bzip2: name it .bz2"),
+    (b"\xfd7zXZ\x00", "compressed with xz: name it .xz"), (b"\x28\xb5\x2f\xfd", "compressed with zstd: name it .zst"),
+    (b"PK\x03\x04", "a zip archive: unpack it"), (b"PAR1", "a Parquet file: name it .parquet"),
+)  # fmt: skip
 _TEST_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
@@ -61,9 +78,10 @@ def find_files(source: Source) -> list[CorpusFile]:
     for url in by_url:
         suffix = os.path.splitext(url)[1].lower()
         if suffix in _UNREADABLE:
+            convert = f"; {_CONVERSIONS[suffix]}" if suffix in _CONVERSIONS else ""
             raise DataError(
-                f"source {source.name!r}: {url} is a {suffix} file; text, JSON, JSONL (also .gz, .zst), "
-                "Parquet and ArrayRecord are read"
+                f"source {source.name!r}: {url} is a {suffix} file; text, JSON, JSONL, CSV (also .gz, .bz2, .xz, .zst), "
+                f"Parquet and ArrayRecord are read{convert}"
             )
     return [by_url[url] for url in sorted(by_url)]
 
@@ -78,24 +96,57 @@ def _expand(entry: str, source: Source) -> Iterator[CorpusFile]:
         )
     try:
         system, path = url_to_fs(os.path.expanduser(entry))
-        if system.isdir(path):
+        folder, named = system.isdir(path), False
+        if folder:
             listing, base = system.find(path, detail=True), path
         elif any(letter in path for letter in "*?["):
             listing, base = system.glob(path, detail=True), path[: min(path.find(c) for c in "*?[" if c in path)]
             base = base.rpartition("/")[0]
         elif system.exists(path):
-            listing, base = {path: system.info(path)}, path.rpartition("/")[0]
+            listing, base, named = {path: system.info(path)}, path.rpartition("/")[0], True
         else:
             return
     except (ImportError, ValueError) as error:  # an unknown protocol, or one whose package is not installed
         raise DataError(f"source {source.name!r}: {entry!r} cannot be read: {error}") from None
-    for name, info in listing.items():
+    for name, size in _files(listing, base, folder):
         below = name[len(base) :].lstrip("/")
-        if info["type"] != "file" or any(part.startswith(".") for part in below.split("/")):
+        if any(part.startswith(".") for part in below.split("/")) and not named:
             continue
-        if system.isdir(path) and source.format not in ("auto", "text") and _by_suffix(name) != source.format:
+        if folder and source.format not in ("auto", "text", _by_suffix(name)):
             continue  # of a folder, the files of that format
-        yield CorpusFile(system.unstrip_protocol(name) if "://" in entry else name, below, int(info["size"] or 0))
+        yield CorpusFile(system.unstrip_protocol(name) if "://" in entry else name, below, size)
+
+
+def _files(listing: Mapping[str, Any], base: str, folder: bool) -> Iterator[tuple[str, int]]:
+    """Names and sizes of the files in a listing, with what symbolic links lead to (a snapshot of the hub is made of links). A
+    file that is listed itself is not read again through a link.
+
+    Raises:
+        DataError: a link leads nowhere.
+    """
+    for name, info in listing.items():
+        if info["type"] == "file":
+            yield name, int(info["size"] or 0)
+    seen = {os.path.realpath(name) for name, info in listing.items() if info["type"] == "file"} | {
+        os.path.realpath(base)
+    }
+    for link in (name for name, info in listing.items() if info.get("islink")):
+        if (
+            os.path.realpath(link) in seen or "/." in link[len(base) :]
+        ):  # editors lock files with links that lead nowhere
+            continue
+        if os.path.isfile(link):
+            yield link, os.path.getsize(link)
+        elif not os.path.exists(link):
+            raise DataError(f"{link} is a link to {os.readlink(link)!r}, which is not there")
+        elif folder:
+            for parent, folders, files in os.walk(link, followlinks=True):
+                if os.path.realpath(parent) in seen:
+                    folders.clear()
+                    continue
+                seen.add(os.path.realpath(parent))
+                paths = [os.path.join(parent, file) for file in files]
+                yield from ((path, os.path.getsize(path)) for path in paths if os.path.realpath(path) not in seen)
 
 
 def _stdlib() -> Iterator[CorpusFile]:
@@ -131,10 +182,29 @@ def opened(file: CorpusFile) -> Iterator[IO[bytes]]:
         match compression(file.url):
             case ".gz":
                 yield cast(IO[bytes], gzip.GzipFile(fileobj=stream))
+            case ".bz2":
+                yield cast(IO[bytes], bz2.BZ2File(stream))
+            case ".xz":
+                yield cast(IO[bytes], lzma.LZMAFile(stream))  # noqa: SIM115 - closed with the stream
             case ".zst":
                 yield io.BufferedReader(_Zstandard(stream, file.url), 2**17)
             case _:
                 yield stream
+
+
+def check_start(start: bytes, url: str) -> None:
+    """Refuse a file of text that begins as something else does: another encoding, a compressed file, a Git LFS pointer.
+
+    Raises:
+        DataError: names the file, and says what it is.
+    """
+    try:
+        check_encoding(start, url)
+    except EncodingError as error:
+        raise DataError(str(error)) from None
+    what = next((what for mark, what in _MARKS if start.startswith(mark)), None)
+    if what is not None:
+        raise DataError(f"{url} is {what}")
 
 
 class _Zstandard(io.RawIOBase):
@@ -189,6 +259,7 @@ def open_parquet(file: CorpusFile) -> Iterator[Any]:
         with fsspec.open(file.url, "rb") as stream:
             yield arrow.parquet.ParquetFile(stream)
     except arrow.ArrowException as error:
+        _refuse_pointer(file)
         raise DataError(f"{file.url}: not a whole Parquet file: {error}") from error
 
 
@@ -202,4 +273,13 @@ def open_array_record(file: CorpusFile) -> Any:
     try:
         return ArrayRecordDataSource([file.url])
     except (ValueError, RuntimeError) as error:
+        _refuse_pointer(file)
         raise DataError(f"{file.url}: not a whole ArrayRecord file: {error}") from error
+
+
+def _refuse_pointer(file: CorpusFile) -> None:
+    """Say of a file that cannot be read that it is only a pointer, where it is one."""
+    with fsspec.open(file.url, "rb") as stream:
+        start = stream.read(64)
+    if is_lfs_pointer(start):
+        raise DataError(f"{file.url} {LFS_POINTER}")

@@ -4,13 +4,14 @@
 |------------------------------------------------------------------|-------------------------------------------------------|
 | `messages`                                                       | a conversation (OpenAI; `tools` or `functions`)       |
 | `conversations`, `conversation`                                  | a conversation (ShareGPT `from`/`value`, or OpenAI's) |
-| `prompt` and `completion`, both lists of messages                | a conversation whose prompt is not learned (TRL)      |
+| a question (below) as messages, and `completion` or an answer    | a conversation whose prompt is not learned (TRL)      |
 | `messages` and `completion`                                      | a generation prompt and the text that follows it      |
 | `prompt` and `completion`                                        | raw text                                              |
 | `instruction` (`input`, `context`) and `output` or `response`    | one question and answer (Alpaca, Dolly)               |
-| `prompt`, `query`, `question` or `input` and `response`, `answer` or `output` | one question and answer                  |
+| a question and an answer                                         | one question and answer                               |
 | the key of text                                                  | a document                                            |
 
+Questions are `prompt`, `query`, `question`, `problem`, `input`; answers `response`, `output`, `answer`, `solution`.
 A conversation may have `system`, one question and answer also `history` and `reasoning_content`. What changes the meaning of a
 record and is not read (preferences, images, weights of whole records, two forms that disagree) is refused by its name.
 """
@@ -21,13 +22,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qwen3_jax.data.messages import FormError, Messages, decoded, read_messages, read_tools, spoken
+from qwen3_jax.data.messages import (
+    FormError,
+    Messages,
+    decoded,
+    read_messages,
+    read_tools,
+    spoken,
+    text_of,
+    without_fill,
+)
 from qwen3_jax.text.chat import REASONING_FIELDS
 
 _LISTS = ("messages", "conversations", "conversation")
 _SYSTEM = ("system", "system_prompt")
-_QUESTIONS = ("instruction", "prompt", "query", "question", "input")
-_ANSWERS = ("response", "output", "answer")
+_QUESTIONS = ("instruction", "prompt", "query", "question", "problem", "input")
+_ANSWERS = ("response", "output", "answer", "solution")
 _STRONG = (*_LISTS, "prompt", "completion", "instruction", "query", "response")
 """Keys that are a form of their own wherever they stand: beside another form they must say the same."""
 
@@ -35,25 +45,29 @@ _STRONG = (*_LISTS, "prompt", "completion", "instruction", "query", "response")
 _UNREAD = {
     "chosen": "a preference (chosen, rejected); keep the better answer alone, as a message",
     "rejected": "a preference (chosen, rejected); keep the better answer alone, as a message",
+    "rejected_response": "a preference (rejected_response); keep the better answer alone",
+    "preferred_output": "a preference (preferred_output); keep the better answer alone, as a message",
+    "segments": "in axolotl's form (segments); write it as 'prompt' and 'completion', whose segments have 'text' and 'loss'",
     "completions": "several answers to one prompt (completions); write one record for each that is to be learned",
     "contents": "a conversation in Gemini's form (contents, parts); write it as 'messages' with 'role' and 'content'",
     "dialog": "a conversation under 'dialog'; write it as 'messages' with 'role' and 'content'",
     "dialogue": "a conversation under 'dialogue'; write it as 'messages' with 'role' and 'content'",
     "chat": "a conversation in one text (chat); write it as 'messages' with 'role' and 'content'",
-    "answers": "calls under 'answers' (xLAM); write them as 'tool_calls' of an assistant message in 'messages'",
+    "answers": "one with several 'answers'; write one as 'answer', or calls (xLAM) as 'tool_calls' of a message in 'messages'",
     "body": "a request of OpenAI's batch form (body); write what is in it as the record",
 }
 _TEXT_ONLY = "Qwen3 reads only text"
 _WHOLE = "a record has no weight of its own; give the source a 'weight', or single messages a 'weight' of 0 or 1"
+_KTO = "an answer that is labelled good or bad (KTO) would be learned either way; keep the good ones alone"
 # Keys that change what a record means and that are not read; "" and the like are no reason to refuse.
 _REFUSED = {
     "weight": _WHOLE, "weights": _WHOLE, "loss_weight": _WHOLE, "sample_weight": _WHOLE,
-    "chosen": f"it is {_UNREAD['chosen']}", "rejected": f"it is {_UNREAD['rejected']}",
+    **{key: f"it is {_UNREAD[key]}" for key in ("chosen", "rejected", "rejected_response", "preferred_output")},
 }  # fmt: skip
 _REFUSED_IN_CHATS = _REFUSED | {
     **dict.fromkeys(("images", "image", "videos", "video", "audios", "audio"), _TEXT_ONLY),
     **dict.fromkeys(("loss", "train", "loss_mask", "mask"), _WHOLE),
-    "label": "an answer that is labelled good or bad (KTO) would be learned either way; keep the good ones alone",
+    **dict.fromkeys(("label", "kto_tag"), _KTO),
     "enable_thinking": "write what the template makes of it, as 'prompt' and 'completion'",
     "chat_template_kwargs": "options of the template are not read from records",
     "chat_template": "the template is the tokenizer's",
@@ -119,7 +133,7 @@ def read_form(body: Mapping[str, Any], text_key: str = "text") -> tuple[Form, se
     """
     body = {key: value for key, value in body.items() if value is not None}
     keys = {key for key in _LISTS if key in body}
-    if keys or _is_messages(body.get("prompt")) or _is_messages(body.get("completion")):
+    if keys or any(_is_messages(body.get(key)) for key in (*_QUESTIONS, "completion")):
         form, used = _conversation(body, keys)
     elif "completion" in body or ("prompt" in body and not any(key in body for key in _ANSWERS)):
         form, used = _continuation(body, text_key)
@@ -136,8 +150,12 @@ def read_form(body: Mapping[str, Any], text_key: str = "text") -> tuple[Form, se
 
 def is_record(body: Mapping[str, Any], text_key: str) -> bool:
     """Whether an object has the keys of a record in one of the forms, or of one that is refused by name."""
-    known = {*_LISTS, "completion", text_key, *_UNREAD}
-    return bool(known & body.keys()) or _has_pair(body)
+    return is_form(body, text_key) or bool(_UNREAD.keys() & body.keys())
+
+
+def is_form(body: Mapping[str, Any], text_key: str) -> bool:
+    """Whether an object has the keys of a record in one of the forms."""
+    return bool({*_LISTS, "completion", text_key} & body.keys()) or _has_pair(body)
 
 
 def _conversation(body: dict[str, Any], keys: set[str]) -> tuple[Form, set[str]]:
@@ -145,25 +163,27 @@ def _conversation(body: dict[str, Any], keys: set[str]) -> tuple[Form, set[str]]
     _refuse(body, _REFUSED_IN_CHATS | dict.fromkeys((*REASONING_FIELDS, "history"), "write it into the messages"))
     if len(keys) > 1:
         raise FormError(f"the record has messages under {sorted(keys)}; keep one of them")
-    key = next(iter(keys), "prompt")
-    if key == "prompt" and not _is_messages(body.get("prompt")):
+    key = next(iter(keys), None) or next((key for key in _QUESTIONS if _is_messages(body.get(key))), None)
+    if key is None:
         raise FormError("'completion' is a list of messages and 'prompt' is not; write both as messages")
+    prompt = key in _QUESTIONS
     used = {key}
     turns = read_messages(body[key], key)
     answer, completion = None, None
-    if key == "prompt":
+    if prompt:
         answer = next((name for name in ("completion", *_ANSWERS) if name in body), None)
         if answer is None:
-            raise FormError("'prompt' holds messages, and there is no 'completion' to learn")
+            raise FormError(f"{key!r} holds messages, and there is no 'completion' to learn")
     elif "completion" in body:
         answer, completion = "completion", body["completion"]
     turns = _with_system(body, turns, used)
     context = len(turns.messages) if answer else 0
     if answer:
         used.add(answer)
-    if answer and key == "prompt":
+    if answer and prompt:
         turns, completion = _completed(turns, body[answer], answer)
     tools = _tools(body, used)
+    without_fill(turns.messages, tools or [])
     if body.get("parallel_tool_calls") is False:
         for number, message in enumerate(turns.messages, 1):
             if len(message.get("tool_calls", ())) > 1:
@@ -247,7 +267,7 @@ def _with_system(body: dict[str, Any], turns: Messages, used: set[str]) -> Messa
     used.update(_SYSTEM)
     if not given:
         return turns
-    text = _string(body, given[0])
+    text = text_of(body[given[0]], repr(given[0])) or ""
     first = turns.messages[0]
     if len(given) > 1 or (first["role"] == "system" and first.get("content") != text):
         raise FormError(f"the record has several system messages, one of them under {given[0]!r}; keep one of them")

@@ -11,6 +11,7 @@ import functools
 import re
 from collections import Counter
 from collections.abc import Callable
+from decimal import Decimal
 from itertools import filterfalse
 from typing import Any, NamedTuple
 
@@ -47,9 +48,15 @@ def label(record: Record, text: str, labels: Labels, source_name: str) -> Labell
     value = record.body.get(labels.quality_key) if labels.quality_key is not None else None
     if value is None:
         return Labelled(domain, language, gopher_quality(text) if labels.quality is None else labels.quality)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    try:  # a cell of CSV is text
+        number = (
+            float(value) if isinstance(value, int | float | str | Decimal) and not isinstance(value, bool) else None
+        )
+    except ValueError:
+        number = None
+    if number is None:
         raise DataError(f"{record.location}: {labels.quality_key!r} must be a number, got {type(value).__name__}")
-    return Labelled(domain, language, float(value))
+    return Labelled(domain, language, number)
 
 
 def check_label_keys(labels: Labels, keys: set[str], name: str) -> None:

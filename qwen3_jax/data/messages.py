@@ -11,13 +11,14 @@ absent. A key that is not known stays in its message and is listed: only the tem
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from qwen3_jax.data import json_values
 from qwen3_jax.errors import nearest
 from qwen3_jax.text.chat import REASONING_FIELDS, ROLE_ALIASES, ROLES
+from qwen3_jax.text.tool_json import decode_arguments
 
 # ShareGPT's names for who speaks, with those of LLaMA-Factory and Hermes.
 SHAREGPT_ROLES = {
@@ -36,6 +37,15 @@ _METADATA = frozenset(
     ("id", "uuid", "index", "turn", "turn_id", "message_id", "parent_id", "timestamp", "created", "created_at", "date", "time",
      "model", "source", "score", "rank", "lang", "language", "tokens", "usage", "finish_reason", "object", "status")
 )  # fmt: skip
+# Types of content parts that are text under `text`: OpenAI's of chats and of responses.
+_TEXT_PARTS = ("text", "input_text", "output_text")
+# Keywords of JSON schema by what they hold: schemas, schemas by name, values to the letter. Of no other is anything known.
+_SCHEMAS = frozenset(
+    ("items", "prefixItems", "additionalItems", "contains", "additionalProperties", "propertyNames", "unevaluatedItems",
+     "unevaluatedProperties", "anyOf", "oneOf", "allOf", "not", "if", "then", "else")
+)  # fmt: skip
+_NAMED_SCHEMAS = frozenset(("properties", "patternProperties", "$defs", "definitions", "dependentSchemas"))
+_PYTHON = re.compile(r"\s*\[?\s*\{\s*'")
 _TOOL_RESPONSES = re.compile(r"\s*(?:<tool_response>.*?</tool_response>\s*)+", re.DOTALL)
 _TOOL_RESPONSE = re.compile(r"<tool_response>\n?(.*?)\n?</tool_response>", re.DOTALL)
 
@@ -107,6 +117,34 @@ def read_tools(value: Any, key: str = "tools") -> list[dict[str, Any]] | None:
     return [_tool(decoded(tool, f"tool {number}"), f"tool {number}") for number, tool in enumerate(value, 1)] or None
 
 
+def without_fill(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> None:
+    """Take out of the calls' arguments what is null and no parameter of the tool that is called.
+
+    Columnar files give the arguments of every call the names of all calls, null where a call had none; these nulls stay when
+    they are written as JSON Lines. Arguments that are JSON text are what was written.
+    """
+    schemas = {tool["function"]["name"]: tool["function"].get("parameters", {}) for tool in tools}
+    for message in messages:
+        for call in message.get("tool_calls", ()):
+            function = call.get("function", call)
+            if isinstance(function["arguments"], dict):
+                function["arguments"] = _known(function["arguments"], schemas.get(function["name"], {}))
+
+
+def _known(value: Any, schema: Any) -> Any:
+    """A value without nulls under names that its schema does not have."""
+    if not isinstance(schema, dict):
+        return value
+    if isinstance(value, list):
+        return [_known(item, schema.get("items")) for item in value]
+    properties = schema.get("properties")
+    if not isinstance(value, dict) or not isinstance(properties, dict):
+        return value
+    return {
+        key: _known(item, properties.get(key)) for key, item in value.items() if item is not None or key in properties
+    }
+
+
 def decoded(value: Any, name: str) -> Any:
     """Decode a value that a columnar file stores as JSON text; blank text is None, other values are returned as they are.
 
@@ -118,9 +156,10 @@ def decoded(value: Any, name: str) -> Any:
     if not value.strip():
         return None
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and very deep nesting
-        raise FormError(f"{name} is a string and not valid JSON ({error})") from None
+        return json_values.load(value)
+    except ValueError as error:  # also a key twice, a number of thousands of digits, and very deep nesting
+        python = "; it is written as Python prints it: write json.dumps of it" if _PYTHON.match(value) else ""
+        raise FormError(f"{name} is a string and not valid JSON ({error}){python}") from None
 
 
 def _check_order(messages: list[dict[str, Any]]) -> None:
@@ -193,7 +232,11 @@ def _message(role: str, content: Any, fields: dict[str, Any], name: str) -> Mess
     """One message whose role is known; what is left in `fields` is told apart here."""
     message: dict[str, Any] = {"role": role}
     weight = _weight(fields, name)
-    text = _text(content, name)
+    text = text_of(content, f"the content of {name}", f"of {name}")
+    if role == "assistant" and isinstance(fields.get("refusal"), str) and fields["refusal"]:
+        if text:
+            raise FormError(f"{name} has both a content and a 'refusal'; keep one of them, as content")
+        text = fields.pop("refusal")
     if text is not None:
         message["content"] = text
     elif role in ("system", "user"):
@@ -209,6 +252,8 @@ def _message(role: str, content: Any, fields: dict[str, Any], name: str) -> Mess
         calls = decoded(fields.pop("tool_calls", None), f"'tool_calls' of {name}")
         if calls:
             message["tool_calls"] = _calls(calls, name)
+        elif text is None:
+            raise FormError(f"{name} (assistant) has neither content nor tool calls")
     unexplained = []
     for key, value in fields.items():
         if key in ("tool_call_id", "name") and role == "tool":
@@ -219,24 +264,34 @@ def _message(role: str, content: Any, fields: dict[str, Any], name: str) -> Mess
     return Messages([message], [weight], unexplained)
 
 
-def _text(content: Any, name: str) -> str | None:
-    """The text of a message: a string, or text parts joined with nothing between."""
+def text_of(content: Any, name: str, of: str = "") -> str | None:
+    """Return the text of a message: a string, or text parts joined with nothing between; None is None.
+
+    Args:
+        content: the value.
+        name: of the value, for errors.
+        of: whose parts they are, for errors.
+
+    Raises:
+        FormError: it is something else, or a part is.
+    """
     if content is None or isinstance(content, str):
         return content
+    of = of or f"of {name}"
     if not isinstance(content, list):
-        raise FormError(f"the content of {name} must be text")
+        raise FormError(f"{name} must be text")
     texts = []
     for number, part in enumerate(content, 1):
         if isinstance(part, dict):
             fields = {key: value for key, value in part.items() if value not in (None, [], {}, "")}
             kind = fields.pop("type", "text")
-            if kind != "text":
-                raise FormError(f"part {number} of {name} is of type {kind!r}; only text is read")
+            if kind not in _TEXT_PARTS:
+                raise FormError(f"part {number} {of} is of type {kind!r}; only text is read")
             part = fields.pop("text", "")
             if fields.keys() - {"cache_control"}:
-                raise FormError(f"part {number} of {name} has {sorted(fields)}, which is not read")
+                raise FormError(f"part {number} {of} has {sorted(fields)}, which is not read")
         if not isinstance(part, str):
-            raise FormError(f"part {number} of the content of {name} must be text")
+            raise FormError(f"part {number} {of} must be text")
         texts.append(part)
     return "".join(texts)
 
@@ -289,46 +344,57 @@ def _call(call: Any, name: str) -> dict[str, Any]:
 
 def _arguments(value: Any, name: str) -> dict[str, Any] | str:
     """An object, or the JSON text of one as it was written."""
-    if isinstance(value, str) and not value.strip():
-        return {}
-    arguments = decoded(value, f"the arguments of {name}")
-    if isinstance(arguments, str):  # encoded twice
-        value, arguments = arguments, decoded(arguments, f"the arguments of {name}")
-    if not isinstance(arguments, dict):
-        raise FormError(f"the arguments of {name} must be a JSON object")
-    return value
+    try:
+        return decode_arguments(value)
+    except ValueError as error:
+        raise FormError(f"the arguments of {name} must be a JSON object, or the text of one: {error}") from None
 
 
 def _tool(tool: Any, name: str) -> dict[str, Any]:
     if not isinstance(tool, dict):
         raise FormError(f"{name} must be an object with a function that has a name")
-    tool = _without_nulls(tool)
+    tool = _present(tool)
     if tool.get("type", "function") != "function":
         raise FormError(f"{name} is of type {tool['type']!r}; only functions are read")
     if "function" not in tool:
-        if "input_schema" in tool:
-            raise FormError(f"{name} has 'input_schema', Anthropic's form; rename it to 'parameters'")
+        for key, whose in (("input_schema", "Anthropic's"), ("inputSchema", "MCP's")):
+            if key in tool:
+                raise FormError(f"{name} has {key!r}, {whose} form; rename it to 'parameters'")
         tool = {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
-    function = _without_nulls(decoded(tool["function"], f"the function of {name}"))
+    tool = tool if "type" in tool else {"type": "function", **tool}
+    function = decoded(tool["function"], f"the function of {name}")
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise FormError(f"{name} must be an object with a function that has a name")
+    function = _present(function)
     if "parameters" in function:
         parameters = decoded(function["parameters"], f"the parameters of {name}")
-        if not isinstance(parameters, dict):
+        if parameters is not None and not isinstance(parameters, dict):
             raise FormError(f"the parameters of {name} must be a JSON schema (an object)")
-        function = {**function, "parameters": _without_nulls(parameters)}
-    return {**tool, "function": function}
+        function = _present({**function, "parameters": parameters})
+    return {**tool, "function": {key: _schema(value) for key, value in function.items()}}
 
 
-def _without_nulls(value: Any) -> Any:
-    """A schema less the fields that are null: no keyword of JSON schema has that value but `default` and `const`."""
-    if isinstance(value, dict):
-        return {
-            key: item if key in ("default", "const", "enum", "examples") else _without_nulls(item)
-            for key, item in value.items()
-            if item is not None or key in ("default", "const")
-        }
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+def _present(value: dict[str, Any]) -> dict[str, Any]:
+    return {key: item for key, item in value.items() if item is not None}
+
+
+def _schema(value: Any) -> Any:
+    """A JSON schema without the nulls that stand for what is absent, as columnar files fill them in.
+
+    A keyword is null for no other reason, but `default` and `const`; what `enum`, `examples` and unknown keywords hold is left
+    alone. Properties may have any name, those of keywords too.
+    """
+    if isinstance(value, list):
+        return [_schema(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    out: dict[str, Any] = {}
+    for key, item in value.items():
+        if key in _NAMED_SCHEMAS and isinstance(item, dict):
+            out[key] = {name: _schema(one) for name, one in _present(item).items()}
+        elif item is not None or key in ("default", "const"):
+            out[key] = _schema(item) if key in _SCHEMAS else item
+    return out
 
 
 def _hint(name: str, valid: list[str]) -> str:

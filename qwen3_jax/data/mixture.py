@@ -12,125 +12,27 @@ Invariants:
   pieces a stream's tokens differ from its share by no more than a few pieces.
 - Row g depends on (settings, corpora, g) alone, so every host plans the same rows, for any number of hosts, and reads only
   its own.
-- The state is a handful of integers: each stream's place and tokens, the pieces that were carried over, and the row.
+- The state is a handful of integers: each stream's place and tokens, the pieces that were carried over, and the row; after a
+  boundary of stages also the pieces that the stage before had drawn and not given, until they are given.
 
 (Packing: Ding et al. 2024, arXiv 2404.10830, best-fit decreasing.)
 """
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_left, insort
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from grain.experimental import index_shuffle
 
-from qwen3_jax.data.config import DataConfig, LengthShare, Source
-from qwen3_jax.data.prepared import Prepared
-from qwen3_jax.data.records import DataError
+from qwen3_jax.data.config import DataConfig
+from qwen3_jax.data.streams import Piece, Stream, cut_of
 
 _CARRIED = 8  # at most 1 / 8 of a window's rows is planned again with the next window
 
-
-class Piece(NamedTuple):
-    """`pairs` (input, target) pairs of a document of a source, from token `start` on."""
-
-    source: int
-    document: int
-    start: int
-    pairs: int
-
-
 Row = tuple[Piece, ...]
-
-
-@dataclass(frozen=True)
-class Stream:
-    """The pieces of one source in one class of lengths.
-
-    Attributes:
-        key: names it in the saved state.
-        source: place of the source in the mixture.
-        document, start, pairs: [pieces], see `Piece`.
-        share: of all tokens.
-        seed: of its order.
-    """
-
-    key: str
-    source: int
-    document: np.ndarray
-    start: np.ndarray
-    pairs: np.ndarray
-    share: float
-    seed: int
-
-    def piece(self, count: int) -> Piece:
-        """The piece that comes after `count` others; each epoch has an order of its own."""
-        epoch, place = divmod(count, len(self.pairs))
-        seed = int.from_bytes(hashlib.blake2b(f"{self.seed}/{epoch}".encode(), digest_size=4).digest(), "big")
-        i = index_shuffle(place, len(self.pairs) - 1, seed, 4) if len(self.pairs) > 1 else 0
-        return Piece(self.source, int(self.document[i]), int(self.start[i]), int(self.pairs[i]))
-
-
-def at_boundary(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the state from which another mixture continues. Each stream keeps its place, so that text which was drawn is not
-    drawn again in this epoch, as long as its pieces are the same (row length, class of lengths, `where`). Shares are
-    counted from 0, and carried-over pieces are dropped, since rows may have another length."""
-    return {"window": state["window"], "drawn": dict(state["drawn"]), "tokens": {}, "carried": [], "row": 0}
-
-
-def streams(config: DataConfig, corpora: Sequence[Prepared], weights: Mapping[str, float]) -> list[Stream]:
-    """The streams of a mixture.
-
-    Args:
-        config: row length, length classes, seed and sources.
-        corpora: one for each source.
-        weights: by name of source; a source without one is left out.
-
-    Raises:
-        DataError: a source, or one of its length classes, has no text.
-    """
-    out = []
-    classes: Sequence[LengthShare | None] = config.lengths or [None]
-    whole = sum(weights.values())
-    parts = sum(length_class.weight for length_class in config.lengths) or 1.0
-    for number, (source, corpus) in enumerate(zip(config.sources, corpora, strict=True)):
-        if source.name not in weights:
-            continue
-        used = np.flatnonzero(corpus.select(source.where) & ~corpus.held_out(source.eval_fraction))
-        document, start, pairs = cut(used, np.asarray(corpus.lengths)[used], config.sequence_length)
-        for length_class in classes:
-            chosen = (
-                slice(None) if length_class is None else (pairs > length_class.above) & (pairs <= length_class.up_to)
-            )
-            key = source.name if length_class is None else f"{source.name}/{length_class.above}-{length_class.up_to}"
-            if not len(pairs[chosen]):
-                what = (
-                    "no text to train on"
-                    if length_class is None
-                    else f"no text of more than {length_class.above} and up to {length_class.up_to} tokens"
-                )
-                raise DataError(f"source {source.name!r} has {what}{_why(source, corpus)}.")
-            share = weights[source.name] / whole * (length_class.weight / parts if length_class else 1.0)
-            seed = int.from_bytes(hashlib.blake2b(f"{config.seed}/{key}".encode(), digest_size=4).digest(), "big")
-            out.append(Stream(key, number, document[chosen], start[chosen], pairs[chosen], share, seed))
-    return out
-
-
-def cut(documents: np.ndarray, lengths: np.ndarray, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cut documents of these lengths (tokens) into pieces of at most `row` pairs: (document, start, pairs) of each piece.
-
-    Neighbouring pieces share one token, so that no prediction is lost.
-    """
-    pairs = lengths.astype(np.int64) - 1
-    counts = np.maximum(-(-pairs // row), 0)
-    document = np.repeat(documents, counts)
-    number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    start = number * row
-    return document, start.astype(np.int32), np.minimum(np.repeat(pairs, counts) - start, row).astype(np.int32)
 
 
 class RowPlanner:
@@ -139,14 +41,17 @@ class RowPlanner:
     Args:
         config: row length, window, seed.
         streams: the mixture.
+        earlier: what earlier stages have drawn, which the streams were made with (`streams.streams`).
     """
 
-    def __init__(self, config: DataConfig, streams: Sequence[Stream]):
+    def __init__(self, config: DataConfig, streams: Sequence[Stream], earlier: Sequence[Mapping[str, Any]] = ()):
         self._length, self._window, self._seed = config.sequence_length, config.packing_rows, config.seed
+        self._cut, self.earlier = cut_of(config), list(earlier)
         self._streams = list(streams)
         self._drawn = {stream.key: 0 for stream in streams}  # pieces
         self._tokens = {stream.key: 0 for stream in streams}
         self._carried: list[Piece] = []
+        self._returned: dict[str, deque[Piece]] = {}  # by stream, to be drawn before anything else
         self._number = 0  # of the window
         self._before: dict[str, Any] = {}
         self._rows: list[Row] = []
@@ -169,23 +74,45 @@ class RowPlanner:
         return self._before | {"row": self._next}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from a saved state. Streams that it lacks start at 0; streams that no longer exist are ignored."""
-        for stream in self._streams:
-            self._drawn[stream.key] = int(state["drawn"].get(stream.key, 0))
-            self._tokens[stream.key] = int(state["tokens"].get(stream.key, 0))
+        """Continue from a saved state. Streams that it lacks start at 0; the places of streams that the mixture lacks are kept
+        for a later stage."""
+        keys = [stream.key for stream in self._streams]
+        self._drawn = dict.fromkeys(keys, 0) | {key: int(count) for key, count in state["drawn"].items()}
+        self._tokens = {key: int(state["tokens"].get(key, 0)) for key in keys}
         self._carried = [Piece(*piece) for piece in state["carried"]]
+        returned = state.get("returned", {})
+        self._returned = {key: deque(Piece(*piece) for piece in pieces) for key, pieces in returned.items()}
         self._number, self._rows, self._next = int(state["window"]), [], 0
         if state["row"]:
             self._plan()
             self._next = int(state["row"])
 
+    def at_boundary(self, now: DataConfig) -> dict[str, Any]:
+        """Return the state from which the mixture of the next stage continues.
+
+        Shares are counted from 0. Each stream keeps its place, and pieces that were drawn and are in no row yet are drawn
+        again, before anything else; so are those of a source that the next stage leaves out, when it comes back. Where the
+        next stage cuts text differently, its streams are made of what is left (`streams.streams`, `earlier`).
+        """
+        returned = {key: list(pieces) for key, pieces in self._returned.items() if pieces}
+        for piece in [*(piece for row in self._rows[self._next :] for piece in row), *self._carried]:
+            stream = next(stream for stream in self._streams if stream.holds(piece))
+            returned.setdefault(stream.key, []).append(piece)
+        progress = {"drawn": dict(self._drawn), "returned": _plain(returned)}
+        state = {"window": self._number, "tokens": {}, "carried": [], "row": 0, "earlier": self.earlier}
+        if cut_of(now) == self._cut:
+            return _less_empty(state | progress)
+        return state | {"drawn": {}, "earlier": [*self.earlier, self._cut | progress]}
+
     def _now(self) -> dict[str, Any]:
-        return {
+        return _less_empty({
             "window": self._number,
             "drawn": dict(self._drawn),
             "tokens": dict(self._tokens),
             "carried": [list(piece) for piece in self._carried],
-        }
+            "returned": _plain(self._returned),
+            "earlier": self.earlier,
+        })  # fmt: skip
 
     def _plan(self) -> None:
         """Draw one window's pieces and pack them."""
@@ -209,8 +136,11 @@ class RowPlanner:
         """The next piece of the stream that is furthest behind its share."""
         total = sum(self._tokens.values())
         stream = max(self._streams, key=lambda s: s.share * (total + self._length) - self._tokens[s.key])
-        piece = stream.piece(self._drawn[stream.key])
-        self._drawn[stream.key] += 1
+        if returned := self._returned.get(stream.key):
+            piece = returned.popleft()
+        else:
+            piece = stream.piece(self._drawn[stream.key])
+            self._drawn[stream.key] += 1
         self._tokens[stream.key] += piece.pairs
         return piece
 
@@ -232,5 +162,12 @@ def pack(pieces: Sequence[Piece], length: int) -> list[Row]:
     return [tuple(row) for row in rows]
 
 
-def _why(source: Source, corpus: Prepared) -> str:
-    return f" ({len(corpus)} documents, eval_fraction {source.eval_fraction}, {source.where})"
+def _plain(returned: Mapping[str, Iterable[Piece]]) -> dict[str, list[list[int]]]:
+    """Pieces by stream as JSON values, without streams that have none."""
+    lists = {key: [list(piece) for piece in pieces] for key, pieces in returned.items()}
+    return {key: pieces for key, pieces in lists.items() if pieces}
+
+
+def _less_empty(state: dict[str, Any]) -> dict[str, Any]:
+    """A state without the parts that only boundaries of stages bring, where there are none."""
+    return {name: value for name, value in state.items() if value or name not in ("returned", "earlier")}

@@ -25,10 +25,11 @@ import grain
 import numpy as np
 
 from qwen3_jax.data.config import DataConfig
-from qwen3_jax.data.mixture import Piece, Row, RowPlanner, cut, pack, streams
+from qwen3_jax.data.mixture import Row, RowPlanner, pack
 from qwen3_jax.data.preparation import prepare
 from qwen3_jax.data.prepared import Prepared, is_prepared
 from qwen3_jax.data.records import DataError, TextTokenizer
+from qwen3_jax.data.streams import Piece, cut, streams
 from qwen3_jax.errors import UserError
 
 
@@ -93,10 +94,9 @@ def make_train_loader(
     chosen = range(config.batch_size) if rows is None else rows
     if not all(0 <= row < config.batch_size for row in chosen):
         raise UserError(f"rows {list(chosen)} are not all in a batch of {config.batch_size}")
-    shares = {source.name: source.weight for source in config.sources} if weights is None else dict(weights)
-    for name in shares:
+    for name in weights or ():
         config.source(name)
-    planned = _Planned(config, corpora, shares, chosen)
+    planned = _Planned(config, corpora, _shares(config, weights), chosen)
     return grain.experimental.ThreadPrefetchIterDataset(planned, prefetch_buffer_size=config.prefetch_batches)
 
 
@@ -161,6 +161,57 @@ def corpus_unigram_entropy(batches: Sequence[Batch]) -> float:
     return float(-(p * np.log(p)).sum())
 
 
+def at_boundary(
+    position: Mapping[str, Any],
+    before: DataConfig,
+    weights: Mapping[str, float] | None,
+    now: DataConfig,
+    corpora: Sequence[Prepared],
+) -> dict[str, Any]:
+    """Return the state from which the loader of the next stage goes on: it repeats and skips no text of the epoch.
+
+    Args:
+        position: the last state of the stage before.
+        before, weights: what its loader was made with.
+        now: the data of the next stage.
+        corpora: of `open_sources`.
+    """
+    _check_same_text(position, before, _sizes(before, corpora))
+    earlier = position.get("earlier", [])
+    planner = RowPlanner(before, streams(before, corpora, _shares(before, weights), earlier), earlier)
+    planner.restore(position)
+    return planner.at_boundary(now)
+
+
+def _shares(config: DataConfig, weights: Mapping[str, float] | None) -> Mapping[str, float]:
+    return {source.name: source.weight for source in config.sources} if weights is None else weights
+
+
+def _sizes(config: DataConfig, corpora: Sequence[Prepared]) -> dict[str, list[int]]:
+    """Documents and tokens by source: what tells that a prepared folder is no longer the one that a position counts in."""
+    return {
+        source.name: [len(corpus), int(np.asarray(corpus.lengths).sum(dtype=np.int64))]
+        for source, corpus in zip(config.sources, corpora, strict=True)
+    }
+
+
+def _check_same_text(position: Mapping[str, Any], config: DataConfig, sizes: Mapping[str, list[int]]) -> None:
+    """Refuse a position in other text: some of it would be repeated and some left out.
+
+    Raises:
+        DataError: names the source.
+    """
+    saved = position.get("text", {})
+    for source in config.sources:
+        name, (now, now_tokens) = source.name, sizes[source.name]
+        documents, tokens = saved.get(name, (now, now_tokens))
+        if (documents, tokens) != (now, now_tokens):
+            raise DataError(
+                f"source {name!r} had {documents:,} documents of {tokens:,} tokens when the run was saved, and {source.path!r} "
+                f"has {now:,} of {now_tokens:,}; restore that folder, or start a new run from the weights (model.init_from)."
+            )
+
+
 class _Planned(grain.IterDataset[Batch]):
     """The batches, planned and read one by one."""
 
@@ -168,26 +219,32 @@ class _Planned(grain.IterDataset[Batch]):
         self, config: DataConfig, corpora: Sequence[Prepared], weights: Mapping[str, float], rows: Sequence[int]
     ):
         super().__init__()
-        self._config, self._corpora, self._rows = config, corpora, rows
-        self._streams = streams(config, corpora, weights)
+        self.config, self.corpora, self.weights, self.rows = config, corpora, weights, rows
+        self.streams, self.sizes = streams(config, corpora, weights), _sizes(config, corpora)
 
     def __iter__(self) -> _PlannedIterator:
-        return _PlannedIterator(self._config, self._corpora, RowPlanner(self._config, self._streams), self._rows)
+        return _PlannedIterator(self)
 
 
 class _PlannedIterator(grain.DatasetIterator[Batch]):
-    def __init__(self, config: DataConfig, corpora: Sequence[Prepared], planner: RowPlanner, rows: Sequence[int]):
+    def __init__(self, planned: _Planned):
         super().__init__()
-        self._config, self._corpora, self._planner, self._rows = config, corpora, planner, rows
+        self._planned, self._planner = planned, RowPlanner(planned.config, planned.streams)
 
     def __next__(self) -> Batch:
-        plan = [next(self._planner) for _ in range(self._config.batch_size)]
-        return _read([plan[row] for row in self._rows], self._corpora, self._config.sequence_length)
+        config = self._planned.config
+        plan = [next(self._planner) for _ in range(config.batch_size)]
+        return _read([plan[row] for row in self._planned.rows], self._planned.corpora, config.sequence_length)
 
     def get_state(self) -> dict[str, Any]:
-        return self._planner.state()
+        return self._planner.state() | {"text": self._planned.sizes}
 
     def set_state(self, state: dict[str, Any]) -> None:
+        config, earlier = self._planned.config, state.get("earlier", [])
+        _check_same_text(state, config, self._planned.sizes)
+        if earlier != self._planner.earlier:  # stages before this one cut text differently
+            of = streams(config, self._planned.corpora, self._planned.weights, earlier)
+            self._planner = RowPlanner(config, of, earlier)
         self._planner.restore(state)
 
 

@@ -11,16 +11,22 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import io
+import itertools
 import json
+import lzma
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from qwen3_jax.data import csv_rows, json_values
 from qwen3_jax.data.config import RUNNING_SUM, DataConfig, RunningSum, Source
 from qwen3_jax.data.files import (
     CorpusFile,
     Kind,
+    check_start,
     compression,
     find_files,
     kind_of,
@@ -28,11 +34,11 @@ from qwen3_jax.data.files import (
     open_parquet,
     opened,
 )
-from qwen3_jax.data.forms import is_record
-from qwen3_jax.data.parquet import rows
+from qwen3_jax.data.forms import is_form, is_record
+from qwen3_jax.data.parquet import check_columns, rows
 from qwen3_jax.data.reasoning import RunningSumRecords
 from qwen3_jax.data.records import DataError, Malformed, Record, texts
-from qwen3_jax.text_files import EncodingError, check_encoding, decode, lines
+from qwen3_jax.text_files import EncodingError, decode
 
 SPLIT_BYTES = 32 * 2**20
 _PROBLEM_BYTES = 4096  # a generated problem is as much work as so much text
@@ -85,7 +91,7 @@ def read(split: Split, source: Source, seed: int = 0) -> Iterator[Record | Malfo
     for part in split:
         try:
             yield from _READERS[part.kind](part, source, seed)
-        except (OSError, EOFError, zlib.error) as error:
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise DataError(f"{part.file.url}: cannot be read: {error}") from error
 
 
@@ -103,10 +109,19 @@ def training_texts(config: DataConfig, max_records: int = 2000) -> Iterator[str]
             for record in read(split, source, config.seed):
                 if isinstance(record, Malformed) or record.key < source.eval_fraction * 2**64:
                     continue
-                yield from texts(record, source.text_key)
+                try:
+                    found = list(texts(record, source.text_key))
+                except DataError:  # preparing counts it
+                    continue
+                yield from (text for text in found if _is_unicode(text))
                 given += 1
                 if given == share:
                     break
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def key_of(file: str, place: int) -> int:
@@ -149,9 +164,14 @@ def _read_text(part: Part, source: Source, seed: int) -> Iterator[Record | Malfo
     with opened(part.file) as stream:
         raw = stream.read()
     if raw:
-        text = _decoded(raw, part.file.url)
-        key = key_of(part.file.key, 0)
-        yield text if isinstance(text, Malformed) else Record(part.file.url, {source.text_key: text}, key)
+        url, key = part.file.url, key_of(part.file.key, 0)
+        try:
+            check_start(raw, url)
+        except DataError as error:
+            yield Malformed(str(error))
+            return
+        text = _decoded(raw, url)
+        yield text if isinstance(text, Malformed) else Record(url, {source.text_key: text}, key)
 
 
 def _read_jsonl(part: Part, source: Source, seed: int) -> Iterator[Record | Malformed]:
@@ -167,7 +187,7 @@ def _read_jsonl(part: Part, source: Source, seed: int) -> Iterator[Record | Malf
             if not line:
                 return
             if offset == 0:
-                _check_file(line, part)
+                check_start(line, part.file.url)
             for piece in _cut(line):
                 number += 1
                 place, offset = offset, offset + len(piece)
@@ -186,47 +206,110 @@ def _cut(line: bytes) -> list[bytes]:
 
 def _read_json(part: Part, source: Source, seed: int) -> Iterator[Record | Malformed]:
     """A list of records, or JSON Lines under this suffix (as `datasets` writes); any other JSON is a document of text."""
+    url, text_key = part.file.url, source.text_key
     with opened(part.file) as stream:
         raw = stream.read()
-    _check_file(raw, part)
-    text = _decoded(raw, part.file.url)
+    check_start(raw, url)
+    text = _decoded(raw, url)
     if isinstance(text, Malformed):
         yield text
         return
+    value: Any = None
+    error: Exception | None = None
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
-    if isinstance(value, list) and value and isinstance(value[0], dict) and is_record(value[0], source.text_key):
-        for number, body in enumerate(value):
-            location, key = f"{part.file.url} record {number + 1}", key_of(part.file.key, number)
-            yield Record(location, body, key) if isinstance(body, dict) else _no_object(body, location)
+    except (ValueError, RecursionError) as caught:
+        error = caught
+    if value == []:
         return
-    first = next((line for line in lines(text) if line.strip()), "")
-    record = _json_record(first.encode(), "", 0)
-    if value is None and isinstance(record, Record) and is_record(record.body, source.text_key):
+    if isinstance(value, list) and any(isinstance(one, dict) and is_record(one, text_key) for one in value):
+        try:
+            value = json_values.load(text)
+        except ValueError as caught:  # a key twice
+            yield Malformed(f"{url}: {caught}")
+            return
+        for number, body in enumerate(value):
+            location, key = f"{url} record {number + 1}", key_of(part.file.key, number)
+            yield Record(location, body, key) if isinstance(body, dict) else _no_object(body, location)
+    elif isinstance(value, dict) and (reason := _unread_object(value, text_key)):
+        yield Malformed(f"{url}: {reason}")
+    elif _is_lines(text, text_key, broken=error is not None):
         yield from _read_jsonl(part, source, seed)
-    elif isinstance(value, dict) and isinstance(value.get("messages", value.get("conversations")), list):
-        yield Record(part.file.url, value, key_of(part.file.key, 0))
-    elif wrapped := _wrapped(value, source.text_key):
-        yield Malformed(
-            f"{part.file.url}: the records are under {wrapped!r}; write that list alone (`jq '.{wrapped}'`), or JSON Lines"
-        )
+    elif isinstance(value, dict) and _is_one_record(value):
+        yield Record(url, value, key_of(part.file.key, 0))
+    elif error is not None and _begins_with_record(text, text_key):
+        hint = "records are one list, or one in each line (`jq -c . FILE`)"
+        yield Malformed(f"{url}: not valid JSON ({error}); {hint}")
     elif text:
-        yield Record(part.file.url, {source.text_key: text}, key_of(part.file.key, 0))
+        yield Record(url, {text_key: text}, key_of(part.file.key, 0))
 
 
-def _wrapped(value: Any, text_key: str) -> str | None:
-    """The key under which an object holds records, where it is one of the usual."""
+def _is_lines(text: str, text_key: str, broken: bool) -> bool:
+    """Whether a text is JSON Lines: one of its first lines is a record by itself, and the whole is no JSON, or that line."""
+    every = (match.group() for match in re.finditer(r"[^\r\n]+", text))
+    first = list(itertools.islice((line for line in every if line.strip()), 10))
+    if not broken and len(first) > 1:
+        return False
+    found = [_json_record(line.encode(), "", 0) for line in first]
+    is_one = is_record if broken else is_form
+    return any(isinstance(record, Record) and is_one(record.body, text_key) for record in found)
+
+
+def _is_one_record(value: dict[str, Any]) -> bool:
+    """Whether an object that fills a file is a record: a chat, or a question with its answer."""
+    turns = value.get("messages", value.get("conversations"))
+    chat = isinstance(turns, list) and not (turns and isinstance(turns[0], list))
+    return chat or (is_form(value, "messages") and all(isinstance(one, str | None) for one in value.values()))
+
+
+def _unread_object(value: dict[str, Any], text_key: str) -> str | None:
+    """What is wrong with an object that fills a file and holds records in a form that is not read, or None."""
     for key in ("data", "train", "rows", "records", "examples", "instances"):
-        held = value.get(key) if isinstance(value, dict) else None
+        held = value.get(key)
         if isinstance(held, list) and held and isinstance(held[0], dict) and is_record(held[0], text_key):
-            return key
+            return f"the records are under {key!r}; write that list alone (`jq '.{key}'`), or JSON Lines"
+    rows = list(value.values())
+    numbered = [*value] == [str(number) for number in range(len(value))]
+    if numbered and rows and isinstance(rows[0], dict) and is_form(rows[0], text_key):
+        return "the records are under their numbers; write them as one list (pandas: orient='records')"
+    names = value["columns"] if value.keys() == {"columns", "index", "data"} else None
+    if isinstance(names, list) and is_form(dict.fromkeys(map(str, names)), text_key):
+        return "the records are lists without their keys; write them as objects (pandas: orient='records')"
+    sizes = {len(column) if isinstance(column, list | dict) else -1 for column in value.values()}
+    if len(sizes) == 1 and -1 not in sizes and is_form(value, text_key) and not _is_one_record(value):
+        return "the records are written column by column; write them one by one (pandas: orient='records')"
     return None
+
+
+def _begins_with_record(text: str, text_key: str) -> bool:
+    """Whether a text that is no JSON begins with a record: a list that was cut off, records over several lines."""
+    try:
+        first = json.JSONDecoder().raw_decode(text.lstrip().removeprefix("[").lstrip())[0]
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(first, dict) and is_form(first, text_key)
+
+
+def _read_csv(part: Part, source: Source, seed: int) -> Iterator[Record | Malformed]:
+    url = part.file.url
+    with opened(part.file) as stream:
+        check_start(stream.read(64), url)
+    with opened(part.file) as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+        try:
+            for number, (line, row) in enumerate(csv_rows.rows(text, url)):
+                location = f"{url}:{line}"
+                if isinstance(row, str):
+                    yield Malformed(f"{location}: {row}")
+                else:
+                    yield Record(location, dict(row), key_of(part.file.key, number))
+        except UnicodeDecodeError as error:
+            raise DataError(f"{url} is not UTF-8 text ({error.reason})") from None
 
 
 def _read_parquet(part: Part, source: Source, seed: int) -> Iterator[Record | Malformed]:
     with open_parquet(part.file) as reader:
+        check_columns(reader.schema_arrow.names, part.file.url)
         before = sum(reader.metadata.row_group(i).num_rows for i in range(part.start))
         for batch in reader.iter_batches(batch_size=256, row_groups=list(range(part.start, part.stop or 0))):
             for body in rows(batch):
@@ -254,8 +337,8 @@ def _read_synthetic(part: Part, source: Source, seed: int) -> Iterator[Record]:
 
 
 _READERS = {
-    "text": _read_text, "json": _read_json, "jsonl": _read_jsonl, "parquet": _read_parquet, "arrayrecord": _read_arrayrecord,
-    "synthetic": _read_synthetic,
+    "text": _read_text, "json": _read_json, "jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet,
+    "arrayrecord": _read_arrayrecord, "synthetic": _read_synthetic,
 }  # fmt: skip
 
 
@@ -264,10 +347,12 @@ def _json_record(raw: bytes, location: str, key: int) -> Record | Malformed:
     if isinstance(text, Malformed):
         return text
     try:
-        body = json.loads(text)
+        body = json_values.load(text)
     except json.JSONDecodeError as error:
-        return Malformed(f"{location}: not valid JSON: {error.msg} at column {error.colno}")
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or very deep nesting
+        begun = text.strip() in ("{", "[")
+        lines = "; a record is one line, as `jq -c . FILE` writes them" if begun else ""
+        return Malformed(f"{location}: not valid JSON: {error.msg} at column {error.colno}{lines}")
+    except ValueError as error:  # a key twice, a number of thousands of digits, or very deep nesting
         return Malformed(f"{location}: not valid JSON: {error}")
     return Record(location, body, key) if isinstance(body, dict) else _no_object(body, location)
 
@@ -275,14 +360,6 @@ def _json_record(raw: bytes, location: str, key: int) -> Record | Malformed:
 def _no_object(value: Any, location: str) -> Malformed:
     array = "; a file that is one list of records is named .json" if isinstance(value, list) else ""
     return Malformed(f"{location}: a JSON object is wanted, got {type(value).__name__}{array}")
-
-
-def _check_file(start: bytes, part: Part) -> None:
-    """Refuse a file in another encoding as a whole."""
-    try:
-        check_encoding(start, part.file.url)
-    except EncodingError as error:
-        raise DataError(str(error)) from None
 
 
 def _decoded(raw: bytes, location: str) -> str | Malformed:

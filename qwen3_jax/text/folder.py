@@ -1,9 +1,9 @@
 """A tokenizer's folder on disk: reading it with every damage named, and writing it so that transformers reads it back.
 
 Read: tokenizer.json, or else vocab.json + merges.txt; tokenizer_config.json; chat_template.jinja and
-additional_chat_templates/*.jinja, or else `chat_template` in tokenizer_config.json; special_tokens_map.json and
-added_tokens.json (transformers 4). Written: tokenizer.json, tokenizer_config.json, chat_template.jinja and
-additional_chat_templates/ (transformers 5's layout).
+additional_chat_templates/*.jinja, or else `chat_template` in tokenizer_config.json, or else in chat_template.json
+(processors write it); special_tokens_map.json and added_tokens.json (transformers 4). Written: tokenizer.json,
+tokenizer_config.json, chat_template.jinja and additional_chat_templates/ (transformers 5's layout).
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders
 from tokenizers.models import BPE
 
-from qwen3_jax.paths import replace_file
+from qwen3_jax.paths import replace_file, visible_files
 from qwen3_jax.text_files import EncodingError, decode, lines
 
 from .byte_level import BYTE_CHARACTERS, qwen_backend
@@ -23,6 +23,7 @@ from .errors import TokenizerError
 
 TEMPLATE_FILE = "chat_template.jinja"
 TEMPLATE_FOLDER = "additional_chat_templates"
+PROCESSOR_TEMPLATE = "chat_template.json"
 NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -166,7 +167,10 @@ def _declared_tokens(folder: Path, config: dict[str, Any]) -> dict[int, AddedTok
     declared = config.get("added_tokens_decoder")
     if declared is not None:
         try:
-            return {int(index): AddedToken(**token) for index, token in declared.items()}
+            return {
+                int(index): AddedToken(**{name: value for name, value in token.items() if name != "__type"})
+                for index, token in declared.items()
+            }
         except (AttributeError, TypeError, ValueError) as error:
             raise TokenizerError(f"{field} must map ids to added tokens: {error}") from None
     path = folder / "added_tokens.json"
@@ -203,13 +207,16 @@ def _register(backend: Tokenizer, added: dict[int, AddedToken], folder: Path) ->
 
 def _read_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     """Chat templates by name; files go before tokenizer_config.json, as in transformers. Blank ones do not count."""
-    templates = {path.stem: _read_text(path) for path in sorted((folder / TEMPLATE_FOLDER).glob("*.jinja"))}
+    templates = {path.stem: _read_text(path) for path in visible_files(folder / TEMPLATE_FOLDER, "*.jinja")}
     field = str(folder)
     if (folder / TEMPLATE_FILE).exists():
         templates["default"] = _read_text(folder / TEMPLATE_FILE)
     if not templates:
         field = f"{folder / 'tokenizer_config.json'}: chat_template"
         value = config.get("chat_template")
+        if not value and (folder / PROCESSOR_TEMPLATE).exists():
+            field = f"{folder / PROCESSOR_TEMPLATE}: chat_template"
+            value = _read_object(folder / PROCESSOR_TEMPLATE).get("chat_template")
         if isinstance(value, str):
             templates = {"default": value}
         elif isinstance(value, dict):

@@ -125,4 +125,8 @@ def _jsonl_texts(path: Path, lines: Iterable[str]) -> Iterator[str]:
             text = None
         if not isinstance(text, str):
             raise TokenizerError(f"{path}, line {number} is not a JSON object with a string under 'text'")
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise TokenizerError(
+                f"{path}, line {number} has a lone surrogate (\\ud800 to \\udfff), which is not Unicode text"
+            )
         yield text

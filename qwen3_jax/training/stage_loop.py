@@ -15,7 +15,7 @@ import sharding
 from qwen3_jax.checkpoint.training import TrainCheckpoints
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.data import Prepared, make_train_loader
-from qwen3_jax.data.mixture import at_boundary
+from qwen3_jax.data.pipeline import at_boundary
 from qwen3_jax.errors import Diverged, Interrupted
 from qwen3_jax.progress import Bar, progress_bar
 from qwen3_jax.training import guard
@@ -88,21 +88,19 @@ class StageLoop:
             Profiler(self.config.profile, self.run_dir / "profile", step, stage.last, bar.print) as profiler,
         ):
             if position is not None:
-                resumed = self._same_rows(position["stage"], stage)
-                batches.set_state(position["data"] if resumed else at_boundary(position["data"]))
+                batches.set_state(self._data_position(position, stage))
             return self._steps(stage, trainer, state, batches, meter, bar, profiler)
 
-    def _same_rows(self, name: str, stage: Stage) -> bool:
-        """Whether a stage takes the rows that follow those of the stage called `name`: it is that one, or the run was extended
-        with rows of the same length; how many make a batch does not matter."""
-        if name == stage.name:
-            return True
-        before = next(one.run.data for one in self.stages if one.name == name)
-        data = stage.run.data
-        return not self.config.stages and (before.sequence_length, before.lengths) == (
-            data.sequence_length,
-            data.lengths,
-        )
+    def _data_position(self, position: dict[str, Any], stage: Stage) -> dict[str, Any]:
+        """Return where the loader of a stage goes on: it takes the rows that follow those of the stage of `position` if it is
+        that one, or if the run was extended with rows of the same length (how many make a batch does not matter)."""
+        if position["stage"] == stage.name:
+            return position["data"]
+        before = next(one for one in self.stages if one.name == position["stage"])
+        old, new = before.run.data, stage.run.data
+        if not self.config.stages and (old.sequence_length, old.lengths) == (new.sequence_length, new.lengths):
+            return position["data"]
+        return at_boundary(position["data"], old, before.weights, new, self.corpora)
 
     def _steps(
         self,

@@ -114,6 +114,75 @@ def test_both_spellings_of_rope_and_which_one_wins():
         rope(rope_parameters={"partial_rotary_factor": 0.5})
 
 
+def test_settings_in_older_spellings_and_at_their_no_op_value():
+    plain = Qwen3Config.from_hf(DENSE)
+    fields = Qwen3Config.__dataclass_fields__.keys() - {"num_key_value_heads"}
+    for model_type in (DENSE, MOE):
+        assert Qwen3Config.from_hf(model_type | dict.fromkeys(fields)) == Qwen3Config.from_hf(model_type), (
+            "null is absent"
+        )
+    for raw in (
+        {"architectures": "Qwen3ForCausalLM", "torch_dtype": None, "num_local_experts": None},
+        {"hidden_act": "swish", "hidden_size": 4096.0, "quantization_config": None, "layer_types": None},
+        {"use_sliding_window": None, "sliding_window": 4096, "max_window_layers": 28},
+        {"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0},
+        {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 32},
+        {"use_sliding_window": True, "sliding_window": 4096, "layer_types": ["full_attention"] * 32},
+        {"rope_scaling": {"type": "linear", "factor": 1.0}, "auto_map": {}, "unsloth_version": "2025.5"},
+        {"rope_scaling": {"rope_type": "default", "type": None, "factor": None}},
+        {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 10_000},
+                "sliding_attention": {},
+            }
+        },
+    ):
+        assert Qwen3Config.from_hf(DENSE | raw) == plain, raw
+    assert Qwen3Config.from_hf(DENSE | {"torch_dtype": "torch.bfloat16"}).dtype == "bfloat16"
+    assert Qwen3Config.from_hf(MOE | {"num_experts": None, "num_local_experts": 16}).num_experts == 16
+    yarn = {"full_attention": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 5e6}}
+    nested = Qwen3Config.from_hf(DENSE | {"rope_parameters": yarn})
+    assert (nested.rope_theta, nested.rope_scaling) == (5e6, RopeScaling(factor=4.0))
+    with pytest.warns(UserWarning, match="'attention_dropout' has no effect: nothing is dropped here"):
+        assert Qwen3Config.from_hf(DENSE | {"attention_dropout": 0.1}) == plain
+    for raw, message in (
+        (DENSE | {"use_sliding_window": True, "max_window_layers": 1}, "'use_sliding_window' is true"),
+        (DENSE | {"use_sliding_window": True}, "'use_sliding_window' is true"),
+        (MOE | {"use_sliding_window": True, "max_window_layers": 99}, "'use_sliding_window' is true"),
+        (DENSE | {"layer_types": ["full_attention", "sliding_attention"]}, "'layer_types' has"),
+        (DENSE | {"rope_scaling": {"factor": 4.0}}, "has a 'factor' and no 'rope_type'; set it to 'yarn'"),
+        (DENSE | {"rope_scaling": {"type": "linear", "factor": 2.0}}, "'rope_type' is 'linear'"),
+        (DENSE | {"rope_scaling": {"type": "linear"}}, "'rope_type' is 'linear'"),
+        (DENSE | {"rope_scaling": {"type": "yarn", "factor": "4"}}, "rope_scaling field 'factor' has the value '4'"),
+        (DENSE | {"rope_theta": "1e6"}, "'rope_theta' is '1e6'; it must be a number"),
+        (DENSE | {"hidden_size": 64.5}, "'hidden_size' has the value 64.5"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Qwen3Config.from_hf(raw)
+
+
+def test_sampling_defaults_as_files_have_them():
+    raw = {
+        "eos_token_id": [],
+        "top_k": 20.0,
+        "bos_token_id": [3],
+        "pad_token_id": [],
+        "temperature": 1,
+        "max_new_tokens": None,
+    }
+    read = GenerationConfig.from_hf(raw)
+    assert read == GenerationConfig(top_k=20, bos_token_id=3, temperature=1.0)
+    assert GenerationConfig.from_hf({"top_k": -1}).top_k == 0, "no limit"
+    for field, value in (("temperature", -1), ("top_p", 1.5), ("top_p", 0), ("repetition_penalty", 0), ("top_k", -2)):
+        with pytest.raises(
+            UserError, match=rf"^generation_config\.json field {field} is {float(value) if field != 'top_k' else value}"
+        ):
+            GenerationConfig.from_hf({field: value})
+    for field, value in (("temperature", "0.6"), ("top_k", 2.5), ("bos_token_id", [1, 2])):
+        with pytest.raises(UserError, match=f"^generation_config.json field '{field}' has the value"):
+            GenerationConfig.from_hf({field: value})
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -192,7 +192,10 @@ FAULTS = {
     ),
     "another architecture": (lambda f: set_config(f, model_type="qwen3_next"), "model_type.*qwen3_next"),
     "another class": (lambda f: set_config(f, architectures=["Qwen3ForSequenceClassification"]), "ForSequenceClass"),
-    "sliding window": (lambda f: set_config(f, use_sliding_window=True), "use_sliding_window"),
+    "sliding window": (
+        lambda f: set_config(f, use_sliding_window=True, sliding_window=16, max_window_layers=1, layer_types=None),
+        "use_sliding_window",
+    ),
     "sliding layers": (lambda f: set_config(f, layer_types=["sliding_attention"] * 2), "layer_types"),
     "another rope": (
         lambda f: set_config(f, rope_parameters={"rope_type": "llama3", "factor": 8.0}),
@@ -202,9 +205,11 @@ FAULTS = {
         lambda f: set_config(f, rope_parameters={"rope_type": "yarn", "factr": 8.0}),
         "rope_scaling.factr.*Did you mean 'factor'",
     ),
-    "dropout": (lambda f: set_config(f, attention_dropout=0.1), "attention_dropout"),
     "quantised in another way": (
-        lambda f: set_config(f, quantization_config={"quant_method": "hqq"}),
+        lambda f: (
+            set_config(f, quantization_config={"quant_method": "hqq"}),
+            edit(f, lambda t: t.update({PROJ: t[PROJ].astype(np.int8)})),
+        ),
         "quantization_config.quant_method' is 'hqq'",
     ),
     "wrong type": (lambda f: set_config(f, hidden_size="64"), "hidden_size.*'64'"),
@@ -233,6 +238,11 @@ def test_duplicate_tensors_and_missing_shards_are_named(exported, tmp_path):
     first = exported / "model-00001-of-00004.safetensors"
     folder = shutil.copytree(exported, tmp_path / "twice")
     shutil.copy(first, folder / "model-00002-of-00004.safetensors")
+    with pytest.raises(
+        UserError, match=r"is missing from model-00002-of-00004\.safetensors; model\.safetensors\.index"
+    ):
+        qwen3_jax.load(folder, verify=False)
+    (folder / "model.safetensors.index.json").unlink()
     with pytest.raises(UserError, match="occurs twice, in model-00001-of-00004"):
         qwen3_jax.load(folder, verify=False)
     folder = shutil.copytree(exported, tmp_path / "lost")

@@ -78,11 +78,31 @@ def test_names_of_the_decoder_alone_and_of_wrappers_are_the_whole_models(prefix,
     assert_same(params(tmp_path / "encoder"), params(single))
 
 
+@pytest.mark.parametrize("infix", ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module._orig_mod."])
+def test_names_of_wrapped_layers_and_of_a_decoder_in_another_module_are_the_whole_models(infix, sharded, tmp_path):
+    """torch.compile, FSDP and checkpointing of single layers; and tables that older versions of transformers saved."""
+
+    def change(name):
+        layer = name.removeprefix("model.layers.")
+        if layer != name:
+            number, _, rest = layer.partition(".")
+            return f"language_model.layers.{number}.{infix}{rest}"
+        return name.replace("model.", "language_model.")
+
+    folder = shutil.copytree(sharded, tmp_path / "x")
+    renamed(folder, change)
+    (folder / INDEX).unlink()
+    tables = {f"language_model.layers.{i}.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32) for i in range(2)}
+    save_file(tables, folder / "tables.safetensors")
+    assert_same(params(folder), params(sharded))
+
+
 def test_an_untied_encoder_without_a_head_is_named_as_one(sharded, tmp_path):
     folder = shutil.copytree(sharded, tmp_path / "x")
     renamed(folder, lambda name: name.removeprefix("model.") if name.startswith("model.") else None)
     with pytest.raises(
-        UserError, match=r"has no 'lm_head.weight'.*encoder without a head \(as Qwen3-Embedding is\)"
+        UserError,
+        match=r"has no 'lm_head.weight'.*encoder without a head \(as Qwen3-Embedding is\).*tie_word_embeddings to tr",
     ) as caught:
         qwen3_jax.load(folder, verify=False)
     assert "\n" not in str(caught.value)
@@ -123,6 +143,20 @@ def one_shard(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
 
 
+def hidden(folder: Path) -> None:
+    """What macOS leaves on other disks."""
+    for file in list(folder.iterdir()):
+        (folder / f"._{file.name}").write_bytes(b"\0\x05\x16\x07")
+    (folder / "._model-00001-of-00009.gguf").write_bytes(b"")
+
+
+def copied(folder: Path) -> None:
+    """A tensor of the last shard stands in the first one, too, with other numbers."""
+    first, *_, last = shards(folder)
+    name, array = next(iter(load_file(last).items()))
+    save_file(load_file(first) | {name: array + 1}, first, metadata={"format": "pt"})
+
+
 # name -> (which folder, what happens to it, which folder's weights load, the files that are named)
 FOLDERS = {
     "an adapter beside one file": ("single", lambda f, _: adapter(f), "single", ["adapter_model.safetensors"]),
@@ -147,6 +181,16 @@ FOLDERS = {
     ),
     "one shard of one without an index": ("single", lambda f, _: one_shard(f), "single", []),
     "shards without an index": ("sharded", lambda f, _: without_index(f), "sharded", []),
+    "hidden files": ("single", lambda f, _: hidden(f), "single", []),
+    "hidden files, and shards without an index": ("sharded", lambda f, _: (hidden(f), without_index(f)), "sharded", []),
+    "a copy of a tensor in another shard": (
+        "sharded", lambda f, _: copied(f), "sharded", [f"because {INDEX} names other files for them", "model-00001-of-"],
+    ),
+    "links": (
+        "sharded",
+        lambda f, other: [(file.rename(f / f"blob{i}"), file.symlink_to(f"blob{i}")) for i, file in enumerate(shards(f))],
+        "sharded", [],
+    ),
     "a file of another name": (
         "single", lambda f, _: (f / "model.safetensors").rename(f / "weights.safetensors"), "single", [],
     ),
@@ -184,6 +228,20 @@ def test_folders_that_are_no_whole_checkpoint_say_what_is_missing(single, sharde
     pickled = shutil.copytree(single, tmp_path / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     refused(r"pytorch_model\.bin, whose pickled weights are not read", pickled)
+    (pickled / "pytorch_model.bin").rename(pickled / "training_args.bin")
+    refused(r"has no \*\.safetensors file; is the checkpoint complete", pickled)
+    stale = shutil.copytree(sharded, tmp_path / "stale")
+    index = json.loads((stale / INDEX).read_text())
+    names = {name: f"model-0000{1 + i % 2}-of-00099.safetensors" for i, name in enumerate(index["weight_map"])}
+    (stale / INDEX).write_text(json.dumps({"weight_map": names}))
+    refused(
+        rf"of-00099\.safetensors is missing; .* delete the index if it belongs to other files than {first.name}", stale
+    )
+    (stale / INDEX).write_text(json.dumps({"weight_map": {}}))
+    refused("has no 'weight_map'", stale)
+    names = dict(list(index["weight_map"].items())[1:])
+    (stale / INDEX).write_text(json.dumps({"weight_map": names}))
+    refused("is not in .*delete the index if every tensor", stale)
     peft = tmp_path / "peft"
     peft.mkdir()
     adapter(peft)
@@ -195,6 +253,58 @@ def test_folders_that_are_no_whole_checkpoint_say_what_is_missing(single, sharde
     refused(words, peft)  # adapters are also published with their base's small files
     (peft / "adapter_model.safetensors").rename(peft / "adapter_model.bin")
     refused(words, peft)
+    inside = shutil.copytree(single, tmp_path / "inside")
+    layer = "model.layers.0.self_attn.q_proj."
+    renamed(inside, lambda name: f"base_model.model.{name}".replace(f"{layer}weight", f"{layer}base_layer.weight"))
+    refused(
+        r"was saved with a PEFT adapter in its layers \('model.layers.0.self_attn.q_proj.base_layer.weight'\)", inside
+    )
+
+
+def test_what_a_clone_without_git_lfs_and_a_broken_download_leave_is_named(single, tmp_path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    for name in ("model.safetensors", "tokenizer.json"):
+        folder = shutil.copytree(single, tmp_path / name)
+        (folder / name).write_bytes(pointer)
+        with pytest.raises(
+            UserError, match=rf"{name} is a Git LFS pointer and not the file itself: get that with `git lfs"
+        ):
+            qwen3_jax.load(folder, verify=False)
+    cut = shutil.copytree(single, tmp_path / "cut")
+    whole = (cut / "model.safetensors").read_bytes()
+    for size in (0, 7, 100, len(whole) - 1):
+        (cut / "model.safetensors").write_bytes(whole[:size])
+        with pytest.raises(UserError, match=r"model\.safetensors is not a complete safetensors file .*copy it again"):
+            qwen3_jax.load(cut, verify=False)
+    (cut / "model.safetensors").rename(cut / "model.safetensors.part")
+    with pytest.raises(UserError, match="is the checkpoint complete"):
+        qwen3_jax.load(cut, verify=False)
+
+
+def test_settings_of_quantisation_that_are_stale_or_in_a_file_of_their_own(tmp_path, capsys):
+    folder = packed_folders.plain(tmp_path / "x", moe=False)
+    expected = params(folder)
+    packed_folders.describe(folder, quant_method="bitsandbytes", load_in_4bit=True)
+    assert_same(params(folder), expected)
+    assert (
+        "'quantization_config' of config.json has no effect, because no tensor is quantised" in capsys.readouterr().err
+    )
+    packed_folders.describe(folder)
+    (folder / "quantize_config.json").write_text(json.dumps({"bits": 3, "group_size": 128}))
+    assert_same(params(folder), expected)
+    for name, form, method, older in (
+        ("quantize_config.json", packed_folders.gptq(32), "gptq", {"bits": 4, "group_size": 32, "desc_act": False}),
+        ("quant_config.json", packed_folders.awq(32), "awq",
+         {"zero_point": True, "q_group_size": 32, "w_bit": 4, "version": "GEMM"}),
+    ):  # fmt: skip
+        quantised = packed_folders.plain(tmp_path / name, moe=False)
+        packed_folders.packed(quantised, form, quant_method=method, bits=4, group_size=32)
+        expected = params(quantised)
+        packed_folders.describe(quantised)
+        with pytest.raises(UserError, match=r"has data type I32, and config\.json has no 'quantization_config'"):
+            params(quantised)
+        (quantised / name).write_text("\ufeff" + json.dumps(older))
+        assert_same(params(quantised), expected)
 
 
 JSON_FILES = [

@@ -2,15 +2,17 @@
 
 import dataclasses
 import itertools
+from collections import Counter
 from contextlib import closing
 
 import numpy as np
 import pytest
 
 from qwen3_jax.data import DataConfig, DataError, Encoded, LengthShare, Source, Where
-from qwen3_jax.data.mixture import RowPlanner, Stream, at_boundary, cut, streams
+from qwen3_jax.data.mixture import RowPlanner
 from qwen3_jax.data.pipeline import make_eval_batches, make_train_loader
 from qwen3_jax.data.prepared import Prepared
+from qwen3_jax.data.streams import Piece, Stream, cut, streams
 
 
 class InMemory(Prepared):
@@ -263,23 +265,36 @@ def test_the_next_piece_is_of_the_stream_that_would_be_furthest_behind_after_a_r
 
 
 def test_a_boundary_keeps_places_and_counts_shares_anew():
-    state = {"window": 9, "drawn": {"a": 5, "b": 2}, "tokens": {"a": 50, "b": 7}, "carried": [[0, 1, 2, 3]], "row": 4}
-    assert at_boundary(state) == {"window": 9, "drawn": {"a": 5, "b": 2}, "tokens": {}, "carried": [], "row": 0}
-    assert state["tokens"] == {"a": 50, "b": 7}, "the state given is not changed"
-    assert at_boundary(state)["drawn"] is not state["drawn"]
-    # In use: after a stage of nine parts a, the next stage's half and half is measured from its own beginning.
-    plan = simple_planner({"a": 0.9, "b": 0.1}, {"a": 4, "b": 4}, sequence_length=8, packing_rows=2)
-    for _ in range(30):
-        next(plan)
-    before = plan.state()
+    """After a stage of nine parts a, the next stage's half and half is measured from its own beginning."""
+    before = simple_planner({"a": 0.9, "b": 0.1}, {"a": 4, "b": 4}, sequence_length=8, packing_rows=2)
+    given = [piece for _ in range(31) for piece in next(before)]
+    state = before.state()
+    assert state["row"] == 1
+    config = DataConfig([Source("s", "x")], sequence_length=8, packing_rows=2)
+    moved = before.at_boundary(config)
+    assert before.state() == state, "the planner is not changed"
+    assert (moved["tokens"], moved["carried"], moved["row"]) == ({}, [], 0)
+    assert moved["window"] == state["window"] + 1
+    # What was drawn and not given comes first, and counts as the next stage's.
+    waiting = {key: len(pieces) for key, pieces in moved["returned"].items()}
+    assert sum(moved["drawn"].values()) - sum(waiting.values()) == len(given)
     after = simple_planner({"a": 0.5, "b": 0.5}, {"a": 4, "b": 4}, sequence_length=8, packing_rows=2)
-    after.restore(at_boundary(before))
+    after.restore(moved)
     for _ in range(20):
-        next(after)
-    tokens = drawn_tokens(after.state())
+        given += next(after)
+    end = after.state()
+    tokens = drawn_tokens(end)
     assert abs(tokens["a"] - tokens["b"]) <= 8
-    assert after.state()["drawn"]["a"] == before["drawn"]["a"] + tokens["a"] // 4
-    assert after.state()["window"] > before["window"]
+    for number, key in enumerate("ab"):
+        assert end["drawn"][key] == moved["drawn"][key] - waiting.get(key, 0) + tokens[key] // 4
+        order = Counter(before._streams[number].piece(i) for i in range(end["drawn"][key]))
+        left = Counter(Piece(*piece) for piece in end["carried"]) + Counter(
+            p for row in after._rows[after._next :] for p in row
+        )
+        assert order == Counter(p for p in given if p.source == number) + Counter(
+            p for p in left.elements() if p.source == number
+        )
+    assert "returned" not in end, "all of it has been given"
 
 
 def test_a_state_in_the_middle_of_a_window_names_the_window_s_beginning():

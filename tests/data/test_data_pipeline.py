@@ -23,10 +23,10 @@ from qwen3_jax.data import (
     corpus_unigram_entropy,
     make_eval_batches,
     make_train_loader,
-    mixture,
     open_sources,
+    streams,
 )
-from qwen3_jax.data.mixture import at_boundary
+from qwen3_jax.data.pipeline import at_boundary
 from tests.helpers.byte_tokenizer import ByteTokenizer, segments_of
 
 TOK = ByteTokenizer()
@@ -36,7 +36,7 @@ TOK = ByteTokenizer()
 def _shuffles_are_kept():
     """Grain's shuffle takes a millisecond per index where a source has few; these tests draw the same ones again and again."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mixture, "index_shuffle", functools.cache(mixture.index_shuffle))
+        patch.setattr(streams, "index_shuffle", functools.cache(streams.index_shuffle))
         yield
 
 
@@ -218,25 +218,40 @@ def test_labels_and_length_classes_choose_what_is_drawn(folder, tmp_path):
         loader(folder, **options | {"lengths": [LengthShare(97, 100, 1)]})
 
 
-def test_a_new_stage_goes_on_with_text_that_was_not_seen(folder):
-    """Another row length and other weights: what was drawn is not drawn again in this epoch."""
+@pytest.mark.parametrize("length", [300, 450])
+def test_a_new_stage_gives_what_the_one_before_has_not_given(folder, length):
+    """Rows of the same or of another length: every prediction of the epoch once, also of rows that were packed."""
     source = Source("text", f"{folder}/*.txt", eval_fraction=0)
+    first = {"sources": [source], "batch_size": 1, "sequence_length": 300, "packing_rows": 4, "prefetch_batches": 0}
+    before, now = config(folder, **first), config(folder, **first | {"sequence_length": length})
+    corpora = open_sources(before, TOK, folder / "unused")
 
-    def numbers(batch):
-        rows = [segments_of({name: value[i] for name, value in batch.items()}) for i in range(len(batch["tokens"]))]
-        texts = [TOK.decode([s[0][0], *(pair[1] for pair in s)]) for row in rows for s in row]
-        return [int(text.split(":")[0].removeprefix("document ")) for text in texts]
+    def pairs(batch):
+        segments = segments_of({name: value[0] for name, value in batch.items()})
+        return [pair[:2] for segment in segments for pair in segment]
 
-    first = {"sources": [source], "batch_size": 1, "sequence_length": 600, "packing_rows": 1, "prefetch_batches": 0}
-    with closing(iter(loader(folder, **first))) as iterator:
-        seen = numbers(next(iterator))
-        state = iterator.get_state()
-    assert 0 < len(seen) == state["drawn"]["text"] - len(state["carried"]) < 20
-    with closing(iter(loader(folder, **first | {"sequence_length": 900}))) as iterator:
-        iterator.set_state(at_boundary(json.loads(json.dumps(state))))
-        later = numbers(next(iterator))
-    assert later
-    assert not set(later) & set(seen)
+    documents = [document.tokens.tolist() for document in corpora[0].read(range(len(corpora[0])))]
+    whole = Counter(pair for tokens in documents for pair in itertools.pairwise(tokens))
+    seen: Counter = Counter()
+    with closing(iter(make_train_loader(before, corpora))) as iterator:
+        for _ in range(2):
+            seen.update(pairs(next(iterator)))
+        state = json.loads(json.dumps(iterator.get_state()))
+    assert state["row"] == 2, "rows that were packed and not given"
+    with closing(iter(make_train_loader(now, corpora))) as iterator:
+        iterator.set_state(json.loads(json.dumps(at_boundary(state, before, None, now, corpora))))
+        for _ in range(30):
+            seen.update(pairs(next(iterator)))
+            # Close to the end, rows of the next epoch come between.
+            assert sum(seen.values()) > sum(whole.values()) - 5 * length or not seen - whole, "nothing twice"
+    assert not whole - seen, "nothing left out"
+    # The folder was prepared anew, from other text.
+    changed = state | {"text": {"text": [29, 1234]}}
+    words = "source 'text' had 29 documents of 1,234 tokens when the run was saved, and .* has 30 of"
+    with pytest.raises(DataError, match=words):
+        at_boundary(changed, before, None, now, corpora)
+    with closing(iter(make_train_loader(before, corpora))) as iterator, pytest.raises(DataError, match=words):
+        iterator.set_state(changed)
 
 
 def test_eval_batches_are_held_out_fixed_and_complete(folder, unbroken):

@@ -132,7 +132,7 @@ def test_truncated_and_disabled_problems_look_like_a_forced_stop_in_generation()
         ({"messages": [USER, {"role": "assistant", "content": 4}]}, "content of message 2 must be text"),
         ({"messages": [USER]}, "no assistant message to learn from"),
         ({"messages": [USER, THOUGHT], "tools": {}}, "'tools' must be a list"),
-        ({"messages": [USER, {"role": "assistant"}, THOUGHT]}, "renders the messages before message 3"),
+        ({"messages": [USER, {"role": "assistant", "content": ""}, THOUGHT]}, "renders the messages before message 3"),
         ({"messages": [USER, {**CALL, "tool_calls": [3]}]}, "tool call 1 of message 2 must be an object"),
         ({"completion": "a"}, "'prompt' must be a string"),
         ({"prompt": "a"}, "'completion' must be a string or a list"),

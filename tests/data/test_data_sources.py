@@ -1,8 +1,10 @@
 """Sources: which files are found, what is read of them however they are cut, errors that name the culprit, what is held out."""
 
 import ast
+import bz2
 import gzip
 import json
+import lzma
 import random
 import re
 from pathlib import Path
@@ -108,7 +110,9 @@ def test_damaged_compressed_files_are_refused(tmp_path):
     noise = random.Random(0)
     lines = [json.dumps({"text": noise.randbytes(90).hex()}).encode() + b"\n" for _ in range(3000)]
     halves = [b"".join(lines[:1500]), b"".join(lines[1500:])]
-    for suffix, compress in ((".gz", gzip.compress), (".zst", zstandard.compress)):
+    for suffix, compress in (
+        (".gz", gzip.compress), (".zst", zstandard.compress), (".bz2", bz2.compress), (".xz", lzma.compress),
+    ):  # fmt: skip
         file = tmp_path / f"a.jsonl{suffix}"
         whole = b"".join(map(compress, halves))
         file.write_bytes(whole)
@@ -154,6 +158,27 @@ def test_what_is_held_out_depends_on_the_document_alone(corpus, tmp_path_factory
     assert [len(side) for side in one] == [1, 0], "a lone document is trained on"
 
 
+def test_links_are_followed_and_read_once(tmp_path):
+    """A snapshot of the hub is a folder of links to blobs."""
+    for name, text in (("blobs/abc", "a"), ("blobs/def", "b"), ("more/c.jsonl", "c"), ("snapshot/own.jsonl", "own")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps({"text": text}) + "\n")
+    snapshot = tmp_path / "snapshot"
+    for name, target in (
+        ("a.jsonl", "../blobs/abc"), ("data", "../more"), ("again.jsonl", "own.jsonl"), ("loop", "../snapshot"),
+    ):  # fmt: skip
+        (snapshot / name).symlink_to(target)
+    assert sorted(record.body["text"] for record in records(Source("s", str(snapshot)))) == ["a", "c", "own"]
+    assert keys(str(snapshot)) == ["a.jsonl", "data/c.jsonl", "own.jsonl"]
+    assert keys(f"{snapshot}/a*.jsonl") == ["a.jsonl", "again.jsonl"]
+    assert keys(str(snapshot / "a.jsonl")) == ["a.jsonl"]
+    (snapshot / ".#own.jsonl").symlink_to("someone@somewhere")
+    assert len(keys(str(snapshot))) == 3
+    (snapshot / "gone.jsonl").symlink_to("../blobs/none")
+    with pytest.raises(DataError, match=r"gone\.jsonl is a link to '\.\./blobs/none', which is not there"):
+        keys(str(snapshot))
+
+
 def test_standard_library_without_its_tests():
     files = find_files(Source("s", "stdlib:"))
     names = {file.key for file in files}
@@ -164,7 +189,8 @@ def test_standard_library_without_its_tests():
 
 
 def test_paths_that_cannot_be_read_are_named(tmp_path):
-    (tmp_path / "a.jsonl.xz").write_bytes(b"x")
+    (tmp_path / "a.jsonl.lz4").write_bytes(b"x")
+    (tmp_path / "data.arrow").write_bytes(b"x")
     (tmp_path / "b.parquet").write_bytes(b"not a table")
     (tmp_path / "c.arrayrecord").write_bytes(b"not records")
     for path, complaint in {
@@ -172,7 +198,8 @@ def test_paths_that_cannot_be_read_are_named(tmp_path):
         f"{tmp_path}/missing": "no file matches '.*/missing'",
         "nosuch://bucket/x": "'nosuch://bucket/x' cannot be read",
         "synthetic:sums": "unknown path 'synthetic:sums'",
-        str(tmp_path / "a.jsonl.xz"): r"a\.jsonl\.xz is a \.xz file",
+        str(tmp_path / "a.jsonl.lz4"): r"a\.jsonl\.lz4 is a \.lz4 file.*`lz4 -d` unpacks it",
+        str(tmp_path / "data.arrow"): r"data\.arrow is a \.arrow file.*to_parquet",
         str(tmp_path / "b.parquet"): r"b\.parquet: not a whole Parquet file",
         str(tmp_path / "c.arrayrecord"): r"c\.arrayrecord: not a whole ArrayRecord file",
         "memory://bucket/c.arrayrecord": "no file matches 'memory://bucket/c.arrayrecord'",

@@ -1,5 +1,7 @@
 """The plan of rows: every prediction once, shares of tokens, resume from any row, and little padding."""
 
+import dataclasses
+import functools
 import json
 from collections import Counter
 
@@ -9,8 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3_jax.data import DataConfig, LengthShare, Source
-from qwen3_jax.data.mixture import Piece, RowPlanner, cut, pack, streams
+from qwen3_jax.data import streams as streams_module
+from qwen3_jax.data.mixture import RowPlanner, pack
+from qwen3_jax.data.pipeline import at_boundary
 from qwen3_jax.data.records import DataError
+from qwen3_jax.data.streams import Piece, Stream, cut, streams
 
 
 class Lengths:
@@ -154,3 +159,129 @@ def test_a_new_source_leaves_the_others_where_they_are():
     after = planner({"a": lengths, "b": lengths}, sequence_length=64, packing_rows=4)
     after.restore(state | {"row": 0, "tokens": {}, "carried": []})
     assert after.state()["drawn"] == {"a": state["drawn"]["a"], "b": 0}
+
+
+@functools.cache
+def order(size, seed):
+    return np.random.default_rng(seed).permutation(size)
+
+
+@pytest.fixture(scope="module")
+def quick_shuffle():
+    """Grain's takes a millisecond per index where there are few."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            streams_module, "index_shuffle", lambda index, last, seed, rounds: int(order(last + 1, seed)[index])
+        )
+        yield
+
+
+class Run:
+    """Stages over two sources; what each prediction (source, document, place) was given is counted."""
+
+    def __init__(self, lengths, **options):
+        self.corpora = [Lengths(lengths) for lengths in lengths]
+        self.base = DataConfig([Source(name, "x") for name in "ab"], packing_rows=4, **options)
+        self.given, self.state = Counter(), None
+        self.config = self.weights = None
+        self.whole = Counter(
+            (number, document, place)
+            for number, corpus in enumerate(self.corpora)
+            for document, length in enumerate(corpus.lengths.tolist())
+            for place in range(length - 1)
+        )
+
+    def stage(self, weights, rows, **cut):
+        config = dataclasses.replace(self.base, **cut)
+        state = None if self.state is None else self.boundary(config)
+        earlier = [] if state is None else state.get("earlier", [])
+        plan = RowPlanner(config, streams(config, self.corpora, weights, earlier), earlier)
+        if state is not None:
+            plan.restore(state)
+        for _ in range(rows):
+            row = next(plan)
+            assert sum(piece.pairs for piece in row) <= config.sequence_length
+            self.given.update(predictions(row))
+        self.config, self.weights, self.state = config, weights, json.loads(json.dumps(plan.state()))
+        return plan
+
+    def boundary(self, config):
+        return json.loads(json.dumps(at_boundary(self.state, self.config, self.weights, config, self.corpora)))
+
+    def left(self):
+        """What the epochs in progress still have to give, from the state alone."""
+        state = self.boundary(self.config)
+        out = Counter(
+            p for pieces in state.get("returned", {}).values() for p in predictions(Piece(*one) for one in pieces)
+        )
+        for stream in streams(self.config, self.corpora, {"a": 1.0, "b": 1.0}, state.get("earlier", [])):
+            columns = (column.tolist() for column in stream.left(state["drawn"].get(stream.key, 0)))
+            out.update(predictions(Piece(stream.source, *one) for one in zip(*columns, strict=True)))
+        return out
+
+
+def predictions(pieces):
+    return [(piece.source, piece.document, piece.start + i) for piece in pieces for i in range(piece.pairs)]
+
+
+STAGES = st.lists(
+    st.tuples(
+        st.sampled_from([{"a": 1.0}, {"b": 1.0}, {"a": 1.0, "b": 2.0}, {"a": 9.0, "b": 1.0}]),
+        st.integers(0, 12),
+        st.sampled_from([24, 64, 100]),
+    ),
+    min_size=2,
+    max_size=5,
+)
+
+
+@pytest.mark.usefixtures("quick_shuffle")
+@settings(max_examples=25, deadline=None)
+@given(STAGES)
+def test_stages_repeat_and_skip_no_prediction_of_an_epoch(stages):
+    """Other weights, sources left out and back again, other row lengths, boundaries in the middle of a packed window: what
+    was given and what is left are the text, each prediction once."""
+    rng = np.random.default_rng(5)
+    run = Run([rng.integers(2, 250, 80), rng.integers(2, 60, 250)])
+    for weights, rows, length in stages:
+        run.stage(weights, rows, sequence_length=length)
+    assert run.given + run.left() == run.whole
+
+
+@pytest.mark.usefixtures("quick_shuffle")
+def test_stages_of_many_epochs_and_of_length_classes_lose_nothing():
+    """An epoch begins when the one before has been given, also where that was begun with another row length."""
+    rng = np.random.default_rng(6)
+    run = Run([rng.integers(2, 250, 40), rng.integers(2, 60, 30)])
+    both = {"a": 1.0, "b": 1.0}
+    for rows, length in ((90, 64), (50, 100), (120, 24), (40, 64)):
+        run.stage(both, rows, sequence_length=length)
+        for source in (0, 1):
+            counts = [run.given[one] for one in run.whole if one[0] == source]
+            assert max(counts) - min(counts) <= 2
+            assert max(counts) >= 1
+    # A stage of classes takes what is left of them; the text that it does not use comes later.
+    run = Run([rng.integers(2, 250, 200), rng.integers(2, 60, 200)])
+    run.stage(both, 10, sequence_length=64)
+    classes = [LengthShare(30, 60, 0.5), LengthShare(80, 100, 0.5)]
+    run.stage(both | {"b": 0.001}, 5, sequence_length=100, lengths=classes[:1])
+    plan = run.stage({"a": 1.0}, 5, sequence_length=100, lengths=classes)
+    assert {stream.key for stream in plan._streams} == {"a/30-60", "a/80-100"}
+    assert max(run.given.values()) == 1
+    run.stage(both, 20, sequence_length=64)
+    assert max(run.given.values()) == 1
+    assert run.given + run.left() == run.whole
+
+
+def test_what_is_left_of_an_epoch():
+    stream = Stream("a", 0, np.arange(5), np.zeros(5, np.int32), np.full(5, 3, np.int32), 1.0, seed=1)
+    later = [stream.piece(i).document for i in (3, 4)]
+    assert sorted(stream.left(3).document.tolist()) == sorted(later)
+    assert sorted(stream.left(8).document.tolist()) == sorted(stream.piece(i).document for i in (8, 9))
+    assert [len(stream.left(count).pairs) for count in (0, 1, 5, 6, 10)] == [5, 4, 0, 4, 0]
+    rested = dataclasses.replace(stream, rest=streams_module.Pieces(*(np.array([7, 8]) for _ in range(3))))
+    assert sorted(rested.piece(i).document for i in (0, 1)) == [7, 8]
+    assert [len(rested.left(count).pairs) for count in (0, 1, 2, 3, 7)] == [2, 1, 0, 4, 0]
+    assert sorted(rested.piece(i).document for i in range(2, 7)) == [0, 1, 2, 3, 4]
+    nothing = dataclasses.replace(stream, rest=streams_module.Pieces(*(np.array([], int) for _ in range(3))))
+    assert [len(nothing.left(count).pairs) for count in (0, 1, 5)] == [0, 4, 0]

@@ -139,6 +139,34 @@ FORMS = {
         {"messages": [HI, calling(name="add", arguments={}), *CALLS[2:]], "tools": TOOLS},
     ),
     "a bare function": ({"messages": CALLS, "tools": [FUNCTION]}, {"messages": CALLS, "tools": TOOLS}),
+    "a function without its type": (
+        {"messages": CALLS, "tools": [{"function": FUNCTION, "type": None}]}, {"messages": CALLS, "tools": TOOLS},
+    ),
+    "problem and solution": ({"problem": "hi", "solution": "yo", "level": "1"}, {"messages": [HI, YO]}),
+    "messages under input": (
+        {"input": [HI], "output": "yo", "system_prompt": "Be brief."}, {"messages": [BRIEF, HI, YO]},
+    ),
+    "everything in parts": (
+        {"system": [{"text": "Be brief."}],
+         "messages": [{"role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+                      {"role": "assistant", "content": [{"type": "output_text", "text": "yo", "annotations": []}]}]},
+        {"messages": [BRIEF, HI, YO]},
+    ),
+    "a refusal": ({"messages": [HI, {"role": "assistant", "content": None, "refusal": "yo"}]}, {"messages": [HI, YO]}),
+    "arguments that are null": (
+        {"messages": [HI, calling(function={"name": "add", "arguments": None}), RESULT,
+                      calling(function={"name": "add", "arguments": "null"}), RESULT, YO]},
+        {"messages": [HI, calling(name="add", arguments={}), RESULT, calling(name="add", arguments={}), RESULT, YO]},
+    ),
+    "Alpaca whose input alone is filled in": (
+        {"instruction": "", "input": "hi", "output": "yo", "history": None}, {"messages": [HI, YO]},
+    ),
+    "Alpaca with a null input": ({"output": "yo", "input": None, "instruction": "hi"}, {"messages": [HI, YO]}),
+    "ShareGPT with the keys of OpenAI's form, filled in": (
+        {"conversations": [{"role": None, "content": None, "weight": None} | turn("human", "hi"), turn("bot", "yo")],
+         "system": None, "tools": None},
+        {"messages": [HI, YO]},
+    ),
     "null everywhere": (
         {
             "text": None, "prompt": None, "tools": [{**TOOLS[0], "strict": None, "function": {**FUNCTION, "strict": None}}],
@@ -239,6 +267,16 @@ REFUSED = [
     ({"query": "a", "context": "b", "response": "c"}, "'context' beside a question"),
     ({"prompt": "a", "chosen": "b", "rejected": "c"}, "a preference"),
     ({"chosen": [HI, YO], "rejected": [HI, YO]}, "a preference"),
+    ({"messages": [HI, YO], "rejected_response": "no"}, "a preference"),
+    ({"input": {"messages": [HI]}, "preferred_output": [YO], "non_preferred_output": [YO]}, "a preference"),
+    ({"conversations": [turn("human", "hi"), turn("gpt", "yo")], "kto_tag": False}, "KTO"),
+    ({"segments": [{"text": "a", "label": True}]}, "axolotl's form"),
+    ({"problem": "a", "solution": "b", "answer": "c"}, "which the answer cannot be told"),
+    ({"input": [HI]}, "'input' holds messages, and there is no 'completion' to learn"),
+    ({"messages": [HI, {"role": "assistant", "content": None}]}, r"message 2 \(assistant\) has neither content nor tool"),
+    ({"messages": [HI, {**YO, "refusal": "No."}]}, "both a content and a 'refusal'"),
+    ({"messages": '[{"role": "user", "role": "system", "content": "a"}]'}, "the key 'role' occurs twice in one object"),
+    ({"messages": [HI, YO], "tools": [{"name": "f", "inputSchema": {}}]}, "MCP's form"),
     ({"contents": [{"role": "user", "parts": [{"text": "a"}]}]}, "Gemini's form"),
     ({"custom_id": "1", "body": {"messages": [HI]}}, "OpenAI's batch form"),
     ({"conversation": [{"input": "a", "output": "b"}]}, "message 1 must be an object with a 'role'"),

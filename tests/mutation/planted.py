@@ -101,8 +101,8 @@ PLANTED = (
         "shares_at_boundary",
         "a stage begins with what the stage before has drawn of each source",
         "qwen3_jax/data/mixture.py",
-        '"tokens": {}, "carried": [], "row": 0}',
-        '"tokens": dict(state["tokens"]), "carried": [], "row": 0}',
+        '"tokens": {}, "carried": [], "row": 0,',
+        '"tokens": dict(self._tokens), "carried": [], "row": 0,',
     ),
     Planted(
         "held_out_mean",

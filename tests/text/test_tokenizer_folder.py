@@ -96,6 +96,17 @@ def test_vocabulary_and_merges_folder(real: Tokenizer, real_folder: Path, tmp_pa
     assert (tokenizer.special_ids, tokenizer.eos_token_id) == (real.special_ids, real.eos_token_id)
 
 
+def test_added_tokens_and_the_end_token_may_stand_in_tokenizer_json_alone(small_folder: Path, tmp_path: Path):
+    folder = shutil.copytree(small_folder, tmp_path / "a")
+    expected = Tokenizer.from_pretrained(folder)
+    edit(folder / "tokenizer_config.json", added_tokens_decoder=..., eos_token=..., pad_token=None)
+    tokenizer = Tokenizer.from_pretrained(folder)
+    text = "<|im_start|>user\nhello<|im_end|>"
+    assert tokenizer.encode(text) == expected.encode(text)
+    assert (tokenizer.special_ids, tokenizer.eos_token_id) == (expected.special_ids, None)
+    assert tokenizer.end_of_turn_id == expected.end_of_turn_id
+
+
 def test_damage_of_vocabulary_and_merges_is_named(small_folder: Path, tmp_path: Path):
     merges = write_vocabulary_and_merges(small_folder, tmp_path)
     decoder = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))["added_tokens_decoder"]
@@ -153,6 +164,17 @@ def test_chat_templates_of_a_folder(small_folder: Path, tmp_path: Path, official
     # transformers 5's names of the files
     assert (tmp_path / "c" / "additional_chat_templates" / "tool_use.jinja").read_text("utf-8") == "TOOLS"
     assert (tmp_path / "c" / "chat_template.jinja").read_text("utf-8") == thinking
+    # Processors have a file of their own, which tokenizer_config.json goes before; macOS leaves hidden ones.
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": "PROCESSOR"}))
+    assert Tokenizer.from_pretrained(folder).apply_chat_template(MESSAGES).endswith("<think>\n")
+    edit(folder / "tokenizer_config.json", chat_template=...)
+    assert Tokenizer.from_pretrained(folder).apply_chat_template(MESSAGES) == "PROCESSOR"
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": named}))
+    assert Tokenizer.from_pretrained(folder).apply_chat_template(MESSAGES, tools=[{"name": "f"}]) == "TOOLS"
+    (folder / "chat_template.json").write_text("{}")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "._tool_use.jinja").write_bytes(b"\0\x05\x16\x07\xff")
+    assert not Tokenizer.from_pretrained(folder).has_own_chat_template
     (folder / "chat_template.jinja").write_text("FILE")  # goes before tokenizer_config.json
     assert Tokenizer.from_pretrained(folder).apply_chat_template(MESSAGES) == "FILE"
 

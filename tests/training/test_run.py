@@ -234,7 +234,10 @@ def test_unknown_keys_in_a_file_are_refused_with_the_nearest_name(tmp_path):
     config.write_text(yaml.safe_dump(parsed))
     with pytest.raises(UserError, match=r"no key data.sources.wait. Did you mean 'weight'\?"):
         parse_config([f"--config={config}"])
-    for text, message in {"a: [": "not valid YAML", "[1]": "must hold keys and values"}.items():
+    for text, message in {
+        "a: [": "not valid YAML", "[1]": "must hold keys and values",
+        "steps: 1\ndata:\n  seed: 1\n  seed: 2\n": "the key 'seed' stands twice in the block of line 3",
+    }.items():  # fmt: skip
         config.write_text(text)
         with pytest.raises(UserError, match=message):
             parse_config([f"--config={config}"])

@@ -11,7 +11,6 @@ import pytest
 
 import sharding
 from qwen3_jax.data import DataConfig, Source
-from qwen3_jax.data.mixture import at_boundary
 from qwen3_jax.errors import Diverged, Interrupted
 from qwen3_jax.training import guard, journal, losses, stage_loop
 from qwen3_jax.training.config import OptimizerConfig, StageConfig, TrainConfig
@@ -108,6 +107,7 @@ def loop_of(tmp_path, monkeypatch, stop_at=None, watch=None, plots=None, **chang
     config = TrainConfig(**(values | changes))
     loader = FakeLoader()
     monkeypatch.setattr(stage_loop, "make_train_loader", lambda *args, **kwargs: loader)
+    monkeypatch.setattr(stage_loop, "at_boundary", lambda data, *around: data | {"boundary": around})
     monkeypatch.setattr(stage_loop, "HeldOut", FakeHeldOut)
     monkeypatch.setattr(stage_loop.jax, "device_put", lambda state, shardings: state)
     monkeypatch.setattr(journal, "plot_loss", lambda *args: plots.append(args))
@@ -179,10 +179,15 @@ def test_data_go_on_inside_a_stage_and_begin_new_shares_at_a_boundary(tmp_path, 
     loop, loader, _ = loop_of(tmp_path, monkeypatch)
     loop.run(loop.stages[1], FakeTrainer(), state_at(9), {"stage": "two", "data": position})
     assert loader.set_to == [position]
-    loop, loader, checkpoints = loop_of(tmp_path, monkeypatch)
+    stages = [StageConfig("one", 7, weights={"text": 2.0}), StageConfig("two", 5)]
+    loop, loader, checkpoints = loop_of(tmp_path, monkeypatch, stages=stages)
     loop.run(loop.stages[1], FakeTrainer(), state_at(7), {"stage": "one", "data": position})
-    assert loader.set_to == [position_after(7)]
-    assert checkpoints.saved[-1][2] == {"stage": "two", "data": position_after(12)}
+    one, two = (stage.run.data for stage in loop.stages)
+    assert loader.set_to == [position | {"boundary": (one, {"text": 2.0}, two, [])}], (
+        "what the stage before has not given"
+    )
+    assert checkpoints.saved[-1][2]["stage"] == "two"
+    assert checkpoints.saved[-1][2]["data"]["drawn"] == {"text": 12}
 
 
 def test_sigterm_saves_the_step_it_came_at_unless_it_is_the_last(tmp_path, monkeypatch):
@@ -297,8 +302,3 @@ def test_metrics_are_flattened_by_name_and_layer():
         "loss.router_max_load.01": 2, "gradient_norm": 10, "parameter_norm": 11, "learning_rate": 12, "skipped": 13,
         "skipped_in_row": 14,
     }  # fmt: skip
-
-
-def test_at_a_boundary_each_stream_keeps_its_place_and_shares_are_counted_anew():
-    state = {"window": 3, "drawn": {"a": 5}, "tokens": {"a": 400, "b": 100}, "carried": [[0, 1, 2]], "row": 2}
-    assert at_boundary(state) == {"window": 3, "drawn": {"a": 5}, "tokens": {}, "carried": [], "row": 0}

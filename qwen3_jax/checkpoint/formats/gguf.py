@@ -22,6 +22,7 @@ import numpy as np
 
 from qwen3_jax.checkpoint import keys
 from qwen3_jax.checkpoint.formats.unpacked import PIECE
+from qwen3_jax.checkpoint.safetensors import refuse_pointer
 from qwen3_jax.checkpoint.source import Entry
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
@@ -65,6 +66,7 @@ def read_header(path: Path) -> Header:
 @functools.lru_cache(maxsize=2)  # the tokenizer and the weights are read after each other
 def _read_header(path: Path, _changed: int, size: int) -> Header:
     gguf = _gguf()
+    refuse_pointer(path)
     try:
         reader = gguf.GGUFReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items()}

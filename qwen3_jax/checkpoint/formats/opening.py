@@ -6,6 +6,7 @@
 | FP8 in blocks       | `quant_method: "fp8"`                        | `formats.fp8`  |
 | AWQ                 | `quant_method: "awq"`                        | `formats.int4` |
 | GPTQ                | `quant_method: "gptq"`                       | `formats.int4` |
+| older AWQ, GPTQ     | quant_config.json, quantize_config.json      | `formats.int4` |
 | int8                | `quant_method: "compressed-tensors"`         | `formats.int8` |
 | GGUF                | a file `*.gguf`, or a folder with nothing else | `formats.gguf` |
 
@@ -24,9 +25,10 @@ from qwen3_jax.checkpoint.formats.unpacked import Scheme, Unpacked
 from qwen3_jax.checkpoint.safetensors import SafetensorsFolder
 from qwen3_jax.checkpoint.source import TensorSource
 from qwen3_jax.config import Qwen3Config
-from qwen3_jax.errors import UserError
+from qwen3_jax.errors import UserError, warn
 from qwen3_jax.generation_config import GenerationConfig
 from qwen3_jax.json_fields import read_config, read_json
+from qwen3_jax.paths import visible_files
 
 _SCHEMES: dict[str, type[Scheme]] = {"fp8": Fp8Blocks, "awq": Awq, "gptq": Gptq, "compressed-tensors": Int8}
 
@@ -54,9 +56,9 @@ def gguf_file(path: Path) -> Path | None:
     """
     if path.is_file():
         return path if path.suffix == ".gguf" else None
-    if (path / "config.json").exists() or any(path.glob("*.safetensors")):
+    if (path / "config.json").exists() or visible_files(path, "*.safetensors"):
         return None
-    files = sorted(path.glob("*.gguf"))
+    files = visible_files(path, "*.gguf")
     if len(files) > 1:
         raise UserError(f"{path} has {len(files)} GGUF files; name one of them, such as {files[0].name}.")
     return files[0] if files else None
@@ -75,15 +77,40 @@ def open_checkpoint(path: Path) -> Checkpoint:
         gguf = GgufFile(file)
         return Checkpoint(gguf.config, gguf, gguf.generation)
     raw = read_config(path)
-    quantization = raw.pop("quantization_config", None)
+    quantization = raw.pop("quantization_config", None) or None
     config = Qwen3Config.from_hf(raw)
-    tensors: TensorSource
-    if quantization is None:
-        tensors = SafetensorsFolder(path)
-    else:
-        tensors = Unpacked(SafetensorsFolder(path, packed=True), scheme(quantization))
+    tensors = _tensors(path, quantization)
     generation = path / "generation_config.json"
     return Checkpoint(config, tensors, GenerationConfig.from_hf(read_json(generation)) if generation.exists() else None)
+
+
+def _tensors(path: Path, quantization: Any) -> TensorSource:
+    """The tensors of a folder, unpacked where its `quantization_config` says how."""
+    older = None if quantization is not None else _older_settings(path)
+    known = isinstance(quantization, dict) and quantization.get("quant_method") in _SCHEMES
+    if not known:
+        try:
+            plain = SafetensorsFolder(path)
+        except UserError:
+            if quantization is None and older is None:
+                raise
+        else:
+            if (
+                quantization is not None
+            ):  # a note for loaders that quantise, kept by a model that was merged or unpacked
+                warn(f"{path}: 'quantization_config' of config.json has no effect, because no tensor is quantised.")
+            return plain
+    how = scheme(quantization or older)
+    return Unpacked(SafetensorsFolder(path, packed=True), how)
+
+
+def _older_settings(path: Path) -> dict[str, Any] | None:
+    """What AutoGPTQ and AutoAWQ wrote into a file of its own before transformers read it from config.json."""
+    for name, method in (("quantize_config.json", "gptq"), ("quant_config.json", "awq")):
+        if (path / name).exists():
+            settings = {"quant_method": method} | read_json(path / name)
+            return settings if "q_group_size" not in settings else {"group_size": settings["q_group_size"]} | settings
+    return None
 
 
 def scheme(quantization: Any) -> Scheme:
@@ -94,8 +121,9 @@ def scheme(quantization: Any) -> Scheme:
     """
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
     if method not in _SCHEMES:
+        mlx = " (as in folders that mlx-lm quantised)" if method is None and "bits" in (quantization or {}) else ""
         raise UserError(
-            f"config field 'quantization_config.quant_method' is {method!r}; the methods that are read are "
+            f"config field 'quantization_config.quant_method' is {method!r}{mlx}; the methods that are read are "
             f"{sorted(_SCHEMES)} and GGUF files. Load the unquantised checkpoint, with quantize= where memory is short."
         )
     return _SCHEMES[method].from_config(quantization)
