@@ -136,6 +136,12 @@ def test_files_and_functions_are_read_in_one_sitting():
                     assert node.end_lineno - node.lineno < 60, f"{file}: {node.name}"
 
 
+def test_planted_bugs_follow_the_code():
+    from tests.mutation.planted import PLANTED
+
+    assert all(planted.source(ROOT) for planted in PLANTED)
+
+
 def test_importing_the_package_imports_nothing_heavy():
     """`import qwen3_jax` is milliseconds because JAX comes with the first name that needs it."""
     code = "import sys, qwen3_jax; print(sorted({m.split('.')[0] for m in sys.modules} & {'jax', 'flax', 'numpy', 'grain'}))"

@@ -171,8 +171,8 @@ PLANTED = (
         "fitted_budget",
         "a budget that is made to fit is one token too small",
         'qwen3_jax/generation/request.py',
-        '        return largest\n',
-        '        return max(largest - 1, 0)\n',
+        "return largest if 0 <= largest < budget else budget",
+        "return max(largest - 1, 0)",
     ),
     Planted(
         "siblings",
