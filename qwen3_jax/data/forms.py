@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen3_jax.data.messages import FormError, Messages, decoded, read_messages, read_tools, spoken
-from qwen3_jax.text.chat import REASONING_FIELDS
+from qwen3_jax.text.messages import REASONING_FIELDS
 
 _LISTS = ("messages", "conversations", "conversation")
 _SYSTEM = ("system", "system_prompt")

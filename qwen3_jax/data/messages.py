@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwen3_jax.errors import nearest
-from qwen3_jax.text.chat import REASONING_FIELDS, ROLE_ALIASES, ROLES
+from qwen3_jax.text.messages import REASONING_FIELDS, ROLE_ALIASES, ROLES
 
 # ShareGPT's names for who speaks, with those of LLaMA-Factory and Hermes.
 SHAREGPT_ROLES = {

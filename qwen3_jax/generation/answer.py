@@ -145,7 +145,7 @@ class Answer:
         if token.finish == "stop":  # an end token is no text
             return self._finish("stop", [], flush=True)
         text = "" if self._detokenizer is None else self._detokenizer.add(token.id)
-        deltas = self._deltas(self._reader.feed(text))
+        deltas = self._deltas(self._reader.feed(text, forced=token.forced))
         called = self.request.one_call and any(delta.kind == "tool_call" for delta in deltas)
         if called or self._reader.stopped:
             return self._finish("stop", deltas, flush=False)
@@ -193,7 +193,7 @@ class _Reader:
         self._raw = request.raw
         self._stops = StopTexts(request.sampling.stop) if request.sampling.stop else None
         parses = not request.raw or (self._stops is not None and not request.continues_text)
-        self._parser = AnswerParser(request.thinking, request.tools) if parses else None
+        self._parser = AnswerParser(request.thinking, request.tools, begun=request.answering) if parses else None
         self._texts: list[str] = []
         self._length = 0
         self._pending = ""  # raw text that is not given out yet
@@ -213,8 +213,8 @@ class _Reader:
         """All events so far as one result."""
         return (AnswerParser() if self._raw or self._parser is None else self._parser).collect(self._events)
 
-    def feed(self, text: str) -> list[Piece | ToolCall]:
-        """Read on; return what is certain."""
+    def feed(self, text: str, *, forced: bool = False) -> list[Piece | ToolCall]:
+        """Read on; return what is certain. No stop text is looked for in forced text."""
         if not text or self.stopped:
             return []
         self._texts.append(text)
@@ -222,6 +222,10 @@ class _Reader:
         self._length += len(text)
         if self._raw and self._parser is not None:
             self._pending += text
+        if forced and self._parser is None and self._stops is not None:
+            events = [*self._stops.finish(), *events]
+            self._events += events
+            return events
         return self._release(self._parser.feed(text) if self._parser else events, last=False)
 
     def finish(self) -> list[Piece | ToolCall]:
