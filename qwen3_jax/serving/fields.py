@@ -28,10 +28,17 @@ IGNORED = {
 
 
 class Refusal(NamedTuple):
-    """Why a field is refused, and the values besides null at which it changes nothing."""
+    """Why a field is refused, and when it changes nothing.
+
+    Attributes:
+        reason: what to do instead.
+        harmless: values besides null at which it changes nothing.
+        needs: fields without one of which it changes nothing, whatever its value is.
+    """
 
     reason: str
     harmless: tuple[Any, ...] = ()
+    needs: tuple[str, ...] = ()
 
 
 _MERGED = Refusal("start a server with the merged weights", ([], {}, ""))
@@ -42,6 +49,10 @@ _TEXT = "the model reads and writes text only"
 _END = "set a 'logit_bias' of -100 on the end token"
 _PROMPT = "log probabilities of a prompt are not available yet, only those of generated tokens"
 _VISIBLE = "special tokens are not part of an answer's text"
+_IDS = "answers are text; POST /tokenize gives token ids"
+_ONE = "this server has one model"
+_GUIDED = tuple(f"guided_{kind}" for kind in ("json", "regex", "choice", "grammar"))
+_PENALTIES = {"presence_penalty": 0, "frequency_penalty": 0, "repetition_penalty": 1, "repeat_penalty": 1}  # none
 
 REFUSED = {
     "functions": Refusal("use 'tools'", ([],)),
@@ -62,13 +73,28 @@ REFUSED = {
     "documents": Refusal("write them into a message", ([],)),
     "plugins": Refusal("this server has none", ([],)),
     "transforms": Refusal("shorten the messages yourself", ([],)),
-    "models": Refusal("this server has one model; use 'model'", ([],)),
+    "models": Refusal(f"{_ONE}; use 'model'", ([],)),
+    "provider": Refusal(_ONE, ({},)),
+    "route": Refusal(_ONE, ("",)),
+    "draft_model": Refusal("start the server with --draft", ("",)),
+    "search_options": Refusal("pass a search function in 'tools'", ({},), needs=("enable_search",)),
+    "search_parameters": Refusal("pass a search function in 'tools'", ({}, {"mode": "off"})),
+    "enable_code_interpreter": Refusal("pass a function in 'tools'", (False,)),
+    "data_sources": Refusal("write what they hold into a message", ([],)),
+    "safe_prompt": Refusal("write it into a message", (False,)),
+    "deferred": Refusal("answers are not kept", (False,)),
+    "background": Refusal("answers are not kept", (False,)),
+    "vl_high_resolution_images": Refusal(_TEXT, (False,)),
+    "raw_output": Refusal("set 'separate_reasoning' to false", (False,)),
+    "context_length_exceeded_behavior": Refusal("a prompt that is too long is refused", ("error",)),
     "truncate_prompt_tokens": Refusal("shorten the prompt yourself"),
     "guided_json": Refusal(_FORMAT),
     "guided_regex": Refusal(_FORMAT, ("",)),
     "guided_choice": Refusal(f"{_FORMAT} with an enum", ([],)),
     "guided_grammar": Refusal(_FORMAT, ("",)),
+    **{f"guided_{name}": Refusal(_FORMAT, needs=_GUIDED) for name in ("decoding_backend", "whitespace_pattern")},
     "structured_outputs": Refusal(_FORMAT, ({},)),
+    "structural_tag": Refusal(_FORMAT, ("",)),
     "regex": Refusal(_FORMAT, ("",)),
     "ebnf": Refusal(_FORMAT, ("",)),
     "grammar": Refusal(_FORMAT, ("",)),
@@ -83,9 +109,10 @@ REFUSED = {
     "no_stop_trim": Refusal("append the stop text yourself", (False,)),
     "skip_special_tokens": Refusal(_VISIBLE, (True,)),
     "spaces_between_special_tokens": Refusal(_VISIBLE, (True, False)),
-    "detokenize": Refusal("answers are text; POST /tokenize gives token ids", (True,)),
-    "return_token_ids": Refusal("answers are text; POST /tokenize gives token ids", (False,)),
-    "return_tokens_as_token_ids": Refusal("answers are text; POST /tokenize gives token ids", (False,)),
+    "detokenize": Refusal(_IDS, (True,)),
+    "return_token_ids": Refusal(_IDS, (False,)),
+    "return_tokens_as_token_ids": Refusal(_IDS, (False,)),
+    "include_response_logits": Refusal("use 'logprobs'", (False,)),
     "return_hidden_states": Refusal("only text and log probabilities are returned", (False,)),
     "include_reasoning": Refusal("thinking is always returned, apart from the content", (True,)),
     "stream_reasoning": Refusal("thinking is always streamed", (True,)),
@@ -98,10 +125,26 @@ REFUSED = {
     "repeat_penalty": Refusal("use 'repetition_penalty'", (1,)),
     "typical_p": Refusal(_SAMPLER, (1,)),
     "top_a": Refusal(_SAMPLER, (0,)),
+    "tfs_z": Refusal(_SAMPLER, (1,)),
+    "top_n_sigma": Refusal(_SAMPLER, (-1, 0)),
+    "min_keep": Refusal(_SAMPLER, (0, 1)),
+    "samplers": Refusal(_SAMPLER, ([],)),
     "mirostat": Refusal(_SAMPLER, (0,)),
+    "mirostat_tau": Refusal(_SAMPLER, needs=("mirostat",)),
+    "mirostat_eta": Refusal(_SAMPLER, needs=("mirostat",)),
     "dynatemp_range": Refusal(_SAMPLER, (0,)),
+    "dynatemp_exponent": Refusal(_SAMPLER, needs=("dynatemp_range",)),
     "xtc_probability": Refusal(_SAMPLER, (0,)),
+    "xtc_threshold": Refusal(_SAMPLER, needs=("xtc_probability",)),
     "dry_multiplier": Refusal("use 'presence_penalty'", (0,)),
+    **{
+        f"dry_{name}": Refusal("use 'presence_penalty'", needs=("dry_multiplier",))
+        for name in ("base", "allowed_length", "penalty_last_n", "sequence_breakers")
+    },
+    "repeat_last_n": Refusal("penalties are for all of the answer", (-1,), needs=tuple(_PENALTIES)),
+    "post_sampling_probs": Refusal("log probabilities are the model's own", (False,)),
+    "return_progress": Refusal("GET /metrics has counts", (False,)),
+    "return_tokens": Refusal(_IDS, (False,)),
     "timings_per_token": Refusal("GET /metrics has times", (False,)),
     "priority": Refusal("requests are answered in their order", (0,)),
     "cache_salt": Refusal("equal prompts share the cache", ("",)),
@@ -113,6 +156,9 @@ REFUSED = {
     "lora_path": _MERGED,
     "chat_template": Refusal("start the server with a checkpoint that contains the template"),
 }
+
+
+_WITHOUT_TOOLS = {"tool_choice": ("none", "auto"), "parallel_tool_calls": (True,)}  # say nothing to /v1/completions
 
 
 def accepted(fields: Mapping[str, Any], valid: Collection[str], elsewhere: Mapping[str, str]) -> dict[str, Any]:
@@ -137,15 +183,25 @@ def accepted(fields: Mapping[str, Any], valid: Collection[str], elsewhere: Mappi
                 raise ValueError(f"the field {name!r} is not supported: {REFUSED[name].reason}")
         elif name not in elsewhere:
             raise ValueError(f"there is no field {name!r}.{nearest(name, sorted(valid))}")
-        elif value not in ([], {}, False):
+        elif value not in ([], {}, False, *_WITHOUT_TOOLS.get(name, ())):
             raise ValueError(f"the field {name!r} is one of {elsewhere[name]}")
     return kept
 
 
 def _is_harmless(name: str, value: Any, fields: Mapping[str, Any]) -> bool:
-    """Whether a field that is not supported has a value that changes nothing. 0 is not false, nor 1 true."""
-    harmless = REFUSED[name].harmless
+    """Whether a field that is not supported changes nothing. 0 is not false, nor 1 true."""
+    harmless, needs = REFUSED[name].harmless, REFUSED[name].needs
+    if needs and not any(_acts(each, fields) for each in needs):
+        return True
     if name == "best_of":
         n = fields.get("n")
         harmless = (1 if n is None else n,)
     return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in harmless)
+
+
+def _acts(name: str, fields: Mapping[str, Any]) -> bool:
+    """Whether a field is given and changes something."""
+    value = fields.get(name)
+    if value is None or name in _PENALTIES:
+        return value is not None and value != _PENALTIES[name]
+    return not _is_harmless(name, value, fields)

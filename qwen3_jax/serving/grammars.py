@@ -15,6 +15,7 @@ from qwen3_jax.errors import RequestError, UserError
 from qwen3_jax.serving.objects import Function, ResponseFormat
 from qwen3_jax.serving.schemas import for_grammar
 from qwen3_jax.text import Tokenizer
+from qwen3_jax.text.json_schema import types_of
 
 _SPACE = "SPACE: /[ \\n]{1,4}/\n"
 # Unlimited whitespace is valid JSON, and models in a degenerate loop write it.
@@ -67,7 +68,7 @@ class Grammars:
         Raises:
             RequestError: a schema cannot be compiled; says why.
         """
-        if forced:
+        if forced:  # an answer is calls alone: `format` is of an answer in text
             return self._compile(f"start: SPACE? calls\n{self._calls(forced, several)}{_SPACE}", "tools")
         if format is None or format.type == "text":
             return None
@@ -91,20 +92,33 @@ class Grammars:
         for place, function in enumerate(functions):
             # A grammar of its own for each tool's parameters: references are looked up in the schema that has them.
             try:
-                schema = for_grammar(function.parameters, f"the tool {function.name!r}", "tools", self._check_pattern)
+                arguments = self._arguments(function)
             except RequestError:
                 if strict:
                     raise
-                schema = {}
-            if not schema.keys() & {"type", "$ref", "anyOf", "oneOf", "allOf"}:
-                schema = {"type": "object"} | schema
+                arguments = _dump({"type": "object", "x-guidance": _ON_ONE_LINE})
             head = f'{{"name": {json.dumps(function.name, ensure_ascii=False)}, "arguments": '
             names.append(f"call{place}")
             rules.append(f'call{place}: {json.dumps(head, ensure_ascii=False)} arguments{place} "}}"\n')
-            rules.append(f"arguments{place}: %json {_dump(schema | {'x-guidance': _ON_ONE_LINE})}\n")
+            rules.append(f"arguments{place}: %json {arguments}\n")
         more = f' ("\\n" call){{0,{_MAX_CALLS - 1}}}' if several else ""
         call = f'call: <tool_call> "\\n" ({" | ".join(names)}) "\\n" </tool_call>\n'
         return f"calls: call{more}\n{call}{''.join(rules)}"
+
+    def _arguments(self, function: Function) -> str:
+        """Return the schema of a call's arguments as the grammar takes it; RequestError names the tool."""
+        name = f"the tool {function.name!r}"
+        schema = for_grammar(function.parameters, name, "tools", self._check_pattern)
+        if not schema.keys() & {"type", "$ref", "anyOf", "oneOf", "allOf"}:
+            schema = {"type": "object"} | schema
+        text = _dump(schema | {"x-guidance": _ON_ONE_LINE})
+        types = types_of(schema, schema)
+        if types and "object" not in types:
+            raise RequestError(f"{name}: the arguments of a call are an object, not of type {sorted(types)}.", "tools")
+        problem = self._problem(f"start: %json {text}\n")
+        if problem is not None:
+            raise RequestError(f"{name}: its parameters cannot be compiled: {problem}", "tools")
+        return text
 
     def _check_pattern(self, pattern: str) -> str | None:
         return self._problem(f"start: %json {_dump({'type': 'string', 'pattern': pattern})}\n")
