@@ -16,11 +16,8 @@ _FIELDS = {"max_new_tokens": "max_tokens", "prompt": None}  # options of `genera
 _LOGGED = 300  # characters of a reason in the log
 _CHAT = "use POST /v1/chat/completions"
 _TEXT = "the model reads and writes text only"
-_OLLAMA, _LLAMA, _SGLANG = (
-    "this is not Ollama's API",
-    "this is not llama.cpp's own API",
-    "this is not TGI's or SGLang's own API",
-)
+_OLLAMA, _LLAMA = "this is not Ollama's API", "this is not llama.cpp's own API"
+_SGLANG = "this is not TGI's or SGLang's own API"
 _MESSAGES = "Anthropic's Messages API is not available yet"
 _EMBEDDINGS = "a model that generates text gives no embeddings"
 _RANKS = "a model that generates text ranks nothing"

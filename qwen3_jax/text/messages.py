@@ -18,10 +18,11 @@ REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 # The same thinking once more, in pieces with signatures: OpenRouter's and LiteLLM's.
 _THINKING_IN_PIECES = ("reasoning_details", "thinking_blocks")
 _OTHER_ROLES = {"function": "tool", "human": "user", "ai": "assistant", "model": "assistant", "bot": "assistant"}
+_ONLY_TEXT = "Qwen3 reads only text"
 # Fields of a message that hold text of the conversation, or change it, in forms that no template reads.
 _UNREAD_FIELDS = {
     "function_call": "give the call in 'tool_calls'",
-    **dict.fromkeys(("audio", "images", "image", "videos", "files", "attachments"), "Qwen3 reads only text"),
+    **dict.fromkeys(("audio", "images", "image", "videos", "files", "attachments"), _ONLY_TEXT),
     **dict.fromkeys(("prefix", "partial"), "set 'continue_final_message' to continue the last message"),
 }
 # Fields that only a message of the assistant can have.
@@ -32,9 +33,10 @@ _LABELS = frozenset(
 )
 # The type of a part of the content -> its field.
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
-_THINKING_PARTS = {"thinking": "thinking", "reasoning": "reasoning"}
+_THINKING_PARTS = ("thinking", "reasoning")
+_CALL_PARTS = ("tool_use", "tool_call", "function_call")
 _OTHER_PARTS = {
-    **dict.fromkeys(("tool_use", "tool_call", "function_call"), "give the call in 'tool_calls'"),
+    **dict.fromkeys(_CALL_PARTS, "give the call in 'tool_calls'"),
     **dict.fromkeys(("tool_result", "function_call_output"), "give it as a message with the role 'tool'"),
 }
 # Names that clients give the arguments of a call.
@@ -78,7 +80,7 @@ def _plain_message(message: Any, name: str) -> dict[str, Any]:
     plain = _plain({k: v for k, v in message.items() if k != "content" and v is not None}, name)
     role = plain["role"] = _role(plain.get("role"), name)
     _refuse_unread(plain, name)
-    content, thought = _content(message.get("content"), f"{name}.content")
+    content, thought = _content(message.get("content"), f"{name}.content", plain.get("tool_calls"))
     if thought and role != "assistant":
         raise ChatTemplateError(f"{name}.content has thinking, which only the assistant's messages have")
     if plain.get("refusal"):
@@ -155,33 +157,44 @@ def _pieces(pieces: Any, name: str) -> str:
     return "".join(text for text in texts if isinstance(text, str))
 
 
-def _content(content: Any, name: str) -> tuple[str | None, str]:
-    """The text of a message, None if there is none, and the thinking that stands before it in parts of its own."""
+def _content(content: Any, name: str, calls: Any) -> tuple[str | None, str]:
+    """The text of a message, None if there is none, and the thinking that stands before it in parts of its own.
+
+    Parts that repeat one of the message's calls, which LangChain's messages have, say nothing new.
+    """
     if content is None or isinstance(content, str):
         return None if content is None else str.__str__(content), ""
     if not isinstance(content, Sequence) or isinstance(content, bytes):
         raise ChatTemplateError(f"{name} must be a string or a list of text parts, not a {_kind(content)}")
+    called = {call.get("id") for call in calls if isinstance(call, dict)} if isinstance(calls, list) else set()
     texts, thoughts = [], []
     for i, part in enumerate(content):
-        text, kind = part, "text"
-        part = _fields(part)
-        if isinstance(part, Mapping):
-            kind = part.get("type", "text")
-            field = (_TEXT_PARTS | _THINKING_PARTS).get(kind) if isinstance(kind, str) else None
-            if field is None:
-                instead = (
-                    _OTHER_PARTS.get(kind, "Qwen3 reads only text")
-                    if isinstance(kind, str)
-                    else "Qwen3 reads only text"
-                )
-                raise ChatTemplateError(f"{name}[{i}] is of type {kind!r}; {instead}")
-            text = part.get(field)
+        part = {"text": part} if isinstance(part, str) else _fields(part)
+        if not isinstance(part, Mapping):
+            raise ChatTemplateError(f"{name}[{i}] must be a text part with a string in it, not a {_kind(part)}")
+        kind = part.get("type", "text")
+        kind = kind if isinstance(kind, str) else repr(kind)
+        if kind in _CALL_PARTS and not called.isdisjoint({part.get("call_id"), part.get("id")} - {None}):
+            continue
+        text = _thought(part, kind) if kind in _THINKING_PARTS else part.get(_TEXT_PARTS.get(kind, ""))
+        if kind not in _TEXT_PARTS and kind not in _THINKING_PARTS:
+            raise ChatTemplateError(f"{name}[{i}] is of type {kind!r}; {_OTHER_PARTS.get(kind, _ONLY_TEXT)}")
         if not isinstance(text, str):
             raise ChatTemplateError(f"{name}[{i}] must be a text part with a string in it, not a {_kind(text)}")
-        if kind in _THINKING_PARTS and any(texts):
+        if text and kind in _THINKING_PARTS and any(texts):
             raise ChatTemplateError(f"{name}[{i}] is thinking behind the answer's text; templates have it only before")
         (thoughts if kind in _THINKING_PARTS else texts).append(str.__str__(text))
     return "".join(texts), "".join(thoughts)
+
+
+def _thought(part: Mapping[str, Any], kind: str) -> Any:
+    """The text of a part that is thinking: Anthropic's, Mistral's, LangChain's, or a summary of OpenAI's."""
+    value = next((part[key] for key in (kind, "text", "summary") if part.get(key) is not None), "")
+    if isinstance(value, list) and all(
+        isinstance(item, Mapping) and isinstance(item.get("text"), str) for item in value
+    ):
+        return "".join(item["text"] for item in value)
+    return value
 
 
 def _tool_calls(calls: Any, name: str) -> list[dict[str, Any]]:
