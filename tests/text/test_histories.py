@@ -198,10 +198,8 @@ def langchain_histories(draw: st.DrawFn) -> tuple[list, list[str], str | None]:
         kind = draw(st.sampled_from(["string", *kinds]))
         if kind == "string":
             return mark()
-        parts: list = [{"type": "text", "text": mark()}, mark()]
-        if kind == "thinking":
-            parts.insert(0, {"type": "thinking", "thinking": texts[-2] + "thought", "signature": "s"})
-            texts.insert(-2, texts[-2] + "thought")
+        parts: list = [{"type": "thinking", "thinking": mark(), "signature": "s"}] if kind == "thinking" else []
+        parts += [{"type": "text", "text": mark()}, mark()]
         if kind == "image":
             parts.append({"type": "image", "url": "https://example.org/a.png"})
             refused = refused or "Qwen3 reads only text"
@@ -209,7 +207,8 @@ def langchain_histories(draw: st.DrawFn) -> tuple[list, list[str], str | None]:
 
     if draw(st.booleans()):
         history.append(messages.SystemMessage(content("parts")))
-    for turn in range(draw(st.integers(1, 3))):
+    last = draw(st.integers(0, 2))
+    for turn in range(last + 1):
         history.append(messages.HumanMessage(content("parts", "image"), name=draw(st.sampled_from([None, "Ann"]))))
         count = draw(st.integers(0, 2))
         calls = [{"name": "f", "args": {"x": mark()}, "id": f"{turn}{i}"} for i in range(count)]
@@ -220,7 +219,7 @@ def langchain_histories(draw: st.DrawFn) -> tuple[list, list[str], str | None]:
         if calls:
             history.append(messages.AIMessage(inside if blocks else "", tool_calls=calls))
             history += [messages.ToolMessage(content("parts"), tool_call_id=c["id"]) for c in calls]
-        history.append(messages.AIMessage(content("parts", "thinking" if turn == 9 else "parts"), id=f"run-{turn}"))
+        history.append(messages.AIMessage(content("parts", "thinking" if turn == last else "parts"), id=f"run-{turn}"))
     return history, texts, refused
 
 

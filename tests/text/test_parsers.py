@@ -15,6 +15,7 @@ PIECES = [
     '{"name": "g", "arguments": {"t": "</tool_call>"}}', '{"name": "h", "arguments": {"t": "<think>"}}', "{}", "}",
     '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>', "<think>\nWait.\n</think>\n\n", "`", "```\n",
     "<tool_call>\n<function=f>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>", "</function>", "</parameter>\n",
+    "<function=f>\n", "\n<parameter=x>\n1\n", "\n</function>\n</tool_call>\n",
 ]  # fmt: skip
 ANSWERS = st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=12).map("".join)
 JSON = st.recursive(
@@ -51,6 +52,8 @@ def test_chunking_never_matters(text: str, data: st.DataObject, in_thinking: boo
     chunks = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     for make in (
         lambda: ThinkingParser(in_thinking),
+        lambda: ThinkingParser(begun=True),
+        lambda: ToolCallParser([{"function": {"name": "f"}}]),
         ToolCallParser,
         lambda: AnswerParser(in_thinking, tools),
     ):
@@ -227,14 +230,96 @@ def test_arguments_of_xml_calls_have_the_types_of_the_schema(name: str, text: st
     assert parse(call).tool_calls[0].arguments_dict() == {name: text}  # without a schema they are texts
 
 
+@pytest.mark.parametrize(
+    ("schema", "text", "value"),
+    [
+        ({"type": "string", "nullable": True}, "null", None), ({"type": "integer", "nullable": True}, "null", None),
+        ({"type": "int"}, "3", 3), ({"type": "dict"}, '{"a": 1}', {"a": 1}), ({"type": "STRING"}, "3", "3"),
+        ({"$ref": "#/$defs/Box%5Bint%5D"}, '{"a": 1}', {"a": 1}), ({"$ref": "#/properties/two/anyOf/0"}, "3", 3),
+        ({"$ref": "#whole"}, "3", 3), ({"$ref": "#/nowhere"}, "3", "3"), ({"enum": [1, 2, "a"]}, "2", 2),
+        ({"enum": [1, 2, "a"]}, "a", "a"), ({"const": None}, "null", None), ({"prefixItems": [{}]}, "[1]", [1]),
+        ({"properties": {"a": {}}}, "{'a': None}", {"a": None}), (True, "3", "3"), ({"type": "array"}, "a, b", "a, b"),
+        ({"oneOf": [{"type": "boolean"}, {"type": "number"}]}, "1.5", 1.5), ({"type": "integer"}, "12345678901234567890",
+         12345678901234567890),
+    ],
+)  # fmt: skip
+def test_types_in_the_spellings_of_generators(schema: object, text: str, value: object):
+    """Of a property, behind references, of a part of the parameters, and of any further property."""
+    defs = {"Box[int]": {"type": "object"}, "W": {"$anchor": "whole", "type": "integer"}}
+    two = {"two": {"anyOf": [{"type": "integer"}]}}
+    for parameters in (
+        {"type": "object", "properties": {"x": schema, **two}},
+        {"allOf": [{"type": "object", "properties": {"x": schema}}, {"$ref": "#/$defs/No"}], "properties": two},
+        {"properties": two, "additionalProperties": schema},
+        {"properties": two, "patternProperties": {"^x": schema}, "additionalProperties": False},
+    ):
+        tools = [{"type": "function", "function": {"name": "f", "parameters": parameters | {"$defs": defs}}}]
+        call = parse(XML.format(f"<parameter=x>\n{text}\n</parameter>\n"), tools=tools).tool_calls[0]
+        assert repr(call.arguments_dict()) == repr({"x": value})
+
+
+TWO = XML.format("<parameter=a>\n1\n</parameter>\n<parameter=b>\nx\ny\n</parameter>\n")
+BARE = TWO.removeprefix("<tool_call>\n")
+NAMED = [
+    {"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"type": "integer"}, "b": {}}}}}
+]
+
+
 def test_xml_calls_among_text():
-    two = XML.format("<parameter=a>\n1\n</parameter>\n<parameter=b>\nx\ny\n</parameter>\n")
-    parsed = parse(f"<think>\nok\n</think>\n\nLet me look.\n\n{two}\n{XML.format('')}")
+    parsed = parse(f"<think>\nok\n</think>\n\nLet me look.\n\n{TWO}\n{XML.format('')}")
     assert (parsed.thinking, parsed.content) == ("ok", "Let me look.")
     assert [call.arguments_dict() for call in parsed.tool_calls] == [{"a": "1", "b": "x\ny"}, {}]
-    assert parse(two[: -len("\n</tool_call>")]).tool_calls[0].name == "f"  # cut off behind the call
-    for text in (two[:-30], two.replace("</parameter>", ""), two.replace("=b>", "=a>"), XML.format("and text\n")):
-        assert (parse(text).content, parse(text).tool_calls) == (text, ())
+    assert parse(TWO[: -len("\n</tool_call>")]).tool_calls[0].name == "f"  # cut off behind the call
+    for text in (TWO[:-30], TWO.replace("=b>", "=a>"), XML.format("and text\n"), f"`{BARE}`", f"```\n{BARE}\n```"):
+        for tools in (True, NAMED):
+            assert (parse(text, tools=tools).content, parse(text, tools=tools).tool_calls) == (text, ())
+    assert parse(BARE).content == BARE  # without tools their names are not known
+
+
+WHOLE = [{"a": 1, "b": "x\ny"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "calls"),
+    [  # what Qwen3-Coder leaves out, and several calls in one block
+        (TWO.replace("</parameter>\n", ""), "", WHOLE),
+        (TWO.replace("1\n</parameter>\n", "1\n"), "", WHOLE),
+        (TWO.replace("y\n</parameter>\n", "y\n"), "", WHOLE),
+        (TWO.replace("</function>\n", ""), "", WHOLE),
+        (TWO.replace("</parameter>\n</function>\n", ""), "", WHOLE),
+        (TWO.replace("\n</tool_call>", ""), "", WHOLE),
+        (f"Look.\n{TWO.replace('</parameter>', '').replace('</function>', '')}\n{TWO}", "Look.", None),
+        (BARE, "", WHOLE),
+        (f"Let me look.\n\n{BARE}\n", "Let me look.", WHOLE),
+        (BARE.replace("\n</tool_call>", ""), "", WHOLE),
+        (BARE.replace("\n</tool_call>", "\n\nDone."), "Done.", WHOLE),
+        (BARE.replace("\n</tool_call>", "\n") + TWO, "", WHOLE * 2),
+        (f"{BARE}\n{BARE}", "", WHOLE * 2),
+        (TWO.replace("</function>", "</function>\n<function=f>\n</function>"), "", [*WHOLE, {}]),
+        ("<tool_call><function=f><parameter=a>1</parameter><parameter=b>x\ny</parameter></function></tool_call>", "", WHOLE),
+        (TWO.replace("x\ny", "<tool_call>\n<parameter=c>\n</tool_call>"), "",
+         [{"a": 1, "b": "<tool_call>\n<parameter=c>\n</tool_call>"}]),  # an argument about calls
+        (TWO.replace("x\ny", "def f():\n    return '</think>'\n"), "", [{"a": 1, "b": "def f():\n    return '</think>'\n"}]),
+        ("Call <function=f> with a number.", "Call <function=f> with a number.", []),
+        ("<function=g>\n</function>", "<function=g>\n</function>", []),  # no tool of this name
+    ],
+)  # fmt: skip
+def test_xml_calls_with_tags_left_out(text: str, content: str, calls: list | None):
+    """Whole, by characters, and behind thinking."""
+    for chunks in ([text], list(text)):
+        events = run(AnswerParser(tools=NAMED), chunks)
+        assert "".join(e.text for e in events if isinstance(e, Piece)) == content
+        made = [json.loads(arguments) for _, arguments in (e for e in events if not isinstance(e, Piece))]
+        assert made == calls if calls is not None else made[-1:] == WHOLE
+    parsed = parse(f"<think>\nok\n</think>\n\n{text}", tools=NAMED)
+    assert (parsed.thinking, parsed.content) == ("ok", content)
+
+
+def test_an_answer_that_the_prompt_has_begun_has_no_thinking():
+    for text in ("<think> is a tag.", "</think> closes it.", "\n\nSo <think>x</think>."):
+        for chunks in ([text], list(text)):
+            assert run(AnswerParser(begun=True), chunks) == [Piece("content", text)]
+            assert not AnswerParser(begun=True).seen_thinking
 
 
 def test_think_tags_inside_a_call_are_arguments():
