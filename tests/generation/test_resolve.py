@@ -109,7 +109,7 @@ def test_every_option_arrives_in_the_request():
         prompt=tuple(TOK.apply_chat_template(CHAT, tools=tiny_models.TOOLS, tokenize=True)),
         sampling=sampling, max_new_tokens=90, eos=frozenset([TOK.im_end_id]), budget=4, thinking=False,
         thinking_tokens=ThinkingTokens.of(TOK), prompt_index=5, tools=tuple(tiny_models.TOOLS), raw=True,
-        continues_text=False, one_call=True,
+        continues_text=False, one_call=True, answering=False,
     )  # fmt: skip
     for sample, request in enumerate(requests):
         fields = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
@@ -126,6 +126,9 @@ def test_every_option_arrives_in_the_request():
     turn = [*CHAT, {"role": "assistant", "content": "It is"}]
     continued = one(turn, continue_final_message=True)
     assert continued.prompt == tuple(TOK.apply_chat_template(turn, continue_final_message=True, tokenize=True))
+    assert continued.answering
+    assert not one(CHAT).answering
+    assert not one(CHAT, enable_thinking=False).answering  # closed thinking is no answer
 
 
 @pytest.mark.parametrize("off", [dict(enable_thinking=False), dict(thinking_budget=0), dict(enable_thinking=np.False_)])

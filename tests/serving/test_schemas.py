@@ -1,133 +1,109 @@
 """JSON schemas of real generators in forced calls and response formats: what they allow can be written, the rest not."""
 
-import datetime
-import decimal
-import enum
 import json
 import re
-import uuid
-from typing import Annotated, Any, Literal, Union
+from typing import Any
 
-import pydantic
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from qwen3_jax.errors import RequestError
-from qwen3_jax.serving.grammars import Grammars
-from qwen3_jax.serving.protocol import Function, ResponseFormat
-from tests.helpers import tiny_models
+from qwen3_jax.serving.protocol import Function
+from tests.helpers.grammar_checks import GRAMMARS, answered, called
+from tests.helpers.schema_models import Address, Colour, Node, models
 
-TOK = tiny_models.tokenizer()
-GRAMMARS = Grammars(TOK, [TOK.im_end_id])
-
-
-def matches(constraint, text: str) -> bool:
-    """Whether a constraint lets an answer be exactly this text."""
-    for token in [*TOK.encode(text), TOK.im_end_id]:
-        words = constraint.allowed()
-        if not words[token // 32] >> token % 32 & 1:
-            return False
-        constraint.take(token)
-    return True
+STRICT = (int, bool, Node, Address, Address | None, Colour, list[Node])  # no word is a value of them
 
 
-def called(name: str, arguments: Any, functions: list[Function]) -> bool:
-    """Whether the call of a tool with these arguments can be written, as the chat template writes calls."""
-    body = (
-        f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {json.dumps(arguments, ensure_ascii=False)}}}'
-    )
-    return matches(GRAMMARS.of(None, functions, several=False)(), f"<tool_call>\n{body}\n</tool_call>")
+def by_openai(model: type[BaseModel]) -> dict[str, Any] | None:
+    """The parameters of its strict tool; None where it refuses the model itself."""
+    openai = pytest.importorskip("openai")
+    try:
+        return openai.pydantic_function_tool(model)["function"]["parameters"]
+    except (TypeError, ValueError):
+        return None
 
 
-def answered(value: Any, schema: dict) -> bool:
-    of = ResponseFormat.model_validate({"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}})
-    return matches(GRAMMARS.of(of, [], several=False)(), json.dumps(value, ensure_ascii=False, separators=(", ", ": ")))
+def by_langchain(model: type[BaseModel]) -> dict[str, Any]:
+    convert = pytest.importorskip("langchain_core.utils.function_calling").convert_to_openai_tool
+    return convert(model)["function"]["parameters"]
 
 
-class Address(BaseModel):
-    """Where someone lives."""
-
-    street: str = Field(description="with the number", examples=["Main St 1"], min_length=1)
-    zip: int = 12345
-
-
-class Node(BaseModel):
-    value: int
-    children: list["Node"] = []
-
-
-class Colour(enum.Enum):
-    RED = "red"
-    BLUE = "blue"
-
-
-class Cat(BaseModel):
-    kind: Literal["cat"]
-    lives: int
-
-
-class Dog(BaseModel):
-    kind: Literal["dog"]
-    weight: float
-
-
-WORD = st.text("abc xyzé", min_size=1, max_size=5)
-WHOLE = st.integers(-99, 99)
-ADDRESS = st.fixed_dictionaries({"street": WORD}, optional={"zip": WHOLE}).map(lambda a: dict(sorted(a.items())))
-NODE = st.recursive(
-    st.fixed_dictionaries({"value": WHOLE}),
-    lambda inner: st.fixed_dictionaries({"value": WHOLE, "children": st.lists(inner, max_size=2)}),
-    max_leaves=4,
-).map(lambda node: json.loads(json.dumps(node), object_pairs_hook=lambda pairs: dict(sorted(pairs, reverse=True))))
-# The type of a field, and values of it in JSON.
-FIELDS: list[tuple[Any, st.SearchStrategy]] = [
-    (str, WORD), (int, WHOLE), (float, st.sampled_from([0, 1.5, -2])), (bool, st.booleans()),
-    (Colour, st.sampled_from(["red", "blue"])),
-    (Address, ADDRESS), (Address | None, st.none() | ADDRESS), (Node, NODE), (list[Node], st.lists(NODE, max_size=2)),
-    (dict[str, Address], st.dictionaries(WORD, ADDRESS, max_size=2)), (Literal["a", 1, None], st.sampled_from(["a", 1, None])),
-    (tuple[int, str], st.tuples(WHOLE, WORD).map(list)), (tuple[int, ...], st.lists(WHOLE, max_size=2)),
-    (set[int], st.lists(WHOLE, max_size=2, unique=True)), (Any, st.sampled_from([None, 1, "x", [1], {"a": 1}])),
-    (Annotated[Union[Cat, Dog], Field(discriminator="kind")],  # noqa: UP007 - as people write it
-     st.sampled_from([{"kind": "cat", "lives": 9}, {"kind": "dog", "weight": 2.5}])),
-    (Annotated[int, Field(ge=1, lt=10, multiple_of=2)], st.sampled_from([2, 4, 8])),
-    (Annotated[list[str], Field(min_length=1, max_length=2)], st.lists(WORD, min_size=1, max_size=2)),
-    (dict[Annotated[str, Field(pattern="^k")], int], st.dictionaries(WORD.map("k{}".format), WHOLE, max_size=2)),
-    (datetime.date, st.just("2026-11-25")), (datetime.datetime, st.just("2026-11-25T10:00:00Z")),
-    (uuid.UUID, st.uuids().map(str)),
-    (bytes, WORD), (decimal.Decimal, st.sampled_from([1.5, "1.5"])), (pydantic.Json, WORD), (pydantic.SecretStr, WORD),
-    (pydantic.AnyUrl, st.just("https://example.org/a")), (pydantic.IPvAnyAddress, st.just("::1")),
-]  # fmt: skip
-
-
-@settings(max_examples=80)
+@settings(max_examples=120)
 @given(st.data())
 def test_what_a_pydantic_model_takes_can_be_written_and_what_it_does_not_take_cannot(data: st.DataObject):
-    """Titles, descriptions, defaults, definitions, alternatives with null, discriminators, tuples, formats."""
-    picked = data.draw(st.lists(st.sampled_from(FIELDS), min_size=1, max_size=4))
-    names = [f"f{place}" for place in range(len(picked))]
-    optional = [data.draw(st.booleans()) for _ in picked]
-    fields: dict[str, Any] = {
-        name: (kind, Field(default=None, title="T", description="D", examples=[1])) if is_optional else (kind, ...)
-        for name, (kind, _), is_optional in zip(names, picked, optional, strict=True)
+    """Titles, descriptions, defaults, definitions, alternatives with null, discriminators, tuples, formats; by several
+    generators: pydantic's own, OpenAI's strict form, in which every field is required, and LangChain's."""
+    model, whole, some, kinds = data.draw(models())
+    generators = {
+        "pydantic": lambda: model.model_json_schema(),
+        "openai": lambda: by_openai(model),
+        "langchain": lambda: by_langchain(model),
     }
-    model = pydantic.create_model("Model", **fields)
-    schema = model.model_json_schema()
-    given_fields = [
-        n for n, left_out in zip(names, optional, strict=True) if not (left_out and data.draw(st.booleans()))
-    ]
-    value = {name: data.draw(values) for name, (_, values) in zip(names, picked, strict=True) if name in given_fields}
+    generator = data.draw(st.sampled_from(sorted(generators)))
+    schema = generators[generator]()
+    if schema is None:
+        return
+    value = whole if generator == "openai" else some
     functions = [Function(name="f", parameters=schema)]
     before = json.dumps(schema)
-    assert called("f", value, functions)
-    assert answered(value, schema)
-    wrong = {name: 5 if isinstance(value.get(name), str) else "no" for name in names}
-    strict = [kind for kind, _ in picked if kind in (int, bool, Node, Address, Address | None, Colour, list[Node])]
-    if strict:
+    if generator != "openai":  # whose strict form has every field of nested models too
+        assert called("f", value, functions)
+        assert answered(value, schema)
+    wrong = {name: 5 if isinstance(value.get(name), str) else "no" for name in whole}
+    if any(kind in STRICT for kind in kinds):
         assert not called("f", wrong, functions)
         assert not answered(wrong, schema)
     assert json.dumps(schema) == before
+
+
+class Item(BaseModel):
+    name: str = "x"
+    size: float | None = None
+
+
+class Order(BaseModel):
+    """An order with all that OpenAI's strict form has to rewrite."""
+
+    items: list[Item]
+    parent: "Order | None" = None
+    colour: Colour = Colour.RED
+
+
+def test_openais_strict_form_of_nested_and_recursive_models():
+    openai = pytest.importorskip("openai")
+    schema = openai.pydantic_function_tool(Order)["function"]["parameters"]
+    item = {"name": "a", "size": None}
+    order = {"items": [item], "parent": {"items": [], "parent": None, "colour": "blue"}, "colour": "red"}
+    functions = [Function(name="Order", parameters=schema)]
+    assert called("Order", order, functions)
+    assert answered(order, schema)
+    for wrong in (order | {"colour": "green"}, {"items": [item]}, order | {"parent": {"items": []}}, order | {"x": 1}):
+        assert not called("Order", wrong, functions)
+        assert not answered(wrong, schema)
+
+
+def test_schemas_of_pydantic_1():
+    v1 = pytest.importorskip("pydantic.v1")
+
+    class Old(v1.BaseModel):
+        street: v1.constr(regex="^[a-z]+$", min_length=1)  # type: ignore[valid-type]
+        colour: Colour = Colour.RED
+
+    class Parent(v1.BaseModel):
+        old: Old = v1.Field(..., description="allOf with a reference")
+        pair: tuple[int, str]
+        more: dict[str, Old] | None = None
+        amount: v1.conint(gt=0, le=9) = 1  # type: ignore[valid-type]
+
+    schema = Parent.schema()
+    value = {"old": {"street": "a", "colour": "red"}, "pair": [1, "x"], "more": {"k": {"street": "b"}}, "amount": 9}
+    assert called("f", value, [Function(name="f", parameters=schema)])
+    assert answered(value, schema)
+    for wrong in (value | {"old": {"street": "A"}}, value | {"pair": ["x", 1]}, value | {"amount": 0}):
+        assert not answered(wrong, schema)
 
 
 def test_equal_names_of_two_tools_do_not_mix_and_recursive_ones_recur():
