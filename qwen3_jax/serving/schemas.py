@@ -4,7 +4,8 @@ Every keyword is held by the grammar, is an annotation, is relaxed, or is refuse
 
 - Annotations (`title`, `description`, `default`, `examples`, ... and unknown keywords) constrain nothing and are left out.
 - `RELAXED` keywords are left out as well: the answer may break them, and who validates it against the schema, as pydantic
-  does, still finds out. So are patterns that look around and formats that the grammar does not know.
+  does, still finds out. So are patterns that look around, formats that the grammar does not know, bounds that are too large
+  for it, and numbers of properties where not all of these are required.
 - `REFUSED` keywords would change what the answer may be, so a request with one cannot be met.
 
 Older and other spellings are rewritten: draft 4's and 7's tuples and exclusive bounds, OpenAPI's `nullable`, null keywords
@@ -51,30 +52,30 @@ _EFFECTLESS: dict[str, Callable[[Any, Mapping[str, Any]], bool]] = {
 }
 _APPLIED_IN_PLACE = frozenset({*COMBINED, "$ref", "if", "then", "else", "not", "dependentSchemas", "dependencies"})
 
-CheckPattern = Callable[[str], str | None]
-"""Says what is wrong with a regular expression; None if it can be held."""
+Check = Callable[[dict[str, Any]], str | None]
+"""Says what is wrong with a schema; None if the grammar holds it."""
 
 
-def for_grammar(schema: Mapping[str, Any], name: str, field: str, check_pattern: CheckPattern) -> dict[str, Any]:
+def for_grammar(schema: Mapping[str, Any], name: str, field: str, check: Check) -> dict[str, Any]:
     """Return a schema that the grammar holds.
 
     Args:
         schema: as the client sent it; unchanged.
         name: of the schema, for messages.
         field: of the request.
-        check_pattern: of the grammar's library.
+        check: of the grammar's library.
 
     Raises:
         RequestError: a keyword cannot be held, or a reference leads nowhere; names the place and the keyword.
     """
-    return _Rewriter(schema, name, field, check_pattern).whole()
+    return _Rewriter(schema, name, field, check).whole()
 
 
 class _Rewriter:
     """Rewrites a schema. What its references lead to is rewritten once and kept in `$defs` under names of its own."""
 
-    def __init__(self, root: Mapping[str, Any], name: str, field: str, check_pattern: CheckPattern):
-        self._root, self._name, self._field, self._check_pattern = root, name, field, check_pattern
+    def __init__(self, root: Mapping[str, Any], name: str, field: str, check: Check):
+        self._root, self._name, self._field, self._check = root, name, field, check
         self._names: dict[int, str] = {}  # by the identity of what a reference leads to
         self._definitions: dict[str, Any] = {}
 
@@ -103,9 +104,25 @@ class _Rewriter:
                 kept["items"] = self.schema(value, f"{place}.{keyword}")
             elif keyword in ENFORCED:
                 self._keep(keyword, value, schema, f"{place}.{keyword}", kept)
+        self._relax(kept)
         if schema.get("nullable") is True:
             kept = {"anyOf": [kept, {"type": "null"}]}
         return kept
+
+    def _relax(self, kept: dict[str, Any]) -> None:
+        """Leave out what the grammar could hold by itself, but not beside its neighbours."""
+        if not set(kept.get("properties", ())) <= set(kept.get("required", ())):
+            kept.pop("minProperties", None)
+            kept.pop("maxProperties", None)
+        bounds = {keyword: kept[keyword] for keyword in _BOUNDS if keyword in kept}
+        least, most = (bounds.get(key, bounds.get(f"exclusive{key.capitalize()}")) for key in ("minimum", "maximum"))
+        if not bounds or (least is not None and most is not None and least > most):
+            return
+        kind = "integer" if kept.get("type") == "integer" else "number"
+        for keyword in sorted(bounds, key=lambda keyword: -abs(bounds[keyword])):
+            if self._check({"type": kind, **bounds}) is None:
+                break
+            del bounds[keyword], kept[keyword]
 
     def _keep(self, keyword: str, value: Any, schema: Mapping[str, Any], place: str, kept: dict[str, Any]) -> None:
         if keyword == "$ref":
@@ -140,8 +157,8 @@ class _Rewriter:
                 if each not in TYPES:
                     name = each.lower() if isinstance(each, str) else ""
                     meant = OTHER_TYPES.get(name, name if name in TYPES else None)
-                    hint = "" if meant is None else f" Did you mean {meant!r}?"
-                    raise self._error(place, f"{each!r} is none of JSON schema's types ({', '.join(TYPES)}).{hint}")
+                    hint = "" if meant is None else f". Did you mean {meant!r}?"
+                    raise self._error(place, f"{each!r} is none of JSON schema's types ({', '.join(TYPES)}){hint}")
         elif keyword == "enum" and not (isinstance(value, list) and value):
             raise self._error(place, f"must be a list with at least one value, not {value!r}")
         elif keyword == "required" and not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
@@ -156,10 +173,12 @@ class _Rewriter:
         return value
 
     def _pattern(self, value: Any, place: str, kept: dict[str, Any]) -> None:
-        problem = self._check_pattern(value) if isinstance(value, str) else "it is no text"
+        if not isinstance(value, str):
+            raise self._error(place, f"must be a text, not {value!r}")
+        problem = self._check({"type": "string", "pattern": value})
         if problem is None:
             kept["pattern"] = value
-        elif not (isinstance(value, str) and _LOOKS_AROUND.search(value)):
+        elif not (_LOOKS_AROUND.search(value) or "lookaround" in problem):
             raise self._error(place.rpartition(".")[0], f"the pattern {value!r} cannot be compiled: {problem}")
 
     def _reference(self, value: Any, place: str) -> str:
@@ -209,3 +228,21 @@ def _plain(schema: Mapping[str, Any]) -> dict[str, Any]:
         if rest is not True:
             plain.setdefault("additionalItems" if isinstance(plain.get("items"), list) else "items", rest)
     return plain
+
+
+def innermost(schema: Any, check: Check, problem: str, definitions: Mapping[str, Any]) -> tuple[str, str]:
+    """(path, problem) of the innermost part of a rewritten schema that the grammar does not hold.
+
+    Args:
+        problem: of the whole, which is the answer where no part has one of its own.
+        definitions: of the root.
+    """
+    parts = {f".properties.{name}": part for name, part in schema.get("properties", {}).items()}
+    parts |= {f".{key}": schema[key] for key in ("items", "additionalProperties") if key in schema}
+    parts |= {f".{key}[{i}]": part for key in (*COMBINED, "prefixItems") for i, part in enumerate(schema.get(key, ()))}
+    for path, part in parts.items():
+        own = check({**part, "$defs": dict(definitions)}) if isinstance(part, Mapping) else None
+        if own is not None:
+            inner, own = innermost(part, check, own, definitions)
+            return path + inner, own
+    return "", problem

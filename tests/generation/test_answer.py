@@ -146,10 +146,10 @@ XML = "<tool_call>\n<function=add>\n<parameter=a>\nx\n\ny STOP\n</parameter>\n</
 @pytest.mark.parametrize("text", [XML, XML.removeprefix("<tool_call>\n"), XML.replace("</function>\n", "")])
 def test_stop_texts_in_xml_calls(text):
     of = answer(stop=["STOP", "\n\n", "function", "\n"], tools=TOOLS)
-    for id in TOK.encode(f"Look.{text}"):
+    for id in TOK.encode(f"Look.\n{text}"):
         of.add(token(id))
     of.add(token(TOK.im_end_id, "stop"))
-    assert (of.result.finish_reason, of.result.content) == ("stop", "Look.")
+    assert (of.result.finish_reason, of.result.content) == ("tool_calls", "Look.")
 
 
 def test_in_an_answer_that_the_prompt_has_begun_think_tags_are_text():

@@ -10,10 +10,15 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from qwen3_jax.errors import RequestError
-from qwen3_jax.serving.protocol import Function
+from qwen3_jax.serving.protocol import Function, ResponseFormat
 from tests.helpers.grammar_checks import GRAMMARS, answered, called
 from tests.helpers.schema_models import Address, Colour, Node, models
 
+STRING, INTEGER = {"type": "string"}, {"type": "integer"}
+DEFINITIONS = {
+    "A": {"type": "object", "properties": {"s": STRING}}, "List[int]": {"type": "array", "items": INTEGER},
+    "a/b": INTEGER, "B": {"$id": "b.json", "type": "boolean"},
+}  # fmt: skip
 STRICT = (int, bool, Node, Address, Address | None, Colour, list[Node])  # no word is a value of them
 
 
@@ -151,11 +156,45 @@ def test_equal_names_of_two_tools_do_not_mix_and_recursive_ones_recur():
         ({"enum": [{"$ref": "x", "not": 1}]}, {"$ref": "x", "not": 1}, {}),
         ({"$defs": {"Unused": {"not": {}}}, "type": "integer"}, 1, "a"),
         (True, "anything", None),
+        # zod
+        ({"type": "object", "properties": {"a": INTEGER, "b": {"not": {}}}, "additionalProperties": False}, {"a": 1},
+         {"a": 1, "b": 1}),
+        ({"type": "string", "const": "a"}, "a", "b"), ({"type": ["string", "number"], "enum": ["a", 1]}, 1, 2),
+        ({"type": "integer", "minimum": -9007199254740991, "maximum": 9007199254740991}, 5, "5"),
+        ({"type": "array", "items": {"type": "array", "items": [STRING, INTEGER], "minItems": 2, "maxItems": 2}}, [["a", 1]],
+         [["a"]]),
+        ({"type": "object", "additionalProperties": INTEGER, "propertyNames": STRING}, {"a": 1}, {"a": "x"}),
+        ({"allOf": [{"type": "object", "properties": {"a": INTEGER}, "required": ["a"]},
+                    {"type": "object", "properties": {"b": INTEGER}, "required": ["b"]}]}, {"a": 1, "b": 2}, {"a": 1}),
+        ({"type": "object", "properties": {"a": {"type": "object", "properties": {"s": STRING}},
+                                           "b": {"$ref": "#/properties/x/properties/a"}}}, {"b": {"s": "q"}}, {"b": {"s": 1}}),
+        ({"type": "array", "items": [], "maxItems": 0}, [], [1]), ({"type": "string", "pattern": r"^\bab\b$"}, "ab", 1),
+        # servers in Go and PHP, protocol buffers, OpenAPI
+        ({"type": "array", "items": INTEGER, "minItems": None, "required": None, "enum": None}, [1], ["a"]),
+        ({"type": "object", "properties": []}, {}, "a"), ({"type": "string", "enum": ["a"], "nullable": True}, None, "b"),
+        ({"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}, 5, "a"), ({"type": "integer", "format": "int32"}, 1, "a"),
+        ({"type": "number", "minimum": 1e-10, "maximum": 1e30}, 0.5, "a"),
+        ({"type": "object", "discriminator": {"propertyName": "k"}, "oneOf": [{"$ref": "#/$defs/A"}]}, {"s": "x"}, 1),
+        # references of all forms, with neighbours
+        ({"$ref": "#/$defs/A", "description": "d", "default": None}, {"s": "x"}, 1), ({"$ref": "#/$defs/a~1b"}, 1, "a"),
+        ({"$ref": "#/$defs/List%5Bint%5D"}, [1], ["a"]), ({"$ref": "b.json"}, True, 1),
+        ({"$ref": "#/$defs/A", "nullable": True}, None, 1), ({"$ref": "#/$defs/A", "required": ["s"]}, {"s": "x"}, {}),
+        ({"allOf": [{"$ref": "#/$defs/A"}], "title": "t"}, {"s": "x"}, 1),
+        # what others say in other words, or without effect
+        ({"type": "object", "properties": {"a": INTEGER}, "unevaluatedProperties": False}, {"a": 1}, {"b": 1}),
+        ({"type": "array", "prefixItems": [INTEGER], "unevaluatedItems": False}, [1], [1, 2]),
+        ({"if": {"type": "string"}, "minContains": 1, "dependentRequired": {}, "type": "integer"}, 1, "a"),
+        ({"type": "object", "properties": {"a": INTEGER, "b": INTEGER}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
+         {"a": 1}, {}),
+        ({"type": "object", "properties": {"a": INTEGER}, "minProperties": 1}, {"a": 1}, {"a": "x"}),  # relaxed
+        ({"type": "string", "maxLength": 10**7}, "a", 1), ({"type": "array", "items": STRING, "maxItems": 10**6}, ["a"], [1]),
+        ({"type": "string", "pattern": "^[a-z]+$", "minLength": 2, "maxLength": 5}, "abc", "a"),
+        ({"type": "string", "format": "email", "maxLength": 254}, "a@b.org", "a"), ({"const": None}, None, 1),
     ],
 )  # fmt: skip
 def test_keywords_that_are_held_relaxed_or_only_notes(schema: Any, yes: Any, no: Any):
-    """Whatever the generator's age; a relaxed keyword leaves the rest of its schema in force."""
-    root = {"type": "object", "properties": {"x": schema}, "required": ["x"]}
+    """Whatever the generator and its age; a relaxed keyword leaves the rest of its schema in force."""
+    root = {"type": "object", "properties": {"x": schema}, "required": ["x"], "$defs": DEFINITIONS}
     assert called("f", {"x": yes}, [Function(name="f", parameters=root)])
     assert schema is True or not called("f", {"x": no}, [Function(name="f", parameters=root)])
     assert answered({"x": yes}, root)
@@ -173,14 +212,61 @@ def test_keywords_that_are_held_relaxed_or_only_notes(schema: Any, yes: Any, no:
         ({"$ref": "#/$defs/Used"}, "$defs.Used: the keyword 'unevaluatedProperties'"),
         ({"type": "string", "pattern": "(a"}, "properties.x: the pattern '(a' cannot be compiled"),
         ({"properties": {"y": 5}}, "properties.x.properties.y: must be a schema"),
+        ({"type": "int"}, "properties.x.type: 'int' is none of JSON schema's types (string, number, integer, boolean, object, "
+         "array, null). Did you mean 'integer'?"),
+        ({"type": "STRING"}, "properties.x.type: 'STRING' is none of"), ({"type": []}, "properties.x.type: [] is none of"),
+        ({"enum": []}, "properties.x.enum: must be a list with at least one"), ({"required": "a"}, "properties.x.required: must"),
+        ({"minItems": "1"}, "properties.x.minItems: must be a number"), ({"maxLength": 1.5}, "properties.x.maxLength: must be"),
+        ({"anyOf": {}}, "properties.x.anyOf: must be a list of schemas"), ({"pattern": 5}, "properties.x.pattern: must be a text"),
+        ({"properties": ["a"]}, "properties.x.properties: must be an object of schemas"),
+        ({"items": {"minLength": 5, "maxLength": 1, "type": "string"}, "type": "array", "minItems": 1},
+         "properties.x.items: it cannot be compiled: Unsatisfiable schema: minLength (5) is greater"),
+        ({"$ref": "#/$defs/Loop"}, "properties.x.$ref: the reference '#/$defs/Loop' leads to itself"),
     ],
 )  # fmt: skip
 def test_what_the_grammar_cannot_hold_is_refused_by_place_and_keyword(schema: dict, words: str):
-    used = {"type": "object", "unevaluatedProperties": False}
-    root = {"type": "object", "properties": {"x": schema}, "$defs": {"Used": used}}
+    used = {"allOf": [{"type": "object"}], "unevaluatedProperties": False}
+    definitions = {"Used": used, "Loop": {"$ref": "#/$defs/Pool"}, "Pool": {"$ref": "#/$defs/Loop"}}
+    root = {"type": "object", "properties": {"x": schema}, "required": ["x"], "$defs": definitions}
     with pytest.raises(RequestError, match=re.escape(f"the tool 'f', {words}")) as caught:
         GRAMMARS.of(None, [Function(name="f", parameters=root)], several=False)
     assert caught.value.param == "tools"
     with pytest.raises(RequestError, match=re.escape(f"the schema, {words}")) as caught:
         answered({}, root)
     assert caught.value.param == "response_format"
+
+
+def test_what_a_call_can_have_as_arguments():
+    """An object; a schema that no grammar holds leaves a call of a choice free, and refuses a forced one by its tool."""
+    as_json = ResponseFormat(type="json_object")
+    good = Function(name="g", parameters={"type": "object", "properties": {"x": INTEGER}, "required": ["x"]})
+    for parameters, words in (
+        ({"type": "array"}, "the tool 'f': the arguments of a call are an object, not of type ['array']"),
+        (
+            {"$ref": "#/$defs/S", "$defs": {"S": STRING}},
+            "the arguments of a call are an object, not of type ['string']",
+        ),
+        ({"properties": {"x": {"type": "text"}}}, "the tool 'f', properties.x.type: 'text' is none of"),
+        ({"not": {}}, "the tool 'f': no value fits it"),
+        (
+            {"properties": {"x": {"enum": [1], "type": "string"}}, "required": ["x"]},
+            "the tool 'f', properties.x: it cannot be",
+        ),
+        ({"if": {}, "then": {}}, "the tool 'f': the keyword 'if' is not supported"),
+    ):
+        both = [good, Function(name="f", parameters=parameters)]
+        with pytest.raises(RequestError, match=re.escape(words)) as caught:
+            called("g", {"x": 1}, both)
+        assert caught.value.param == "tools"
+        assert called("f", {"x": ["anything"]}, both, as_json)
+        assert called("g", {"x": 1}, both, as_json)
+        assert not called("g", {"x": "1"}, both, as_json)
+    for parameters in (
+        None,
+        [],
+        {},
+        {"type": "object"},
+        {"type": ["object", "null"]},
+        {"$ref": "#/$defs/O", "$defs": {"O": {}}},
+    ):
+        assert called("f", {}, [Function.model_validate({"name": "f", "parameters": parameters})])

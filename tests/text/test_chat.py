@@ -53,7 +53,7 @@ WRITTEN = re.compile(r"\s*<think>(?:(?!</?think>).)*</think>(?:(?!</think>).)*|(
 
 def said_once(message: dict) -> dict:
     """Without what templates read otherwise than we do: thinking under two names, and quoted tags they look into."""
-    if message.get("reasoning_content") and message.get("reasoning"):
+    if message.get("reasoning_content") is not None and message.get("reasoning"):
         message = message | {"reasoning": None}
     is_quoting = message.get("reasoning_content") is None and not WRITTEN.fullmatch(message.get("content") or "")
     return message | {"reasoning_content": ""} if is_quoting and message.get("reasoning") is None else message
