@@ -44,6 +44,7 @@ class Captured:
     def __init__(self) -> None:
         self.server = Server(Engine(tiny_models.model(0), rows=2, cache_tokens=2048), TOK, "tiny")
         self.server.ready = True
+        self.server._engine.max_length = 1 << 16  # schemas are long in the tokens of the tiny tokenizer
         self.server.app._log = None
         self.server.worker.submit = self._submit  # type: ignore[method-assign]
         self.requests: list = []
@@ -174,7 +175,7 @@ async def _listed(function: Any) -> Any:
 MAKERS = [by_openai, by_langchain, by_mcp]
 
 
-@settings(FAST, max_examples=40)
+@settings(FAST, max_examples=20)
 @given(
     models(),
     st.lists(st.sampled_from(MAKERS), min_size=1, max_size=2, unique=True),
@@ -195,7 +196,7 @@ def test_tools_of_generators_are_shown_as_sent(captured, drawn, makers, choice):
     assert (request.constraint is not None) == (choice == "required")
 
 
-@settings(FAST, max_examples=30)
+@settings(FAST, max_examples=15)
 @given(models())
 def test_formats_of_openais_package(captured, drawn):
     model, *_ = drawn
@@ -213,7 +214,7 @@ def test_formats_of_openais_package(captured, drawn):
         assert shown(TOK.decode(list(captured.requests[0].prompt)), tools)
 
 
-@FAST
+@settings(FAST, max_examples=30)
 @given(st.data())
 def test_tools_and_messages_of_anthropics_package(captured, data):
     """Its tools have another form: refused by place, and right once they are in this one. Blocks that are text are read."""
@@ -228,7 +229,7 @@ def test_tools_and_messages_of_anthropics_package(captured, data):
     assert shown(TOK.decode(list(captured.requests[0].prompt)), tools)
     block = data.draw(st.sampled_from([types.TextBlockParam, types.ThinkingBlockParam, types.ToolUseBlockParam,
                                        types.ToolResultBlockParam, types.ImageBlockParam]))  # fmt: skip
-    part = data.draw(values(block, {"text": WORD, "thinking": WORD, "citations": st.none(), "content": WORD}))
+    part = data.draw(values(block, BLOCK_FIELDS))
     messages = [*ASK, {"role": "assistant", "content": [part]}]
     error = captured.ask("/v1/chat/completions", {"messages": messages})
     if block in (types.TextBlockParam, types.ThinkingBlockParam):
@@ -239,6 +240,13 @@ def test_tools_and_messages_of_anthropics_package(captured, data):
         assert "messages[1].content[0] is of type" in error["message"]
 
 
+BLOCK_FIELDS = {
+    "text": WORD,
+    "thinking": WORD,
+    "citations": st.none(),
+    "content": WORD,
+    "source": st.just({"type": "url"}),
+}
 SCHEMA_OF_ANTHROPIC = st.fixed_dictionaries(
     {"type": st.just("object")},
     optional={"properties": st.none() | st.dictionaries(WORD, st.sampled_from([{"type": "string"}, {}]), max_size=2),

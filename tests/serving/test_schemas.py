@@ -172,7 +172,8 @@ def test_equal_names_of_two_tools_do_not_mix_and_recursive_ones_recur():
         # servers in Go and PHP, protocol buffers, OpenAPI
         ({"type": "array", "items": INTEGER, "minItems": None, "required": None, "enum": None}, [1], ["a"]),
         ({"type": "object", "properties": []}, {}, "a"), ({"type": "string", "enum": ["a"], "nullable": True}, None, "b"),
-        ({"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}, 5, "a"), ({"type": "integer", "format": "int32"}, 1, "a"),
+        ({"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}, 5, "a"),
+        ({"type": "integer", "format": "int32"}, 1, "a"),
         ({"type": "number", "minimum": 1e-10, "maximum": 1e30}, 0.5, "a"),
         ({"type": "object", "discriminator": {"propertyName": "k"}, "oneOf": [{"$ref": "#/$defs/A"}]}, {"s": "x"}, 1),
         # references of all forms, with neighbours
@@ -215,9 +216,11 @@ def test_keywords_that_are_held_relaxed_or_only_notes(schema: Any, yes: Any, no:
         ({"type": "int"}, "properties.x.type: 'int' is none of JSON schema's types (string, number, integer, boolean, object, "
          "array, null). Did you mean 'integer'?"),
         ({"type": "STRING"}, "properties.x.type: 'STRING' is none of"), ({"type": []}, "properties.x.type: [] is none of"),
-        ({"enum": []}, "properties.x.enum: must be a list with at least one"), ({"required": "a"}, "properties.x.required: must"),
+        ({"enum": []}, "properties.x.enum: must be a list with at least one"),
+        ({"required": "a"}, "properties.x.required: must"),
         ({"minItems": "1"}, "properties.x.minItems: must be a number"), ({"maxLength": 1.5}, "properties.x.maxLength: must be"),
-        ({"anyOf": {}}, "properties.x.anyOf: must be a list of schemas"), ({"pattern": 5}, "properties.x.pattern: must be a text"),
+        ({"anyOf": {}}, "properties.x.anyOf: must be a list of schemas"),
+        ({"pattern": 5}, "properties.x.pattern: must be a text"),
         ({"properties": ["a"]}, "properties.x.properties: must be an object of schemas"),
         ({"items": {"minLength": 5, "maxLength": 1, "type": "string"}, "type": "array", "minItems": 1},
          "properties.x.items: it cannot be compiled: Unsatisfiable schema: minLength (5) is greater"),
