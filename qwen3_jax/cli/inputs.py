@@ -88,7 +88,7 @@ def _input(record: dict[str, Any], source: str, system: str | None, raw: bool) -
         except ChatTemplateError as error:
             raise UserError(f"{source}: {error}.") from None
     if system is not None:
-        role = messages[0].get("role")
+        role = str(messages[0].get("role"))
         if ROLE_ALIASES.get(role, role) == "system":
             raise UserError(f"{source} already begins with a {role} message; leave --system out.")
         messages = [{"role": "system", "content": system}, *messages]

@@ -190,7 +190,7 @@ class _Reader:
     """
 
     def __init__(self, request: Request):
-        self._raw = request.raw
+        self._raw, self._one_call = request.raw, request.one_call
         self._stops = StopTexts(request.sampling.stop) if request.sampling.stop else None
         parses = not request.raw or (self._stops is not None and not request.continues_text)
         self._parser = AnswerParser(request.thinking, request.tools, begun=request.answering) if parses else None
@@ -240,8 +240,17 @@ class _Reader:
             events += self._stops.finish() if last else []
         if self._raw and self._parser is not None:
             events = self._raw_piece(events, last)
+        if self._one_call:
+            events = self._up_to_one_call(events)
         self._events += events
         return list(events)
+
+    def _up_to_one_call(self, events: Sequence[Piece | ToolCall]) -> Sequence[Piece | ToolCall]:
+        """What comes up to the answer's first call; nothing comes behind it."""
+        if any(isinstance(event, ToolCall) for event in self._events):
+            return []
+        place = next((i for i, event in enumerate(events) if isinstance(event, ToolCall)), len(events))
+        return events[: place + 1]
 
     def _raw_piece(self, events: Sequence[Piece | ToolCall], last: bool) -> list[Piece | ToolCall]:
         """The raw text up to the last certain event."""

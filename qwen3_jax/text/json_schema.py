@@ -20,7 +20,7 @@ def pointed(root: Mapping[str, Any], reference: str) -> Any:
 
     Pointers may be percent-encoded (`#/$defs/List%5Bint%5D`) and go through lists (`#/properties/x/anyOf/0`).
     """
-    own = root.get("$id") if isinstance(root.get("$id"), str) else ""
+    own = root["$id"] if isinstance(root.get("$id"), str) else ""
     base, hash_mark, fragment = reference.partition("#")
     part: Any = root
     if base and base not in (own, own.partition("#")[0]):

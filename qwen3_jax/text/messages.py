@@ -167,7 +167,8 @@ def _content(content: Any, name: str, calls: Any) -> tuple[str | None, str]:
     if not isinstance(content, Sequence) or isinstance(content, bytes):
         raise ChatTemplateError(f"{name} must be a string or a list of text parts, not a {_kind(content)}")
     called = {call.get("id") for call in calls if isinstance(call, dict)} if isinstance(calls, list) else set()
-    texts, thoughts = [], []
+    texts: list[str] = []
+    thoughts: list[str] = []
     for i, part in enumerate(content):
         part = {"text": part} if isinstance(part, str) else _fields(part)
         if not isinstance(part, Mapping):

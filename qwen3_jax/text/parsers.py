@@ -41,6 +41,7 @@ class Piece:
 
 Event = Piece | ToolCall
 
+_BACKTICKS = re.compile("`+")
 _FUNCTION_ENDS = re.compile(r"(?:</parameter>|<function=[^>\n]+>)\s*</function>")
 # Where the next XML call begins behind one that lacks end tags, or only its <tool_call>'s end.
 _AGAIN = re.compile(rf"(?:{TOOL_CALL_END}|(?<=</function>))\s*{TOOL_CALL_START}(?=\s*<function=)")
@@ -351,16 +352,18 @@ class AnswerParser:
 
 
 class _Quotes:
-    """Whether the end of a text is inside a quotation: behind a quotation mark or a backtick, or in a fence of code."""
+    """Whether the end of a text is inside a quotation: behind a quotation mark, or in code or a block quote of Markdown."""
 
     def __init__(self) -> None:
         self._line = ""  # the start of the current line
         self._last = ""  # the last character
-        self._fenced = False
+        self._in_code = False  # a span of code that the current line has opened
+        self._fence = ""  # the mark of an open block of code
 
     @property
     def open(self) -> bool:
-        return self._fenced or self._last in ("`", '"', "'")
+        is_quote = self._last in ('"', "'") or self._line.lstrip().startswith(">")
+        return is_quote or self._in_code or self._last == "`" or bool(self._fence)
 
     @property
     def at_line_start(self) -> bool:
@@ -371,14 +374,22 @@ class _Quotes:
         """Read on, in time linear in `text`."""
         *lines, rest = text.split("\n")
         for line in lines:
-            self._line += line[: 80 - len(self._line)]
+            self._read(line)
             mark = self._line.strip()
-            if mark.startswith("```") and (not self._fenced or not mark.strip("`")):
-                self._fenced = not self._fenced
-            self._line = ""
-        self._line += rest[: 80 - len(self._line)]
-        if text:
-            self._last = text[-1]
+            if self._fence:
+                self._fence = "" if mark.startswith(self._fence) and not mark.strip(self._fence[0]) else self._fence
+            else:
+                self._fence = next((fence for fence in ("```", "~~~") if mark.startswith(fence)), "")
+            self._line, self._last, self._in_code = "", "\n", False
+        self._read(rest)
+
+    def _read(self, text: str) -> None:
+        """Read on within a line."""
+        marks = _BACKTICKS.findall(text)
+        runs = len(marks) - bool(marks and text[0] == self._last == "`")
+        self._in_code ^= runs % 2 == 1
+        self._line += text[: 80 - len(self._line)]
+        self._last = text[-1] if text else self._last
 
 
 def _first(text: str, position: int, tags: tuple[str, ...]) -> tuple[int, str]:

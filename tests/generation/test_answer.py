@@ -57,6 +57,13 @@ def test_one_call_ends_the_answer(one_call, calls, cancelled):
     assert len(of.result.token_ids) == (len(CALL) if one_call else len(ids))
 
 
+def test_one_call_of_several_in_one_block():
+    of, block = answer(tools=TOOLS, one_call=True), "<function=add>\n</function>\n<function=add>\n</function>\n"
+    deltas = [delta for id in TOK.encode(f"<tool_call>\n{block}</tool_call>") for delta in of.add(token(id))]
+    assert [delta.kind for delta in deltas] == ["tool_call", "end"]
+    assert len(of.result.tool_calls) == 1
+
+
 @pytest.mark.parametrize(
     ("fields", "kinds"),
     [
