@@ -122,7 +122,7 @@ class Function(BaseModel):
 
     model_config = ConfigDict(extra="allow")  # further fields are shown to the model
 
-    name: StrictStr
+    name: Annotated[StrictStr, Field(min_length=1)]
     parameters: dict[str, Any] = Field(default_factory=lambda: {"type": "object", "properties": {}})
 
     @model_validator(mode="before")

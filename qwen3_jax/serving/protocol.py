@@ -8,7 +8,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
 
 from qwen3_jax.errors import RequestError
 from qwen3_jax.generation import Constraint, Options, Sampling
@@ -39,6 +48,17 @@ def _not_zero(limit: int) -> int:
     if limit == 0:
         raise ValueError("an answer has at least one token; -1 is no limit")
     return limit
+
+
+def _choice(value: Any) -> Any:
+    """Refuse the forms that other APIs have for a choice, which the types below would not explain."""
+    is_named = isinstance(value, Mapping) and isinstance(value.get("function"), Mapping)
+    if not (value in (None, "auto", "none", "required") or is_named or isinstance(value, NamedTool)):
+        form = "{'type': 'function', 'function': {'name': NAME}}"
+        raise ValueError(
+            f"it must be 'auto', 'none', 'required' or {form}; to allow some tools only, give these in 'tools'"
+        )
+    return value
 
 
 Number = StrictInt | StrictFloat
@@ -170,7 +190,7 @@ class ChatRequest(_Common):
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     tools: list[Tool] | None = None
-    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
+    tool_choice: Annotated[Literal["auto", "none", "required"] | NamedTool | None, BeforeValidator(_choice)] = None
     parallel_tool_calls: StrictBool | None = None
     enable_thinking: StrictBool | None = None
     preserve_thinking: StrictBool | None = None

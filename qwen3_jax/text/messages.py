@@ -109,7 +109,9 @@ def _role(role: Any, name: str) -> str:
     known = ROLE_ALIASES.get(role, role) if isinstance(role, str) else role
     if known in ROLES:
         return known
-    other = _OTHER_ROLES.get(role) if isinstance(role, str) else None
+    other = None
+    if isinstance(role, str):
+        other = role.lower() if role.lower() in ROLES else _OTHER_ROLES.get(role.lower())
     hint = "" if other is None else f"; use {other!r}"
     roles = ", ".join((*ROLES, *ROLE_ALIASES))
     raise ChatTemplateError(f"{name} has the role {role!r}; the roles are {roles}{hint}")

@@ -123,6 +123,11 @@ def idle() -> Server:
          "{'type': 'function', 'function': {'name', 'description', 'parameters'}}.", "tools.0"),
         (dict(tools=[{"function": {"name": "f", "inputSchema": {"type": "object"}}}]),
          "the field 'tools.0.function': it has 'inputSchema'; name it 'parameters'.", "tools.0.function"),
+        (dict(tool_choice={"type": "tool", "name": "f"}),  # Anthropic's
+         "the field 'tool_choice': it must be 'auto', 'none', 'required' or {'type': 'function', 'function': {'name': NAME}}; "
+         "to allow some tools only, give these in 'tools'.", "tool_choice"),
+        (dict(extra_body={"top_k": 1}), "the field 'extra_body' is not supported: it belongs to OpenAI's client; give its "
+         "fields in the body itself.", None),
         (dict(stream_options={"usage": 1}), "the field 'stream_options': there is no field 'usage' in it. "
          "Did you mean 'include_usage'?", "stream_options"),
         (dict(reasoning={"exclude": True}), "the field 'reasoning.exclude': input should be False.", "reasoning.exclude"),

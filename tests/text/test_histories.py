@@ -173,6 +173,7 @@ def test_texts_in_other_clients_forms_are_in_the_prompt(form: Form):
         ({"role": "user", "content": [{"type": "document", "source": {}}]}, "type 'document'; Qwen3 reads only text"),
         ({"role": "function", "name": "f", "content": "5"}, "has the role 'function'; the roles are system, user, assistant, "
          "tool, developer; use 'tool'"),
+        ({"role": "System", "content": "x"}, "; use 'system'"),
         ({"role": "human", "content": "x"}, "; use 'user'"), ({"role": "model", "parts": []}, "; use 'assistant'"),
         ({"role": "assistant", "reasoning_details": "x"}, ".reasoning_details must be a list of objects"),
     ],
