@@ -7,7 +7,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from qwen3_jax.text import AnswerParser, Piece, ThinkingParser, ToolCall, ToolCallParser, parse
+from qwen3_jax.text import AnswerParser, Piece, ThinkingParser, ToolCall, ToolCallParser, parse, render
+from tests.helpers.real_tokenizer import official_template
 
 PIECES = [
     "<think>", "</think>", "<tool_call>", "</tool_call>", "<think", ">", "</", "<", "tool_call>", "\n", "\n\n", " ",
@@ -317,6 +318,33 @@ def test_xml_calls_with_tags_left_out(text: str, content: str, calls: list | Non
         assert made == calls if calls is not None else made[-1:] == WHOLE
     parsed = parse(f"<think>\nok\n</think>\n\n{text}", tools=NAMED)
     assert (parsed.thinking, parsed.content) == ("ok", content)
+
+
+TYPES = {
+    "string": st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+    | st.sampled_from(["\n", " a\n\n", "null", "3", "<b>"]),
+    "integer": st.integers(), "number": st.floats(allow_nan=False, allow_infinity=False), "boolean": st.booleans(),
+    "null": st.none(), "array": st.lists(JSON, max_size=2), "object": st.dictionaries(st.text(max_size=4), JSON, max_size=2),
+}  # fmt: skip
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_what_a_template_in_xml_writes_is_read_back(data: st.DataObject):
+    """Arguments of a call in a history of Qwen3.5's template, under the types of their schema."""
+    names = [f"a{place}" for place in range(data.draw(st.integers(0, 4)))]
+    types = {name: data.draw(st.sampled_from(sorted(TYPES))) for name in names}
+    arguments = {name: data.draw(TYPES[kind]) for name, kind in types.items()}
+    properties = {name: {"type": kind} for name, kind in types.items()}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"properties": properties}}}]
+    call = {"name": "f", "arguments": data.draw(st.sampled_from([dict, json.dumps]))(arguments)}
+    ask = {"role": "user", "content": "?"}
+    said = {"role": "assistant", "content": "Look.", "reasoning_content": "Hm.", "tool_calls": [call, call]}
+    text = render(official_template("qwen3_5_think"), [ask, said], add_generation_prompt=False)
+    parsed = parse(text.partition("<|im_start|>assistant\n")[2].removesuffix("<|im_end|>\n"), tools=tools)
+    assert (parsed.thinking, parsed.content, len(parsed.tool_calls)) == ("Hm.", "Look.", 2)
+    for each in parsed.tool_calls:
+        assert repr(each.arguments_dict()) == repr(arguments)
 
 
 def test_an_answer_that_the_prompt_has_begun_has_no_thinking():
