@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .errors import ChatTemplateError
-from .tool_json import decode_arguments
+from .tool_json import given_arguments
 
 ROLES = ("system", "user", "assistant", "tool")
 # OpenAI's later name of the system role; templates know only the first.
@@ -39,8 +39,6 @@ _OTHER_PARTS = {
     **dict.fromkeys(_CALL_PARTS, "give the call in 'tool_calls'"),
     **dict.fromkeys(("tool_result", "function_call_output"), "give it as a message with the role 'tool'"),
 }
-# Names that clients give the arguments of a call.
-_OTHER_ARGUMENTS = ("arguments", "args", "input", "parameters", "params", "kwargs")
 
 
 def plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -208,18 +206,12 @@ def _tool_calls(calls: Any, name: str) -> list[dict[str, Any]]:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise ChatTemplateError(f"{name}[{i}] must be an object with a function that has a name")
-        of = f"(a call of {function['name']!r})"
-        if function.get("arguments") is None:
-            given = next((field for field in _OTHER_ARGUMENTS for at in (function, call) if at.get(field)), None)
-            if given is not None:
-                raise ChatTemplateError(
-                    f"{name}[{i}] {of} has no 'function.arguments', but {given!r}; give them as 'function.arguments'"
-                )
         try:
-            arguments = decode_arguments(function.get("arguments"))
+            arguments = given_arguments(function, call)
         except ValueError as error:
             raise ChatTemplateError(
-                f"{name}[{i}].function.arguments {of} must be a JSON object, or a text that holds one: {error}"
+                f"{name}[{i}].function.arguments (a call of {function['name']!r}) must be a JSON object, or a text that "
+                f"holds one: {error}"
             ) from None
         function = {**function, "arguments": arguments}
         checked.append({**call, "function": function} if "function" in call else function)

@@ -42,6 +42,7 @@ class Piece:
 Event = Piece | ToolCall
 
 _BACKTICKS = re.compile("`+")
+_FENCE = re.compile("`{3,}|~{3,}")
 _FUNCTION_ENDS = re.compile(r"(?:</parameter>|<function=[^>\n]+>)\s*</function>")
 # Where the next XML call begins behind one that lacks end tags, or only its <tool_call>'s end.
 _AGAIN = re.compile(rf"(?:{TOOL_CALL_END}|(?<=</function>))\s*{TOOL_CALL_START}(?=\s*<function=)")
@@ -271,10 +272,26 @@ class ToolCallParser:
 
     def _close_json(self, body: str, end: str, events: list[Event]) -> None:
         call = read_call(body)
-        again = body.rfind(TOOL_CALL_START)
-        if call is None and again >= 0 and (call := read_call(body[again + len(TOOL_CALL_START) :])) is not None:
-            self._text(self._head + body[:again], self._opened, events)  # begun, left off, and begun again
-        self._give([] if call is None else [call], body, end, self._opened + len(self._head), events)
+        if call is None and TOOL_CALL_START in body:  # begun, left off or left open, and begun again
+            self._begun_again(body.split(TOOL_CALL_START), end, events)
+        else:
+            self._give([] if call is None else [call], body, end, self._opened + len(self._head), events)
+
+    def _begun_again(self, parts: Sequence[str], end: str, events: list[Event]) -> None:
+        """Give out the parts that are calls, and the others as text."""
+        text, start, place = "", self._opened, self._opened
+        for part in parts:
+            call = read_call(part)
+            place += len(TOOL_CALL_START) + len(part)
+            if call is None:
+                text += TOOL_CALL_START + part
+                continue
+            self._text(text, start, events)
+            self._give([call], "", "", start, events)
+            text, start = "", place
+        if text:
+            self._quotes.feed(text + end)
+            self._text(text + end, start, events)
 
     def _give(self, calls: Sequence[ToolCall], body: str, end: str, start: int, events: list[Event]) -> None:
         """Give out the calls that a text holds, or the text if it holds none."""
@@ -376,10 +393,10 @@ class _Quotes:
         for line in lines:
             self._read(line)
             mark = self._line.strip()
-            if self._fence:
+            if self._fence:  # closed by a mark of its own kind that is as long
                 self._fence = "" if mark.startswith(self._fence) and not mark.strip(self._fence[0]) else self._fence
             else:
-                self._fence = next((fence for fence in ("```", "~~~") if mark.startswith(fence)), "")
+                self._fence = fence[0] if (fence := _FENCE.match(mark)) else ""
             self._line, self._last, self._in_code = "", "\n", False
         self._read(rest)
 

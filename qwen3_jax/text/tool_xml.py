@@ -39,7 +39,7 @@ def read_xml_calls(body: str, tools: Sequence[Mapping[str, Any]] = (), *, closed
     calls: list[ToolCall] = []
     position = 0
     while (opened := _FUNCTION.match(body, position)) is not None:
-        function = _Function(opened[1].strip(), tools)
+        function = _Function(_name(opened[1]), tools)
         end = function.read(body, opened.end(), closed)
         if end is None:
             return []
@@ -62,7 +62,7 @@ class _Function:
     def read(self, body: str, position: int, closed: bool) -> int | None:
         """Read the parameters from a place on; return the place behind the function, None if it is none."""
         while (parameter := _PARAMETER.match(body, position)) is not None:
-            key, start = parameter[1].strip(), parameter.end()
+            key, start = _name(parameter[1]), parameter.end()
             ends = self._value(body, start, key, closed)
             if ends is None or key in self._arguments:
                 return None
@@ -79,7 +79,7 @@ class _Function:
         """Where a value ends, and where what follows it begins."""
         tag = _END.search(body, start)
         for following in _NEXT.finditer(body, start, len(body) if tag is None else tag.start()):
-            name = following[1].strip()
+            name = _name(following[1])
             # Within an end tag's reach only a parameter of this function that is still to come: a value may quote others.
             if tag is None or (name in self._names and name not in self._arguments and name != key):
                 return following.start(), following.start()
@@ -89,6 +89,12 @@ class _Function:
         if end is not None:
             return end.start(), end.start()
         return (len(body), len(body)) if closed else None
+
+
+def _name(text: str) -> str:
+    """The name in a tag, which some models put into quotation marks."""
+    text = text.strip()
+    return text[1:-1] if len(text) > 2 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
 class XmlState:

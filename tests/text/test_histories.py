@@ -121,6 +121,11 @@ OTHERS: list[Form] = [
     },
     lambda t: {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {"x": t}, "id": "1"}]},
     lambda t: {"role": "assistant", "content": "", "tool_calls": call('"{\\"x\\": \\"' + t + '\\"}"')},
+    lambda t: {"role": "assistant", "tool_calls": [{"name": "f", "args": {"x": t}, "id": "1", "type": "tool_call"}]},
+    lambda t: {"role": "assistant", "tool_calls": [{"name": "f", "input": {"x": t}, "type": "tool_use", "id": "1"}]},
+    lambda t: {"role": "assistant", "tool_calls": [{"function": {"name": "f"}, "arguments": {"x": t}}]},
+    lambda t: {"role": "assistant", "tool_calls": [{"function": {"name": "f", "parameters": f'{{"x": "{t}"}}'}}]},
+    lambda t: {"role": "assistant", "tool_calls": [{"name": "f", "args": {"x": t}, "arguments": f'{{"x":"{t}"}}'}]},
     lambda t: {"role": "tool", "content": [{"type": "text", "text": t}], "tool_call_id": "1", "status": "success"},
     lambda t: {
         "role": "assistant",
@@ -153,10 +158,11 @@ def test_texts_in_other_clients_forms_are_in_the_prompt(form: Form):
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        ({"role": "assistant", "tool_calls": [{"name": "f", "args": {"x": 1}}]}, "tool_calls[0] (a call of 'f') has no "
-         "'function.arguments', but 'args'"),  # LangChain's
-        ({"role": "assistant", "tool_calls": [{"function": {"name": "f"}, "arguments": "{\"x\": 1}"}]}, "but 'arguments'"),
-        ({"role": "assistant", "tool_calls": [{"name": "f", "input": {"x": 1}}]}, "but 'input'"),  # Anthropic's
+        ({"role": "assistant", "tool_calls": [{"name": "f", "given": {"x": 1}}]}, "holds one: there are none, but 'given'"),
+        ({"role": "assistant", "tool_calls": [{"name": "f", "args": {"x": 1}, "arguments": "{\"x\": 2}"}]},
+         ".tool_calls[0].function.arguments (a call of 'f') must be a JSON object, or a text that holds one: there are "
+         "different ones under 'arguments' and 'args'"),
+        ({"role": "assistant", "tool_calls": [{"name": "f", "args": "[1]"}]}, "holds one: '[1]' is a list"),
         ({"role": "assistant", "text": "Yes."}, "(assistant) has no content, but 'text'"),
         ({"role": "assistant", "parts": [{"type": "text", "text": "Yes."}]}, "(assistant) has no content, but 'parts'"),
         ({"role": "tool", "tool_call_id": "1", "output": "5"}, "(tool) has no content, but 'output'"),

@@ -145,6 +145,11 @@ CALL = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
         ('<tool_call>\n{"name": "f", "arguments": ""}\n</tool_call>', "", ["{}"]),
         ('<tool_call>\n{"name": "f", "arguments": "{\\"x\\": [1]}"}\n</tool_call>', "", ['{"x": [1]}']),
         ('<tool_call>\n{"name": "f", "arguments": {"code": "a\nb"}}\n</tool_call>', "", ['{"code": "a\\nb"}']),
+        *[(CALL.replace("arguments", name), "", ['{"x": 1}']) for name in ("parameters", "args", "input")],
+        (CALL.replace('"arguments"', '"args": {"x": 2}, "arguments"'), "", ['{"x": 1}']),
+        (f"{CALL[:-13]}\n{CALL}", "", ['{"x": 1}', '{"x": 1}']),  # without its end tag
+        (f"<tool_call>\n{{oops\n{CALL[:-13]}\n<tool_call>\n{{\n{CALL}", "<tool_call>\n{oops<tool_call>\n{", ['{"x": 1}'] * 2),
+        (f"{CALL[:-13]}\n<tool_call>\n{{oops\n</tool_call>", "<tool_call>\n{oops\n</tool_call>", ['{"x": 1}']),
         (CALL[:-5], "", ['{"x": 1}']),  # cut off inside the closing tag
         (CALL.replace("\n</tool_call>", ""), "", ['{"x": 1}']),
         (f"<tool_call>\n{{oops\n{CALL}", "<tool_call>\n{oops", ['{"x": 1}']),  # begun again
@@ -160,7 +165,8 @@ def test_tool_calls(text: str, content: str, calls: list[str]):
 
 @pytest.mark.parametrize(
     "body",
-    ["", "{", "not json", '{"arguments": {}}', '{"name": 5, "arguments": {}}', '{"name": "", "arguments": {}}',
+    ['{"name": "f", "x": 1}', "", "{", "not json",
+     '{"arguments": {}}', '{"name": 5, "arguments": {}}', '{"name": "", "arguments": {}}',
      '{"name": "f", "arguments": [1]}', '{"name": "f", "arguments": "x"}', '{"name": "f", "arguments": {"x": NaN}}',
      '["f", {}]', '{"name": "f", "arguments": {}} {}', '{"name": "f", "arguments": {}', '{"name": "f",}',
      '{"name" "f"}', '{"name": "f", "arguments": ' + "[" * 100_000, '{5: "f"}'],
@@ -184,6 +190,7 @@ def test_what_is_no_call_stays_in_the_content(body: str, end: str):
         f"Write ``{CALL} `` there.",
         f"> {CALL.replace(chr(10), ' ')}\n",
         f"~~~\n```\n{CALL}\n~~~\n",
+        f"````\n```\n{CALL}\n```\n{CALL}\n````\n",
         "`<tool_call>` opens a call and `</tool_call>` closes it.",
         "<tools>, <tool_response>, <|im_start|> and </tools> are tags of the prompt.",
     ],
@@ -305,6 +312,7 @@ WHOLE = [{"a": 1, "b": "x\ny"}]
         (TWO.replace("x\ny", "<tool_call>\n<parameter=c>\n</tool_call>"), "",
          [{"a": 1, "b": "<tool_call>\n<parameter=c>\n</tool_call>"}]),  # an argument about calls
         (TWO.replace("x\ny", "def f():\n    return '</think>'\n"), "", [{"a": 1, "b": "def f():\n    return '</think>'\n"}]),
+        (TWO.replace("=f>", "='f'>").replace("=a>", '="a">'), "", WHOLE),
         ("Call <function=f> with a number.", "Call <function=f> with a number.", []),
         ("<function=g>\n</function>", "<function=g>\n</function>", []),  # no tool of this name
     ],
