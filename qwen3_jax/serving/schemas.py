@@ -50,6 +50,8 @@ _EFFECTLESS: dict[str, Callable[[Any, Mapping[str, Any]], bool]] = {
     "unevaluatedItems": lambda value, _: value in (True, {}),
     **dict.fromkeys(("dependentRequired", "dependentSchemas", "dependencies"), lambda value, _: value in ({}, [])),
 }
+_PLAIN = re.compile(r"-?\d{1,9}(\.\d{1,3})?")  # a bound that the grammar certainly holds
+_MANY = 100  # parts of a schema, which are not tried one by one
 _APPLIED_IN_PLACE = frozenset({*COMBINED, "$ref", "if", "then", "else", "not", "dependentSchemas", "dependencies"})
 
 Check = Callable[[dict[str, Any]], str | None]
@@ -116,7 +118,8 @@ class _Rewriter:
             kept.pop("maxProperties", None)
         bounds = {keyword: kept[keyword] for keyword in _BOUNDS if keyword in kept}
         least, most = (bounds.get(key, bounds.get(f"exclusive{key.capitalize()}")) for key in ("minimum", "maximum"))
-        if not bounds or (least is not None and most is not None and least > most):
+        is_plain = all(_PLAIN.fullmatch(repr(bound)) for bound in bounds.values())
+        if is_plain or (least is not None and most is not None and least > most):
             return
         kind = "integer" if kept.get("type") == "integer" else "number"
         for keyword in sorted(bounds, key=lambda keyword: -abs(bounds[keyword])):
@@ -240,7 +243,7 @@ def innermost(schema: Any, check: Check, problem: str, definitions: Mapping[str,
     parts = {f".properties.{name}": part for name, part in schema.get("properties", {}).items()}
     parts |= {f".{key}": schema[key] for key in ("items", "additionalProperties") if key in schema}
     parts |= {f".{key}[{i}]": part for key in (*COMBINED, "prefixItems") for i, part in enumerate(schema.get(key, ()))}
-    for path, part in parts.items():
+    for path, part in parts.items() if len(parts) <= _MANY else ():
         own = check({**part, "$defs": dict(definitions)}) if isinstance(part, Mapping) else None
         if own is not None:
             inner, own = innermost(part, check, own, definitions)

@@ -1,7 +1,7 @@
 """What a JSON schema says of a value: references, types and properties, in the spellings that generators have."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote, urljoin
 
@@ -12,7 +12,7 @@ OTHER_TYPES = {
     "dict": "object", "map": "object", "list": "array", "tuple": "array", "none": "null",
 }  # fmt: skip
 COMBINED = ("anyOf", "oneOf", "allOf")
-_MAX_DEPTH = 32  # of references and alternatives
+_MAX_DEPTH = 32  # of references to references
 
 
 def pointed(root: Mapping[str, Any], reference: str) -> Any:
@@ -24,7 +24,7 @@ def pointed(root: Mapping[str, Any], reference: str) -> Any:
     base, hash_mark, fragment = reference.partition("#")
     part: Any = root
     if base and base not in (own, own.partition("#")[0]):
-        whole = urljoin(own, base)
+        whole = _joined(own, base)
         part = next((each for each in _objects(root) if _identity(each, own) in (base, whole)), None)
     if not hash_mark or not fragment:
         return part
@@ -36,7 +36,7 @@ def pointed(root: Mapping[str, Any], reference: str) -> Any:
     for key in unquote(fragment)[1:].split("/"):
         key = key.replace("~1", "/").replace("~0", "~")
         if isinstance(part, list):
-            part = part[int(key)] if key.isdecimal() and int(key) < len(part) else None
+            part = part[int(key)] if re.fullmatch("[0-9]{1,9}", key) and int(key) < len(part) else None
         else:
             part = part.get(key) if isinstance(part, Mapping) else None
     return part
@@ -53,58 +53,71 @@ def resolved(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
 
-def types_of(schema: Any, root: Mapping[str, Any], depth: int = 0) -> set[str]:
+def types_of(schema: Any, root: Mapping[str, Any]) -> set[str]:
     """The JSON types that a schema names, through references, alternatives, constants and enumerations."""
-    schema = resolved(schema, root)
-    if depth > _MAX_DEPTH:
-        return set()
-    nullable = {"null"} if schema.get("nullable") is True else set()
+    types: set[str] = set()
+    for each in _reached(schema, root, through=lambda each: not _own_types(each)):
+        types |= _own_types(each) | ({"null"} if each.get("nullable") is True else set())
+    return types
+
+
+def types_of_property(name: str, schema: Any, root: Mapping[str, Any]) -> set[str]:
+    """The JSON types of an object's property: by its name, else of those by a pattern, else of any further property.
+
+    Names are not matched with patterns: a request's pattern could take for ever.
+    """
+    reached = _reached(schema, root)
+    named = [_mapping(each.get("properties"))[name] for each in reached if name in _mapping(each.get("properties"))]
+    by_pattern = [part for each in reached for part in _mapping(each.get("patternProperties")).values()]
+    further = [each.get("additionalProperties") for each in reached]
+    for parts in (named, by_pattern, further):
+        types = set().union(*(types_of(part, root) for part in parts))
+        if types or (parts is named and named):
+            return types
+    return set()
+
+
+def property_names(schema: Any, root: Mapping[str, Any]) -> set[str]:
+    """The names of an object's properties, those of its parts and alternatives included."""
+    return {name for each in _reached(schema, root) for name in _mapping(each.get("properties"))}
+
+
+def _reached(
+    schema: Any, root: Mapping[str, Any], through: Callable[[Mapping[str, Any]], bool] = lambda _: True
+) -> list[Mapping[str, Any]]:
+    """A schema, and its parts and alternatives at any depth, each once; those of a schema that `through` refuses are not."""
+    reached: list[Mapping[str, Any]] = []
+    seen: set[int] = set()
+    ahead = [schema]
+    while ahead:
+        each = resolved(ahead.pop(0), root)
+        if each and id(each) not in seen:
+            seen.add(id(each))
+            reached.append(each)
+            ahead += _parts(each) if through(each) else []
+    return reached
+
+
+def _own_types(schema: Mapping[str, Any]) -> set[str]:
     named = schema.get("type")
     named = [named] if isinstance(named, str) else named
     if isinstance(named, list) and named:
-        return nullable | {OTHER_TYPES.get(each.lower(), each.lower()) for each in named if isinstance(each, str)}
+        return {OTHER_TYPES.get(each.lower(), each.lower()) for each in named if isinstance(each, str)}
     if "const" in schema:
-        return nullable | {_type(schema["const"])}
+        return {_type(schema["const"])}
     if isinstance(schema.get("enum"), list):
-        return nullable | {_type(value) for value in schema["enum"]}
+        return {_type(value) for value in schema["enum"]}
     if "properties" in schema:
-        return nullable | {"object"}
-    if "items" in schema or "prefixItems" in schema:
-        return nullable | {"array"}
-    return nullable.union(*(types_of(part, root, depth + 1) for part in _parts(schema)))
-
-
-def types_of_property(name: str, schema: Any, root: Mapping[str, Any], depth: int = 0) -> set[str]:
-    """The JSON types of an object's property: by its name, else by a pattern, else as any further property."""
-    schema = resolved(schema, root)
-    if depth > _MAX_DEPTH:
-        return set()
-    properties, patterns = schema.get("properties"), schema.get("patternProperties")
-    own = properties.get(name) if isinstance(properties, Mapping) else None
-    if own is None and isinstance(patterns, Mapping):
-        own = next((each for pattern, each in patterns.items() if _matches(pattern, name)), None)
-    types = types_of(own, root) if own is not None else set()
-    types |= set().union(*(types_of_property(name, part, root, depth + 1) for part in _parts(schema)))
-    return types or types_of(schema.get("additionalProperties"), root)
-
-
-def property_names(schema: Any, root: Mapping[str, Any], depth: int = 0) -> set[str]:
-    """The names of an object's properties, those of its parts and alternatives included."""
-    schema = resolved(schema, root)
-    properties = schema.get("properties")
-    names = set(properties) if isinstance(properties, Mapping) else set()
-    return names if depth > _MAX_DEPTH else names.union(*(property_names(p, root, depth + 1) for p in _parts(schema)))
+        return {"object"}
+    return {"array"} if schema.keys() & {"items", "prefixItems"} else set()
 
 
 def _parts(schema: Mapping[str, Any]) -> list[Any]:
     return [part for key in COMBINED if isinstance(schema.get(key), list) for part in schema[key]]
 
 
-def _matches(pattern: str, name: str) -> bool:
-    try:
-        return re.search(pattern, name) is not None
-    except re.error:
-        return False
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _objects(value: Any) -> Iterator[Mapping[str, Any]]:
@@ -117,7 +130,14 @@ def _objects(value: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _identity(schema: Mapping[str, Any], base: str) -> str | None:
-    return urljoin(base, schema["$id"]) if isinstance(schema.get("$id"), str) else None
+    return _joined(base, schema["$id"]) if isinstance(schema.get("$id"), str) else None
+
+
+def _joined(base: str, url: str) -> str:
+    try:
+        return urljoin(base, url)
+    except ValueError:  # no address
+        return url
 
 
 def _type(value: Any) -> str:

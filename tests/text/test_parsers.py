@@ -400,3 +400,23 @@ def test_cost_is_linear(head: str, unit: str):
         parser.feed(unit)
     parser.finish()
     assert time.process_time() - start < 3
+
+
+def test_types_are_found_in_time_whatever_the_schema_is():
+    twice = {"anyOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/A"}, {"type": "integer"}]}
+    bad = {"$id": "http://[", "$ref": "http://[#a"}
+    for schema in (
+        twice,
+        {"$ref": "#/$defs/A"},
+        {"$ref": "#/properties/x"},
+        {"$ref": f"#/{'9' * 5000}"},
+        bad,
+        [],
+        5,
+        {"type": [5]},
+    ):
+        parameters = {"properties": {"x": schema}, "patternProperties": {"(x+)+$": {}}, "$defs": {"A": twice}, **twice}
+        tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+        start = time.process_time()
+        assert parse(XML.format("<parameter=x>\n7\n</parameter>\n"), tools=tools).tool_calls
+        assert time.process_time() - start < 1
