@@ -314,6 +314,7 @@ WHOLE = [{"a": 1, "b": "x\ny"}]
         (TWO.replace("x\ny", "def f():\n    return '</think>'\n"), "", [{"a": 1, "b": "def f():\n    return '</think>'\n"}]),
         (TWO.replace("=f>", "='f'>").replace("=a>", '="a">'), "", WHOLE),
         ("Call <function=f> with a number.", "Call <function=f> with a number.", []),
+        ("Write <function=f>\n</function> for that.", "Write <function=f>\n</function> for that.", []),
         ("<function=g>\n</function>", "<function=g>\n</function>", []),  # no tool of this name
     ],
 )  # fmt: skip
