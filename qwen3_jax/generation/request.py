@@ -141,7 +141,8 @@ def resolve(
     """
     thinking_tokens = ThinkingTokens.of(tokenizer, options.thinking_stop_text)
     is_chat = _is_chat(prompt)
-    eos = end_tokens(model, tokenizer, chat=is_chat)
+    # A constraint lets any end token follow what is complete, so that any of them has to end the answer.
+    eos = end_tokens(model, tokenizer, chat=is_chat or options.constraint is not None)
     stop_text = f"the thinking stop text {options.thinking_stop_text!r}"
     require(
         not eos.intersection(thinking_tokens.stop),

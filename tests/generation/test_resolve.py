@@ -158,6 +158,7 @@ def test_for_messages_the_end_of_a_turn_ends_the_answer_whatever_the_files_say(m
     monkeypatch.setattr(model, "generation_config", GenerationConfig(eos_token_id=(TOK.endoftext_id,)))
     assert one(CHAT).eos == {TOK.endoftext_id, TOK.im_end_id} == end_tokens(model, TOK, chat=True)
     assert one("Hi").eos == one([1, 2]).eos == {TOK.endoftext_id}  # a text may go on behind the end of a turn
+    assert one("Hi", constraint=Anything).eos == {TOK.endoftext_id, TOK.im_end_id}  # which a grammar lets follow
     ends_otherwise = tiny_models.tokenizer("{% for m in messages %}{{ m.content + '<|endoftext|>\n' }}{% endfor %}")
     assert ends_otherwise.end_of_turn_id == TOK.endoftext_id
     assert one(CHAT, ends_otherwise).eos == {TOK.endoftext_id}
