@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .byte_level import THINK_END, THINK_START, TOOL_CALL_END, TOOL_CALL_START
-from .tool_json import StringState, ToolCall, read_call
+from .tool_json import StringState, ToolCall, read_calls
 from .tool_xml import XmlState, function_names, read_xml_calls
 
 Tools = bool | Sequence[Mapping[str, Any]]
@@ -271,23 +271,23 @@ class ToolCallParser:
         return [], len(body)
 
     def _close_json(self, body: str, end: str, events: list[Event]) -> None:
-        call = read_call(body)
-        if call is None and TOOL_CALL_START in body:  # begun, left off or left open, and begun again
+        calls = read_calls(body)
+        if not calls and TOOL_CALL_START in body:  # begun, left off or left open, and begun again
             self._begun_again(body.split(TOOL_CALL_START), end, events)
         else:
-            self._give([] if call is None else [call], body, end, self._opened + len(self._head), events)
+            self._give(calls, body, end, self._opened + len(self._head), events)
 
     def _begun_again(self, parts: Sequence[str], end: str, events: list[Event]) -> None:
         """Give out the parts that are calls, and the others as text."""
         text, start, place = "", self._opened, self._opened
         for part in parts:
-            call = read_call(part)
+            calls = read_calls(part)
             place += len(TOOL_CALL_START) + len(part)
-            if call is None:
+            if not calls:
                 text += TOOL_CALL_START + part
                 continue
             self._text(text, start, events)
-            self._give([call], "", "", start, events)
+            self._give(calls, "", "", start, events)
             text, start = "", place
         if text:
             self._quotes.feed(text + end)

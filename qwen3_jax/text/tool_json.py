@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 # In a JSON string: an escape (perhaps cut off by the end), a quote, or a line break, which strict JSON forbids.
 _MARKS = re.compile(r'\\(?:.|\Z)|["\n\r]', re.DOTALL)
 _SPACE = re.compile(r"[ \t\n\r]*")
+_BETWEEN = re.compile(r"\s*,?\s*")
 _JSON_NAMES: dict[type, str] = {
     list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number",
 }  # fmt: skip
@@ -59,6 +60,30 @@ def read_call(body: str) -> ToolCall | None:
     return ToolCall(
         f"call_{uuid.uuid4().hex}", name, text if _is_strict(text) else json.dumps(value, ensure_ascii=False)
     )
+
+
+def read_calls(body: str) -> list[ToolCall]:
+    """The calls that stand between <tool_call> and </tool_call>: one, several in a row, or a list of them.
+
+    Empty if any part is no call.
+    """
+    if (call := read_call(body)) is not None:
+        return [call]
+    text = body.strip()
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1].strip()
+    calls: list[ToolCall] = []
+    position = 0
+    while position < len(text):
+        try:
+            _, end = _DECODER.raw_decode(text, position)
+        except (ValueError, RecursionError):
+            return []
+        if (call := read_call(text[position:end])) is None:
+            return []
+        calls.append(call)
+        position = _BETWEEN.match(text, end).end()  # type: ignore[union-attr] # matches anywhere
+    return calls
 
 
 def given_arguments(function: Mapping[str, Any], call: Mapping[str, Any]) -> Any:

@@ -150,6 +150,9 @@ CALL = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
         (f"{CALL[:-13]}\n{CALL}", "", ['{"x": 1}', '{"x": 1}']),  # without its end tag
         (f"<tool_call>\n{{oops\n{CALL[:-13]}\n<tool_call>\n{{\n{CALL}", "<tool_call>\n{oops<tool_call>\n{", ['{"x": 1}'] * 2),
         (f"{CALL[:-13]}\n<tool_call>\n{{oops\n</tool_call>", "<tool_call>\n{oops\n</tool_call>", ['{"x": 1}']),
+        ('<tool_call>\n[{"name": "f", "arguments": {"x": 1.0}}, {"name": "f"}]\n</tool_call>', "", ['{"x": 1.0}', "{}"]),
+        ('<tool_call>\n{"name": "f", "arguments": {}}\n{"name": "f", "arguments": {"x": "],"}}\n</tool_call>', "",
+         ["{}", '{"x": "],"}']),
         (CALL[:-5], "", ['{"x": 1}']),  # cut off inside the closing tag
         (CALL.replace("\n</tool_call>", ""), "", ['{"x": 1}']),
         (f"<tool_call>\n{{oops\n{CALL}", "<tool_call>\n{oops", ['{"x": 1}']),  # begun again
@@ -165,7 +168,7 @@ def test_tool_calls(text: str, content: str, calls: list[str]):
 
 @pytest.mark.parametrize(
     "body",
-    ['{"name": "f", "x": 1}', "", "{", "not json",
+    ['[{"name": "f", "arguments": {}}, 3]', "[]", '{"name": "f", "x": 1}', "", "{", "not json",
      '{"arguments": {}}', '{"name": 5, "arguments": {}}', '{"name": "", "arguments": {}}',
      '{"name": "f", "arguments": [1]}', '{"name": "f", "arguments": "x"}', '{"name": "f", "arguments": {"x": NaN}}',
      '["f", {}]', '{"name": "f", "arguments": {}} {}', '{"name": "f", "arguments": {}', '{"name": "f",}',
