@@ -13,6 +13,7 @@ and PHP's empty lists for objects, references of any form, `not: {}`, and `uneva
 `additionalProperties`.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -144,8 +145,10 @@ class _Rewriter:
         elif keyword in ("exclusiveMinimum", "exclusiveMaximum") and isinstance(value, bool):
             limit = "minimum" if keyword == "exclusiveMinimum" else "maximum"
             if value and limit in schema:
-                kept[keyword] = schema[limit]
+                kept[keyword] = self._checked(limit, schema[limit], place)
         elif keyword == "format":
+            if not isinstance(value, str):
+                raise self._error(place, f"must be a text, not {value!r}")
             if value in FORMATS:
                 kept[keyword] = value
         elif keyword == "pattern":
@@ -167,7 +170,7 @@ class _Rewriter:
         elif keyword == "required" and not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
             raise self._error(place, f"must be a list of names, not {value!r}")
         elif keyword in _COUNTS or keyword in _BOUNDS:
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise self._error(place, f"must be a number, not {value!r}")
             if keyword in _COUNTS:
                 if value < 0 or value != int(value):

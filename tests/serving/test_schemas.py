@@ -11,6 +11,8 @@ from pydantic import BaseModel
 
 from qwen3_jax.errors import RequestError
 from qwen3_jax.serving.protocol import Function, ResponseFormat
+from qwen3_jax.serving.schemas import ENFORCED, REFUSED
+from qwen3_jax.text import parse
 from tests.helpers.grammar_checks import GRAMMARS, answered, called
 from tests.helpers.schema_models import Address, Colour, Node, models
 
@@ -273,3 +275,36 @@ def test_what_a_call_can_have_as_arguments():
         {"$ref": "#/$defs/O", "$defs": {"O": {}}},
     ):
         assert called("f", {}, [Function.model_validate({"name": "f", "parameters": parameters})])
+
+
+KEYWORDS = st.sampled_from(sorted({*ENFORCED, *REFUSED, "$defs", "$id", "$anchor", "nullable", "definitions", "title"}))
+PLAIN = (
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats(allow_nan=False) | st.text(max_size=3)
+    | st.sampled_from(["#", "#/$defs/a", "#/properties/a", "#a", "object", "string", "integer", "^a", "http://[", "a"])
+)  # fmt: skip
+ANYTHING = st.recursive(
+    PLAIN,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(KEYWORDS, inner, max_size=4)
+        | st.dictionaries(st.sampled_from("ab"), inner, max_size=2)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=200)
+@given(st.dictionaries(KEYWORDS, ANYTHING, max_size=5))
+def test_any_object_is_a_schema_or_is_refused_in_one_sentence(schema: dict):
+    """And arguments in XML are read under it."""
+    said = "the tool 'f'."
+    try:
+        GRAMMARS.of(None, [Function(name="f", parameters=schema)], several=False)
+    except RequestError as error:
+        said = str(error)
+    assert "the tool 'f'" in said
+    assert said.endswith((".", "?"))
+    assert "\n" not in said
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    text = "<tool_call>\n<function=f>\n<parameter=a>\n7\n</parameter>\n</function>\n</tool_call>"
+    assert parse(text, tools=tools).tool_calls
