@@ -266,3 +266,35 @@ def test_calls_that_langchain_could_not_read_are_refused_by_their_place():
         render(built_in_template(), [{"role": "user", "content": "?"}, {"role": "assistant", "tool_calls": calls}])
     with pytest.raises(ChatTemplateError, match=r"^messages\[0\] has the role None"):  # not converted
         render(built_in_template(), [said])
+
+
+FIELDS = st.sampled_from(
+    ["role", "content", "name", "tool_calls", "function", "arguments", "args", "id", "type", "text", "thinking", "reasoning",
+     "reasoning_content", "reasoning_details", "thinking_blocks", "refusal", "audio", "images", "summary", "prefix"]
+)  # fmt: skip
+VALUE = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2) | st.floats(allow_nan=False) | st.sampled_from(
+        ["", "x", "user", "assistant", "tool", "text", "thinking", "reasoning", "function", "{}", "[1]", "</think>", "<think>"]
+    ),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(FIELDS, inner, max_size=4),
+    max_leaves=10,
+)  # fmt: skip
+ROLE = st.sampled_from(["system", "user", "assistant", "assistant", "tool", "developer"])
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(
+        st.builds(lambda role, rest: rest | {"role": role}, ROLE, st.dictionaries(FIELDS, VALUE, max_size=4)),
+        max_size=3,
+    )
+)
+def test_any_objects_are_messages_or_are_refused_by_their_place(messages: list[dict]):
+    for continued in (False, True):
+        said = "messages"
+        try:
+            render(built_in_template(), messages, continue_final_message=continued)
+        except ChatTemplateError as error:
+            said = str(error)
+        assert "messages" in said
+        assert "failed" not in said
