@@ -12,6 +12,7 @@ from typing import Any
 from qwen3_jax.data import json_values
 from qwen3_jax.errors import UserError, nearest
 from qwen3_jax.text import ChatTemplateError, check_messages
+from qwen3_jax.text.messages import ROLE_ALIASES
 from qwen3_jax.text_files import as_text, lines, read_text
 
 MESH_AXES = ("replica", "data", "expert", "context", "tensor")
@@ -88,8 +89,9 @@ def _input(record: dict[str, Any], source: str, system: str | None, raw: bool) -
         except ChatTemplateError as error:
             raise UserError(f"{source}: {error}.") from None
     if system is not None:
-        if messages[0].get("role") == "system":
-            raise UserError(f"{source} already begins with a system message; leave --system out.")
+        role = str(messages[0].get("role"))
+        if ROLE_ALIASES.get(role, role) == "system":
+            raise UserError(f"{source} already begins with a {role} message; leave --system out.")
         messages = [{"role": "system", "content": system}, *messages]
     return Input(messages, source, record.get("id"))
 

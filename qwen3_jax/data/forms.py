@@ -32,7 +32,7 @@ from qwen3_jax.data.messages import (
     text_of,
     without_fill,
 )
-from qwen3_jax.text.chat import REASONING_FIELDS
+from qwen3_jax.text.messages import REASONING_FIELDS
 
 _LISTS = ("messages", "conversations", "conversation")
 _SYSTEM = ("system", "system_prompt")

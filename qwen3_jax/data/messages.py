@@ -17,7 +17,7 @@ from typing import Any
 
 from qwen3_jax.data import json_values
 from qwen3_jax.errors import nearest
-from qwen3_jax.text.chat import REASONING_FIELDS, ROLE_ALIASES, ROLES
+from qwen3_jax.text.messages import REASONING_FIELDS, ROLE_ALIASES, ROLES
 from qwen3_jax.text.tool_json import decode_arguments
 
 # ShareGPT's names for who speaks, with those of LLaMA-Factory and Hermes.

@@ -56,7 +56,7 @@ class ActiveRequest(TokenSequence):
             # `prefill` knows no constraints, so the first token has to come from a decode step.
             last_alone=request.constraint is not None,
             in_thinking=request.thinking,
-            may_think=not request.thinking,
+            may_think=not request.thinking and not request.answering,
         )
 
     def append(self, output: Output, step: int, row: int, ended: bool) -> Token:
@@ -78,7 +78,9 @@ class ActiveRequest(TokenSequence):
         if constraint is None or self.in_thinking:
             return None
         words = constraint.allowed()
-        if len(self.tokens) == len(self.request.prompt) and ids.start >= 0:  # an answer may begin with thinking
+        if (
+            self.may_think and len(self.tokens) == len(self.request.prompt) and ids.start >= 0
+        ):  # an answer may begin with thinking
             words = words.copy()
             words[ids.start // 32] |= np.uint32(1 << ids.start % 32)
         return words
@@ -116,7 +118,7 @@ def arrays_of(request: Request, defaults: GenerationConfig, slot: int) -> tuple[
         position=one(0, np.int32),
         remaining=one(request.max_new_tokens, np.int32),
         active=one(True, bool),
-        budget=BudgetState.start([request.thinking]),
+        budget=BudgetState.start([request.thinking], [request.answering]),
     )
     return settings, progress
 

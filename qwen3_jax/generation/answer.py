@@ -145,7 +145,7 @@ class Answer:
         if token.finish == "stop":  # an end token is no text
             return self._finish("stop", [], flush=True)
         text = "" if self._detokenizer is None else self._detokenizer.add(token.id)
-        deltas = self._deltas(self._reader.feed(text))
+        deltas = self._deltas(self._reader.feed(text, forced=token.forced))
         called = self.request.one_call and any(delta.kind == "tool_call" for delta in deltas)
         if called or self._reader.stopped:
             return self._finish("stop", deltas, flush=False)
@@ -190,10 +190,10 @@ class _Reader:
     """
 
     def __init__(self, request: Request):
-        self._raw = request.raw
+        self._raw, self._one_call = request.raw, request.one_call
         self._stops = StopTexts(request.sampling.stop) if request.sampling.stop else None
         parses = not request.raw or (self._stops is not None and not request.continues_text)
-        self._parser = AnswerParser(request.thinking, request.tools) if parses else None
+        self._parser = AnswerParser(request.thinking, request.tools, begun=request.answering) if parses else None
         self._texts: list[str] = []
         self._length = 0
         self._pending = ""  # raw text that is not given out yet
@@ -213,8 +213,8 @@ class _Reader:
         """All events so far as one result."""
         return (AnswerParser() if self._raw or self._parser is None else self._parser).collect(self._events)
 
-    def feed(self, text: str) -> list[Piece | ToolCall]:
-        """Read on; return what is certain."""
+    def feed(self, text: str, *, forced: bool = False) -> list[Piece | ToolCall]:
+        """Read on; return what is certain. No stop text is looked for in forced text."""
         if not text or self.stopped:
             return []
         self._texts.append(text)
@@ -222,6 +222,10 @@ class _Reader:
         self._length += len(text)
         if self._raw and self._parser is not None:
             self._pending += text
+        if forced and self._parser is None and self._stops is not None:
+            events = [*self._stops.finish(), *events]
+            self._events += events
+            return events
         return self._release(self._parser.feed(text) if self._parser else events, last=False)
 
     def finish(self) -> list[Piece | ToolCall]:
@@ -236,8 +240,17 @@ class _Reader:
             events += self._stops.finish() if last else []
         if self._raw and self._parser is not None:
             events = self._raw_piece(events, last)
+        if self._one_call:
+            events = self._up_to_one_call(events)
         self._events += events
         return list(events)
+
+    def _up_to_one_call(self, events: Sequence[Piece | ToolCall]) -> Sequence[Piece | ToolCall]:
+        """What comes up to the answer's first call; nothing comes behind it."""
+        if any(isinstance(event, ToolCall) for event in self._events):
+            return []
+        place = next((i for i, event in enumerate(events) if isinstance(event, ToolCall)), len(events))
+        return events[: place + 1]
 
     def _raw_piece(self, events: Sequence[Piece | ToolCall], last: bool) -> list[Piece | ToolCall]:
         """The raw text up to the last certain event."""

@@ -8,7 +8,7 @@ prints a stray period after </think>).
 What counts, and when, for each row:
 
 - An answer has one thinking section, at its start: newlines at most come before `<think>`. In the answer itself think tags
-  are text, which it may quote, also in the arguments of a tool call.
+  are text, which it may quote, also in the arguments of a tool call. An answer that the prompt has begun has none.
 - Every sampled token after `<think>` counts, up to but excluding `</think>`.
 - When the count reaches the budget before `</think>` is sampled, the tokens of the stop text are forced. Forced tokens do not
   count.
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,8 @@ UNLIMITED = np.iinfo(np.int32).max
 MAX_STOP_TOKENS = 64  # of a stop text; every row is padded to it
 MAX_NEWLINES = 16  # tokens that consist of newlines
 _NONE = -1  # no token has this id
+Place = Literal["start", "thinking", "answer"]
+"""Before the thinking or the answer, within the thinking, or within the answer."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +74,40 @@ class ThinkingTokens:
             reason = f"the thinking stop text has {len(self.stop)} tokens; the most is {MAX_STOP_TOKENS}."
             raise RequestError(reason, "thinking_stop_text")
 
-    def is_open(self, prompt: list[int], header: int | None) -> bool:
-        """Whether a prompt leaves thinking open; tags before the last `<|im_start|>` (`header`) are text of earlier turns."""
+    def place(self, prompt: Sequence[int], header: int | None) -> Place:
+        """Where the next token stands; tags before the last `<|im_start|>` (`header`) are text of earlier turns.
+
+        A turn has one thinking section, at its start, behind the line with its role; later tags are text that it quotes.
+        Where there is no turn the last tag decides.
+        """
         if self.start == _NONE:
-            return False
+            return "start"
+        turn = self._turn(prompt, header)
+        if turn is None:
+            last = next((token for token in reversed(prompt) if token in (self.start, self.end, header)), None)
+            return "thinking" if last == self.start else "start"
+        place: Place = "start"
+        closed = False
+        for token in turn:
+            if place == "thinking":
+                place, closed = ("start", True) if token == self.end else (place, closed)
+            elif token == self.start and not closed:
+                place = "thinking"
+            elif token == self.end and not closed:
+                closed = True
+            elif token not in self.newlines:
+                return "answer"
+        return place
+
+    def _turn(self, prompt: Sequence[int], header: int | None) -> list[int] | None:
+        """The tokens of the last turn, behind the line with its role; None if there is no such line."""
+        tokens: list[int] = []
         for token in reversed(prompt):
-            if token == self.start:
-                return True
-            if token in (self.end, header):
-                return False
-        return False
+            if token == header:
+                line = next((i for i, each in enumerate(reversed(tokens)) if each in self.newlines), None)
+                return None if line is None else tokens[::-1][line + 1 :]
+            tokens.append(token)
+        return None
 
 
 @struct.dataclass
@@ -144,14 +170,14 @@ class BudgetState:
     forcing: jax.Array
 
     @classmethod
-    def start(cls, thinking: Sequence[bool]) -> BudgetState:
-        """Return the state before the first token; `thinking`: the prompt leaves `<think>` open."""
+    def start(cls, thinking: Sequence[bool], answering: Sequence[bool]) -> BudgetState:
+        """Return the state before the first token: the prompt leaves `<think>` open, or has begun the answer."""
         rows = len(thinking)
         arrays: dict[str, Any] = dict(
             used=np.zeros(rows, np.int32),
             thinking=np.asarray(thinking, bool),
             closed=np.zeros(rows, bool),
-            answering=np.zeros(rows, bool),
+            answering=np.asarray(answering, bool),
             forcing=np.full(rows, -1, np.int32),
         )
         return cls(**arrays)

@@ -54,6 +54,7 @@ class Request:
         raw: leave think tags and tool calls in the text.
         continues_text: the prompt is a text or token ids, not messages; with `raw`, stop texts then act everywhere.
         one_call: end the answer with its first tool call.
+        answering: the prompt has begun the answer, which therefore has no thinking: think tags in it are quoted.
     """
 
     prompt: tuple[int, ...]
@@ -70,6 +71,7 @@ class Request:
     raw: bool = False
     continues_text: bool = False
     one_call: bool = False
+    answering: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +141,8 @@ def resolve(
     """
     thinking_tokens = ThinkingTokens.of(tokenizer, options.thinking_stop_text)
     is_chat = _is_chat(prompt)
-    eos = end_tokens(model, tokenizer, chat=is_chat)
+    # A constraint lets any end token follow what is complete, so that any of them has to end the answer.
+    eos = end_tokens(model, tokenizer, chat=is_chat or options.constraint is not None)
     stop_text = f"the thinking stop text {options.thinking_stop_text!r}"
     require(
         not eos.intersection(thinking_tokens.stop),
@@ -153,12 +156,14 @@ def resolve(
     _check_ids(ids, model.config.vocab_size)
     context = max_length or model.config.max_position_embeddings
     limit = _limit(len(ids), options, model, context)
-    is_open = thinking_tokens.is_open(ids, None if tokenizer is None else tokenizer.im_start_id)
+    place = thinking_tokens.place(ids, None if tokenizer is None else tokenizer.im_start_id)
+    is_open = place == "thinking"
     stop_tokens, room = len(thinking_tokens.stop), context - len(ids)
     budget = checked_budget(budget, limit, stop_tokens, is_open, fit=options.fit_budget, room=room)
     request = Request(
         tuple(ids), options.sampling, limit, eos, budget, is_open, thinking_tokens, prompt_index=prompt_index,
         tools=tuple(options.tools or ()), raw=options.raw, continues_text=not is_chat, one_call=options.one_call,
+        answering=place == "answer",
     )  # fmt: skip
     make, samples = options.constraint, range(options.sampling.n)
     return [replace(request, sample_index=sample, constraint=None if make is None else make()) for sample in samples]

@@ -141,6 +141,8 @@ class Server:
 
     async def model(self, name: str) -> dict[str, Any]:
         """The model, and the length of its longest request."""
+        if not name:  # /v1/models/
+            return await self.models()
         self._check_name(name)
         return self._described()
 

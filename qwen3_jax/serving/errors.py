@@ -15,24 +15,58 @@ RETRY_SECONDS = 2  # when the server is at capacity, or compiles
 _FIELDS = {"max_new_tokens": "max_tokens", "prompt": None}  # options of `generate` that have another name here, or none
 _LOGGED = 300  # characters of a reason in the log
 _CHAT = "use POST /v1/chat/completions"
-# Routes of other servers -> why they are not here, and what to use.
+_TEXT = "the model reads and writes text only"
+_OLLAMA, _LLAMA = "this is not Ollama's API", "this is not llama.cpp's own API"
+_SGLANG = "this is not TGI's or SGLang's own API"
+_MESSAGES = "Anthropic's Messages API is not available yet"
+_EMBEDDINGS = "a model that generates text gives no embeddings"
+_RANKS = "a model that generates text ranks nothing"
+_NO_JOBS = "this server has no batch jobs; `qwen3 infer` works through a file"
+# Routes of other servers -> why they and those below them are not here, and what to use.
 ELSEWHERE = {
     "/v1/responses": f"the Responses API is not available yet; {_CHAT}",
-    "/v1/messages": f"Anthropic's Messages API is not available yet; {_CHAT}, or a proxy that translates",
-    "/v1/messages/count_tokens": "Anthropic's Messages API is not available yet; use POST /tokenize",
-    "/v1/embeddings": "a model that generates text gives no embeddings",
-    "/v1/rerank": "a model that generates text ranks nothing",
+    "/v1/conversations": f"the Responses API is not available yet; {_CHAT}",
+    "/v1/assistants": f"this server keeps no assistants; {_CHAT}",
+    "/v1/threads": f"this server keeps no conversations; {_CHAT}",
+    "/v1/realtime": _TEXT,
+    "/v1/messages": f"{_MESSAGES}; {_CHAT}, or a proxy that translates",
+    "/v1/messages/count_tokens": f"{_MESSAGES}; use POST /tokenize",
+    "/v1/complete": "this is not Anthropic's API; use POST /v1/completions",
+    "/v1/embeddings": _EMBEDDINGS,
+    "/v1/rerank": _RANKS,
+    "/v2/rerank": _RANKS,
+    "/v1/score": _RANKS,
     "/v1/moderations": "this server moderates nothing",
-    "/v1/images/generations": "the model reads and writes text only",
-    "/v1/audio/transcriptions": "the model reads and writes text only",
-    "/v1/audio/speech": "the model reads and writes text only",
+    "/v1/images": _TEXT,
+    "/v1/audio": _TEXT,
+    "/v1/videos": _TEXT,
     "/v1/files": "this server keeps no files",
-    "/v1/batches": "this server has no batch jobs; `qwen3 infer` works through a file",
-    "/api/chat": f"this is not Ollama's API; {_CHAT}",
-    "/api/generate": "this is not Ollama's API; use POST /v1/completions",
-    "/api/tags": "this is not Ollama's API; use GET /v1/models",
-    "/completion": "this is not llama.cpp's own API; use POST /v1/completions",
-    "/generate": "this is not TGI's or SGLang's own API; use POST /v1/completions",
+    "/v1/vector_stores": "this server keeps no files",
+    "/v1/batches": _NO_JOBS,
+    "/v1/fine_tuning": "this server trains nothing; train.py does",
+    "/v1/load_lora_adapter": "start a server with the merged weights",
+    "/v1/engines": "use GET /v1/models",
+    "/openai": f"this is not Azure's API; {_CHAT}",
+    "/api/chat": f"{_OLLAMA}; {_CHAT}",
+    "/api/generate": f"{_OLLAMA}; use POST /v1/completions",
+    "/api/tags": f"{_OLLAMA}; use GET /v1/models",
+    "/api/show": f"{_OLLAMA}; use GET /v1/models",
+    "/api/ps": f"{_OLLAMA}; use GET /v1/models",
+    "/api/version": f"{_OLLAMA}; use GET /v1/models",
+    "/api/embed": _EMBEDDINGS,
+    "/api/embeddings": _EMBEDDINGS,
+    "/api/pull": f"{_OLLAMA}; `qwen3 serve --model ID` downloads a model",
+    "/completion": f"{_LLAMA}; use POST /v1/completions",
+    "/props": f"{_LLAMA}; use GET /v1/models",
+    "/slots": f"{_LLAMA}; use GET /metrics",
+    "/infill": "the model was not trained to fill in the middle",
+    "/apply-template": f"{_LLAMA}; use POST /tokenize with messages",
+    "/embedding": _EMBEDDINGS,
+    "/generate": f"{_SGLANG}; use POST /v1/completions",
+    "/generate_stream": f"{_SGLANG}; use POST /v1/completions",
+    "/get_model_info": f"{_SGLANG}; use GET /v1/models",
+    "/version": "use GET /openapi.json",
+    "/ping": "use GET /health",
 }
 
 
@@ -108,8 +142,11 @@ def _missing(request: Request) -> str:
     """Say why there is no such route, and what to use."""
     path = request.url.path.rstrip("/")
     for prefix in ("", "/v1"):
-        if prefix + path in ELSEWHERE:
-            return ELSEWHERE[prefix + path]
+        part = prefix + path
+        while part not in ELSEWHERE and part:
+            part = part.rpartition("/")[0]
+        if part:
+            return ELSEWHERE[part]
     routes = [route.path for route in request.app.routes if "{" not in route.path and len(route.path) > 1]
     return f"there is no such route.{nearest(path, routes)} GET /openapi.json lists them"
 

@@ -22,16 +22,25 @@ IGNORED = {
     "request_id": "identifies the request in vLLM's log",
     "rid": "identifies the request in SGLang's log",
     "usage": "asks OpenRouter for token counts, which every answer has",
+    "keep_alive": "unloads Ollama's models; this server's stays",
     "add_special_tokens": "is about tokens that Qwen3's tokenizer does not add",
+    "add_bos_token": "is about a token that Qwen3's tokenizer does not add",
     "verbosity": "is for models that were trained for it",
 }
 
 
 class Refusal(NamedTuple):
-    """Why a field is refused, and the values besides null at which it changes nothing."""
+    """Why a field is refused, and when it changes nothing.
+
+    Attributes:
+        reason: what to do instead.
+        harmless: values besides null at which it changes nothing.
+        needs: fields without one of which it changes nothing, whatever its value is.
+    """
 
     reason: str
     harmless: tuple[Any, ...] = ()
+    needs: tuple[str, ...] = ()
 
 
 _MERGED = Refusal("start a server with the merged weights", ([], {}, ""))
@@ -42,12 +51,17 @@ _TEXT = "the model reads and writes text only"
 _END = "set a 'logit_bias' of -100 on the end token"
 _PROMPT = "log probabilities of a prompt are not available yet, only those of generated tokens"
 _VISIBLE = "special tokens are not part of an answer's text"
+_IDS = "answers are text; POST /tokenize gives token ids"
+_ONE = "this server has one model"
+_GUIDED = tuple(f"guided_{kind}" for kind in ("json", "regex", "choice", "grammar"))
+_PENALTIES = {"presence_penalty": 0, "frequency_penalty": 0, "repetition_penalty": 1, "repeat_penalty": 1}  # none
 
 REFUSED = {
     "functions": Refusal("use 'tools'", ([],)),
     "function_call": Refusal("use 'tool_choice'", ("none", "auto")),
     "best_of": Refusal("use 'n' and choose among the answers"),  # as many as `n` changes nothing, see `_is_harmless`
     "use_beam_search": _SAMPLED,
+    "num_beams": Refusal(_SAMPLED.reason, (1,)),
     "early_stopping": _SAMPLED,
     "length_penalty": Refusal(_SAMPLED.reason, (1, 0)),
     "echo": Refusal(f"{_PROMPT}, and the prompt is not repeated; prepend it yourself", (False,)),
@@ -62,30 +76,54 @@ REFUSED = {
     "documents": Refusal("write them into a message", ([],)),
     "plugins": Refusal("this server has none", ([],)),
     "transforms": Refusal("shorten the messages yourself", ([],)),
-    "models": Refusal("this server has one model; use 'model'", ([],)),
+    "models": Refusal(f"{_ONE}; use 'model'", ([],)),
+    "provider": Refusal(_ONE, ({},)),
+    "route": Refusal(_ONE, ("",)),
+    "draft_model": Refusal("start the server with --draft", ("",)),
+    "search_options": Refusal("pass a search function in 'tools'", ({},), needs=("enable_search",)),
+    "search_parameters": Refusal("pass a search function in 'tools'", ({}, {"mode": "off"})),
+    "enable_code_interpreter": Refusal("pass a function in 'tools'", (False,)),
+    "data_sources": Refusal("write what they hold into a message", ([],)),
+    "safe_prompt": Refusal("write it into a message", (False,)),
+    "deferred": Refusal("answers are not kept", (False,)),
+    "background": Refusal("answers are not kept", (False,)),
+    "vl_high_resolution_images": Refusal(_TEXT, (False,)),
+    "raw_output": Refusal("set 'separate_reasoning' to false", (False,)),
+    "context_length_exceeded_behavior": Refusal("a prompt that is too long is refused", ("error",)),
     "truncate_prompt_tokens": Refusal("shorten the prompt yourself"),
     "guided_json": Refusal(_FORMAT),
     "guided_regex": Refusal(_FORMAT, ("",)),
     "guided_choice": Refusal(f"{_FORMAT} with an enum", ([],)),
     "guided_grammar": Refusal(_FORMAT, ("",)),
+    **{f"guided_{name}": Refusal(_FORMAT, needs=_GUIDED) for name in ("decoding_backend", "whitespace_pattern")},
     "structured_outputs": Refusal(_FORMAT, ({},)),
+    "structural_tag": Refusal(_FORMAT, ("",)),
     "regex": Refusal(_FORMAT, ("",)),
     "ebnf": Refusal(_FORMAT, ("",)),
     "grammar": Refusal(_FORMAT, ("",)),
     "json_schema": Refusal(_FORMAT),
     "ignore_eos": Refusal(_END, (False,)),
     "min_tokens": Refusal(_END, (0,)),
+    "min_new_tokens": Refusal(_END, (0,)),
+    "min_length": Refusal(_END, (0,)),
+    "ban_eos_token": Refusal(_END, (False,)),
     "bad_words": Refusal("set a 'logit_bias' of -100 on their tokens", ([],)),
     "allowed_token_ids": Refusal("set a 'logit_bias' of 100 on them"),
     "logits_processors": Refusal("use 'logit_bias'", ([],)),
+    "custom_logit_processor": Refusal("use 'logit_bias', or 'thinking_budget'", ("",)),
+    "custom_token_bans": Refusal("set a 'logit_bias' of -100 on them", ("",)),
     "stop_regex": Refusal("use 'stop'", ([], "")),
     "include_stop_str_in_output": Refusal("append the stop text yourself", (False,)),
     "no_stop_trim": Refusal("append the stop text yourself", (False,)),
     "skip_special_tokens": Refusal(_VISIBLE, (True,)),
     "spaces_between_special_tokens": Refusal(_VISIBLE, (True, False)),
-    "detokenize": Refusal("answers are text; POST /tokenize gives token ids", (True,)),
-    "return_token_ids": Refusal("answers are text; POST /tokenize gives token ids", (False,)),
-    "return_tokens_as_token_ids": Refusal("answers are text; POST /tokenize gives token ids", (False,)),
+    "detokenize": Refusal(_IDS, (True,)),
+    "return_token_ids": Refusal(_IDS, (False,)),
+    "return_tokens_as_token_ids": Refusal(_IDS, (False,)),
+    "include_response_logits": Refusal("use 'logprobs'", (False,)),
+    "return_prompt_token_ids": Refusal(_IDS, (False,)),
+    "return_routed_experts": Refusal("only text and log probabilities are returned", (False,)),
+    "return_cached_tokens_details": Refusal("every answer's 'usage' has the cached tokens", (False,)),
     "return_hidden_states": Refusal("only text and log probabilities are returned", (False,)),
     "include_reasoning": Refusal("thinking is always returned, apart from the content", (True,)),
     "stream_reasoning": Refusal("thinking is always streamed", (True,)),
@@ -98,10 +136,35 @@ REFUSED = {
     "repeat_penalty": Refusal("use 'repetition_penalty'", (1,)),
     "typical_p": Refusal(_SAMPLER, (1,)),
     "top_a": Refusal(_SAMPLER, (0,)),
+    "epsilon_cutoff": Refusal(_SAMPLER, (0,)),
+    "eta_cutoff": Refusal(_SAMPLER, (0,)),
+    "penalty_alpha": Refusal(_SAMPLER, (0,)),
+    "smoothing_factor": Refusal(_SAMPLER, (0,)),
+    "no_repeat_ngram_size": Refusal("use 'repetition_penalty'", (0,)),
+    "guidance_scale": Refusal(_SAMPLER, (1,)),
+    "negative_prompt": Refusal(_SAMPLER, needs=("guidance_scale",)),
+    "watermark": Refusal("this server marks no text", (False,)),
+    "tfs_z": Refusal(_SAMPLER, (1,)),
+    "top_n_sigma": Refusal(_SAMPLER, (-1, 0)),
+    "min_keep": Refusal(_SAMPLER, (0, 1)),
+    "samplers": Refusal(_SAMPLER, ([],)),
     "mirostat": Refusal(_SAMPLER, (0,)),
+    "mirostat_mode": Refusal(_SAMPLER, (0,)),
+    "mirostat_tau": Refusal(_SAMPLER, needs=("mirostat", "mirostat_mode")),
+    "mirostat_eta": Refusal(_SAMPLER, needs=("mirostat", "mirostat_mode")),
     "dynatemp_range": Refusal(_SAMPLER, (0,)),
+    "dynatemp_exponent": Refusal(_SAMPLER, needs=("dynatemp_range",)),
     "xtc_probability": Refusal(_SAMPLER, (0,)),
+    "xtc_threshold": Refusal(_SAMPLER, needs=("xtc_probability",)),
     "dry_multiplier": Refusal("use 'presence_penalty'", (0,)),
+    **{
+        f"dry_{name}": Refusal("use 'presence_penalty'", needs=("dry_multiplier",))
+        for name in ("base", "allowed_length", "penalty_last_n", "sequence_breakers")
+    },
+    "repeat_last_n": Refusal("penalties are for all of the answer", (-1,), needs=tuple(_PENALTIES)),
+    "post_sampling_probs": Refusal("log probabilities are the model's own", (False,)),
+    "return_progress": Refusal("GET /metrics has counts", (False,)),
+    "return_tokens": Refusal(_IDS, (False,)),
     "timings_per_token": Refusal("GET /metrics has times", (False,)),
     "priority": Refusal("requests are answered in their order", (0,)),
     "cache_salt": Refusal("equal prompts share the cache", ("",)),
@@ -109,10 +172,27 @@ REFUSED = {
     "vllm_xargs": Refusal("they are for vLLM", ({},)),
     "mm_processor_kwargs": Refusal(_TEXT, ({},)),
     "media_io_kwargs": Refusal(_TEXT, ({},)),
+    "think": Refusal("use 'enable_thinking', or 'reasoning_effort'"),
+    "options": Refusal("give its fields in the body itself", ({},)),
+    "extra_body": Refusal("it belongs to OpenAI's client; give its fields in the body itself", ({},)),
+    "max_output_tokens": Refusal("use 'max_tokens'"),
+    "num_predict": Refusal("use 'max_tokens'", (-1,)),
+    "num_ctx": Refusal("start the server with --cache-tokens"),
+    "stop_sequences": Refusal("use 'stop'", ([],)),
+    "random_seed": Refusal("use 'seed'"),
+    "do_sample": Refusal("use 'temperature', which is 0 for the most likely tokens", (True,)),
+    "return_full_text": Refusal("prepend the prompt yourself", (False,)),
+    "system": Refusal("write it into a message with the role 'system'", ("", [])),
+    "instructions": Refusal("write them into a message with the role 'system'", ("",)),
+    "input_ids": Refusal("give them as 'prompt' to POST /v1/completions"),
+    "input": Refusal("use 'messages', or 'prompt' with POST /v1/completions"),
     "lora": _MERGED,
     "lora_path": _MERGED,
     "chat_template": Refusal("start the server with a checkpoint that contains the template"),
 }
+
+
+_WITHOUT_TOOLS = {"tool_choice": ("none", "auto"), "parallel_tool_calls": (True,)}  # say nothing to /v1/completions
 
 
 def accepted(fields: Mapping[str, Any], valid: Collection[str], elsewhere: Mapping[str, str]) -> dict[str, Any]:
@@ -137,15 +217,25 @@ def accepted(fields: Mapping[str, Any], valid: Collection[str], elsewhere: Mappi
                 raise ValueError(f"the field {name!r} is not supported: {REFUSED[name].reason}")
         elif name not in elsewhere:
             raise ValueError(f"there is no field {name!r}.{nearest(name, sorted(valid))}")
-        elif value not in ([], {}, False):
+        elif value not in ([], {}, False, *_WITHOUT_TOOLS.get(name, ())):
             raise ValueError(f"the field {name!r} is one of {elsewhere[name]}")
     return kept
 
 
 def _is_harmless(name: str, value: Any, fields: Mapping[str, Any]) -> bool:
-    """Whether a field that is not supported has a value that changes nothing. 0 is not false, nor 1 true."""
-    harmless = REFUSED[name].harmless
+    """Whether a field that is not supported changes nothing. 0 is not false, nor 1 true."""
+    harmless, needs = REFUSED[name].harmless, REFUSED[name].needs
+    if needs and not any(_acts(each, fields) for each in needs):
+        return True
     if name == "best_of":
         n = fields.get("n")
         harmless = (1 if n is None else n,)
     return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in harmless)
+
+
+def _acts(name: str, fields: Mapping[str, Any]) -> bool:
+    """Whether a field is given and changes something."""
+    value = fields.get(name)
+    if value is None or name in _PENALTIES:
+        return value is not None and value != _PENALTIES[name]
+    return not _is_harmless(name, value, fields)

@@ -6,6 +6,7 @@ characters may come first.
 
 import functools
 import json
+import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -13,8 +14,9 @@ import numpy as np
 
 from qwen3_jax.errors import RequestError, UserError
 from qwen3_jax.serving.objects import Function, ResponseFormat
-from qwen3_jax.serving.schemas import for_grammar
+from qwen3_jax.serving.schemas import for_grammar, innermost
 from qwen3_jax.text import Tokenizer
+from qwen3_jax.text.json_schema import types_of
 
 _SPACE = "SPACE: /[ \\n]{1,4}/\n"
 # Unlimited whitespace is valid JSON, and models in a degenerate loop write it.
@@ -23,6 +25,7 @@ _INDENTED = {"whitespace_pattern": r"(\n {0,64}| )?", "coerce_one_of": True}
 _ON_ONE_LINE = {
     "whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "coerce_one_of": True,
 }  # fmt: skip
+_COMPILER = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")  # where in the grammar, which nobody sent
 _MAX_CALLS = 16  # of one answer that must call
 
 
@@ -67,14 +70,16 @@ class Grammars:
         Raises:
             RequestError: a schema cannot be compiled; says why.
         """
-        if forced:
+        if forced:  # an answer is calls alone: `format` is of an answer in text
             return self._compile(f"start: SPACE? calls\n{self._calls(forced, several)}{_SPACE}", "tools")
         if format is None or format.type == "text":
             return None
         schema = {"type": "object"}
         if format.json_schema is not None:
-            schema = for_grammar(format.json_schema.schema_, "the schema", "response_format", self._check_pattern)
-        answer = f"answer: %json {_dump(schema | {'x-guidance': _INDENTED})}\n{_SPACE}"
+            schema = for_grammar(format.json_schema.schema_, "the schema", "response_format", self._check)
+        text = _dump(schema | {"x-guidance": _INDENTED})
+        self._must_compile(schema, text, "the schema", "response_format")
+        answer = f"answer: %json {text}\n{_SPACE}"
         alone = self._compile(f"start: SPACE? answer\n{answer}", "response_format")
         if not optional:
             return alone
@@ -91,23 +96,41 @@ class Grammars:
         for place, function in enumerate(functions):
             # A grammar of its own for each tool's parameters: references are looked up in the schema that has them.
             try:
-                schema = for_grammar(function.parameters, f"the tool {function.name!r}", "tools", self._check_pattern)
+                arguments = self._arguments(function)
             except RequestError:
                 if strict:
                     raise
-                schema = {}
-            if not schema.keys() & {"type", "$ref", "anyOf", "oneOf", "allOf"}:
-                schema = {"type": "object"} | schema
+                arguments = _dump({"type": "object", "x-guidance": _ON_ONE_LINE})
             head = f'{{"name": {json.dumps(function.name, ensure_ascii=False)}, "arguments": '
             names.append(f"call{place}")
             rules.append(f'call{place}: {json.dumps(head, ensure_ascii=False)} arguments{place} "}}"\n')
-            rules.append(f"arguments{place}: %json {_dump(schema | {'x-guidance': _ON_ONE_LINE})}\n")
+            rules.append(f"arguments{place}: %json {arguments}\n")
         more = f' ("\\n" call){{0,{_MAX_CALLS - 1}}}' if several else ""
         call = f'call: <tool_call> "\\n" ({" | ".join(names)}) "\\n" </tool_call>\n'
         return f"calls: call{more}\n{call}{''.join(rules)}"
 
-    def _check_pattern(self, pattern: str) -> str | None:
-        return self._problem(f"start: %json {_dump({'type': 'string', 'pattern': pattern})}\n")
+    def _arguments(self, function: Function) -> str:
+        """Return the schema of a call's arguments as the grammar takes it; RequestError names the tool."""
+        name = f"the tool {function.name!r}"
+        schema = for_grammar(function.parameters, name, "tools", self._check)
+        if not schema.keys() & {"type", "$ref", "anyOf", "oneOf", "allOf"}:
+            schema = {"type": "object"} | schema
+        text = _dump(schema | {"x-guidance": _ON_ONE_LINE})
+        types = types_of(schema, schema)
+        if types and "object" not in types:
+            raise RequestError(f"{name}: the arguments of a call are an object, not of type {sorted(types)}.", "tools")
+        self._must_compile(schema, text, name, "tools")
+        return text
+
+    def _must_compile(self, schema: dict[str, Any], text: str, name: str, field: str) -> None:
+        """Raise a RequestError that names the place at fault unless a schema (with its options: `text`) compiles."""
+        problem = self._problem(f"start: %json {text}\n")
+        if problem is not None:
+            place, problem = innermost(schema, self._check, problem, schema.get("$defs", {}))
+            raise RequestError(f"{name}{place and f', {place[1:]}'}: it cannot be compiled: {problem}.", field)
+
+    def _check(self, schema: dict[str, Any]) -> str | None:
+        return self._problem(f"start: %json {_dump(schema)}\n")
 
     @functools.lru_cache(maxsize=256)  # noqa: B019 - there is one object per server
     def _problem(self, grammar: str) -> str | None:
@@ -152,7 +175,8 @@ class Matcher:
 
 
 def _first_line(problem: object) -> str:
-    return str(problem).strip().partition("\n")[0][:300]
+    text = str(problem).strip().partition("\n")[0][:300]
+    return _COMPILER.sub("", text).rstrip(".")
 
 
 def _dump(schema: Any) -> str:

@@ -22,6 +22,15 @@ Scope = MutableMapping[str, Any]
 OPEN = ("/health", "/ready", "/", "/page/")  # no key needed: probes of load balancers, and the page, which asks for one
 
 KEY_HEADERS = (b"x-api-key", b"api-key")  # of Anthropic's and Azure's clients
+# Names of this machine in /etc/hosts of Debian and Fedora; no public name is like them.
+_LOCAL = (
+    "localhost",
+    "localhost.localdomain",
+    "localhost6",
+    "localhost6.localdomain6",
+    "ip6-localhost",
+    "ip6-loopback",
+)
 _FOREIGN = (
     "host name {host!r} is not allowed: start the server with --allow-host {host} if it is a name of this machine "
     "(docs/deployment.md, Front ends in containers)."
@@ -173,7 +182,7 @@ def host_name(text: str) -> str:
 
 def _is_local(host: str) -> bool:
     """Whether a host is this machine, whoever asks. No website can point another's address at it."""
-    if host == "localhost" or host.endswith(".localhost"):  # RFC 6761
+    if host in _LOCAL or host.endswith(".localhost"):  # RFC 6761
         return True
     try:
         address = ipaddress.ip_address(host)

@@ -3,12 +3,29 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictBool, StrictInt, StrictStr, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
 
 from qwen3_jax.errors import nearest
 from qwen3_jax.serving.fields import accepted
 
-Budget = Annotated[StrictInt, Field(ge=-1)]
+
+def _whole(value: Any) -> Any:
+    """4.0 as 4: JSON has one kind of number, and some clients write all of them with a point."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[StrictInt, BeforeValidator(_whole)]
+Budget = Annotated[Whole, Field(ge=-1)]
 
 
 class Strict(BaseModel):
@@ -105,15 +122,18 @@ class Function(BaseModel):
 
     model_config = ConfigDict(extra="allow")  # further fields are shown to the model
 
-    name: StrictStr
+    name: Annotated[StrictStr, Field(min_length=1)]
     parameters: dict[str, Any] = Field(default_factory=lambda: {"type": "object", "properties": {}})
 
     @model_validator(mode="before")
     @classmethod
     def _without_parameters(cls, value: Any) -> Any:
-        if isinstance(value, Mapping) and value.get("parameters", ...) is None:  # null is the same as absent
-            return {name: item for name, item in value.items() if name != "parameters"}
-        return value
+        if not isinstance(value, Mapping) or value.get("parameters") not in (None, []):  # [] is PHP's empty object
+            return value
+        for name in ("input_schema", "inputSchema"):  # Anthropic's, MCP's
+            if value.get(name):
+                raise ValueError(f"it has {name!r}; name it 'parameters'")
+        return {name: item for name, item in value.items() if name != "parameters"}
 
 
 class Tool(BaseModel):
@@ -124,6 +144,14 @@ class Tool(BaseModel):
     type: Literal["function"] = "function"
     function: Function
     _sent: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _wrapped(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and "name" in value and "function" not in value:
+            form = "{'type': 'function', 'function': {'name', 'description', 'parameters'}}"
+            raise ValueError(f"it is a function, or a tool of another API; the form here is {form}")
+        return value
 
     @model_validator(mode="wrap")
     @classmethod

@@ -8,7 +8,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
 
 from qwen3_jax.errors import RequestError
 from qwen3_jax.generation import Constraint, Options, Sampling
@@ -25,6 +34,7 @@ from qwen3_jax.serving.objects import (
     TemplateOptions,
     Thinking,
     Tool,
+    Whole,
 )
 from qwen3_jax.text import Tokenizer
 
@@ -40,10 +50,21 @@ def _not_zero(limit: int) -> int:
     return limit
 
 
+def _choice(value: Any) -> Any:
+    """Refuse the forms that other APIs have for a choice, which the types below would not explain."""
+    is_named = isinstance(value, Mapping) and isinstance(value.get("function"), Mapping)
+    if not (value in (None, "auto", "none", "required") or is_named or isinstance(value, NamedTool)):
+        form = "{'type': 'function', 'function': {'name': NAME}}"
+        raise ValueError(
+            f"it must be 'auto', 'none', 'required' or {form}; to allow some tools only, give these in 'tools'"
+        )
+    return value
+
+
 Number = StrictInt | StrictFloat
-Id = Annotated[StrictInt, Field(ge=0, lt=2**31)]
+Id = Annotated[Whole, Field(ge=0, lt=2**31)]
 Texts = StrictStr | list[StrictStr]
-Limit = Annotated[StrictInt, Field(ge=-1), AfterValidator(_not_zero)]
+Limit = Annotated[Whole, Field(ge=-1), AfterValidator(_not_zero)]
 MakeConstraint = Callable[[], Constraint] | None
 # For the API's description only: the chat template checks messages.
 _MESSAGE = {
@@ -82,18 +103,18 @@ class _Common(Body):
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Limit | None = None
-    n: Annotated[StrictInt, Field(ge=1)] | None = None
+    n: Annotated[Whole, Field(ge=1)] | None = None
     temperature: Annotated[Number, Field(ge=0)] | None = None
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[StrictInt, Field(ge=-1)] | None = None
+    top_k: Annotated[Whole, Field(ge=-1)] | None = None
     min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[Number, Field(gt=0)] | None = None
     logit_bias: dict[str, Annotated[Number, Field(ge=-100, le=100)]] | None = None
-    seed: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None = None
+    seed: Annotated[Whole, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Texts | None = None
-    stop_token_ids: list[Id] | None = None
+    stop_token_ids: list[Id] | Id | None = None
     thinking_budget: Budget | None = None
     thinking_token_budget: Budget | None = None
     custom_params: CustomParams | None = None
@@ -148,12 +169,13 @@ class _Common(Body):
         return (self.n or 1) * len(self.prompts)
 
     def _sampling(self, logprobs: int | None) -> Sampling:
+        ends = self.stop_token_ids or ()
         return Sampling(
             temperature=self.temperature, top_p=self.top_p, min_p=self.min_p, repetition_penalty=self.repetition_penalty,
             top_k=None if self.top_k is None else max(self.top_k, 0),  # -1 is "all" in vLLM
             presence_penalty=self.presence_penalty or 0.0, frequency_penalty=self.frequency_penalty or 0.0,
             logit_bias=_biases(self.logit_bias or {}), seed=None if self.seed is None else self.seed % 2**63,
-            stop=() if self.stop is None else self.stop, stop_token_ids=tuple(self.stop_token_ids or ()),
+            stop=() if self.stop is None else self.stop, stop_token_ids=(ends,) if isinstance(ends, int) else tuple(ends),
             logprobs=logprobs, n=self.n or 1,
         )  # fmt: skip
 
@@ -166,9 +188,9 @@ class ChatRequest(_Common):
     messages: Messages
     max_completion_tokens: Limit | None = None
     logprobs: StrictBool | None = None
-    top_logprobs: Annotated[StrictInt, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    top_logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     tools: list[Tool] | None = None
-    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
+    tool_choice: Annotated[Literal["auto", "none", "required"] | NamedTool | None, BeforeValidator(_choice)] = None
     parallel_tool_calls: StrictBool | None = None
     enable_thinking: StrictBool | None = None
     preserve_thinking: StrictBool | None = None
@@ -196,8 +218,6 @@ class ChatRequest(_Common):
             raise ValueError(f"'tool_choice' names {self.tool_choice.function.name!r}, which is not among the tools")
         if self.tool_choice == "required" and not names:
             raise ValueError("'tool_choice' is 'required', but there are no tools")
-        if self.response_format is not None and self.response_format.type != "text" and self.forced_tools:
-            raise ValueError("'response_format' and a 'tool_choice' that forces a call exclude each other")
         return self
 
     @property
@@ -289,7 +309,7 @@ class CompletionRequest(_Common):
     parallel_tool_calls: ClassVar[None] = None
 
     prompt: StrictStr | list[StrictStr] | list[Id] | list[list[Id]]
-    logprobs: Annotated[StrictInt, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] | Literal[False] | None = None
 
     @property
     def prompts(self) -> list[Any]:
@@ -306,7 +326,7 @@ class CompletionRequest(_Common):
     def options(self, constraint: MakeConstraint, defaults: Defaults) -> Options:
         """Return the options of each prompt."""
         return Options(
-            sampling=self._sampling(self.logprobs),
+            sampling=self._sampling(None if self.logprobs is False else self.logprobs),
             **self._most(self.limit, defaults),
             **self._thinking(defaults, None, None),
             constraint=constraint,

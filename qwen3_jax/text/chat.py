@@ -6,7 +6,6 @@ Templates come with downloaded checkpoints, so they are untrusted code: the sand
 interpreter, and a template sees only plain strings, numbers, lists and dicts.
 """
 
-import dataclasses
 import functools
 import json
 import re
@@ -23,22 +22,14 @@ import jinja2.sandbox
 
 from .byte_level import THINK_END, THINK_START
 from .errors import ChatTemplateError
-from .tool_json import decode_arguments
+from .messages import REASONING_FIELDS, plain_messages, plain_tools
 
-ROLES = ("system", "user", "assistant", "tool")
-# OpenAI's later name of the system role; templates know only the first.
-ROLE_ALIASES = {"developer": "system"}
-# Names that clients give a message's thinking, the one that templates read first.
-REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 # Stands for the last message's text while the template renders; private-use characters, which no text needs.
 _MARK = "\ue000continue\ue001"
 # Qwen3-Coder's template goes through the arguments of a call one by one, so they cannot stay JSON text.
 _READS_ARGUMENTS = re.compile(r"arguments\s*(?:\|\s*(?:items|dictsort)|\.(?:items|keys|values)\()")
-# Fields of a message that hold text of the conversation in forms that no template reads.
-_UNREAD_FIELDS = {
-    "function_call": "give the call in 'tool_calls'",
-    "audio": "Qwen3 reads only text",
-}
+# The end of thinking whose beginning is in the prompt: on a line of its own, as models write it.
+_OWN_LINE = re.compile(rf"(?:\A|\n)(?P<tag>{THINK_END})(?=\n|\Z)")
 _EMPTY_THINKING = re.compile(rf"{THINK_START}\s*{THINK_END}\s*\Z")
 _SWITCH = re.compile(r"(?<![A-Za-z0-9_/.<\\-])/(no_think|think)(?![A-Za-z0-9_/-])")
 
@@ -63,11 +54,16 @@ def render(
     """Render a conversation with a Jinja chat template.
 
     Understood besides plain `content` strings: content as a list of {"type": "text", "text": ...} parts, joined with
-    nothing between; no or null content on assistant and tool messages; the role `developer`, which is `system`;
-    a `refusal` in place of the content; thinking under any of REASONING_FIELDS; `tool_calls` as
-    {"function": {"name", "arguments"}} or {"name", "arguments"}, or as `parsers.ToolCall`, with the arguments an object
-    or the JSON text of one, which stays as it is written (blank or null: no arguments; encoded twice: decoded once);
-    messages that are dataclasses or pydantic models, as the openai package returns them.
+    nothing between (input_text and output_text are the same, thinking may stand before them); no or null content on
+    assistant and tool messages; the role `developer`, which is `system`; a `refusal` in place of the content; thinking
+    under any of REASONING_FIELDS, or in pieces; `tool_calls` as {"function": {"name", "arguments"}} or
+    {"name", "arguments"}, or as `parsers.ToolCall`, with the arguments an object or the JSON text of one, which stays as
+    it is written (blank or null: no arguments; encoded twice: decoded once); messages that are dataclasses or pydantic
+    models, as the openai package returns them.
+
+    Templates look for thinking in an answer's text where a message has none of its own. They find it where a model puts
+    it: from <think> at the start to </think>, or up to a </think> on a line of its own if there is no <think> before it.
+    Other think tags are quoted, and stay with all that is around them.
 
     With continue_final_message the last message, the assistant's, stays open. Its text stands at the end to the
     letter. A text with thinking of its own, closed or not, gets no empty think block before it; one that starts inside
@@ -80,15 +76,18 @@ def render(
 
     special_tokens: eos_token and the like, which some templates name. Raises ChatTemplateError.
     """
-    conversation = _plain_messages(messages)
+    conversation = plain_messages(messages)
     if _READS_ARGUMENTS.search(template):
         _decode_calls(conversation)
     variables: dict[str, Any] = {
         **(special_tokens or {}),
-        "tools": _plain_tools(tools),
+        "tools": plain_tools(tools),
         "documents": None,
         "enable_thinking": enable_thinking,
     }
+    if "reasoning_content" in template:
+        closed = conversation[:-1] if continue_final_message else conversation
+        conversation = [*map(_with_quoted_tags, closed), *conversation[len(closed) :]]
     if "preserve_thinking" in template:
         variables |= {} if preserve_thinking is None else {"preserve_thinking": preserve_thinking}
     elif preserve_thinking:
@@ -96,6 +95,29 @@ def render(
     if continue_final_message:
         return _continued(template, conversation, variables)
     return _run(template, {**variables, "messages": conversation, "add_generation_prompt": add_generation_prompt})
+
+
+def _with_quoted_tags(message: dict[str, Any]) -> dict[str, Any]:
+    """Say where the thinking of an answer ends if its text quotes think tags, behind or within the thinking.
+
+    Templates would drop what stands before the last tag. The empty reasoning_content tells them not to look.
+    """
+    text = message.get("content", "")
+    if message["role"] != "assistant" or "reasoning_content" in message or THINK_END not in text:
+        return message
+    opened = text.lstrip().startswith(THINK_START)
+    start = text.index(THINK_START) + len(THINK_START) if opened else 0
+    closing = _OWN_LINE.search(text)
+    if opened:
+        end = text.index(THINK_END)
+    elif closing is not None and THINK_START not in text[: closing.start()]:
+        end = closing.start("tag")
+    else:
+        return {**message, "reasoning_content": ""}
+    thinking, answer = text[start:end], text[end + len(THINK_END) :]
+    if THINK_START not in thinking and THINK_END not in thinking + answer:
+        return message
+    return {**message, "reasoning_content": thinking.strip("\n"), "content": answer.lstrip("\n")}
 
 
 def _with_thinking_as_text(template: str, conversation: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -129,7 +151,7 @@ def check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         ChatTemplateError: names the message and the field.
     """
-    _plain_messages(messages)
+    plain_messages(messages)
 
 
 def soft_switch(messages: Sequence[Mapping[str, Any]]) -> bool | None:
@@ -137,7 +159,7 @@ def soft_switch(messages: Sequence[Mapping[str, Any]]) -> bool | None:
 
     None if there is neither. A switch stands alone: not inside a path, a URL or a tag such as </think>.
     """
-    for message in reversed(_plain_messages(messages)):
+    for message in reversed(plain_messages(messages)):
         text = message.get("content", "")
         # Tool results are sent as user text by some clients; they are not the user speaking.
         wrapped = text.startswith("<tool_response>") and text.endswith("</tool_response>")
@@ -188,86 +210,6 @@ def _continued(template: str, conversation: list[dict[str, Any]], variables: dic
     return head + text
 
 
-def _plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Checked copies with string content, null fields dropped, thinking under every name it goes by."""
-    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
-        raise ChatTemplateError(f"messages must be a list of objects with role and content, not a {_kind(messages)}")
-    if not messages:
-        raise ChatTemplateError("messages is empty: a conversation needs at least one message")
-    return [_plain_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
-
-
-def _plain_message(message: Any, name: str) -> dict[str, Any]:
-    message = _fields(message)
-    if not isinstance(message, Mapping):
-        raise ChatTemplateError(f"{name} must be an object with role and content, not a {_kind(message)}")
-    content = _text(message.get("content"), f"{name}.content")
-    plain = _plain({k: v for k, v in message.items() if k != "content" and v is not None}, name)
-    role = plain.get("role")
-    role = plain["role"] = ROLE_ALIASES.get(role, role) if isinstance(role, str) else role
-    if role not in ROLES:
-        raise ChatTemplateError(f"{name} has the role {role!r}; the roles are {', '.join((*ROLES, *ROLE_ALIASES))}")
-    for field, instead in _UNREAD_FIELDS.items():
-        if plain.get(field):
-            raise ChatTemplateError(f"{name}.{field} is not supported: {instead}")
-    if plain.get("refusal"):
-        if content or not isinstance(plain["refusal"], str):
-            raise ChatTemplateError(f"{name} has both content and a refusal; give one of them as content")
-        content = plain["refusal"]
-    if content is not None:
-        plain["content"] = content
-    elif role in ("system", "user"):
-        raise ChatTemplateError(f"{name} ({role}) has no content")
-    reasoning = next((plain[field] for field in REASONING_FIELDS if field in plain), None)
-    if reasoning is not None:
-        if not isinstance(reasoning, str):
-            raise ChatTemplateError(f"{name}.reasoning_content must be a string, not a {_kind(reasoning)}")
-        plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
-    if "tool_calls" in plain:
-        plain["tool_calls"] = _tool_calls(plain["tool_calls"], f"{name}.tool_calls")
-    return plain
-
-
-def _text(content: Any, name: str) -> str | None:
-    if content is None or isinstance(content, str):
-        return None if content is None else str.__str__(content)
-    if not isinstance(content, Sequence) or isinstance(content, bytes):
-        raise ChatTemplateError(f"{name} must be a string or a list of text parts, not a {_kind(content)}")
-    parts = []
-    for i, part in enumerate(content):
-        text = part
-        part = _fields(part)
-        if isinstance(part, Mapping):
-            kind = part.get("type", "text")
-            if kind not in ("text", "refusal"):
-                raise ChatTemplateError(f"{name}[{i}] is of type {kind!r}; Qwen3 reads only text")
-            text = part.get(kind)
-        if not isinstance(text, str):
-            raise ChatTemplateError(f"{name}[{i}] must be a text part with a string in it, not a {_kind(text)}")
-        parts.append(str.__str__(text))
-    return "".join(parts)
-
-
-def _tool_calls(calls: Any, name: str) -> list[dict[str, Any]]:
-    if not isinstance(calls, list):
-        raise ChatTemplateError(f"{name} must be a list, not a {_kind(calls)}")
-    checked = []
-    for i, call in enumerate(calls):
-        function = call.get("function", call) if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise ChatTemplateError(f"{name}[{i}] must be an object with a function that has a name")
-        try:
-            arguments = decode_arguments(function.get("arguments"))
-        except ValueError as error:
-            raise ChatTemplateError(
-                f"{name}[{i}].function.arguments (a call of {function['name']!r}) must be a JSON object, or a text that "
-                f"holds one: {error}"
-            ) from None
-        function = {**function, "arguments": arguments}
-        checked.append({**call, "function": function} if "function" in call else function)
-    return checked
-
-
 def _decode_calls(conversation: list[dict[str, Any]]) -> None:
     """Replace the arguments of all calls that are JSON text by the objects they hold."""
     for message in conversation:
@@ -275,50 +217,6 @@ def _decode_calls(conversation: list[dict[str, Any]]) -> None:
             function = call.get("function", call)
             if isinstance(function["arguments"], str):
                 function["arguments"] = json.loads(function["arguments"], strict=False)
-
-
-def _plain_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
-    if tools is None:
-        return None
-    if isinstance(tools, (str, bytes, Mapping)) or not isinstance(tools, Sequence):
-        raise ChatTemplateError(f"tools must be a list of JSON schemas, not a {_kind(tools)}")
-    tools = [_fields(tool) for tool in tools]
-    for i, tool in enumerate(tools):
-        if not isinstance(tool, Mapping):
-            raise ChatTemplateError(f"tools[{i}] must be a JSON schema (an object), not a {_kind(tool)}")
-    return [_plain(tool, f"tools[{i}]") for i, tool in enumerate(tools)]
-
-
-def _plain(value: Any, name: str) -> Any:
-    """A copy made only of JSON's own types: a richer object's methods would be open to the template."""
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, int):
-        return int.__int__(value)
-    if isinstance(value, float):
-        return float.__float__(value)
-    value = _fields(value)
-    if isinstance(value, Mapping):
-        return {_plain(key, name): _plain(item, f"{name}.{key}") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, f"{name}[{i}]") for i, item in enumerate(value)]
-    raise ChatTemplateError(f"{name} is a {_kind(value)}, which JSON has no form for")
-
-
-def _fields(value: Any) -> Any:
-    """The fields of a dataclass or of a pydantic model, which the openai package returns; other values as they are."""
-    if isinstance(value, (str, bytes, Mapping, Sequence, type)):
-        return value
-    if dataclasses.is_dataclass(value):
-        return dataclasses.asdict(value)  # type: ignore[arg-type] # not a class
-    dump = getattr(value, "model_dump", None)
-    return dump(mode="json", by_alias=True) if callable(dump) else value
-
-
-def _kind(value: Any) -> str:
-    return type(value).__name__
 
 
 def _run(template: str, variables: dict[str, Any]) -> str:

@@ -11,13 +11,14 @@ A tag may be cut anywhere between two chunks; text that may yet become one is he
 text gives the same thinking, content and tool calls.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .byte_level import THINK_END, THINK_START, TOOL_CALL_END, TOOL_CALL_START
-from .tool_json import StringState, ToolCall, read_call
-from .tool_xml import XmlState, read_xml_call
+from .tool_json import StringState, ToolCall, read_calls
+from .tool_xml import XmlState, function_names, read_xml_calls
 
 Tools = bool | Sequence[Mapping[str, Any]]
 """Whether calls are read; the tools' schemas give the arguments of XML calls their types."""
@@ -39,6 +40,12 @@ class Piece:
 
 
 Event = Piece | ToolCall
+
+_BACKTICKS = re.compile("`+")
+_FENCE = re.compile("`{3,}|~{3,}")
+_FUNCTION_ENDS = re.compile(r"(?:</parameter>|<function=[^>\n]+>)\s*</function>")
+# Where the next XML call begins behind one that lacks end tags, or only its <tool_call>'s end.
+_AGAIN = re.compile(rf"(?:{TOOL_CALL_END}|(?<=</function>))\s*{TOOL_CALL_START}(?=\s*<function=)")
 
 
 @dataclass(frozen=True)
@@ -70,12 +77,14 @@ class ThinkingParser:
     thought yet (a model may repeat the tag that its prompt had opened). A </think> before anything else closes a
     section that the prompt had closed already; it is dropped.
 
-    in_thinking: the prompt had opened <think>.
+    in_thinking: the prompt had opened <think>. begun: it had begun the answer itself.
     """
 
-    def __init__(self, in_thinking: bool = False) -> None:
+    def __init__(self, in_thinking: bool = False, *, begun: bool = False) -> None:
         self.seen_thinking = in_thinking  # whether there is or was a thinking section
-        self._phase: Literal["start", "thinking", "closed", "content"] = "thinking" if in_thinking else "start"
+        self._phase: Literal["start", "thinking", "closed", "content"] = "start"
+        if in_thinking or begun:
+            self._phase = "thinking" if in_thinking else "content"
         self._fed = 0  # characters so far
         self._partial = ""  # the start of what may be a tag
         self._newlines = 0  # newlines held back: a tag may follow that takes them
@@ -153,16 +162,19 @@ class ToolCallParser:
     before it, the whitespace between the call and that text stays, to keep them apart. What stands between the tags
     but is no call (bad JSON, no name, arguments that are no object) is given back as content with its tags and
     surroundings, unchanged; so is a call that the answer only quotes: behind a quotation mark or a backtick, or in a
-    fenced block of code. A call cut off by the end of the stream counts if it is complete.
+    fenced block of code. A call cut off by the end of the stream counts if it is complete. Qwen3-Coder sometimes leaves
+    <tool_call> out: <function=f> at the start of a line opens a call too, if there is a tool f.
 
     tools: their schemas give the arguments of XML calls their types. start: the place of the content's first character.
     """
 
     def __init__(self, tools: Sequence[Mapping[str, Any]] = (), start: int = 0) -> None:
         self._tools = tools
+        self._openers = (TOOL_CALL_START, *(f"<function={name}>" for name in function_names(tools)))
         self._fed = start  # the place behind all text so far
-        self._call: list[str] | None = None  # the text after an open <tool_call>, in pieces
-        self._opened = 0  # the place of its tag
+        self._call: list[str] | None = None  # the text of an open call behind <tool_call>, in pieces
+        self._head = ""  # <tool_call>, or nothing if it was left out
+        self._opened = 0  # the place of the head
         self._string, self._xml = StringState(), XmlState()  # of that text
         self._quotes = _Quotes()
         self._partial = ""  # the start of what may be a tag
@@ -178,22 +190,19 @@ class ToolCallParser:
         text = self._partial + text
         position = 0
         while True:
-            tag = TOOL_CALL_START if self._call is None else TOOL_CALL_END
-            start = text.find(tag, position)
+            tags = self._openers if self._call is None else (TOOL_CALL_END,)
+            start, tag = _first(text, position, tags)
             if start < 0:
                 break
             self._piece(text[position:start], base + position, events)
             position = start + len(tag)
-            if self._call is None and self._quotes.open:
-                self._piece(tag, base + start, events)
-            elif self._call is None:
-                self._call, self._opened = [], base + start
-                self._string, self._xml = StringState(), XmlState()
+            if self._call is None:
+                self._open(tag, base + start, events)
             elif self._string.open if not self._xml.is_xml else self._xml.open:  # the tag is part of an argument
                 self._piece(tag, base + start, events)
             else:
                 self._close(tag, events)
-        held = _partial_tag(text, position, (tag,))
+        held = _partial_tag(text, position, tags)
         self._piece(text[position:held], base + position, events)
         self._partial = text[held:]
         return events
@@ -211,6 +220,17 @@ class ToolCallParser:
         self._space = ""
         return events
 
+    def _open(self, tag: str, start: int, events: list[Event]) -> None:
+        """Open a call, unless its tag is quoted."""
+        is_bare = tag != TOOL_CALL_START
+        if self._quotes.open or (is_bare and not self._quotes.at_line_start):
+            self._piece(tag, start, events)
+            return
+        self._call, self._opened, self._head = [], start, "" if is_bare else tag
+        self._string, self._xml = StringState(), XmlState()
+        if is_bare:
+            self._piece(tag, start, events)
+
     def _piece(self, text: str, start: int, events: list[Event]) -> None:
         if self._call is None:
             self._quotes.feed(text)
@@ -222,23 +242,68 @@ class ToolCallParser:
 
     def _close(self, end: str, events: list[Event]) -> None:
         """End the open call. `end` is its closing tag, or as much of it as was written."""
-        body = "".join(self._call or ())
+        body, start = "".join(self._call or ()), self._opened + len(self._head)
         self._call = None
-        call = self._read(body)
-        again = body.rfind(TOOL_CALL_START)
-        if call is None and again >= 0 and (call := self._read(body[again + len(TOOL_CALL_START) :])) is not None:
-            self._text(TOOL_CALL_START + body[:again], self._opened, events)  # begun, left off, and begun again
-        if call is None:
-            self._quotes.feed(TOOL_CALL_START + body + end)
-            self._text(TOOL_CALL_START + body + end, self._opened, events)
-        else:
-            self._space = ""
-            self._after_call = True
-            self._quotes = _Quotes()
-            events.append(call)
+        if not self._xml.is_xml:
+            self._close_json(body, end, events)
+            return
+        while (again := _AGAIN.search(body)) is not None:
+            calls = read_xml_calls(body[: again.start()], self._tools, closed=True)
+            size = again.end() - len(TOOL_CALL_START)
+            self._give(calls, body[:size], "", start, events)
+            self._head, body, start = TOOL_CALL_START, body[again.end() :], start + again.end()
+        calls, size = self._read_xml(body, is_whole=end == TOOL_CALL_END)
+        self._give(calls, body, end, start, events)
+        if calls and body[size:].strip():
+            self._text(body[size:] + end, start + size, events)
 
-    def _read(self, body: str) -> ToolCall | None:
-        return read_call(body) or read_xml_call(body, self._tools)
+    def _read_xml(self, body: str, *, is_whole: bool) -> tuple[list[ToolCall], int]:
+        """The calls at the start of a text, and its length up to their end; `is_whole`: its closing tag was written."""
+        calls = read_xml_calls(body, self._tools, closed=is_whole)
+        if calls or is_whole:
+            return calls, len(body)
+        if body.rstrip().endswith(TOOL_CALL_END):  # taken for a part of a value, which lacks its end tag
+            return read_xml_calls(body.rstrip().removesuffix(TOOL_CALL_END), self._tools, closed=True), len(body)
+        ends = [match.end() for match in _FUNCTION_ENDS.finditer(body)]
+        for size in dict.fromkeys(ends[-1:] + ends[:1]):  # text follows, and <tool_call>'s end was left out
+            if calls := read_xml_calls(body[:size], self._tools):
+                return calls, size
+        return [], len(body)
+
+    def _close_json(self, body: str, end: str, events: list[Event]) -> None:
+        calls = read_calls(body)
+        if not calls and TOOL_CALL_START in body:  # begun, left off or left open, and begun again
+            self._begun_again(body.split(TOOL_CALL_START), end, events)
+        else:
+            self._give(calls, body, end, self._opened + len(self._head), events)
+
+    def _begun_again(self, parts: Sequence[str], end: str, events: list[Event]) -> None:
+        """Give out the parts that are calls, and the others as text."""
+        text, start, place = "", self._opened, self._opened
+        for part in parts:
+            calls = read_calls(part)
+            place += len(TOOL_CALL_START) + len(part)
+            if not calls:
+                text += TOOL_CALL_START + part
+                continue
+            self._text(text, start, events)
+            self._give(calls, "", "", start, events)
+            text, start = "", place
+        if text:
+            self._quotes.feed(text + end)
+            self._text(text + end, start, events)
+
+    def _give(self, calls: Sequence[ToolCall], body: str, end: str, start: int, events: list[Event]) -> None:
+        """Give out the calls that a text holds, or the text if it holds none."""
+        if not calls:
+            text = self._head + body + end
+            self._quotes.feed(text)
+            self._text(text, start - len(self._head), events)
+            return
+        self._space = ""
+        self._after_call = True
+        self._quotes = _Quotes()
+        events += calls
 
     def _text(self, text: str, start: int, events: list[Event]) -> None:
         body = text.rstrip()
@@ -256,11 +321,12 @@ class ToolCallParser:
 class AnswerParser:
     """Both parsers in sequence: a model's text in, thinking, content and tool calls out.
 
-    tools: False leaves calls in the content; a list of tools gives the arguments of XML calls their types.
+    in_thinking: the prompt had opened <think>. tools: False leaves calls in the content; a list of tools gives the
+    arguments of XML calls their types. begun: the prompt had begun the answer itself.
     """
 
-    def __init__(self, in_thinking: bool = False, tools: Tools = True) -> None:
-        self._thinking = ThinkingParser(in_thinking)
+    def __init__(self, in_thinking: bool = False, tools: Tools = True, *, begun: bool = False) -> None:
+        self._thinking = ThinkingParser(in_thinking, begun=begun)
         self._tools = tools
         self._calls: ToolCallParser | None = None  # from the content's first piece on
 
@@ -303,29 +369,50 @@ class AnswerParser:
 
 
 class _Quotes:
-    """Whether the end of a text is inside a quotation: behind a quotation mark or a backtick, or in a fence of code."""
+    """Whether the end of a text is inside a quotation: behind a quotation mark, or in code or a block quote of Markdown."""
 
     def __init__(self) -> None:
         self._line = ""  # the start of the current line
         self._last = ""  # the last character
-        self._fenced = False
+        self._in_code = False  # a span of code that the current line has opened
+        self._fence = ""  # the mark of an open block of code
 
     @property
     def open(self) -> bool:
-        return self._fenced or self._last in ("`", '"', "'")
+        is_quote = self._last in ('"', "'") or self._line.lstrip().startswith(">")
+        return is_quote or self._in_code or self._last == "`" or bool(self._fence)
+
+    @property
+    def at_line_start(self) -> bool:
+        """Whether only white space stands before it on its line."""
+        return not self._line.strip()
 
     def feed(self, text: str) -> None:
         """Read on, in time linear in `text`."""
         *lines, rest = text.split("\n")
         for line in lines:
-            self._line += line[: 80 - len(self._line)]
+            self._read(line)
             mark = self._line.strip()
-            if mark.startswith("```") and (not self._fenced or not mark.strip("`")):
-                self._fenced = not self._fenced
-            self._line = ""
-        self._line += rest[: 80 - len(self._line)]
-        if text:
-            self._last = text[-1]
+            if self._fence:  # closed by a mark of its own kind that is as long
+                self._fence = "" if mark.startswith(self._fence) and not mark.strip(self._fence[0]) else self._fence
+            else:
+                self._fence = fence[0] if (fence := _FENCE.match(mark)) else ""
+            self._line, self._last, self._in_code = "", "\n", False
+        self._read(rest)
+
+    def _read(self, text: str) -> None:
+        """Read on within a line."""
+        marks = _BACKTICKS.findall(text)
+        runs = len(marks) - bool(marks and text[0] == self._last == "`")
+        self._in_code ^= runs % 2 == 1
+        self._line += text[: 80 - len(self._line)]
+        self._last = text[-1] if text else self._last
+
+
+def _first(text: str, position: int, tags: tuple[str, ...]) -> tuple[int, str]:
+    """The place of the first of several tags, and that tag; -1 if there is none."""
+    places = [(place, tag) for tag in tags if (place := text.find(tag, position)) >= 0]
+    return min(places, default=(-1, ""))
 
 
 def _partial_tag(text: str, position: int, tags: tuple[str, ...]) -> int:

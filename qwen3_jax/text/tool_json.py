@@ -1,21 +1,29 @@
 """The JSON of one Hermes tool call: {"name": "f", "arguments": {"x": 1}}.
 
-Models write arguments as an object or as a string that holds one, and raw line breaks inside strings. All of that is
-read. What cannot be one call with a name and an object of arguments gives None: the caller keeps the text.
+Models write arguments as an object or as a string that holds one, under several names, and raw line breaks inside
+strings. All of that is read. What cannot be one call with a name and an object of arguments gives None: the caller keeps
+the text.
 """
 
 import json
 import re
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 # In a JSON string: an escape (perhaps cut off by the end), a quote, or a line break, which strict JSON forbids.
 _MARKS = re.compile(r'\\(?:.|\Z)|["\n\r]', re.DOTALL)
 _SPACE = re.compile(r"[ \t\n\r]*")
+_BETWEEN = re.compile(r"\s*,?\s*")
 _JSON_NAMES: dict[type, str] = {
     list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number",
 }  # fmt: skip
+
+
+# Names of a call's arguments: OpenAI's and Qwen's, and those of other models and APIs.
+ARGUMENTS = ("arguments", "parameters", "args", "input", "params", "kwargs")
+_LABELS = frozenset({"name", "id", "type", "index"})
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,10 @@ def read_call(body: str) -> ToolCall | None:
     try:
         fields = _object_fields(body.strip())
         name, _ = fields["name"]
-        value, text = fields.get("arguments", ({}, "{}"))
+        key = next((key for key in ARGUMENTS if key in fields), None)
+        if key is None and fields.keys() - _LABELS:
+            return None  # its arguments stand beside the name
+        value, text = ({}, "{}") if key is None else fields[key]
         if isinstance(value, str):
             text = value.strip() or "{}"
             value = _DECODER.decode(text)
@@ -49,6 +60,49 @@ def read_call(body: str) -> ToolCall | None:
     return ToolCall(
         f"call_{uuid.uuid4().hex}", name, text if _is_strict(text) else json.dumps(value, ensure_ascii=False)
     )
+
+
+def read_calls(body: str) -> list[ToolCall]:
+    """The calls that stand between <tool_call> and </tool_call>: one, several in a row, or a list of them.
+
+    Empty if any part is no call.
+    """
+    if (call := read_call(body)) is not None:
+        return [call]
+    text = body.strip()
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1].strip()
+    calls: list[ToolCall] = []
+    position = 0
+    while position < len(text):
+        try:
+            _, end = _DECODER.raw_decode(text, position)
+        except (ValueError, RecursionError):
+            return []
+        if (call := read_call(text[position:end])) is None:
+            return []
+        calls.append(call)
+        position = _BETWEEN.match(text, end).end()  # type: ignore[union-attr] # matches anywhere
+    return calls
+
+
+def given_arguments(function: Mapping[str, Any], call: Mapping[str, Any]) -> Any:
+    """The arguments of a call in a history, decoded, under any of the names ARGUMENTS in the function or beside it.
+
+    Raises:
+        ValueError: they are no object, differ under two names, or something else stands in their place; says what.
+    """
+    found = {key: at[key] for at in (call, function) for key in ARGUMENTS if at.get(key) not in (None, "", {})}
+    if not found:
+        others = sorted(function.keys() - _LABELS - {"arguments"})
+        if others and "arguments" not in function:
+            raise ValueError(f"there are none, but {others[0]!r}")
+        return decode_arguments(function.get("arguments"))
+    decoded = [decode_arguments(value) for value in found.values()]
+    objects = [json.loads(each, strict=False) if isinstance(each, str) else each for each in decoded]
+    if any(each != objects[0] for each in objects):
+        raise ValueError(f"there are different ones under {' and '.join(map(repr, found))}")
+    return decoded[-1]
 
 
 def decode_arguments(value: Any) -> Any:

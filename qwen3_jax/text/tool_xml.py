@@ -1,4 +1,4 @@
-"""The XML of one tool call of Qwen3-Coder, whose arguments get their types from the tool's schema.
+"""The XML of tool calls of Qwen3-Coder, whose arguments get their types from the tool's schema.
 
     <function=weather>
     <parameter=city>
@@ -7,7 +7,8 @@
     </function>
 
 Source: chat_template.jinja of Qwen/Qwen3-Coder-30B-A3B-Instruct, which renders a string and a number alike. So a value is
-read as the types that the schema allows; one that fits none of these types, or has no schema, stays a string.
+read as the types that the schema allows; one that fits none of these types, or has no schema, stays a string. The model
+sometimes leaves out end tags: a value without one ends at the next parameter, or with its function.
 """
 
 import ast
@@ -17,41 +18,83 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .json_schema import property_names, types_of_property
 from .tool_json import ToolCall
 
-_FUNCTION = re.compile(r"<function=([^>\n]+)>")
+_FUNCTION = re.compile(r"\s*<function=([^>\n]+)>")
 _PARAMETER = re.compile(r"\s*<parameter=([^>\n]+)>")
+_FUNCTION_END = re.compile(r"</function>(?=\s*(?:<function=[^>\n]+>|\Z))")
+_SPACE = re.compile(r"\s*")
 # A value may contain the closing tag; the one that ends it stands before the next parameter or the function's end.
-_END = re.compile(r"</parameter>(?=\s*(?:<parameter=[^>\n]+>|</function>\s*\Z|\Z))")
-_MAX_DEPTH = 32  # of references in a schema
+_END = re.compile(r"</parameter>(?=\s*(?:<parameter=[^>\n]+>|</function>\s*(?:<function=[^>\n]+>|\Z)|\Z))")
+_NEXT = re.compile(r"\n[ \t]*(?=<parameter=([^>\n]+)>)")
 
 
-def read_xml_call(body: str, tools: Sequence[Mapping[str, Any]] = ()) -> ToolCall | None:
-    """The call that stands between <tool_call> and </tool_call>, or None if the text is not a call in this form.
+def read_xml_calls(body: str, tools: Sequence[Mapping[str, Any]] = (), *, closed: bool = False) -> list[ToolCall]:
+    """The calls that stand between <tool_call> and </tool_call>; empty if the text is not calls in this form.
 
-    tools: in OpenAI's form; the one that is called gives the arguments their types.
+    tools: in OpenAI's form; the one that is called gives the arguments their types. closed: the text is known to be whole,
+    so that its end ends a value.
     """
-    body = body.strip()
-    opened = _FUNCTION.match(body)
-    if opened is None:
-        return None
-    name, position = opened[1].strip(), opened.end()
-    schema = parameters_of(name, tools)
-    properties = resolved(schema, schema).get("properties")
-    arguments: dict[str, Any] = {}
-    while (parameter := _PARAMETER.match(body, position)) is not None:
-        end = _END.search(body, parameter.end())
-        key = parameter[1].strip()
-        if end is None or key in arguments:
-            return None
-        text = body[parameter.end() : end.start()].removeprefix("\n").removesuffix("\n")
-        own = properties.get(key) if isinstance(properties, Mapping) else None
-        arguments[key] = typed(text, own, schema)
-        position = end.end()
-    rest = body[position:].strip()
-    if rest != "</function>" and not (rest == "" and arguments):
-        return None
-    return ToolCall(f"call_{uuid.uuid4().hex}", name, json.dumps(arguments, ensure_ascii=False))
+    calls: list[ToolCall] = []
+    position = 0
+    while (opened := _FUNCTION.match(body, position)) is not None:
+        function = _Function(_name(opened[1]), tools)
+        end = function.read(body, opened.end(), closed)
+        if end is None:
+            return []
+        position = end
+        calls.append(function.call)
+    return calls if not body[position:].strip() else []
+
+
+class _Function:
+    def __init__(self, name: str, tools: Sequence[Mapping[str, Any]]):
+        self._name, self._schema = name, parameters_of(name, tools)
+        self._names = property_names(self._schema, self._schema)
+        self._arguments: dict[str, Any] = {}
+
+    @property
+    def call(self) -> ToolCall:
+        text = json.dumps(self._arguments, ensure_ascii=False)
+        return ToolCall(f"call_{uuid.uuid4().hex}", self._name, text)
+
+    def read(self, body: str, position: int, closed: bool) -> int | None:
+        """Read the parameters from a place on; return the place behind the function, None if it is none."""
+        while (parameter := _PARAMETER.match(body, position)) is not None:
+            key, start = _name(parameter[1]), parameter.end()
+            ends = self._value(body, start, key, closed)
+            if ends is None or key in self._arguments:
+                return None
+            text = body[start : ends[0]].removeprefix("\n").removesuffix("\n")
+            self._arguments[key] = typed(text, types_of_property(key, self._schema, self._schema))
+            position = ends[1]
+        behind = _SPACE.match(body, position).end()  # type: ignore[union-attr] # matches anywhere
+        end = _FUNCTION_END.match(body, behind)
+        if end is not None:
+            return end.end()
+        return len(body) if behind == len(body) and (self._arguments or closed) else None
+
+    def _value(self, body: str, start: int, key: str, closed: bool) -> tuple[int, int] | None:
+        """Where a value ends, and where what follows it begins."""
+        tag = _END.search(body, start)
+        for following in _NEXT.finditer(body, start, len(body) if tag is None else tag.start()):
+            name = _name(following[1])
+            # Within an end tag's reach only a parameter of this function that is still to come: a value may quote others.
+            if tag is None or (name in self._names and name not in self._arguments and name != key):
+                return following.start(), following.start()
+        if tag is not None:
+            return tag.start(), tag.end()
+        end = _FUNCTION_END.search(body, start)
+        if end is not None:
+            return end.start(), end.start()
+        return (len(body), len(body)) if closed else None
+
+
+def _name(text: str) -> str:
+    """The name in a tag, which some models put into quotation marks."""
+    text = text.strip()
+    return text[1:-1] if len(text) > 2 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
 class XmlState:
@@ -78,20 +121,25 @@ class XmlState:
 
 def parameters_of(name: str, tools: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """The JSON schema of a tool's arguments; empty if there is none."""
-    for tool in tools:
-        function = tool.get("function", tool) if isinstance(tool, Mapping) else None
-        if isinstance(function, Mapping) and function.get("name") == name:
+    for function in _functions(tools):
+        if function.get("name") == name:
             parameters = function.get("parameters")
             return parameters if isinstance(parameters, Mapping) else {}
     return {}
 
 
-def typed(text: str, schema: Any, root: Mapping[str, Any]) -> Any:
-    """The value that a text stands for under a schema; the text itself if it is no value of the schema's types.
+def function_names(tools: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of tools in OpenAI's form."""
+    return [name for function in _functions(tools) if isinstance(name := function.get("name"), str)]
 
-    root: the schema in which references are looked up.
-    """
-    types = types_of(schema, root)
+
+def _functions(tools: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    functions = [tool.get("function", tool) for tool in tools if isinstance(tool, Mapping)]
+    return [function for function in functions if isinstance(function, Mapping)]
+
+
+def typed(text: str, types: set[str]) -> Any:
+    """The value that a text stands for if it is to have one of these types; the text itself if it is no such value."""
     if types <= {"string"}:
         return text
     bare = text.strip()
@@ -106,48 +154,6 @@ def typed(text: str, schema: Any, root: Mapping[str, Any]) -> Any:
         value = int(value)
     kinds = {int: {"integer", "number"}, float: {"number"}, list: {"array"}, dict: {"object"}}[type(value)]
     return value if kinds & types else text
-
-
-def types_of(schema: Any, root: Mapping[str, Any], depth: int = 0) -> set[str]:
-    """The JSON types that a schema names, through references, alternatives, constants and enumerations."""
-    schema = resolved(schema, root)
-    if depth > _MAX_DEPTH:
-        return set()
-    named = schema.get("type")
-    if isinstance(named, str):
-        return {named}
-    if isinstance(named, list):
-        return {each for each in named if isinstance(each, str)}
-    if "const" in schema:
-        return {_type(schema["const"])}
-    if isinstance(schema.get("enum"), list):
-        return {_type(value) for value in schema["enum"]}
-    if "properties" in schema:
-        return {"object"}
-    if "items" in schema or "prefixItems" in schema:
-        return {"array"}
-    parts = [part for key in ("anyOf", "oneOf", "allOf") for part in schema.get(key) or ()]
-    return set().union(*(types_of(part, root, depth + 1) for part in parts))
-
-
-def resolved(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema that a local reference (`#/$defs/Address`) points to; empty if there is no such schema."""
-    for _ in range(_MAX_DEPTH):
-        if not isinstance(schema, Mapping):
-            return {}
-        reference = schema.get("$ref")
-        if not isinstance(reference, str) or not reference.startswith("#"):
-            return schema
-        schema = root
-        for key in reference[1:].split("/")[1:]:
-            key = key.replace("~1", "/").replace("~0", "~")
-            schema = schema.get(key) if isinstance(schema, Mapping) else None
-    return {}
-
-
-def _type(value: Any) -> str:
-    names = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
-    return names.get(type(value), "null")
 
 
 def _value(text: str) -> Any:

@@ -57,6 +57,13 @@ def test_one_call_ends_the_answer(one_call, calls, cancelled):
     assert len(of.result.token_ids) == (len(CALL) if one_call else len(ids))
 
 
+def test_one_call_of_several_in_one_block():
+    of, block = answer(tools=TOOLS, one_call=True), "<function=add>\n</function>\n<function=add>\n</function>\n"
+    deltas = [delta for id in TOK.encode(f"<tool_call>\n{block}</tool_call>") for delta in of.add(token(id))]
+    assert [delta.kind for delta in deltas] == ["tool_call", "end"]
+    assert len(of.result.tool_calls) == 1
+
+
 @pytest.mark.parametrize(
     ("fields", "kinds"),
     [
@@ -125,6 +132,39 @@ def test_in_a_text_that_is_continued_as_it_is_stop_texts_act_everywhere():
     for id in TOK.encode(THOUGHT):
         of.add(token(id))
     assert (of.result.text, of.result.finish_reason) == ("<think>\nfirst", "stop")
+
+
+@pytest.mark.parametrize("before", ["first", "first\n", "first."])
+def test_in_such_a_text_no_stop_text_is_found_in_what_a_budget_forces(before):
+    """Nor one that begins in the text before it."""
+    of = answer(stop=["\n\n", "Considering", ".\n"], raw=True, continues_text=True, thinking=True)
+    pieces = [(before, False), (STOP_TEXT, True), ("So: 4.\n\nYes", False)]
+    deltas = []
+    for text, forced in pieces:
+        for id in TOK.encode(text):
+            deltas += of.add(token(id, forced=forced))
+    assert of.result.text == before + STOP_TEXT + "So: 4"
+    assert "".join(delta.text for delta in deltas) == of.result.content == of.result.text
+
+
+XML = "<tool_call>\n<function=add>\n<parameter=a>\nx\n\ny STOP\n</parameter>\n</function>\n</tool_call>"
+
+
+@pytest.mark.parametrize("text", [XML, XML.removeprefix("<tool_call>\n"), XML.replace("</function>\n", "")])
+def test_stop_texts_in_xml_calls(text):
+    of = answer(stop=["STOP", "\n\n", "function", "\n"], tools=TOOLS)
+    for id in TOK.encode(f"Look.\n{text}"):
+        of.add(token(id))
+    of.add(token(TOK.im_end_id, "stop"))
+    assert (of.result.finish_reason, of.result.content) == ("tool_calls", "Look.")
+
+
+def test_in_an_answer_that_the_prompt_has_begun_think_tags_are_text():
+    of = answer(answering=True)
+    for id in TOK.encode("<think> and </think> are tags."):
+        of.add(token(id))
+    of.add(token(TOK.im_end_id, "stop"))
+    assert (of.result.thinking, of.result.content) == (None, "<think> and </think> are tags.")
 
 
 def test_a_stop_text_that_only_the_end_completes_still_cuts():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,13 +62,6 @@ def prompt_ids(request: Request, tools) -> list[int]:
     return TOK.apply_chat_template(request.prompt, tools=tools, enable_thinking=request.budget != 0, tokenize=True)
 
 
-def leaves_thinking_open(ids: list[int]) -> bool:
-    """Whether the last turn has a <think> after its last </think>."""
-    turn = ids[max((i for i, token in enumerate(ids) if token == TOK.im_start_id), default=0) :]
-    ends = [i for i, token in enumerate(turn) if token == TOK.think_end_id]
-    return TOK.think_start_id in turn[ends[-1] if ends else 0 :]
-
-
 @dataclasses.dataclass
 class Section:
     """Where an answer is, by the rules of `budget.py`'s docstring."""
@@ -88,9 +82,23 @@ class Section:
             self.answering = True
 
 
-def replay(result: Generation, thinking: bool, budget: int | None) -> int:
+NEWLINES = ThinkingTokens.of(TOK).newlines
+SYMBOLS = {TOK.think_start_id: "T", TOK.think_end_id: "E", TOK.im_start_id: "H"} | dict.fromkeys(NEWLINES, "n")
+
+
+def section_of(ids) -> Section:
+    """Where a prompt leaves off: in a turn, behind the line with its role, by its one section; else by the last tag."""
+    text = "".join(SYMBOLS.get(token, "x") for token in ids)
+    turn = re.search(r"H[^Hn]*n([^H]*)\Z", text)
+    if turn is None:
+        return Section(re.findall("[TEH]", text)[-1:] == ["T"])
+    is_answer = re.fullmatch(r"n*(T[^E]*(En*)?|En*)?", turn[1]) is None
+    return Section(re.fullmatch(r"n*T[^E]*", turn[1]) is not None, answering=is_answer)
+
+
+def replay(result: Generation, section: Section, budget: int | None) -> int:
     """Walk through an answer; return its thinking tokens."""
-    section, used, to_force = Section(thinking), 0, []
+    section, used, to_force = dataclasses.replace(section), 0, []
     for token, forced in zip(result.token_ids, result.forced_mask, strict=True):
         spent = budget is not None and used == budget
         if section.thinking and spent and not to_force:
@@ -147,9 +155,9 @@ def test_every_answer_follows_the_documented_rules(batch, seed, eos):
     assert len(results) == ROWS
     for request, result in zip(requests, results, strict=True):
         ids = prompt_ids(request, tools)
-        is_open = leaves_thinking_open(ids)
+        section = section_of(ids)
         ends = end_tokens(model, TOK, chat=isinstance(request.prompt[0], dict))
-        used = replay(result, is_open, request.budget)
+        used = replay(result, section, request.budget)
         usage = result.usage
         assert (usage.prompt_tokens, usage.completion_tokens) == (len(ids), len(result.token_ids))
         assert (usage.thinking_tokens, usage.forced_tokens) == (used, sum(result.forced_mask))
@@ -165,8 +173,7 @@ def test_every_answer_follows_the_documented_rules(batch, seed, eos):
         assert (result.token_ids[-1] in ends) == (result.finish_reason != "length")
         assert len(result.token_ids) == request.max_new_tokens or result.finish_reason != "length"
         assert result.finish_reason != "tool_calls" or result.tool_calls
-        section = Section(is_open)
-        thought = is_open
+        thought = section.thinking
         for token in result.token_ids:
             section.take(token)
             thought |= section.thinking
@@ -221,7 +228,7 @@ def test_a_budget_changes_nothing_before_it_is_reached(batch, seed):
             assert with_budget == without
             continue
         # Equal up to and with the token that spends the budget.
-        section, used, same = Section(leaves_thinking_open(prompt_ids(request, tools))), 0, 0
+        section, used, same = section_of(prompt_ids(request, tools)), 0, 0
         for same, token in enumerate(without.token_ids, start=1):  # noqa: B007
             used += section.thinking and token != TOK.think_end_id
             if used == request.budget:
@@ -291,6 +298,15 @@ CHAT = [{"role": "user", "content": "Hi"}]
         (TOK, [*CHAT, {"role": "assistant", "content": "<think>\nLet me"}], {"continue_final_message": True}, True),
         (TOK, [*CHAT, {"role": "assistant", "reasoning_content": "Let me"}], {"continue_final_message": True}, True),
         (TOK, [*CHAT, {"role": "assistant", "content": "It is"}], {"continue_final_message": True}, False),
+        (TOK, [*CHAT, {"role": "assistant", "content": "The <think> tag"}], {"continue_final_message": True}, False),
+        (
+            TOK,
+            [*CHAT, {"role": "assistant", "content": "<think>\nLet <think>"}],
+            {"continue_final_message": True},
+            True,
+        ),
+        (TOK, "<|im_start|>assistant\n\n<think>\n", {}, True),
+        (TOK, "<|im_start|>assistant\n<think>\n</think>\n\nUse <think>", {}, False),
     ],
 )
 def test_which_prompts_leave_thinking_open(tokenizer, prompt, options, is_open):
@@ -346,9 +362,10 @@ def token_requests(draw):
     tokens = ThinkingTokens.of(TOK)
     budget = draw(st.one_of(st.none(), st.integers(0, 12), st.integers(0, 40)))
     limit = draw(st.integers(1, 24)) + (0 if budget is None else budget + len(STOP))
-    thinking = tokens.is_open(ids, TOK.im_start_id)
+    place = tokens.place(ids, TOK.im_start_id)
     eos = frozenset({TOK.im_end_id} if draw(st.booleans()) else ())
-    return TokenRequest(ids, draw(samplings(2.0)), limit, eos, budget, thinking, tokens)
+    thinking, answering = place == "thinking", place == "answer"
+    return TokenRequest(ids, draw(samplings(2.0)), limit, eos, budget, thinking, tokens, answering=answering)
 
 
 @pytest.mark.parametrize("count", [3, pytest.param(30, marks=pytest.mark.soak)])
@@ -375,8 +392,9 @@ def holds(engine: Engine, requests) -> None:
     for number, request in zip(numbers, requests, strict=True):
         tokens = answers[number]
         result = SimpleNamespace(token_ids=[t.id for t in tokens], forced_mask=[t.forced for t in tokens])
-        assert request.thinking == leaves_thinking_open(list(request.prompt))
-        assert replay(result, request.thinking, request.budget) == sum(t.thinking for t in tokens)
+        section = section_of(request.prompt)
+        assert (request.thinking, request.answering) == (section.thinking, section.answering)
+        assert replay(result, section, request.budget) == sum(t.thinking for t in tokens)
         assert tokens[-1].finish == ("stop" if tokens[-1].id in request.eos else "length")
         assert tokens[-1].finish == "stop" or len(tokens) == request.max_new_tokens
 

@@ -109,7 +109,7 @@ def test_every_option_arrives_in_the_request():
         prompt=tuple(TOK.apply_chat_template(CHAT, tools=tiny_models.TOOLS, tokenize=True)),
         sampling=sampling, max_new_tokens=90, eos=frozenset([TOK.im_end_id]), budget=4, thinking=False,
         thinking_tokens=ThinkingTokens.of(TOK), prompt_index=5, tools=tuple(tiny_models.TOOLS), raw=True,
-        continues_text=False, one_call=True,
+        continues_text=False, one_call=True, answering=False,
     )  # fmt: skip
     for sample, request in enumerate(requests):
         fields = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
@@ -126,6 +126,9 @@ def test_every_option_arrives_in_the_request():
     turn = [*CHAT, {"role": "assistant", "content": "It is"}]
     continued = one(turn, continue_final_message=True)
     assert continued.prompt == tuple(TOK.apply_chat_template(turn, continue_final_message=True, tokenize=True))
+    assert continued.answering
+    assert not one(CHAT).answering
+    assert not one(CHAT, enable_thinking=False).answering  # closed thinking is no answer
 
 
 @pytest.mark.parametrize("off", [dict(enable_thinking=False), dict(thinking_budget=0), dict(enable_thinking=np.False_)])
@@ -155,6 +158,7 @@ def test_for_messages_the_end_of_a_turn_ends_the_answer_whatever_the_files_say(m
     monkeypatch.setattr(model, "generation_config", GenerationConfig(eos_token_id=(TOK.endoftext_id,)))
     assert one(CHAT).eos == {TOK.endoftext_id, TOK.im_end_id} == end_tokens(model, TOK, chat=True)
     assert one("Hi").eos == one([1, 2]).eos == {TOK.endoftext_id}  # a text may go on behind the end of a turn
+    assert one("Hi", constraint=Anything).eos == {TOK.endoftext_id, TOK.im_end_id}  # which a grammar lets follow
     ends_otherwise = tiny_models.tokenizer("{% for m in messages %}{{ m.content + '<|endoftext|>\n' }}{% endfor %}")
     assert ends_otherwise.end_of_turn_id == TOK.endoftext_id
     assert one(CHAT, ends_otherwise).eos == {TOK.endoftext_id}

@@ -60,7 +60,7 @@ def _dictionaries(kind: Any, by_name: Mapping[str, Any]) -> st.SearchStrategy:
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
         is_required = get_origin(hint) in (typing.Required, typing_extensions.Required)
         plain = get_args(hint)[0] if is_required else hint
-        (required if is_required else optional)[name] = by_name.get(name, values(plain, by_name))
+        (required if is_required else optional)[name] = by_name[name] if name in by_name else values(plain, by_name)
     return st.fixed_dictionaries(required, optional=optional)
 
 

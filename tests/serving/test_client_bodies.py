@@ -4,22 +4,30 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
+import httpx2
+import openai
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mcp.server.fastmcp import FastMCP
+from openai.lib._parsing._completions import type_to_response_format_param
 from openai.types import completion_create_params as text_params
 from openai.types.chat import completion_create_params as chat_params
 from openai.types.chat.chat_completion_message_param import ChatCompletionMessageParam
+from pydantic import BaseModel
 
 from qwen3_jax import Engine
 from qwen3_jax.serving.app import Server
 from qwen3_jax.serving.worker import Stopped
 from tests.helpers import tiny_models
 from tests.helpers.client_types import JSON, WORD, bodies, values, words
+from tests.helpers.schema_models import Address, models
 
 TOK = tiny_models.tokenizer()
+ASK = [{"role": "user", "content": "What is 2 + 3?"}]
 CALL = st.dictionaries(WORD, JSON, max_size=2)
 BY_NAME = {"arguments": CALL.map(json.dumps) | st.sampled_from(["", "[1]", '{"x": ']), "parameters": st.just({})}
 MESSAGE = values(ChatCompletionMessageParam, BY_NAME)
@@ -36,6 +44,7 @@ class Captured:
     def __init__(self) -> None:
         self.server = Server(Engine(tiny_models.model(0), rows=2, cache_tokens=2048), TOK, "tiny")
         self.server.ready = True
+        self.server._engine.max_length = 1 << 16  # schemas are long in the tokens of the tiny tokenizer
         self.server.app._log = None
         self.server.worker.submit = self._submit  # type: ignore[method-assign]
         self.requests: list = []
@@ -130,17 +139,144 @@ def test_texts(captured, body):
     assert list(captured.requests[0].sampling.stop) == ([stop] if isinstance(stop, str) else stop)
 
 
-def test_messages_of_langchain(captured):
-    """As its OpenAI client sends them."""
-    messages = pytest.importorskip("langchain_core.messages")
-    call = {"name": "add", "args": {"a": 2}, "id": "call_1"}
-    history = [
-        messages.SystemMessage("Be brief."), messages.HumanMessage([{"type": "text", "text": "What is 2 + 3?"}]),
-        messages.AIMessage("", tool_calls=[call]), messages.ToolMessage("five", tool_call_id="call_1"),
-        messages.AIMessage("It is five."), messages.HumanMessage("Thanks."),
-    ]  # fmt: skip
-    body = {"messages": messages.convert_to_openai_messages(history), "parallel_tool_calls": None}
-    assert captured.ask("/v1/chat/completions", body) is None
-    prompt = TOK.decode(list(captured.requests[0].prompt))
-    for text in ("Be brief.", "What is 2 + 3?", '"name": "add"', '{"a": 2}', "five", "It is five.", "Thanks."):
-        assert text in prompt
+def shown(prompt: str, tools: list[dict]) -> bool:
+    """Whether a prompt has each tool as it was sent."""
+    return all(f"\n{json.dumps(tool, ensure_ascii=False)}\n" in prompt for tool in tools)
+
+
+def by_openai(model: type[BaseModel]) -> dict:
+    return openai.pydantic_function_tool(model, description="By openai.")
+
+
+def by_langchain(model: type[BaseModel]) -> dict:
+    return pytest.importorskip("langchain_core.utils.function_calling").convert_to_openai_tool(model)
+
+
+def by_mcp(model: type[BaseModel]) -> dict:
+    """A tool of an MCP server that takes the model, as agents hand it on."""
+
+    def take(given: model, count: int = 1) -> str:  # type: ignore[valid-type]
+        """Take it."""
+        return f"{given} {count}"
+
+    take.__annotations__["given"] = model
+    listed = asyncio.run(_listed(take))
+    return {"type": "function", "function": {"name": listed.name, "description": listed.description,
+                                             "parameters": listed.inputSchema}}  # fmt: skip
+
+
+async def _listed(function: Any) -> Any:
+    server = FastMCP("server")
+    server.add_tool(function)
+    (tool,) = await server.list_tools()
+    return tool
+
+
+MAKERS = [by_openai, by_langchain, by_mcp]
+
+
+@settings(FAST, max_examples=20)
+@given(
+    models(),
+    st.lists(st.sampled_from(MAKERS), min_size=1, max_size=2, unique=True),
+    st.sampled_from(["auto", "required"]),
+)
+def test_tools_of_generators_are_shown_as_sent(captured, drawn, makers, choice):
+    tools = []
+    for maker in makers:
+        try:
+            tools.append(maker(drawn[0]))
+        except (TypeError, ValueError):  # the generator refuses the model itself
+            return
+    body = {"messages": [{"role": "user", "content": "word1"}], "tools": tools, "tool_choice": choice}
+    error = captured.ask("/v1/chat/completions", body)
+    assert error is None, error
+    (request,) = captured.requests
+    assert shown(TOK.decode(list(request.prompt)), tools)
+    assert (request.constraint is not None) == (choice == "required")
+
+
+@settings(FAST, max_examples=15)
+@given(models())
+def test_formats_of_openais_package(captured, drawn):
+    model, *_ = drawn
+    try:
+        format = type_to_response_format_param(model)
+    except (TypeError, ValueError):
+        return
+    error = captured.ask("/v1/chat/completions", {"messages": ASK, "response_format": format})
+    assert error is None, error
+    assert captured.requests[0].constraint is not None
+    tools = [{"type": "function", "function": {"name": "f", "parameters": model.model_json_schema()}}]
+    body = {"messages": ASK, "response_format": format, "tools": tools}  # a call stays possible
+    for choice in ("auto", "required"):
+        assert captured.ask("/v1/chat/completions", body | {"tool_choice": choice}) is None
+        assert shown(TOK.decode(list(captured.requests[0].prompt)), tools)
+
+
+@settings(FAST, max_examples=30)
+@given(st.data())
+def test_tools_and_messages_of_anthropics_package(captured, data):
+    """Its tools have another form: refused by place, and right once they are in this one. Blocks that are text are read."""
+    types = pytest.importorskip("anthropic.types")
+    tool = data.draw(values(types.ToolParam, {"input_schema": SCHEMA_OF_ANTHROPIC, "name": WORD}))
+    error = captured.ask("/v1/chat/completions", {"messages": ASK, "tools": [tool]})
+    assert error is not None
+    assert error["param"] == "tools.0"
+    function = {"name": tool["name"], "description": tool.get("description", ""), "parameters": tool["input_schema"]}
+    tools = [{"type": "function", "function": function}]
+    assert captured.ask("/v1/chat/completions", {"messages": ASK, "tools": tools, "tool_choice": "required"}) is None
+    assert shown(TOK.decode(list(captured.requests[0].prompt)), tools)
+    block = data.draw(st.sampled_from([types.TextBlockParam, types.ThinkingBlockParam, types.ToolUseBlockParam,
+                                       types.ToolResultBlockParam, types.ImageBlockParam]))  # fmt: skip
+    part = data.draw(values(block, BLOCK_FIELDS))
+    messages = [*ASK, {"role": "assistant", "content": [part]}]
+    error = captured.ask("/v1/chat/completions", {"messages": messages})
+    if block in (types.TextBlockParam, types.ThinkingBlockParam):
+        assert error is None, error
+        assert part.get("text", part.get("thinking")) in TOK.decode(list(captured.requests[0].prompt))
+    else:
+        assert error is not None
+        assert "messages[1].content[0] is of type" in error["message"]
+
+
+BLOCK_FIELDS = {
+    "text": WORD,
+    "thinking": WORD,
+    "citations": st.none(),
+    "content": WORD,
+    "source": st.just({"type": "url"}),
+}
+SCHEMA_OF_ANTHROPIC = st.fixed_dictionaries(
+    {"type": st.just("object")},
+    optional={"properties": st.none() | st.dictionaries(WORD, st.sampled_from([{"type": "string"}, {}]), max_size=2),
+              "required": st.none() | st.just([])},
+)  # fmt: skip
+
+
+def test_the_packages_themselves(captured):
+    """With the headers that they send; Anthropic's route is named as not there yet."""
+    transport = httpx2.ASGITransport(captured.server.app)
+
+    async def ask() -> None:
+        async with httpx2.AsyncClient(transport=transport) as http:
+            own = openai.AsyncOpenAI(base_url="http://localhost/v1", api_key="any", max_retries=0, http_client=http)
+            with pytest.raises(openai.InternalServerError, match="captured"):
+                await own.chat.completions.parse(model="tiny", messages=ASK, response_format=Address)
+            assert (await own.models.retrieve("tiny")).id == "tiny"
+            with pytest.raises(openai.NotFoundError, match="model 'org/nope' does not exist"):
+                await own.models.retrieve("org/nope")
+            anthropic = pytest.importorskip("anthropic")
+            theirs = anthropic.AsyncAnthropic(
+                base_url="http://localhost", api_key="any", max_retries=0, http_client=http
+            )
+            body = {"model": "tiny", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
+            with pytest.raises(
+                anthropic.NotFoundError, match="Anthropic's Messages API is not available yet; use POST"
+            ):
+                await theirs.messages.create(**body)
+            del body["max_tokens"]
+            with pytest.raises(anthropic.NotFoundError, match="use POST /tokenize"):
+                await theirs.messages.count_tokens(**body)
+
+    asyncio.run(ask())

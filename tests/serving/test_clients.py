@@ -344,7 +344,7 @@ WRONG_SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"
         (400, "'stream_options' needs", dict(stream_options={"include_usage": True})),
         (400, "its keys are token ids", dict(logit_bias={"x": 1})),
         (400, "logit_bias", dict(logit_bias={"480": 1})),
-        (400, "cannot be compiled", dict(response_format=WRONG_SCHEMA)),
+        (400, "the schema, type: 'no' is none of JSON schema's types", dict(response_format=WRONG_SCHEMA)),
         (400, "role", dict(messages=[{"role": "wizard", "content": "hi"}])),
         (404, "model 'gpt-4' does not exist", dict(model="gpt-4")),
     ],

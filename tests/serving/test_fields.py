@@ -24,7 +24,7 @@ ASK = [{"role": "user", "content": "What is 2 + 3?"}]
 
 
 def harmless() -> list[tuple[str, object]]:
-    return [(name, value) for name, (_, values) in REFUSED.items() for value in (None, *values)]
+    return [(name, value) for name, refusal in REFUSED.items() for value in (None, *refusal.harmless)]
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,9 @@ def harmless() -> list[tuple[str, object]]:
         {"top_logprobs": 0}, {"stream_options": {}}, {"tools": []}, {"logit_bias": {}}, {"stop": []}, {"stop_token_ids": []},
         {"stream_options": {"include_obfuscation": False, "include_usage": None}}, {"response_format": {"type": "text"}},
         {"chat_template_kwargs": {}}, {"reasoning": {}}, {"custom_params": {}}, {"parallel_tool_calls": True},
+        {"tool_choice": "none"}, {"tool_choice": "auto"}, {"xtc_threshold": 0.1, "mirostat_tau": 5.0, "dry_base": 1.75},
+        {"repeat_last_n": 64}, {"guided_decoding_backend": "xgrammar"},
+        {"search_options": {"forced_search": True}, "enable_search": False}, {"logprobs": False},
     ],
     ids=lambda body: str(body)[:60],
 )  # fmt: skip
@@ -55,6 +58,8 @@ def test_a_field_at_the_value_that_changes_nothing_is_accepted(body):
         "response_format",
         "custom_params",
         "stream_options",
+        "tool_choice",
+        "logprobs",
     ):
         body.pop(name, None)
     tokens = TokenizeRequest(messages=ASK).tokens(TOK)
@@ -64,8 +69,12 @@ def test_a_field_at_the_value_that_changes_nothing_is_accepted(body):
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_field_that_would_change_something_is_refused_by_name(name):
     value = {"modalities": ["text", "audio"], "best_of": 3, "function_call": {"name": "f"}}.get(name, "anything")
+    needed = REFUSED[name].needs[:1]  # without it the field changes nothing
     for kind, fields in ((ChatRequest, dict(messages=ASK)), (CompletionRequest, dict(prompt="x"))):
-        with pytest.raises(ValueError, match=rf"the field '{name}' is not supported: \w"):
+        body = fields | {name: value} | dict.fromkeys(needed, 0.5)
+        with pytest.raises(ValueError, match=rf"the field '({'|'.join((name, *needed))})' is not supported: \w"):
+            kind(**body)
+        if needed:
             kind(**fields, **{name: value})
 
 
@@ -106,6 +115,19 @@ def idle() -> Server:
         (dict(stop=[1]), "the field 'stop': input should be a valid string.", "stop"),
         (dict(tools=[{"type": "custom"}]), "the field 'tools.0.type': input should be 'function'.", "tools.0.type"),
         (dict(tools=[{"function": {}}]), "the field 'tools.0.function.name': field required.", "tools.0.function.name"),
+        (dict(tools=[{"name": "f", "description": "d", "input_schema": {"type": "object"}}]),
+         "the field 'tools.0': it is a function, or a tool of another API; the form here is "
+         "{'type': 'function', 'function': {'name', 'description', 'parameters'}}.", "tools.0"),
+        (dict(tools=[{"type": "function", "name": "f", "parameters": {}}]),  # of the Responses API
+         "the field 'tools.0': it is a function, or a tool of another API; the form here is "
+         "{'type': 'function', 'function': {'name', 'description', 'parameters'}}.", "tools.0"),
+        (dict(tools=[{"function": {"name": "f", "inputSchema": {"type": "object"}}}]),
+         "the field 'tools.0.function': it has 'inputSchema'; name it 'parameters'.", "tools.0.function"),
+        (dict(tool_choice={"type": "tool", "name": "f"}),  # Anthropic's
+         "the field 'tool_choice': it must be 'auto', 'none', 'required' or {'type': 'function', 'function': {'name': NAME}}; "
+         "to allow some tools only, give these in 'tools'.", "tool_choice"),
+        (dict(extra_body={"top_k": 1}), "the field 'extra_body' is not supported: it belongs to OpenAI's client; give its "
+         "fields in the body itself.", None),
         (dict(stream_options={"usage": 1}), "the field 'stream_options': there is no field 'usage' in it. "
          "Did you mean 'include_usage'?", "stream_options"),
         (dict(reasoning={"exclude": True}), "the field 'reasoning.exclude': input should be False.", "reasoning.exclude"),
@@ -140,6 +162,13 @@ async def post(
         ("POST", "/v1/messages", 404, "Anthropic's Messages API is not available yet; use POST /v1/chat/completions"),
         ("POST", "/v1/messages/count_tokens", 404, "use POST /tokenize"),
         ("POST", "/v1/embeddings", 404, "no embeddings"),
+        ("GET", "/v1/responses/resp_1", 404, "the Responses API is not available yet"),
+        ("POST", "/v1/messages/batches", 404, "Messages API is not available yet"),
+        ("POST", "/openai/deployments/T/chat/completions", 404, "not Azure's API"),
+        ("POST", "/api/show", 404, "use GET /v1/models"),
+        ("POST", "/v1/audio/transcriptions", 404, "text only"),
+        ("POST", "/infill", 404, "fill in the middle"),
+        ("GET", "/v1/models/", 200, '"object":"list"'),
         ("POST", "/responses", 404, "the Responses API"),
         ("POST", "/chat/completions", 404, "Did you mean '/v1/chat/completions'?"),
         ("GET", "/api/tags", 404, "use GET /v1/models"),

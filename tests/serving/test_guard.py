@@ -152,6 +152,7 @@ def test_an_encoded_body_is_refused_by_name():
         ("[::ffff:127.0.0.1]", 200), ("chat.localhost:8000", 200), ("10.0.0.1", 421), ("[::2]", 421), ("[::1", 421),
         ("::1]:8000", 421), ("localhost:80:80", 421), ("localhost:http", 421), ("notlocalhost", 421), ("127.0.0.1.evil", 421),
         ("chat.example.org", 200), ("CHAT.example.org.:443", 200), ("host.docker.internal:8000", 421),
+        ("ip6-localhost:8000", 200), ("localhost.localdomain", 200), ("localhost.localdomain.org", 421),
     ],
 )  # fmt: skip
 def test_which_host_names_are_accepted(host, status):

@@ -1,133 +1,116 @@
 """JSON schemas of real generators in forced calls and response formats: what they allow can be written, the rest not."""
 
-import datetime
-import decimal
-import enum
 import json
 import re
-import uuid
-from typing import Annotated, Any, Literal, Union
+from typing import Any
 
-import pydantic
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from qwen3_jax.errors import RequestError
-from qwen3_jax.serving.grammars import Grammars
 from qwen3_jax.serving.protocol import Function, ResponseFormat
-from tests.helpers import tiny_models
+from qwen3_jax.serving.schemas import ENFORCED, REFUSED
+from qwen3_jax.text import parse
+from tests.helpers.grammar_checks import GRAMMARS, answered, called
+from tests.helpers.schema_models import Address, Colour, Node, models
 
-TOK = tiny_models.tokenizer()
-GRAMMARS = Grammars(TOK, [TOK.im_end_id])
-
-
-def matches(constraint, text: str) -> bool:
-    """Whether a constraint lets an answer be exactly this text."""
-    for token in [*TOK.encode(text), TOK.im_end_id]:
-        words = constraint.allowed()
-        if not words[token // 32] >> token % 32 & 1:
-            return False
-        constraint.take(token)
-    return True
+STRING, INTEGER = {"type": "string"}, {"type": "integer"}
+DEFINITIONS = {
+    "A": {"type": "object", "properties": {"s": STRING}}, "List[int]": {"type": "array", "items": INTEGER},
+    "a/b": INTEGER, "B": {"$id": "b.json", "type": "boolean"},
+}  # fmt: skip
+STRICT = (int, bool, Node, Address, Address | None, Colour, list[Node])  # no word is a value of them
 
 
-def called(name: str, arguments: Any, functions: list[Function]) -> bool:
-    """Whether the call of a tool with these arguments can be written, as the chat template writes calls."""
-    body = (
-        f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {json.dumps(arguments, ensure_ascii=False)}}}'
-    )
-    return matches(GRAMMARS.of(None, functions, several=False)(), f"<tool_call>\n{body}\n</tool_call>")
+def by_openai(model: type[BaseModel]) -> dict[str, Any] | None:
+    """The parameters of its strict tool; None where it refuses the model itself."""
+    openai = pytest.importorskip("openai")
+    try:
+        return openai.pydantic_function_tool(model)["function"]["parameters"]
+    except (TypeError, ValueError):
+        return None
 
 
-def answered(value: Any, schema: dict) -> bool:
-    of = ResponseFormat.model_validate({"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}})
-    return matches(GRAMMARS.of(of, [], several=False)(), json.dumps(value, ensure_ascii=False, separators=(", ", ": ")))
+def by_langchain(model: type[BaseModel]) -> dict[str, Any]:
+    convert = pytest.importorskip("langchain_core.utils.function_calling").convert_to_openai_tool
+    return convert(model)["function"]["parameters"]
 
 
-class Address(BaseModel):
-    """Where someone lives."""
-
-    street: str = Field(description="with the number", examples=["Main St 1"], min_length=1)
-    zip: int = 12345
-
-
-class Node(BaseModel):
-    value: int
-    children: list["Node"] = []
-
-
-class Colour(enum.Enum):
-    RED = "red"
-    BLUE = "blue"
-
-
-class Cat(BaseModel):
-    kind: Literal["cat"]
-    lives: int
-
-
-class Dog(BaseModel):
-    kind: Literal["dog"]
-    weight: float
-
-
-WORD = st.text("abc xyzé", min_size=1, max_size=5)
-WHOLE = st.integers(-99, 99)
-ADDRESS = st.fixed_dictionaries({"street": WORD}, optional={"zip": WHOLE}).map(lambda a: dict(sorted(a.items())))
-NODE = st.recursive(
-    st.fixed_dictionaries({"value": WHOLE}),
-    lambda inner: st.fixed_dictionaries({"value": WHOLE, "children": st.lists(inner, max_size=2)}),
-    max_leaves=4,
-).map(lambda node: json.loads(json.dumps(node), object_pairs_hook=lambda pairs: dict(sorted(pairs, reverse=True))))
-# The type of a field, and values of it in JSON.
-FIELDS: list[tuple[Any, st.SearchStrategy]] = [
-    (str, WORD), (int, WHOLE), (float, st.sampled_from([0, 1.5, -2])), (bool, st.booleans()),
-    (Colour, st.sampled_from(["red", "blue"])),
-    (Address, ADDRESS), (Address | None, st.none() | ADDRESS), (Node, NODE), (list[Node], st.lists(NODE, max_size=2)),
-    (dict[str, Address], st.dictionaries(WORD, ADDRESS, max_size=2)), (Literal["a", 1, None], st.sampled_from(["a", 1, None])),
-    (tuple[int, str], st.tuples(WHOLE, WORD).map(list)), (tuple[int, ...], st.lists(WHOLE, max_size=2)),
-    (set[int], st.lists(WHOLE, max_size=2, unique=True)), (Any, st.sampled_from([None, 1, "x", [1], {"a": 1}])),
-    (Annotated[Union[Cat, Dog], Field(discriminator="kind")],  # noqa: UP007 - as people write it
-     st.sampled_from([{"kind": "cat", "lives": 9}, {"kind": "dog", "weight": 2.5}])),
-    (Annotated[int, Field(ge=1, lt=10, multiple_of=2)], st.sampled_from([2, 4, 8])),
-    (Annotated[list[str], Field(min_length=1, max_length=2)], st.lists(WORD, min_size=1, max_size=2)),
-    (dict[Annotated[str, Field(pattern="^k")], int], st.dictionaries(WORD.map("k{}".format), WHOLE, max_size=2)),
-    (datetime.date, st.just("2026-11-25")), (datetime.datetime, st.just("2026-11-25T10:00:00Z")),
-    (uuid.UUID, st.uuids().map(str)),
-    (bytes, WORD), (decimal.Decimal, st.sampled_from([1.5, "1.5"])), (pydantic.Json, WORD), (pydantic.SecretStr, WORD),
-    (pydantic.AnyUrl, st.just("https://example.org/a")), (pydantic.IPvAnyAddress, st.just("::1")),
-]  # fmt: skip
-
-
-@settings(max_examples=80)
+@settings(max_examples=120)
 @given(st.data())
 def test_what_a_pydantic_model_takes_can_be_written_and_what_it_does_not_take_cannot(data: st.DataObject):
-    """Titles, descriptions, defaults, definitions, alternatives with null, discriminators, tuples, formats."""
-    picked = data.draw(st.lists(st.sampled_from(FIELDS), min_size=1, max_size=4))
-    names = [f"f{place}" for place in range(len(picked))]
-    optional = [data.draw(st.booleans()) for _ in picked]
-    fields: dict[str, Any] = {
-        name: (kind, Field(default=None, title="T", description="D", examples=[1])) if is_optional else (kind, ...)
-        for name, (kind, _), is_optional in zip(names, picked, optional, strict=True)
+    """Titles, descriptions, defaults, definitions, alternatives with null, discriminators, tuples, formats; by several
+    generators: pydantic's own, OpenAI's strict form, in which every field is required, and LangChain's."""
+    model, whole, some, kinds = data.draw(models())
+    generators = {
+        "pydantic": lambda: model.model_json_schema(),
+        "openai": lambda: by_openai(model),
+        "langchain": lambda: by_langchain(model),
     }
-    model = pydantic.create_model("Model", **fields)
-    schema = model.model_json_schema()
-    given_fields = [
-        n for n, left_out in zip(names, optional, strict=True) if not (left_out and data.draw(st.booleans()))
-    ]
-    value = {name: data.draw(values) for name, (_, values) in zip(names, picked, strict=True) if name in given_fields}
+    generator = data.draw(st.sampled_from(sorted(generators)))
+    schema = generators[generator]()
+    if schema is None:
+        return
+    value = whole if generator == "openai" else some
     functions = [Function(name="f", parameters=schema)]
     before = json.dumps(schema)
-    assert called("f", value, functions)
-    assert answered(value, schema)
-    wrong = {name: 5 if isinstance(value.get(name), str) else "no" for name in names}
-    strict = [kind for kind, _ in picked if kind in (int, bool, Node, Address, Address | None, Colour, list[Node])]
-    if strict:
+    if generator != "openai":  # whose strict form has every field of nested models too
+        assert called("f", value, functions)
+        assert answered(value, schema)
+    wrong = {name: 5 if isinstance(value.get(name), str) else "no" for name in whole}
+    if any(kind in STRICT for kind in kinds):
         assert not called("f", wrong, functions)
         assert not answered(wrong, schema)
     assert json.dumps(schema) == before
+
+
+class Item(BaseModel):
+    name: str = "x"
+    size: float | None = None
+
+
+class Order(BaseModel):
+    """An order with all that OpenAI's strict form has to rewrite."""
+
+    items: list[Item]
+    parent: "Order | None" = None
+    colour: Colour = Colour.RED
+
+
+def test_openais_strict_form_of_nested_and_recursive_models():
+    openai = pytest.importorskip("openai")
+    schema = openai.pydantic_function_tool(Order)["function"]["parameters"]
+    item = {"name": "a", "size": None}
+    order = {"items": [item], "parent": {"items": [], "parent": None, "colour": "blue"}, "colour": "red"}
+    functions = [Function(name="Order", parameters=schema)]
+    assert called("Order", order, functions)
+    assert answered(order, schema)
+    for wrong in (order | {"colour": "green"}, {"items": [item]}, order | {"parent": {"items": []}}, order | {"x": 1}):
+        assert not called("Order", wrong, functions)
+        assert not answered(wrong, schema)
+
+
+def test_schemas_of_pydantic_1():
+    v1 = pytest.importorskip("pydantic.v1")
+
+    class Old(v1.BaseModel):
+        street: v1.constr(regex="^[a-z]+$", min_length=1)  # type: ignore[valid-type]
+        colour: Colour = Colour.RED
+
+    class Parent(v1.BaseModel):
+        old: Old = v1.Field(..., description="allOf with a reference")
+        pair: tuple[int, str]
+        more: dict[str, Old] | None = None
+        amount: v1.conint(gt=0, le=9) = 1  # type: ignore[valid-type]
+
+    schema = Parent.schema()
+    value = {"old": {"street": "a", "colour": "red"}, "pair": [1, "x"], "more": {"k": {"street": "b"}}, "amount": 9}
+    assert called("f", value, [Function(name="f", parameters=schema)])
+    assert answered(value, schema)
+    for wrong in (value | {"old": {"street": "A"}}, value | {"pair": ["x", 1]}, value | {"amount": 0}):
+        assert not answered(wrong, schema)
 
 
 def test_equal_names_of_two_tools_do_not_mix_and_recursive_ones_recur():
@@ -175,11 +158,46 @@ def test_equal_names_of_two_tools_do_not_mix_and_recursive_ones_recur():
         ({"enum": [{"$ref": "x", "not": 1}]}, {"$ref": "x", "not": 1}, {}),
         ({"$defs": {"Unused": {"not": {}}}, "type": "integer"}, 1, "a"),
         (True, "anything", None),
+        # zod
+        ({"type": "object", "properties": {"a": INTEGER, "b": {"not": {}}}, "additionalProperties": False}, {"a": 1},
+         {"a": 1, "b": 1}),
+        ({"type": "string", "const": "a"}, "a", "b"), ({"type": ["string", "number"], "enum": ["a", 1]}, 1, 2),
+        ({"type": "integer", "minimum": -9007199254740991, "maximum": 9007199254740991}, 5, "5"),
+        ({"type": "array", "items": {"type": "array", "items": [STRING, INTEGER], "minItems": 2, "maxItems": 2}}, [["a", 1]],
+         [["a"]]),
+        ({"type": "object", "additionalProperties": INTEGER, "propertyNames": STRING}, {"a": 1}, {"a": "x"}),
+        ({"allOf": [{"type": "object", "properties": {"a": INTEGER}, "required": ["a"]},
+                    {"type": "object", "properties": {"b": INTEGER}, "required": ["b"]}]}, {"a": 1, "b": 2}, {"a": 1}),
+        ({"type": "object", "properties": {"a": {"type": "object", "properties": {"s": STRING}},
+                                           "b": {"$ref": "#/properties/x/properties/a"}}}, {"b": {"s": "q"}}, {"b": {"s": 1}}),
+        ({"type": "array", "items": [], "maxItems": 0}, [], [1]), ({"type": "string", "pattern": r"^\bab\b$"}, "ab", 1),
+        # servers in Go and PHP, protocol buffers, OpenAPI
+        ({"type": "array", "items": INTEGER, "minItems": None, "required": None, "enum": None}, [1], ["a"]),
+        ({"type": "object", "properties": []}, {}, "a"), ({"type": "string", "enum": ["a"], "nullable": True}, None, "b"),
+        ({"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}, 5, "a"),
+        ({"type": "integer", "format": "int32"}, 1, "a"),
+        ({"type": "number", "minimum": 1e-10, "maximum": 1e30}, 0.5, "a"),
+        ({"type": "object", "discriminator": {"propertyName": "k"}, "oneOf": [{"$ref": "#/$defs/A"}]}, {"s": "x"}, 1),
+        # references of all forms, with neighbours
+        ({"$ref": "#/$defs/A", "description": "d", "default": None}, {"s": "x"}, 1), ({"$ref": "#/$defs/a~1b"}, 1, "a"),
+        ({"$ref": "#/$defs/List%5Bint%5D"}, [1], ["a"]), ({"$ref": "b.json"}, True, 1),
+        ({"$ref": "#/$defs/A", "nullable": True}, None, 1), ({"$ref": "#/$defs/A", "required": ["s"]}, {"s": "x"}, {}),
+        ({"allOf": [{"$ref": "#/$defs/A"}], "title": "t"}, {"s": "x"}, 1),
+        # what others say in other words, or without effect
+        ({"type": "object", "properties": {"a": INTEGER}, "unevaluatedProperties": False}, {"a": 1}, {"b": 1}),
+        ({"type": "array", "prefixItems": [INTEGER], "unevaluatedItems": False}, [1], [1, 2]),
+        ({"if": {"type": "string"}, "minContains": 1, "dependentRequired": {}, "type": "integer"}, 1, "a"),
+        ({"type": "object", "properties": {"a": INTEGER, "b": INTEGER}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
+         {"a": 1}, {}),
+        ({"type": "object", "properties": {"a": INTEGER}, "minProperties": 1}, {"a": 1}, {"a": "x"}),  # relaxed
+        ({"type": "string", "maxLength": 10**7}, "a", 1), ({"type": "array", "items": STRING, "maxItems": 10**6}, ["a"], [1]),
+        ({"type": "string", "pattern": "^[a-z]+$", "minLength": 2, "maxLength": 5}, "abc", "a"),
+        ({"type": "string", "format": "email", "maxLength": 254}, "a@b.org", "a"), ({"const": None}, None, 1),
     ],
 )  # fmt: skip
 def test_keywords_that_are_held_relaxed_or_only_notes(schema: Any, yes: Any, no: Any):
-    """Whatever the generator's age; a relaxed keyword leaves the rest of its schema in force."""
-    root = {"type": "object", "properties": {"x": schema}, "required": ["x"]}
+    """Whatever the generator and its age; a relaxed keyword leaves the rest of its schema in force."""
+    root = {"type": "object", "properties": {"x": schema}, "required": ["x"], "$defs": DEFINITIONS}
     assert called("f", {"x": yes}, [Function(name="f", parameters=root)])
     assert schema is True or not called("f", {"x": no}, [Function(name="f", parameters=root)])
     assert answered({"x": yes}, root)
@@ -197,14 +215,96 @@ def test_keywords_that_are_held_relaxed_or_only_notes(schema: Any, yes: Any, no:
         ({"$ref": "#/$defs/Used"}, "$defs.Used: the keyword 'unevaluatedProperties'"),
         ({"type": "string", "pattern": "(a"}, "properties.x: the pattern '(a' cannot be compiled"),
         ({"properties": {"y": 5}}, "properties.x.properties.y: must be a schema"),
+        ({"type": "int"}, "properties.x.type: 'int' is none of JSON schema's types (string, number, integer, boolean, object, "
+         "array, null). Did you mean 'integer'?"),
+        ({"type": "STRING"}, "properties.x.type: 'STRING' is none of"), ({"type": []}, "properties.x.type: [] is none of"),
+        ({"enum": []}, "properties.x.enum: must be a list with at least one"),
+        ({"required": "a"}, "properties.x.required: must"),
+        ({"minItems": "1"}, "properties.x.minItems: must be a number"), ({"maxLength": 1.5}, "properties.x.maxLength: must be"),
+        ({"anyOf": {}}, "properties.x.anyOf: must be a list of schemas"),
+        ({"pattern": 5}, "properties.x.pattern: must be a text"),
+        ({"properties": ["a"]}, "properties.x.properties: must be an object of schemas"),
+        ({"items": {"minLength": 5, "maxLength": 1, "type": "string"}, "type": "array", "minItems": 1},
+         "properties.x.items: it cannot be compiled: Unsatisfiable schema: minLength (5) is greater"),
+        ({"$ref": "#/$defs/Loop"}, "properties.x.$ref: the reference '#/$defs/Loop' leads to itself"),
     ],
 )  # fmt: skip
 def test_what_the_grammar_cannot_hold_is_refused_by_place_and_keyword(schema: dict, words: str):
-    used = {"type": "object", "unevaluatedProperties": False}
-    root = {"type": "object", "properties": {"x": schema}, "$defs": {"Used": used}}
+    used = {"allOf": [{"type": "object"}], "unevaluatedProperties": False}
+    definitions = {"Used": used, "Loop": {"$ref": "#/$defs/Pool"}, "Pool": {"$ref": "#/$defs/Loop"}}
+    root = {"type": "object", "properties": {"x": schema}, "required": ["x"], "$defs": definitions}
     with pytest.raises(RequestError, match=re.escape(f"the tool 'f', {words}")) as caught:
         GRAMMARS.of(None, [Function(name="f", parameters=root)], several=False)
     assert caught.value.param == "tools"
     with pytest.raises(RequestError, match=re.escape(f"the schema, {words}")) as caught:
         answered({}, root)
     assert caught.value.param == "response_format"
+
+
+def test_what_a_call_can_have_as_arguments():
+    """An object; a schema that no grammar holds leaves a call of a choice free, and refuses a forced one by its tool."""
+    as_json = ResponseFormat(type="json_object")
+    good = Function(name="g", parameters={"type": "object", "properties": {"x": INTEGER}, "required": ["x"]})
+    for parameters, words in (
+        ({"type": "array"}, "the tool 'f': the arguments of a call are an object, not of type ['array']"),
+        (
+            {"$ref": "#/$defs/S", "$defs": {"S": STRING}},
+            "the arguments of a call are an object, not of type ['string']",
+        ),
+        ({"properties": {"x": {"type": "text"}}}, "the tool 'f', properties.x.type: 'text' is none of"),
+        ({"not": {}}, "the tool 'f': no value fits it"),
+        (
+            {"properties": {"x": {"enum": [1], "type": "string"}}, "required": ["x"]},
+            "the tool 'f', properties.x: it cannot be",
+        ),
+        ({"if": {}, "then": {}}, "the tool 'f': the keyword 'if' is not supported"),
+    ):
+        both = [good, Function(name="f", parameters=parameters)]
+        with pytest.raises(RequestError, match=re.escape(words)) as caught:
+            called("g", {"x": 1}, both)
+        assert caught.value.param == "tools"
+        assert called("f", {"x": ["anything"]}, both, as_json)
+        assert called("g", {"x": 1}, both, as_json)
+        assert not called("g", {"x": "1"}, both, as_json)
+    for parameters in (
+        None,
+        [],
+        {},
+        {"type": "object"},
+        {"type": ["object", "null"]},
+        {"$ref": "#/$defs/O", "$defs": {"O": {}}},
+    ):
+        assert called("f", {}, [Function.model_validate({"name": "f", "parameters": parameters})])
+
+
+KEYWORDS = st.sampled_from(sorted({*ENFORCED, *REFUSED, "$defs", "$id", "$anchor", "nullable", "definitions", "title"}))
+PLAIN = (
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats(allow_nan=False) | st.text(max_size=3)
+    | st.sampled_from(["#", "#/$defs/a", "#/properties/a", "#a", "object", "string", "integer", "^a", "http://[", "a"])
+)  # fmt: skip
+ANYTHING = st.recursive(
+    PLAIN,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(KEYWORDS, inner, max_size=4)
+        | st.dictionaries(st.sampled_from("ab"), inner, max_size=2)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=200)
+@given(st.dictionaries(KEYWORDS, ANYTHING, max_size=5))
+def test_any_object_is_a_schema_or_is_refused_in_one_sentence(schema: dict):
+    """And arguments in XML are read under it."""
+    said = "the tool 'f'."
+    try:
+        GRAMMARS.of(None, [Function(name="f", parameters=schema)], several=False)
+    except RequestError as error:
+        said = str(error)
+    assert "the tool 'f'" in said
+    assert said.endswith((".", "?"))
+    assert "\n" not in said
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    text = "<tool_call>\n<function=f>\n<parameter=a>\n7\n</parameter>\n</function>\n</tool_call>"
+    assert parse(text, tools=tools).tool_calls

@@ -1,6 +1,7 @@
 """Chat templates: the built-in one and our renderer against the official templates rendered by transformers."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -44,6 +45,20 @@ def message(role: str, **fields: Any):
 
 SPACE = st.text("\n ", max_size=3)
 THOUGHT = st.builds("{}<think>{}{}{}</think>{}{}".format, SPACE, SPACE, TEXT, SPACE, SPACE, TEXT)
+
+
+# An answer as a model writes it: one thinking section at most, at the start, and no other tag that ends one.
+WRITTEN = re.compile(r"\s*<think>(?:(?!</?think>).)*</think>(?:(?!</think>).)*|(?:(?!</think>).)*", re.DOTALL)
+
+
+def said_once(message: dict) -> dict:
+    """Without what templates read otherwise than we do: thinking under two names, and quoted tags they look into."""
+    if message.get("reasoning_content") is not None and message.get("reasoning"):
+        message = message | {"reasoning": None}
+    is_quoting = message.get("reasoning_content") is None and not WRITTEN.fullmatch(message.get("content") or "")
+    return message | {"reasoning_content": ""} if is_quoting and message.get("reasoning") is None else message
+
+
 ASSISTANT = st.fixed_dictionaries(
     {"role": st.just("assistant")},
     optional={
@@ -52,7 +67,7 @@ ASSISTANT = st.fixed_dictionaries(
         "reasoning": st.none() | TEXT,
         "tool_calls": st.none() | CALLS,
     },
-)
+).map(said_once)
 SYSTEM = message("system", content=TEXT)
 TOOL = message("tool", content=TEXT) | message("tool", content=TEXT, tool_call_id=st.just("call_1"))
 # A tool result that a client sends as user text counts as one, but only if it is wrapped on both sides.
@@ -199,6 +214,33 @@ def test_developer_is_system_and_nothing_a_message_says_is_dropped():
     for role in ("function", "critic", "human", 5, None):
         with pytest.raises(ChatTemplateError, match=r"messages\[0\] has the role"):
             render(built_in_template(), [{"role": role, "content": "x"}])
+
+
+@pytest.mark.parametrize(
+    ("content", "thinking", "answer"),
+    [
+        ("Use `re.sub(r'<think>.*?</think>', '', s)`.", "", None), ("The tag `</think>` ends it.", "", None),
+        ("```\n<think>\n</think>\n```", "", None), ("Close it with </think>.\n\nThat is all.", "", None),
+        ("<think>\nok\n</think>\n\nUse `</think>`, then `</think>`.", "ok", "Use `</think>`, then `</think>`."),
+        ("<think>\nIs `<think>` a tag?\n</think>\n\nYes.", "Is `<think>` a tag?", "Yes."),
+        ("ok, `</think>` ends\n</think>\n\nYes.", "ok, `</think>` ends", "Yes."),  # the prompt had opened it
+        ("ok\n</think>\n\nYes.", "ok", "Yes."), ("<think>ok</think>Yes.", "ok", "Yes."), ("No tag.", "", None),
+    ],
+)  # fmt: skip
+def test_think_tags_that_an_answer_of_the_history_quotes_stay_in_it(content: str, thinking: str, answer: str | None):
+    """Templates look for thinking in the text, and would drop what stands before the last tag."""
+    ask, said = {"role": "user", "content": "?"}, {"role": "assistant", "content": content}
+    split = {"role": "assistant", "content": content if answer is None else answer, "reasoning_content": thinking}
+    for template in (built_in_template(), official_template()):
+        for behind in ([], [ask]):
+            expected = render(template, [ask, split, *behind])
+            assert render(template, [ask, said, *behind]) == expected
+            assert split["content"] in expected
+            assert behind or thinking in expected
+        kept = render(template, [ask, said, ask], preserve_thinking=True)
+        assert all(text in kept for text in (split["content"], thinking))
+    instruct = official_template("qwen3_instruct_2507")  # which looks for no thinking
+    assert content in render(instruct, [ask, said, ask])
 
 
 def test_thinking_is_kept_only_while_it_matters():

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from qwen3_jax.text import AnswerParser, Piece, ThinkingParser, ToolCall, ToolCallParser, parse
+from qwen3_jax.text import AnswerParser, Piece, ThinkingParser, ToolCall, ToolCallParser, parse, render
+from tests.helpers.real_tokenizer import official_template
 
 PIECES = [
     "<think>", "</think>", "<tool_call>", "</tool_call>", "<think", ">", "</", "<", "tool_call>", "\n", "\n\n", " ",
@@ -15,6 +16,7 @@ PIECES = [
     '{"name": "g", "arguments": {"t": "</tool_call>"}}', '{"name": "h", "arguments": {"t": "<think>"}}', "{}", "}",
     '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>', "<think>\nWait.\n</think>\n\n", "`", "```\n",
     "<tool_call>\n<function=f>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>", "</function>", "</parameter>\n",
+    "<function=f>\n", "\n<parameter=x>\n1\n", "\n</function>\n</tool_call>\n",
 ]  # fmt: skip
 ANSWERS = st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=12).map("".join)
 JSON = st.recursive(
@@ -51,6 +53,8 @@ def test_chunking_never_matters(text: str, data: st.DataObject, in_thinking: boo
     chunks = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     for make in (
         lambda: ThinkingParser(in_thinking),
+        lambda: ThinkingParser(begun=True),
+        lambda: ToolCallParser([{"function": {"name": "f"}}]),
         ToolCallParser,
         lambda: AnswerParser(in_thinking, tools),
     ):
@@ -141,6 +145,14 @@ CALL = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
         ('<tool_call>\n{"name": "f", "arguments": ""}\n</tool_call>', "", ["{}"]),
         ('<tool_call>\n{"name": "f", "arguments": "{\\"x\\": [1]}"}\n</tool_call>', "", ['{"x": [1]}']),
         ('<tool_call>\n{"name": "f", "arguments": {"code": "a\nb"}}\n</tool_call>', "", ['{"code": "a\\nb"}']),
+        *[(CALL.replace("arguments", name), "", ['{"x": 1}']) for name in ("parameters", "args", "input")],
+        (CALL.replace('"arguments"', '"args": {"x": 2}, "arguments"'), "", ['{"x": 1}']),
+        (f"{CALL[:-13]}\n{CALL}", "", ['{"x": 1}', '{"x": 1}']),  # without its end tag
+        (f"<tool_call>\n{{oops\n{CALL[:-13]}\n<tool_call>\n{{\n{CALL}", "<tool_call>\n{oops<tool_call>\n{", ['{"x": 1}'] * 2),
+        (f"{CALL[:-13]}\n<tool_call>\n{{oops\n</tool_call>", "<tool_call>\n{oops\n</tool_call>", ['{"x": 1}']),
+        ('<tool_call>\n[{"name": "f", "arguments": {"x": 1.0}}, {"name": "f"}]\n</tool_call>', "", ['{"x": 1.0}', "{}"]),
+        ('<tool_call>\n{"name": "f", "arguments": {}}\n{"name": "f", "arguments": {"x": "],"}}\n</tool_call>', "",
+         ["{}", '{"x": "],"}']),
         (CALL[:-5], "", ['{"x": 1}']),  # cut off inside the closing tag
         (CALL.replace("\n</tool_call>", ""), "", ['{"x": 1}']),
         (f"<tool_call>\n{{oops\n{CALL}", "<tool_call>\n{oops", ['{"x": 1}']),  # begun again
@@ -156,7 +168,8 @@ def test_tool_calls(text: str, content: str, calls: list[str]):
 
 @pytest.mark.parametrize(
     "body",
-    ["", "{", "not json", '{"arguments": {}}', '{"name": 5, "arguments": {}}', '{"name": "", "arguments": {}}',
+    ['[{"name": "f", "arguments": {}}, 3]', "[]", '{"name": "f", "x": 1}', "", "{", "not json",
+     '{"arguments": {}}', '{"name": 5, "arguments": {}}', '{"name": "", "arguments": {}}',
      '{"name": "f", "arguments": [1]}', '{"name": "f", "arguments": "x"}', '{"name": "f", "arguments": {"x": NaN}}',
      '["f", {}]', '{"name": "f", "arguments": {}} {}', '{"name": "f", "arguments": {}', '{"name": "f",}',
      '{"name" "f"}', '{"name": "f", "arguments": ' + "[" * 100_000, '{5: "f"}'],
@@ -176,6 +189,11 @@ def test_what_is_no_call_stays_in_the_content(body: str, end: str):
         f'It says "{CALL}".',
         f"Write this:\n\n```\n{CALL}\n```\n\nThat is all.",
         f"- so:\n  ```xml\n  {CALL}\n  ```\n- or `<tool_call>` alone\n",
+        f"Write `x = {CALL}` there.",
+        f"Write ``{CALL} `` there.",
+        f"> {CALL.replace(chr(10), ' ')}\n",
+        f"~~~\n```\n{CALL}\n~~~\n",
+        f"````\n```\n{CALL}\n```\n{CALL}\n````\n",
         "`<tool_call>` opens a call and `</tool_call>` closes it.",
         "<tools>, <tool_response>, <|im_start|> and </tools> are tags of the prompt.",
     ],
@@ -227,14 +245,125 @@ def test_arguments_of_xml_calls_have_the_types_of_the_schema(name: str, text: st
     assert parse(call).tool_calls[0].arguments_dict() == {name: text}  # without a schema they are texts
 
 
+@pytest.mark.parametrize(
+    ("schema", "text", "value"),
+    [
+        ({"type": "string", "nullable": True}, "null", None), ({"type": "integer", "nullable": True}, "null", None),
+        ({"type": "int"}, "3", 3), ({"type": "dict"}, '{"a": 1}', {"a": 1}), ({"type": "STRING"}, "3", "3"),
+        ({"$ref": "#/$defs/Box%5Bint%5D"}, '{"a": 1}', {"a": 1}), ({"$ref": "#/properties/two/anyOf/0"}, "3", 3),
+        ({"$ref": "#whole"}, "3", 3), ({"$ref": "#/nowhere"}, "3", "3"), ({"enum": [1, 2, "a"]}, "2", 2),
+        ({"enum": [1, 2, "a"]}, "a", "a"), ({"const": None}, "null", None), ({"prefixItems": [{}]}, "[1]", [1]),
+        ({"properties": {"a": {}}}, "{'a': None}", {"a": None}), (True, "3", "3"), ({"type": "array"}, "a, b", "a, b"),
+        ({"oneOf": [{"type": "boolean"}, {"type": "number"}]}, "1.5", 1.5), ({"type": "integer"}, "12345678901234567890",
+         12345678901234567890),
+    ],
+)  # fmt: skip
+def test_types_in_the_spellings_of_generators(schema: object, text: str, value: object):
+    """Of a property, behind references, of a part of the parameters, and of any further property."""
+    defs = {"Box[int]": {"type": "object"}, "W": {"$anchor": "whole", "type": "integer"}}
+    two = {"two": {"anyOf": [{"type": "integer"}]}}
+    for parameters in (
+        {"type": "object", "properties": {"x": schema, **two}},
+        {"allOf": [{"type": "object", "properties": {"x": schema}}, {"$ref": "#/$defs/No"}], "properties": two},
+        {"properties": two, "additionalProperties": schema},
+        {"properties": two, "patternProperties": {"^x": schema}, "additionalProperties": False},
+    ):
+        tools = [{"type": "function", "function": {"name": "f", "parameters": parameters | {"$defs": defs}}}]
+        call = parse(XML.format(f"<parameter=x>\n{text}\n</parameter>\n"), tools=tools).tool_calls[0]
+        assert repr(call.arguments_dict()) == repr({"x": value})
+
+
+TWO = XML.format("<parameter=a>\n1\n</parameter>\n<parameter=b>\nx\ny\n</parameter>\n")
+BARE = TWO.removeprefix("<tool_call>\n")
+NAMED = [
+    {"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"type": "integer"}, "b": {}}}}}
+]
+
+
 def test_xml_calls_among_text():
-    two = XML.format("<parameter=a>\n1\n</parameter>\n<parameter=b>\nx\ny\n</parameter>\n")
-    parsed = parse(f"<think>\nok\n</think>\n\nLet me look.\n\n{two}\n{XML.format('')}")
+    parsed = parse(f"<think>\nok\n</think>\n\nLet me look.\n\n{TWO}\n{XML.format('')}")
     assert (parsed.thinking, parsed.content) == ("ok", "Let me look.")
     assert [call.arguments_dict() for call in parsed.tool_calls] == [{"a": "1", "b": "x\ny"}, {}]
-    assert parse(two[: -len("\n</tool_call>")]).tool_calls[0].name == "f"  # cut off behind the call
-    for text in (two[:-30], two.replace("</parameter>", ""), two.replace("=b>", "=a>"), XML.format("and text\n")):
-        assert (parse(text).content, parse(text).tool_calls) == (text, ())
+    assert parse(TWO[: -len("\n</tool_call>")]).tool_calls[0].name == "f"  # cut off behind the call
+    for text in (TWO[:-30], TWO.replace("=b>", "=a>"), XML.format("and text\n"), f"`{BARE}`", f"```\n{BARE}\n```"):
+        for tools in (True, NAMED):
+            assert (parse(text, tools=tools).content, parse(text, tools=tools).tool_calls) == (text, ())
+    assert parse(BARE).content == BARE  # without tools their names are not known
+
+
+WHOLE = [{"a": 1, "b": "x\ny"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "calls"),
+    [  # what Qwen3-Coder leaves out, and several calls in one block
+        (TWO.replace("</parameter>\n", ""), "", WHOLE),
+        (TWO.replace("1\n</parameter>\n", "1\n"), "", WHOLE),
+        (TWO.replace("y\n</parameter>\n", "y\n"), "", WHOLE),
+        (TWO.replace("</function>\n", ""), "", WHOLE),
+        (TWO.replace("</parameter>\n</function>\n", ""), "", WHOLE),
+        (TWO.replace("\n</tool_call>", ""), "", WHOLE),
+        (f"Look.\n{TWO.replace('</parameter>', '').replace('</function>', '')}\n{TWO}", "Look.", None),
+        (BARE, "", WHOLE),
+        (f"Let me look.\n\n{BARE}\n", "Let me look.", WHOLE),
+        (BARE.replace("\n</tool_call>", ""), "", WHOLE),
+        (BARE.replace("\n</tool_call>", "\n\nDone."), "Done.", WHOLE),
+        (BARE.replace("\n</tool_call>", "\n") + TWO, "", WHOLE * 2),
+        (f"{BARE}\n{BARE}", "", WHOLE * 2),
+        (TWO.replace("</function>", "</function>\n<function=f>\n</function>"), "", [*WHOLE, {}]),
+        ("<tool_call><function=f><parameter=a>1</parameter><parameter=b>x\ny</parameter></function></tool_call>", "", WHOLE),
+        (TWO.replace("x\ny", "<tool_call>\n<parameter=c>\n</tool_call>"), "",
+         [{"a": 1, "b": "<tool_call>\n<parameter=c>\n</tool_call>"}]),  # an argument about calls
+        (TWO.replace("x\ny", "def f():\n    return '</think>'\n"), "", [{"a": 1, "b": "def f():\n    return '</think>'\n"}]),
+        (TWO.replace("=f>", "='f'>").replace("=a>", '="a">'), "", WHOLE),
+        ("Call <function=f> with a number.", "Call <function=f> with a number.", []),
+        ("Write <function=f>\n</function> for that.", "Write <function=f>\n</function> for that.", []),
+        ("<function=g>\n</function>", "<function=g>\n</function>", []),  # no tool of this name
+    ],
+)  # fmt: skip
+def test_xml_calls_with_tags_left_out(text: str, content: str, calls: list | None):
+    """Whole, by characters, and behind thinking."""
+    for chunks in ([text], list(text)):
+        events = run(AnswerParser(tools=NAMED), chunks)
+        assert "".join(e.text for e in events if isinstance(e, Piece)) == content
+        made = [json.loads(arguments) for _, arguments in (e for e in events if not isinstance(e, Piece))]
+        assert made == calls if calls is not None else made[-1:] == WHOLE
+    parsed = parse(f"<think>\nok\n</think>\n\n{text}", tools=NAMED)
+    assert (parsed.thinking, parsed.content) == ("ok", content)
+
+
+TYPES = {
+    "string": st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+    | st.sampled_from(["\n", " a\n\n", "null", "3", "<b>"]),
+    "integer": st.integers(), "number": st.floats(allow_nan=False, allow_infinity=False), "boolean": st.booleans(),
+    "null": st.none(), "array": st.lists(JSON, max_size=2), "object": st.dictionaries(st.text(max_size=4), JSON, max_size=2),
+}  # fmt: skip
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_what_a_template_in_xml_writes_is_read_back(data: st.DataObject):
+    """Arguments of a call in a history of Qwen3.5's template, under the types of their schema."""
+    names = [f"a{place}" for place in range(data.draw(st.integers(0, 4)))]
+    types = {name: data.draw(st.sampled_from(sorted(TYPES))) for name in names}
+    arguments = {name: data.draw(TYPES[kind]) for name, kind in types.items()}
+    properties = {name: {"type": kind} for name, kind in types.items()}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"properties": properties}}}]
+    call = {"name": "f", "arguments": data.draw(st.sampled_from([dict, json.dumps]))(arguments)}
+    ask = {"role": "user", "content": "?"}
+    said = {"role": "assistant", "content": "Look.", "reasoning_content": "Hm.", "tool_calls": [call, call]}
+    text = render(official_template("qwen3_5_think"), [ask, said], add_generation_prompt=False)
+    parsed = parse(text.partition("<|im_start|>assistant\n")[2].removesuffix("<|im_end|>\n"), tools=tools)
+    assert (parsed.thinking, parsed.content, len(parsed.tool_calls)) == ("Hm.", "Look.", 2)
+    for each in parsed.tool_calls:
+        assert repr(each.arguments_dict()) == repr(arguments)
+
+
+def test_an_answer_that_the_prompt_has_begun_has_no_thinking():
+    for text in ("<think> is a tag.", "</think> closes it.", "\n\nSo <think>x</think>."):
+        for chunks in ([text], list(text)):
+            assert run(AnswerParser(begun=True), chunks) == [Piece("content", text)]
+            assert not AnswerParser(begun=True).seen_thinking
 
 
 def test_think_tags_inside_a_call_are_arguments():
@@ -275,3 +404,23 @@ def test_cost_is_linear(head: str, unit: str):
         parser.feed(unit)
     parser.finish()
     assert time.process_time() - start < 3
+
+
+def test_types_are_found_in_time_whatever_the_schema_is():
+    twice = {"anyOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/A"}, {"type": "integer"}]}
+    bad = {"$id": "http://[", "$ref": "http://[#a"}
+    for schema in (
+        twice,
+        {"$ref": "#/$defs/A"},
+        {"$ref": "#/properties/x"},
+        {"$ref": f"#/{'9' * 5000}"},
+        bad,
+        [],
+        5,
+        {"type": [5]},
+    ):
+        parameters = {"properties": {"x": schema}, "patternProperties": {"(x+)+$": {}}, "$defs": {"A": twice}, **twice}
+        tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+        start = time.process_time()
+        assert parse(XML.format("<parameter=x>\n7\n</parameter>\n"), tools=tools).tool_calls
+        assert time.process_time() - start < 1

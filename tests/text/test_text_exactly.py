@@ -8,6 +8,7 @@ import pytest
 
 from qwen3_jax.text import (
     AnswerParser,
+    ChatTemplateError,
     Detokenizer,
     Piece,
     ThinkingParser,
@@ -355,13 +356,19 @@ def test_a_prompt_to_the_letter():
     assert opened == head + ask + "<|im_start|>assistant\n<think>\nYes.\n</think>\n\nS"
 
 
-def test_thinking_under_several_names_is_that_of_the_first():
+def test_thinking_under_several_names_is_one_thinking():
     names = ("reasoning_content", "thinking", "reasoning")
     for count in range(1, 4):
         for chosen in itertools.combinations(names, count):
-            message = {"role": "assistant", "content": "4", **{name: name.upper() for name in reversed(chosen)}}
-            text = render(built_in_template(), [user("?"), message], add_generation_prompt=False)
-            assert f"<think>\n{chosen[0].upper()}\n</think>\n\n4" in text
+            for others in (dict.fromkeys(chosen, "Hm."), dict.fromkeys(chosen, "") | {chosen[-1]: "Hm."}):
+                message = {"role": "assistant", "content": "4", **others}
+                text = render(built_in_template(), [user("?"), message], add_generation_prompt=False)
+                assert text.count("Hm.") == 1
+                assert "<think>\nHm.\n</think>\n\n4" in text
+            if count > 1:
+                message = {"role": "assistant", "content": "4", **{name: name.upper() for name in chosen}}
+                with pytest.raises(ChatTemplateError, match=r"messages\[1\] has different thinking under '"):
+                    render(built_in_template(), [user("?"), message])
 
 
 def test_the_smallest_vocabulary_and_texts_in_pieces(tmp_path, monkeypatch):
