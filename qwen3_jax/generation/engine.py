@@ -153,6 +153,8 @@ class Engine:
             raise RequestError(f"{text} {self.max_length} tokens.", "max_new_tokens", too_long=True)
         can_count = request.thinking_tokens.start >= 0 or (request.budget is None and not request.thinking)
         require(can_count, "a thinking budget needs `thinking_tokens`, see ThinkingTokens.of.", "thinking_budget")
+        if request.budget or (request.budget == 0 and request.thinking):
+            request.thinking_tokens.check_stop()
         require(len(request.eos) <= MAX_EOS, f"{len(request.eos)} end tokens; the most is {MAX_EOS}.", "eos")
         active = ActiveRequest.of(request, self.model.generation_config, self.rows)
         self._scheduler.add(active)
