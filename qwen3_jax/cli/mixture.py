@@ -14,6 +14,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING
 
+from qwen3_jax.cli import compile_cache
 from qwen3_jax.cli.configuration import parse_configuration
 from qwen3_jax.cli.dispatch import dispatch
 from qwen3_jax.cli.exit_codes import guarded
@@ -46,6 +47,7 @@ def _search(config: MixtureConfig) -> int:
 
     train = training_config(config.train, config.set, "train")
     verify = training_config(config.train, config.set | config.verify.set, "verify")
+    compile_cache.enable()
     search = Search(config, train, verify)
     regression = regress(config, search.components, search.train_proxies())
     proposal = propose(config, regression, search.tokens)

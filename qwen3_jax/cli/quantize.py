@@ -12,6 +12,7 @@ perplexities, mean KL divergence, and how often the most probable token is the s
 import argparse
 from pathlib import Path
 
+from qwen3_jax.cli import compile_cache
 from qwen3_jax.cli.arguments import Parser, local_target, whole_number
 from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.errors import UserError
@@ -45,6 +46,7 @@ def _parser(prog: str) -> Parser:
     add("--length", metavar="N", type=whole_number(2), default=512, help="tokens of a window (default: 512)")
     add("--tokens", metavar="N", type=whole_number(2), help="compare on this many tokens (default: all)")
     add("--revision", metavar="REV", help="branch, tag or commit of a hub repository")
+    compile_cache.add_option(add)
     add("--overwrite", action="store_true", help="replace DIR if it exists")
     return parser
 
@@ -63,6 +65,7 @@ def _quantize(args: argparse.Namespace) -> int:
     check_target(args.out, args.overwrite)  # before minutes of loading
     if args.group_size is not None and args.to != "int4":
         raise UserError(f"--group-size is for --to int4; {args.to} has its own scales.")
+    compile_cache.enable(args.compile_cache)
     text = read_text(args.text)
     model, tokenizer = load(args.model, dtype=args.dtype, revision=args.revision)
     if tokenizer is None:

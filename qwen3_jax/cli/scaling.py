@@ -16,6 +16,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qwen3_jax.cli import compile_cache
 from qwen3_jax.cli.configuration import configuration_parser
 from qwen3_jax.cli.dispatch import dispatch
 from qwen3_jax.cli.exit_codes import guarded
@@ -65,6 +66,7 @@ def _fit(config: ScalingConfig, runs: list[Path]) -> int:
             model.name: training_config(config.train, config.set | model.set, f"model {model.name!r}")
             for model in config.models
         }
+        compile_cache.enable()
         observations = run_sweep(config, models)
     fit = scaling.fit(config, observations)
     target = _target(config)

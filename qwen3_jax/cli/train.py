@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 
-from qwen3_jax.cli import plan
+from qwen3_jax.cli import compile_cache, plan
 from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.cli.lost_process import until_lost
 from qwen3_jax.cli.train_options import parse_train
@@ -33,6 +33,7 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 train") -> int:
             from qwen3_jax.training.loop import train
 
             sharding.initialize(**command.process)  # one process, or what the scheduler announces
+            compile_cache.enable(command.compile_cache)
             return until_lost(prog, lambda: train(command.config, stop=stop), stop)
 
     return guarded(prog, work)
