@@ -66,14 +66,14 @@ def enable(choice: str | None = None) -> Path | None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         _repair(folder)
     except (OSError, NotImplementedError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        reason = str(error).rstrip(".") or type(error).__name__
+        if isinstance(error, OSError) and error.strerror:
+            reason = error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
         if named is not None:
             raise UserError(
                 f"{source} is {named!r}, which cannot be used ({reason}); choose another, or off."
             ) from None
-        warn(
-            f"compiled programs are not kept for the next start: {reason.rstrip('.')} (--compile-cache names a folder)."
-        )
+        warn(f"compiled programs are not kept for the next start: {reason} (--compile-cache names another folder).")
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS)
