@@ -1,7 +1,7 @@
 """Learning rate and batch size by experiment: a sweep, the optimum of each cell, power laws, a prediction with its interval.
 
     qwen3 scaling fit --config configs/sweeps/scaling-laptop.yaml
-    qwen3 scaling fit --config FILE --target.config configs/pretrain/qwen3-0.6b.yaml
+    qwen3 scaling fit --config FILE --target.config configs/pretrain/0.6b.yaml
     qwen3 scaling fit --output fits/ours --runs sweep-1.jsonl sweep-2.jsonl --target.parameters 1e9 --target.tokens 1e11
 
 An interrupted sweep resumes; finished runs are not repeated. With --runs nothing is trained: each line of the files is a JSON
