@@ -55,7 +55,7 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--name",
         metavar="NAME",
-        help="name of the corpus, and its domain unless --domain is given (default: the folder's name)",
+        help="name of the corpus, and its domain unless --domain is given (default: of the folder)",
     )
     add(
         "--format", choices=["auto", "text", "jsonl", "parquet", "arrayrecord"], default="auto",
@@ -90,7 +90,7 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
         "--duplicates",
         choices=["keep", "exact", "near"],
         default="keep",
-        help="duplicates to leave out; near: exact ones too (default: keep all)",
+        help="which to leave out; near: exact ones too (default: keep)",
     )
     add("--similarity", type=float, default=0.8, metavar="S", help="least similarity of near-duplicates (default: 0.8)")
     add(
@@ -112,7 +112,7 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
         type=whole_number(0),
         default=0,
         metavar="N",
-        help="most unusable records to skip; one more is an error (default: 0)",
+        help="most unusable records to skip (default: 0)",
     )
 
     add = parser.add_argument_group("how").add_argument
