@@ -91,7 +91,7 @@ def _parser(prog: str) -> Parser:
 def _add_sampling(parser: Parser) -> None:
     add = parser.add_argument_group("sampling (defaults: the checkpoint's generation_config.json)").add_argument
     add("--max-new-tokens", type=whole_number(1), metavar="N", help="most tokens of an answer, thinking included")
-    add("--temperature", type=float, metavar="T", help="0 is greedy")
+    add("--temperature", type=float, metavar="T", help="how random: 0 is greedy, 1 the model's own probabilities")
     add("--top-k", type=int, metavar="K", help="keep the K most likely tokens; 0 keeps all")
     add("--top-p", type=float, metavar="P", help="keep the most likely tokens that together reach probability P")
     add("--min-p", type=float, metavar="P", help="drop tokens below P times the probability of the most likely one")
