@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 infer") -> int:
     parser = _parser(prog)
     args = parser.parse_args(argv)
     _check_together(parser, args)
-    return guarded(prog, lambda: _plan(args) if args.plan is not None else _run(args))
+    return guarded(prog, lambda: _run_plan(args) if args.plan is not None else _run(args))
 
 
 def _parser(prog: str) -> Parser:
@@ -270,7 +270,15 @@ def _answer(args: argparse.Namespace, prompts: list[Any], tools: list[dict[str, 
     return 0 if done else INTERRUPTED
 
 
-def _plan(args: argparse.Namespace) -> int:
+def _run_plan(args: argparse.Namespace) -> int:
+    with status_line(), doing(f"compiling for {args.plan}"):
+        text = background.call(lambda: _plan(args))
+    print(text)
+    return background.leave(0)
+
+
+def _plan(args: argparse.Namespace) -> str:
+    """Return the report on the decode step; in the background thread, as it compiles for long."""
     from qwen3_jax.cli import inputs
     from qwen3_jax.cli.plan import without_accelerators
 
@@ -290,8 +298,7 @@ def _plan(args: argparse.Namespace) -> int:
         dtype="bfloat16" if args.dtype == "auto" else args.dtype,
         name=args.model,
     )
-    print(json.dumps(planned.json()) if args.json else planned.text())
-    return 0
+    return json.dumps(planned.json()) if args.json else planned.text()
 
 
 def _sampling(args: argparse.Namespace) -> "Sampling":

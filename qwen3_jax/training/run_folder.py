@@ -34,6 +34,7 @@ from qwen3_jax.json_fields import read_config, read_json
 from qwen3_jax.kernels import Kernels
 from qwen3_jax.model import Qwen3
 from qwen3_jax.paths import as_path, is_url, local_path, replace_file
+from qwen3_jax.progress import clear_status
 from qwen3_jax.text import Tokenizer, train_tokenizer
 from qwen3_jax.training import extension, metrics
 from qwen3_jax.training.config import ModelConfig, OptimizerConfig, Stage, TrainConfig
@@ -260,6 +261,7 @@ def architecture_after(base: Qwen3Config, stages: list[dict[str, Any]], step: in
 def say(text: str) -> None:
     """Print, on the first process only."""
     if jax.process_index() == 0:
+        clear_status()
         print(text, flush=True)
 
 
