@@ -148,7 +148,7 @@ def _prepare(args: argparse.Namespace) -> int:
         labels=Labels(args.domain, args.domain_key, args.language, args.language_key, args.quality, args.quality_key),
         cleaning=Cleaning(args.duplicates, args.similarity, args.held_out, args.ngram, args.max_malformed),
     )
-    tokenizer = Tokenizer.from_pretrained(resolve(args.tokenizer))
+    tokenizer = Tokenizer.from_pretrained(resolve(args.tokenizer, key="--tokenizer"))
     options: dict[str, Any] = {"split_bytes": max(int(args.split_mb * 2**20), 1)}
     if args.beam is not None:
         if args.processes:

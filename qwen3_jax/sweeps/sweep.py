@@ -89,12 +89,12 @@ class Sweep:
         folder = self.output / "tokenizer"
         self.output.mkdir(parents=True, exist_ok=True)
         if config.tokenizer.path is None and not folder.exists():
-            source = resolve(config.model.init_from) if config.model.init_from else None
+            source = resolve(config.model.init_from, key="model.init_from") if config.model.init_from else None
             partial = folder.with_name("tokenizer.partial")
             run_folder.load_or_train_tokenizer(self.output, config, source).save_pretrained(partial)
             partial.rename(folder)
         path = config.tokenizer.path or str(folder.absolute())
-        tokenizer = Tokenizer.from_pretrained(resolve(path))
+        tokenizer = Tokenizer.from_pretrained(resolve(path, key="tokenizer.path"))
         corpora = open_sources(config.data, tokenizer, self.output / "data")
         self._manifests = [corpus.manifest for corpus in corpora]
         sources = [

@@ -55,7 +55,7 @@ def train(config: TrainConfig, watch: Watch | None = None, stop: StopSignals | N
     run_folder.check_options(config)
     plan = run_folder.check(run_dir, config)
     stages = plan.stages
-    source = resolve(config.model.init_from) if config.model.init_from else None
+    source = resolve(config.model.init_from, key="model.init_from") if config.model.init_from else None
     with doing("preparing tokenizer and data"):
         tokenizer, architecture, trainers = _prepare(run_dir, config, stages, source)
         run_folder.claim(run_dir, plan, tokenizer, architecture)

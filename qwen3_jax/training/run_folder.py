@@ -137,7 +137,7 @@ def load_or_train_tokenizer(run_dir: Path, config: TrainConfig, init_from: Path 
     """Return the run's tokenizer: the one it already has, the configured one, or a new one trained on the run's data."""
     if (run_dir / "config.json").exists():
         return Tokenizer.from_pretrained(run_dir / "tokenizer")
-    folder = resolve(config.tokenizer.path) if config.tokenizer.path else init_from
+    folder = resolve(config.tokenizer.path, key="tokenizer.path") if config.tokenizer.path else init_from
     if folder is None:
         say(f"training a tokenizer of {config.tokenizer.vocab_size} tokens")
         texts = training_texts(config.data, config.tokenizer.train_records)
