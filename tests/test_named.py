@@ -62,8 +62,16 @@ def parsers():
 def test_every_option_of_every_command_has_a_description(parsers):
     for command, parser in parsers.items():
         for action in parser._actions:
-            assert action.help, f"qwen3 {command}: {action.option_strings or action.dest}"
+            assert action.help, f"{command}: {action.option_strings or action.dest}"
             assert action.help == argparse.SUPPRESS or len(action.help.split()) > 1, (command, action.dest, action.help)
+
+
+def test_every_option_of_every_script_has_a_description():
+    for script in SCRIPTS:
+        for node in ast.walk(ast.parse(script.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
+                place = f"{script.relative_to(ROOT)}:{node.lineno}"
+                assert "help" in {keyword.arg for keyword in node.keywords}, place
 
 
 def messages() -> list[tuple[str, str]]:
