@@ -26,7 +26,7 @@ from qwen3_jax.cli import background, model_options
 from qwen3_jax.cli.arguments import Parser, local_target, whole_number
 from qwen3_jax.cli.exit_codes import INTERRUPTED, guarded
 from qwen3_jax.errors import UserError
-from qwen3_jax.progress import doing, status_line
+from qwen3_jax.progress import doing
 
 if TYPE_CHECKING:
     from qwen3_jax.generation import Engine, Sampling
@@ -216,10 +216,9 @@ def _run(args: argparse.Namespace) -> int:
         prompts = [inputs.read_one(args.prompt, args.messages, args.system, args.raw)]
     tools = None if args.tools is None else inputs.read_tools(args.tools)
     axes = None if args.mesh is None else inputs.read_mesh(args.mesh)
-    with status_line():
-        with doing("loading weights"):
-            loaded = background.call(lambda: _load(args, axes, batch))
-        return background.leave(_answer(args, prompts, tools, loaded))
+    with doing("loading weights"):
+        loaded = background.call(lambda: _load(args, axes, batch))
+    return background.leave(_answer(args, prompts, tools, loaded))
 
 
 class _Loaded(NamedTuple):
@@ -271,7 +270,7 @@ def _answer(args: argparse.Namespace, prompts: list[Any], tools: list[dict[str, 
 
 
 def _run_plan(args: argparse.Namespace) -> int:
-    with status_line(), doing(f"compiling for {args.plan}"):
+    with doing(f"compiling for {args.plan}"):
         text = background.call(lambda: _plan(args))
     print(text)
     return background.leave(0)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from qwen3_jax.cli import background
 from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.cli.train_options import PlanOptions, parse_plan
-from qwen3_jax.progress import doing, status_line
+from qwen3_jax.progress import doing
 
 if TYPE_CHECKING:
     from qwen3_jax.training.config import TrainConfig
@@ -28,12 +28,7 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None, prog: str = "qwen3 plan") -> int:
     """Plan; return the exit code."""
     words = sys.argv[1:] if argv is None else argv
-
-    def work() -> int:
-        with status_line():
-            return background.leave(background.call(lambda: _plan(words, prog)))
-
-    return guarded(prog, work)
+    return guarded(prog, lambda: background.leave(background.call(lambda: _plan(words, prog))))
 
 
 def _plan(words: list[str], prog: str) -> int:

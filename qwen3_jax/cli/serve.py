@@ -22,7 +22,7 @@ from qwen3_jax.cli import background, inputs, model_options
 from qwen3_jax.cli.arguments import Parser, whole_number
 from qwen3_jax.cli.exit_codes import INTERRUPTED, guarded
 from qwen3_jax.errors import UserError
-from qwen3_jax.progress import doing, status_line
+from qwen3_jax.progress import doing
 from qwen3_jax.text_files import lines, read_text
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def _serve(args: argparse.Namespace) -> int:
     origins = [_origin(text) for text in args.allow_origin]
     axes = None if args.mesh is None else inputs.read_mesh(args.mesh)
     listener = _listener(args.host, args.port)  # fails before the model is loaded
-    with status_line(), doing("loading weights"):
+    with doing("loading weights"):
         # In another thread, so that Ctrl-C is heard meanwhile.
         server = background.call(lambda: _load(args, axes, keys, origins))
     import uvicorn

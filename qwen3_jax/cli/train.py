@@ -17,7 +17,7 @@ from qwen3_jax.cli import background, compile_cache, plan
 from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.cli.lost_process import until_lost
 from qwen3_jax.cli.train_options import parse_train
-from qwen3_jax.progress import doing, status_line
+from qwen3_jax.progress import doing
 from qwen3_jax.training.stopping import StopSignals
 
 
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 train") -> int:
     words = sys.argv[1:] if argv is None else argv
 
     def work() -> int:
-        with status_line(), StopSignals(prog) as stop:
+        with StopSignals(prog) as stop:
             return background.leave(background.call(lambda: _train(words, prog, stop)))
 
     return guarded(prog, work)
