@@ -20,6 +20,7 @@ from qwen3_jax.cli.dispatch import dispatch
 from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.cli.sweep_commands import training_config, write
 from qwen3_jax.paths import local_path
+from qwen3_jax.progress import doing
 
 if TYPE_CHECKING:
     from qwen3_jax.sweeps.config import MixtureConfig
@@ -33,9 +34,11 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 mixture") -> int:
 
 def _search_command(argv: list[str], prog: str) -> int:
     def work() -> int:
-        from qwen3_jax.sweeps.config import MixtureConfig
+        with doing("starting JAX"):
+            from qwen3_jax.sweeps.config import MixtureConfig
 
-        return _search(parse_configuration(MixtureConfig, argv, prog, __doc__ or ""))
+            config = parse_configuration(MixtureConfig, argv, prog, __doc__ or "")
+        return _search(config)
 
     return guarded(prog, work)
 

@@ -23,6 +23,7 @@ from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.cli.sweep_commands import training_config, write
 from qwen3_jax.errors import UserError
 from qwen3_jax.paths import local_path
+from qwen3_jax.progress import doing
 
 if TYPE_CHECKING:
     from qwen3_jax.sweeps.config import ScalingConfig
@@ -36,7 +37,12 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 scaling") -> int:
 
 
 def _fit_command(argv: list[str], prog: str) -> int:
-    return guarded(prog, lambda: _fit(*parse_fit(argv, prog)))
+    def work() -> int:
+        with doing("starting JAX"):
+            parsed = parse_fit(argv, prog)
+        return _fit(*parsed)
+
+    return guarded(prog, work)
 
 
 def parse_fit(argv: list[str], prog: str = "qwen3 scaling fit") -> tuple[ScalingConfig, list[Path]]:
