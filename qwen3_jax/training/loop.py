@@ -74,8 +74,7 @@ def train(config: TrainConfig, watch: Watch | None = None, stop: StopSignals | N
             restored = restore_newest(checkpoints, lambda step: trainers[stage_index(stages, step)].abstract_state())
         if restored is None:
             step, position = 0, None
-            with doing("setting the initial weights"):
-                state = _initial_state(config, trainers[0], source)
+            state = _initial_state(config, trainers[0], source)
         else:
             step, state, position = restored
             say(f"resumed at step {step}")
@@ -90,9 +89,7 @@ def train(config: TrainConfig, watch: Watch | None = None, stop: StopSignals | N
             with doing("saving the checkpoint"):
                 checkpoints.wait()
         stop.saves = False  # what follows is done again by the same command
-        with doing("exporting"):
-            model = run_folder.exportable_model(last, state, tokenizer)
-            exported = save(model, tokenizer, run_dir / "hf", dtype=config.export_dtype, overwrite=True)
+        exported = _export(last, state, tokenizer, run_dir, config.export_dtype)
     say(f"exported {exported} after {time.perf_counter() - since:.0f} s")
     if config.budget_curve is not None and jax.process_index() == 0:
         budget_curve.measure(exported, config.budget_curve, config.data, run_dir)
@@ -153,6 +150,7 @@ def _stage_names(stages: Sequence[Stage]) -> str:
     return " in " + ", ".join(f"{s.name} ({s.last - s.first} of {s.run.data.sequence_length} tokens)" for s in stages)
 
 
+@doing("setting the initial weights")
 def _initial_state(config: TrainConfig, trainer: Trainer, source: Path | None) -> TrainState:
     if source is None:
         return trainer.init(config.seed)
@@ -168,6 +166,12 @@ def _initial_state(config: TrainConfig, trainer: Trainer, source: Path | None) -
         if name not in params or params[name].shape != shape.shape:
             raise UserError(f"model.config changes the shape of {name!r}; so model.init_from has no value for it.")
     return trainer.init_from(params)
+
+
+@doing("exporting")
+def _export(trainer: Trainer, state: TrainState, tokenizer: Tokenizer, run_dir: Path, dtype: str | None) -> Path:
+    model = run_folder.exportable_model(trainer, state, tokenizer)
+    return save(model, tokenizer, run_dir / "hf", dtype=dtype, overwrite=True)
 
 
 def _mesh(trainer: Trainer) -> dict[str, int]:
