@@ -35,7 +35,7 @@ from qwen3_jax.kernels import CacheType, page_size
 from qwen3_jax.model import Qwen3
 from qwen3_jax.progress import progress_bar
 
-_INITIAL_TOKENS = 512  # per row, of a cache that grows
+_INITIAL_TOKENS = 512  # per row, of a cache that grows, where memory allows
 
 
 class Engine:
@@ -44,8 +44,8 @@ class Engine:
     Args:
         model: on any mesh.
         rows: requests decoded together; divided over the mesh axes of the batch, rounded up.
-        cache_tokens: tokens in the cache, of all requests together; divided likewise. None starts small and doubles the cache
-            whenever it is full, up to `rows` requests of `max_length` or the free memory; each size is compiled anew.
+        cache_tokens: tokens in the cache, of all requests together; divided likewise. None starts with 512 a row (on CPU at most 1 GiB)
+            and doubles whenever that is full, up to `rows` requests of `max_length` or the free memory; each size is compiled anew.
         max_length: tokens of the longest request, prompt and answer; None is the model's context length.
         prefill_chunk: prompt tokens computed at a time; running requests get a token between two chunks.
         decode_steps: tokens that running requests generate between two scheduling decisions.
@@ -102,7 +102,7 @@ class Engine:
         )
         if cache_tokens is None:
             max_pages = self._runner.max_pages()
-            pages = min(1 + max(shard_rows * _INITIAL_TOKENS // size, 1), max_pages)
+            pages = min(self._runner.first_pages(_INITIAL_TOKENS), max_pages)
         else:
             pages = max_pages = 1 + max(cache_tokens // shards // size, 1)
         self.max_length = min(max_length or context, (max_pages - 1) * size)
