@@ -69,6 +69,18 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
         help="tokens of chat records that are trained on (default: assistant, the answers)",
     )
 
+    _label_flags(parser)
+    _cleaning_flags(parser)
+    add = parser.add_argument_group("how").add_argument
+    add("--processes", type=whole_number(1), metavar="N", help="processes at work (default: one for each core)")
+    add("--split-mb", type=_size, default=32, metavar="N", help="megabytes of input of one task (default: 32)")
+    add(
+        "--beam", nargs=argparse.REMAINDER, metavar="BEAM_OPTION",
+        help="run as an Apache Beam job; everything after it is Beam's",
+    )  # fmt: skip
+
+
+def _label_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("labels").add_argument
     add("--domain", metavar="NAME", help="domain of every document")
     add("--domain-key", metavar="KEY", help="field of a record with its domain")
@@ -85,6 +97,8 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--quality-key", metavar="KEY", help="field of a record with its quality")
 
+
+def _cleaning_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("what is left out").add_argument
     add(
         "--duplicates",
@@ -114,14 +128,6 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="most unusable records to skip (default: 0)",
     )
-
-    add = parser.add_argument_group("how").add_argument
-    add("--processes", type=whole_number(1), metavar="N", help="processes at work (default: one for each core)")
-    add("--split-mb", type=_size, default=32, metavar="N", help="megabytes of input of one task (default: 32)")
-    add(
-        "--beam", nargs=argparse.REMAINDER, metavar="BEAM_OPTION",
-        help="run as an Apache Beam job; everything after it is Beam's",
-    )  # fmt: skip
 
 
 def _size(text: str) -> float:

@@ -44,8 +44,9 @@ class Engine:
     Args:
         model: on any mesh.
         rows: requests decoded together; divided over the mesh axes of the batch, rounded up.
-        cache_tokens: tokens in the cache, of all requests together; divided likewise. None starts with 512 a row (on CPU at most 1 GiB)
-            and doubles whenever that is full, up to `rows` requests of `max_length` or the free memory; each size is compiled anew.
+        cache_tokens: tokens in the cache, of all requests together; divided likewise. None starts with 512 a row, on CPU with
+            at most 1 GiB, and doubles whenever that is full, up to `rows` requests of `max_length` or the free memory; each
+            size is compiled anew.
         max_length: tokens of the longest request, prompt and answer; None is the model's context length.
         prefill_chunk: prompt tokens computed at a time; running requests get a token between two chunks.
         decode_steps: tokens that running requests generate between two scheduling decisions.
