@@ -22,7 +22,6 @@ from fsspec.core import url_to_fs
 from qwen3_jax.data.config import RUNNING_SUM, STDLIB, Source
 from qwen3_jax.data.records import DataError
 from qwen3_jax.errors import UserError
-from qwen3_jax.paths import is_url
 
 Kind = Literal["text", "json", "jsonl", "parquet", "arrayrecord", "synthetic"]
 
@@ -57,7 +56,8 @@ def find_files(source: Source) -> list[CorpusFile]:
     for entry in source.paths:
         files = list(_expand(entry, source))
         if not files:
-            here = "" if is_url(entry) or os.path.isabs(os.path.expanduser(entry)) else f" below {os.getcwd()}"
+            relative = "://" not in entry and not os.path.isabs(os.path.expanduser(entry))
+            here = f" below {os.getcwd()}" if relative else ""
             raise DataError(f"source {source.name!r}: no file matches {entry!r}{here}")
         by_url.update((file.url, file) for file in files)
     for url in by_url:
