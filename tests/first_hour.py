@@ -53,7 +53,7 @@ PROMPT = r"> \Z"  # of a chat
 class Terminal:
     """A command in a pseudo-terminal of its own, and the longest time in which it wrote nothing while it was waited for."""
 
-    def __init__(self, command: str, folder: Path, environment: dict[str, str]):
+    def __init__(self, command: str, folder: Path, environment: dict[str, str], longest: float = LONGEST):
         master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
         words = shlex.split(command)
@@ -61,7 +61,7 @@ class Terminal:
             words[0] = sys.executable
         elif words[0] == "qwen3":
             words[:1] = [sys.executable, "-m", "qwen3_jax.cli"]
-        self.command, self._master = command, master
+        self.command, self._master, self._longest = command, master, longest
         self.output, self.silence, self.after = "", 0.0, ""
         self.process = subprocess.Popen(
             words, cwd=folder, env=environment, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
@@ -69,8 +69,9 @@ class Terminal:
         )  # fmt: skip
         os.close(slave)
 
-    def wait(self, until: Callable[[], bool] | str | None = None, seconds: float = LONGEST) -> bool:
-        """Read until a condition holds, a pattern is at the end of the output, or the command ends; False after `seconds`."""
+    def wait(self, until: Callable[[], bool] | str | None = None, seconds: float | None = None) -> bool:
+        """Read until a condition holds, a pattern is in the output, or the command ends; False after `seconds`."""
+        seconds = self._longest if seconds is None else seconds
         started = last = time.monotonic()
         while True:
             before = self.output
@@ -127,7 +128,7 @@ class Hour:
 
     Attributes:
         work: an empty folder; commands run in a copy of a checkout's layout below it.
-        silence, ending: the limits, in seconds.
+        silence, ending, longest: the limits of silence, of the end after a signal, and of a command, in seconds.
         quick: each kind of check once.
         failures: one line each.
         late: those of them that only say that a limit was exceeded.
@@ -137,6 +138,7 @@ class Hour:
     work: Path
     silence: float = SILENCE
     ending: float = ENDING
+    longest: float = LONGEST
     quick: bool = False
     failures: list[str] = field(default_factory=list)
     late: set[str] = field(default_factory=set)
@@ -162,7 +164,7 @@ class Hour:
 
     def start(self, command: str, **environment: str) -> Terminal:
         """Start a command in the checkout."""
-        return Terminal(command, self.checkout, self.environment | environment)
+        return Terminal(command, self.checkout, self.environment | environment, self.longest)
 
     def judge(self, terminal: Terminal, codes: set[int], note: str = "", ending: float = 0.0) -> None:
         """Check a command that has ended, or was asked to end `ending` seconds ago, and print a line about it."""
@@ -411,8 +413,8 @@ def main(words: list[str]) -> int:
         chosen.insert(0, train)
     with tempfile.TemporaryDirectory() as work:
         hour = Hour(Path(work), quick=args.quick, model=str(Path(model).absolute()) if model else "runs/quickstart/hf")
-        ratio = slowness(hour.environment)
-        hour.silence, hour.ending = SILENCE * ratio * args.slower, ENDING * ratio * args.slower
+        ratio = slowness(hour.environment) * args.slower
+        hour.silence, hour.ending, hour.longest = SILENCE * ratio, ENDING * ratio, LONGEST * ratio
         started, load = time.monotonic(), os.getloadavg()[0]
         print(f"limits: {hour.silence:.1f} s of silence, {hour.ending:.1f} s to end", flush=True)
         if load > 1.5:
