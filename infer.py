@@ -7,9 +7,16 @@
 The same as `qwen3 infer`; the code is in qwen3_jax/cli/infer.py.
 """
 
+import os
+import signal
 import sys
+
+if __name__ == "__main__":
+    # Until the command listens itself: a Ctrl-C during the imports is no traceback.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 from qwen3_jax.cli.infer import main
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main(prog="infer.py"))

@@ -33,7 +33,9 @@ def seconds(config, layers: int) -> float:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="measurements of each side, in turn (default: %(default)s)"
+    )
     rounds = parser.parse_args().rounds
     jax.config.update("jax_enable_compilation_cache", False)
     table = []

@@ -139,11 +139,17 @@ def peer(folder: str, batches: list[int]) -> list[dict]:
 def main() -> None:
     """Measure each model in processes of its own and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=list(WEIGHTS))
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 64, 256])
+    parser.add_argument(
+        "--only", nargs="+", choices=list(MODELS), default=list(MODELS), help="measure only these (default: all)"
+    )
+    parser.add_argument(
+        "--weights", nargs="+", choices=WEIGHTS, default=list(WEIGHTS), help="types of weights (default: all)"
+    )
+    parser.add_argument(
+        "--batches", nargs="+", type=int, default=[1, 8, 64, 256], help="batch sizes (default: 1 8 64 256)"
+    )
     parser.add_argument("--layers", type=int, help="cut the model to this many")
-    parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--no-peer", action="store_true", help="measure without transformers")
     parser.add_argument("--here", choices=["make", *WEIGHTS, "peer"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()

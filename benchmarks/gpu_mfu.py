@@ -74,12 +74,14 @@ def measure(name: str, rows: int, length: int, remat: str, moments: str, steps: 
 def main() -> None:
     """Measure each model in a process of its own and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=list(MODELS), action="append")
-    parser.add_argument("--rows", type=int)
-    parser.add_argument("--length", type=int, default=4096)
-    parser.add_argument("--remat", choices=REMAT)
-    parser.add_argument("--params", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--only", choices=list(MODELS), action="append", help="measure only this one; may be repeated")
+    parser.add_argument("--rows", type=int, help="rows of a batch")
+    parser.add_argument("--length", type=int, default=4096, help="tokens of a row (default: %(default)s)")
+    parser.add_argument("--remat", choices=REMAT, help="what the backward pass computes again")
+    parser.add_argument(
+        "--params", choices=["float32", "bfloat16"], default="float32", help="storage type (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=int, default=8, help="steps that are timed (default: %(default)s)")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     table = []

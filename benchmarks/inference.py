@@ -140,10 +140,22 @@ def first_token(script: str, folder: str, dtype: str, compiled: str) -> float:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=list(MODELS), default="0.6b")
-    parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--model", choices=list(MODELS), default="0.6b", help="shapes of the model (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=["float32", "bfloat16"],
+        default=["float32", "bfloat16"],
+        help="compute types (default: both)",
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, default=list(PARTS), help="measure only these (default: all)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="measurements of each side, in turn (default: %(default)s)"
+    )
     options = parser.parse_args()
     rows: list[list[str]] = []
     for dtype in options.dtype:

@@ -25,9 +25,9 @@ CLOCK = ("time", "seconds", "tokens_per_second", "tflops_per_device", "mfu", "in
 def main() -> None:
     """Run both, print one JSON object, exit with 1 if they differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--kills", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--config", type=Path, required=True, help="the run to kill")
+    parser.add_argument("--kills", type=int, default=2, help="how often it is killed (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills (default: %(default)s)")
     args = parser.parse_args()
     config = yaml.safe_load(args.config.read_text())
     whole, killed = Path(config["run_dir"]), Path(f"{config['run_dir']}-killed")

@@ -25,11 +25,16 @@ TIMES = 4
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model", required=True, help="checkpoint folder or hub id")
     parser.add_argument("--trained", type=int, required=True, help="tokens of the longest text it was trained on")
-    parser.add_argument("--path", type=Path, default=Path(argparse.__file__).parent)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--texts", type=int, default=16)
+    parser.add_argument(
+        "--path",
+        type=Path,
+        default=Path(argparse.__file__).parent,
+        help="folder of Python source to read (default: the standard library)",
+    )
+    parser.add_argument("--dtype", default="float32", help="compute type (default: %(default)s)")
+    parser.add_argument("--texts", type=int, default=16, help="files to read (default: %(default)s)")
     options = parser.parse_args()
     trained, length = options.trained, TIMES * options.trained
     local = trained // 4

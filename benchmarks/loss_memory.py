@@ -41,8 +41,8 @@ def measure(chunk: int, rows: int, length: int) -> dict[str, float]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=4)
-    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--rows", type=int, default=4, help="rows of a batch")
+    parser.add_argument("--length", type=int, default=1024, help="tokens of a row (default: %(default)s)")
     parser.add_argument("--only", type=int, metavar="CHUNK", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:

@@ -13,9 +13,11 @@ from qwen3_jax.model import parameter_count
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=4)
-    parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rows", type=int, default=4, help="rows of a batch")
+    parser.add_argument("--length", type=int, default=512, help="tokens of a row (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=10, help="measurements of each side, in turn (default: %(default)s)"
+    )
     options = parser.parse_args()
     table = []
     for dtype in ("float32", "bfloat16"):

@@ -124,7 +124,9 @@ def main() -> None:
     parser.add_argument("--path", default="corpus/*-000.jsonl", help="JSONL files of {'text': ...}")
     parser.add_argument("--mb", type=float, default=8, help="megabytes of text to read")
     parser.add_argument("--tokenizer", help="a folder; by default one of 16,000 tokens is trained on the text")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="measurements of each side, in turn (default: %(default)s)"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "in").mkdir()

@@ -109,10 +109,12 @@ def bare(engine, requests: list[dict]) -> float:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=list(MODELS), default="0.6b")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--clients", nargs="+", type=int, default=[1, 32])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--model", choices=list(MODELS), default="0.6b", help="shapes (default: %(default)s)")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="compute type (default: %(default)s)"
+    )
+    parser.add_argument("--clients", nargs="+", type=int, default=[1, 32], help="numbers of clients (default: 1 32)")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each side (default: %(default)s)")
     parser.add_argument(
         "--load", type=int, default=48, help="requests that arrive at random, at 70%% of the throughput"
     )

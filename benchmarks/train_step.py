@@ -50,9 +50,11 @@ def main() -> None:
     from qwen3_jax.checkpoint import save
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=4)
-    parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rows", type=int, default=4, help="rows of a batch")
+    parser.add_argument("--length", type=int, default=512, help="tokens of a row (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=10, help="measurements of each side, in turn (default: %(default)s)"
+    )
     options = parser.parse_args()
     table, tokens = [], options.rows * options.length
     for dtype in ("float32", "bfloat16"):

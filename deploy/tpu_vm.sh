@@ -20,7 +20,9 @@ TYPE=${TYPE:-v5p-128}                    # gcloud compute tpus accelerator-types
 VERSION=${VERSION:-v2-alpha-tpuv5}       # v5e: v2-alpha-tpuv5-lite, v6e: v2-alpha-tpuv6e, v4: tpu-ubuntu2204-base
 CONFIG=${CONFIG:-configs/scale/qwen3-30b-a3b.yaml}
 RUN_DIR=${RUN_DIR:-gs://$BUCKET/runs/$(basename "$CONFIG" .yaml)}
-REPOSITORY=${REPOSITORY:-https://github.com/OWNER/qwen3-jax}
+# What the hosts clone: by default where this checkout was cloned from, by https.
+origin=$(git -C "$(dirname "$0")" config --get remote.origin.url || true)
+REPOSITORY=${REPOSITORY:-$(sed -E 's#^(ssh://)?git@([^:/]+)[:/]#https://\2/#' <<<"$origin")}
 
 tpu() { # create, delete, ssh
   local action=$1
@@ -38,8 +40,12 @@ case $step in
     tpu create --accelerator-type="$TYPE" --version="$VERSION" --scopes=https://www.googleapis.com/auth/cloud-platform "$@"
     ;;
   install)
+    if [[ $REPOSITORY != https://* ]]; then
+      echo "REPOSITORY is '$REPOSITORY'; set it to the https:// URL of this project, which every host clones." >&2
+      exit 2
+    fi
     everywhere "set -e
-      test -d qwen3-jax || git clone --depth 1 '$REPOSITORY' qwen3-jax
+      test -d qwen3-jax || GIT_TERMINAL_PROMPT=0 git clone --depth 1 '$REPOSITORY' qwen3-jax
       python3 -m pip install --quiet --user uv
       cd qwen3-jax
       ~/.local/bin/uv venv --quiet --allow-existing --python 3.12 .venv

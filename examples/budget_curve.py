@@ -21,11 +21,24 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
     """Measure, print and draw; return the accuracies in the order of the budgets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a folder in Hugging Face's format, or a hub id")
-    parser.add_argument("--data", type=Path, metavar="FILE")
+    parser.add_argument("--data", type=Path, metavar="FILE", help="JSONL of questions and answers, as above")
     parser.add_argument("--problems", type=int, default=100, help="how many problems (default: 100)")
-    parser.add_argument("--budgets", nargs="+", type=int, default=[0, 8, 16, 24, 32, 40, 48], metavar="TOKENS")
-    parser.add_argument("--max-new-tokens", type=int, default=112)
-    parser.add_argument("--output", type=Path, default=Path("budget_curve.png"), metavar="FILE")
+    parser.add_argument(
+        "--budgets",
+        nargs="+",
+        type=int,
+        default=[0, 8, 16, 24, 32, 40, 48],
+        metavar="TOKENS",
+        help="thinking budgets to measure",
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=112, help="most tokens of an answer (default: 112)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("budget_curve.png"),
+        metavar="FILE",
+        help="the figure (default: budget_curve.png)",
+    )
     args = parser.parse_args(argv)
 
     questions = problems(args.data, args.problems)

@@ -120,9 +120,11 @@ def main() -> None:
     """Write the shards, then print their sizes by domain and language."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
-    parser.add_argument("--domains", nargs="+", choices=DOMAINS, default=DOMAINS, help="default: all")
     parser.add_argument(
-        "--max-mb", type=float, default=40, metavar="N", help="of each domain and language (default: 40)"
+        "--domains", nargs="+", choices=DOMAINS, default=DOMAINS, help="kinds of text, as above (default: all)"
+    )
+    parser.add_argument(
+        "--max-mb", type=float, default=40, metavar="N", help="most text of each domain and language (default: 40)"
     )
     parser.add_argument("--shard-mb", type=float, default=16, metavar="N", help="size of a file (default: 16)")
     args = parser.parse_args()

@@ -26,9 +26,9 @@ def main(argv: Sequence[str] | None = None) -> Path:
     """Train, print answers of both models, and return the folder of the new one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a folder in Hugging Face's format, or a hub id")
-    parser.add_argument("--data", type=Path, metavar="FILE")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--data", type=Path, metavar="FILE", help="JSONL of conversations, as above")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder of the run")
+    parser.add_argument("--steps", type=int, default=100, help="training steps (default: 100)")
     parser.add_argument(
         "--learning-rate", type=float, default=2e-3, help="for a tiny model; released ones want about 1e-5"
     )

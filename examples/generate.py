@@ -18,9 +18,16 @@ def main(argv: Sequence[str] | None = None) -> list[qwen3_jax.Generation]:
     """Print the answers; return them in the order of the budgets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a folder in Hugging Face's format, or a hub id")
-    parser.add_argument("--prompt", default=QUESTION)
-    parser.add_argument("--budgets", nargs="+", type=int, default=[0, 4, 8, 16, 32], metavar="TOKENS")
-    parser.add_argument("--max-new-tokens", type=int, default=112)
+    parser.add_argument("--prompt", default=QUESTION, help="the question (default: a sum of three digits)")
+    parser.add_argument(
+        "--budgets",
+        nargs="+",
+        type=int,
+        default=[0, 4, 8, 16, 32],
+        metavar="TOKENS",
+        help="thinking budgets to measure",
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=112, help="most tokens of an answer (default: 112)")
     args = parser.parse_args(argv)
 
     model, tokenizer = qwen3_jax.load(args.model)

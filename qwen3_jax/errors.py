@@ -6,6 +6,8 @@ command print it without a traceback; library callers can catch it apart from bu
 
 import sys
 
+from qwen3_jax.progress import clear_status
+
 
 class Interrupted(Exception):
     """The program was asked to stop, by "SIGTERM" or "Ctrl-C" (`reason`), and has saved what it needs to resume."""
@@ -52,4 +54,5 @@ def nearest(name: str, valid: list[str] | tuple[str, ...]) -> str:
 
 def warn(text: str) -> None:
     """Print a warning on standard error."""
+    clear_status()
     print(f"warning: {text}", file=sys.stderr, flush=True)

@@ -189,3 +189,11 @@ def clear_status() -> None:
 def no_status() -> contextlib.AbstractContextManager[None]:
     """Keep the status line off the terminal for a block, while the user types."""
     return _line.paused()
+
+
+def show_cursor() -> None:
+    """Show the cursor, which a progress bar hides; for a process that ends without closing its bar."""
+    with contextlib.suppress(OSError, ValueError):
+        if sys.stderr.isatty():
+            sys.stderr.write("\x1b[?25h")
+            sys.stderr.flush()

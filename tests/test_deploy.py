@@ -72,7 +72,7 @@ def test_shell_scripts_pass_shellcheck(script):
 def test_the_repository_is_stated_once():
     assert stated(repository_url()) != set()
     holders = [path for path in COPIES if stated(path.read_text("utf-8"))]
-    assert len(holders) >= 4, "the notebooks and the script for TPU VMs"
+    assert len(holders) >= 3, "the notebooks"
     for path in holders:
         assert stated(path.read_text("utf-8")) == stated(repository_url()), f"{path}: tests/helpers/repository_url.py"
 
@@ -210,11 +210,35 @@ def test_the_tpu_vm_script_sends_every_option_to_all_hosts_unchanged(tmp_path):
     assert list(config.data.sources[0].paths) == ["prepared/it's"]
     assert (config.steps, str(config.tokenizer.path)) == (5000, "tokenizer")
 
-    for step in ("install", "data", "log", "stop", "delete"):
+    for step in ("data", "log", "stop", "delete"):
         assert run_script(DEPLOY / "tpu_vm.sh", step, **environment).returncode == 0, step
     done = run_script(DEPLOY / "tpu_vm.sh", "instal", **environment)
     assert done.returncode == 2
     assert "there is no step 'instal'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("origin", "cloned"),
+    [
+        ("https://example.org/me/fork", "https://example.org/me/fork"),
+        ("git@example.org:me/fork.git", "https://example.org/me/fork.git"),
+        ("ssh://git@example.org/me/fork.git", "https://example.org/me/fork.git"),
+        ("/home/me/fork", None),
+        ("", None),
+    ],
+)
+def test_the_hosts_of_a_tpu_clone_what_this_checkout_was_cloned_from(tmp_path, origin, cloned):
+    commands = tmp_path / "commands"
+    stand_in(commands, "gcloud")
+    stand_in(commands, "git", f"echo {origin}")
+    environment = {"ZONE": "us-east5-a", "BUCKET": "b", "commands": commands}
+    done = run_script(DEPLOY / "tpu_vm.sh", "install", **environment)
+    if cloned is None:
+        assert (done.returncode, done.stderr.count("set it to the https:// URL")) == (2, 1)
+        environment["REPOSITORY"] = cloned = "https://example.org/other"
+        done = run_script(DEPLOY / "tpu_vm.sh", "install", **environment)
+    assert done.returncode == 0, done.stderr
+    assert f"git clone --depth 1 '{cloned}' qwen3-jax" in (commands / "gcloud.log").read_text()
 
 
 # ---- names of slices

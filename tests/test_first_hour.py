@@ -69,3 +69,32 @@ def test_it_runs_on_a_plain_install():
     source = Path(first_hour.__file__).read_text("utf-8")
     names = {line.split()[1].split(".")[0] for line in source.splitlines() if line.startswith(("import ", "from "))}
     assert names <= set(sys.stdlib_module_names)
+
+
+def test_a_case_that_was_only_late_is_run_again_and_any_other_failure_stands(hour):
+    seconds = iter((0.9, 0.0, 0.9, 0.9))
+
+    def case(hour):
+        hour.run(f'sh -c "sleep {next(seconds)}; echo done"')
+
+    first_hour.run_case(hour, case)
+    assert hour.failures == []
+    first_hour.run_case(hour, case)
+    assert len(hour.failures) == 1
+    first_hour.run_case(hour, lambda hour: hour.run('sh -c "sleep 0.9; exit 3"'))
+    assert [words in failure for failure, words in zip(hour.failures[1:], ("exit code 3", "silent"), strict=True)] == [
+        True
+    ] * 2
+
+
+def test_the_limits_follow_the_time_that_imports_take(hour, monkeypatch):
+    clock = iter((0.0, 9.0, 10.0, 15.0, 20.0, 21.0, 22.0, 24.0))
+    monkeypatch.setattr(first_hour.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(first_hour.subprocess, "run", lambda *_, **__: None)
+    assert first_hour.slowness(hour.environment) == 5.0 / first_hour.IMPORTS
+    assert first_hour.slowness(hour.environment) == 1.0
+
+
+def test_commands_that_are_stopped_compile_anew(hour):
+    hour.stop('sh -c "echo cache $QWEN3_COMPILE_CACHE; exec sleep 9"', "Ctrl-C", "cache off", {-2})
+    assert hour.failures == []

@@ -261,6 +261,11 @@ def test_links_between_pages_lead_somewhere():
             assert not anchor or anchor in documented.anchors(path), f"{page.name}: {link}"
 
 
+def test_every_page_begins_with_its_title():
+    for page in PAGES:
+        assert re.match(r"# \w.*\n\n", page.read_text("utf-8")), page
+
+
 def test_every_page_is_in_the_site_s_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
     for page in ROOT.glob("docs/**/*.md"):

@@ -12,14 +12,26 @@ _FILES = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "*.sha256")
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
-def resolve(path_or_repo_id: str | os.PathLike, *, revision: str | None = None) -> Path:
+def resolve(path_or_repo_id: str | os.PathLike, *, revision: str | None = None, key: str | None = None) -> Path:
     """Return the local folder (or GGUF file) of a checkpoint, downloading it when it is a repository id or a URL (gs://).
 
     Credentials, cache folder and endpoint are huggingface_hub's (HF_TOKEN, HF_HOME, HF_ENDPOINT).
 
+    Args:
+        key: the option or key that names it, for errors.
+
     Raises:
         UserError: neither a folder nor a repository that can be had; names it.
     """
+    try:
+        return _resolve(path_or_repo_id, revision)
+    except UserError as error:
+        if key is None:
+            raise
+        raise UserError(f"{key}: {error}") from None
+
+
+def _resolve(path_or_repo_id: str | os.PathLike, revision: str | None) -> Path:
     text = os.fspath(path_or_repo_id)
     if is_url(text):
         if revision is not None:

@@ -15,7 +15,6 @@ from typing import Any, TextIO
 import qwen3_jax
 from qwen3_jax.cli import background
 from qwen3_jax.cli.inputs import Input, read_text
-from qwen3_jax.cli.interrupts import ctrl_c
 from qwen3_jax.errors import RequestError, UserError
 from qwen3_jax.generation import Delta, Engine, Generation, Stats
 from qwen3_jax.progress import clear_status, doing, progress_bar
@@ -103,7 +102,7 @@ def answer_one(
         raise UserError(error.reason) from None
     printer = Printer() if shown and stream else None
     partial: list[Delta] = []
-    with ctrl_c() as stopped, doing("generating"):
+    with background.ctrl_c() as stopped, doing("generating"):
         for delta in background.iterate(deltas, stopped):
             partial.append(delta)
             if printer is not None:
@@ -164,7 +163,7 @@ def answer_batch(
         source = "" if error.prompt is None else f"{inputs[places[error.prompt]].source}: "
         raise UserError(f"{source}{error.reason}") from None
     with (
-        ctrl_c() as stopped,
+        background.ctrl_c() as stopped,
         _opened(output, kept, write=shown) as out,
         progress_bar("answering", total, visible=bar_shown) as bar,
     ):

@@ -4,7 +4,8 @@ Python runs signal handlers in the main thread, between two bytecodes. Importing
 for up to minutes, and an exception raised inside of JAX's callbacks is lost. Here the main thread only waits.
 
     model = background.call(lambda: load(...))
-    for delta in background.iterate(stream(...), stopped): ...
+    with background.ctrl_c() as stopped:
+        for delta in background.iterate(stream(...), stopped): ...
     background.leave(code)      # at the end: an interpreter that ends while a thread compiles may crash
 """
 
@@ -14,7 +15,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
+
+from qwen3_jax.progress import show_cursor
 
 T = TypeVar("T")
 
@@ -115,12 +119,36 @@ def iterate(items: Iterator[T], stopped: Callable[[], bool]) -> Iterator[T]:
         cancelled.set()
 
 
+@contextmanager
+def ctrl_c() -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether Ctrl-C was pressed since; a second Ctrl-C raises KeyboardInterrupt.
+
+    Asked between two pieces of an answer, it never leaves half a line or half a step behind. In a thread other than the main
+    one signals cannot be caught, and the function always says no.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    pressed = False
+
+    def note(*_: Any) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
 def leave(code: int) -> int:
     """Return the exit code; if work is still in progress after a few seconds, end the process here with that code."""
     if not _idle():
+        show_cursor()
         for stream in (sys.stdout, sys.stderr):
-            if stream.isatty():
-                stream.write("\x1b[?25h")  # a progress bar hides the cursor
             stream.flush()
         os._exit(code)
     return code

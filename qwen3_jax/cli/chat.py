@@ -15,7 +15,6 @@ from typing import Any
 import qwen3_jax
 from qwen3_jax.cli import background
 from qwen3_jax.cli.answers import Printer, report
-from qwen3_jax.cli.interrupts import ctrl_c
 from qwen3_jax.errors import RequestError, UserError, nearest
 from qwen3_jax.generation import Engine, Generation
 from qwen3_jax.progress import clear_status, doing, no_status
@@ -168,7 +167,7 @@ class Chat:
             deltas = qwen3_jax.stream(
                 self._engine, self._tokenizer, [[*self._history, *turn]], **self._mode(turn[0]), **self._options,
             )  # fmt: skip
-            with ctrl_c() as stopped, doing("generating"):
+            with background.ctrl_c() as stopped, doing("generating"):
                 for delta in background.iterate(deltas, stopped):
                     if self._stream:
                         printer.show(delta)

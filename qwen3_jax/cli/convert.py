@@ -17,6 +17,7 @@ from qwen3_jax.cli.arguments import Parser
 from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.errors import UserError
 from qwen3_jax.paths import local_path, run_path
+from qwen3_jax.progress import doing
 
 if TYPE_CHECKING:
     from qwen3_jax.model import Qwen3
@@ -48,15 +49,18 @@ def _parser(prog: str) -> Parser:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from qwen3_jax.checkpoint import save
-    from qwen3_jax.checkpoint.native import save_native
-    from qwen3_jax.checkpoint.publish import check_target
+    with doing("starting JAX"):
+        from qwen3_jax.checkpoint import save
+        from qwen3_jax.checkpoint.native import save_native
+        from qwen3_jax.checkpoint.publish import check_target
 
     target = (run_path if args.to == "hf" else local_path)(args.target, "TARGET")
     check_target(target, args.overwrite)  # before minutes of loading
-    model, tokenizer = _read(args)
+    with doing("loading weights"):
+        model, tokenizer = _read(args)
     write = {"hf": save, "orbax": save_native}[args.to]
-    write(model, tokenizer, target, dtype=args.dtype, overwrite=args.overwrite)
+    with doing(f"writing {target}"):
+        write(model, tokenizer, target, dtype=args.dtype, overwrite=args.overwrite)
     note = "" if tokenizer is not None else ", no tokenizer (SOURCE has none)"
     print(f"{target}: {model.param_dtype.name} weights{note}", file=sys.stderr)
     return 0

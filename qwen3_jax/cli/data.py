@@ -52,27 +52,61 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--tokenizer", required=True, metavar="DIR|ID", help="tokenizer folder or hub repository")
     add("--output", type=local_target, required=True, metavar="DIR", help="the folder to make")
-    add("--name", metavar="NAME", help="of the corpus, and the domain unless --domain is given (default: the folder's)")
-    add("--format", choices=["auto", "text", "json", "jsonl", "csv", "parquet", "arrayrecord"], default="auto")
-    add("--text-key", default="text", metavar="KEY", help="of the text in a record (default: text)")
+    add(
+        "--name",
+        metavar="NAME",
+        help="name of the corpus, and its domain unless --domain is given (default: of the folder)",
+    )
+    add(
+        "--format", choices=["auto", "text", "json", "jsonl", "csv", "parquet", "arrayrecord"], default="auto",
+        help="form of the files (default: auto, by their names)",
+    )  # fmt: skip
+    add("--text-key", default="text", metavar="KEY", help="field of a record with its text (default: text)")
     add(
         "--loss-on",
         choices=["all", "assistant"],
         default="assistant",
-        help="of chat records: the tokens that are trained on",
+        help="tokens of chat records that are trained on (default: assistant, the answers)",
     )
 
-    add = parser.add_argument_group("labels").add_argument
-    add("--domain", metavar="NAME", help="of every document")
-    add("--domain-key", metavar="KEY", help="of a record: the field with its domain")
-    add("--language", default="und", metavar="CODE", help="of every document, or detect (extra data)")
-    add("--language-key", metavar="KEY", help="of a record: the field with its language")
-    add("--quality", type=float, help="of every document (default: the share of Gopher's rules that a text keeps)")
-    add("--quality-key", metavar="KEY", help="of a record: the field with its quality")
+    _label_flags(parser)
+    _cleaning_flags(parser)
+    add = parser.add_argument_group("how").add_argument
+    add("--processes", type=whole_number(1), metavar="N", help="processes at work (default: one for each core)")
+    add("--split-mb", type=_size, default=32, metavar="N", help="megabytes of input of one task (default: 32)")
+    add(
+        "--beam", nargs=argparse.REMAINDER, metavar="BEAM_OPTION",
+        help="run as an Apache Beam job; everything after it is Beam's",
+    )  # fmt: skip
 
+
+def _label_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("labels").add_argument
+    add("--domain", metavar="NAME", help="domain of every document")
+    add("--domain-key", metavar="KEY", help="field of a record with its domain")
+    add(
+        "--language",
+        default="und",
+        metavar="CODE",
+        help="language of every document, or detect (extra data; default: und)",
+    )
+    add("--language-key", metavar="KEY", help="field of a record with its language")
+    add(
+        "--quality", type=float, metavar="Q",
+        help="quality of every document (default: the share of Gopher's rules that a text keeps)",
+    )  # fmt: skip
+    add("--quality-key", metavar="KEY", help="field of a record with its quality")
+
+
+def _cleaning_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("what is left out").add_argument
-    add("--duplicates", choices=["keep", "exact", "near"], default="keep", help="near: exact ones too (default: keep)")
-    add("--similarity", type=float, default=0.8, metavar="S", help="of near-duplicates (default: 0.8)")
+    add(
+        "--duplicates",
+        choices=["keep", "exact", "near"],
+        default="keep",
+        help="which to leave out; near: exact ones too (default: keep)",
+    )
+    add("--similarity", type=float, default=0.8, metavar="S", help="least similarity of near-duplicates (default: 0.8)")
     add(
         "--held-out",
         nargs="+",
@@ -80,16 +114,20 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="leave out text that shares n words with these files",
     )
-    add("--ngram", type=whole_number(1), default=13, metavar="N", help="n, consecutive words (default: 13)")
-    add("--max-malformed", type=whole_number(0), default=0, metavar="N", help="records to skip (default: 0)")
-
-    add = parser.add_argument_group("how").add_argument
-    add("--processes", type=whole_number(1), metavar="N", help="default: one for each core")
-    add("--split-mb", type=_size, default=32, metavar="N", help="input of one task (default: 32)")
     add(
-        "--beam", nargs=argparse.REMAINDER, metavar="BEAM_OPTION",
-        help="run as an Apache Beam job; everything after it is Beam's",
-    )  # fmt: skip
+        "--ngram",
+        type=whole_number(1),
+        default=13,
+        metavar="N",
+        help="n of --held-out, consecutive words (default: 13)",
+    )
+    add(
+        "--max-malformed",
+        type=whole_number(0),
+        default=0,
+        metavar="N",
+        help="most unusable records to skip (default: 0)",
+    )
 
 
 def _size(text: str) -> float:
@@ -116,7 +154,7 @@ def _prepare(args: argparse.Namespace) -> int:
         labels=Labels(args.domain, args.domain_key, args.language, args.language_key, args.quality, args.quality_key),
         cleaning=Cleaning(args.duplicates, args.similarity, args.held_out, args.ngram, args.max_malformed),
     )
-    tokenizer = Tokenizer.from_pretrained(resolve(args.tokenizer))
+    tokenizer = Tokenizer.from_pretrained(resolve(args.tokenizer, key="--tokenizer"))
     options: dict[str, Any] = {"split_bytes": max(int(args.split_mb * 2**20), 1)}
     if args.beam is not None:
         if args.processes:

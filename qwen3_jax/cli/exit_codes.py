@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from qwen3_jax.cli import background
 from qwen3_jax.errors import Interrupted, UserError
-from qwen3_jax.progress import clear_status
+from qwen3_jax.progress import clear_status, status_line
 
 BAD_INPUT = 2
 LOST_PROCESS = 3
@@ -19,9 +19,10 @@ TERMINATED = 143
 
 
 def guarded(prog: str, work: Callable[[], int]) -> int:
-    """Run a command; turn user errors, Ctrl-C and a closed pipe into exit codes."""
+    """Run a command, with a status line for what takes long; turn user errors, Ctrl-C and a closed pipe into exit codes."""
     try:
-        code = work()
+        with status_line():
+            code = work()
         sys.stdout.flush()
     except KeyboardInterrupt:
         clear_status()

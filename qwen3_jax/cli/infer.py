@@ -26,7 +26,7 @@ from qwen3_jax.cli import background, model_options
 from qwen3_jax.cli.arguments import Parser, local_target, whole_number
 from qwen3_jax.cli.exit_codes import INTERRUPTED, guarded
 from qwen3_jax.errors import UserError
-from qwen3_jax.progress import doing, status_line
+from qwen3_jax.progress import doing
 
 if TYPE_CHECKING:
     from qwen3_jax.generation import Engine, Sampling
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 infer") -> int:
     parser = _parser(prog)
     args = parser.parse_args(argv)
     _check_together(parser, args)
-    return guarded(prog, lambda: _plan(args) if args.plan is not None else _run(args))
+    return guarded(prog, lambda: _run_plan(args) if args.plan is not None else _run(args))
 
 
 def _parser(prog: str) -> Parser:
@@ -91,7 +91,7 @@ def _parser(prog: str) -> Parser:
 def _add_sampling(parser: Parser) -> None:
     add = parser.add_argument_group("sampling (defaults: the checkpoint's generation_config.json)").add_argument
     add("--max-new-tokens", type=whole_number(1), metavar="N", help="most tokens of an answer, thinking included")
-    add("--temperature", type=float, metavar="T", help="0 is greedy")
+    add("--temperature", type=float, metavar="T", help="how random: 0 is greedy, 1 the model's own probabilities")
     add("--top-k", type=int, metavar="K", help="keep the K most likely tokens; 0 keeps all")
     add("--top-p", type=float, metavar="P", help="keep the most likely tokens that together reach probability P")
     add("--min-p", type=float, metavar="P", help="drop tokens below P times the probability of the most likely one")
@@ -216,10 +216,9 @@ def _run(args: argparse.Namespace) -> int:
         prompts = [inputs.read_one(args.prompt, args.messages, args.system, args.raw)]
     tools = None if args.tools is None else inputs.read_tools(args.tools)
     axes = None if args.mesh is None else inputs.read_mesh(args.mesh)
-    with status_line():
-        with doing("loading weights"):
-            loaded = background.call(lambda: _load(args, axes, batch))
-        return background.leave(_answer(args, prompts, tools, loaded))
+    with doing("loading weights"):
+        loaded = background.call(lambda: _load(args, axes, batch))
+    return background.leave(_answer(args, prompts, tools, loaded))
 
 
 class _Loaded(NamedTuple):
@@ -270,7 +269,15 @@ def _answer(args: argparse.Namespace, prompts: list[Any], tools: list[dict[str, 
     return 0 if done else INTERRUPTED
 
 
-def _plan(args: argparse.Namespace) -> int:
+def _run_plan(args: argparse.Namespace) -> int:
+    with doing(f"compiling for {args.plan}"):
+        text = background.call(lambda: _plan(args))
+    print(text)
+    return background.leave(0)
+
+
+def _plan(args: argparse.Namespace) -> str:
+    """Return the report on the decode step; in the background thread, as it compiles for long."""
     from qwen3_jax.cli import inputs
     from qwen3_jax.cli.plan import without_accelerators
 
@@ -290,8 +297,7 @@ def _plan(args: argparse.Namespace) -> int:
         dtype="bfloat16" if args.dtype == "auto" else args.dtype,
         name=args.model,
     )
-    print(json.dumps(planned.json()) if args.json else planned.text())
-    return 0
+    return json.dumps(planned.json()) if args.json else planned.text()
 
 
 def _sampling(args: argparse.Namespace) -> "Sampling":

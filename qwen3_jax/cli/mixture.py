@@ -14,11 +14,13 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING
 
+from qwen3_jax.cli import compile_cache
 from qwen3_jax.cli.configuration import parse_configuration
 from qwen3_jax.cli.dispatch import dispatch
 from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.cli.sweep_commands import training_config, write
 from qwen3_jax.paths import local_path
+from qwen3_jax.progress import doing
 
 if TYPE_CHECKING:
     from qwen3_jax.sweeps.config import MixtureConfig
@@ -32,9 +34,11 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 mixture") -> int:
 
 def _search_command(argv: list[str], prog: str) -> int:
     def work() -> int:
-        from qwen3_jax.sweeps.config import MixtureConfig
+        with doing("starting JAX"):
+            from qwen3_jax.sweeps.config import MixtureConfig
 
-        return _search(parse_configuration(MixtureConfig, argv, prog, __doc__ or ""))
+            config = parse_configuration(MixtureConfig, argv, prog, __doc__ or "")
+        return _search(config)
 
     return guarded(prog, work)
 
@@ -46,6 +50,7 @@ def _search(config: MixtureConfig) -> int:
 
     train = training_config(config.train, config.set, "train")
     verify = training_config(config.train, config.set | config.verify.set, "verify")
+    compile_cache.enable()
     search = Search(config, train, verify)
     regression = regress(config, search.components, search.train_proxies())
     proposal = propose(config, regression, search.tokens)

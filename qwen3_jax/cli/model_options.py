@@ -50,8 +50,8 @@ def add_speed(parser: Parser) -> None:
 def add_devices(parser: Parser) -> None:
     """Add the options of devices and data types."""
     group = parser.add_argument_group("devices")
-    compile_cache.add_option(group)
     add = group.add_argument
+    compile_cache.add_option(add)
     add(
         "--mesh", metavar="AXES",
         help="split the model, as data=2,tensor=4; axes: replica, data, expert, context, tensor; -1 on one of them "

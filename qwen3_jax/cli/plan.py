@@ -16,8 +16,10 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from qwen3_jax.cli import background
 from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.cli.train_options import PlanOptions, parse_plan
+from qwen3_jax.progress import doing
 
 if TYPE_CHECKING:
     from qwen3_jax.training.config import TrainConfig
@@ -25,7 +27,15 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None, prog: str = "qwen3 plan") -> int:
     """Plan; return the exit code."""
-    return guarded(prog, lambda: run(*parse_plan(sys.argv[1:] if argv is None else argv, prog, __doc__ or "")))
+    words = sys.argv[1:] if argv is None else argv
+    return guarded(prog, lambda: background.leave(background.call(lambda: _plan(words, prog))))
+
+
+def _plan(words: list[str], prog: str) -> int:
+    """Plan, in the background thread: Ctrl-C is heard in the main one."""
+    with doing("starting JAX"):
+        config, options = parse_plan(words, prog, __doc__ or "")
+    return run(config, options)
 
 
 def without_accelerators() -> None:
@@ -42,13 +52,15 @@ def run(config: TrainConfig, options: PlanOptions) -> int:
 
     config = config.stage(options.stage)
     topology = planner.topology(options.topology, options.slices)
-    if options.search:
-        from qwen3_jax.planner import search
+    with doing(f"compiling for {options.topology}"):
+        if options.search:
+            from qwen3_jax.planner import search
 
-        results = search.search(config, topology)
-        lines = [json.dumps(result.plan.json()) for result in results]
-        print("\n".join(lines) if options.json else search.table(results, topology))
-        return 0
-    plan = planner.plan_training(config, topology)
-    print(json.dumps(plan.json()) if options.json else plan.text())
+            results = search.search(config, topology)
+            lines = [json.dumps(result.plan.json()) for result in results]
+            text = "\n".join(lines) if options.json else search.table(results, topology)
+        else:
+            plan = planner.plan_training(config, topology)
+            text = json.dumps(plan.json()) if options.json else plan.text()
+    print(text)
     return 0

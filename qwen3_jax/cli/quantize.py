@@ -12,9 +12,11 @@ perplexities, mean KL divergence, and how often the most probable token is the s
 import argparse
 from pathlib import Path
 
+from qwen3_jax.cli import compile_cache
 from qwen3_jax.cli.arguments import Parser, local_target, whole_number
 from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.errors import UserError
+from qwen3_jax.progress import doing, progress_bar
 from qwen3_jax.text_files import read_text
 
 
@@ -45,26 +47,29 @@ def _parser(prog: str) -> Parser:
     add("--length", metavar="N", type=whole_number(2), default=512, help="tokens of a window (default: 512)")
     add("--tokens", metavar="N", type=whole_number(2), help="compare on this many tokens (default: all)")
     add("--revision", metavar="REV", help="branch, tag or commit of a hub repository")
+    compile_cache.add_option(add)
     add("--overwrite", action="store_true", help="replace DIR if it exists")
     return parser
 
 
 def _quantize(args: argparse.Namespace) -> int:
-    import jax
-    from flax import nnx
+    with doing("starting JAX"):
+        import jax
+        from flax import nnx
 
-    from qwen3_jax.checkpoint import load
-    from qwen3_jax.checkpoint.formats.write import GROUP, save_quantized
-    from qwen3_jax.checkpoint.publish import check_target
-    from qwen3_jax.evaluation.divergence import divergence
-    from qwen3_jax.model import parameter_count
-    from qwen3_jax.progress import progress_bar
+        from qwen3_jax.checkpoint import load
+        from qwen3_jax.checkpoint.formats.write import GROUP, save_quantized
+        from qwen3_jax.checkpoint.publish import check_target
+        from qwen3_jax.evaluation.divergence import divergence
+        from qwen3_jax.model import parameter_count
 
     check_target(args.out, args.overwrite)  # before minutes of loading
     if args.group_size is not None and args.to != "int4":
         raise UserError(f"--group-size is for --to int4; {args.to} has its own scales.")
+    compile_cache.enable(args.compile_cache)
     text = read_text(args.text)
-    model, tokenizer = load(args.model, dtype=args.dtype, revision=args.revision)
+    with doing("loading weights"):
+        model, tokenizer = load(args.model, dtype=args.dtype, revision=args.revision)
     if tokenizer is None:
         raise UserError(f"{args.model} has no tokenizer, without which --text cannot be read.")
     ids = tokenizer.encode(text)[: args.tokens]
@@ -81,7 +86,8 @@ def _quantize(args: argparse.Namespace) -> int:
             overwrite=args.overwrite,
             progress=lambda size: bar.advance(size / 1e9),
         )
-    written, _ = load(args.out, dtype=args.dtype or model.dtype.name)
+    with doing("loading what was written"):
+        written, _ = load(args.out, dtype=args.dtype or model.dtype.name)
     result = divergence(model, written, ids, args.length)
     stored = sum(file.stat().st_size for file in args.out.glob("*.safetensors"))
     unquantised = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(model)))

@@ -9,6 +9,7 @@ import json
 from qwen3_jax.cli.arguments import Parser
 from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.paths import run_path
+from qwen3_jax.progress import doing
 
 
 def main(argv: list[str] | None = None, prog: str = "qwen3 report") -> int:
@@ -19,10 +20,11 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 report") -> int:
     args = parser.parse_args(argv)
 
     def work() -> int:
-        from qwen3_jax.training.report import summary, write_report
+        with doing("drawing"):
+            from qwen3_jax.training.report import summary, write_report
 
-        run = run_path(args.run, "the run")
-        page = write_report(run)
+            run = run_path(args.run, "the run")
+            page = write_report(run)
         print(json.dumps(summary(run)) if args.json else page)
         return 0
 

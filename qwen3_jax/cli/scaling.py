@@ -1,7 +1,7 @@
 """Learning rate and batch size by experiment: a sweep, the optimum of each cell, power laws, a prediction with its interval.
 
     qwen3 scaling fit --config configs/sweeps/scaling-laptop.yaml
-    qwen3 scaling fit --config FILE --target.config configs/pretrain/qwen3-0.6b.yaml
+    qwen3 scaling fit --config FILE --target.config configs/pretrain/0.6b.yaml
     qwen3 scaling fit --output fits/ours --runs sweep-1.jsonl sweep-2.jsonl --target.parameters 1e9 --target.tokens 1e11
 
 An interrupted sweep resumes; finished runs are not repeated. With --runs nothing is trained: each line of the files is a JSON
@@ -16,12 +16,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qwen3_jax.cli import compile_cache
 from qwen3_jax.cli.configuration import configuration_parser
 from qwen3_jax.cli.dispatch import dispatch
 from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.cli.sweep_commands import training_config, write
 from qwen3_jax.errors import UserError
 from qwen3_jax.paths import local_path
+from qwen3_jax.progress import doing
 
 if TYPE_CHECKING:
     from qwen3_jax.sweeps.config import ScalingConfig
@@ -35,7 +37,12 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 scaling") -> int:
 
 
 def _fit_command(argv: list[str], prog: str) -> int:
-    return guarded(prog, lambda: _fit(*parse_fit(argv, prog)))
+    def work() -> int:
+        with doing("starting JAX"):
+            parsed = parse_fit(argv, prog)
+        return _fit(*parsed)
+
+    return guarded(prog, work)
 
 
 def parse_fit(argv: list[str], prog: str = "qwen3 scaling fit") -> tuple[ScalingConfig, list[Path]]:
@@ -65,6 +72,7 @@ def _fit(config: ScalingConfig, runs: list[Path]) -> int:
             model.name: training_config(config.train, config.set | model.set, f"model {model.name!r}")
             for model in config.models
         }
+        compile_cache.enable()
         observations = run_sweep(config, models)
     fit = scaling.fit(config, observations)
     target = _target(config)

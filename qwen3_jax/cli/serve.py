@@ -16,13 +16,17 @@ import re
 import socket
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qwen3_jax.cli import inputs, model_options
+from qwen3_jax.cli import background, inputs, model_options
 from qwen3_jax.cli.arguments import Parser, whole_number
 from qwen3_jax.cli.exit_codes import INTERRUPTED, guarded
 from qwen3_jax.errors import UserError
+from qwen3_jax.progress import doing
 from qwen3_jax.text_files import lines, read_text
+
+if TYPE_CHECKING:
+    from qwen3_jax.serving.app import Server
 
 KEYS = "QWEN3_API_KEYS"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -170,23 +174,47 @@ def _add_batching(parser: Parser) -> None:
 
 def _serve(args: argparse.Namespace) -> int:
     keys = _keys(args.api_keys)
-    local = args.host in _LOOPBACK
-    if not local and not keys and not args.no_key:
+    if args.host not in _LOOPBACK and not keys and not args.no_key:
         raise UserError(
             f"--host {args.host} is reachable from other machines: give keys, in {KEYS} or a file (--api-keys), or --no-key."
         )
-    try:
-        import uvicorn
-
-        from qwen3_jax.serving.app import Server
-        from qwen3_jax.serving.guard import Limits
-    except ImportError as error:
-        raise UserError(f"serving needs {error.name}: pip install 'qwen3-jax[serve]'.") from error
     if args.name is not None and not args.name.strip():
         raise UserError("--name is empty; leave it out, or give the model's name for clients.")
     if not args.timeout > 0:
         raise UserError(f"--timeout is {args.timeout:g}; it must be above 0 seconds.")
     origins = [_origin(text) for text in args.allow_origin]
+    axes = None if args.mesh is None else inputs.read_mesh(args.mesh)
+    listener = _listener(args.host, args.port)  # fails before the model is loaded
+    with doing("loading weights"):
+        # In another thread, so that Ctrl-C is heard meanwhile.
+        server = background.call(lambda: _load(args, axes, keys, origins))
+    import uvicorn
+
+    host, port = listener.getsockname()[:2]
+    listener.listen()  # before the line below, so that clients who read it can connect
+    print(f"serving {server.name} at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+    config = uvicorn.Config(
+        server.app, log_level="warning", access_log=False, server_header=False, lifespan="on",
+        timeout_graceful_shutdown=args.drain,
+    )  # fmt: skip
+    return _run(uvicorn.Server(config), listener, server)
+
+
+def _load(args: argparse.Namespace, axes: dict[str, int] | None, keys: list[str], origins: list[str]) -> "Server":
+    """Import what a server needs, load the model and make the server.
+
+    Raises:
+        UserError: the extra is not installed, or the model cannot be loaded.
+    """
+    with doing("starting JAX"):
+        try:
+            import uvicorn  # noqa: F401
+
+            from qwen3_jax.serving.app import Server
+            from qwen3_jax.serving.guard import Limits
+        except ImportError as error:
+            raise UserError(f"serving needs {error.name}: pip install 'qwen3-jax[serve]'.") from error
+        mesh = model_options.make_mesh(axes)
     limits = Limits(
         body_bytes=args.max_body,
         messages=args.max_messages,
@@ -196,30 +224,20 @@ def _serve(args: argparse.Namespace) -> int:
         waiting=args.max_waiting,
         seconds=args.timeout,
     )
-    listener = _listener(args.host, args.port)  # fails before the model is loaded
-    mesh = model_options.make_mesh(None if args.mesh is None else inputs.read_mesh(args.mesh))
     model, tokenizer = model_options.load_model(args, mesh)
-    server = Server(
+    return Server(
         _engine(args, mesh, model),
         tokenizer,
         args.name or args.model.rstrip("/").split("/")[-1],
         limits=limits,
         keys=keys,
-        hosts=[*_LOOPBACK, *args.allow_host] if local else args.allow_host,
+        hosts=[*_LOOPBACK, *args.allow_host] if args.host in _LOOPBACK else args.allow_host,
         origins=origins,
         thinking_budget=args.thinking_budget,
         max_thinking_budget=args.max_thinking_budget,
         warm_up=not args.no_warm_up,
         log_text=args.log_text,
     )
-    host, port = listener.getsockname()[:2]
-    listener.listen()  # before the line below, so that clients who read it can connect
-    print(f"serving {server.name} at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
-    config = uvicorn.Config(
-        server.app, log_level="warning", access_log=False, server_header=False, lifespan="on",
-        timeout_graceful_shutdown=args.drain,
-    )  # fmt: skip
-    return _run(uvicorn.Server(config), listener, server)
 
 
 def _run(http: Any, listener: socket.socket, server: Any) -> int:

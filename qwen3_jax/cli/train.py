@@ -13,26 +13,35 @@ from __future__ import annotations
 
 import sys
 
-from qwen3_jax.cli import plan
+from qwen3_jax.cli import background, compile_cache, plan
 from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.cli.lost_process import until_lost
 from qwen3_jax.cli.train_options import parse_train
+from qwen3_jax.progress import doing
+from qwen3_jax.training.stopping import StopSignals
 
 
 def main(argv: list[str] | None = None, prog: str = "qwen3 train") -> int:
     """Train; return the exit code."""
+    words = sys.argv[1:] if argv is None else argv
 
     def work() -> int:
-        from qwen3_jax.training.stopping import StopSignals
-
         with StopSignals(prog) as stop:
-            command = parse_train(sys.argv[1:] if argv is None else argv, prog, __doc__ or "")
-            if command.plan is not None:
-                return plan.run(command.config, command.plan)
-            import sharding
-            from qwen3_jax.training.loop import train
-
-            sharding.initialize(**command.process)  # one process, or what the scheduler announces
-            return until_lost(prog, lambda: train(command.config, stop=stop), stop)
+            return background.leave(background.call(lambda: _train(words, prog, stop)))
 
     return guarded(prog, work)
+
+
+def _train(words: list[str], prog: str, stop: StopSignals) -> int:
+    """Train, in the background thread: signals are heard in the main one."""
+    with doing("starting JAX"):
+        command = parse_train(words, prog, __doc__ or "")
+    if command.plan is not None:
+        return plan.run(command.config, command.plan)
+    with doing("starting JAX"):
+        import sharding
+        from qwen3_jax.training.loop import train
+
+        sharding.initialize(**command.process)  # one process, or what the scheduler announces
+        compile_cache.enable(command.compile_cache)
+    return until_lost(prog, lambda: train(command.config, stop=stop), stop)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qwen3_jax.cli import compile_cache
 from qwen3_jax.cli.configuration import ConfigurationParser, configuration_parser
 from qwen3_jax.errors import UserError
 
@@ -39,11 +40,19 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class TrainCommand:
-    """A parsed command line of `train`: `plan` where nothing is trained; `process`, the arguments of `sharding.initialize`."""
+    """A parsed command line of `train`.
+
+    Attributes:
+        config: the run.
+        plan: where nothing is trained.
+        process: arguments of `sharding.initialize`.
+        compile_cache: see `cli.compile_cache`.
+    """
 
     config: TrainConfig
     plan: PlanOptions | None
     process: dict[str, Any]
+    compile_cache: str | None
 
 
 def parse_train(argv: Sequence[str], prog: str, about: str = "") -> TrainCommand:
@@ -59,12 +68,19 @@ def parse_train(argv: Sequence[str], prog: str, about: str = "") -> TrainCommand
     add("--coordinator", metavar="HOST:PORT", help="of process 0; schedulers announce all three")
     add("--process-count", metavar="N", type=int, help="processes in the run")
     add("--process-index", metavar="I", type=int, help="this process, from 0")
+    group = parser.add_argument_group("compiled programs")
+    compile_cache.add_option(functools.partial(group.add_argument, default=SUPPRESS))
     values = parser.parse_args(_not_empty(argv))
     planning = [name for name in _PLANNING if name in values]
     if planning and "plan" not in values:
         raise UserError(f"--{planning[0]} is about planning: it needs --plan TOPOLOGY.")
+    if "plan" in values and "compile_cache" in values:
+        raise UserError(
+            "--compile-cache does not go with --plan: programs for absent devices are compiled anew each time."
+        )
     plan = _plan_options(values.plan, values) if "plan" in values else None
-    return TrainCommand(parser.instance(values), plan, {name: values.get(name) for name in _PROCESSES})
+    process = {name: values.get(name) for name in _PROCESSES}
+    return TrainCommand(parser.instance(values), plan, process, values.get("compile_cache"))
 
 
 def parse_plan(argv: Sequence[str], prog: str, about: str = "") -> tuple[TrainConfig, PlanOptions]:

@@ -73,7 +73,9 @@ def find_files(source: Source) -> list[CorpusFile]:
     for entry in source.paths:
         files = list(_expand(entry, source))
         if not files:
-            raise DataError(f"source {source.name!r}: no file matches {entry!r}")
+            relative = "://" not in entry and not os.path.isabs(os.path.expanduser(entry))
+            here = f" below {os.getcwd()}" if relative else ""
+            raise DataError(f"source {source.name!r}: no file matches {entry!r}{here}")
         by_url.update((file.url, file) for file in files)
     for url in by_url:
         suffix = os.path.splitext(url)[1].lower()

@@ -172,7 +172,7 @@ class Preparation:
         if len(malformed) > source.cleaning.max_malformed:
             raise DataError(
                 f"{malformed[0]} ({len(malformed)} malformed records in source {source.name!r}; cleaning.max_malformed "
-                f"allows {source.cleaning.max_malformed})"
+                f"allows {source.cleaning.max_malformed}, which is --max-malformed of qwen3 data prepare)"
             )
         if not total["documents"]:
             raise DataError(

@@ -189,11 +189,14 @@ def _learned(record: Record, form: Conversation, everything: bool) -> list[int]:
     for i, (message, weight) in enumerate(zip(turns.messages, turns.weights, strict=True)):
         name = f"{record.location}: message {i + 1} ({message['role']}) has"
         if everything and weight is False:
-            raise DataError(f"{name} weight 0, and loss_on: all learns everything; say loss_on: assistant")
+            raise DataError(
+                f"{name} weight 0, and loss_on: all learns everything; say loss_on: assistant (--loss-on assistant)"
+            )
         answers = message["role"] == "assistant" and i >= form.context
         if not everything and weight and not answers:
             raise DataError(
-                f"{name} weight 1, and only what the assistant answers is learned; remove it, or say loss_on: all"
+                f"{name} weight 1, and only what the assistant answers is learned; remove it, or say loss_on: all "
+                "(--loss-on all)"
             )
     return [
         i

@@ -54,7 +54,8 @@ def start_workers(job: PreparationJob, processes: int) -> Iterator[RunSplits]:
         yield run
     except BrokenProcessPool:
         raise UserError(
-            "a worker process was killed, most likely because memory ran out; prepare with fewer processes, or smaller splits."
+            "a worker process was killed, most likely because memory ran out; prepare the corpus first, by "
+            "`qwen3 data prepare` with fewer --processes or a smaller --split-mb."
         ) from None
     finally:
         here.close()

@@ -32,7 +32,7 @@ from qwen3_jax.errors import RequestError
 from qwen3_jax.text import STOP_TEXT, Tokenizer
 
 UNLIMITED = np.iinfo(np.int32).max
-MAX_STOP_TOKENS = 64  # of a stop text; every row is padded to it
+MAX_STOP_TOKENS = 128  # of a stop text; every row is padded to it; the default is 111 bytes long
 MAX_NEWLINES = 16  # tokens that consist of newlines
 _NONE = -1  # no token has this id
 Place = Literal["start", "thinking", "answer"]
@@ -69,7 +69,12 @@ class ThinkingTokens:
             raise RequestError(reason, "thinking_stop_text")
         return cls(tokenizer.think_start_id, tokenizer.think_end_id, stop, tokenizer.newline_ids[:MAX_NEWLINES])
 
-    def __post_init__(self) -> None:
+    def check_stop(self) -> None:
+        """Refuse a stop text that is too long to be forced; without a budget nothing is forced, and any length will do.
+
+        Raises:
+            RequestError: it has more than MAX_STOP_TOKENS tokens.
+        """
         if len(self.stop) > MAX_STOP_TOKENS:
             reason = f"the thinking stop text has {len(self.stop)} tokens; the most is {MAX_STOP_TOKENS}."
             raise RequestError(reason, "thinking_stop_text")
@@ -139,7 +144,8 @@ class BudgetRules:
         stop: Any = np.zeros((len(budgets), MAX_STOP_TOKENS), np.int32)
         newlines: Any = np.full((len(budgets), MAX_NEWLINES), _NONE, np.int32)
         for row, of in enumerate(tokens):
-            stop[row, : len(of.stop)] = of.stop
+            forced = of.stop[:MAX_STOP_TOKENS]  # `check_stop`: only a row without a budget has a longer one
+            stop[row, : len(forced)] = forced
             newlines[row, : len(of.newlines)] = of.newlines
         return cls(
             budget=column(UNLIMITED if b is None else min(b, UNLIMITED) for b in budgets),

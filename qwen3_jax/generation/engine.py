@@ -35,7 +35,7 @@ from qwen3_jax.kernels import CacheType, page_size
 from qwen3_jax.model import Qwen3
 from qwen3_jax.progress import progress_bar
 
-_INITIAL_TOKENS = 512  # per row, of a cache that grows
+_INITIAL_TOKENS = 512  # per row, of a cache that grows, where memory allows
 
 
 class Engine:
@@ -44,8 +44,9 @@ class Engine:
     Args:
         model: on any mesh.
         rows: requests decoded together; divided over the mesh axes of the batch, rounded up.
-        cache_tokens: tokens in the cache, of all requests together; divided likewise. None starts small and doubles the cache
-            whenever it is full, up to `rows` requests of `max_length` or the free memory; each size is compiled anew.
+        cache_tokens: tokens in the cache, of all requests together; divided likewise. None starts with 512 a row, on CPU with
+            at most 1 GiB, and doubles whenever that is full, up to `rows` requests of `max_length` or the free memory; each
+            size is compiled anew.
         max_length: tokens of the longest request, prompt and answer; None is the model's context length.
         prefill_chunk: prompt tokens computed at a time; running requests get a token between two chunks.
         decode_steps: tokens that running requests generate between two scheduling decisions.
@@ -102,7 +103,7 @@ class Engine:
         )
         if cache_tokens is None:
             max_pages = self._runner.max_pages()
-            pages = min(1 + max(shard_rows * _INITIAL_TOKENS // size, 1), max_pages)
+            pages = min(self._runner.first_pages(_INITIAL_TOKENS), max_pages)
         else:
             pages = max_pages = 1 + max(cache_tokens // shards // size, 1)
         self.max_length = min(max_length or context, (max_pages - 1) * size)
@@ -153,6 +154,8 @@ class Engine:
             raise RequestError(f"{text} {self.max_length} tokens.", "max_new_tokens", too_long=True)
         can_count = request.thinking_tokens.start >= 0 or (request.budget is None and not request.thinking)
         require(can_count, "a thinking budget needs `thinking_tokens`, see ThinkingTokens.of.", "thinking_budget")
+        if request.budget or (request.budget == 0 and request.thinking):
+            request.thinking_tokens.check_stop()
         require(len(request.eos) <= MAX_EOS, f"{len(request.eos)} end tokens; the most is {MAX_EOS}.", "eos")
         active = ActiveRequest.of(request, self.model.generation_config, self.rows)
         self._scheduler.add(active)

@@ -142,15 +142,9 @@ def resolve(
     thinking_tokens = ThinkingTokens.of(tokenizer, options.thinking_stop_text)
     is_chat = _is_chat(prompt)
     # A constraint lets any end token follow what is complete, so that any of them has to end the answer.
-    eos = end_tokens(model, tokenizer, chat=is_chat or options.constraint is not None)
-    stop_text = f"the thinking stop text {options.thinking_stop_text!r}"
-    require(
-        not eos.intersection(thinking_tokens.stop),
-        f"{stop_text} contains a token that ends the answer.",
-        "thinking_stop_text",
-    )
+    end = end_tokens(model, tokenizer, chat=is_chat or options.constraint is not None)
     require(not options.sampling.stop or tokenizer is not None, "sampling option 'stop' needs a tokenizer.", "stop")
-    eos |= _stop_tokens(options.sampling, model.config.vocab_size)
+    eos = end | _stop_tokens(options.sampling, model.config.vocab_size)
     enable, budget = _thinking(options, tokenizer, thinking_tokens)
     ids = _encode(prompt, options, tokenizer, enable)
     _check_ids(ids, model.config.vocab_size)
@@ -158,6 +152,8 @@ def resolve(
     limit = _limit(len(ids), options, model, context)
     place = thinking_tokens.place(ids, None if tokenizer is None else tokenizer.im_start_id)
     is_open = place == "thinking"
+    if options.thinking_stop_text != STOP_TEXT or budget or (budget == 0 and is_open):
+        _check_stop_text(options.thinking_stop_text, thinking_tokens, end)
     stop_tokens, room = len(thinking_tokens.stop), context - len(ids)
     budget = checked_budget(budget, limit, stop_tokens, is_open, fit=options.fit_budget, room=room)
     request = Request(
@@ -167,6 +163,13 @@ def resolve(
     )  # fmt: skip
     make, samples = options.constraint, range(options.sampling.n)
     return [replace(request, sample_index=sample, constraint=None if make is None else make()) for sample in samples]
+
+
+def _check_stop_text(text: str, tokens: ThinkingTokens, end: frozenset[int]) -> None:
+    """Refuse a stop text that cannot be forced: the caller's own, or the default one where a budget may force it."""
+    tokens.check_stop()
+    reason = f"the thinking stop text {text!r} contains a token that ends the answer."
+    require(not end.intersection(tokens.stop), reason, "thinking_stop_text")
 
 
 def end_tokens(model: Qwen3, tokenizer: Tokenizer | None, *, chat: bool = False) -> frozenset[int]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal, TypeAlias
 
 import jax
@@ -19,7 +19,7 @@ from qwen3_jax.generation.request import Request
 from qwen3_jax.generation.sampling import Sampling
 from qwen3_jax.generation.scheduler import Decode, Grow, Prefill
 from qwen3_jax.generation.speculation import DraftModel, PromptLookup, Speculation
-from qwen3_jax.kernels import CacheType, free_memory
+from qwen3_jax.kernels import CacheType, early_cache_bytes, free_memory, return_freed_memory
 from qwen3_jax.model import Qwen3
 from qwen3_jax.progress import doing
 
@@ -80,11 +80,24 @@ class Runner:
             from jax.experimental.multihost_utils import process_allgather
 
             free = int(process_allgather(np.asarray(free)).min())
+        return max(min(pages, int(free * 0.5) // self._page_bytes()), 2)
+
+    def first_pages(self, tokens: int) -> int:
+        """Return the pages per shard of a cache that grows, at its start: `tokens` in each row.
+
+        Fewer where they would take more of the memory than a cache may before it is needed, but at least one such row.
+        """
+        row = max(tokens // self._page_size, 1)
+        most = early_cache_bytes(self._model.execution.placement)
+        pages = self._rows * row if most is None else min(self._rows * row, max(most // self._page_bytes(), row))
+        return 1 + pages
+
+    def _page_bytes(self) -> int:
+        """Bytes of a page on each device that holds a part of it."""
         shape = self._shards, 1, 1, self._page_size, self._cache_type
         page = program.begin.eval_shape(self._graphdefs, *shape, self._params)
         split = self._shards * self._model.execution.placement.parts("kv_heads")
-        page_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((page.groups, page.draft))) // split
-        return max(min(pages, int(free * 0.5) // page_bytes), 2)
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((page.groups, page.draft))) // split
 
     def allocate(self, pages: int) -> None:
         """Allocate a cache of `pages` pages per shard."""
@@ -162,13 +175,17 @@ class Runner:
                 allowed = np.zeros((len(batch), self._words), np.uint32) if kind == "constrained" else None
                 self.state, *_ = program.decode(self._graphdefs, max_steps, *arrays, np.int32(1), allowed)
 
-    def _announced(self, name: str, size: int, text: str | None = None) -> AbstractContextManager[None]:
+    @contextmanager
+    def _announced(self, name: str, size: int, text: str | None = None) -> Iterator[None]:
         """Name a program's first call in a shape on the status line: it compiles."""
         key = name, size, self._pages
         if key in self._called:
-            return nullcontext()
+            yield
+            return
         self._called.add(key)
-        return doing(text or f"compiling decode, {size} row{'s' * (size > 1)}")
+        with doing(text or f"compiling decode, {size} row{'s' * (size > 1)}"):
+            yield
+        return_freed_memory()
 
     def fetch(self, batch: ActiveBatch, progress: Progress, output: Output) -> tuple[Progress, Output]:
         """Wait for a program's results and copy them to the host; log probabilities only if a row requested them."""

@@ -9,7 +9,13 @@ from qwen3_jax.kernels.experts import expert_mlp
 from qwen3_jax.kernels.experts.stack import Stacked, takes_stacks
 from qwen3_jax.kernels.linear import linear, project
 from qwen3_jax.kernels.paged import CacheType, Chunks, Pages, Rows, new_pages, page_size, paged_attention
-from qwen3_jax.kernels.platform import default_compute_dtype, free_memory, prefers_unrolled_decoding
+from qwen3_jax.kernels.platform import (
+    default_compute_dtype,
+    early_cache_bytes,
+    free_memory,
+    prefers_unrolled_decoding,
+    return_freed_memory,
+)
 from qwen3_jax.kernels.quantized import (
     Weight,
     WeightType,
@@ -33,6 +39,7 @@ __all__ = [
     "attention",
     "check_weight_type",
     "default_compute_dtype",
+    "early_cache_bytes",
     "expert_mlp",
     "free_memory",
     "is_quantized",
@@ -43,6 +50,7 @@ __all__ = [
     "prefers_unrolled_decoding",
     "project",
     "quantize_weight",
+    "return_freed_memory",
     "take_rows",
     "takes_stacks",
 ]

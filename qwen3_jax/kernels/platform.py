@@ -1,6 +1,10 @@
 """Facts about the platform; other packages ask for them by purpose, never by the platform's name."""
 
+import ctypes
+import functools
 import os
+import sys
+from collections.abc import Callable
 
 import jax
 
@@ -51,3 +55,27 @@ def free_memory(placement: Placement) -> int | None:
     except (ValueError, OSError):  # not on every system
         return None
     return free // (1 if placement.mesh is None else len(placement.mesh.local_devices))
+
+
+def early_cache_bytes(placement: Placement) -> int | None:
+    """Return how much of a device's memory a cache may take before requests need it; None is any amount.
+
+    A GB of a host's memory, which the user's other programs share. An accelerator's own memory is there for the model.
+    """
+    if platform_of(placement) != "cpu":
+        return None
+    return (1 << 30) // (1 if placement.mesh is None else len(placement.mesh.local_devices))
+
+
+def return_freed_memory() -> None:
+    """Give freed memory back to the system, which glibc would keep: compiling one program of Qwen3-0.6B leaves up to 0.7 GB."""
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    if sys.platform != "linux":
+        return None
+    return getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none

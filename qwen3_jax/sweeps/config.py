@@ -63,7 +63,7 @@ class ScalingConfig:
         output: output folder: results.jsonl, tokenizer, data, logs, laws.png, result.json, config.yaml.
         train: a training configuration; not needed with --runs.
         set: changes to it for all runs, by dotted name.
-        models: sizes.
+        models: the sizes to sweep, each a name and changes of the training configuration.
         tokens: tokens of a run.
         learning_rates: peaks; null is a grid of `rate_points` around the prediction of the law `start` for each cell.
         batch_tokens: tokens of a step; null is a grid of `batch_points` (powers of two in rows) around the same law.

@@ -2,10 +2,10 @@
 
     OUTPUT/results.jsonl    one line for each finished run, written when it ends
     OUTPUT/tokenizer, data  shared by all runs
-    OUTPUT/compiled         compiled programs; runs that differ only in learning rate, seed or mixture share one
     OUTPUT/runs/KEY         metrics.jsonl, config.json, log.txt of a run; its weights are deleted
 
-A run is a `qwen3_jax.training.train` of its own. An interrupted one starts again, with the same result.
+A run is a `qwen3_jax.training.train` of its own. An interrupted one starts again, with the same result. Runs that differ only
+in learning rate, seed or mixture share their compiled programs through JAX's compilation cache, where one is set.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from qwen3_jax.checkpoint.hub import resolve
 from qwen3_jax.config import Qwen3Config
@@ -80,9 +78,7 @@ class Sweep:
             self.results = {row["key"]: row for row in read_rows(self.path, cut=True)}
 
     def prepare_shared(self, config: TrainConfig) -> tuple[TrainConfig, Tokenizer]:
-        """Train the tokenizer and prepare the data of all runs, unless the folder has them; share compiled programs.
-
-        Sets JAX's compilation cache, unless one is set.
+        """Train the tokenizer and prepare the data of all runs, unless the folder has them.
 
         Returns:
             The configuration that reads the shared tokenizer and data, and the tokenizer.
@@ -92,16 +88,13 @@ class Sweep:
         """
         folder = self.output / "tokenizer"
         self.output.mkdir(parents=True, exist_ok=True)
-        if jax.config.values["jax_compilation_cache_dir"] is None:
-            jax.config.update("jax_compilation_cache_dir", str(self.output.absolute() / "compiled"))
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
         if config.tokenizer.path is None and not folder.exists():
-            source = resolve(config.model.init_from) if config.model.init_from else None
+            source = resolve(config.model.init_from, key="model.init_from") if config.model.init_from else None
             partial = folder.with_name("tokenizer.partial")
             run_folder.load_or_train_tokenizer(self.output, config, source).save_pretrained(partial)
             partial.rename(folder)
         path = config.tokenizer.path or str(folder.absolute())
-        tokenizer = Tokenizer.from_pretrained(resolve(path))
+        tokenizer = Tokenizer.from_pretrained(resolve(path, key="tokenizer.path"))
         corpora = open_sources(config.data, tokenizer, self.output / "data")
         self._manifests = [corpus.manifest for corpus in corpora]
         sources = [

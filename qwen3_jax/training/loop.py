@@ -24,6 +24,7 @@ from qwen3_jax.evaluation import budget_curve
 from qwen3_jax.kernels import Execution
 from qwen3_jax.model import flatten
 from qwen3_jax.paths import run_path
+from qwen3_jax.progress import doing
 from qwen3_jax.text import Tokenizer
 from qwen3_jax.training import run_folder
 from qwen3_jax.training.config import Stage, TrainConfig
@@ -54,10 +55,11 @@ def train(config: TrainConfig, watch: Watch | None = None, stop: StopSignals | N
     run_folder.check_options(config)
     plan = run_folder.check(run_dir, config)
     stages = plan.stages
-    source = resolve(config.model.init_from) if config.model.init_from else None
-    tokenizer, architecture, trainers = _prepare(run_dir, config, stages, source)
-    run_folder.claim(run_dir, plan, tokenizer, architecture)
-    corpora = prepare_corpora(run_dir, config, tokenizer)
+    source = resolve(config.model.init_from, key="model.init_from") if config.model.init_from else None
+    with doing("preparing tokenizer and data"):
+        tokenizer, architecture, trainers = _prepare(run_dir, config, stages, source)
+        run_folder.claim(run_dir, plan, tokenizer, architecture)
+        corpora = prepare_corpora(run_dir, config, tokenizer)
     checkpoints = TrainCheckpoints(
         run_dir / "checkpoints", config.checkpoint_keep, config.checkpoint_keep_best, [stage.last for stage in stages]
     )
@@ -68,7 +70,8 @@ def train(config: TrainConfig, watch: Watch | None = None, stop: StopSignals | N
 
     signals = StopSignals() if stop is None else contextlib.nullcontext(stop)
     with contextlib.closing(checkpoints), checkpoints.disk_full_is_user_error(None), signals as stop:
-        restored = restore_newest(checkpoints, lambda step: trainers[stage_index(stages, step)].abstract_state())
+        with doing("looking for a checkpoint"):
+            restored = restore_newest(checkpoints, lambda step: trainers[stage_index(stages, step)].abstract_state())
         if restored is None:
             step, position = 0, None
             state = _initial_state(config, trainers[0], source)
@@ -83,10 +86,10 @@ def train(config: TrainConfig, watch: Watch | None = None, stop: StopSignals | N
                 if step < stage.last:
                     state, position = stage_loop.run(stage, trainer, state, position)
                     step = stage.last
-            checkpoints.wait()
+            with doing("saving the checkpoint"):
+                checkpoints.wait()
         stop.saves = False  # what follows is done again by the same command
-        model = run_folder.exportable_model(last, state, tokenizer)
-        exported = save(model, tokenizer, run_dir / "hf", dtype=config.export_dtype, overwrite=True)
+        exported = _export(last, state, tokenizer, run_dir, config.export_dtype)
     say(f"exported {exported} after {time.perf_counter() - since:.0f} s")
     if config.budget_curve is not None and jax.process_index() == 0:
         budget_curve.measure(exported, config.budget_curve, config.data, run_dir)
@@ -147,6 +150,7 @@ def _stage_names(stages: Sequence[Stage]) -> str:
     return " in " + ", ".join(f"{s.name} ({s.last - s.first} of {s.run.data.sequence_length} tokens)" for s in stages)
 
 
+@doing("setting the initial weights")
 def _initial_state(config: TrainConfig, trainer: Trainer, source: Path | None) -> TrainState:
     if source is None:
         return trainer.init(config.seed)
@@ -162,6 +166,12 @@ def _initial_state(config: TrainConfig, trainer: Trainer, source: Path | None) -
         if name not in params or params[name].shape != shape.shape:
             raise UserError(f"model.config changes the shape of {name!r}; so model.init_from has no value for it.")
     return trainer.init_from(params)
+
+
+@doing("exporting")
+def _export(trainer: Trainer, state: TrainState, tokenizer: Tokenizer, run_dir: Path, dtype: str | None) -> Path:
+    model = run_folder.exportable_model(trainer, state, tokenizer)
+    return save(model, tokenizer, run_dir / "hf", dtype=dtype, overwrite=True)
 
 
 def _mesh(trainer: Trainer) -> dict[str, int]:

@@ -34,6 +34,7 @@ from qwen3_jax.json_fields import read_config, read_json
 from qwen3_jax.kernels import Kernels
 from qwen3_jax.model import Qwen3
 from qwen3_jax.paths import as_path, is_url, local_path, replace_file
+from qwen3_jax.progress import clear_status
 from qwen3_jax.text import Tokenizer, train_tokenizer
 from qwen3_jax.training import extension, metrics
 from qwen3_jax.training.config import ModelConfig, OptimizerConfig, Stage, TrainConfig
@@ -136,7 +137,7 @@ def load_or_train_tokenizer(run_dir: Path, config: TrainConfig, init_from: Path 
     """Return the run's tokenizer: the one it already has, the configured one, or a new one trained on the run's data."""
     if (run_dir / "config.json").exists():
         return Tokenizer.from_pretrained(run_dir / "tokenizer")
-    folder = resolve(config.tokenizer.path) if config.tokenizer.path else init_from
+    folder = resolve(config.tokenizer.path, key="tokenizer.path") if config.tokenizer.path else init_from
     if folder is None:
         say(f"training a tokenizer of {config.tokenizer.vocab_size} tokens")
         texts = training_texts(config.data, config.tokenizer.train_records)
@@ -260,6 +261,7 @@ def architecture_after(base: Qwen3Config, stages: list[dict[str, Any]], step: in
 def say(text: str) -> None:
     """Print, on the first process only."""
     if jax.process_index() == 0:
+        clear_status()
         print(text, flush=True)
 
 

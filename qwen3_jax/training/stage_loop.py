@@ -17,7 +17,7 @@ from qwen3_jax.config import Qwen3Config
 from qwen3_jax.data import Prepared, make_train_loader
 from qwen3_jax.data.pipeline import at_boundary
 from qwen3_jax.errors import Diverged, Interrupted
-from qwen3_jax.progress import Bar, progress_bar
+from qwen3_jax.progress import Bar, doing, progress_bar
 from qwen3_jax.training import guard
 from qwen3_jax.training.config import Stage, TrainConfig
 from qwen3_jax.training.flops import training_flops_per_token
@@ -73,13 +73,13 @@ class StageLoop:
         if step == stage.first:
             state = dataclasses.replace(state, guard=guard.restarted(state.guard))
         state = jax.device_put(state, trainer.shardings)  # another stage may have another mesh
-        loader = make_train_loader(data, self.corpora, weights=stage.weights, rows=trainer.local_rows(data.batch_size))
-        meter = Meter(
-            data.batch_size * data.sequence_length,
-            training_flops_per_token(trainer.config, data.sequence_length),
-            device_peak(self.run_dir),
-            jax.device_count(),
-        )
+        with doing("planning rows"):
+            loader = make_train_loader(
+                data, self.corpora, weights=stage.weights, rows=trainer.local_rows(data.batch_size)
+            )
+            peak = device_peak(self.run_dir)
+        flops = training_flops_per_token(trainer.config, data.sequence_length)
+        meter = Meter(data.batch_size * data.sequence_length, flops, peak, jax.device_count())
         label = stage.name if len(self.stages) > 1 else "training"
         with (
             contextlib.closing(iter(loader)) as batches,
@@ -114,11 +114,15 @@ class StageLoop:
     ) -> tuple[TrainState, dict[str, Any]]:
         config, rows = self.config, stage.run.data.batch_size
         held_out = HeldOut(stage, self.corpora, config.eval_batches)
-        step = logged = int(state.step)
+        step = logged = started = int(state.step)
         while step < stage.last:
             profiler.before(step)
             batch = meter.fetch(lambda: trainer.place(next(batches), rows))
+            if step == started:
+                bar.advance(0, "compiling")
             state, step_metrics = meter.step(functools.partial(trainer.step, state, batch))
+            if step == started:
+                bar.advance(0, "")
             step += 1
             profiler.after(step, step_metrics)
             last, ending = step == stage.last, self.asked_to_end(step)

@@ -1,11 +1,11 @@
-"""Ctrl-C and SIGTERM: heard at once, whatever the program computes.
+"""What Ctrl-C and SIGTERM ask of a run.
 
-Python runs a signal's handler between two instructions of the main thread, which may be inside of a compiler for minutes, and
-an exception that a handler raises is lost where a callback of JAX was running. Here a thread is told of the signal instead:
+- Before the first step nothing can be lost, and the program ends.
+- From then on the run is asked to end: it saves a checkpoint after the step in progress.
+- A second Ctrl-C ends the program. Checkpoints are whole or absent, so the run resumes from the one before.
 
-- before the first step nothing can be lost, and the program ends;
-- from then on the run is asked to end: it saves a checkpoint after the step in progress;
-- a second Ctrl-C ends the program. Checkpoints are whole or absent, so the run resumes from the one before.
+Python runs a signal's handler in the main thread, between two instructions. So that it is heard at once, whatever the program
+computes, the main thread of a command only waits (`cli.background`), and the run is another thread's.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import sys
 import threading
 from collections.abc import Callable
 from typing import Any
+
+from qwen3_jax.progress import clear_status, show_cursor
 
 _ENDED = {signal.SIGINT: 130, signal.SIGTERM: 143}  # exit codes
 
@@ -46,14 +48,8 @@ class StopSignals:
         if self.prog is None:
             self._handle(signal.SIGTERM, lambda number, _: self._ask(number))
             return self
-        read, write = os.pipe()
-        os.set_blocking(write, False)
-        before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)  # C code writes the signal's number there
-        self._undo.callback(os.close, write)  # ends the thread
-        self._undo.callback(signal.set_wakeup_fd, before)
         for number in _ENDED:
-            self._handle(number, lambda *_: None)
-        threading.Thread(target=self._watch, args=(read,), name="signals", daemon=True).start()
+            self._handle(number, lambda number, _: self._heard(signal.Signals(number)))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -63,13 +59,6 @@ class StopSignals:
         before = signal.signal(number, handler)
         self._undo.callback(signal.signal, number, signal.SIG_DFL if before is None else before)
 
-    def _watch(self, read: int) -> None:
-        while numbers := os.read(read, 64):
-            for number in numbers:
-                if number in _ENDED:
-                    self._heard(signal.Signals(number))
-        os.close(read)
-
     def _heard(self, number: signal.Signals) -> None:
         if not self.saves or (self.reason and number == signal.SIGINT):
             self._end(number)
@@ -77,6 +66,7 @@ class StopSignals:
             self._ask(number)
             name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
             more = "; Ctrl-C again ends at once" if number == signal.SIGINT else ""
+            clear_status()
             _print(f"{self.prog}: {name}: saving a checkpoint after this step{more}.")
             jax = sys.modules.get("jax")
             if number == signal.SIGINT and jax is not None and jax.process_count() > 1:
@@ -89,10 +79,11 @@ class StopSignals:
         for call in self.before_exit:
             with contextlib.suppress(Exception):
                 call()
-        cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar hides it
+        show_cursor()
+        clear_status()
         resumes = " The run resumes from its last checkpoint." if self.saves else ""
-        _print(f"{cursor}\n{self.prog}: stopped.{resumes}")
-        os._exit(_ENDED[number])  # a usual exit would wait for the main thread
+        _print(f"\n{self.prog}: stopped.{resumes}")
+        os._exit(_ENDED[number])  # a usual exit would wait for the run
 
 
 def _print(text: str) -> None:

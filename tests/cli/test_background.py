@@ -1,4 +1,4 @@
-"""What a user waits for: work in the background, the status line, Ctrl-C from the first second on, and the compile cache."""
+"""What a user waits for: work in the background, the status line, and Ctrl-C from the first second on."""
 
 import io
 import os
@@ -10,11 +10,10 @@ import threading
 import time
 from pathlib import Path
 
-import jax
 import pytest
 
 from qwen3_jax import progress
-from qwen3_jax.cli import background, compile_cache
+from qwen3_jax.cli import background
 from qwen3_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -88,40 +87,6 @@ def test_the_status_line_names_the_innermost_work_and_leaves_nothing_behind(monk
 
 def seen_at_once(text: str) -> bool:
     return text in sys.stderr.getvalue()
-
-
-@pytest.fixture
-def cache_settings(monkeypatch):
-    """The environment of a user, and JAX's settings back as they were."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs", "jax_compilation_cache_max_size",
-             "jax_enable_compilation_cache")  # fmt: skip
-    before = {name: jax.config.values[name] for name in names}
-    monkeypatch.delenv(compile_cache.VARIABLE, raising=False)
-    jax.config.update("jax_compilation_cache_dir", None)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
-def test_where_compiled_programs_are_kept(cache_settings, monkeypatch, tmp_path):
-    def folder():
-        return jax.config.values["jax_compilation_cache_dir"]
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    if sys.platform == "linux":
-        assert compile_cache.enable() == tmp_path / "cache" / "qwen3-jax" / "compiled"
-        assert folder() == str(tmp_path / "cache" / "qwen3-jax" / "compiled")
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))  # as JAX_COMPILATION_CACHE_DIR sets it
-    assert compile_cache.enable() == tmp_path / "own"
-    monkeypatch.setenv(compile_cache.VARIABLE, str(tmp_path / "variable"))
-    assert compile_cache.enable() == tmp_path / "variable" == Path(folder())
-    assert compile_cache.enable(str(tmp_path / "option")) == tmp_path / "option" == Path(folder())
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file/cache cannot be made"):
-        compile_cache.enable(str(tmp_path / "file" / "cache"))
-    assert jax.config.values["jax_enable_compilation_cache"]
-    assert compile_cache.enable("off") is None
-    assert not jax.config.values["jax_enable_compilation_cache"]
 
 
 @pytest.mark.parametrize("presses", [1, 3])

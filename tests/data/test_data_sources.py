@@ -196,6 +196,7 @@ def test_paths_that_cannot_be_read_are_named(tmp_path):
     for path, complaint in {
         f"{tmp_path}/*.md": r"source 's': no file matches '.*/\*\.md'",
         f"{tmp_path}/missing": "no file matches '.*/missing'",
+        "missing/here": f"no file matches 'missing/here' below {Path.cwd()}",
         "nosuch://bucket/x": "'nosuch://bucket/x' cannot be read",
         "synthetic:sums": "unknown path 'synthetic:sums'",
         str(tmp_path / "a.jsonl.lz4"): r"a\.jsonl\.lz4 is a \.lz4 file.*`lz4 -d` unpacks it",

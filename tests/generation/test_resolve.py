@@ -5,11 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from qwen3_jax import GenerationConfig, Request, Sampling
+from qwen3_jax import Engine, GenerationConfig, Request, Sampling
 from qwen3_jax.errors import RequestError
 from qwen3_jax.generation import STOP_TEXT, Options, ThinkingTokens, end_tokens, resolve
+from qwen3_jax.generation.budget import MAX_STOP_TOKENS, BudgetRules
 from qwen3_jax.generation.request import DEFAULT_MAX_NEW_TOKENS, checked_budget
+from qwen3_jax.text import train_tokenizer
 from tests.helpers import tiny_models
+from tests.helpers.engine_runs import SHAPE
 
 TOK = tiny_models.tokenizer()
 OPENS_THINKING = tiny_models.tokenizer(
@@ -129,6 +132,30 @@ def test_every_option_arrives_in_the_request():
     assert continued.answering
     assert not one(CHAT).answering
     assert not one(CHAT, enable_thinking=False).answering  # closed thinking is no answer
+
+
+def test_the_length_of_the_stop_text_matters_only_where_it_may_be_forced():
+    """In a vocabulary of single bytes the default text has 111 tokens, and Qwen's has 24."""
+    bytes_alone = train_tokenizer(["ab"], vocab_size=282)
+    assert len(bytes_alone.encode(STOP_TEXT)) == 111
+    assert one("Hi", bytes_alone, thinking_budget=3).budget == 3
+    long = ThinkingTokens(1, 2, (*range(3, 3 + MAX_STOP_TOKENS), 2))
+    model = tiny_models.model(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ThinkingTokens, "of", lambda *_: long)
+        for options in ({}, dict(enable_thinking=False), dict(thinking_budget=0)):
+            request = one(CHAT, **options)
+            assert BudgetRules.of([request.budget], [request.thinking_tokens]).stop.shape == (1, MAX_STOP_TOKENS)
+        for options in (dict(thinking_budget=3), dict(thinking_stop_text="My own.</think>")):
+            with pytest.raises(
+                RequestError, match=f"the thinking stop text has {MAX_STOP_TOKENS + 1} tokens; the most is"
+            ):
+                one(CHAT, **options)
+    engine = Engine(model, **SHAPE)
+    with pytest.raises(RequestError, match="the most is") as caught:
+        engine.submit(Request((1, 2), Sampling(), 200, budget=3, thinking_tokens=long))
+    assert caught.value.param == "thinking_stop_text"
+    engine.cancel(engine.submit(Request((1, 2), Sampling(), 200, thinking_tokens=long)))
 
 
 @pytest.mark.parametrize("off", [dict(enable_thinking=False), dict(thinking_budget=0), dict(enable_thinking=np.False_)])

@@ -21,9 +21,11 @@ from tests.mutation.tree import Tree
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--package", nargs="+", default=session.PACKAGES, choices=session.PACKAGES)
+    parser.add_argument(
+        "--package", nargs="+", default=session.PACKAGES, choices=session.PACKAGES, help="whose mutants (default: all)"
+    )
     parser.add_argument("--count", type=int, default=20, help="mutants of each package")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the sample (default: 0)")
     session.add_arguments(parser)
     options = parser.parse_args(arguments)
     results = session.Results(options.results or options.cache / "sampled.jsonl", options.root)

@@ -24,7 +24,12 @@ _EXECUTED_ONCE = re.compile(r"^\s*(import|from) (jax|flax)|functools\.(lru_)?cac
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[2], help="the checkout to measure")
     parser.add_argument("--results", type=Path, help="JSON lines; what is in it already is not run again")
-    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "qwen3-jax-mutation")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path.home() / ".cache" / "qwen3-jax-mutation",
+        help="folder for what is kept between calls",
+    )
     parser.add_argument(
         "--cpu-limit", type=float, default=90, help="CPU seconds of tests after which a change has survived"
     )

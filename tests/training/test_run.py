@@ -198,7 +198,7 @@ REFUSED = {
     "--model.config.hidden_size=big": "'hidden_size' has the value 'big'",
     "--model.config.vocab_size=100": "vocab_size is 100; the tokenizer has 360 tokens",
     "--model.config.max_position_embeddings=32": "data.sequence_length (64) is longer",
-    "--model.init_from=/nowhere": "/nowhere is neither a folder nor a hub repository id",
+    "--model.init_from=/nowhere": "model.init_from: /nowhere is neither a folder nor a hub repository id",
     "--mesh.data=16": "needs 16 devices; there are 8",
     "--data.batch_size=6": (
         "a global batch of 6 rows (data.batch_size) does not divide by 4 x 1, the parts of the mesh times micro_batches; "
