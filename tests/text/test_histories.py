@@ -282,7 +282,7 @@ VALUE = st.recursive(
 ROLE = st.sampled_from(["system", "user", "assistant", "assistant", "tool", "developer"])
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(
     st.lists(
         st.builds(lambda role, rest: rest | {"role": role}, ROLE, st.dictionaries(FIELDS, VALUE, max_size=4)),
