@@ -6,9 +6,9 @@
 |--------------|-----------------------------------------------------------------|-------------------------------------|
 | `dense`      | every expert on every token: E / k times the arithmetic         | anywhere; the reference of the tests |
 | `grouped`    | rows sorted by expert, with the platform's product: tiles (CPU), | any mesh with expert = 1            |
-|              | megablox (TPU), tokamax where it is installed, else ragged_dot (GPU) |                                |
-| `tokamax`    | grouped, with tokamax's kernels                                 | GPU, expert = 1                     |
-| `ragged_dot` | grouped, with `jax.lax.ragged_dot` (2-3 GFLOP/s on CPU)         | any platform, expert = 1            |
+|              | megablox (TPU), triton (GPU; tiles before sm_80)                |                                     |
+| `triton`     | grouped, with Pallas kernels of our own                         | GPU from sm_80, expert = 1          |
+| `ragged_dot` | grouped, with `jax.lax.ragged_dot` (2-3 GFLOP/s on CPU)         | CPU and TPU, expert = 1             |
 | `all_gather` | grouped; every device sees all tokens of the expert axis        | meshes with expert > 1              |
 | `all_to_all` | grouped; each token travels to its experts' devices             | meshes with expert > 1              |
 

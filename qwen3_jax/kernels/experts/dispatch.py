@@ -37,11 +37,12 @@ def expert_mlp(
 
     Raises:
         ShardingError: an implementation asked for by name does not suit the mesh.
-        UserError: one asked for by name is not installed, or not for this platform; or the weights are quantised and a
+        UserError: one asked for by name is not for this platform or card; or the weights are quantised and a
             gradient was asked for, or the rules split them as in training.
     """
     placement, platform = execution.placement, execution.platform
-    one_device = placement.mesh is None or placement.mesh.size == 1
+    # On GPU `shard_map` over one device too: a Pallas kernel learns from the mesh for which card it is compiled.
+    one_device = placement.mesh is None or (placement.mesh.size == 1 and platform != "gpu")
     problem = None if one_device else unsplittable(x_btd, gate_edf, placement)
     if problem or not takes_stacks(execution) or gate_edf.dtype != x_btd.dtype:
         gate_edf, up_edf, down_efd = unstacked(gate_edf), unstacked(up_edf), unstacked(down_efd)
@@ -62,17 +63,22 @@ def expert_mlp(
     if name == "all_gather" or name == "all_to_all":  # mypy narrows no `in`
         if not expert_axis_split:
             raise ShardingError(f"experts={name!r} needs a mesh whose expert axis is larger than 1; choose 'grouped'.")
-        mlp = functools.partial(grouped_mlp, product=choose_product("grouped", platform))
+        mlp = _grouped("grouped", execution, x_btd.dtype)
         return sharded_mlp(*arrays, mlp=mlp, over=name, placement=placement)
     if expert_axis_split:
         raise ShardingError(
             f"experts={name!r} needs all experts on each device, and the mesh splits them over "
             f"{placement.parts('expert')}; choose 'all_to_all' or 'all_gather'."
         )
-    mlp = functools.partial(grouped_mlp, product=choose_product(name, platform))
+    mlp = _grouped(name, execution, x_btd.dtype)
     if one_device:
         return _on_tokens(mlp, *_in_compute_type(arrays))
     return sharded_mlp(*arrays, mlp=mlp, over=None, placement=placement)
+
+
+def _grouped(name, execution: Execution, dtype):
+    card = execution.card
+    return functools.partial(grouped_mlp, product=choose_product(name, execution.platform, card, dtype), card=card)
 
 
 def _in_compute_type(arrays):
