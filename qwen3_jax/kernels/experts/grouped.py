@@ -26,7 +26,7 @@ from qwen3_jax.kernels.experts.megablox import megablox_dot
 from qwen3_jax.kernels.experts.rows import sort_by_expert, sum_rows, take_rows, take_weights
 from qwen3_jax.kernels.experts.stack import Stacked
 from qwen3_jax.kernels.experts.tiles import tiles_mlp
-from qwen3_jax.kernels.quantized import dequantize
+from qwen3_jax.kernels.quantized import dequantize, is_quantized
 
 Product = Literal["tiles", "megablox", "triton", "ragged_dot"]
 
@@ -78,13 +78,18 @@ def grouped_mlp(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd, *, produc
     """
     if product == "tiles":
         return tiles_mlp(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd)
-    if not isinstance(gate_edf, Stacked):
+    if not isinstance(gate_edf, Stacked) and not (product == "triton" and _unpacks(gate_edf, x_nd, card)):
         gate_edf, up_edf, down_efd = (dequantize(w, x_nd.dtype) for w in (gate_edf, up_edf, down_efd))
     rows = sort_by_expert(index_nk, gate_edf.shape[0])
     dot = functools.partial(grouped_dot, sizes_e=rows.sizes_e, product=product, card=card)
     x_md = take_rows(x_nd, rows)
     hidden_mf = jax.nn.silu(dot(x_md, gate_edf)) * dot(x_md, up_edf) * take_weights(weight_nk, rows)[:, None]
     return sum_rows(dot(hidden_mf, down_efd), rows)
+
+
+def _unpacks(w_edf, x_nd, card: Card | None) -> bool:
+    """Whether the kernel of `triton` unpacks these weights itself."""
+    return is_quantized(w_edf) and triton.unpacks(w_edf, x_nd.dtype, card)
 
 
 def grouped_dot(x_md, w_edf, sizes_e, *, product: Product, card: Card | None = None):

@@ -5,13 +5,14 @@ the last tile of a group is masked, so groups may have any size. Rows without a 
 
     y[r] = x[r] w[g(r)]        dx[r] = dy[r] w[g(r)]^T        dw[g] = x[rows of g]^T dy[rows of g]
 
-The weights may be those of all layers (`Stacked`): a program reads its own group in place.
+The weights may be those of all layers (`Stacked`), or quantised: a program reads its own group in place, and unpacks what it
+multiplies.
 
 Shapes: m rows sorted by group, d and f the sides of a weight, g groups of the weights, e groups that have rows, t tiles.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
 from qwen3_jax.kernels.card import Card, why_no_triton
+from qwen3_jax.kernels.quantized import Weight, is_quantized, refuse_gradient
 
 _DTYPES = (jnp.dtype("bfloat16"), jnp.dtype("float16"), jnp.dtype("float32"))
 _MOST_STAGES = 4  # of loads that are under way while a tile is multiplied
@@ -45,11 +47,28 @@ class Blocks:
     warps: int
 
 
-def why_not(card: Card | None, dtype: Any) -> str | None:
-    """Return what the kernel would need to run on rows and weights of this type, or None where it can."""
+def why_not(card: Card | None, dtype: Any, stored: Any = None) -> str | None:
+    """Return what the kernel would need to run on rows of this type, or None where it can.
+
+    Args:
+        card: the GPU.
+        dtype: of the rows.
+        stored: of the weights, if it is another.
+    """
     if jnp.dtype(dtype) not in _DTYPES:
         return f"a compute type of bfloat16, float16 or float32; it is {jnp.dtype(dtype)}"
-    return why_no_triton(card, dtype)
+    return why_no_triton(card, dtype, dtype if stored is None else stored)
+
+
+def unpacks(w_gdf: Any, dtype: Any, card: Card | None) -> bool:
+    """Whether the kernel multiplies quantised weights as they are: scales for whole columns, or for groups of a power of two."""
+    (g, d, f), (scales_g, scales_d, scales_f) = w_gdf.shape, w_gdf.scale.shape
+    group = d // scales_d
+    if w_gdf.zero_point is not None or (scales_g, scales_f) != (g, f):
+        return False
+    if scales_d > 1 and (group < 16 or group & (group - 1)):
+        return False
+    return card is None or why_not(card, dtype, w_gdf.qvalue.dtype) is None
 
 
 def choose_blocks(rows: int, groups: int, dtype: Any, shared_memory: int) -> Blocks:
@@ -72,7 +91,7 @@ def choose_blocks(rows: int, groups: int, dtype: Any, shared_memory: int) -> Blo
 
 def triton_dot(
     x_md: jax.Array,
-    w_gdf: jax.Array,
+    w_gdf: Weight,
     sizes_e: jax.Array,
     first: jax.Array | int,
     card: Card | None,
@@ -82,7 +101,7 @@ def triton_dot(
 
     Args:
         x_md: rows; the first sizes_e[0] belong to group `first`, the next to the group after it, and so on.
-        w_gdf: weights in x's dtype.
+        w_gdf: weights in x's dtype, or quantised without a zero point.
         sizes_e: int32.
         first: number of the first group.
         card: the caller has checked `why_not`; None only with `interpret`.
@@ -90,7 +109,13 @@ def triton_dot(
     """
     shared = 232_448 if card is None else card.shared_memory
     blocks = choose_blocks(x_md.shape[0], sizes_e.shape[0], x_md.dtype, shared)
-    return _dot(x_md, w_gdf, sizes_e, jnp.asarray(first, jnp.int32), blocks, interpret)
+    first = jnp.asarray(first, jnp.int32)
+    if not is_quantized(w_gdf):
+        return _dot(x_md, w_gdf, sizes_e, first, blocks, interpret)
+    groups = w_gdf.scale.shape[1]
+    if groups > 1:  # numbers that are summed at a time have one scale
+        blocks = replace(blocks, inner=min(blocks.inner, w_gdf.shape[1] // groups))
+    return _quantized_dot(x_md, w_gdf, sizes_e, first, blocks, interpret)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -113,6 +138,18 @@ def _backward(blocks, interpret, residuals, dy_mf):
 _dot.defvjp(_forward, _backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _quantized_dot(x_md, w, sizes_e, first, blocks: Blocks, interpret: bool):
+    return _product(x_md, w.qvalue, sizes_e, first, False, blocks, interpret, w.scale)
+
+
+def _refuse(*_):
+    refuse_gradient()
+
+
+_quantized_dot.defvjp(_refuse, _refuse)
+
+
 def _tiles(sizes_e: jax.Array, rows: int, height: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return each tile's group, its first row and the row after its group's last, int32 [T]; an unused tile is empty."""
     groups = sizes_e.shape[0]
@@ -130,8 +167,11 @@ def _tiles(sizes_e: jax.Array, rows: int, height: int) -> tuple[jax.Array, jax.A
     return group_t, start_t.astype(jnp.int32), stop_t.astype(jnp.int32)
 
 
-def _product(x_mk, w_gdf, sizes_e, first, transposed: bool, blocks: Blocks, interpret: bool):
-    """Return the rows times their weights, or the weights' transposes; rows without a group are zero."""
+def _product(x_mk, w_gdf, sizes_e, first, transposed: bool, blocks: Blocks, interpret: bool, scale_gsf=None):
+    """Return the rows times their weights, or the weights' transposes; rows without a group are zero.
+
+    Of quantised weights, scale_gsf has S groups of summed numbers.
+    """
     m, k = x_mk.shape
     n = w_gdf.shape[1 if transposed else 2]
     group_t, start_t, stop_t = _tiles(sizes_e, m, blocks.rows)
@@ -143,19 +183,26 @@ def _product(x_mk, w_gdf, sizes_e, first, transposed: bool, blocks: Blocks, inte
         compiler_params=pltriton.CompilerParams(num_warps=blocks.warps, num_stages=blocks.stages),
         interpret=interpret,
         name=f"grouped_product_{m}x{k}x{n}",
-    )(group_t + first, start_t, stop_t, x_mk, w_gdf)
+    )(group_t + first, start_t, stop_t, x_mk, w_gdf, *(() if scale_gsf is None else (scale_gsf,)))
     return jnp.where((jnp.arange(m) < sizes_e.sum())[:, None], y_mn, 0)
 
 
-def _product_kernel(group_ref, start_ref, stop_ref, x_ref, w_ref, y_ref, *, transposed: bool, blocks: Blocks):
+def _product_kernel(group_ref, start_ref, stop_ref, x_ref, w_ref, *refs, transposed: bool, blocks: Blocks):
+    *scale_ref, y_ref = refs
     column, tile = pl.program_id(0) * blocks.columns, pl.program_id(1)
     group, start, stop = group_ref[tile], start_ref[tile], stop_ref[tile]
     inner, columns = x_ref.shape[1], y_ref.shape[1]
+    per_block = bool(scale_ref) and scale_ref[0].shape[1] > 1
 
     @pl.when(start < stop)
     def _():
         inside_r = start + jnp.arange(blocks.rows) < stop
         inside_c = column + jnp.arange(blocks.columns) < columns
+
+        def scale(place):
+            (ref,) = scale_ref
+            at = ref.at[group, place * ref.shape[1] // inner, pl.ds(column, blocks.columns)]
+            return pltriton.load(at, mask=inside_c, other=0)[None]
 
         def add(i, sum_rc):
             place = i * blocks.inner
@@ -167,10 +214,13 @@ def _product_kernel(group_ref, start_ref, stop_ref, x_ref, w_ref, y_ref, *, tran
             else:
                 at = w_ref.at[group, pl.ds(place, blocks.inner), pl.ds(column, blocks.columns)]
                 w_ic = _load(at, inside_i, inside_c)
-            return sum_rc + jnp.dot(x_ri, w_ic, preferred_element_type=jnp.float32)
+            product_rc = jnp.dot(x_ri, w_ic.astype(x_ri.dtype), preferred_element_type=jnp.float32)
+            return sum_rc + (product_rc * scale(place) if per_block else product_rc)
 
         zeros_rc = jnp.zeros((blocks.rows, blocks.columns), jnp.float32)
         sum_rc = jax.lax.fori_loop(0, pl.cdiv(inner, blocks.inner), add, zeros_rc)
+        if scale_ref and not per_block:
+            sum_rc *= scale(0)
         at = y_ref.at[pl.ds(start, blocks.rows), pl.ds(column, blocks.columns)]
         pltriton.store(at, sum_rc.astype(y_ref.dtype), mask=inside_r[:, None] & inside_c[None])
 
