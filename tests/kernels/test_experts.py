@@ -257,6 +257,18 @@ def test_meshes_equal_dense_on_one_device(name, implementation):
     assert_mesh_equals_dense(Placement(make_mesh(**axes), rules), implementation, ("random", "one"))
 
 
+@pytest.mark.parametrize("name", ["expert4", "data2_expert2_tensor2", "data2_tensor4", "serving_data2_expert4"])
+def test_tokens_that_do_not_divide_over_the_mesh(name):
+    """One row of a few tokens: every device of those axes has them all, and computes its own experts' share."""
+    axes, rules = MESHES[name]
+    placement = Placement(make_mesh(**axes), rules)
+    run = compiled(functools.partial(expert_mlp, execution=Execution(placement)))
+    arrays = layer(n=5, e=8, k=2)
+    x, index, weight, *weights = on_mesh([a.repeat(8, axis=0) if i < 3 else a for i, a in enumerate(arrays)], placement)
+    got = run([arrays[0][None], arrays[1][None], arrays[2][None], *weights])
+    assert_same(got, [w.reshape(g.shape) for g, w in zip(got, expected(arrays), strict=True)])
+
+
 def test_all_to_all_in_chunks_where_a_device_would_receive_too_much(monkeypatch):
     """Nothing is dropped when the buffer is too small for the routing; "random" fits at once."""
     monkeypatch.setattr(parallel, "_SMALL", 0)
@@ -329,7 +341,8 @@ def test_auto(monkeypatch):
     assert calls(monkeypatch, data=1) == ["tiles"]
     assert calls(monkeypatch, data=8) == ["sharded"]
     assert calls(monkeypatch, expert=4) == ["all_gather"]
-    assert calls(monkeypatch, expert=4, n=12, b=1) == ["dense"]  # one row on four devices
+    assert calls(monkeypatch, expert=4, n=12, b=1) == ["all_tokens"]  # one row on four devices
+    assert calls(monkeypatch, data=4, n=12, b=1) == ["sharded"]
     assert calls(monkeypatch, "ragged_dot") == ["ragged_dot"]
 
 

@@ -13,8 +13,9 @@
 | `all_to_all` | grouped; each token travels to its experts' devices             | meshes with expert > 1              |
 
 `auto` is `grouped` if the expert axis is not split, else `all_to_all` on TPU and GPU and `all_gather` on CPU (whose
-devices share one memory). On a mesh that the batch or the length does not divide over, as when one request is served by
-many devices, `auto` is `dense`, which XLA can split in other ways; asking for another by name is then an error.
+devices share one memory). Where the batch or the length does not divide over the mesh, as when one request is served by
+many devices, the devices of those axes have the same tokens, each computes its own experts' share, and the shares are
+summed; asking for a form by name is then an error. `auto` is `dense` under rules that split the weights in other ways.
 
 Quantised weights (`kernels.quantized`) run on all of them: `tiles` unpacks one expert at a time, and only those that have
 tokens; the others unpack all experts of one layer that the device holds.

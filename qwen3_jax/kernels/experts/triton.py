@@ -61,7 +61,7 @@ def why_not(card: Card | None, dtype: Any, stored: Any = None) -> str | None:
 
 
 def unpacks(w_gdf: Any, dtype: Any, card: Card | None) -> bool:
-    """Whether the kernel multiplies quantised weights as they are: scales for whole columns, or for groups of a power of two."""
+    """Whether the kernel multiplies quantised weights as they are: scales of whole columns, or of groups of a power of two."""
     (g, d, f), (scales_g, scales_d, scales_f) = w_gdf.shape, w_gdf.scale.shape
     group = d // scales_d
     if w_gdf.zero_point is not None or (scales_g, scales_f) != (g, f):
