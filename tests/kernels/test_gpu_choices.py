@@ -126,32 +126,21 @@ def test_blocks_fit_into_the_shared_memory_of_the_card(name):
         row = 2 * 2 ** (h - 1).bit_length()
         assert (blocks.queries + 2 * blocks.stages * blocks.keys) * row <= shared
         assert (2 * blocks.back + 2 * blocks.back_stages * blocks.back) * row <= shared
-
-
-def test_pages_that_are_read_together_fit_into_shared_memory():
-    """282,624 bytes for 4 pages of 128 slots in bfloat16, of which an H100's block has 232,448."""
-
-    def together(name, page_size, dtype=jnp.bfloat16, stored=None):
-        return paged_triton.pages_per_block(card(name).shared_memory, 128, page_size, dtype, stored or dtype)
-
-    assert [together("h100", size) for size in (16, 32, 64, 128, 256)] == [4, 4, 4, 2, 1]
-    assert [together("h100", size, jnp.float32) for size in (32, 64, 128, 256)] == [4, 2, 1, 0]
-    assert [together("l4", size, jnp.float32) for size in (16, 32, 64, 128)] == [4, 2, 1, 0]
-    assert paged_triton.why_not(card("l4"), 128, 64, jnp.float32) is None
-    needs = paged_triton.why_not(card("l4"), 128, 128, jnp.float32)
-    assert re.fullmatch(
-        r"[\d,]+ bytes of shared memory for pages of 128 tokens in float32, .* NVIDIA L4 has 101,376; .*", needs
-    )
+        for dtype, itemsize in ((jnp.bfloat16, 2), (jnp.float32, 4)):  # whatever the size of a page
+            for m in (1, 4, 8, 64):
+                paged = paged_triton.choose_blocks(m, h, dtype, shared)
+                row = itemsize * 2 ** (h - 1).bit_length()
+                assert (paged.queries + 2 * paged.stages * paged.slots) * row <= shared
 
 
 def test_a_paged_cache_in_8_bits(on):
     """float8_e4m3fn needs a card that converts it; numbers past the 2^31st need more than 32 bits."""
     fp8 = jnp.float8_e4m3fn
-    assert paged_triton.why_not(card("a100"), 128, 32, jnp.bfloat16, jnp.int8) is None
-    needs = paged_triton.why_not(card("a100"), 128, 32, jnp.bfloat16, fp8)
+    assert paged_triton.why_not(card("a100"), 128, jnp.bfloat16, jnp.int8) is None
+    needs = paged_triton.why_not(card("a100"), 128, jnp.bfloat16, fp8)
     assert needs == "compute capability 8.9 or newer (the NVIDIA A100-SXM4-80GB has 8.0) for float8_e4m3fn"
     for name in ("l4", "h100", "b200"):
-        assert paged_triton.why_not(card(name), 128, 32, jnp.bfloat16, fp8) is None
+        assert paged_triton.why_not(card(name), 128, jnp.bfloat16, fp8) is None
     on("a100")
     new_pages(1, 4, 2, 32, 128, jnp.bfloat16, quantized="fp8")  # "auto" takes the loop
     with pytest.raises(UserError, match=r"'triton' needs compute capability 8.9 .* choose 'loop'"):
@@ -165,7 +154,7 @@ def test_a_paged_cache_in_8_bits(on):
         (jnp.int8, 2 * slots + 32, False),
         (jnp.bfloat16, 2 * slots, False),
     ):
-        needs = paged_triton.why_not(card("h100"), 128, 32, jnp.bfloat16, stored, count)
+        needs = paged_triton.why_not(card("h100"), 128, jnp.bfloat16, stored, count)
         assert (needs is not None) == refused, (stored, count)
 
 

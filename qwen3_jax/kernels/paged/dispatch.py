@@ -71,7 +71,7 @@ def new_pages(
     local_heads = max(kv_heads // placement.parts("kv_heads"), 1)
     stored = cache_dtype(dtype, quantized)
     slots = pages * local_heads * slots_per_page
-    triton_needs = triton.why_not(execution.card, head_dim, slots_per_page, dtype, stored, slots)
+    triton_needs = triton.why_not(execution.card, head_dim, dtype, stored, slots)
     ragged_needs = ragged.why_not(local_heads, head_dim)
     if quantized is not None:
         ragged_needs = f"a cache that is not {quantized}"
@@ -171,7 +171,7 @@ def _by_triton(q_cdfnh: jax.Array, pages: HeadMajor, chunk: int | None, executio
     if execution.platform != "gpu" or execution.kernels.paged == "loop" or chunk is not None:
         return False
     card, h, slots = execution.card, q_cdfnh.shape[-1], pages.k.size // q_cdfnh.shape[-1]
-    return triton.why_not(card, h, pages.page_size, q_cdfnh.dtype, pages.k.dtype, slots) is None
+    return triton.why_not(card, h, q_cdfnh.dtype, pages.k.dtype, slots) is None
 
 
 def _per_device(
