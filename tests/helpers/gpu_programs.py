@@ -11,8 +11,11 @@ from flax import nnx
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.kernels import Execution, Kernels
 from qwen3_jax.model import Qwen3, Structure
-from sharding import SERVING, Placement
-from tests.helpers.gpu_targets import gpu_mesh
+from qwen3_jax.training.config import ModelConfig, OptimizerConfig
+from qwen3_jax.training.optimizer import schedule
+from qwen3_jax.training.step import Trainer
+from sharding import SERVING, TRAINING, Placement, make_mesh
+from tests.helpers.gpu_targets import gpu_devices, gpu_mesh
 
 # What gives an array a name, or hands it on, without moving it.
 _IN_PLACE = {
@@ -100,3 +103,12 @@ def computations(text: str) -> dict[str, list[str]]:
 def fused(text: str) -> set[str]:
     """Return the computations that run inside of another instruction: fusions, reducers, comparators."""
     return set(re.findall(r"(?:calls|to_apply|comparator)=%?([\w.#-]+)", text))
+
+
+def train_step(config: Qwen3Config, card: str, *, rows=8, length=1024, nodes=1, model=None, **axes):
+    """Return the lowered training step of packed rows in bfloat16 with float32 master weights."""
+    placement = Placement(make_mesh(devices=gpu_devices(card, nodes=nodes), **axes), TRAINING)
+    model = ModelConfig(dtype="bfloat16", remat="attention") if model is None else model
+    optimizer = OptimizerConfig()
+    trainer = Trainer(config, model, optimizer, schedule(optimizer, 10), placement)
+    return trainer.lower(trainer.abstract_state(), trainer.abstract_batch(rows, length))
