@@ -266,7 +266,8 @@ def test_tokens_that_do_not_divide_over_the_mesh(name):
     placement = Placement(make_mesh(**axes), rules)
     run = compiled(functools.partial(expert_mlp, execution=Execution(placement)))
     arrays = layer(n=5, e=8, k=2)
-    weights = on_mesh([a.repeat(8, axis=0) if i < 3 else a for i, a in enumerate(arrays)], placement)[3:]
+    kinds = zip(arrays[3:], ("wide", "wide", "narrow"), strict=True)
+    weights = [jax.device_put(np.asarray(w), placement.sharding(SPECS[kind], w.shape)) for w, kind in kinds]
     got = run([*(a[None] for a in arrays[:3]), *weights])
     assert_same(got, [w.reshape(g.shape) for g, w in zip(got, expected(arrays), strict=True)])
 

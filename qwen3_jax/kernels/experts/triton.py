@@ -263,4 +263,5 @@ def _gradient_kernel(start_ref, stop_ref, x_ref, dy_ref, dw_ref, *, blocks: Bloc
 
 
 def _load(ref, inside_a, inside_b):
-    return pltriton.load(ref, mask=inside_a[:, None] & inside_b[None], other=0)
+    zero = 0.0 if jnp.issubdtype(ref.dtype, jnp.floating) else 0  # Triton casts no integer to fp8
+    return pltriton.load(ref, mask=inside_a[:, None] & inside_b[None], other=zero)

@@ -135,7 +135,8 @@ def _kernel(tables_ref, lengths_ref, q_ref, k_ref, v_ref, *refs, tokens: int, hi
         page_b = pltriton.load(tables_ref.at[r, slot_b // c], mask=written_b, other=0)
         at = page_b[:, None], k, (slot_b % c)[:, None], column_h[None]
         tile_bh = written_b[:, None] & (column_h < h)[None]
-        k_bh, v_bh = (pltriton.load(ref.at[at], mask=tile_bh, other=0).astype(q_mh.dtype) for ref in (k_ref, v_ref))
+        zero = 0.0 if jnp.issubdtype(k_ref.dtype, jnp.floating) else 0  # Triton casts no integer to fp8
+        k_bh, v_bh = (pltriton.load(ref.at[at], mask=tile_bh, other=zero).astype(q_mh.dtype) for ref in (k_ref, v_ref))
         scores_mb = jnp.dot(q_mh, k_bh.T, preferred_element_type=jnp.float32) * (h**-0.5 * _LOG2_E)
         if scale_refs:
             scale_b = [pltriton.load(ref.at[page_b, k, slot_b % c], mask=written_b, other=0) for ref in scale_refs]
