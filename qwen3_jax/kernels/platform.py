@@ -27,12 +27,13 @@ def platform_of(placement: Placement) -> str:
     return "gpu" if platform in ("cuda", "rocm") else platform
 
 
-def prefers_unrolled_decoding() -> bool:
+def prefers_unrolled_decoding(placement: Placement) -> bool:
     """Whether decoding is faster with one array per layer than with stacked layers.
 
-    True on CPU, where XLA copies each layer's slice out of the stack: a decode step then runs at about half speed.
+    True on CPU and GPU, where XLA copies each layer's slice out of the stack: a decode step of one row then takes about twice
+    as long on CPU, and moves three times its weights on GPU.
     """
-    return jax.default_backend() == "cpu"
+    return platform_of(placement) in ("cpu", "gpu")
 
 
 def default_compute_dtype() -> str:

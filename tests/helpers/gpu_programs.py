@@ -46,12 +46,7 @@ def decode_step(
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name]) for name, x in structure.shapes.items()
     }
     graphdef, state = nnx.split(structure.merge(weights))
-    described = Structure(
-        lambda: Qwen3(config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype, scan_layers=scan_layers)
-    )
-    on_cpu, params = nnx.split(described.merge(described.shapes))
-    cache = jax.eval_shape(lambda params: nnx.merge(on_cpu, params).new_cache(rows, context), params)
-    cache = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype if x.dtype == jnp.uint16 else x.dtype), cache)
+    cache = jax.eval_shape(lambda state: nnx.merge(graphdef, state).new_cache(rows, context), state)
     groups = tuple(
         jax.tree.map(
             lambda x, pool=pool: jax.ShapeDtypeStruct(
