@@ -15,7 +15,7 @@ import pytest
 from qwen3_jax.errors import UserError
 from qwen3_jax.kernels import Execution, Kernels, attention, expert_mlp, new_pages
 from qwen3_jax.kernels import execution as execution_module
-from qwen3_jax.kernels.attention import dispatch
+from qwen3_jax.kernels.attention import cudnn, dispatch
 from qwen3_jax.kernels.attention import triton as attention_triton
 from qwen3_jax.kernels.attention.partition import Split
 from qwen3_jax.kernels.card import card_from
@@ -31,6 +31,12 @@ WHOLE, PARTS = Split(), Split(length=("context",), parts=2)
 
 def queries(dtype=jnp.bfloat16, t=256, h=128):
     return jax.ShapeDtypeStruct((2, t, 4, h), dtype)
+
+
+@pytest.fixture(autouse=True)
+def with_cudnn(monkeypatch):
+    """As on a machine with a GPU."""
+    monkeypatch.setattr(cudnn, "installed", lambda: True)
 
 
 @pytest.fixture
@@ -75,6 +81,18 @@ def test_attention_by_card(name):
     ]  # fmt: skip
     assert fastest(queries(jnp.float32)) == "chunked"
     assert fastest(queries(jnp.float16)) == "cudnn"
+
+
+def test_without_cudnn_rows_of_one_document_run_the_other_kernel(monkeypatch, on):
+    """A plan on a machine that compiles for GPUs without CUDA's libraries, for one."""
+    monkeypatch.setattr(cudnn, "installed", lambda: False)
+    assert dispatch.fastest("gpu", card("h100"), queries(), False, WHOLE) == "triton"
+    on("h100")
+    arrays = [x.astype(jnp.bfloat16) for x in inputs(1, 128, 2, 1, 16)[:3]]
+    with pytest.raises(
+        UserError, match=r"'cudnn' needs cuDNN, which is not installed: pip install 'qwen3-jax\[cuda\]'"
+    ):
+        attention(*arrays, execution=Execution(kernels=Kernels(attention="cudnn")))
 
 
 @pytest.mark.parametrize("name", ["t4", None], ids=["t4", "no NVIDIA GPU"])

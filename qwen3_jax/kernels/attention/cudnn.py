@@ -6,6 +6,8 @@
 Shapes: b batch, t length, n query heads, k key/value heads, h head size.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
@@ -29,7 +31,21 @@ def why_not(card: Card | None, q: jax.ShapeDtypeStruct | jax.Array, packed: bool
         return f"a head size that divides by 8 and is at most 128; it is {q.shape[3]}"
     if q.shape[1] % 2:
         return f"an even length, for the gradient; it is {q.shape[1]}"
-    return why_no_triton(card, q.dtype)
+    needs = why_no_triton(card, q.dtype)  # cuDNN's flash attention asks for the same cards
+    return (
+        "cuDNN, which is not installed: pip install 'qwen3-jax[cuda]'" if needs is None and not installed() else needs
+    )
+
+
+@functools.cache
+def installed() -> bool:
+    """Whether JAX finds cuDNN, which it needs to compile too."""
+    try:
+        from jax._src.lib import cuda_versions  # in no public module
+
+        return cuda_versions is not None and cuda_versions.cudnn_get_version() > 0
+    except (ImportError, RuntimeError):
+        return False
 
 
 def attention(q_btnh: jax.Array, k_bkth: jax.Array, v_bkth: jax.Array, execution: Execution, split: Split) -> jax.Array:
