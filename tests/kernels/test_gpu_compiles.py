@@ -9,7 +9,7 @@ import pytest
 
 from qwen3_jax.config import Qwen3Config
 from tests.helpers.gpu_forms import FORMS
-from tests.helpers.gpu_programs import decode_step, train_step, written_arrays
+from tests.helpers.gpu_steps import decode_step, train_step, written_arrays
 from tests.helpers.gpu_table import outcome
 from tests.helpers.gpu_targets import CARDS, card, compiled
 
@@ -55,22 +55,27 @@ def test_every_form_compiles_for_every_card_or_is_refused(name, on):
 # ---- whole steps ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [DENSE, MOE], ids=["dense", "moe"])
-@pytest.mark.parametrize("rows", [1, 16])
-def test_a_decode_step_copies_no_weights(config, rows):
-    """Layers in a stack are read where they lie: no instruction outside of a fusion writes as many numbers as a matrix has."""
-    text = compiled(decode_step(config, "h100", rows=rows, context=512)).as_text()
+@pytest.mark.parametrize(
+    ("config", "rows", "axes"),
+    [(DENSE, 1, {}), (MOE, 4, {}), (DENSE, 1, {"tensor": 4}), (MOE, 8, {"data": 2, "expert": 4})],
+    ids=["dense", "moe", "dense over 4", "moe over 8"],
+)
+def test_a_decode_step_reads_each_weight_once(config, rows, axes):
+    """No instruction outside of a fusion writes as many numbers as a weight has on a device, or as the whole weight has."""
+    text = compiled(decode_step(config, "h100", rows=rows, context=512, **axes)).as_text()
     d, f = config.hidden_size, config.moe_intermediate_size if config.num_experts else config.intermediate_size
     heads = config.num_attention_heads, config.num_key_value_heads
     matrices = {d * h * config.head_dim for h in heads} | {d * f, config.num_experts * d * f, d * config.vocab_size}
-    written = {key: count for key, count in written_arrays(text).items() if key[1] in matrices}
+    sizes = matrices | {size // parts for size in matrices for parts in axes.values()}
+    written = {key: count for key, count in written_arrays(text).items() if key[1] in sizes and key[1]}
     assert not written
+    assert "paged_decode_kernel" in text
 
 
 @pytest.mark.parametrize("axes", [{"data": 8}, {"data": 2, "tensor": 4}], ids=str)
 def test_a_dense_training_step_compiles(axes):
     text = compiled(train_step(DENSE, "h100", **axes)).as_text()
-    assert "attention_forward" in text
+    assert "attention_forward_kernel" in text
 
 
 @pytest.mark.parametrize(("axes", "nodes"), [({"data": 2, "expert": 4}, 1), ({"data": 4, "expert": 4}, 2)], ids=str)
@@ -78,8 +83,8 @@ def test_a_training_step_of_experts_is_not_dense(axes, nodes):
     """Rows times experts appear nowhere: a token is multiplied with its own experts alone."""
     program = compiled(train_step(MOE, "h100", rows=16, nodes=nodes, **axes))
     text = program.as_text()
-    assert "grouped_product" in text
-    assert "grouped_gradient" in text
+    assert "grouped_product_kernel" in text
+    assert "grouped_gradient_kernel" in text
     assert "ragged-dot" not in text
 
 

@@ -193,7 +193,7 @@ def _forward(q_btnh, k_bksh, v_bksh, mask: Mask, blocks: Blocks, interpret: bool
     mask = _ascending(mask)
     ranges, _ = _ranges(mask, b, s, blocks.queries, blocks.keys)
     shapes = jax.ShapeDtypeStruct(q_btnh.shape, q_btnh.dtype), jax.ShapeDtypeStruct((b, n, t), jnp.float32)
-    kernel = functools.partial(_forward_kernel, block_q=blocks.queries, block_k=blocks.keys)
+    kernel = functools.partial(attention_forward_kernel, block_q=blocks.queries, block_k=blocks.keys)
     grid = (pl.cdiv(t, blocks.queries), n, b)
     call = _call(kernel, grid, shapes, blocks.stages, blocks.warps, interpret, "attention_forward")
     return call(*ranges, q_btnh, k_bksh, v_bksh, *_arrays(mask))
@@ -210,7 +210,7 @@ def _backward(blocks, interpret, saved, d_out_btnh):
     arrays = q_btnh, k_bksh, v_bksh, d_out_btnh.astype(q_btnh.dtype), logsumexp_bnt, mean_bnt, *_arrays(mask)
     dq = jax.ShapeDtypeStruct(q_btnh.shape, q_btnh.dtype)
     dkv = jax.ShapeDtypeStruct(k_bksh.shape, k_bksh.dtype), jax.ShapeDtypeStruct(v_bksh.shape, v_bksh.dtype)
-    of_q, of_kv = (functools.partial(f, block=block) for f in (_query_gradient_kernel, _key_gradient_kernel))
+    of_q, of_kv = (functools.partial(f, block=block) for f in (attention_dq_kernel, attention_dkv_kernel))
     options = (blocks.back_stages, 4, interpret)
     dq_btnh = _call(of_q, (pl.cdiv(t, block), n, b), dq, *options, "attention_dq")(*of_queries, *arrays)
     dk_bksh, dv_bksh = _call(of_kv, (pl.cdiv(s, block), k, b), dkv, *options, "attention_dkv")(*of_keys, *arrays)
@@ -257,7 +257,7 @@ def _scores(q_qh, k_ch, queries: _Side, keys: _Side, b, mask_refs):
     return scores_qc, visible_qc
 
 
-def _forward_kernel(first_ref, stop_ref, q_ref, k_ref, v_ref, *refs, block_q: int, block_k: int):
+def attention_forward_kernel(first_ref, stop_ref, q_ref, k_ref, v_ref, *refs, block_q: int, block_k: int):
     *mask_refs, out_ref, logsumexp_ref = refs
     _, t, heads, h = q_ref.shape
     kv_heads, s = k_ref.shape[1:3]
@@ -300,7 +300,7 @@ def _gradients(q_qh, k_ch, v_ch, queries: _Side, keys: _Side, refs, b, n, scale:
     return probs_qc.astype(q_qh.dtype), d_scores_qc.astype(q_qh.dtype), d_out_qh
 
 
-def _query_gradient_kernel(first_ref, stop_ref, q_ref, k_ref, v_ref, *refs, block: int):
+def attention_dq_kernel(first_ref, stop_ref, q_ref, k_ref, v_ref, *refs, block: int):
     *refs, dq_ref = refs
     _, t, heads, h = q_ref.shape
     kv_heads, s = k_ref.shape[1:3]
@@ -319,7 +319,7 @@ def _query_gradient_kernel(first_ref, stop_ref, q_ref, k_ref, v_ref, *refs, bloc
     pltriton.store(dq_ref.at[b, queries.at, n, queries.columns], dq_qh.astype(dq_ref.dtype), mask=queries.tile)
 
 
-def _key_gradient_kernel(first_ref, stop_ref, q_ref, k_ref, v_ref, *refs, block: int):
+def attention_dkv_kernel(first_ref, stop_ref, q_ref, k_ref, v_ref, *refs, block: int):
     *refs, dk_ref, dv_ref = refs
     _, t, heads, h = q_ref.shape
     kv_heads, s = k_ref.shape[1:3]

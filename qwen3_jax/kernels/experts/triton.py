@@ -175,7 +175,7 @@ def _product(x_mk, w_gdf, sizes_e, first, transposed: bool, blocks: Blocks, inte
     m, k = x_mk.shape
     n = w_gdf.shape[1 if transposed else 2]
     group_t, start_t, stop_t = _tiles(sizes_e, m, blocks.rows)
-    kernel = functools.partial(_product_kernel, transposed=transposed, blocks=blocks)
+    kernel = functools.partial(grouped_product_kernel, transposed=transposed, blocks=blocks)
     y_mn = pl.pallas_call(
         kernel,
         grid=(pl.cdiv(n, blocks.columns), group_t.shape[0]),
@@ -187,7 +187,7 @@ def _product(x_mk, w_gdf, sizes_e, first, transposed: bool, blocks: Blocks, inte
     return jnp.where((jnp.arange(m) < sizes_e.sum())[:, None], y_mn, 0)
 
 
-def _product_kernel(group_ref, start_ref, stop_ref, x_ref, w_ref, *refs, transposed: bool, blocks: Blocks):
+def grouped_product_kernel(group_ref, start_ref, stop_ref, x_ref, w_ref, *refs, transposed: bool, blocks: Blocks):
     *scale_ref, y_ref = refs
     column, tile = pl.program_id(0) * blocks.columns, pl.program_id(1)
     group, start, stop = group_ref[tile], start_ref[tile], stop_ref[tile]
@@ -234,7 +234,7 @@ def _weight_gradient(x_md, dy_mf, sizes_g, dtype, blocks: Blocks, interpret: boo
     # As many rows at a time as a tile of the product has, and at least what a tensor core multiplies.
     blocks = Blocks(rows=side, inner=min(max(blocks.rows, 16), 32), columns=side, stages=blocks.stages, warps=8)
     return pl.pallas_call(
-        functools.partial(_gradient_kernel, blocks=blocks),
+        functools.partial(grouped_gradient_kernel, blocks=blocks),
         grid=(pl.cdiv(f, blocks.columns), pl.cdiv(d, blocks.rows), g),
         out_shape=jax.ShapeDtypeStruct((g, d, f), dtype),
         compiler_params=pltriton.CompilerParams(num_warps=blocks.warps, num_stages=blocks.stages),
@@ -243,7 +243,7 @@ def _weight_gradient(x_md, dy_mf, sizes_g, dtype, blocks: Blocks, interpret: boo
     )(stop_g - sizes_g, stop_g, x_md, dy_mf)
 
 
-def _gradient_kernel(start_ref, stop_ref, x_ref, dy_ref, dw_ref, *, blocks: Blocks):
+def grouped_gradient_kernel(start_ref, stop_ref, x_ref, dy_ref, dw_ref, *, blocks: Blocks):
     column, row, group = pl.program_id(0) * blocks.columns, pl.program_id(1) * blocks.rows, pl.program_id(2)
     start, stop = start_ref[group], stop_ref[group]
     inside_d = row + jnp.arange(blocks.rows) < x_ref.shape[1]

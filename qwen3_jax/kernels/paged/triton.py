@@ -94,7 +94,7 @@ def decode(
     parts = min(max(pl.next_power_of_2(_PROGRAMS // (r * k * high)), 1), _MOST_PARTS)
     q_rkmh = q_rtnh.reshape(r, t, k, n // k, h).swapaxes(1, 2).reshape(r, k, m, h)
     scales = [x[0] for x in (pages.k_scale, pages.v_scale) if x is not None]
-    kernel = functools.partial(_kernel, tokens=t, high=high, blocks=blocks)
+    kernel = functools.partial(paged_decode_kernel, tokens=t, high=high, blocks=blocks)
     one = jax.ShapeDtypeStruct((parts, r, k, m), jnp.float32)
     out_srkmh, max_srkm, sum_srkm = pl.pallas_call(
         kernel,
@@ -110,7 +110,7 @@ def decode(
     return out_rtnh.astype(q_rtnh.dtype)
 
 
-def _kernel(tables_ref, lengths_ref, q_ref, k_ref, v_ref, *refs, tokens: int, high: int, blocks: Blocks):
+def paged_decode_kernel(tables_ref, lengths_ref, q_ref, k_ref, v_ref, *refs, tokens: int, high: int, blocks: Blocks):
     *scale_refs, out_ref, max_ref, sum_ref = refs
     part, r = pl.program_id(0), pl.program_id(2)
     k, first = pl.program_id(1) // high, pl.program_id(1) % high * blocks.queries

@@ -30,9 +30,7 @@ _IN_PLACE = {
 }
 
 
-def decode_step(
-    config: Qwen3Config, card: str, *, rows=1, context=4096, dtype=jnp.bfloat16, quantize=None, scan_layers=True, **axes
-):
+def decode_step(config: Qwen3Config, card: str, *, rows=1, context=4096, dtype=jnp.bfloat16, scan_layers=False, **axes):
     """Return the lowered forward pass of one new token in each row, over a cache that is donated."""
     placement = Placement(gpu_mesh(card, **axes), SERVING)
     execution = Execution(placement, Kernels())
@@ -70,8 +68,9 @@ def decode_step(
 def written_arrays(text: str) -> dict[tuple[str, int], int]:
     """Return how often the program writes arrays to memory, by (operation, elements): of instructions outside of fusions."""
     counts: dict[tuple[str, int], int] = {}
+    inside = fused(text)
     for name, body in computations(text).items():
-        if name in fused(text):
+        if name in inside:
             continue
         for line in body:
             match = re.match(r"\s*(?:ROOT )?%?[\w.#-]+ = (.*?) ([\w-]+)\(", line)
