@@ -68,6 +68,8 @@ def unpacks(w_gdf: Any, dtype: Any, card: Card | None) -> bool:
         return False
     if scales_d > 1 and (group < 16 or group & (group - 1)):
         return False
+    if 2**31 < g * d * f <= 2**32:  # see `paged.triton.why_not`
+        return False
     return card is None or why_not(card, dtype, w_gdf.qvalue.dtype) is None
 
 
