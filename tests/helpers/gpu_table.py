@@ -25,8 +25,9 @@ def outcome(name: str, card: str) -> str:
 
 
 def main() -> int:
-    cards = [card for card in CARDS if card in sys.argv] or list(CARDS)
-    words = [word for word in sys.argv[1:] if word not in CARDS]
+    known = (*CARDS, "h200", "t4")
+    cards = [card for card in known if card in sys.argv] or list(CARDS)
+    words = [word for word in sys.argv[1:] if word not in known]
     broken = 0
     print(f"jax {jax.__version__}\n| form | " + " | ".join(cards) + " |\n|" + "---|" * (1 + len(cards)), flush=True)
     for name in FORMS:
