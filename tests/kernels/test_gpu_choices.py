@@ -7,14 +7,24 @@ import ast
 import re
 import sys
 import tomllib
+import types
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from qwen3_jax.errors import UserError
-from qwen3_jax.kernels import Execution, Kernels, attention, expert_mlp, new_pages
+from qwen3_jax.kernels import (
+    Execution,
+    Kernels,
+    attention,
+    expert_mlp,
+    new_pages,
+    prefers_unrolled_decoding,
+    takes_stacks,
+)
 from qwen3_jax.kernels import execution as execution_module
+from qwen3_jax.kernels import platform as platform_module
 from qwen3_jax.kernels.attention import cudnn, dispatch
 from qwen3_jax.kernels.attention import triton as attention_triton
 from qwen3_jax.kernels.attention.partition import Split
@@ -22,6 +32,7 @@ from qwen3_jax.kernels.card import card_from
 from qwen3_jax.kernels.experts import triton as experts_triton
 from qwen3_jax.kernels.experts.grouped import choose_product
 from qwen3_jax.kernels.paged import triton as paged_triton
+from sharding import Placement
 from tests.helpers.attention_cases import inputs, packed
 from tests.helpers.gpu_targets import CARDS, card
 from tests.helpers.repository_url import ROOT
@@ -111,6 +122,18 @@ def test_cards_without_kernels_run_what_runs_anywhere(name, on):
     with pytest.raises(UserError, match=f"paged attention 'triton' needs {needs}; choose 'loop'"):
         new_pages(1, 4, 2, 32, 128, jnp.float16, execution=Execution(kernels=Kernels(paged="triton")))
     new_pages(1, 4, 2, 32, 128, jnp.float16, execution=Execution())
+
+
+def test_weights_are_read_where_they_lie(on, monkeypatch):
+    """XLA:GPU copies a layer out of a stack, so layers are loaded unstacked; the experts' kernel reads a stack in place."""
+    for name, expected in (("h100", True), ("a100", True), ("t4", False), (None, False)):
+        on(name)
+        assert takes_stacks(Execution()) == expected
+        assert not takes_stacks(Execution(kernels=Kernels(experts="dense")))
+    for platform, expected in (("cpu", True), ("cuda", True), ("gpu", True), ("tpu", False)):
+        device = types.SimpleNamespace(platform=platform)
+        monkeypatch.setattr(platform_module, "device_of", lambda placement, device=device: device)
+        assert prefers_unrolled_decoding(Placement()) == expected
 
 
 def test_no_choice_of_experts_is_dense_on_a_gpu(on):
