@@ -230,7 +230,8 @@ class _Side:
         self.at = pl.ds(block * size, size)
         self.place = block * size + jnp.arange(size)
         self.inside = self.place < rows
-        self.columns = pl.ds(0, pl.next_power_of_2(max(head_size, 16)))
+        # A computed start: jax 0.12 refuses a constant slice that ends past the array, though the mask does not read there.
+        self.columns = pl.ds(block * 0, pl.next_power_of_2(max(head_size, 16)))
         self.tile = self.inside[:, None] & (jnp.arange(self.columns.size) < head_size)[None]
 
     def of_queries(self, ref, b, n) -> Any:

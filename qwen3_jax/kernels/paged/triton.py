@@ -119,7 +119,8 @@ def paged_decode_kernel(tables_ref, lengths_ref, q_ref, k_ref, v_ref, *refs, tok
     place_m = first + jnp.arange(blocks.queries)
     column_h = jnp.arange(pl.next_power_of_2(max(h, 16)))
     tile_mh = (place_m < m)[:, None] & (column_h < h)[None]
-    rows, columns = pl.ds(first, blocks.queries), pl.ds(0, column_h.size)
+    # A computed start: jax 0.12 refuses a constant slice that ends past the array, though the mask does not read there.
+    rows, columns = pl.ds(first, blocks.queries), pl.ds(first * 0, column_h.size)
     q_mh = pltriton.load(q_ref.at[r, k, rows, columns], mask=tile_mh, other=0)
     length = lengths_ref[r]
     position_m = length + place_m // (m // tokens)  # a row's queries lie token by token
