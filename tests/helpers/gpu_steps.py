@@ -104,5 +104,5 @@ def train_step(config: Qwen3Config, card: str, *, rows=8, length=1024, nodes=1, 
     placement = Placement(make_mesh(devices=gpu_devices(card, nodes=nodes), **axes), TRAINING)
     model = ModelConfig(dtype="bfloat16", remat="attention") if model is None else model
     optimizer = OptimizerConfig()
-    trainer = Trainer(config, model, optimizer, schedule(optimizer, 10), placement)
+    trainer = Trainer(config, model, optimizer, schedule(optimizer, 1000), placement)
     return trainer.lower(trainer.abstract_state(), trainer.abstract_batch(rows, length))

@@ -69,22 +69,24 @@ def test_a_decode_step_reads_each_weight_once(config, rows, axes):
     sizes = matrices | {size // parts for size in matrices for parts in axes.values()}
     written = {key: count for key, count in written_arrays(text).items() if key[1] in sizes and key[1]}
     assert not written
-    assert "paged_decode_kernel" in text
+    assert "/paged_decode_" in text
 
 
 @pytest.mark.parametrize("axes", [{"data": 8}, {"data": 2, "tensor": 4}], ids=str)
 def test_a_dense_training_step_compiles(axes):
     text = compiled(train_step(DENSE, "h100", **axes)).as_text()
-    assert "attention_forward_kernel" in text
+    # Remat of all but attention: its kernel's results are saved, so it runs once.
+    assert [text.count(f"/{name}/pallas_call") for name in ("attention_forward", "attention_dq", "attention_dkv")] == [
+        1
+    ] * 3
 
 
 @pytest.mark.parametrize(("axes", "nodes"), [({"data": 2, "expert": 4}, 1), ({"data": 4, "expert": 4}, 2)], ids=str)
 def test_a_training_step_of_experts_is_not_dense(axes, nodes):
-    """Rows times experts appear nowhere: a token is multiplied with its own experts alone."""
-    program = compiled(train_step(MOE, "h100", rows=16, nodes=nodes, **axes))
-    text = program.as_text()
-    assert "grouped_product_kernel" in text
-    assert "grouped_gradient_kernel" in text
+    """The products are the kernel's, which multiplies a token with its own experts alone."""
+    text = compiled(train_step(MOE, "h100", rows=16, nodes=nodes, **axes)).as_text()
+    assert "/grouped_product_" in text
+    assert "/grouped_gradient_" in text
     assert "ragged-dot" not in text
 
 
