@@ -33,7 +33,7 @@ for version in "${versions[@]}"; do
   environment="$folder/$version"
   if [ ! -e "$environment/complete" ]; then
     "$python" -m venv --clear "$environment"
-    "$environment/bin/pip" install -q --no-compile -e ".[test-without-torch]"
+    "$environment/bin/pip" install -q --no-compile -e ".[test-without-torch,gpu-compile]"
     "$environment/bin/pip" install -q --no-compile --no-deps trl # ships the official chat templates; the rest of it needs torch
     touch "$environment/complete"
   fi

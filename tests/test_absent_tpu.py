@@ -25,6 +25,7 @@ def machine(monkeypatch, tmp_path):
             (folder / "vendor").write_text(f"{vendor}\n")
             (folder / "device").write_text(f"{device}\n")
         monkeypatch.setattr(absent_tpu, "PCI", tmp_path)
+        monkeypatch.setattr(absent_tpu, "DEV", tmp_path)
         monkeypatch.setattr(absent_tpu, "find_spec", lambda name: name if name in packages else None)
         monkeypatch.delitem(sys.modules, "jax", raising=False)
         absent_tpu.skip_absent_tpu()
@@ -40,7 +41,10 @@ def machine(monkeypatch, tmp_path):
         ({"libtpu"}, [("0x1ae0", "0x0042"), ("0x1ae0", "0x001f")], {}, "cpu"),  # a VM of Google's, without TPUs
         ({"libtpu"}, [("0x1ae0", "0x0062")], {}, None),  # v5p
         ({"libtpu"}, [("0x1ae0", "0x9999")], {}, None),  # a later one
-        ({"libtpu", "jax_cuda13_plugin"}, [], {}, None),
+        ({"libtpu", "jax_cuda13_plugin"}, [], {}, "cpu"),  # both for plans
+        ({"jax_cuda13_plugin"}, [("0x1013", "0x00b8")], {}, "cpu"),
+        ({"libtpu", "jax_cuda13_plugin"}, [("0x10de", "0x2330")], {}, None),  # an H100
+        ({"libtpu"}, [("0x10de", "0x2330")], {}, "cpu"),
         (set(), [], {}, None),
         ({"libtpu"}, [], {"JAX_PLATFORMS": "tpu,cpu"}, "tpu,cpu"),
         ({"libtpu"}, [], {"JAX_FORCE_TPU_INIT": "1"}, None),

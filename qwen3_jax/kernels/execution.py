@@ -9,12 +9,13 @@ from typing import Literal, get_args
 import numpy as np
 
 from qwen3_jax.errors import UserError, nearest
+from qwen3_jax.kernels.card import Card, card_of
 from qwen3_jax.kernels.platform import platform_of
 from sharding import Placement, balanced_order
 
 AttentionKernel = Literal["auto", "reference", "chunked", "splash", "cudnn", "triton"]
 PagedKernel = Literal["auto", "loop", "ragged", "triton"]
-ExpertsKernel = Literal["auto", "dense", "grouped", "tokamax", "ragged_dot", "all_gather", "all_to_all"]
+ExpertsKernel = Literal["auto", "dense", "grouped", "triton", "ragged_dot", "all_gather", "all_to_all"]
 Quantization = Literal["int8", "fp8"]
 
 
@@ -84,6 +85,11 @@ class Execution:
     def platform(self) -> str:
         """The platform that the program will run on: "cpu", "gpu" or "tpu"."""
         return platform_of(self.placement)
+
+    @property
+    def card(self) -> Card | None:
+        """The NVIDIA GPU that the program will run on, attached or only described; None on other platforms."""
+        return card_of(self.placement)
 
     @property
     def on_one_cpu(self) -> bool:

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from qwen3_jax.errors import UserError
 from qwen3_jax.kernels.execution import ONE_DEVICE, Execution
 from qwen3_jax.kernels.quantized import Weight, expand_columns, is_quantized, quantized_einsum, refuse_gradient
+from qwen3_jax.kernels.single_row import einsum
 from qwen3_jax.kernels.tiled_cpu import few_rows_einsum
 
 # e4m3 has the digits that values need, e5m2 the range that gradients need (Micikevicius et al. 2022, arXiv 2209.05433).
@@ -63,20 +64,22 @@ def project(equation: str, x: jax.Array, w: Weight, execution: Execution = ONE_D
     return _project(equation, execution, x, w)
 
 
-def _in_float32(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
-    return jnp.einsum(equation, x, w.astype(x.dtype), preferred_element_type=jnp.float32)
+def _in_float32(equation: str, execution: Execution, x: jax.Array, w: jax.Array) -> jax.Array:
+    return einsum(equation, x, w.astype(x.dtype), jnp.float32, execution)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _project(equation: str, execution: Execution, x: jax.Array, w: jax.Array) -> jax.Array:
     y = few_rows_einsum(equation, x, w) if execution.on_one_cpu else None
-    return _in_float32(equation, x, w) if y is None else y
+    return _in_float32(equation, execution, x, w) if y is None else y
 
 
 # The integers that tiles are cut from have no gradient.
 _project.defvjp(
     lambda equation, execution, x, w: (_project(equation, execution, x, w), (x, w)),
-    lambda equation, execution, residuals, dy: jax.vjp(functools.partial(_in_float32, equation), *residuals)[1](dy),
+    lambda equation, execution, residuals, dy: jax.vjp(functools.partial(_in_float32, equation, execution), *residuals)[
+        1
+    ](dy),
 )
 
 
@@ -133,7 +136,7 @@ def _sum_type(execution: Execution) -> Any:
 def _product(equation: str, execution: Execution, x: jax.Array, w: jax.Array, operand: int) -> jax.Array:
     """The product in x's dtype, of quantised operands where asked for; operand 0: x holds values, 1: x holds gradients."""
     if execution.quantization is None:
-        return jnp.einsum(equation, x, w, preferred_element_type=_sum_type(execution)).astype(x.dtype)
+        return einsum(equation, x, w, _sum_type(execution), execution).astype(x.dtype)
     import qwix
 
     a, b, c = _terms(equation)

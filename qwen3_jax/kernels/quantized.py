@@ -29,6 +29,7 @@ from jax.sharding import PartitionSpec
 
 from qwen3_jax.errors import UserError, nearest
 from qwen3_jax.kernels.execution import ONE_DEVICE, Execution
+from qwen3_jax.kernels.single_row import einsum
 from qwen3_jax.kernels.tiled_cpu import Matrices, in_loop, quantized_tiles, scaled_tiles, tile_size, tiled_einsum
 
 WeightType = Literal["int8", "fp8", "int4"]
@@ -121,9 +122,9 @@ def quantized_einsum(
     if y is None and per_channel:
         # Unscaled sums may be 127 times too large for float16.
         inner = jnp.float32 if x.dtype == jnp.float16 else sums
-        y = jnp.einsum(equation, x, w.qvalue.astype(x.dtype), preferred_element_type=inner)
+        y = einsum(equation, x, w.qvalue.astype(x.dtype), inner, execution)
     elif y is None:
-        y = jnp.einsum(equation, x, dequantize(w, x.dtype), preferred_element_type=sums)
+        y = einsum(equation, x, dequantize(w, x.dtype), sums, execution)
     if not per_channel:
         return y.astype(x.dtype if sums is None else sums)
     scale = expand_columns(equation, w.scale.squeeze(summed))
@@ -158,6 +159,9 @@ def take_rows(w: Weight, index: jax.Array, dtype: Any, execution: Execution = ON
     Raises:
         ValueError: the table's scale is not per row.
     """
+    if index.size == 1 and execution.placement.parts("vocab") > 1:
+        # XLA takes a single row by a dynamic slice, for which it gathers a divided table on every device.
+        return take_rows(w, jnp.stack([index, index]), dtype, execution)[0]
     if not is_quantized(w):
         by_bits = w.dtype == jnp.bfloat16 and execution.on_one_cpu
         return (_rows_by_bits(w, index) if by_bits else w[index]).astype(dtype)

@@ -12,12 +12,12 @@ import pytest
 
 from qwen3_jax.errors import UserError
 from qwen3_jax.kernels import ONE_DEVICE, Execution, Kernels, attention
-from qwen3_jax.kernels import execution as execution_module
-from qwen3_jax.kernels.attention import chunked, dispatch, gpu, splash
+from qwen3_jax.kernels.attention import chunked, splash, triton
 from qwen3_jax.kernels.attention.partition import SAVE_NAME, Split, split
 from qwen3_jax.kernels.attention.reference import masked_attention
 from sharding import Placement, ShardingError, balanced_order, make_mesh
 from tests.helpers.attention_cases import assert_close, expected, inputs, packed, reference, value_and_gradients
+from tests.helpers.gpu_targets import card
 
 CHUNKED = Execution(kernels=Kernels(attention="chunked"))
 
@@ -28,7 +28,7 @@ def run(name, segment_ids_bt=None):
         "chunked": lambda *qkv: attention(*qkv, segment_ids_bt, CHUNKED),
         "auto": lambda *qkv: attention(*qkv, segment_ids_bt),
         "splash": lambda *qkv: splash.attention(*qkv, segment_ids_bt, ONE_DEVICE, Split(), interpret=True),
-        "triton": lambda *qkv: gpu.triton_attention(*qkv, segment_ids_bt, ONE_DEVICE, Split(), interpret=True),
+        "triton": lambda *qkv: triton.attention(*qkv, segment_ids_bt, ONE_DEVICE, Split(), interpret=True),
     }[name]
 
 
@@ -166,12 +166,13 @@ def test_chunked_over_a_mesh_equals_one_device(axes, balanced):
     assert_close(value_and_gradients(over(execution, t, segments, call), q, k, v, w), wanted)
 
 
+@pytest.mark.parametrize("kernel", [splash, triton], ids=["splash", "triton"])
 @pytest.mark.parametrize(
     ("balanced", "pack"),
     [(False, False), (True, True)]
     + [pytest.param(*case, marks=pytest.mark.slow) for case in ((False, True), (True, False))],
 )
-def test_splash_over_a_split_length_equals_one_device(balanced, pack):
+def test_kernels_over_a_split_length_equal_one_device(kernel, balanced, pack):
     t = 1024
     q, k, v, w = inputs(1, t, 2, 2, 16)
     segments = packed(1, t) if pack else None
@@ -179,7 +180,7 @@ def test_splash_over_a_split_length_equals_one_device(balanced, pack):
     parts = split(execution.placement, q.shape, k.shape[1])
 
     def call(q, k, v, segments):
-        return splash.attention(q, k, v, segments, execution, parts, interpret=True)
+        return kernel.attention(q, k, v, segments, execution, parts, interpret=True)
 
     wanted = expected(1, t, 2, 2, 16, pack)
     assert_close(value_and_gradients(over(execution, t, segments, call), q, k, v, w), wanted)
@@ -267,18 +268,20 @@ def test_a_kernel_of_another_platform_is_refused():
         Kernels(attention="flash")
 
 
-def test_what_a_gpu_runs(monkeypatch):
-    """The choice alone; the kernels themselves are in test_gpu.py."""
-    half = jax.ShapeDtypeStruct((2, 256, 4, 128), jnp.bfloat16)
-    full = jax.ShapeDtypeStruct((2, 256, 4, 128), jnp.float32)
-    assert dispatch.fastest("gpu", half, False, Split()) == "cudnn"
-    assert dispatch.fastest("gpu", half, True, Split()) == "triton"
-    assert dispatch.fastest("gpu", full, False, Split()) == "chunked"
-    assert dispatch.fastest("gpu", half, False, Split(length=("context",), parts=2)) == "chunked"
+@pytest.mark.parametrize(
+    ("name", "h"),
+    [("l4", 128), ("h100", 72)]
+    + [
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in (("l4", 256), ("h100", 64), ("h100", 128), ("h100", 256))
+    ],
+)
+def test_triton_with_the_blocks_of_a_card(name, h):
+    """Those that the card gets for heads of this size; rows that end within a block."""
+    q, k, v, w = inputs(2, 200, 4, 2, h)
+    blocks = triton.choose_blocks(h, card(name).shared_memory)
 
-    monkeypatch.setattr(execution_module, "platform_of", lambda placement: "gpu")
-    q, k, v, _ = inputs(1, 128, 2, 1, 16)
-    with pytest.raises(UserError, match="'cudnn' needs rows of one document each"):
-        attention(q, k, v, packed(1, 128), Execution(kernels=Kernels(attention="cudnn")))
-    with pytest.raises(UserError, match="'triton' needs a compute type of bfloat16 or float16; it is float32"):
-        attention(q, k, v, execution=Execution(kernels=Kernels(attention="triton")))
+    def call(q, k, v):
+        return triton.attention(q, k, v, packed(2, 200), ONE_DEVICE, Split(), interpret=True, blocks=blocks)
+
+    assert_close(value_and_gradients(call, q, k, v, w), expected(2, 200, 4, 2, h, True))

@@ -1,7 +1,6 @@
 """Every implementation of the experts against the dense one: values and gradients, on one device and on meshes."""
 
 import functools
-import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 from qwen3_jax.errors import UserError
 from qwen3_jax.kernels import Execution, Kernels, expert_mlp
-from qwen3_jax.kernels.experts import dispatch, grouped, parallel
+from qwen3_jax.kernels.experts import dispatch, grouped, parallel, triton
 from qwen3_jax.kernels.experts.dense import dense_mlp
 from qwen3_jax.kernels.experts.exchange import exchange
 from qwen3_jax.kernels.experts.grouped import choose_product, grouped_mlp
@@ -20,6 +19,7 @@ from qwen3_jax.kernels.experts.megablox import megablox_dot
 from qwen3_jax.kernels.experts.stack import Stacked
 from sharding import SERVING, TRAINING, Placement, ShardingError, make_mesh
 from tests.helpers import tpu_topologies
+from tests.helpers.gpu_targets import card
 
 TOLERANCE = 2e-5  # of the largest number, in float32
 NAMES = ("y", "x", "weight", "gate", "up", "down")
@@ -82,15 +82,16 @@ def assert_same(got, wanted, tolerance=TOLERANCE):
 
 @pytest.fixture
 def pallas_anywhere(monkeypatch):
-    """Run megablox as plain JAX, where there is no TPU."""
+    """Run Pallas kernels as plain JAX, where there is no TPU and no GPU."""
     monkeypatch.setattr(grouped, "megablox_dot", lambda x, w, sizes: megablox_dot(x, w, sizes, True))
+    monkeypatch.setattr(triton, "triton_dot", functools.partial(triton.triton_dot, interpret=True))
 
 
 # One device.
 
 
 ROUTINGS = ("random", "one", "few", "uneven")
-PRODUCTS = ("tiles", "ragged_dot", "megablox")
+PRODUCTS = ("tiles", "ragged_dot", "megablox", "triton")
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
@@ -166,17 +167,29 @@ def test_the_few_rows_of_a_decode_step(routing, dtype):
     np.testing.assert_allclose(got.astype(jnp.float32), wanted, rtol=0, atol=atol)
 
 
-def test_a_layer_of_a_stack_is_that_layer(pallas_anywhere):
+@pytest.mark.parametrize("product", ["megablox", "triton"])
+def test_a_layer_of_a_stack_is_that_layer(product, pallas_anywhere):
     x, index, weight, *weights = layer(n=20, e=4, k=2)
     stacks = [jnp.stack([w + 1, w, w * 2]) for w in weights]
 
     @jax.jit
     def run(layer):
-        return grouped_mlp(x, index, weight, *(Stacked(w, layer) for w in stacks), product="megablox")
+        return grouped_mlp(x, index, weight, *(Stacked(w, layer) for w in stacks), product=product)
 
     for number, of in ((1, lambda w: w), (2, lambda w: w * 2)):
         wanted = dense_mlp(x, index, weight, *map(of, weights))
         np.testing.assert_allclose(run(number), wanted, rtol=0, atol=TOLERANCE * float(jnp.abs(wanted).max()))
+
+
+@pytest.mark.parametrize("name", ["l4", "h100"])
+@pytest.mark.parametrize("sizes", [(1, 128, 8, 64, 4), (40, 72, 4, 200, 2), (600, 96, 3, 40, 2)], ids=str)
+def test_the_gpu_product_with_the_blocks_of_a_card(sizes, name, pallas_anywhere):
+    """Decode steps and batches; widths and groups that end within a tile, and groups of several tiles."""
+    n, d, e, f, k = sizes
+    run = compiled(functools.partial(grouped_mlp, product="triton", card=card(name)))
+    for routing in ("uneven", "one"):
+        arrays = layer(n, d=d, e=e, f=f, k=k, routing=routing)
+        assert_same(run(arrays), expected(arrays), 5e-5)
 
 
 # Meshes.
@@ -244,6 +257,21 @@ def test_meshes_equal_dense_on_one_device(name, implementation):
     assert_mesh_equals_dense(Placement(make_mesh(**axes), rules), implementation, ("random", "one"))
 
 
+@pytest.mark.parametrize(
+    "name", ["data2_expert2_tensor2", "data2_expert2_context2", "data2_tensor4", "serving_data2_expert4"]
+)
+def test_tokens_that_do_not_divide_over_the_mesh(name):
+    """One row of a few tokens: every device of those axes has them all, and computes its own experts' share."""
+    axes, rules = MESHES[name]
+    placement = Placement(make_mesh(**axes), rules)
+    run = compiled(functools.partial(expert_mlp, execution=Execution(placement)))
+    arrays = layer(n=5, e=8, k=2)
+    kinds = zip(arrays[3:], ("wide", "wide", "narrow"), strict=True)
+    weights = [jax.device_put(np.asarray(w), placement.sharding(SPECS[kind], w.shape)) for w, kind in kinds]
+    got = run([*(a[None] for a in arrays[:3]), *weights])
+    assert_same(got, [w.reshape(g.shape) for g, w in zip(got, expected(arrays), strict=True)])
+
+
 def test_all_to_all_in_chunks_where_a_device_would_receive_too_much(monkeypatch):
     """Nothing is dropped when the buffer is too small for the routing; "random" fits at once."""
     monkeypatch.setattr(parallel, "_SMALL", 0)
@@ -302,7 +330,7 @@ def calls(monkeypatch, implementation="auto", n=48, b=8, **axes):
     """Which inner function a call reaches: "dense", the product of `grouped`, or the form on a mesh."""
     reached = []
     monkeypatch.setattr(dispatch, "dense_mlp", lambda x, *_: reached.append("dense") or x)
-    monkeypatch.setattr(dispatch, "grouped_mlp", lambda x, *_, product: reached.append(product) or x)
+    monkeypatch.setattr(dispatch, "grouped_mlp", lambda x, *_, product, **__: reached.append(product) or x)
     monkeypatch.setattr(dispatch, "sharded_mlp", lambda x, *_, over, **__: reached.append(over or "sharded") or x)
     placement = Placement(make_mesh(**axes)) if axes else Placement()
     x, index, weight, *weights = layer(n=n, e=8)
@@ -316,7 +344,8 @@ def test_auto(monkeypatch):
     assert calls(monkeypatch, data=1) == ["tiles"]
     assert calls(monkeypatch, data=8) == ["sharded"]
     assert calls(monkeypatch, expert=4) == ["all_gather"]
-    assert calls(monkeypatch, expert=4, n=12, b=1) == ["dense"]  # one row on four devices
+    assert calls(monkeypatch, expert=4, n=12, b=1) == ["all_tokens"]  # one row on four devices
+    assert calls(monkeypatch, data=4, n=12, b=1) == ["sharded"]
     assert calls(monkeypatch, "ragged_dot") == ["ragged_dot"]
 
 
@@ -331,19 +360,12 @@ def test_names_that_do_not_suit_are_refused(monkeypatch):
     for name in ("grouped", "ragged_dot"):
         with pytest.raises(ShardingError, match=f"{name!r} needs all experts on each device"):
             calls(monkeypatch, name, expert=4)
-    with pytest.raises(UserError, match="'tokamax' runs on GPUs; this program is for cpu"):
-        calls(monkeypatch, "tokamax")
+    with pytest.raises(UserError, match="'triton' needs a GPU, and this is a CPU"):
+        calls(monkeypatch, "triton")
 
 
-def test_products_by_platform(monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tokamax" else find(name))
-    assert [choose_product("grouped", p) for p in ("cpu", "tpu", "gpu")] == ["tiles", "megablox", "ragged_dot"]
-    with pytest.raises(UserError, match="pip install tokamax"):
-        choose_product("tokamax", "gpu")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True if name == "tokamax" else find(name))
-    assert choose_product("grouped", "gpu") == "tokamax"
-    assert choose_product("ragged_dot", "gpu") == "ragged_dot"
+def test_products_by_platform():
+    assert [choose_product("grouped", p, None, jnp.float32) for p in ("cpu", "tpu")] == ["tiles", "megablox"]
 
 
 # TPUs that are not here.

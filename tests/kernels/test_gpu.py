@@ -3,14 +3,18 @@
 JAX_PLATFORMS=cuda pytest tests/kernels/test_gpu.py -p no:cacheprovider --noconftest
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from qwen3_jax.kernels import Execution, Kernels, attention
+from qwen3_jax.kernels.card import card_of
 from qwen3_jax.kernels.paged import loop, triton
 from qwen3_jax.kernels.paged.pages import HeadMajor
+from sharding import Placement
 from tests.helpers.attention_cases import assert_close, inputs, packed, value_and_gradients
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
@@ -50,7 +54,7 @@ def test_chunked_in_float32(pack):
     assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("quantized", [None, "int8"])
+@pytest.mark.parametrize("quantized", [None, "int8", "fp8"])
 @pytest.mark.parametrize("t", [1, 4])
 @pytest.mark.parametrize(("n", "k", "h"), [(16, 8, 128), (64, 4, 128)])
 def test_paged_decoding_is_near_the_loop_in_float32(n, k, h, t, quantized):
@@ -75,9 +79,10 @@ def test_paged_decoding_is_near_the_loop_in_float32(n, k, h, t, quantized):
     if quantized is None:
         exact = jax.tree.map(lambda x: x.astype(jnp.float32), pages)
     else:
-        exact = HeadMajor(pages.k * pages.k_scale[..., None], pages.v * pages.v_scale[..., None])
+        k_float, v_float = (x.astype(jnp.float32) for x in (pages.k, pages.v))
+        exact = HeadMajor(k_float * pages.k_scale[..., None], v_float * pages.v_scale[..., None])
     with jax.default_matmul_precision("highest"):
         expected, _ = loop.decode(q[None].astype(jnp.float32), exact, tables, lengths)
-    actual = jax.jit(triton.decode)(q, pages, tables, lengths)
+    actual = jax.jit(functools.partial(triton.decode, card=card_of(Placement())))(q, pages, tables, lengths)
     assert actual.dtype == jnp.bfloat16
     assert np.abs(actual.astype(np.float32) - expected).max() <= 0.02 * np.abs(expected).max()

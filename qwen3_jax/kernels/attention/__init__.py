@@ -11,7 +11,7 @@ Keys and values come as [B, K, S, H]: on CPU a decode step over this layout is s
 | `chunked`   | everything | FlashAttention-2 in plain JAX; linear memory                   | yes          | yes         |
 | `splash`    | TPU        | the Pallas kernel of JAX                                       | yes          | yes         |
 | `cudnn`     | NVIDIA GPU | cuDNN's flash attention, bfloat16 or float16                   | no           | no          |
-| `triton`    | NVIDIA GPU | the Pallas kernel of JAX, bfloat16 or float16                  | no           | yes         |
+| `triton`    | NVIDIA GPU | Pallas kernels of our own, bfloat16 or float16                 | yes          | yes         |
 
 All but `reference` run per device under `jax.shard_map`; see `partition`.
 """

@@ -6,8 +6,9 @@ Shapes: b batch, t queries, s keys, n query heads, k key/value heads, g queries 
 import jax
 
 from qwen3_jax.errors import UserError
-from qwen3_jax.kernels.attention import chunked, gpu, reference, splash
+from qwen3_jax.kernels.attention import chunked, cudnn, reference, splash, triton
 from qwen3_jax.kernels.attention.partition import Split, split
+from qwen3_jax.kernels.card import Card
 from qwen3_jax.kernels.execution import ONE_DEVICE, AttentionKernel, Execution
 
 _PLATFORMS = {
@@ -47,9 +48,9 @@ def attention(
     if name == "splash":
         return splash.attention(q_btnh, k_bkth, v_bkth, segment_ids_bt, execution, parts)
     if name == "cudnn":
-        return gpu.cudnn_attention(q_btnh, k_bkth, v_bkth, execution, parts)
+        return cudnn.attention(q_btnh, k_bkth, v_bkth, execution, parts)
     if name == "triton":
-        return gpu.triton_attention(q_btnh, k_bkth, v_bkth, segment_ids_bt, execution, parts)
+        return triton.attention(q_btnh, k_bkth, v_bkth, segment_ids_bt, execution, parts)
     return chunked.attention(q_btnh, k_bkth, v_bkth, segment_ids_bt, execution, parts)
 
 
@@ -59,26 +60,28 @@ def _choose(q: jax.Array, kv_heads: int, packed: bool, execution: Execution) -> 
     execution.order(q.shape[1])  # raises where a balanced row does not divide
     if name == "auto":
         parts = split(placement, q.shape, kv_heads)
-        return fastest(execution.platform, q, packed, parts), parts
+        return fastest(execution.platform, execution.card, q, packed, parts), parts
     parts = Split() if name == "reference" else split(placement, q.shape, kv_heads, strict=name)
-    needs = _missing(name, execution.platform, q, packed, parts)
+    needs = _missing(name, execution.platform, execution.card, q, packed, parts)
     if needs is not None:
         raise UserError(f"attention {name!r} needs {needs}; choose another, or 'auto'.")
     return name, parts
 
 
-def fastest(platform: str, q: jax.Array | jax.ShapeDtypeStruct, packed: bool, parts: Split) -> AttentionKernel:
+def fastest(
+    platform: str, card: Card | None, q: jax.Array | jax.ShapeDtypeStruct, packed: bool, parts: Split
+) -> AttentionKernel:
     """Return the fastest implementation that can run on queries [B, T, N, H] of this shape and dtype."""
     kernels: tuple[AttentionKernel, ...] = ("splash", "cudnn", "triton")
     for name in kernels:
-        if _missing(name, platform, q, packed, parts) is None:
+        if _missing(name, platform, card, q, packed, parts) is None:
             return name
     # On CPU at every length: on 2 cores, value and gradient of 16 rows of 32 tokens take 0.7 ms (reference: 1.4), of 128
     # tokens 9 (22), of 1 row of 1,024 tokens 76 (602), of 2,048 tokens 176 (1,254).
     return "chunked"
 
 
-def _missing(name: str, platform: str, q, packed: bool, parts: Split) -> str | None:
+def _missing(name: str, platform: str, card: Card | None, q, packed: bool, parts: Split) -> str | None:
     """Return what an implementation would need to run, or None where it can."""
     needed = _PLATFORMS.get(name, platform)
     if platform != needed:
@@ -86,7 +89,7 @@ def _missing(name: str, platform: str, q, packed: bool, parts: Split) -> str | N
     if name == "splash":
         return splash.why_not(q.shape, parts)
     if name == "cudnn":
-        return gpu.why_not_cudnn(q, packed, parts)
+        return cudnn.why_not(card, q, packed, parts)
     if name == "triton":
-        return gpu.why_not_triton(q, parts)
+        return triton.why_not(card, q)
     return None

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from qwen3_jax.kernels.platform import platform_of
 from sharding import Placement, ShardingError, balanced_order
 
 # The name of attention's output, and of its log-sum-exp where it is available, for policies of jax.checkpoint.
@@ -96,7 +97,8 @@ def per_device(
         extra: pairs (array or pytree, its PartitionSpec or pytree of them).
     """
     values = [value for value, _ in extra]
-    if placement.mesh is None or placement.mesh.size == 1:
+    # On GPU over one device too: a Pallas kernel learns from the mesh for which card it is compiled.
+    if placement.mesh is None or (placement.mesh.size == 1 and platform_of(placement) != "gpu"):
         return local(q_btnh, k_bkth, v_bkth, segment_ids_bt, *values)
     arrays = q_btnh, k_bkth, v_bkth, segment_ids_bt, *values
     specs = split.queries, split.keys, split.keys, split.tokens, *(spec for _, spec in extra)

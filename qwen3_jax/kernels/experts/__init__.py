@@ -6,15 +6,16 @@
 |--------------|-----------------------------------------------------------------|-------------------------------------|
 | `dense`      | every expert on every token: E / k times the arithmetic         | anywhere; the reference of the tests |
 | `grouped`    | rows sorted by expert, with the platform's product: tiles (CPU), | any mesh with expert = 1            |
-|              | megablox (TPU), tokamax where it is installed, else ragged_dot (GPU) |                                |
-| `tokamax`    | grouped, with tokamax's kernels                                 | GPU, expert = 1                     |
-| `ragged_dot` | grouped, with `jax.lax.ragged_dot` (2-3 GFLOP/s on CPU)         | any platform, expert = 1            |
+|              | megablox (TPU), triton (GPU; tiles before sm_80)                |                                     |
+| `triton`     | grouped, with Pallas kernels of our own                         | GPU from sm_80, expert = 1          |
+| `ragged_dot` | grouped, with `jax.lax.ragged_dot` (2-3 GFLOP/s on CPU)         | CPU and TPU, expert = 1             |
 | `all_gather` | grouped; every device sees all tokens of the expert axis        | meshes with expert > 1              |
 | `all_to_all` | grouped; each token travels to its experts' devices             | meshes with expert > 1              |
 
 `auto` is `grouped` if the expert axis is not split, else `all_to_all` on TPU and GPU and `all_gather` on CPU (whose
-devices share one memory). On a mesh that the batch or the length does not divide over, as when one request is served by
-many devices, `auto` is `dense`, which XLA can split in other ways; asking for another by name is then an error.
+devices share one memory). Where the batch or the length does not divide over the mesh, as when one request is served by
+many devices, the devices of those axes have the same tokens, each computes its own experts' share, and the shares are
+summed; asking for a form by name is then an error. `auto` is `dense` under rules that split the weights in other ways.
 
 Quantised weights (`kernels.quantized`) run on all of them: `tiles` unpacks one expert at a time, and only those that have
 tokens; the others unpack all experts of one layer that the device holds.

@@ -4,13 +4,14 @@ Shapes: b batch, t length, d width, e experts, f expert width, k experts per tok
 """
 
 import functools
+import itertools
 
 import jax
 
-from qwen3_jax.kernels.execution import ONE_DEVICE, Execution
+from qwen3_jax.kernels.execution import ONE_DEVICE, Execution, ExpertsKernel
 from qwen3_jax.kernels.experts.dense import dense_mlp
 from qwen3_jax.kernels.experts.grouped import choose_product, grouped_mlp
-from qwen3_jax.kernels.experts.parallel import sharded_mlp, unsplittable
+from qwen3_jax.kernels.experts.parallel import Exchange, sharded_mlp, token_axes, unsplittable
 from qwen3_jax.kernels.experts.stack import Stacked, takes_stacks, unstacked
 from qwen3_jax.kernels.quantized import Weight, is_quantized
 from sharding import ShardingError
@@ -37,42 +38,54 @@ def expert_mlp(
 
     Raises:
         ShardingError: an implementation asked for by name does not suit the mesh.
-        UserError: one asked for by name is not installed, or not for this platform; or the weights are quantised and a
+        UserError: one asked for by name is not for this platform or card; or the weights are quantised and a
             gradient was asked for, or the rules split them as in training.
     """
     placement, platform = execution.placement, execution.platform
-    one_device = placement.mesh is None or placement.mesh.size == 1
-    problem = None if one_device else unsplittable(x_btd, gate_edf, placement)
+    # On GPU `shard_map` over one device too: a Pallas kernel learns from the mesh for which card it is compiled.
+    one_device = placement.mesh is None or (placement.mesh.size == 1 and platform != "gpu")
+    name = execution.kernels.experts
+    problem = None if one_device else unsplittable(x_btd, gate_edf, placement, tokens=name != "auto")
     if problem or not takes_stacks(execution) or gate_edf.dtype != x_btd.dtype:
         gate_edf, up_edf, down_efd = unstacked(gate_edf), unstacked(up_edf), unstacked(down_efd)
     arrays = x_btd, index_btk, weight_btk, gate_edf, up_edf, down_efd
     expert_axis_split = not one_device and placement.parts("expert") > 1
-    name = execution.kernels.experts
-    if name == "auto":
-        if problem:
-            name = "dense"
-        elif not expert_axis_split:
-            name = "grouped"
-        else:
-            name = "all_gather" if platform == "cpu" else "all_to_all"
-    if name == "dense":
+    over = _exchange(name, x_btd, execution) if expert_axis_split or name != "auto" else None
+    if name == "dense" or (name == "auto" and problem):
         return _on_tokens(dense_mlp, *_in_compute_type(arrays))
     if problem:
         raise ShardingError(f"experts={name!r} cannot run on this mesh: {problem}; choose 'auto' or 'dense'.")
-    if name == "all_gather" or name == "all_to_all":  # mypy narrows no `in`
+    if over is not None:
         if not expert_axis_split:
             raise ShardingError(f"experts={name!r} needs a mesh whose expert axis is larger than 1; choose 'grouped'.")
-        mlp = functools.partial(grouped_mlp, product=choose_product("grouped", platform))
-        return sharded_mlp(*arrays, mlp=mlp, over=name, placement=placement)
+        mlp = _grouped("grouped", execution, x_btd.dtype)
+        return sharded_mlp(*arrays, mlp=mlp, over=over, placement=placement)
     if expert_axis_split:
         raise ShardingError(
             f"experts={name!r} needs all experts on each device, and the mesh splits them over "
             f"{placement.parts('expert')}; choose 'all_to_all' or 'all_gather'."
         )
-    mlp = functools.partial(grouped_mlp, product=choose_product(name, platform))
+    mlp = _grouped("grouped" if name == "auto" else name, execution, x_btd.dtype)
     if one_device:
         return _on_tokens(mlp, *_in_compute_type(arrays))
     return sharded_mlp(*arrays, mlp=mlp, over=None, placement=placement)
+
+
+def _exchange(name: ExpertsKernel, x_btd: jax.Array, execution: Execution) -> Exchange | None:
+    """Return how tokens reach experts that are split over devices: as asked for, or what suits the tokens and the platform."""
+    if name == "all_gather" or name == "all_to_all":  # mypy narrows no `in`
+        return name
+    if name != "auto":
+        return None
+    placement = execution.placement
+    if not set(placement.axes("expert")) <= {*itertools.chain(*token_axes(x_btd, placement))}:
+        return "all_tokens"
+    return "all_gather" if execution.platform == "cpu" else "all_to_all"
+
+
+def _grouped(name, execution: Execution, dtype):
+    card = execution.card
+    return functools.partial(grouped_mlp, product=choose_product(name, execution.platform, card, dtype), card=card)
 
 
 def _in_compute_type(arrays):

@@ -2,52 +2,70 @@
 
 `grouped_mlp` runs on one device, or inside `shard_map` on each. Its products differ by platform:
 
-| product      | platform | what it is                                                                          |
-|--------------|----------|-------------------------------------------------------------------------------------|
-| `tiles`      | CPU      | a loop over tiles, all three products in one (`experts.tiles`)                      |
-| `megablox`   | TPU      | JAX's Pallas kernels `gmm` and `tgmm` (`experts.megablox`)                          |
-| `tokamax`    | GPU      | tokamax's kernels (Mosaic GPU, else Triton); where tokamax is installed             |
-| `ragged_dot` | any      | `jax.lax.ragged_dot`, which XLA lowers; on GPU where tokamax is not installed      |
+| product      | platform | what it is                                                                               |
+|--------------|----------|------------------------------------------------------------------------------------------|
+| `tiles`      | any      | a loop over tiles, all three products in one (`experts.tiles`); for CPU, and for GPUs     |
+|              |          | that Triton does not compile for                                                         |
+| `megablox`   | TPU      | JAX's Pallas kernels `gmm` and `tgmm` (`experts.megablox`)                               |
+| `triton`     | GPU      | Pallas kernels of our own (`experts.triton`)                                             |
+| `ragged_dot` | CPU, TPU | `jax.lax.ragged_dot`, which XLA lowers; on GPU it multiplies every row with every expert |
 
 Shapes: n tokens, m rows sorted by expert, d width, e experts, f expert width, k experts per token.
 """
 
 import functools
-import importlib.util
-from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from qwen3_jax.errors import UserError
+from qwen3_jax.kernels.card import Card
+from qwen3_jax.kernels.experts import triton
 from qwen3_jax.kernels.experts.megablox import megablox_dot
 from qwen3_jax.kernels.experts.rows import sort_by_expert, sum_rows, take_rows, take_weights
 from qwen3_jax.kernels.experts.stack import Stacked
 from qwen3_jax.kernels.experts.tiles import tiles_mlp
-from qwen3_jax.kernels.quantized import dequantize
+from qwen3_jax.kernels.quantized import dequantize, is_quantized
 
-Product = Literal["tiles", "megablox", "tokamax", "ragged_dot"]
+Product = Literal["tiles", "megablox", "triton", "ragged_dot"]
 
 
-def choose_product(name: Literal["grouped", "tokamax", "ragged_dot"], platform: str) -> Product:
-    """Return the grouped product to use; "grouped" is the platform's best that is installed.
+def choose_product(
+    name: Literal["grouped", "triton", "ragged_dot"], platform: str, card: Card | None, dtype: Any
+) -> Product:
+    """Return the grouped product to use; "grouped" is the platform's best that can run.
+
+    Args:
+        name: what the user asked for.
+        platform: "cpu", "gpu" or "tpu".
+        card: the GPU.
+        dtype: the compute type.
 
     Raises:
-        UserError: tokamax was asked for by name on another platform than a GPU, or is not installed.
+        UserError: a product was asked for by name that cannot run here.
     """
-    installed = importlib.util.find_spec("tokamax") is not None
+    if name == "grouped" and platform != "gpu":
+        return "tiles" if platform == "cpu" else "megablox"
+    needs = why_not(name, platform, card, dtype)
     if name == "grouped":
-        best: dict[str, Product] = {"cpu": "tiles", "tpu": "megablox"}
-        return best.get(platform, "tokamax" if installed else "ragged_dot")
-    if name == "tokamax" and platform != "gpu":
-        raise UserError(f"experts='tokamax' runs on GPUs; this program is for {platform}. Choose 'grouped'.")
-    if name == "tokamax" and not installed:
-        raise UserError("experts='tokamax' needs the tokamax package: pip install tokamax, or choose 'ragged_dot'.")
+        return "tiles" if needs else "triton"
+    if needs is not None:
+        raise UserError(f"experts={name!r} needs {needs}; choose 'grouped'.")
     return name
 
 
-def grouped_mlp(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd, *, product: Product):
+def why_not(name: str, platform: str, card: Card | None, dtype: Any) -> str | None:
+    """Return what a product ("grouped": a GPU's own) would need to run, or None where it can."""
+    if name == "ragged_dot":
+        dense = "a CPU or a TPU: XLA's compiler for GPUs multiplies every row with every expert"
+        return dense if platform == "gpu" else None
+    if platform != "gpu":
+        return f"a GPU, and this is a {platform.upper()}"
+    return triton.why_not(card, dtype)
+
+
+def grouped_mlp(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd, *, product: Product, card: Card | None = None):
     """Return the weighted sum of the chosen experts' outputs, [N, D] in x's dtype.
 
     Args:
@@ -56,35 +74,38 @@ def grouped_mlp(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd, *, produc
         weight_nk: the weights of the outputs.
         gate_edf, up_edf, down_efd: expert weights in x's dtype, or quantised; `Stacked` not for "tiles".
         product: see the table above.
+        card: the GPU.
     """
     if product == "tiles":
         return tiles_mlp(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd)
-    if not isinstance(gate_edf, Stacked):
+    if not isinstance(gate_edf, Stacked) and not (product == "triton" and _unpacks(gate_edf, x_nd, card)):
         gate_edf, up_edf, down_efd = (dequantize(w, x_nd.dtype) for w in (gate_edf, up_edf, down_efd))
     rows = sort_by_expert(index_nk, gate_edf.shape[0])
-    dot = functools.partial(grouped_dot, sizes_e=rows.sizes_e, product=product)
+    dot = functools.partial(grouped_dot, sizes_e=rows.sizes_e, product=product, card=card)
     x_md = take_rows(x_nd, rows)
     hidden_mf = jax.nn.silu(dot(x_md, gate_edf)) * dot(x_md, up_edf) * take_weights(weight_nk, rows)[:, None]
     return sum_rows(dot(hidden_mf, down_efd), rows)
 
 
-def grouped_dot(x_md, w_edf, sizes_e, *, product: Product):
+def _unpacks(w_edf, x_nd, card: Card | None) -> bool:
+    """Whether the kernel of `triton` unpacks these weights itself."""
+    return is_quantized(w_edf) and triton.unpacks(w_edf, x_nd.dtype, card)
+
+
+def grouped_dot(x_md, w_edf, sizes_e, *, product: Product, card: Card | None = None):
     """Multiply the first sizes_e[0] rows by w_edf[0], the next sizes_e[1] by w_edf[1] and so on; [M, F] in x's dtype.
 
     Rows past the sum of the sizes are zero, and so are their gradients: kernels leave them uninitialised.
     """
+    if product == "triton":
+        if isinstance(w_edf, Stacked):
+            return triton.triton_dot(x_md, w_edf.flat, sizes_e, w_edf.layer * w_edf.shape[0], card)
+        return triton.triton_dot(x_md, w_edf, sizes_e, 0, card)
     if isinstance(w_edf, Stacked):
         w_edf, sizes_e = w_edf.groups(sizes_e)
     if product == "megablox":
         return megablox_dot(x_md, w_edf, sizes_e)
-    if product == "tokamax":
-        import tokamax
-
-        # Both are kernels; tokamax's default would fall back to XLA silently.
-        dot: Callable = functools.partial(tokamax.ragged_dot, implementation=("mosaic", "triton"))
-    else:
-        dot = jax.lax.ragged_dot
     inside_m1 = (jnp.arange(x_md.shape[0]) < sizes_e.sum())[:, None]
     # Masked on both sides: the second makes the output zero, and the first makes the gradient of the rows zero.
     x_md = jnp.where(inside_m1, x_md, 0)
-    return jnp.where(inside_m1, dot(x_md, w_edf, sizes_e), 0).astype(x_md.dtype)
+    return jnp.where(inside_m1, jax.lax.ragged_dot(x_md, w_edf, sizes_e), 0).astype(x_md.dtype)

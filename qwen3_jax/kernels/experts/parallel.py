@@ -2,12 +2,14 @@
 
 Each device holds some tokens, some experts (`expert`), a part of their width (`tensor`) and, in training, a part of their
 input rows (`data`, FSDP). It gathers the input rows of its own experts only, so that their gradient is a reduce-scatter.
-Where the expert axis is split, tokens reach their experts in one of two ways:
+Where the expert axis is split, tokens reach their experts in one of three ways:
 
 - all-gather: every device gets all tokens of the axis and computes its own experts' share; the shares are summed on the
   tokens' devices (reduce-scatter). Traffic does not depend on the routing, and grows with the number of devices.
 - all-to-all: each token goes to the devices of its k experts, and back (Lepikhin et al. 2020, arXiv 2006.16668, section 3;
   without their capacity limit: no token is dropped). See `_all_to_all`.
+- all-tokens: where the tokens do not divide over the axis, as one row over many devices, every device has all of them to begin
+  with and computes its own experts' share; the shares are summed.
 
 Shapes: b batch, t length, n tokens of a device, k experts per token, m = n k rows, d width, e experts, f expert width,
 p devices along the expert axis, l experts of a device, r rows of the receiving buffer.
@@ -29,7 +31,7 @@ from qwen3_jax.kernels.experts.stack import Stacked, unstacked
 from qwen3_jax.kernels.quantized import is_quantized, specs
 from sharding import Placement
 
-Exchange = Literal["all_gather", "all_to_all"]
+Exchange = Literal["all_gather", "all_to_all", "all_tokens"]
 
 # The receiving buffer of the all-to-all holds this many times the rows that a device sends: balanced routing fills half of it.
 # If some device would receive more, the tokens are sent in several chunks; none is dropped.
@@ -38,11 +40,22 @@ _BUFFER = 2
 _SMALL = 4096
 
 
-def unsplittable(x_btd: jax.Array, gate_edf: jax.Array, placement: Placement) -> str | None:
-    """Return why the arrays cannot be split over the mesh as the rules say, or None where they can."""
-    names = {
-        "batch": x_btd.shape[0],
-        "length": x_btd.shape[1],
+def token_axes(x_btd: jax.Array, placement: Placement) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the mesh axes over which batch and length are split: none where they do not divide."""
+    batch, length = (
+        placement.axes(name) if size % placement.parts(name) == 0 else ()
+        for name, size in zip(("batch", "length"), x_btd.shape, strict=False)
+    )
+    return batch, length
+
+
+def unsplittable(x_btd: jax.Array, gate_edf: jax.Array, placement: Placement, tokens: bool = True) -> str | None:
+    """Return why the arrays cannot be split over the mesh as the rules say, or None where they can.
+
+    Without `tokens`, batch and length need not divide: devices that cannot share them do the same work.
+    """
+    names = {"batch": x_btd.shape[0], "length": x_btd.shape[1]} if tokens else {}
+    names |= {
         "hidden": x_btd.shape[2],
         "expert": gate_edf.shape[0],
         "embed": gate_edf.shape[1],
@@ -53,10 +66,10 @@ def unsplittable(x_btd: jax.Array, gate_edf: jax.Array, placement: Placement) ->
             return f"{name} {size} does not divide by {placement.parts(name)}, the devices that it is split over"
     if placement.parts("hidden") > 1:
         return "the rules split the hidden axis"
-    token_axes = {*placement.axes("batch"), *placement.axes("length")}
-    if not set(placement.axes("expert")) <= token_axes or len(placement.axes("expert")) > 1:
+    axes = {*placement.axes("batch"), *placement.axes("length")}
+    if not set(placement.axes("expert")) <= axes or len(placement.axes("expert")) > 1:
         return "the rules split the experts over a mesh axis that does not split the tokens"
-    if set(placement.axes("mlp")) & token_axes:
+    if set(placement.axes("mlp")) & axes:
         return "the rules split the tokens and the experts' width over the same mesh axis"
     return None
 
@@ -78,7 +91,7 @@ def sharded_mlp(
     Args:
         mlp: `grouped_mlp` with its product chosen; runs on each device.
         over: how tokens reach their experts; None where the expert axis is not split.
-        placement: mesh and rules for which `unsplittable` is None.
+        placement: mesh and rules for which `unsplittable` is None, of batch and length only if `over` is an exchange.
     """
     mesh = placement.mesh
     assert mesh is not None
@@ -90,7 +103,7 @@ def sharded_mlp(
             f"'embed' over {' x '.join(placement.axes('embed'))}."
         )
 
-    tokens_spec = placement.spec(("batch", "length", "hidden"))
+    tokens_spec = PartitionSpec(*(axes or None for axes in token_axes(x_btd, placement)), None)
     routing_spec = PartitionSpec(*tokens_spec[:2], None)
     wide_spec, narrow_spec = placement.spec(("expert", "embed", "mlp")), placement.spec(("expert", "mlp", "embed"))
     return jax.shard_map(
@@ -135,6 +148,9 @@ def _on_device(
         (axis,) = placement.axes("expert")
         if over == "all_gather":
             y_nd = _all_gather(*tokens, local, gate_ldf.shape[0], axis)
+        elif over == "all_tokens":
+            x_nd, index_nk, weight_nk = tokens
+            y_nd = _add_up(local(x_nd, _own(index_nk, gate_ldf.shape[0], axis), weight_nk), (axis,))
         else:
             y_nd = _all_to_all(*tokens, local, gate_ldf.shape[0], axis, placement.mesh)
     return _add_up(y_nd, placement.axes("mlp")).reshape(b, t, d)
@@ -182,9 +198,13 @@ _add_up.defvjp(lambda y_nd, axes: (_add_up(y_nd, axes), None), _add_up_backward)
 def _all_gather(x_nd, index_nk, weight_nk, local: Callable, experts: int, axis: str):
     """Compute the share of this device's experts for all tokens of the axis; sum the shares."""
     x_nd, index_nk, weight_nk = (lax.all_gather(a, axis, tiled=True) for a in (x_nd, index_nk, weight_nk))
+    return lax.psum_scatter(local(x_nd, _own(index_nk, experts, axis), weight_nk), axis, tiled=True)
+
+
+def _own(index_nk, experts: int, axis: str):
+    """Return the experts' numbers on this device; `experts` for those of other devices."""
     index_nk = index_nk - lax.axis_index(axis) * experts
-    index_nk = jnp.where((index_nk >= 0) & (index_nk < experts), index_nk, experts)
-    return lax.psum_scatter(local(x_nd, index_nk, weight_nk), axis, tiled=True)
+    return jnp.where((index_nk >= 0) & (index_nk < experts), index_nk, experts)
 
 
 def _all_to_all(x_nd, index_nk, weight_nk, local: Callable, experts: int, axis: str, mesh):

@@ -1,8 +1,8 @@
 """One layer's experts inside the array that stacks all layers.
 
 A scan over layers passes its body a slice, which XLA fuses into a product but copies for a Pallas kernel: a decode step would
-read and write all experts of a layer to multiply by a few. The grouped product on TPU takes the whole stack instead: its
-groups are the experts of all layers, and all but this layer's are empty.
+read and write all experts of a layer to multiply by a few. The grouped products on TPU and GPU take the whole stack
+instead: their groups are the experts of all layers, and all but this layer's are empty.
 
 Shapes: l layers, e experts, d width, f expert width.
 """
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import PartitionSpec
 
+from qwen3_jax.kernels.card import why_no_triton
 from qwen3_jax.kernels.execution import Execution
 
 
@@ -37,12 +38,16 @@ class Stacked:
         assert key is Ellipsis
         return self
 
+    @property
+    def flat(self) -> jax.Array:
+        """The weights of all layers' experts, [L E, D, F]."""
+        return self.array.reshape(-1, *self.array.shape[2:])
+
     def groups(self, sizes_e: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return the weights of all layers' experts, [L E, D, F], and the rows of each: 0 but for this layer's."""
-        layers, experts, d, f = self.array.shape
+        layers, experts = self.array.shape[:2]
         sizes = jnp.zeros(layers * experts, sizes_e.dtype)
-        sizes = jax.lax.dynamic_update_slice_in_dim(sizes, sizes_e, self.layer * experts, 0)
-        return self.array.reshape(layers * experts, d, f), sizes
+        return self.flat, jax.lax.dynamic_update_slice_in_dim(sizes, sizes_e, self.layer * experts, 0)
 
     def specs(self, spec: PartitionSpec) -> Stacked:
         """Return the PartitionSpecs of the parts, given that of a layer's experts."""
@@ -56,5 +61,6 @@ def unstacked(w):
 
 def takes_stacks(execution: Execution) -> bool:
     """Whether a model should leave its experts in their stack for `expert_mlp`."""
-    grouped = ("auto", "grouped", "all_gather", "all_to_all")
-    return execution.platform == "tpu" and execution.kernels.experts in grouped
+    if execution.kernels.experts not in ("auto", "grouped", "triton", "all_gather", "all_to_all"):
+        return False
+    return execution.platform == "tpu" or (execution.platform == "gpu" and why_no_triton(execution.card) is None)

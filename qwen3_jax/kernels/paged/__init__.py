@@ -4,7 +4,7 @@
 |----------|------------|----------------------------------------------------------|-----------------|-------------|
 | `loop`   | everything | plain JAX; work grows with the slots in use              | int8, fp8       | yes         |
 | `ragged` | TPU        | JAX's Pallas kernel, for prompts and decode steps alike  | no              | no          |
-| `triton` | GPU        | JAX's Pallas kernel for decode steps; prompts by `loop`  | int8, fp8       | no          |
+| `triton` | GPU        | a Pallas kernel for decode steps; prompts by `loop`      | int8, fp8       | no          |
 
 All run per device under `jax.shard_map`: each shard of the batch has its own pool, and heads are divided.
 """

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from qwen3_jax.errors import UserError
 from qwen3_jax.kernels.execution import ONE_DEVICE, Execution
 from qwen3_jax.kernels.paged import loop, ragged, triton
-from qwen3_jax.kernels.paged.pages import CacheType, Combined, HeadMajor, Pages
+from qwen3_jax.kernels.paged.pages import CacheType, Combined, HeadMajor, Pages, cache_dtype
 from qwen3_jax.kernels.paged.rows import Rows, places, slots
 from qwen3_jax.kernels.platform import platform_of
 from sharding import Placement
@@ -69,7 +69,10 @@ def new_pages(
             f"paged attention {name!r} needs a {needed.upper()}, and this is a {platform.upper()}; choose 'auto'."
         )
     local_heads = max(kv_heads // placement.parts("kv_heads"), 1)
-    triton_needs, ragged_needs = triton.why_not(head_dim, slots_per_page), ragged.why_not(local_heads, head_dim)
+    stored = cache_dtype(dtype, quantized)
+    slots = pages * local_heads * slots_per_page
+    triton_needs = triton.why_not(execution.card, head_dim, dtype, stored, slots)
+    ragged_needs = ragged.why_not(local_heads, head_dim)
     if quantized is not None:
         ragged_needs = f"a cache that is not {quantized}"
     if chunked:
@@ -156,13 +159,19 @@ def _one_shard(
         out_fnh, pages = loop.prefill(q_cdfnh[:, 0], pages, tables_rw, lengths_r, counts_r, chunk)
         return out_fnh[None], pages
     rows = f // tokens
-    by_triton = execution.platform == "gpu" and execution.kernels.paged != "loop" and chunk is None
-    if by_triton and triton.why_not(h, pages.page_size) is None:
-        out_rtnh = triton.decode(q_cdfnh[0].reshape(rows, tokens, n, h), pages, tables_rw, lengths_r)
+    if _by_triton(q_cdfnh, pages, chunk, execution):
+        out_rtnh = triton.decode(q_cdfnh[0].reshape(rows, tokens, n, h), pages, tables_rw, lengths_r, execution.card)
     else:
         q_crtnh = q_cdfnh.reshape(-1, rows, tokens, n, h)
         out_rtnh, pages = loop.decode(q_crtnh, pages, tables_rw, lengths_r, chunk)
     return out_rtnh.reshape(f, n, h)[None], pages
+
+
+def _by_triton(q_cdfnh: jax.Array, pages: HeadMajor, chunk: int | None, execution: Execution) -> bool:
+    if execution.platform != "gpu" or execution.kernels.paged == "loop" or chunk is not None:
+        return False
+    card, h, slots = execution.card, q_cdfnh.shape[-1], pages.k.size // q_cdfnh.shape[-1]
+    return triton.why_not(card, h, q_cdfnh.dtype, pages.k.dtype, slots) is None
 
 
 def _per_device(

@@ -21,6 +21,11 @@ _UNROLLED = 4  # up to this many tokens are written without a loop
 _TYPES = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
 
 
+def cache_dtype(dtype, quantized: CacheType | None):
+    """Return the type in which a cache stores keys and values: `dtype`, or 8 bits."""
+    return dtype if quantized is None else _TYPES[quantized]
+
+
 @struct.dataclass
 class HeadMajor:
     """Keys and values [D, P, K, C, H]; scales [D, P, K, C] where quantised. uint16 holds the bits of bfloat16."""
@@ -37,7 +42,7 @@ class HeadMajor:
         shape = (d, pages, kv_heads, page_size, head_dim)
         if quantized is None:
             return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-        kind = _TYPES[quantized]
+        kind = cache_dtype(dtype, quantized)
         scales = (jnp.zeros(shape[:-1], jnp.float32) for _ in range(2))
         return cls(jnp.zeros(shape, kind), jnp.zeros(shape, kind), *scales)
 
