@@ -12,8 +12,8 @@
 The answer goes to standard output; a timing summary goes to standard error. On a terminal the answer streams, its thinking
 dimmed. Elsewhere the thinking goes to standard error, so that a pipe or file receives only the answer.
 
-`--plan` generates nothing: it compiles the decode step for TPUs that need not be present and reports memory, traffic and a
-bound on speed. No weights are read.
+`--plan` generates nothing: it compiles the decode step for TPUs or GPUs that need not be present and reports memory, traffic and
+a bound on speed. No weights are read.
 """
 
 import argparse
@@ -79,8 +79,12 @@ def _parser(prog: str) -> Parser:
     _add_output(parser)
     model_options.add_devices(parser)
     add = parser.add_argument_group("planning (with --mesh, --dtype, --batch-size and --json)").add_argument
-    add("--plan", metavar="TOPOLOGY", help="compile the decode step for this TPU slice (v5e:2x2) and report")
-    add("--slices", type=whole_number(1), metavar="N", help="number of equal slices (default 1)")
+    add(
+        "--plan",
+        metavar="TOPOLOGY",
+        help="compile the decode step for this TPU slice (v5e:2x2) or these GPUs (h100:8) and report",
+    )
+    add("--slices", type=whole_number(1), metavar="N", help="number of equal TPU slices (default 1)")
     add(
         "--context", type=whole_number(1), metavar="N",
         help=f"slots of the cache in each row, all attended to (default {DEFAULT_CONTEXT})",

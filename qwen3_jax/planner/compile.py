@@ -164,6 +164,13 @@ def _refusal(reason: str, topology: Topology) -> str:
 
 
 @contextlib.contextmanager
+def lowering_for(topology: Topology) -> Iterator[None]:
+    """Lower for the described devices: kernels ask JAX's default device for its compute capability, and there may be no GPU."""
+    with jax.default_device(topology.devices[0]) if isinstance(topology.chip, Gpu) else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
 def uncached() -> Iterator[None]:
     """Keep programs out of JAX's compilation cache: those for absent devices can be written to it, but not read from it."""
     before = jax.config.values["jax_persistent_cache_min_compile_time_secs"]

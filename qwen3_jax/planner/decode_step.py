@@ -24,7 +24,7 @@ from qwen3_jax.generation.sampling import Sampling
 from qwen3_jax.generation_config import GenerationConfig
 from qwen3_jax.kernels import Execution, page_size
 from qwen3_jax.model import Qwen3, Structure, parameter_count
-from qwen3_jax.planner.compile import bytes_per_device, compile_for, uncached
+from qwen3_jax.planner.compile import bytes_per_device, compile_for, lowering_for, uncached
 from qwen3_jax.planner.kernel_costs import pricer
 from qwen3_jax.planner.meshes import nearest_meshes
 from qwen3_jax.planner.plan import Plan
@@ -76,14 +76,15 @@ def plan_decoding(
     if rows % shards:
         raise ShardingError(f"{rows} rows do not divide by {shards}, over which the mesh splits the batch.")
     state, settings, progress, tables = _arguments(structure, placement, rows, shards, context)
-    lowered = program.decode.lower(
-        (graphdef,), _MAX_STEPS, (params,), state, settings, progress, tables, jax.ShapeDtypeStruct((), jnp.int32)
-    )
+    with lowering_for(topology):
+        lowered = program.decode.lower(
+            (graphdef,), _MAX_STEPS, (params,), state, settings, progress, tables, jax.ShapeDtypeStruct((), jnp.int32)
+        )
     lowering_seconds = time.perf_counter() - started
     assert placement.mesh is not None
     expert_rows = rows / shards * config.num_experts_per_tok if config.num_experts else None
     experts = config.num_experts // placement.parts("expert") or None
-    compiled = compile_for(lowered, topology, placement.mesh, pricer(expert_rows, experts), lowering_seconds)
+    compiled = compile_for(lowered, topology, placement.mesh, pricer(expert_rows, experts, context), lowering_seconds)
     devices = topology.chip.devices
     return Plan(
         title=f"{name or 'the model'}, decoding {rows} rows with {context:,} slots each, {dtype}",

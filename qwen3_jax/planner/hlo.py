@@ -115,6 +115,12 @@ class Instruction:
         return match[1] if match else ""
 
     @property
+    def kernel(self) -> str:
+        """The name of the Triton kernel that a custom call runs, or ""."""
+        match = re.search(r'\bname = "([^"]*)"', self.attributes)
+        return match[1] if match else ""
+
+    @property
     def source(self) -> str:
         """Its place in the source program (JAX's name stack), or ""."""
         match = re.search(r'op_name="([^"]*)"', self.attributes)

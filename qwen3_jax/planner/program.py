@@ -8,11 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 SHIFT = "collective-permute"
+
+
+class Cost(NamedTuple):
+    """Of one execution of a custom call: FLOPs, and HBM bytes; None counts its operands and results."""
+
+    flops: float
+    bytes: float | None = None
 
 
 @dataclass(frozen=True)

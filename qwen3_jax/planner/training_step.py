@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 import sharding
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.planner.architecture import training_architecture
-from qwen3_jax.planner.compile import bytes_per_device, compile_for
+from qwen3_jax.planner.compile import bytes_per_device, compile_for, lowering_for
 from qwen3_jax.planner.kernel_costs import pricer
 from qwen3_jax.planner.meshes import nearest_meshes
 from qwen3_jax.planner.plan import Plan
@@ -28,7 +28,7 @@ from sharding import Placement, ShardingError
 
 
 def plan_training(config: TrainConfig, topology: Topology) -> Plan:
-    """Compile the training step of a configuration without stages for the slice(s).
+    """Compile the training step of a configuration without stages for the slice(s) or nodes.
 
     Raises:
         UserError: the architecture cannot be known without the data or tokenizer, or options exclude each other.
@@ -43,7 +43,8 @@ def plan_training(config: TrainConfig, topology: Topology) -> Plan:
     except ShardingError as error:
         raise ShardingError(f"{error} {_nearest(config, model, topology)}") from None
     state = trainer.abstract_state()
-    lowered = trainer.lower(state, batch)
+    with lowering_for(topology):
+        lowered = trainer.lower(state, batch)
     lowering_seconds = time.perf_counter() - started
     mesh = trainer.placement.mesh
     assert mesh is not None
