@@ -12,8 +12,8 @@
 The answer goes to standard output; a timing summary goes to standard error. On a terminal the answer streams, its thinking
 dimmed. Elsewhere the thinking goes to standard error, so that a pipe or file receives only the answer.
 
-`--plan` generates nothing: it compiles the decode step for TPUs or GPUs that need not be present and reports memory, traffic and
-a bound on speed. No weights are read.
+`--plan` generates nothing: it compiles the decode step for TPUs or GPUs that need not be present, and reports memory, traffic
+and a bound on speed. No weights are read.
 """
 
 import argparse

@@ -30,7 +30,6 @@ from qwen3_jax.planner.program import Collective, Cost, Event, Loop, Program, Wa
 from qwen3_jax.planner.replica_groups import replica_groups
 from qwen3_jax.planner.trip_counts import trip_count
 
-
 Price = Callable[[Instruction, list[Shape]], Cost | None]
 
 _VIEWS = ("bitcast", "reshape", "get-tuple-element")
@@ -182,9 +181,9 @@ class _Walk:
                 share = cost.flops / estimated["flops"] if cost is not None and estimated.get("flops") else 1.0
                 return estimated["bytes_accessed"] * share
         read = sum(shape.hbm for source in inputs for shape in source.shapes)
-        # An asynchronous start's result holds its operands too.
-        written = sum(shape.hbm for shape in i.shapes) - (read if i.opcode != base else 0.0)
-        return read + max(written, 0.0)
+        # An asynchronous start's result holds its operands too, except that of an all-reduce.
+        held = read if i.opcode != base and len(i.shapes) > len(_operands(computation, i)) else 0.0
+        return read + max(sum(shape.hbm for shape in i.shapes) - held, 0.0)
 
     def _fusion_bytes(self, inner: Computation) -> float:
         read = sum(self._read(inner, parameter) for parameter in inner.parameters.values())
@@ -244,7 +243,10 @@ class _Walk:
         if kind == "ragged-all-to-all":
             size = min(size, i.shapes[0].bytes)  # one side is a padded buffer
         if kind == "collective-permute":
-            pairs = re.findall(r"\{(\d+),(\d+)\}", i.attribute("source_target_pairs") or "")
+            targets = i.attribute("source_target_pairs")
+            if targets is None:
+                raise UnreadableProgram(f"{i.name} has no source_target_pairs")
+            pairs = re.findall(r"\{(\d+),(\d+)\}", targets)
             groups = np.asarray([(int(a), int(b)) for a, b in pairs if a != b], int).reshape(-1, 2)
             sent = size if len(groups) else 0.0
         else:

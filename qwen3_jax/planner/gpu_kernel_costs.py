@@ -8,7 +8,6 @@ Shapes: b batch, t queries, s keys, n query heads, g queries per key/value head,
 """
 
 import math
-import re
 
 from qwen3_jax.planner.hlo import Instruction, Shape
 from qwen3_jax.planner.operations import backend_field

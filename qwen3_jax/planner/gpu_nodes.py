@@ -72,7 +72,7 @@ def devices(card: str, nodes: int, per_node: int) -> tuple[jax.Device, ...]:
     Raises:
         ShardingError: the compiler for GPUs is not installed; names what to install.
     """
-    _check_installed(f"{card}:{per_node}" + (f"x{nodes}" if nodes > 1 else ""))
+    check_installed(f"{card}:{per_node}" + (f"x{nodes}" if nodes > 1 else ""))
     from jax.experimental import topologies
 
     target = importlib.resources.files("qwen3_jax.planner") / "gpu_targets" / f"{card}.txtpb"
@@ -82,7 +82,12 @@ def devices(card: str, nodes: int, per_node: int) -> tuple[jax.Device, ...]:
     return tuple(described.devices)
 
 
-def _check_installed(name: str) -> None:
+def check_installed(name: str) -> None:
+    """Check that what compiles for GPUs is installed, in the version of jax.
+
+    Raises:
+        ShardingError: it is not; has the command that installs it.
+    """
     wanted = jax.__version__
     missing = [
         f"{package} {wanted}" + (f" ({version} is installed)" if version else "")

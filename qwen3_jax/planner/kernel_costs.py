@@ -2,7 +2,8 @@
 
 On TPU: splash attention carries no cost estimate. megablox's `gmm` and `tgmm` carry one for the whole buffer of rows, but skip
 the rows that no expert fills, with balanced routing half of it (see `kernels.experts.parallel`). Ragged paged attention is
-counted with full tables: every row attends to the most slots that its table can name, of one layer of the pool. On GPU: see `gpu_kernel_costs`.
+counted with full tables: every row attends to the most slots that its table can name, of one layer of the pool. On
+GPU: see `gpu_kernel_costs`.
 
 Shapes: b batch, t queries, s keys, n query heads, h head size, m rows of a buffer.
 """
@@ -21,7 +22,7 @@ _FUSED_BACKWARD = 5
 _TPU_KERNEL = "tpu_custom_call"
 
 
-def pricer(expert_rows: float | None = None, experts: int | None = None, slots: int | None = None) -> Price:| None = None, experts: int | None = None) -> Price:
+def pricer(expert_rows: float | None = None, experts: int | None = None, slots: int | None = None) -> Price:
     """Return a function that gives the cost of one kernel call on one device, for `planner.costs.count`.
 
     Args:
@@ -34,7 +35,6 @@ def pricer(expert_rows: float | None = None, experts: int | None = None, slots: 
     def price(call: Instruction, operands: list[Shape]) -> Cost | None:
         if call.target != _TPU_KERNEL:
             return gpu_price(call, operands, expert_rows, experts, slots)
-| None:
         names = f"{call.name} {call.source}"
         for name, products in _SPLASH_PRODUCTS.items():
             if name in names:

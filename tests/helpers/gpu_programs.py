@@ -1,0 +1,169 @@
+"""Small programs as XLA compiles them for an H100, kept as text: tests of the HLO reader need no compiler for GPUs.
+
+    JAX_PLATFORMS=cpu python -m tests.helpers.gpu_programs        # writes tests/planner/gpu_programs/NAME-JAX.hlo.txt
+
+Needs what a plan for GPUs needs (`qwen3 plan --help`). Of the calls of Triton and Mosaic kernels the code is cut out.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from qwen3_jax import planner
+from qwen3_jax.planner import compile as planner_compile
+from sharding import MeshConfig
+
+FOLDER = Path(__file__).parent.parent / "planner/gpu_programs"
+P = PartitionSpec
+# Sizes of the programs; tests count by hand with the same.
+LAYERS, WIDTH, ROWS = 3, 256, 512
+BATCH, LENGTH, HEADS, KV, HEAD = 2, 256, 4, 2, 64
+EXPERTS, EXPERT_WIDTH, EXPERT_ROWS = 4, 128, 256
+SLOTS, PAGE, PAGES = 512, 32, 40
+
+
+def _mesh(**axes: int):
+    count = 1
+    for size in axes.values():
+        count *= size
+    topology = planner.topology(f"h100:{min(count, 8)}" + (f"x{count // 8}" if count > 8 else ""))
+    return topology, planner.topology_mesh(topology, MeshConfig(**axes))
+
+
+def _abstract(mesh, shape, *spec, dtype="float32"):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*spec)))
+
+
+def fsdp_step():
+    """The gradient of a stack of products over 8 GPUs, weights split: gathers and sums inside a loop."""
+    topology, mesh = _mesh(data=8)
+
+    def loss(w, x):
+        def body(x, w):
+            gathered = jax.lax.with_sharding_constraint(w.astype(jnp.bfloat16), NamedSharding(mesh, P()))
+            return jnp.tanh(x @ gathered), None
+
+        return jax.lax.scan(jax.checkpoint(body), x, w)[0].astype(jnp.float32).sum()
+
+    arguments = (
+        _abstract(mesh, (LAYERS, WIDTH, WIDTH), None, "data"),
+        _abstract(mesh, (ROWS, WIDTH), "data", dtype="bfloat16"),
+    )
+    gradient = jax.grad(loss)
+    out = NamedSharding(mesh, P(None, "data"))
+    return topology, jax.jit(gradient, out_shardings=out), arguments, {}
+
+
+def collectives():
+    """One of each collective, by hand, over two nodes."""
+    topology, mesh = _mesh(data=4, tensor=4)
+
+    def body(x):
+        x = jax.lax.all_to_all(x, "tensor", 0, 0, tiled=True)
+        x = jax.lax.ppermute(x, "data", [(i, (i + 1) % 4) for i in range(4)])
+        x = x + jax.lax.psum(x, "data")
+        return jax.lax.psum_scatter(x, "tensor", scatter_dimension=0, tiled=True)
+
+    run = jax.shard_map(body, mesh=mesh, in_specs=P("data"), out_specs=P(("data", "tensor")), check_vma=False)
+    return topology, jax.jit(run), (_abstract(mesh, (256, 256), "data"),), {}
+
+
+def triton_attention():
+    """Value and gradient of JAX's Triton attention of packed rows."""
+    from qwen3_jax.kernels import Execution, Kernels, attention
+    from sharding import Placement
+
+    topology, mesh = _mesh(data=1)
+    execution = Execution(Placement(mesh), Kernels(attention="triton"))
+
+    def loss(q, k, v, segments):
+        return attention(q, k, v, segments, execution).astype(jnp.float32).sum()
+
+    q = _abstract(mesh, (BATCH, LENGTH, HEADS, HEAD), dtype="bfloat16")
+    k = _abstract(mesh, (BATCH, KV, LENGTH, HEAD), dtype="bfloat16")
+    segments = _abstract(mesh, (BATCH, LENGTH), dtype="int32")
+    return topology, jax.jit(jax.value_and_grad(loss, (0, 1, 2))), (q, k, k, segments), {}
+
+
+def cudnn_attention():
+    """Value and gradient of cuDNN's attention."""
+    from qwen3_jax.kernels import Execution, Kernels, attention
+    from sharding import Placement
+
+    topology, mesh = _mesh(data=1)
+    execution = Execution(Placement(mesh), Kernels(attention="cudnn"))
+
+    def loss(q, k, v):
+        return attention(q, k, v, None, execution).astype(jnp.float32).sum()
+
+    q = _abstract(mesh, (BATCH, LENGTH, HEADS, HEAD), dtype="bfloat16")
+    k = _abstract(mesh, (BATCH, KV, LENGTH, HEAD), dtype="bfloat16")
+    return topology, jax.jit(jax.value_and_grad(loss, (0, 1, 2))), (q, k, k), {}
+
+
+def paged_decode():
+    """JAX's Triton kernel over pages, in a loop over layers that share a pool."""
+    from qwen3_jax.kernels.paged import triton
+    from qwen3_jax.kernels.paged.pages import HeadMajor
+
+    topology, mesh = _mesh(data=1)
+
+    def run(q, k, v, tables, lengths):
+        def layer(q, first):
+            return triton.decode(q, HeadMajor(k, v, None, None), tables + first, lengths), None
+
+        return jax.lax.scan(layer, q, jnp.arange(LAYERS, dtype=jnp.int32) * PAGES)[0]
+
+    pool = _abstract(mesh, (1, LAYERS * PAGES, KV, PAGE, HEAD), dtype="bfloat16")
+    q = _abstract(mesh, (BATCH, 1, HEADS, HEAD), dtype="bfloat16")
+    tables = _abstract(mesh, (BATCH, SLOTS // PAGE), dtype="int32")
+    return topology, jax.jit(run), (q, pool, pool, tables, _abstract(mesh, (BATCH,), dtype="int32")), {}
+
+
+def cublas():
+    """A product of a batch and a plain one, by cuBLAS instead of Triton."""
+    topology, mesh = _mesh(data=1)
+
+    def run(x, w, bias):
+        return jax.nn.relu(x @ w + bias), jnp.einsum("bij,bjk->bik", x.reshape(2, -1, WIDTH), jnp.stack([w, w]))
+
+    x = _abstract(mesh, (ROWS, WIDTH), dtype="bfloat16")
+    w = _abstract(mesh, (WIDTH, 2 * WIDTH), dtype="bfloat16")
+    options = {"xla_gpu_enable_triton_gemm": False}
+    return topology, jax.jit(run), (x, w, _abstract(mesh, (2 * WIDTH,), dtype="bfloat16")), options
+
+
+PROGRAMS: dict[str, Callable] = {
+    f.__name__: f for f in (fsdp_step, collectives, triton_attention, cudnn_attention, paged_decode, cublas)
+}
+
+
+def text_of(name: str) -> str:
+    """Compile a program and return its text, shortened."""
+    topology, function, arguments, options = PROGRAMS[name]()
+    with planner_compile.lowering_for(topology):
+        lowered = function.lower(*arguments)
+    with planner_compile.uncached():
+        text = lowered.compile(compiler_options={**planner_compile.gpu_nodes.COMPILER_OPTIONS, **options}).as_text()
+    # The kernels' code, and where they stand in the source.
+    text = re.sub(r'\b(ir|module|kernel_hash|opaque) = "(?:[^"\\]|\\.)*"', r'\1 = "..."', text)
+    return re.sub(
+        r" (?:source_file|source_line|source_end_line|source_column|source_end_column|stack_frame_id)=(?:\"[^\"]*\"|\d+)",
+        "",
+        text,
+    )
+
+
+def main() -> None:
+    """Write the texts."""
+    FOLDER.mkdir(exist_ok=True)
+    for name in PROGRAMS:
+        (FOLDER / f"{name}-{jax.__version__}.hlo.txt").write_text(text_of(name), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
