@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.cli.train_options import PlanOptions, parse_plan
+from qwen3_jax.errors import warn
 
 if TYPE_CHECKING:
     from qwen3_jax.training.config import TrainConfig
@@ -46,9 +47,13 @@ def run(config: TrainConfig, options: PlanOptions) -> int:
     if options.search:
         from qwen3_jax.planner import search
 
-        results = search.search(config, topology)
-        lines = [json.dumps(result.plan.json()) for result in results]
-        print("\n".join(lines) if options.json else search.table(results, topology))
+        ranking = search.search(config, topology)
+        if not options.json:
+            print(search.table(ranking, topology))
+            return 0
+        for refused in ranking.failed:
+            warn(f"does not compile: {refused}")
+        print("\n".join(json.dumps(result.plan.json()) for result in ranking))
         return 0
     plan = planner.plan_training(config, topology)
     print(json.dumps(plan.json()) if options.json else plan.text())

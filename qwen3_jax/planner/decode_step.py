@@ -66,7 +66,7 @@ def plan_decoding(
     try:
         shardings = structure.shardings(placement)
     except ShardingError as error:
-        near = nearest_meshes(mesh, len(topology.devices), lambda sizes: _mesh_works(config, topology, sizes))
+        near = nearest_meshes(mesh, len(topology.devices), lambda sizes: mesh_works(config, topology, sizes))
         raise ShardingError(f"{error} {near}") from None
     weights = {
         key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[key]) for key, x in structure.shapes.items()
@@ -140,7 +140,7 @@ def _arguments(structure: Structure, placement: Placement, rows: int, shards: in
     return state, settings, progress, jax.ShapeDtypeStruct((shards, rows // shards, width), jnp.int32)
 
 
-def _mesh_works(config: Qwen3Config, topology: Topology, sizes: tuple[int, ...]) -> bool:
+def mesh_works(config: Qwen3Config, topology: Topology, sizes: tuple[int, ...]) -> bool:
     """Whether the weights divide over a mesh with these axis sizes (in the order of `sharding.AXES`)."""
     replica, _, expert, _, tensor = sizes
     divisible = [(config.vocab_size, tensor), (config.num_key_value_heads, tensor), (replica, topology.slices)]

@@ -111,24 +111,24 @@ def _seconds(config: TrainConfig, model: Qwen3Config, topology: Topology, load: 
     flops = arithmetic + recomputed.get(remat, arithmetic / 3)
     compute = flops / (topology.chips * chip.flops)
 
-    rate = functools.partial(_rate, topology, load.mesh)
+    along = functools.partial(rate, topology, load.mesh)
     passes = 3 if remat == "none" else 4
-    gather = 3 * 2 * load.shard * (fsdp - 1) / fsdp * config.micro_batches / rate("data", fsdp) if fsdp > 1 else 0.0
+    gather = 3 * 2 * load.shard * (fsdp - 1) / fsdp * config.micro_batches / along("data", fsdp) if fsdp > 1 else 0.0
     exchange = 0.0
     tokens = load.tokens * config.micro_batches
     if tensor > 1:
-        exchange += passes * 2 * layers * tokens * d * 2 * 2 * (tensor - 1) / tensor / rate("tensor", tensor)
+        exchange += passes * 2 * layers * tokens * d * 2 * 2 * (tensor - 1) / tensor / along("tensor", tensor)
     if expert > 1:
-        exchange += passes * 2 * layers * tokens * load.routed * d * 2 * max(1, expert / 8) / rate("expert", expert)
+        exchange += passes * 2 * layers * tokens * load.routed * d * 2 * max(1, expert / 8) / along("expert", expert)
     if context > 1:
-        exchange += passes * layers * tokens * (context - 1) * load.keys_values * 2 / rate("context", context)
+        exchange += passes * layers * tokens * (context - 1) * load.keys_values * 2 / along("context", context)
     replica = load.mesh["replica"]
     outside = chip.nic if isinstance(chip, Gpu) else chip.dcn
     between_slices = 2 * 4 * load.shard / fsdp / outside if replica > 1 and topology.nodes > 1 else 0.0
     return max(compute + exchange, gather + exchange, between_slices)
 
 
-def _rate(topology: Topology, mesh: dict[str, int], axis: str, size: int) -> float:
+def rate(topology: Topology, mesh: dict[str, int], axis: str, size: int) -> float:
     """Bytes/s of one device to the others of its group along an axis.
 
     Of a TPU its share of the torus dimensions; of a GPU its links, or the network cards of the group's members in its node.
