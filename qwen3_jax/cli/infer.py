@@ -163,18 +163,8 @@ def _check_together(parser: Parser, args: argparse.Namespace) -> None:
                 parser.error(f"{names[0]} does not go with {names[1]}: {why}")
 
     if args.plan is not None:
-        planning = {
-            "model",
-            "hf_overrides",
-            "plan",
-            "slices",
-            "search",
-            "context",
-            "mesh",
-            "dtype",
-            "batch_size",
-            "json",
-        }
+        planning = {"model", "hf_overrides", "mesh", "dtype", "batch_size", "json"}
+        planning |= {"plan", "slices", "search", "context"}
         if args.search and args.mesh is not None:
             parser.error("--search does not go with --mesh: it tries all meshes")
         for option in sorted(given - planning):

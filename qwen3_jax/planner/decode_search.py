@@ -2,9 +2,9 @@
 
     python infer.py --model Qwen/Qwen3-30B-A3B --plan h100:8 --batch-size 64 --search
 
-The estimate counts what a step must read, weights and used cache, and the sums of activations over `tensor`. Meshes whose weights
-and cache exceed the memory come last. The first few are compiled; one that does not compile or does not fit is replaced by the
-next.
+The estimate counts what a step must read, weights and used cache, and the sums of activations over `tensor`. Meshes whose
+weights and cache exceed the memory come last. The first few are compiled; one that does not compile or does not fit is replaced
+by the next.
 """
 
 from __future__ import annotations
