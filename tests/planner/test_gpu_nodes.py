@@ -148,11 +148,9 @@ def test_a_card_with_a_longer_name_is_another_card():
 
 def nodes_of(nodes: int, per_node: int, **axes: int) -> tuple[Topology, Mesh]:
     """Nodes of H100 with devices that are only numbers: no compiler is needed."""
-    devices = tuple(SimpleNamespace(id=i) for i in range(nodes * per_node))
-    array = np.empty(len(devices), object)
-    array[:] = devices
+    devices = tuple(range(nodes * per_node))
     sizes = dataclasses.astuple(MeshConfig(**axes))
-    mesh = SimpleNamespace(devices=array.reshape(sizes), shape=dict(zip(AXES, sizes, strict=True)))
+    mesh = SimpleNamespace(devices=np.asarray(devices).reshape(sizes), shape=dict(zip(AXES, sizes, strict=True)))
     return Topology(f"h100:{per_node}x{nodes}", 1, (nodes, per_node), GPUS["h100"], devices, 0.75), mesh
 
 
