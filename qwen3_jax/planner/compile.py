@@ -30,7 +30,7 @@ from sharding.hardware import Gpu
 
 # Of a GPU program: 1 and 2 mark buffers for collectives and scratch, which lie in HBM like others (xla/service/gpu,
 # MemorySpaceColor).
-_HBM_SPACES = (0, 1, 2)
+GPU_HBM_SPACES = (0, 1, 2)
 _OUT_OF_HBM = re.compile(
     r"memory space hbm|exceeds available hbm|of [\d.]+[KMGT] hbm|out of memory (?:while )?(?:trying to )?allocat",
     re.IGNORECASE,
@@ -122,7 +122,7 @@ def compile_for(
         return Compiled(lowering_seconds + time.perf_counter() - started, None, needed, None, "", None, reason)
     seconds = lowering_seconds + time.perf_counter() - started
     memory = _memory(executable.memory_analysis(), topology.chip.devices)
-    module = hlo.parse(text, hbm_spaces=_HBM_SPACES if isinstance(topology.chip, Gpu) else (0,))
+    module = hlo.parse(text, hbm_spaces=GPU_HBM_SPACES if isinstance(topology.chip, Gpu) else (0,))
     program = costs.count(module, price)
     compiled = Compiled(seconds, memory, memory.peak, roofline.bound(program, topology, mesh), text, program)
     compiled.__dict__["module"] = module  # fills the cached property: the text is parsed once

@@ -25,7 +25,7 @@ import numpy as np
 
 from qwen3_jax.planner.formulas import estimate, ring_bytes
 from qwen3_jax.planner.hlo import Computation, Instruction, Module, Shape, UnreadableProgram
-from qwen3_jax.planner.operations import COLLECTIVES, FREE, MARKS, multiplies_nothing, product_flops
+from qwen3_jax.planner.operations import COLLECTIVES, FREE, MARKS, multiplies_nothing, product_flops, results
 from qwen3_jax.planner.program import Collective, Cost, Event, Loop, Program, Wait, Work
 from qwen3_jax.planner.replica_groups import replica_groups
 from qwen3_jax.planner.trip_counts import trip_count
@@ -183,7 +183,7 @@ class _Walk:
         read = sum(shape.hbm for source in inputs for shape in source.shapes)
         # An asynchronous start's result holds its operands too, except that of an all-reduce.
         held = read if i.opcode != base and len(i.shapes) > len(_operands(computation, i)) else 0.0
-        return read + max(sum(shape.hbm for shape in i.shapes) - held, 0.0)
+        return read + max(sum(shape.hbm for shape in results(i)) - held, 0.0)
 
     def _fusion_bytes(self, inner: Computation) -> float:
         read = sum(self._read(inner, parameter) for parameter in inner.parameters.values())

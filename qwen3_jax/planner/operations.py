@@ -48,7 +48,7 @@ MARKS = {
 _NO_PRODUCT_CALLS = re.compile(
     r"TopK|PartialReduce|ApproxTopK|__gpu\$TopK|.*cub.*[Ss]ort.*|.*[Rr]adix[Ss]ort.*|cu_threefry2x32.*|__cudnn\$norm|"
     r"__onednn\$(?:softmax|layernorm)|PadToStatic|SliceToDynamic|MoveToHost|MoveToDevice|X64Split(?:Low|High)|"
-    r"annotate_device_placement|ResizeNearest.*|Pin|Unpin|CreateBuffer|LayoutConstraint"
+    r"annotate_device_placement|PrepareAsyncCall(?:Start|Done)|ZeroCrop|ResizeNearest.*|Pin|Unpin|CreateBuffer|LayoutConstraint"
 )
 
 _PRODUCTS = re.compile(r"__cublas\$(?:gemm|lt\$matmul|lt\$matmul\$f8|lt\$groupedMatmul)|__onednn\$matmul")
@@ -97,3 +97,10 @@ def backend_field(i: Instruction, name: str) -> Any:
         return json.JSONDecoder().raw_decode(text.lstrip())[0]
     except json.JSONDecodeError:
         return None
+
+
+def results(i: Instruction) -> tuple[Shape, ...]:
+    """Return the arrays that an instruction writes, without the scratch memory that a library's call is given."""
+    if re.match(r"__(?:cublas|cudnn)\$", i.target) and len(i.shapes) > 1 and i.shapes[-1].dtype in ("s8", "u8"):
+        return i.shapes[:-1]
+    return i.shapes

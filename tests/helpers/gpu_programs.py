@@ -150,7 +150,7 @@ def text_of(name: str) -> str:
     # cuDNN is asked for its version while lowering; H100's description says 9.10.
     with (
         planner_compile.lowering_for(topology),
-        unittest.mock.patch("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000),
+        unittest.mock.patch("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", return_value=91000),
     ):
         lowered = function.lower(*arguments)
     with planner_compile.uncached():
