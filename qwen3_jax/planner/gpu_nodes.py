@@ -9,6 +9,7 @@ text form of its GpuTargetConfigProto (xla/stream_executor/device_description.pr
 NVIDIA's assembler, but no driver and no CUDA toolkit.
 """
 
+import contextlib
 import difflib
 import functools
 import importlib.metadata
@@ -16,6 +17,7 @@ import importlib.resources
 import os
 import re
 import shutil
+from collections.abc import Iterator
 
 import jax
 
@@ -76,10 +78,24 @@ def devices(card: str, nodes: int, per_node: int) -> tuple[jax.Device, ...]:
     from jax.experimental import topologies
 
     target = importlib.resources.files("qwen3_jax.planner") / "gpu_targets" / f"{card}.txtpb"
-    described = topologies.get_topology_desc(
-        platform="cuda", topology=f"{nodes}x1x{per_node}", target_config=target.read_text(encoding="utf-8")
-    )
+    with quiet_plugin():
+        described = topologies.get_topology_desc(
+            platform="cuda", topology=f"{nodes}x1x{per_node}", target_config=target.read_text(encoding="utf-8")
+        )
     return tuple(described.devices)
+
+
+@contextlib.contextmanager
+def quiet_plugin() -> Iterator[None]:
+    """Set what the plug-in reads at its first message: no warnings that sorts would run faster if a GPU were there."""
+    name = "TF_CPP_MIN_LOG_LEVEL"
+    given = os.environ.get(name)
+    os.environ.setdefault(name, "2")
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ[name]
 
 
 def check_installed(name: str) -> None:
