@@ -114,15 +114,13 @@ def _estimate(
     """Bytes that one chip holds and seconds of one step, `width` bytes to a number."""
     mesh = dict(zip(AXES, sizes, strict=True))
     batch, tensor, expert = mesh["replica"] * mesh["data"] * mesh["expert"], mesh["tensor"], mesh["expert"]
-    in_experts, used = 0, 0.0
+    in_experts, used, whole = 0.0, 0.0, 0.0
     if config.num_experts:
         layers = sum(config.is_moe_layer(layer) for layer in range(config.num_hidden_layers))
         one = 3 * layers * config.hidden_size * config.moe_intermediate_size / tensor
         in_experts = config.num_experts // expert * one
         used = min(config.num_experts, rows * config.num_experts_per_tok) / expert * one
         whole = one * tensor * config.num_experts
-    else:
-        whole = 0.0
     dense = (parameter_count(config) - whole) / tensor
     heads = config.num_key_value_heads * config.head_dim / tensor
     cache = 2 * config.num_hidden_layers * rows / batch * context * heads

@@ -25,6 +25,7 @@ from qwen3_jax.generation_config import GenerationConfig
 from qwen3_jax.kernels import Execution, page_size
 from qwen3_jax.model import Qwen3, Structure, parameter_count
 from qwen3_jax.planner.compile import bytes_per_device, compile_for, lowering_for, uncached
+from qwen3_jax.planner.costs import Price
 from qwen3_jax.planner.gpu_nodes import quiet_plugin
 from qwen3_jax.planner.kernel_costs import pricer
 from qwen3_jax.planner.meshes import nearest_meshes
@@ -83,9 +84,9 @@ def plan_decoding(
         )
     lowering_seconds = time.perf_counter() - started
     assert placement.mesh is not None
-    expert_rows = rows / shards * config.num_experts_per_tok if config.num_experts else None
-    experts = config.num_experts // placement.parts("expert") or None
-    compiled = compile_for(lowered, topology, placement.mesh, pricer(expert_rows, experts, context), lowering_seconds)
+    compiled = compile_for(
+        lowered, topology, placement.mesh, _price(config, placement, rows, context), lowering_seconds
+    )
     devices = topology.chip.devices
     return Plan(
         title=f"{name or 'the model'}, decoding {rows} rows with {context:,} slots each, {dtype}",
@@ -97,6 +98,13 @@ def plan_decoding(
         model_flops=rows * _flops_per_token(config, context),
         notes=("one step gives one token to every row; a full cache is attended to",),
     )
+
+
+def _price(config: Qwen3Config, placement: Placement, rows: int, context: int) -> Price:
+    if not config.num_experts:
+        return pricer(slots=context)
+    expert_rows = rows / placement.parts("batch") * config.num_experts_per_tok
+    return pricer(expert_rows, config.num_experts // placement.parts("expert"), context)
 
 
 def _check(config: Qwen3Config, rows: int, context: int) -> None:

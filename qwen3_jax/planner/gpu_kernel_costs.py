@@ -51,9 +51,8 @@ def _cudnn(call: Instruction, operands: list[Shape]) -> Cost | None:
     scores = backend_field(call, "dimensions")
     if scores is None or len(scores) != 4:
         return None
-    pairs = math.prod(int(d) for d in scores)
-    if "CAUSAL" in str(backend_field(call, "mask_type")):
-        pairs /= 2
+    causal = "CAUSAL" in str(backend_field(call, "mask_type"))
+    pairs = math.prod(int(d) for d in scores) / (2 if causal else 1)
     products = _CUDNN_BACKWARD if "Backward" in call.target else _FORWARD
     return Cost(2.0 * products * pairs * operands[0].dims[-1])
 

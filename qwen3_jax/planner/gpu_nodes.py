@@ -26,7 +26,7 @@ from sharding import ShardingError
 from sharding.hardware import GPUS, Gpu
 
 # For `jax.stages.Lowered.compile`. Without the option sorts ask a device how they should run, and there is none.
-COMPILER_OPTIONS = {"xla_gpu_deviceless_cub_mode": "DEVICELESS_CUB_DISABLED"}
+COMPILER_OPTIONS: dict[str, str | bool] = {"xla_gpu_deviceless_cub_mode": "DEVICELESS_CUB_DISABLED"}
 
 # What only a device can tell; the report lists it beside the figures.
 NOT_COUNTED = (

@@ -77,7 +77,7 @@ class Roofline:
     @property
     def dcn_bytes(self) -> float:
         """Sent to other slices or nodes."""
-        return sum(self.dcn_axes.values())
+        return sum(self.dcn_axes.values(), 0.0)
 
     @property
     def waiting_s(self) -> float:

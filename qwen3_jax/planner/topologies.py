@@ -76,7 +76,7 @@ class Topology:
     @property
     def capacity_gib(self) -> float:
         """Memory of one chip that programs get, GiB."""
-        return self.chip.hbm_gib * self.memory_share
+        return self.chip.hbm_gib if self.memory_share == 1 else self.chip.hbm_gib * self.memory_share
 
     @property
     def nodes(self) -> int:
