@@ -136,7 +136,7 @@ def _compile(lowered: jax.stages.Lowered, topology: Topology) -> tuple[jax.stage
     work to v5p's sparse cores in a form that JAX's copy of XLA refuses).
     """
     if isinstance(topology.chip, Gpu):
-        with uncached(), gpu_nodes.quiet_plugin():
+        with uncached():
             compiled = lowered.compile(compiler_options=gpu_nodes.COMPILER_OPTIONS)
         return compiled, compiled.as_text() or ""
     with tempfile.TemporaryDirectory() as folder, uncached():

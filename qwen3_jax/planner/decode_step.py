@@ -26,7 +26,6 @@ from qwen3_jax.kernels import Execution, page_size
 from qwen3_jax.model import Qwen3, Structure, parameter_count
 from qwen3_jax.planner.compile import bytes_per_device, compile_for, lowering_for, uncached
 from qwen3_jax.planner.costs import Price
-from qwen3_jax.planner.gpu_nodes import quiet_plugin
 from qwen3_jax.planner.kernel_costs import pricer
 from qwen3_jax.planner.meshes import nearest_meshes
 from qwen3_jax.planner.plan import Plan
@@ -135,7 +134,7 @@ def _arguments(structure: Structure, placement: Placement, rows: int, shards: in
     size = page_size(placement)
     width = -(-context // size)
     graphdef, params = nnx.split(structure.merge(structure.shapes))
-    with uncached(), quiet_plugin():
+    with uncached():
         lowered = program.begin.lower(
             (graphdef,), shards, rows // shards, 1 + rows // shards * width, size, None, (params,)
         )

@@ -78,7 +78,7 @@ def devices(card: str, nodes: int, per_node: int) -> tuple[jax.Device, ...]:
     from jax.experimental import topologies
 
     target = importlib.resources.files("qwen3_jax.planner") / "gpu_targets" / f"{card}.txtpb"
-    with quiet_plugin():
+    with _quiet_plugin():
         described = topologies.get_topology_desc(
             platform="cuda", topology=f"{nodes}x1x{per_node}", target_config=target.read_text(encoding="utf-8")
         )
@@ -86,16 +86,17 @@ def devices(card: str, nodes: int, per_node: int) -> tuple[jax.Device, ...]:
 
 
 @contextlib.contextmanager
-def quiet_plugin() -> Iterator[None]:
-    """Set what the plug-in reads at its first message: no warnings that sorts would run faster if a GPU were there."""
+def _quiet_plugin() -> Iterator[None]:
+    """Set what the plug-in reads when it is loaded: no warnings that sorts would run faster if a GPU were there."""
     name = "TF_CPP_MIN_LOG_LEVEL"
     given = os.environ.get(name)
-    os.environ.setdefault(name, "2")
+    if given in (None, "1"):  # 1 is what jax sets
+        os.environ[name] = "2"
     try:
         yield
     finally:
-        if given is None:
-            del os.environ[name]
+        os.environ.pop(name)
+        os.environ.update({} if given is None else {name: given})
 
 
 def check_installed(name: str) -> None:
