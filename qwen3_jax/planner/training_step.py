@@ -25,6 +25,7 @@ from qwen3_jax.training.flops import training_flops_per_token
 from qwen3_jax.training.optimizer import schedule
 from qwen3_jax.training.step import Trainer
 from sharding import Placement, ShardingError
+from sharding.hardware import Gpu
 
 
 def plan_training(config: TrainConfig, topology: Topology) -> Plan:
@@ -51,7 +52,9 @@ def plan_training(config: TrainConfig, topology: Topology) -> Plan:
     tokens = config.data.batch_size * config.data.sequence_length
     parts = trainer.placement.parts("batch") * trainer.placement.parts("length") * config.micro_batches
     expert_rows = tokens / parts * model.num_experts_per_tok if model.num_experts else None
-    compiled = compile_for(lowered, topology, mesh, pricer(expert_rows), lowering_seconds)
+    on_gpus = isinstance(topology.chip, Gpu)  # their kernels take the experts of all layers in one array
+    experts = model.num_experts // trainer.placement.parts("expert") if on_gpus and model.num_experts else None
+    compiled = compile_for(lowered, topology, mesh, pricer(expert_rows, experts), lowering_seconds)
     name = config.model.preset or config.model.init_from or "the configured model"
     devices = topology.chip.devices
     return Plan(

@@ -5,6 +5,7 @@
 Needs what a plan for GPUs needs (`qwen3 plan --help`). Of the calls of Triton and Mosaic kernels the code is cut out.
 """
 
+import functools
 import re
 import unittest.mock
 from collections.abc import Callable
@@ -74,8 +75,36 @@ def collectives():
     return topology, jax.jit(run), (_abstract(mesh, (256, 256), "data"),), {}
 
 
+def jax_attention():
+    """Value and gradient of JAX's own Triton attention, each query head with keys of its own."""
+    from jax.experimental.pallas.ops.gpu.attention import BlockSizes, mha
+
+    topology, mesh = _mesh(data=1)
+    sizes = BlockSizes(128, 64, block_q_dkv=64, block_kv_dkv=64, block_q_dq=64, block_kv_dq=64)
+
+    def loss(q, k, v):
+        return mha(q, k, v, None, causal=True, block_sizes=sizes).astype(jnp.float32).sum()
+
+    q = _abstract(mesh, (BATCH, LENGTH, HEADS, HEAD), dtype="bfloat16")
+    return topology, jax.jit(jax.value_and_grad(loss, (0, 1, 2))), (q, q, q), {}
+
+
+def jax_paged_decode():
+    """JAX's own Triton kernel over pages: a row for each head of keys and values, a table with room for more slots."""
+    from jax.experimental.pallas.ops.gpu.paged_attention import paged_attention
+
+    topology, mesh = _mesh(data=1)
+    rows = BATCH * KV
+    pool = _abstract(mesh, (1, PAGES * KV, PAGE, HEAD), dtype="bfloat16")
+    arguments = (
+        _abstract(mesh, (rows, HEADS // KV, HEAD), dtype="bfloat16"), pool, pool,
+        _abstract(mesh, (rows, 64), dtype="int32"), _abstract(mesh, (rows,), dtype="int32"),
+    )  # fmt: skip
+    return topology, jax.jit(functools.partial(paged_attention, pages_per_compute_block=4)), arguments, {}
+
+
 def triton_attention():
-    """Value and gradient of JAX's Triton attention of packed rows."""
+    """Value and gradient of attention of packed rows by the project's Triton kernel."""
     from qwen3_jax.kernels import Execution, Kernels, attention
     from sharding import Placement
 
@@ -108,7 +137,7 @@ def cudnn_attention():
 
 
 def paged_decode():
-    """JAX's Triton kernel over pages, in a loop over layers that share a pool."""
+    """The project's Triton kernel over pages, in a loop over layers that share a pool."""
     from qwen3_jax.kernels.paged import triton
     from qwen3_jax.kernels.paged.pages import HeadMajor
 
@@ -126,6 +155,25 @@ def paged_decode():
     return topology, jax.jit(run), (q, pool, pool, tables, _abstract(mesh, (BATCH,), dtype="int32")), {}
 
 
+def experts():
+    """Value and gradient of experts by the project's Triton kernels in bfloat16."""
+    from qwen3_jax.kernels import Execution, expert_mlp
+    from sharding import Placement
+
+    topology, mesh = _mesh(data=1)
+    execution = Execution(Placement(mesh))
+
+    def loss(x, gate, up, down, index, weight):
+        return expert_mlp(x, index, weight, gate, up, down, execution).astype(jnp.float32).sum()
+
+    tokens, chosen = (1, EXPERT_ROWS // 2), (1, EXPERT_ROWS // 2, 2)
+    wide = _abstract(mesh, (EXPERTS, WIDTH, EXPERT_WIDTH), dtype="bfloat16")
+    down = _abstract(mesh, (EXPERTS, EXPERT_WIDTH, WIDTH), dtype="bfloat16")
+    x = _abstract(mesh, (*tokens, WIDTH), dtype="bfloat16")
+    arguments = (x, wide, wide, down, _abstract(mesh, chosen, dtype="int32"), _abstract(mesh, chosen, dtype="bfloat16"))
+    return topology, jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3))), arguments, {}
+
+
 def cublas():
     """A product of a batch and a plain one, by cuBLAS instead of Triton."""
     topology, mesh = _mesh(data=1)
@@ -140,7 +188,18 @@ def cublas():
 
 
 PROGRAMS: dict[str, Callable] = {
-    f.__name__: f for f in (fsdp_step, collectives, triton_attention, cudnn_attention, paged_decode, cublas)
+    f.__name__: f
+    for f in (
+        fsdp_step,
+        collectives,
+        jax_attention,
+        jax_paged_decode,
+        triton_attention,
+        cudnn_attention,
+        paged_decode,
+        experts,
+        cublas,
+    )  # fmt: skip
 }
 
 
