@@ -121,18 +121,15 @@ def triton_attention():
 
 
 def cudnn_attention():
-    """Value and gradient of cuDNN's attention."""
-    from qwen3_jax.kernels import Execution, Kernels, attention
-    from sharding import Placement
-
+    """Value and gradient of cuDNN's attention, two query heads to a head of keys."""
     topology, mesh = _mesh(data=1)
-    execution = Execution(Placement(mesh), Kernels(attention="cudnn"))
 
     def loss(q, k, v):
-        return attention(q, k, v, None, execution).astype(jnp.float32).sum()
+        out = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+        return out.astype(jnp.float32).sum()
 
     q = _abstract(mesh, (BATCH, LENGTH, HEADS, HEAD), dtype="bfloat16")
-    k = _abstract(mesh, (BATCH, KV, LENGTH, HEAD), dtype="bfloat16")
+    k = _abstract(mesh, (BATCH, LENGTH, KV, HEAD), dtype="bfloat16")
     return topology, jax.jit(jax.value_and_grad(loss, (0, 1, 2))), (q, k, k), {}
 
 
@@ -187,20 +184,18 @@ def cublas():
     return topology, jax.jit(run), (x, w, _abstract(mesh, (2 * WIDTH,), dtype="bfloat16")), options
 
 
-PROGRAMS: dict[str, Callable] = {
-    f.__name__: f
-    for f in (
-        fsdp_step,
-        collectives,
-        jax_attention,
-        jax_paged_decode,
-        triton_attention,
-        cudnn_attention,
-        paged_decode,
-        experts,
-        cublas,
-    )  # fmt: skip
-}
+_EACH = (
+    fsdp_step,
+    collectives,
+    jax_attention,
+    jax_paged_decode,
+    triton_attention,
+    cudnn_attention,
+    paged_decode,
+    experts,
+    cublas,
+)
+PROGRAMS: dict[str, Callable] = {f.__name__: f for f in _EACH}
 
 
 def text_of(name: str) -> str:
@@ -216,7 +211,7 @@ def text_of(name: str) -> str:
         text = lowered.compile(compiler_options={**planner_compile.gpu_nodes.COMPILER_OPTIONS, **options}).as_text()
     # The kernels' code, and where they stand in the source.
     text = re.sub(r'\b(ir|module|kernel_hash|opaque) = "(?:[^"\\]|\\.)*"', r'\1 = "..."', text)
-    return text.replace(f"{ROOT}/", "")
+    return re.sub(r'"/[^"]*/site-packages/', '"', text.replace(f"{ROOT}/", ""))
 
 
 def main() -> None:

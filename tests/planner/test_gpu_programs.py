@@ -1,7 +1,5 @@
 """Programs compiled for an H100 and kept as text (`tests.helpers.gpu_programs`): arithmetic and traffic, counted by hand."""
 
-from pathlib import Path
-
 import pytest
 
 from qwen3_jax.planner import costs, hlo, roofline
@@ -9,6 +7,9 @@ from qwen3_jax.planner.compile import GPU_HBM_SPACES
 from qwen3_jax.planner.kernel_costs import pricer
 from tests.helpers.gpu_programs import (
     BATCH,
+    EXPERT_ROWS,
+    EXPERT_WIDTH,
+    EXPERTS,
     FOLDER,
     HEAD,
     HEADS,
@@ -85,10 +86,11 @@ def test_both_ends_of_an_all_reduce_are_memory_traffic():
     assert bytes_of["reduce-scatter-start"] == held + held / 4
 
 
-def test_triton_attention_is_the_causal_half_of_all_pairs():
-    """Scores and output, then seven products in the backward kernel, which computes the scores twice."""
+@pytest.mark.parametrize("name", ["triton_attention", "jax_attention"])
+def test_triton_attention_is_the_causal_half_of_all_pairs(name):
+    """Scores and output; then three products for the queries and four for the keys, which both compute the scores again."""
     one_product = 2 * BATCH * HEADS * HEAD * LENGTH * LENGTH / 2
-    assert counted("triton_attention").flops == (2 + 7) * one_product
+    assert counted(name).flops == (2 + 3 + 4) * one_product
 
 
 def test_cudnn_attention_is_the_causal_half_of_all_pairs():
@@ -98,19 +100,39 @@ def test_cudnn_attention_is_the_causal_half_of_all_pairs():
 
 
 def test_paged_attention_reads_the_pages_of_its_rows_and_not_the_pool():
+    """In a loop over layers, whose pages lie one after another in one pool."""
     program = counted("paged_decode", slots=SLOTS)
-    padded = 16  # query heads of one key/value head, in the kernel's block
-    rows = BATCH * KV
-    assert program.flops == LAYERS * 4 * rows * padded * HEAD * SLOTS
+    rows, queries = BATCH * KV, HEADS // KV  # of each row and head of keys
+    assert program.flops == LAYERS * 4 * rows * queries * HEAD * SLOTS
     ((work, times),) = [item for item in program.work if item[0].flops]
-    table = 64  # pages, after padding to 16 parts of 4
-    queries, results = rows * padded * HEAD * 2, 16 * rows * padded * (HEAD * 2 + 4 + 4)
     keys_and_values = 2 * rows * SLOTS * HEAD * 2
-    assert (work.bytes, times) == (keys_and_values + queries + 4 * rows * table + results, LAYERS)
-    pool = 2 * PAGES * KV * PAGE * HEAD * 2
+    parts, table = 64, BATCH * SLOTS // PAGE
+    others = rows * queries * HEAD * 2 + 4 * table + parts * rows * queries * (HEAD + 2) * 4
+    assert (work.bytes, times) == (keys_and_values + others, LAYERS)
+    pool = 2 * LAYERS * PAGES * KV * PAGE * HEAD * 2
     assert keys_and_values < pool
-    # Without the number of slots the table counts, as long as the kernel takes it.
-    assert counted("paged_decode").flops == LAYERS * 4 * rows * padded * HEAD * table * PAGE
+
+
+def test_paged_attention_of_jax_counts_the_slots_in_use():
+    """Its table has room for 64 pages, which count where the number of slots is not known; a block has 16 query heads."""
+    rows, block, table = BATCH * KV, 16, 64
+    assert counted("jax_paged_decode", slots=SLOTS).flops == 4 * rows * block * HEAD * SLOTS
+    assert counted("jax_paged_decode").flops == 4 * rows * block * HEAD * table * PAGE
+
+
+def test_experts_multiply_the_rows_that_reach_them():
+    """Three products forward, six backward, of 256 rows of 2 experts a token; with balanced routing over 2 devices, half."""
+    one = 2 * EXPERT_ROWS * WIDTH * EXPERT_WIDTH
+    assert counted("experts").flops == 9 * one
+    halved = counted("experts", expert_rows=EXPERT_ROWS / 2, experts=EXPERTS)
+    assert halved.flops == 9 * one / 2
+    weights = WIDTH * EXPERT_WIDTH * 2
+    rows = EXPERT_ROWS * (WIDTH + EXPERT_WIDTH) * 2
+    for work, _ in halved.work:
+        if work.flops:
+            assert 0 <= work.bytes - EXPERTS * weights - rows < 1024, "tables of tiles are small"
+    read = {work.name: work.bytes for work, _ in counted("experts", expert_rows=2, experts=EXPERTS).work}
+    assert 0 <= read["pallas_call.9"] - 2 * weights - rows < 1024, "of four experts two rows reach two at most"
 
 
 def test_products_by_cublas():
@@ -126,6 +148,7 @@ def test_products_by_cublas():
 
 def test_the_texts_are_those_of_this_project():
     assert {file.name.split("-")[0] for file in FOLDER.glob("*.hlo.txt")} == {
-        "collectives", "cublas", "cudnn_attention", "fsdp_step", "paged_decode", "triton_attention",
+        "collectives", "cublas", "cudnn_attention", "experts", "fsdp_step", "jax_attention", "jax_paged_decode", "paged_decode",
+        "triton_attention",
     }  # fmt: skip
-    assert not [file for file in FOLDER.iterdir() if Path.cwd().as_posix() in file.read_text()]
+    assert not [file for file in FOLDER.iterdir() if "/work/" in file.read_text()]
