@@ -83,9 +83,8 @@ def plan_decoding(
         )
     lowering_seconds = time.perf_counter() - started
     assert placement.mesh is not None
-    compiled = compile_for(
-        lowered, topology, placement.mesh, _price(config, placement, rows, context), lowering_seconds
-    )
+    price = _price(config, placement, rows, context)
+    compiled = compile_for(lowered, topology, placement.mesh, price, lowering_seconds)
     devices = topology.chip.devices
     return Plan(
         title=f"{name or 'the model'}, decoding {rows} rows with {context:,} slots each, {dtype}",

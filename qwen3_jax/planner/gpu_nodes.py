@@ -87,11 +87,11 @@ def devices(card: str, nodes: int, per_node: int) -> tuple[jax.Device, ...]:
 
 @contextlib.contextmanager
 def _quiet_plugin() -> Iterator[None]:
-    """Set what the plug-in reads when it is loaded: no warnings that sorts would run faster if a GPU were there."""
+    """Set what the plug-in reads when it is loaded: no warnings that a GPU is missing or compiling is slow."""
     name = "TF_CPP_MIN_LOG_LEVEL"
     given = os.environ.get(name)
     if given in (None, "1"):  # 1 is what jax sets
-        os.environ[name] = "2"
+        os.environ[name] = "3"
     try:
         yield
     finally:

@@ -82,7 +82,7 @@ class Roofline:
     @property
     def waiting_s(self) -> float:
         """Time in which the chip waits for a network."""
-        return self.step_s - self.chip_s
+        return max(self.step_s - self.chip_s, 0.0)  # sums in another order may differ in the last digit
 
     @property
     def bound(self) -> str:
