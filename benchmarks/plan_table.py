@@ -1,4 +1,4 @@
-"""The table of planned pods in docs/scale.md: every row is a real training step, compiled for its slice on this machine.
+"""The tables of planned pods and GPUs in docs/scale.md: every row is a real training step, compiled on this machine.
 
     python -m benchmarks.plan_table                    # compiles the rows without figures, writes the table
     python -m benchmarks.plan_table --only 8b --again  # one row once more
@@ -17,7 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "benchmarks/plans"
 PAGE = ROOT / "docs/scale.md"
-BEGIN, END = "<!-- plans: written by benchmarks/plan_table.py -->", "<!-- end of plans -->"
+BEGIN = "<!-- {name}: written by benchmarks/plan_table.py -->"
+END = "<!-- end of {name} -->"
 
 LONG = ["--data.sequence_length=32768"]
 # row -> (configuration, topology, slices, overrides)
@@ -46,9 +47,20 @@ ROWS: dict[str, tuple[str, str, int, list[str]]] = {
 }  # fmt: skip
 
 
+# Of GPUs; the compiler is jax's CUDA plug-in.
+GPU_ROWS: dict[str, tuple[str, str, int, list[str]]] = {
+    "0.6b-h100": ("qwen3-0.6b", "h100:8", 1, ["--mesh.data=8"]),
+    "8b-h100": ("qwen3-8b", "h100:8", 1, ["--mesh.data=8", "--model.remat=full"]),
+    "8b-h200": ("qwen3-8b", "h200:8", 1, ["--mesh.data=8"]),
+    "8b-b200": ("qwen3-8b", "b200:8", 1, ["--mesh.data=8"]),
+    "32b-h100": ("qwen3-32b", "h100:8x8", 1, ["--mesh.data=64"]),
+    "30b-a3b-h100": ("qwen3-30b-a3b", "h100:8x4", 1, ["--mesh.data=32", "--data.batch_size=128"]),
+}
+
+
 def command(row: str) -> list[str]:
     """Return the command line that plans a row."""
-    config, topology, slices, overrides = ROWS[row]
+    config, topology, slices, overrides = (ROWS | GPU_ROWS)[row]
     several = [] if slices == 1 else ["--slices", str(slices)]
     return ["train.py", "--config", f"configs/scale/{config}.yaml", "--plan", topology, *several, *overrides]
 
@@ -84,13 +96,15 @@ def measure(row: str) -> None:
     print("\n".join(figures["report"]), flush=True)
 
 
-def table() -> str:
+def table(rows: dict[str, tuple[str, str, int, list[str]]]) -> str:
     """Return the rows that have figures, in Markdown."""
+    where = "slice" if rows is ROWS else "GPUs"
     lines = [
-        "| model | slice | mesh, remat | sequence | tokens per step | peak HBM, GiB | compile, s | step, s | MFU | bound by |",
+        f"| model | {where} | mesh, remat | sequence | tokens per step | peak HBM, GiB | compile, s | step, s | MFU | "
+        "bound by |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|---|",
     ]
-    for row in ROWS:
+    for row in rows:
         file = FIGURES / f"{row}.json"
         if not file.exists():
             continue
@@ -98,7 +112,7 @@ def table() -> str:
         mesh = ", ".join(f"{axis} {size}" for axis, size in f["mesh"].items() if size > 1)
         micro = "" if f["micro_batches"] == 1 else f", {f['micro_batches']} micro-batches"
         memory = "does not fit" if f["hbm_peak_gib"] is None else (
-            f"{f['hbm_peak_gib']:.1f} ({f['hbm_peak_gib'] / f['hbm_capacity_gib']:.0%} of {f['hbm_capacity_gib']})"
+            f"{f['hbm_peak_gib']:.1f} ({f['hbm_peak_gib'] / f['hbm_capacity_gib']:.0%} of {f['hbm_capacity_gib']:.3g})"
         )  # fmt: skip
         speed = ["-", "-", "-"]
         if f["roofline_step_s"] is not None:
@@ -111,19 +125,22 @@ def table() -> str:
 
 
 def write() -> None:
-    """Write the table between its marks in the page."""
+    """Write the tables between their marks in the page."""
     text = PAGE.read_text(encoding="utf-8")
-    if BEGIN not in text:
-        raise SystemExit(f"{PAGE} has no line {BEGIN!r} to write the table after.")
-    before, rest = text.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}", encoding="utf-8")
+    for name, rows in (("plans", ROWS), ("GPU plans", GPU_ROWS)):
+        begin, end = BEGIN.format(name=name), END.format(name=name)
+        if begin not in text:
+            raise SystemExit(f"{PAGE} has no line {begin!r} to write the table after.")
+        before, rest = text.split(begin, 1)
+        after = rest.split(end, 1)[1]
+        text = f"{before}{begin}\n\n{table(rows)}\n\n{end}{after}"
+    PAGE.write_text(text, encoding="utf-8")
 
 
 def main() -> None:
     """Compile, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=ROWS, nargs="+", default=list(ROWS), help="these rows")
+    parser.add_argument("--only", choices=ROWS | GPU_ROWS, nargs="+", default=list(ROWS | GPU_ROWS), help="these rows")
     parser.add_argument("--again", action="store_true", help="also rows that have figures")
     parser.add_argument("--write-only", action="store_true", help="do not compile; write the table")
     parser.add_argument("--print", action="store_true", help="print the table without writing the page")
@@ -132,7 +149,7 @@ def main() -> None:
         for row in arguments.only:
             if arguments.again or not (FIGURES / f"{row}.json").exists():
                 measure(row)
-    print(table())
+    print(table(ROWS), table(GPU_ROWS), sep="\n\n")
     if not arguments.print:
         write()
 

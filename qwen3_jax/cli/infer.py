@@ -12,8 +12,8 @@
 The answer goes to standard output; a timing summary goes to standard error. On a terminal the answer streams, its thinking
 dimmed. Elsewhere the thinking goes to standard error, so that a pipe or file receives only the answer.
 
-`--plan` generates nothing: it compiles the decode step for TPUs that need not be present and reports memory, traffic and a
-bound on speed. No weights are read.
+`--plan` generates nothing: it compiles the decode step for TPUs or GPUs that need not be present, and reports memory, traffic
+and a bound on speed. No weights are read.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from qwen3_jax.cli import background, model_options
 from qwen3_jax.cli.arguments import Parser, local_target, whole_number
 from qwen3_jax.cli.exit_codes import INTERRUPTED, guarded
-from qwen3_jax.errors import UserError
+from qwen3_jax.errors import UserError, warn
 from qwen3_jax.progress import doing
 
 if TYPE_CHECKING:
@@ -79,8 +79,13 @@ def _parser(prog: str) -> Parser:
     _add_output(parser)
     model_options.add_devices(parser)
     add = parser.add_argument_group("planning (with --mesh, --dtype, --batch-size and --json)").add_argument
-    add("--plan", metavar="TOPOLOGY", help="compile the decode step for this TPU slice (v5e:2x2) and report")
-    add("--slices", type=whole_number(1), metavar="N", help="number of equal slices (default 1)")
+    add(
+        "--plan",
+        metavar="TOPOLOGY",
+        help="compile the decode step for this TPU slice (v5e:2x2) or these GPUs (h100:8) and report",
+    )
+    add("--search", action="store_true", help="with --plan: try other meshes of all devices and rank them")
+    add("--slices", type=whole_number(1), metavar="N", help="number of equal TPU slices (default 1)")
     add(
         "--context", type=whole_number(1), metavar="N",
         help=f"slots of the cache in each row, all attended to (default {DEFAULT_CONTEXT})",
@@ -158,11 +163,14 @@ def _check_together(parser: Parser, args: argparse.Namespace) -> None:
                 parser.error(f"{names[0]} does not go with {names[1]}: {why}")
 
     if args.plan is not None:
-        planning = {"model", "hf_overrides", "plan", "slices", "context", "mesh", "dtype", "batch_size", "json"}
+        planning = {"model", "hf_overrides", "mesh", "dtype", "batch_size", "json"}
+        planning |= {"plan", "slices", "search", "context"}
+        if args.search and args.mesh is not None:
+            parser.error("--search does not go with --mesh: it tries all meshes")
         for option in sorted(given - planning):
             parser.error(f"--{option.replace('_', '-')} does not go with --plan, which generates nothing")
         return
-    for option in ("slices", "context"):
+    for option in ("slices", "search", "context"):
         if option in given:
             parser.error(f"--{option} is about planning: it needs --plan TOPOLOGY")
     refuse("prompt", ("messages", "chat"))
@@ -288,15 +296,23 @@ def _plan(args: argparse.Namespace) -> str:
     from qwen3_jax.planner.architecture import checkpoint_architecture
 
     config = checkpoint_architecture(args.model, args.hf_overrides)
-    planned = planner.plan_decoding(
-        config,
-        planner.topology(args.plan, args.slices or 1),
-        sharding.MeshConfig(**axes),
+    topology = planner.topology(args.plan, args.slices or 1)
+    what: dict[str, Any] = dict(
         rows=args.batch_size or DEFAULT_BATCH_SIZE,
         context=args.context or min(DEFAULT_CONTEXT, config.max_position_embeddings),
         dtype="bfloat16" if args.dtype == "auto" else args.dtype,
         name=args.model,
     )
+    if args.search:
+        from qwen3_jax.planner import decode_search
+
+        ranking = decode_search.search_decoding(config, topology, **what)
+        if not args.json:
+            return decode_search.table(ranking, topology)
+        for refused in ranking.failed:
+            warn(f"does not compile: {refused}")
+        return "\n".join(json.dumps(plan.json()) for plan in ranking.plans)
+    planned = planner.plan_decoding(config, topology, sharding.MeshConfig(**axes), **what)
     return json.dumps(planned.json()) if args.json else planned.text()
 
 

@@ -1,12 +1,13 @@
-"""Plan a training run for TPUs that are not present: memory, traffic and a bound on speed, from the compiled step.
+"""Plan a training run for TPUs or GPUs that are not present: memory, traffic and a bound on speed, from the compiled step.
 
     qwen3 plan --config configs/scale/qwen3-8b.yaml --topology v5p:2x2x1
     qwen3 plan --config configs/scale/qwen3-235b-a22b.yaml --topology v5p:8x8x8 --slices 2 --json
     qwen3 plan --config configs/scale/qwen3-32b.yaml --topology v6e:8x8 --search
+    qwen3 plan --config configs/scale/qwen3-8b.yaml --topology h100:8x4 --mesh.data=32 --data.batch_size=32
 
-The same as `python train.py --config FILE --plan TOPOLOGY`. The training step is compiled, unmodified, for the named slice by
-XLA and libtpu (`pip install "qwen3-jax[tpu]"`; no TPU is needed). No data, tokenizer or weights are read. Every key of the
-configuration is a flag, as for `train`.
+The same as `python train.py --config FILE --plan TOPOLOGY`. The training step is compiled, unmodified, for the named slice or
+GPUs by XLA, with libtpu (`pip install "qwen3-jax[tpu]"`) or jax's CUDA plug-in (a plan without it says what to install); no TPU
+and no GPU is needed. No data, tokenizer or weights are read. Every key of the configuration is a flag, as for `train`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 from qwen3_jax.cli import background
 from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.cli.train_options import PlanOptions, parse_plan
+from qwen3_jax.errors import warn
 from qwen3_jax.progress import doing
 
 if TYPE_CHECKING:
@@ -56,9 +58,12 @@ def run(config: TrainConfig, options: PlanOptions) -> int:
         if options.search:
             from qwen3_jax.planner import search
 
-            results = search.search(config, topology)
-            lines = [json.dumps(result.plan.json()) for result in results]
-            text = "\n".join(lines) if options.json else search.table(results, topology)
+            ranking = search.search(config, topology)
+            if options.json:
+                for refused in ranking.failed:
+                    warn(f"does not compile: {refused}")
+            lines = [json.dumps(result.plan.json()) for result in ranking]
+            text = "\n".join(lines) if options.json else search.table(ranking, topology)
         else:
             plan = planner.plan_training(config, topology)
             text = json.dumps(plan.json()) if options.json else plan.text()

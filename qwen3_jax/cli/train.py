@@ -6,7 +6,7 @@
 
 Every key of the file is also a flag, by its dotted name. An unknown key is refused with the nearest valid one, in the file and
 on the command line. The same command resumes a run that was interrupted. `--plan` trains nothing: it compiles the step for
-TPUs that are not present (see `qwen3 plan --help`). `--profile` also writes a trace for xprof.
+TPUs or GPUs that are not present (see `qwen3 plan --help`). `--profile` also writes a trace for xprof.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class PlanOptions:
     """What to plan for.
 
     Attributes:
-        topology: a TPU slice by name ("v5p:8x8x8").
+        topology: a TPU slice ("v5p:8x8x8") or nodes of GPUs ("h100:8x4") by name.
         slices: number of equal slices.
         stage: of a run with stages, the one to plan.
         search: try other meshes, remat policies and micro-batches.
@@ -93,7 +93,7 @@ def parse_plan(argv: Sequence[str], prog: str, about: str = "") -> tuple[TrainCo
     _add_planning(parser, "topology", "")
     values = parser.parse_args(_not_empty(argv))
     if "topology" not in values:
-        raise UserError("give --topology NAME, a TPU slice such as v5e:2x2 or v5p:8x8x8.")
+        raise UserError("give --topology NAME, a TPU slice such as v5e:2x2 or v5p:8x8x8, or GPUs such as h100:8.")
     return parser.instance(values), _plan_options(values.topology, values)
 
 
@@ -117,10 +117,10 @@ def _add_planning(parser: ConfigurationParser, topology: str, condition: str) ->
     add = functools.partial(parser.add_argument_group("planning").add_argument, default=SUPPRESS)
     add(
         f"--{topology}", metavar="TOPOLOGY",
-        help="compile the step for this TPU slice, generation and sides in chips (v5e:2x2, v6e:8x8, v5p:8x8x8), and report; "
-        "nothing is trained",
+        help="compile the step for this TPU slice, generation and sides in chips (v5e:2x2, v6e:8x8, v5p:8x8x8), or these GPUs "
+        "(h100:8, one node; h100:8x4, four nodes of 8; h200, b200, a100, l4), and report; nothing is trained",
     )  # fmt: skip
-    add("--slices", metavar="N", type=int, help=f"{condition}equal slices, joined by the data-centre network")
+    add("--slices", metavar="N", type=int, help=f"{condition}equal TPU slices, joined by the data-centre network")
     add("--stage", metavar="NAME", help=f"{condition}this stage of a run with stages")
     add("--search", action="store_true", help=f"{condition}try other meshes, remat and micro-batches; rank what fits")
     add("--json", action="store_true", help=f"{condition}print one JSON object; with --search one a line, best first")

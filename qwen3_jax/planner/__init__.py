@@ -1,4 +1,4 @@
-"""What a training or decode step would take on TPUs that are not present: memory, traffic and a bound on speed.
+"""What a training or decode step would take on TPUs or GPUs that are not present: memory, traffic and a bound on speed.
 
     >>> from qwen3_jax import planner
     >>> slice = planner.topology("v5p:8x8x8")
@@ -8,9 +8,10 @@
     >>> print(planner.plan_training(config, slice).text())              # as `train.py --plan v5p:8x8x8`
 
 From bottom to top: `hlo`, `trip_counts` and `replica_groups` parse a compiled program; `costs` turns it into a `program` of
-work and collectives, with `formulas` and `kernel_costs`; `topologies` describes slices; `roofline` puts times to a program;
-`compile` does all of this for a lowered program. `training_step` and `decode_step` say what is lowered and return a `Plan`;
-`search` compares plans. Names are imported on first use.
+work and collectives, with `operations`, `formulas` and `kernel_costs`; `topologies` describes TPU slices, and with `gpu_nodes`
+GPUs; `networks` and `roofline` put times to a program; `compile` does all of this for a lowered program. `training_step` and
+`decode_step` say what is lowered and return a `Plan`; `search` and `decode_search` compare plans. Names are imported on first
+use.
 """
 
 from etils import epy

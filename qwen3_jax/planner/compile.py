@@ -1,4 +1,4 @@
-"""Compile a lowered program for TPUs that are not present, and measure it.
+"""Compile a lowered program for TPUs or GPUs that are not present, and measure it.
 
     compiled = compile_for(jax.jit(step).lower(*abstract_arguments), topology, mesh)
     compiled.memory.peak, compiled.roofline.step_s
@@ -22,9 +22,19 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from qwen3_jax.planner import costs, hlo, roofline
+from qwen3_jax.errors import UserError
+from qwen3_jax.planner import costs, gpu_nodes, hlo, roofline
 from qwen3_jax.planner.program import Program
 from qwen3_jax.planner.topologies import Topology
+from sharding.hardware import Gpu
+
+# Of a GPU program: 1 and 2 mark buffers for collectives and scratch, which lie in HBM like others (xla/service/gpu,
+# MemorySpaceColor).
+GPU_HBM_SPACES = (0, 1, 2)
+_OUT_OF_HBM = re.compile(
+    r"memory space hbm|exceeds available hbm|of [\d.]+[KMGT] hbm|out of memory (?:while )?(?:trying to )?allocat",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,10 @@ class Compiled:
         return hlo.parse(self.text)
 
 
+class DoesNotCompile(UserError):
+    """The compiler refuses a program for another reason than its HBM."""
+
+
 def compile_for(
     lowered: jax.stages.Lowered,
     topology: Topology,
@@ -93,40 +107,67 @@ def compile_for(
         lowering_seconds: added to the time of compiling.
 
     Raises:
-        jax.errors.JaxRuntimeError: the compiler refuses the program, for any reason but its memory: a program that does not
-            fit is a result.
+        DoesNotCompile: the compiler refuses the program, for any reason but its HBM: a program that does not fit is a result.
+        UnreadableProgram: the compiled program holds something that would be counted wrongly.
     """
     started = time.perf_counter()
     try:
-        executable, text = _compile(lowered)
+        executable, text = _compile(lowered, topology)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
         reason = " ".join(str(error).split())
+        if not out_of_hbm(reason):
+            raise DoesNotCompile(_refusal(reason, topology)) from error
         asked = _requested_bytes(reason)
         needed = None if asked is None else asked * topology.chip.devices
         return Compiled(lowering_seconds + time.perf_counter() - started, None, needed, None, "", None, reason)
     seconds = lowering_seconds + time.perf_counter() - started
     memory = _memory(executable.memory_analysis(), topology.chip.devices)
-    module = hlo.parse(text)
+    module = hlo.parse(text, hbm_spaces=GPU_HBM_SPACES if isinstance(topology.chip, Gpu) else (0,))
     program = costs.count(module, price)
     compiled = Compiled(seconds, memory, memory.peak, roofline.bound(program, topology, mesh), text, program)
     compiled.__dict__["module"] = module  # fills the cached property: the text is parsed once
     return compiled
 
 
-def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
+def _compile(lowered: jax.stages.Lowered, topology: Topology) -> tuple[jax.stages.Compiled, str]:
     """Return the compiled program and its optimized HLO.
 
-    The text is taken from XLA's dump: `Compiled.as_text()` cannot read back every program (libtpu 0.0.52 hands work to v5p's
-    sparse cores in a form that JAX's copy of XLA refuses).
+    Of a TPU program the text is taken from XLA's dump: `Compiled.as_text()` cannot read back every program (libtpu 0.0.52 hands
+    work to v5p's sparse cores in a form that JAX's copy of XLA refuses).
     """
+    if isinstance(topology.chip, Gpu):
+        with uncached():
+            compiled = lowered.compile(compiler_options=gpu_nodes.COMPILER_OPTIONS)
+        return compiled, compiled.as_text() or ""
     with tempfile.TemporaryDirectory() as folder, uncached():
         compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
         dumps = sorted(Path(folder).glob("*after_optimizations.txt"), key=lambda file: file.stat().st_size)
         text = dumps[-1].read_text(encoding="utf-8") if dumps else compiled.as_text()
     assert text is not None
     return compiled, text
+
+
+def out_of_hbm(reason: str) -> bool:
+    """Whether an error of the compiler says that a program needs more HBM than there is.
+
+    RESOURCE_EXHAUSTED also stands for the memory of a core: a TPU's VMEM and SMEM, the shared memory and registers of a GPU.
+    """
+    return "RESOURCE_EXHAUSTED" in reason and _OUT_OF_HBM.search(reason) is not None
+
+
+def _refusal(reason: str, topology: Topology) -> str:
+    what = "does not compile"
+    if "RESOURCE_EXHAUSTED" in reason or "hared memory" in reason:
+        core = "shared memory or registers of a block" if isinstance(topology.chip, Gpu) else "memory of the core"
+        what = f"has a kernel that needs more of the {core} than there is (this is not HBM)"
+    return f"the program {what} on {topology.title}: {reason[:400]}"
+
+
+@contextlib.contextmanager
+def lowering_for(topology: Topology) -> Iterator[None]:
+    """Lower for the described devices: kernels ask JAX's default device for its compute capability, and there may be no GPU."""
+    with jax.default_device(topology.devices[0]) if isinstance(topology.chip, Gpu) else contextlib.nullcontext():
+        yield
 
 
 @contextlib.contextmanager

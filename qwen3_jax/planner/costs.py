@@ -6,8 +6,9 @@
 `compiled.cost_analysis()` counts the body of a loop once, and knows no collectives. Here every instruction is multiplied
 by the trip counts of the loops around it.
 
-- FLOPs: two for each multiply-add of dots and convolutions (a TPU's dots are convolutions, inside fusions); of a Pallas kernel
-  the caller's price, else its cost estimate. Element-wise arithmetic is left out.
+- FLOPs: two for each multiply-add of dots, convolutions (a TPU's dots are convolutions, inside fusions) and library calls; of a
+  kernel the caller's price, else its cost estimate. Element-wise arithmetic is left out. What may multiply and is not known is
+  listed by name (`operations`).
 - HBM bytes: operands and results of fusions and other top-level instructions that live in HBM (VMEM does not count). A slice
   of a stack counts as the slice; an update in place counts as the update; padding of tiles does not count.
 - Of a conditional, the cheapest branch that computes anything.
@@ -19,40 +20,19 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 
-from qwen3_jax.planner.formulas import convolution_flops, estimate, ring_bytes
-from qwen3_jax.planner.hlo import Computation, Instruction, Module, Shape
-from qwen3_jax.planner.program import Collective, Event, Loop, Program, Wait, Work
+from qwen3_jax.planner.formulas import estimate, ring_bytes
+from qwen3_jax.planner.hlo import Computation, Instruction, Module, Shape, UnreadableProgram
+from qwen3_jax.planner.operations import COLLECTIVES, FREE, MARKS, multiplies_nothing, product_flops, results
+from qwen3_jax.planner.program import Collective, Cost, Event, Loop, Program, Wait, Work
 from qwen3_jax.planner.replica_groups import replica_groups
 from qwen3_jax.planner.trip_counts import trip_count
 
-
-class Cost(NamedTuple):
-    """Of one execution of a custom call: FLOPs, and HBM bytes; None counts its operands and results."""
-
-    flops: float
-    bytes: float | None = None
-
-
 Price = Callable[[Instruction, list[Shape]], Cost | None]
 
-_FREE = {
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id", "domain",
-    "opt-barrier", "add-dependency", "recv",
-}  # fmt: skip
-# Custom calls that move no data: marks for the compiler, and the ends of asynchronous collectives.
-_MARKS = {
-    "AllocateBuffer", "AssumeGatherIndicesInBound", "AsyncCollectiveStart", "AsyncCollectiveDone", "ConcatBitcast",
-    "GatherScatterIndicesBitpacked", "Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape", "X64Combine",
-}  # fmt: skip
 _VIEWS = ("bitcast", "reshape", "get-tuple-element")
-COLLECTIVES = (
-    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
-    "collective-broadcast",
-)  # fmt: skip
 
 
 def count(module: Module, price: Price | None = None) -> Program:
@@ -80,12 +60,12 @@ class _Walk:
         return [event for i in computation for event in self._events(computation, i, times)]
 
     def _events(self, computation: Computation, i: Instruction, times: float) -> list[Event]:
-        called = [self.module.computations[name] for name in i.called if name in self.module.computations]
+        called = [self._called(i, name) for name in i.called]
         if i.opcode == "while":
             trips = trip_count(self.module, computation, i)
             if trips is None:
                 self.program.unknown_loops.append(i.source or i.name)
-            body = self.module.computations[(i.attribute("body") or "").lstrip("%")]
+            body = self._called(i, (i.attribute("body") or "").lstrip("%"))
             count = 1 if trips is None else trips
             return [Loop(self.computation(body, times * count), count)]
         if i.opcode == "conditional":
@@ -94,13 +74,15 @@ class _Walk:
             if computing:
                 return min(computing, key=lambda branch: branch.flops).events
             return max(branches, key=lambda branch: branch.hbm_bytes).events
-        if i.opcode == "call" or (i.opcode == "custom-call" and "called_computations=" in i.attributes):
+        if i.opcode == "call" or (i.opcode == "custom-call" and called):
             return self.computation(called[0], times)
-        if i.opcode == "async-start" and called:  # a copy, or a collective that the chip's sparse cores run
+        if (
+            i.opcode in ("async-start", "call-start") and called
+        ):  # a copy, or a collective that the chip's sparse cores run
             inner = self.computation(called[0], times)
             return [dataclasses.replace(e, key=i.name) if isinstance(e, Collective) else e for e in inner]
         if i.opcode == "send":
-            return self._send(i)
+            return self._send(i, times)
         if i.opcode == "recv-done":
             return [Wait(_rendezvous(computation.inputs(i)[0]))]
         if i.opcode.endswith("-done"):
@@ -108,11 +90,20 @@ class _Walk:
         if _is_collective(i):
             moved = Work(i.name, 0.0, self._moved(computation, i))
             return [self._collective(computation, i), moved]
-        if i.opcode == "fusion":
+        if i.opcode in ("fusion", "fusion-start"):
             return self._fusion(i, called[0], times)
-        if i.opcode in _FREE or i.opcode.endswith("-update") or i.target in _MARKS:
+        if i.opcode in FREE or i.opcode.endswith("-update") or i.target in MARKS:
             return []
         return [Work(i.name, self._own_flops(computation, i, times), self._moved(computation, i))]
+
+    def _called(self, i: Instruction, name: str) -> Computation:
+        if name not in self.module.computations:
+            raise UnreadableProgram(f"{i.name} ({i.opcode}) calls the computation {name!r}, which is not there")
+        return self.module.computations[name]
+
+    def _note(self, what: str, times: float) -> None:
+        """List something that is not counted."""
+        self.program.unread[what] = self.program.unread.get(what, 0) + times
 
     def _fusion(self, i: Instruction, inner: Computation, times: float) -> list[Event]:
         events: list[Event] = []
@@ -146,26 +137,21 @@ class _Walk:
         return total
 
     def _own_flops(self, computation: Computation, i: Instruction, times: float) -> float:
-        if i.opcode == "dot":
-            lhs = computation.inputs(i)[0].shapes[0]
-            contracted = re.findall(r"\d+", i.attribute("lhs_contracting_dims") or "")
-            return 2.0 * i.shapes[0].elements * float(np.prod([lhs.dims[int(d)] for d in contracted] or [1]))
-        if i.opcode == "convolution":
-            lhs, rhs = (source.shapes[0] for source in computation.inputs(i)[:2])
-            return convolution_flops(lhs.dims, rhs.dims, i.shapes[0].dims, i.attributes.split(", metadata=")[0])
-        if i.opcode == "custom-call" and i.target not in _MARKS:
-            cost = self.price(i, [shape for source in computation.inputs(i) for shape in source.shapes])
+        if multiplies_nothing(i):
+            return 0.0
+        operands = _operands(computation, i)
+        flops = product_flops(i, operands)
+        if flops is not None:
+            return flops
+        if i.opcode.startswith("custom-call"):
+            cost = self.price(i, operands)
             if cost is not None:
                 return cost.flops
             estimated = estimate(i)
-            if estimated is None and i.target != "tpu_custom_call":
-                return 0.0  # the compiler's own: sorts, look-ups
-            if estimated is None:
-                name = i.source.rsplit("/", 1)[-1] or i.target or i.name
-                unpriced = self.program.unpriced
-                unpriced[name] = unpriced.get(name, 0) + times
-                return 0.0
-            return estimated.get("flops", 0.0)
+            if estimated is not None:
+                return estimated.get("flops", 0.0)
+        name = i.kernel or i.source.rsplit("/", 1)[-1] or i.target or i.opcode
+        self.program.unpriced[name] = self.program.unpriced.get(name, 0) + times
         return 0.0
 
     # ---- memory
@@ -187,7 +173,7 @@ class _Walk:
             updates = inputs[len(inputs) // 2 + 1 :]
             return sum(x.shapes[0].hbm + (x.shapes[0].bytes if i.shapes[0].space == 0 else 0.0) for x in updates)
         if i.opcode == "custom-call":
-            cost = self.price(i, [shape for source in inputs for shape in source.shapes])
+            cost = self.price(i, _operands(computation, i))
             if cost is not None and cost.bytes is not None:
                 return cost.bytes
             estimated = estimate(i)
@@ -195,9 +181,9 @@ class _Walk:
                 share = cost.flops / estimated["flops"] if cost is not None and estimated.get("flops") else 1.0
                 return estimated["bytes_accessed"] * share
         read = sum(shape.hbm for source in inputs for shape in source.shapes)
-        # An asynchronous start's result holds its operands too.
-        written = sum(shape.hbm for shape in i.shapes) - (read if i.opcode != base else 0.0)
-        return read + max(written, 0.0)
+        # An asynchronous start's result holds its operands too, except that of an all-reduce.
+        held = read if i.opcode != base and len(i.shapes) > len(_operands(computation, i)) else 0.0
+        return read + max(sum(shape.hbm for shape in results(i)) - held, 0.0)
 
     def _fusion_bytes(self, inner: Computation) -> float:
         read = sum(self._read(inner, parameter) for parameter in inner.parameters.values())
@@ -214,7 +200,7 @@ class _Walk:
                 sliced += user.shapes[0].bytes
             elif user.opcode in ("dynamic-update-slice", "scatter") and first:
                 continue  # updated in place
-            elif user.opcode == "tuple" or _is_collective(user) or user.target in _MARKS:
+            elif user.opcode == "tuple" or _is_collective(user) or user.target in MARKS:
                 continue  # passed on, or counted as a collective
             elif user.opcode in _VIEWS:
                 sliced += self._read(inner, user)
@@ -231,7 +217,7 @@ class _Walk:
         """HBM bytes that a fusion writes for (a part of) its result."""
         if value.opcode == "tuple":
             return sum(self._written(inner, source) for source in inner.inputs(value))
-        if value.opcode == "parameter" or value.target in _MARKS or _is_collective(value):
+        if value.opcode == "parameter" or value.target in MARKS or _is_collective(value):
             return 0.0
         if value.opcode == "dynamic-update-slice":
             return inner.inputs(value)[1].shapes[0].bytes if value.shapes[0].space == 0 else 0.0
@@ -257,7 +243,10 @@ class _Walk:
         if kind == "ragged-all-to-all":
             size = min(size, i.shapes[0].bytes)  # one side is a padded buffer
         if kind == "collective-permute":
-            pairs = re.findall(r"\{(\d+),(\d+)\}", i.attribute("source_target_pairs") or "")
+            targets = i.attribute("source_target_pairs")
+            if targets is None:
+                raise UnreadableProgram(f"{i.name} has no source_target_pairs")
+            pairs = re.findall(r"\{(\d+),(\d+)\}", targets)
             groups = np.asarray([(int(a), int(b)) for a, b in pairs if a != b], int).reshape(-1, 2)
             sent = size if len(groups) else 0.0
         else:
@@ -269,10 +258,11 @@ class _Walk:
             sent = ring_bytes(kind, size, groups.shape[1])
         return Collective(kind, sent, groups, i.source, i.name if i.opcode.endswith("-start") else None)
 
-    def _send(self, i: Instruction) -> list[Event]:
+    def _send(self, i: Instruction, times: float) -> list[Event]:
         """Traffic between slices: XLA splits a collective into parts within a slice and transfers between hosts."""
         kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', i.attributes)
         if kind is None:
+            self._note(f"a transfer whose other end is not known ({i.source or i.name})", times)
             return []
         slices = re.search(r'_xla_megascale_target="\{([\d,]+)\}', i.attributes)
         members = len(slices[1].split(",")) if slices else 2
@@ -288,3 +278,7 @@ def _rendezvous(i: Instruction) -> str:
 
 def _is_collective(i: Instruction) -> bool:
     return i.opcode.removesuffix("-start") in COLLECTIVES
+
+
+def _operands(computation: Computation, i: Instruction) -> list[Shape]:
+    return [shape for source in computation.inputs(i) for shape in source.shapes]

@@ -24,7 +24,8 @@ from qwen3_jax.generation.sampling import Sampling
 from qwen3_jax.generation_config import GenerationConfig
 from qwen3_jax.kernels import Execution, page_size
 from qwen3_jax.model import Qwen3, Structure, parameter_count
-from qwen3_jax.planner.compile import bytes_per_device, compile_for, uncached
+from qwen3_jax.planner.compile import bytes_per_device, compile_for, lowering_for, uncached
+from qwen3_jax.planner.costs import Price
 from qwen3_jax.planner.kernel_costs import pricer
 from qwen3_jax.planner.meshes import nearest_meshes
 from qwen3_jax.planner.plan import Plan
@@ -66,7 +67,7 @@ def plan_decoding(
     try:
         shardings = structure.shardings(placement)
     except ShardingError as error:
-        near = nearest_meshes(mesh, len(topology.devices), lambda sizes: _mesh_works(config, topology, sizes))
+        near = nearest_meshes(mesh, len(topology.devices), lambda sizes: mesh_works(config, topology, sizes))
         raise ShardingError(f"{error} {near}") from None
     weights = {
         key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[key]) for key, x in structure.shapes.items()
@@ -76,14 +77,14 @@ def plan_decoding(
     if rows % shards:
         raise ShardingError(f"{rows} rows do not divide by {shards}, over which the mesh splits the batch.")
     state, settings, progress, tables = _arguments(structure, placement, rows, shards, context)
-    lowered = program.decode.lower(
-        (graphdef,), _MAX_STEPS, (params,), state, settings, progress, tables, jax.ShapeDtypeStruct((), jnp.int32)
-    )
+    with lowering_for(topology):
+        lowered = program.decode.lower(
+            (graphdef,), _MAX_STEPS, (params,), state, settings, progress, tables, jax.ShapeDtypeStruct((), jnp.int32)
+        )
     lowering_seconds = time.perf_counter() - started
     assert placement.mesh is not None
-    expert_rows = rows / shards * config.num_experts_per_tok if config.num_experts else None
-    experts = config.num_experts // placement.parts("expert") or None
-    compiled = compile_for(lowered, topology, placement.mesh, pricer(expert_rows, experts), lowering_seconds)
+    price = _price(config, placement, rows, context)
+    compiled = compile_for(lowered, topology, placement.mesh, price, lowering_seconds)
     devices = topology.chip.devices
     return Plan(
         title=f"{name or 'the model'}, decoding {rows} rows with {context:,} slots each, {dtype}",
@@ -95,6 +96,13 @@ def plan_decoding(
         model_flops=rows * _flops_per_token(config, context),
         notes=("one step gives one token to every row; a full cache is attended to",),
     )
+
+
+def _price(config: Qwen3Config, placement: Placement, rows: int, context: int) -> Price:
+    if not config.num_experts:
+        return pricer(slots=context)
+    expert_rows = rows / placement.parts("batch") * config.num_experts_per_tok
+    return pricer(expert_rows, config.num_experts // placement.parts("expert"), context)
 
 
 def _check(config: Qwen3Config, rows: int, context: int) -> None:
@@ -139,7 +147,7 @@ def _arguments(structure: Structure, placement: Placement, rows: int, shards: in
     return state, settings, progress, jax.ShapeDtypeStruct((shards, rows // shards, width), jnp.int32)
 
 
-def _mesh_works(config: Qwen3Config, topology: Topology, sizes: tuple[int, ...]) -> bool:
+def mesh_works(config: Qwen3Config, topology: Topology, sizes: tuple[int, ...]) -> bool:
     """Whether the weights divide over a mesh with these axis sizes (in the order of `sharding.AXES`)."""
     replica, _, expert, _, tensor = sizes
     divisible = [(config.vocab_size, tensor), (config.num_key_value_heads, tensor), (replica, topology.slices)]

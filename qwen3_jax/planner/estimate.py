@@ -12,6 +12,7 @@ from qwen3_jax.planner.topologies import Topology
 from qwen3_jax.training.config import TrainConfig
 from qwen3_jax.training.flops import training_flops_per_token
 from sharding import AXES
+from sharding.hardware import Gpu
 
 
 @dataclass(frozen=True)
@@ -110,23 +111,35 @@ def _seconds(config: TrainConfig, model: Qwen3Config, topology: Topology, load: 
     flops = arithmetic + recomputed.get(remat, arithmetic / 3)
     compute = flops / (topology.chips * chip.flops)
 
-    def rate(size: int) -> float:
-        """Bytes/s of one device along an axis: its share of the torus dimensions."""
-        share = math.log(size) / math.log(max(len(topology.devices) / topology.slices, 2))
-        return 2 * chip.ici_link * max(chip.dimensions * share, 0.5) / chip.devices
-
+    along = functools.partial(rate, topology, load.mesh)
     passes = 3 if remat == "none" else 4
-    gather = 3 * 2 * load.shard * (fsdp - 1) / fsdp * config.micro_batches / rate(fsdp) if fsdp > 1 else 0.0
+    gather = 3 * 2 * load.shard * (fsdp - 1) / fsdp * config.micro_batches / along("data", fsdp) if fsdp > 1 else 0.0
     exchange = 0.0
     tokens = load.tokens * config.micro_batches
     if tensor > 1:
-        exchange += passes * 2 * layers * tokens * d * 2 * 2 * (tensor - 1) / tensor / rate(tensor)
+        exchange += passes * 2 * layers * tokens * d * 2 * 2 * (tensor - 1) / tensor / along("tensor", tensor)
     if expert > 1:
-        exchange += passes * 2 * layers * tokens * load.routed * d * 2 * max(1, expert / 8) / rate(expert)
+        exchange += passes * 2 * layers * tokens * load.routed * d * 2 * max(1, expert / 8) / along("expert", expert)
     if context > 1:
-        exchange += passes * layers * tokens * (context - 1) * load.keys_values * 2 / rate(context)
-    between_slices = 2 * 4 * load.shard / fsdp / chip.dcn if topology.slices > 1 else 0.0
+        exchange += passes * layers * tokens * (context - 1) * load.keys_values * 2 / along("context", context)
+    replica = load.mesh["replica"]
+    outside = chip.nic if isinstance(chip, Gpu) else chip.dcn
+    between_slices = 2 * 4 * load.shard / fsdp / outside if replica > 1 and topology.nodes > 1 else 0.0
     return max(compute + exchange, gather + exchange, between_slices)
+
+
+def rate(topology: Topology, mesh: dict[str, int], axis: str, size: int) -> float:
+    """Bytes/s of one device to the others of its group along an axis.
+
+    Of a TPU its share of the torus dimensions; of a GPU its links, or the network cards of the group's members in its node.
+    """
+    chip = topology.chip
+    if not isinstance(chip, Gpu):
+        share = math.log(size) / math.log(max(len(topology.devices) / topology.slices, 2))
+        return 2 * chip.ici_link * max(chip.dimensions * share, 0.5) / chip.devices
+    inner = math.prod(mesh[name] for name in AXES[AXES.index(axis) + 1 :] if axis != "data" or name != "context")
+    per_node = topology.shape[1]
+    return chip.link if size * inner <= per_node else min(chip.link, chip.nic * max(per_node // inner, 1))
 
 
 @functools.cache

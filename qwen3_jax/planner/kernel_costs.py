@@ -1,33 +1,40 @@
-"""Costs of Pallas kernels, from the shapes of a call in a compiled program.
+"""Costs of kernels, from the shapes of a call in a compiled program.
 
-Splash attention carries no cost estimate. megablox's `gmm` and `tgmm` carry one for the whole buffer of rows, but skip
+On TPU: splash attention carries no cost estimate. megablox's `gmm` and `tgmm` carry one for the whole buffer of rows, but skip
 the rows that no expert fills, with balanced routing half of it (see `kernels.experts.parallel`). Ragged paged attention is
-counted with full tables: every row attends to the most slots that its table can name, of one layer of the pool.
+counted with full tables: every row attends to the most slots that its table can name, of one layer of the pool. On
+GPU: see `gpu_kernel_costs`.
 
 Shapes: b batch, t queries, s keys, n query heads, h head size, m rows of a buffer.
 """
 
 import re
 
-from qwen3_jax.planner.costs import Cost, Price
+from qwen3_jax.planner.costs import Price
 from qwen3_jax.planner.formulas import estimate
+from qwen3_jax.planner.gpu_kernel_costs import gpu_price
 from qwen3_jax.planner.hlo import Instruction, Shape
+from qwen3_jax.planner.program import Cost
 
 # Products of a block of queries with a block of keys: scores and output; their gradients, with the scores computed again.
 _SPLASH_PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 _FUSED_BACKWARD = 5
+_TPU_KERNEL = "tpu_custom_call"
 
 
-def pricer(expert_rows: float | None = None, experts: int | None = None) -> Price:
+def pricer(expert_rows: float | None = None, experts: int | None = None, slots: int | None = None) -> Price:
     """Return a function that gives the cost of one kernel call on one device, for `planner.costs.count`.
 
     Args:
         expert_rows: rows (a token for one of its experts) that a device works on with balanced routing; None for a model
             without experts.
         experts: experts of one layer on a device; where given, at most this many of a stack are read, and at most one per row.
+        slots: of each row of the cache, where a GPU's kernel gets tables with room for more.
     """
 
     def price(call: Instruction, operands: list[Shape]) -> Cost | None:
+        if call.target != _TPU_KERNEL:
+            return gpu_price(call, operands, expert_rows, experts, slots)
         names = f"{call.name} {call.source}"
         for name, products in _SPLASH_PRODUCTS.items():
             if name in names:

@@ -8,9 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
+
+SHIFT = "collective-permute"
+
+
+class Cost(NamedTuple):
+    """Of one execution of a custom call: FLOPs, and HBM bytes; None counts its operands and results."""
+
+    flops: float
+    bytes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,7 @@ class Collective:
     Attributes:
         kind: "all-gather", ...; "send" is traffic between slices.
         bytes: what one device sends.
-        groups: int [groups, devices], numbers of partitions; None between slices.
+        groups: int [groups, devices], numbers of partitions; None between TPU slices.
         source: JAX's name stack.
         key: of an asynchronous collective, which runs until a `Wait` for this key; None: the device waits for it.
     """
@@ -66,12 +75,15 @@ class Program:
     Attributes:
         events: in order.
         unknown_loops: loops whose trip count is not a constant; their bodies are counted once.
-        unpriced: Pallas kernels without a cost estimate, with how often they are executed; their FLOPs are counted as 0.
+        unpriced: instructions that may multiply and whose FLOPs are not known (kernels, calls of libraries, operations that the
+            reader does not know), with how often they are executed; their FLOPs are counted as 0.
+        unread: other things of the program that are not counted, with how often they are executed.
     """
 
     events: list[Event] = field(default_factory=list)
     unknown_loops: list[str] = field(default_factory=list)
     unpriced: dict[str, float] = field(default_factory=dict)
+    unread: dict[str, float] = field(default_factory=dict)
 
     @property
     def work(self) -> Iterator[tuple[Work, float]]:

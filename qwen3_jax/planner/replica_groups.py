@@ -8,6 +8,8 @@ import re
 
 import numpy as np
 
+from qwen3_jax.planner.hlo import UnreadableProgram
+
 
 @functools.lru_cache(maxsize=4096)
 def replica_groups(attributes: str, partitions: int) -> np.ndarray:
@@ -17,14 +19,14 @@ def replica_groups(attributes: str, partitions: int) -> np.ndarray:
     `mesh['a'=2,'b'=4], device_ids=([8]T(0)) {'b','a':(1)2}`, axes (or parts of axes, `:(before)size`) of a mesh.
 
     Raises:
-        ValueError: the attributes hold none of these.
+        UnreadableProgram: the attributes hold none of these.
     """
     match = re.search(
         r"replica_groups=(\{[\d,{} ]*\}|\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?|mesh\[[^\]]*\][^{]*\{[^}]*\})",
         attributes,
     )
     if match is None:
-        raise ValueError(f"no replica groups in {attributes[:120]!r}")
+        raise UnreadableProgram(f"there are no replica groups in {attributes[:120]!r}")
     text = match[1]
     if text.startswith("mesh"):
         return _mesh_groups(text)

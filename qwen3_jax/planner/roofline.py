@@ -1,6 +1,6 @@
-"""A lower bound on the step time of a compiled program on a TPU slice, with its assumptions.
+"""A lower bound on the step time of a compiled program on a TPU slice or nodes of GPUs, with its assumptions.
 
-Assumptions (`ASSUMPTIONS` states them beside the figures):
+Assumptions (`assumptions` states them beside the figures):
 - Instructions run one by one in the order that the compiler chose; each takes the longer of its FLOPs at peak and its HBM
   bytes at full bandwidth.
 - A collective that the compiler starts asynchronously runs beside them until its result is needed, one at a time on each
@@ -8,26 +8,40 @@ Assumptions (`ASSUMPTIONS` states them beside the figures):
 - A ring has the links of every torus dimension that its devices span: both directions where the dimension closes to a
   ring, one where it does not; groups that interleave share them.
 - Traffic between slices leaves every chip at its share of the host's network cards.
+- On GPUs a ring uses all of a card's NVLinks; over several nodes the network cards of all its devices (see `networks`).
 - No latencies, no stragglers, no time on the host.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from jax.sharding import Mesh
 
-from qwen3_jax.planner.program import Collective, Event, Loop, Program, Wait, Work
+from qwen3_jax.planner.networks import Torus, Traffic, network_of
+from qwen3_jax.planner.program import SHIFT, Collective, Event, Loop, Program, Wait, Work
 from qwen3_jax.planner.topologies import Topology
-from sharding.mesh import AXES
+from sharding.hardware import Gpu
 
-ASSUMPTIONS = (
+_ORDER = (
     "instructions run one by one in the compiled order, each for the longer of FLOPs / peak and HBM bytes / bandwidth; "
-    "asynchronous collectives run beside them until their result is needed, others stop the chip; rings use every link "
-    "along their torus dimensions; no latency, no host time. A bound, not a forecast: expect less."
+    "asynchronous collectives run beside them until their result is needed, others stop the chip; "
 )
+_BOUND = "no latency, no host time. A bound, not a forecast: expect less."
+_TORUS = "rings use every link along their torus dimensions; "
+_NODES = (
+    "products run at the card's dense bfloat16 peak, and what an L2 cache might keep counts as HBM traffic; rings use all "
+    "NVLinks of a card, and over several nodes the network card of each of their devices; "
+)
+
+
+def assumptions(topology: Topology) -> str:
+    """Return what the figures assume, in one line."""
+    return _ORDER.replace("the chip", f"the {topology.unit}") + (
+        (_NODES.replace("NVLinks", f"{topology.networks[0]} links") if isinstance(topology.chip, Gpu) else _TORUS)
+        + _BOUND
+    )
 
 
 @dataclass(frozen=True)
@@ -37,65 +51,71 @@ class Roofline:
     Attributes:
         flops: of dots, convolutions and kernels.
         hbm_bytes: to and from memory.
-        ici_bytes: sent to other chips of the slice, by mesh axis ("data", or "data+tensor" for a group that spans both).
-        dcn_bytes: sent to other slices.
+        ici_bytes: sent to other chips of the slice or node, by mesh axis ("data"; "data+tensor" for a group that spans both).
+        dcn_axes: sent to other slices or nodes, by mesh axis.
         compute_s: FLOPs at peak.
         memory_s: HBM bytes at full bandwidth.
         chip_s: instructions one by one, each the longer of the two.
-        ici_s: collectives by mesh axis.
-        dcn_s: traffic between slices.
+        ici_s: collectives within a slice or node, by mesh axis.
+        dcn_s: traffic between slices or nodes.
         step_s: instructions and networks together, in the compiled order.
+        networks: names of the networks within a slice or node, and between them.
     """
 
     flops: float
     hbm_bytes: float
     ici_bytes: dict[str, float]
-    dcn_bytes: float
+    dcn_axes: dict[str, float]
     compute_s: float
     memory_s: float
     chip_s: float
     ici_s: dict[str, float]
     dcn_s: float
     step_s: float
+    networks: tuple[str, str] = ("ICI", "DCN")
+
+    @property
+    def dcn_bytes(self) -> float:
+        """Sent to other slices or nodes."""
+        return sum(self.dcn_axes.values(), 0.0)
 
     @property
     def waiting_s(self) -> float:
         """Time in which the chip waits for a network."""
-        return self.step_s - self.chip_s
+        return max(self.step_s - self.chip_s, 0.0)  # sums in another order may differ in the last digit
 
     @property
     def bound(self) -> str:
-        """What takes most of the step: "compute", "HBM" (beyond compute), "ICI" or "DCN" (waiting for them)."""
-        network = "DCN" if self.dcn_s > sum(self.ici_s.values()) else "ICI"
+        """What takes most of the step: "compute", "HBM" (beyond compute), or the network that the chip waits for most."""
+        network = self.networks[1 if self.dcn_s > sum(self.ici_s.values()) else 0]
         parts = {"compute": self.compute_s, "HBM": self.chip_s - self.compute_s, network: self.waiting_s}
         return max(parts, key=lambda name: parts[name])
 
 
 def bound(program: Program, topology: Topology, mesh: Mesh) -> Roofline:
     """Return the roofline of a program that was compiled for a mesh over the topology."""
-    chip, devices = topology.chip, topology.chip.devices
+    devices = topology.chip.devices
     clock = _Clock(program, topology, mesh)
-    ici_bytes: dict[str, float] = {}
-    ici_s: dict[str, float] = {}
-    dcn = 0.0
+    sent: tuple[dict[str, float], dict[str, float]] = ({}, {})
+    seconds: tuple[dict[str, float], dict[str, float]] = ({}, {})
     for collective, times in program.collectives:
-        if collective.groups is None:
-            dcn += collective.bytes * times * devices
-        elif collective.bytes:
-            axes = clock.network.axes(collective.groups)
-            ici_bytes[axes] = ici_bytes.get(axes, 0.0) + collective.bytes * times * devices
-            ici_s[axes] = ici_s.get(axes, 0.0) + clock.duration(collective) * times
+        for network, one in clock.traffic(collective).items():
+            if one.bytes:
+                axes = clock.network.axes(collective)
+                sent[network][axes] = sent[network].get(axes, 0.0) + one.bytes * times * devices
+                seconds[network][axes] = seconds[network].get(axes, 0.0) + one.seconds * times
     return Roofline(
         flops=program.flops * devices,
         hbm_bytes=program.hbm_bytes * devices,
-        ici_bytes=ici_bytes,
-        dcn_bytes=dcn,
+        ici_bytes=sent[0],
+        dcn_axes=sent[1],
         compute_s=program.flops / clock.peak,
         memory_s=program.hbm_bytes / clock.memory,
         chip_s=sum(clock.busy(work) * times for work, times in program.work),
-        ici_s=ici_s,
-        dcn_s=dcn / chip.dcn,
+        ici_s=seconds[0],
+        dcn_s=sum(seconds[1].values()),
         step_s=clock.run(program.events),
+        networks=topology.networks,
     )
 
 
@@ -105,12 +125,11 @@ class _Clock:
     def __init__(self, program: Program, topology: Topology, mesh: Mesh):
         chip = topology.chip
         self.peak, self.memory = chip.flops / chip.devices, chip.hbm_bandwidth / chip.devices
-        self.dcn = chip.dcn / chip.devices
-        self.network = _Network(topology, mesh)
+        self.network = network_of(topology, mesh)
         # Shifts in opposite directions travel both ways around at once.
-        self.shifts = {_pairs(c.groups) for c, _ in program.collectives if c.kind == _SHIFT and c.groups is not None}
+        self.shifts = {_pairs(c.groups) for c, _ in program.collectives if c.kind == SHIFT and c.groups is not None}
         self.now = 0.0
-        self.free = {"ICI": 0.0, "DCN": 0.0}
+        self.free = {0: 0.0, 1: 0.0}  # within a slice or node, between them
         self.ready: dict[str, float] = {}
 
     def run(self, events: list[Event]) -> float:
@@ -127,12 +146,14 @@ class _Clock:
             elif isinstance(event, Loop):
                 self._loop(event)
             else:
-                name = "DCN" if event.groups is None else "ICI"
-                self.free[name] = max(self.now, self.free[name]) + self.duration(event)
+                traffic = self.traffic(event)
+                ended = max(self.now, *(self.free[network] for network in traffic)) if traffic else self.now
+                ended += max((one.seconds for one in traffic.values()), default=0.0)
+                self.free.update(dict.fromkeys(traffic, ended))
                 if event.key is None:
-                    self.now = self.free[name]
+                    self.now = ended
                 else:
-                    self.ready[event.key] = self.free[name]
+                    self.ready[event.key] = ended
 
     def _loop(self, loop: Loop) -> None:
         """Simulate two iterations; further ones take as long as the second."""
@@ -148,64 +169,14 @@ class _Clock:
     def busy(self, work: Work) -> float:
         return max(work.flops / self.peak, work.bytes / self.memory)
 
-    def duration(self, collective: Collective) -> float:
-        if collective.groups is None:
-            return collective.bytes / self.dcn
-        if not collective.bytes:
-            return 0.0
-        both_ways = collective.kind == _SHIFT and _pairs(collective.groups[:, ::-1]) in self.shifts
-        return self.network.seconds(collective) / (2 if both_ways else 1)
-
-
-_SHIFT = "collective-permute"
+    def traffic(self, collective: Collective) -> dict[int, Traffic]:
+        """What one execution sends on each network."""
+        traffic = self.network.traffic(collective)
+        if collective.kind != SHIFT or collective.groups is None or not isinstance(self.network, Torus):
+            return traffic
+        both_ways = _pairs(collective.groups[:, ::-1]) in self.shifts
+        return {i: Traffic(one.bytes, one.seconds / (2 if both_ways else 1)) for i, one in traffic.items()}
 
 
 def _pairs(groups: np.ndarray) -> frozenset[tuple[int, int]]:
     return frozenset((int(source), int(target)) for source, target in groups)
-
-
-class _Network:
-    """The mesh axes and links that a group of devices spans; a partition's number is its index in one slice's mesh."""
-
-    def __init__(self, topology: Topology, mesh: Mesh):
-        sizes = list(mesh.devices.shape)
-        sizes[0] //= topology.slices
-        self.sizes = tuple(sizes)
-        first = mesh.devices[: sizes[0]].reshape(-1)
-        sides = len(topology.shape)
-        self.coords = np.asarray([(*device.coords[:sides], device.core_on_chip) for device in first])
-        self.wraps = topology.chip.wraps(topology.shape)
-        self.shape = topology.shape
-        self.link = topology.chip.ici_link
-        self.devices = topology.chip.devices
-
-    def axes(self, groups: np.ndarray) -> str:
-        """Names of the mesh axes along which the devices of a group differ, joined by "+"."""
-        places = np.stack(np.unravel_index(groups, self.sizes), axis=-1)  # [groups, devices, axes]
-        differ = (places != places[:, :1]).any(axis=(0, 1))
-        return "+".join(axis for axis, spans in zip(AXES, differ, strict=True) if spans) or "none"
-
-    def seconds(self, collective: Collective) -> float:
-        """Time of one execution on the links of the torus."""
-        assert collective.groups is not None
-        members = self.coords[collective.groups[0]]
-        rates, reach = [], 1.0
-        for d, side in enumerate(self.shape):
-            places = np.unique(members[:, d])
-            if len(places) == 1:
-                continue
-            whole = len(places) == side
-            stride = float(places[-1] - places[0]) / (len(places) - 1)
-            ring = self.wraps[d] and (whole or math.isclose(stride * len(places), side))
-            rates.append((2 if ring else 1) * self.link / stride)
-            reach = max(reach, len(places))
-        if not rates:  # the two devices of one chip: faster than any link
-            return 0.0
-        if collective.kind == "collective-permute":
-            return collective.bytes / self.link  # to one neighbour, one way
-        seconds = collective.bytes / sum(rates)
-        if collective.kind in ("all-to-all", "ragged-all-to-all"):
-            # A byte travels a quarter of the way around each ring on average; each dimension carries its share.
-            n = len(members)
-            seconds = max(seconds, collective.bytes * n / (n - 1) * reach / 4 / min(rates))
-        return seconds

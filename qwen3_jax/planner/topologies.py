@@ -1,8 +1,10 @@
-"""TPU slices by name, without a TPU: libtpu describes their devices, and XLA compiles for them.
+"""TPU slices and nodes of GPUs by name, without any: libtpu or a file describes their devices, and XLA compiles for them.
 
     >>> slice = planner.topology("v5p:8x8x8")
     >>> slice.chips, slice.chip.hbm_gib
     (512, 95)
+    >>> planner.topology("h100:8x4").chips      # four nodes of eight; see `gpu_nodes`
+    32
     >>> mesh = planner.topology_mesh(slice, MeshConfig(data=64, tensor=8))
     >>> jax.jit(f).lower(ShapeDtypeStructs with shardings on mesh).compile()      # nothing runs
 
@@ -22,9 +24,10 @@ from dataclasses import dataclass
 import jax
 from jax.sharding import AxisType, Mesh
 
+from qwen3_jax.planner import gpu_nodes
 from qwen3_jax.planner.meshes import nearest_meshes
 from sharding import AXES, MeshConfig, ShardingError
-from sharding.hardware import CHIPS, Chip
+from sharding.hardware import CHIPS, GPUS, Chip, Gpu
 from sharding.mesh import arrange, describe
 
 # Slices that Google Cloud's TPU pages list, to suggest from; libtpu describes others too (v5p:4x4x12).
@@ -42,21 +45,23 @@ _COUNTED_IN_CORES = ("v4", "v5p", "tpu7x")
 
 @dataclass(frozen=True)
 class Topology:
-    """One or more equal slices.
+    """One or more equal slices, or nodes of GPUs.
 
     Attributes:
-        name: "v5p:8x8x8".
-        slices: their number.
-        shape: sides of one slice, in chips.
-        chip: peak rates and memory of each chip.
+        name: "v5p:8x8x8", "h100:8x4".
+        slices: their number; 1 for GPUs.
+        shape: sides of one slice, in chips; of GPUs (nodes, cards per node).
+        chip: peak rates and memory of each chip or card.
         devices: JAX devices of all slices; a tpu7x chip is two devices, others are one.
+        memory_share: the part of a chip's memory that programs get: all of a TPU's, the allocator's share of a GPU's.
     """
 
     name: str
     slices: int
     shape: tuple[int, ...]
-    chip: Chip
+    chip: Chip | Gpu
     devices: tuple[jax.Device, ...]
+    memory_share: float = 1.0
 
     @property
     def chips(self) -> int:
@@ -68,22 +73,46 @@ class Topology:
         """ "2 x v5p:8x8x8"."""
         return self.name if self.slices == 1 else f"{self.slices} x {self.name}"
 
+    @property
+    def capacity_gib(self) -> float:
+        """Memory of one chip that programs get, GiB."""
+        return self.chip.hbm_gib if self.memory_share == 1 else self.chip.hbm_gib * self.memory_share
+
+    @property
+    def nodes(self) -> int:
+        """Slices, or nodes of GPUs: parts between which the network is slow."""
+        return self.shape[0] if isinstance(self.chip, Gpu) else self.slices
+
+    @property
+    def unit(self) -> str:
+        """What one chip is called."""
+        return "GPU" if isinstance(self.chip, Gpu) else "chip"
+
+    @property
+    def networks(self) -> tuple[str, str]:
+        """Names of the networks within a slice or node, and between them."""
+        return (self.chip.link_name, "network") if isinstance(self.chip, Gpu) else ("ICI", "DCN")
+
+    @property
+    def replicas(self) -> tuple[int, ...]:
+        """Numbers of whole copies of the weights that are of use: one per slice; of GPUs one in all, or one per node."""
+        return (1, self.nodes) if isinstance(self.chip, Gpu) else (self.slices,)
+
 
 def topology(name: str, slices: int = 1) -> Topology:
-    """Return the slice(s) of this name: "v5p:4x4x4", or Google's "v5p-128".
+    """Return the slice(s) of this name, "v5p:4x4x4" or Google's "v5p-128", or nodes of GPUs, "h100:8" or "h100:8x4".
 
     Raises:
-        ShardingError: libtpu is not installed, or there is no such slice; names the nearest ones.
+        ShardingError: the compiler (libtpu, or jax's CUDA plug-in) is not installed, or there is no such slice or node; names
+            the nearest ones.
+        UserError: the environment's share of a GPU's memory is none.
     """
+    if gpu_nodes.is_gpu(name):
+        return _of_gpus(name, slices)
     name = _by_sides(name)
     generation, colon, sides = name.partition(":")
     if generation not in CHIPS:
-        near = difflib.get_close_matches(generation.lower(), CHIPS, n=1, cutoff=0.5)
-        guess = near[0] if near else "v5p"
-        raise ShardingError(
-            f"there is no TPU generation {generation!r} in the topology {name!r}; known are {', '.join(CHIPS)}: "
-            f"try {guess}:{_OFFERED[CHIPS[guess].dimensions][3]}."
-        )
+        raise ShardingError(_unknown(name, generation))
     chip = CHIPS[generation]
     if not colon or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sides):
         raise ShardingError(f"the topology {name!r} is not GENERATION:SIDES; {_nearest(chip, 1)}.")
@@ -96,6 +125,30 @@ def topology(name: str, slices: int = 1) -> Topology:
     if slices < 1:
         raise ShardingError(f"the number of slices is {slices}; it must be 1 or more.")
     return Topology(name, slices, shape, chip, _devices(name, slices))
+
+
+def _of_gpus(name: str, slices: int) -> Topology:
+    gpu, nodes, per_node = gpu_nodes.parse(name)
+    if slices != 1:
+        raise ShardingError(
+            f"{slices} slices of {name!r}: slices are of TPUs; nodes of GPUs stand in the name, {gpu.name}:{per_node}x{slices}."
+        )
+    share = gpu_nodes.allocator_share()
+    name = f"{gpu.name}:{per_node}" + (f"x{nodes}" if nodes > 1 else "")
+    return Topology(name, 1, (nodes, per_node), gpu, gpu_nodes.devices(gpu.name, nodes, per_node), share)
+
+
+def _unknown(name: str, generation: str) -> str:
+    known = f"known are {', '.join(CHIPS)}, and of GPUs {', '.join(GPUS)}"
+    card = gpu_nodes.nearest_card(name)
+    near = difflib.get_close_matches(generation.lower(), CHIPS, n=1, cutoff=0.5)
+    if card is not None and not near:
+        return f"there is no GPU {generation!r} in the topology {name!r}; {known}: try {card}:{GPUS[card].node}."
+    guess = near[0] if near else "v5p"
+    return (
+        f"there is no TPU generation {generation!r} in the topology {name!r}; {known}: "
+        f"try {guess}:{_OFFERED[CHIPS[guess].dimensions][3]}."
+    )
 
 
 def _by_sides(name: str) -> str:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 import sharding
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.planner.architecture import training_architecture
-from qwen3_jax.planner.compile import bytes_per_device, compile_for
+from qwen3_jax.planner.compile import bytes_per_device, compile_for, lowering_for
 from qwen3_jax.planner.kernel_costs import pricer
 from qwen3_jax.planner.meshes import nearest_meshes
 from qwen3_jax.planner.plan import Plan
@@ -25,10 +25,11 @@ from qwen3_jax.training.flops import training_flops_per_token
 from qwen3_jax.training.optimizer import schedule
 from qwen3_jax.training.step import Trainer
 from sharding import Placement, ShardingError
+from sharding.hardware import Gpu
 
 
 def plan_training(config: TrainConfig, topology: Topology) -> Plan:
-    """Compile the training step of a configuration without stages for the slice(s).
+    """Compile the training step of a configuration without stages for the slice(s) or nodes.
 
     Raises:
         UserError: the architecture cannot be known without the data or tokenizer, or options exclude each other.
@@ -43,14 +44,17 @@ def plan_training(config: TrainConfig, topology: Topology) -> Plan:
     except ShardingError as error:
         raise ShardingError(f"{error} {_nearest(config, model, topology)}") from None
     state = trainer.abstract_state()
-    lowered = trainer.lower(state, batch)
+    with lowering_for(topology):
+        lowered = trainer.lower(state, batch)
     lowering_seconds = time.perf_counter() - started
     mesh = trainer.placement.mesh
     assert mesh is not None
     tokens = config.data.batch_size * config.data.sequence_length
     parts = trainer.placement.parts("batch") * trainer.placement.parts("length") * config.micro_batches
     expert_rows = tokens / parts * model.num_experts_per_tok if model.num_experts else None
-    compiled = compile_for(lowered, topology, mesh, pricer(expert_rows), lowering_seconds)
+    on_gpus = isinstance(topology.chip, Gpu)  # their kernels take the experts of all layers in one array
+    experts = model.num_experts // trainer.placement.parts("expert") if on_gpus and model.num_experts else None
+    compiled = compile_for(lowered, topology, mesh, pricer(expert_rows, experts), lowering_seconds)
     name = config.model.preset or config.model.init_from or "the configured model"
     devices = topology.chip.devices
     return Plan(

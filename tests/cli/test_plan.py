@@ -73,6 +73,22 @@ def test_what_cannot_be_planned_is_refused_by_name(tiny, arguments, words, capsy
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--plan", "h100"], "the topology 'h100' is not CARD:GPUS or CARD:GPUSxNODES"),
+        (["--plan", "h100:12"], "no node of 12 GPUs in 'h100:12': one has at most 8; the nearest is h100:8x2"),
+        (["--plan", "h100:8", "--slices", "2"], "nodes of GPUs stand in the name, h100:8x2"),
+        (["--plan", "gh100:8"], "there is no GPU 'gh100'"),
+    ],
+)
+def test_gpus_that_cannot_be_planned_are_refused_by_name(tiny, arguments, words, capsys):
+    assert train.main(["--config", tiny, *arguments], "train.py") == 2
+    err = capsys.readouterr().err
+    assert words in err
+    assert err.count("\n") == 1
+
+
 def test_options_and_keys_stand_in_any_order(tiny):
     command = parse_train(
         ["--slices", "2", "--config", tiny, "--plan=v5p:8x8x8", "--steps", "300", "--json", "--process-count=2"],
@@ -176,6 +192,11 @@ def test_decoding_is_planned_from_a_config_json(tmp_path, capsys):
         (["--plan", "v5e:2x2", "--prompt", "Hi"], "--prompt does not go with --plan"),
         (["--context", "64"], "--context is about planning"),
         (["--slices", "2"], "--slices is about planning"),
+        (["--search"], "--search is about planning"),
+        (
+            ["--plan", "v5e:2x2", "--search", "--mesh", "tensor=4"],
+            "--search does not go with --mesh: it tries all meshes",
+        ),
     ],
 )
 def test_options_of_infer_that_contradict_planning(arguments, words, capsys):

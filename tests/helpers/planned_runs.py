@@ -16,7 +16,7 @@ KEYS = [
 ]  # fmt: skip
 
 
-def plan_by_command(file: Path, topology: str) -> tuple[planner.Plan, dict[str, Any]]:
+def plan_by_command(file: Path, topology: str, *flags: str) -> tuple[planner.Plan, dict[str, Any]]:
     """Run `train.py --plan --json` on a configuration; return the plan that it makes and the object that it prints."""
     plans = []
 
@@ -27,5 +27,5 @@ def plan_by_command(file: Path, topology: str) -> tuple[planner.Plan, dict[str, 
     plan_training = planner.plan_training
     printed = io.StringIO()
     with unittest.mock.patch.object(planner, "plan_training", recording), contextlib.redirect_stdout(printed):
-        assert train.main(["--config", str(file), "--plan", topology, "--json"], "train.py") == 0
+        assert train.main(["--config", str(file), "--plan", topology, *flags, "--json"], "train.py") == 0
     return plans[0], json.loads(printed.getvalue())

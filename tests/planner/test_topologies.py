@@ -41,7 +41,10 @@ def test_slices_are_described_without_a_tpu(name, slices, chips, devices):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("v5q:4x4x4", r"no TPU generation 'v5q'.*known are v4, v5e, v5p, v6e, tpu7x: try v5"),
+        (
+            "v5q:4x4x4",
+            r"no TPU generation 'v5q'.*known are v4, v5e, v5p, v6e, tpu7x, and of GPUs a100, h100, h200, b200, l4, t4: try v5",
+        ),
         ("V6E:8x8", "no TPU generation 'V6E'.*try v6e"),
         ("v5p:8x8", r"'v5p:8x8' has 2 sides; a v5p slice has 3: the nearest are v5p:4x4x4 \(64 chips\)"),
         ("v5p", "'v5p' is not GENERATION:SIDES; the nearest are v5p:2x2x1"),

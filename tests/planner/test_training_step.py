@@ -273,7 +273,7 @@ class FakePlan:
 
     @property
     def compiled(self):
-        return SimpleNamespace(roofline=SimpleNamespace(step_s=self.step_s))
+        return SimpleNamespace(roofline=SimpleNamespace(step_s=self.step_s), needed=None)
 
 
 @needs_libtpu
