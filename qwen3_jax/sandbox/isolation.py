@@ -1,0 +1,63 @@
+"""Which isolation this machine gives.
+
+find_isolation()                # the strongest that works here, found by running a program in it
+find_isolation("none")          # limits and an own session alone; only where it is asked for by name
+"""
+
+import functools
+import os
+import shutil
+import sys
+from typing import cast
+
+from qwen3_jax.errors import UserError, nearest
+from qwen3_jax.sandbox.commands import KINDS, Isolation, Kind
+from qwen3_jax.sandbox.program import Program, SandboxFailed
+from qwen3_jax.sandbox.seccomp import filter_program
+
+
+def find_isolation(wanted: str = "auto") -> Isolation:
+    """The isolation that `wanted` names; "auto": bubblewrap where it is installed, otherwise the kernel's own namespaces.
+
+    Root gets the kernel's namespaces first: the program runs as the host's user nobody there, and as root in bubblewrap.
+
+    Raises:
+        UserError: it does not work on this machine (says why), or there is no such name.
+    """
+    if wanted == "auto":
+        kinds: tuple[Kind, ...] = ("bubblewrap", "namespaces") if os.geteuid() else ("namespaces", "bubblewrap")
+    elif wanted in KINDS:
+        kinds = (cast(Kind, wanted),)
+    else:
+        raise UserError(
+            f"isolation is {wanted!r}; it must be auto or one of {', '.join(KINDS)}.{nearest(wanted, KINDS)}"
+        )
+    failures = []
+    for kind in kinds:
+        failure = _failure(kind)
+        if failure is None:
+            return Isolation(kind, _has_filter())
+        failures.append(f"{kind}: {failure}")
+    raise UserError(
+        f"programs that models write can't be isolated on this machine ({'; '.join(failures)}); allow user namespaces "
+        'or install bubblewrap; isolation="none" runs them with limits alone.'
+    )
+
+
+@functools.cache
+def _failure(kind: Kind) -> str | None:
+    """Why this kind does not work here, found by running a program in it; None if it does."""
+    if not sys.platform.startswith("linux"):
+        return "it needs Linux"
+    if kind == "bubblewrap" and shutil.which("bwrap") is None:
+        return "it is not installed"
+    try:
+        outcome = Program("print('ok')", Isolation(kind, _has_filter())).wait()
+    except SandboxFailed as error:
+        return str(error)
+    return None if outcome.stdout == "ok\n" else f"a first program failed: {outcome.reason}"
+
+
+@functools.cache
+def _has_filter() -> bool:
+    return filter_program() is not None
