@@ -15,7 +15,7 @@ from values import decode, encode
 DO = {
     "call": lambda function, *args, **kwargs: function(*args, **kwargs),
     "getattr": getattr, "setattr": setattr, "list": list, "len": len, "getitem": operator.getitem, "setitem": operator.setitem,
-    "contains": operator.contains, "str": str, "repr": repr, "bool": bool, "eq": operator.eq, "lt": operator.lt,
+    "str": str, "repr": repr, "bool": bool, "eq": operator.eq, "lt": operator.lt,
     "le": operator.le, "gt": operator.gt, "ge": operator.ge, "float": float, "int": int,
 }  # fmt: skip
 
@@ -31,6 +31,10 @@ def main():
     module = type(sys)("solution")
     sys.modules["solution"] = module
     kept = []  # objects that the other side has a number of
+
+    def keep(value):
+        kept.append(value)
+        return len(kept) - 1
 
     def answer(reply):
         replies.write(json.dumps(reply) + "\n")
@@ -54,13 +58,13 @@ def main():
         request = json.loads(line)
         try:
             if request["do"] == "name":
-                answer({"value": encode(getattr(module, request["name"]), kept)})
+                answer({"value": encode(getattr(module, request["name"]), keep)})
                 continue
             args = [decode(value, kept.__getitem__) for value in request["args"]]
             before = request["args"]
             kwargs = {name: decode(value, kept.__getitem__) for name, value in request["kwargs"].items()}
-            value = encode(DO[request["do"]](*args, **kwargs), kept)
-            after = [encode(argument, kept) if isinstance(argument, (list, dict, set)) else None for argument in args]
+            value = encode(DO[request["do"]](*args, **kwargs), keep)
+            after = [encode(argument, keep) if isinstance(argument, (list, dict, set)) else None for argument in args]
             changed = {str(i): new for i, new in enumerate(after) if new is not None and new != before[i]}
             answer({"value": value, "changed": changed})
         except Exception as error:

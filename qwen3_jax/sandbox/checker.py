@@ -9,7 +9,7 @@ import json
 import os
 import sys
 
-from values import decode, encode
+from values import Far, decode, encode
 
 MOST = 1 << 24  # characters of one reply
 
@@ -26,13 +26,10 @@ class Failed(Exception):
     """An exception of the program that is no built-in one."""
 
 
-class Far:
-    """An object of the program."""
+class Distant(Far):
+    """An object of the program: what is done with it is done over there."""
 
     __hash__ = object.__hash__
-
-    def __init__(self, number):
-        self.__dict__["_number"] = number
 
     def __call__(self, *args, **kwargs):
         return ask("call", self, *args, **kwargs)
@@ -49,7 +46,10 @@ class Far:
         return iter(ask("list", self))
 
     def __eq__(self, other):  # an object that says it equals everything equals nothing that was written here
-        return isinstance(other, Far) and (self._number == other._number or ask("eq", self, other) is True)
+        return isinstance(other, Far) and (self.far_number == other.far_number or ask("eq", self, other) is True)
+
+    def __contains__(self, item):
+        return item in list(self)
 
     def __bool__(self):
         return ask("bool", self) is True
@@ -65,33 +65,31 @@ def _forward(name):
     return lambda self, *args: ask(name, self, *args)
 
 
-for _name in ("len", "getitem", "setitem", "contains", "lt", "le", "gt", "ge", "float", "int"):
-    setattr(Far, f"__{_name}__", _forward(_name))
+def _compare(name):
+    def compare(self, other):
+        return ask(name, self, other) is True if isinstance(other, Far) else NotImplemented
+
+    return compare
+
+
+for _name in ("len", "getitem", "setitem", "float", "int"):
+    setattr(Distant, f"__{_name}__", _forward(_name))
+for _name in ("lt", "le", "gt", "ge"):
+    setattr(Distant, f"__{_name}__", _compare(_name))
 
 
 def ask(do, *args, **kwargs):
     """One request; raises what the program raised."""
-    numbers = _Numbers()
-    sent = {"do": do, "args": [encode(value, numbers) for value in args]}
-    sent["kwargs"] = {name: encode(value, numbers) for name, value in kwargs.items()}
+    sent = {"do": do, "args": [encode(value, _cannot_send) for value in args]}
+    sent["kwargs"] = {name: encode(value, _cannot_send) for name, value in kwargs.items()}
     reply = exchange(sent)
     for place, value in reply.get("changed", {}).items():
-        _put_back(args[int(place)], decode(value, Far))
-    return decode(reply["value"], Far)
+        _put_back(args[int(place)], decode(value, Distant))
+    return decode(reply["value"], Distant)
 
 
-class _Numbers:
-    """Stands for the list of kept objects: of the program's own the number goes back; others can't be sent."""
-
-    def __len__(self):
-        return self.last + 1
-
-    def append(self, value):
-        if not isinstance(value, Far):
-            raise CannotSend(
-                f"a test gives the program a {type(value).__name__} to the program: it lies in another process"
-            )
-        self.last = value._number
+def _cannot_send(value):
+    raise CannotSend(f"a test gives the program a {type(value).__name__}, which can't leave the process of the tests")
 
 
 def _put_back(argument, new):
@@ -137,7 +135,7 @@ def check(plan):
     """Run the assertions one by one; returns whether each passed, and why the first that did not."""
     names = read()["names"]
     space = {"__name__": "tests"}
-    space |= {name: decode(exchange({"do": "name", "name": name})["value"], Far) for name in names}
+    space |= {name: decode(exchange({"do": "name", "name": name})["value"], Distant) for name in names}
     entry = plan["entry_point"]
     if entry is not None:
         if entry not in space:

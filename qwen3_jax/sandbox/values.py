@@ -5,19 +5,25 @@ from decimal import Decimal
 from fractions import Fraction
 
 
-def encode(value, kept):
-    """`value` as JSON. Objects without a form of their own are appended to `kept`, and their place is sent."""
+class Far:
+    """An object of the other process, by its number there."""
+
+    def __init__(self, number):
+        self.__dict__["far_number"] = number
+
+
+def encode(value, keep):
+    """`value` as JSON. Of an object without a form of its own the number is sent that `keep` gives it."""
+    if isinstance(value, Far):
+        return ["object", value.far_number]
     if value is None or isinstance(value, (bool, str)):
         return value if not isinstance(value, str) else str.__str__(value)
     for kind, write in _WRITE.items():
         if isinstance(value, kind):
-            return [kind.__name__, write(value, kept)]
-    if hasattr(value, "__index__") and hasattr(value, "dtype"):  # numpy's integers
-        return ["int", int(value)]
-    if hasattr(value, "__float__") and hasattr(value, "dtype") and getattr(value, "shape", None) == ():
-        return ["float", float(value)]
-    kept.append(value)
-    return ["object", len(kept) - 1]
+            return [kind.__name__, write(value, keep)]
+    if hasattr(value, "dtype") and getattr(value, "shape", None) == ():  # a number of numpy
+        return ["int", int(value)] if hasattr(value, "__index__") else ["float", float(value)]
+    return ["object", keep(value)]
 
 
 def decode(value, find):
@@ -30,8 +36,8 @@ def decode(value, find):
     return _READ[kind](content, find)
 
 
-def _items(value, kept):
-    return [encode(item, kept) for item in value]
+def _items(value, keep):
+    return [encode(item, keep) for item in value]
 
 
 def _back(content, find):
@@ -39,20 +45,20 @@ def _back(content, find):
 
 
 _WRITE = {
-    int: lambda value, kept: int(value),
-    float: lambda value, kept: float(value),
-    complex: lambda value, kept: [value.real, value.imag],
-    bytes: lambda value, kept: value.hex(),
-    bytearray: lambda value, kept: value.hex(),
+    int: lambda value, keep: int(value),
+    float: lambda value, keep: float(value),
+    complex: lambda value, keep: [value.real, value.imag],
+    bytes: lambda value, keep: value.hex(),
+    bytearray: lambda value, keep: value.hex(),
     list: _items,
     tuple: _items,
     set: _items,
     frozenset: _items,
     deque: _items,
-    dict: lambda value, kept: [[encode(key, kept), encode(item, kept)] for key, item in value.items()],
-    range: lambda value, kept: [value.start, value.stop, value.step],
-    Fraction: lambda value, kept: [value.numerator, value.denominator],
-    Decimal: lambda value, kept: str(value),
+    dict: lambda value, keep: [[encode(key, keep), encode(item, keep)] for key, item in value.items()],
+    range: lambda value, keep: [value.start, value.stop, value.step],
+    Fraction: lambda value, keep: [value.numerator, value.denominator],
+    Decimal: lambda value, keep: str(value),
 }
 _READ = {
     "int": lambda content, find: int(content),

@@ -149,8 +149,8 @@ class ChoiceSettings:
 def verify_choice(answer: str, reference: Any, settings: ChoiceSettings) -> Verdict:
     r"""Whether the answer chooses the reference's letter.
 
-    Its letter is looked for in this order, the last of a kind counts: `\boxed{C}`, "answer is (C)" or "Answer: C", a bold C or one
-    at the start of a line before ")" or ".", the answer as a whole.
+    Its letter is looked for in this order, the last of a kind counts: `\boxed{C}`, "answer is (C)" or "Answer: C", a bold C or
+    one at the start of a line before ")" or ".", the answer as a whole.
 
     Args:
         reference: a letter, or the index of a choice from 0.
@@ -170,7 +170,8 @@ def verify_choice(answer: str, reference: Any, settings: ChoiceSettings) -> Verd
 
 def _choice(text: str, letters: str) -> str | None:
     one = f"[{letters}]"
-    wrapped = rf"(?:\*\*|\$|\\\(|\s|[(\[\"'])*(?:\\(?:boxed|text|textbf|mathrm)\{{\s*)*\(?({one}|{one.lower()}(?=\)))(?![\w'’-])"
+    opening = r"(?:\*\*|\$|\\\(|\s|[(\[\"'])*(?:\\(?:boxed|text|textbf|mathrm)\{\s*)*"
+    wrapped = rf"{opening}\(?({one}|{one.lower()}(?=\)))(?![\w'’-])"
     patterns = (
         rf"\\boxed\s*\{{(?:\\(?:text|textbf|mathrm)\s*\{{)?\s*\(?({one}|{one.lower()})\)?\s*[.}}:)]",
         rf"(?i:\b(?:answer|choice|option)\b(?:\s+(?:is|would\s+be|to\s+this\s+question\s+is))?|答案(?:是|为)?|选(?:择|项)?)"

@@ -2,9 +2,9 @@
 
     call_in_process("package.module:function", {"answer": ..., "reference": ..., "settings": {...}}, seconds=5)
 
-Each worker (worker.py) loads a verifier's packages once and runs the calls in a child, forked from it. A child that does not answer
-in time is killed, and the next one starts with everything loaded; children are replaced after some hundred calls. No signal is
-used in this process, so calls may come from any thread; no JAX state is forked, since workers are new programs.
+Each worker (worker.py) loads a verifier's packages once and runs the calls in a child, forked from it. A child that does not
+answer in time is killed, and the next one starts with everything loaded; children are replaced after some hundred calls. No
+signal is used in this process, so calls may come from any thread; no JAX state is forked, since workers are new programs.
 """
 
 import atexit
@@ -52,8 +52,8 @@ class _Worker:
         """The reply of the worker; raises Crashed if there is none."""
         if function not in self._loaded:
             reply = self._ask({"load": function}, _START)
-            if "missing" in reply:
-                raise UserError(reply["missing"])
+            if "refused" in reply:
+                return reply
             self._loaded.add(function)
         return self._ask({"function": function, "arguments": arguments, "seconds": seconds}, seconds + _GRACE)
 
@@ -114,6 +114,8 @@ class Pool:
             raise
         finally:
             self._free.put(worker)
+        if "refused" in reply:
+            raise UserError(reply["refused"])
         if "timed_out" in reply:
             raise TimedOut(reply["timed_out"])
         if "crashed" in reply:

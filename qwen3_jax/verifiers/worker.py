@@ -106,6 +106,8 @@ def _call(message: dict[str, Any]) -> dict[str, Any]:
         verdict = function(arguments["answer"], arguments["reference"], settings)
     except BadReference as error:
         verdict = Verdict(0.0, "error", f"the reference is at fault: {error}")
+    except UserError as error:
+        return {"refused": str(error)}
     except Exception as error:
         verdict = Verdict(0.0, "error", f"the verifier failed: {type(error).__name__}: {error}"[:500])
     return {"verdict": dataclasses.asdict(verdict)}
@@ -125,7 +127,7 @@ def _load(name: str) -> dict[str, Any]:
         module = importlib.import_module(name.partition(":")[0])
         getattr(module, "preload", lambda: None)()
     except UserError as error:
-        return {"missing": str(error)}
+        return {"refused": str(error)}
     return {"loaded": name}
 
 
@@ -151,7 +153,7 @@ def main() -> None:
         else:
             child = child or _Child()
             reply = child.call(message)
-            if "verdict" not in reply:
+            if "timed_out" in reply or "crashed" in reply:
                 child = None
             elif child.calls >= CALLS:
                 child.kill()
