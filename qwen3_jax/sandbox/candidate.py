@@ -9,10 +9,11 @@ import json
 import operator
 import os
 import sys
+from collections.abc import Callable
 
 from values import decode, encode
 
-DO = {
+DO: dict[str, Callable] = {
     "call": lambda function, *args, **kwargs: function(*args, **kwargs),
     "getattr": getattr, "setattr": setattr, "list": list, "len": len, "getitem": operator.getitem, "setitem": operator.setitem,
     "str": str, "repr": repr, "bool": bool, "eq": operator.eq, "lt": operator.lt,

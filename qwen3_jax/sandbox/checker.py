@@ -8,6 +8,7 @@ import builtins
 import json
 import os
 import sys
+from typing import Any
 
 from values import Far, decode, encode
 
@@ -134,7 +135,7 @@ def _error(name, kind, text):
 def check(plan):
     """Run the assertions one by one; returns whether each passed, and why the first that did not."""
     names = read()["names"]
-    space = {"__name__": "tests"}
+    space: dict[str, Any] = {"__name__": "tests"}
     space |= {name: decode(exchange({"do": "name", "name": name})["value"], Distant) for name in names}
     entry = plan["entry_point"]
     if entry is not None:

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -93,7 +94,7 @@ def _bubblewrap(file_mb: int) -> list[str]:
     """bwrap(1) with the same view of the machine that launch.py builds."""
     files = visible_files()
     arguments = [
-        "bwrap", "--unshare-all", "--unshare-user", "--uid", "65534", "--gid", "65534", "--die-with-parent", "--new-session",
+        shutil.which("bwrap") or "bwrap", "--unshare-all", "--unshare-user", "--uid", "65534", "--gid", "65534", "--die-with-parent", "--new-session",
         "--clearenv", "--cap-drop", "ALL", "--hostname", "sandbox",
     ]  # fmt: skip
     for path in files["visible"]:
@@ -117,7 +118,7 @@ def start(arguments: Sequence[str], stdin: int, keep: Sequence[int]) -> subproce
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         pass_fds=keep,
-        env={"PATH": os.defpath if "bwrap" not in arguments[0] else os.environ.get("PATH", os.defpath)},
+        env={},
         cwd="/",
         start_new_session=True,
     )

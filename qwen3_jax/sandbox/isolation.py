@@ -8,7 +8,6 @@ import functools
 import os
 import shutil
 import sys
-from typing import cast
 
 from qwen3_jax.errors import UserError, nearest
 from qwen3_jax.sandbox.commands import KINDS, Isolation, Kind
@@ -27,7 +26,7 @@ def find_isolation(wanted: str = "auto") -> Isolation:
     if wanted == "auto":
         kinds: tuple[Kind, ...] = ("bubblewrap", "namespaces") if os.geteuid() else ("namespaces", "bubblewrap")
     elif wanted in KINDS:
-        kinds = (cast(Kind, wanted),)
+        kinds = (wanted,)
     else:
         raise UserError(
             f"isolation is {wanted!r}; it must be auto or one of {', '.join(KINDS)}.{nearest(wanted, KINDS)}"

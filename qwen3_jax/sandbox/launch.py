@@ -172,6 +172,7 @@ def _supervise(plan):
     failed = os.read(failure, 1000).decode()
     if failed:
         raise OSError(failed)
+    _report(plan, {"started": True})
     status, limit = _watch(program, plan)
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     _report(
@@ -271,7 +272,7 @@ def _others(plan):
 
 
 def _descendants():
-    children = {}
+    children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError, ValueError, IndexError):
@@ -308,7 +309,7 @@ def _die_with_parent():
 
 
 def _report(plan, fields):
-    os.write(plan["report"], json.dumps(fields).encode())
+    os.write(plan["report"], json.dumps(fields).encode() + b"\n")
 
 
 def _mount(source, target, kind, flags, options=None):

@@ -5,7 +5,7 @@ from typing import Literal
 
 from qwen3_jax.bounds import above, check_bounds, whole
 
-Ended = Literal["exit", "signal", "time", "cpu", "memory", "processes", "output", "stopped"]
+Ended = Literal["exit", "signal", "time", "cpu", "memory", "processes", "output", "stopped", "watcher"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class Outcome:
     """How a program ended.
 
     Attributes:
-        ended: "exit" by itself, "signal" by one, or the limit that it was ended for; "stopped" by the caller.
+        ended: "exit" by itself, "signal" by one, or the limit that it was ended for; "stopped" by the caller; "watcher": it ended
+            the process that watched it, and with it itself.
         code: the exit code, or the signal's number; -1 if it was ended before it gave one.
         stdout, stderr: what it wrote, cut at the limit; bytes that are no UTF-8 are replaced.
         seconds: of wall time. cpu_seconds: of processor time.
@@ -82,9 +83,15 @@ class Outcome:
             "processes": f"it had more than {limits.processes} processes and threads at one time",
             "output": f"it wrote more than {limits.output_kb} KiB",
             "stopped": "it was stopped",
+            "watcher": "it ended the process that watched it",
             "signal": f"signal {self.code} ended it",
         }
         if self.ended != "exit":
             return ends[self.ended]
         last = self.stderr.rstrip().rpartition("\n")[2][:300]
-        return f"it ended with exit code {self.code}" + (f": {last}" if last and self.code else "")
+        text = f"it ended with exit code {self.code}" + (f": {last}" if last and self.code else "")
+        if self.code and last.startswith("MemoryError"):
+            text += f" (it may use {limits.memory_mb} MiB)"
+        elif self.code and ("can't start new thread" in last or last.startswith("BlockingIOError: [Errno 11]")):
+            text += f" (it may have {limits.processes} processes and threads)"
+        return text

@@ -108,17 +108,16 @@ class Program:
             seconds = time.monotonic() - self._began
         finally:
             self._end()
-        report = json.loads(texts["report"]) if texts["report"] else {}
+        report = _last_report(texts["report"])
         stdout, stderr = (_text(texts[name], self._limits.output_kb << 10) for name in ("stdout", "stderr"))
         if "failed" in report:
             raise SandboxFailed(f"the sandbox could not be built: {report['failed']}")
         if not report and ended is None and not self._stopped.is_set():
             raise SandboxFailed(f"the sandbox ended by itself: {stderr.strip()[-300:] or 'it gave no reason'}")
         status = report.get("status")
-        code = -1 if status is None else abs(os.waitstatus_to_exitcode(status))
         return Outcome(
             ended or self._ended(report),
-            code,
+            -1 if status is None else abs(os.waitstatus_to_exitcode(status)),
             stdout,
             stderr,
             round(seconds, 3),
@@ -128,11 +127,16 @@ class Program:
         )
 
     def _ended(self, report: dict[str, Any]) -> Ended:
-        if report.get("limit") or not report:
-            return report.get("limit") or "stopped"
-        if not os.WIFSIGNALED(report["status"]):
+        status = report.get("status")
+        if self._stopped.is_set() and (status is None or not os.WIFEXITED(status)):
+            return "stopped"
+        if status is None:
+            return "watcher"
+        if report["limit"]:
+            return report["limit"]
+        if not os.WIFSIGNALED(status):
             return "exit"
-        number = os.WTERMSIG(report["status"])
+        number = os.WTERMSIG(status)
         over = report["cpu"] >= (self._limits.cpu_seconds or self._limits.seconds)
         return "cpu" if number == signal.SIGXCPU or (number == signal.SIGKILL and over) else "signal"
 
@@ -192,6 +196,28 @@ def _memory_file(content: bytes) -> int:
         file.write(content)
     os.lseek(descriptor, 0, os.SEEK_SET)
     return descriptor
+
+
+def _last_report(data: bytearray) -> dict[str, Any]:
+    """The last report of launch.py; in bubblewrap the program can write here too, so that a line may be anything."""
+    for line in reversed(bytes(data).split(b"\n")):
+        try:
+            report = json.loads(line)
+            known = {
+                "status": int,
+                "limit": str | None,
+                "cpu": float | int,
+                "memory_kb": int,
+                "failed": str,
+                "started": bool,
+            }
+            if isinstance(report, dict) and all(isinstance(value, known[key]) for key, value in report.items()):
+                if "status" in report:
+                    os.waitstatus_to_exitcode(report["status"])
+                return {"limit": None, "cpu": 0.0, **report}
+        except (ValueError, KeyError, RecursionError, OverflowError):
+            continue
+    return {}
 
 
 def _text(data: bytearray, most: int) -> str:

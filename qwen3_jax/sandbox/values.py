@@ -8,6 +8,8 @@ from fractions import Fraction
 class Far:
     """An object of the other process, by its number there."""
 
+    far_number: int
+
     def __init__(self, number):
         self.__dict__["far_number"] = number
 

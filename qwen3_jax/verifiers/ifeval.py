@@ -2,9 +2,9 @@
 
     verify("ifeval", answer, {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]})
 
-Nothing is fetched: languages are told by langdetect, sentences by Punkt's English model, both installed packages. langdetect draws
-random numbers; here it always starts from the same seed. Where the paper's code draws an argument that is missing, the reference
-is refused.
+Nothing is fetched: languages are told by langdetect, sentences by Punkt's English model, both installed packages. langdetect
+draws random numbers; here it always starts from the same seed. Where the paper's code draws an argument that is missing, the
+reference is refused.
 """
 
 import functools
@@ -19,7 +19,7 @@ from qwen3_jax.errors import UserError, nearest
 from qwen3_jax.verifiers.verdict import BadReference, Verdict, graded
 
 Check = Callable[..., bool]
-_MISSING = 'the verifier \'ifeval\' needs the package {}: pip install "qwen3-jax[eval]".'
+_MISSING = "the verifier 'ifeval' needs the package {}: pip install \"qwen3-jax[eval]\"."
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class IFEvalSettings:
     """Of `verify_ifeval`.
 
     Attributes:
-        loose: an instruction also counts as followed if it is after leaving out the first line, the last, both, or all asterisks.
+        loose: an instruction also counts as followed if it is without the first line, the last, both, or all asterisks.
         seconds: of time for one answer.
     """
 
@@ -42,7 +42,7 @@ def verify_ifeval(answer: str, reference: Any, settings: IFEvalSettings) -> Verd
     """Whether the answer follows its instructions. The score is the share that it follows, `parts` says which.
 
     Args:
-        reference: a row of the data set: `instruction_id_list`, and `kwargs` with the arguments of each; other keys are ignored.
+        reference: a row of the data set: `instruction_id_list`, and `kwargs` with the arguments of each; others don't count.
     """
     checks = _checks(reference)
     texts = _loose(answer) if settings.loose else [answer]
@@ -74,16 +74,24 @@ def _checks(reference: Any) -> list[tuple[str, Check, dict[str, Any]]]:
         if name not in INSTRUCTIONS:
             raise BadReference(f"there is no instruction {name!r}.{nearest(str(name), list(INSTRUCTIONS))}")
         check, fields = INSTRUCTIONS[name]
-        arguments = {field: value for field, value in (row or {}).items() if value is not None and field in fields}
+        arguments = {
+            field: _whole(value) for field, value in (row or {}).items() if value is not None and field in fields
+        }
         for field in fields:
             if field not in arguments:
                 raise BadReference(f"{name} needs {field}")
             if not isinstance(arguments[field], _KINDS.get(field, int)) or isinstance(arguments[field], bool):
                 raise BadReference(f"{name}: {field} is {arguments[field]!r}")
             if field.endswith("relation") and arguments[field] not in _RELATIONS:
-                raise BadReference(f"{name}: {field} is {arguments[field]!r}; it must be one of {', '.join(_RELATIONS)}")
+                raise BadReference(
+                    f"{name}: {field} is {arguments[field]!r}; it must be one of {', '.join(_RELATIONS)}"
+                )
         checks.append((name, check, arguments))
     return checks
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value  # columns with gaps become floats
 
 
 _RELATIONS = ("less than", "at least")
@@ -150,7 +158,9 @@ def _number_placeholders(text: str, num_placeholders: int) -> bool:
 
 def _postscript(text: str, postscript_marker: str) -> bool:
     marker = postscript_marker.strip()
-    pattern = {"P.P.S": r"\s*p\.\s?p\.\s?s.*$", "P.S.": r"\s*p\.\s?s\..*$"}.get(marker, r"\s*" + marker.lower() + r".*$")
+    pattern = {"P.P.S": r"\s*p\.\s?p\.\s?s.*$", "P.S.": r"\s*p\.\s?s\..*$"}.get(
+        marker, r"\s*" + marker.lower() + r".*$"
+    )
     return bool(re.search(pattern, text.lower(), flags=re.MULTILINE))
 
 

@@ -90,7 +90,9 @@ def verify_math(answer: str, reference: Any, settings: MathSettings) -> Verdict:
         timeout_seconds=None,
     )
     shown = f"{found[-1][:200]!r}" if isinstance(found[-1], str) else "the expression"
-    return right(f"{shown} equals the reference") if equal else wrong(f"{shown} does not equal {str(reference)[:200]!r}")
+    return (
+        right(f"{shown} equals the reference") if equal else wrong(f"{shown} does not equal {str(reference)[:200]!r}")
+    )
 
 
 @functools.lru_cache(maxsize=64)  # a question has many answers
@@ -103,7 +105,7 @@ def _math_verify() -> tuple[Any, Any]:
     try:
         import math_verify
     except ImportError:
-        raise UserError('the verifier \'math\' needs the package math-verify: pip install "qwen3-jax[eval]".') from None
+        raise UserError("the verifier 'math' needs the package math-verify: pip install \"qwen3-jax[eval]\".") from None
     import logging
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time limits are off

@@ -81,11 +81,11 @@ def verify_json(answer: str, reference: Any, settings: JsonSettings) -> Verdict:
         value = json.loads(blocks[0] if blocks else answer.strip(), parse_constant=_refuse, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         return unparsable(f"the answer is no JSON: {error}"[:300])
-    error = None if validator is None else min(_errors(validator, value), key=lambda error: len(error.path), default=None)
-    if error is None:
+    failure = None if validator is None else min(_errors(validator, value), key=lambda one: len(one.path), default=None)
+    if failure is None:
         return right("the answer is JSON" + ("" if validator is None else " of the schema"))
-    place = "".join(f"[{part!r}]" for part in error.absolute_path) or "the top"
-    return wrong(f"at {place}: {error.message}"[:300])
+    place = "".join(f"[{part!r}]" for part in failure.absolute_path) or "the top"
+    return wrong(f"at {place}: {failure.message}"[:300])
 
 
 def _validator(schema: Any, settings: JsonSettings) -> Any:
@@ -97,7 +97,7 @@ def _validator(schema: Any, settings: JsonSettings) -> Any:
         import jsonschema
         import referencing
     except ImportError:
-        raise UserError('the verifier \'json\' needs the package jsonschema: pip install "qwen3-jax[eval]".') from None
+        raise UserError("the verifier 'json' needs the package jsonschema: pip install \"qwen3-jax[eval]\".") from None
     kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     try:
         kind.check_schema(schema)

@@ -116,7 +116,9 @@ def verify_number(answer: str, reference: Any, settings: NumberSettings) -> Verd
 
 def _numbers(text: str, percent: bool) -> list[tuple[str, Fraction]]:
     """The numbers of a text as they are written, and their values."""
-    text = unicodedata.normalize("NFKC", text.replace("−", "-").replace("\\%", "%").replace("\\$", "$").replace("{,}", ","))
+    text = unicodedata.normalize(
+        "NFKC", text.replace("−", "-").replace("\\%", "%").replace("\\$", "$").replace("{,}", ",")
+    )
     numbers = []
     for match in _NUMBER.finditer(text):
         written = match[0]
@@ -165,7 +167,9 @@ def verify_choice(answer: str, reference: Any, settings: ChoiceSettings) -> Verd
     letter = _choice(unicodedata.normalize("NFKC", answer), letters)
     if letter is None:
         return unparsable("the answer chooses no letter")
-    return right(f"the answer chooses {letter}") if letter == expected else wrong(f"it chooses {letter}, not {expected}")
+    return (
+        right(f"the answer chooses {letter}") if letter == expected else wrong(f"it chooses {letter}, not {expected}")
+    )
 
 
 def _choice(text: str, letters: str) -> str | None:

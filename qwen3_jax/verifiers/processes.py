@@ -65,7 +65,7 @@ class _Worker:
             self._process.stdin.flush()
         except BrokenPipeError:
             raise Crashed("it was gone") from None
-        lines = []
+        lines: list[bytes] = []
         while not lines:
             if not select.select([self._process.stdout], [], [], seconds)[0]:
                 raise Crashed("it did not answer")

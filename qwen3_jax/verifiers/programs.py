@@ -55,8 +55,8 @@ def verify_code(answer: str, reference: Any, settings: CodeSettings) -> Verdict:
 
     Args:
         reference: an object with either
-            `tests`: a list of {"input": ..., "output": ...}, texts; outputs are compared line by line, without space at the ends
-            of lines; or
+            `tests`: a list of {"input": ..., "output": ...}, texts; outputs are compared line by line, without space at the
+            ends of lines; or
             `assertions`: a list of Python texts, or one text; with them `setup` (source that runs before), `entry_point` (the
             function that a `check(candidate)` among them is called with) and `prompt` (source that goes before the program, as
             the beginning of a function that the answer continues).
@@ -124,7 +124,9 @@ def _close(line: str, want: str, tolerance: float) -> bool:
 
 
 def _number(text: str) -> Fraction | None:
-    return Fraction(text) if re.fullmatch(r"[+-]?(\d{1,400}\.?\d{0,400}|\.\d{1,400})([eE][+-]?\d{1,3})?", text) else None
+    return (
+        Fraction(text) if re.fullmatch(r"[+-]?(\d{1,400}\.?\d{0,400}|\.\d{1,400})([eE][+-]?\d{1,3})?", text) else None
+    )
 
 
 def _by_assertions(program: str, reference: Mapping[str, Any], settings: CodeSettings) -> Verdict:

@@ -136,7 +136,7 @@ def verify_all(
     """Judge many (answer, reference) pairs, several at a time; the verdicts in order. Raises as `verify`."""
     chosen = settings_of(name, settings)
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda pair: verify(name, *pair, chosen, in_thinking=in_thinking), pairs))
+        return list(pool.map(lambda pair: verify(name, pair[0], pair[1], chosen, in_thinking=in_thinking), pairs))
 
 
 def find(name: str) -> Verifier:

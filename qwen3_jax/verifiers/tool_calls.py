@@ -1,7 +1,7 @@
 """Tool calls against a reference.
 
-    verify("tool_calls", answer, [{"name": "weather", "arguments": {"city": "Paris"}}])
-    verify("tool_calls", answer, [{"name": "weather", "allowed": {"city": ["Paris", "paris"], "unit": ["C", ""]}}])
+verify("tool_calls", answer, [{"name": "weather", "arguments": {"city": "Paris"}}])
+verify("tool_calls", answer, [{"name": "weather", "allowed": {"city": ["Paris", "paris"], "unit": ["C", ""]}}])
 """
 
 from collections.abc import Mapping
@@ -28,8 +28,8 @@ class ToolCallSettings:
 def verify_tool_calls(answer: str, reference: Any, settings: ToolCallSettings) -> Verdict:
     """Whether the answer makes the calls of the reference and no others. The score is the share of calls that fit.
 
-    Calls are read as the server reads them (`qwen3_jax.text.parse`): Hermes' JSON and Qwen3-Coder's XML. Numbers are equal by value
-    (5 and 5.0), not to texts or booleans.
+    Calls are read as the server reads them (`qwen3_jax.text.parse`): Hermes' JSON and Qwen3-Coder's XML. Numbers are equal by
+    value (5 and 5.0), not to texts or booleans.
 
     Args:
         reference: a list of calls; the empty list: no call must be made. Each has `name` and either `arguments`, which must be
@@ -68,7 +68,9 @@ def _calls(reference: Any) -> list[Mapping[str, Any]]:
         if ("arguments" in call) == ("allowed" in call):
             raise BadReference(f"the call of {call['name']} needs either arguments or allowed")
         values = call.get("arguments", call.get("allowed"))
-        if not isinstance(values, Mapping) or ("allowed" in call and not all(isinstance(v, list) for v in values.values())):
+        if not isinstance(values, Mapping) or (
+            "allowed" in call and not all(isinstance(v, list) for v in values.values())
+        ):
             raise BadReference(f"the call of {call['name']}: arguments are an object, allowed an object of lists")
     return reference
 
