@@ -94,7 +94,8 @@ def _bubblewrap(file_mb: int) -> list[str]:
     """bwrap(1) with the same view of the machine that launch.py builds."""
     files = visible_files()
     arguments = [
-        shutil.which("bwrap") or "bwrap", "--unshare-all", "--unshare-user", "--uid", "65534", "--gid", "65534", "--die-with-parent", "--new-session",
+        shutil.which("bwrap") or "bwrap",
+        "--unshare-all", "--unshare-user", "--uid", "65534", "--gid", "65534", "--die-with-parent", "--new-session",
         "--clearenv", "--cap-drop", "ALL", "--hostname", "sandbox",
     ]  # fmt: skip
     for path in files["visible"]:

@@ -69,7 +69,6 @@ def _enter_namespaces(plan):
         except OSError as error:
             _report(plan, {"failed": str(error)})
         os._exit(1)
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(first, signal.SIGKILL))
     os.close(plan["report"])
     for descriptor in (0, 1, 2, *plan["keep"]):
         os.close(descriptor)  # their end says that the program has ended
@@ -157,7 +156,7 @@ def _supervise(plan):
     os.chdir(plan["box"])
     for name, text in plan["files"].items():
         Path(name).write_text(text, encoding="utf-8", errors="surrogatepass")
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     failure, tell = os.pipe()  # the second is closed by exec
     program = os.fork()
     if program == 0:
@@ -178,8 +177,8 @@ def _supervise(plan):
     _report(
         plan, {"status": status, "limit": limit, "cpu": usage.ru_utime + usage.ru_stime, "memory_kb": usage.ru_maxrss}
     )
-    if plan["isolation"] == "none":
-        _end_descendants()
+    if plan["isolation"] != "namespaces":  # there the kernel does
+        _end_the_rest(plan)
     os._exit(0)
 
 
@@ -228,9 +227,7 @@ def _watch(program, plan):
     """Wait for the program; returns its wait status, and the name of the limit that it was killed for or None."""
     limit = None
     while True:
-        received = signal.sigtimedwait({signal.SIGCHLD, signal.SIGTERM}, INTERVAL)
-        if received is not None and received.si_signo == signal.SIGTERM:
-            limit = limit or "stopped"
+        signal.sigtimedwait({signal.SIGCHLD}, INTERVAL)
         with contextlib.suppress(ChildProcessError):
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -238,9 +235,9 @@ def _watch(program, plan):
                     return status, limit
                 if pid == 0:
                     break
-        exceeded = limit or _exceeded(plan)
-        if exceeded:
-            limit = exceeded
+        stopped = select.select([plan["control"]], [], [], 0)[0]  # its other end is closed, or its owner has ended
+        limit = limit or ("stopped" if stopped else _exceeded(plan))
+        if limit:
             _kill_all(plan)
 
 
@@ -249,7 +246,8 @@ def _exceeded(plan):
     pages, tasks = 0, 0
     for pid in _others(plan):
         with contextlib.suppress(OSError, ValueError):
-            pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+            resident, shared = Path(f"/proc/{pid}/statm").read_text().split()[1:3]
+            pages += int(resident) - int(shared)
             tasks += len(os.listdir(f"/proc/{pid}/task"))
     if pages * resource.getpagesize() > plan["limits"]["memory_mb"] << 20:
         return "memory"
@@ -286,12 +284,10 @@ def _descendants():
     return reached
 
 
-def _end_descendants():
+def _end_the_rest(plan):
     """Kill what the program left. Orphans become children of this process (PR_SET_CHILD_SUBREAPER), however they detached."""
-    while pids := _descendants():
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+    while _others(plan):
+        _kill_all(plan)
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, 0):
                 pass

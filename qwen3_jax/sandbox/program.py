@@ -53,24 +53,29 @@ class Program:
         self._limits = limits or Limits()
         self._began = time.monotonic()
         self._stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._control: int | None
         self._folder = tempfile.mkdtemp(prefix="sandbox-") if isolation.kind == "none" else None
         reading, writing = os.pipe()
+        control, self._control = os.pipe()  # its end asks for the program's
         self._report = os.fdopen(reading, "rb", buffering=0)
-        opened = [writing]
+        opened = [writing, control]
         try:
-            plan = self._plan(isolation, {**(files or {}), _MAIN: program}, writing, pipes)
+            plan = self._plan(isolation, {**(files or {}), _MAIN: program}, pipes)
+            plan |= {"report": writing, "control": control}
             opened += [_memory_file(json.dumps(plan).encode()), _memory_file(stdin.encode("utf-8", "surrogatepass"))]
-            arguments = command(isolation.kind, opened[1], self._limits.file_mb)
-            self._process = start(arguments, opened[2], [writing, opened[1], *pipes])
+            arguments = command(isolation.kind, opened[2], self._limits.file_mb)
+            self._process = start(arguments, opened[3], [*opened[:3], *pipes])
         except OSError as error:
             self._report.close()
+            os.close(self._control)
             self._remove_folder()
             raise SandboxFailed(f"the sandbox could not be started: {error}") from None
         finally:
             for descriptor in opened:
                 os.close(descriptor)
 
-    def _plan(self, isolation: Isolation, files: dict[str, str], report: int, pipes: Sequence[int]) -> dict[str, Any]:
+    def _plan(self, isolation: Isolation, files: dict[str, str], pipes: Sequence[int]) -> dict[str, Any]:
         limits = asdict(self._limits)
         limits["cpu_seconds"] = self._limits.cpu_seconds or max(1, -int(-self._limits.seconds // 1))
         code = filter_program() if isolation.seccomp else None
@@ -80,7 +85,6 @@ class Program:
             "isolation": isolation.kind,
             "as_root": os.geteuid() == 0,
             "parent": os.getpid(),
-            "report": report,
             "keep": list(pipes),
             "box": box,
             "files": files,
@@ -94,7 +98,13 @@ class Program:
     def stop(self) -> None:
         """End the program, from any thread."""
         self._stopped.set()
-        self._process.send_signal(signal.SIGTERM)
+        self._ask_to_end()
+
+    def _ask_to_end(self) -> None:
+        with self._lock:
+            if self._control is not None:
+                os.close(self._control)
+                self._control = None
 
     def wait(self) -> Outcome:
         """Wait for the end of the program and of all that it started.
@@ -161,7 +171,7 @@ class Program:
                     if ended is not None:  # killed, and still not ended
                         break
                     ended, deadline = "time", time.monotonic() + _GRACE
-                    self._process.send_signal(signal.SIGTERM)
+                    self._ask_to_end()
                 for key, _ in ready:
                     data = os.read(key.fd, 65536)
                     if not data:
@@ -170,10 +180,11 @@ class Program:
                         texts[key.data] += data
                     if key.data != "report" and len(texts[key.data]) > most and ended is None:
                         ended, deadline = "output", time.monotonic() + _GRACE
-                        self._process.send_signal(signal.SIGTERM)
+                        self._ask_to_end()
         return ended
 
     def _end(self) -> None:
+        self._ask_to_end()
         try:
             self._process.wait(_GRACE)
         except subprocess.TimeoutExpired:
@@ -212,6 +223,8 @@ def _last_report(data: bytearray) -> dict[str, Any]:
                 "started": bool,
             }
             if isinstance(report, dict) and all(isinstance(value, known[key]) for key, value in report.items()):
+                if report.get("limit") not in (None, "memory", "processes", "stopped"):
+                    continue
                 if "status" in report:
                     os.waitstatus_to_exitcode(report["status"])
                 return {"limit": None, "cpu": 0.0, **report}
