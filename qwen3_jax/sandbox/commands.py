@@ -85,8 +85,9 @@ def command(kind: Kind, plan_file: int, file_mb: int) -> list[str]:
         plan_file: the descriptor of its plan, which it inherits.
         file_mb: size of the working folder in MiB.
     """
-    launcher = str(LAUNCHER) if kind != "bubblewrap" else _LAUNCHER_INSIDE
-    launch = [python(), "-I", "-S", launcher, str(plan_file)]
+    folder = "/" if kind == "bubblewrap" else str(LAUNCHER.parent)
+    code = f"import sys; sys.path.append({folder!r}); import launch; launch.main()"  # imported, it is compiled once
+    launch = [python(), "-I", "-S", "-c", code, str(plan_file)]
     return launch if kind != "bubblewrap" else [*_bubblewrap(file_mb), "--", *launch]
 
 

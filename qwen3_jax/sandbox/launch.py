@@ -1,21 +1,20 @@
 """The process that isolates one program and watches it. It runs by itself, with the standard library alone:
 
-    python -I -S launch.py FD        FD: a file that holds the plan, a JSON object; see `plan` in run.py
+    python -I -S -c "...; launch.main()" FD        FD: a file that holds the plan, marshalled; see program.py
+
+It imports little: its start is most of what a short program costs.
 
 With namespaces it is three processes: this one, outside; the first of the new process namespace, which builds the file system,
 watches memory and processes, and reports; and the program. The end of the first ends every process of its namespace (kernel).
 """
 
-import contextlib
 import ctypes
-import json
+import marshal
 import os
 import resource
 import select
 import signal
-import socket
 import sys
-from pathlib import Path
 
 NOBODY = 65534
 BOX = "/box"
@@ -39,8 +38,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main():
-    with os.fdopen(int(sys.argv[1]), encoding="utf-8") as file:
-        plan = json.load(file)
+    with open(int(sys.argv[1]), "rb") as file:
+        plan = marshal.load(file)
     _die_with_parent()
     if os.getppid() != plan["parent"] and plan["isolation"] != "bubblewrap":
         os._exit(1)
@@ -50,7 +49,7 @@ def main():
         else:
             _supervise(plan)
     except OSError as error:
-        _report(plan, {"failed": str(error)})
+        _report(plan, failed=str(error))
         os._exit(1)
 
 
@@ -67,7 +66,7 @@ def _enter_namespaces(plan):
             _build_root(plan)
             _supervise(plan)
         except OSError as error:
-            _report(plan, {"failed": str(error)})
+            _report(plan, failed=str(error))
         os._exit(1)
     os.close(plan["report"])
     for descriptor in (0, 1, 2, *plan["keep"]):
@@ -81,16 +80,16 @@ def _new_user_namespace(as_root):
     user, group, main = os.getuid(), os.getgid(), os.getpid()
     if not as_root:
         _call(_libc.unshare, _CLONE_NEW)
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"{NOBODY} {user} 1")
-        Path("/proc/self/gid_map").write_text(f"{NOBODY} {group} 1")
+        _write("/proc/self/setgroups", "deny")
+        _write("/proc/self/uid_map", f"{NOBODY} {user} 1")
+        _write("/proc/self/gid_map", f"{NOBODY} {group} 1")
         return
     ready, go = os.pipe()
     helper = os.fork()
     if helper == 0:  # maps of several users are written from outside
         os.read(ready, 1)
         for name in ("uid_map", "gid_map"):
-            Path(f"/proc/{main}/{name}").write_text(f"0 0 1\n{NOBODY} {NOBODY} 1\n")
+            _write(f"/proc/{main}/{name}", f"0 0 1\n{NOBODY} {NOBODY} 1\n")
         os._exit(0)
     _call(_libc.unshare, _CLONE_NEW)
     os.write(go, b".")
@@ -122,15 +121,17 @@ def _build_root(plan):
         if os.path.isdir(folder):
             _mount("tmpfs", folder, "tmpfs", flags | _MS_RDONLY, "size=4k,mode=755")
     os.mkdir("/proc")
-    with contextlib.suppress(PermissionError):  # a container that hides parts of its own /proc
+    try:
         _mount("proc", "/proc", "proc", flags | _MS_NOEXEC)
+    except PermissionError:
+        os.chmod("/proc", 0o555)  # stays empty, in a container that hides parts of its own /proc
     os.mkdir(BOX)
     _mount("tmpfs", BOX, "tmpfs", flags, f"size={plan['limits']['file_mb']}m,nr_inodes=4096,mode=700")
     os.symlink(BOX, "/tmp")
     _call(_libc.umount2, b"/old", 2)  # MNT_DETACH
     os.rmdir("/old")
     _mount(None, "/", None, flags | _MS_REMOUNT | _MS_BIND | _MS_RDONLY)
-    socket.sethostname("sandbox")
+    _call(_libc.sethostname, b"sandbox", ctypes.c_size_t(7))
     os.chown(BOX, NOBODY, NOBODY)
 
 
@@ -155,7 +156,7 @@ def _supervise(plan):
     os.umask(0o022)
     os.chdir(plan["box"])
     for name, text in plan["files"].items():
-        Path(name).write_text(text, encoding="utf-8", errors="surrogatepass")
+        _write(name, text)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     failure, tell = os.pipe()  # the second is closed by exec
     program = os.fork()
@@ -171,12 +172,11 @@ def _supervise(plan):
     failed = os.read(failure, 1000).decode()
     if failed:
         raise OSError(failed)
-    _report(plan, {"started": True})
+    _report(plan, started=True)
     status, limit = _watch(program, plan)
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    _report(
-        plan, {"status": status, "limit": limit, "cpu": usage.ru_utime + usage.ru_stime, "memory_kb": usage.ru_maxrss}
-    )
+    cpu = usage.ru_utime + usage.ru_stime
+    _report(plan, status=status, limit=limit, cpu=cpu, memory_kb=usage.ru_maxrss)
     if plan["isolation"] != "namespaces":  # there the kernel does
         _end_the_rest(plan)
     os._exit(0)
@@ -197,7 +197,7 @@ def _become_program(plan, tell):
     _set_limits(plan)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     if plan["filter"] is not None:
-        _install_filter(bytes.fromhex(plan["filter"]))
+        _install_filter(plan["filter"])
     os.execve(plan["command"][0], plan["command"], plan["environment"])
 
 
@@ -228,13 +228,14 @@ def _watch(program, plan):
     limit = None
     while True:
         signal.sigtimedwait({signal.SIGCHLD}, INTERVAL)
-        with contextlib.suppress(ChildProcessError):
-            while True:
+        pid = -1
+        while pid:
+            try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
-                if pid == program:
-                    return status, limit
-                if pid == 0:
-                    break
+            except ChildProcessError:
+                break
+            if pid == program:
+                return status, limit
         stopped = select.select([plan["control"]], [], [], 0)[0]  # its other end is closed, or its owner has ended
         limit = limit or ("stopped" if stopped else _exceeded(plan))
         if limit:
@@ -245,10 +246,12 @@ def _exceeded(plan):
     """The name of a limit that all processes together exceed, or None. No answer where /proc is not there."""
     pages, tasks = 0, 0
     for pid in _others(plan):
-        with contextlib.suppress(OSError, ValueError):
-            resident, shared = Path(f"/proc/{pid}/statm").read_text().split()[1:3]
+        try:
+            resident, shared = _read(f"/proc/{pid}/statm").split()[1:3]
             pages += int(resident) - int(shared)
             tasks += len(os.listdir(f"/proc/{pid}/task"))
+        except (OSError, ValueError):
+            continue  # it has ended
     if pages * resource.getpagesize() > plan["limits"]["memory_mb"] << 20:
         return "memory"
     return "processes" if tasks > plan["limits"]["processes"] else None
@@ -256,8 +259,10 @@ def _exceeded(plan):
 
 def _kill_all(plan):
     for pid in _others(plan):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
+        try:
             os.kill(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            continue
 
 
 def _others(plan):
@@ -271,11 +276,12 @@ def _others(plan):
 
 def _descendants():
     children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                fields = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
-                children.setdefault(int(fields[1]), []).append(int(name))
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            parent = int(_read(f"/proc/{name}/stat").rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            continue
+        children.setdefault(parent, []).append(int(name))
     reached, waiting = [], [os.getpid()]
     while waiting:
         below = children.get(waiting.pop(), [])
@@ -288,9 +294,11 @@ def _end_the_rest(plan):
     """Kill what the program left. Orphans become children of this process (PR_SET_CHILD_SUBREAPER), however they detached."""
     while _others(plan):
         _kill_all(plan)
-        with contextlib.suppress(ChildProcessError):
+        try:
             while os.waitpid(-1, 0):
                 pass
+        except ChildProcessError:
+            pass
 
 
 def _install_filter(code):
@@ -304,8 +312,26 @@ def _die_with_parent():
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _report(plan, fields):
-    os.write(plan["report"], json.dumps(fields).encode() + b"\n")
+def _report(plan, **fields):
+    """One line of JSON, without the module: its import costs more than all the rest here."""
+    texts = []
+    for name, value in fields.items():
+        if isinstance(value, str):
+            plain = "".join(char if " " <= char <= "~" and char not in '\\"' else "?" for char in value)
+            texts.append(f'"{name}": "{plain}"')
+        else:
+            texts.append(f'"{name}": {"null" if value is None else "true" if value is True else value}')
+    os.write(plan["report"], ("{" + ", ".join(texts) + "}\n").encode())
+
+
+def _read(path):
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read()
+
+
+def _write(path, text):
+    with open(path, "w", encoding="utf-8", errors="surrogatepass") as file:
+        file.write(text)
 
 
 def _mount(source, target, kind, flags, options=None):
@@ -324,7 +350,3 @@ def _call(function, *arguments):
         number = ctypes.get_errno()
         name = getattr(function, "__name__", "system call")
         raise OSError(number, f"{name}{arguments[:3]}: {os.strerror(number)}")
-
-
-if __name__ == "__main__":
-    main()

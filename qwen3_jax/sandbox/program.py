@@ -4,6 +4,7 @@ Invariant: when `wait` returns, no process of the program is left, however it en
 """
 
 import json
+import marshal
 import os
 import selectors
 import shutil
@@ -63,7 +64,7 @@ class Program:
         try:
             plan = self._plan(isolation, {**(files or {}), _MAIN: program}, pipes)
             plan |= {"report": writing, "control": control}
-            opened += [_memory_file(json.dumps(plan).encode()), _memory_file(stdin.encode("utf-8", "surrogatepass"))]
+            opened += [_memory_file(marshal.dumps(plan)), _memory_file(stdin.encode("utf-8", "surrogatepass"))]
             arguments = command(isolation.kind, opened[2], self._limits.file_mb)
             self._process = start(arguments, opened[3], [*opened[:3], *pipes])
         except OSError as error:
@@ -91,7 +92,7 @@ class Program:
             "command": [python(), "-s", "-B", _MAIN, *map(str, pipes)],
             "environment": environment,
             "limits": limits,
-            "filter": code.hex() if code is not None else None,
+            "filter": code,
             **visible_files(),
         }
 
