@@ -123,7 +123,8 @@ def _letter_frequency(text: str, letter: str, let_frequency: int, let_relation: 
 
 
 def _response_language(text: str, language: str) -> bool:
-    return _language(text) in (language, None)
+    found = _language(text)
+    return found is None or language in (found, found.split("-")[0])  # "zh-cn" is also "zh"
 
 
 def _number_sentences(text: str, num_sentences: int, relation: str) -> bool:
