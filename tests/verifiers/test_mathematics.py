@@ -28,7 +28,7 @@ def own_verdicts(pairs):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("number", [60, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [40, pytest.param(500, marks=pytest.mark.slow)])
 def test_verdicts_are_math_verifys_own(number):
     pairs = math_peer.pairs(number, seed=number)
     verdicts = verify_all("math", pairs, {"seconds": 20.0})
@@ -38,17 +38,18 @@ def test_verdicts_are_math_verifys_own(number):
     assert min(counts["right"], counts["wrong"], counts["unparsable"]) > number / 15, counts
 
 
-@pytest.mark.parametrize("number", [20, pytest.param(200, marks=pytest.mark.slow)])
-def test_hostile_answers_neither_hang_nor_fail_the_pool(number):
+@pytest.mark.parametrize(("number", "seconds"), [(10, 0.4), pytest.param(200, 1.0, marks=pytest.mark.slow)])
+def test_hostile_answers_neither_hang_nor_fail_the_pool(number, seconds):
     pairs = math_peer.hostile(number)
-    seconds = 1.0
+    assert verify("math", "$2$", "$2$").status == "right"  # the pool is there
     began = time.monotonic()
     verdicts = verify_all("math", pairs, {"seconds": seconds})
-    assert time.monotonic() - began < number * (seconds + 2)
+    assert time.monotonic() - began < number * (seconds + 1) + 10
+    print(Counter(verdict.status for verdict in verdicts), f"{time.monotonic() - began:.0f} s")
     assert {verdict.status for verdict in verdicts} <= {"wrong", "unparsable", "timed_out", "error"}
     for verdict in verdicts:
         if verdict.status == "timed_out":
-            assert verdict.reason.startswith("no verdict within 1 s, while ")
+            assert verdict.reason.startswith(f"no verdict within {seconds:g} s, while ")
         if verdict.status == "error":
             assert verdict.reason.startswith("the verifier's process ended"), verdict
     assert verify("math", "$2$", "$2$").status == "right"  # the pool goes on
