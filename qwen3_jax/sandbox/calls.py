@@ -14,12 +14,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwen3_jax.errors import UserError
 from qwen3_jax.sandbox.commands import Isolation
 from qwen3_jax.sandbox.isolation import find_isolation
 from qwen3_jax.sandbox.limits import Limits, Outcome
-from qwen3_jax.sandbox.program import Program, SandboxFailed
+from qwen3_jax.sandbox.program import Program
 
 _FOLDER = Path(__file__).parent
+
+
+class CannotTest(UserError):
+    """A test can't be run over two processes; says what it does."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,9 @@ def check_calls(
         isolation: see `find_isolation`.
 
     Raises:
-        UserError: this machine gives no isolation, or an assertion can't be run over two processes: it gives the program a
-            function or an object of its own.
+        UserError: this machine gives no isolation.
+        CannotTest: an assertion gives the program a function or an object of its own.
+        SandboxFailed: a sandbox did not start.
     """
     found = find_isolation(isolation)
     files = {name: (_FOLDER / name).read_text(encoding="utf-8") for name in ("values.py", "candidate.py", "checker.py")}
@@ -117,7 +123,7 @@ def _checked(verdict: Outcome, program: Outcome) -> Checked:
         return Checked((), f"the tests did not end: {why.reason}", program)
     said = json.loads(verdict.stdout)
     if not said["can"]:
-        raise SandboxFailed(said["reason"])
+        raise CannotTest(said["reason"])
     reason = said["reason"]
     if reason is not None and not said["passed"] and program.ended != "stopped":
         reason = f"{reason}: {program.reason}"

@@ -15,7 +15,8 @@ from values import decode, encode
 
 DO: dict[str, Callable] = {
     "call": lambda function, *args, **kwargs: function(*args, **kwargs),
-    "getattr": getattr, "setattr": setattr, "list": list, "len": len, "getitem": operator.getitem, "setitem": operator.setitem,
+    "getattr": getattr, "setattr": setattr, "iter": iter,
+    "next": next, "len": len, "getitem": operator.getitem, "setitem": operator.setitem,
     "str": str, "repr": repr, "bool": bool, "eq": operator.eq, "lt": operator.lt,
     "le": operator.le, "gt": operator.gt, "ge": operator.ge, "float": float, "int": int,
 }  # fmt: skip

@@ -8,6 +8,7 @@ import builtins
 import json
 import os
 import sys
+import types
 from typing import Any
 
 from values import Far, decode, encode
@@ -44,13 +45,22 @@ class Distant(Far):
         ask("setattr", self, name, value)
 
     def __iter__(self):
-        return iter(ask("list", self))
+        iterator = ask("iter", self)
+        while True:
+            try:
+                item = ask("next", iterator)
+            except StopIteration:
+                return
+            yield item
+
+    def __next__(self):
+        return ask("next", self)
 
     def __eq__(self, other):  # an object that says it equals everything equals nothing that was written here
         return isinstance(other, Far) and (self.far_number == other.far_number or ask("eq", self, other) is True)
 
     def __contains__(self, item):
-        return item in list(self)
+        return any(item == other for other in self)
 
     def __bool__(self):
         return ask("bool", self) is True
@@ -147,7 +157,7 @@ def check(plan):
     for text in plan["assertions"]:
         try:
             exec(compile(text, "assertion", "exec"), space)
-            if entry is not None and callable(space.get("check")):
+            if entry is not None and isinstance(space.get("check"), types.FunctionType):
                 space.pop("check")(space[entry])
             passed.append(True)
         except (Ended, CannotSend):

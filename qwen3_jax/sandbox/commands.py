@@ -26,13 +26,17 @@ class Isolation:
     Attributes:
         kind: "bubblewrap", "namespaces" (the kernel's, without a helper) or "none".
         seccomp: whether system calls are filtered.
+        counts: whether memory and processes of all that a program starts are counted together; not where a container hides
+            parts of its /proc. Then the kernel's limits for each process are left.
     """
 
     kind: Kind
     seccomp: bool
+    counts: bool = True
 
     def __str__(self) -> str:
         filtered = "seccomp filter" if self.seccomp else "no seccomp filter"
+        filtered += "" if self.counts else ", memory limited for each process alone"
         if self.kind == "none":
             return f"no isolation: the program sees files and network as its user does; limits, {filtered}"
         by = "bubblewrap" if self.kind == "bubblewrap" else "the kernel"

@@ -4,7 +4,6 @@ find_isolation()                # the strongest that works here, found by runnin
 find_isolation("none")          # limits and an own session alone; only where it is asked for by name
 """
 
-import functools
 import os
 import shutil
 import sys
@@ -13,6 +12,8 @@ from qwen3_jax.errors import UserError, nearest
 from qwen3_jax.sandbox.commands import KINDS, Isolation, Kind
 from qwen3_jax.sandbox.program import Program, SandboxFailed
 from qwen3_jax.sandbox.seccomp import filter_program
+
+_WORKING: dict[Kind, Isolation] = {}
 
 
 def find_isolation(wanted: str = "auto") -> Isolation:
@@ -33,30 +34,29 @@ def find_isolation(wanted: str = "auto") -> Isolation:
         )
     failures = []
     for kind in kinds:
-        failure = _failure(kind)
-        if failure is None:
-            return Isolation(kind, _has_filter())
-        failures.append(f"{kind}: {failure}")
+        found = _try(kind)
+        if isinstance(found, Isolation):
+            return found
+        failures.append(f"{kind}: {found}")
     raise UserError(
         f"programs that models write can't be isolated on this machine ({'; '.join(failures)}); allow user namespaces "
         'or install bubblewrap; isolation="none" runs them with limits alone.'
     )
 
 
-@functools.cache
-def _failure(kind: Kind) -> str | None:
-    """Why this kind does not work here, found by running a program in it; None if it does."""
-    if not sys.platform.startswith("linux"):
-        return "it needs Linux"
-    if kind == "bubblewrap" and shutil.which("bwrap") is None:
-        return "it is not installed"
-    try:
-        outcome = Program("print('ok')", Isolation(kind, _has_filter())).wait()
-    except SandboxFailed as error:
-        return str(error)
-    return None if outcome.stdout == "ok\n" else f"a first program failed: {outcome.reason}"
-
-
-@functools.cache
-def _has_filter() -> bool:
-    return filter_program() is not None
+def _try(kind: Kind) -> Isolation | str:
+    """This kind, found to work by running a program in it; or why it does not."""
+    if kind not in _WORKING:
+        if not sys.platform.startswith("linux"):
+            return "it needs Linux"
+        if kind == "bubblewrap" and shutil.which("bwrap") is None:
+            return "it is not installed"
+        filtered = filter_program() is not None
+        try:
+            outcome = Program("import os\nprint('ok', os.path.exists('/proc/self'))", Isolation(kind, filtered)).wait()
+        except SandboxFailed as error:
+            return str(error)
+        if outcome.stdout not in ("ok True\n", "ok False\n"):
+            return f"a first program failed: {outcome.reason}"
+        _WORKING[kind] = Isolation(kind, filtered, outcome.stdout == "ok True\n")
+    return _WORKING[kind]

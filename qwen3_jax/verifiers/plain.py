@@ -144,7 +144,12 @@ class ChoiceSettings:
     letters: str = "ABCD"
 
     def __post_init__(self) -> None:
-        if not self.letters.isalpha() or not self.letters.isupper() or len(set(self.letters)) != len(self.letters):
+        if (
+            not isinstance(self.letters, str)
+            or not self.letters.isalpha()
+            or not self.letters.isupper()
+            or len(set(self.letters)) != len(self.letters)
+        ):
             raise UserError(f"settings of 'choice': letters is {self.letters!r}; it must be different capital letters.")
 
 

@@ -134,6 +134,15 @@ _pool: Pool | None = None
 _lock = threading.Lock()
 
 
+def _forget_pool() -> None:
+    """In a fork of this process, whose workers are the other's."""
+    global _pool, _lock
+    _pool, _lock = None, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_pool)
+
+
 def call_in_process(function: str, arguments: dict[str, Any], seconds: float) -> dict[str, Any]:
     """The fields of the verdict of a verifier's function, which is called in another process.
 

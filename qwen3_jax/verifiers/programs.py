@@ -14,7 +14,7 @@ from typing import Any
 
 from qwen3_jax.bounds import at_least, check_bounds
 from qwen3_jax.errors import UserError
-from qwen3_jax.sandbox import Checked, Limits, Outcome, check_calls, run
+from qwen3_jax.sandbox import CannotTest, Checked, Limits, Outcome, SandboxFailed, check_calls, run
 from qwen3_jax.verifiers.verdict import BadReference, Verdict, graded, unparsable
 
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
@@ -66,9 +66,14 @@ def verify_code(answer: str, reference: Any, settings: CodeSettings) -> Verdict:
     program = program_of(answer)
     if not program.strip():
         return unparsable("the answer holds no program")
-    if "assertions" in reference:
-        return _by_assertions(program, reference, settings)
-    return _by_output(program, reference["tests"], settings)
+    try:
+        if "assertions" in reference:
+            return _by_assertions(program, reference, settings)
+        return _by_output(program, reference["tests"], settings)
+    except CannotTest as error:
+        raise BadReference(str(error)) from None
+    except SandboxFailed as error:
+        return Verdict(0.0, "error", f"the sandbox failed: {error}")
 
 
 def program_of(answer: str) -> str:

@@ -14,6 +14,7 @@ A verifier is a function of (answer, reference, settings) whose third parameter 
 
 import dataclasses
 import importlib
+import os
 import threading
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -131,11 +132,14 @@ def verify_all(
     settings: Any = None,
     *,
     in_thinking: bool = False,
-    threads: int = 2,
+    threads: int | None = None,
 ) -> list[Verdict]:
-    """Judge many (answer, reference) pairs, several at a time; the verdicts in order. Raises as `verify`."""
+    """Judge many (answer, reference) pairs, `threads` at a time (None: one for each core, up to 8); the verdicts in order.
+
+    Raises as `verify`.
+    """
     chosen = settings_of(name, settings)
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 8)) as pool:
         return list(pool.map(lambda pair: verify(name, pair[0], pair[1], chosen, in_thinking=in_thinking), pairs))
 
 
@@ -174,7 +178,10 @@ def settings_of(name: str, settings: Any = None) -> Any:
                 f"the verifier {name!r} has no setting {field!r}; it has {', '.join(known)}.{nearest(str(field), known)}"
             )
     check_types(kind, fields, f"settings of {name!r}:")
-    return kind(**fields)
+    try:
+        return kind(**fields)
+    except TypeError as error:  # a field without a default
+        raise UserError(f"settings of {name!r}: {error}.") from None
 
 
 def _verify_in_process(function: Function, answer: str, reference: Any, settings: Any) -> Verdict:

@@ -34,10 +34,14 @@ def verify_tool_calls(answer: str, reference: Any, settings: ToolCallSettings) -
     Args:
         reference: a list of calls; the empty list: no call must be made. Each has `name` and either `arguments`, which must be
             equal, or `allowed`: for each argument the list of its right values, where "" says that it may be left out (the form
-            of the Berkeley Function Calling Leaderboard).
+            of the Berkeley Function Calling Leaderboard). Or an object of such `calls` and the `tools` in OpenAI's form, which
+            give the arguments of XML calls their types.
     """
+    tools: Any = True
+    if isinstance(reference, Mapping) and reference.keys() == {"calls", "tools"}:
+        reference, tools = reference["calls"], reference["tools"]
     expected = _calls(reference)
-    parsed = parse(answer, tools=True)
+    parsed = parse(answer, tools=tools)
     found = [(call.name, call.arguments_dict()) for call in parsed.tool_calls]
     if not expected:
         return right("no call is made") if not found else wrong(f"{found[0][0]} is called, where no call is right")

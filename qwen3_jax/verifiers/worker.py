@@ -19,7 +19,7 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.verifiers import steps
 
 CALLS = 500  # of one child; caches and leaks end with it
-MEMORY = 4 << 30  # bytes of a child's address space
+MEMORY = 2 << 30  # bytes of a child's address space
 
 
 class _Child:
@@ -50,7 +50,11 @@ class _Child:
         except BrokenPipeError:
             return {"crashed": self._end()}
         while True:
-            if not select.select([self._replies], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            ready = select.select([self._replies, 0], [], [], max(0.0, deadline - time.monotonic()))[0]
+            if 0 in ready:  # no request comes before this reply: the process that asked has ended
+                self.kill()
+                os._exit(0)
+            if not ready:
                 self.kill()
                 return {"timed_out": step}
             data = os.read(self._replies, 1 << 16)

@@ -23,6 +23,11 @@ def add(a, b=1, *, c=0): return a + b + c
 def kinds(): return [None, True, 1, 1.5, 2j, "ü", b"x", (1, [2]), {"a": {1}}, {(1, 2): 3}, range(3), float("inf")]
 def squares(n):
     for i in range(n): yield i * i
+def forever():
+    n = 0
+    while True:
+        yield n
+        n += 1
 def sort(items): items.sort(); items.append(LIMIT)
 def swap(mapping): mapping.clear(); mapping["new"] = [1]
 def fail(kind): raise kind("no")
@@ -52,6 +57,8 @@ TESTS = [
     "assert Pair(1, 2).total() == 3 and Pair(1, 2).a == 1 and Pair(1, 2) == Pair(1, 2) and Pair(1, 2) != Pair(2, 2)",
     "assert len(Pair(5, 6)) == 2 and Pair(5, 6)[1] == 6 and list(Pair(5, 6)) == [5, 6] and 5 in Pair(5, 6)",
     "assert longest([Pair(5, 24), Pair(15, 25), Pair(27, 40)]) == 67",
+    "from itertools import islice\nassert list(islice(forever(), 3)) == [0, 1, 2]",
+    "numbers = forever()\nassert next(numbers) == 0 and next(numbers) == 1",
     "assert Point(1, 2) == (1, 2)",
     "try: value_error()\nexcept ValueError as error: assert str(error) == 'bad value'\nelse: assert False",
     "try: add(1, 'x')\nexcept TypeError: pass\nelse: assert False",

@@ -83,11 +83,13 @@ def test_the_isolation_in_force_is_named():
     assert found.kind in ("bubblewrap", "namespaces")
     assert "namespaces by " in str(found)
     assert "network" in str(found)
+    assert "for each process alone" in str(commands.Isolation("namespaces", True, counts=False))
 
 
 def test_where_nothing_isolates_it_refuses_and_says_why(monkeypatch):
     why = {"bubblewrap": "it is not installed", "namespaces": "unshare: Operation not permitted"}
-    monkeypatch.setattr(isolation, "_failure", why.get)
+    works = isolation._try
+    monkeypatch.setattr(isolation, "_try", lambda kind: why.get(kind) or works(kind))
     with pytest.raises(UserError) as error:
         run("print(1)")
     assert "bubblewrap: it is not installed" in str(error.value)
@@ -98,16 +100,15 @@ def test_where_nothing_isolates_it_refuses_and_says_why(monkeypatch):
 
 def test_a_kind_that_does_not_work_here_or_is_unknown_is_refused(monkeypatch):
     monkeypatch.setattr(isolation.shutil, "which", lambda name: None)
-    isolation._failure.cache_clear()
+    monkeypatch.delitem(isolation._WORKING, "bubblewrap", raising=False)
     with pytest.raises(UserError, match="bubblewrap: it is not installed"):
         find_isolation("bubblewrap")
-    isolation._failure.cache_clear()
     with pytest.raises(UserError, match=r"isolation is 'namespace'; .* Did you mean 'namespaces'"):
         find_isolation("namespace")
 
 
 def test_a_plain_user_gets_bubblewrap_where_it_is_installed_and_root_the_kernels_namespaces(monkeypatch):
-    monkeypatch.setattr(isolation, "_failure", lambda kind: None)
+    monkeypatch.setattr(isolation, "_try", lambda kind: commands.Isolation(kind, True))
     for user, kind in ((0, "namespaces"), (1000, "bubblewrap")):
         monkeypatch.setattr(isolation.os, "geteuid", lambda user=user: user)
         assert find_isolation().kind == kind

@@ -269,5 +269,18 @@ def test_tool_call_reasons_name_the_argument():
     assert verify("tool_calls", call("time", "{}"), [PARIS]).reason == "call 1: it calls 'time', not 'weather'"
 
 
+def test_tools_give_xml_arguments_their_types():
+    answer = "<tool_call>\n<function=f>\n<parameter=x>\n5\n</parameter>\n</function>\n</tool_call>"
+    calls = [{"name": "f", "arguments": {"x": 5}}]
+    properties = {"type": "object", "properties": {"x": {"type": "integer"}}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": properties}}]
+    assert status("tool_calls", answer, {"calls": calls, "tools": tools}) == "right"
+    assert status("tool_calls", answer, calls) == "wrong"
+
+
+def test_a_test_that_can_not_be_sent_is_the_reference_s_fault():
+    assert status("code", "def f(g): return g(1)", {"assertions": ["assert f(lambda x: x) == 1"]}) == "error"
+
+
 def test_a_call_in_the_thinking_section_is_no_call():
     assert status("tool_calls", "<think>\n" + call("time", "{}") + "\n</think>\n\nNo call.", []) == "right"

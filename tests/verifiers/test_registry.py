@@ -1,5 +1,6 @@
 """The one way to call a verifier: names, settings, thinking sections, processes that are ended, new verifiers."""
 
+import json
 import os
 import subprocess
 import sys
@@ -37,6 +38,8 @@ def by_mode(answer: str, reference: str, settings: Settings) -> Verdict:
         bytearray(1 << 45)
     if settings.mode == "print":
         print("noise", flush=True)
+    if settings.mode == "pid":
+        return right(str(os.getpid()))
     return right("equal") if answer == reference else wrong("not equal")
 
 
@@ -71,6 +74,24 @@ def test_one_that_hangs_does_not_hold_the_others():
         verdicts = list(threads.map(lambda mode: verify("test_by_mode", "a", "a", {"mode": mode}), modes))
     assert [verdict.status for verdict in verdicts] == ["timed_out", *["right"] * 6]
     assert time.monotonic() - began < 15
+
+
+def test_children_are_replaced_after_some_calls():
+    name = "tests.verifiers.test_registry:by_mode"
+    call = {"function": name, "seconds": 9, "arguments": {"answer": "a", "reference": "a", "settings": {"mode": "pid"}}}
+    code = "from qwen3_jax.verifiers import worker\nworker.CALLS = 2\nworker.main()"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, **pipes) as worker:
+        replies = []
+        for message in [{"load": name}, *[call] * 5]:
+            worker.stdin.write(json.dumps(message) + "\n")
+            replies.append(json.loads(worker.stdout.readline()))
+        worker.stdin.close()
+        assert worker.wait(10) == 0
+    assert replies[0] == {"loaded": name}
+    children = [reply["verdict"]["reason"] for reply in replies[1:]]
+    assert [children.index(child) for child in children] == [0, 0, 2, 2, 4]
 
 
 def test_a_pool_ends_its_processes():
