@@ -28,6 +28,7 @@ from qwen3_jax.cli.train_options import parse_config, parse_plan, parse_train
 from qwen3_jax.sweeps import MixtureConfig
 from tests.helpers import documented, tiny_models
 from tests.helpers.documented import PAGES, ROOT, blocks
+from tests.helpers.isolated import require_isolation
 
 NEED_A_SERVER = {
     "serving.md": "tests/serving/test_docs.py",
@@ -82,6 +83,8 @@ def test_python_blocks_run_top_to_bottom(page, checkout, monkeypatch):
         return
     monkeypatch.chdir(checkout)
     source = "\n".join(blocks(page, "python"))
+    if page.name == "verifiers.md":
+        require_isolation()
     if "import transformers" in source or "from transformers" in source:
         pytest.importorskip("torch")
     exec(compile(source, f"<python blocks of {page.name}>", "exec"), {})

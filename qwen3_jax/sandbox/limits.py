@@ -52,8 +52,10 @@ class Outcome:
         ended: "exit" by itself, "signal" by one, or the limit that it was ended for; "stopped" by the caller; "watcher": it
             ended the process that watched it, and with it itself.
         code: the exit code, or the signal's number; -1 if it was ended before it gave one.
-        stdout, stderr: what it wrote, cut at the limit; bytes that are no UTF-8 are replaced.
-        seconds: of wall time. cpu_seconds: of processor time.
+        stdout: what it wrote, cut at the limit; bytes that are no UTF-8 are replaced.
+        stderr: the same of its errors.
+        seconds: of wall time.
+        cpu_seconds: of processor time.
         memory_kb: the largest resident size of one of its processes.
         limits: that it had.
     """

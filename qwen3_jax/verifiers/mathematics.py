@@ -30,6 +30,7 @@ class MathSettings:
         numeric_precision: digits that expressions are evaluated to.
         strict: names of variables count, and a set is no tuple.
         set_as_relation: an interval may answer an inequality, and an inequality an interval.
+        delimit: a reference of LaTeX without delimiters is read as if it had dollar signs.
     """
 
     seconds: float = 5.0
@@ -37,6 +38,7 @@ class MathSettings:
     numeric_precision: int = 15
     strict: bool = True
     set_as_relation: bool = False
+    delimit: bool = True
 
     def __post_init__(self) -> None:
         check_bounds(
@@ -65,14 +67,14 @@ def verify_math(answer: str, reference: Any, settings: MathSettings) -> Verdict:
     Args:
         answer: text with LaTeX or plain numbers.
         reference: text or a number. LaTeX without delimiters (`\frac{1}{2}`, as MATH-500 has it) is read as if it had dollar
-            signs, where math-verify would take a number out of it.
+            signs, where math-verify reads nothing or a number out of it (`delimit`).
         settings: see `MathSettings`.
     """
     parse, compare = _math_verify()
     if isinstance(reference, bool) or not isinstance(reference, str | int | float):
         raise BadReference(f"'math' compares with text or a number, got {type(reference).__name__}")
     step("while reading the reference")
-    expected = _expected(parse, delimited(str(reference)))
+    expected = _expected(parse, delimited(str(reference)) if settings.delimit else str(reference))
     if not expected:
         raise BadReference(f"math-verify reads no expression in {str(reference)[:200]!r}")
     step("while reading the answer")

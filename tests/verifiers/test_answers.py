@@ -6,6 +6,7 @@ import pytest
 
 from qwen3_jax.verifiers import verify
 from qwen3_jax.verifiers.programs import program_of
+from tests.helpers.isolated import require_isolation
 
 
 def status(name, answer, reference, **settings):
@@ -166,6 +167,7 @@ TESTS = {"tests": [{"input": "1 2\n", "output": "3\n"}, {"input": "5 5", "output
 
 
 def test_code_against_input_and_output():
+    require_isolation()
     right = verify("code", "```python\nprint(sum(map(int, input().split())))  \n```", TESTS)
     assert (right.status, right.parts, right.reason) == ("right", (True, True), "the program passes 2 tests")
     half = verify("code", "input()\nprint(3)", TESTS)
@@ -181,6 +183,7 @@ def test_code_against_input_and_output():
 
 
 def test_code_by_assertions():
+    require_isolation()
     reference = {"assertions": ["assert add(1, 2) == 3", "assert add(0, 0) == 0"]}
     assert verify("code", "def add(a, b): return a + b", reference).status == "right"
     both = verify("code", "def add(a, b): return a * b", reference, {"stop_at_first": False})
@@ -203,6 +206,7 @@ CHECK = "def check(candidate):\n    assert candidate(9) == 3\n    assert candida
     ],
 )
 def test_code_that_continues_a_prompt(answer, expected):
+    require_isolation()
     reference = {"prompt": PROMPT, "assertions": CHECK, "entry_point": "root"}
     assert status("code", answer, reference) == expected
 
@@ -279,6 +283,7 @@ def test_tools_give_xml_arguments_their_types():
 
 
 def test_a_test_that_can_not_be_sent_is_the_reference_s_fault():
+    require_isolation()
     assert status("code", "def f(g): return g(1)", {"assertions": ["assert f(lambda x: x) == 1"]}) == "error"
 
 

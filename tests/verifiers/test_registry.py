@@ -1,5 +1,7 @@
 """The one way to call a verifier: names, settings, thinking sections, processes that are ended, new verifiers."""
 
+import functools
+import importlib
 import json
 import os
 import subprocess
@@ -14,6 +16,7 @@ import pytest
 from qwen3_jax import UserError
 from qwen3_jax.verifiers import STATUSES, Verdict, names, register, right, settings_of, verify, verify_all, wrong
 from qwen3_jax.verifiers.processes import Pool, TimedOut
+from tests.helpers.isolated import require_isolation
 
 ROOT = Path(__file__).parents[2]
 
@@ -128,6 +131,23 @@ def test_workers_end_with_the_process_that_started_them():
     assert not any(Path(f"/proc/{pid}").exists() for pid in alive)
 
 
+@pytest.mark.parametrize(
+    ("module", "package", "use"),
+    [
+        ("mathematics", "math_verify", lambda module: module.preload()),
+        ("ifeval", "langdetect.detector_factory", lambda module: module._detectors.__wrapped__()),
+        ("ifeval", "punkt.data", lambda module: module._tokenizers.__wrapped__()),
+        ("patterns", "jsonschema", lambda module: module.verify_json("1", {}, module.JsonSettings())),
+    ],
+)
+def test_a_package_that_is_missing_is_named_with_its_extra(module, package, use, monkeypatch):
+    loaded = importlib.import_module(f"qwen3_jax.verifiers.{module}")
+    getattr(loaded, "_math_verify", functools.cache(lambda: None)).cache_clear()
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=r'needs the package .*: pip install "qwen3-jax\[eval\]"'):
+        use(loaded)
+
+
 def test_names_and_settings_are_refused_by_name():
     with pytest.raises(UserError, match=r"there is no verifier 'maths'; .* Did you mean 'math'\?"):
         verify("maths", "1", "1")
@@ -196,6 +216,8 @@ def test_scores_go_with_their_statuses():
     "answer", ["", " \n", "<think>", "</think>", "\x00\ud800", "a" * 100_000, "[" * 20_000, "9" * 20_000]
 )
 def test_no_answer_raises(name, answer):
+    if name == "code":
+        require_isolation()
     references = {
         "tool_calls": [],
         "thinking": None,
