@@ -54,7 +54,7 @@ def visible_files() -> dict[str, Any]:
     """What a program sees of this machine: Python and the C library, nothing that was installed besides, not this package.
 
     Returns:
-        `visible`, folders and files; `links` of the root folder, (target, link); `hidden`, folders among the visible.
+        `visible`, folders and files; `links`, (target, link); `hidden`, folders among the visible.
     """
     prefix = os.path.realpath(sys.base_prefix)
     base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}  # not those of a virtual environment
@@ -75,6 +75,9 @@ def visible_files() -> dict[str, Any]:
     for folder in {*standard, *(f"{root}/python3" for root in visible)}:
         hidden |= {f"{folder}/site-packages", f"{folder}/dist-packages"}
     hidden = {path for path in hidden if os.path.isdir(path) and any(_is_below(path, root) for root in visible)}
+    links += [(f"/proc/self/fd/{number}", f"/dev/{name}") for number, name in enumerate(("stdin", "stdout", "stderr"))]
+    links += [("/proc/self/fd", "/dev/fd"), (BOX, "/dev/shm")]
+    links += [] if any(_is_below(path, "/tmp") for path in visible) else [(BOX, "/tmp")]  # Python may lie there
     return {"visible": visible, "links": links, "hidden": sorted(hidden)}
 
 
@@ -105,13 +108,12 @@ def _bubblewrap(file_mb: int) -> list[str]:
     ]  # fmt: skip
     for path in files["visible"]:
         arguments += ["--ro-bind", path, path]
-    for target, link in files["links"]:
-        arguments += ["--symlink", target, link]
     for path in files["hidden"]:
         arguments += ["--tmpfs", path, "--remount-ro", path]
     for device in _DEVICES:
         arguments += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
-    arguments += ["--symlink", "/proc/self/fd", "/dev/fd", "--symlink", BOX, "/dev/shm", "--symlink", BOX, "/tmp"]
+    for target, link in files["links"]:
+        arguments += ["--symlink", target, link]
     arguments += ["--proc", "/proc", "--size", str(file_mb << 20), "--tmpfs", BOX, "--chdir", BOX]
     return [*arguments, "--ro-bind", str(LAUNCHER), _LAUNCHER_INSIDE, "--remount-ro", "/"]
 

@@ -115,8 +115,6 @@ def _build_root(plan):
         os.symlink(target, link)
     for device in ("null", "zero", "full", "random", "urandom"):
         _bind(f"/dev/{device}", device=True)
-    os.symlink("/proc/self/fd", "/dev/fd")
-    os.symlink(BOX, "/dev/shm")
     for folder in plan["hidden"]:
         if os.path.isdir(folder):
             _mount("tmpfs", folder, "tmpfs", flags | _MS_RDONLY, "size=4k,mode=755")
@@ -127,7 +125,6 @@ def _build_root(plan):
         os.chmod("/proc", 0o555)  # stays empty, in a container that hides parts of its own /proc
     os.mkdir(BOX)
     _mount("tmpfs", BOX, "tmpfs", flags, f"size={plan['limits']['file_mb']}m,nr_inodes=4096,mode=700")
-    os.symlink(BOX, "/tmp")
     _call(_libc.umount2, b"/old", 2)  # MNT_DETACH
     os.rmdir("/old")
     _mount(None, "/", None, flags | _MS_REMOUNT | _MS_BIND | _MS_RDONLY)

@@ -117,7 +117,13 @@ def verify_number(answer: str, reference: Any, settings: NumberSettings) -> Verd
 def _numbers(text: str, percent: bool) -> list[tuple[str, Fraction]]:
     """The numbers of a text as they are written, and their values."""
     text = unicodedata.normalize(
-        "NFKC", text.replace("−", "-").replace("\\%", "%").replace("\\$", "$").replace("{,}", ",")
+        "NFKC",
+        text.replace("−", "-")
+        .replace("\\%", "%")
+        .replace("\\$", "$")
+        .replace("{,}", ",")
+        .replace("\\,", "")
+        .replace("\\!", ""),
     )
     numbers = []
     for match in _NUMBER.finditer(text):
@@ -180,7 +186,7 @@ def verify_choice(answer: str, reference: Any, settings: ChoiceSettings) -> Verd
 def _choice(text: str, letters: str) -> str | None:
     one = f"[{letters}]"
     opening = r"(?:\*\*|\$|\\\(|\s|[(\[\"'])*(?:\\(?:boxed|text|textbf|mathrm)\{\s*)*"
-    wrapped = rf"{opening}\(?({one}|{one.lower()}(?=\)))(?![\w'’-])"
+    wrapped = rf"{opening}\(?({one}|{one.lower()}(?=\)|[.*]*\s*\Z))(?![\w'’-])"
     patterns = (
         rf"\\boxed\s*\{{(?:\\(?:text|textbf|mathrm)\s*\{{)?\s*\(?({one}|{one.lower()})\)?\s*[.}}:)]",
         rf"(?i:\b(?:answer|choice|option)\b(?:\s+(?:is|would\s+be|to\s+this\s+question\s+is))?|答案(?:是|为)?|选(?:择|项)?)"

@@ -51,7 +51,8 @@ class CodeSettings:
 def verify_code(answer: str, reference: Any, settings: CodeSettings) -> Verdict:
     """Whether the answer's Python program passes its tests. The score is the share that it passes, `parts` says which.
 
-    The program is the last fenced block of Markdown that is Python's or has no language; without fences, the whole answer.
+    The program is the last fenced block of Markdown that is Python's or has no language, of several the last that defines the
+    entry point; without fences, the whole answer.
 
     Args:
         reference: an object with either
@@ -63,7 +64,8 @@ def verify_code(answer: str, reference: Any, settings: CodeSettings) -> Verdict:
     """
     if not isinstance(reference, Mapping) or ("tests" in reference) == ("assertions" in reference):
         raise BadReference("'code' needs an object with either tests or assertions")
-    program = program_of(answer)
+    entry_point = reference.get("entry_point")
+    program = program_of(answer, entry_point if isinstance(entry_point, str) else None)
     if not program.strip():
         return unparsable("the answer holds no program")
     try:
@@ -76,15 +78,25 @@ def verify_code(answer: str, reference: Any, settings: CodeSettings) -> Verdict:
         return Verdict(0.0, "error", f"the sandbox failed: {error}")
 
 
-def program_of(answer: str) -> str:
+def program_of(answer: str, entry_point: str | None = None) -> str:
     """The program in an answer, as `verify_code` finds it."""
+    answer = answer.replace("\r\n", "\n")
     blocks = _FENCE.findall(answer)
     if not blocks:
         opened = re.search(r"^[ \t]*```[ \t]*(?:python3?|py)?[ \t]*\n", answer, re.MULTILINE | re.IGNORECASE)
         return answer[opened.end() :] if opened else answer  # a fence that the end of the answer cut off
     fitting = [code for language, code in blocks if language.lower() in _PYTHON]
     fitting = fitting or [code for language, code in blocks if not language]
+    if entry_point is not None:
+        fitting = [code for code in fitting if _defines(code, entry_point)] or fitting
     return fitting[-1] if fitting else ""
+
+
+def _defines(program: str, name: str) -> bool:
+    return (
+        re.search(rf"^(?:async\s+def|def|class)\s+{re.escape(name)}\b|^{re.escape(name)}\s*=", program, re.MULTILINE)
+        is not None
+    )
 
 
 def _by_output(program: str, tests: Any, settings: CodeSettings) -> Verdict:
@@ -143,7 +155,7 @@ def _by_assertions(program: str, reference: Mapping[str, Any], settings: CodeSet
         if not isinstance(reference.get(key), str | None):
             raise BadReference(f"{key} must be text, got {reference[key]!r:.200}")
     prompt, entry_point = reference.get("prompt") or "", reference.get("entry_point")
-    if prompt and not (entry_point and re.search(rf"^def {re.escape(entry_point)}\b", program, re.MULTILINE)):
+    if prompt and not (entry_point and _defines(program, entry_point)):
         program = prompt + program
     elif prompt:  # the answer has the function anew; the prompt's imports and helpers go before it
         program = f"{prompt}\n    pass\n\n{program}"

@@ -37,6 +37,19 @@ def test_a_program_sees_an_empty_folder_python_and_nothing_else():
         )
 
 
+def test_ordinary_programs_find_what_they_use():
+    code = (
+        "import multiprocessing, subprocess, sys, tempfile, time\n"
+        "print(open('/dev/stdin').read(), time.strftime('%Z'))\n"
+        "with tempfile.TemporaryFile() as file: file.write(b'x')\n"
+        "print(subprocess.run([sys.executable, '-c', 'print(5)'], capture_output=True, text=True).stdout)\n"
+        "if __name__ == '__main__':\n    with multiprocessing.Pool(2) as pool: print(pool.map(abs, [-1, 2]))\n"
+        "exit()"
+    )
+    outcome = run(code, stdin="in")
+    assert outcome.stdout == "in UTC\n5\n\n[1, 2]\n", outcome
+
+
 def test_what_is_no_text_is_replaced_and_large_input_arrives():
     assert run("import sys\nsys.stdout.buffer.write(b'a\\xff')").stdout == "a\ufffd"
     assert run("print(len(input()))", stdin="x" * 300_000).stdout == "300000\n"

@@ -51,6 +51,9 @@ def test_exact(answer, reference, settings, expected):
         ("\u22125", -5, {}, "right"),  # the minus sign of typography
         ("-5", "-5.0", {}, "right"),
         ("3/4", 0.75, {}, "right"),
+        (r"\boxed{1{,}234}", 1234, {}, "right"),
+        (r"$1\,234$", 1234, {}, "right"),
+        ("3-2", 2, {}, "right"),  # a difference, not -2
         ("3/0", 3, {}, "unparsable"),
         ("1e3", 1000, {}, "right"),
         ("1E+3", 1000, {}, "right"),
@@ -81,7 +84,8 @@ def test_number(answer, reference, settings, expected):
         ("Answer: B", "B"), ("**Answer:** B", "B"), ("Answer: **B**", "B"), ("The correct choice is B because A is not", "B"),
         ("The answer is A. No, the answer is B.", "B"), ("A is wrong.\n\nAnswer: $\\boxed{B}$", "B"), ("答案是B", "B"),
         ("答案：B", "B"), ("A good question. I don't know", None), ("", None), ("The answer is Berlin", None), ("E", None),
-        ("the answer is b) blue", "B"), ("I think so", None), ("B. Blue\n", "B"),
+        ("the answer is b) blue", "B"), ("The answer is b.", "B"),
+        ("the answer is b which", None), ("I think so", None), ("B. Blue\n", "B"),
     ],
 )  # fmt: skip
 def test_choice(answer, expected):
@@ -157,10 +161,17 @@ def test_json_reasons_name_the_place():
         ("print(1)", "print(1)"),
         ("Text\n```python\nx\ny", "x\ny"),  # cut off
         ("```python\nprint('```')\n```", "print('```')\n"),
+        ("```python\r\nx\r\n```\r\n", "x\n"),
     ],
 )
 def test_the_program_is_the_last_python_block(answer, program):
     assert program_of(answer) == program
+
+
+def test_an_example_of_its_use_is_not_the_program():
+    answer = "```python\ndef f(x):\n    return x\n```\nUse it:\n```python\nprint(f(1))\n```"
+    assert program_of(answer, "f") == "def f(x):\n    return x\n"
+    assert status("code", answer, {"assertions": "def check(g): assert g(2) == 2", "entry_point": "f"}) == "right"
 
 
 TESTS = {"tests": [{"input": "1 2\n", "output": "3\n"}, {"input": "5 5", "output": "10"}]}
