@@ -59,14 +59,15 @@ def _python_of_a_plain_user(user):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="these tests run as a plain user already")
-def test_attacks_on_a_plain_users_sandbox():
+@pytest.mark.parametrize("isolation", ["namespaces", pytest.param("bubblewrap", marks=NO_BWRAP)])
+def test_attacks_on_a_plain_users_sandbox(isolation):
     user = 54321
     found = _python_of_a_plain_user(user)
     if found is None:
         pytest.skip("no Python that a plain user can start")
     python, environment = found
-    command = [python, "-m", "tests.sandbox.attacks", "namespaces"]
-    environment["QWEN3_SECRET"] = "1"
+    command = [python, "-m", "tests.sandbox.attacks", isolation]
+    environment |= {"QWEN3_SECRET": "1", "PATH": os.environ["PATH"]}
     done = subprocess.run(
         command,
         user=user,
