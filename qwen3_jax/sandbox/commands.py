@@ -28,11 +28,14 @@ class Isolation:
         seccomp: whether system calls are filtered.
         counts: whether memory and processes of all that a program starts are counted together; not where a container hides
             parts of its /proc. Then the kernel's limits for each process are left.
+        nobody: whether the program is the host's user nobody, otherwise the user that starts it. Root can do that, if all users
+            are known where it runs.
     """
 
     kind: Kind
     seccomp: bool
     counts: bool = True
+    nobody: bool = False
 
     def __str__(self) -> str:
         filtered = "seccomp filter" if self.seccomp else "no seccomp filter"
@@ -40,7 +43,10 @@ class Isolation:
         if self.kind == "none":
             return f"no isolation: the program sees files and network as its user does; limits, {filtered}"
         by = "bubblewrap" if self.kind == "bubblewrap" else "the kernel"
-        return f"namespaces by {by} (user, mount, process, network, IPC, host name, cgroup), limits, {filtered}"
+        user = "nobody" if self.nobody else "the user that starts it"
+        return (
+            f"namespaces by {by} (user, mount, process, network, IPC, host name, cgroup), as {user}, limits, {filtered}"
+        )
 
 
 @functools.cache

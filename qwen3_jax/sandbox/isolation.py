@@ -7,6 +7,7 @@ find_isolation("none")          # limits and an own session alone; only where it
 import os
 import shutil
 import sys
+from dataclasses import replace
 
 from qwen3_jax.errors import UserError, nearest
 from qwen3_jax.sandbox.commands import KINDS, Isolation, Kind
@@ -46,17 +47,26 @@ def find_isolation(wanted: str = "auto") -> Isolation:
 
 def _try(kind: Kind) -> Isolation | str:
     """This kind, found to work by running a program in it; or why it does not."""
-    if kind not in _WORKING:
-        if not sys.platform.startswith("linux"):
-            return "it needs Linux"
-        if kind == "bubblewrap" and shutil.which("bwrap") is None:
-            return "it is not installed"
-        filtered = filter_program() is not None
-        try:
-            outcome = Program("import os\nprint('ok', os.path.exists('/proc/self'))", Isolation(kind, filtered)).wait()
-        except SandboxFailed as error:
-            return str(error)
-        if outcome.stdout not in ("ok True\n", "ok False\n"):
-            return f"a first program failed: {outcome.reason}"
-        _WORKING[kind] = Isolation(kind, filtered, outcome.stdout == "ok True\n")
-    return _WORKING[kind]
+    if kind in _WORKING:
+        return _WORKING[kind]
+    if not sys.platform.startswith("linux"):
+        return "it needs Linux"
+    if kind == "bubblewrap" and shutil.which("bwrap") is None:
+        return "it is not installed"
+    found: Isolation | str = ""
+    for nobody in (True, False) if kind == "namespaces" and os.geteuid() == 0 else (False,):
+        found = _trial(Isolation(kind, filter_program() is not None, nobody=nobody))
+        if isinstance(found, Isolation):
+            _WORKING[kind] = found
+            break
+    return found
+
+
+def _trial(isolation: Isolation) -> Isolation | str:
+    try:
+        outcome = Program("import os\nprint('ok', os.path.exists('/proc/self'))", isolation).wait()
+    except SandboxFailed as error:
+        return str(error)
+    if outcome.stdout not in ("ok True\n", "ok False\n"):
+        return f"a first program failed: {outcome.reason}"
+    return replace(isolation, counts=outcome.stdout == "ok True\n")

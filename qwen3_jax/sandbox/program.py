@@ -84,7 +84,7 @@ class Program:
         environment = {"PATH": "/usr/bin:/bin", "HOME": box, "TMPDIR": box, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
         return {
             "isolation": isolation.kind,
-            "as_root": os.geteuid() == 0,
+            "as_root": isolation.nobody,
             "parent": os.getpid(),
             "keep": list(pipes),
             "box": box,

@@ -13,6 +13,7 @@ import pytest
 
 from qwen3_jax import UserError
 from qwen3_jax.sandbox import Limits, commands, find_isolation, isolation, run, seccomp
+from qwen3_jax.sandbox.program import Program
 from tests.sandbox.test_attacks import processes_named
 
 
@@ -96,7 +97,17 @@ def test_the_isolation_in_force_is_named():
     assert found.kind in ("bubblewrap", "namespaces")
     assert "namespaces by " in str(found)
     assert "network" in str(found)
+    assert found.nobody == (os.geteuid() == 0)
     assert "for each process alone" in str(commands.Isolation("namespaces", True, counts=False))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a plain user has no other way")
+def test_root_that_knows_no_other_user_is_isolated_as_a_plain_user_is():
+    """As in a container that maps one user."""
+    as_user = commands.Isolation("namespaces", True, nobody=False)
+    outcome = Program("import os\nprint(os.getuid(), os.listdir())\nopen('/etc/passwd')", as_user).wait()
+    assert outcome.stdout == "65534 ['main.py']\n"
+    assert "No such file" in outcome.reason
 
 
 def test_where_nothing_isolates_it_refuses_and_says_why(monkeypatch):
