@@ -175,7 +175,8 @@ def verify_choice(answer: str, reference: Any, settings: ChoiceSettings) -> Verd
     if not isinstance(expected, str) or expected.strip().strip("()").upper() not in set(letters):
         raise BadReference(f"'choice' compares with one of {', '.join(letters)} or an index, got {reference!r:.200}")
     expected = expected.strip().strip("()").upper()
-    letter = _choice(unicodedata.normalize("NFKC", answer), letters)
+    text = re.sub(r"\s+", lambda space: "\n" if "\n" in space[0] else " ", unicodedata.normalize("NFKC", answer))
+    letter = _choice(text, letters)  # runs of space would take the patterns time in the cube of their length
     if letter is None:
         return unparsable("the answer chooses no letter")
     return (
@@ -191,7 +192,7 @@ def _choice(text: str, letters: str) -> str | None:
         rf"\\boxed\s*\{{(?:\\(?:text|textbf|mathrm)\s*\{{)?\s*\(?({one}|{one.lower()})\)?\s*[.}}:)]",
         rf"(?i:\b(?:answer|choice|option)\b(?:\s+(?:is|would\s+be|to\s+this\s+question\s+is))?|答案(?:是|为)?|选(?:择|项)?)"
         rf"\s*(?:\*\*)?\s*[:=]?{wrapped}",
-        rf"\*\*\(?({one})[).:]?\*\*|(?m:^\s*\(?({one})[).:](?=\s|$))",
+        rf"\*\*\(?({one})[).:]?\*\*|(?m:^ ?\(?({one})[).:](?=\s|$))",
         rf"\A\W*({one}|{one.lower()})\W*\Z",
     )
     for pattern in patterns:

@@ -90,13 +90,13 @@ def register(
 
 
 def verify(
-    name: str, answer: str, reference: Any = None, settings: Any = None, *, in_thinking: bool = False
+    name: str, answer: str | None, reference: Any = None, settings: Any = None, *, in_thinking: bool = False
 ) -> Verdict:
     """Judge one answer. May be called from several threads; an answer never raises.
 
     Args:
         name: of a verifier.
-        answer: all that the model wrote, its thinking section included.
+        answer: all that the model wrote, its thinking section included; None, as of a message with tool calls alone, is "".
         reference: what the verifier compares it with; JSON values.
         settings: an instance of the verifier's settings, or their fields as a mapping; None: the defaults.
         in_thinking: the prompt had opened <think>.
@@ -106,7 +106,9 @@ def verify(
     """
     verifier = find(name)
     chosen = settings_of(name, settings)
-    text = answer
+    if not isinstance(answer, str | None):
+        raise UserError(f"an answer must be text, got {type(answer).__name__}.")
+    text = answer = answer or ""
     if verifier.reads == "content":
         parsed = parse(answer, in_thinking, tools=False)
         text = parsed.content
@@ -128,7 +130,7 @@ def verify(
 
 def verify_all(
     name: str,
-    pairs: Iterable[tuple[str, Any]],
+    pairs: Iterable[tuple[str | None, Any]],
     settings: Any = None,
     *,
     in_thinking: bool = False,

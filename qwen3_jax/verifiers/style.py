@@ -138,7 +138,7 @@ _LANGUAGES = {  # scripts, as the names of their characters begin: codes of the 
 _SCRIPTS = {code: set(scripts.split()) for scripts, codes in _LANGUAGES.items() for code in codes.split()}
 _TOGETHER = ({"CJK", "HIRAGANA", "KATAKANA"}, {"CJK", "HANGUL"})  # scripts of one language
 _NO_LANGUAGE = re.compile(
-    r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|\\\[.*?\\\]|\\\(.*?\\\)|\\[a-zA-Z]+|https?://\S+|(?<!\S)\S{1,100}@\S+|</?think>"
+    r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|\\\[.{,2000}?\\\]|\\\(.{,2000}?\\\)|\\[a-zA-Z]+|https?://\S+|(?<!\S)\S{1,100}@\S+|</?think>"
     r"|(?<![^\W\d_])[\u0370-\u03ff](?![^\W\d_])",  # a Greek letter alone is a symbol
     re.DOTALL,
 )

@@ -184,6 +184,11 @@ def test_what_can_not_be_registered_is_refused():
     assert not {"test_inner", "test_bare"} & set(names())
 
 
+def test_an_answer_is_text():
+    with pytest.raises(UserError, match="an answer must be text, got list"):
+        verify("exact", ["a"], "a")
+
+
 def test_only_what_follows_the_thinking_section_is_judged():
     assert verify("number", "<think>\nfirst 7\n</think>\n\n5", 5).status == "right"
     assert verify("number", "first 7\n</think>\n\n5", 5, in_thinking=True).status == "right"
@@ -211,27 +216,43 @@ def test_scores_go_with_their_statuses():
     assert STATUSES == ("right", "wrong", "unparsable", "timed_out", "error")
 
 
+REFERENCES = {
+    "tool_calls": [],
+    "thinking": None,
+    "language": "en",
+    "length": 5,
+    "json": None,
+    "choice": "A",
+    "number": 1,
+    "repetition": None,
+    "ifeval": {"instruction_id_list": ["detectable_format:json_format"], "kwargs": [{}]},
+    "code": {"assertions": ["assert f()"]},
+}
+LONG = ["aaaaa", "[", "9", "\n", "answer is ", "$", "**", "\\[", "```python\nx\n", "1/", "<tool_call>"]
+
+
 @pytest.mark.parametrize("name", sorted(set(names()) - {"test_by_mode", "test_here"}))
 @pytest.mark.parametrize(
-    "answer", ["", " \n", "<think>", "</think>", "\x00\ud800", "a" * 100_000, "[" * 20_000, "9" * 20_000]
+    "answer",
+    [
+        None,
+        "",
+        " \n",
+        "<think>",
+        "</think>",
+        "\x00\ud800",
+        *(text * 20_000 for text in LONG),
+        "the answer is" + " " * 50_000,
+    ],
+    ids=lambda answer: ascii(answer[:15] if answer else answer),
 )
-def test_no_answer_raises(name, answer):
+def test_no_answer_raises_or_takes_long(name, answer):
     if name == "code":
         require_isolation()
-    references = {
-        "tool_calls": [],
-        "thinking": None,
-        "language": "en",
-        "length": 5,
-        "json": None,
-        "choice": "A",
-        "number": 1,
-        "repetition": None,
-        "ifeval": {"instruction_id_list": ["detectable_format:json_format"], "kwargs": [{}]},
-        "code": {"assertions": ["assert f()"]},
-    }
-    settings = {"isolation": "auto", "limits": {"seconds": 5}} if name == "code" else None
-    verdict = verify(name, answer, references.get(name, "b"), settings)
+    settings = {"code": {"limits": {"seconds": 5}}, "math": {"seconds": 0.5}, "ifeval": {"seconds": 2}}.get(name)
+    began = time.process_time()
+    verdict = verify(name, answer, REFERENCES.get(name, "b"), settings)
+    assert time.process_time() - began < 2  # of this process
     assert verdict.status in ("right", "wrong", "unparsable", "timed_out"), verdict
     assert verdict.reason
 
