@@ -20,7 +20,7 @@ import pytest
 
 import qwen3_jax
 import sharding
-from qwen3_jax import planner
+from qwen3_jax import planner, sandbox, verifiers
 from qwen3_jax.cli import infer, scaling, serve, train
 from qwen3_jax.cli.configuration import parse_configuration
 from qwen3_jax.cli.main import main as qwen3
@@ -30,6 +30,7 @@ from tests.helpers import documented, tiny_models
 from tests.helpers.documented import PAGES, ROOT, blocks
 from tests.helpers.isolated import require_isolation
 
+PUBLIC = [qwen3_jax, sharding, planner, verifiers, sandbox]  # documented on pages of docs/api
 NEED_A_SERVER = {
     "serving.md": "tests/serving/test_docs.py",
     "agents.md": "tests/serving/test_agents.py",
@@ -278,7 +279,7 @@ def test_files_that_pages_name_exist():
             assert (ROOT / name).exists(), f"{page.name}: {name}"
 
 
-@pytest.mark.parametrize("name", ["qwen3_jax", "sharding", "qwen3_jax.planner"])
+@pytest.mark.parametrize("name", [module.__name__ for module in PUBLIC])
 def test_the_api_reference_has_every_public_name(name):
     page = (ROOT / f"docs/api/{name.rpartition('.')[2]}.md").read_text()
     names = re.findall(rf"^::: {re.escape(name)}\.(\w+)$", page, flags=re.MULTILINE)
@@ -298,7 +299,7 @@ def test_entries_of_the_log_have_one_form():
     assert dates == sorted(dates)
 
 
-@pytest.mark.parametrize("package", [qwen3_jax, sharding, planner], ids=lambda package: package.__name__)
+@pytest.mark.parametrize("package", PUBLIC, ids=lambda package: package.__name__)
 def test_docstrings_of_public_names_can_be_rendered(package):
     """One attribute per line, because two with a comma become a name and a type; tags in backticks, because HTML hides them."""
     for name in package.__all__:

@@ -99,7 +99,7 @@ def verify(
         answer: all that the model wrote, its thinking section included; None, as of a message with tool calls alone, is "".
         reference: what the verifier compares it with; JSON values.
         settings: an instance of the verifier's settings, or their fields as a mapping; None: the defaults.
-        in_thinking: the prompt had opened <think>.
+        in_thinking: the prompt had opened `<think>`.
 
     Raises:
         UserError: an unknown name, a wrong setting, a package that is missing.
