@@ -20,7 +20,7 @@ import pytest
 
 import qwen3_jax
 import sharding
-from qwen3_jax import planner
+from qwen3_jax import planner, sandbox, verifiers
 from qwen3_jax.cli import infer, scaling, serve, train
 from qwen3_jax.cli.configuration import parse_configuration
 from qwen3_jax.cli.main import main as qwen3
@@ -28,7 +28,9 @@ from qwen3_jax.cli.train_options import parse_config, parse_plan, parse_train
 from qwen3_jax.sweeps import MixtureConfig
 from tests.helpers import documented, tiny_models
 from tests.helpers.documented import PAGES, ROOT, blocks
+from tests.helpers.isolated import require_isolation
 
+PUBLIC = [qwen3_jax, sharding, planner, verifiers, sandbox]  # documented on pages of docs/api
 NEED_A_SERVER = {
     "serving.md": "tests/serving/test_docs.py",
     "agents.md": "tests/serving/test_agents.py",
@@ -82,6 +84,8 @@ def test_python_blocks_run_top_to_bottom(page, checkout, monkeypatch):
         return
     monkeypatch.chdir(checkout)
     source = "\n".join(blocks(page, "python"))
+    if page.name == "verifiers.md":
+        require_isolation()
     if "import transformers" in source or "from transformers" in source:
         pytest.importorskip("torch")
     exec(compile(source, f"<python blocks of {page.name}>", "exec"), {})
@@ -280,7 +284,7 @@ def test_files_that_pages_name_exist():
             assert (ROOT / name).exists(), f"{page.name}: {name}"
 
 
-@pytest.mark.parametrize("name", ["qwen3_jax", "sharding", "qwen3_jax.planner"])
+@pytest.mark.parametrize("name", [module.__name__ for module in PUBLIC])
 def test_the_api_reference_has_every_public_name(name):
     page = (ROOT / f"docs/api/{name.rpartition('.')[2]}.md").read_text()
     names = re.findall(rf"^::: {re.escape(name)}\.(\w+)$", page, flags=re.MULTILINE)
@@ -300,7 +304,7 @@ def test_entries_of_the_log_have_one_form():
     assert dates == sorted(dates)
 
 
-@pytest.mark.parametrize("package", [qwen3_jax, sharding, planner], ids=lambda package: package.__name__)
+@pytest.mark.parametrize("package", PUBLIC, ids=lambda package: package.__name__)
 def test_docstrings_of_public_names_can_be_rendered(package):
     """One attribute per line, because two with a comma become a name and a type; tags in backticks, because HTML hides them."""
     for name in package.__all__:

@@ -1,0 +1,101 @@
+"""Mathematical answers: math-verify's own verdicts, and none that hangs or ends the pool."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from qwen3_jax.verifiers import verify, verify_all
+from tests.verifiers import math_peer
+
+pytest.importorskip("math_verify")
+ROOT = Path(__file__).parents[2]
+
+
+def own_verdicts(pairs):
+    """math-verify's, [equal, something was parsed] of each pair."""
+    lines = "".join(json.dumps(pair) + "\n" for pair in pairs)
+    command = [sys.executable, "-m", "tests.verifiers.math_peer"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("number", [40, pytest.param(500, marks=pytest.mark.slow)])
+def test_verdicts_are_math_verifys_own(number):
+    pairs = math_peer.pairs(number, seed=number)
+    verdicts = verify_all("math", pairs, {"seconds": 20.0}, threads=1 if number < 100 else None)
+    for pair, verdict, (equal, parsed) in zip(pairs, verdicts, own_verdicts(pairs), strict=True):
+        assert verdict.status == ("right" if equal else "wrong" if parsed else "unparsable"), (pair, verdict)
+    counts = Counter(verdict.status for verdict in verdicts)
+    assert min(counts["right"], counts["wrong"], counts["unparsable"]) > number / 15, counts
+
+
+@pytest.mark.parametrize(("number", "seconds"), [(10, 0.4), pytest.param(200, 1.0, marks=pytest.mark.slow)])
+def test_hostile_answers_neither_hang_nor_fail_the_pool(number, seconds):
+    pairs = math_peer.hostile(number)
+    assert verify("math", "$2$", "$2$").status == "right"  # the pool is there
+    began = time.monotonic()
+    verdicts = verify_all("math", pairs, {"seconds": seconds}, threads=1 if number < 100 else None)
+    assert time.monotonic() - began < number * (seconds + 1) + 10
+    print(Counter(verdict.status for verdict in verdicts), f"{time.monotonic() - began:.0f} s")
+    assert {verdict.status for verdict in verdicts} <= {"wrong", "unparsable", "timed_out", "error"}
+    for verdict in verdicts:
+        if verdict.status == "timed_out":
+            assert verdict.reason.startswith(f"no verdict within {seconds:g} s, while ")
+        if verdict.status == "error":
+            assert verdict.reason.startswith("the verifier's process ended"), verdict
+    assert verify("math", "$2$", "$2$").status == "right"  # the pool goes on
+
+
+def test_a_time_out_is_no_wrong_answer_and_names_the_step():
+    verdict = verify("math", "$9^{9^{9^{9}}}$", "2", {"seconds": 0.5})
+    assert (verdict.score, verdict.status) == (0.0, "timed_out")
+    assert verdict.reason == "no verdict within 0.5 s, while comparing"
+
+
+def test_calls_from_several_threads_are_judged_beside_one_another():
+    """math-verify itself answers 0 to everything outside of the main thread."""
+    found = []
+
+    def judge():
+        found.append(verify("math", r"\boxed{\frac{1}{2}}", "$0.5$").status)
+
+    threads = [threading.Thread(target=judge) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == ["right"] * 4
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "status"),
+    [
+        (r"\frac{\sqrt{3}}{3}", r"\boxed{\frac{1}{\sqrt{3}}}", "right"),  # MATH-500's form, without dollar signs
+        (r"\frac{\sqrt{3}}{3}", "3", "wrong"),
+        (r"\left( 3, \frac{\pi}{2} \right)", r"$(3, \pi/2)$", "right"),
+        ("72", "#### 72", "right"),
+        (72, "So 72.", "right"),
+        (0.5, r"\boxed{\frac12}", "right"),
+        ("$2$", "nothing here", "unparsable"),
+        ("", "2", "error"),
+        (None, "2", "error"),
+        ([2], "2", "error"),
+    ],
+)
+def test_references_are_read_as_data_sets_write_them(reference, answer, status):
+    assert verify("math", answer, reference).status == status
+
+
+def test_a_reference_is_read_as_math_verify_does_where_that_is_asked_for():
+    reference = r"\sqrt{3}+1"
+    assert verify("math", f"${reference}$", reference, {"delimit": False}).status == "error"  # it reads nothing there
+    assert verify("math", f"${reference}$", reference).status == "right"
