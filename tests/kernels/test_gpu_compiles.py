@@ -75,10 +75,10 @@ def test_a_decode_step_reads_each_weight_once(config, rows, axes):
 @pytest.mark.parametrize("axes", [{"data": 8}, {"data": 2, "tensor": 4}], ids=str)
 def test_a_dense_training_step_compiles(axes):
     text = compiled(train_step(DENSE, "h100", **axes)).as_text()
+    calls = [line for line in text.splitlines() if " custom-call(" in line]
     # Remat of all but attention: its kernel's results are saved, so it runs once.
-    assert [text.count(f"/{name}/pallas_call") for name in ("attention_forward", "attention_dq", "attention_dkv")] == [
-        1
-    ] * 3
+    for name in ("attention_forward", "attention_dq", "attention_dkv"):
+        assert sum(f"/{name}/pallas_call" in line for line in calls) == 1
 
 
 @pytest.mark.parametrize(("axes", "nodes"), [({"data": 2, "expert": 4}, 1), ({"data": 4, "expert": 4}, 2)], ids=str)

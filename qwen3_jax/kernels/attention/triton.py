@@ -231,8 +231,9 @@ class _Side:
         self.place = block * size + jnp.arange(size)
         self.inside = self.place < rows
         # A computed start: jax 0.12 refuses a constant slice that ends past the array, though the mask does not read there.
-        self.columns = pl.ds(block * 0, pl.next_power_of_2(max(head_size, 16)))
-        self.tile = self.inside[:, None] & (jnp.arange(self.columns.size) < head_size)[None]
+        width = pl.next_power_of_2(max(head_size, 16))
+        self.columns = pl.ds(block * 0, width)
+        self.tile = self.inside[:, None] & (jnp.arange(width) < head_size)[None]
 
     def of_queries(self, ref, b, n) -> Any:
         """Return the block of one head of an array [B, T, N, H], zeros where it ends."""
@@ -301,8 +302,8 @@ def _gradients(q_qh, k_ch, v_ch, queries: _Side, keys: _Side, refs, b, n, scale:
     return probs_qc.astype(q_qh.dtype), d_scores_qc.astype(q_qh.dtype), d_out_qh
 
 
-def attention_dq_kernel(first_ref, stop_ref, q_ref, k_ref, v_ref, *refs, block: int):
-    *refs, dq_ref = refs
+def attention_dq_kernel(first_ref, stop_ref, q_ref, k_ref, v_ref, *others, block: int):
+    *refs, dq_ref = others
     _, t, heads, h = q_ref.shape
     kv_heads, s = k_ref.shape[1:3]
     i, n, b = pl.num_programs(0) - 1 - pl.program_id(0), pl.program_id(1), pl.program_id(2)
@@ -320,8 +321,8 @@ def attention_dq_kernel(first_ref, stop_ref, q_ref, k_ref, v_ref, *refs, block: 
     pltriton.store(dq_ref.at[b, queries.at, n, queries.columns], dq_qh.astype(dq_ref.dtype), mask=queries.tile)
 
 
-def attention_dkv_kernel(first_ref, stop_ref, q_ref, k_ref, v_ref, *refs, block: int):
-    *refs, dk_ref, dv_ref = refs
+def attention_dkv_kernel(first_ref, stop_ref, q_ref, k_ref, v_ref, *others, block: int):
+    *refs, dk_ref, dv_ref = others
     _, t, heads, h = q_ref.shape
     kv_heads, s = k_ref.shape[1:3]
     j, k, b = pl.program_id(0), pl.program_id(1), pl.program_id(2)
