@@ -59,12 +59,13 @@ def load(
     from qwen3_jax.checkpoint.native import is_native, load_native  # imports Orbax, which takes a second
 
     check_weight_type(quantize)
+    placement = Placement(mesh, SERVING)
     folder = resolve(path_or_repo_id, revision=revision)
     options: dict[str, Any] = dict(
         dtype=dtype,
         param_dtype=dtype,
-        execution=Execution(Placement(mesh, SERVING)),
-        scan_layers=not prefers_unrolled_decoding() if scan_layers is None else scan_layers,
+        execution=Execution(placement),
+        scan_layers=not prefers_unrolled_decoding(placement) if scan_layers is None else scan_layers,
         verify=verify,
     )
     tokenizer = load_tokenizer(folder)
