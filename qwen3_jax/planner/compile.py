@@ -158,8 +158,12 @@ def out_of_hbm(reason: str) -> bool:
 def _refusal(reason: str, topology: Topology) -> str:
     what = "does not compile"
     if "RESOURCE_EXHAUSTED" in reason or "hared memory" in reason:
-        core = "shared memory or registers of a block" if isinstance(topology.chip, Gpu) else "memory of the core"
-        what = f"has a kernel that needs more of the {core} than there is (this is not HBM)"
+        core = (
+            "shared memory or registers than a block has"
+            if isinstance(topology.chip, Gpu)
+            else "of a core's own memory"
+        )
+        what = f"has a kernel that needs more {core} (this is not HBM)"
     return f"the program {what} on {topology.title}: {reason[:400]}"
 
 

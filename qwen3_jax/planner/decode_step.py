@@ -22,7 +22,7 @@ from qwen3_jax.generation.active import arrays_of
 from qwen3_jax.generation.request import Request
 from qwen3_jax.generation.sampling import Sampling
 from qwen3_jax.generation_config import GenerationConfig
-from qwen3_jax.kernels import Execution, page_size
+from qwen3_jax.kernels import Execution, page_size, prefers_unrolled_decoding
 from qwen3_jax.model import Qwen3, Structure, parameter_count
 from qwen3_jax.planner.compile import bytes_per_device, compile_for, lowering_for, uncached
 from qwen3_jax.planner.costs import Price
@@ -115,8 +115,10 @@ def _check(config: Qwen3Config, rows: int, context: int) -> None:
 
 def _structure(config: Qwen3Config, dtype: str, placement: Placement) -> Structure:
     kind = jnp.dtype(dtype)
+    execution = Execution(placement)
+    stacked = not prefers_unrolled_decoding(placement)  # as `load` decides
     return Structure(
-        lambda: Qwen3(config, rngs=nnx.Rngs(0), dtype=kind, param_dtype=kind, execution=Execution(placement))
+        lambda: Qwen3(config, rngs=nnx.Rngs(0), dtype=kind, param_dtype=kind, scan_layers=stacked, execution=execution)
     )
 
 

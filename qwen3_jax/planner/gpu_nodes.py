@@ -35,6 +35,11 @@ NOT_COUNTED = (
     "NCCL's choice of algorithm: collectives are rings here; trees and sums inside the switches send less",
 )
 
+# What does not work on a card, for its report.
+CARD_NOTES = {
+    "t4": "this card's tensor cores take no bfloat16: XLA multiplies it in float32, at an eighth of the peak above or less",
+}
+
 _FRACTION, _OLD_FRACTION = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"
 _DEFAULT_FRACTION = 0.75
 

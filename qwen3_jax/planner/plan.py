@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen3_jax.planner.compile import Compiled
-from qwen3_jax.planner.gpu_nodes import NOT_COUNTED
+from qwen3_jax.planner.gpu_nodes import CARD_NOTES, NOT_COUNTED
 from qwen3_jax.planner.roofline import Roofline, assumptions
 from qwen3_jax.planner.topologies import Topology
 from sharding.hardware import Gpu
@@ -103,7 +103,9 @@ class Plan:
             lines.append(_listed(program.unread))
         if program is not None and program.unknown_loops:
             lines.append(f"loops whose length only the data decides, taken once: {program.unknown_loops}")
-        return [*lines, *(NOT_COUNTED if self._on_gpus else ())]
+        if self._on_gpus:
+            lines += [*NOT_COUNTED, *CARD_NOTES.get(self.topology.chip.name, "").splitlines()]
+        return lines
 
     def _memory_line(self) -> str:
         capacity, memory, unit = self.topology.capacity_gib, self.compiled.memory, self.topology.unit

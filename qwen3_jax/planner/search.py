@@ -136,18 +136,21 @@ class _Compiled:
     def next_of(self, settings: list[tuple[TrainConfig, Estimate]]) -> TrainConfig | None:
         """The setting with the shortest step that should fit, of the meshes that were not tried; None where none is left.
 
-        Where nothing should fit it is the one that needs least memory.
+        Where nothing should fit it is the one that needs least memory. Policies that only failed to compile come last.
         """
         tried = {setting.mesh.sizes(self.devices) for setting in self._settings.values()}
         memory, seconds = (
             self._corrections(lambda r: (r.plan.compiled.needed, r.estimate.memory)),
             self._corrections(lambda r: (_step_seconds(r.plan), r.estimate.seconds)),
         )
+        compiling = {result.remat for result in self.results.values()}
+        refused = {setting.model.remat for setting in self._settings.values()} - compiling
         left = [
             (setting, one.memory * memory[setting.model.remat], one.seconds * seconds[setting.model.remat])
             for setting, one in settings
             if setting.mesh.sizes(self.devices) not in tried
         ]
+        left = [item for item in left if item[0].model.remat not in refused] or left
         capacity = _MEMORY_SHARE * self._topology.capacity_gib * GIB
         fitting = [item for item in left if item[1] <= capacity]
         if fitting:

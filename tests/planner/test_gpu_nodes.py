@@ -12,7 +12,8 @@ import pytest
 from jax.sharding import Mesh
 
 from qwen3_jax.errors import UserError
-from qwen3_jax.planner import gpu_nodes, roofline, topology, topology_mesh
+from qwen3_jax.planner import Plan, gpu_nodes, roofline, topology, topology_mesh
+from qwen3_jax.planner.compile import Compiled, Memory
 from qwen3_jax.planner.networks import Nodes
 from qwen3_jax.planner.program import Collective, Program, Wait, Work
 from qwen3_jax.planner.topologies import Topology
@@ -215,3 +216,29 @@ def test_cards_are_described_without_a_gpu(name, count):
     mesh = topology_mesh(described, MeshConfig(data=-1))
     assert mesh.devices.shape == (1, count, 1, 1, 1)
     assert list(mesh.devices.flat) == list(described.devices)
+
+
+@pytest.mark.parametrize("card", ["h100", "t4"])
+def test_a_report_names_what_only_a_device_could_tell(card):
+    topology = Topology(f"{card}:1", 1, (1, 1), GPUS[card], (0,), 0.75)
+    mesh = dict.fromkeys(AXES, 1)
+    memory = Memory(2 * 2**30, 0, 2**30, 0)
+    program = Program([Work("w", GPUS[card].flops, 0.0)], unpriced={"new_kernel": 3.0}, unread={"a transfer (s)": 2.0})
+    bound = roofline.bound(program, *nodes_of(1, 1, data=1))
+    compiled = Compiled(1.0, memory, memory.peak, bound, "", program)
+    text = Plan("A run", topology, mesh, compiled, {"weights": 2**30}, 8, 1.0).text()
+    capacity = 0.75 * GPUS[card].hbm_gib
+    for line in (
+        f"A run, on {card}:1: 1 GPUs, mesh one device\n",
+        f"  HBM          3.00 of {capacity:.4g} GiB per GPU (75% of its {GPUS[card].hbm_gib:.1f}, JAX's allocator)",
+        "fits: weights 1.00, other arguments 1.00, activations and temporary 1.00, results 0.00, code 0.00",
+        "\n  not counted  the FLOPs of kernels and operations without a known cost: new_kernel (3 times)\n",
+        "\n  not counted  a transfer (s) (2 times)\n",
+        *(f"\n  not counted  {what}" for what in gpu_nodes.NOT_COUNTED),
+    ):
+        assert line in text
+    assert ("take no bfloat16" in text) == (card == "t4")
+    assert "DCN" not in text
+    small = Plan("A run", topology, mesh, dataclasses.replace(compiled, memory=Memory(2**38, 0, 0, 0)), {}, 8, 1.0)
+    assert not small.fits
+    assert small.json()["hbm_capacity_gib"] == capacity

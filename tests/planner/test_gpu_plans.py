@@ -70,7 +70,7 @@ def test_decoding_on_one_gpu():
     assert kernel in (4 * one_head, 16 * one_head), "of 4 query heads a key/value head, which a kernel may pad to 16"
     used = layers * 2 * kv * 2 * 16 * 4096
     read = 2 * (matrices + vocabulary * d) + used
-    assert read < plan.compiled.program.hbm_bytes < 4 * read
+    assert read < plan.compiled.program.hbm_bytes < 1.15 * read
     assert plan.compiled.memory.peak == pytest.approx(plan.holds["weights"] + plan.holds["cache"], rel=0.05)
     assert plan.compiled.program.unpriced == {}
 
