@@ -13,8 +13,16 @@ from qwen3_jax.cli import serve
 from qwen3_jax.data.config import Cleaning, DataConfig, Labels, RunningSum, Source
 from qwen3_jax.evaluation.config import BudgetCurveConfig
 from qwen3_jax.generation import STOP_TEXT, DraftModel, Engine, PromptLookup, Sampling
+from qwen3_jax.sandbox import Limits
 from qwen3_jax.sweeps.config import MixtureConfig, ScalingConfig
 from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig, TokenizerConfig, TrainConfig
+from qwen3_jax.verifiers.ifeval import IFEvalSettings
+from qwen3_jax.verifiers.mathematics import MathSettings
+from qwen3_jax.verifiers.patterns import JsonSettings, RegexSettings
+from qwen3_jax.verifiers.plain import ChoiceSettings, ExactSettings, NumberSettings
+from qwen3_jax.verifiers.programs import CodeSettings
+from qwen3_jax.verifiers.style import LanguageSettings, LengthSettings, RepetitionSettings, ThinkingSettings
+from qwen3_jax.verifiers.tool_calls import ToolCallSettings
 
 # The fields whose default is a plain value other than None.
 DEFAULTS = {
@@ -47,6 +55,22 @@ DEFAULTS = {
     Sampling: dict(presence_penalty=0.0, frequency_penalty=0.0, stop=(), stop_token_ids=(), n=1),
     PromptLookup: dict(guesses=4, longest=3, shortest=2),
     DraftModel: dict(guesses=4),
+    Limits: dict(seconds=10.0, memory_mb=512, processes=32, file_mb=16, open_files=64, output_kb=1024),
+    MathSettings: dict(  # math-verify's, whose time limit is 5 s for each of its steps
+        seconds=5.0, float_rounding=6, numeric_precision=15, strict=True, set_as_relation=False, delimit=True,
+    ),
+    ExactSettings: dict(ignore_case=False, ignore_punctuation=False, join_spaces=True),
+    NumberSettings: dict(take="last", tolerance=0.0, relative_tolerance=0.0, percent=False),
+    ChoiceSettings: dict(letters="ABCD"),
+    RegexSettings: dict(whole=True, ignore_case=False, seconds=2.0),
+    JsonSettings: dict(fenced=True, formats=True, seconds=2.0),
+    IFEvalSettings: dict(loose=False, seconds=10.0),
+    CodeSettings: dict(isolation="auto", stop_at_first=True, tolerance=0.0),
+    ToolCallSettings: dict(ordered=False, ignore_case=False),
+    ThinkingSettings: dict(content=True),
+    RepetitionSettings: dict(n=20, most=0.2, times=4, loop_units=40, longest=200),
+    LanguageSettings: dict(most=0.02, most_latin=0.5),
+    LengthSettings: dict(unit="words", tolerance=0.1),
 }  # fmt: skip
 
 

@@ -78,4 +78,5 @@ def _raised(error):
     return {"raised": known, "text": f"{error}"[:300], "kind": type(error).__name__}
 
 
-main()
+if __name__ == "__main__":
+    main()

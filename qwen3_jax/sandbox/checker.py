@@ -194,7 +194,8 @@ def main():
     os._exit(0)
 
 
-replies, requests = (
-    os.fdopen(int(text), mode, encoding="utf-8") for text, mode in zip(sys.argv[-2:], "rw", strict=True)
-)
-main()
+if __name__ == "__main__":
+    replies, requests = (
+        os.fdopen(int(text), mode, encoding="utf-8") for text, mode in zip(sys.argv[-2:], "rw", strict=True)
+    )
+    main()

@@ -21,16 +21,8 @@ BOX = "/box"
 INTERVAL = 0.02  # seconds between two looks at memory and processes
 
 _CLONE_NEW = 0x10000000 | 0x00020000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000 | 0x02000000
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = (
-    1,
-    2,
-    4,
-    8,
-    32,
-    4096,
-    16384,
-    1 << 18,
-)
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT = 1, 2, 4, 8, 32
+_MS_BIND, _MS_REC, _MS_PRIVATE = 4096, 16384, 1 << 18
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 36, 38
 _MOUNT_SETATTR, _AT_RECURSIVE = 442, 0x8000
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
@@ -87,8 +79,8 @@ def _new_user_namespace(as_root):
     ready, go = os.pipe()
     helper = os.fork()
     if helper == 0:  # maps of several users are written from outside
-        os.read(ready, 1)
-        for name in ("uid_map", "gid_map"):
+        os.close(go)
+        for name in ("uid_map", "gid_map") if os.read(ready, 1) else ():
             _write(f"/proc/{main}/{name}", f"0 0 1\n{NOBODY} {NOBODY} 1\n")
         os._exit(0)
     _call(_libc.unshare, _CLONE_NEW)
@@ -345,5 +337,8 @@ def _call(function, *arguments):
     converted = [ctypes.c_long(value) if isinstance(value, int) else value for value in arguments]
     if function(*converted) < 0:
         number = ctypes.get_errno()
-        name = getattr(function, "__name__", "system call")
-        raise OSError(number, f"{name}{arguments[:3]}: {os.strerror(number)}")
+        words = [
+            getattr(function, "__name__", "system call"),
+            *(value.decode() for value in arguments if isinstance(value, bytes)),
+        ]
+        raise OSError(number, f"{' '.join(words)}: {os.strerror(number)}")

@@ -94,7 +94,7 @@ def _fenced_blocks(answer: str) -> list[tuple[str, str]]:
     """The language and the text of each fenced block, in time linear in the answer."""
     blocks: list[tuple[str, list[str]]] = []
     inside = False
-    for line in answer.replace("\r\n", "\n").splitlines(keepends=True):
+    for line in re.split(r"(?<=\n)", answer.replace("\r\n", "\n")):
         mark = line.strip()
         if inside and len(mark) >= 3 and not mark.strip("`"):
             inside = False
