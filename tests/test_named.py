@@ -39,6 +39,7 @@ FOREIGN = set(
 )
 
 ELSEWHERE = {"docs/gguf.md"}  # of ggml
+COMMANDS_OF_OTHERS = ROOT / "qwen3_jax/sandbox/commands.py"  # bubblewrap's, prlimit's, unshare's
 
 
 class _Help(argparse.Action):
@@ -82,6 +83,8 @@ def messages() -> list[tuple[str, str]]:
     """The string literals of the package, with where they stand; of docstrings those of modules, which `--help` shows."""
     texts = []
     for path in [*ROOT.glob("qwen3_jax/**/*.py"), *ROOT.glob("sharding/*.py"), ROOT / "train.py", ROOT / "infer.py"]:
+        if path == COMMANDS_OF_OTHERS:
+            continue
         tree = ast.parse(path.read_text("utf-8"))
         inner = [
             node
