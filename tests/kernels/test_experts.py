@@ -17,6 +17,7 @@ from qwen3_jax.kernels.experts.exchange import exchange
 from qwen3_jax.kernels.experts.grouped import choose_product, grouped_mlp
 from qwen3_jax.kernels.experts.megablox import megablox_dot
 from qwen3_jax.kernels.experts.stack import Stacked
+from qwen3_jax.kernels.quantized import quantize_weight
 from sharding import SERVING, TRAINING, Placement, ShardingError, make_mesh
 from tests.helpers import tpu_topologies
 from tests.helpers.gpu_targets import card
@@ -190,6 +191,20 @@ def test_the_gpu_product_with_the_blocks_of_a_card(sizes, name, pallas_anywhere)
     for routing in ("uneven", "one"):
         arrays = layer(n, d=d, e=e, f=f, k=k, routing=routing)
         assert_same(run(arrays), expected(arrays), 5e-5)
+
+
+@pytest.mark.parametrize("weight_type", ["int8", "fp8", "int4"])
+def test_the_gpu_product_unpacks_weights_itself(weight_type, pallas_anywhere):
+    """One scale for a column, or one for 128 numbers of it; groups without rows; and no gradient."""
+    x, index, weight, *weights = layer(n=9, d=256, e=4, f=128, routing="few")
+    packed = [quantize_weight(w, weight_type, [1]) for w in weights]
+    assert all(triton.unpacks(w, x.dtype, card("h100")) for w in packed)
+    assert triton.unpacks(packed[0], x.dtype, card("a100")) == (weight_type != "fp8")
+    wanted = dense_mlp(x, index, weight, *packed)
+    got = grouped_mlp(x, index, weight, *packed, product="triton", card=card("h100"))
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=TOLERANCE * float(jnp.abs(wanted).max()))
+    with pytest.raises(UserError, match="quantised weights cannot be trained"):
+        jax.grad(lambda x: grouped_mlp(x, index, weight, *packed, product="triton", card=card("h100")).sum())(x)
 
 
 # Meshes.

@@ -16,7 +16,6 @@ from tests.helpers.gpu_targets import CARDS, card, compiled
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_compilation_cache")]
 
 ONCE = (
-    "attention cudnn, gradient",
     "attention triton, gradient, packed",
     "attention triton, balanced over 4",
     "experts grouped, gradient",

@@ -222,7 +222,7 @@ def grouped_product_kernel(group_ref, start_ref, stop_ref, x_ref, w_ref, *refs, 
         zeros_rc = jnp.zeros((blocks.rows, blocks.columns), jnp.float32)
         sum_rc = jax.lax.fori_loop(0, pl.cdiv(inner, blocks.inner), add, zeros_rc)
         if scale_ref and not per_block:
-            sum_rc *= scale(0)
+            sum_rc *= scale(group * 0)  # interpret mode takes no constant beside a slice
         at = y_ref.at[pl.ds(start, blocks.rows), pl.ds(column, blocks.columns)]
         pltriton.store(at, sum_rc.astype(y_ref.dtype), mask=inside_r[:, None] & inside_c[None])
 
