@@ -15,7 +15,7 @@ def device_of(placement: Placement) -> Any:
     """
     if placement.mesh is not None:
         return placement.mesh.devices.flat[0]
-    chosen = jax.config.jax_default_device
+    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
     if chosen is None or isinstance(chosen, str):
         return jax.devices(chosen)[0]
     return chosen
