@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SILENCE, ENDING = 3.0, 5.0  # seconds, where the imports take no more than
 IMPORTS = 2.0
 LONGEST = 400.0  # of one command
-STOPPED, TERMINATED = {130}, {143}
+STOPPED, TERMINATED = {130, -signal.SIGINT}, {143}  # a shell shows 130 for both: the signal may come after the work
 DIES = {143, -signal.SIGTERM}  # of SIGTERM, before there is anything to save
 # A traceback; a log of absl (libtpu, XLA); a crash.
 UNWANTED = re.compile(
@@ -262,7 +262,7 @@ def answer_is_stopped(hour: Hour) -> None:
     terminal.wait(lambda: False, 3.0)
     terminal.type("\x03")
     terminal.wait(lambda: False, 0.3)
-    hour.judge(terminal, STOPPED | {0, -signal.SIGINT}, "Ctrl-C twice", terminal.end("Ctrl-C", hour.ending))
+    hour.judge(terminal, STOPPED | {0}, "Ctrl-C twice", terminal.end("Ctrl-C", hour.ending))
 
 
 def chat(hour: Hour) -> None:
