@@ -4,6 +4,7 @@ JAX_PLATFORMS=cpu python -m tests.helpers.gpu_table                  # every for
 JAX_PLATFORMS=cpu python -m tests.helpers.gpu_table h100 attention   # one card; forms that contain a word
 """
 
+import argparse
 import sys
 import time
 
@@ -25,9 +26,12 @@ def outcome(name: str, card: str) -> str:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", help="cards, and parts of the names of forms (default: all)")
+    given = parser.parse_args().words
     known = (*CARDS, "h200", "t4")
-    cards = [card for card in known if card in sys.argv] or list(CARDS)
-    words = [word for word in sys.argv[1:] if word not in known]
+    cards = [card for card in known if card in given] or list(CARDS)
+    words = [word for word in given if word not in known]
     broken = 0
     print(f"jax {jax.__version__}\n| form | " + " | ".join(cards) + " |\n|" + "---|" * (1 + len(cards)), flush=True)
     for name in FORMS:
