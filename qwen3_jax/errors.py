@@ -5,6 +5,7 @@ command print it without a traceback; library callers can catch it apart from bu
 """
 
 import sys
+from collections.abc import Sequence
 
 from qwen3_jax.progress import clear_status
 
@@ -50,6 +51,11 @@ def nearest(name: str, valid: list[str] | tuple[str, ...]) -> str:
 
     matches = get_close_matches(name, valid, n=1, cutoff=0.5)
     return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+def repeated(names: Sequence[str]) -> str | None:
+    """Return the first name that stands more than once, or None."""
+    return None if len(set(names)) == len(names) else next(name for name in names if names.count(name) > 1)
 
 
 def warn(text: str) -> None:

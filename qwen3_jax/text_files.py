@@ -89,6 +89,11 @@ def is_lfs_pointer(start: bytes) -> bool:
     return start.startswith(b"version https://git-lfs.github.com/spec/")
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def check_encoding(raw: bytes, name: str) -> None:
     """Refuse text that begins as UTF-16 or UTF-32 does, with a byte order mark or without, and Git LFS pointers.
 

@@ -18,7 +18,7 @@ import docstring_parser
 import jsonargparse
 import yaml
 
-from qwen3_jax.errors import UserError, nearest
+from qwen3_jax.errors import UserError, nearest, repeated
 from qwen3_jax.text_files import read_text
 
 T = TypeVar("T")
@@ -180,7 +180,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return the mapping."""
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
+        twice = repeated(keys)
         if twice is not None:
             line = node.start_mark.line + 1
             raise yaml.constructor.ConstructorError(

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 
-from qwen3_jax.data.records import DataError
+from qwen3_jax.data.records import DataError, check_columns
 
 _LONGEST = 2**31 - 1  # characters of a cell; the module's own limit is 131,072
 
@@ -61,7 +61,5 @@ def _separator(first: str, url: str) -> str:
 def _names(cells: list[str], url: str) -> list[str]:
     # pandas leaves the name of its index empty, and reads it back under this one.
     names = [cell.strip() or f"Unnamed: {place}" for place, cell in enumerate(cells)]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise DataError(f"{url}: two columns are named {twice!r}; rename one of them")
+    check_columns(names, url)
     return names

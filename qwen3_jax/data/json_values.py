@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from qwen3_jax.errors import repeated
+
 
 def load(text: str) -> Any:
     """Return the value of a JSON text.
@@ -21,8 +23,5 @@ def load(text: str) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(
-            f"the key {next(name for name in names if names.count(name) > 1)!r} occurs twice in one object"
-        )
+        raise ValueError(f"the key {repeated([name for name, _ in pairs])!r} occurs twice in one object")
     return out

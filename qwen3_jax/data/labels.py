@@ -7,6 +7,7 @@ labels of your own for the rest.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from collections import Counter
@@ -48,15 +49,11 @@ def label(record: Record, text: str, labels: Labels, source_name: str) -> Labell
     value = record.body.get(labels.quality_key) if labels.quality_key is not None else None
     if value is None:
         return Labelled(domain, language, gopher_quality(text) if labels.quality is None else labels.quality)
-    try:  # a cell of CSV is text
-        number = (
-            float(value) if isinstance(value, int | float | str | Decimal) and not isinstance(value, bool) else None
-        )
-    except ValueError:
-        number = None
-    if number is None:
-        raise DataError(f"{record.location}: {labels.quality_key!r} must be a number, got {type(value).__name__}")
-    return Labelled(domain, language, number)
+    is_number = isinstance(value, int | float | str | Decimal) and not isinstance(value, bool)  # a cell of CSV is text
+    with contextlib.suppress(ValueError):
+        if is_number:
+            return Labelled(domain, language, float(value))
+    raise DataError(f"{record.location}: {labels.quality_key!r} must be a number, got {type(value).__name__}")
 
 
 def check_label_keys(labels: Labels, keys: set[str], name: str) -> None:

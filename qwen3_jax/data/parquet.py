@@ -8,21 +8,8 @@ with each object, keep their nulls. Bytes that are UTF-8 are text: some writers 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
-
-from qwen3_jax.data.records import DataError
-
-
-def check_columns(names: Sequence[str], url: str) -> None:
-    """Refuse two columns of one name: a record could hold only one.
-
-    Raises:
-        DataError: names the column.
-    """
-    twice = next((name for name in names if list(names).count(name) > 1), None)
-    if twice is not None:
-        raise DataError(f"{url}: two columns are named {twice!r}; rename one of them")
 
 
 def rows(batch: Any) -> Iterator[dict[str, Any]]:

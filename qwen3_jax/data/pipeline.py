@@ -168,7 +168,7 @@ def at_boundary(
     now: DataConfig,
     corpora: Sequence[Prepared],
 ) -> dict[str, Any]:
-    """Return the state from which the loader of the next stage goes on: it repeats and skips no text of the epoch.
+    """Return the state with which the loader of the next stage continues; no text of the epoch is repeated or skipped.
 
     Args:
         position: the last state of the stage before.

@@ -26,7 +26,7 @@ import numpy as np
 
 from qwen3_jax.data.forms import Continuation, Conversation, Form, PlainText, read_form
 from qwen3_jax.data.messages import FormError, decoded
-from qwen3_jax.errors import UserError, nearest
+from qwen3_jax.errors import UserError, nearest, repeated
 
 END_OF_TURN = "<|im_end|>"
 """How every ChatML template closes a turn (the text; ids come from the tokenizer)."""
@@ -35,6 +35,17 @@ _THINK_TAG = re.compile(r"</?think>")
 
 class DataError(UserError):
     """Training data that cannot be used; the message starts with the file, and the line where there is one."""
+
+
+def check_columns(names: Sequence[str], url: str) -> None:
+    """Refuse a table with two columns of one name: a record could hold only one.
+
+    Raises:
+        DataError: names the column.
+    """
+    twice = repeated(names)
+    if twice is not None:
+        raise DataError(f"{url}: two columns are named {twice!r}; rename one of them")
 
 
 class TextTokenizer(Protocol):

@@ -35,10 +35,10 @@ from qwen3_jax.data.files import (
     opened,
 )
 from qwen3_jax.data.forms import is_form, is_record
-from qwen3_jax.data.parquet import check_columns, rows
+from qwen3_jax.data.parquet import rows
 from qwen3_jax.data.reasoning import RunningSumRecords
-from qwen3_jax.data.records import DataError, Malformed, Record, texts
-from qwen3_jax.text_files import EncodingError, decode
+from qwen3_jax.data.records import DataError, Malformed, Record, check_columns, texts
+from qwen3_jax.text_files import EncodingError, decode, is_unicode
 
 SPLIT_BYTES = 32 * 2**20
 _PROBLEM_BYTES = 4096  # a generated problem is as much work as so much text
@@ -113,15 +113,10 @@ def training_texts(config: DataConfig, max_records: int = 2000) -> Iterator[str]
                     found = list(texts(record, source.text_key))
                 except DataError:  # preparing counts it
                     continue
-                yield from (text for text in found if _is_unicode(text))
+                yield from (text for text in found if is_unicode(text))
                 given += 1
                 if given == share:
                     break
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether a text has no half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
-    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def key_of(file: str, place: int) -> int:
@@ -214,19 +209,12 @@ def _read_json(part: Part, source: Source, seed: int) -> Iterator[Record | Malfo
     if isinstance(text, Malformed):
         yield text
         return
-    value: Any = None
-    error: Exception | None = None
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as caught:
-        error = caught
+    value, error, key_twice = _json_value(text)
     if value == []:
         return
     if isinstance(value, list) and any(isinstance(one, dict) and is_record(one, text_key) for one in value):
-        try:
-            value = json_values.load(text)
-        except ValueError as caught:  # a key twice
-            yield Malformed(f"{url}: {caught}")
+        if key_twice is not None:
+            yield Malformed(f"{url}: {key_twice}")
             return
         for number, body in enumerate(value):
             location, key = f"{url} record {number + 1}", key_of(part.file.key, number)
@@ -242,6 +230,19 @@ def _read_json(part: Part, source: Source, seed: int) -> Iterator[Record | Malfo
         yield Malformed(f"{url}: not valid JSON ({error}); {hint}")
     elif text:
         yield Record(url, {text_key: text}, key_of(part.file.key, 0))
+
+
+def _json_value(text: str) -> tuple[Any, Exception | None, ValueError | None]:
+    """(the value of a JSON text, why it has none, why it is refused as records: a key that occurs twice)."""
+    try:
+        return json_values.load(text), None, None
+    except json.JSONDecodeError as error:
+        return None, error, None
+    except ValueError as key_twice:
+        try:
+            return json.loads(text), None, key_twice
+        except (ValueError, RecursionError) as error:
+            return None, error, None
 
 
 def _is_lines(text: str, text_key: str, broken: bool) -> bool:

@@ -78,9 +78,8 @@ class ActiveRequest(TokenSequence):
         if constraint is None or self.in_thinking:
             return None
         words = constraint.allowed()
-        if (
-            self.may_think and len(self.tokens) == len(self.request.prompt) and ids.start >= 0
-        ):  # an answer may begin with thinking
+        is_first = len(self.tokens) == len(self.request.prompt)
+        if self.may_think and is_first and ids.start >= 0:  # an answer may begin with thinking
             words = words.copy()
             words[ids.start // 32] |= np.uint32(1 << ids.start % 32)
         return words

@@ -115,6 +115,11 @@ class ThinkingTokens:
         return None
 
 
+def may_force(budget: int | None, is_open: bool) -> bool:
+    """Whether a budget may force the stop text; 0 does where the prompt leaves thinking open (`is_open`)."""
+    return budget is not None and (budget > 0 or is_open)
+
+
 @struct.dataclass
 class BudgetRules:
     """Budget and `ThinkingTokens` of each row, constant over a request; arrays [B].

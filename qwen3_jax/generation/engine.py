@@ -24,6 +24,7 @@ import numpy as np
 from qwen3_jax.bounds import check_bounds, whole
 from qwen3_jax.errors import RequestError, UserError
 from qwen3_jax.generation.active import ActiveRequest
+from qwen3_jax.generation.budget import may_force
 from qwen3_jax.generation.program import MAX_EOS, Output, Progress, size_of
 from qwen3_jax.generation.request import Request, require
 from qwen3_jax.generation.runner import MIN_PREFILL_TOKENS, ActiveBatch, Runner
@@ -154,7 +155,7 @@ class Engine:
             raise RequestError(f"{text} {self.max_length} tokens.", "max_new_tokens", too_long=True)
         can_count = request.thinking_tokens.start >= 0 or (request.budget is None and not request.thinking)
         require(can_count, "a thinking budget needs `thinking_tokens`, see ThinkingTokens.of.", "thinking_budget")
-        if request.budget or (request.budget == 0 and request.thinking):
+        if may_force(request.budget, request.thinking):
             request.thinking_tokens.check_stop()
         require(len(request.eos) <= MAX_EOS, f"{len(request.eos)} end tokens; the most is {MAX_EOS}.", "eos")
         active = ActiveRequest.of(request, self.model.generation_config, self.rows)

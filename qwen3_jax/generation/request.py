@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from qwen3_jax.errors import RequestError
-from qwen3_jax.generation.budget import ThinkingTokens
+from qwen3_jax.generation.budget import ThinkingTokens, may_force
 from qwen3_jax.generation.sampling import Sampling
 from qwen3_jax.model import Qwen3
 from qwen3_jax.text import STOP_TEXT, Tokenizer
@@ -152,7 +152,7 @@ def resolve(
     limit = _limit(len(ids), options, model, context)
     place = thinking_tokens.place(ids, None if tokenizer is None else tokenizer.im_start_id)
     is_open = place == "thinking"
-    if options.thinking_stop_text != STOP_TEXT or budget or (budget == 0 and is_open):
+    if options.thinking_stop_text != STOP_TEXT or may_force(budget, is_open):
         _check_stop_text(options.thinking_stop_text, thinking_tokens, end)
     stop_tokens, room = len(thinking_tokens.stop), context - len(ids)
     budget = checked_budget(budget, limit, stop_tokens, is_open, fit=options.fit_budget, room=room)
@@ -216,7 +216,7 @@ def checked_budget(
         room: most tokens that max_new_tokens could be; None is any number.
     """
     reserved = stop_tokens + 1 + (not is_open)
-    if budget is None or (budget == 0 and not is_open) or budget + reserved <= limit:
+    if budget is None or not may_force(budget, is_open) or budget + reserved <= limit:
         return budget
     largest = limit - reserved if is_open else max(limit - reserved, 0)
     if fit:

@@ -63,7 +63,7 @@ def free_memory(placement: Placement) -> int | None:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):  # not on every system
         return None
-    return free // (1 if placement.mesh is None else len(placement.mesh.local_devices))
+    return _share_of_host(free, placement)
 
 
 def early_cache_bytes(placement: Placement) -> int | None:
@@ -73,7 +73,12 @@ def early_cache_bytes(placement: Placement) -> int | None:
     """
     if platform_of(placement) != "cpu":
         return None
-    return (1 << 30) // (1 if placement.mesh is None else len(placement.mesh.local_devices))
+    return _share_of_host(1 << 30, placement)
+
+
+def _share_of_host(size: int, placement: Placement) -> int:
+    """Bytes of the host's memory for each of its devices."""
+    return size // (1 if placement.mesh is None else len(placement.mesh.local_devices))
 
 
 def return_freed_memory() -> None:

@@ -16,7 +16,8 @@ _MAX_DEPTH = 32  # of references to references
 
 
 def pointed(root: Mapping[str, Any], reference: str) -> Any:
-    """The part of a schema that a reference leads to: a pointer, an anchor, or the `$id` of a part; None if there is none.
+    """The part of a schema that a reference leads to: a pointer, an anchor, or the `$id` of a part; None if it leads
+    nowhere.
 
     Pointers may be percent-encoded (`#/$defs/List%5Bint%5D`) and go through lists (`#/properties/x/anyOf/0`).
     """
@@ -43,7 +44,7 @@ def pointed(root: Mapping[str, Any], reference: str) -> Any:
 
 
 def resolved(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema behind its references, which are looked up in `root`; empty if there is none."""
+    """The schema behind its references, which are looked up in `root`; empty if a reference leads nowhere."""
     for _ in range(_MAX_DEPTH):
         if not isinstance(schema, Mapping):
             return {}

@@ -158,7 +158,7 @@ def _pieces(pieces: Any, name: str) -> str:
 
 
 def _content(content: Any, name: str, calls: Any) -> tuple[str | None, str]:
-    """The text of a message, None if there is none, and the thinking that stands before it in parts of its own.
+    """The text of a message, or None without content, and the thinking of its parts, which stands before the text.
 
     Parts that repeat one of the message's calls, which LangChain's messages have, say nothing new.
     """

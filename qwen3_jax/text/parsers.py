@@ -410,7 +410,7 @@ class _Quotes:
 
 
 def _first(text: str, position: int, tags: tuple[str, ...]) -> tuple[int, str]:
-    """The place of the first of several tags, and that tag; -1 if there is none."""
+    """The place of the first of several tags, and that tag; -1 if the text has no such tag."""
     places = [(place, tag) for tag in tags if (place := text.find(tag, position)) >= 0]
     return min(places, default=(-1, ""))
 

@@ -60,7 +60,7 @@ class _Function:
         return ToolCall(f"call_{uuid.uuid4().hex}", self._name, text)
 
     def read(self, body: str, position: int, closed: bool) -> int | None:
-        """Read the parameters from a place on; return the place behind the function, None if it is none."""
+        """Read the parameters from a place on; return the place behind the function, or None if the text is not a call."""
         while (parameter := _PARAMETER.match(body, position)) is not None:
             key, start = _name(parameter[1]), parameter.end()
             ends = self._value(body, start, key, closed)

@@ -16,7 +16,7 @@ from pathlib import Path
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from qwen3_jax.text_files import EncodingError, check_encoding
+from qwen3_jax.text_files import EncodingError, check_encoding, is_unicode
 
 from .byte_level import BYTE_CHARACTERS, QWEN3_ADDED_TOKENS, added_token, qwen3_config, qwen_backend
 from .errors import TokenizerError
@@ -125,7 +125,7 @@ def _jsonl_texts(path: Path, lines: Iterable[str]) -> Iterator[str]:
             text = None
         if not isinstance(text, str):
             raise TokenizerError(f"{path}, line {number} is not a JSON object with a string under 'text'")
-        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        if not is_unicode(text):
             raise TokenizerError(
                 f"{path}, line {number} has a lone surrogate (\\ud800 to \\udfff), which is not Unicode text"
             )

@@ -92,7 +92,7 @@ class StageLoop:
             return self._steps(stage, trainer, state, batches, meter, bar, profiler)
 
     def _data_position(self, position: dict[str, Any], stage: Stage) -> dict[str, Any]:
-        """Return where the loader of a stage goes on: it takes the rows that follow those of the stage of `position` if it is
+        """Return the state of a stage's loader. It takes the rows that follow those of the stage of `position` if it is
         that one, or if the run was extended with rows of the same length (how many make a batch does not matter)."""
         if position["stage"] == stage.name:
             return position["data"]

@@ -95,9 +95,8 @@ def _tensors(path: Path, quantization: Any) -> TensorSource:
             if quantization is None and older is None:
                 raise
         else:
-            if (
-                quantization is not None
-            ):  # a note for loaders that quantise, kept by a model that was merged or unpacked
+            if quantization is not None:
+                # A note for loaders that quantise, kept by a model that was merged or unpacked.
                 warn(f"{path}: 'quantization_config' of config.json has no effect, because no tensor is quantised.")
             return plain
     how = scheme(quantization or older)
