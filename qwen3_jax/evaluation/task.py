@@ -1,0 +1,95 @@
+"""What a task is: where its problems come from, how they are asked, which verifier judges the answers.
+
+    task = Task(
+        name="gsm8k", about="grade-school mathematics", source=Source("openai/gsm8k", ("main/test-*.parquet",)),
+        problems=read_gsm8k, verifier="math", max_new_tokens=32_768,
+    )
+
+No JAX. `qwen3_jax.evaluation.tasks` has the tasks by name, and reads those that a user declares in a YAML file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from qwen3_jax.generation import Sampling
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question of a task.
+
+    Attributes:
+        id: unique within the task; the same in every run, on every machine.
+        prompt: messages (the chat template is applied), or a text that is continued as it is.
+        reference: what the verifier compares the answer with; JSON values.
+        tools: functions that the model may call, in OpenAI's form.
+        verifier: another one than the task's; "" is the task's.
+        settings: of the verifier, for this problem; they replace the task's, field by field.
+        enable_thinking: what this problem asks of the chat template, whatever the mode of the run; None is the run's mode.
+        group: subject, level or language, by which results are also reported; "" is none.
+    """
+
+    id: str
+    prompt: str | tuple[Mapping[str, Any], ...]
+    reference: Any = None
+    tools: tuple[Mapping[str, Any], ...] = ()
+    verifier: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    enable_thinking: bool | None = None
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the data of a task lies.
+
+    Attributes:
+        dataset: id of a data set on the hub, `owner/name`.
+        files: patterns of its files, as its repository has them.
+        gated: the hub asks for a login and the acceptance of terms.
+    """
+
+    dataset: str
+    files: tuple[str, ...]
+    gated: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """A set of problems and how they are asked and judged.
+
+    Attributes:
+        name: what `--task` calls it.
+        about: one line.
+        problems: makes the problems, in a fixed order, from rows of the data (empty for a task that is generated) and from
+            the task's options, an instance of `options` below.
+        verifier: name of a verifier; see `qwen3_jax.verifiers`.
+        settings: of the verifier.
+        source: None for a task that is generated.
+        options: a frozen dataclass of what a user may set (`--task-option NAME.FIELD=VALUE`), such as the number of generated
+            problems, their seed, few-shot examples; None has none.
+        max_new_tokens: most tokens of an answer; lowered to what the context holds.
+        samples: answers to each problem.
+        thinking, non_thinking: sampling in the two modes; None is the report's for that mode.
+        needs_thinking: the task measures thinking: a tokenizer without think tags is refused.
+        reference: the paper, and the address of the data's format.
+    """
+
+    name: str
+    about: str
+    problems: Callable[[Iterable[Row], Any], Iterable[Problem]]
+    verifier: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    source: Source | None = None
+    options: type | None = None
+    max_new_tokens: int = 32_768
+    samples: int = 1
+    thinking: Sampling | None = None
+    non_thinking: Sampling | None = None
+    needs_thinking: bool = False
+    reference: str = ""
