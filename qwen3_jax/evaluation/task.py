@@ -5,7 +5,7 @@
         problems=read_gsm8k, verifier="math", max_new_tokens=32_768,
     )
 
-No JAX. `qwen3_jax.evaluation.tasks` has the tasks by name, and reads those that a user declares in a YAML file.
+`qwen3_jax.evaluation.tasks` has the tasks by name, and reads those that a user declares in a YAML file.
 """
 
 from __future__ import annotations
