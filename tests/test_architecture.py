@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "generation": {"kernels", "model", "text"},
     "sandbox": set(),
     "verifiers": {"sandbox", "text"},
-    "evaluation": {"checkpoint", "data", "generation", "model", "text"},
+    "evaluation": {"checkpoint", "data", "generation", "model", "text", "verifiers"},
     "serving": {"generation", "text"},
     "training": {"checkpoint", "data", "evaluation", "kernels", "model", "text"},
     "sweeps": {"checkpoint", "data", "model", "text", "training"},
