@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from qwen3_jax.evaluation.rows import Row
 from qwen3_jax.generation import Sampling
@@ -85,6 +85,7 @@ class Task:
         samples: answers to each problem.
         thinking, non_thinking: sampling in the two modes; None is `THINKING` and `NON_THINKING`, the report's.
         needs_thinking: the task measures thinking: a tokenizer without think tags is refused.
+        metric: the task's headline: "right", the share of answers with the full score, or "score", the mean score.
         reference: the paper, and the address of the data's format.
     """
 
@@ -101,4 +102,5 @@ class Task:
     thinking: Sampling | None = None
     non_thinking: Sampling | None = None
     needs_thinking: bool = False
+    metric: Literal["right", "score"] = "right"
     reference: str = ""
