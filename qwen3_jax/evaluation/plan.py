@@ -274,7 +274,7 @@ class Plan:
                 "problems": len(self.questions[name]),
                 "max_new_tokens": self.config.max_new_tokens or task.max_new_tokens,
                 "samples": {mode: self.samples(task, mode) for mode in sorted(forms)},
-                "sampling": {mode: _fields(self.sampling(task, mode)) for mode in sorted(forms)},
+                "sampling": {mode: sampling_fields(self.sampling(task, mode)) for mode in sorted(forms)},
                 "metric": task.metric,
             }
         config = self.config
@@ -284,7 +284,7 @@ class Plan:
         }  # fmt: skip
 
 
-def _fields(sampling: Sampling) -> dict[str, Any]:
+def sampling_fields(sampling: Sampling) -> dict[str, Any]:
     """The fields of a sampling that differ from their defaults, seed and number of answers apart."""
     default = Sampling()
     values = {each.name: getattr(sampling, each.name) for each in dataclasses.fields(Sampling)}

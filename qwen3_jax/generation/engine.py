@@ -288,4 +288,4 @@ def can_continue(request: Request, count: int) -> bool:
     """
     plain = request.constraint is None and request.sampling.logprobs is None
     begun = count + len(request.thinking_tokens.stop)
-    return plain and bool(request.budget) and 0 < count and begun < request.max_new_tokens
+    return plain and bool(request.budget) and count > 0 and begun < request.max_new_tokens

@@ -38,10 +38,10 @@ def verify_exact(answer: str, reference: Any, settings: ExactSettings) -> Verdic
         raise BadReference(f"'exact' compares with text or a list of texts, got {reference!r:.200}")
     text = _normal(answer, settings)
     if text in {_normal(other, settings) for other in accepted}:
-        return right("the answer is the reference")
+        return right("the answer is the reference", extracted=text)
     if not text:
         return unparsable("the answer is empty")
-    return wrong(f"the answer is {text[:200]!r}, not {accepted[0][:200]!r}")
+    return wrong(f"the answer is {text[:200]!r}, not {accepted[0][:200]!r}", extracted=text)
 
 
 def _normal(text: str, settings: ExactSettings) -> str:
@@ -110,8 +110,8 @@ def verify_number(answer: str, reference: Any, settings: NumberSettings) -> Verd
     written, value = found[-1 if settings.take == "last" else 0]
     allowed = Fraction(settings.tolerance) + abs(expected) * Fraction(settings.relative_tolerance)
     if abs(value - expected) <= allowed:
-        return right(f"the answer's number is {written}")
-    return wrong(f"the answer's number is {written}, not {reference!s:.200}")
+        return right(f"the answer's number is {written}", extracted=str(value))
+    return wrong(f"the answer's number is {written}, not {reference!s:.200}", extracted=str(value))
 
 
 def _numbers(text: str, percent: bool) -> list[tuple[str, Fraction]]:
@@ -179,9 +179,9 @@ def verify_choice(answer: str, reference: Any, settings: ChoiceSettings) -> Verd
     letter = _choice(text, letters)  # runs of space would take the patterns time in the cube of their length
     if letter is None:
         return unparsable("the answer chooses no letter")
-    return (
-        right(f"the answer chooses {letter}") if letter == expected else wrong(f"it chooses {letter}, not {expected}")
-    )
+    if letter == expected:
+        return right(f"the answer chooses {letter}", extracted=letter)
+    return wrong(f"it chooses {letter}, not {expected}", extracted=letter)
 
 
 def _choice(text: str, letters: str) -> str | None:
