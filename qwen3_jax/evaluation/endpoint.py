@@ -79,7 +79,9 @@ class Endpoint:
         workers: Workers[Item, Reply] = Workers(self._concurrency, "endpoint")
         try:
             while True:
-                while failure is None and workers.pending < self._concurrency and (item := next(items, None)) is not None:
+                while (
+                    failure is None and workers.pending < self._concurrency and (item := next(items, None)) is not None
+                ):
                     workers.put(item, functools.partial(self._ask, item))
                 if (done := workers.take(wait=True)) is None:
                     break

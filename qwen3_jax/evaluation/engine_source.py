@@ -1,8 +1,8 @@
 """Answers from an engine in this process: one stream of requests for all tasks, modes, budgets and samples.
 
 An answer under a budget is that of a larger one until the budget is used up (`generation.budget`). So of the samples that
-differ in their budget alone, the one with the largest is generated first. Another one whose budget it did not use up has the same
-answer; any other continues behind the thinking that they share and the stop text, most of which is in the prefix cache.
+differ in their budget alone, the one with the largest is generated first. Another one whose budget it did not use up has the
+same answer; any other continues behind the thinking that they share and the stop text, most of which is in the prefix cache.
 """
 
 from __future__ import annotations
@@ -48,9 +48,13 @@ class EngineSource:
         share: generate the thinking that several budgets share once. Without it every sample is generated whole.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, identity: dict[str, Any] | None = None, *, share: bool = True):
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, identity: dict[str, Any] | None = None, *, share: bool = True
+    ):
         self._engine, self._tokenizer, self._identity, self._share = engine, tokenizer, identity or {}, share
-        self._ready: deque[_Running] = deque()  # continuations come before new families: their beginning is still cached
+        self._ready: deque[_Running] = (
+            deque()
+        )  # continuations come before new families: their beginning is still cached
         self._running: dict[int, tuple[_Running, Answer]] = {}
 
     def describe(self) -> dict[str, Any]:

@@ -73,7 +73,9 @@ class EvalConfig:
             if mode not in MODES:
                 raise UserError(f"there is no mode {mode!r}; there are {' and '.join(MODES)}.{nearest(mode, MODES)}")
         if self.modes is not None and "thinking" not in self.modes and self.budgets != (None,):
-            raise UserError("a thinking budget needs the thinking mode; name it among the modes, or leave the budget out.")
+            raise UserError(
+                "a thinking budget needs the thinking mode; name it among the modes, or leave the budget out."
+            )
         self.sampled(THINKING)  # refuses wrong values
 
     def sampled(self, of: Sampling) -> Sampling:
@@ -248,7 +250,9 @@ class Plan:
             return [(TEXT, (None,))]
         one: tuple[int | None, ...] = (None,)
         off = question.problem.enable_thinking is False
-        return [(mode, self.config.budgets if mode == "thinking" and not off else one) for mode in self.config.modes or ()]
+        return [
+            (mode, self.config.budgets if mode == "thinking" and not off else one) for mode in self.config.modes or ()
+        ]
 
     def _item(self, key: Key, question: Question) -> Item:
         task, enable = self.tasks[key.task], question.problem.enable_thinking

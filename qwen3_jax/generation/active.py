@@ -74,7 +74,9 @@ class ActiveRequest(TokenSequence):
             finish = "stop" if token in self.request.eos and not forced else "length"
         thinking = bool(output.thinking[step, row])
         logprob = _logprob(output, step, row, self.request.sampling.logprobs)
-        return Token(self.number, token, forced, thinking, logprob, finish, min(self.cached or 0, len(self.request.prompt)))
+        return Token(
+            self.number, token, forced, thinking, logprob, finish, min(self.cached or 0, len(self.request.prompt))
+        )
 
     def allowed(self) -> np.ndarray | None:
         """Return the constraint's words for the next token; None in thinking or without a constraint."""

@@ -46,9 +46,7 @@ def right(reason: str, parts: tuple[bool, ...] = (), extracted: str | None = Non
     return Verdict(1.0, "right", reason, parts, _short(extracted))
 
 
-def wrong(
-    reason: str, score: float = 0.0, parts: tuple[bool, ...] = (), extracted: str | None = None
-) -> Verdict:
+def wrong(reason: str, score: float = 0.0, parts: tuple[bool, ...] = (), extracted: str | None = None) -> Verdict:
     """Less than the full score."""
     return Verdict(score, "wrong", reason, parts, _short(extracted))
 
