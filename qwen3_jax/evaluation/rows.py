@@ -30,8 +30,7 @@ class Row:
     Attributes:
         body: columns by name. Null values and empty cells of CSV are absent.
         location: file and line, or file and number of the row.
-        file: path of its file below the folder of the data, as its repository has it; some data sets say a subject or a language
-            there and nowhere else.
+        file: path of its file below the folder of the data; some data sets say a subject or a language there and nowhere else.
     """
 
     body: Mapping[str, Any]

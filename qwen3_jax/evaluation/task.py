@@ -78,8 +78,8 @@ class Task:
         verifier: name of a verifier; see `qwen3_jax.verifiers`.
         settings: of the verifier.
         source: None for a task that is generated.
-        metric: what a result is first of all: "accuracy", the share of right answers, or "score", the mean score, for verifiers that
-            give a part of it.
+        metric: what a result is first of all: "accuracy", the share of right answers, or "score", the mean score, where a
+            verifier gives a part of it.
         columns: what the rows hold, by name of column: "text", "list of texts", ...; for messages and the documentation.
         options: a frozen dataclass of what a user may set (`--task-option NAME.FIELD=VALUE`), such as the number of generated
             problems, their seed, few-shot examples; None has none.

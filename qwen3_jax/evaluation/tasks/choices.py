@@ -57,9 +57,8 @@ def _answer(row: Row, choices: Sequence[str], *names: str) -> int:
     place = place_of(row, value, choices)
     if place is None:
         last = prompts.LETTERS[len(choices) - 1] if choices else "A"
-        raise row.error(
-            f"the column {names[0]!r} must be a letter from A to {last} or a number from 0 to {len(choices) - 1}, got {value!r:.60}"
-        )
+        wanted = f"a letter from A to {last} or a number from 0 to {len(choices) - 1}"
+        raise row.error(f"the column {names[0]!r} must be {wanted}, got {value!r:.60}")
     return place
 
 
@@ -68,19 +67,23 @@ def kept(name: str, share: float) -> bool:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") < share * 2**64
 
 
-def _of_groups(wanted: Sequence[str], rows: Iterable[Row], group: Callable[[Row], str], what: str) -> Iterator[Row]:
-    """The rows of these groups; all where none is named.
+def _of_groups(
+    wanted: Sequence[str], rows: Iterable[Row], group: Callable[[Row], str], what: str
+) -> Iterator[tuple[Row, str, str]]:
+    """(row, group, id) of the rows of these groups; all where none is named. The id is the group and the number within it.
 
     Raises:
         UserError: no row is of a group that is wanted.
     """
     seen: dict[str, str] = {}
+    numbers: dict[str, int] = {}
     known = {name.lower() for name in wanted}
     for row in rows:
         name = group(row)
         seen.setdefault(name.lower(), name)
+        number = numbers[name] = numbers.get(name, -1) + 1
         if not known or name.lower() in known:
-            yield row
+            yield row, name, f"{name}/{number}" if name else str(number)
     for name in wanted:
         if seen and name.lower() not in seen:
             raise UserError(
@@ -157,16 +160,10 @@ def read_gpqa(rows: Iterable[Row], options: ShuffleOptions) -> Iterator[Problem]
 
 def read_mmlu(rows: Iterable[Row], options: Subjects) -> Iterator[Problem]:
     """Of `question`, `choices`, `answer` (a place from 0, or a letter) and `subject`."""
-    for number, row in enumerate(_of_groups(options.subjects, rows, _subject, "subject")):
+    for row, subject, name in _of_groups(options.subjects, rows, _subject, "subject"):
         choices = row.texts("choices")
-        yield choice_problem(
-            row,
-            f"{_subject(row)}/{number}",
-            row.filled("question"),
-            choices,
-            _answer(row, choices, "answer"),
-            _subject(row),
-        )
+        place = _answer(row, choices, "answer")
+        yield choice_problem(row, name, row.filled("question"), choices, place, subject)
 
 
 def _subject(row: Row) -> str:
@@ -177,20 +174,14 @@ def _subject(row: Row) -> str:
 def read_mmlu_pro(rows: Iterable[Row], options: Subjects) -> Iterator[Problem]:
     """Of `question`, `options` (up to ten), `answer` (a letter), `category` and `question_id`."""
 
-    def category(row: Row) -> str:
-        return row.text("category", default="")
-
-    for number, row in enumerate(_of_groups(options.subjects, rows, category, "category")):
+    groups = _of_groups(options.subjects, rows, lambda row: row.text("category", default=""), "category")
+    for row, category, name in groups:
         choices = row.texts("options")
         while len(choices) > 2 and choices[-1] == "N/A":  # the first release filled up to ten with them
             choices = choices[:-1]
+        place = _answer(row, choices, "answer", "answer_index")
         yield choice_problem(
-            row,
-            row.text("question_id", default=str(number)),
-            row.filled("question"),
-            choices,
-            _answer(row, choices, "answer", "answer_index"),
-            category(row),
+            row, row.text("question_id", default=name), row.filled("question"), choices, place, category
         )
 
 
@@ -205,7 +196,7 @@ def read_mmlu_redux(rows: Iterable[Row], options: ReduxOptions) -> Iterator[Prob
 
     Questions whose error has no single right answer are left out.
     """
-    for number, row in enumerate(_of_groups(options.subjects, rows, _subject, "subject")):
+    for row, subject, name in _of_groups(options.subjects, rows, _subject, "subject"):
         error = row.text("error_type", default="ok").strip()
         if error not in _ERRORS:
             raise row.error(f"the column 'error_type' is {error!r}; known are {', '.join(_ERRORS)}")
@@ -216,12 +207,11 @@ def read_mmlu_redux(rows: Iterable[Row], options: ReduxOptions) -> Iterator[Prob
         elif error == "wrong_groundtruth" and options.answers == "corrected" and row.has("correct_answer"):
             place = place_of(row, row.value("correct_answer"), choices)
         if place is not None:
-            name = f"{_subject(row)}/{number}"
-            yield choice_problem(row, name, row.filled("question"), choices, place, _subject(row))
+            yield choice_problem(row, name, row.filled("question"), choices, place, subject)
 
 
 def read_mmmlu(rows: Iterable[Row], options: Languages) -> Iterator[Problem]:
-    """Of `Question`, `A` to `D`, `Answer` (a letter) and `Subject`; the language is part of the file's name (mmlu_FR-FR.csv)."""
+    """Of `Question`, `A` to `D`, `Answer` (a letter) and `Subject`; the language is in the file's name (mmlu_FR-FR.csv)."""
     yield from _multilingual(rows, options, _language_of_file, "Question", ("A", "B", "C", "D"), "Answer")
 
 
@@ -245,19 +235,16 @@ def _multilingual(
     answer: str,
 ) -> Iterator[Problem]:
     chosen = list(_of_groups(options.languages, rows, language, "language"))
-    columns = {name for row in chosen for name in row.body}
-    numbers: dict[str, int] = {}
-    for row in chosen:
-        group = language(row)
-        number = numbers[group] = numbers.get(group, -1) + 1
-        if not kept(f"{group}/{number}", options.share):
+    columns = {column for row, _, _ in chosen for column in row.body}
+    for row, group, name in chosen:
+        if not kept(name, options.share):
             continue
         if row.has("choices"):
             choices = row.texts("choices")
         else:  # an empty cell of CSV is absent in its row, and there in others
-            choices = [row.text(name, default="" if name in columns else None) for name in names]
+            choices = [row.text(column, default="" if column in columns else None) for column in names]
         place = _answer(row, choices, answer)
-        yield choice_problem(row, f"{group}/{number}", row.filled(question), choices, place, group)
+        yield choice_problem(row, name, row.filled(question), choices, place, group)
 
 
 _MMLU_COLUMNS = {
