@@ -30,10 +30,12 @@ class Row:
     Attributes:
         body: columns by name. Null values and empty cells of CSV are absent.
         location: file and line, or file and number of the row.
+        file: path of its file below the folder of the data; some data sets say a subject or a language there and nowhere else.
     """
 
     body: Mapping[str, Any]
     location: str
+    file: str = ""
 
     def error(self, text: str) -> RowError:
         """The error that says this of the row."""

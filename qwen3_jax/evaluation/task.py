@@ -78,6 +78,8 @@ class Task:
         verifier: name of a verifier; see `qwen3_jax.verifiers`.
         settings: of the verifier.
         source: None for a task that is generated.
+        metric: what a result is first of all: "accuracy", the share of right answers, or "score", the mean score, where a
+            verifier gives a part of it.
         columns: what the rows hold, by name of column: "text", "list of texts", ...; for messages and the documentation.
         options: a frozen dataclass of what a user may set (`--task-option NAME.FIELD=VALUE`), such as the number of generated
             problems, their seed, few-shot examples; None has none.
@@ -95,6 +97,7 @@ class Task:
     verifier: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     source: Source | None = None
+    metric: Literal["accuracy", "score"] = "accuracy"
     columns: Mapping[str, str] = field(default_factory=dict)
     options: type | None = None
     max_new_tokens: int = 32_768

@@ -162,8 +162,8 @@ class ChoiceSettings:
 def verify_choice(answer: str, reference: Any, settings: ChoiceSettings) -> Verdict:
     r"""Whether the answer chooses the reference's letter.
 
-    Its letter is looked for in this order, the last of a kind counts: `\boxed{C}`, "answer is (C)" or "Answer: C", a bold C or
-    one at the start of a line before ")" or ".", the answer as a whole.
+    Its letter is looked for in this order, the last of a kind counts: `\boxed{C}`, `"answer": "C"` in JSON, "answer is (C)" or
+    "Answer: C", a bold C or one at the start of a line before ")" or ".", the answer as a whole.
 
     Args:
         reference: a letter, or the index of a choice from 0.
@@ -186,12 +186,13 @@ def verify_choice(answer: str, reference: Any, settings: ChoiceSettings) -> Verd
 
 def _choice(text: str, letters: str) -> str | None:
     one = f"[{letters}]"
-    opening = r"(?:\*\*|\$|\\\(|\s|[(\[\"'])*(?:\\(?:boxed|text|textbf|mathrm)\{\s*)*"
-    wrapped = rf"{opening}\(?({one}|{one.lower()}(?=\)|[.*]*\s*\Z))(?![\w'’-])"
+    opening = r"(?:\*\*|\$|\\\(|\s|[(\[\"'`])*(?:\\(?:boxed|text|textbf|mathrm)\{\s*)*"
+    wrapped = rf"{opening}\(?({one}|{one.lower()}(?=\)|[.*]*\s*\Z))(?![\w-]|['’]\w)"
     patterns = (
         rf"\\boxed\s*\{{(?:\\(?:text|textbf|mathrm)\s*\{{)?\s*\(?({one}|{one.lower()})\)?\s*[.}}:)]",
+        rf"(?i:[\"'`]answer[\"'`]\s*:\s*[\"'`(\[]{{0,2}})({one}|{one.lower()})(?=[\"'`.,:)\]}}]|\s*(?:\Z|[}}\n]))",  # JSON, as Qwen asks for
         rf"(?i:\b(?:answer|choice|option)\b(?:\s+(?:is|would\s+be|to\s+this\s+question\s+is))?|答案(?:是|为)?|选(?:择|项)?)"
-        rf"\s*(?:\*\*)?\s*[:=]?{wrapped}",
+        rf"\s*[\"'`*]{{0,3}}\s*[:=]?{wrapped}",
         rf"\*\*\(?({one})[).:]?\*\*|(?m:^ ?\(?({one})[).:](?=\s|$))",
         rf"\A\W*({one}|{one.lower()})\W*\Z",
     )

@@ -190,7 +190,7 @@ def _rows(file: CorpusFile) -> Iterator[Row]:
     for record in read((part,), corpus):
         if isinstance(record, Malformed):
             raise UserError(f"{record.reason}.")
-        yield Row({key: value for key, value in record.body.items() if value is not None}, record.location)
+        yield Row({key: value for key, value in record.body.items() if value is not None}, record.location, file.key)
 
 
 def _row_groups(file: CorpusFile) -> int:
@@ -231,7 +231,8 @@ def _json_list(file: CorpusFile) -> list[Row] | None:
     for number, body in enumerate(value, 1):
         if not isinstance(body, dict):
             raise UserError(f"{file.url} record {number}: an object is wanted, got {body!r:.100}.")
-        rows.append(Row({key: held for key, held in body.items() if held is not None}, f"{file.url} record {number}"))
+        kept = {key: held for key, held in body.items() if held is not None}
+        rows.append(Row(kept, f"{file.url} record {number}", file.key))
     return rows
 
 
@@ -253,6 +254,6 @@ def _arrow(file: CorpusFile) -> Iterator[Row]:
             for batch in batches:
                 for body in arrow_rows(batch):
                     number += 1
-                    yield Row(body, f"{file.url} row {number}")
+                    yield Row(body, f"{file.url} row {number}", file.key)
     except pyarrow.ArrowException as error:
         raise DataError(f"{file.url}: not a whole Arrow file: {' '.join(str(error).split())}.") from error
