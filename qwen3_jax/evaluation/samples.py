@@ -61,8 +61,12 @@ class SampleFile:
             raise UserError(f"--output {folder}: the folder {folder.parent} does not exist.")
         if folder.exists() and not folder.is_dir():
             raise UserError(f"--output {folder} is a file; give a folder.")
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--output {folder} cannot be created ({error.strerror or error}).") from None
         self._write_lock = threading.Lock()
-        self._lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
+        self._lock = FileLock(folder / ".lock", timeout=0)
         try:
             self._lock.acquire()
         except Timeout:
@@ -89,12 +93,15 @@ class SampleFile:
             difference = next(differences(read_json(file), settings), None)
             if difference is not None:
                 raise UserError(f"--output {self.folder} holds another run: {difference}; give another folder.")
-            return
-        if self.folder.exists() and any(self.folder.iterdir()):
-            raise UserError(f"--output {self.folder} is not empty and holds no evaluation; give another folder.")
-        self.folder.mkdir(exist_ok=True)
-        write_problems(self.folder / PROBLEMS, self._plan)
-        replace_file(file, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+        else:
+            others = [
+                each.name for each in self.folder.iterdir() if not each.name.startswith(".") and each.suffix != ".tmp"
+            ]
+            if others:
+                raise UserError(f"--output {self.folder} holds {others[0]} and no evaluation; give another folder.")
+            replace_file(file, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+        if not (self.folder / PROBLEMS).exists():
+            write_problems(self.folder / PROBLEMS, self._plan)
 
     def _recover(self, file: Path) -> Iterator[Key]:
         """Cut off a last line that a killed process did not finish; yield the keys of the others."""

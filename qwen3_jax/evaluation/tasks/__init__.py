@@ -9,6 +9,6 @@ from qwen3_jax.evaluation.tasks.options import options_of
 from qwen3_jax.evaluation.tasks.registry import find, load, names, register
 from qwen3_jax.evaluation.tasks.running_sum import RUNNING_SUM
 
-__all__ = ["find", "load", "names", "options_of", "register"]
+__all__ = ["RUNNING_SUM", "find", "load", "names", "options_of", "register"]
 
 register(RUNNING_SUM)
