@@ -1,6 +1,6 @@
 """CounterFactQA: questions about what is not so. The model must say that it is not so, and invent nothing.
 
-Source: Qwen3 technical report, section 4.7, table 22; the report publishes no data. Questions are made here from well-known facts
+Source: Qwen3 technical report, section 4.7, table 22; the report publishes no data. Questions are made of well-known facts
 that are exchanged. Every fourth question keeps its true fact, so that a model that rejects everything is found out.
 """
 

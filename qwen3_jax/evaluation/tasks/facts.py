@@ -8,7 +8,8 @@ CAPITALS = (
 AUTHORS = (
     ("Hamlet", "William Shakespeare"), ("Pride and Prejudice", "Jane Austen"), ("War and Peace", "Leo Tolstoy"),
     ("Don Quixote", "Miguel de Cervantes"), ("Moby-Dick", "Herman Melville"), ("Faust", "Johann Wolfgang von Goethe"),
-    ("The Divine Comedy", "Dante Alighieri"), ("Crime and Punishment", "Fyodor Dostoevsky"), ("Oliver Twist", "Charles Dickens"),
+    ("The Divine Comedy", "Dante Alighieri"), ("Crime and Punishment", "Fyodor Dostoevsky"),
+    ("Oliver Twist", "Charles Dickens"),
     ("Frankenstein", "Mary Shelley"), ("Dracula", "Bram Stoker"), ("The Hobbit", "J. R. R. Tolkien"),
     ("Animal Farm", "George Orwell"), ("The Metamorphosis", "Franz Kafka"), ("Les Misérables", "Victor Hugo"),
 )  # fmt: skip
@@ -21,8 +22,10 @@ PEOPLE = (  # name, known for, born, died
     ("Louis Pasteur", "biology", 1822, 1895), ("Leonardo da Vinci", "painting", 1452, 1519),
 )  # fmt: skip
 ELEMENTS = (  # name, symbol, atomic number
-    ("hydrogen", "H", 1), ("carbon", "C", 6), ("oxygen", "O", 8), ("sodium", "Na", 11), ("iron", "Fe", 26), ("copper", "Cu", 29),
-    ("silver", "Ag", 47), ("gold", "Au", 79), ("mercury", "Hg", 80), ("lead", "Pb", 82), ("uranium", "U", 92), ("helium", "He", 2),
+    ("hydrogen", "H", 1), ("carbon", "C", 6), ("oxygen", "O", 8), ("sodium", "Na", 11), ("iron", "Fe", 26),
+    ("copper", "Cu", 29),
+    ("silver", "Ag", 47), ("gold", "Au", 79), ("mercury", "Hg", 80), ("lead", "Pb", 82), ("uranium", "U", 92),
+    ("helium", "He", 2),
 )  # fmt: skip
 CONTINENTS = (  # something, where it lies
     ("the river Nile", "Africa"), ("the river Amazon", "South America"), ("the river Danube", "Europe"),

@@ -74,8 +74,7 @@ _GYM_FORM = "Think step by step. Put the final answer, and nothing else, between
 
 
 def reasoning_gym_task(name: str) -> Task:
-    """The task of a set of reasoning-gym. Its options are the fields of the set's own configuration, `seed` (0) and `size` among
-    them.
+    """The task of a set of reasoning-gym. Its options are the fields of the set's own configuration, such as `seed` and `size`.
 
     Raises:
         UserError: the package is not installed, or has no such set.

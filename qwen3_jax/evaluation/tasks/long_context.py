@@ -1,7 +1,7 @@
 """Long contexts in the manner of RULER (Hsieh et al. 2024, arXiv 2404.06654), generated: nothing is fetched.
 
-The thirteen kinds are RULER's; the texts are not: prose is generated where RULER takes essays, and questions are about generated
-documents where it takes SQuAD and HotpotQA. A problem depends on seed, kind, length and number alone.
+The thirteen kinds are RULER's; the texts are not: prose is generated where RULER takes essays, and questions are about
+generated documents where it takes SQuAD and HotpotQA. A problem depends on seed, kind, length and number alone.
 
 Lengths are in tokens. With `tokenizer` they are that tokenizer's; without one, each word, digit and punctuation mark counts as
 one, which for these texts is close to what Qwen's tokenizer makes of them.
@@ -9,6 +9,7 @@ one, which for these texts is close to what Qwen's tokenizer makes of them.
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -260,7 +261,7 @@ def _variables(rng: random.Random, hops: int = 4) -> _Draft:
     value = str(rng.randrange(10_000, 100_000))
     lines = [
         f"VAR {names[0]} = {value}",
-        *(f"VAR {new} = VAR {old}" for old, new in zip(names, names[1:], strict=False)),
+        *(f"VAR {new} = VAR {old}" for old, new in itertools.pairwise(names)),
     ]
     places = sorted(rng.random() for _ in lines)
 

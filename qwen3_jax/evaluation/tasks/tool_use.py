@@ -36,7 +36,7 @@ class ToolUseOptions:
         check_bounds(vars(self), conversations=whole(1), seed=whole(0))
 
 
-def _tool(name: str, about: str, required: str, **properties: Mapping[str, Any]) -> dict[str, Any]:
+def _tool(name: str, about: str, required: str, /, **properties: Mapping[str, Any]) -> dict[str, Any]:
     schema = {"type": "object", "properties": properties, "required": required.split()}
     return {"type": "function", "function": {"name": name, "description": about, "parameters": schema}}
 
