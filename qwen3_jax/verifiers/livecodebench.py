@@ -29,7 +29,7 @@ PRELUDE = "".join(
         "import sys\nsys.setrecursionlimit(50000)\n",
     ]
 )
-"""What runs before each program, as in the published harness: its starter code uses names such as List without importing them."""
+"""What runs before each program, as in the published harness: starter code uses names such as List without importing them."""
 
 
 def verify_livecodebench(answer: str, reference: Any, settings: CodeSettings) -> Verdict:

@@ -190,7 +190,8 @@ def _choice(text: str, letters: str) -> str | None:
     wrapped = rf"{opening}\(?({one}|{one.lower()}(?=\)|[.*]*\s*\Z))(?![\w-]|['’]\w)"
     patterns = (
         rf"\\boxed\s*\{{(?:\\(?:text|textbf|mathrm)\s*\{{)?\s*\(?({one}|{one.lower()})\)?\s*[.}}:)]",
-        rf"(?i:[\"'`]answer[\"'`]\s*:\s*[\"'`(\[]{{0,2}})({one}|{one.lower()})(?=[\"'`.,:)\]}}]|\s*(?:\Z|[}}\n]))",  # JSON, as Qwen asks for
+        rf"(?i:[\"'`]answer[\"'`]\s*:\s*[\"'`(\[]{{0,2}})({one}|{one.lower()})"  # JSON, as Qwen asks for it
+        rf"(?=[\"'`.,:)\]}}]|\s*(?:\Z|[}}\n]))",
         rf"(?i:\b(?:answer|choice|option)\b(?:\s+(?:is|would\s+be|to\s+this\s+question\s+is))?|答案(?:是|为)?|选(?:择|项)?)"
         rf"\s*[\"'`*]{{0,3}}\s*[:=]?{wrapped}",
         rf"\*\*\(?({one})[).:]?\*\*|(?m:^ ?\(?({one})[).:](?=\s|$))",

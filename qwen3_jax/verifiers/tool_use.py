@@ -1,4 +1,4 @@
-"""Tool use in three parts, as the Qwen3 report scores it (section 4.7, ToolUse): intent, format, parameters.
+"""Tool use in three parts, as the Qwen3 report scores it (section 4.7): intent, format, parameters.
 
 verify("tool_use", answer, {"calls": [{"name": "weather", "arguments": {"city": "Paris"}}], "tools": [...]})
 """

@@ -6,6 +6,7 @@ problems = load(task, Path("gsm8k"), {})
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,13 +15,29 @@ from typing import Any
 from qwen3_jax.errors import UserError, nearest
 from qwen3_jax.evaluation.rows import RowError
 from qwen3_jax.evaluation.task import Problem, Task
-from qwen3_jax.evaluation.tasks import mathematics
+from qwen3_jax.evaluation.tasks import (
+    choices,
+    coding,
+    conversations,
+    counterfactual,
+    functions,
+    generated,
+    instructions,
+    long_context,
+    mathematics,
+    tool_use,
+)
+from qwen3_jax.evaluation.tasks.declared import read_task
+from qwen3_jax.evaluation.tasks.generated import REASONING_GYM, reasoning_gym_task
 from qwen3_jax.evaluation.tasks.options import options_of
 from qwen3_jax.evaluation.tasks.reading import read_rows
 from qwen3_jax.text_files import is_unicode
 from qwen3_jax.verifiers import settings_of
 
-_TASKS: dict[str, Task] = {task.name: task for task in mathematics.TASKS}
+_MODULES = (
+    mathematics, choices, coding, instructions, functions, long_context, generated, conversations, counterfactual, tool_use,
+)  # fmt: skip
+_TASKS: dict[str, Task] = {task.name: task for module in _MODULES for task in module.TASKS}
 
 
 def names() -> list[str]:
@@ -65,6 +82,12 @@ def find(name: str) -> Task:
     """
     if name in _TASKS:
         return _TASKS[name]
+    if name.startswith(REASONING_GYM):
+        return reasoning_gym_task(name)
+    if name.endswith((".yaml", ".yml")):
+        task = read_task(Path(name).expanduser())
+        check(task)
+        return task
     raise UserError(
         f"there is no task {name!r}; there are {', '.join(names())}, reasoning_gym:NAME, and tasks that a YAML file declares."
         f"{nearest(name, names())}"
@@ -101,8 +124,6 @@ def load(task: Task, data: Path | None = None, options: Mapping[str, Any] | None
 
 def _named(problems: Iterator[Problem] | Any) -> Iterator[Problem]:
     """The problems; of ids that come again, the second becomes "id#2"."""
-    import dataclasses
-
     taken: set[str] = set()
     for problem in problems:
         name = problem.id
