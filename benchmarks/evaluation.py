@@ -28,13 +28,14 @@ class Ours:
     def __init__(self, folder: str, count: int, rows: int):
         import qwen3_jax
         from qwen3_jax.evaluation.plan import EvalConfig, Plan
-        from qwen3_jax.evaluation.tasks import RUNNING_SUM, load
+        from qwen3_jax.evaluation.tasks import find, load
 
         self.model, self.tokenizer = qwen3_jax.load(folder, dtype="float32")
         self.rows = rows
-        self.problems = load(RUNNING_SUM, None, {"problems": count})
+        task = find("running_sum")
+        self.problems = load(task, None, {"problems": count})
         config = EvalConfig(("thinking",), BUDGETS, max_new_tokens=MAX_NEW_TOKENS)
-        self.plan = Plan.of([(RUNNING_SUM, self.problems)], config, thinks=True, model=folder)
+        self.plan = Plan.of([(task, self.problems)], config, thinks=True, model=folder)
         self.found: dict[str, list[float]] = {}
 
     def stream(self, *, share: bool = True) -> None:

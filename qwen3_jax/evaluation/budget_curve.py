@@ -26,7 +26,7 @@ from qwen3_jax.evaluation.plan import EvalConfig, Plan
 from qwen3_jax.evaluation.runner import run
 from qwen3_jax.evaluation.samples import SampleList
 from qwen3_jax.evaluation.task import Problem
-from qwen3_jax.evaluation.tasks import RUNNING_SUM
+from qwen3_jax.evaluation.tasks import find
 from qwen3_jax.generation import Engine
 from qwen3_jax.model import Qwen3
 from qwen3_jax.paths import replace_file
@@ -77,7 +77,7 @@ def _answers(model: Qwen3, tokenizer: Tokenizer, config: BudgetCurveConfig, made
         for place, each in enumerate(made)
     ]
     asked = EvalConfig(("thinking",), tuple(config.budgets), max_new_tokens=config.max_new_tokens)
-    plan = Plan.of([(RUNNING_SUM, problems)], asked, thinks=tokenizer.supports_thinking, model="the model")
+    plan = Plan.of([(find("running_sum"), problems)], asked, thinks=tokenizer.supports_thinking, model="the model")
     source = EngineSource(Engine(model, rows=min(config.batch_size, len(plan))), tokenizer)
     samples = SampleList()
     with progress_bar("thinking budgets", len(plan)) as bar:

@@ -39,7 +39,7 @@ def compare(first: Path, second: Path) -> list[dict[str, Any]]:
     rows = []
     for cell in common:
         task, mode, budget = cell
-        if metrics[0].get(task, "right") != metrics[1].get(task, "right"):
+        if metrics[0].get(task, "accuracy") != metrics[1].get(task, "accuracy"):
             raise UserError(f"{first} and {second} cannot be compared: the metric of the task {task} differs.")
         left, right = runs[0][cell], runs[1][cell]
         shared = [problem for problem in left if problem in right]
@@ -53,9 +53,9 @@ def compare(first: Path, second: Path) -> list[dict[str, Any]]:
             raise UserError(
                 f"{first} and {second} cannot be compared: they have no problem of the task {task} in common."
             )
-        means = [[_mean(run[problem], metrics[0].get(task, "right")) for problem in shared] for run in (left, right)]
+        means = [[_mean(run[problem], metrics[0].get(task, "accuracy")) for problem in shared] for run in (left, right)]
         rows.append({
-            "task": task, "mode": mode, "thinking_budget": budget, "metric": metrics[0].get(task, "right"),
+            "task": task, "mode": mode, "thinking_budget": budget, "metric": metrics[0].get(task, "accuracy"),
             "only_first": len(left) - len(shared), "only_second": len(right) - len(shared), **paired(*means),
         })  # fmt: skip
     return rows
@@ -87,7 +87,7 @@ def _mean(answers: Sequence[Scored], metric: str) -> float:
 
 
 def _metrics(folder: Path) -> dict[str, str]:
-    return {name: task.get("metric", "right") for name, task in read_json(folder / SETTINGS).get("tasks", {}).items()}
+    return {name: task.get("metric", "accuracy") for name, task in read_json(folder / SETTINGS).get("tasks", {}).items()}
 
 
 def _has(runs: Sequence[Mapping[Any, Any]], first: Path, second: Path) -> str:

@@ -89,18 +89,18 @@ def summarise(samples: Iterable[Scored], metrics: Mapping[str, str]) -> list[dic
 
     Args:
         samples: of a run, finished or not.
-        metrics: the headline of each task, "right" or "score".
+        metrics: the headline of each task, "accuracy" or "score".
     """
     rows = []
     for (task, mode, budget), questions in cells(samples).items():
         named = {"task": task, "mode": mode, "thinking_budget": budget}
-        rows.append({**named, "group": None, **figures(list(questions.values()), metrics.get(task, "right"))})
+        rows.append({**named, "group": None, **figures(list(questions.values()), metrics.get(task, "accuracy"))})
         groups: dict[str, list[list[Scored]]] = {}
         for answers in questions.values():
             groups.setdefault(answers[0].group, []).append(answers)
         if len(groups) > 1:
             for group in sorted(groups):
-                rows.append({**named, "group": group, **figures(groups[group], metrics.get(task, "right"))})
+                rows.append({**named, "group": group, **figures(groups[group], metrics.get(task, "accuracy"))})
     return rows
 
 
@@ -119,8 +119,8 @@ def figures(questions: Sequence[Sequence[Scored]], metric: str) -> dict[str, Any
         "metric": metric,
         "value": value[0],
         "standard_error": value[1],
-        "right": right[0],
-        "right_standard_error": right[1],
+        "accuracy": right[0],
+        "accuracy_standard_error": right[1],
         "score": score[0],
         "score_standard_error": score[1],
         "judged": _mean([sample.score if metric == "score" else float(sample.right) for sample in judged]),

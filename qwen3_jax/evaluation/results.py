@@ -46,7 +46,7 @@ def write_results(folder: Path) -> dict[str, Any]:
         UserError: it is no folder of a run.
     """
     settings = read_json(folder / SETTINGS)
-    metrics = {name: task.get("metric", "right") for name, task in settings.get("tasks", {}).items()}
+    metrics = {name: task.get("metric", "accuracy") for name, task in settings.get("tasks", {}).items()}
     out = results(read_samples(folder), metrics)
     replace_file(folder / RESULTS, json.dumps({"settings": settings, **out}, indent=1, ensure_ascii=False) + "\n")
     return out

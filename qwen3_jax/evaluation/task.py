@@ -87,7 +87,6 @@ class Task:
         samples: answers to each problem.
         thinking, non_thinking: sampling in the two modes; None is `THINKING` and `NON_THINKING`, the report's.
         needs_thinking: the task measures thinking: a tokenizer without think tags is refused.
-        metric: the task's headline: "right", the share of answers with the full score, or "score", the mean score.
         reference: the paper, and the address of the data's format.
     """
 
@@ -105,5 +104,4 @@ class Task:
     thinking: Sampling | None = None
     non_thinking: Sampling | None = None
     needs_thinking: bool = False
-    metric: Literal["right", "score"] = "right"
     reference: str = ""
