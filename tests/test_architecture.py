@@ -28,7 +28,7 @@ MAY_IMPORT = {
 }  # fmt: skip
 ALL_MAY_IMPORT = {
     "absent_tpu", "bounds", "config", "errors", "generation_config", "json_fields", "paths", "position_config", "progress",
-    "text_files",
+    "report_page", "text_files",
 }  # fmt: skip
 
 

@@ -332,10 +332,12 @@ def _ask(args: argparse.Namespace, prepared: _Prepared, total: int, stopped: Any
 def _show(folder: Path, as_json: bool) -> None:
     """Write results and report; print the table, or the results as JSON."""
     from qwen3_jax.evaluation import tables
+    from qwen3_jax.evaluation.report import write_report
     from qwen3_jax.evaluation.results import write_results
 
     with doing("drawing"):
         out = write_results(folder)
+        page = write_report(folder, out)
     if as_json:
         print(json.dumps(out, ensure_ascii=False))
         return
@@ -343,6 +345,7 @@ def _show(folder: Path, as_json: bool) -> None:
     for task, ids in out["too_long"].items():
         listed = ", ".join(ids[:10]) + (", ..." if len(ids) > 10 else "")
         print(f"{task}: {len(ids)} problems leave no room in the context and count as wrong: {listed}")
+    print(page)
 
 
 def _report(argv: list[str], prog: str) -> int:
