@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import html
 import io
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -70,7 +71,7 @@ def draw_curves(axes: Any, rows: Sequence[Row]) -> None:
     """Draw a line over the budgets for each task; an unlimited one is the rightmost point."""
     rows = [row for row in rows if row["mode"] == "thinking"]
     finite = sorted({row["thinking_budget"] for row in rows} - {None})
-    steps = [b - a for a, b in zip(finite, finite[1:], strict=False)]
+    steps = [b - a for a, b in itertools.pairwise(finite)]
     # Budgets that double are even on a logarithmic axis; 0 is drawn a step before the first.
     logarithmic = (
         len(finite) > 3 and min(finite[1:]) > 0 and finite[-1] >= 16 * (finite[1] if finite[0] == 0 else finite[0])
@@ -81,7 +82,8 @@ def draw_curves(axes: Any, rows: Sequence[Row]) -> None:
     last = max(places.values(), default=0.0)
     places[None] = last + (1.5 if logarithmic else max(steps, default=1) if steps else 1)
     for task in dict.fromkeys(row["task"] for row in rows):
-        points = sorted((places[row["thinking_budget"]], row) for row in rows if row["task"] == task)
+        points = [(places[row["thinking_budget"]], row) for row in rows if row["task"] == task]
+        points.sort(key=lambda point: point[0])
         errors = [row["standard_error"] or 0.0 for _, row in points]
         axes.errorbar(
             [x for x, _ in points], [row["value"] for _, row in points], yerr=errors, marker="o", markersize=4, capsize=3,
@@ -119,6 +121,8 @@ def draw_bars(axes: Any, rows: Sequence[Row]) -> None:
     )
     axes.grid(alpha=0.25, axis="x")
     axes.set_axisbelow(True)
+    spare = max(4 - len(names), 0) / 2  # few bars are no thicker than many
+    axes.set_ylim(-0.6 - spare, len(names) - 0.4 + spare)
 
 
 def _size(budget: int | None) -> float:
@@ -128,7 +132,8 @@ def _size(budget: int | None) -> float:
 def _sentence(results: Mapping[str, Any]) -> str:
     rows = [row for row in results["rows"] if row["group"] is None]
     lost = [row for row in rows if row["timed_out"] + row["error"] + row["too_long"] > 0]
-    parts = [f"{results['samples']:,} samples", f"{len({row['task'] for row in rows})} tasks"]
+    tasks = len({row["task"] for row in rows})
+    parts = [f"{results['samples']:,} samples", f"{tasks} task{'s' * (tasks != 1)}"]
     if lost:
         parts.append(f"{len(lost)} of {len(rows)} figures hold answers without a verdict, which count as wrong")
     return ", ".join(parts)
@@ -143,9 +148,16 @@ _HEADS = (
 def _tables(results: Mapping[str, Any]) -> Iterator[str]:
     """The table of all tasks, and, folded, that of their groups."""
     groups = [row for row in results["rows"] if row["group"] is not None]
-    yield report_page.table(_HEADS, [_cells(row) for row in results["rows"] if row["group"] is None])
+    yield _table([row for row in results["rows"] if row["group"] is None])
     if groups:
-        yield f"<details><summary>by group</summary>{report_page.table(_HEADS, [_cells(row) for row in groups])}</details>"
+        yield f"<details><summary>by group</summary>{_table(groups)}</details>"
+
+
+def _table(rows: Sequence[Row]) -> str:
+    """Columns that are empty in every row are left out."""
+    cells = [_cells(row) for row in rows]
+    kept = [place for place in range(len(_HEADS)) if any(line[place] for line in cells)]
+    return report_page.table([_HEADS[i] for i in kept], [[line[i] for i in kept] for line in cells])
 
 
 def _cells(row: Row) -> list[str]:
