@@ -87,7 +87,9 @@ def _mean(answers: Sequence[Scored], metric: str) -> float:
 
 
 def _metrics(folder: Path) -> dict[str, str]:
-    return {name: task.get("metric", "accuracy") for name, task in read_json(folder / SETTINGS).get("tasks", {}).items()}
+    return {
+        name: task.get("metric", "accuracy") for name, task in read_json(folder / SETTINGS).get("tasks", {}).items()
+    }
 
 
 def _has(runs: Sequence[Mapping[Any, Any]], first: Path, second: Path) -> str:

@@ -92,19 +92,21 @@ def test_paired_figures_are_those_of_scipy(pairs):
 def scored(problem: str, number: int, status: str, **fields) -> Scored:
     default = dict(
         task="t", problem=problem, mode="thinking", budget=None, sample=number, group="", digest="d", status=status,
-        score=float(status == "right"), extracted=status, finish_reason="stop", thinking_tokens=10, answer_tokens=4, halted=False,
+        score=float(status == "right"), extracted=status, finish_reason="stop", thinking_tokens=10, answer_tokens=4,
+        halted=False,
     )  # fmt: skip
     return Scored(**default | fields)
 
 
 def test_figures_of_a_run_are_counted_by_hand():
+    nothing = dict(extracted=None, thinking_tokens=None, answer_tokens=None, halted=None)
     questions = [
         [scored("a", 0, "right"), scored("a", 1, "wrong", score=0.5, thinking_tokens=20, halted=True)],
         [scored("b", 0, "unparsable", extracted=None, finish_reason="length"), scored("b", 1, "right")],
         [scored("c", 0, "timed_out", extracted=None), scored("c", 1, "right", answer_tokens=16)],
         [
-            scored("d", 0, "error", extracted=None, finish_reason="too_long", thinking_tokens=None, answer_tokens=None, halted=None),
-            scored("d", 1, "error", extracted=None, thinking_tokens=None, answer_tokens=None, halted=None),
+            scored("d", 0, "error", finish_reason="too_long", **nothing),
+            scored("d", 1, "error", **nothing),
         ],
     ]  # fmt: skip
     found = figures(questions, "accuracy")

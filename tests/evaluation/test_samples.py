@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import textwrap
+import zlib
 from pathlib import Path
 
 import pytest
@@ -29,12 +30,12 @@ class Fake:
 
     def answers(self, families):
         items = [item for family in families for item in family]
-        for place, item in enumerate(sorted(items, key=lambda item: (hash(item.key[1:3]) % 7, str(item.key)))):
+        for place, item in enumerate(sorted(items, key=lambda item: zlib.crc32(str(item.key).encode()))):
             if place == self.most:
                 raise UserError("the source ended")
             self.asked.append(item.key)
             right = int(item.key.problem) % self.wrong > 0
-            text = f"<think>\nhm\n</think>\n\n{item.question.problem.reference if right else 'x'} {item.key.budget}"
+            text = f"<think>\nhm\n</think>\n\n{item.question.problem.reference if right else 'x'}"
             yield item, Reply(text, "hm", text[21:], (), "stop", 5, 9, 3, 0)
 
     def describe(self):
@@ -208,18 +209,20 @@ def test_problems_with_a_mode_of_their_own_keep_it_and_budgets_are_for_thinking(
 def test_a_verifier_that_cannot_run_ends_the_run_and_keeps_what_was_judged(tmp_path, monkeypatch):
     from qwen3_jax.evaluation import runner
 
+    source, left = Fake(), []
+
     def broken(name, answer, reference, given, *, in_thinking):
-        if reference == "4":
+        if len(source.asked) > 20 and reference == "4":
+            left.append(answer)
             raise UserError("the verifier 'number' needs a package.")
         return verify(name, answer, reference, given, in_thinking=in_thinking)
 
     verify = runner.verify
     monkeypatch.setattr(runner, "verify", broken)
     with pytest.raises(UserError, match="the task sums, problem 2: the verifier 'number' needs a package"):
-        evaluate(tmp_path / "run", Fake())
+        evaluate(tmp_path / "run", source)
     kept = list(read_samples(tmp_path / "run"))
-    assert kept
-    assert not any(sample["problem"] == "2" for sample in kept)
+    assert 10 < len(kept) == len(source.asked) - len(left)
 
 
 def test_runs_are_compared_over_the_questions_of_both(tmp_path):
