@@ -14,6 +14,7 @@ import io
 import itertools
 import json
 import math
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -177,11 +178,12 @@ def _cells(row: Row) -> list[str]:
 def _samples(folder: Path, total: int) -> Iterator[str]:
     """The samples and what they were asked, as data of the page's script."""
     yield "<h2>Samples</h2>"
-    # One in so many, over the whole file, so that every task and budget has its part.
+    # One in so many, by a hash of its key: every n-th line would meet some budgets always and others never.
     every = max(-(-total // MOST_SAMPLES), 1)
-    kept = [_shown(sample) for place, sample in enumerate(read_samples(folder)) if place % every == 0]
+    chosen = (sample for sample in read_samples(folder) if zlib.crc32(repr(key_of(sample)).encode()) % every == 0)
+    kept = [_shown(sample) for sample in itertools.islice(chosen, 2 * MOST_SAMPLES)]
     if every > 1:
-        yield f'<p class="note">One in {every} of {total:,} samples is on this page; samples.jsonl has all.</p>'
+        yield f'<p class="note">{len(kept):,} of {total:,} samples are on this page; samples.jsonl has all.</p>'
     wanted = {(sample["task"], sample["problem"]) for sample in kept}
     asked = {}
     if (folder / PROBLEMS).exists():

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from qwen3_jax.evaluation.metrics import TOO_LONG, Scored, summarise
-from qwen3_jax.evaluation.samples import RESULTS, SETTINGS, read_samples
+from qwen3_jax.evaluation.samples import RESULTS, SETTINGS, json_text, read_samples
 from qwen3_jax.json_fields import read_json
 from qwen3_jax.paths import replace_file
 
@@ -48,5 +47,5 @@ def write_results(folder: Path) -> dict[str, Any]:
     settings = read_json(folder / SETTINGS)
     metrics = {name: task.get("metric", "accuracy") for name, task in settings.get("tasks", {}).items()}
     out = results(read_samples(folder), metrics)
-    replace_file(folder / RESULTS, json.dumps({"settings": settings, **out}, indent=1, ensure_ascii=False) + "\n")
+    replace_file(folder / RESULTS, json_text({"settings": settings, **out}, indent=1) + "\n")
     return out

@@ -26,6 +26,7 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.evaluation.plan import Key, Plan
 from qwen3_jax.json_fields import read_json
 from qwen3_jax.paths import replace_file
+from qwen3_jax.text_files import is_unicode
 
 SETTINGS, SAMPLES, PROBLEMS, TIMINGS, RESULTS = (
     "settings.json", "samples.jsonl", "problems.jsonl", "timings.jsonl", "results.json",
@@ -99,7 +100,7 @@ class SampleFile:
             ]
             if others:
                 raise UserError(f"--output {self.folder} holds {others[0]} and no evaluation; give another folder.")
-            replace_file(file, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+            replace_file(file, json_text(settings, indent=2) + "\n")
         if not (self.folder / PROBLEMS).exists():
             write_problems(self.folder / PROBLEMS, self._plan)
 
@@ -139,8 +140,8 @@ class SampleFile:
     def add(self, sample: Mapping[str, Any], seconds: float) -> None:
         """Append a sample, and the seconds of its verifier."""
         key = key_of(sample)
-        line = json.dumps(sample, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
-        timing = json.dumps(key._asdict() | {"verifier_seconds": round(seconds, 4)}, ensure_ascii=False)
+        line = json_text(sample).encode() + b"\n"
+        timing = json_text(key._asdict() | {"verifier_seconds": round(seconds, 4)})
         with self._write_lock:
             assert self._file is not None
             if key in self.done:
@@ -245,14 +246,20 @@ def write_problems(file: Path, plan: Plan) -> None:
             problem = question.problem
             prompt: Any = problem.prompt
             shown = prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
-            text = json.dumps(shown, ensure_ascii=False, default=str)
+            text = json_text(shown)
             row = {
                 "task": name, "problem": problem.id, "group": problem.group, "digest": question.digest,
                 "prompt": shown if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + f" ... ({len(text)} characters)",
                 "reference": problem.reference, "verifier": question.verifier,
             }  # fmt: skip
-            lines.append(json.dumps(row, ensure_ascii=False, default=str))
+            lines.append(json_text(row))
     replace_file(file, "".join(f"{line}\n" for line in lines))
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON that any reader takes: halves of surrogate pairs, which UTF-8 does not have, are spelled out."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent, default=str)
+    return text if is_unicode(text) else json.dumps(value, indent=indent, default=str)
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:

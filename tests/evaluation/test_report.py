@@ -121,12 +121,12 @@ def test_a_huge_run_has_a_part_of_its_samples_and_long_texts_are_cut(folder, mon
     monkeypatch.setattr(report, "_MOST_TEXT", 30)
     before = (folder / "report.html").read_text()
     text = report.write_report(folder, write_results(folder)).read_text()
-    assert "One in 3 of 288 samples is on this page" in text
     kept = json.loads(text.split('id="samples">')[1].split("</script>")[0])
-    assert len(kept) == 96
+    assert 70 < len(kept) < 130
+    assert f"{len(kept)} of 288 samples are on this page" in text
     assert {sample["budget"] for sample in kept} == {"0", "64", "256", "1024", "unlimited"}
     assert all(len(sample["content"]) < 60 for sample in kept)
-    assert "One in" not in before
+    assert "are on this page" not in before
     assert (
         "http"
         not in before.replace("http://www.w3.org", "").replace("http://purl.org", "").split("<h2>")[0].split("svg")[0]
