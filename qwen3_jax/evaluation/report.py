@@ -168,7 +168,7 @@ def _cells(row: Row) -> list[str]:
     tokens = ["" if row[key] is None else f"{row[key]:,.1f}" for key in ("thinking_tokens", "answer_tokens")]
     shares = ("halted", "cut_off", "unparsable", "timed_out", "error", "too_long")
     return [
-        name, row["mode"], tables.budget_name(row["thinking_budget"]), str(row["questions"]),
+        name, row["mode"], tables.budget_name(row["thinking_budget"], row["mode"]), str(row["questions"]),
         str(samples) if isinstance(samples, int) else f"{samples[0]} to {samples[-1]}", tables.percent(row["value"]),
         tables.percent(row["standard_error"]), passes, tables.percent(row["majority"]), *tokens,
         *(tables.percent(row[key]) for key in shares),
@@ -202,7 +202,7 @@ def _shown(sample: Mapping[str, Any]) -> dict[str, Any]:
     verdict, key = sample["verdict"], key_of(sample)
     thinking = sample["thinking_tokens"]
     return {
-        "task": key.task, "problem": key.problem, "mode": key.mode, "budget": tables.budget_name(key.budget),
+        "task": key.task, "problem": key.problem, "mode": key.mode, "budget": tables.budget_name(key.budget, key.mode),
         "number": key.sample, "status": verdict["status"], "score": f"{verdict['score']:g}", "reason": verdict["reason"],
         "thinking": _cut(sample["thinking"] or ""), "content": _cut(sample["content"]),
         "tokens": "tokens unknown" if thinking is None else f"{thinking:,} tokens" + ", halted" * bool(sample["halted"]),

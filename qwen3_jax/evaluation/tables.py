@@ -10,9 +10,9 @@ Row = Mapping[str, Any]
 _WIDTH = 140
 
 
-def budget_name(budget: int | None) -> str:
-    """A thinking budget in words."""
-    return "unlimited" if budget is None else str(budget)
+def budget_name(budget: int | None, mode: str = "thinking") -> str:
+    """A thinking budget in words; "-" for a mode without thinking."""
+    return "-" if mode != "thinking" else "unlimited" if budget is None else str(budget)
 
 
 def percent(value: float | None, sign: str = "") -> str:
@@ -31,7 +31,7 @@ def results(rows: Sequence[Row], title: str) -> str:
         name = row["task"] if row["group"] is None else f"  {row['group']}"
         k = max(row["pass"], key=int)
         lines.append([
-            name, row["mode"], budget_name(row["thinking_budget"]), str(row["questions"]), percent(row["value"]),
+            name, row["mode"], budget_name(row["thinking_budget"], row["mode"]), str(row["questions"]), percent(row["value"]),
             "" if row["standard_error"] is None else f"± {percent(row['standard_error'])}",
             "" if k == "1" else f"pass@{k} {percent(row['pass'][k])}", _tokens(row["thinking_tokens"]),
             _tokens(row["answer_tokens"]), percent(row["halted"]), percent(row["unparsable"]),
@@ -61,15 +61,14 @@ def comparison(rows: Sequence[Row], first: str, second: str) -> str:
     for row in rows:
         interval = "" if row["interval"] is None else "{:+.1%} to {:+.1%}".format(*row["interval"])
         lines.append([
-            row["task"], row["mode"], budget_name(row["thinking_budget"]), str(row["questions"]), percent(row["first"]),
-            percent(row["second"]), percent(row["difference"], "+"), interval, str(row["better"]), str(row["worse"]),
+            row["task"], row["mode"], budget_name(row["thinking_budget"], row["mode"]), str(row["questions"]),
+            percent(row["first"]), percent(row["second"]), percent(row["difference"], "+"), interval, str(row["better"]), str(row["worse"]),
             f"{row['p']:.3g}",
         ])  # fmt: skip
         if row["only_first"] or row["only_second"]:
-            notes.append(
-                f"{row['task']}, {row['mode']}, budget {budget_name(row['thinking_budget'])}: {row['only_first']} questions of "
-                f"the first run and {row['only_second']} of the second are not in the other, and left out."
-            )
+            budget = budget_name(row["thinking_budget"], row["mode"])
+            counts = f"{row['only_first']} questions of the first run and {row['only_second']} of the second"
+            notes.append(f"{row['task']}, {row['mode']}, budget {budget}: {counts} are not in the other, and left out.")
     title = f"second less first: {second} less {first}"
     return "\n".join([_table(title, heads, lines), *notes])
 

@@ -124,7 +124,7 @@ def test_a_huge_run_has_a_part_of_its_samples_and_long_texts_are_cut(folder, mon
     kept = json.loads(text.split('id="samples">')[1].split("</script>")[0])
     assert 70 < len(kept) < 130
     assert f"{len(kept)} of 288 samples are on this page" in text
-    assert {sample["budget"] for sample in kept} == {"0", "64", "256", "1024", "unlimited"}
+    assert {sample["budget"] for sample in kept} == {"0", "64", "256", "1024", "unlimited", "-"}
     assert all(len(sample["content"]) < 60 for sample in kept)
     assert "are on this page" not in before
     assert (

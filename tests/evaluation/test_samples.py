@@ -1,5 +1,6 @@
 """The folder of a run: nothing is lost or repeated, another run is refused, and what is finished does not depend on the way."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from qwen3_jax.evaluation.results import write_results
 from qwen3_jax.evaluation.runner import run
 from qwen3_jax.evaluation.samples import SampleFile, read_samples
 from qwen3_jax.evaluation.task import Problem, Task
-from tests.evaluation.runs import SUMS, planned, sums
+from tests.evaluation.runs import SUMS, engine_source, planned, sums
 
 ROOT = Path(__file__).parents[2]
 
@@ -276,4 +277,25 @@ def test_a_run_that_is_killed_twenty_times_gives_the_same_file(tmp_path):
         sizes.append(file.stat().st_size if file.exists() else 0)
     assert sizes == sorted(sizes)
     assert subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
+    assert (tmp_path / "parts/samples.jsonl").read_bytes() == (tmp_path / "whole/samples.jsonl").read_bytes()
+
+
+def test_a_run_on_the_engine_that_is_interrupted_twenty_times_gives_the_same_file(tmp_path):
+    """Wherever it ends: thinking that budgets share is then generated anew for those that are left."""
+    of = planned(sums(6), sampling={"temperature": 0.9, "top_k": 40}, budgets=(None, 0, 3, 64))
+
+    def part(name: str, source, most: int | None) -> int:
+        with SampleFile(tmp_path / name, of, settings(of)) as samples:
+            stream = run(of, source, samples)
+            count = sum(1 for _ in itertools.islice(stream, most))
+            stream.close()
+            if len(samples.done) == len(of):
+                samples.sort()
+            return count
+
+    source = engine_source()
+    assert part("whole", source, None) == len(of) == 48
+    for number in range(20):
+        part("parts", engine_source() if number % 7 == 3 else source, number % 3)
+    part("parts", source, None)
     assert (tmp_path / "parts/samples.jsonl").read_bytes() == (tmp_path / "whole/samples.jsonl").read_bytes()
