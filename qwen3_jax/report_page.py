@@ -13,7 +13,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 SHADES = ("#f2f5f9", "#fdfefe")  # of areas behind a drawing; the page has its own for dark screens
-FONTS = {"svg.fonttype": "none", "font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlepad": 15}
+FONTS: Any = {
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlepad": 15,
+}
 # Colours that the page replaces by its own: black on white and white on black are both read.
 _INK, _SHADE, _PAPER = "#010203", *SHADES
 _PAGE_COLOURS = {_INK: "var(--ink)", _SHADE: "var(--shade)", _PAPER: "var(--paper)"}

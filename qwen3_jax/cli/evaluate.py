@@ -167,10 +167,10 @@ def _problems(args: argparse.Namespace) -> list[tuple[Any, Any]]:
     data = _pairs(args.data, "--data", "NAME=PATH")
     options: dict[str, dict[str, str]] = {}
     for name, value in _pairs(args.task_option, "--task-option", "NAME.FIELD=VALUE").items():
-        task, dot, field = name.rpartition(".")
-        if not dot or not task:
+        owner, _, field = name.rpartition(".")
+        if not owner or not field:
             raise UserError(f"--task-option {name!r} is not NAME.FIELD=VALUE.")
-        options.setdefault(task, {})[field] = value
+        options.setdefault(owner, {})[field] = value
     found = {name: find(name) for name in args.task}
     if len(found) < len(args.task):
         raise UserError("--task names a task twice.")

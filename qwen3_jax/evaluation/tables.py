@@ -62,8 +62,8 @@ def comparison(rows: Sequence[Row], first: str, second: str) -> str:
         interval = "" if row["interval"] is None else "{:+.1%} to {:+.1%}".format(*row["interval"])
         lines.append([
             row["task"], row["mode"], budget_name(row["thinking_budget"], row["mode"]), str(row["questions"]),
-            percent(row["first"]), percent(row["second"]), percent(row["difference"], "+"), interval, str(row["better"]), str(row["worse"]),
-            f"{row['p']:.3g}",
+            percent(row["first"]), percent(row["second"]), percent(row["difference"], "+"), interval,
+            str(row["better"]), str(row["worse"]), f"{row['p']:.3g}",
         ])  # fmt: skip
         if row["only_first"] or row["only_second"]:
             budget = budget_name(row["thinking_budget"], row["mode"])

@@ -61,10 +61,12 @@ def write_report(run_dir: Path) -> Path:
         figure.savefig(image, dpi=110, format="png")
     (run_dir / "report.png").write_bytes(image.getvalue())
     page = run_dir / "report.html"
-    replace_file(
-        page, _page(run, [report_page.drawing(lambda axes, panel=panel: panel(axes, run)) for panel in panels])
-    )
+    replace_file(page, _page(run, [report_page.drawing(_bound(panel, run)) for panel in panels]))
     return page
+
+
+def _bound(panel: Callable[[Any, RunLog], None], run: RunLog) -> Callable[[Any], None]:
+    return lambda axes: panel(axes, run)
 
 
 def summary(run_dir: Path) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def test_a_run_is_written_printed_and_continued(qwen3, folder, tmp_path):
     [
         (("--task", "running_sums"), "there is no task 'running_sums'"),
         (("--task", "running_sum", "running_sum"), "--task names a task twice"),
-        (("--task", "running_sum", "--data", "gsm8k=x"), "--data names 'gsm8k', which is no task of this run; they are running_sum"),
+        (("--task", "running_sum", "--data", "gsm8k=x"), "--data names 'gsm8k', which is no task of this run; they are"),
         (("--task", "running_sum", "--data", "gsm8k"), "--data 'gsm8k' is not NAME=PATH"),
         (("--task", "running_sum", "--task-option", "problems=4"), "--task-option 'problems' is not NAME.FIELD=VALUE"),
         (("--task", "running_sum", "--task-option", "running_sum.problem=4"), "no option 'problem'"),
