@@ -19,7 +19,6 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.verifiers.processes import child_environment
 from qwen3_jax.verifiers.verdict import BadReference, Verdict, right, unparsable, wrong
 
-
 _FIELDS = ("set", "config", "index", "question", "answer")
 
 

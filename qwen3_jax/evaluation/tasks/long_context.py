@@ -29,7 +29,7 @@ _RESERVED = 160  # tokens of the chat template and of a short answer
 
 @dataclass(frozen=True)
 class _Draft:
-    """A problem without its filling: `build` makes the prompt from as many units of filling as are given, `unit` the next unit."""
+    """A problem without its filling: `build` makes the prompt from units of filling, `unit` the next of them."""
 
     build: Callable[[Sequence[str]], str]
     unit: Callable[[int], str]
