@@ -108,7 +108,8 @@ WEATHER = {
         },
     },
 }  # fmt: skip
-WEATHER_CALL = '<tool_call>\n{"name": "weather.get", "arguments": {"city": "new york, ny", "days": 3, "options": {"unit": "C"}}}\n</tool_call>'
+_WEATHER_ARGUMENTS = '{"city": "new york, ny", "days": 3, "options": {"unit": "C"}}'
+WEATHER_CALL = f'<tool_call>\n{{"name": "weather.get", "arguments": {_WEATHER_ARGUMENTS}}}\n</tool_call>'
 POSSIBLE = {"city": ["New York, NY"], "days": [3, ""], "place": ["", [1.5, 2]], "options": [{"unit": ["c", "F"]}, ""]}
 STDIN = [{"input": "1 2\n", "output": "3\n", "testtype": "stdin"}]
 FUNCTIONAL = [{"input": "[1, 2]\n3", "output": "[4, 5]", "testtype": "functional"}]
