@@ -46,9 +46,13 @@ def read_rows(name: str, source: Source | None, data: Path | None) -> Iterator[R
     """
     if source is None:
         raise UserError(f"the task {name} is generated and reads no data; remove --data {name}=...")
-    path = data if data is not None else source.path if source.path is not None else download(name, source)
-    path = path.expanduser()
-    for file in _files(name, source, path):
+    path = data if data is not None else source.path
+    if path is None and not source.dataset:
+        raise UserError(
+            f"the task {name} has no data; give it with --data {name}=PATH, or with the key data of its file."
+        )
+    path = download(name, source) if path is None else path
+    for file in _files(name, source, path.expanduser()):
         yield from _rows(file)
 
 
@@ -82,7 +86,9 @@ def download(name: str, source: Source) -> Path:
     try:
         folder = snapshot(local=False)
     except Exception as error:
-        if not (isinstance(error, OSError) or any(kind.__name__ == "HTTPError" for kind in type(error).__mro__)):
+        if not (
+            isinstance(error, OSError | ValueError) or any(kind.__name__ == "HTTPError" for kind in type(error).__mro__)
+        ):
             raise
         reason = (" ".join(str(error).split()) or type(error).__name__)[:200].rstrip(".")
         raise _missing(name, source, reason) from None

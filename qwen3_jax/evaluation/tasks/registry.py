@@ -113,7 +113,8 @@ def load(task: Task, data: Path | None = None, options: Mapping[str, Any] | None
     except RowError as error:
         form = "; ".join(f"{column}: {what}" for column, what in task.columns.items())
         expects = f" The task {task.name} reads {form}." if form else ""
-        raise UserError(f"{str(error).rstrip('.')}.{expects}") from None
+        text = str(error).rstrip(".")
+        raise UserError(f"{text}{'' if text.endswith('?') else '.'}{expects}") from None
     if not problems:
         where = f" in {data}" if data is not None else ""
         raise UserError(f"the task {task.name} has no problems{where}.")
