@@ -167,7 +167,7 @@ def _is_data(file: Path) -> bool:
 
 def _refuse_splits(name: str, folder: Path, files: list[Path]) -> None:
     """Refuse a folder with several splits: which of them is meant cannot be told."""
-    splits = {}
+    splits: dict[str, Path] = {}
     for file in files:
         for word in re.split(r"[^a-z]+", file.relative_to(folder).as_posix().lower()):
             if word in _SPLITS:

@@ -291,6 +291,7 @@ def test_ruler_counts_with_a_tokenizer(tmp_path):
         load(find("ruler"), None, {**options, "tokenizer": str(tmp_path / "none")})
 
 
+@pytest.mark.slow  # the package takes seconds to load, in three processes
 def test_reasoning_gym_is_scored_by_its_own_rules():
     pytest.importorskip("reasoning_gym")
     task = find("reasoning_gym:word_sorting")
