@@ -33,7 +33,7 @@ class RunningSumOptions:
     seed: int = 0
     min_digits: int = 2
     max_digits: int = 12
-    eval_fraction: float = 0.1
+    eval_fraction: float = 0.05  # the quickstart's; a larger one would ask questions that it was trained on
 
     def __post_init__(self) -> None:
         check_bounds(

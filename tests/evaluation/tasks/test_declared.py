@@ -1,5 +1,7 @@
 """Tasks that a user declares: in YAML, key by key, and in Python."""
 
+import dataclasses
+import re
 import string
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.evaluation.rows import Row
 from qwen3_jax.evaluation.task import THINKING, Problem, Task
 from qwen3_jax.evaluation.tasks import find, load, names, register
-from qwen3_jax.evaluation.tasks.declared import rendered
+from qwen3_jax.evaluation.tasks.declared import Declaration, rendered
 from qwen3_jax.evaluation.tasks.options import options_of
 from qwen3_jax.verifiers import verify
 from tests.evaluation.tasks.published import HOSTILE, write_lines
@@ -52,6 +54,16 @@ def test_a_task_in_a_few_lines(declared):
     assert [(p.id, p.reference) for p in problems] == [("0", "3"), ("1", 4)]
     assert problems[0].prompt == ({"role": "user", "content": f"{HOSTILE}\nPut the answer within \\boxed{{}}."},)
     assert verify("math", "\\boxed{4}", problems[1].reference).status == "right"
+
+
+def test_the_documented_declaration_is_read(declared, tmp_path):
+    page = (Path(__file__).parents[3] / "docs/evaluation_tasks.md").read_text(encoding="utf-8")
+    [text] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    task = find(declared(text, [{"question": "1 + 1?", "answer": "2", "country": "Peru"}]))
+    [problem] = load(task)
+    assert (problem.group, problem.reference, task.samples) == ("Peru", "2", 4)
+    for field in dataclasses.fields(Declaration):
+        assert f"`{field.name}`" in page.split("## A task of your own")[1], field.name
 
 
 def test_every_key_takes_effect(declared, tmp_path):

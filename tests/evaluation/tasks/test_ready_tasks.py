@@ -1,16 +1,18 @@
 """Every ready task reads its data as it is published, asks in the recommended form, and its verifier tells right from wrong."""
 
+import dataclasses
 import gzip
 import json
 import random
 import re
+from pathlib import Path
 
 import pytest
 
 from qwen3_jax.data.reasoning import is_correct, running_sum_problem
 from qwen3_jax.errors import UserError
 from qwen3_jax.evaluation.task import Problem, Task
-from qwen3_jax.evaluation.tasks import find, load, names
+from qwen3_jax.evaluation.tasks import find, load, names, registry
 from qwen3_jax.evaluation.tasks.long_context import KINDS, pieces
 from qwen3_jax.sandbox import find_isolation
 from qwen3_jax.text import soft_switch, train_tokenizer
@@ -18,6 +20,7 @@ from qwen3_jax.verifiers import Verdict, verify
 from tests.evaluation.tasks import published
 from tests.evaluation.tasks.published import HOSTILE, SETS, write
 
+READY = {task.name for module in registry._MODULES for task in module.TASKS}  # without those that other tests register
 GENERATED = ("ruler", "running_sum", "think_follow", "length_ctrl", "counterfact_qa", "tool_use")
 
 
@@ -41,7 +44,25 @@ def asked(problem: Problem) -> str:
 
 
 def test_every_task_has_a_test():
-    assert set(names()) == {*SETS, *GENERATED}
+    assert {*SETS, *GENERATED} == READY <= {*names()}
+
+
+def test_the_documentation_says_of_every_task_where_its_data_is_and_how_it_is_judged():
+    page = (Path(__file__).parents[3] / "docs/evaluation_tasks.md").read_text(encoding="utf-8")
+    rows = {
+        cells[1].strip(" `"): cells for line in page.split("## Data")[0].splitlines() if (cells := line.split("|"))[2:]
+    }
+    for name in READY:
+        task, cells = find(name), rows[name]
+        where = "generated" if task.source is None else f"{task.source.dataset}, "
+        assert cells[2].strip().startswith(where), name
+        assert cells[4].strip() == f"`{task.verifier}`", name
+        assert cells[5].strip().startswith(task.metric), name
+        if task.options is not None:
+            options = next(
+                line for line in page.split("## Options")[1].splitlines() if f"`{name}`" in line.split("|")[1:2][0]
+            )
+            assert all(f"`{field.name}`" in options for field in dataclasses.fields(task.options)), name
 
 
 @pytest.mark.parametrize("name", SETS)
