@@ -30,7 +30,14 @@ from qwen3_jax.text_files import decode
 
 _SUFFIXES = (".jsonl", ".ndjson", ".jsonlines", ".json", ".parquet", ".arrow", ".csv", ".tsv")
 _FORMATS = "JSONL, JSON, CSV and TSV (also .gz, .bz2, .xz, .zst), Parquet and Arrow files are read"
-_SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation"}
+_SPLITS = {
+    "train": "train",
+    "test": "test",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+}
 
 
 def read_rows(name: str, source: Source | None, data: Path | None) -> Iterator[Row]:

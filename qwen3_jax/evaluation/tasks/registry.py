@@ -88,9 +88,12 @@ def find(name: str) -> Task:
         task = read_task(Path(name).expanduser())
         check(task)
         return task
+    if "/" in name or "." in name:
+        raise UserError(f"{name} is no task; a file that declares one ends in .yaml or .yml.")
+    close = nearest(name.lower().replace("-", "_").replace("'", ""), names())
     raise UserError(
         f"there is no task {name!r}; there are {', '.join(names())}, reasoning_gym:NAME, and tasks that a YAML file declares."
-        f"{nearest(name, names())}"
+        f"{close}"
     )
 
 

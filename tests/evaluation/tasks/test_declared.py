@@ -41,6 +41,14 @@ def declared(tmp_path):
     return write
 
 
+def outcome(call):
+    """(what is said of the input, problems)."""
+    try:
+        return "", call()
+    except UserError as error:
+        return str(error), []
+
+
 def test_a_task_in_a_few_lines(declared):
     task = find(declared(RIVERS))
     assert (task.name, task.verifier, task.samples, task.max_new_tokens, task.thinking) == (
@@ -107,6 +115,39 @@ def test_messages_raw_texts_and_objects_as_references(declared, tmp_path):
         load(task)
 
 
+@pytest.mark.parametrize(
+    ("right", "choices", "expected"),
+    [
+        ("B", ["p", "q"], "B"),
+        ("b", ["p", "q"], "B"), (1, ["p", "q"], "B"), ("1", ["p", "q"], "B"), ("Q ", ["p", "q"], "B"),
+        ("A", ["A", "B"], "A"), ("A", ["B", "A"], None),
+        ("1", ["1", "2"], None), ("1", ["0", "1"], "B"), ("r", ["p", "q"], None),
+        (2, ["p", "q"], None), ("p", ["p", "p"], None), ("A", ["p"], None),
+    ],
+)  # fmt: skip
+def test_the_right_choice_is_a_letter_a_place_or_a_text(right, choices, expected, declared):
+    path = declared(
+        "data: rivers.jsonl\nprompt: '{q}'\nchoices: c\nreference: r\n", [{"q": "x", "c": choices, "r": right}]
+    )
+    refused, problems = outcome(lambda: load(find(path)))
+    assert [problem.reference for problem in problems] == [expected][: 0 if refused else 1]
+    assert bool(refused) is (expected is None)
+
+
+@pytest.mark.parametrize(
+    ("verifier", "given", "expected"),
+    [
+        ("math", "[1, 2]", "[1, 2]"), ("exact", "{}", "{}"),
+        ("exact", 4, "4"), ("exact", ["a", "b"], ["a", "b"]), ("number", 4, 4),
+        ("regex", "[a]", "[a]"), ("json", '{"type": "object"}', {"type": "object"}), ("recall", '["a", "b"]', ["a", "b"]),
+        ("recall", "[a", "[a"), ("length", 30, 30), ("tool_calls", [], []),
+    ],
+)  # fmt: skip
+def test_references_are_what_the_verifier_wants(verifier, given, expected, declared):
+    text = f"data: rivers.jsonl\nprompt: '{{q}}'\nreference: r\nverifier: {verifier}\n"
+    assert load(find(declared(text, [{"q": "x", "r": given}])))[0].reference == expected
+
+
 def test_data_of_the_hub_is_declared_too(declared):
     task = find(declared("data: {dataset: me/rivers, files: 'data/*.parquet'}\nprompt: '{q}'\nverifier: repetition\n"))
     with pytest.raises(UserError, match=r"hf download --repo-type dataset me/rivers --include 'data/\*\.parquet'"):
@@ -153,6 +194,7 @@ GOOD = {"data": "rivers.jsonl", "prompt": "{question}", "reference": "answer", "
         ({"prompt": "{question} {levle}"}, "the column 'levle' is missing; .* Did you mean 'level'"),
         ({"group": "lvl"}, "the column 'lvl' is missing"),
         ({"tools": "question"}, "the column 'question' must be a list"),
+        ({"tools": "functions"}, "the column 'functions' is missing"),
         ({"data": "none.jsonl"}, "none.jsonl, does not exist"),
     ],
 )
@@ -172,14 +214,6 @@ def test_a_file_that_declares_nothing_is_refused(text, declared):
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"none\.yaml does not exist"):
         find(str(tmp_path / "none.yaml"))
-
-
-def outcome(call):
-    """(what is said of the input, problems)."""
-    try:
-        return "", call()
-    except UserError as error:
-        return str(error), []
 
 
 WORDS = st.text(string.ascii_letters + "{}%\\$'\"\n :-漢🙂", max_size=30)

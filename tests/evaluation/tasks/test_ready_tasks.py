@@ -59,9 +59,8 @@ def test_the_documentation_says_of_every_task_where_its_data_is_and_how_it_is_ju
         assert cells[4].strip() == f"`{task.verifier}`", name
         assert cells[5].strip().startswith(task.metric), name
         if task.options is not None:
-            options = next(
-                line for line in page.split("## Options")[1].splitlines() if f"`{name}`" in line.split("|")[1:2][0]
-            )
+            table = page.split("## Options")[1].splitlines()
+            options = next(line for line in table if line.startswith("|") and f"`{name}`" in line.split("|")[1])
             assert all(f"`{field.name}`" in options for field in dataclasses.fields(task.options)), name
 
 
@@ -182,6 +181,19 @@ def test_bfcl_types_are_those_of_json_schema(tmp_path):
     assert judged(find("bfcl"), problem, published.WEATHER_CALL).status == "right"
     for change in (('"C"', '"K"'), ("3,", "4,"), ("new york", "york"), ("weather.get", "weather")):
         assert judged(find("bfcl"), problem, published.WEATHER_CALL.replace(*change)).status == "wrong", change
+
+
+def test_bfcl_questions_of_the_first_release(tmp_path):
+    row = {
+        "id": "simple_0",
+        "question": HOSTILE,
+        "function": published.WEATHER,
+        "ground_truth": [{"weather.get": {"city": ["x"]}}],
+    }
+    published.write_lines(tmp_path / "a.json", [row])
+    [problem] = load(find("bfcl"), tmp_path / "a.json")
+    assert asked(problem) == HOSTILE
+    assert problem.reference["calls"] == [{"name": "weather.get", "allowed": {"city": ["x"]}}]
 
 
 def test_a_seed_makes_the_same_problems_and_another_others():
@@ -343,3 +355,13 @@ def test_very_long_questions_survive(tmp_path):
 def test_unknown_tasks_are_named_with_the_nearest():
     with pytest.raises(UserError, match=r"there is no task 'gsm8'; .* Did you mean 'gsm8k'\?"):
         find("gsm8")
+    for spelling, name in (
+        ("GSM8K", "gsm8k"),
+        ("MATH-500", "math_500"),
+        ("AIME'24", "aime24"),
+        ("GPQA-Diamond", "gpqa_diamond"),
+    ):
+        with pytest.raises(UserError, match=f"Did you mean '{name}'"):
+            find(spelling)
+    with pytest.raises(UserError, match=r"my/task\.json is no task; a file that declares one ends in \.yaml or \.yml"):
+        find("my/task.json")
