@@ -1,20 +1,25 @@
 """Scores of reasoning-gym's own: each of its sets judges the answers to its problems.
 
-verify("reasoning_gym", answer, {"set": "leg_counting", "config": {"seed": 0, "size": 10}, "index": 3, "answer": "12"})
+verify("reasoning_gym", answer, {"set": "leg_counting", "config": {"seed": 0}, "index": 3, "question": ..., "answer": "12"})
 
-The functions are the package's and take their time; they run in a process that is ended. See `entry_of` for the reference.
+The functions are the package's and take their time; they run in a process that is ended.
 """
 
 import functools
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from qwen3_jax.bounds import above, check_bounds
 from qwen3_jax.errors import UserError
+from qwen3_jax.verifiers.processes import child_environment
 from qwen3_jax.verifiers.verdict import BadReference, Verdict, right, unparsable, wrong
+
+_FIELDS = ("set", "config", "index", "question", "answer")
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,37 @@ def _dataset(name: str, config: str) -> Any:
         raise BadReference(f"reasoning_gym's {name} cannot be made: {error}") from None
 
 
-def entry_of(name: str, config: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """Problem `index` of a set, made anew from its seed: `question`, `answer` and `metadata`, which is no JSON in every set."""
-    return _dataset(name, json.dumps(config, sort_keys=True))[index]
+@functools.lru_cache(maxsize=64)
+def _entry(name: str, config: str, index: int) -> dict[str, Any]:
+    """A problem, made anew: what the set needs of it to judge an answer is no JSON in every set."""
+    return _dataset(name, config)[index]
+
+
+def generate(name: str, config: Mapping[str, Any], size: int) -> list[tuple[str, str]]:
+    """(question, answer) of the first problems of a set, made in a process of its own.
+
+    Some sets depend on the order of Python's sets of texts, which is another in each process; in that one and in those that
+    judge answers it is always the same.
+
+    Args:
+        config: fields of the set's configuration, the seed among them.
+
+    Raises:
+        UserError: the set refuses its configuration, or fails.
+    """
+    command = [sys.executable, "-m", "qwen3_jax.verifiers.reasoning_gym", name, json.dumps(config), str(size)]
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment(), check=False)
+    if done.returncode:
+        reason = (done.stderr.strip() or "no message").splitlines()[-1][:300]
+        raise UserError(f"reasoning_gym's {name} could not be made ({reason}).")
+    return [(question, answer) for question, answer in json.loads(done.stdout.splitlines()[-1])]
+
+
+def main() -> None:
+    """Print the problems as one line of JSON."""
+    name, config, size = sys.argv[1:]
+    made = [_dataset(name, config)[index] for index in range(int(size))]
+    print(json.dumps([[str(entry["question"]), str(entry["answer"])] for entry in made]))
 
 
 def verify_reasoning_gym(answer: str, reference: Any, settings: ReasoningGymSettings) -> Verdict:
@@ -69,12 +102,13 @@ def verify_reasoning_gym(answer: str, reference: Any, settings: ReasoningGymSett
 
     Args:
         reference: an object with `set`, `config` (its fields, the seed among them) and `index`, from which the problem is made
-            anew, and `answer`, its own: a set of another version of the package, which makes other problems, is refused.
+            anew, and `question` and `answer`, its own: another version of the package, which makes other problems, is refused.
     """
-    if not isinstance(reference, Mapping) or not {"set", "config", "index", "answer"} <= reference.keys():
-        raise BadReference("'reasoning_gym' needs an object with set, config, index and answer")
-    entry = entry_of(reference["set"], reference["config"], reference["index"])
-    if str(entry["answer"]) != reference["answer"]:
+    if not isinstance(reference, Mapping) or not set(_FIELDS) <= reference.keys():
+        raise BadReference(f"'reasoning_gym' needs an object with {', '.join(_FIELDS)}")
+    config = json.dumps(reference["config"])
+    entry = _entry(reference["set"], config, reference["index"])
+    if str(entry["question"]) != reference["question"]:
         raise BadReference("this version of reasoning-gym makes another problem from the same seed")
     text = answer.strip()
     if settings.tag:
@@ -83,7 +117,7 @@ def verify_reasoning_gym(answer: str, reference: Any, settings: ReasoningGymSett
         if not tagged and settings.needs_tag:
             return unparsable(f"the answer is not between <{settings.tag}> and </{settings.tag}>")
         text = tagged[-1].strip() if tagged else text
-    dataset = _dataset(reference["set"], json.dumps(reference["config"], sort_keys=True))
+    dataset = _dataset(reference["set"], config)
     score = min(max(float(dataset.score_answer(answer=text, entry=entry)), 0.0), 1.0)
     if score == 1:
         return right(f"{reference['set']} accepts {text[:80]!r}")
@@ -91,3 +125,7 @@ def verify_reasoning_gym(answer: str, reference: Any, settings: ReasoningGymSett
         f"{reference['set']} gives {text[:80]!r} the score {score:.2f}; its own answer is {reference['answer'][:80]!r}",
         score,
     )
+
+
+if __name__ == "__main__":
+    main()

@@ -37,7 +37,7 @@ def choice_problem(row: Row, name: str, question: str, choices: Sequence[str], a
     return Problem(name, prompt, letters[answer], settings={"letters": letters}, group=group)
 
 
-def place_of(row: Row, answer: object, choices: Sequence[str]) -> int | None:
+def place_of(answer: object, choices: Sequence[str]) -> int | None:
     """The place of an answer that is a place from 0, a letter, or the text of a choice; None if it is none of them."""
     if isinstance(answer, float) and answer.is_integer():
         answer = int(answer)
@@ -54,7 +54,7 @@ def place_of(row: Row, answer: object, choices: Sequence[str]) -> int | None:
 
 def _answer(row: Row, choices: Sequence[str], *names: str) -> int:
     value = row.value(*names)
-    place = place_of(row, value, choices)
+    place = place_of(value, choices)
     if place is None:
         last = prompts.LETTERS[len(choices) - 1] if choices else "A"
         wanted = f"a letter from A to {last} or a number from 0 to {len(choices) - 1}"
@@ -205,7 +205,7 @@ def read_mmlu_redux(rows: Iterable[Row], options: ReduxOptions) -> Iterator[Prob
         if error == "ok":
             place = _answer(row, choices, "answer")
         elif error == "wrong_groundtruth" and options.answers == "corrected" and row.has("correct_answer"):
-            place = place_of(row, row.value("correct_answer"), choices)
+            place = place_of(row.value("correct_answer"), choices)
         if place is not None:
             yield choice_problem(row, name, row.filled("question"), choices, place, subject)
 

@@ -126,7 +126,9 @@ def generate_length_ctrl(rows: Iterable[Row], options: LengthOptions) -> Iterato
     for number in range(options.problems):
         rng = random.Random(f"length_ctrl/{options.seed}/{number}")
         form = rng.choice(_FORMS)
-        topic = f"a {rng.choice(ADJECTIVES)} {rng.choice(PEOPLE)} and a {rng.choice(ADJECTIVES)} {rng.choice(NOUNS)}"
+        topic = (
+            f"{_a(rng.choice(ADJECTIVES))} {rng.choice(PEOPLE)} and {_a(rng.choice(ADJECTIVES))} {rng.choice(NOUNS)}"
+        )
         target = rng.choice((50, 100, 150, 200, 300, 400, 500, 600, 800, 1000))
         kind = ("target", "range", "at most", "at least", "sentences")[number % 5]
         unit = "words"
@@ -147,6 +149,10 @@ def generate_length_ctrl(rows: Iterable[Row], options: LengthOptions) -> Iterato
             length, reference = f"Write exactly {count} sentences.", {"min": count, "max": count}
         text = f"Write {form} about {topic}. {length} Give only the text, without a title."
         yield Problem(str(number), prompts.user(text), reference, settings={"unit": unit}, group=kind)
+
+
+def _a(word: str) -> str:
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
 LENGTH_CTRL = Task(

@@ -247,26 +247,20 @@ def rendered(template: str, row: Row) -> str:
 
 
 def _problems(task: Declaration, rows: Iterable[Row]) -> Iterator[Problem]:
+    row, with_tools = None, False
     for number, row in enumerate(rows):
         settings: dict[str, Any] = {}
-        reference: Any = None
-        if isinstance(task.reference, Mapping):
-            reference = {field: row.parsed(column) for field, column in task.reference.items()}
-        elif task.reference is not None:
-            reference = row.value(task.reference)
-            reference = row.parsed(task.reference) if task.verifier != "exact" else reference
+        reference = _reference(task, row)
         prompt = _prompt(task, row)
         if task.choices is not None:
             choices = row.texts(task.choices)
-            place = place_of(row, reference, choices)
-            if place is None or not 2 <= len(choices) <= len(prompts.LETTERS):
-                raise row.error(
-                    f"the column {task.reference!r} is {reference!r:.60}, none of the {len(choices)} choices"
-                )
-            reference, settings = prompts.LETTERS[place], {"letters": prompts.LETTERS[: len(choices)]}
-        tools = row.items(task.tools) if task.tools and row.has(task.tools) else []
+            if not 2 <= len(choices) <= len(prompts.LETTERS):
+                raise row.error(f"the column {task.choices!r} must have from 2 to {len(prompts.LETTERS)} choices")
+            reference, settings = _right_letter(task, row, choices), {"letters": prompts.LETTERS[: len(choices)]}
+        tools = row.items(task.tools) if task.tools and row.has(task.tools) else []  # some rows may have none
         if not all(isinstance(tool, dict) for tool in tools):
             raise row.error(f"the column {task.tools!r} must be a list of functions in OpenAI's form")
+        with_tools = with_tools or bool(task.tools and row.has(task.tools))
         yield Problem(
             row.text(task.id) if task.id else str(number),
             prompt,
@@ -276,6 +270,45 @@ def _problems(task: Declaration, rows: Iterable[Row]) -> Iterator[Problem]:
             enable_thinking=task.enable_thinking,
             group=row.text(task.group) if task.group else "",
         )
+    if task.tools and row is not None and not with_tools:
+        row.value(task.tools)  # no row has the column: names it
+
+
+_OF_TEXT = ("math", "number", "exact", "regex", "choice", "language")  # their references are never read as JSON
+
+
+def _reference(task: Declaration, row: Row) -> Any:
+    if task.reference is None:
+        return None
+    if isinstance(task.reference, Mapping):
+        return {field: row.parsed(column) for field, column in task.reference.items()}
+    value = row.value(task.reference)
+    if task.verifier not in _OF_TEXT:
+        return row.parsed(task.reference)
+    if task.verifier in ("exact", "regex") and not isinstance(value, list):
+        return row.text(task.reference)
+    return value
+
+
+def _right_letter(task: Declaration, row: Row, choices: list[str]) -> str:
+    """The letter of the right choice, which the data gives as a letter, a place from 0 or the choice's text.
+
+    Raises:
+        RowError: it is none of them, or may be two.
+    """
+    value = row.value(task.reference)
+    place = place_of(value, choices)
+    same = [
+        number for number, choice in enumerate(choices) if isinstance(value, str) and choice.strip() == value.strip()
+    ]
+    if place is None:
+        raise row.error(f"the column {task.reference!r} is {value!r:.60}, none of the {len(choices)} choices")
+    if same and same != [place]:
+        raise row.error(
+            f"the column {task.reference!r} is {value!r:.60}, which names choice {prompts.LETTERS[place]} and is the text of "
+            f"choice {prompts.LETTERS[same[0]]}; give a letter or place, and choices that are no letters or places"
+        )
+    return prompts.LETTERS[place]
 
 
 def _prompt(task: Declaration, row: Row) -> str | tuple[Mapping[str, Any], ...]:

@@ -92,11 +92,14 @@ def _category(row: Row) -> str:
 
 def _problem(row: Row, category: str, answers: Mapping[str, Row]) -> Problem:
     name = row.filled("id")
-    turns = row.items("question")
-    messages = turns[0] if len(turns) == 1 and isinstance(turns[0], list) else turns
-    if not messages or not all(
-        isinstance(message, dict) and isinstance(message.get("content"), str) for message in messages
-    ):
+    messages = row.parsed("question")
+    if isinstance(messages, str):  # the leaderboard's first release
+        messages = [{"role": "user", "content": messages}]
+    elif isinstance(messages, list) and len(messages) == 1 and isinstance(messages[0], list):
+        messages = messages[0]
+    else:
+        messages = None
+    if not messages or not all(isinstance(one, dict) and isinstance(one.get("content"), str) for one in messages):
         raise row.error("the column 'question' must be one turn: a list of a list of messages with role and content")
     functions = row.parsed("function")
     tools = tuple(

@@ -104,7 +104,7 @@ def reasoning_gym_task(name: str) -> Task:
 
 
 def _gym_problems(name: str, options: Any) -> Iterator[Problem]:
-    from qwen3_jax.verifiers.reasoning_gym import entry_of
+    from qwen3_jax.verifiers.reasoning_gym import generate
 
     config = {
         field.name: getattr(options, field.name)
@@ -113,11 +113,8 @@ def _gym_problems(name: str, options: Any) -> Iterator[Problem]:
     }
     if config.get("seed") is None:  # the package would draw one
         config["seed"] = 0
-    size = getattr(options, "size", 500)
-    for index in range(size):
-        entry = entry_of(name, config, index)
-        question, answer = str(entry["question"]), str(entry["answer"])
-        reference = {"set": name, "config": config, "index": index, "answer": answer}
+    for index, (question, answer) in enumerate(generate(name, config, getattr(options, "size", 500))):
+        reference = {"set": name, "config": config, "index": index, "question": question, "answer": answer}
         yield Problem(str(index), prompts.user(f"{question.strip()}\n\n{_GYM_FORM}"), reference)
 
 

@@ -3,8 +3,8 @@
 The thirteen kinds are RULER's; the texts are not: prose is generated where RULER takes essays, and questions are about
 generated documents where it takes SQuAD and HotpotQA. A problem depends on seed, kind, length and number alone.
 
-Lengths are in tokens. With `tokenizer` they are that tokenizer's; without one, each word, digit and punctuation mark counts as
-one, which for these texts is close to what Qwen's tokenizer makes of them.
+Lengths are in tokens. With `tokenizer` they are that tokenizer's; without one, words, digits and marks are counted, which for
+these texts is from 17% more to 5% less than what Qwen's tokenizer makes of them, by kind.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from qwen3_jax.evaluation.task import Problem, Task
 from qwen3_jax.evaluation.tasks import prompts
 from qwen3_jax.evaluation.tasks.words import ADJECTIVES, NOUNS, PEOPLE, VERBS
 
-_PIECE = re.compile(r"[^\W\d_]+|\d|[^\w\s]|_")
+_PIECE = re.compile(r"[^\W\d_]+|\d|[^\w\s]+|_")
 _RESERVED = 160  # tokens of the chat template and of a short answer
 
 
 @dataclass(frozen=True)
 class _Draft:
-    """A problem without its filling: `build` makes the prompt from as many units of filling as are given."""
+    """A problem without its filling: `build` makes the prompt from units of filling, `unit` the next of them."""
 
     build: Callable[[Sequence[str]], str]
     unit: Callable[[int], str]
@@ -76,7 +76,7 @@ class RulerOptions:
     """
 
     lengths: tuple[int, ...] = (4096, 8192, 16384, 32768)
-    problems: int = 20
+    problems: int = 10
     kinds: tuple[str, ...] = field(default=KINDS)
     seed: int = 0
     tokenizer: str = ""
@@ -115,8 +115,8 @@ def generate_ruler(rows: Iterable[Row], options: RulerOptions) -> Iterator[Probl
 
 
 def pieces(text: str) -> int:
-    """Words, digits and marks of a text."""
-    return len(_PIECE.findall(text))
+    """Words, digits and runs of marks of a text; every third word behind a hyphen counts twice, as it is mostly two tokens."""
+    return len(_PIECE.findall(text)) + text.count("-") // 3
 
 
 @lru_cache(maxsize=2)
@@ -151,7 +151,7 @@ def _filled(draft: _Draft, length: int, count: Callable[[str], int], what: str, 
     for _ in range(6):
         size = count(built(number))
         if 0.98 * length <= size <= length:
-            break
+            return built(number), number
         each = max((size - bare) / (number - draft.least), 0.5)
         number = draft.least + max(int((0.99 * length - bare) / each), 1)
     while number > draft.least and count(built(number)) > length:
@@ -217,10 +217,10 @@ def _needles(form: _Needles, rng: random.Random) -> _Draft:
     asked = rng.sample(keys, form.queries)
     answers = [value for key in asked for value in of_key[key]]
     taken = {*keys, *values}
-    seed = rng.getrandbits(64)
+    own = random.Random(rng.getrandbits(64))
 
     def unit(number: int) -> str:
-        own = random.Random(f"{seed}/{number}")
+        del number
         if form.filling == "noise":
             return _NOISE
         if form.filling == "prose":
@@ -338,10 +338,9 @@ def _questions(rng: random.Random, steps: int) -> _Draft:
         facts.append(f"Document: {town}. The town of {town} was founded by {founder}. {sentence(rng)}")
         question, answer = f"Who founded the town in which {names[0]} lived?", founder
     places = [rng.random() for _ in facts]
-    taken, seed = {*names, town}, rng.getrandbits(64)
+    taken, own = {*names, town}, random.Random(rng.getrandbits(64))
 
     def unit(number: int) -> str:
-        own = random.Random(f"{seed}/{number}")
         first, second = _distinct(2, lambda: _name(own), taken)
         if steps == 2 and number % 2:
             return f"Document: {first}. The town of {first} was founded by {second}. {sentence(own)}"
@@ -355,8 +354,7 @@ def _questions(rng: random.Random, steps: int) -> _Draft:
 
 
 def _name(rng: random.Random) -> str:
-    first = rng.choice(ADJECTIVES) + rng.choice(NOUNS)
-    return f"{first.capitalize()} {rng.choice(NOUNS).capitalize()}"
+    return f"{rng.choice(ADJECTIVES).capitalize()} {rng.choice(NOUNS).capitalize()}"
 
 
 def _document(rng: random.Random, person: str, town: str, trade: str) -> str:

@@ -12,7 +12,7 @@ from qwen3_jax.evaluation.tasks import prompts
 
 _QUESTION = ("problem", "Problem", "question", "Question")
 _ANSWER = ("answer", "Answer")
-_ID = ("unique_id", "id", "ID", "problem_id")
+_ID = ("id", "ID", "problem_id", "problem_idx")
 _CONTEST = {"problem": "text", "answer": "a whole number from 0 to 999", "id": "text or number, may be missing"}
 
 
@@ -44,13 +44,22 @@ def read_aime(rows: Iterable[Row], options: Any) -> Iterator[Problem]:
     """Of a problem and an answer, under the names that publishers give them; see `_QUESTION`."""
     del options
     for number, row in enumerate(rows):
-        answer = row.filled(*_ANSWER).strip().strip("$").strip()
+        answer = _contest_answer(row)
         digits = re.sub(r"\^\{?\\circ\}?$", "", answer)  # one data set keeps the degree sign of a problem
         if not re.fullmatch(r"\d{1,3}", digits):
             raise row.error(f"the answer must be a whole number from 0 to 999, got {answer!r:.60}")
         yield Problem(
             row.text(*_ID, default=str(number)), prompts.mathematics(row.filled(*_QUESTION)), str(int(digits))
         )
+
+
+def _contest_answer(row: Row) -> str:
+    """The answer as the data writes it; one data set has it in the solution alone."""
+    if not row.has(*_ANSWER) and row.has("solution", "Solution"):
+        boxed = re.findall(r"\\boxed\{(\d+)\}", row.text("solution", "Solution"))
+        if boxed:
+            return boxed[-1]
+    return row.filled(*_ANSWER).strip().strip("$").strip()
 
 
 GSM8K = Task(
@@ -79,7 +88,7 @@ AIME24 = Task(
     about="AIME 2024, both contests (30)",
     problems=read_aime,
     verifier="math",
-    source=Source("math-ai/aime24", ("test.jsonl", "data/test-*.parquet")),
+    source=Source("HuggingFaceH4/aime_2024", ("data/train-*.parquet",)),
     columns=_CONTEST,
     max_new_tokens=38_912,
     samples=64,
@@ -90,7 +99,7 @@ AIME25 = Task(
     about="AIME 2025, both contests (30)",
     problems=read_aime,
     verifier="math",
-    source=Source("math-ai/aime25", ("test.jsonl", "data/test-*.parquet")),
+    source=Source("math-ai/aime25", ("test.jsonl",)),
     columns=_CONTEST,
     max_new_tokens=38_912,
     samples=64,

@@ -66,8 +66,8 @@ def _converted(name: str, value: Any, kind: Any) -> Any:
         items = [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
         if not isinstance(items, list | tuple):
             raise UserError(f"the option {name} is {value!r}; it must be a list.")
-        inner = arguments[0] if arguments else Any
-        return origin(_converted(name, item, inner) for item in items)
+        of = arguments[0] if arguments else Any
+        return origin(_converted(name, item, of) for item in items)
     return _scalar(name, value, kind)
 
 

@@ -30,7 +30,14 @@ from qwen3_jax.text_files import decode
 
 _SUFFIXES = (".jsonl", ".ndjson", ".jsonlines", ".json", ".parquet", ".arrow", ".csv", ".tsv")
 _FORMATS = "JSONL, JSON, CSV and TSV (also .gz, .bz2, .xz, .zst), Parquet and Arrow files are read"
-_SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation"}
+_SPLITS = {
+    "train": "train",
+    "test": "test",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+}
 
 
 def read_rows(name: str, source: Source | None, data: Path | None) -> Iterator[Row]:
@@ -46,9 +53,13 @@ def read_rows(name: str, source: Source | None, data: Path | None) -> Iterator[R
     """
     if source is None:
         raise UserError(f"the task {name} is generated and reads no data; remove --data {name}=...")
-    path = data if data is not None else source.path if source.path is not None else download(name, source)
-    path = path.expanduser()
-    for file in _files(name, source, path):
+    path = data if data is not None else source.path
+    if path is None and not source.dataset:
+        raise UserError(
+            f"the task {name} has no data; give it with --data {name}=PATH, or with the key data of its file."
+        )
+    path = download(name, source) if path is None else path
+    for file in _files(name, source, path.expanduser()):
         yield from _rows(file)
 
 
@@ -82,7 +93,9 @@ def download(name: str, source: Source) -> Path:
     try:
         folder = snapshot(local=False)
     except Exception as error:
-        if not (isinstance(error, OSError) or any(kind.__name__ == "HTTPError" for kind in type(error).__mro__)):
+        if not (
+            isinstance(error, OSError | ValueError) or any(kind.__name__ == "HTTPError" for kind in type(error).__mro__)
+        ):
             raise
         reason = (" ".join(str(error).split()) or type(error).__name__)[:200].rstrip(".")
         raise _missing(name, source, reason) from None
@@ -161,7 +174,7 @@ def _is_data(file: Path) -> bool:
 
 def _refuse_splits(name: str, folder: Path, files: list[Path]) -> None:
     """Refuse a folder with several splits: which of them is meant cannot be told."""
-    splits = {}
+    splits: dict[str, Path] = {}
     for file in files:
         for word in re.split(r"[^a-z]+", file.relative_to(folder).as_posix().lower()):
             if word in _SPLITS:

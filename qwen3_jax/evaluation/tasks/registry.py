@@ -88,9 +88,12 @@ def find(name: str) -> Task:
         task = read_task(Path(name).expanduser())
         check(task)
         return task
+    if "/" in name or "." in name:
+        raise UserError(f"{name} is no task; a file that declares one ends in .yaml or .yml.")
+    close = nearest(name.lower().replace("-", "_").replace("'", ""), names())
     raise UserError(
         f"there is no task {name!r}; there are {', '.join(names())}, reasoning_gym:NAME, and tasks that a YAML file declares."
-        f"{nearest(name, names())}"
+        f"{close}"
     )
 
 
@@ -113,7 +116,8 @@ def load(task: Task, data: Path | None = None, options: Mapping[str, Any] | None
     except RowError as error:
         form = "; ".join(f"{column}: {what}" for column, what in task.columns.items())
         expects = f" The task {task.name} reads {form}." if form else ""
-        raise UserError(f"{str(error).rstrip('.')}.{expects}") from None
+        text = str(error).rstrip(".")
+        raise UserError(f"{text}{'' if text.endswith('?') else '.'}{expects}") from None
     if not problems:
         where = f" in {data}" if data is not None else ""
         raise UserError(f"the task {task.name} has no problems{where}.")
