@@ -82,14 +82,15 @@ class Theirs:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from qwen3_jax import STOP_TEXT
+        from qwen3_jax.generation import STOP_TEXT
 
         torch.manual_seed(0)
         self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.end = self.tokenizer.convert_tokens_to_ids("</think>")
         self.stops = self.tokenizer.encode(STOP_TEXT, add_special_tokens=False)
-        self.eos = self.model.generation_config.eos_token_id
+        ends = self.model.generation_config.eos_token_id
+        self.ends = set(ends if isinstance(ends, list) else [ends])
         self.problems, self.rows = problems, rows
         self.found: list[float] = []
 
@@ -111,7 +112,7 @@ class Theirs:
         ]
         if not budget:
             return [self._text(answer) for answer in self._generate(prompts, MAX_NEW_TOKENS)]
-        begun = self._generate(prompts, budget + 2)  # <think> and its line end do not count
+        begun = self._generate(prompts, budget + 1)  # <think> does not count
         halted = [place for place, answer in enumerate(begun) if self.end not in answer]
         rest = [place for place, answer in enumerate(begun) if self.end in answer]
         answers = dict.fromkeys(range(len(prompts)), "")
@@ -119,7 +120,7 @@ class Theirs:
             stops = self.stops if places is halted else []
             longer = [prompts[place] + begun[place] + stops for place in places]
             for place, answer in zip(
-                places, self._generate(longer, MAX_NEW_TOKENS - budget - 2 - len(stops)), strict=True
+                places, self._generate(longer, MAX_NEW_TOKENS - budget - 1 - len(stops)), strict=True
             ):
                 answers[place] = self._text(begun[place] + stops + answer)
         return list(answers.values())
@@ -133,13 +134,14 @@ class Theirs:
             part = prompts[start : start + self.rows]
             batch = self.tokenizer.pad({"input_ids": part}, return_tensors="pt")
             with torch.no_grad():
-                ids = self.model.generate(**batch, max_new_tokens=most, do_sample=False, pad_token_id=self.eos)
+                ids = self.model.generate(**batch, max_new_tokens=most, do_sample=False, pad_token_id=min(self.ends))
             for answer in ids[:, batch["input_ids"].shape[1] :].tolist():
-                out.append(answer[: answer.index(self.eos)] if self.eos in answer else answer)
+                length = next((i for i, token in enumerate(answer) if token in self.ends), len(answer))
+                out.append(answer[:length])
         return out
 
     def _text(self, tokens: list[int]) -> str:
-        return self.tokenizer.decode([token for token in tokens if token != self.eos], skip_special_tokens=False)
+        return self.tokenizer.decode(tokens, skip_special_tokens=False)
 
 
 def main() -> None:
