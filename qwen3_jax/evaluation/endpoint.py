@@ -67,6 +67,10 @@ class Endpoint:
         self._ended = threading.Event()
         self.model = model or self._only_model()
 
+    @property
+    def thinks(self) -> None:
+        """Unknown: a server does not say."""
+
     def describe(self) -> dict[str, Any]:
         """See `Source.describe`."""
         return {"endpoint": self.url, "model": self.model}

@@ -57,6 +57,11 @@ class EngineSource:
         )  # continuations come before new families: their beginning is still cached
         self._running: dict[int, tuple[_Running, Answer]] = {}
 
+    @property
+    def thinks(self) -> bool:
+        """Whether vocabulary and chat template know thinking."""
+        return self._tokenizer.supports_thinking
+
     def describe(self) -> dict[str, Any]:
         """See `Source.describe`."""
         return self._identity

@@ -54,6 +54,10 @@ class Reply:
 class Source(Protocol):
     """What answers: `EngineSource` or `Endpoint`."""
 
+    @property
+    def thinks(self) -> bool | None:
+        """Whether the model can think, as its tokenizer says; None is unknown."""
+
     def answers(self, families: Iterable[list[Item]]) -> Iterator[tuple[Item, Reply]]:
         """Yield every sample's answer as it finishes; those of a family differ in their budget alone.
 
