@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "generation": {"kernels", "model", "text"},
     "sandbox": set(),
     "verifiers": {"sandbox", "text"},
-    "evaluation": {"checkpoint", "data", "generation", "model", "text"},
+    "evaluation": {"checkpoint", "data", "generation", "model", "text", "verifiers"},
     "serving": {"generation", "text"},
     "training": {"checkpoint", "data", "evaluation", "kernels", "model", "text"},
     "sweeps": {"checkpoint", "data", "model", "text", "training"},
@@ -28,7 +28,7 @@ MAY_IMPORT = {
 }  # fmt: skip
 ALL_MAY_IMPORT = {
     "absent_tpu", "bounds", "config", "errors", "generation_config", "json_fields", "paths", "position_config", "progress",
-    "text_files",
+    "report_page", "text_files",
 }  # fmt: skip
 
 

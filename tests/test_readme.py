@@ -20,7 +20,7 @@ import pytest
 
 import qwen3_jax
 import sharding
-from qwen3_jax import planner, sandbox, verifiers
+from qwen3_jax import evaluation, planner, sandbox, verifiers
 from qwen3_jax.cli import infer, scaling, serve, train
 from qwen3_jax.cli.configuration import parse_configuration
 from qwen3_jax.cli.main import main as qwen3
@@ -30,7 +30,7 @@ from tests.helpers import documented, tiny_models
 from tests.helpers.documented import PAGES, ROOT, blocks
 from tests.helpers.isolated import require_isolation
 
-PUBLIC = [qwen3_jax, sharding, planner, verifiers, sandbox]  # documented on pages of docs/api
+PUBLIC = [qwen3_jax, sharding, planner, evaluation, verifiers, sandbox]  # documented on pages of docs/api
 NEED_A_SERVER = {
     "serving.md": "tests/serving/test_docs.py",
     "agents.md": "tests/serving/test_agents.py",
@@ -238,6 +238,8 @@ def _qwen3(command, rest, checkout, monkeypatch):
     elif command == "report":
         assert qwen3([command, "runs/quickstart"]) == 0
         assert Path("runs/quickstart/report.html").exists()
+    elif command == "eval":
+        _eval(rest)
     elif command == "run":
         assert qwen3([command, "runs/quickstart/hf", *rest[1:], "--max-new-tokens", "40"]) == 0
     elif command == "quantize":
@@ -254,6 +256,18 @@ def _qwen3(command, rest, checkout, monkeypatch):
         shutil.rmtree("converted", ignore_errors=True)
         assert qwen3([command, model, "converted", *rest[2:]]) == 0
         assert any(Path("converted").iterdir())
+
+
+def _eval(rest):
+    """On two problems; what compares or draws a run makes it first."""
+    if rest[0] in ("compare", "report"):
+        for folder in rest[1:]:
+            if not Path(folder).exists():
+                _eval(["--model", "runs/quickstart/hf", "--task", "running_sum", "--output", folder])
+    elif rest[0] != "tasks":
+        shutil.rmtree(rest[rest.index("--output") + 1], ignore_errors=True)
+        rest = [*rest, "--limit", "2"]
+    assert qwen3(["eval", *rest]) == 0
 
 
 def test_links_between_pages_lead_somewhere():

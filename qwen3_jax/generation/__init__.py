@@ -3,7 +3,7 @@
 from qwen3_jax.generation.answer import Delta, Generation, Usage
 from qwen3_jax.generation.api import generate, stream
 from qwen3_jax.generation.budget import ThinkingTokens
-from qwen3_jax.generation.engine import Engine
+from qwen3_jax.generation.engine import Engine, can_continue
 from qwen3_jax.generation.request import Constraint, Options, Request, end_tokens, resolve
 from qwen3_jax.generation.sampling import Sampling
 from qwen3_jax.generation.speculation import DraftModel, PromptLookup, Speculation
@@ -28,6 +28,7 @@ __all__ = [
     "Token",
     "TokenLogprob",
     "Usage",
+    "can_continue",
     "end_tokens",
     "generate",
     "resolve",

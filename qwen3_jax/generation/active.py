@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,15 +44,18 @@ class ActiveRequest(TokenSequence):
     may_think: bool = True
 
     @classmethod
-    def of(cls, request: Request, defaults: GenerationConfig, no_slot: int) -> ActiveRequest:
-        """Wrap a new request; `no_slot` is past the last slot of `Seen`."""
+    def of(
+        cls, request: Request, defaults: GenerationConfig, no_slot: int, thinking: Sequence[int] = ()
+    ) -> ActiveRequest:
+        """Wrap a new request; `no_slot` is past the last slot of `Seen`, `thinking` is that of `Engine.submit`."""
         settings, progress = arrays_of(request, defaults, no_slot)
+        begun = [*thinking, *request.thinking_tokens.stop] if thinking else []
         return cls(
-            tokens=list(request.prompt),
+            tokens=[*request.prompt, *begun],
             limit=len(request.prompt) + request.max_new_tokens,
             request=request,
             settings=settings,
-            progress=progress,
+            progress=_halted(progress, request, begun) if begun else progress,
             penalised=bool(settings.sampling.penalised[0]),
             # `prefill` knows no constraints, so the first token has to come from a decode step.
             last_alone=request.constraint is not None,
@@ -70,7 +74,9 @@ class ActiveRequest(TokenSequence):
             finish = "stop" if token in self.request.eos and not forced else "length"
         thinking = bool(output.thinking[step, row])
         logprob = _logprob(output, step, row, self.request.sampling.logprobs)
-        return Token(self.number, token, forced, thinking, logprob, finish, self.cached or 0)
+        return Token(
+            self.number, token, forced, thinking, logprob, finish, min(self.cached or 0, len(self.request.prompt))
+        )
 
     def allowed(self) -> np.ndarray | None:
         """Return the constraint's words for the next token; None in thinking or without a constraint."""
@@ -120,6 +126,29 @@ def arrays_of(request: Request, defaults: GenerationConfig, slot: int) -> tuple[
         budget=BudgetState.start([request.thinking], [request.answering]),
     )
     return settings, progress
+
+
+def _halted(progress: Progress, request: Request, begun: Sequence[int]) -> Progress:
+    """Return the progress of an answer that consists of its thinking, as long as the budget, and the stop text."""
+
+    def one(value: Any, kind: type) -> Any:
+        return np.asarray([value], kind)
+
+    tokens = request.thinking_tokens
+    behind = tokens.stop[tokens.stop.index(tokens.end) + 1 :]
+    budget = BudgetState(
+        used=one(request.budget, np.int32),
+        thinking=one(False, bool),
+        closed=one(True, bool),
+        answering=one(any(token not in tokens.newlines for token in behind), bool),
+        forcing=one(-1, np.int32),
+    )
+    return progress.replace(
+        token=one(begun[-1], np.int32),
+        position=one(len(begun), np.int32),
+        remaining=one(request.max_new_tokens - len(begun), np.int32),
+        budget=budget,
+    )
 
 
 def _logprob(output: Output, step: int, row: int, alternatives: int | None) -> TokenLogprob | None:

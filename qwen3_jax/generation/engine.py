@@ -137,12 +137,19 @@ class Engine:
         """Requests that are admitted."""
         return len(self._active) - self.waiting
 
-    def submit(self, request: Request) -> int:
+    def submit(self, request: Request, thinking: Sequence[int] = ()) -> int:
         """Queue a request; return its number.
+
+        Args:
+            request: the request.
+            thinking: the beginning of its answer, up to the sampled thinking token that uses up the budget. It comes from a
+                request that differs in a larger budget alone, and is neither generated nor returned again, nor is the stop
+                text: the first token returned follows that. See `can_continue`.
 
         Raises:
             RequestError: an empty prompt, ids out of range, a budget without think tokens, or more than the cache holds.
         """
+        require(not thinking or can_continue(request, len(thinking)), "this answer cannot be continued.", "thinking")
         vocabulary, length, limit = self.model.config.vocab_size, len(request.prompt), request.max_new_tokens
         is_valid = length > 0 and all(0 <= token < vocabulary for token in request.prompt)
         require(is_valid, f"a prompt has at least one token, and ids from 0 to {vocabulary - 1}.", "prompt")
@@ -158,7 +165,7 @@ class Engine:
         if may_force(request.budget, request.thinking):
             request.thinking_tokens.check_stop()
         require(len(request.eos) <= MAX_EOS, f"{len(request.eos)} end tokens; the most is {MAX_EOS}.", "eos")
-        active = ActiveRequest.of(request, self.model.generation_config, self.rows)
+        active = ActiveRequest.of(request, self.model.generation_config, self.rows, thinking)
         self._scheduler.add(active)
         self._active[active.number] = active
         return active.number
@@ -271,3 +278,14 @@ class Engine:
                 self._scheduler.remove(active)
                 self._runner.release_slot(active)
         return tokens
+
+
+def can_continue(request: Request, count: int) -> bool:
+    """Whether `Engine.submit` takes the first `count` tokens of a request's answer, which use up its budget.
+
+    They and the stop text must leave room for the answer. A request with a constraint or log probabilities is generated whole:
+    the one follows all tokens, the other reports them.
+    """
+    plain = request.constraint is None and request.sampling.logprobs is None
+    begun = count + len(request.thinking_tokens.stop)
+    return plain and bool(request.budget) and count > 0 and begun < request.max_new_tokens

@@ -32,12 +32,17 @@ class Crashed(Exception):
     """The process that made the call ended; says how."""
 
 
+def child_environment() -> dict[str, str]:
+    """Variables of a process that imports what this one does, and in which sets have the same order every time."""
+    path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *filter(None, sys.path)])
+    return {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "0"}
+
+
 class _Worker:
     """One worker process, used by one thread at a time."""
 
     def __init__(self) -> None:
-        root = str(Path(__file__).resolve().parents[2])
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, sys.path)])}
+        environment = child_environment()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "qwen3_jax.verifiers.worker"],
             stdin=subprocess.PIPE,

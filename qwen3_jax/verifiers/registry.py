@@ -25,7 +25,19 @@ from typing import Any, Literal
 from qwen3_jax.errors import UserError, nearest
 from qwen3_jax.json_fields import check_types
 from qwen3_jax.text.parsers import parse
-from qwen3_jax.verifiers import ifeval, mathematics, patterns, plain, programs, style, tool_calls
+from qwen3_jax.verifiers import (
+    content,
+    ifeval,
+    livecodebench,
+    mathematics,
+    patterns,
+    plain,
+    programs,
+    reasoning_gym,
+    style,
+    tool_calls,
+    tool_use,
+)
 from qwen3_jax.verifiers.processes import Crashed, TimedOut, call_in_process
 from qwen3_jax.verifiers.verdict import BadReference, Verdict, unparsable
 
@@ -56,7 +68,12 @@ _VERIFIERS: dict[str, Verifier] = {
     "json": Verifier(patterns.verify_json, killable=True),
     "ifeval": Verifier(ifeval.verify_ifeval, killable=True),
     "code": Verifier(programs.verify_code),
+    "livecodebench": Verifier(livecodebench.verify_livecodebench),
     "tool_calls": Verifier(tool_calls.verify_tool_calls),
+    "tool_use": Verifier(tool_use.verify_tool_use),
+    "recall": Verifier(content.verify_recall),
+    "premise": Verifier(content.verify_premise),
+    "reasoning_gym": Verifier(reasoning_gym.verify_reasoning_gym, killable=True),
     "thinking": Verifier(style.verify_thinking, reads="text"),
     "repetition": Verifier(style.verify_repetition, reads="text"),
     "language": Verifier(style.verify_language, reads="text"),

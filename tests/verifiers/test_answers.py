@@ -86,6 +86,13 @@ def test_number(answer, reference, settings, expected):
         ("答案：B", "B"), ("A good question. I don't know", None), ("", None), ("The answer is Berlin", None), ("E", None),
         ("the answer is b) blue", "B"), ("The answer is b.", "B"),
         ("the answer is b which", None), ("I think so", None), ("B. Blue\n", "B"),
+        # JSON, as Qwen's model cards ask for it
+        ('"answer": "B"', "B"), ('{"answer": "B"}', "B"), ('```json\n{\n  "answer": "B"\n}\n```', "B"), ('"answer":"B"', "B"),
+        ("{'answer': 'B'}", "B"), ('"answer": B', "B"), ('"answer": "b"', "B"), ('"answer": "(B)"', "B"),
+        ("`answer`: `B`", "B"),
+        ('"answer": "B. Blue"', "B"), ('**"answer": "B"**', "B"), ('"Answer": "B",\n"reason": "A is not"', "B"),
+        ('"answer": "A"? No: A. x\nB. y\n"answer": "B"', "B"), ('"answer": "Because"', None),
+        ('e.g. "answer": "C".\n\n"answer": "B"', "B"), ('"answer": ["B"]', "B"), ('"answer": ""', None),
     ],
 )  # fmt: skip
 def test_choice(answer, expected):

@@ -228,28 +228,33 @@ REFERENCES = {
     "repetition": None,
     "ifeval": {"instruction_id_list": ["detectable_format:json_format"], "kwargs": [{}]},
     "code": {"assertions": ["assert f()"]},
+    "livecodebench": {"public_test_cases": [{"input": "[1]", "output": "1"}], "func_name": "f"},
+    "tool_use": {"calls": [], "tools": []},
+    "premise": {"premise": False},
 }
+ALL = [
+    name for name in names() if not name.startswith("test_") and name != "reasoning_gym"
+]  # which takes seconds to load
 SHORT = [None, "", " \n", "<think>", "</think>", "\x00\ud800"]
 LONG = ["aaaaa", "[", "9", "\n", "answer is ", "$", "**", "\\[", "```python\nx\n", "1/", "<tool_call>"]
-HERE = [
-    name for name in names() if not name.startswith("test_") and not find(name).killable
-]  # the others are ended in time
+HERE = [name for name in ALL if not find(name).killable]  # the others are ended in time
 
 
 @pytest.mark.parametrize(
     ("name", "answer"),
     [
-        *((name, answer) for name in names() if not name.startswith("test_") for answer in SHORT),
+        *((name, answer) for name in ALL for answer in SHORT),
         *((name, text * 20_000) for name in HERE for text in LONG),
         *((name, "the answer is" + " " * 50_000) for name in HERE),
     ],
     ids=lambda value: ascii(value[:15] if value else value),
 )
 def test_no_answer_raises_or_takes_long(name, answer):
-    if name == "code":
+    limits = {"limits": {"seconds": 5}} if name in ("code", "livecodebench") else None
+    if limits:
         require_isolation()
     began = time.process_time()
-    verdict = verify(name, answer, REFERENCES.get(name, "b"), {"limits": {"seconds": 5}} if name == "code" else None)
+    verdict = verify(name, answer, REFERENCES.get(name, "b"), limits)
     assert time.process_time() - began < 2  # of this process
     assert verdict.status in ("right", "wrong", "unparsable", "timed_out"), verdict
     assert verdict.reason
