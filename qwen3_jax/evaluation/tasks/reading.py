@@ -64,9 +64,12 @@ def read_rows(name: str, source: Source | None, data: Path | None) -> Iterator[R
 
 
 def command(name: str, source: Source) -> str:
-    """The shell command that gets a task's data, and the option that gives it."""
-    patterns = " ".join(shlex.quote(pattern) for pattern in source.files)
-    return f"`hf download --repo-type dataset {source.dataset} --include {patterns} --local-dir {name}`"
+    """The shell command that gets a task's data into a folder; of many files, all of their folders."""
+    files = source.files
+    if len(files) > 4:
+        files = tuple(dict.fromkeys(re.sub(r"[^/]*(\.\w+)$", r"*\1", file) for file in files))
+    patterns = " ".join(f"--include {shlex.quote(file)}" for file in files)
+    return f"`hf download --repo-type dataset {source.dataset} {patterns} --local-dir {name}`"
 
 
 def download(name: str, source: Source) -> Path:

@@ -173,7 +173,9 @@ def _multi_turn(rng: random.Random) -> Iterator[tuple[list[Message], _Step]]:
         *_done(second, 1),
         {"role": "assistant", "content": f"In {other} it is cloudy {day}, {degrees - 3} degrees."},
     ]
-    messages.append(_user("Which of the two cities is the warmer one? Give its name alone, and do not look it up again."))
+    messages.append(
+        _user("Which of the two cities is the warmer one? Give its name alone, and do not look it up again.")
+    )
     yield messages, _Step((), says=(city,))
 
 

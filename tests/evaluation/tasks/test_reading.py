@@ -185,6 +185,12 @@ def test_without_a_network_the_command_is_given(tmp_path, monkeypatch):
         "network, and give the folder: --data gsm8k=PATH."
     ) in text
     assert "it is gated: accept its terms" in refusal("gpqa_diamond", None)
+    assert "Leaderboard --include '*.json' --include 'possible_answer/*.json' --local-dir bfcl`" in refusal(
+        "bfcl", None
+    )
+    assert "code_generation_lite --include test5.jsonl --include test6.jsonl --local-dir" in refusal(
+        "livecodebench", None
+    )
 
 
 def test_ids_that_come_twice_are_made_different_in_the_same_way(tmp_path):
