@@ -6,6 +6,7 @@ from qwen3_jax.generation.budget import ThinkingTokens
 from qwen3_jax.generation.engine import Engine
 from qwen3_jax.generation.request import Constraint, Options, Request, end_tokens, resolve
 from qwen3_jax.generation.sampling import Sampling
+from qwen3_jax.generation.scores import Scores, score
 from qwen3_jax.generation.speculation import DraftModel, PromptLookup, Speculation
 from qwen3_jax.generation.stats import Stats
 from qwen3_jax.generation.tokens import Token, TokenLogprob
@@ -22,6 +23,7 @@ __all__ = [
     "PromptLookup",
     "Request",
     "Sampling",
+    "Scores",
     "Speculation",
     "Stats",
     "ThinkingTokens",
@@ -31,5 +33,6 @@ __all__ = [
     "end_tokens",
     "generate",
     "resolve",
+    "score",
     "stream",
 ]
