@@ -7,14 +7,14 @@
     options = [question + tokenizer.encode(text) for text in (" 3", " 4", " 5")]
     totals = [each.total for each in qwen3_jax.score(model, tokenizer, options, start=len(question))]
 
-Texts run through the engine's prefill and its prefix cache: a beginning that several texts share is computed once, in whole pages,
-and logits over the vocabulary exist for the tokens that are asked for alone, a few at a time.
+Texts run through the engine's prefill and its prefix cache: a beginning that several texts share is computed once, in whole
+pages, and logits over the vocabulary exist for the tokens that are asked for alone, a few at a time.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,7 +85,9 @@ def score(
             than the context and one; with the text's index.
     """
     rows = _encoded(texts, tokenizer)
-    starts = [start] * len(rows) if isinstance(start, (int, np.integer)) else list(start)
+    starts = list(start) if isinstance(start, Iterable) else [start] * len(rows)
+    wrong = next((each for each in starts if not isinstance(each, (int, np.integer)) or isinstance(each, bool)), None)
+    require(wrong is None, f"start has {wrong!r}; it takes whole numbers.", "start")
     require(len(starts) == len(rows), f"start has {len(starts)} entries for {len(rows)} texts.", "start")
     wanted = top_logprobs
     is_count = isinstance(wanted, (int, np.integer)) and not isinstance(wanted, bool) and 0 <= wanted <= MAX_LOGPROBS
