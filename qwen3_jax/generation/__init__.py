@@ -1,7 +1,7 @@
 """Sampling under a thinking budget, at three levels: `Engine` (tokens), `stream` (deltas), `generate` (answers)."""
 
 from qwen3_jax.generation.answer import Delta, Generation, Usage
-from qwen3_jax.generation.api import generate, stream
+from qwen3_jax.generation.api import generate, stream, stream_requests
 from qwen3_jax.generation.budget import ThinkingTokens
 from qwen3_jax.generation.engine import Engine
 from qwen3_jax.generation.request import Constraint, Options, Request, end_tokens, resolve
@@ -35,4 +35,5 @@ __all__ = [
     "resolve",
     "score",
     "stream",
+    "stream_requests",
 ]
