@@ -85,6 +85,11 @@ def score(
             than the context and one; with the text's index.
     """
     rows = _encoded(texts, tokenizer)
+    vocabulary = (model.model if isinstance(model, Engine) else model).config.vocab_size
+    for index, ids in enumerate(rows):
+        wrong_id = next((token for token in ids if not _is_id(token, vocabulary)), None)
+        reason = f"{wrong_id!r} is not a token id; they are whole numbers from 0 to {vocabulary - 1}."
+        _require(wrong_id is None, reason, index)
     starts = list(start) if isinstance(start, Iterable) else [start] * len(rows)
     wrong = next((each for each in starts if not isinstance(each, (int, np.integer)) or isinstance(each, bool)), None)
     require(wrong is None, f"start has {wrong!r}; it takes whole numbers.", "start")
@@ -190,21 +195,15 @@ def _engine(model: Qwen3 | Engine, batch_size: int | None, count: int) -> Engine
 
 def _check(ids: tuple[int, ...], start: int, engine: Engine, index: int) -> None:
     """Refuse what cannot be scored before anything runs."""
-    vocabulary = engine.model.config.vocab_size
-    wrong = next((token for token in ids if not _is_id(token, vocabulary)), None)
-    reason = None
-    if not ids:
-        reason = "the text has no tokens."
-    elif wrong is not None:
-        reason = f"{wrong!r} is not a token id; they are whole numbers from 0 to {vocabulary - 1}."
-    elif not 0 <= start < len(ids):
-        reason = f"start is {start}; the text has {len(ids)} tokens."
-    elif len(ids) - 1 > engine.max_length:
-        reason = (
-            f"the text has {len(ids)} tokens; the maximum context length is {engine.max_length} tokens, and one more."
-        )
-    if reason is not None:
-        error = RequestError(reason, "texts", too_long=bool(ids) and len(ids) - 1 > engine.max_length)
+    _require(len(ids) > 0, "the text has no tokens.", index)
+    _require(0 <= start < len(ids), f"start is {start}; the text has {len(ids)} tokens.", index)
+    reason = f"the text has {len(ids)} tokens; the maximum context length is {engine.max_length} tokens, and one more."
+    _require(len(ids) - 1 <= engine.max_length, reason, index, too_long=True)
+
+
+def _require(condition: bool, reason: str, index: int, *, too_long: bool = False) -> None:
+    if not condition:
+        error = RequestError(reason, "texts", too_long=too_long)
         error.prompt = index
         raise error
 
