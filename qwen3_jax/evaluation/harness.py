@@ -273,10 +273,14 @@ class HarnessModel(TemplateLM):
             if name not in _NEUTRAL or value != _NEUTRAL[name]:
                 known = ["until", "max_gen_toks", "do_sample", "temperature", *_SAMPLING]
                 raise UserError(f"the generation setting {name}={value!r} is not supported.{nearest(name, known)}")
-        ends = {self.tokenizer.eos_token_id} - {None}
+        end = self.tokenizer.eos_token_id
         seed = None if greedy else random.getrandbits(63)  # lm-eval's --seed has set the state
         sampling = Sampling(
-            temperature=0.0 if greedy else temperature, stop=until, stop_token_ids=tuple(ends), seed=seed, **chosen
+            temperature=0.0 if greedy else temperature,
+            stop=until,
+            stop_token_ids=() if end is None else (end,),
+            seed=seed,
+            **chosen,
         )
         return sampling, limit, until
 

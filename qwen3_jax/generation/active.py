@@ -134,7 +134,9 @@ def _logprob(output: Output, step: int, row: int, sampling: Sampling) -> TokenLo
     alternatives, logprobs = sampling.logprobs, output.logprobs
     if alternatives is None or logprobs is None:
         return None
-    sampled = float(logprobs.sampled[step, row]) if sampling.sampled_logprobs else None
+    sampled = None
+    if sampling.sampled_logprobs and logprobs.sampled is not None:
+        sampled = float(logprobs.sampled[step, row])
     ids, values = (x[step, row, :alternatives].tolist() for x in (logprobs.top_tokens, logprobs.top))
     return TokenLogprob(
         int(output.token[step, row]), float(logprobs.chosen[step, row]), tuple(zip(ids, values, strict=True)), sampled

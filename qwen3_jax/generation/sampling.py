@@ -381,8 +381,7 @@ def _kept(sorted_bc: jax.Array, rows: SamplingRows) -> jax.Array:
     return keep_bc.at[:, 0].set(True) & (probs_bc > 0)
 
 
-@struct.dataclass
-class Logprobs:
+class Logprobs(struct.PyTreeNode):
     """Log probabilities of tokens; zeros if no row requested them.
 
     Attributes:

@@ -209,4 +209,5 @@ def _require(condition: bool, reason: str, index: int, *, too_long: bool = False
 
 
 def _is_id(token: object, vocabulary: int) -> bool:
-    return isinstance(token, (int, np.integer)) and not isinstance(token, bool) and 0 <= token < vocabulary
+    is_number = isinstance(token, (int, np.integer)) and not isinstance(token, bool)
+    return is_number and 0 <= int(token) < vocabulary  # type: ignore[call-overload]
