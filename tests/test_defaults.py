@@ -12,6 +12,7 @@ import qwen3_jax
 from qwen3_jax.cli import serve
 from qwen3_jax.data.config import Cleaning, DataConfig, Labels, RunningSum, Source
 from qwen3_jax.evaluation.config import BudgetCurveConfig
+from qwen3_jax.evaluation.harness_options import HarnessOptions
 from qwen3_jax.generation import STOP_TEXT, DraftModel, Engine, PromptLookup, Sampling
 from qwen3_jax.sandbox import Limits
 from qwen3_jax.sweeps.config import MixtureConfig, ScalingConfig
@@ -52,7 +53,10 @@ DEFAULTS = {
         eval_tokens=65_536, window=0.15, prior="step_law", prior_deviation=0.3, level=0.9, max_extrapolation=100.0,
     ),
     MixtureConfig: dict(mixtures=24, min_weight=0.01, max_epochs=4.0, warmup_share=0.1, eval_tokens=65_536, seed=0),
-    Sampling: dict(presence_penalty=0.0, frequency_penalty=0.0, stop=(), stop_token_ids=(), n=1),
+    Sampling: dict(
+        presence_penalty=0.0, frequency_penalty=0.0, stop=(), stop_token_ids=(), sampled_logprobs=False, n=1
+    ),
+    HarnessOptions: dict(max_gen_toks=256),  # lm-eval's
     PromptLookup: dict(guesses=4, longest=3, shortest=2),
     DraftModel: dict(guesses=4),
     Limits: dict(seconds=10.0, memory_mb=512, processes=32, file_mb=16, open_files=64, output_kb=1024),

@@ -78,7 +78,7 @@ def generate(
     engine, requests = _resolve(model, tokenizer, prompts, batch_size, options)
     results: dict[tuple[int, int], Generation] = {}
     with progress_bar("generating", len(requests), visible=progress) as bar:
-        for delta in _run(engine, tokenizer, requests):
+        for delta in stream_requests(engine, tokenizer, requests):
             if delta.result is not None:
                 results[delta.index, delta.sample] = delta.result
                 bar.advance()
@@ -111,11 +111,11 @@ def stream(
         tools=tools, continue_final_message=continue_final_message, thinking_stop_text=thinking_stop_text,
     )  # fmt: skip
     engine, requests = _resolve(model, tokenizer, prompts, batch_size, options)
-    return _run(engine, tokenizer, requests)
+    return stream_requests(engine, tokenizer, requests)
 
 
-def _run(engine: Engine, tokenizer: Tokenizer | None, requests: list[Request]) -> Iterator[Delta]:
-    """Answer all requests; cancel what is unfinished when the caller closes the stream."""
+def stream_requests(engine: Engine, tokenizer: Tokenizer | None, requests: Sequence[Request]) -> Iterator[Delta]:
+    """Answer the requests that `resolve` has made; cancel what is unfinished when the caller closes the stream."""
     if engine.busy:
         raise UserError(
             "the engine is busy with other requests; finish or close their stream first, or use Engine.submit."
