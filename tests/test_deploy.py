@@ -140,7 +140,9 @@ def test_the_nodes_of_the_gpu_jobset_find_each_other_and_its_command_parses():
     assert [int(port)] == [port["containerPort"] for port in container["ports"]]
     assert (command.process["process_count"], command.process["process_index"]) == (nodes, 3)
     assert "metadata.annotations['batch.kubernetes.io/job-completion-index']" in str(container["env"])
-    assert all(path.startswith("/shared/") for path in (*command.config.data.sources[0].paths, str(command.config.run_dir)))
+    assert all(
+        path.startswith("/shared/") for path in (*command.config.data.sources[0].paths, str(command.config.run_dir))
+    )
     # What the plan of this run says, in benchmarks/plans.
     plan = json.loads((ROOT / "benchmarks/plans/30b-a3b-h100.json").read_text("utf-8"))
     assert (plan["topology"], plan["mesh"]["data"], plan["remat"]) == (

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qwen3_jax.errors import UserError
 from qwen3_jax.kernels import Execution, Kernels, expert_mlp
-from qwen3_jax.kernels.experts import dispatch, grouped, parallel, triton
+from qwen3_jax.kernels.experts import dispatch, grouped, parallel, triton, triton_mlp
 from qwen3_jax.kernels.experts.dense import dense_mlp
 from qwen3_jax.kernels.experts.exchange import exchange
 from qwen3_jax.kernels.experts.grouped import choose_product, grouped_mlp
@@ -85,7 +85,8 @@ def assert_same(got, wanted, tolerance=TOLERANCE):
 def pallas_anywhere(monkeypatch):
     """Run Pallas kernels as plain JAX, where there is no TPU and no GPU."""
     monkeypatch.setattr(grouped, "megablox_dot", lambda x, w, sizes: megablox_dot(x, w, sizes, True))
-    monkeypatch.setattr(triton, "triton_dot", functools.partial(triton.triton_dot, interpret=True))
+    for module, name in ((triton, "quantized_dot"), (triton_mlp, "triton_mlp")):
+        monkeypatch.setattr(module, name, functools.partial(getattr(module, name), interpret=True))
 
 
 # One device.

@@ -58,17 +58,22 @@ def expert_mlp(
     if over is not None:
         if not expert_axis_split:
             raise ShardingError(f"experts={name!r} needs a mesh whose expert axis is larger than 1; choose 'grouped'.")
-        mlp = _grouped("grouped", execution, x_btd.dtype)
-        return sharded_mlp(*arrays, mlp=mlp, over=over, placement=placement)
+        return _sharded("grouped", arrays, execution, over)
     if expert_axis_split:
         raise ShardingError(
             f"experts={name!r} needs all experts on each device, and the mesh splits them over "
             f"{placement.parts('expert')}; choose 'all_to_all' or 'all_gather'."
         )
-    mlp = _grouped("grouped" if name == "auto" else name, execution, x_btd.dtype)
+    name = "grouped" if name == "auto" else name
     if one_device:
-        return _on_tokens(mlp, *_in_compute_type(arrays))
-    return sharded_mlp(*arrays, mlp=mlp, over=None, placement=placement)
+        return _on_tokens(_grouped(name, execution, x_btd.dtype), *_in_compute_type(arrays))
+    return _sharded(name, arrays, execution, None)
+
+
+def _sharded(name, arrays, execution: Execution, over: Exchange | None) -> jax.Array:
+    mlp = _grouped(name, execution, arrays[0].dtype)
+    width_first = mlp.keywords["product"] == "triton"
+    return sharded_mlp(*arrays, mlp=mlp, over=over, placement=execution.placement, width_first=width_first)
 
 
 def _exchange(name: ExpertsKernel, x_btd: jax.Array, execution: Execution) -> Exchange | None:
