@@ -7,7 +7,9 @@ The step is `generate`'s own (forward pass over the cache, sampling, budget). We
 
 from __future__ import annotations
 
+import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -66,11 +68,9 @@ def plan_decoding(
     _check(config, rows, context)
     started = time.perf_counter()
     placement = Placement(topology_mesh(topology, mesh), sharding.SERVING)
-    stacked = not prefers_unrolled_decoding(placement)  # as `load` decides
-    structure = _structure(config, dtype, placement, stacked)
-    _, unplaced = nnx.split(structure.merge(structure.shapes))
+    structure, make_weights = _structure(config, dtype, placement)
     try:
-        weights = described(unplaced, config, stacked, placement, quantize)
+        weights = make_weights(quantize)
     except ShardingError as error:
         near = nearest_meshes(mesh, len(topology.devices), lambda sizes: mesh_works(config, topology, sizes))
         raise ShardingError(f"{error} {near}") from None
@@ -115,12 +115,18 @@ def _check(config: Qwen3Config, rows: int, context: int) -> None:
         )
 
 
-def _structure(config: Qwen3Config, dtype: str, placement: Placement, stacked: bool) -> Structure:
+def _structure(
+    config: Qwen3Config, dtype: str, placement: Placement
+) -> tuple[Structure, Callable[[WeightType | None], dict[str, Any]]]:
+    """Return the model without weights, and what describes them as `load` would place them, with `quantize` or None."""
     kind = jnp.dtype(dtype)
     execution = Execution(placement)
-    return Structure(
+    stacked = not prefers_unrolled_decoding(placement)  # as `load` decides
+    structure = Structure(
         lambda: Qwen3(config, rngs=nnx.Rngs(0), dtype=kind, param_dtype=kind, scan_layers=stacked, execution=execution)
     )
+    _, state = nnx.split(structure.merge(structure.shapes))
+    return structure, functools.partial(described, state, config, stacked, placement)
 
 
 def _flops_per_token(config: Qwen3Config, context: int) -> int:

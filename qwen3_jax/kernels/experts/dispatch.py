@@ -33,7 +33,8 @@ def expert_mlp(
         index_btk: int32, the experts chosen for each token, distinct within a token.
         weight_btk: their weights, in x's dtype.
         gate_edf, up_edf, down_efd: expert weights in their storage type, or quantised, or `Stacked`; used in x's dtype. Their
-            gradients are computed in x's dtype on each device and summed over devices in the storage type.
+            gradients are computed in x's dtype on each device (on GPUs in the storage type, where devices split the width) and
+            summed over devices in the storage type.
         execution: placement, and `kernels.experts`: see the table of the package.
 
     Raises:
