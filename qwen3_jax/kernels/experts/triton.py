@@ -221,7 +221,7 @@ def product(
 def grouped_product_kernel(
     group_ref, start_ref, stop_ref, *refs, count: int, taken: bool, layout: Layout, blocks: Blocks
 ):
-    *refs, y_ref = refs
+    refs, y_ref = refs[:-1], refs[-1]
     each = 1 + taken
     x_refs, w_refs, scale_ref = (
         refs[: count * each],
@@ -292,7 +292,7 @@ def weight_gradient(
 
 
 def grouped_gradient_kernel(start_ref, stop_ref, *refs, taken: tuple[bool, bool], group_axis: int, blocks: Blocks):
-    *refs, dw_ref = refs
+    refs, dw_ref = refs[:-1], refs[-1]
     left, right = refs[: 1 + taken[0]], refs[1 + taken[0] :]
     column, row, group = pl.program_id(0) * blocks.columns, pl.program_id(1) * blocks.rows, pl.program_id(2)
     start, stop = start_ref[group], stop_ref[group]
