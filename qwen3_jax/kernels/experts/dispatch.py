@@ -67,12 +67,12 @@ def expert_mlp(
         )
     name = "grouped" if name == "auto" else name
     if one_device:
-        return _on_tokens(_grouped(name, execution, x_btd.dtype), *_in_compute_type(arrays))
+        return _on_tokens(_grouped(name, execution, x_btd.dtype, complete=True), *_in_compute_type(arrays))
     return _sharded(name, arrays, execution, None)
 
 
 def _sharded(name, arrays, execution: Execution, over: Exchange | None) -> jax.Array:
-    mlp = _grouped(name, execution, arrays[0].dtype)
+    mlp = _grouped(name, execution, arrays[0].dtype, complete=over is None)
     width_first = mlp.keywords["product"] == "triton"
     return sharded_mlp(*arrays, mlp=mlp, over=over, placement=execution.placement, width_first=width_first)
 
@@ -89,9 +89,10 @@ def _exchange(name: ExpertsKernel, x_btd: jax.Array, execution: Execution) -> Ex
     return "all_gather" if execution.platform == "cpu" else "all_to_all"
 
 
-def _grouped(name, execution: Execution, dtype):
+def _grouped(name, execution: Execution, dtype, complete: bool):
     card = execution.card
-    return functools.partial(grouped_mlp, product=choose_product(name, execution.platform, card, dtype), card=card)
+    product = choose_product(name, execution.platform, card, dtype)
+    return functools.partial(grouped_mlp, product=product, card=card, complete=complete)
 
 
 def _in_compute_type(arrays):

@@ -66,7 +66,18 @@ def why_not(name: str, platform: str, card: Card | None, dtype: Any) -> str | No
     return triton.why_not(card, dtype)
 
 
-def grouped_mlp(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd, *, product: Product, card: Card | None = None):
+def grouped_mlp(
+    x_nd,
+    index_nk,
+    weight_nk,
+    gate_edf,
+    up_edf,
+    down_efd,
+    *,
+    product: Product,
+    card: Card | None = None,
+    complete: bool = False,
+):
     """Return the weighted sum of the chosen experts' outputs, [N, D] in x's dtype.
 
     Args:
@@ -77,6 +88,7 @@ def grouped_mlp(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd, *, produc
             "triton".
         product: see the table above.
         card: the GPU.
+        complete: every row has its expert here: no index is E.
     """
     if product == "tiles":
         return tiles_mlp(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd)
@@ -86,7 +98,7 @@ def grouped_mlp(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd, *, produc
     experts = gate_edf.experts if isinstance(gate_edf, WidthFirst) else gate_edf.shape[0]
     rows = sort_by_expert(index_nk, experts)
     if product == "triton" and not unpacked_by_kernel:
-        return triton_mlp.triton_mlp(x_nd, weight_nk, rows, gate_edf, up_edf, down_efd, card)
+        return triton_mlp.triton_mlp(x_nd, weight_nk, rows, gate_edf, up_edf, down_efd, card, complete)
     dot = functools.partial(grouped_dot, sizes_e=rows.sizes_e, product=product, card=card)
     x_md = take_rows(x_nd, rows)
     hidden_mf = jax.nn.silu(dot(x_md, gate_edf)) * dot(x_md, up_edf) * take_weights(weight_nk, rows)[:, None]

@@ -68,11 +68,13 @@ class _Sizes(NamedTuple):
     Attributes:
         wide: tiles of gate and up together.
         narrow: tiles of the other products.
+        complete: every row has its expert here.
         interpret: run the kernels as plain JAX.
     """
 
     wide: Blocks
     narrow: Blocks
+    complete: bool
     interpret: bool
 
 
@@ -84,6 +86,7 @@ def triton_mlp(
     up: Any,
     down: Any,
     card: Card | None,
+    complete: bool = False,
     interpret: bool = False,
 ) -> jax.Array:
     """Return the weighted sum of the chosen experts' outputs, [N, D] in x's dtype.
@@ -94,6 +97,7 @@ def triton_mlp(
         rows: from `sort_by_expert`.
         gate, up, down: in x's dtype, as arrays [E, D, F], [E, D, F] and [E, F, D], `Stacked` or `WidthFirst`.
         card: the caller has checked `triton.why_not`; None only with `interpret`.
+        complete: every row has its expert here.
         interpret: run the kernels as plain JAX, for tests without a GPU.
     """
     shared = triton.LARGEST_SHARED_MEMORY if card is None else card.shared_memory
@@ -102,7 +106,7 @@ def triton_mlp(
     if isinstance(gate, Stacked):
         first = (gate.layer * gate.shape[0]).astype(jnp.int32)
         gate, up, down = gate.flat, up.flat, down.flat
-    sizes = _Sizes(triton.choose_blocks(*of, products=2), triton.choose_blocks(*of), interpret)
+    sizes = _Sizes(triton.choose_blocks(*of, products=2), triton.choose_blocks(*of), complete, interpret)
     return _mlp(x_nd, take_weights(weight_nk, rows), gate, up, down, rows, first, sizes)
 
 
@@ -131,8 +135,8 @@ def _backward(sizes: _Sizes, residuals, dy_nd):
     dx_md = multiply([dgate, dup], [_array(gate), _array(up)], x_nd.shape[1], layout=Layout(int(wide), transposed=True))
     of_weight = functools.partial(_of_weight, rows=rows, first=first, sizes=sizes)
     return (
-        sum_rows(_inside(dx_md, rows), rows),
-        _inside(dweight_m, rows).astype(weight_m.dtype),
+        sum_rows(_inside(dx_md, rows, sizes), rows),
+        _inside(dweight_m, rows, sizes).astype(weight_m.dtype),
         of_weight(gate, x, dgate),
         of_weight(up, x, dup),
         of_weight(down, dy, hidden) if wide else of_weight(down, hidden, dy),
@@ -164,8 +168,13 @@ def _tokens(rows: ExpertRows) -> jax.Array:
     return rows.order_m // rows.slot_nk.shape[1]
 
 
-def _inside(a_m, rows: ExpertRows):
-    """Zero where a row belongs to no expert of this device: kernels leave it undefined."""
+def _inside(a_m, rows: ExpertRows, sizes: _Sizes):
+    """Zero where a row belongs to no expert of this device: kernels leave it undefined.
+
+    Not where there is no such row: a scan over layers keeps the zeros in memory, an array of that size.
+    """
+    if sizes.complete:
+        return a_m
     inside_m = jnp.arange(a_m.shape[0]) < rows.sizes_e.sum()
     return jnp.where(inside_m.reshape(-1, *[1] * (a_m.ndim - 1)), a_m, 0)
 
@@ -173,7 +182,7 @@ def _inside(a_m, rows: ExpertRows):
 def _down(hidden_mf, down, d: int, rows: ExpertRows, first, sizes: _Sizes):
     layout = Layout(1, transposed=True) if isinstance(down, WidthFirst) else Layout()
     y_md = product([Operand(hidden_mf)], [_array(down)], d, rows.sizes_e, first, layout, sizes.narrow, sizes.interpret)
-    return sum_rows(_inside(y_md, rows), rows)
+    return sum_rows(_inside(y_md, rows, sizes), rows)
 
 
 def _activation_gradients(gate_mf, up_mf, dhidden_mf, weight_m):
