@@ -54,7 +54,12 @@ GPU_ROWS: dict[str, tuple[str, str, int, list[str]]] = {
     "8b-h200": ("qwen3-8b", "h200:8", 1, ["--mesh.data=8"]),
     "8b-b200": ("qwen3-8b", "b200:8", 1, ["--mesh.data=8"]),
     "32b-h100": ("qwen3-32b", "h100:8x8", 1, ["--mesh.data=64"]),
-    "30b-a3b-h100": ("qwen3-30b-a3b", "h100:8x4", 1, ["--mesh.data=32", "--data.batch_size=128"]),
+    "30b-a3b-h100": (
+        "qwen3-30b-a3b",
+        "h100:8x4",
+        1,
+        ["--mesh.data=32", "--data.batch_size=256", "--model.remat=attention"],
+    ),
 }
 
 

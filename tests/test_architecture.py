@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "serving": {"generation", "text"},
     "training": {"checkpoint", "data", "evaluation", "kernels", "model", "text"},
     "sweeps": {"checkpoint", "data", "model", "text", "training"},
-    "planner": {"generation", "kernels", "model", "training"},
+    "planner": {"checkpoint", "generation", "kernels", "model", "training"},
     "cli": {"checkpoint", "data", "evaluation", "sweeps", "generation", "kernels", "model", "planner", "serving", "text",
             "training"},
 }  # fmt: skip

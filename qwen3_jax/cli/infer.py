@@ -78,7 +78,7 @@ def _parser(prog: str) -> Parser:
     model_options.add_speed(parser)
     _add_output(parser)
     model_options.add_devices(parser)
-    add = parser.add_argument_group("planning (with --mesh, --dtype, --batch-size and --json)").add_argument
+    add = parser.add_argument_group("planning (with --mesh, --dtype, --quantize, --batch-size and --json)").add_argument
     add(
         "--plan",
         metavar="TOPOLOGY",
@@ -151,7 +151,7 @@ def _check_together(parser: Parser, args: argparse.Namespace) -> None:
                 parser.error(f"{names[0]} does not go with {names[1]}: {why}")
 
     if args.plan is not None:
-        planning = {"model", "hf_overrides", "mesh", "dtype", "batch_size", "json"}
+        planning = {"model", "hf_overrides", "mesh", "dtype", "batch_size", "json", "quantize"}
         planning |= {"plan", "slices", "search", "context"}
         if args.search and args.mesh is not None:
             parser.error("--search does not go with --mesh: it tries all meshes")
@@ -281,6 +281,7 @@ def _plan(args: argparse.Namespace) -> str:
     without_accelerators()
     import sharding
     from qwen3_jax import planner
+    from qwen3_jax.kernels import check_weight_type
     from qwen3_jax.planner.architecture import checkpoint_architecture
 
     config = checkpoint_architecture(args.model, args.hf_overrides)
@@ -290,7 +291,9 @@ def _plan(args: argparse.Namespace) -> str:
         context=args.context or min(DEFAULT_CONTEXT, config.max_position_embeddings),
         dtype="bfloat16" if args.dtype == "auto" else args.dtype,
         name=args.model,
+        quantize=args.quantize,
     )
+    check_weight_type(args.quantize)
     if args.search:
         from qwen3_jax.planner import decode_search
 
