@@ -222,7 +222,8 @@ def _prepare(args: argparse.Namespace, axes: dict[str, int] | None) -> _Prepared
     plan = Plan.of(tasks, config, thinks=thinks, model=args.model)
     with doing("starting the verifiers"):
         check_verifiers(plan)
-    output = args.output or Path(f"eval-{args.model.rstrip('/').rpartition('/')[2] or 'model'}")
+    name = args.model if source is None else source.model
+    output = args.output or Path(f"eval-{name.rstrip('/').rpartition('/')[2] or 'model'}")
     samples = SampleFile(output, plan, {"model": identity, **plan.settings()})
     try:
         if source is None and len(samples.done) < len(plan):
@@ -294,6 +295,8 @@ def _evaluate(args: argparse.Namespace, prepared: _Prepared) -> int:
         with background.ctrl_c() as stopped:
             _ask(args, prepared, total, stopped)
             if stopped():
+                background.settle()  # what has been answered is judged and kept
+                samples.close()
                 clear_status()
                 more = "the same command continues"
                 print(

@@ -17,7 +17,7 @@ from qwen3_jax.evaluation.reply import Source
 from qwen3_jax.evaluation.report import write_report
 from qwen3_jax.evaluation.results import results, write_results
 from qwen3_jax.evaluation.runner import Samples, check_verifiers, run
-from qwen3_jax.evaluation.samples import SampleFile, SampleList
+from qwen3_jax.evaluation.samples import SampleFile, SampleList, key_of
 from qwen3_jax.evaluation.task import Problem, Task
 from qwen3_jax.evaluation.tasks import find, load
 from qwen3_jax.progress import progress_bar
@@ -58,7 +58,9 @@ def evaluate(
     if folder is None:
         kept = SampleList()
         _ask(plan, source, kept, progress)
-        return results(kept.samples(), {name: task.metric for name, task in plan.tasks.items()})
+        order = {key: place for place, key in enumerate(plan.keys())}
+        ordered = sorted(kept.samples(), key=lambda sample: order[key_of(sample)])
+        return results(ordered, {name: task.metric for name, task in plan.tasks.items()})
     folder = Path(folder).expanduser()
     with SampleFile(folder, plan, {"model": source.describe(), **plan.settings()}) as samples:
         _ask(plan, source, samples, progress)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,5 +47,13 @@ def write_results(folder: Path) -> dict[str, Any]:
     settings = read_json(folder / SETTINGS)
     metrics = {name: task.get("metric", "accuracy") for name, task in settings.get("tasks", {}).items()}
     out = results(read_samples(folder), metrics)
+    order = [list(settings.get(name, ())) for name in ("tasks", "modes", "thinking_budgets")]
+    names = ("task", "mode", "thinking_budget")
+    # The samples of a run that is not finished are in the order in which they came.
+    out["rows"].sort(key=lambda row: [_place(known, row[name]) for known, name in zip(order, names, strict=True)])
     replace_file(folder / RESULTS, json_text({"settings": settings, **out}, indent=1) + "\n")
     return out
+
+
+def _place(known: Sequence[Any], value: Any) -> int:
+    return known.index(value) if value in known else len(known)

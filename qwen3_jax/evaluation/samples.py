@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -143,8 +143,7 @@ class SampleFile:
         line = json_text(sample).encode() + b"\n"
         timing = json_text(key._asdict() | {"verifier_seconds": round(seconds, 4)})
         with self._write_lock:
-            assert self._file is not None
-            if key in self.done:
+            if self._file is None or key in self.done:  # closed: the run was stopped, and asks it again
                 return
             self._file.write(line)
             self._file.flush()
@@ -179,7 +178,7 @@ class SampleFile:
             part.replace(file)
 
     def close(self) -> None:
-        """Close the files, and let other processes have the folder."""
+        """Close the files, and let other processes have the folder; what is added later is dropped."""
         with self._write_lock:
             for file in (self._file, self._timings):
                 if file is not None:
@@ -274,11 +273,3 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
 def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 200 else text[:200] + " ..."
-
-
-def as_order(samples: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Tasks in their order, each with the ids of its problems in theirs."""
-    order: dict[str, dict[str, None]] = {}
-    for sample in samples:
-        order.setdefault(sample["task"], {})[sample["problem"]] = None
-    return {task: list(ids) for task, ids in order.items()}

@@ -85,7 +85,8 @@ class Task:
             problems, their seed, few-shot examples; None has none.
         max_new_tokens: most tokens of an answer; lowered to what the context holds.
         samples: answers to each problem.
-        thinking, non_thinking: sampling in the two modes; None is `THINKING` and `NON_THINKING`, the report's.
+        thinking: sampling in thinking mode; None is `THINKING`, the report's.
+        non_thinking: the same without thinking; None is `NON_THINKING`.
         needs_thinking: the task measures thinking: a tokenizer without think tags is refused.
         reference: the paper, and the address of the data's format.
     """

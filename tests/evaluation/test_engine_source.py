@@ -11,10 +11,10 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.evaluation.engine_source import EngineSource
 from qwen3_jax.evaluation.plan import Plan
 from qwen3_jax.evaluation.task import Problem
-from qwen3_jax.generation import PromptLookup
+from qwen3_jax.generation import Options, PromptLookup, resolve
 from tests.evaluation.runs import BUDGETS, SUMS, engine_source, planned, samples_of, sums, thinker
 from tests.helpers import tiny_models
-from tests.helpers.engine_runs import SHAPE, leave
+from tests.helpers.engine_runs import SHAPE, ids, leave, run
 
 HOT = {"temperature": 0.9, "top_k": 40, "top_p": 0.95}
 PENALTIES = HOT | {"presence_penalty": 1.0, "frequency_penalty": 0.5, "repetition_penalty": 1.1}
@@ -182,3 +182,32 @@ def test_a_sample_does_not_depend_on_the_tasks_and_samples_beside_it():
     texts = [many["sums", "1", "thinking", 9, sample]["text"] for sample in range(3)]
     assert len(set(texts)) == 3, "samples have seeds of their own"
     assert many["other", "1", "thinking", 9, 0]["text"] != texts[0]
+
+
+def test_the_engine_continues_an_answer_behind_its_thinking_and_refuses_what_it_cannot_continue():
+    engine, tokenizer = Engine(thinker(), **SHAPE), tiny_models.tokenizer()
+    prompt = list(sums(1)[0].prompt)
+
+    def request(budget, **options):
+        sampling = qwen3_jax.Sampling(temperature=0.8, seed=3)
+        asked = Options(sampling=sampling, max_new_tokens=90, enable_thinking=True, thinking_budget=budget, **options)
+        return resolve(prompt, asked, engine.model, tokenizer)[0]
+
+    (longer,) = run(engine, [request(None)])
+    (expected,) = run(engine, [request(6)])
+    thinking = [token.id for token in longer][: next(i for i in range(90) if sum(t.thinking for t in longer[:i]) == 6)]
+    stop = request(6).thinking_tokens.stop
+    number = engine.submit(request(6), thinking)
+    got = []
+    while engine.busy:
+        got += engine.step()
+    assert {token.number for token in got} == {number}
+    assert [*thinking, *stop, *ids(got)] == ids(expected)
+    assert got[-1].finish == expected[-1].finish
+    assert all(token.cached <= len(request(6).prompt) for token in got)
+    reported = dataclasses.replace(request(6), sampling=qwen3_jax.Sampling(temperature=0, logprobs=2))
+    short = dataclasses.replace(request(6), max_new_tokens=len(thinking) + len(stop))
+    for refused in (reported, short, request(None)):
+        with pytest.raises(UserError, match="this answer cannot be continued"):
+            engine.submit(refused, thinking)
+    assert not engine.busy

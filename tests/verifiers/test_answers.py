@@ -307,3 +307,16 @@ def test_a_test_that_can_not_be_sent_is_the_reference_s_fault():
 
 def test_a_call_in_the_thinking_section_is_no_call():
     assert status("tool_calls", "<think>\n" + call("time", "{}") + "\n</think>\n\nNo call.", []) == "right"
+
+
+def test_what_was_read_is_given_in_a_normal_form():
+    pairs = [
+        ("number", "It is $1,000.50.", "3", "2001/2"), ("number", "1000.5", "1000.5", "2001/2"), ("choice", "(b)", "C", "B"),
+        ("exact", " A  b ", "a b", "A b"), ("number", "none", "3", None),
+    ]  # fmt: skip
+    assert [verify(name, answer, reference).extracted for name, answer, reference, _ in pairs] == [
+        pair[3] for pair in pairs
+    ]
+    long = [verify("exact", letter * 500, "x").extracted for letter in "aab"]
+    assert max(map(len, long)) <= 200
+    assert long[0] == long[1] != long[2]
