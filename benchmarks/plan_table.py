@@ -50,10 +50,10 @@ ROWS: dict[str, tuple[str, str, int, list[str]]] = {
 # Of GPUs; the compiler is jax's CUDA plug-in.
 GPU_ROWS: dict[str, tuple[str, str, int, list[str]]] = {
     "0.6b-h100": ("qwen3-0.6b", "h100:8", 1, ["--mesh.data=8"]),
-    "8b-h100": ("qwen3-8b", "h100:8", 1, ["--mesh.data=8", "--model.remat=full"]),
+    "8b-h100": ("qwen3-8b", "h100:8", 1, ["--mesh.data=8"]),
     "8b-h200": ("qwen3-8b", "h200:8", 1, ["--mesh.data=8"]),
     "8b-b200": ("qwen3-8b", "b200:8", 1, ["--mesh.data=8"]),
-    "32b-h100": ("qwen3-32b", "h100:8x8", 1, ["--mesh.data=64"]),
+    "32b-h100": ("qwen3-32b", "h100:8x8", 1, ["--mesh.data=64", "--model.remat=attention"]),
     "30b-a3b-h100": (
         "qwen3-30b-a3b",
         "h100:8x4",
