@@ -70,7 +70,7 @@ DEFAULTS = {
     JsonSettings: dict(fenced=True, formats=True, seconds=2.0),
     IFEvalSettings: dict(loose=False, seconds=10.0),
     CodeSettings: dict(isolation="auto", stop_at_first=True, tolerance=0.0),
-    ToolCallSettings: dict(ordered=False, ignore_case=False),
+    ToolCallSettings: dict(ordered=False, ignore_case=False, loose=False),
     ThinkingSettings: dict(content=True),
     RepetitionSettings: dict(n=20, most=0.2, times=4, loop_units=40, longest=200),
     LanguageSettings: dict(most=0.02, most_latin=0.5),

@@ -35,7 +35,7 @@ FOREIGN = set(
     --reasoning-parser --enable-auto-tool-choice --tool-call-parser --model-path --outfile --hf-path --mlx-path
     --runner --direct_num_workers --flink_master --index-url --strict --logdir
     --model_args --gen_kwargs --batch_size --device --use_cache --cache_requests --apply_chat_template --system_instruction
-    --fewshot_as_multiturn
+    --fewshot_as_multiturn --repo-type --include --local-dir
     """,
     )
 )
