@@ -40,9 +40,19 @@ def read_mbpp(rows: Iterable[Row], options: None) -> Iterator[Problem]:
             f"{row.filled('text', 'prompt').strip()}\n\nWrite it in Python. Your code should pass these tests:\n\n"
             f"```python\n{shown}\n```\n\n{_FENCED}"
         )
-        setup = "\n".join([row.text("test_setup_code", default=""), *row.texts("test_imports", default=[])]).strip()
+        imports = dict.fromkeys([*row.texts("test_imports", default=[]), *_imports(shown)])
+        setup = "\n".join([row.text("test_setup_code", default=""), *imports]).strip()
         reference = {"assertions": tests, "setup": setup} if setup else {"assertions": tests}
         yield Problem(row.text("task_id", default=str(number)), prompts.user(question), reference)
+
+
+_MODULES = ("math", "sys", "re", "collections", "itertools", "functools", "datetime", "cmath", "string", "operator")
+
+
+def _imports(tests: str) -> list[str]:
+    """Imports of the modules that tests use as if the program had imported them; they run beside another process than its."""
+    used = set(re.findall(r"\b([a-z]+)\.\w", tests))
+    return [f"import {name}" for name in _MODULES if name in used]
 
 
 @dataclass(frozen=True)

@@ -64,9 +64,12 @@ def read_rows(name: str, source: Source | None, data: Path | None) -> Iterator[R
 
 
 def command(name: str, source: Source) -> str:
-    """The shell command that gets a task's data, and the option that gives it."""
-    patterns = " ".join(shlex.quote(pattern) for pattern in source.files)
-    return f"`hf download --repo-type dataset {source.dataset} --include {patterns} --local-dir {name}`"
+    """The shell command that gets a task's data into a folder; of many files, all of their folders."""
+    files = source.files
+    if len(files) > 4:
+        files = tuple(dict.fromkeys(re.sub(r"[^/]*(\.\w+)$", r"*\1", file) for file in files))
+    patterns = " ".join(f"--include {shlex.quote(file)}" for file in files)
+    return f"`hf download --repo-type dataset {source.dataset} {patterns} --local-dir {name}`"
 
 
 def download(name: str, source: Source) -> Path:
@@ -77,31 +80,22 @@ def download(name: str, source: Source) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    def snapshot(local: bool) -> Path:
-        return Path(
-            snapshot_download(
-                source.dataset, repo_type="dataset", allow_patterns=list(source.files), local_files_only=local
-            )
-        )
-
-    try:
-        cached = snapshot(local=True)
-        if _matching(cached, source):
-            return cached
-    except (OSError, ValueError):  # it is not in the cache
-        pass
-    try:
-        folder = snapshot(local=False)
+    try:  # where there is no network, this is what the cache has
+        folder = Path(snapshot_download(source.dataset, repo_type="dataset", allow_patterns=list(source.files)))
     except Exception as error:
-        if not (
-            isinstance(error, OSError | ValueError) or any(kind.__name__ == "HTTPError" for kind in type(error).__mro__)
-        ):
+        http = any(kind.__name__ == "HTTPError" for kind in type(error).__mro__)
+        if not isinstance(error, OSError | ValueError) and not http:
             raise
         reason = (" ".join(str(error).split()) or type(error).__name__)[:200].rstrip(".")
         raise _missing(name, source, reason) from None
     if not _matching(folder, source):
-        raise _missing(name, source, f"its repository has no file {' or '.join(source.files)}")
+        raise _missing(name, source, f"there is no file {_some(source.files)}")
     return folder
+
+
+def _some(files: tuple[str, ...]) -> str:
+    """Patterns of files, the first three of many."""
+    return " or ".join(files[:3]) + (" or others" if len(files) > 3 else "")
 
 
 def _missing(name: str, source: Source, reason: str) -> UserError:
@@ -148,7 +142,7 @@ def _files(name: str, source: Source, path: Path) -> list[CorpusFile]:
         files = [file for file in _visible(path) if _is_data(file)]
         _refuse_splits(name, path, files)
     if not files:
-        expected = f"expected {' or '.join(source.files)}, or other " if source.files else "expected "
+        expected = f"expected {_some(source.files)}, or other " if source.files else "expected "
         raise UserError(f"the folder {path} holds no data of {name}: {expected}files of data; {_FORMATS}.")
     unread = next((file for file in files if not _is_data(file)), None)
     if unread is not None:

@@ -173,7 +173,9 @@ def _multi_turn(rng: random.Random) -> Iterator[tuple[list[Message], _Step]]:
         *_done(second, 1),
         {"role": "assistant", "content": f"In {other} it is cloudy {day}, {degrees - 3} degrees."},
     ]
-    messages.append(_user("Which of the two cities is the warmer one? Do not look it up again."))
+    messages.append(
+        _user("Which of the two cities is the warmer one? Give its name alone, and do not look it up again.")
+    )
     yield messages, _Step((), says=(city,))
 
 
@@ -181,7 +183,7 @@ def _multi_step(rng: random.Random) -> Iterator[tuple[list[Message], _Step]]:
     """A request that needs a function on the result of another; then the answer."""
     if rng.random() < 0.5:
         company, (spoken, code) = rng.choice(_COMPANIES), rng.choice(_CURRENCIES)
-        price, amount = rng.randrange(20, 400), rng.randrange(1000, 9000)
+        price, amount = rng.randrange(20, 400), rng.randrange(401, 1000)
         messages = [_user(f"What does a share of {company} cost in {spoken}?")]
         first = _Step((("get_stock_price", {"company": company}),), ({"company": company, "usd": price},))
         arguments = {"amount": price, "source": "USD", "target": code}

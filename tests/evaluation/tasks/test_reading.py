@@ -159,20 +159,18 @@ def test_a_folder_of_the_hub_s_cache(tmp_path):
     assert len(load(find("gsm8k"), cache)) == 2
 
 
-def test_the_hub_s_cache_is_used_and_what_is_missing_is_named_with_its_command(tmp_path, monkeypatch):
+def test_the_hub_is_asked_for_the_files_that_a_task_reads(tmp_path, monkeypatch):
     asked = []
 
-    def snapshot_download(dataset, *, repo_type, allow_patterns, local_files_only):
-        asked.append((dataset, repo_type, allow_patterns, local_files_only))
+    def snapshot_download(dataset, *, repo_type, allow_patterns):
+        asked.append((dataset, repo_type, allow_patterns))
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert "its repository has no file main/test-*.parquet" in refusal("gsm8k", None)
-    assert [call[-1] for call in asked] == [True, False]
+    assert "(there is no file main/test-*.parquet)" in refusal("gsm8k", None)
     write("gsm8k", tmp_path)
-    asked.clear()
     assert len(load(find("gsm8k"))) == 2
-    assert asked == [("openai/gsm8k", "dataset", ["main/test-*.parquet"], True)]
+    assert asked == [("openai/gsm8k", "dataset", ["main/test-*.parquet"])] * 2
 
 
 def test_without_a_network_the_command_is_given(tmp_path, monkeypatch):
@@ -185,6 +183,24 @@ def test_without_a_network_the_command_is_given(tmp_path, monkeypatch):
         "network, and give the folder: --data gsm8k=PATH."
     ) in text
     assert "it is gated: accept its terms" in refusal("gpqa_diamond", None)
+    assert "Leaderboard --include '*.json' --include 'possible_answer/*.json' --local-dir bfcl`" in refusal(
+        "bfcl", None
+    )
+    assert "code_generation_lite --include test5.jsonl --include test6.jsonl --local-dir" in refusal(
+        "livecodebench", None
+    )
+
+
+def test_without_a_network_the_hub_s_cache_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    cache = tmp_path / "datasets--openai--gsm8k"
+    write("gsm8k", cache / "snapshots" / ("a" * 40))
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("a" * 40)
+    asked = huggingface_hub.snapshot_download
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: asked(*a, **k, cache_dir=str(tmp_path)))
+    assert len(load(find("gsm8k"))) == 2
 
 
 def test_ids_that_come_twice_are_made_different_in_the_same_way(tmp_path):

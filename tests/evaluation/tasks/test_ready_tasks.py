@@ -171,6 +171,18 @@ def test_livecodebench_by_date_and_by_function(tmp_path):
     assert judged(task, problem, "def addAll(nums, k): return [n + k for n in nums]").status == "right"
 
 
+def test_mbpp_tests_may_use_modules_that_only_the_program_imports(tmp_path):
+    row = {
+        "task_id": 596,
+        "prompt": "Size?",
+        "test_list": ["assert size((1,)) == sys.getsizeof((1,))"],
+        "test_imports": [],
+    }
+    published.write_list(tmp_path / "sanitized-mbpp.json", [row])
+    [problem] = load(find("mbpp"), tmp_path / "sanitized-mbpp.json")
+    assert judged(find("mbpp"), problem, "import sys\ndef size(x): return sys.getsizeof(x)").status == "right"
+
+
 def test_bfcl_types_are_those_of_json_schema(tmp_path):
     problem = load(find("bfcl"), write("bfcl", tmp_path), {"categories": "simple"})[0]
     schema = problem.tools[0]["function"]["parameters"]
