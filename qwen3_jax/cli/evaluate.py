@@ -375,7 +375,7 @@ def _compare(argv: list[str], prog: str) -> int:
 
     def work() -> int:
         from qwen3_jax.evaluation import tables
-        from qwen3_jax.evaluation.compare import compare
+        from qwen3_jax.evaluation.comparison import compare
 
         rows = compare(args.first, args.second)
         if args.json:

@@ -11,7 +11,7 @@ from etils import epy
 
 with epy.lazy_api_imports(globals()):  # the configuration of training imports this package, and nothing heavy with it
     from qwen3_jax.evaluation.api import evaluate
-    from qwen3_jax.evaluation.compare import compare
+    from qwen3_jax.evaluation.comparison import compare
     from qwen3_jax.evaluation.endpoint import Endpoint
     from qwen3_jax.evaluation.engine_source import EngineSource
     from qwen3_jax.evaluation.plan import EvalConfig

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qwen3_jax.errors import UserError
 from qwen3_jax.evaluation import tables
-from qwen3_jax.evaluation.compare import paired
+from qwen3_jax.evaluation.comparison import paired
 from qwen3_jax.evaluation.metrics import Scored, clustered, figures, majority, pass_at, powers, summarise
 
 answers = st.lists(st.booleans(), min_size=1, max_size=7)

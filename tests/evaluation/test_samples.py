@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from qwen3_jax.errors import UserError
-from qwen3_jax.evaluation.compare import compare
+from qwen3_jax.evaluation.comparison import compare
 from qwen3_jax.evaluation.plan import EvalConfig, Plan
 from qwen3_jax.evaluation.reply import Reply
 from qwen3_jax.evaluation.results import write_results
