@@ -10,6 +10,7 @@ if no two rows choose the same), and the keys and values of the used slots. One 
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -65,13 +66,21 @@ def command(row: str) -> list[str]:
 
 def measure(row: str) -> None:
     """Plan one row and write its figures."""
+    before = cpu_seconds()
     done = subprocess.run([sys.executable, *command(row)], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{row}: {done.stderr[-2000:]}")
     figures = known()
-    figures[row] = json.loads(done.stdout.splitlines()[-1]) | {"command": "python " + " ".join(command(row))}
+    figures[row] = json.loads(done.stdout.splitlines()[-1]) | {"cpu_s": cpu_seconds() - before}
+    figures[row]["command"] = "python " + " ".join(command(row))
     FIGURES.write_text(json.dumps({name: figures[name] for name in ROWS if name in figures}, indent=1) + "\n", "utf-8")
     print(row, json.dumps(figures[row]), flush=True)
+
+
+def cpu_seconds() -> float:
+    """CPU seconds of this process's children so far; other work on the machine does not change them."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def known() -> dict[str, dict]:
@@ -82,7 +91,7 @@ def known() -> dict[str, dict]:
 def table() -> str:
     """Return the rows that have figures, in Markdown."""
     lines = [
-        "| model | weights | GPUs | mesh | rows | peak HBM, GiB | compile, s | HBM traffic per GPU, GB | of what it "
+        "| model | weights | GPUs | mesh | rows | peak HBM, GiB | CPU s | HBM traffic per GPU, GB | of what it "
         "must read | step, ms | tokens/s at most |",
         "|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
@@ -93,9 +102,10 @@ def table() -> str:
             f"{f['hbm_peak_gib']:.1f} ({f['hbm_peak_gib'] / f['hbm_capacity_gib']:.0%} of {f['hbm_capacity_gib']:.3g})"
         )
         read = bytes_to_read(Qwen3Config.preset(model), mesh, rows, weights)
+        cpu = f"{f['cpu_s']:.0f}" if "cpu_s" in f else "-"
         traffic, step = f["hbm_bytes_per_chip"], f["roofline_step_s"]
         lines.append(
-            f"| {model} | {weights or 'bfloat16'} | {topology} | {axes} | {rows} | {memory} | {f['compile_s']:.0f} | "
+            f"| {model} | {weights or 'bfloat16'} | {topology} | {axes} | {rows} | {memory} | {cpu} | "
             f"{traffic / 1e9:.1f} | {traffic / read:.2f}x | {1e3 * step:.1f} | {rows / step:,.0f} |"
         )
     return "\n".join(lines)
