@@ -29,7 +29,11 @@ from qwen3_jax.model import Qwen3
 from qwen3_jax.progress import progress_bar
 from qwen3_jax.text import Tokenizer
 
-DEFAULT_ROWS = 32  # texts computed together
+DEFAULT_ROWS = 16  # texts in the engine at a time
+_CONTEXTS = 8  # that come at once: as many as one prefill takes
+_TOKENS = (
+    8192  # of texts in the engine at a time, in all; more would fill pages of the cache long before they are computed
+)
 _Key = tuple[tuple[int, ...], int]  # tokens, start
 
 
@@ -74,7 +78,7 @@ def score(
         texts: a list of texts or of token-id lists, or a single one, which is a list of one.
         start: the first token that is scored, one number or one for each text; what is before it is context alone.
         top_logprobs: alternatives reported at each place, at most 20.
-        batch_size: texts computed together; None is 32, or the rows of the given engine.
+        batch_size: most texts computed together, fewer if they are long; None is 16, or the rows of the given engine.
         progress: draw a progress bar; None draws it on a terminal.
 
     Returns:
@@ -106,27 +110,31 @@ def score(
         _check(ids, first, engine, index)
     done: dict[_Key, Scores] = {}
     with progress_bar("scoring", len(unique), visible=progress) as bar:
-        for key, tokens in _run(engine, _in_order(unique, engine.rows), max(wanted, 1)):
+        for key, tokens in _run(engine, _in_order(unique), max(wanted, 1)):
             done[key] = _scores(key, tokens, wanted)
             bar.advance()
     return [done[key] for key in keys]
 
 
 def _run(engine: Engine, keys: Sequence[_Key], alternatives: int) -> Iterator[tuple[_Key, list[TokenLogprob | None]]]:
-    """Score every text; yield each when it is complete. Few wait in the engine at a time: a request takes some memory."""
+    """Score every text; yield each when it is complete. Few are in the engine at a time, so that its cache does not grow."""
     sampling = Sampling(temperature=0, seed=0, logprobs=alternatives)
-    waiting, running = deque(keys), {}
+    waiting, size = deque(keys), 0
+    running: dict[int, _Key] = {}
     tokens: dict[int, list[TokenLogprob | None]] = {}
     try:
         while waiting or engine.busy:
-            while waiting and engine.waiting < engine.rows:
+            while waiting and len(running) < engine.rows and (size == 0 or size + len(waiting[0][0]) <= _TOKENS):
                 ids, first = key = waiting.popleft()
                 number = engine.submit(Request(ids, sampling, 0, score_from=first))
                 running[number], tokens[number] = key, []
+                size += len(ids)
             for token in engine.step():
                 tokens[token.number].append(token.logprob)
                 if token.finish is not None:
-                    yield running.pop(token.number), tokens.pop(token.number)
+                    key = running.pop(token.number)
+                    size -= len(key[0])
+                    yield key, tokens.pop(token.number)
     finally:
         for number in running:
             engine.cancel(number)
@@ -142,8 +150,8 @@ def _scores(key: _Key, tokens: Sequence[TokenLogprob | None], alternatives: int)
     )
 
 
-def _in_order(keys: dict[_Key, int], rows: int) -> list[_Key]:
-    """Return the texts so that those with the same context come after the first of them, and that `rows` contexts come at once.
+def _in_order(keys: Iterable[_Key]) -> list[_Key]:
+    """Return the texts in an order in which several contexts come at once, and then what shares them.
 
     A text whose context is being computed for another one waits for it, and what is behind it in the queue waits too.
     """
@@ -152,8 +160,8 @@ def _in_order(keys: dict[_Key, int], rows: int) -> list[_Key]:
         groups.setdefault(key[0][: key[1]], []).append(key)
     ordered = []
     contexts = list(groups.values())
-    for place in range(0, len(contexts), rows):
-        block = contexts[place : place + rows]
+    for place in range(0, len(contexts), _CONTEXTS):
+        block = contexts[place : place + _CONTEXTS]
         ordered += [group[0] for group in block] + [key for group in block for key in group[1:]]
     return ordered
 

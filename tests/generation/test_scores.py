@@ -129,6 +129,14 @@ def test_on_a_mesh(name, tmp_path):
         assert (one.greedy == other.greedy).all()
 
 
+def test_quantised_weights(tmp_path):
+    """As the model itself computes them, in 8 bits."""
+    model, _ = qwen3_jax.load(small_checkpoints.write("dense", tmp_path / "dense"), quantize="int8")
+    ids = list(range(20, 45))
+    (got,) = qwen3_jax.score(model, None, ids, start=3)
+    np.testing.assert_allclose(got.logprobs, expected(model, ids, 3)[0], atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
