@@ -33,7 +33,7 @@ FOREIGN = set(
     --help --version --no-deps
     --merge --outtype --jinja --kill-on-bad-exit --addons --user
     --reasoning-parser --enable-auto-tool-choice --tool-call-parser --model-path --outfile --hf-path --mlx-path
-    --runner --direct_num_workers --flink_master --index-url --strict --logdir
+    --runner --direct_num_workers --flink_master --index-url --strict --logdir --repo-type --include --local-dir
     """,
     )
 )

@@ -12,8 +12,10 @@ import json
 import pickle
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NoReturn
 
+from qwen3_jax.sandbox import Limits
 from qwen3_jax.verifiers.programs import CodeSettings, verify_code
 from qwen3_jax.verifiers.verdict import BadReference, Verdict
 
@@ -39,6 +41,7 @@ def verify_livecodebench(answer: str, reference: Any, settings: CodeSettings) ->
         reference: an object with `public_test_cases` and `private_test_cases`, each a JSON list of {"input", "output",
             "testtype"} or its packed form, and `func_name`: the method of the class Solution (or the function) that functional
             tests call, null where all tests are of standard input and output.
+        settings: `limits` are those of one test.
     """
     if not isinstance(reference, Mapping):
         raise BadReference("'livecodebench' needs an object with public_test_cases and private_test_cases")
@@ -54,7 +57,17 @@ def verify_livecodebench(answer: str, reference: Any, settings: CodeSettings) ->
         raise BadReference(f"func_name is {function!r:.60}; it must be the name of a function")
     setup = f"try:\n    called = Solution().{function}\nexcept NameError:\n    called = {function}\n"
     assertions = [_assertion(test) for test in tests]
-    return verify_code(answer, {"assertions": assertions, "setup": setup, "prompt": PRELUDE}, settings)
+    return verify_code(
+        answer, {"assertions": assertions, "setup": setup, "prompt": PRELUDE}, _for_all(settings, len(tests))
+    )
+
+
+def _for_all(settings: CodeSettings, tests: int) -> CodeSettings:
+    """The settings with time for all functional tests, which run in one process: that of one test, up to ten times."""
+    limits: Limits = settings.limits
+    times = min(tests, 10)
+    cpu = None if limits.cpu_seconds is None else limits.cpu_seconds * times
+    return replace(settings, limits=replace(limits, seconds=limits.seconds * times, cpu_seconds=cpu))
 
 
 def unpacked(tests: Any) -> list[dict[str, str]]:

@@ -179,7 +179,10 @@ LIVECODEBENCH = Task(
     about="problems of programming contests within a window of dates",
     problems=read_livecodebench,
     verifier="livecodebench",
-    settings={"limits": {"seconds": 6, "memory_mb": 1024}, "tolerance": 1e-12},
+    settings={
+        "limits": {"seconds": 6, "memory_mb": 2048, "file_mb": 256, "output_kb": 16_384},  # inputs of megabytes
+        "tolerance": 1e-12,
+    },
     source=Source("livecodebench/code_generation_lite", ("test5.jsonl", "test6.jsonl")),
     columns={
         "question_id": "text", "question_content": "text", "starter_code": "text, may be missing",

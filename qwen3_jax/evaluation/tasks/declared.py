@@ -193,7 +193,7 @@ def _source(path: Path, data: Any) -> Source:
         if isinstance(files, list) and files and all(isinstance(file, str) and file for file in files):
             return Source(data["dataset"], tuple(files))
         raise UserError(
-            f"{path}: data.files is {data.get('files')!r}; it must list patterns, such as data/test-*.parquet."
+            f"{path}: files of data is {data.get('files')!r}; it must list patterns, such as data/test-*.parquet."
         )
     raise UserError(f"{path}: data is {data!r:.80}; it must be a path, or a mapping of dataset and files.")
 

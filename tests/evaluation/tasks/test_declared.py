@@ -187,7 +187,7 @@ GOOD = {"data": "rivers.jsonl", "prompt": "{question}", "reference": "answer", "
             "with choices, reference must be the column of the right one",
         ),
         ({"data": 3}, "data is 3; it must be a path, or a mapping of dataset and files"),
-        ({"data": {"dataset": "a/b"}}, "data.files is None; it must list patterns"),
+        ({"data": {"dataset": "a/b"}}, "files of data is None; it must list patterns"),
         ({"data": {"dataset": "a/b", "file": "x"}}, "data is .*; it must be a path, or a mapping of dataset and files"),
         ({"name": "a b"}, "a task's name must be letters, digits"),
         ({"reference": "anser"}, "the column 'anser' is missing; the row has answer, .* Did you mean 'answer'"),
