@@ -265,7 +265,8 @@ def _eval(rest):
             if not Path(folder).exists():
                 _eval(["--model", "runs/quickstart/hf", "--task", "running_sum", "--output", folder])
     elif rest[0] != "tasks":
-        shutil.rmtree(rest[rest.index("--output") + 1], ignore_errors=True)
+        if "--output" in rest:
+            shutil.rmtree(rest[rest.index("--output") + 1], ignore_errors=True)
         rest = [*rest, "--limit", "2"]
     assert qwen3(["eval", *rest]) == 0
 

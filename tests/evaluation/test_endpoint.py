@@ -13,7 +13,7 @@ from qwen3_jax.evaluation.endpoint import Endpoint
 from qwen3_jax.evaluation.runner import run
 from qwen3_jax.evaluation.samples import SampleList
 from qwen3_jax.evaluation.task import Problem
-from tests.evaluation.runs import SUMS, planned, samples_of, sums
+from tests.helpers.evaluation_runs import SUMS, planned, samples_of, sums
 
 MODELS = {"data": [{"id": "m"}]}
 TOOLS = ({"type": "function", "function": {"name": "add"}},)

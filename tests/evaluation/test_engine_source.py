@@ -12,9 +12,9 @@ from qwen3_jax.evaluation.engine_source import EngineSource
 from qwen3_jax.evaluation.plan import Plan
 from qwen3_jax.evaluation.task import Problem
 from qwen3_jax.generation import Options, PromptLookup, resolve
-from tests.evaluation.runs import BUDGETS, SUMS, engine_source, planned, samples_of, sums, thinker
 from tests.helpers import tiny_models
 from tests.helpers.engine_runs import SHAPE, ids, leave, run
+from tests.helpers.evaluation_runs import BUDGETS, SUMS, engine_source, planned, samples_of, sums, thinker
 
 HOT = {"temperature": 0.9, "top_k": 40, "top_p": 0.95}
 PENALTIES = HOT | {"presence_penalty": 1.0, "frequency_penalty": 0.5, "repetition_penalty": 1.1}

@@ -18,7 +18,7 @@ from qwen3_jax.evaluation.results import write_results
 from qwen3_jax.evaluation.runner import run
 from qwen3_jax.evaluation.samples import SampleFile, read_samples
 from qwen3_jax.evaluation.task import Problem, Task
-from tests.evaluation.runs import SUMS, engine_source, planned, sums
+from tests.helpers.evaluation_runs import SUMS, engine_source, planned, sums
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,7 +11,6 @@ from qwen3_jax.evaluation.plan import EvalConfig, Plan
 from qwen3_jax.evaluation.runner import run
 from qwen3_jax.evaluation.samples import SampleList
 from qwen3_jax.evaluation.task import Problem, Task
-from qwen3_jax.generation import Sampling
 from tests.helpers import tiny_models
 from tests.helpers.engine_runs import SHAPE
 
@@ -54,6 +53,3 @@ def samples_of(plan: Plan, source: Any) -> dict[tuple, dict[str, Any]]:
     }
     assert len(yielded) == len(samples) == len(plan)
     return samples
-
-
-GREEDY = Sampling(temperature=0)
