@@ -53,7 +53,7 @@ GPU_ROWS: dict[str, tuple[str, str, int, list[str]]] = {
     "8b-h100": ("qwen3-8b", "h100:8", 1, ["--mesh.data=8"]),
     "8b-h200": ("qwen3-8b", "h200:8", 1, ["--mesh.data=8"]),
     "8b-b200": ("qwen3-8b", "b200:8", 1, ["--mesh.data=8"]),
-    "32b-h100": ("qwen3-32b", "h100:8x8", 1, ["--mesh.data=64", "--model.remat=attention"]),
+    "32b-h100": ("qwen3-32b", "h100:8x8", 1, ["--mesh.data=64"]),
     "30b-a3b-h100": (
         "qwen3-30b-a3b",
         "h100:8x4",
