@@ -54,7 +54,12 @@ def _normal(text: str, settings: ExactSettings) -> str:
 
 
 _DIGITS = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+"
-_NUMBER = re.compile(rf"(?<![\w.])[-+]?\s?[$€£¥]?(?:{_DIGITS})(?:[eE][-+]?\d{{1,3}})?(?:\s?/\s?\d+(?![\d.]))?(?:\s?%)?")
+_NO_SPACES = (
+    r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7af"  # Chinese, Japanese, Korean: a number stands beside a word
+)
+_NUMBER = re.compile(
+    rf"(?<![^\W{_NO_SPACES}])(?<!\.)[-+]?\s?[$€£¥]?(?:{_DIGITS})(?:[eE][-+]?\d{{1,3}})?(?:\s?/\s?\d+(?![\d.]))?(?:\s?%)?"
+)
 _MARKED = re.compile(r"####|\\boxed\{|(?i:\banswer\b(?:\s+is)?\s*[:=]?)|答案(?:是|为)?\s*[:：]?")
 _LONGEST = 1000  # characters of a number
 

@@ -39,6 +39,9 @@ def test_exact(answer, reference, settings, expected):
     ("answer", "reference", "settings", "expected"),
     [
         ("It costs $1,234.50 in all.", 1234.5, {}, "right"),
+        ("答案是89。", 89, {}, "right"),  # in scripts without spaces a number stands beside a word
+        ("共89个", 89, {}, "right"),
+        ("x89", 89, {}, "unparsable"),
         ("3 and then 4", 4, {}, "right"),
         ("3 and then 4", 3, {"take": "first"}, "right"),
         ("3 and then 4", 4, {"take": "only"}, "wrong"),
