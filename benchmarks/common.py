@@ -40,7 +40,7 @@ def interleaved(
 
 
 def card_of_kind(kind: str) -> str | None:
-    """Return the card of plans ("h100") that JAX calls by this name; None where there is none."""
+    """Return the card of plans ("h100") that JAX calls by this name; None if it is not one of them."""
     names = {prefix: gpu.name for gpu in GPUS.values() for prefix in gpu.kinds}
     matching = [prefix for prefix in names if re.match(rf"{re.escape(prefix)}(?![A-Za-z0-9])", kind)]
     return names[max(matching, key=len)] if matching else None

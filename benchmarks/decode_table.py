@@ -13,13 +13,11 @@ import json
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
+from benchmarks.plan_table import ROOT, peak, write_between
 from qwen3_jax.config import Qwen3Config
 
-ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "benchmarks/plans/decode.json"
-PAGE = ROOT / "docs/scale.md"
 BEGIN, END = (
     "<!-- decode steps on GPUs: written by benchmarks/decode_table.py -->",
     "<!-- end of decode steps on GPUs -->",
@@ -98,24 +96,14 @@ def table() -> str:
     for row, f in known().items():
         model, topology, mesh, rows, weights = ROWS[row]
         axes = ", ".join(f"{axis} {size}" for axis, size in mesh.items()) or "one GPU"
-        memory = (
-            f"{f['hbm_peak_gib']:.1f} ({f['hbm_peak_gib'] / f['hbm_capacity_gib']:.0%} of {f['hbm_capacity_gib']:.3g})"
-        )
         read = bytes_to_read(Qwen3Config.preset(model), mesh, rows, weights)
         cpu = f"{f['cpu_s']:.0f}" if "cpu_s" in f else "-"
         traffic, step = f["hbm_bytes_per_chip"], f["roofline_step_s"]
         lines.append(
-            f"| {model} | {weights or 'bfloat16'} | {topology} | {axes} | {rows} | {memory} | {cpu} | "
+            f"| {model} | {weights or 'bfloat16'} | {topology} | {axes} | {rows} | {peak(f)} | {cpu} | "
             f"{traffic / 1e9:.1f} | {traffic / read:.2f}x | {1e3 * step:.1f} | {rows / step:,.0f} |"
         )
     return "\n".join(lines)
-
-
-def write() -> None:
-    """Write the table between its marks in the page."""
-    before, rest = PAGE.read_text("utf-8").split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}", "utf-8")
 
 
 def main() -> None:
@@ -129,7 +117,7 @@ def main() -> None:
         for row in arguments.only:
             if arguments.again or row not in known():
                 measure(row)
-    write()
+    write_between(BEGIN, END, table())
 
 
 if __name__ == "__main__":

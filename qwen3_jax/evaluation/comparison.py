@@ -17,6 +17,7 @@ from typing import Any
 
 from qwen3_jax.errors import UserError
 from qwen3_jax.evaluation.metrics import Scored, cells
+from qwen3_jax.evaluation.results import metrics_of
 from qwen3_jax.evaluation.samples import SETTINGS, read_samples
 from qwen3_jax.json_fields import read_json
 
@@ -30,7 +31,7 @@ def compare(first: Path, second: Path) -> list[dict[str, Any]]:
         UserError: no folder of a run; nothing in common; a question with one id that is asked or judged in two ways.
     """
     runs = [cells(map(Scored.of, read_samples(folder))) for folder in (first, second)]
-    metrics = [_metrics(folder) for folder in (first, second)]
+    metrics = [metrics_of(read_json(folder / SETTINGS)) for folder in (first, second)]
     common = [cell for cell in runs[0] if cell in runs[1]]
     if not common:
         raise UserError(
@@ -39,7 +40,8 @@ def compare(first: Path, second: Path) -> list[dict[str, Any]]:
     rows = []
     for cell in common:
         task, mode, budget = cell
-        if metrics[0].get(task, "accuracy") != metrics[1].get(task, "accuracy"):
+        metric = metrics[0].get(task, "accuracy")
+        if metric != metrics[1].get(task, "accuracy"):
             raise UserError(f"{first} and {second} cannot be compared: the metric of the task {task} differs.")
         left, right = runs[0][cell], runs[1][cell]
         shared = [problem for problem in left if problem in right]
@@ -53,9 +55,12 @@ def compare(first: Path, second: Path) -> list[dict[str, Any]]:
             raise UserError(
                 f"{first} and {second} cannot be compared: they have no problem of the task {task} in common."
             )
-        means = [[_mean(run[problem], metrics[0].get(task, "accuracy")) for problem in shared] for run in (left, right)]
+        means = [
+            [statistics.fmean(sample.value(metric) for sample in run[problem]) for problem in shared]
+            for run in (left, right)
+        ]
         rows.append({
-            "task": task, "mode": mode, "thinking_budget": budget, "metric": metrics[0].get(task, "accuracy"),
+            "task": task, "mode": mode, "thinking_budget": budget, "metric": metric,
             "only_first": len(left) - len(shared), "only_second": len(right) - len(shared), **paired(*means),
         })  # fmt: skip
     return rows
@@ -80,16 +85,6 @@ def paired(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
         "standard_error": error, "interval": None if reach is None else [mean - reach, mean + reach], "better": better,
         "worse": worse, "p": float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0,
     }  # fmt: skip
-
-
-def _mean(answers: Sequence[Scored], metric: str) -> float:
-    return statistics.fmean(sample.score if metric == "score" else float(sample.right) for sample in answers)
-
-
-def _metrics(folder: Path) -> dict[str, str]:
-    return {
-        name: task.get("metric", "accuracy") for name, task in read_json(folder / SETTINGS).get("tasks", {}).items()
-    }
 
 
 def _has(runs: Sequence[Mapping[Any, Any]], first: Path, second: Path) -> str:

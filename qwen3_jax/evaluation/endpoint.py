@@ -69,7 +69,7 @@ class Endpoint:
 
     @property
     def thinks(self) -> None:
-        """Unknown: a server does not say."""
+        """None, unknown: the API does not report it."""
 
     def describe(self) -> dict[str, Any]:
         """See `Source.describe`."""

@@ -70,6 +70,10 @@ class Scored:
         """Whether it has the full score."""
         return self.status == "right"
 
+    def value(self, metric: str) -> float:
+        """What the sample counts in a task whose headline is `metric`, "accuracy" or "score"."""
+        return self.score if metric == "score" else float(self.right)
+
 
 Cell = tuple[str, str, int | None]
 """Task, mode and thinking budget: what one figure is about."""
@@ -123,7 +127,7 @@ def figures(questions: Sequence[Sequence[Scored]], metric: str) -> dict[str, Any
         "accuracy_standard_error": right[1],
         "score": score[0],
         "score_standard_error": score[1],
-        "judged": _mean([sample.score if metric == "score" else float(sample.right) for sample in judged]),
+        "judged": _mean([sample.value(metric) for sample in judged]),
         "pass": {
             str(k): statistics.fmean(pass_at(len(a), sum(sample.right for sample in a), k) for a in questions)
             for k in powers(most)

@@ -24,8 +24,8 @@ class Reply:
         finish_reason: "stop", "length", "tool_calls"; `TOO_LONG` if nothing was asked.
         prompt_tokens: of the prompt after the chat template.
         completion_tokens: of the answer, forced ones included.
-        thinking_tokens: sampled between the think tags; None where the endpoint does not say.
-        forced_tokens: of the stop text; None where the endpoint does not say.
+        thinking_tokens: sampled between the think tags; None if the endpoint does not report it.
+        forced_tokens: of the stop text; None if the endpoint does not report it.
         in_thinking: the prompt had opened `<think>`.
         max_new_tokens, thinking_budget: in force; less than what was asked where the context holds less.
         reason: why it was not asked; else "".

@@ -45,14 +45,18 @@ def write_results(folder: Path) -> dict[str, Any]:
         UserError: it is no folder of a run.
     """
     settings = read_json(folder / SETTINGS)
-    metrics = {name: task.get("metric", "accuracy") for name, task in settings.get("tasks", {}).items()}
-    out = results(read_samples(folder), metrics)
+    out = results(read_samples(folder), metrics_of(settings))
     order = [list(settings.get(name, ())) for name in ("tasks", "modes", "thinking_budgets")]
     names = ("task", "mode", "thinking_budget")
     # The samples of a run that is not finished are in the order in which they came.
     out["rows"].sort(key=lambda row: [_place(known, row[name]) for known, name in zip(order, names, strict=True)])
     replace_file(folder / RESULTS, json_text({"settings": settings, **out}, indent=1) + "\n")
     return out
+
+
+def metrics_of(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The headline of each task, "accuracy" or "score", from a folder's settings."""
+    return {name: task.get("metric", "accuracy") for name, task in settings.get("tasks", {}).items()}
 
 
 def _place(known: Sequence[Any], value: Any) -> int:

@@ -16,7 +16,7 @@ def budget_name(budget: int | None, mode: str = "thinking") -> str:
 
 
 def percent(value: float | None, sign: str = "") -> str:
-    """A share with one decimal; "" if there is none."""
+    """A share with one decimal; "" for None."""
     return "" if value is None else f"{value:{sign}.1%}"
 
 

@@ -36,7 +36,7 @@ class Problem:
         verifier: another one than the task's; "" is the task's.
         settings: of the verifier, for this problem; they replace the task's, field by field.
         enable_thinking: what this problem asks of the chat template, whatever the mode of the run; None is the run's mode.
-        group: subject, level or language, by which results are also reported; "" is none.
+        group: subject, level or language, by which results are also reported; "" is no group.
     """
 
     id: str

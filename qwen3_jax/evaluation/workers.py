@@ -47,7 +47,7 @@ class Workers(Generic[Tag, Value]):
             thread.start()
 
     def take(self, *, wait: bool) -> Done[Tag, Value] | None:
-        """Return the next finished job; None if there is none, or, without `wait`, none yet."""
+        """Return the next finished job; None if no job is pending or, without `wait`, none has finished yet."""
         if not self.pending:
             return None
         try:

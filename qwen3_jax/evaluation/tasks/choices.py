@@ -26,7 +26,7 @@ def choice_problem(row: Row, name: str, question: str, choices: Sequence[str], a
     """One question; `answer` is the place of the right choice.
 
     Raises:
-        RowError: there are fewer than two choices, or more than letters; the answer is none of them.
+        RowError: there are fewer than two choices, or more than letters; the answer is not among them.
     """
     if not 2 <= len(choices) <= len(prompts.LETTERS):
         raise row.error(f"a question has from 2 to {len(prompts.LETTERS)} choices, and this one has {len(choices)}")
@@ -38,7 +38,7 @@ def choice_problem(row: Row, name: str, question: str, choices: Sequence[str], a
 
 
 def place_of(answer: object, choices: Sequence[str]) -> int | None:
-    """The place of an answer that is a place from 0, a letter, or the text of a choice; None if it is none of them."""
+    """The place of an answer that is a place from 0, a letter, or the text of a choice; None if it is none of these."""
     if isinstance(answer, float) and answer.is_integer():
         answer = int(answer)
     if isinstance(answer, int) and not isinstance(answer, bool):

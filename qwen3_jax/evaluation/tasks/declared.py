@@ -153,7 +153,7 @@ def _declaration(path: Path) -> Declaration:
 
 
 def _check(path: Path, task: Declaration) -> None:
-    """What the types of single keys do not say."""
+    """Check rules between several keys, and the values that types do not cover."""
     if (task.prompt is None) == (task.messages is None):
         raise UserError(
             f"{path}: a task has either prompt or messages{', and this one has neither' * (task.prompt is None)}."
@@ -294,7 +294,7 @@ def _right_letter(task: Declaration, row: Row, choices: list[str]) -> str:
     """The letter of the right choice, which the data gives as a letter, a place from 0 or the choice's text.
 
     Raises:
-        RowError: it is none of them, or may be two.
+        RowError: it is not among the choices, or matches two of them.
     """
     value = row.value(task.reference)
     place = place_of(value, choices)

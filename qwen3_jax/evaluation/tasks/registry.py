@@ -78,7 +78,7 @@ def find(name: str) -> Task:
         name: of `names()`; or the path of a YAML file that declares one; or `reasoning_gym:NAME`.
 
     Raises:
-        UserError: there is none; names the nearest.
+        UserError: no task has this name; the message has the nearest one.
     """
     if name in _TASKS:
         return _TASKS[name]
@@ -127,7 +127,7 @@ def load(task: Task, data: Path | None = None, options: Mapping[str, Any] | None
 
 
 def _named(problems: Iterator[Problem] | Any) -> Iterator[Problem]:
-    """The problems; of ids that come again, the second becomes "id#2"."""
+    """The problems with unique ids: the second one with the id x becomes "x#2"."""
     taken: set[str] = set()
     for problem in problems:
         name = problem.id
