@@ -4,10 +4,15 @@
 lm-eval's list of models is imported, the model is added to it, by name; the package itself is imported once it is used.
 """
 
+from __future__ import annotations
+
 import sys
-from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import Any
+
+TYPE_CHECKING = False  # importing `typing` for it would cost every process milliseconds
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
 
 _LIST = "lm_eval.models"
 

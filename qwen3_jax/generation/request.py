@@ -295,10 +295,29 @@ def _encode(prompt: Any, options: Options, tokenizer: Tokenizer | None, enable: 
 
 def _check_ids(ids: list[int], vocabulary: int) -> None:
     require(len(ids) > 0, "the prompt is empty.", "prompt")
+    reason = why_not_ids(ids, vocabulary)
+    require(reason is None, reason or "", "prompt")
+
+
+def why_not_ids(ids: Sequence[Any], vocabulary: int) -> str | None:
+    """Return what is wrong with token ids, naming the first that is none; None if all are of the vocabulary."""
     for token in ids:
         if isinstance(token, bool) or not isinstance(token, (int, np.integer)) or not 0 <= token < vocabulary:
-            reason = f"{token!r} is not a token id; they are whole numbers from 0 to {vocabulary - 1}."
-            raise RequestError(reason, "prompt")
+            return f"{token!r} is not a token id; they are whole numbers from 0 to {vocabulary - 1}."
+    return None
+
+
+def check_batch_size(batch_size: Any, has_engine: bool) -> None:
+    """Refuse a batch size that is no number of rows, or is given beside an engine, which has its own rows.
+
+    Raises:
+        RequestError: says which.
+    """
+    is_number = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
+    is_valid = batch_size is None or (is_number and batch_size >= 1)
+    require(is_valid, f"batch_size is {batch_size!r}; it must be 1 or more, or None.", "batch_size")
+    reason = f"batch_size is {batch_size}, but the given engine has its own; leave it out."
+    require(batch_size is None or not has_engine, reason, "batch_size")
 
 
 def _limit(prompt_tokens: int, options: Options, model: Qwen3, max_length: int) -> int:

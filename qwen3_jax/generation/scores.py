@@ -22,7 +22,7 @@ import numpy as np
 from qwen3_jax.errors import RequestError, UserError
 from qwen3_jax.generation.engine import Engine
 from qwen3_jax.generation.program import row_size
-from qwen3_jax.generation.request import Request, is_message, require
+from qwen3_jax.generation.request import Request, check_batch_size, is_message, require, why_not_ids
 from qwen3_jax.generation.sampling import MAX_LOGPROBS, Sampling
 from qwen3_jax.generation.tokens import TokenLogprob
 from qwen3_jax.model import Qwen3
@@ -91,9 +91,8 @@ def score(
     rows = _encoded(texts, tokenizer)
     vocabulary = (model.model if isinstance(model, Engine) else model).config.vocab_size
     for index, ids in enumerate(rows):
-        wrong_id = next((token for token in ids if not _is_id(token, vocabulary)), None)
-        reason = f"{wrong_id!r} is not a token id; they are whole numbers from 0 to {vocabulary - 1}."
-        _require(wrong_id is None, reason, index)
+        reason = why_not_ids(ids, vocabulary)
+        _require(reason is None, reason or "", index)
     starts = list(start) if isinstance(start, Iterable) else [start] * len(rows)
     wrong = next((each for each in starts if not isinstance(each, (int, np.integer)) or isinstance(each, bool)), None)
     require(wrong is None, f"start has {wrong!r}; it takes whole numbers.", "start")
@@ -191,12 +190,8 @@ def _encoded(texts, tokenizer: Tokenizer | None) -> list[tuple[int, ...]]:
 
 
 def _engine(model: Qwen3 | Engine, batch_size: int | None, count: int) -> Engine:
-    is_number = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
-    is_valid = batch_size is None or (is_number and batch_size >= 1)
-    require(is_valid, f"batch_size is {batch_size!r}; it must be 1 or more, or None.", "batch_size")
+    check_batch_size(batch_size, isinstance(model, Engine))
     if isinstance(model, Engine):
-        reason = f"batch_size is {batch_size}, but the given engine has its own; leave it out."
-        require(batch_size is None, reason, "batch_size")
         return model
     return Engine(model, rows=row_size(count, batch_size or DEFAULT_ROWS))
 
@@ -214,8 +209,3 @@ def _require(condition: bool, reason: str, index: int, *, too_long: bool = False
         error = RequestError(reason, "texts", too_long=too_long)
         error.prompt = index
         raise error
-
-
-def _is_id(token: object, vocabulary: int) -> bool:
-    is_number = isinstance(token, (int, np.integer)) and not isinstance(token, bool)
-    return is_number and 0 <= int(token) < vocabulary  # type: ignore[call-overload]
