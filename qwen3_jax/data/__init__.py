@@ -27,7 +27,8 @@ with epy.lazy_api_imports(globals()):  # Grain brings JAX with it, which the pro
     from qwen3_jax.data.preparation import prepare
     from qwen3_jax.data.prepared import Prepared
     from qwen3_jax.data.reasoning import Problem, is_correct, problem_messages, problem_record, running_sum_problem
-    from qwen3_jax.data.records import DataError, Document, Encoded, Malformed, Record, Segment, documents, encode
+    from qwen3_jax.data.records import DataError, Document, Encoded, Malformed, Record, Segment, encode
+    from qwen3_jax.data.rendering import documents
     from qwen3_jax.data.sources import training_texts
 
 __all__ = [

@@ -269,7 +269,7 @@ def _collect_held_out(job: PreparationJob) -> None:
     if not settings.held_out or path.exists():
         return
     source = dataclasses.replace(
-        job.source, path=settings.held_out, format="auto", running_sum=None, cleaning=type(settings)()
+        job.source, path=settings.held_out, format="auto", running_sum=None, pairs=False, cleaning=type(settings)()
     )
 
     def plain() -> Iterator[str]:

@@ -34,11 +34,12 @@ from qwen3_jax.data.records import (
     Malformed,
     Record,
     TextTokenizer,
-    documents,
     encode,
     form_of,
+    pair_of,
     texts,
 )
+from qwen3_jax.data.rendering import documents
 from qwen3_jax.data.sources import Split, read
 
 PARTS = "parts"
@@ -223,7 +224,8 @@ class _Work:
                         continue
                     source = self._job.source
                     record_documents = documents(
-                        record, self._job.tokenizer, loss_on=source.loss_on, text_key=source.text_key
+                        record, self._job.tokenizer, loss_on=source.loss_on, text_key=source.text_key, history=source.history,
+                        read_control_tokens=source.read_control_tokens, pairs=source.pairs,
                     )  # fmt: skip
                     waiting.append((record, label(record, text, source.labels, source.name), record_documents))
                     characters += len(text)
@@ -242,7 +244,9 @@ class _Work:
         if shape not in self._shapes and len(self.keys) < _MOST_NAMES:
             self._shapes.add(shape)
             self.keys |= shape
-            self.keys_read |= form_of(record, self._job.source.text_key)[1] & shape
+            source = self._job.source
+            read = pair_of(record) if source.pairs else form_of(record, source.text_key)
+            self.keys_read |= read[1] & shape
 
     def _left_out(self, text: str, duplicate: bool) -> bool:
         if duplicate:
@@ -297,4 +301,4 @@ class _Work:
 def _text(record: Record | Malformed, job: PreparationJob) -> str:
     if isinstance(record, Malformed):
         raise DataError(record.reason)
-    return "\n".join(texts(record, job.source.text_key))
+    return "\n".join(texts(record, job.source.text_key, job.source.pairs))
