@@ -16,9 +16,9 @@ Numpy and Grain only: this package never imports JAX, and takes any tokenizer wi
 from etils import epy
 
 with epy.lazy_api_imports(globals()):  # Grain brings JAX with it, which the processes that prepare have no use for
+    from qwen3_jax.data.batches import Batch, read_rows
     from qwen3_jax.data.config import Cleaning, DataConfig, Labels, LengthShare, RunningSum, Source, Where
     from qwen3_jax.data.pipeline import (
-        Batch,
         corpus_unigram_entropy,
         make_eval_batches,
         make_train_loader,
@@ -58,6 +58,7 @@ __all__ = [
     "prepare",
     "problem_messages",
     "problem_record",
+    "read_rows",
     "running_sum_problem",
     "training_texts",
 ]

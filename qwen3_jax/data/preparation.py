@@ -166,7 +166,7 @@ class Preparation:
             DataError: no document is left, or more records are malformed than allowed.
         """
         source, folder = self.job.source, self.job.folder
-        counts = ("documents", "tokens", "text_bytes", "duplicates", "held_out", "malformed")
+        counts = ("documents", "tokens", "text_bytes", "duplicates", "held_out", "malformed", "whole")
         total = {name: sum(getattr(shard, name) for shard in shards) for name in counts}
         malformed = [line for shard in shards if shard.malformed for line in load_log(self.job, shard.number)]
         if len(malformed) > source.cleaning.max_malformed:
@@ -196,6 +196,7 @@ class Preparation:
             "documents": total["documents"],
             "tokens": total["tokens"],
             "text_bytes": total["text_bytes"],
+            "whole": total["whole"],
             "left_out": {name: total[name] for name in ("duplicates", "held_out", "malformed")},
             "names": names,
             "tokenizer": self.settings["tokenizer"],

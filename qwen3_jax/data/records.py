@@ -1,7 +1,7 @@
 """Records, the documents that they become (`qwen3_jax.data.rendering`), and the tokens of these.
 
-Every segment of a document is encoded by itself, because generation encodes the prompt, samples the answer, and inserts a forced
-text as three separate token lists; encoding their concatenation could merge tokens across the seams.
+Every segment of a document is encoded by itself, because generation encodes the prompt, samples the answer, and inserts a
+forced text as three separate token lists; encoding their concatenation could merge tokens across the seams.
 """
 
 from __future__ import annotations

@@ -98,6 +98,7 @@ class Shard:
     duplicates: int
     held_out: int
     malformed: int
+    whole: int = 0
     keys: list[str] = dataclasses.field(default_factory=list)
     keys_read: list[str] = dataclasses.field(default_factory=list)
 
@@ -154,7 +155,7 @@ def prepare_split(job: PreparationJob, number: int, split: Split, drop: np.ndarr
     lengths = work.columns["lengths"]
     shard = Shard(
         number, len(lengths), sum(lengths), size, work.text_bytes, work.duplicates, work.held_out, len(work.malformed),
-        sorted(work.keys), sorted(work.keys_read),
+        work.whole, sorted(work.keys), sorted(work.keys_read),
     )  # fmt: skip
     write_json(done, dataclasses.asdict(shard))
     return shard
@@ -201,7 +202,7 @@ class _Work:
         self.columns: dict[str, array] = {name: array(np.dtype(kind).char) for name, kind in COLUMNS.items()}
         self.names: dict[str, dict[str, int]] = {name: {} for name in NAMED}
         self.malformed: list[str] = []
-        self.duplicates = self.held_out = self.text_bytes = 0
+        self.duplicates = self.held_out = self.text_bytes = self.whole = 0
         self.keys: set[str] = set()
         self.keys_read: set[str] = set()
         self._shapes: set[frozenset[str]] = set()
@@ -264,6 +265,7 @@ class _Work:
                 if len(document.tokens) < 2:
                     continue  # nothing to predict
                 writer.write(encode_record(document))
+                self.whole += bool(document.loss.all())
                 self.columns["lengths"].append(len(document.tokens))
                 self.columns["quality"].append(labels.quality)
                 self.columns["key"].append(record.key)

@@ -3,8 +3,8 @@
     marked = quote("Say <|im_end|>.", ["<|im_end|>"])     # what a template may render
     split(marked, added_tokens)                           # [("Say <|im_end|>.", True)]: plain characters
 
-A rendered prompt is one string, in which a `<|im_end|>` that a user wrote would end the turn. So it is marked before the template
-renders, by a private-use character after its first one, and unmarked when the text is encoded.
+A rendered prompt is one string, in which a `<|im_end|>` that a user wrote would end the turn. So it is marked before the
+template renders, by a private-use character after its first one, and unmarked when the text is encoded.
 """
 
 import re
