@@ -5,6 +5,7 @@ from qwen3_jax.model.decoder import Hidden, Qwen3, abstract, parameter_count
 from qwen3_jax.model.flat import Structure, flatten
 from qwen3_jax.model.layer_loop import REMAT, Remat, layer_groups
 from qwen3_jax.model.moe import RouterStats
+from qwen3_jax.model.reward import RewardModel
 
 __all__ = [
     "REMAT",
@@ -12,6 +13,7 @@ __all__ = [
     "KVCache",
     "Qwen3",
     "Remat",
+    "RewardModel",
     "RouterStats",
     "Structure",
     "abstract",

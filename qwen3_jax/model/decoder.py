@@ -91,8 +91,13 @@ class Qwen3(nnx.Module):
             [Block(config, Declare(rngs, self.param_dtype, stack), execution, moe) for moe, stack in stacks]
         )
         self.norm = RMSNorm(d, "hidden", config, declare)
+        self._declare_head(declare)
+
+    def _declare_head(self, declare: Declare) -> None:
+        config = self.config
         if not config.tie_word_embeddings:
-            self.lm_head = declare.normal((d, v), ("embed", "vocab"), std)
+            shape = config.hidden_size, config.vocab_size
+            self.lm_head = declare.normal(shape, ("embed", "vocab"), config.initializer_range)
 
     def __call__(
         self,

@@ -23,6 +23,7 @@ from qwen3_jax.planner.topologies import Topology, topology_mesh
 from qwen3_jax.training.config import TrainConfig
 from qwen3_jax.training.flops import training_flops_per_token
 from qwen3_jax.training.optimizer import schedule
+from qwen3_jax.training.preferences import objective_of
 from qwen3_jax.training.step import Trainer
 from sharding import Placement, ShardingError
 from sharding.hardware import Gpu
@@ -81,7 +82,9 @@ def make_trainer(config: TrainConfig, model: Qwen3Config, topology: Topology) ->
     placement = Placement(topology_mesh(topology, config.mesh), sharding.TRAINING)
     rate = schedule(config.optimizer, config.total_steps)
     try:
-        return Trainer(model, config.model, config.optimizer, rate, placement, config.loss, config.micro_batches)
+        return Trainer(
+            model, config.model, config.optimizer, rate, placement, config.loss, config.micro_batches, objective_of(config)
+        )  # fmt: skip
     except ShardingError as error:
         raise ShardingError(f"{error} {_nearest(config, model, topology)}") from None
 

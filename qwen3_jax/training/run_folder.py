@@ -38,11 +38,13 @@ from qwen3_jax.progress import clear_status
 from qwen3_jax.text import Tokenizer, train_tokenizer
 from qwen3_jax.training import extension, metrics
 from qwen3_jax.training.config import ModelConfig, OptimizerConfig, Stage, TrainConfig
+from qwen3_jax.training.losses import LANGUAGE_MODEL
 from qwen3_jax.training.optimizer import schedule
+from qwen3_jax.training.preferences import REWARD_MODEL
 from qwen3_jax.training.step import Trainer, TrainState
 
 # What a resumed run must not change,
-_FIXED = ("model", "tokenizer", "data", "optimizer", "loss", "seed", "steps", "stages")
+_FIXED = ("method", "model", "tokenizer", "data", "optimizer", "loss", "dpo", "seed", "steps", "stages")
 # except these, which change no result: the restart may be on other hardware.
 _FREE = ("model.remat", "model.kernels", "data.cache", "data.prefetch_batches")
 _FREE_IN_STAGES = ("mesh", "remat", "micro_batches")
@@ -233,6 +235,7 @@ def load_run(run_dir: Path, step: int | None = None) -> tuple[Qwen3, Tokenizer]:
             optimizer := OptimizerConfig(**saved["optimizer"]),
             schedule(optimizer, step + optimizer.warmup_steps + 1),  # any schedule does: nothing is trained
             sharding.Placement(),
+            objective=REWARD_MODEL if saved["method"] == "reward_model" else LANGUAGE_MODEL,
         )
         state, _ = checkpoints.restore(step, trainer.abstract_state())
     tokenizer = Tokenizer.from_pretrained(run_dir / "tokenizer")
