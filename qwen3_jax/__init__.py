@@ -27,6 +27,7 @@ with epy.lazy_api_imports(globals()):
         Sampling,
         Scores,
         generate,
+        reward,
         score,
         stream,
     )
@@ -58,6 +59,7 @@ __all__ = [
     "UserError",
     "generate",
     "load",
+    "reward",
     "save",
     "score",
     "stream",

@@ -93,7 +93,8 @@ def _check(slots: list[Slot], tensors: TensorSource, config: Qwen3Config) -> Non
         )
     if SCORE in tensors.entries and tensors.entries[SCORE].shape[0] != 1:
         raise UserError(
-            f"{tensors.folder} is a classifier of {tensors.entries[SCORE].shape[0]} labels; a reward model has one (num_labels=1)."
+            f"{tensors.folder} is a classifier of {tensors.entries[SCORE].shape[0]} labels; a reward model has one "
+            "(num_labels=1)."
         )
     used = set()
     for slot in slots:

@@ -46,7 +46,7 @@ class Journal:
             self._writer.write_routers(step, load_le)
 
     def plot(self, baseline: dict[str, float], named: str) -> None:
-        """Draw loss.png; `baseline` is what to compare the loss of each source or domain with, in nats, and `named` its name."""
+        """Draw loss.png; `baseline` is what to compare the loss of each source or domain with, and `named` its name."""
         if self._writer:
             plot_loss(self._writer.path, self._writer.folder / "loss.png", baseline, named)
 

@@ -1,6 +1,6 @@
 """Log-probabilities of preferences under the reference model of DPO, computed once and kept beside the run.
 
-RUN/reference/SOURCE/key.json       what they were computed from: the prepared corpus (with its tokenizer), the reference's files
+RUN/reference/SOURCE/key.json       what they were computed from: the prepared corpus and its tokenizer, the reference's files
 RUN/reference/SOURCE/00000.npy ...  float32 [documents of this part, 2], chosen and rejected; NaN where a document is not used
 
 A part is written whole or not at all, so an interrupted computation goes on behind the last one.

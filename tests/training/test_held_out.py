@@ -22,7 +22,7 @@ class Evaluated:
     def evaluate(self, params, batch):
         mask = np.asarray(batch["loss_mask"], np.float64)
         return SimpleNamespace(
-            cross_entropy=(batch["tokens"] / 10 * mask).sum() / max(mask.sum(), 1), tokens=np.float32(mask.sum())
+            measure=(batch["tokens"] / 10 * mask).sum() / max(mask.sum(), 1), tokens=np.float32(mask.sum())
         )
 
 
@@ -39,7 +39,7 @@ def batch(tokens, mask=None, positions=None):
 
 def held_out(batches, trained=("a",)) -> HeldOut:
     out = object.__new__(HeldOut)
-    out.batches, out._trained, out.entropy = batches, trained, {}
+    out.batches, out._trained, out.accuracy = batches, trained, {}
     return out
 
 
