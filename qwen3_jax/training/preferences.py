@@ -66,7 +66,7 @@ class PairLoss:
         total: preference + router_aux_loss_coef * balance; its gradient is taken.
         preference: mean loss of a pair, in nats; log 2 for a model that cannot tell them apart.
         margins: rewards_chosen - rewards_rejected.
-        tokens: pairs.
+        pairs: their number.
     """
 
     total: jax.Array
@@ -78,7 +78,7 @@ class PairLoss:
     logps_chosen: jax.Array | None
     logps_rejected: jax.Array | None
     balance: jax.Array
-    tokens: jax.Array
+    pairs: jax.Array
     router_entropy: jax.Array | None
     router_max_load: jax.Array | None
     router_min_load: jax.Array | None
@@ -88,6 +88,11 @@ class PairLoss:
     def measure(self) -> jax.Array:
         """What held-out data is measured by."""
         return self.preference
+
+    @property
+    def tokens(self) -> jax.Array:
+        """What means are over."""
+        return self.pairs
 
 
 def whole_pairs(batch: DeviceBatch) -> Whole:
