@@ -72,7 +72,7 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
         "--history",
         choices=["new_sample", "keep"],
         default="new_sample",
-        help="thinking in earlier turns of a chat: each turn is a sample without it, or one sample keeps it (default: new_sample)",
+        help="thinking in earlier turns: each turn is a sample without it, or one sample keeps it (default: new_sample)",
     )
     add("--read-control-tokens", action="store_true", help="read special tokens in the text of messages as tokens")
     add("--pairs", action="store_true", help="records are preferences (chosen, rejected)")

@@ -70,8 +70,8 @@ def _check_fine_tuning(config: TrainConfig, corpora: list[Prepared]) -> None:
         lengths = np.asarray(corpus.lengths)[corpus.select(source.where)]
         if (long := int((lengths - 1 > row).sum())) > 0:
             raise UserError(
-                f"source {source.name!r}: {long:,} of {len(lengths):,} samples are longer than a row of {row} tokens (the longest "
-                f"has {lengths.max():,}), and the rest of an answer would be learned without its prompt; raise "
+                f"source {source.name!r}: {long:,} of {len(lengths):,} samples are longer than a row of {row} tokens (the "
+                f"longest has {lengths.max():,}), and the rest of an answer would be learned without its prompt; raise "
                 f"data.sequence_length, or leave them out with 'where: {{length: [null, {row + 1}]}}' of the source."
             )
 
