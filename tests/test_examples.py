@@ -39,6 +39,7 @@ def test_generate_answers_under_each_budget_and_streams(folder, capsys):
     assert any(line.startswith(("thinking: ", "content: ")) for line in lines)
 
 
+@pytest.mark.slow
 def test_finetune_learns_its_answers(tmp_path, capsys):
     config = dataclasses.replace(
         tiny_models.model().config, vocab_size=512

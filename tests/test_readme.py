@@ -55,6 +55,15 @@ TINY_RUN = [  # over configs/quickstart.yaml
 COMMANDS = documented.commands()
 
 
+def _by_tier(pages):
+    """README.md in the default tier, the other pages in CI."""
+    names = {getattr(page, "name", page): page for page in pages}
+    return [
+        pytest.param(page, id=name, marks=[] if name == "README.md" else pytest.mark.slow)
+        for name, page in names.items()
+    ]
+
+
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
     """A folder in which the quickstart has run, as far as the examples can tell: two steps, and a model that likes to think."""
@@ -77,7 +86,7 @@ def checkout(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", _by_tier(page for page in PAGES if blocks(page, "python")))
 def test_python_blocks_run_top_to_bottom(page, checkout, monkeypatch):
     if page.name in NEED_A_SERVER:
         assert page.name in (ROOT / NEED_A_SERVER[page.name]).read_text()
@@ -117,7 +126,7 @@ def test_enough_commands_are_documented():
     )
 
 
-@pytest.mark.parametrize("page", COMMANDS)
+@pytest.mark.parametrize("page", _by_tier(COMMANDS))
 def test_the_commands_of_a_page_run(page, checkout, monkeypatch, capsys):
     monkeypatch.chdir(checkout)
     assert os.environ["JAX_PLATFORMS"] == "cpu"
