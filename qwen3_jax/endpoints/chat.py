@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-Outcome = Literal["ok", "truncated", "refused", "unreachable"]
+Outcome = Literal["ok", "truncated", "refused", "unreachable", "over budget"]
 SAMPLING = (
     "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
 )  # fmt: skip
@@ -72,7 +72,7 @@ class Reply:
 
     Attributes:
         outcome: "ok"; "truncated": the answer reached max_new_tokens; "refused": the backend will not answer this request, now
-            or later; "unreachable": no usable reply this time, and another try may succeed.
+            or later; "unreachable": no usable reply this time, and another try may succeed; "over budget": it was not asked.
         content: the answer without its thinking; "" where there is none.
         thinking: the thinking section; None if the answer has none.
         tool_calls: in OpenAI's form.
