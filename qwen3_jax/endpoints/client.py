@@ -240,9 +240,8 @@ def _reply(raw: bytes) -> Reply:
 def _usage(usage: Any) -> tuple[Tokens | None, int | None]:
     if not isinstance(usage, Mapping):
         return None, None
-    counts = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    prompt, completion = counts
-    if not all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts):
+    prompt, completion = counts = [usage.get(name, -1) for name in ("prompt_tokens", "completion_tokens")]
+    if not all(type(count) is int and count >= 0 for count in counts):
         raise ValueError(f"its token counts are {counts}")
     before, after = (usage.get(f"{part}_tokens_details") or {} for part in ("prompt", "completion"))
     tokens = Tokens(prompt, completion, before.get("cached_tokens") or 0, after.get("reasoning_tokens") or 0)

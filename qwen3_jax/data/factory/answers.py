@@ -113,7 +113,7 @@ class AnswerLog:
     def __contains__(self, key: str) -> bool:
         return key in self._places
 
-    def keys(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[str]:
         """Keys of all answers."""
         return iter(self._places)
 

@@ -113,7 +113,7 @@ class Asker:
         job: whose records are asked.
         backend: answers.
         budget: what may be spent.
-        options: tries and failures.
+        options: tries and failures; None is the defaults.
         earlier: answers that were recorded while the corpus was split otherwise.
         chosen: decides by a record's key whether it is asked; None asks all.
         advance: called for every record that is settled.
@@ -124,13 +124,13 @@ class Asker:
         job: FactoryJob,
         backend: Backend,
         budget: Budget,
-        options: AskOptions = AskOptions(),  # noqa: B008 - frozen
+        options: AskOptions | None = None,
         *,
         earlier: EarlierAnswers | None = None,
         chosen: Callable[[int], bool] | None = None,
         advance: Callable[[], None] = lambda: None,
     ):
-        self._job, self._backend, self._budget, self._options = job, backend, budget, options
+        self._job, self._backend, self._budget, self._options = job, backend, budget, options or AskOptions()
         self._earlier, self._chosen, self._advance = earlier, chosen, advance
         self._ready: deque[_Pending] = deque()
         self._later: list[tuple[float, int, _Pending]] = []
@@ -310,9 +310,7 @@ class Asker:
             if wait is None:
                 wait = self._options.wait * 2 ** (pending.tries - 1) * random.uniform(0.75, 1.25)
             self.result.retries += 1
-            heapq.heappush(
-                self._later, (time.monotonic() + min(wait, _LONGEST_WAIT), next(self._numbers), pending)
-            )
+            heapq.heappush(self._later, (time.monotonic() + min(wait, _LONGEST_WAIT), next(self._numbers), pending))
             return
         reason = f"no reply in {pending.tries} tries; the last: {reply.reason}"
         pending.shard.log.failed(pending.key, reason)

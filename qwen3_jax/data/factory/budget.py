@@ -95,4 +95,5 @@ class Budget:
             return f"the {limits.hours:g} hours of --budget-hours are over"
         if limits.tokens is not None and used.total + bound.total > limits.tokens:
             return f"{used.total:,} of {limits.tokens:,} tokens are used, and the next request may take {bound.total:,}"
-        return f"${limits.dollars(used):.4f} of ${limits.usd} are used, and the next request may cost ${limits.dollars(bound):.4f}"
+        costs = limits.dollars(used) or 0, limits.dollars(bound) or 0
+        return f"${costs[0]:.4f} of ${limits.usd} are used, and the next request may cost ${costs[1]:.4f}"

@@ -87,7 +87,7 @@ class EarlierAnswers:
 
     def __init__(self, folder: Path):
         self._logs = [AnswerLog(path, write=False) for path in sorted(folder.rglob("*.log"))]
-        self._places = {key: log for log in self._logs for key in log.keys()}
+        self._places = {key: log for log in self._logs for key in log}
 
     def __len__(self) -> int:
         return len(self._places)
