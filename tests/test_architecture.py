@@ -13,7 +13,7 @@ MAY_IMPORT = {
     "model": {"kernels"},
     "kernels": set(),
     "text": set(),
-    "endpoints": set(),
+    "endpoints": {"text"},
     "data": {"endpoints", "text", "verifiers"},
     "checkpoint": {"model", "kernels", "text"},
     "generation": {"endpoints", "kernels", "model", "text"},

@@ -1,54 +1,41 @@
 """An OpenAI-compatible endpoint as a backend: requests in threads, each reply sorted into what it means for the request.
 
-    400, 413, 422           refused: the same request would be refused again
-    401; 403 and 404 before any answer: `EndpointError`, because every request would fail
-    408, 409, 425, 429, 5xx, a lost connection, a stall, a reply that is not whole     unreachable: try again
-
-This module tries each request once; when to try again is the caller's decision, who also counts what it costs.
+400, 413, 422           refused: the same request would be refused again
+401; 403 and 404 before any answer: `EndpointError`, because every request would fail
+408, 409, 425, 429, 5xx, a lost connection, a stall, a reply that is not whole     unreachable: try again
 """
 
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import json
-import math
 import queue
 import threading
-import time
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
-import urllib3
-
-from qwen3_jax.bounds import above, check_bounds, whole
 from qwen3_jax.endpoints.chat import ChatRequest, Reply, Tokens
-from qwen3_jax.errors import UserError
+from qwen3_jax.endpoints.transport import EndpointError, HttpReply, LostReply, NoConnection, Transport
+from qwen3_jax.text import parse
 
 _REFUSED = (400, 413, 422)
 _WRONG_FROM_THE_START = (403, 404, 405)
-_CONNECT_SECONDS = 10.0
-_MOST_BYTES = 64 * 2**20  # of a reply
-
-
-class EndpointError(UserError):
-    """The endpoint cannot be used: a wrong address, key or model."""
 
 
 class Endpoint:
     """A chat endpoint.
 
     Args:
-        url: as OpenAI's `base_url`, "http://localhost:8000/v1"; "/v1" is added to an address without a path.
-        model: its name there.
+        url: as OpenAI's `base_url`, "http://localhost:8000/v1".
+        model: its name there; None asks the server, which must have one.
         api_key: sent as a bearer token; None sends none.
         concurrency: requests at the same time.
         timeout: seconds for one whole reply.
         fingerprint: stands for the model in the identity of requests; None is address and name.
+        budget_field: field of the body that holds a thinking budget (vLLM has thinking_token_budget).
 
     Raises:
-        UserError: not an http address, or a setting out of bounds.
+        UserError: not an http address, a setting out of bounds, or no model to be found.
     """
 
     is_remote = True
@@ -56,30 +43,19 @@ class Endpoint:
     def __init__(
         self,
         url: str,
-        model: str,
+        model: str | None = None,
         *,
         api_key: str | None = None,
         concurrency: int = 16,
         timeout: float = 600.0,
         fingerprint: str | None = None,
+        budget_field: str = "thinking_budget",
     ):
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError(f"{url!r} is not the address of an endpoint; it starts with http:// or https://.")
-        if not model:
-            raise UserError(f"the endpoint {url} needs the name of a model.")
-        options = dict(concurrency=concurrency, timeout=timeout)
-        check_bounds(options, "endpoint option ", concurrency=whole(1), timeout=above(0, finite=True))
-        base = url.rstrip("/").removesuffix("/chat/completions")
-        self.url = base if urlsplit(base).path else f"{base}/v1"
-        self.model, self.slots, self.timeout = model, concurrency, timeout
-        self.fingerprint = fingerprint if fingerprint is not None else f"{self.url} {model}"
-        self._headers = {"Content-Type": "application/json"}
-        if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
-        self._pool = urllib3.PoolManager(
-            num_pools=1, maxsize=concurrency, block=False, retries=False, headers=self._headers
-        )  # fmt: skip
+        self._transport = Transport(url, api_key=api_key, connections=concurrency, timeout=timeout)
+        self.url, self.slots = self._transport.url, concurrency
+        self.model = model or self._transport.only_model()
+        self.fingerprint = fingerprint if fingerprint is not None else f"{self.url} {self.model}"
+        self._budget_field = budget_field
         self._asked: queue.SimpleQueue[tuple[int, ChatRequest, str] | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[tuple[int, Reply | BaseException]] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
@@ -115,7 +91,7 @@ class Endpoint:
         for _ in self._threads:
             self._asked.put(None)
         self._threads = []
-        self._pool.clear()
+        self._transport.close()
 
     def body(self, request: ChatRequest) -> dict[str, Any]:
         """The JSON body of a request. Fields that OpenAI's API does not have are sent only where they are set."""
@@ -129,7 +105,7 @@ class Endpoint:
         if request.enable_thinking is not None:
             body["chat_template_kwargs"] = {"enable_thinking": request.enable_thinking}
         if request.thinking_budget is not None:
-            body["thinking_budget"] = request.thinking_budget
+            body[self._budget_field] = request.thinking_budget
         if request.schema is not None:
             named = {"name": "answer", "schema": request.schema, "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": named}
@@ -141,38 +117,34 @@ class Endpoint:
         """Send one request and wait for its reply, in this thread.
 
         Raises:
-            EndpointError: no request can succeed.
+            EndpointError: no request can succeed, or the endpoint does not keep a thinking budget.
         """
-        headers = self._headers | ({"Idempotency-Key": key} if key else {})
-        deadline = time.monotonic() + self.timeout
-        connected = False
+        headers = {"Idempotency-Key": key} if key else {}
         try:
-            response = self._pool.request(
-                "POST", f"{self.url}/chat/completions", body=json.dumps(self.body(request)).encode("utf-8", "replace"),
-                headers=headers, preload_content=False, redirect=False,
-                timeout=urllib3.Timeout(connect=min(_CONNECT_SECONDS, self.timeout), read=self.timeout),
-            )  # fmt: skip
-            connected = True
-            raw = _read(response, deadline)
-        except (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError) as error:
-            return Reply("unreachable", reason=f"no connection ({_line(error)})")
-        except (urllib3.exceptions.HTTPError, OSError, TimeoutError) as error:
-            what = "the reply broke off" if connected else "no reply"
-            return Reply("unreachable", reason=f"{what} ({_line(error)})", may_cost=True)
-        if response.status != 200:
-            return self._failed(response.status, raw, response.headers.get("Retry-After"))
-        reply = _reply(raw)
+            http = self._transport.post("/chat/completions", self.body(request), headers)
+        except NoConnection as error:
+            return Reply("unreachable", reason=str(error))
+        except LostReply as error:
+            return Reply("unreachable", reason=str(error), may_cost=True)
+        if http.status != 200:
+            return self._failed(http)
+        reply = _reply(http.body)
         self._has_answered = self._has_answered or reply.outcome != "unreachable"
+        budget = request.thinking_budget
+        if budget is not None and reply.tokens is not None and reply.tokens.thinking > budget:
+            raise EndpointError(
+                f"{self.url} does not keep the thinking budget: an answer has {reply.tokens.thinking} thinking tokens under "
+                f"{budget}, given as {self._budget_field!r}; name the field that it reads, or leave the budget out."
+            )
         return reply
 
-    def _failed(self, status: int, raw: bytes, after: str | None) -> Reply:
-        said = _message(raw)
-        text = f"HTTP {status}" + (f": {said}" if said else "")
-        if status in _REFUSED or (status in _WRONG_FROM_THE_START and self._has_answered):
+    def _failed(self, http: HttpReply) -> Reply:
+        text = f"HTTP {http.status}" + (f": {http.message}" if http.message else "")
+        if http.status in _REFUSED or (http.status in _WRONG_FROM_THE_START and self._has_answered):
             return Reply("refused", reason=text)
-        if status == 401 or status in _WRONG_FROM_THE_START or 300 <= status < 400:
+        if http.status == 401 or http.status in _WRONG_FROM_THE_START or 300 <= http.status < 400:
             raise EndpointError(f"{self.url} does not accept requests for the model {self.model!r} ({text}).")
-        return Reply("unreachable", reason=text, retry_after=_seconds(after))
+        return Reply("unreachable", reason=text, retry_after=http.retry_after)
 
     def _work(self) -> None:
         while (item := self._asked.get()) is not None:
@@ -181,25 +153,6 @@ class Endpoint:
                 self._results.put((number, self.ask(request, key)))
             except BaseException as error:
                 self._results.put((number, error))
-
-
-def _read(response: Any, deadline: float) -> bytes:
-    """The whole body, which may not trickle in for longer than the time limit."""
-    pieces: list[bytes] = []
-    size = 0
-    try:
-        for piece in response.stream(2**16):
-            pieces.append(piece)
-            size += len(piece)
-            if time.monotonic() > deadline:
-                raise TimeoutError("it took longer than the time limit")
-            if size > _MOST_BYTES:
-                raise TimeoutError(f"it is larger than {_MOST_BYTES} bytes")
-    except BaseException:
-        response.close()
-        raise
-    response.release_conn()
-    return b"".join(pieces)
 
 
 def _reply(raw: bytes) -> Reply:
@@ -220,6 +173,9 @@ def _reply(raw: bytes) -> Reply:
             reason=f"the reply is no chat completion ({type(error).__name__}: {error})"[:300],
             may_cost=True,
         )
+    if thinking is None:  # a server that leaves the thinking in the text
+        parsed = parse(content, tools=False)
+        thinking, content = parsed.thinking, parsed.content
     of: dict[str, Any] = dict(
         content=content,
         thinking=thinking,
@@ -246,32 +202,3 @@ def _usage(usage: Any) -> tuple[Tokens | None, int | None]:
     before, after = (usage.get(f"{part}_tokens_details") or {} for part in ("prompt", "completion"))
     tokens = Tokens(prompt, completion, before.get("cached_tokens") or 0, after.get("reasoning_tokens") or 0)
     return tokens, after.get("forced_tokens")
-
-
-def _message(raw: bytes) -> str:
-    """What the body of a failed request says, in one short line."""
-    text = raw[:2000].decode("utf-8", "replace")
-    with contextlib.suppress(ValueError, RecursionError):
-        value = json.loads(raw)
-        if isinstance(value, Mapping):
-            error = value.get("error", value.get("message", value.get("detail", text)))
-            text = str(error.get("message", error) if isinstance(error, Mapping) else error)
-    return " ".join(text.split())[:300]
-
-
-def _seconds(after: str | None) -> float | None:
-    """The Retry-After header: seconds, or a date."""
-    if after is None:
-        return None
-    try:
-        seconds = float(after)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(after).timestamp() - time.time()
-        except ValueError:
-            return None
-    return max(seconds, 0.0) if math.isfinite(seconds) else None
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

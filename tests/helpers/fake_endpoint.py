@@ -37,7 +37,8 @@ class FakeEndpoint:
         seconds: that an answer takes.
         requests: (key, what was done) in the order of arrival; "ok" where a whole reply was sent.
         served: by key, (prompt, completion) tokens of every whole reply.
-        begun: by key, when work on it began, once more for each time.
+        bodies: of all requests.
+        faults: how often each kind of reply was sent.
     """
 
     faulty: float = 0.0
@@ -51,6 +52,11 @@ class FakeEndpoint:
     faults: Counter = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    @property
+    def repeated(self) -> int:
+        """Whole replies to requests that had been sent one before."""
+        return sum(len(pairs) - 1 for pairs in self.served.values())
+
     def plan(self, key: str, time_seen: int) -> str:
         """What is done with the request of this key when it comes for the n-th time."""
         digest = hashlib.blake2b(f"{key}/{time_seen}".encode(), digest_size=8).digest()
@@ -58,9 +64,9 @@ class FakeEndpoint:
             return "ok"
         return FAULTS[digest[4] % len(FAULTS)]
 
-    def total(self) -> tuple[int, int]:
-        """Prompt and completion tokens of all whole replies."""
-        every = [pair for pairs in self.served.values() for pair in pairs]
+    def total(self, *, once: bool = False) -> tuple[int, int]:
+        """Prompt and completion tokens of all whole replies; `once`: of one for each key."""
+        every = [pair for pairs in self.served.values() for pair in (pairs[:1] if once else pairs)]
         return sum(pair[0] for pair in every), sum(pair[1] for pair in every)
 
 

@@ -63,14 +63,15 @@ def test_records_in_order_with_counts_equal_to_the_endpoints(tmp_path):
 
 def test_faults_are_tried_again_and_what_may_be_paid_is_counted(tmp_path):
     source = corpus(tmp_path)
-    with fake_endpoint(faulty=0.5, stall_seconds=1.0) as endpoint:
-        backend = Endpoint(endpoint.url, "m", concurrency=16, timeout=0.5)
+    with fake_endpoint(faulty=0.5, stall_seconds=1.5) as endpoint:
+        backend = Endpoint(endpoint.url, "m", concurrency=16, timeout=1.0)
         done = run(source, RecipeTask(RECIPE), tmp_path / "out", backend, options=AskOptions(tries=20, wait=0.01))
         assert done.counts.made == 80
         assert min(endpoint.faults.values()) > 0, endpoint.faults
         assert len(endpoint.faults) == 7, endpoint.faults
-        assert (done.cost["prompt_tokens"], done.cost["completion_tokens"]) == endpoint.total()
-        doubtful = sum(endpoint.faults[what] for what in ("stall", "garbage", "cut off", "no reply"))
+        assert (done.cost["prompt_tokens"], done.cost["completion_tokens"]) == endpoint.total(once=True)
+        # On a busy machine a reply may come after the time limit: `repeated`.
+        doubtful = sum(endpoint.faults[what] for what in ("stall", "garbage", "cut off", "no reply")) + endpoint.repeated
         assert done.cost["without_counts"]["requests"] == doubtful
         assert done.asking.retries == doubtful + endpoint.faults["HTTP 500"] + endpoint.faults["HTTP 429"]
     with fake_endpoint() as endpoint:
