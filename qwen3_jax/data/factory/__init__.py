@@ -13,6 +13,7 @@ from etils import epy
 with epy.lazy_api_imports(globals()):
     from qwen3_jax.data.factory.asking import Asking, AskOptions
     from qwen3_jax.data.factory.budget import Limits
+    from qwen3_jax.data.factory.generate import GenerateTask
     from qwen3_jax.data.factory.job import Finished, run
     from qwen3_jax.data.factory.parsing import Parser
     from qwen3_jax.data.factory.recipe import Recipe, load_recipe, recipe_names
@@ -23,6 +24,7 @@ __all__ = [
     "AskOptions",
     "Asking",
     "Finished",
+    "GenerateTask",
     "Limits",
     "Made",
     "Parser",

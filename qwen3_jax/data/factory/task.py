@@ -64,7 +64,8 @@ class Task(Protocol):
         reading: settings that only what is made of answers depends on.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     @property
     def recipe(self) -> str: ...
@@ -141,8 +142,9 @@ def walk(task: Task, record: Record, fingerprint: str) -> Walk:
             ]
             if not wanted:
                 break
-        invalid += len(wanted)
-        answers.append([reply for reply in replies if reply is not None])
+        given = [reply for reply in replies if reply is not None]
+        invalid += sum(given[sample].outcome == "ok" for sample in wanted)
+        answers.append(given)
     return Answered(answers, invalid)
 
 

@@ -71,7 +71,9 @@ def test_faults_are_tried_again_and_what_may_be_paid_is_counted(tmp_path):
         assert len(endpoint.faults) == 7, endpoint.faults
         assert (done.cost["prompt_tokens"], done.cost["completion_tokens"]) == endpoint.total(once=True)
         # On a busy machine a reply may come after the time limit: `repeated`.
-        doubtful = sum(endpoint.faults[what] for what in ("stall", "garbage", "cut off", "no reply")) + endpoint.repeated
+        doubtful = (
+            sum(endpoint.faults[what] for what in ("stall", "garbage", "cut off", "no reply")) + endpoint.repeated
+        )
         assert done.cost["without_counts"]["requests"] == doubtful
         assert done.asking.retries == doubtful + endpoint.faults["HTTP 500"] + endpoint.faults["HTTP 429"]
     with fake_endpoint() as endpoint:
