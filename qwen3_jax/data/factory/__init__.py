@@ -13,6 +13,7 @@ from etils import epy
 with epy.lazy_api_imports(globals()):
     from qwen3_jax.data.factory.asking import Asking, AskOptions
     from qwen3_jax.data.factory.budget import Limits
+    from qwen3_jax.data.factory.filtering import FilterTask, filter_records
     from qwen3_jax.data.factory.generate import GenerateTask
     from qwen3_jax.data.factory.job import Finished, run
     from qwen3_jax.data.factory.parsing import Parser
@@ -23,6 +24,7 @@ with epy.lazy_api_imports(globals()):
 __all__ = [
     "AskOptions",
     "Asking",
+    "FilterTask",
     "Finished",
     "GenerateTask",
     "Limits",
@@ -32,6 +34,7 @@ __all__ = [
     "RecipeTask",
     "Rejection",
     "Task",
+    "filter_records",
     "load_recipe",
     "recipe_names",
     "run",

@@ -1,8 +1,8 @@
 """The filters of the report's section 4.1, each a function from texts to a reason or None.
 
 Of queries: several parts, general writing (others depend on the answers: not verifiable, right without thinking, never solved).
-Of responses: repetition, guesses, thinking that contradicts the answer, mixed languages, closeness to held-out queries; whether the
-answer is right is a verifier's verdict.
+Of responses: repetition, guesses, thinking that contradicts the answer, mixed languages, closeness to held-out queries; whether
+the answer is right is a verifier's verdict.
 
 They are rules, not models: cheap, the same everywhere, and measured by `benchmarks/filters.py` on planted faults.
 """
@@ -29,21 +29,47 @@ _ITEM = re.compile(
     rf"\s+(?={_TASK})",
     re.IGNORECASE,
 )
-_QUESTION = re.compile(r"[^.?!\n？。！]{8,}[?？]")
 _ASIDE = re.compile(
-    r"^\W*(?:did you know|right|ok(?:ay)?|you know what|guess what|can you help(?: me)?|could you help(?: me)?)\b", re.I
+    r"^\W*(?:did you know|right|ok(?:ay)?|you know what|guess what|can you help(?: me)?|could you help(?: me)?)\b",
+    re.IGNORECASE,
 )
 _ALSO = re.compile(
-    rf"[.?!;,]\s*(?:and\s+)?(?:also|then|next|additionally|furthermore|after that|finally|second(?:ly)?|in addition),?\s+(?:please\s+)?{_TASK}",
+    r"[.?!;,]\s*(?:and\s+)?(?:also|then|next|additionally|furthermore|after that|finally|second(?:ly)?|in addition),?\s+"
+    rf"(?:please\s+)?{_TASK}",
     re.IGNORECASE,
-)  # fmt: skip
+)
+
+_SENTENCE = re.compile(r"(?<=[.?!。？！])[\s)*]+|\n+")
+_IMPERATIVE = re.compile(
+    r"(?:\(?(?:\d{1,2}|[a-z]|[ivx]{1,4})[).:]\s*)?(?:please|then|and|now|next|finally|also|hence|\W)*\s*"
+    r"(?:(?:using|with|from|based on|given|for|if|when)\b[^,.?!]{0,80},\s*)?"
+    r"(?:find|prove|show|compute|calculate|determine|evaluate|solve|explain|derive|estimate|verify|simplify|factor|sketch|"
+    r"describe|list|compare|work out|give|state|name|identify)\b",
+    re.IGNORECASE,
+)
+_BOTH = re.compile(
+    r"(?:,|\band)\s+(?:then\s+|also\s+|finally\s+)?(?:find|compute|calculate|determine|evaluate|solve|explain|derive|estimate|"
+    r"prove|sketch|state|work out|how (?:many|much|long|far|old|often)|what (?:is|are|was|would)|by how)\b",
+    re.IGNORECASE,
+)
+# How the one answer is to be given, which is no further task.
+_FORM = re.compile(
+    r"\b(?:answers?|simplest|lowest terms|in the form|nearest|decimal places?|significant|step by step|boxed|reasoning|working|"
+    r"your (?:work|steps|solution)|units?)\b",
+    re.IGNORECASE,
+)
+_CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 
 _WRITING = re.compile(
-    r"\b(?:write|compose|draft|create|pen|craft|come up with|generate|make up|tell(?: me)?|produce)\b[^.?!\n]{0,60}?"
-    r"\b(?:essay|poem|haiku|sonnet|limerick|story|stories|tale|letter|e-?mail|speech|song|lyrics|blog(?: post)?|article|"
-    r"review|slogan|script|dialogue|diary(?: entry)?|advertisement|ad copy|press release|cover letter|biography|toast|"
-    r"product description|newsletter|screenplay|fable|joke|tagline|tweet|social media post|caption|paragraph about|"
-    r"fan ?fiction|monologue|report about|itinerary|invitation|thank[- ]you note|post about)\b"
+    r"\b(?:write|compose|draft|create|pen|craft|come up with|generate|make(?: up)?|tell(?: me)?|produce|give me|help me with|"
+    r"put together|prepare|brainstorm|invent|rewrite|design|i(?: would|'d)? (?:need|want|like))\b[^.?!\n]{0,60}?"
+    r"\b(?:essay|poem|haiku|sonnet|limerick|story|stories|tale|letter|e-?mail|speech|song|lyrics|blog(?: post)?|article|rap|"
+    r"review|slogan|script|dialogue|diary(?: entry)?|advertisement|ad copy|press release|cover letter|biography|bio|toast|"
+    r"product description|newsletter|screenplay|fable|joke|tagline|tweet|social media post|caption|paragraph|novel|chapter|"
+    r"scene|fan ?fiction|monologue|report about|itinerary|invitation|thank[- ]you note|post about|eulogy|vows|meal plan|"
+    r"lesson plan|business plan|workout plan|resume|ballad|ode|parody|obituary|apology|greeting|riddle|nursery rhyme|"
+    r"announcement|headline|pitch|text message|birthday message|memo|horoscope|prayer|legend|anecdote|journal entry|"
+    r"pun|pick-?up line|manifesto|testimonial|complaint|motto|recipe|something (?:funny|creative|nice|short|romantic))s?\b"
     r"|写一(?:篇|首|封|个故事|段)|作文",
     re.IGNORECASE,
 )
@@ -51,38 +77,65 @@ _NOT_WRITING = re.compile(
     r"\bhow many\b|\bwhat is the (?:number|total|probability|sum|average|price|length)\b", re.IGNORECASE
 )
 
+_GIVE = (
+    r"(?:say|go(?:ing)? (?:with|for)|pick|choos|chose|guess|put|answer|assum|settl|hop|mak|throw|tak|wager|bet)\w*\b"
+)
+_UNABLE = (
+    r"(?:\b(?:no|not any|don't have any|haven't any) (?:idea|clue|way)\b|\b(?:don't|do not|can't|cannot|could not|couldn't) "
+    r"(?:really |quite |even )?(?:know|see|remember|recall|tell|understand|work (?:it|this) out|figure (?:it|this) out|"
+    r"solve (?:it|this))\b|\b(?:not able to|unable to|not sure|unsure|uncertain|stuck|give up|gave up|giving up|no time|"
+    r"time is short|out of time|too hard|too difficult|over my head)\b)"
+)
+_UNDONE = (
+    r"\b(?:haven't|have not|hasn't|did not|didn't|did no|do not|don't|will not|won't|cannot|can't|could not|couldn't|without|"
+    r"no time to|skip(?:ping)?|not|no)\b(?:\s+(?:really|actually|even|the|any|real|time|to|bother|bothering|doing|do|need))*\s+"
+    r"(?:check|calculat|deriv|verif|comput|justif|work(?:ed|ing)? (?:it|this) out|reason|proof|prov)\w*"
+)
 _GUESS = re.compile(
-    r"\b(?:i(?:'ll| will| would|'d|'m going to| am going to)?|let(?:'s| me| us)|i have to|i need to|we(?:'ll| can)|have to|going to|"
-    r"best i can do is(?: to)?|might as well)\s+(?:just\s+|simply\s+|randomly\s+|blindly\s+|take a\s+|make a\s+|hazard a\s+|go with a\s+)*"
-    r"(?:wild\s+|random\s+|blind\s+|lucky\s+|total\s+|complete\s+|pure\s+|rough\s+)?guess(?:ing)?\b(?!\s*(?:and|-|&)\s*check)"
-    r"|\bi(?:'m| am) (?:just |only |really |basically )?guessing\b"
-    r"|\b(?:wild|random|blind|lucky|pure|total|complete) guess\b"
-    r"|\b(?:randomly|arbitrarily|blindly) (?:pick|choose|select|guess)"
-    r"|\b(?:pick|choose|select|picked|chose|choosing|picking) (?:one |an answer |something |a number |it )?(?:at random|randomly|arbitrarily)"
-    r"|\b(?:no|not any|don't have any|haven't any) (?:idea|clue)\b[^.]{0,80}\b(?:so|but)\b[^.]{0,60}\b(?:say|go with|pick|choose|answer|put)\b"
-    r"|\b(?:don't|do not|can't|cannot) (?:really )?(?:know|work (?:it|this) out|figure (?:it|this) out|solve (?:it|this))\b[^.]{0,80}"
-    r"\b(?:so|but)\b[^.]{0,60}\b(?:say|go with|pick|choose|guess|put|answer)\b"
-    r"|\b(?:it|that|this) (?:feels|sounds|seems) (?:about )?right,? (?:so )?(?:i'll|let's|i will) (?:go|say|pick)"
-    r"|(?:随便|瞎|胡乱)(?:猜|选|蒙)|我(?:就|只能|来)?猜",
+    r"\bguess(?:es|ed|ing)?\b(?!\s*(?:and|-|&)\s*check)"
+    r"|\b(?:randomly|arbitrarily|blindly) (?:pick|choose|select)"
+    r"|\b(?:pick|choos|select|chose|put|say|tak)\w*\b[^.\n]{0,40}\b(?:at random|randomly|arbitrarily)"
+    r"|\bshot in the dark\b|\bgut (?:feeling )?(?:says|tells)|\bfingers crossed\b|\b(?:flip|toss)\w* a coin\b"
+    r"|\bhope (?:it's|it is|that it|for the best)|\bmak\w+ (?:something|a number|it|one) up\b|\bthrow\w* out a number\b"
+    rf"|{_UNABLE}[^\n]{{0,100}}?\b{_GIVE}|\b{_GIVE}[^.\n]{{0,40}}{_UNDONE}|\b(?:let's|let us|i'd) say\b[^.\n]{{0,60}}{_UNABLE}"
+    rf"|{_UNDONE}[^\n]{{0,80}}?\b{_GIVE}"
+    rf"|\b(?:maybe|probably|perhaps|with (?:some|any) luck|simply assume|just assume|plausible)\b[^\n]{{0,60}}?{_UNDONE}"
+    r"|\b(?:feels|sounds|seems|looks) (?:about )?(?:right|fine|plausible|good),? (?:so )?(?:i'll|let's|i will) (?:go|say|pick)"
+    r"|猜|蒙一个|随便选",
     re.IGNORECASE,
 )
 _REASONED_GUESS = re.compile(
-    r"\b(?:guess(?:ed|es)? (?:is|was) (?:right|correct|confirmed)|check(?:s|ed|ing)? (?:the|this|my|that) guess|"
-    r"verif(?:y|ied|ies|ying) (?:the|this|my|that) guess|guess[- ]and[- ](?:check|verify)|instead of guessing|"
-    r"(?:not|without|rather than|no need to) (?:just )?guess(?:ing)?)\b",
+    r"\bguess(?:ed|es)? (?:is|was) (?:right|correct|confirmed|true|too)|\b(?:check|verif|confirm|test|prov|improv|refin)\w* "
+    r"(?:the|this|my|that|our|a) (?:\w+ )?guess|\bguess[- ]and[- ](?:check|verify)|\b(?:instead of|not|without|rather than|no "
+    r"need (?:to|for)|avoid|than)\s+(?:just |any |a )?guess|\b(?:first|initial|quick|educated|reasonable|rough|natural|good|"
+    r"your|second|next|better|correct|right|by) guess|\bguess (?:the|a|that the) (?:form|solution|root|pattern|factor|formula)|"
+    r"(?:number|game|player|person|friend)\w*[^.\n]{0,40}guess",
     re.IGNORECASE,
 )
-_GUESS_TAIL = 1500  # characters of the thinking's end in which a guess decides the answer
+_GUESS_TAIL = 300  # characters of the thinking's end in which a guess decides the answer
+_FEW_WORDS = 60  # of a thinking section that may be no reasoning at all
 
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
+_CHECK = re.compile(
+    r"check|verif|confirm|\bfits?\b|consistent|works|earlier|instead|wrong|mistake|not\b", re.IGNORECASE
+)
+_VALUE = r"-?\d[\d,]*(?:\.\d+)?"
 _CONCLUSION = re.compile(
-    r"\b(?:final answer|answer|result|solution|total)\s*(?:is|must be|should be|will be|has to be|comes out (?:as|to)|:|=)\s*"
+    r"\b(?:final answer|answer|result|solution|total)\s*"
+    r"(?:is|must be|should be|will be|has to be|comes out (?:as|to)|of|:|=)\s*"
     r"(?:therefore\s+|thus\s+|indeed\s+|just\s+|simply\s+)?\**([^\n.;,!?]*[^\s\n.;,!?](?:\.\d+)?)"
-    r"|\b(?:so|therefore|thus|hence)\b[^.\n]{0,60}?(?:\bis|\bequals|=)\s*\**(-?[\d][\d,]*(?:\.\d+)?)\b"
+    rf"|\b(?:so|therefore|thus|hence|conclude|gives?)\b[^.\n]{{0,60}}?(?:\bis|\bequals|=|\bget)\s*\**({_VALUE})(?=[\s.,*$]|\Z)"
+    rf"|\b(?:so|thus|then|therefore),? ({_VALUE}) it is\b"
+    rf"|\b({_VALUE}) (?:(?:as|is) the (?:final )?(?:answer|result|total|solution)\b)"
     r"|\b(?:answer|choose|pick|option)\s*:?\s*\(?([A-J])\)?(?=[\s.,)]|$)",
     re.IGNORECASE,
 )
 _CONCLUSION_TAIL = 400
+_LAST = re.compile(
+    r"\W*(?:so|thus|therefore|hence|then|that|this|these|in total|altogether|all in all|we|everything|putting|finally|overall|"
+    r"our|it|i|which|adding|together|in the end|ultimately|as a result|consequently|accordingly)\b",
+    re.IGNORECASE,
+)
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _FLAG = re.compile(r"\s*/(?:no_)?think\s*\Z")
 
@@ -98,14 +151,23 @@ def several_parts(query: str) -> str | None:
     items = [next(filter(None, match.groups())) for match in _ITEM.finditer(text)]
     if len(items) >= 2:
         return f"it has the parts {', '.join(items[:6])}"
-    questions = [match.group().strip() for match in _QUESTION.finditer(text) if not _ASIDE.match(match.group())]
-    if len(questions) >= 2:
-        return f"it asks {len(questions)} questions"
+    tasks = [one for one in _SENTENCE.split(_CODE.sub(" ", text)) if _is_task(one.strip())]
+    if len(tasks) >= 2:
+        return f"it asks {len(tasks)} things: {tasks[1].strip()[:60]!r} is the second"
+    both = next((match for one in tasks if (match := _BOTH.search(one))), None)
+    if both is not None:
+        return f"it asks for two things: {both.group().strip(' ,')!r}"
     also = _ALSO.search(text)
     before = text[: also.start()] if also else ""
     if also and (re.search(rf"(?:^|[.?!]\s+|please\s+){_TASK}", before, re.IGNORECASE) or "?" in before):
         return f"it asks for more: {also.group().strip(' .?!;,')!r}"
     return None
+
+
+def _is_task(sentence: str) -> bool:
+    if sentence.endswith(("?", "？")):
+        return not _ASIDE.match(sentence)
+    return _IMPERATIVE.match(sentence) is not None and not _FORM.search(sentence)
 
 
 def general_writing(query: str) -> str | None:
@@ -122,12 +184,21 @@ def repetitive(text: str) -> str | None:
     return None if verdict.status in ("right", "unparsable") else verdict.reason
 
 
-def guessed(thinking: str, content: str) -> str | None:
-    """Whether the answer is a guess that nothing confirms."""
+def guessed(query: str, thinking: str, content: str) -> str | None:
+    """Whether the answer is a guess: it says so at its end and nothing confirms it, or a short thinking section uses none of
+    the numbers that are given."""
     for name, text in (("thinking", thinking[-_GUESS_TAIL:]), ("answer", content)):
-        match = _GUESS.search(text)
-        if match is not None and not _REASONED_GUESS.search(text[max(match.start() - 40, 0) :]):
-            return f"its {name} says {' '.join(match.group().split())[:80]!r}"
+        for match in _GUESS.finditer(text):
+            if not _REASONED_GUESS.search(text[max(match.start() - 40, 0) : match.end() + 60]):
+                return f"its {name} says {' '.join(match.group().split())[:80]!r}"
+    given = set(_NUMBER.findall(query))
+    if (
+        thinking.strip()
+        and len(given) >= 2
+        and len(thinking.split()) < _FEW_WORDS
+        and not given & set(_NUMBER.findall(thinking))
+    ):
+        return "its thinking uses none of the numbers that are given"
     return None
 
 
@@ -147,16 +218,20 @@ def inconsistent(
         if verifier == "choice":
             boxed = f"The answer is ({concluded})."
         verdict = verify(verifier, boxed, reference, dict(settings or {}))
-        if verdict.status != "wrong" or _plain(concluded) in _plain(content):
+        if verdict.status != "wrong" or _says(content, concluded):
             return None
         return f"its thinking concludes {concluded[:60]!r}, its answer does not"
-    said = conclusion(content) or content
-    numbers = [_NUMBER.findall(each.replace(",", "")) for each in (concluded, said)]
-    if all(numbers) and float(numbers[0][-1]) != float(numbers[1][-1]):
-        return f"its thinking concludes {concluded[:60]!r}, its answer {said.strip()[:60]!r}"
-    if not any(numbers) and _plain(concluded) not in _plain(content):
-        return f"its thinking concludes {concluded[:60]!r}, its answer {said.strip()[:60]!r}"
-    return None
+    if _says(content, concluded):
+        return None
+    return f"its thinking concludes {concluded[:60]!r}, its answer {(conclusion(content) or content).strip()[:60]!r}"
+
+
+def _says(content: str, concluded: str) -> bool:
+    """Whether an answer has the conclusion in it: the last of its numbers, or its text where it has none."""
+    numbers = [float(number.replace(",", "")) for number in _NUMBER.findall(concluded)]
+    if numbers:
+        return numbers[-1] in [float(number.replace(",", "")) for number in _NUMBER.findall(content)]
+    return _plain(concluded) in _plain(content)
 
 
 def conclusion(text: str) -> str | None:
@@ -164,6 +239,14 @@ def conclusion(text: str) -> str | None:
     boxed = [(match.start(), match.group(1)) for match in _BOXED.finditer(text)]
     stated = [(match.start(), next(filter(None, match.groups()))) for match in _CONCLUSION.finditer(text)]
     every = sorted(boxed + stated)
+    sentences = [one for one in _SENTENCE.split(text.strip()) if one]
+    last = sentences[-1] if sentences else ""
+    start = len(text.rstrip()) - len(last)
+    numbers = _NUMBER.findall(last)
+    is_answer = len(last) < 100 and _LAST.match(last)
+    is_alone = len(last) < 60 and len(numbers) == 1 and not _CHECK.search(last)
+    if numbers and (is_answer or is_alone) and not (every and every[-1][0] >= start):
+        return numbers[-1]
     if not every:
         return None
     return every[-1][1].strip().strip("*$ ").removeprefix("\\(").removesuffix("\\)").strip() or None
@@ -171,10 +254,13 @@ def conclusion(text: str) -> str | None:
 
 def mixed_languages(query: str, thinking: str, content: str) -> str | None:
     """Whether a response changes its language; a query that has several may be answered in several."""
-    verdict = verify("language", f"{thinking}\n\n{content}")
-    if verdict.status != "wrong" or verify("language", without_flag(query)).status == "wrong":
+    text = without_flag(query)
+    # A short answer may hold more letters of the other script; the query says which one is meant.
+    asked = verify("language", text, "en").status
+    if asked == "wrong" and verify("language", text).status == "wrong":
         return None
-    return verdict.reason
+    verdict = verify("language", f"{thinking}\n\n{content}", "en" if asked == "right" else None)
+    return verdict.reason if verdict.status == "wrong" else None
 
 
 def _plain(text: str) -> str:
@@ -196,7 +282,7 @@ class Validation:
     similarity: float
 
     @classmethod
-    def of(cls, texts: Iterable[str], ngram: int = 13, similarity: float = 0.6) -> Validation:
+    def of(cls, texts: Iterable[str], ngram: int = 13, similarity: float = 0.35) -> Validation:
         """From the texts of the queries."""
         every = [without_flag(text) for text in texts]
         signed = np.array([signature(text, near=True) for text in every], SIGNATURE)

@@ -38,7 +38,8 @@ from qwen3_jax.endpoints import Backend, Tokens
 from qwen3_jax.errors import UserError, warn
 from qwen3_jax.progress import progress_bar
 
-MANIFEST, SETTINGS, RECORDS = "manifest.json", "settings.json", "records"
+MANIFEST, SETTINGS, RECORDS, COST = "manifest.json", "settings.json", "records", "cost.json"
+LOCK = "lock"
 FORMAT = 1
 
 
@@ -49,7 +50,7 @@ class Finished:
     Attributes:
         folder: OUTPUT.
         counts: of all splits.
-        cost: cost.json.
+        cost: cost.json; empty where nothing was asked.
         asking: what this run did; None where everything was there.
     """
 
@@ -114,7 +115,7 @@ def run(
     fingerprint = recorded_model(output) if backend is None else backend.fingerprint
     with open_job(source, task, output, fingerprint, split_bytes) as opened:
         if opened.is_done:
-            return _finished(opened.job.folder)
+            return finished(opened.job.folder)
         asking = None
         if backend is not None:
             asking = ask(opened, backend, limits, options, visible=visible)
@@ -161,7 +162,7 @@ def open_job(
     settings = _settings(source, task, fingerprint, pieces)
     parts = folder / PARTS
     parts.mkdir(parents=True, exist_ok=True)
-    with locked(parts / "lock", f"another process is at work on {folder}; wait for it, or stop it."):
+    with locked(parts / LOCK, f"another process is at work on {folder}; wait for it, or stop it."):
         remove_leftovers(folder, parts)
         is_done = _compare(folder, settings)
         digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
@@ -174,7 +175,9 @@ def recorded_model(output: str | Path) -> str:
     return str(json.loads(file.read_text(encoding="utf-8"))["model"]) if file.exists() else ""
 
 
-def publish(opened: OpenJob, parts: Sequence[PartCounts], limits: Limits, asking: Asking | None = None) -> Finished:
+def publish(
+    opened: OpenJob, parts: Sequence[PartCounts], limits: Limits | None = None, asking: Asking | None = None
+) -> Finished:
     """Put the parts together: records, rejections, cost and manifest.
 
     Raises:
@@ -187,8 +190,9 @@ def publish(opened: OpenJob, parts: Sequence[PartCounts], limits: Limits, asking
         raise DataError(
             f"{counts.malformed} records are malformed, --max-malformed allows {limit}: {_first_malformed(job, parts)}"
         )
-    cost = _cost(folder, counts, limits)
-    write_json(folder / "cost.json", cost)
+    cost = _cost(folder, counts, limits or Limits())
+    if (folder / ANSWERS).is_dir():
+        write_json(folder / COST, cost)
     with written_whole(folder / "rejects.jsonl") as path, path.open("wb") as together:
         for part in parts:
             with job.part(part.number, ".rejects.jsonl").open("rb") as stream:
@@ -213,8 +217,9 @@ def publish(opened: OpenJob, parts: Sequence[PartCounts], limits: Limits, asking
     write_json(folder / MANIFEST, {
         "format": FORMAT, "complete": is_complete, "counts": dataclasses.asdict(counts), "settings": opened.settings,
     })  # fmt: skip
-    for file in (folder / PARTS).glob("*.json*"):
-        file.unlink()
+    for file in (folder / PARTS).iterdir():
+        if file.name != LOCK:
+            file.unlink()
     return Finished(folder, counts, cost, asking)
 
 
@@ -311,9 +316,10 @@ def _cost(folder: Path, counts: PartCounts, limits: Limits) -> dict[str, Any]:
     }
 
 
-def _finished(folder: Path) -> Finished:
+def finished(folder: Path) -> Finished:
+    """The job of a folder that holds its result."""
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    cost = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
+    cost = json.loads((folder / COST).read_text(encoding="utf-8")) if (folder / COST).exists() else {}
     return Finished(folder, PartCounts(**manifest["counts"]), cost)
 
 

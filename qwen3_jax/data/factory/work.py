@@ -9,10 +9,12 @@ again unless its counts are there for the same answers.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,81 +113,99 @@ def make_split(job: FactoryJob, number: int, split: Split) -> PartCounts:
         counts = PartCounts(**json.loads(done.read_text(encoding="utf-8")))
         if counts.state == state:
             return counts
-    work = _Making(job, log)
-    with (
-        written_whole(job.part(number, ".jsonl")) as records,
-        written_whole(job.part(number, ".rejects.jsonl")) as rejects,
-        records.open("w", encoding="utf-8") as made,
-        rejects.open("w", encoding="utf-8") as rejected,
-    ):
+    making = _Making(job, log)
+    parts = Parts(job, number, state)
+    with parts.writing() as write:
         for record in read(split, job.source):
             location = record.reason if isinstance(record, Malformed) else record.location
-            result = work.make(record)
-            for one in result.records:
-                made.write(json.dumps(one, ensure_ascii=False) + "\n")
-            for rejection in result.rejected:
-                line = {"record": location, **rejection._asdict()}
-                rejected.write(json.dumps(line, ensure_ascii=False) + "\n")
+            write(location, making.made(record), making.unasked, making.used_tokens)
     log.close()
-    counts = work.counts(number, state)
-    write_json(done, dataclasses.asdict(counts))
-    return counts
+    return parts.counts
+
+
+class Parts:
+    """The files of one split: records and rejections as they are made, and their counts, written last.
+
+    Args:
+        state: of settings and recorded answers, kept with the counts.
+
+    Attributes:
+        counts: when `writing` has ended.
+    """
+
+    def __init__(self, job: FactoryJob, number: int, state: str = ""):
+        self._job, self._number, self._state = job, number, state
+        self._totals: Counter[str] = Counter()
+        self._rejected: Counter[str] = Counter()
+        self.counts = PartCounts(number, state)
+
+    @contextmanager
+    def writing(self) -> Iterator[Callable[..., None]]:
+        """Yield write(location of a record, what was made of it, whether an answer is missing, tokens looked at)."""
+        part = functools.partial(self._job.part, self._number)
+        with (
+            written_whole(part(".jsonl")) as records,
+            written_whole(part(".rejects.jsonl")) as rejects,
+            records.open("w", encoding="utf-8") as made,
+            rejects.open("w", encoding="utf-8") as rejected,
+        ):
+
+            def write(location: str, result: Made, unasked: bool = False, used_tokens: int = 0) -> None:
+                for one in result.records:
+                    made.write(json.dumps(one, ensure_ascii=False) + "\n")
+                for rejection in result.rejected:
+                    line = {"record": location, **rejection._asdict()}
+                    rejected.write(json.dumps(line, ensure_ascii=False) + "\n")
+                outcomes = [rejection.outcome for rejection in result.rejected]
+                self._rejected.update(outcomes)
+                self._totals.update(
+                    read=1, made=len(result.records), kept_tokens=result.kept_tokens, unasked=int(unasked),
+                    used_tokens=used_tokens, malformed=outcomes.count("malformed"),
+                )  # fmt: skip
+
+            yield write
+        totals: dict[str, Any] = dict(self._totals)
+        self.counts = PartCounts(self._number, self._state, rejected=dict(sorted(self._rejected.items())), **totals)
+        write_json(part(".json"), dataclasses.asdict(self.counts))
 
 
 class _Making:
-    """The records of one split on their way to what is made of them."""
+    """What the recorded answers of a split give.
+
+    Attributes:
+        unasked: an answer to the last record is missing, because of a budget.
+        used_tokens: of the answers to the last record.
+    """
 
     def __init__(self, job: FactoryJob, log: AnswerLog):
         self._job, self._log = job, log
-        self._totals: Counter[str] = Counter()
-        self._rejected: Counter[str] = Counter()
-        self._is_unasked = False
+        self.unasked, self.used_tokens = False, 0
 
-    def make(self, record: Record | Malformed) -> Made:
-        """What the recorded answers give."""
-        self._totals["read"] += 1
-        if isinstance(record, Malformed):
-            return self._malformed(record.reason)
+    def made(self, record: Record | Malformed) -> Made:
+        """What is made of the next record."""
+        self.unasked, self.used_tokens = False, 0
         try:
-            made = self._walked(record)
+            if isinstance(record, Malformed):
+                raise DataError(record.reason)
+            steps = walk(self._job.task, record, self._job.fingerprint)
+            try:
+                asked = next(steps)
+                while True:
+                    asked = steps.send([self._reply(one) for one in asked])
+            except StopIteration as end:
+                return self._job.task.made(record, end.value.answers)
         except DataError as error:
-            return self._malformed(str(error))
-        self._totals["made"] += len(made.records)
-        self._totals["kept_tokens"] += made.kept_tokens
-        self._rejected.update(rejection.outcome for rejection in made.rejected)
-        return made
-
-    def counts(self, number: int, state: str) -> PartCounts:
-        """Of all records so far."""
-        totals: dict[str, Any] = dict(self._totals)
-        return PartCounts(number, state, rejected=dict(sorted(self._rejected.items())), **totals)
-
-    def _malformed(self, reason: str) -> Made:
-        self._totals["malformed"] += 1
-        self._rejected["malformed"] += 1
-        return Made(rejected=[Rejection("malformed", reason)])
-
-    def _walked(self, record: Record) -> Made:
-        steps = walk(self._job.task, record, self._job.fingerprint)
-        unasked = False
-        try:
-            asked = next(steps)
-            while True:
-                replies = [self._reply(one) for one in asked]
-                unasked = unasked or any(reply.outcome == "over budget" for reply in replies)
-                asked = steps.send(replies)
-        except StopIteration as end:
-            self._totals["unasked"] += unasked
-            return self._job.task.made(record, end.value.answers)
+            return Made(rejected=[Rejection("malformed", str(error))])
 
     def _reply(self, asked: Asked) -> Reply:
         reply = self._log.get(asked.key)
         if reply is not None:
-            self._totals["used_tokens"] += reply.tokens.total if reply.tokens is not None else 0
+            self.used_tokens += reply.tokens.total if reply.tokens is not None else 0
             return reply
         failure = self._log.failure(asked.key)
         if failure is not None:
             return Reply("unreachable", reason=failure)
+        self.unasked = True
         return Reply("over budget", reason="the budget was used up before it was asked")
 
 
