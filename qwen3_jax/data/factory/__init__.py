@@ -19,6 +19,7 @@ with epy.lazy_api_imports(globals()):
     from qwen3_jax.data.factory.parsing import Parser
     from qwen3_jax.data.factory.recipe import Recipe, load_recipe, recipe_names
     from qwen3_jax.data.factory.recipe_task import RecipeTask
+    from qwen3_jax.data.factory.refine import RefineTask
     from qwen3_jax.data.factory.task import Made, Rejection, Task
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Parser",
     "Recipe",
     "RecipeTask",
+    "RefineTask",
     "Rejection",
     "Task",
     "filter_records",

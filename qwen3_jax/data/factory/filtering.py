@@ -74,7 +74,7 @@ class FilterTask:
     solved_share: float = 0.5
     held_out: tuple[str, ...] = ()
     ngram: int = 13
-    similarity: float = 0.35
+    similarity: float = 0.3
     skip: tuple[str, ...] = ()
     name: str = "filter"
     recipe: str = "filter/1"

@@ -282,7 +282,7 @@ class Validation:
     similarity: float
 
     @classmethod
-    def of(cls, texts: Iterable[str], ngram: int = 13, similarity: float = 0.35) -> Validation:
+    def of(cls, texts: Iterable[str], ngram: int = 13, similarity: float = 0.3) -> Validation:
         """From the texts of the queries."""
         every = [without_flag(text) for text in texts]
         signed = np.array([signature(text, near=True) for text in every], SIGNATURE)

@@ -47,6 +47,7 @@ class GenerateTask:
         sampling: replaces fields of the report's sampling in both modes.
         flagged: share of the thinking records whose query ends with /think, where both modes are asked; records without
             thinking always end with /no_think.
+        carry: keys of the record that its records keep: a domain, labels.
     """
 
     samples: int = 1
@@ -60,6 +61,7 @@ class GenerateTask:
     max_new_tokens: int = 32_768
     sampling: Mapping[str, float] = field(default_factory=dict)
     flagged: float = 0.5
+    carry: tuple[str, ...] = ()
     name: str = "generate"
     recipe: str = "generate/1"
     attempts: int = 1
@@ -88,7 +90,7 @@ class GenerateTask:
     @property
     def reading(self) -> Mapping[str, Any]:
         """What only records depend on."""
-        names = ("verifier", "settings", "reference_key", "keep", "flagged")
+        names = ("verifier", "settings", "reference_key", "keep", "flagged", "carry")
         return {name: getattr(self, name) for name in names}
 
     def asks(self, record: Record, answers: Answers) -> Sequence[ChatRequest]:
@@ -187,7 +189,8 @@ class GenerateTask:
             about |= {"verdict": verdict.status, "score": verdict.score}
         if self.keep == "all":
             about["reference"] = query.reference
-        return out | {"generated": about}
+        carried = {key: record.body[key] for key in self.carry if key in record.body}
+        return carried | out | {"generated": about}
 
     def _flagged(self, query: Query, sample: int, thinks: bool) -> list[dict[str, Any]]:
         """The messages, the last with the flag that a training sample carries (section 4.3, table 9)."""

@@ -39,7 +39,8 @@ class Recipe:
     Attributes:
         name, version: part of the identity of every request.
         about: one line.
-        prompt: the user's message; `{{text}}`, `{{record.KEY}}`, `{{choice.NAME}}`.
+        prompt: the user's message: `{{text}}`, the document; `{{query}}`, the last question of a user; `{{passage}}`, a part of the
+            document, another one for each sample; `{{record.KEY}}`; `{{choice.NAME}}`.
         parser: how the answer is read, see `parsing.Parser`.
         record: what is made: JSON with `{{answer...}}`, `{{content}}`, `{{thinking}}`, and all that a prompt may have.
         source: the paper or code that it follows.
@@ -53,6 +54,11 @@ class Recipe:
         samples: answers for each record.
         attempts: tries, with other seeds, until an answer can be read.
         most_characters: longer texts are left out; None is no limit.
+        cut_characters: of longer texts only so much is shown; None is no limit.
+        with_record: what is made is added to the record instead of standing alone.
+        evidence: key of the answer with a quotation that must occur in the passage; `{{evidence}}` is its place in the document,
+            [start, stop] in characters.
+        solution, tests: keys of the answer with Python code and with assert statements that it must pass, in the sandbox.
         example: what it gives, for readers.
     """
 
@@ -74,20 +80,28 @@ class Recipe:
     samples: int = 1
     attempts: int = 1
     most_characters: int | None = None
+    cut_characters: int | None = None
+    with_record: bool = False
+    evidence: str = ""
+    solution: str = ""
+    tests: str = ""
     example: str = ""
 
     def __post_init__(self) -> None:
         check_bounds(
             vars(self), f"recipe {self.name!r}: ", version=whole(1), max_new_tokens=whole(1), thinking_budget=whole(0),
-            samples=whole(1), attempts=whole(1), most_characters=whole(1),
+            samples=whole(1), attempts=whole(1), most_characters=whole(1), cut_characters=whole(1),
         )  # fmt: skip
         for name in self.sampling:
             if name not in SAMPLING:
                 raise UserError(f"recipe {self.name!r}: no sampling option {name!r}.{nearest(name, SAMPLING)}")
-        roots = {"text", "record", "choice"}
+        if bool(self.solution) != bool(self.tests):
+            raise UserError(f"recipe {self.name!r}: give both 'solution' and 'tests', or neither.")
+        roots = {"text", "query", "passage", "record", "choice"}
+        later = {"answer", "item", "content", "thinking"} | ({"evidence"} if self.evidence else set())
         for of, texts, allowed in (
             ("prompt", [self.system, self.prompt], roots),
-            ("record", list(_strings(self.record)), roots | {"answer", "item", "content", "thinking"}),
+            ("record", list(_strings(self.record)), roots | later),
         ):
             for place in (match for text in texts for match in _PLACE.findall(text)):
                 root, _, rest = place.partition(".")
@@ -108,14 +122,15 @@ class Recipe:
         """What requests depend on."""
         names = (
             "system", "prompt", "schema", "choices", "sampling", "max_new_tokens", "enable_thinking", "thinking_budget",
-            "samples", "attempts", "most_characters",
+            "samples", "attempts", "most_characters", "cut_characters",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
     @property
     def reading(self) -> dict[str, Any]:
         """What only the records depend on."""
-        return {"parser": dataclasses.asdict(self.parser), "record": self.record, "each": self.each}
+        names = ("record", "each", "with_record", "evidence", "solution", "tests")
+        return {"parser": dataclasses.asdict(self.parser), **{name: getattr(self, name) for name in names}}
 
     def request(self, values: Mapping[str, Any]) -> ChatRequest:
         """The request for one set of values.
@@ -190,10 +205,11 @@ def recipe_names() -> list[str]:
 def _check_types(path: Path, values: Mapping[str, Any]) -> None:
     kinds: dict[str, tuple[type, ...]] = {
         **dict.fromkeys(("name", "about", "prompt", "source", "system", "each", "example"), (str,)),
+        **dict.fromkeys(("evidence", "solution", "tests"), (str,)),
         **dict.fromkeys(("parser", "record", "choices", "sampling"), (dict,)),
         **dict.fromkeys(("version", "max_new_tokens", "samples", "attempts"), (int,)),
-        **dict.fromkeys(("thinking_budget", "most_characters"), (int, type(None))),
-        "schema": (dict, type(None)), "enable_thinking": (bool, type(None)),
+        **dict.fromkeys(("thinking_budget", "most_characters", "cut_characters"), (int, type(None))),
+        "schema": (dict, type(None)), "enable_thinking": (bool, type(None)), "with_record": (bool,),
     }  # fmt: skip
     for name, value in values.items():
         if not isinstance(value, kinds[name]) or (isinstance(value, bool) and bool not in kinds[name]):
