@@ -67,7 +67,8 @@ def _generate(args: argparse.Namespace) -> int:
     task = GenerateTask(
         samples=args.samples, modes=tuple(args.mode), budgets=tuple(args.thinking_budget), verifier=args.verifier,
         settings=args.verifier_settings, reference_key=args.reference_key, keep=args.keep, system=args.system,
-        max_new_tokens=args.max_new_tokens, sampling=model_options.sampling_fields(args), flagged=args.flagged, carry=tuple(args.carry),
+        max_new_tokens=args.max_new_tokens, sampling=model_options.sampling_fields(args), flagged=args.flagged,
+        carry=tuple(args.carry),
     )  # fmt: skip
     return run_task(args, task)
 

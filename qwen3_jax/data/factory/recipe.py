@@ -39,8 +39,8 @@ class Recipe:
     Attributes:
         name, version: part of the identity of every request.
         about: one line.
-        prompt: the user's message: `{{text}}`, the document; `{{query}}`, the last question of a user; `{{passage}}`, a part of the
-            document, another one for each sample; `{{record.KEY}}`; `{{choice.NAME}}`.
+        prompt: the user's message: `{{text}}`, the document; `{{query}}`, the last question of a user; `{{passage}}`, a part of
+            the document, another one for each sample; `{{record.KEY}}`; `{{choice.NAME}}`.
         parser: how the answer is read, see `parsing.Parser`.
         record: what is made: JSON with `{{answer...}}`, `{{content}}`, `{{thinking}}`, and all that a prompt may have.
         source: the paper or code that it follows.
@@ -56,8 +56,8 @@ class Recipe:
         most_characters: longer texts are left out; None is no limit.
         cut_characters: of longer texts only so much is shown; None is no limit.
         with_record: what is made is added to the record instead of standing alone.
-        evidence: key of the answer with a quotation that must occur in the passage; `{{evidence}}` is its place in the document,
-            [start, stop] in characters.
+        evidence: key of the answer with a quotation that must occur in the passage; `{{evidence}}` is its place in the
+            document, [start, stop] in characters.
         solution, tests: keys of the answer with Python code and with assert statements that it must pass, in the sandbox.
         example: what it gives, for readers.
     """

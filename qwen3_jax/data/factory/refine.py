@@ -1,11 +1,12 @@
 """`qwen3 data refine`: recognised text corrected by a model, paragraph by paragraph, and only where nothing was lost.
 
-A passage is accepted when its numbers and names survive and its length is about the same; otherwise the original stays. The record
-says how many passages were changed and how many were kept.
+A passage is accepted when its numbers and names survive and its length is about the same; otherwise the original stays. The
+record says how many passages were changed and how many were kept.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,8 +20,13 @@ from qwen3_jax.data.factory.task import Answers, Made, Rejection
 from qwen3_jax.data.records import DataError, Record
 from qwen3_jax.endpoints import ChatRequest, Reply
 
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_NUMBER = re.compile(r"(?<!\w)\d+(?:[.,]\d+)*(?!\w)")
+# Digits that were recognised as letters, in a word with other digits.
+_GARBLED = re.compile(r"(?<!\w)(?=\w*\d)(?=\w*[OolISB])[\dOolISB]+(?!\w)")
+_DIGITS = str.maketrans("OolISB", "001158")
 _NAME = re.compile(r"(?<![.!?:\n\"(]\s)(?<!\A)\b[A-Z][\w'-]{2,}\b")
+_WORD = re.compile(r"[\w'-]+")
+_CLOSE = 0.75  # a name in which letters were corrected
 _BREAK = re.compile(r"\n[ \t]*\n\s*")
 
 
@@ -33,7 +39,7 @@ class RefineTask:
         text_key: the key of the text.
         passage: characters of a passage, which is made of whole paragraphs; longer ones stand alone.
         least, most: accepted length, as a share of the original's.
-        names: share of the names in the middle of sentences that must survive; recognition errs in some.
+        names: share of the names in the middle of sentences that must survive; a few letters of a name may be corrected.
     """
 
     of: Recipe
@@ -138,14 +144,14 @@ class RefineTask:
         share = len(text) / max(len(original), 1)
         if not self.least <= share <= self.most:
             raise Unreadable(f"its length is {share:.0%} of the original's")
-        numbers = Counter(_NUMBER.findall(original))
-        lost = numbers - Counter(_NUMBER.findall(text))
-        added = Counter(_NUMBER.findall(text)) - numbers
+        numbers, after = Counter(_NUMBER.findall(original)), Counter(_NUMBER.findall(text))
+        garbled = Counter(word.translate(_DIGITS) for word in _GARBLED.findall(original))
+        lost, added = numbers - after, after - numbers - garbled
         if lost or added:
             first = next(iter(lost or added))
             raise Unreadable(f"the number {first} is {'lost' if lost else 'new'}")
-        names = set(_NAME.findall(original))
-        if names and len(names & set(re.findall(r"[\w'-]+", text))) / len(names) < self.names:
-            missing = sorted(names - set(re.findall(r"[\w'-]+", text)))
-            raise Unreadable(f"names are lost: {', '.join(missing[:4])}")
+        names, words = set(_NAME.findall(original)), _WORD.findall(text)
+        lost_names = [name for name in sorted(names) if not difflib.get_close_matches(name, words, 1, _CLOSE)]
+        if len(lost_names) > (1 - self.names) * len(names):
+            raise Unreadable(f"names are lost: {', '.join(lost_names[:4])}")
         return text
