@@ -25,7 +25,8 @@ class Limits:
         tokens: of prompts and answers, over all runs of the job.
         usd: dollars, over all runs; needs both prices.
         hours: of this run; requests in progress are finished.
-        price_in, price_out: dollars per million tokens of prompts and of answers.
+        price_in: dollars per million tokens of prompts.
+        price_out: of answers.
     """
 
     tokens: int | None = None

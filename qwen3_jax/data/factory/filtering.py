@@ -197,7 +197,7 @@ def look(task: FilterTask, record: Record) -> Look:
     plain = [*query.messages[:-1], {**query.messages[-1], "content": text}]
     identity = about.get("query") or replace(query, messages=tuple(plain)).id
     domain = str(record.body.get(task.domain_key, "")) if task.domain_key is not None else ""
-    verdict, reason = _verdict(task, thinking, content, reference, about.get("verdict"))
+    verdict, reason = _verdict(task, thinking, content, reference, about)
     labels = record.body.get("query_labels")
     said: Mapping[str, Any] = labels if isinstance(labels, Mapping) else {}
     query_fault = _first(task, [
@@ -316,14 +316,14 @@ def _balance(most: int, domains: Mapping[str, str], out: dict[str, tuple[str, st
 
 
 def _verdict(
-    task: FilterTask, thinking: str, content: str, reference: Any, recorded: Any
+    task: FilterTask, thinking: str, content: str, reference: Any, about: Mapping[str, Any]
 ) -> tuple[str | None, str]:  # fmt: skip
     """(status, reason); the status is None where nothing judges."""
     if task.verifier:
         text = f"<think>\n{thinking}\n</think>\n\n{content}" if thinking else content
         verdict = verify(task.verifier, text, reference, dict(task.settings))
         return verdict.status, verdict.reason
-    return (str(recorded), "as `data generate` found") if recorded is not None else (None, "")
+    return (str(about["verdict"]), str(about.get("reason", ""))) if "verdict" in about else (None, "")
 
 
 def _no_reference(task: FilterTask, reference: Any, about: Mapping[str, Any]) -> str | None:

@@ -186,7 +186,7 @@ class GenerateTask:
             out["tools"] = list(query.tools)
         about: dict[str, Any] = {"query": query.id, "mode": MODES[not thinks], "budget": budget, "sample": sample}
         if verdict is not None:
-            about |= {"verdict": verdict.status, "score": verdict.score}
+            about |= {"verdict": verdict.status, "score": verdict.score, "reason": verdict.reason}
         if self.keep == "all":
             about["reference"] = query.reference
         carried = {key: record.body[key] for key in self.carry if key in record.body}

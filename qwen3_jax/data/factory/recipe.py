@@ -37,7 +37,8 @@ class Recipe:
     """One kind of request, and what is made of its answer.
 
     Attributes:
-        name, version: part of the identity of every request.
+        name: part of the identity of every request.
+        version: the same.
         about: one line.
         prompt: the user's message: `{{text}}`, the document; `{{query}}`, the last question of a user; `{{passage}}`, a part of
             the document, another one for each sample; `{{record.KEY}}`; `{{choice.NAME}}`.
@@ -50,7 +51,8 @@ class Recipe:
         choices: names with lists of values, of which each sample takes one: styles, audiences, languages.
         sampling: see `qwen3_jax.endpoints.chat.SAMPLING`.
         max_new_tokens: most tokens of an answer.
-        enable_thinking, thinking_budget: as in `ChatRequest`.
+        enable_thinking: as in `ChatRequest`.
+        thinking_budget: as in `ChatRequest`.
         samples: answers for each record.
         attempts: tries, with other seeds, until an answer can be read.
         most_characters: longer texts are left out; None is no limit.
@@ -58,7 +60,8 @@ class Recipe:
         with_record: what is made is added to the record instead of standing alone.
         evidence: key of the answer with a quotation that must occur in the passage; `{{evidence}}` is its place in the
             document, [start, stop] in characters.
-        solution, tests: keys of the answer with Python code and with assert statements that it must pass, in the sandbox.
+        solution: key of the answer with Python code.
+        tests: key of the answer with assert statements that the code must pass, in the sandbox.
         example: what it gives, for readers.
     """
 

@@ -26,7 +26,7 @@ _GARBLED = re.compile(r"(?<!\w)(?=\w*\d)(?=\w*[OolISB])[\dOolISB]+(?!\w)")
 _DIGITS = str.maketrans("OolISB", "001158")
 _NAME = re.compile(r"(?<![.!?:\n\"(]\s)(?<!\A)\b[A-Z][\w'-]{2,}\b")
 _WORD = re.compile(r"[\w'-]+")
-_CLOSE = 0.75  # a name in which letters were corrected
+_CLOSE = 0.7  # a name in which letters were corrected
 _BREAK = re.compile(r"\n[ \t]*\n\s*")
 
 
@@ -38,7 +38,8 @@ class RefineTask:
         of: the recipe; its prompt has `{{text}}`, one passage.
         text_key: the key of the text.
         passage: characters of a passage, which is made of whole paragraphs; longer ones stand alone.
-        least, most: accepted length, as a share of the original's.
+        least: accepted length, as a share of the original's.
+        most: the same.
         names: share of the names in the middle of sentences that must survive; a few letters of a name may be corrected.
     """
 

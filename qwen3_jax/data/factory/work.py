@@ -21,7 +21,7 @@ from typing import Any
 
 from qwen3_jax.data.config import Source
 from qwen3_jax.data.factory.answers import AnswerLog
-from qwen3_jax.data.factory.task import Asked, Made, Rejection, Task, walk
+from qwen3_jax.data.factory.task import Asked, Made, Rejection, Task, record_bytes, walk
 from qwen3_jax.data.records import DataError, Malformed, Record
 from qwen3_jax.data.shards import PARTS, write_json, written_whole
 from qwen3_jax.data.sources import Split, read
@@ -179,6 +179,7 @@ class _Making:
 
     def __init__(self, job: FactoryJob, log: AnswerLog):
         self._job, self._log = job, log
+        self._seen: set[bytes] = set()
         self.unasked, self.used_tokens = False, 0
 
     def made(self, record: Record | Malformed) -> Made:
@@ -193,9 +194,18 @@ class _Making:
                 while True:
                     asked = steps.send([self._reply(one) for one in asked])
             except StopIteration as end:
-                return self._job.task.made(record, end.value.answers)
+                made = self._job.task.made(record, end.value.answers)
+            return made if self._is_new(record) else dataclasses.replace(made, kept_tokens=0)
         except DataError as error:
             return Made(rejected=[Rejection("malformed", str(error))])
+
+    def _is_new(self, record: Record) -> bool:
+        """Whether a record comes for the first time; equal ones share their answers, whose tokens count once."""
+        digest = hashlib.blake2b(record_bytes(record), digest_size=16).digest()
+        if digest in self._seen:
+            return False
+        self._seen.add(digest)
+        return True
 
     def _reply(self, asked: Asked) -> Reply:
         reply = self._log.get(asked.key)
