@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "sweeps": {"checkpoint", "data", "model", "text", "training"},
     "planner": {"generation", "kernels", "model", "training"},
     "cli": {"checkpoint", "data", "endpoints", "evaluation", "sweeps", "generation", "kernels", "model", "planner", "serving",
-            "text", "training"},
+            "text", "training", "verifiers"},
 }  # fmt: skip
 ALL_MAY_IMPORT = {
     "absent_tpu", "bounds", "config", "errors", "generation_config", "json_fields", "paths", "position_config", "progress",

@@ -13,8 +13,10 @@ from collections.abc import Callable
 
 from qwen3_jax.cli import model_options
 from qwen3_jax.cli.arguments import Parser, whole_number
+from qwen3_jax.cli.data_distil import add_distil
 from qwen3_jax.cli.data_filter import add_filter
 from qwen3_jax.cli.factory_options import add_backend, add_input, budget, json_object, run_task
+from qwen3_jax.progress import doing
 
 
 def add_generate(parser: Parser) -> None:
@@ -63,6 +65,7 @@ def add_generate(parser: Parser) -> None:
 
 def _generate(args: argparse.Namespace) -> int:
     from qwen3_jax.data.factory import GenerateTask
+    from qwen3_jax.verifiers import verify
 
     task = GenerateTask(
         samples=args.samples, modes=tuple(args.mode), budgets=tuple(args.thinking_budget), verifier=args.verifier,
@@ -70,6 +73,11 @@ def _generate(args: argparse.Namespace) -> int:
         max_new_tokens=args.max_new_tokens, sampling=model_options.sampling_fields(args), flagged=args.flagged,
         carry=tuple(args.carry),
     )  # fmt: skip
+    if args.verifier:
+        with doing("starting the verifier"):
+            verify(
+                args.verifier, "0", "0", args.verifier_settings
+            )  # a missing package is named before anything is paid
     return run_task(args, task)
 
 
@@ -157,6 +165,7 @@ COMMANDS: dict[str, tuple[Callable[[Parser], None], str]] = {
     "refine": (add_refine, "correct recognised text, passage by passage"),
     "synthesize": (add_synthesize, "make documents, questions, code and chats from documents, by a recipe"),
     "annotate": (add_annotate, "label documents by a recipe"),
+    "distil": (add_distil, "train a small student on annotated documents, and label all others with it"),
     "recipes": (add_recipes, "list the recipes, or print one"),
     "filter": (add_filter, "leave out queries and answers as the report's section 4.1 does"),
 }

@@ -62,7 +62,7 @@ def add_input(parser: Parser) -> None:
         help="most unusable records to skip (default: 0)",
     )
     add("--processes", type=whole_number(1), default=1, metavar="N", help="that make records of answers (default: 1)")
-    add("--split-mb", type=_megabytes, default=32, metavar="N", help="megabytes of input of one part (default: 32)")
+    add("--split-mb", type=_megabytes, default=4, metavar="N", help="megabytes of input of one part (default: 4)")
 
 
 def add_backend(parser: Parser) -> None:
@@ -117,6 +117,8 @@ def run_task(args: argparse.Namespace, task: Task) -> int:
         cleaning=Cleaning(max_malformed=args.max_malformed),
     )  # fmt: skip
     limits = Limits(args.budget_tokens, args.budget_usd, args.budget_hours, args.price_in, args.price_out)
+    if args.sample is not None and args.estimate is not None:
+        raise UserError("--sample does not go with --estimate, which takes a sample of its own: leave one of them out.")
     retries = DEFAULT_RETRIES if args.retries is None else args.retries
     options = AskOptions(retries + 1, args.max_failed)
     split_bytes = max(int(args.split_mb * 2**20), 1)
@@ -130,12 +132,16 @@ def run_task(args: argparse.Namespace, task: Task) -> int:
         if args.estimate is None:
             return run(
                 source, task, args.output, backend, limits=limits, options=options, processes=args.processes,
-                split_bytes=split_bytes,
+                split_bytes=split_bytes, sample=args.sample,
             )  # fmt: skip
         with open_job(source, task, args.output, backend.fingerprint, split_bytes) as opened:
             return estimate(opened, backend, args.estimate, limits, options)
 
-    result = background.call(work)
+    try:
+        result = background.call(work)
+    except KeyboardInterrupt:
+        print(f"\nwhat was asked is kept in {args.output}; the same command goes on from there", file=sys.stderr)
+        raise
     if args.estimate is None:
         show_finished(result, limits)  # type: ignore[arg-type]
     else:

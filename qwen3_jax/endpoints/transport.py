@@ -154,6 +154,10 @@ def base_url(url: str) -> str:
     parts = urlsplit(url.strip())
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise UserError(f"{url!r} is no address of a server, such as http://localhost:8000/v1.")
+    if parts.username is not None or parts.password is not None:
+        raise UserError(
+            "the address of a server must not hold a password, which would be written into files; give a key."
+        )
     path = parts.path.rstrip("/")
     for route in _ROUTES:
         path = path.removesuffix(route)

@@ -7,8 +7,9 @@
     failed  the last try failed too; asked again by the next run
     moved   an answer that was recorded while the corpus was split otherwise; counted there
 
-A line is written by one call before anything is done with what it says, so a process that is killed loses nothing that it
-knew: an incomplete last line is cut off. `sent` without an event that ends it was in flight: its reservation stays counted.
+A line is a checksum, the event with its key and counts, and behind a tab the reply: opening a file reads no texts. It is
+written by one call before anything is done with what it says, so a process that is killed loses nothing that it knew: an
+incomplete last line is cut off. `sent` without an event that ends it was in flight: its reservation stays counted.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class AnswerLog:
         self.spending = Spending()
         self.end = 0
         for start, line in _lines(path):
-            self._take(json.loads(line), start, len(line) + 10)
+            self._take(json.loads(line.partition(b"\t")[0]), start, len(line) + 10)
             self.end = start + len(line) + 10
         for bound in self._open.values():
             self.spending.doubt(bound)
@@ -122,8 +123,12 @@ class AnswerLog:
         place = self._places.get(key)
         if place is None:
             return None
-        line = os.pread(self._reader, place[1], place[0])
-        return _reply(json.loads(line[9:])["reply"])
+        return read_reply(os.pread(self._reader, place[1], place[0]))
+
+    @property
+    def places(self) -> dict[str, tuple[int, int]]:
+        """Where each answer's line lies: key -> (start, length)."""
+        return self._places
 
     def failure(self, key: str) -> str | None:
         """Why the last tries of a request without an answer failed; None if they did not."""
@@ -135,11 +140,11 @@ class AnswerLog:
 
     def answer(self, key: str, reply: Reply) -> None:
         """Record a final reply."""
-        self._write({"event": "answer", "key": key, "reply": _values(reply)})
+        self._write({"event": "answer", "key": key, **_counts(reply)}, reply)
 
     def moved(self, key: str, reply: Reply) -> None:
         """Record an answer that another file has and counts."""
-        self._write({"event": "moved", "key": key, "reply": _values(reply)})
+        self._write({"event": "moved", "key": key}, reply)
 
     def lost(self, key: str, reason: str) -> None:
         """Note a try without a whole reply that may have been paid."""
@@ -162,8 +167,11 @@ class AnswerLog:
                 os.close(file)
         self._file = self._reader = -1
 
-    def _write(self, event: dict[str, Any]) -> None:
-        raw = json.dumps(event, ensure_ascii=True, separators=(",", ":")).encode()
+    def _write(self, event: dict[str, Any], reply: Reply | None = None) -> None:
+        raw = _json(event)
+        if reply is not None:
+            values = {name: value for name, value in dataclasses.asdict(reply).items() if value != _DEFAULTS.get(name)}
+            raw += b"\t" + _json(values)
         line = b"%08x %s\n" % (zlib.crc32(raw), raw)
         view = memoryview(line)
         while view:
@@ -185,12 +193,9 @@ class AnswerLog:
         if kind in ("answer", "moved"):
             self._places[key] = (start, length)
             self._failed.pop(key, None)
-            tokens = event["reply"].get("tokens")
-            if kind == "moved":
-                return
-            if tokens is not None:
-                self.spending.add(Tokens(**tokens))
-            elif event["reply"].get("may_cost") and bound is not None:
+            if "tokens" in event:
+                self.spending.add(Tokens(**event["tokens"]))
+            elif event.get("may_cost") and bound is not None:
                 self.spending.doubt(bound)
         elif kind == "lost" and bound is not None:
             self.spending.doubt(bound)
@@ -228,8 +233,18 @@ def _is_whole(line: bytes) -> bool:
         return False
 
 
-def _values(reply: Reply) -> dict[str, Any]:
-    return {name: value for name, value in dataclasses.asdict(reply).items() if value != _DEFAULTS.get(name)}
+def read_reply(line: bytes) -> Reply:
+    """The reply of an answer's line."""
+    return _reply(json.loads(line.partition(b"\t")[2]))
+
+
+def _counts(reply: Reply) -> dict[str, Any]:
+    counts = {} if reply.tokens is None else {"tokens": dataclasses.asdict(reply.tokens)}
+    return counts | ({"may_cost": True} if reply.may_cost else {})
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=True, separators=(",", ":")).encode()
 
 
 def _reply(values: dict[str, Any]) -> Reply:

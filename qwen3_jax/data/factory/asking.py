@@ -23,7 +23,7 @@ from qwen3_jax.data.factory.budget import Budget
 from qwen3_jax.data.factory.task import Asked, Walk, walk
 from qwen3_jax.data.factory.work import EarlierAnswers, FactoryJob
 from qwen3_jax.data.records import DataError, Malformed, Record
-from qwen3_jax.data.sources import Split, read
+from qwen3_jax.data.sources import Split
 from qwen3_jax.endpoints import Backend, ChatRequest, Reply, Tokens, prompt_bound
 from qwen3_jax.errors import UserError
 
@@ -61,7 +61,7 @@ class Asking:
         failed: by outcome, requests that ended otherwise than "ok".
         retries: tries that were repeated.
         over_budget: why the run ended before all records were asked, or "".
-        used: of each record, if asked for: (prompt, completion) tokens.
+        used: (prompt, completion) tokens of each record, where the job is about a sample.
     """
 
     records: int = 0
@@ -115,7 +115,6 @@ class Asker:
         budget: what may be spent.
         options: tries and failures; None is the defaults.
         earlier: answers that were recorded while the corpus was split otherwise.
-        chosen: decides by a record's key whether it is asked; None asks all.
         advance: called for every record that is settled.
     """
 
@@ -127,11 +126,10 @@ class Asker:
         options: AskOptions | None = None,
         *,
         earlier: EarlierAnswers | None = None,
-        chosen: Callable[[int], bool] | None = None,
         advance: Callable[[], None] = lambda: None,
     ):
         self._job, self._backend, self._budget, self._options = job, backend, budget, options or AskOptions()
-        self._earlier, self._chosen, self._advance = earlier, chosen, advance
+        self._earlier, self._advance = earlier, advance
         self._ready: deque[_Pending] = deque()
         self._later: list[tuple[float, int, _Pending]] = []
         self._flying: dict[int, _Pending] = {}
@@ -176,10 +174,10 @@ class Asker:
         for number, split in enumerate(splits):
             shard = _Shard(AnswerLog(self._job.answers(number), write=True))
             try:
-                for record in read(split, self._job.source):
+                for record in self._job.read(split):
                     if isinstance(record, Malformed):
                         self._count_malformed(record)
-                    elif self._chosen is None or self._chosen(record.key):
+                    else:
                         yield shard, record
             finally:
                 shard.is_read = True
@@ -254,7 +252,8 @@ class Asker:
         self._ready.append(pending)
 
     def _finish(self, one: _Open) -> None:
-        self.result.used.append((one.used.prompt, one.used.completion))
+        if self._job.most_key is not None:
+            self.result.used.append((one.used.prompt, one.used.completion))
         one.shard.walks -= 1
         self._release(one.shard)
         self._advance()

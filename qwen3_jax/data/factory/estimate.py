@@ -6,7 +6,7 @@ Its answers are recorded like all others: the job that follows does not ask them
 
 from __future__ import annotations
 
-import heapq
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ import numpy as np
 from qwen3_jax.data.factory.asking import Asking, AskOptions
 from qwen3_jax.data.factory.budget import Limits
 from qwen3_jax.data.factory.job import OpenJob, ask
-from qwen3_jax.data.records import DataError, Record
-from qwen3_jax.data.sources import read
+from qwen3_jax.data.factory.work import sample_key
+from qwen3_jax.data.records import DataError
 from qwen3_jax.endpoints import Backend, Tokens
 
 _Z = 1.96  # of a normal distribution, for 95%
@@ -71,20 +71,9 @@ def estimate(
         DataError: there are no records, or the budget holds none of the sample.
     """
     limits, options = limits or Limits(), options or AskOptions()
-    keys: list[int] = []
-    records = 0
-    for split in opened.splits:
-        for record in read(split, opened.job.source):
-            if isinstance(record, Record):
-                records += 1
-                if len(keys) < count:
-                    heapq.heappush(keys, -record.key)
-                elif record.key < -keys[0]:
-                    heapq.heapreplace(keys, -record.key)
-    if not records:
-        raise DataError("there are no records to estimate from")
-    chosen = {-key for key in keys}
-    asking = ask(opened, backend, limits, options, chosen=chosen.__contains__, visible=visible)
+    most_key, records = sample_key(opened.job.source, opened.splits, count)
+    sample = dataclasses.replace(opened, job=dataclasses.replace(opened.job, most_key=most_key))
+    asking = ask(sample, backend, limits, options, visible=visible)
     used = np.array(asking.used, np.float64).reshape(-1, 2)
     if not len(used):
         raise DataError(f"the budget holds none of the sample: {asking.over_budget}")

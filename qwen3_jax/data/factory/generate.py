@@ -19,7 +19,8 @@ from qwen3_jax.data.factory.queries import Query, query_of
 from qwen3_jax.data.factory.task import Answers, Made, Rejection
 from qwen3_jax.data.records import END_OF_TURN, Record
 from qwen3_jax.endpoints import ChatRequest, Reply
-from qwen3_jax.errors import UserError
+from qwen3_jax.endpoints.chat import SAMPLING
+from qwen3_jax.errors import UserError, nearest
 from qwen3_jax.text import STOP_TEXT
 from qwen3_jax.verifiers import Verdict, settings_of, verify_all
 
@@ -76,6 +77,9 @@ class GenerateTask:
             raise UserError(f"thinking budgets are {list(self.budgets)}; they must be different, and one at least.")
         if self.budgets != (None,) and "thinking" not in self.modes:
             raise UserError("a thinking budget needs the mode thinking.")
+        for name in self.sampling:
+            if name not in SAMPLING:
+                raise UserError(f"there is no sampling option {name!r}.{nearest(name, SAMPLING)}")
         if self.verifier:
             settings_of(self.verifier, dict(self.settings))
         elif self.settings:

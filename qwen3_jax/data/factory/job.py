@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,16 @@ from qwen3_jax.data.factory.answers import AnswerLog, Spending
 from qwen3_jax.data.factory.asking import Asker, Asking, AskOptions
 from qwen3_jax.data.factory.budget import Budget, Limits
 from qwen3_jax.data.factory.task import Task
-from qwen3_jax.data.factory.work import ANSWERS, EARLIER, EarlierAnswers, FactoryJob, PartCounts, make_split, total
+from qwen3_jax.data.factory.work import (
+    ANSWERS,
+    EARLIER,
+    EarlierAnswers,
+    FactoryJob,
+    PartCounts,
+    make_split,
+    sample_key,
+    total,
+)
 from qwen3_jax.data.records import DataError
 from qwen3_jax.data.shards import PARTS, locked, remove_leftovers, write_json, written_whole
 from qwen3_jax.data.sources import SPLIT_BYTES, Split, splits
@@ -90,6 +99,7 @@ def run(
     *,
     limits: Limits | None = None,
     options: AskOptions | None = None,
+    sample: int | None = None,
     processes: int | None = 1,
     split_bytes: int = SPLIT_BYTES,
     visible: bool | None = None,
@@ -103,6 +113,7 @@ def run(
         backend: answers; None for a task that asks nothing, or to use recorded answers alone.
         limits: what may be spent; None is no limit. Beyond it records are left out, and a run with a larger budget adds them.
         options: tries and failures.
+        sample: take only so many records, those with the smallest hashes; a larger number asks only for what is new.
         processes: that make records of answers; None is one for each core.
         split_bytes: size of a split.
         visible: draw progress bars (see `progress_bar`).
@@ -113,7 +124,7 @@ def run(
     """
     limits, options = limits or Limits(), options or AskOptions()
     fingerprint = recorded_model(output) if backend is None else backend.fingerprint
-    with open_job(source, task, output, fingerprint, split_bytes) as opened:
+    with open_job(source, task, output, fingerprint, split_bytes, sample) as opened:
         if opened.is_done:
             return finished(opened.job.folder)
         asking = None
@@ -131,7 +142,6 @@ def ask(
     limits: Limits,
     options: AskOptions,
     *,
-    chosen: Callable[[int], bool] | None = None,
     visible: bool | None = None,
 ) -> Asking:
     """Ask what is not recorded yet; see `Asker`."""
@@ -140,7 +150,7 @@ def ask(
     earlier = folder / EARLIER
     with progress_bar("asking", 0, visible=visible) as bar:
         asker = Asker(
-            opened.job, backend, budget, options, chosen=chosen, advance=bar.advance,
+            opened.job, backend, budget, options, advance=bar.advance,
             earlier=EarlierAnswers(earlier) if earlier.is_dir() else None,
         )  # fmt: skip
         return asker.run(opened.splits)
@@ -148,7 +158,12 @@ def ask(
 
 @contextmanager
 def open_job(
-    source: Source, task: Task, output: str | Path, fingerprint: str, split_bytes: int = SPLIT_BYTES
+    source: Source,
+    task: Task,
+    output: str | Path,
+    fingerprint: str,
+    split_bytes: int = SPLIT_BYTES,
+    sample: int | None = None,
 ) -> Iterator[OpenJob]:
     """Lock a folder, new or begun, and say what has changed since it was last used.
 
@@ -159,14 +174,15 @@ def open_job(
     if folder.exists() and not any((folder / name).exists() for name in (SETTINGS, PARTS)) and any(folder.iterdir()):
         raise UserError(f"{folder} exists and holds nothing of the data factory; choose another folder.")
     pieces = splits(source, 0, split_bytes)
-    settings = _settings(source, task, fingerprint, pieces)
+    settings = _settings(source, task, fingerprint, pieces) | {"sample": sample}
+    most_key = None if sample is None else sample_key(source, pieces, sample)[0]
     parts = folder / PARTS
     parts.mkdir(parents=True, exist_ok=True)
     with locked(parts / LOCK, f"another process is at work on {folder}; wait for it, or stop it."):
         remove_leftovers(folder, parts)
         is_done = _compare(folder, settings)
         digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
-        yield OpenJob(FactoryJob(source, task, folder, fingerprint, digest), pieces, settings, is_done)
+        yield OpenJob(FactoryJob(source, task, folder, fingerprint, digest, most_key), pieces, settings, is_done)
 
 
 def recorded_model(output: str | Path) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import heapq
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -20,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_jax.data.config import Source
-from qwen3_jax.data.factory.answers import AnswerLog
+from qwen3_jax.data.factory.answers import AnswerLog, read_reply
 from qwen3_jax.data.factory.task import Asked, Made, Rejection, Task, record_bytes, walk
 from qwen3_jax.data.records import DataError, Malformed, Record
 from qwen3_jax.data.shards import PARTS, write_json, written_whole
 from qwen3_jax.data.sources import Split, read
 from qwen3_jax.endpoints import Reply
+from qwen3_jax.text_files import is_unicode
 
 ANSWERS, EARLIER = "answers", "earlier"
 
@@ -40,6 +42,7 @@ class FactoryJob:
         folder: OUTPUT.
         fingerprint: of the model.
         settings: digest of all that the result depends on, besides records and answers.
+        most_key: records with larger keys are passed over: a sample of the corpus. None takes all.
     """
 
     source: Source
@@ -47,6 +50,13 @@ class FactoryJob:
     folder: Path
     fingerprint: str
     settings: str = ""
+    most_key: int | None = None
+
+    def read(self, split: Split) -> Iterator[Record | Malformed]:
+        """The records of a split, those of the sample alone where there is one; malformed ones count in any case."""
+        for record in read(split, self.source):
+            if isinstance(record, Malformed) or self.most_key is None or record.key <= self.most_key:
+                yield record
 
     def answers(self, number: int) -> Path:
         """The recorded answers of one split."""
@@ -88,16 +98,41 @@ class EarlierAnswers:
     """Answers that were recorded while the corpus was split otherwise; read only."""
 
     def __init__(self, folder: Path):
-        self._logs = [AnswerLog(path, write=False) for path in sorted(folder.rglob("*.log"))]
-        self._places = {key: log for log in self._logs for key in log}
-
-    def __len__(self) -> int:
-        return len(self._places)
+        self._places: dict[str, tuple[Path, int, int]] = {}
+        for path in sorted(folder.rglob("*.log")):
+            log = AnswerLog(path, write=False)
+            log.close()
+            self._places.update({key: (path, *place) for key, place in log.places.items()})
 
     def get(self, key: str) -> Reply | None:
         """The recorded answer, or None."""
-        log = self._places.get(key)
-        return None if log is None else log.get(key)
+        if key not in self._places:
+            return None
+        path, start, length = self._places[key]
+        with path.open("rb") as stream:
+            stream.seek(start)
+            return read_reply(stream.read(length))
+
+
+def sample_key(source: Source, pieces: Sequence[Split], count: int) -> tuple[int, int]:
+    """(the largest key of the `count` records with the smallest keys, the number of all records).
+
+    Raises:
+        DataError: there are no records.
+    """
+    keys: list[int] = []
+    records = 0
+    for split in pieces:
+        for record in read(split, source):
+            if isinstance(record, Record):
+                records += 1
+                if len(keys) < count:
+                    heapq.heappush(keys, -record.key)
+                elif record.key < -keys[0]:
+                    heapq.heapreplace(keys, -record.key)
+    if not records:
+        raise DataError("there are no records to take a sample of")
+    return -keys[0], records
 
 
 def make_split(job: FactoryJob, number: int, split: Split) -> PartCounts:
@@ -116,7 +151,7 @@ def make_split(job: FactoryJob, number: int, split: Split) -> PartCounts:
     making = _Making(job, log)
     parts = Parts(job, number, state)
     with parts.writing() as write:
-        for record in read(split, job.source):
+        for record in job.read(split):
             location = record.reason if isinstance(record, Malformed) else record.location
             write(location, making.made(record), making.unasked, making.used_tokens)
     log.close()
@@ -151,15 +186,19 @@ class Parts:
         ):
 
             def write(location: str, result: Made, unasked: bool = False, used_tokens: int = 0) -> None:
-                for one in result.records:
-                    made.write(json.dumps(one, ensure_ascii=False) + "\n")
-                for rejection in result.rejected:
-                    line = {"record": location, **rejection._asdict()}
-                    rejected.write(json.dumps(line, ensure_ascii=False) + "\n")
-                outcomes = [rejection.outcome for rejection in result.rejected]
+                lines = [json.dumps(one, ensure_ascii=False) for one in result.records]
+                whole = [line for line in lines if is_unicode(line)]
+                made.writelines(line + "\n" for line in whole)
+                rejections = list(result.rejected)
+                if len(whole) < len(lines):
+                    rejections.append(Rejection("invalid", "it has half of a surrogate pair, which UTF-8 cannot hold"))
+                for rejection in rejections:
+                    text = json.dumps({"record": location, **rejection._asdict()}, ensure_ascii=False)
+                    rejected.write(text.encode("utf-8", "replace").decode() + "\n")
+                outcomes = [rejection.outcome for rejection in rejections]
                 self._rejected.update(outcomes)
                 self._totals.update(
-                    read=1, made=len(result.records), kept_tokens=result.kept_tokens, unasked=int(unasked),
+                    read=1, made=len(whole), kept_tokens=result.kept_tokens, unasked=int(unasked),
                     used_tokens=used_tokens, malformed=outcomes.count("malformed"),
                 )  # fmt: skip
 

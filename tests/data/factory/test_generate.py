@@ -112,11 +112,13 @@ def test_an_engine_refuses_one_request_and_goes_on():
     backend.submit(1, ChatRequest((message,), 20, seed=1))
     backend.submit(2, ChatRequest(({"role": "user", "content": None},), 20))
     backend.submit(3, ChatRequest((message,), 20, schema={"type": "object"}))
+    backend.submit(4, ChatRequest(({"role": "user", "content": "half \ud800"},), 20))
+    backend.submit(5, ChatRequest(({"role": "user", "content": "What?"},), 20, {"temperature": -1.0}))
     replies = {}
-    while len(replies) < 4:
+    while len(replies) < 6:
         replies.update(backend.collect())
     assert {number: reply.outcome for number, reply in replies.items() if number != 1} == dict.fromkeys(
-        (0, 2, 3), "refused"
+        (0, 2, 3, 4, 5), "refused"
     )
     assert "context" in replies[0].reason
     assert replies[1].outcome in ("ok", "truncated")
@@ -133,6 +135,7 @@ def test_an_engine_refuses_one_request_and_goes_on():
         (dict(modes=("non-thinking",), budgets=(8,)), "needs the mode thinking"),
         (dict(verifier="maths"), "Did you mean 'math'"),
         (dict(settings={"x": 1}), "need its name"),
+        (dict(sampling={"temprature": 1}), "Did you mean 'temperature'"),
     ],
 )
 def test_wrong_options_are_refused_by_name(options, message):

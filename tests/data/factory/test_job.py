@@ -61,6 +61,17 @@ def test_records_in_order_with_counts_equal_to_the_endpoints(tmp_path):
         assert len(endpoint.requests) == sent
 
 
+def test_text_that_no_file_can_hold_is_one_rejection(tmp_path):
+    path = tmp_path / "in.jsonl"
+    lines = ['{"text": "half \\ud83d of a pair", "id": 0}', '{"text": "whole", "id": 1}', '{"text": "answer", "id": 2}']
+    path.write_text("\n".join(lines) + "\n")
+    with fake_endpoint(answer=lambda body: "\ud83d" if "answer" in str(body["messages"]) else "fine") as endpoint:
+        done = run(Source("in", str(path)), RecipeTask(RECIPE), tmp_path / "out", Endpoint(endpoint.url, "m"))
+    assert [one["of"] for one in made(tmp_path / "out")] == [0, 0, 1, 1]
+    assert done.counts.rejected == {"invalid": 1}
+    assert "surrogate" in rejects(tmp_path / "out")[0]["reason"]
+
+
 def test_faults_are_tried_again_and_what_may_be_paid_is_counted(tmp_path):
     source = corpus(tmp_path)
     with fake_endpoint(faulty=0.5, stall_seconds=1.5) as endpoint:
