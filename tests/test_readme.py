@@ -21,7 +21,7 @@ import pytest
 import qwen3_jax
 import sharding
 from qwen3_jax import endpoints, planner, sandbox, verifiers
-from qwen3_jax.cli import infer, scaling, serve, train
+from qwen3_jax.cli import data_factory, infer, scaling, serve, train
 from qwen3_jax.cli.configuration import parse_configuration
 from qwen3_jax.cli.main import main as qwen3
 from qwen3_jax.cli.train_options import parse_config, parse_plan, parse_train
@@ -233,12 +233,15 @@ def _qwen3(command, rest, checkout, monkeypatch):
         shutil.rmtree(output, ignore_errors=True)  # each page makes it in its own way
         assert qwen3([command, *_replaced(rest, "--vocab-size", "400")]) == 0
         assert (checkout / output / "tokenizer.json").exists()
-    elif command == "data" and rest[0] in ("generate", "filter", "synthesize", "refine", "annotate"):
+    elif command == "data" and rest[0] in data_factory.COMMANDS.keys() - {"recipes"}:
         monkeypatch.setattr("qwen3_jax.cli.data.guarded", lambda prog, work: 0)  # the options are accepted
         assert qwen3([command, *rest]) == 0
     elif command == "data" and rest[0] == "recipes":
         assert qwen3([command, *rest]) == 0
     elif command == "data":
+        if rest[0] == "prepare" and "--quality-key" in rest:  # of what a command above has made
+            rest = [word for word in _replaced(rest, "--path", "corpus") if word not in ("--quality-key", "education")]
+            rest = _replaced(rest, "--domain-key", "domain")
         if rest[0] == "prepare":
             shutil.rmtree(checkout / "prepared", ignore_errors=True)
         elif not Path(rest[1]).exists():

@@ -7,14 +7,17 @@ qwen3 data distil --labelled labelled/records --labels education field --path co
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from qwen3_jax.cli import background
 from qwen3_jax.cli.arguments import Parser, whole_number
 from qwen3_jax.cli.factory_options import add_input
 from qwen3_jax.progress import doing
+
+if TYPE_CHECKING:
+    from qwen3_jax.data.factory.student import Student
 
 
 def add_distil(parser: Parser) -> None:
@@ -42,24 +45,19 @@ def _distil(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     from qwen3_jax.data import Cleaning, Source
-    from qwen3_jax.data.factory.job import open_job, publish
+    from qwen3_jax.data.factory.job import finished, open_job, publish
     from qwen3_jax.data.factory.student import LabelTask, label_split, read_labelled
     from qwen3_jax.data.workers import start_workers
 
     labelled = read_labelled(Source("labelled", args.labelled, text_key=args.text_key), args.labels)
-    args.output.mkdir(parents=True, exist_ok=True)
-    file = args.output / "parts" / "student.npz"
-    file.parent.mkdir(exist_ok=True)
 
-    def train() -> dict[str, dict[str, float]]:
+    def train() -> tuple[Student, dict[str, dict[str, float]]]:
         from qwen3_jax.training.student import train_student
 
-        student, measured = train_student(labelled, held_out=args.held_out, epochs=args.epochs, seed=args.seed)
-        student.save(file)
-        return measured
+        return train_student(labelled, held_out=args.held_out, epochs=args.epochs, seed=args.seed)
 
     with doing("training the student"):
-        measured = background.call(train)
+        student, measured = background.call(train)
     table = Table("label", "F1", "accuracy", "kappa", "documents held out")
     for name, one in measured.items():
         table.add_row(
@@ -70,18 +68,17 @@ def _distil(args: argparse.Namespace) -> int:
         name="corpus", path=args.path, format=args.format, text_key=args.text_key,
         cleaning=Cleaning(max_malformed=args.max_malformed),
     )  # fmt: skip
-    task = LabelTask(hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest())
+    task = LabelTask(student.digest())
     started = time.monotonic()
     with open_job(source, task, args.output, "", max(int(args.split_mb * 2**20), 1)) as opened:
-        count = min(args.processes, len(opened.splits))
-        kept = args.output / "student.npz"
-        kept.write_bytes(file.read_bytes())
-        with start_workers(opened.job, count) as work:
-            done = publish(opened, list(work(label_split, opened.splits, [kept] * len(opened.splits))))
-    seconds = time.monotonic() - started
-    rate = done.counts.made / seconds / args.processes
-    print(
-        f"{done.counts.made:,} records in {done.records}, {rate:,.0f} per second and process; student.npz is kept",
-        file=sys.stderr,
-    )
+        if opened.is_done:
+            done = finished(opened.job.folder)
+        else:
+            file = opened.job.folder / "student.npz"
+            student.save(file)
+            with start_workers(opened.job, min(args.processes, len(opened.splits))) as work:
+                done = publish(opened, list(work(label_split, opened.splits, [file] * len(opened.splits))))
+    rate = done.counts.made / (time.monotonic() - started) / args.processes
+    said = f"{done.counts.made:,} records in {done.records}, {rate:,.0f} per second and process; student.npz has the student"
+    print(said, file=sys.stderr)
     return background.leave(0)

@@ -49,8 +49,8 @@ def train_student(
         seed: of the weights, the order and the documents held out.
 
     Returns:
-        The student, and by label: accuracy, kappa, f1 (of values of 3 and more for numbers that reach beyond, else the mean over
-        values), documents.
+        The student, and by label: accuracy, kappa, f1 (of values of 3 and more for numbers that reach beyond, else the mean
+        over values), documents.
     """
     random = np.random.default_rng(seed)
     order = random.permutation(len(labelled.documents))

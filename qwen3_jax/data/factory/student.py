@@ -1,5 +1,5 @@
-"""A small student that labels documents at corpus speed: the mean of hashed word and word-pair embeddings, and a linear head for
-each label (fastText, Joulin et al. 2016, arXiv 1607.01759).
+"""A small student that labels documents at corpus speed: the mean of hashed word and word-pair embeddings, and a linear head
+for each label (fastText, Joulin et al. 2016, arXiv 1607.01759).
 
     student = Student.load("student.npz")
     student.predict(["The tower is 330 metres high."])      # {"education": [2], "safe": [True]}
@@ -11,6 +11,7 @@ Shapes: v buckets, w width, c classes, n features of a text.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,13 @@ class Student:
                 return cls(arrays["embed_vw"], {name: arrays[f"head_{name}"] for name in values}, values)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{path} is no student ({error}).") from None
+
+    def digest(self) -> str:
+        """16 hexadecimal digits of the weights and values."""
+        whole = hashlib.blake2b(self.embed_vw.tobytes(), digest_size=8)
+        for name, head in sorted(self.heads.items()):
+            whole.update(f"{name} {self.values[name]}".encode() + head.tobytes())
+        return whole.hexdigest()
 
     def _mean(self, places: np.ndarray) -> np.ndarray:
         return self.embed_vw[places].mean(axis=0) if len(places) else np.zeros(self.embed_vw.shape[1], np.float32)
