@@ -77,6 +77,7 @@ def add_backend(parser: Parser) -> None:
     add("--price-out", type=_decimal, metavar="D", help="dollars for a million tokens of answers")
     add("--budget-hours", type=float, metavar="H", help="hours of this run, after which no request is sent")
     add("--max-failed", type=whole_number(0), metavar="N", help="most requests that may fail (default: any number)")
+    add("--sample", type=whole_number(1), metavar="N", help="take only N records, spread over all (default: all)")
     add(
         "--estimate",
         type=whole_number(1),

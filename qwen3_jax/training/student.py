@@ -21,7 +21,7 @@ import optax
 from qwen3_jax.data.factory.student import WORDS, Label, Labelled, Student, features, scores
 from qwen3_jax.progress import progress_bar
 
-BUCKETS, WIDTH = 2**17, 64
+BUCKETS, WIDTH = 2**16, 64
 _FEATURES = 2 * WORDS
 
 
@@ -85,7 +85,7 @@ def _measure(student: Student, labelled: Labelled, tested: np.ndarray) -> dict[s
     measured = {}
     for name, given in labelled.labels.items():
         values: Sequence[Label] = labelled.values[name]
-        is_scale = all(type(value) is int for value in values) and max(values) > 3  # type: ignore[type-var, operator]
+        is_scale = all(type(value) is int for value in values) and max(values) > 3  # type: ignore[operator]
         result = scores([given[i] for i in tested], found[name], 3 if is_scale else None)
         measured[name] = result | {"documents": len(tested)}
     return measured
