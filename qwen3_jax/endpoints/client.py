@@ -60,6 +60,7 @@ class Endpoint:
         self._results: queue.SimpleQueue[tuple[int, Reply | BaseException]] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._has_answered = False
+        self._error: BaseException | None = None
 
     def submit(self, number: int, request: ChatRequest, key: str = "") -> None:
         """Send a request as soon as one of the threads is free."""
@@ -76,11 +77,16 @@ class Endpoint:
             EndpointError: the endpoint refuses every request.
         """
         replies: list[tuple[int, Reply]] = []
+        if self._error is not None:
+            raise self._error
         with contextlib.suppress(queue.Empty):
             item = self._results.get(timeout=seconds)
             while True:
                 number, reply = item
                 if isinstance(reply, BaseException):
+                    self._error = reply
+                    if replies:  # they are not lost: the error comes with the next call
+                        return replies
                     raise reply
                 replies.append((number, reply))
                 item = self._results.get_nowait()

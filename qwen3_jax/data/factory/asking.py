@@ -25,10 +25,10 @@ from qwen3_jax.data.factory.work import EarlierAnswers, FactoryJob
 from qwen3_jax.data.records import DataError, Malformed, Record
 from qwen3_jax.data.sources import Split
 from qwen3_jax.endpoints import Backend, ChatRequest, Reply, Tokens, prompt_bound
-from qwen3_jax.errors import UserError
+from qwen3_jax.errors import UserError, warn
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0  # seconds between two tries; doubled each time
-_HOPELESS = 20  # failures in a row after which a run ends
+_UNREACHABLE_IN_A_ROW, _REFUSED_IN_A_ROW = 20, 100  # after which a run ends; refusals only before the first answer
 _RECORDS = 256  # of recorded answers that are passed over between two looks at the backend
 
 
@@ -115,7 +115,7 @@ class Asker:
         budget: what may be spent.
         options: tries and failures; None is the defaults.
         earlier: answers that were recorded while the corpus was split otherwise.
-        advance: called for every record that is settled.
+        advance: of a progress bar over the splits.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Asker:
         options: AskOptions | None = None,
         *,
         earlier: EarlierAnswers | None = None,
-        advance: Callable[[], None] = lambda: None,
+        advance: Callable[[float, str], None] = lambda amount, note: None,
     ):
         self._job, self._backend, self._budget, self._options = job, backend, budget, options or AskOptions()
         self._earlier, self._advance = earlier, advance
@@ -135,8 +135,8 @@ class Asker:
         self._flying: dict[int, _Pending] = {}
         self._pending: dict[tuple[int, str], _Pending] = {}
         self._numbers = itertools.count()
-        self._malformed = self._row = 0
-        self._answers_come = False
+        self._malformed = self._unreachable = self._refused = 0
+        self._answers_come = self._is_warned = False
         self.result = Asking()
 
     def run(self, splits: Sequence[Split]) -> Asking:
@@ -182,6 +182,7 @@ class Asker:
             finally:
                 shard.is_read = True
                 self._release(shard)
+                self._advance(1.0, "")
 
     def _count_malformed(self, record: Malformed) -> None:
         self._malformed += 1
@@ -256,7 +257,7 @@ class Asker:
             self.result.used.append((one.used.prompt, one.used.completion))
         one.shard.walks -= 1
         self._release(one.shard)
-        self._advance()
+        self._advance(0.0, f"{self.result.records:,} records, {self.result.sent:,} answers")
 
     def _wake(self) -> None:
         now = time.monotonic()
@@ -291,6 +292,7 @@ class Asker:
             if reply.outcome == "unreachable":
                 self._again(pending, reply)
             else:
+                self._check_bound(pending, reply)
                 self._budget.settle(pending.bound, _cost(pending, reply))
                 pending.shard.log.answer(pending.key, reply)
                 self.result.sent += 1
@@ -351,14 +353,31 @@ class Asker:
             UserError: says what the last one was.
         """
         if reply.outcome in ("ok", "truncated"):
-            self._answers_come, self._row = True, 0
-        elif reply.outcome == "unreachable" or not self._answers_come:
-            self._row += 1
-        if self._row >= _HOPELESS:
+            self._answers_come, self._unreachable, self._refused = True, 0, 0
+        elif reply.outcome == "unreachable":
+            self._unreachable += 1
+        else:
+            self._refused += not self._answers_come
+        if self._unreachable >= _UNREACHABLE_IN_A_ROW or self._refused >= _REFUSED_IN_A_ROW:
             raise UserError(
-                f"{_HOPELESS} requests in a row have failed; the last: {reply.outcome}: {reply.reason.rstrip('.')}. What is "
-                "recorded stays, and the same command goes on from there."
+                f"{max(self._unreachable, self._refused)} requests in a row have failed; the last: {reply.outcome}: "
+                f"{reply.reason.rstrip('.')}. What is recorded stays, and the same command goes on from there."
             )
+
+    def _check_bound(self, pending: _Pending, reply: Reply) -> None:
+        """Say, once, that a backend counts more than can have been asked: a budget may be exceeded by that."""
+        tokens, bound = reply.tokens, pending.bound
+        if (
+            tokens is None
+            or self._is_warned
+            or (tokens.prompt <= bound.prompt and tokens.completion <= bound.completion)
+        ):
+            return
+        self._is_warned = True
+        warn(
+            f"the endpoint counts {tokens.prompt:,} prompt and {tokens.completion:,} answer tokens for a request of at most "
+            f"{bound.prompt:,} and {bound.completion:,}; budgets cannot hold what it adds by itself"
+        )
 
 
 def _cost(pending: _Pending, reply: Reply) -> Tokens:

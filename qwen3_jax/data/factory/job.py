@@ -148,7 +148,7 @@ def ask(
     folder = opened.job.folder
     budget = Budget(limits, spending(folder))
     earlier = folder / EARLIER
-    with progress_bar("asking", 0, visible=visible) as bar:
+    with progress_bar("asking", len(opened.splits), visible=visible) as bar:
         asker = Asker(
             opened.job, backend, budget, options, advance=bar.advance,
             earlier=EarlierAnswers(earlier) if earlier.is_dir() else None,

@@ -10,7 +10,7 @@ from qwen3_jax.data.factory import AskOptions, Limits, Recipe, RecipeTask, run
 from qwen3_jax.data.factory.parsing import Parser
 from qwen3_jax.endpoints import Endpoint
 from qwen3_jax.errors import UserError
-from tests.helpers.fake_endpoint import fake_endpoint
+from tests.helpers.fake_endpoint import answer_of, fake_endpoint
 
 RECIPE = Recipe(
     "summary", 1, "a summary", "Summarise:\n{{text}}", Parser("text"), {"text": "{{answer.text}}", "of": "{{record.id}}"},
@@ -154,6 +154,16 @@ def test_a_budget_is_never_exceeded_and_a_larger_one_goes_on(tmp_path):
     for wrong in (dict(tokens=0), dict(usd=Decimal(1)), dict(price_in=Decimal(1)), dict(price_in=Decimal("nan"))):
         with pytest.raises(UserError):
             Limits(**wrong)
+
+
+def test_an_endpoint_that_counts_more_than_it_was_asked_is_named(tmp_path, capsys):
+    def more(body):
+        body["messages"].insert(0, {"role": "system", "content": "hidden " * 2000})
+        return answer_of(body)
+
+    with fake_endpoint(answer=more) as endpoint:
+        run(corpus(tmp_path, 3), RecipeTask(RECIPE), tmp_path / "out", Endpoint(endpoint.url, "m"))
+    assert capsys.readouterr().err.count("budgets cannot hold what it adds by itself") == 1
 
 
 def test_a_wrong_endpoint_ends_the_job_with_one_sentence(tmp_path):
