@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qwen3_jax.cli import data_factory
 from qwen3_jax.cli.arguments import Parser, local_target, whole_number
 from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.errors import UserError
@@ -25,10 +26,12 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str] | None = None, prog: str = "qwen3 data") -> int:
-    """Run `data prepare` or `data show`; return the exit code."""
+    """Run one of the commands; return the exit code."""
     parser = Parser(prog=prog, description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
-    _prepare_flags(commands.add_parser("prepare", help="make a prepared corpus"))
+    prepare = commands.add_parser("prepare", help="make a prepared corpus")
+    _prepare_flags(prepare)
+    prepare.set_defaults(run=_prepare)
     show = commands.add_parser("show", help="print what a prepared corpus holds")
     show.add_argument("folder", type=Path, help="a prepared corpus")
     show.add_argument(
@@ -37,8 +40,11 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 data") -> int:
         metavar="T",
         help="also pack it into rows of T tokens, and print the share of padding",
     )
+    show.set_defaults(run=_show)
+    for name, (add_options, help_text) in data_factory.COMMANDS.items():
+        add_options(commands.add_parser(name, help=help_text))
     args = parser.parse_args(argv)
-    return guarded(prog, lambda: _show(args) if args.command == "show" else _prepare(args))
+    return guarded(prog, lambda: args.run(args))
 
 
 def _prepare_flags(parser: argparse.ArgumentParser) -> None:
