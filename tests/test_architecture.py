@@ -13,11 +13,12 @@ MAY_IMPORT = {
     "model": {"kernels"},
     "kernels": set(),
     "text": set(),
-    "data": {"text"},
+    "data": {"processes", "text"},
     "checkpoint": {"model", "kernels", "text"},
     "generation": {"kernels", "model", "text"},
+    "processes": set(),
     "sandbox": set(),
-    "verifiers": {"sandbox", "text"},
+    "verifiers": {"processes", "sandbox", "text"},
     "evaluation": {"checkpoint", "data", "generation", "model", "text"},
     "serving": {"generation", "text"},
     "training": {"checkpoint", "data", "evaluation", "kernels", "model", "text"},
@@ -111,8 +112,8 @@ def test_circles_are_seen():
 def test_sharding_knows_no_model_and_what_handles_text_knows_no_jax():
     for file in (ROOT / "sharding").glob("*.py"):
         assert not any(name.startswith("qwen3_jax") for name in imports(file)), file
-    for package in ("text", "data", "serving", "sandbox", "verifiers"):
-        for file in (ROOT / "qwen3_jax" / package).glob("*.py"):
+    for package in ("text", "data", "serving", "processes", "sandbox", "verifiers"):
+        for file in (ROOT / "qwen3_jax" / package).rglob("*.py"):
             assert not {name.split(".")[0] for name in imports(file)} & {"jax", "flax", "optax", "orbax"}, file
 
 
