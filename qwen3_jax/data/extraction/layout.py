@@ -1,0 +1,370 @@
+"""The order in which a page is read: words with places in, blocks of lines out.
+
+    words -> pieces (words side by side) -> strips (pieces side by side) -> columns, tables, single columns -> lines
+
+A page is cut into strips from top to bottom. Strips in a row that leave the same stretch of x free, with text to both sides,
+are columns, read one after the other, or a table, read row by row: columns of text are wide and fill their lines.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from qwen3_jax.data.extraction.words import Word, mirrored_lines
+
+# In heights of a line (about 1.2 times the size of the font):
+_PIECE_GAP = 0.8  # words further apart are not neighbours
+_GUTTER = 0.6  # least width of what separates columns
+_TEXT_COLUMN = 8.0  # least width of a column of text
+_LABEL_GAP = 3.5  # a bullet or number may stand as far to the left of its text
+_ROW_GAP = 1.35  # times the usual distance of strips: rows of a table, when cells have several lines
+_LABEL = re.compile(r"[•‣◦▪●○■□–—*·\-]|\(?[0-9]{1,3}[.)]|\(?[a-zA-Z][.)]|\(?[ivxIVX]{1,4}[.)]|\[[0-9]{1,3}\]")
+_DEEPEST = 12  # columns in columns
+
+
+@dataclass(slots=True)
+class Piece:
+    """Words side by side, with nothing between them but spaces."""
+
+    words: list[Word]
+    left: float = 0.0
+    top: float = 0.0
+    right: float = 0.0
+    bottom: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.left = min(word.left for word in self.words)
+        self.right = max(word.right for word in self.words)
+        tallest = max(self.words, key=lambda word: word.bottom - word.top)
+        self.top, self.bottom = tallest.top, tallest.bottom
+
+    @property
+    def height(self) -> float:
+        """Of the line, in points."""
+        return self.bottom - self.top
+
+
+@dataclass(slots=True)
+class Line:
+    """A line of text, in a single column, or a row of a table, whose cells are separated by tabs.
+
+    Attributes:
+        text: in logical order.
+        left, top, right, bottom: where it is printed, along its own direction, y downwards; points.
+        first_width: of its first word.
+    """
+
+    text: str
+    left: float
+    top: float
+    right: float
+    bottom: float
+    first_width: float = 0.0
+
+
+@dataclass(slots=True)
+class Block:
+    """Lines that are read one after the other.
+
+    Attributes:
+        kind: "text", whose lines may be joined to paragraphs; or "table", whose lines are rows.
+        lines: from top to bottom.
+    """
+
+    kind: Literal["text", "table"]
+    lines: list[Line] = field(default_factory=list)
+
+
+Strip = list[Piece]
+
+
+def read_blocks(words: dict[int, list[Word]]) -> list[Block]:
+    """The blocks of a page in reading order: the direction that most text has first, what is oblique last.
+
+    Args:
+        words: by direction, of `words.read_words`.
+    """
+    out: list[Block] = []
+    for turn in sorted(words, key=lambda turn: (turn == -1, -sum(len(word.text) for word in words[turn]))):
+        if turn == -1:
+            out += [Block("text", [_line([Piece(line)])]) for line in mirrored_lines(words[turn])]
+        else:
+            out += _arranged(_strips(_labelled(_pieces(words[turn]))), 0)
+    return _merged(out)
+
+
+def _pieces(words: list[Word]) -> list[Piece]:
+    """Words side by side in the order of the file."""
+    out = []
+    for line in mirrored_lines(words):
+        begin = 0
+        for place in range(1, len(line) + 1):
+            if place < len(line):
+                before, word = line[place - 1], line[place]
+                height = max(before.bottom - before.top, word.bottom - word.top)
+                if -height <= word.left - before.right <= _PIECE_GAP * height:
+                    continue
+            out.append(Piece(line[begin:place]))
+            begin = place
+    return out
+
+
+def _labelled(pieces: list[Piece]) -> list[Piece]:
+    """Bullets and numbers joined with the text to their right: they are no column."""
+    out: list[Piece] = []
+    labels = [piece for piece in pieces if len(piece.words) == 1 and _LABEL.fullmatch(piece.words[0].text)]
+    if not labels:
+        return pieces
+    taken: set[int] = set()
+    for label in labels:
+        found = [
+            piece
+            for piece in pieces
+            if piece is not label
+            and id(piece) not in taken
+            and 0 <= piece.left - label.right <= _LABEL_GAP * label.height
+            and abs(piece.bottom - label.bottom) < 0.3 * label.height
+        ]
+        if found:
+            text = min(found, key=lambda piece: piece.left)
+            taken |= {id(text), id(label)}
+            out.append(Piece([*label.words, *text.words]))
+    return out + [piece for piece in pieces if id(piece) not in taken]
+
+
+def _strips(pieces: Iterable[Piece]) -> list[Strip]:
+    """Pieces from top to bottom, those side by side together, from left to right. Heights are taken by half: lines are set
+    closer than their boxes are high."""
+    out: list[Strip] = []
+    end = float("-inf")
+    for piece in sorted(pieces, key=lambda piece: piece.top + piece.bottom):
+        middle, half = (piece.top + piece.bottom) / 2, 0.25 * piece.height
+        if middle - half < end:
+            out[-1].append(piece)
+            end = max(end, middle + half)
+        else:
+            out.append([piece])
+            end = middle + half
+    for strip in out:
+        strip.sort(key=lambda piece: piece.left)
+    return out
+
+
+def _arranged(strips: list[Strip], depth: int) -> list[Block]:
+    """The blocks of a stretch of the page."""
+    out: list[Block] = []
+    for region, gutters in _regions(strips):
+        if not gutters or depth == _DEEPEST:
+            out.append(Block("text", [_line(strip) for strip in region]))
+            continue
+        columns = _columns(region, gutters)
+        if _is_table(region, columns):
+            out.append(Block("table", _rows(region, gutters)))
+        else:
+            for column in columns:
+                out += _arranged(_strips(column), depth + 1)
+    return out
+
+
+def _regions(strips: list[Strip]) -> list[tuple[list[Strip], list[tuple[float, float]]]]:
+    """Strips in a row that leave the same gutters free, with those; strips without one together with their neighbours."""
+    out: list[tuple[list[Strip], list[tuple[float, float]]]] = []
+    place = 0
+    while place < len(strips):
+        region, free = [strips[place]], _free(strips[place])
+        place += 1
+        while place < len(strips):
+            both = _common(free, _free(strips[place]))
+            if not _inner(both, [*region, strips[place]]):
+                break
+            region.append(strips[place])
+            free = both
+            place += 1
+        kept = _without_tail(region, _inner(free, region))
+        place -= len(region) - len(kept)
+        gutters = _inner(free, kept)
+        if not gutters and out and not out[-1][1]:
+            out[-1][0].extend(kept)
+        else:
+            out.append((kept, gutters))
+    return out
+
+
+def _free(strip: Strip) -> list[tuple[float, float]]:
+    """Stretches of x, in order, that no piece covers."""
+    out, end = [], float("-inf")
+    for piece in strip:
+        if piece.left > end:
+            out.append((end, piece.left))
+        end = max(end, piece.right)
+    return [*out, (end, float("inf"))]
+
+
+def _common(one: Sequence[tuple[float, float]], other: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """What lies in both."""
+    out = []
+    i = j = 0
+    while i < len(one) and j < len(other):
+        begin, end = max(one[i][0], other[j][0]), min(one[i][1], other[j][1])
+        if begin < end:
+            out.append((begin, end))
+        if one[i][1] < other[j][1]:
+            i += 1
+        else:
+            j += 1
+    return out
+
+
+def _inner(free: list[tuple[float, float]], region: Sequence[Strip]) -> list[tuple[float, float]]:
+    """The free stretches wide enough that have text on both sides."""
+    left = min(strip[0].left for strip in region)
+    right = max(piece.right for strip in region for piece in strip)
+    height = statistics.median(piece.height for strip in region[:20] for piece in strip)
+    return [(begin, end) for begin, end in free if begin >= left and end <= right and end - begin >= _GUTTER * height]
+
+
+def _without_tail(region: list[Strip], gutters: list[tuple[float, float]]) -> list[Strip]:
+    """Less the strips at the end that are text below the columns: on one side, set off by a gap, none filling the column."""
+    if not gutters:
+        return region
+    first = gutters[0]
+    two_sided = [strip[0].right <= first[0] and strip[-1].left >= gutters[-1][1] for strip in region]
+    last = max((place for place, both in enumerate(two_sided) if both), default=-1)
+    tail = region[last + 1 :]
+    if last < 0 or not tail:
+        return region
+    distances = [_middle(below) - _middle(above) for above, below in itertools.pairwise(region[: last + 1])]
+    usual = statistics.median(distances) if distances else 1.2 * region[0][0].height
+    width = max(first[0] - min(strip[0].left for strip in region), 1.0)
+    fills = any(piece.right - piece.left >= 0.9 * width for strip in tail for piece in strip)
+    set_off = _middle(tail[0]) - _middle(region[last]) > 1.5 * usual
+    return region[: last + 1] if set_off and not fills else region
+
+
+def _middle(strip: Strip) -> float:
+    return (strip[0].top + strip[0].bottom) / 2
+
+
+def _columns(region: list[Strip], gutters: list[tuple[float, float]]) -> list[list[Piece]]:
+    """The pieces of each column."""
+    edges = [(begin + end) / 2 for begin, end in gutters]
+    out: list[list[Piece]] = [[] for _ in range(len(edges) + 1)]
+    for strip in region:
+        for piece in strip:
+            out[sum(piece.left > edge for edge in edges)].append(piece)
+    return out
+
+
+def _is_table(region: list[Strip], columns: list[list[Piece]]) -> bool:
+    """Whether rows are read before columns: where these are no columns of text, or their lines stand in rows set apart."""
+    if len(region) < 4:
+        return True
+    texts = [column for column in columns if _is_text(column)]
+    if 2 * sum(len(column) for column in texts) < sum(len(column) for column in columns) or len(texts) < 2:
+        return True
+    groups = _row_groups(region)
+    if groups is None or len(groups) < 3:
+        return False
+    whole = [group for group in groups if sum(_covers(group, column) for column in columns) > 1]
+    return len(whole) >= 0.7 * len(groups) and len(region) <= 6 * len(groups)
+
+
+def _is_text(column: list[Piece]) -> bool:
+    """Whether a column is wide, and its lines fill it."""
+    width = max(piece.right for piece in column) - min(piece.left for piece in column)
+    height = statistics.median(piece.height for piece in column)
+    filled = sum(piece.right - piece.left >= 0.6 * width for piece in column)
+    return len(column) > 2 and width >= _TEXT_COLUMN * height and filled >= 0.5 * len(column)
+
+
+def _covers(group: list[Strip], column: list[Piece]) -> bool:
+    ids = {id(piece) for piece in column}
+    return any(id(piece) in ids for strip in group for piece in strip)
+
+
+def _row_groups(region: list[Strip]) -> list[list[Strip]] | None:
+    """Strips of a table row by row, where some distances are larger than others; else None."""
+    distances = [_middle(below) - _middle(above) for above, below in itertools.pairwise(region)]
+    usual = sorted(distances)[len(distances) // 4]
+    if max(distances) <= _ROW_GAP * usual:
+        return None
+    groups = [[region[0]]]
+    for distance, strip in zip(distances, region[1:], strict=True):
+        if distance > _ROW_GAP * usual:
+            groups.append([])
+        groups[-1].append(strip)
+    return groups
+
+
+def _rows(region: list[Strip], gutters: list[tuple[float, float]]) -> list[Line]:
+    """The rows of a table; cells of several lines are joined where rows are set apart."""
+    edges = [(begin + end) / 2 for begin, end in gutters]
+    groups = _row_groups(region) if len(region) > 2 else None
+    one_sided = any(len(strip) < len(gutters) + 1 for strip in region)
+    out = []
+    for group in groups if groups is not None and one_sided else [[strip] for strip in region]:
+        cells: list[list[Piece]] = [[] for _ in range(len(edges) + 1)]
+        for strip in group:
+            for piece in strip:
+                cells[sum(piece.left > edge for edge in edges)].append(piece)
+        filled = [cell for cell in cells if cell]
+        line = _line([piece for cell in filled for piece in cell])
+        texts = [" ".join(_text(piece.words) for piece in cell) for cell in filled]
+        if any(word.is_rtl for piece in group[0] for word in piece.words):
+            texts.reverse()
+        line.text = "\t".join(texts)
+        out.append(line)
+    return out
+
+
+def _line(pieces: list[Piece]) -> Line:
+    """Pieces side by side as one line; a wide gap becomes a tab."""
+    rtl = sum(word.is_rtl for piece in pieces for word in piece.words) * 2 > sum(len(piece.words) for piece in pieces)
+    texts = [_text(piece.words) for piece in pieces]
+    joined = texts[0]
+    for before, piece, text in zip(pieces, pieces[1:], texts[1:], strict=False):
+        space = "\t" if piece.left - before.right > 1.5 * piece.height else " "
+        joined = f"{text}{space}{joined}" if rtl else f"{joined}{space}{text}"
+    first = pieces[-1].words[-1] if rtl else pieces[0].words[0]
+    return Line(
+        joined, min(piece.left for piece in pieces), min(piece.top for piece in pieces),
+        max(piece.right for piece in pieces), max(piece.bottom for piece in pieces), first.right - first.left,
+    )  # fmt: skip
+
+
+def _text(words: list[Word]) -> str:
+    """Words in logical order: they are given from left to right where one is written from right to left."""
+    if not any(word.is_rtl for word in words):
+        return " ".join(word.text for word in words)
+    base_rtl = sum(len(word.text) for word in words if word.is_rtl) * 2 >= sum(len(word.text) for word in words)
+    ordered = words[::-1] if base_rtl else words
+    out: list[Word] = []
+    for is_other, grouped in itertools.groupby(ordered, lambda word: word.is_rtl != base_rtl):
+        run = list(grouped)
+        out += reversed(run) if is_other else run
+    return " ".join(word.text for word in out)
+
+
+def _merged(blocks: list[Block]) -> list[Block]:
+    """Single rows beside text are lines of it, so that a paragraph is not cut by a wide gap in one line."""
+    out: list[Block] = []
+    for block in blocks:
+        if block.kind == "table" and len(block.lines) == 1:
+            block = Block("text", block.lines)
+        if out and out[-1].kind == block.kind == "text" and _continues(out[-1], block):
+            out[-1].lines += block.lines
+        else:
+            out.append(block)
+    return out
+
+
+def _continues(above: Block, below: Block) -> bool:
+    """Whether a block is the next lines of the same column."""
+    last, first = above.lines[-1], below.lines[0]
+    height = last.bottom - last.top
+    return 0 < first.top - last.top < 2 * height and first.left < last.right and last.left < first.right
