@@ -109,7 +109,9 @@ def _show_files(args: argparse.Namespace) -> int:
         path = args.path[0]
         if ":" not in path and not set("*?[") & set(path) and not Path(path).expanduser().exists():
             raise UserError(f"{path} does not exist; show wants a prepared corpus, or files and --tokenizer.")
-        raise UserError(f"{path} is no prepared corpus; give --tokenizer DIR to see which of its tokens are learned.")
+        raise UserError(
+            f"{path} is not a whole prepared corpus; to see what is learned of raw files, give --tokenizer DIR."
+        )
     source = Source(
         "shown", args.path, format=args.format or "auto", text_key=args.text_key or "text",
         loss_on=args.loss_on or "assistant",

@@ -19,6 +19,8 @@ from qwen3_jax.data.extraction.words import Word, mirrored_lines
 
 # In heights of a line (about 1.2 times the size of the font):
 _PIECE_GAP = 0.8  # words further apart are not neighbours
+_STRETCHED_GAP = 2.0  # the same in a line whose gaps are all wide
+_TAB = 2.5  # words of one line further apart are separated by a tab
 _GUTTER = 0.6  # least width of what separates columns
 _TEXT_COLUMN = 8.0  # least width of a column of text
 _LABEL_GAP = 3.5  # a bullet or number may stand as far to the left of its text
@@ -81,6 +83,8 @@ class Block:
 
 
 Strip = list[Piece]
+Gap = tuple[float, float]
+"""A stretch of x that no text covers."""
 
 
 def read_blocks(words: dict[int, list[Word]]) -> list[Block]:
@@ -99,18 +103,19 @@ def read_blocks(words: dict[int, list[Word]]) -> list[Block]:
 
 
 def _pieces(words: list[Word]) -> list[Piece]:
-    """Words side by side in the order of the file."""
+    """Words side by side in the order of the file. Lines set to a width have wide gaps, of one size."""
     out = []
     for line in mirrored_lines(words):
+        gaps = [word.left - before.right for before, word in itertools.pairwise(line)]
+        stretched = 2 * sorted(gaps)[len(gaps) // 2] if len(gaps) > 2 else 0.0
         begin = 0
-        for place in range(1, len(line) + 1):
-            if place < len(line):
-                before, word = line[place - 1], line[place]
-                height = max(before.bottom - before.top, word.bottom - word.top)
-                if -height <= word.left - before.right <= _PIECE_GAP * height:
-                    continue
-            out.append(Piece(line[begin:place]))
-            begin = place
+        for place, gap in enumerate(gaps, 1):
+            before, word = line[place - 1], line[place]
+            height = max(before.bottom - before.top, word.bottom - word.top)
+            if not -height <= gap <= max(_PIECE_GAP * height, min(stretched, _STRETCHED_GAP * height)):
+                out.append(Piece(line[begin:place]))
+                begin = place
+        out.append(Piece(line[begin:]))
     return out
 
 
@@ -171,31 +176,70 @@ def _arranged(strips: list[Strip], depth: int) -> list[Block]:
     return out
 
 
-def _regions(strips: list[Strip]) -> list[tuple[list[Strip], list[tuple[float, float]]]]:
+def _regions(strips: list[Strip]) -> list[tuple[list[Strip], list[Gap]]]:
     """Strips in a row that leave the same gutters free, with those; strips without one together with their neighbours."""
-    out: list[tuple[list[Strip], list[tuple[float, float]]]] = []
+    found: list[tuple[list[Strip], list[Gap]]] = []
     place = 0
     while place < len(strips):
         region, free = [strips[place]], _free(strips[place])
         place += 1
         while place < len(strips):
-            both = _common(free, _free(strips[place]))
-            if not _inner(both, [*region, strips[place]]):
+            strip = _split(strips[place], _inner(free, region))
+            both = _common(free, _free(strip))
+            if not _inner(both, [*region, strip]):
                 break
-            region.append(strips[place])
+            region.append(strip)
             free = both
             place += 1
         kept = _without_tail(region, _inner(free, region))
         place -= len(region) - len(kept)
-        gutters = _inner(free, kept)
+        found.append((kept, _inner(free, kept)))
+    out: list[tuple[list[Strip], list[Gap]]] = []
+    for number, (region, gutters) in enumerate(found):
+        if gutters and _is_in_text(region, gutters, found[number - 1 : number] + found[number + 1 : number + 2]):
+            gutters = []
         if not gutters and out and not out[-1][1]:
-            out[-1][0].extend(kept)
+            out[-1][0].extend(region)
         else:
-            out.append((kept, gutters))
+            out.append((region, gutters))
     return out
 
 
-def _free(strip: Strip) -> list[tuple[float, float]]:
+def _split(strip: Strip, gutters: list[Gap]) -> Strip:
+    """The strip with pieces cut that cross a gutter where a word ends: the gutter is no wider than the gaps of that line."""
+    if not any(piece.left < begin and piece.right > end for piece in strip for begin, end in gutters):
+        return strip
+    out = []
+    for piece in strip:
+        start = 0
+        for place, (before, word) in enumerate(itertools.pairwise(piece.words), 1):
+            if any(before.right <= end and word.left >= begin and word.left - before.right >= 0.7 * (end - begin)
+                   for begin, end in gutters):  # fmt: skip
+                out.append(Piece(piece.words[start:place]))
+                start = place
+        out.append(Piece(piece.words[start:]))
+    return out
+
+
+def _is_in_text(region: list[Strip], gutters: list[Gap], beside: list[tuple[list[Strip], list[Gap]]]) -> bool:
+    """Whether gutters are chance gaps in two or three lines of running text: the line before or after has none."""
+    height = region[0][0].height
+    if len(region) > 3 or max(end - begin for begin, end in gutters) > _TAB * height:
+        return False
+    for strips, others in beside:
+        strip = min(strips, key=lambda strip: abs(_middle(strip) - _middle(region[0])))
+        near = min(abs(_middle(strip) - _middle(one)) for one in region) < 1.7 * height
+        if (
+            not others
+            and near
+            and len(strip) == 1
+            and all(strip[0].left < begin and strip[0].right > end for begin, end in gutters)
+        ):
+            return True
+    return False
+
+
+def _free(strip: Strip) -> list[Gap]:
     """Stretches of x, in order, that no piece covers."""
     out, end = [], float("-inf")
     for piece in strip:
@@ -205,7 +249,7 @@ def _free(strip: Strip) -> list[tuple[float, float]]:
     return [*out, (end, float("inf"))]
 
 
-def _common(one: Sequence[tuple[float, float]], other: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def _common(one: Sequence[Gap], other: Sequence[Gap]) -> list[Gap]:
     """What lies in both."""
     out = []
     i = j = 0
@@ -220,15 +264,24 @@ def _common(one: Sequence[tuple[float, float]], other: Sequence[tuple[float, flo
     return out
 
 
-def _inner(free: list[tuple[float, float]], region: Sequence[Strip]) -> list[tuple[float, float]]:
-    """The free stretches wide enough that have text on both sides."""
-    left = min(strip[0].left for strip in region)
-    right = max(piece.right for strip in region for piece in strip)
+def _inner(free: list[Gap], region: Sequence[Strip]) -> list[Gap]:
+    """The free stretches wide enough that have text on both sides, in two lines at least."""
     height = statistics.median(piece.height for strip in region[:20] for piece in strip)
-    return [(begin, end) for begin, end in free if begin >= left and end <= right and end - begin >= _GUTTER * height]
+    out = []
+    for begin, end in free:
+        if end - begin < _GUTTER * height:
+            continue
+        lines = 0
+        for strip in region:
+            before = sum(piece.right <= begin for piece in strip)
+            lines += min(before, len(strip) - before)
+            if lines > 1:
+                out.append((begin, end))
+                break
+    return out
 
 
-def _without_tail(region: list[Strip], gutters: list[tuple[float, float]]) -> list[Strip]:
+def _without_tail(region: list[Strip], gutters: list[Gap]) -> list[Strip]:
     """Less the strips at the end that are text below the columns: on one side, set off by a gap, none filling the column."""
     if not gutters:
         return region
@@ -250,7 +303,7 @@ def _middle(strip: Strip) -> float:
     return (strip[0].top + strip[0].bottom) / 2
 
 
-def _columns(region: list[Strip], gutters: list[tuple[float, float]]) -> list[list[Piece]]:
+def _columns(region: list[Strip], gutters: list[Gap]) -> list[list[Piece]]:
     """The pieces of each column."""
     edges = [(begin + end) / 2 for begin, end in gutters]
     out: list[list[Piece]] = [[] for _ in range(len(edges) + 1)]
@@ -268,10 +321,8 @@ def _is_table(region: list[Strip], columns: list[list[Piece]]) -> bool:
     if 2 * sum(len(column) for column in texts) < sum(len(column) for column in columns) or len(texts) < 2:
         return True
     groups = _row_groups(region)
-    if groups is None or len(groups) < 3:
-        return False
     whole = [group for group in groups if sum(_covers(group, column) for column in columns) > 1]
-    return len(whole) >= 0.7 * len(groups) and len(region) <= 6 * len(groups)
+    return bool(groups) and len(whole) >= 0.7 * len(groups)
 
 
 def _is_text(column: list[Piece]) -> bool:
@@ -287,27 +338,25 @@ def _covers(group: list[Strip], column: list[Piece]) -> bool:
     return any(id(piece) in ids for strip in group for piece in strip)
 
 
-def _row_groups(region: list[Strip]) -> list[list[Strip]] | None:
-    """Strips of a table row by row, where some distances are larger than others; else None."""
+def _row_groups(region: list[Strip]) -> list[list[Strip]]:
+    """Strips of a table row by row, where rows of several lines are set apart; else nothing."""
     distances = [_middle(below) - _middle(above) for above, below in itertools.pairwise(region)]
     usual = sorted(distances)[len(distances) // 4]
-    if max(distances) <= _ROW_GAP * usual:
-        return None
     groups = [[region[0]]]
     for distance, strip in zip(distances, region[1:], strict=True):
         if distance > _ROW_GAP * usual:
             groups.append([])
         groups[-1].append(strip)
-    return groups
+    return groups if len(groups) > 2 and len(region) <= 6 * len(groups) else []
 
 
-def _rows(region: list[Strip], gutters: list[tuple[float, float]]) -> list[Line]:
+def _rows(region: list[Strip], gutters: list[Gap]) -> list[Line]:
     """The rows of a table; cells of several lines are joined where rows are set apart."""
     edges = [(begin + end) / 2 for begin, end in gutters]
-    groups = _row_groups(region) if len(region) > 2 else None
+    groups = _row_groups(region) if len(region) > 2 else []
     one_sided = any(len(strip) < len(gutters) + 1 for strip in region)
     out = []
-    for group in groups if groups is not None and one_sided else [[strip] for strip in region]:
+    for group in groups if groups and one_sided else [[strip] for strip in region]:
         cells: list[list[Piece]] = [[] for _ in range(len(edges) + 1)]
         for strip in group:
             for piece in strip:
@@ -328,7 +377,7 @@ def _line(pieces: list[Piece]) -> Line:
     texts = [_text(piece.words) for piece in pieces]
     joined = texts[0]
     for before, piece, text in zip(pieces, pieces[1:], texts[1:], strict=False):
-        space = "\t" if piece.left - before.right > 1.5 * piece.height else " "
+        space = "\t" if piece.left - before.right > _TAB * piece.height else " "
         joined = f"{text}{space}{joined}" if rtl else f"{joined}{space}{text}"
     first = pieces[-1].words[-1] if rtl else pieces[0].words[0]
     return Line(

@@ -18,7 +18,11 @@ from qwen3_jax.data.extraction.words import Word, read_words
 from qwen3_jax.errors import UserError
 from qwen3_jax.processes.steps import step
 
-_ERRORS = {3: "it is no PDF, or is damaged", 4: "it is encrypted and wants a password", 5: "its encryption is not known"}
+_ERRORS = {
+    3: "it is no PDF, or is damaged",
+    4: "it is encrypted and wants a password",
+    5: "its encryption is not known",
+}
 _FEW = 200  # characters: with fewer, a page may be a picture of text
 _COVERED = 0.5  # of the page by pictures: a scan
 _DRAWN = 300  # paths on a page without text: letters drawn as curves

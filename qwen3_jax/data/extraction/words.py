@@ -19,7 +19,8 @@ HYPHEN = "\u00ad"
 """Stands for a hyphen at the end of a line, until it is decided whether it belongs to the word."""
 _WORD = re.compile("[^\\s\x02]+\x02?")
 _LINE = re.compile("[^\r\n\x02]+\x02?|\x02")
-# PDFium writes its own mark for a hyphen at the end of a line.
+# PDFium joins words broken at the end of a line, and knows of their hyphens: \x02 where characters are asked for one by one.
+_HYPHENS = re.compile("[-\u2010\u00ad\ufffe]")
 _END_HYPHEN = re.compile("(?<=\\w)[-\u2010\u00ad\ufffe\x02]$")
 _HYPHEN_MARKS = re.compile("[\ufffe\x02]")
 _INVISIBLE = re.compile("[\x00-\x08\x0e-\x1f\x7f\u200b\u2060\ufeff\ufffe\uffff]")
@@ -112,8 +113,8 @@ def _text(textpage: Any, raw: Any) -> str:
     text = bytes(buffer)[: 2 * max(written - 1, 0)].decode("utf-16-le", "replace")
     if len(text) != count:  # characters without text, or beyond the first 65,536
         get = raw.FPDFText_GetUnicode
-        text = "".join(map(_character, (get(textpage, place) for place in range(count))))
-    return text
+        return "".join(map(_character, (get(textpage, place) for place in range(count))))
+    return _HYPHENS.sub(lambda match: "\x02" if raw.FPDFText_IsHyphen(textpage, match.start()) == 1 else match[0], text)
 
 
 def _character(code: int) -> str:
