@@ -15,24 +15,28 @@ import argparse
 import sys
 from typing import Any
 
-from qwen3_jax.cli import data_show
+from qwen3_jax.cli import data_factory, data_show
 from qwen3_jax.cli.arguments import Parser, local_target, whole_number
 from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.errors import UserError
 
 
 def main(argv: list[str] | None = None, prog: str = "qwen3 data") -> int:
-    """Run `data prepare` or `data show`; return the exit code."""
+    """Run one of the commands; return the exit code."""
     parser = Parser(prog=prog, description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
-    _prepare_flags(commands.add_parser("prepare", help="make a prepared corpus"))
-    data_show.add_flags(
-        commands.add_parser(
-            "show", help="print what a corpus holds, and what of it is learned", description=data_show.__doc__
-        )
+    prepare = commands.add_parser("prepare", help="make a prepared corpus")
+    _prepare_flags(prepare)
+    prepare.set_defaults(run=_prepare)
+    show = commands.add_parser(
+        "show", help="print what a corpus holds, and what of it is learned", description=data_show.__doc__
     )
+    data_show.add_flags(show)
+    show.set_defaults(run=data_show.show)
+    for name, (add_options, help_text) in data_factory.COMMANDS.items():
+        add_options(commands.add_parser(name, help=help_text))
     args = parser.parse_args(argv)
-    return guarded(prog, lambda: data_show.show(args) if args.command == "show" else _prepare(args))
+    return guarded(prog, lambda: args.run(args))
 
 
 def _prepare_flags(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from qwen3_jax.cli import compile_cache
@@ -14,10 +15,14 @@ if TYPE_CHECKING:
     from qwen3_jax.text import Tokenizer
 
 
-def add_model(parser: Parser) -> None:
-    """Add the options that name a checkpoint."""
+def add_model(parser: Parser, *, servers: bool = False) -> None:
+    """Add the options that name a checkpoint; with `servers`, or the address of one."""
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR|ID", help="checkpoint folder, or hub repository (Qwen/Qwen3-0.6B)")
+    more = ", or the address of a server with OpenAI's API (http://localhost:8000/v1)" * servers
+    add(
+        "--model", required=True, metavar="DIR|ID" + "|URL" * servers,
+        help=f"checkpoint folder, or hub repository (Qwen/Qwen3-0.6B){more}",
+    )  # fmt: skip
     add("--revision", metavar="REV", help="branch, tag or commit of a hub repository")
     add(
         "--hf-overrides", type=_json_object, metavar="JSON",
@@ -45,6 +50,27 @@ def add_speed(parser: Parser) -> None:
         choices=["int8", "fp8"],
         help="keep keys and values in 8 bits: half the memory of bfloat16; not exact",
     )
+
+
+_SAMPLING = (
+    "temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
+)  # fmt: skip
+
+
+def add_sampling(add: Callable[..., Any]) -> None:
+    """Add the options of sampling; `add` is `add_argument` of a parser or a group."""
+    add("--temperature", type=float, metavar="T", help="how random: 0 is greedy, 1 the model's own probabilities")
+    add("--top-k", type=int, metavar="K", help="keep the K most likely tokens; 0 keeps all")
+    add("--top-p", type=float, metavar="P", help="keep the most likely tokens that together reach probability P")
+    add("--min-p", type=float, metavar="P", help="drop tokens below P times the probability of the most likely one")
+    add("--presence-penalty", type=float, metavar="X", help="-2 to 2; above 0 against repetition")
+    add("--frequency-penalty", type=float, metavar="X", help="-2 to 2; the same, per occurrence")
+    add("--repetition-penalty", type=float, metavar="X", help="above 1 against repetition of prompt and answer")
+
+
+def sampling_fields(args: argparse.Namespace) -> dict[str, float]:
+    """Return the fields of `Sampling` that `add_sampling`'s options give."""
+    return {name: getattr(args, name) for name in _SAMPLING if getattr(args, name) is not None}
 
 
 def add_devices(parser: Parser) -> None:

@@ -12,7 +12,6 @@ shards lie in OUTPUT.partial until all are; a preparation that was interrupted, 
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import itertools
 import json
@@ -40,7 +39,9 @@ from qwen3_jax.data.shards import (
     assign_number,
     load_columns,
     load_log,
+    locked,
     prepare_split,
+    remove_leftovers,
     sign_split,
     write_json,
     written_whole,
@@ -113,15 +114,9 @@ def begin_preparation(
         return
     parts = job.folder / PARTS
     parts.mkdir(parents=True, exist_ok=True)
-    with (parts / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process is preparing {target}; wait for it, or stop it.") from None
+    with locked(parts / "lock", f"another process is preparing {target}; wait for it, or stop it."):
         _check_resumable(parts / "settings.json", settings)
-        for folder in (job.folder, parts):
-            for file in folder.glob("*.tmp"):  # left by a killed process
-                file.unlink()
+        remove_leftovers(job.folder, parts)
         _warn_of_label_keys(job, pieces)
         _collect_held_out(job)
         yield Preparation(job, pieces, settings, target)

@@ -10,6 +10,7 @@ last: a shard without them is made again. Memory is that of one batch of records
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import uuid
@@ -30,6 +31,7 @@ from qwen3_jax.data.labels import Labelled, label
 from qwen3_jax.data.prepared import COLUMNS, encode_record
 from qwen3_jax.data.records import DataError, Malformed, Record, TextTokenizer, form_of
 from qwen3_jax.data.sources import Split, read
+from qwen3_jax.errors import UserError
 
 PARTS = "parts"
 NAMED = ("domain", "language")
@@ -87,6 +89,29 @@ class Shard:
     malformed: int
     keys: list[str] = dataclasses.field(default_factory=list)
     keys_read: list[str] = dataclasses.field(default_factory=list)
+
+
+@contextmanager
+def locked(path: Path, refusal: str) -> Iterator[None]:
+    """Lock a file against other processes until the block ends, however this process ends.
+
+    Raises:
+        UserError: another process has it; says `refusal`.
+    """
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(refusal) from None
+        yield
+
+
+def remove_leftovers(*folders: Path) -> None:
+    """Remove the files that a killed process was writing; the folders are locked."""
+    for folder in folders:
+        for file in folder.glob("*.tmp"):
+            if file.is_file():
+                file.unlink()
 
 
 @contextmanager

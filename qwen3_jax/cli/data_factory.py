@@ -1,0 +1,357 @@
+"""The commands of the data factory: `qwen3 data generate` and the others that ask a model.
+
+    qwen3 data generate --path queries.jsonl --model Qwen/Qwen3-8B --verifier math --samples 8 --output answers
+    qwen3 data generate --path queries.jsonl --model http://localhost:8000/v1 --budget-usd 5 --price-in 0.1 --price-out 0.4 \
+        --output answers
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING, Any
+
+from qwen3_jax.cli import background, model_options
+from qwen3_jax.cli.arguments import Parser, local_target, whole_number
+from qwen3_jax.errors import UserError
+from qwen3_jax.progress import doing
+
+if TYPE_CHECKING:
+    from qwen3_jax.data.factory import Finished, Limits, Task
+    from qwen3_jax.data.factory.estimate import Estimate, Interval
+    from qwen3_jax.endpoints import Backend, ChatRequest, Reply
+
+DEFAULT_BATCH_SIZE, DEFAULT_CONCURRENCY, DEFAULT_RETRIES, DEFAULT_TIMEOUT = 32, 16, 5, 600
+DEFAULT_KEY = "OPENAI_API_KEY"
+_FOR_SERVERS = (
+    "endpoint_model", "api_key_env", "concurrency", "retries", "request_timeout", "budget_field", "fingerprint",
+)  # fmt: skip
+_FOR_ENGINES = (
+    "revision",
+    "hf_overrides",
+    "batch_size",
+    "mesh",
+    "compile_cache",
+    "quantize",
+    "cache_type",
+    "lookup",
+    "draft",
+)
+
+
+def add_generate(parser: Parser) -> None:
+    """Add the options of `data generate`."""
+    add_input(parser)
+    add = parser.add_argument_group("answers").add_argument
+    add("--samples", type=whole_number(1), default=1, metavar="K", help="answers in each mode and under each budget")
+    add(
+        "--mode", nargs="+", choices=["thinking", "non-thinking"], default=["thinking"],
+        help="with thinking, without, or both (default: thinking)",
+    )  # fmt: skip
+    add(
+        "--thinking-budget", nargs="+", type=_budget, default=[None], metavar="N",
+        help="thinking budgets, none for no limit (default: none)",
+    )  # fmt: skip
+    add("--system", default="", metavar="TEXT", help="system message of queries that have none")
+    add("--max-new-tokens", type=whole_number(1), default=32_768, metavar="N", help="most tokens of an answer")
+    model_options.add_sampling(add)
+    add = parser.add_argument_group("verification").add_argument
+    add("--verifier", default="", metavar="NAME", help="judges the answers (default: all whole answers are kept)")
+    add("--verifier-settings", type=_json_object, default={}, metavar="JSON", help="settings of the verifier")
+    add(
+        "--reference-key",
+        default="answer",
+        metavar="KEY",
+        help="field of a record with the reference (default: answer)",
+    )
+    add(
+        "--keep", choices=["right", "all"], default="right",
+        help="answers that are right, or all with their verdicts, which `data filter` reads (default: right)",
+    )  # fmt: skip
+    add(
+        "--flagged", type=float, default=0.5, metavar="SHARE",
+        help="with both modes: share of the thinking records whose query ends with /think (default: 0.5)",
+    )  # fmt: skip
+    add_backend(parser)
+    parser.set_defaults(run=_generate)
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from qwen3_jax.data.factory import GenerateTask
+
+    task = GenerateTask(
+        samples=args.samples, modes=tuple(args.mode), budgets=tuple(args.thinking_budget), verifier=args.verifier,
+        settings=args.verifier_settings, reference_key=args.reference_key, keep=args.keep, system=args.system,
+        max_new_tokens=args.max_new_tokens, sampling=model_options.sampling_fields(args), flagged=args.flagged,
+    )  # fmt: skip
+    return run_task(args, task)
+
+
+def add_input(parser: Parser) -> None:
+    """Add the options that say what is read and where the result goes."""
+    add = parser.add_argument
+    add(
+        "--path",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="files, folders, globs in quotes, or URLs (gs://, s3://)",
+    )
+    add("--output", type=local_target, required=True, metavar="DIR", help="folder of the job; the same command goes on")
+    add(
+        "--format", choices=["auto", "text", "json", "jsonl", "csv", "parquet", "arrayrecord"], default="auto",
+        help="form of the files (default: auto, by their names)",
+    )  # fmt: skip
+    add("--text-key", default="text", metavar="KEY", help="field of a record with its text (default: text)")
+    add(
+        "--max-malformed",
+        type=whole_number(0),
+        default=0,
+        metavar="N",
+        help="most unusable records to skip (default: 0)",
+    )
+    add("--processes", type=whole_number(1), default=1, metavar="N", help="that make records of answers (default: 1)")
+    add("--split-mb", type=_megabytes, default=32, metavar="N", help="megabytes of input of one part (default: 32)")
+
+
+def add_backend(parser: Parser) -> None:
+    """Add the options that say who answers and what it may cost."""
+    model_options.add_model(parser, servers=True)
+    add = parser.add_argument_group(
+        "budgets: what a request can cost at most is reserved before it is sent"
+    ).add_argument
+    add("--budget-tokens", type=whole_number(1), metavar="N", help="tokens of prompts and answers, over all runs")
+    add("--budget-usd", type=_decimal, metavar="D", help="dollars, over all runs; needs both prices")
+    add("--price-in", type=_decimal, metavar="D", help="dollars for a million tokens of prompts")
+    add("--price-out", type=_decimal, metavar="D", help="dollars for a million tokens of answers")
+    add("--budget-hours", type=float, metavar="H", help="hours of this run, after which no request is sent")
+    add("--max-failed", type=whole_number(0), metavar="N", help="most requests that may fail (default: any number)")
+    add(
+        "--estimate",
+        type=whole_number(1),
+        metavar="N",
+        help="ask N records, and print what all would cost; makes nothing",
+    )
+    add = parser.add_argument_group("servers (with --model URL)").add_argument
+    add("--endpoint-model", metavar="NAME", help="the model's name there (default: the one that it has)")
+    add(
+        "--api-key-env", metavar="NAME",
+        help=f"environment variable with the key (default: {DEFAULT_KEY}, where it is set)",
+    )  # fmt: skip
+    add("--concurrency", type=whole_number(1), metavar="N", help=f"requests at a time (default {DEFAULT_CONCURRENCY})")
+    add(
+        "--retries", type=whole_number(0), metavar="N", help=f"of a request without a reply (default {DEFAULT_RETRIES})"
+    )
+    add("--request-timeout", type=whole_number(1), metavar="SECONDS", help=f"of one reply (default {DEFAULT_TIMEOUT})")
+    add("--budget-field", metavar="NAME", help="field of the request for a thinking budget (default thinking_budget)")
+    add("--fingerprint", metavar="TEXT", help="stands for the model, where its answers go on at another address")
+    model_options.add_speed(parser)
+    add = parser.add_argument_group("batches").add_argument
+    add(
+        "--batch-size",
+        type=whole_number(1),
+        metavar="N",
+        help=f"answers decoded together (default {DEFAULT_BATCH_SIZE})",
+    )
+    model_options.add_devices(parser)
+
+
+def run_task(args: argparse.Namespace, task: Task) -> int:
+    """Run a task with the options of `add_input` and `add_backend`; return the exit code."""
+    from qwen3_jax.data import Cleaning, Source
+    from qwen3_jax.data.factory import AskOptions, Limits
+
+    source = Source(
+        name=task.name, path=args.path, format=args.format, text_key=args.text_key,
+        cleaning=Cleaning(max_malformed=args.max_malformed),
+    )  # fmt: skip
+    limits = Limits(args.budget_tokens, args.budget_usd, args.budget_hours, args.price_in, args.price_out)
+    retries = DEFAULT_RETRIES if args.retries is None else args.retries
+    options = AskOptions(retries + 1, args.max_failed)
+    split_bytes = max(int(args.split_mb * 2**20), 1)
+    with doing("starting"):
+        backend = backend_of(args)
+
+    def work() -> Finished | Estimate:
+        from qwen3_jax.data.factory.estimate import estimate
+        from qwen3_jax.data.factory.job import open_job, run
+
+        if args.estimate is None:
+            return run(
+                source, task, args.output, backend, limits=limits, options=options, processes=args.processes,
+                split_bytes=split_bytes,
+            )  # fmt: skip
+        with open_job(source, task, args.output, backend.fingerprint, split_bytes) as opened:
+            return estimate(opened, backend, args.estimate, limits, options)
+
+    result = background.call(work)
+    if args.estimate is None:
+        show_finished(result, limits)  # type: ignore[arg-type]
+    else:
+        _show_estimate(result)  # type: ignore[arg-type]
+    return background.leave(0)
+
+
+def backend_of(args: argparse.Namespace) -> Backend:
+    """Who answers; a checkpoint's weights are read when the first request is asked.
+
+    Raises:
+        UserError: an option that has no effect on what --model names, a missing key, no model.
+    """
+    from qwen3_jax.endpoints import Endpoint, is_address
+
+    served = is_address(args.model)
+    for name in _FOR_ENGINES if served else _FOR_SERVERS:
+        if getattr(args, name) is not None:
+            what = "a server" if served else "a checkpoint"
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} has no effect on {what}, which --model {args.model} names: leave it out.")
+    if not served:
+        return background.call(lambda: _Engine(args))
+    key = os.environ.get(args.api_key_env or DEFAULT_KEY)
+    if args.api_key_env is not None and not key:
+        raise UserError(f"--api-key-env {args.api_key_env}: the environment has no such variable, or it is empty.")
+    return Endpoint(
+        args.model, args.endpoint_model, api_key=key, concurrency=args.concurrency or DEFAULT_CONCURRENCY,
+        timeout=args.request_timeout or DEFAULT_TIMEOUT, fingerprint=args.fingerprint,
+        budget_field=args.budget_field or "thinking_budget",
+    )  # fmt: skip
+
+
+class _Engine:
+    """The engine of a checkpoint, loaded when it is first asked: a job whose answers are all recorded needs no weights."""
+
+    is_remote = False
+
+    def __init__(self, args: argparse.Namespace):
+        from qwen3_jax.checkpoint.hub import resolve
+        from qwen3_jax.checkpoint.identity import identity
+        from qwen3_jax.kernels.platform import default_compute_dtype
+
+        if args.lookup is not None and args.draft is not None:
+            raise UserError("--lookup does not go with --draft: leave one of them out.")
+        folder = resolve(args.model, revision=args.revision, key="--model")
+        dtype = str(default_compute_dtype()) if args.dtype == "auto" else args.dtype
+        more = [args.quantize, args.cache_type, args.hf_overrides and json.dumps(args.hf_overrides, sort_keys=True)]
+        self.fingerprint = " ".join([folder.name, identity(folder), dtype, *filter(None, more)])
+        self.slots = args.batch_size or DEFAULT_BATCH_SIZE
+        self._args = args
+        self._backend: Any = None
+
+    def submit(self, number: int, request: ChatRequest, key: str = "") -> None:
+        if self._backend is None:
+            self._backend = self._load()
+        self._backend.submit(number, request, key)
+
+    def collect(self, seconds: float | None = None) -> list[tuple[int, Reply]]:
+        return [] if self._backend is None else self._backend.collect(seconds)
+
+    def close(self) -> None:
+        if self._backend is not None:
+            self._backend.close()
+
+    def _load(self) -> Any:
+        from qwen3_jax.cli import inputs
+        from qwen3_jax.generation import Engine
+        from qwen3_jax.generation.backend import EngineBackend
+
+        args = self._args
+        mesh = model_options.make_mesh(None if args.mesh is None else inputs.read_mesh(args.mesh))
+        with doing("loading weights"):
+            model, tokenizer = model_options.load_model(args, mesh)
+            speculation = model_options.speculation_of(args, model, mesh)
+        engine = Engine(model, rows=self.slots, speculation=speculation, cache_type=args.cache_type)
+        return EngineBackend(engine, tokenizer, self.fingerprint)
+
+
+def show_finished(done: Finished, limits: Limits) -> None:
+    """Say on standard error what there is."""
+    counts, cost, asking = done.counts, done.cost, done.asking
+    left_out = ", ".join(f"{count:,} {name}" for name, count in counts.rejected.items())
+    print(
+        f"{counts.made:,} records of {counts.read:,} in {done.records}"
+        + (f"; left out: {left_out}" if left_out else ""),
+        file=sys.stderr,
+    )
+    if asking is not None:
+        asked = f"{asking.sent:,} requests answered, {asking.replayed:,} recorded before, {asking.retries:,} retries"
+        print(asked, file=sys.stderr)
+    usd = "" if cost["usd"] is None else f", ${cost['usd']}"
+    print(
+        f"so far {cost['prompt_tokens']:,} prompt and {cost['completion_tokens']:,} answer tokens{usd}; cost.json has more",
+        file=sys.stderr,
+    )
+    doubtful = cost["without_counts"]
+    if doubtful["requests"]:
+        most = doubtful["prompt_tokens_at_most"] + doubtful["completion_tokens_at_most"]
+        print(f"{doubtful['requests']:,} requests brought no counts, at most {most:,} tokens", file=sys.stderr)
+    if asking is not None and asking.over_budget:
+        print(f"stopped: {asking.over_budget}; a larger budget goes on from here", file=sys.stderr)
+
+
+def _show_estimate(found: Estimate) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    def row(name: str, of: Interval, form: Callable[[float], str]) -> tuple[str, str, str, str]:
+        return name, form(of.low), form(of.middle), form(of.high)
+
+    table = Table(f"{found.sampled:,} of {found.records:,} records asked", "95%: from", "estimate", "to")
+    for name in ("prompt", "completion", "total"):
+        table.add_row(*row(f"{name} tokens", getattr(found, name), lambda value: f"{value:,.0f}"))
+    if found.usd is not None:
+        table.add_row(*row("dollars", found.usd, lambda value: f"{value:,.4f}"))
+    Console().print(table)
+    for name, share in found.failed.items():
+        print(f"{share:.1%} of the requests {name}")
+    if found.asking.over_budget:
+        print(f"the sample is smaller than asked for: {found.asking.over_budget}")
+
+
+def _budget(text: str) -> int | None:
+    if text.lower() in ("none", "null", "unlimited"):
+        return None
+    try:
+        return whole_number(1)(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or none (0 is --mode non-thinking)") from None
+
+
+def _decimal(text: str) -> Decimal:
+    try:
+        value = Decimal(text)
+    except InvalidOperation:
+        value = Decimal("nan")
+    if not value.is_finite() or value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a decimal number of 0 or more")
+    return value
+
+
+def _megabytes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size above 0")
+    return value
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
+    return value
+
+
+# command -> (adds its options, one line of help)
+COMMANDS: dict[str, tuple[Callable[[Parser], None], str]] = {
+    "generate": (add_generate, "answer queries, several times each, and verify the answers"),
+}
