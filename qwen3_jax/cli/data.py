@@ -4,6 +4,7 @@
     qwen3 data prepare --path gs://bucket/books --tokenizer tokenizer/ --output prepared/books --domain books --duplicates near
     qwen3 data prepare --path 'crawl/*.parquet' --tokenizer tokenizer/ --output prepared/web --beam --runner=FlinkRunner
     qwen3 data show prepared/web --row 4096
+    qwen3 data extract --path papers/ --output text/papers
     qwen3 data show chats.jsonl --tokenizer Qwen/Qwen3-0.6B
 
 A configuration names the folder as a source's path. An interrupted preparation resumes. With --beam the same work runs as an
@@ -15,7 +16,7 @@ import argparse
 import sys
 from typing import Any
 
-from qwen3_jax.cli import data_factory, data_show
+from qwen3_jax.cli import data_extract, data_factory, data_show
 from qwen3_jax.cli.arguments import Parser, local_target, whole_number
 from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.errors import UserError
@@ -33,6 +34,7 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 data") -> int:
     )
     data_show.add_flags(show)
     show.set_defaults(run=data_show.show)
+    data_extract.add_extract(commands.add_parser("extract", help=data_extract.HELP))
     for name, (add_options, help_text) in data_factory.COMMANDS.items():
         add_options(commands.add_parser(name, help=help_text))
     args = parser.parse_args(argv)

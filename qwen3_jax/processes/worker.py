@@ -58,7 +58,7 @@ class _Child:
                 return _line({"timed_out": step}), False
             pieces.append(os.read(self._replies, 1 << 16))
             if not pieces[-1]:
-                return _line({"crashed": self._end()}), False
+                return _line({"crashed": self._end() + step}), False
             if not pieces[-1].endswith(b"\n"):
                 continue
             lines = b"".join(pieces).split(b"\n")[:-1]

@@ -1,5 +1,5 @@
-"""PDF files through PDFium. These functions are called in processes that can be ended (`qwen3_jax.processes`): PDFium is C++ that
-reads what strangers wrote, and is not safe for threads.
+"""PDF files through PDFium. These functions are called in processes that can be ended (`qwen3_jax.processes`): PDFium is C++
+that reads what strangers wrote, and is not safe for threads.
 """
 
 from __future__ import annotations
