@@ -10,8 +10,9 @@ import re
 import statistics
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from qwen3_jax.data.extraction.layout import Block, Line
 from qwen3_jax.data.extraction.words import HYPHEN
@@ -19,6 +20,7 @@ from qwen3_jax.data.extraction.words import HYPHEN
 _MARGIN = 0.15  # of the page's height, at its top and bottom, is where running heads are looked for
 _MOST_HEADS = 3  # lines at the top, and at the bottom
 _NEIGHBOURS = 8  # pages before and after, among which a head must come again
+_FIRST_NUMBER, _LAST_NUMBER = re.compile(r"\W{0,3}(\d{1,5})\b"), re.compile(r"\b(\d{1,5})\W{0,3}$")
 _DIGITS = re.compile(r"\d+")
 _ROMAN = re.compile(r"[ivxlc]{1,7}")
 _SENTENCE_END = re.compile(r"[.!?:;。！？：；…][\"'”’»)\]]*$")
@@ -71,24 +73,37 @@ def _running_heads(pages: Sequence[Page]) -> list[set[int]]:
     Those are lines at the edge that come again, but for their digits, at the same height of pages nearby.
     """
     edges = [_edges(page) for page in pages]
-    seen: dict[tuple[str, str, int], list[int]] = {}
+    seen: dict[Any, set[int]] = {}
     for number, lines in enumerate(edges):
         for side, line in lines:
-            for place in {_place(line, shift) for shift in (-1, 0, 1)}:
-                seen.setdefault((side, _anonymous(line.text), place), []).append(number)
+            for shift in (-1, 0, 1):
+                for sign in _signs(side, line, number, shift):
+                    seen.setdefault(sign, set()).add(number)
     out: list[set[int]] = []
     for number, lines in enumerate(edges):
         found: set[int] = set()
         stopped: set[str] = set()
         for side, line in lines:  # from the edge inwards
-            near = seen[side, _anonymous(line.text), _place(line, 0)]
-            others = sum(0 < abs(other - number) <= _NEIGHBOURS for other in set(near))
-            if side not in stopped and others >= min(2, len(pages) - 1) and others:
-                found.add(id(line))
-            else:
+            near = max(
+                sum(abs(other - number) <= _NEIGHBOURS for other in seen[sign]) for sign in _signs(side, line, number)
+            )
+            if side in stopped or near < min(3, max(len(pages), 2)):
                 stopped.add(side)
+            else:
+                found.add(id(line))
         out.append(found)
     return out
+
+
+def _signs(side: str, line: Line, number: int, shift: int = 0) -> Iterator[tuple[Any, ...]]:
+    """What makes a line a running head where pages nearby have it too, at about the same height: its text but for digits, or a
+    number at its beginning or end that counts pages."""
+    place = round(line.top / 6) + shift
+    anonymous = _anonymous(line.text)
+    yield side, place, anonymous
+    for found in (_FIRST_NUMBER.match(line.text), _LAST_NUMBER.search(line.text)):
+        if found:
+            yield side, place, int(found[1]) - number
 
 
 def _edges(page: Page) -> list[tuple[str, Line]]:
@@ -100,10 +115,6 @@ def _edges(page: Page) -> list[tuple[str, Line]]:
     upper = sorted((line for line in lines if line.bottom < page.top + margin), key=lambda line: line.top)
     lower = sorted((line for line in lines if line.top > page.bottom - margin), key=lambda line: -line.bottom)
     return [("top", line) for line in upper[:_MOST_HEADS]] + [("bottom", line) for line in lower[:_MOST_HEADS]]
-
-
-def _place(line: Line, shift: int) -> int:
-    return round(line.top / 6) + shift
 
 
 def _anonymous(text: str) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qwen3_jax.data.extraction.assembly import Page, assemble
-from qwen3_jax.data.extraction.layout import Block, Line
+from qwen3_jax.data.extraction.layout import from_json
 from qwen3_jax.data.extraction.options import Options, Unreadable
 from qwen3_jax.data.files import CorpusFile, compression, opened
 from qwen3_jax.data.labels import detect_language
@@ -185,8 +185,7 @@ def _read_range(path: str, start: int, stop: int, options: Options, pool: Pool) 
         return [page for begin, end in parts if begin < end for page in _read_range(path, begin, end, options, pool)]
     out = []
     for page in found:
-        blocks = [Block(block["kind"], [Line(**line) for line in block["lines"]]) for block in page["blocks"]]
-        read = Page(blocks, "", page["top"], page["bottom"])
+        read = Page([from_json(block) for block in page["blocks"]], "", page["top"], page["bottom"])
         needs = page["needs"]
         if needs is None and options.recognise == "all" and not page["blank"]:
             needs = "every page is recognised"

@@ -13,7 +13,7 @@ import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from qwen3_jax.data.extraction.words import Word, mirrored_lines
 
@@ -22,10 +22,11 @@ _PIECE_GAP = 0.8  # words further apart are not neighbours
 _STRETCHED_GAP = 2.0  # the same in a line whose gaps are all wide
 _TAB = 2.5  # words of one line further apart are separated by a tab
 _GUTTER = 0.6  # least width of what separates columns
-_TEXT_COLUMN = 8.0  # least width of a column of text
+_TEXT_COLUMN = 7.0  # least width of a column of text
 _LABEL_GAP = 3.5  # a bullet or number may stand as far to the left of its text
 _ROW_GAP = 1.35  # times the usual distance of strips: rows of a table, when cells have several lines
 _LABEL = re.compile(r"[•‣◦▪●○■□–—*·\-]|\(?[0-9]{1,3}[.)]|\(?[a-zA-Z][.)]|\(?[ivxIVX]{1,4}[.)]|\[[0-9]{1,3}\]")
+_INFINITE = float("inf")
 _DEEPEST = 12  # columns in columns
 
 
@@ -80,6 +81,25 @@ class Block:
 
     kind: Literal["text", "table"]
     lines: list[Line] = field(default_factory=list)
+
+
+def to_json(block: Block) -> list[Any]:
+    """A block as JSON values; places to a tenth of a point."""
+    return [
+        block.kind,
+        [
+            [
+                line.text,
+                *(round(value, 1) for value in (line.left, line.top, line.right, line.bottom, line.first_width)),
+            ]
+            for line in block.lines
+        ],
+    ]
+
+
+def from_json(value: list[Any]) -> Block:
+    """The inverse."""
+    return Block(value[0], [Line(*line) for line in value[1]])
 
 
 Strip = list[Piece]
@@ -146,7 +166,7 @@ def _strips(pieces: Iterable[Piece]) -> list[Strip]:
     """Pieces from top to bottom, those side by side together, from left to right. Heights are taken by half: lines are set
     closer than their boxes are high."""
     out: list[Strip] = []
-    end = float("-inf")
+    end = -_INFINITE
     for piece in sorted(pieces, key=lambda piece: piece.top + piece.bottom):
         middle, half = (piece.top + piece.bottom) / 2, 0.25 * piece.height
         if middle - half < end:
@@ -179,21 +199,25 @@ def _arranged(strips: list[Strip], depth: int) -> list[Block]:
 def _regions(strips: list[Strip]) -> list[tuple[list[Strip], list[Gap]]]:
     """Strips in a row that leave the same gutters free, with those; strips without one together with their neighbours."""
     found: list[tuple[list[Strip], list[Gap]]] = []
+    least = _GUTTER * statistics.median(piece.height for strip in strips for piece in strip)
     place = 0
     while place < len(strips):
         region, free = [strips[place]], _free(strips[place])
+        gutters = _inner(free, region, [], least)
         place += 1
         while place < len(strips):
-            strip = _split(strips[place], _inner(free, region))
+            strip = _split(strips[place], gutters)
             both = _common(free, _free(strip))
-            if not _inner(both, [*region, strip]):
-                break
             region.append(strip)
-            free = both
+            inner = _inner(both, region, gutters, least)
+            if not inner:
+                region.pop()
+                break
+            free, gutters = both, inner
             place += 1
-        kept = _without_tail(region, _inner(free, region))
+        kept = _without_tail(region, gutters)
         place -= len(region) - len(kept)
-        found.append((kept, _inner(free, kept)))
+        found.append((kept, gutters if len(kept) == len(region) else _inner(free, kept, [], least)))
     out: list[tuple[list[Strip], list[Gap]]] = []
     for number, (region, gutters) in enumerate(found):
         if gutters and _is_in_text(region, gutters, found[number - 1 : number] + found[number + 1 : number + 2]):
@@ -241,12 +265,12 @@ def _is_in_text(region: list[Strip], gutters: list[Gap], beside: list[tuple[list
 
 def _free(strip: Strip) -> list[Gap]:
     """Stretches of x, in order, that no piece covers."""
-    out, end = [], float("-inf")
+    out, end = [], -_INFINITE
     for piece in strip:
         if piece.left > end:
             out.append((end, piece.left))
         end = max(end, piece.right)
-    return [*out, (end, float("inf"))]
+    return [*out, (end, _INFINITE)]
 
 
 def _common(one: Sequence[Gap], other: Sequence[Gap]) -> list[Gap]:
@@ -264,12 +288,14 @@ def _common(one: Sequence[Gap], other: Sequence[Gap]) -> list[Gap]:
     return out
 
 
-def _inner(free: list[Gap], region: Sequence[Strip]) -> list[Gap]:
-    """The free stretches wide enough that have text on both sides, in two lines at least."""
-    height = statistics.median(piece.height for strip in region[:20] for piece in strip)
+def _inner(free: list[Gap], region: Sequence[Strip], known: list[Gap], least: float) -> list[Gap]:
+    """The free stretches of some width that have text on both sides, in two lines at least; those within known ones have."""
     out = []
     for begin, end in free:
-        if end - begin < _GUTTER * height:
+        if end - begin < least or end == _INFINITE or begin == -_INFINITE:
+            continue
+        if any(wide <= begin and end <= far for wide, far in known):
+            out.append((begin, end))
             continue
         lines = 0
         for strip in region:
@@ -318,7 +344,7 @@ def _is_table(region: list[Strip], columns: list[list[Piece]]) -> bool:
     if len(region) < 4:
         return True
     texts = [column for column in columns if _is_text(column)]
-    if 2 * sum(len(column) for column in texts) < sum(len(column) for column in columns) or len(texts) < 2:
+    if len(texts) < 2 or sum(map(len, texts)) < 0.5 * sum(map(len, columns)):
         return True
     groups = _row_groups(region)
     whole = [group for group in groups if sum(_covers(group, column) for column in columns) > 1]
@@ -326,11 +352,14 @@ def _is_table(region: list[Strip], columns: list[list[Piece]]) -> bool:
 
 
 def _is_text(column: list[Piece]) -> bool:
-    """Whether a column is wide, and its lines fill it."""
-    width = max(piece.right for piece in column) - min(piece.left for piece in column)
+    """Whether a column is wide, and its lines were broken where the next word did not fit."""
+    left, right = min(piece.left for piece in column), max(piece.right for piece in column)
     height = statistics.median(piece.height for piece in column)
-    filled = sum(piece.right - piece.left >= 0.6 * width for piece in column)
-    return len(column) > 2 and width >= _TEXT_COLUMN * height and filled >= 0.5 * len(column)
+    if len(column) < 3 or right - left < _TEXT_COLUMN * height:
+        return False
+    lines = [_line(strip) for strip in _strips(column)]
+    broken = sum(right - above.right < below.first_width + 0.3 * height for above, below in itertools.pairwise(lines))
+    return broken >= 0.5 * (len(lines) - 1)
 
 
 def _covers(group: list[Strip], column: list[Piece]) -> bool:

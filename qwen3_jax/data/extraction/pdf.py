@@ -5,15 +5,15 @@ that reads what strangers wrote, and is not safe for threads.
 from __future__ import annotations
 
 import base64
-import dataclasses
 import functools
 import io
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from qwen3_jax.data.extraction.layout import read_blocks
+from qwen3_jax.data.extraction.layout import read_blocks, to_json
 from qwen3_jax.data.extraction.words import Word, read_words
 from qwen3_jax.errors import UserError
 from qwen3_jax.processes.steps import step
@@ -27,6 +27,7 @@ _FEW = 200  # characters: with fewer, a page may be a picture of text
 _COVERED = 0.5  # of the page by pictures: a scan
 _DRAWN = 300  # paths on a page without text: letters drawn as curves
 _BROKEN = 0.3  # of the characters without text or outside of what text uses: a font that says nothing of its letters
+_UNKNOWN = re.compile("[\ufffd\ue000-\uf8ff\x00-\x1f]")
 _INK = 0.002  # of the pixels: less is a blank page
 _MOST_PIXELS = 40_000_000
 
@@ -69,7 +70,7 @@ def read_pages(path: str, start: int, stop: int) -> list[dict[str, Any]]:
 
     Returns:
         For each: `needs`, why its text must be recognised from a picture, or None; `blank`, whether it holds nothing at all;
-        `blocks`, the fields of `layout.Block`s; `top` and `bottom` of the page along its lines.
+        `blocks`, of `layout.to_json`; `top` and `bottom` of the page along its lines.
 
     Raises:
         PdfError: the document cannot be opened, or a page not loaded.
@@ -111,7 +112,7 @@ def _read_page(document: Any, number: int) -> dict[str, Any]:
         top, bottom = _extent(page, turn)
         blank = not blocks and needs is None
         return {
-            "needs": needs, "blank": blank, "blocks": [dataclasses.asdict(block) for block in blocks], "top": top,
+            "needs": needs, "blank": blank, "blocks": [to_json(block) for block in blocks], "top": top,
             "bottom": bottom,
         }  # fmt: skip
 
@@ -119,7 +120,7 @@ def _read_page(document: Any, number: int) -> dict[str, Any]:
 def _needs_recognition(page: Any, raw: Any, words: dict[int, list[Word]]) -> str | None:
     """Why the text layer of a page does not do, or None."""
     text = "".join(word.text for of_turn in words.values() for word in of_turn)
-    unknown = sum(map(_is_unknown, text)) if not text.isascii() else 0
+    unknown = 0 if text.isascii() else len(_UNKNOWN.findall(text))
     if unknown > _BROKEN * len(text):
         return "its fonts do not say which letters they draw"
     if len(text) >= _FEW:
@@ -132,11 +133,6 @@ def _needs_recognition(page: Any, raw: Any, words: dict[int, list[Word]]) -> str
     if not text and paths >= _DRAWN:
         return "its letters are drawn as curves"
     return None
-
-
-def _is_unknown(character: str) -> bool:
-    code = ord(character)
-    return code == 0xFFFD or 0xE000 <= code <= 0xF8FF or code < 32
 
 
 def _drawn(page: Any, raw: Any) -> tuple[float, int]:
