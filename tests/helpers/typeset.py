@@ -21,10 +21,13 @@ from reportlab.pdfgen.canvas import Canvas
 WIDTH, HEIGHT = A4
 MARGIN = 72
 FONTS = Path("/usr/share/fonts/truetype")
-_WORDS = """time person year way day thing man world life hand part child eye woman place work week case point government
-company number group problem fact water history information international understanding development communication
-responsibility particularly experience organization environment because between important political different
-economic available financial community performance international relationship opportunity""".split()
+_SAID = (
+    "time person year way day thing man world life hand part child eye woman place work week case point government "
+    "company number group problem fact water history information international understanding development communication "
+    "responsibility particularly experience organization environment because between important political different "
+    "economic available financial community performance international relationship opportunity"
+)
+_WORDS = _SAID.split()
 
 Make = Callable[[Path], list[str]]
 
@@ -73,8 +76,6 @@ class Setter:
     def __init__(self, path: Path, *, font: str = "Times-Roman", size: float = 10.5, pagesize=A4):
         self.canvas = Canvas(str(path), pagesize=pagesize, invariant=1)
         self.font, self.size, self.leading = font, size, size * 1.25
-        self.width, self.height = pagesize
-        self.canvas.setFont(font, size)
 
     def line(self, text: str, x: float, y: float, width: float | None = None) -> None:
         """One line, stretched to a width if one is given."""
@@ -110,9 +111,14 @@ class Setter:
         return left
 
     def page(self) -> None:
-        """Begin the next page."""
+        """End the page."""
         self.canvas.showPage()
+
+    def head(self, text: str, x: float, y: float, anchor: str = "start") -> None:
+        """A line that begins, ends or is centred at x."""
         self.canvas.setFont(self.font, self.size)
+        draw = {"start": "drawString", "end": "drawRightString", "middle": "drawCentredString"}[anchor]
+        getattr(self.canvas, draw)(x, y, text)
 
     def save(self) -> None:
         """Write the file."""
@@ -125,8 +131,8 @@ def one_column(path: Path, pages: int = 3, seed: int = 0) -> list[str]:
     left = prose(seed, 9 * pages)
     for number in range(1, pages + 1):
         before = list(left)
-        setter.canvas.drawString(MARGIN, HEIGHT - 40, "The running head of this document")
-        setter.canvas.drawCentredString(WIDTH / 2, 30, str(number))
+        setter.head("The running head of this document", MARGIN, HEIGHT - 40)
+        setter.head(str(number), WIDTH / 2, 30, "middle")
         left = setter.column(left, MARGIN, HEIGHT - 90, 80, WIDTH - 2 * MARGIN)
         out.append(_set(before, left))
         setter.page()
@@ -141,8 +147,8 @@ def two_columns(path: Path, pages: int = 3, seed: int = 1) -> list[str]:
     left = prose(seed, 22 * pages)
     for number in range(1, pages + 1):
         before, top, title = list(left), HEIGHT - 90, ""
-        setter.canvas.drawRightString(WIDTH - MARGIN, HEIGHT - 45, f"Journal of Words, vol. {number}")
-        setter.canvas.drawString(MARGIN, 35, f"Page {number} of {pages}")
+        setter.head(f"Journal of Words, vol. {number}", WIDTH - MARGIN, HEIGHT - 45, "end")
+        setter.head(f"Page {number} of {pages}", MARGIN, 35)
         if number == 1:
             title = "A title that stands over both of the columns of this page"
             setter.canvas.setFont("Times-Bold", 16)
@@ -278,7 +284,7 @@ def hebrew(path: Path) -> list[str]:
     y = HEIGHT - 90
     for text in sentences * 6:
         seen = " ".join(word if word.isdigit() else word[::-1] for word in reversed(text.split(" ")))
-        setter.canvas.drawRightString(WIDTH - MARGIN, y, seen)
+        setter.head(seen, WIDTH - MARGIN, y, "end")
         y -= 20
     setter.save()
     return [" ".join(sentences * 6)]
@@ -291,7 +297,7 @@ def arabic(path: Path) -> list[str]:
     sentences = ["مرحبا بالعالم هذا نص باللغة العربية", "يقرأ الحاسوب الكلمات بالترتيب الصحيح"]
     y = HEIGHT - 90
     for text in sentences * 10:
-        setter.canvas.drawRightString(WIDTH - MARGIN, y, text[::-1])
+        setter.head(text[::-1], WIDTH - MARGIN, y, "end")
         y -= 20
     setter.save()
     return [" ".join(sentences * 10)]
@@ -301,7 +307,7 @@ def chinese(path: Path) -> list[str]:
     """Two columns of Chinese, which has no spaces."""
     pdfmetrics.registerFont(UnicodeCIDFont("STSong-Light"))
     setter, rng = Setter(path, font="STSong-Light", size=11), random.Random(7)
-    letters = "的一是在不了有和人这中大为上个国我以要他时来用们生到作地于出就分对成会可主发年动同工也能下过子说产种面而方后多定行学法所民得经"
+    letters = "的一是在不了有和人这中大为上个国我以要他时来用们生到作地于出就分对成会可主发年动同工也能下过子说产种面而方后多定行学法所民得经"  # noqa: E501
     sides = ["".join(rng.choices(letters, k=19)) + "。" for _ in range(60)]
     texts = ["".join(sides[:30]), "".join(sides[30:])]
     for side, text in enumerate(texts):

@@ -19,6 +19,8 @@ from qwen3_jax.data.extraction.words import HYPHEN
 
 _MARGIN = 0.15  # of the page's height, at its top and bottom, is where running heads are looked for
 _MOST_HEADS = 3  # lines at the top, and at the bottom
+_FAR = float("inf")
+_SET_OFF = 1.8  # heights of a line between a head and the text, where the head is not the outermost line
 _NEIGHBOURS = 8  # pages before and after, among which a head must come again
 _FIRST_NUMBER, _LAST_NUMBER = re.compile(r"\W{0,3}(\d{1,5})\b"), re.compile(r"\b(\d{1,5})\W{0,3}$")
 _DIGITS = re.compile(r"\d+")
@@ -74,23 +76,26 @@ def _running_heads(pages: Sequence[Page]) -> list[set[int]]:
     """
     edges = [_edges(page) for page in pages]
     seen: dict[Any, set[int]] = {}
-    for number, lines in enumerate(edges):
-        for side, line in lines:
-            for shift in (-1, 0, 1):
+    for number, edge in enumerate(edges):
+        for side, lines in edge.items():
+            for line, shift in itertools.product(lines, (-1, 0, 1)):
                 for sign in _signs(side, line, number, shift):
                     seen.setdefault(sign, set()).add(number)
+    least = min(3, max(len(pages), 2))  # pages that must have it
     out: list[set[int]] = []
-    for number, lines in enumerate(edges):
+    for number, edge in enumerate(edges):
         found: set[int] = set()
-        stopped: set[str] = set()
-        for side, line in lines:  # from the edge inwards
-            near = max(
-                sum(abs(other - number) <= _NEIGHBOURS for other in seen[sign]) for sign in _signs(side, line, number)
-            )
-            if side in stopped or near < min(3, max(len(pages), 2)):
-                stopped.add(side)
-            else:
+        for side, lines in edge.items():
+            last = None
+            for line, inwards in lines.items():
+                signs = _signs(side, line, number)
+                near = max(sum(abs(other - number) <= _NEIGHBOURS for other in seen[sign]) for sign in signs)
+                height = line.bottom - line.top
+                beside = last is None or abs(line.top - last.top) <= 2 * height
+                if near < least or not (beside or inwards >= _SET_OFF * height):
+                    break
                 found.add(id(line))
+                last = line
         out.append(found)
     return out
 
@@ -106,15 +111,19 @@ def _signs(side: str, line: Line, number: int, shift: int = 0) -> Iterator[tuple
             yield side, place, int(found[1]) - number
 
 
-def _edges(page: Page) -> list[tuple[str, Line]]:
-    """Lines near the top and the bottom, from the edge inwards."""
-    lines = [line for block in page.blocks or [] for line in block.lines]
-    if not lines or page.bottom <= page.top:
-        return []
+def _edges(page: Page) -> dict[str, dict[Line, float]]:
+    """Lines near the top and the bottom, from the edge inwards, each with its distance to the next."""
+    every = sorted((line for block in page.blocks or [] for line in block.lines), key=lambda line: line.top)
     margin = _MARGIN * (page.bottom - page.top)
-    upper = sorted((line for line in lines if line.bottom < page.top + margin), key=lambda line: line.top)
-    lower = sorted((line for line in lines if line.top > page.bottom - margin), key=lambda line: -line.bottom)
-    return [("top", line) for line in upper[:_MOST_HEADS]] + [("bottom", line) for line in lower[:_MOST_HEADS]]
+    out: dict[str, dict[Line, float]] = {"top": {}, "bottom": {}}
+    for side, lines in (("top", every), ("bottom", every[::-1])):
+        for place, line in enumerate(lines[:_MOST_HEADS]):
+            if line.bottom >= page.top + margin if side == "top" else line.top <= page.bottom - margin:
+                break
+            others = (abs(other.top - line.top) for other in lines[place + 1 :])
+            half = (line.bottom - line.top) / 2
+            out[side][line] = next((distance for distance in others if distance > half), _FAR)
+    return out
 
 
 def _anonymous(text: str) -> str:

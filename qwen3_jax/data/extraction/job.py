@@ -249,11 +249,9 @@ def _begun(target: Path, settings: dict[str, Any], retry_failed: bool) -> Iterat
     with locked(state / "lock", f"another process is extracting {target}; wait for it, or stop it."):
         before = state / _SETTINGS
         if before.exists():
-            _compare(
-                json.loads(before.read_text(encoding="utf-8")), settings, f"{folder} holds an interrupted extraction"
-            )
-        else:
-            write_json(before, settings)
+            known = json.loads(before.read_text(encoding="utf-8"))
+            _compare(known, settings, f"{folder} holds an extraction that was interrupted", retry_failed)
+        write_json(before, settings)
         remove_leftovers(folder, state)
         yield folder
 

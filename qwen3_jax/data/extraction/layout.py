@@ -52,7 +52,7 @@ class Piece:
         return self.bottom - self.top
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Line:
     """A line of text, in a single column, or a row of a table, whose cells are separated by tabs.
 
