@@ -9,7 +9,6 @@ import posixpath
 import re
 import urllib.parse
 import zipfile
-from collections.abc import Callable
 from typing import Any
 from xml.etree import ElementTree
 
@@ -40,7 +39,7 @@ def preload() -> None:
 
 
 @functools.cache
-def _resiliparse() -> tuple[Callable[..., str], Any, Callable[[bytes], str]]:
+def _resiliparse() -> tuple[Any, Any, Any]:
     try:
         from resiliparse.extract.html2text import extract_plain_text
         from resiliparse.parse.encoding import detect_encoding
