@@ -15,15 +15,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from qwen3_jax.data.extraction.words import Word, mirrored_lines
+from qwen3_jax.data.extraction.words import HYPHEN, Word, mirrored_lines
 
 # In heights of a line (about 1.2 times the size of the font):
 _PIECE_GAP = 0.8  # words further apart are not neighbours
 _STRETCHED_GAP = 2.0  # the same in a line whose gaps are all wide
+_EVEN = 0.5  # most that gaps of one size differ by
 _TAB = 2.5  # words of one line further apart are separated by a tab
 _GUTTER = 0.6  # least width of what separates columns
 _TEXT_COLUMN = 7.0  # least width of a column of text
 _LABEL_GAP = 3.5  # a bullet or number may stand as far to the left of its text
+_CELL_LINE = 1.6  # most distance of lines of one cell
 _ROW_GAP = 1.35  # times the usual distance of strips: rows of a table, when cells have several lines
 _LABEL = re.compile(r"[•‣◦▪●○■□–—*·\-]|\(?[0-9]{1,3}[.)]|\(?[a-zA-Z][.)]|\(?[ivxIVX]{1,4}[.)]|\[[0-9]{1,3}\]")
 _INFINITE = float("inf")
@@ -32,9 +34,10 @@ _DEEPEST = 12  # columns in columns
 
 @dataclass(slots=True)
 class Piece:
-    """Words side by side, with nothing between them but spaces."""
+    """Words side by side, with nothing between them but spaces; `place` is that of the first in the order of the file."""
 
     words: list[Word]
+    place: int = 0
     left: float = 0.0
     top: float = 0.0
     right: float = 0.0
@@ -127,15 +130,17 @@ def _pieces(words: list[Word]) -> list[Piece]:
     out = []
     for line in mirrored_lines(words):
         gaps = [word.left - before.right for before, word in itertools.pairwise(line)]
-        stretched = 2 * sorted(gaps)[len(gaps) // 2] if len(gaps) > 2 else 0.0
+        height = line[0].bottom - line[0].top
+        even = len(gaps) > 2 and max(gaps) - min(gaps) <= _EVEN * height
+        limit = _STRETCHED_GAP if even else _PIECE_GAP
         begin = 0
         for place, gap in enumerate(gaps, 1):
             before, word = line[place - 1], line[place]
             height = max(before.bottom - before.top, word.bottom - word.top)
-            if not -height <= gap <= max(_PIECE_GAP * height, min(stretched, _STRETCHED_GAP * height)):
-                out.append(Piece(line[begin:place]))
+            if not -height <= gap <= limit * height:
+                out.append(Piece(line[begin:place], len(out)))
                 begin = place
-        out.append(Piece(line[begin:]))
+        out.append(Piece(line[begin:], len(out)))
     return out
 
 
@@ -158,7 +163,7 @@ def _labelled(pieces: list[Piece]) -> list[Piece]:
         if found:
             text = min(found, key=lambda piece: piece.left)
             taken |= {id(text), id(label)}
-            out.append(Piece([*label.words, *text.words]))
+            out.append(Piece([*label.words, *text.words], label.place))
     return out + [piece for piece in pieces if id(piece) not in taken]
 
 
@@ -205,7 +210,7 @@ def _regions(strips: list[Strip]) -> list[tuple[list[Strip], list[Gap]]]:
         region, free = [strips[place]], _free(strips[place])
         gutters = _inner(free, region, [], least)
         place += 1
-        while place < len(strips):
+        while place < len(strips) and len(region[0]) > 1:
             strip = _split(strips[place], gutters)
             both = _common(free, _free(strip))
             region.append(strip)
@@ -239,9 +244,9 @@ def _split(strip: Strip, gutters: list[Gap]) -> Strip:
         for place, (before, word) in enumerate(itertools.pairwise(piece.words), 1):
             if any(before.right <= end and word.left >= begin and word.left - before.right >= 0.7 * (end - begin)
                    for begin, end in gutters):  # fmt: skip
-                out.append(Piece(piece.words[start:place]))
+                out.append(Piece(piece.words[start:place], piece.place))
                 start = place
-        out.append(Piece(piece.words[start:]))
+        out.append(Piece(piece.words[start:], piece.place))
     return out
 
 
@@ -380,24 +385,58 @@ def _row_groups(region: list[Strip]) -> list[list[Strip]]:
 
 
 def _rows(region: list[Strip], gutters: list[Gap]) -> list[Line]:
-    """The rows of a table; cells of several lines are joined where rows are set apart."""
+    """The rows of a table. Files that draw it cell by cell say which lines are one cell; else rows that are set apart do."""
     edges = [(begin + end) / 2 for begin, end in gutters]
-    groups = _row_groups(region) if len(region) > 2 else []
-    one_sided = any(len(strip) < len(gutters) + 1 for strip in region)
-    out = []
-    for group in groups if groups and one_sided else [[strip] for strip in region]:
-        cells: list[list[Piece]] = [[] for _ in range(len(edges) + 1)]
-        for strip in group:
-            for piece in strip:
-                cells[sum(piece.left > edge for edge in edges)].append(piece)
-        filled = [cell for cell in cells if cell]
-        line = _line([piece for cell in filled for piece in cell])
-        texts = [" ".join(_text(piece.words) for piece in cell) for cell in filled]
-        if any(word.is_rtl for piece in group[0] for word in piece.words):
-            texts.reverse()
-        line.text = "\t".join(texts)
-        out.append(line)
-    return out
+    placed = [(sum(piece.left > edge for edge in edges), piece) for strip in region for piece in strip]
+    rows = _drawn_rows(sorted(placed, key=lambda one: one[1].place))
+    if rows is None:
+        groups = _row_groups(region) if len(region) > 2 else []
+        one_sided = any(len(strip) < len(gutters) + 1 for strip in region)
+        columns = {id(piece): column for column, piece in placed}
+        rows = [
+            [(columns[id(piece)], piece) for strip in group for piece in strip]
+            for group in (groups if groups and one_sided else [[strip] for strip in region])
+        ]
+    return [_row(row) for row in rows]
+
+
+def _drawn_rows(placed: list[tuple[int, Piece]]) -> list[list[tuple[int, Piece]]] | None:
+    """Rows as the file draws them, from pieces in its order with their columns; None if it does not draw row by row."""
+    rows: list[list[tuple[int, Piece]]] = []
+    last, above = -1, placed[0][1]
+    for column, piece in placed:
+        apart = column == last and not 0 < piece.top - above.top < _CELL_LINE * piece.height
+        if not rows or column < last or apart:
+            rows.append([])
+        rows[-1].append((column, piece))
+        last, above = column, piece
+    tops = [min(piece.top for _, piece in row) for row in rows]
+    bottoms = [max(piece.bottom for _, piece in row) for row in rows]
+    ordered = all(
+        top > before - 0.5 * row[0][1].height and top >= start
+        for before, start, top, row in zip(bottoms, tops, tops[1:], rows[1:], strict=False)
+    )
+    several = sum(len({column for column, _ in row}) > 1 for row in rows)
+    return rows if ordered and several >= 0.5 * len(rows) else None
+
+
+def _row(row: list[tuple[int, Piece]]) -> Line:
+    """One row of a table: its cells from left to right, or from right to left where that is its script."""
+    cells: dict[int, list[Piece]] = {}
+    for column, piece in sorted(row, key=lambda one: one[0]):
+        cells.setdefault(column, []).append(piece)
+    line = _line([piece for cell in cells.values() for piece in cell])
+    texts = [_cell(cell) for cell in cells.values()]
+    if any(word.is_rtl for _, piece in row[:1] for word in piece.words):
+        texts.reverse()
+    line.text = "\t".join(texts)
+    return line
+
+
+def _cell(pieces: list[Piece]) -> str:
+    """The lines of a cell as one."""
+    texts = [_text(piece.words) for piece in pieces]
+    return "".join(text if text.endswith(HYPHEN) else text + " " for text in texts).strip()
 
 
 def _line(pieces: list[Piece]) -> Line:
