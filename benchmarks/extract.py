@@ -30,7 +30,10 @@ from tests.helpers.similarity import edit_similarity, order_similarity
 
 ROOT = Path(__file__).parent.parent
 PEERS = ("pdftext", "pdfplumber", "pypdf", "pypdfium2")
-_STYLE = "body {font: 11pt/1.3 'DejaVu Serif'; text-align: justify; hyphens: manual} table {border-collapse: collapse} td, th {padding: 2pt 9pt}"
+_STYLE = """body {font: 11pt/1.3 'DejaVu Serif'; text-align: justify} table {border-collapse: collapse; text-align: left}
+td, th {padding: 2pt 9pt} pre {white-space: pre-wrap}"""
+_TWO_COLUMNS = """main {columns: 2; column-gap: 18pt; font-size: 9pt} td, th {padding: 1pt 3pt}
+table {width: 100%; table-layout: fixed; overflow-wrap: anywhere; font-size: 7pt} pre {font-size: 6pt}"""
 
 
 def printed(folder: Path) -> dict[str, str]:
@@ -45,7 +48,7 @@ def printed(folder: Path) -> dict[str, str]:
     for number, page in enumerate(pages):
         body = MarkdownIt("commonmark").enable("table").render(page.read_text(encoding="utf-8"))
         body = re.sub(r"<img[^>]*>", "", body)
-        columns = "main {columns: 2; column-gap: 18pt; font-size: 9pt} pre {white-space: pre-wrap}" if number % 2 else ""
+        columns = _TWO_COLUMNS if number % 2 else ""
         source = folder / f"{page.stem}.html"
         source.write_text(f'<meta charset="utf-8"><style>{_STYLE} {columns}</style><main>{body}</main>', encoding="utf-8")
         target = folder / f"docs {'in two columns ' * (number % 2)}{page.stem}.pdf"

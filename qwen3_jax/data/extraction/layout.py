@@ -28,6 +28,8 @@ _LABEL_GAP = 3.5  # a bullet or number may stand as far to the left of its text
 _CELL_LINE = 1.6  # most distance of lines of one cell
 _ROW_GAP = 1.35  # times the usual distance of strips: rows of a table, when cells have several lines
 _LABEL = re.compile(r"[•‣◦▪●○■□–—*·\-]|\(?[0-9]{1,3}[.)]|\(?[a-zA-Z][.)]|\(?[ivxIVX]{1,4}[.)]|\[[0-9]{1,3}\]")
+_ALIGNED = 0.7  # of the lines of two sides stand on one height: a table
+_TABLE_ROWS = 0.3  # of the lines of a table, at least, have several cells
 _INFINITE = float("inf")
 _DEEPEST = 12  # columns in columns
 
@@ -189,16 +191,19 @@ def _arranged(strips: list[Strip], depth: int) -> list[Block]:
     """The blocks of a stretch of the page."""
     out: list[Block] = []
     for region, gutters in _regions(strips):
-        if not gutters or depth == _DEEPEST:
-            out.append(Block("text", [_line(strip) for strip in region]))
-            continue
-        columns = _columns(region, gutters)
-        if _is_table(region, columns):
+        edge = next((gutter for gutter in _widest(gutters) if _parts_columns(region, gutter)), None)
+        if edge is not None and depth < _DEEPEST:
+            for side in _sides(region, edge):
+                out += _arranged(_strips(side), depth + 1)
+        elif gutters and sum(len(strip) > 1 for strip in region) >= _TABLE_ROWS * len(region):
             out.append(Block("table", _rows(region, gutters)))
         else:
-            for column in columns:
-                out += _arranged(_strips(column), depth + 1)
+            out.append(Block("text", [_line(strip) for strip in region]))
     return out
+
+
+def _widest(gutters: list[Gap]) -> list[Gap]:
+    return sorted(gutters, key=lambda gutter: gutter[0] - gutter[1])
 
 
 def _regions(strips: list[Strip]) -> list[tuple[list[Strip], list[Gap]]]:
@@ -209,8 +214,9 @@ def _regions(strips: list[Strip]) -> list[tuple[list[Strip], list[Gap]]]:
     while place < len(strips):
         region, free = [strips[place]], _free(strips[place])
         gutters = _inner(free, region, [], least)
+        ends_text = len(region[0]) == 1 and place > 0 and _goes_on(strips[place - 1], region[0])
         place += 1
-        while place < len(strips) and len(region[0]) > 1:
+        while place < len(strips) and not ends_text:
             strip = _split(strips[place], gutters)
             both = _common(free, _free(strip))
             region.append(strip)
@@ -232,6 +238,13 @@ def _regions(strips: list[Strip]) -> list[tuple[list[Strip], list[Gap]]]:
         else:
             out.append((region, gutters))
     return out
+
+
+def _goes_on(above: Strip, below: Strip) -> bool:
+    """Whether a line is the next one of running text."""
+    height = above[0].height
+    begins = abs(below[0].left - above[0].left) < 2 * height
+    return len(above) == 1 and begins and _middle(below) - _middle(above) < 1.7 * height
 
 
 def _split(strip: Strip, gutters: list[Gap]) -> Strip:
@@ -334,42 +347,50 @@ def _middle(strip: Strip) -> float:
     return (strip[0].top + strip[0].bottom) / 2
 
 
-def _columns(region: list[Strip], gutters: list[Gap]) -> list[list[Piece]]:
-    """The pieces of each column."""
-    edges = [(begin + end) / 2 for begin, end in gutters]
-    out: list[list[Piece]] = [[] for _ in range(len(edges) + 1)]
-    for strip in region:
-        for piece in strip:
-            out[sum(piece.left > edge for edge in edges)].append(piece)
-    return out
+def _sides(region: list[Strip], gutter: Gap) -> tuple[list[Piece], list[Piece]]:
+    """The pieces to the left of a gutter, and those to the right."""
+    left = [piece for strip in region for piece in strip if piece.right <= gutter[0]]
+    return left, [piece for strip in region for piece in strip if piece.right > gutter[0]]
 
 
-def _is_table(region: list[Strip], columns: list[list[Piece]]) -> bool:
-    """Whether rows are read before columns: where these are no columns of text, or their lines stand in rows set apart."""
-    if len(region) < 4:
+def _parts_columns(region: list[Strip], gutter: Gap) -> bool:
+    """Whether a gutter is to be read down one side and then the other: not one between cells of a table.
+
+    Files draw columns one after the other, and cells row by row. Where they don't, columns are those of running text.
+    """
+    sides = _sides(region, gutter)
+    left = {id(piece) for piece in sides[0]}
+    drawn = [id(piece) in left for piece in sorted((*sides[0], *sides[1]), key=lambda piece: piece.place)]
+    changes = sum(one != other for one, other in itertools.pairwise(drawn))
+    fewer, more = sorted((_strips(side) for side in sides), key=len)
+    texts = sum(_is_text(strips) for strips in (fewer, more))
+    if changes > max(1, 0.1 * len(fewer)):
+        return texts == 2 and not _row_groups_of(region, sides)
+    if texts:
         return True
-    texts = [column for column in columns if _is_text(column)]
-    if len(texts) < 2 or sum(map(len, texts)) < 0.5 * sum(map(len, columns)):
-        return True
-    groups = _row_groups(region)
-    whole = [group for group in groups if sum(_covers(group, column) for column in columns) > 1]
-    return bool(groups) and len(whole) >= 0.7 * len(groups)
+    aligned = sum(
+        any(abs(strip[0].bottom - other[0].bottom) < 0.15 * strip[0].height for other in more) for strip in fewer
+    )
+    return len(fewer) > 3 and aligned < _ALIGNED * len(fewer)
 
 
-def _is_text(column: list[Piece]) -> bool:
-    """Whether a column is wide, and its lines were broken where the next word did not fit."""
-    left, right = min(piece.left for piece in column), max(piece.right for piece in column)
-    height = statistics.median(piece.height for piece in column)
-    if len(column) < 3 or right - left < _TEXT_COLUMN * height:
+def _is_text(strips: list[Strip]) -> bool:
+    """Whether these are lines of a wide column, broken where the next word did not fit."""
+    if len(strips) < 3 or sum(len(strip) == 1 for strip in strips) < 0.7 * len(strips):
         return False
-    lines = [_line(strip) for strip in _strips(column)]
+    lines = [_line(strip) for strip in strips]
+    left, right = min(line.left for line in lines), max(line.right for line in lines)
+    height = statistics.median(line.bottom - line.top for line in lines)
     broken = sum(right - above.right < below.first_width + 0.3 * height for above, below in itertools.pairwise(lines))
-    return broken >= 0.5 * (len(lines) - 1)
+    return right - left >= _TEXT_COLUMN * height and broken >= 0.5 * (len(lines) - 1)
 
 
-def _covers(group: list[Strip], column: list[Piece]) -> bool:
-    ids = {id(piece) for piece in column}
-    return any(id(piece) in ids for strip in group for piece in strip)
+def _row_groups_of(region: list[Strip], sides: Sequence[list[Piece]]) -> bool:
+    """Whether both sides begin anew where rows are set apart: a table whose cells have several lines."""
+    groups = _row_groups(region)
+    ids = [{id(piece) for piece in side} for side in sides]
+    whole = sum(all(any(id(piece) in side for strip in group for piece in strip) for side in ids) for group in groups)
+    return bool(groups) and whole >= 0.7 * len(groups)
 
 
 def _row_groups(region: list[Strip]) -> list[list[Strip]]:
