@@ -19,8 +19,8 @@ from qwen3_jax.data.extraction.words import HYPHEN, Word, mirrored_lines
 
 # In heights of a line (about 1.2 times the size of the font):
 _PIECE_GAP = 0.8  # words further apart are not neighbours
-_STRETCHED_GAP = 2.0  # the same in a line whose gaps are all wide
-_EVEN = 0.5  # most that gaps of one size differ by
+_STRETCHED_GAP = 4.0  # the same in a line whose gaps are all of one size
+_EVEN = 0.3  # most that gaps of one size differ by
 _TAB = 2.5  # words of one line further apart are separated by a tab
 _GUTTER = 0.6  # least width of what separates columns
 _TEXT_COLUMN = 7.0  # least width of a column of text
@@ -31,6 +31,7 @@ _LABEL = re.compile(r"[•‣◦▪●○■□–—*·\-]|\(?[0-9]{1,3}[.)]|\(
 _ALIGNED = 0.7  # of the lines of two sides stand on one height: a table
 _TABLE_ROWS = 0.3  # of the lines of a table, at least, have several cells
 _INFINITE = float("inf")
+_LOOK_AHEAD = 12  # strips, in which a gutter must have two lines with text on both sides
 _DEEPEST = 12  # columns in columns
 
 
@@ -213,14 +214,14 @@ def _regions(strips: list[Strip]) -> list[tuple[list[Strip], list[Gap]]]:
     place = 0
     while place < len(strips):
         region, free = [strips[place]], _free(strips[place])
-        gutters = _inner(free, region, [], least)
+        gutters = _inner(free, strips[place : place + _LOOK_AHEAD], [], least)
         ends_text = len(region[0]) == 1 and place > 0 and _goes_on(strips[place - 1], region[0])
         place += 1
         while place < len(strips) and not ends_text:
             strip = _split(strips[place], gutters)
             both = _common(free, _free(strip))
             region.append(strip)
-            inner = _inner(both, region, gutters, least)
+            inner = _inner(both, [*region, *strips[place + 1 : place + _LOOK_AHEAD]], gutters, least)
             if not inner:
                 region.pop()
                 break
@@ -228,7 +229,7 @@ def _regions(strips: list[Strip]) -> list[tuple[list[Strip], list[Gap]]]:
             place += 1
         kept = _without_tail(region, gutters)
         place -= len(region) - len(kept)
-        found.append((kept, gutters if len(kept) == len(region) else _inner(free, kept, [], least)))
+        found.append((kept, [gutter for gutter in gutters if _narrowed(gutter, kept, least) == gutter]))
     out: list[tuple[list[Strip], list[Gap]]] = []
     for number, (region, gutters) in enumerate(found):
         if gutters and _is_in_text(region, gutters, found[number - 1 : number] + found[number + 1 : number + 2]):
@@ -306,23 +307,38 @@ def _common(one: Sequence[Gap], other: Sequence[Gap]) -> list[Gap]:
     return out
 
 
-def _inner(free: list[Gap], region: Sequence[Strip], known: list[Gap], least: float) -> list[Gap]:
-    """The free stretches of some width that have text on both sides, in two lines at least; those within known ones have."""
+def _inner(free: list[Gap], strips: Sequence[Strip], known: list[Gap], least: float) -> list[Gap]:
+    """The free stretches that go on as gutters; those within known ones do."""
     out = []
     for begin, end in free:
-        if end - begin < least or end == _INFINITE or begin == -_INFINITE:
-            continue
-        if any(wide <= begin and end <= far for wide, far in known):
+        finite = end - begin < _INFINITE
+        if end - begin >= least and (
+            (finite and any(wide <= begin and end <= far for wide, far in known))
+            or _narrowed((begin, end), strips, least)
+        ):
             out.append((begin, end))
-            continue
-        lines = 0
-        for strip in region:
-            before = sum(piece.right <= begin for piece in strip)
-            lines += min(before, len(strip) - before)
-            if lines > 1:
-                out.append((begin, end))
-                break
     return out
+
+
+def _narrowed(gap: Gap, strips: Sequence[Strip], least: float) -> Gap | None:
+    """What text on both sides leaves of a gap when there are two lines with text on both; None if it is less than the least."""
+    begin, end = gap
+    lines = 0
+    for strip in strips:
+        left, right = set(), set()
+        for piece in strip:
+            if piece.right <= end - least:
+                begin = max(begin, piece.right)
+                left.add(round(piece.bottom / piece.height * 2))
+            else:
+                end = min(end, piece.left)
+                right.add(round(piece.bottom / piece.height * 2))
+            if end - begin < least:
+                return None
+        lines += min(len(left), len(right))
+        if lines > 1:
+            return begin, end
+    return None
 
 
 def _without_tail(region: list[Strip], gutters: list[Gap]) -> list[Strip]:
