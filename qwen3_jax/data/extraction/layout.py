@@ -229,7 +229,7 @@ def _regions(strips: list[Strip]) -> list[tuple[list[Strip], list[Gap]]]:
             place += 1
         kept = _without_tail(region, gutters)
         place -= len(region) - len(kept)
-        found.append((kept, [gutter for gutter in gutters if _narrowed(gutter, kept, least) == gutter]))
+        found += _without_head(kept, [gutter for gutter in gutters if _narrowed(gutter, kept, least) == gutter], least)
     out: list[tuple[list[Strip], list[Gap]]] = []
     for number, (region, gutters) in enumerate(found):
         if gutters and _is_in_text(region, gutters, found[number - 1 : number] + found[number + 1 : number + 2]):
@@ -239,6 +239,18 @@ def _regions(strips: list[Strip]) -> list[tuple[list[Strip], list[Gap]]]:
         else:
             out.append((region, gutters))
     return out
+
+
+def _without_head(region: list[Strip], gutters: list[Gap], least: float) -> list[tuple[list[Strip], list[Gap]]]:
+    """A region, its first lines apart if they are a heading: without them, it has more gutters."""
+    start = next((place for place, strip in enumerate(region) if len(strip) > 1), 0)
+    if not gutters or not start:
+        return [(region, gutters)]
+    free = _free(region[start])
+    for strip in region[start + 1 :]:
+        free = _common(free, _free(strip))
+    more = [gap for gap in free if gap[1] - gap[0] >= least and _narrowed(gap, region[start:], least) == gap]
+    return [(region[:start], []), (region[start:], more)] if len(more) > len(gutters) else [(region, gutters)]
 
 
 def _goes_on(above: Strip, below: Strip) -> bool:
