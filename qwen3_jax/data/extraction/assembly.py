@@ -181,7 +181,9 @@ def _edge_of(values: list[float], *, largest: bool) -> float:
 
 
 def _between(above: str, below: str) -> str:
-    """What stands between two lines of a paragraph."""
+    """What stands between two lines of a paragraph. A line may end after the dashes of an option."""
+    if above.endswith((" --", "\t--")) and below[:1].isalpha():
+        return ""
     return "" if _NO_SPACES.match(above[-1:]) and _NO_SPACES.match(below[:1]) else " "
 
 
@@ -190,7 +192,8 @@ def _tidy(text: str) -> str:
 
 
 def _unbroken(texts: Sequence[str]) -> list[str]:
-    """Words that were broken at the ends of lines as the document spells them elsewhere: with a hyphen or without."""
+    """Words that were broken at the ends of lines as the document spells them elsewhere: with a hyphen or without. Halves that are
+    words of the document keep it."""
     if not any(HYPHEN in text for text in texts):
         return list(texts)
     words: Counter[str] = Counter()
@@ -203,7 +206,8 @@ def _unbroken(texts: Sequence[str]) -> list[str]:
         if not second or not second[0].islower() or not first[-1].isalpha():
             return compound
         one, two = words[(first + second).casefold()], words[compound.casefold()]
-        return compound if two > one else first + second
+        halves = not one and words[first.casefold()] and words[second.casefold()]
+        return compound if two > one or halves else first + second
 
     return [_BROKEN.sub(whole, text).replace(HYPHEN, "-") for text in texts]
 

@@ -196,8 +196,10 @@ def _arranged(strips: list[Strip], depth: int) -> list[Block]:
         if edge is not None and depth < _DEEPEST:
             for side in _sides(region, edge):
                 out += _arranged(_strips(side), depth + 1)
-        elif gutters and sum(len(strip) > 1 for strip in region) >= _TABLE_ROWS * len(region):
-            out.append(Block("table", _rows(region, gutters)))
+            continue
+        rows = _rows(region, gutters) if gutters else []
+        if rows and sum("\t" in row.text for row in rows) >= _TABLE_ROWS * len(rows):
+            out.append(Block("table", rows))
         else:
             out.append(Block("text", [_line(strip) for strip in region]))
     return out
@@ -242,7 +244,7 @@ def _regions(strips: list[Strip]) -> list[tuple[list[Strip], list[Gap]]]:
 
 
 def _without_head(region: list[Strip], gutters: list[Gap], least: float) -> list[tuple[list[Strip], list[Gap]]]:
-    """A region, its first lines apart if they are a heading: without them, it has more gutters."""
+    """A region, its first lines apart if they are a heading, which crosses gutters that the lines below have."""
     start = next((place for place, strip in enumerate(region) if len(strip) > 1), 0)
     if not gutters or not start:
         return [(region, gutters)]
@@ -250,7 +252,11 @@ def _without_head(region: list[Strip], gutters: list[Gap], least: float) -> list
     for strip in region[start + 1 :]:
         free = _common(free, _free(strip))
     more = [gap for gap in free if gap[1] - gap[0] >= least and _narrowed(gap, region[start:], least) == gap]
-    return [(region[:start], []), (region[start:], more)] if len(more) > len(gutters) else [(region, gutters)]
+    if len(more) <= len(gutters):
+        return [(region, gutters)]
+    heads = [piece for strip in region[:start] for piece in strip]
+    crossed = any(piece.left < end and piece.right > begin for piece in heads for begin, end in more)
+    return [(region[:start], []), (region[start:], more)] if crossed else [(region, more)]
 
 
 def _goes_on(above: Strip, below: Strip) -> bool:
@@ -393,7 +399,8 @@ def _parts_columns(region: list[Strip], gutter: Gap) -> bool:
     fewer, more = sorted((_strips(side) for side in sides), key=len)
     texts = sum(_is_text(strips) for strips in (fewer, more))
     if changes > max(1, 0.1 * len(fewer)):
-        return texts == 2 and not _row_groups_of(region, sides)
+        by_lines = changes > 1.5 * len(fewer)  # and not cell by cell
+        return texts == 2 and by_lines and not _row_groups_of(region, sides)
     if texts:
         return True
     aligned = sum(
