@@ -50,7 +50,9 @@ def printed(folder: Path) -> dict[str, str]:
         body = re.sub(r"<img[^>]*>", "", body)
         columns = _TWO_COLUMNS if number % 2 else ""
         source = folder / f"{page.stem}.html"
-        source.write_text(f'<meta charset="utf-8"><style>{_STYLE} {columns}</style><main>{body}</main>', encoding="utf-8")
+        source.write_text(
+            f'<meta charset="utf-8"><style>{_STYLE} {columns}</style><main>{body}</main>', encoding="utf-8"
+        )
         target = folder / f"docs {'in two columns ' * (number % 2)}{page.stem}.pdf"
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer", f"--print-to-pdf={target}"]
         subprocess.run([chromium, *options, str(source)], check=True, capture_output=True, timeout=120)

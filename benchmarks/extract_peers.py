@@ -12,12 +12,12 @@ from collections.abc import Callable
 
 
 def _ours(path: str) -> str:
-    from qwen3_jax.data.extraction import assembly, layout, pdf
+    from qwen3_jax.data.extraction import assembly, pdf, pieces
 
     pages = pdf.read_pages(path, 0, pdf.inspect(path)["pages"])
     return assembly.assemble(
         [
-            assembly.Page([layout.from_json(block) for block in page["blocks"]], "", page["top"], page["bottom"])
+            assembly.Page([pieces.from_json(block) for block in page["blocks"]], "", page["top"], page["bottom"])
             for page in pages
         ]
     )[0]

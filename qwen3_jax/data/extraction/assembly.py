@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qwen3_jax.data.extraction.layout import Block, Line
+from qwen3_jax.data.extraction.pieces import Block, Line
 from qwen3_jax.data.extraction.words import HYPHEN
 
 _MARGIN = 0.15  # of the page's height, at its top and bottom, is where running heads are looked for
@@ -192,8 +192,8 @@ def _tidy(text: str) -> str:
 
 
 def _unbroken(texts: Sequence[str]) -> list[str]:
-    """Words that were broken at the ends of lines as the document spells them elsewhere: with a hyphen or without. Halves that are
-    words of the document keep it."""
+    """Words that were broken at the ends of lines as the document spells them elsewhere: with a hyphen or without. Between words
+    that the document has it stays."""
     if not any(HYPHEN in text for text in texts):
         return list(texts)
     words: Counter[str] = Counter()

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qwen3_jax.data.extraction.assembly import Page, assemble
-from qwen3_jax.data.extraction.layout import from_json
 from qwen3_jax.data.extraction.options import Options, Unreadable
+from qwen3_jax.data.extraction.pieces import from_json
 from qwen3_jax.data.files import CorpusFile, compression, opened
 from qwen3_jax.data.labels import detect_language
 from qwen3_jax.processes import Crashed, Failed, Pool, TimedOut

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from qwen3_jax.data.extraction.layout import read_blocks, to_json
+from qwen3_jax.data.extraction.layout import read_blocks
+from qwen3_jax.data.extraction.pieces import to_json
 from qwen3_jax.data.extraction.words import Word, read_words
 from qwen3_jax.errors import UserError
 from qwen3_jax.processes.steps import step
@@ -70,7 +71,7 @@ def read_pages(path: str, start: int, stop: int) -> list[dict[str, Any]]:
 
     Returns:
         For each: `needs`, why its text must be recognised from a picture, or None; `blank`, whether it holds nothing at all;
-        `blocks`, of `layout.to_json`; `top` and `bottom` of the page along its lines.
+        `blocks`, of `pieces.to_json`; `top` and `bottom` of the page along its lines.
 
     Raises:
         PdfError: the document cannot be opened, or a page not loaded.

@@ -2,8 +2,8 @@
 
 import pytest
 
-from qwen3_jax.data.extraction import assembly, layout, pdf
-from qwen3_jax.data.extraction.layout import Block, Line
+from qwen3_jax.data.extraction import assembly, layout, pdf, pieces
+from qwen3_jax.data.extraction.pieces import Block, Line
 from qwen3_jax.data.extraction.words import HYPHEN, Word, clean
 from tests.helpers import typeset
 from tests.helpers.similarity import edit_similarity, order_similarity
@@ -13,7 +13,7 @@ def pages_of(path) -> list[assembly.Page]:
     found = pdf.read_pages(str(path), 0, pdf.inspect(str(path))["pages"])
     assert all(page["needs"] is None for page in found)
     return [
-        assembly.Page([layout.from_json(block) for block in page["blocks"]], "", page["top"], page["bottom"])
+        assembly.Page([pieces.from_json(block) for block in page["blocks"]], "", page["top"], page["bottom"])
         for page in found
     ]
 
