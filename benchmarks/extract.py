@@ -37,7 +37,10 @@ table {width: 100%; table-layout: fixed; overflow-wrap: anywhere; font-size: 7pt
 
 
 def printed(folder: Path) -> dict[str, str]:
-    """The text of each page of this project's documentation that was printed into the folder, by file name."""
+    """The text of each page of this project's documentation that was printed into the folder, now or before, by file name."""
+    known = folder / "truth.json"
+    if known.exists():
+        return json.loads(known.read_text(encoding="utf-8"))
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         return {}
@@ -58,6 +61,7 @@ def printed(folder: Path) -> dict[str, str]:
         subprocess.run([chromium, *options, str(source)], check=True, capture_output=True, timeout=120)
         text = re.sub(r"<(/?)(code|em|strong|a|b|i|span)\b[^>]*>", "", body)
         out[target.name] = html.unescape(re.sub(r"<[^>]+>", " ", text))
+    known.write_text(json.dumps(out), encoding="utf-8")
     return out
 
 
@@ -88,13 +92,12 @@ def memory(folder: Path, documents: list[Path], count: int) -> None:
         while not stop.wait(0.1):
             sizes.append((time.monotonic(), _resident(os.getpid())))
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     began = time.monotonic()
     done = extract(str(many), folder / "out", processes=1, split_bytes=1 << 40, visible=False)
     took = time.monotonic() - began
     stop.set()
-    watcher.join()
     first = max(size for at, size in sizes if at < began + 0.2 * took)
     last = max(size for at, size in sizes if at > began + 0.9 * took)
     print(
@@ -122,9 +125,11 @@ def main() -> None:
     parser.add_argument("--peers", metavar="PYTHON", help="interpreter of an environment with the peers")
     parser.add_argument("--rounds", type=int, default=3, help="of timing, of which the best counts")
     parser.add_argument("--files", type=int, default=1000, help="for the figure of memory; 0 leaves it out")
+    parser.add_argument("--keep", metavar="DIR", help="keep the documents there, and use those that it has")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(args.keep or work)
+        folder.mkdir(parents=True, exist_ok=True)
         truth = {f"{title}.pdf": "".join(make(folder / f"{title}.pdf")) for title, make in typeset.DOCUMENTS.items()}
         truth |= printed(folder)
         files = [folder / file for file in truth]
@@ -134,7 +139,7 @@ def main() -> None:
         found = {name: read(name, python, files, args.rounds) for name, python in pythons.items()}
         _show(truth, found, sum(_pages(file) for file in files))
         if args.files:
-            memory(folder, files[:8], args.files)
+            memory(Path(work), files[:8], args.files)
 
 
 def _pages(file: Path) -> int:

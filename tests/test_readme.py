@@ -25,12 +25,13 @@ from qwen3_jax.cli import infer, scaling, serve, train
 from qwen3_jax.cli.configuration import parse_configuration
 from qwen3_jax.cli.main import main as qwen3
 from qwen3_jax.cli.train_options import parse_config, parse_plan, parse_train
+from qwen3_jax.data import extraction
 from qwen3_jax.sweeps import MixtureConfig
-from tests.helpers import documented, tiny_models
+from tests.helpers import documented, tiny_models, typeset
 from tests.helpers.documented import PAGES, ROOT, blocks
 from tests.helpers.isolated import require_isolation
 
-PUBLIC = [qwen3_jax, sharding, planner, verifiers, sandbox]  # documented on pages of docs/api
+PUBLIC = [qwen3_jax, sharding, planner, verifiers, sandbox, extraction]  # documented on pages of docs/api
 NEED_A_SERVER = {
     "serving.md": "tests/serving/test_docs.py",
     "agents.md": "tests/serving/test_agents.py",
@@ -65,6 +66,10 @@ def checkout(tmp_path_factory) -> Path:
     (folder / "corpus/a/b.txt").write_text((ROOT / "README.md").read_text() * 3)
     record = json.dumps({"text": (ROOT / "docs/log.md").read_text(), "domain": "docs", "language": "en"})
     (folder / "corpus/docs-000.jsonl").write_text(f"{record}\n")
+    chat = {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}
+    (folder / "chats.jsonl").write_text(json.dumps(chat) + "\n")
+    (folder / "papers").mkdir()
+    typeset.two_columns(folder / "papers/a.pdf")
     tiny_models.tokenizer().save_pretrained(folder / "tokenizer")
     before = Path.cwd()
     os.chdir(folder)
@@ -230,7 +235,7 @@ def _qwen3(command, rest, checkout, monkeypatch):
         assert qwen3([command, *_replaced(rest, "--vocab-size", "400")]) == 0
         assert (checkout / output / "tokenizer.json").exists()
     elif command == "data":
-        if rest[0] == "prepare":
+        if rest[0] in ("prepare", "extract"):
             shutil.rmtree(checkout / "prepared", ignore_errors=True)
         elif not Path(rest[1]).exists():
             assert qwen3(["data", "prepare", "--path", "corpus", "--tokenizer", "tokenizer", "--output", rest[1]]) == 0

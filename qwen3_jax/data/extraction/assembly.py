@@ -198,7 +198,7 @@ def _unbroken(texts: Sequence[str]) -> list[str]:
         return list(texts)
     words: Counter[str] = Counter()
     for text in texts:
-        words.update(match[0].casefold() for match in _WORD.finditer(text))
+        words.update(match[0].casefold() for match in _WORD.finditer(_BROKEN.sub(" ", text)))
 
     def whole(match: re.Match[str]) -> str:
         first, second = match.groups()

@@ -112,7 +112,7 @@ def _local(file: CorpusFile) -> Iterator[tuple[str, str]]:
         with opened(file) as stream:
             shutil.copyfileobj(stream, local)
         local.seek(0)
-        digest = hashlib.file_digest(local, "sha256").hexdigest()  # type: ignore[arg-type]
+        digest = hashlib.file_digest(local, "sha256").hexdigest()
         yield local.name, digest
 
 

@@ -167,7 +167,7 @@ def extract_split(job: _Job, number: int, split: Split) -> _Shard:
         return _Shard(kept["documents"], kept["failed"], Counter(kept["pages"]))
     shard = _Shard()
     recognition = job.options.recognition
-    reader = Reader(recognition, job.folder / STATE / _ANSWERS) if recognition is not None else None
+    read = None if recognition is None else Reader(recognition, job.folder / STATE / _ANSWERS).read
     with (
         process_pool(job.options) as pool,
         written_whole(job.folder / f"{number:05d}.jsonl") as path,
@@ -177,7 +177,7 @@ def extract_split(job: _Job, number: int, split: Split) -> _Shard:
     ):
         for file, kind in split:
             try:
-                record = read_document(file, kind, job.options, pool, reader and reader.read)
+                record = read_document(file, kind, job.options, pool, read)
             except (Unreadable, OSError, EOFError) as error:
                 reason = " ".join(str(error).split())
                 failed.write(json.dumps({"source": file.url, "reason": reason}, ensure_ascii=False) + "\n")

@@ -103,7 +103,7 @@ def from_json(value: list[Any]) -> Block:
 
 def find_pieces(words: list[Word]) -> list[Piece]:
     """Words side by side in the order of the file. Lines set to a width have wide gaps, of one size."""
-    out = []
+    out: list[Piece] = []
     for line in mirrored_lines(words):
         gaps = [word.left - before.right for before, word in itertools.pairwise(line)]
         height = line[0].bottom - line[0].top
