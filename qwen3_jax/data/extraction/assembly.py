@@ -192,8 +192,8 @@ def _tidy(text: str) -> str:
 
 
 def _unbroken(texts: Sequence[str]) -> list[str]:
-    """Words that were broken at the ends of lines as the document spells them elsewhere: with a hyphen or without. Between words
-    that the document has it stays."""
+    """Words that were broken at the ends of lines as the document spells them elsewhere: with a hyphen or without. Between
+    words that the document has it stays."""
     if not any(HYPHEN in text for text in texts):
         return list(texts)
     words: Counter[str] = Counter()
