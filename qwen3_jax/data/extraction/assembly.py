@@ -29,7 +29,7 @@ _SENTENCE_END = re.compile(r"[.!?:;。！？：；…][\"'”’»)\]]*$")
 _BULLET = re.compile(r"(?:[•‣◦▪●○■□–—*·\-]|\(?[0-9]{1,3}[.)]|\(?[a-zA-Z][.)]|\[[0-9]{1,3}\])\s")
 _FIRST_WORD = re.compile(r"\S+\s*")
 _WORD = re.compile(r"\w+(?:-\w+)*")
-_BROKEN = re.compile(rf"(\w+){HYPHEN}(\w*)")
+_BROKEN = re.compile(rf"(?<!\w)(\w+){HYPHEN}(\w*)")
 # Han, kana and their punctuation and full-width forms: written without spaces.
 _NO_SPACES = re.compile("[\u2e80-\u303f\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef]")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from qwen3_jax.data.extraction.pieces import TAB, Gap, Piece, Strip, middle_of
 
@@ -26,11 +26,12 @@ def find_regions(strips: list[Strip]) -> list[tuple[list[Strip], list[Gap]]]:
         gutters = _inner(free, strips[place : place + _LOOK_AHEAD], [], least)
         ends_text = len(region[0]) == 1 and place > 0 and _goes_on(strips[place - 1], region[0])
         place += 1
-        while place < len(strips) and not ends_text:
+        while place < len(strips) and gutters and not ends_text:
             strip = _split(strips[place], gutters)
             both = _common(free, _free(strip))
             region.append(strip)
-            inner = _inner(both, [*region, *strips[place + 1 : place + _LOOK_AHEAD]], gutters, least)
+            ahead = itertools.chain(region, strips[place + 1 : place + _LOOK_AHEAD])
+            inner = _inner(both, ahead, gutters, least)
             if not inner:
                 region.pop()
                 break
@@ -150,16 +151,22 @@ def _common(one: Sequence[Gap], other: Sequence[Gap]) -> list[Gap]:
     return out
 
 
-def _inner(free: list[Gap], strips: Sequence[Strip], known: list[Gap], least: float) -> list[Gap]:
-    """The free stretches that go on as gutters; those within known ones do."""
+def _inner(free: list[Gap], strips: Iterable[Strip], known: list[Gap], least: float) -> list[Gap]:
+    """The free stretches that go on as gutters: those within known ones, and those with text on both sides in the strips.
+    Those without an end are looked at only where there is no other."""
+    wide = [gap for gap in free if gap[1] - gap[0] >= least]
+    is_known = [any(start <= begin and end <= far for start, far in known) for begin, end in wide]
+    is_finite = [end - begin < _INFINITE for begin, end in wide]
+    alone = not any(one and finite for one, finite in zip(is_known, is_finite, strict=True))
+    ahead: list[Strip] = []
     out = []
-    for begin, end in free:
-        finite = end - begin < _INFINITE
-        if end - begin >= least and (
-            (finite and any(wide <= begin and end <= far for wide, far in known))
-            or _narrowed((begin, end), strips, least)
-        ):
-            out.append((begin, end))
+    for gap, one, finite in zip(wide, is_known, is_finite, strict=True):
+        if one and (finite or not alone):
+            out.append(gap)
+        elif finite or alone:
+            ahead = ahead or list(strips)
+            if _narrowed(gap, ahead, least):
+                out.append(gap)
     return out
 
 
@@ -168,17 +175,28 @@ def _narrowed(gap: Gap, strips: Sequence[Strip], least: float) -> Gap | None:
     begin, end = gap
     lines = 0
     for strip in strips:
-        left, right = set(), set()
+        parted = 0
         for piece in strip:
             if piece.right <= end - least:
                 begin = max(begin, piece.right)
-                left.add(round(piece.bottom / piece.height * 2))
+                parted += 1
             else:
                 end = min(end, piece.left)
-                right.add(round(piece.bottom / piece.height * 2))
             if end - begin < least:
                 return None
-        lines += min(len(left), len(right))
-        if lines > 1:
-            return begin, end
+        if 0 < parted < len(strip):
+            lines += _lines_on_both(strip, end)
+            if lines > 1:
+                return begin, end
     return None
+
+
+def _lines_on_both(strip: Strip, edge: float) -> int:
+    """The number of lines of a strip to the left of an edge, or to the right if there are fewer."""
+    if len(strip) == 2:
+        return 1
+    left, right = (
+        {round(piece.bottom / piece.height * 2) for piece in strip if (piece.left < edge) == is_left}
+        for is_left in (True, False)
+    )
+    return min(len(left), len(right))

@@ -33,17 +33,22 @@ class Piece:
     top: float = 0.0
     right: float = 0.0
     bottom: float = 0.0
+    height: float = 0.0
+    has_rtl: bool = False
 
     def __post_init__(self) -> None:
-        self.left = min(word.left for word in self.words)
-        self.right = max(word.right for word in self.words)
-        tallest = max(self.words, key=lambda word: word.bottom - word.top)
-        self.top, self.bottom = tallest.top, tallest.bottom
-
-    @property
-    def height(self) -> float:
-        """Of the line, in points."""
-        return self.bottom - self.top
+        first = self.words[0]
+        left, right, top, bottom, has_rtl = first.left, first.right, first.top, first.bottom, False
+        for word in self.words:
+            if word.left < left:
+                left = word.left
+            if word.right > right:
+                right = word.right
+            if word.bottom - word.top > bottom - top:  # the tallest word says where the line is
+                top, bottom = word.top, word.bottom
+            has_rtl = has_rtl or word.is_rtl
+        self.left, self.right, self.top, self.bottom, self.has_rtl = left, right, top, bottom, has_rtl
+        self.height = bottom - top
 
 
 @dataclass(slots=True, eq=False)
@@ -167,23 +172,25 @@ def middle_of(strip: Strip) -> float:
 
 def line_of(pieces: list[Piece]) -> Line:
     """Pieces side by side as one line; a wide gap becomes a tab."""
-    rtl = sum(word.is_rtl for piece in pieces for word in piece.words) * 2 > sum(len(piece.words) for piece in pieces)
-    texts = [text_of(piece.words) for piece in pieces]
+    words = [word for piece in pieces for word in piece.words]
+    rtl = any(piece.has_rtl for piece in pieces) and 2 * sum(word.is_rtl for word in words) > len(words)
+    texts = [text_of(piece) for piece in pieces]
     joined = texts[0]
     for before, piece, text in zip(pieces, pieces[1:], texts[1:], strict=False):
         space = "\t" if piece.left - before.right > TAB * piece.height else " "
         joined = f"{text}{space}{joined}" if rtl else f"{joined}{space}{text}"
-    first = pieces[-1].words[-1] if rtl else pieces[0].words[0]
+    first = words[-1] if rtl else words[0]
     return Line(
         joined, min(piece.left for piece in pieces), min(piece.top for piece in pieces),
         max(piece.right for piece in pieces), max(piece.bottom for piece in pieces), first.right - first.left,
     )  # fmt: skip
 
 
-def text_of(words: list[Word]) -> str:
+def text_of(piece: Piece) -> str:
     """Words in logical order: they are given from left to right where one is written from right to left."""
-    if not any(word.is_rtl for word in words):
-        return " ".join(word.text for word in words)
+    words = piece.words
+    if not piece.has_rtl:
+        return " ".join([word.text for word in words])
     base_rtl = sum(len(word.text) for word in words if word.is_rtl) * 2 >= sum(len(word.text) for word in words)
     ordered = words[::-1] if base_rtl else words
     out: list[Word] = []

@@ -55,7 +55,7 @@ def _row(row: list[tuple[int, Piece]]) -> Line:
         cells.setdefault(column, []).append(piece)
     line = line_of([piece for cell in cells.values() for piece in cell])
     texts = [_cell(cell) for cell in cells.values()]
-    if any(word.is_rtl for _, piece in row[:1] for word in piece.words):
+    if row[0][1].has_rtl:
         texts.reverse()
     line.text = "\t".join(texts)
     return line
@@ -63,7 +63,7 @@ def _row(row: list[tuple[int, Piece]]) -> Line:
 
 def _cell(pieces: list[Piece]) -> str:
     """The lines of a cell as one."""
-    texts = [text_of(piece.words) for piece in pieces]
+    texts = [text_of(piece) for piece in pieces]
     return "".join(text if text.endswith(HYPHEN) else text + " " for text in texts).strip()
 
 
