@@ -26,7 +26,7 @@ def find_regions(strips: list[Strip]) -> list[tuple[list[Strip], list[Gap]]]:
         gutters = _inner(free, strips[place : place + _LOOK_AHEAD], [], least)
         ends_text = len(region[0]) == 1 and place > 0 and _goes_on(strips[place - 1], region[0])
         place += 1
-        while place < len(strips) and gutters and not ends_text:
+        while place < len(strips) and not ends_text:
             strip = _split(strips[place], gutters)
             both = _common(free, _free(strip))
             region.append(strip)
