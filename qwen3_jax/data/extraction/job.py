@@ -141,9 +141,10 @@ def find_documents(paths: list[str]) -> tuple[list[tuple[CorpusFile, DocumentKin
         DataError: a path matches nothing, a file that is named is no document, or there is none.
     """
     files, left_out = [], Counter[str]()
+    named = {os.path.expanduser(path) for path in paths}
     for file in list_files(Source("documents", paths)):
         kind = kind_by_name(file.url)
-        if kind is None and file.url in paths:  # named, not found in a folder: what is in it counts
+        if kind is None and file.url in named:  # named, not found in a folder: what is in it counts
             with opened(file) as stream:
                 kind = kind_by_start(stream.read(2048))
             if kind is None:

@@ -106,7 +106,7 @@ def _html_text(raw: bytes) -> str:
                 return raw.decode(encoding)
         except (UnicodeDecodeError, LookupError):
             continue
-    return raw.decode("utf-8", "replace")
+    raise MarkupError("its encoding cannot be told")
 
 
 def _mark(raw: bytes) -> str | None:
