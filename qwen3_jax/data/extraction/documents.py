@@ -43,11 +43,13 @@ class _PageRead:
         page: what was read.
         method: "text layer", "recognition", "blank", or "left out".
         reason: of what is left out, or was recognised.
+        is_partial: it is a picture that was not read, and only its text layer is there.
     """
 
     page: Page
     method: str
     reason: str = ""
+    is_partial: bool = False
 
 
 def kind_by_name(url: str) -> DocumentKind | None:
@@ -158,8 +160,8 @@ def _read_pdf(
         read += _read_range(path, start, min(start + limits.pages, about["pages"]), options, pool)
     waiting = [number for number, one in enumerate(read) if one.method == "recognition"]
     _recognise(path, waiting, read, options, pool, recognise)
-    lost = [number for number, one in enumerate(read) if one.method == "left out"]
-    if lost and (options.unreadable_pages == "refuse" or len(lost) == len(read)):
+    lost = [number for number, one in enumerate(read) if one.method == "left out" or one.is_partial]
+    if lost and (options.unreadable_pages == "refuse" or all(one.method == "left out" for one in read)):
         raise Unreadable(f"{_pages(lost)}: {read[lost[0]].reason}")
     text, spans = assemble([one.page for one in read])
     pages = []
@@ -210,12 +212,13 @@ def _recognise(
             if not png:
                 return _PageRead(Page(), "blank")
             if recognise is None:
-                return _PageRead(
-                    Page(), "left out", f"{page.reason}, and no model reads it (--endpoint, --endpoint-model)"
-                )
+                raise Unreadable("no model reads it (--endpoint, --endpoint-model)")
             return _PageRead(Page(None, recognise(png)), "recognition", page.reason)
         except Unreadable as error:
-            return _PageRead(Page(), "left out", f"{page.reason}, and {error}")
+            reason = f"{page.reason}, and {error}"
+            if page.page.blocks:  # some text beside the picture
+                return _PageRead(page.page, "text layer", reason, is_partial=True)
+            return _PageRead(Page(), "left out", reason)
 
     with ThreadPoolExecutor(seen.concurrency if seen else 1) as threads:
         for number, page in zip(waiting, threads.map(one, waiting), strict=True):

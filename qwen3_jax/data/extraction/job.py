@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import os
 import shutil
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -179,7 +181,7 @@ def extract_split(job: _Job, number: int, split: Split) -> _Shard:
         for file, kind in split:
             try:
                 record = read_document(file, kind, job.options, pool, read)
-            except (Unreadable, OSError, EOFError) as error:
+            except (Unreadable, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
                 reason = " ".join(str(error).split())
                 failed.write(json.dumps({"source": file.url, "reason": reason}, ensure_ascii=False) + "\n")
                 shard.failed += 1

@@ -16,7 +16,6 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.processes.steps import step
 
 _CONTAINER = "META-INF/container.xml"
-_RIGHTS = "META-INF/rights.xml"  # of Adobe's and others' protection
 _MARKUP = ("application/xhtml+xml", "text/html", "application/x-dtbook+xml")
 _LEAST_MAIN = 40  # characters: with less, the main content was missed
 # XHTML may close any element at once; HTML has only these that are empty.
@@ -87,8 +86,8 @@ def read_epub(path: str) -> dict[str, Any]:
                 step(f"in chapter {number}")
                 if file not in names:
                     raise MarkupError(f"chapter {number} ({file}) is not in it")
-                if _RIGHTS in names and not _is_markup(book.open(file).read(64)):
-                    raise MarkupError("it is encrypted")
+                if not _is_markup(book.read(file)[:64]):
+                    raise MarkupError(f"chapter {number} ({file}) is encrypted or no markup")
                 chapters.append({"file": file, "text": _plain(_parsed(_opened_up(_member(book, file))), main=False)})
     except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, KeyError) as error:
         raise MarkupError(f"it is no whole EPUB: {error}") from None

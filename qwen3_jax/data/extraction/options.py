@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from qwen3_jax.bounds import above, check_bounds, whole
 from qwen3_jax.endpoints import ChatRequest, Endpoint
+from qwen3_jax.errors import UserError
 
 PROMPT = (
     "Write down the text of this page, in reading order, and nothing else: no comments and no descriptions of pictures. "
@@ -101,6 +102,10 @@ class Options:
     unreadable_pages: Literal["refuse", "leave out"] = "refuse"
     recognition: Recognition | None = None
     limits: Limits = Limits()
+
+    def __post_init__(self) -> None:
+        if self.recognise == "all" and self.recognition is None:
+            raise UserError('recognise "all" needs a model that reads pictures: give recognition.')
 
     def settings(self) -> dict[str, Any]:
         """What the result depends on, as JSON values: not how fast, nor with which key."""

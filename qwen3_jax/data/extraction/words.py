@@ -70,8 +70,7 @@ def read_words(textpage: Any, raw: Any) -> dict[int, list[Word]]:
             start, stop = match.span()
             if turn == -2:
                 turn = _turn(raw.FPDFText_GetCharAngle(textpage, start))
-            if not get_box(textpage, start, reference):
-                continue
+            get_box(textpage, start, reference)  # where it fails, the box of the word before is as near as can be told
             left, top, right, bottom = box.left, box.top, box.right, box.bottom
             begins = left
             if stop - start > 1 and get_box(textpage, stop - 1, reference):

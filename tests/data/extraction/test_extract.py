@@ -100,7 +100,7 @@ def test_every_kind_of_document_and_what_cannot_be_read(documents, tmp_path):
     assert reasons.pop("secret.pdf") == "it is encrypted and wants a password"
     assert reasons.pop("garbage.pdf") == "it is no PDF, or is damaged"
     assert reasons.pop("missing.epub") == "chapter 3 (OPS/text/c 0.xhtml) is not in it"
-    assert reasons.pop("rights.epub") == "it is encrypted"
+    assert reasons.pop("rights.epub") == "chapter 1 (OPS/text/c 2.xhtml) is encrypted or no markup"
     assert reasons.pop("cut.epub").startswith("it is no whole EPUB: ")
     assert reasons.keys() == {"truncated.pdf", "empty.pdf"}
 
@@ -163,6 +163,31 @@ def test_pictures_are_read_by_the_model_behind_an_endpoint(documents, tmp_path):
     assert len(seen.bodies) == 2
     assert seen.bodies[0]["model"] == "vl"
     assert seen.bodies[0]["temperature"] == 0
+
+
+def test_a_picture_with_some_text_is_named_and_keeps_its_text_on_demand(tmp_path):
+    """A stamp on a scan, a title on a picture: not taken for the whole page, and not lost."""
+    import io
+
+    from PIL import Image
+    from reportlab.lib.utils import ImageReader
+    from reportlab.pdfgen.canvas import Canvas
+
+    stream = io.BytesIO()
+    Image.effect_noise((300, 400), 80).save(stream, "PNG")
+    canvas = Canvas(str(tmp_path / "stamp.pdf"))
+    canvas.drawImage(ImageReader(stream), 0, 0, 595, 842)
+    canvas.drawString(72, 400, "Stamped by the library")
+    canvas.save()
+    with pytest.raises(DataError, match=r"stamp\.pdf: page 1: it is a picture, and no model reads it"):
+        extract(str(tmp_path / "stamp.pdf"), tmp_path / "out", processes=1)
+    extract(str(tmp_path / "stamp.pdf"), tmp_path / "out", Options(unreadable_pages="leave out"), processes=1)
+    (record,) = records_of(tmp_path / "out")
+    assert record["text"] == "Stamped by the library"
+    assert record["pages"][0]["method"] == "text layer"
+    assert record["pages"][0]["reason"].startswith("it is a picture, and no model reads it")
+    with pytest.raises(UserError, match='recognise "all"'):
+        Options(recognise="all")
 
 
 @pytest.mark.parametrize(
