@@ -27,9 +27,10 @@ import numpy as np
 
 from qwen3_jax.data import cleaning
 from qwen3_jax.data.config import Source
+from qwen3_jax.data.encoding import record_text
 from qwen3_jax.data.labels import check_label_keys, named_keys
 from qwen3_jax.data.prepared import COLUMNS, FORMAT, MANIFEST, Prepared, fingerprint, is_prepared
-from qwen3_jax.data.records import DataError, Malformed, Record, TextTokenizer, texts
+from qwen3_jax.data.records import DataError, Record, TextTokenizer
 from qwen3_jax.data.shards import (
     NAMED,
     PARTS,
@@ -270,9 +271,7 @@ def _collect_held_out(job: PreparationJob) -> None:
     def plain() -> Iterator[str]:
         for split in splits(source):
             for record in read(split, source):
-                if isinstance(record, Malformed):
-                    raise DataError(record.reason)
-                yield "\n".join(texts(record, source.text_key))
+                yield record_text(record, source.text_key)
 
     with written_whole(path) as temporary, temporary.open("wb") as stream:
         np.save(stream, cleaning.HeldOut.of(plain(), settings.ngram).grams)
