@@ -29,8 +29,8 @@ MAY_IMPORT = {
             "text", "training", "verifiers"},
 }  # fmt: skip
 ALL_MAY_IMPORT = {
-    "absent_tpu", "bounds", "config", "errors", "generation_config", "json_fields", "paths", "position_config", "progress",
-    "report_page", "text_files",
+    "absent_tpu", "bounds", "config", "errors", "file_writes", "generation_config", "json_fields", "paths", "position_config",
+    "progress", "report_page", "text_files", "threads",
 }  # fmt: skip
 
 

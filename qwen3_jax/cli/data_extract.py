@@ -10,14 +10,13 @@ stopped.
 """
 
 import argparse
-import os
 import sys
 
+from qwen3_jax.cli import endpoint_options
 from qwen3_jax.cli.arguments import Parser, local_target, whole_number
 from qwen3_jax.errors import UserError
 
 HELP = "make records of PDF, HTML and EPUB files"
-_KEY = "OPENAI_API_KEY"
 
 
 def add_extract(parser: Parser) -> None:
@@ -51,7 +50,7 @@ def add_extract(parser: Parser) -> None:
         default="auto",
         help="pages without a text layer, or all (default: auto)",
     )
-    add("--api-key-env", metavar="NAME", help=f"environment variable with the key (default: {_KEY}, where it is set)")
+    endpoint_options.add_key(add)
     add("--concurrency", type=whole_number(1), metavar="N", help="pages of a document at a time (default: 8)")
     add("--request-timeout", type=whole_number(1), metavar="SECONDS", help="of one reply (default: 300)")
     add("--max-new-tokens", type=whole_number(1), metavar="N", help="most tokens of a page (default: 8192)")
@@ -85,7 +84,7 @@ def _extract(args: argparse.Namespace) -> int:
     from qwen3_jax.data.extraction import Limits, Options, Recognition, extract
 
     given = {
-        "api_key": _key(args),
+        "api_key": None if args.endpoint is None else endpoint_options.key_of(args),
         "concurrency": args.concurrency,
         "seconds": args.request_timeout,
         "max_new_tokens": args.max_new_tokens,
@@ -127,10 +126,3 @@ def _extract(args: argparse.Namespace) -> int:
         print(f"{done.failed:,} files gave no text, the first of them {done.first_failure}", file=sys.stderr)
         print(f"all of them with reasons: {done.failures}", file=sys.stderr)
     return 0
-
-
-def _key(args: argparse.Namespace) -> str | None:
-    key = os.environ.get(args.api_key_env or _KEY) if args.endpoint is not None else None
-    if args.api_key_env is not None and args.endpoint is not None and not key:
-        raise UserError(f"--api-key-env {args.api_key_env}: the environment has no such variable, or it is empty.")
-    return key or None

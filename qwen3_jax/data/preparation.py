@@ -39,16 +39,13 @@ from qwen3_jax.data.shards import (
     assign_number,
     load_columns,
     load_log,
-    locked,
     prepare_split,
-    remove_leftovers,
     sign_split,
-    write_json,
-    written_whole,
 )
 from qwen3_jax.data.sources import SPLIT_BYTES, Split, read, splits
 from qwen3_jax.data.workers import start_workers
 from qwen3_jax.errors import UserError, warn
+from qwen3_jax.file_writes import locked, remove_leftovers, write_json, written_whole
 from qwen3_jax.progress import progress_bar
 
 

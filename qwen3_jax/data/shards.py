@@ -10,13 +10,10 @@ last: a shard without them is made again. Memory is that of one batch of records
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
-import uuid
 from array import array
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +28,7 @@ from qwen3_jax.data.labels import Labelled, label
 from qwen3_jax.data.prepared import COLUMNS, encode_record
 from qwen3_jax.data.records import DataError, Malformed, Record, TextTokenizer, form_of
 from qwen3_jax.data.sources import Split, read
-from qwen3_jax.errors import UserError
+from qwen3_jax.file_writes import write_json, written_whole
 
 PARTS = "parts"
 NAMED = ("domain", "language")
@@ -89,46 +86,6 @@ class Shard:
     malformed: int
     keys: list[str] = dataclasses.field(default_factory=list)
     keys_read: list[str] = dataclasses.field(default_factory=list)
-
-
-@contextmanager
-def locked(path: Path, refusal: str) -> Iterator[None]:
-    """Lock a file against other processes until the block ends, however this process ends.
-
-    Raises:
-        UserError: another process has it; says `refusal`.
-    """
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(refusal) from None
-        yield
-
-
-def remove_leftovers(*folders: Path) -> None:
-    """Remove the files that a killed process was writing; the folders are locked."""
-    for folder in folders:
-        for file in folder.glob("*.tmp"):
-            if file.is_file():
-                file.unlink()
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a name to write to, which becomes `path` when all went well."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a file, whole or not at all."""
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 def assign_number(value: str, numbers: dict[str, int], label: str) -> int:

@@ -29,10 +29,10 @@ from qwen3_jax.data.extraction.options import Options, Unreadable
 from qwen3_jax.data.extraction.recognition import Reader
 from qwen3_jax.data.files import CorpusFile, list_files, opened
 from qwen3_jax.data.records import DataError
-from qwen3_jax.data.shards import locked, remove_leftovers, write_json, written_whole
 from qwen3_jax.data.sources import SPLIT_BYTES
 from qwen3_jax.data.workers import start_workers
 from qwen3_jax.errors import UserError
+from qwen3_jax.file_writes import locked, remove_leftovers, write_json, written_whole
 from qwen3_jax.progress import progress_bar
 
 STATE = ".extract"

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-import time
 import zlib
 from pathlib import Path
 
 from qwen3_jax.data.extraction.options import Recognition, Unreadable
-from qwen3_jax.data.shards import written_whole
 from qwen3_jax.errors import UserError
+from qwen3_jax.file_writes import written_whole
 
 _FENCED = re.compile(r"\A```\w*\n(.*?)\n?```\Z", re.DOTALL)
 _LOOP = 12.0  # times that a text shrinks when compressed: prose shrinks 2 to 4 times, tables 6
 _LEAST_LOOP = 1000  # characters; shorter texts are not looked at
-_LONGEST_WAIT = 60.0
 
 
 class Reader:
@@ -53,25 +51,19 @@ class Reader:
         return kept.read_text(encoding="utf-8")
 
     def _ask(self, png: str) -> str:
-        request = self._recognition.request(png)
-        for attempt in range(self._recognition.attempts):
-            reply = self._endpoint.ask(request)
-            if reply.outcome == "unreachable":
-                if attempt + 1 < self._recognition.attempts:
-                    time.sleep(min(reply.retry_after or 2.0**attempt, _LONGEST_WAIT))
-                continue
-            if reply.outcome != "ok":
-                raise Unreadable(f"recognition gave no text: {reply.reason}")
-            text = unfenced(reply.content)
-            if not text:
-                raise Unreadable("recognition gave no text: the answer is empty")
-            if is_loop(text):
-                raise Unreadable("recognition repeated itself")
-            return text
-        raise UserError(
-            f"{self._recognition.url} gave no usable reply in {self._recognition.attempts} tries ({reply.reason}); the same "
-            "command goes on from here."
-        )
+        reply = self._endpoint.ask_again(self._recognition.request(png), self._recognition.attempts)
+        if reply.outcome == "unreachable":
+            raise UserError(
+                f"{self._recognition.url} gave no usable reply ({reply.reason}); the same command goes on from here."
+            )
+        if reply.outcome != "ok":
+            raise Unreadable(f"recognition gave no text: {reply.reason}")
+        text = unfenced(reply.content)
+        if not text:
+            raise Unreadable("recognition gave no text: the answer is empty")
+        if is_loop(text):
+            raise Unreadable("recognition repeated itself")
+        return text
 
 
 def unfenced(text: str) -> str:

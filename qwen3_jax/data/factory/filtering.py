@@ -29,11 +29,12 @@ from qwen3_jax.data.factory.work import FactoryJob, PartCounts, Parts
 from qwen3_jax.data.forms import Conversation, read_form
 from qwen3_jax.data.messages import FormError
 from qwen3_jax.data.records import END_OF_TURN, DataError, Malformed, Record, texts
-from qwen3_jax.data.shards import PARTS, write_json, written_whole
+from qwen3_jax.data.shards import PARTS
 from qwen3_jax.data.sources import SPLIT_BYTES, Split, read, splits
 from qwen3_jax.data.workers import start_workers
 from qwen3_jax.endpoints import ChatRequest, Reply
 from qwen3_jax.errors import UserError, nearest
+from qwen3_jax.file_writes import write_json, written_whole
 from qwen3_jax.text import parse
 from qwen3_jax.verifiers import settings_of, verify
 

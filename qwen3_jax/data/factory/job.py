@@ -40,11 +40,13 @@ from qwen3_jax.data.factory.work import (
     total,
 )
 from qwen3_jax.data.records import DataError
-from qwen3_jax.data.shards import PARTS, locked, remove_leftovers, write_json, written_whole
+from qwen3_jax.data.shards import PARTS
 from qwen3_jax.data.sources import SPLIT_BYTES, Split, splits
 from qwen3_jax.data.workers import start_workers
 from qwen3_jax.endpoints import Backend, Tokens
 from qwen3_jax.errors import UserError, warn
+from qwen3_jax.file_writes import locked, remove_leftovers, write_json, written_whole
+from qwen3_jax.json_fields import digest
 from qwen3_jax.progress import progress_bar
 
 MANIFEST, SETTINGS, RECORDS, COST = "manifest.json", "settings.json", "records", "cost.json"
@@ -181,8 +183,8 @@ def open_job(
     with locked(parts / LOCK, f"another process is at work on {folder}; wait for it, or stop it."):
         remove_leftovers(folder, parts)
         is_done = _compare(folder, settings)
-        digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
-        yield OpenJob(FactoryJob(source, task, folder, fingerprint, digest, most_key), pieces, settings, is_done)
+        job = FactoryJob(source, task, folder, fingerprint, digest(settings), most_key)
+        yield OpenJob(job, pieces, settings, is_done)
 
 
 def recorded_model(output: str | Path) -> str:

@@ -24,9 +24,10 @@ from qwen3_jax.data.config import Source
 from qwen3_jax.data.factory.answers import AnswerLog, read_reply
 from qwen3_jax.data.factory.task import Asked, Made, Rejection, Task, record_bytes, walk
 from qwen3_jax.data.records import DataError, Malformed, Record
-from qwen3_jax.data.shards import PARTS, write_json, written_whole
+from qwen3_jax.data.shards import PARTS
 from qwen3_jax.data.sources import Split, read
 from qwen3_jax.endpoints import Reply
+from qwen3_jax.file_writes import write_json, written_whole
 from qwen3_jax.text_files import is_unicode
 
 ANSWERS, EARLIER = "answers", "earlier"
