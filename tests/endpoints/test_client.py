@@ -233,7 +233,7 @@ def test_proxies_of_the_environment(scripted, monkeypatch):
     assert Endpoint("http://models.invalid", "m").ask(ASKED).content == "x"
     path, headers, _ = scripted.seen[-1]
     assert path == "http://models.invalid/v1/chat/completions"
-    assert headers["Proxy-Authorization"].startswith("Basic ")
+    assert headers["proxy-authorization"].startswith("Basic ")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     Endpoint(scripted.url, "m").ask(ASKED)
     assert scripted.seen[-1][0] == "/v1/chat/completions"
