@@ -33,6 +33,7 @@ from qwen3_jax.data.sources import SPLIT_BYTES
 from qwen3_jax.data.workers import start_workers
 from qwen3_jax.errors import UserError
 from qwen3_jax.file_writes import locked, remove_leftovers, write_json, written_whole
+from qwen3_jax.json_fields import read_json
 from qwen3_jax.progress import progress_bar
 
 STATE = ".extract"
@@ -166,7 +167,7 @@ def extract_split(job: _Job, number: int, split: Split) -> _Shard:
     """Write one shard and its list of failures, unless they are there; the counts are written last."""
     done = job.part(number, ".json")
     if done.exists():
-        kept = json.loads(done.read_text(encoding="utf-8"))
+        kept = read_json(done)
         return _Shard(kept["documents"], kept["failed"], Counter(kept["pages"]))
     shard = _Shard()
     recognition = job.options.recognition
@@ -239,7 +240,7 @@ def _begun(target: Path, settings: dict[str, Any], retry_failed: bool) -> Iterat
             raise UserError(
                 f"{target} exists and was not made by `qwen3 data extract`; choose another folder, or delete it."
             )
-        known = json.loads(manifest.read_text(encoding="utf-8"))
+        known = read_json(manifest)
         _compare(known["settings"], settings, f"{target} was extracted", retry_failed)
         if not retry_failed or not known["failed"]:
             yield None
@@ -252,7 +253,7 @@ def _begun(target: Path, settings: dict[str, Any], retry_failed: bool) -> Iterat
     with locked(state / "lock", f"another process is extracting {target}; wait for it, or stop it."):
         before = state / _SETTINGS
         if before.exists():
-            known = json.loads(before.read_text(encoding="utf-8"))
+            known = read_json(before)
             _compare(known, settings, f"{folder} holds an extraction that was interrupted", retry_failed)
         write_json(before, settings)
         remove_leftovers(folder, state)
@@ -283,7 +284,7 @@ def _forget(job: _Job, count: int, *, failed: bool) -> None:
     """Forget the shards in which a file failed, so that they are read again."""
     for number in range(count if failed else 0):
         done = job.part(number, ".json")
-        if done.exists() and json.loads(done.read_text(encoding="utf-8"))["failed"]:
+        if done.exists() and read_json(done)["failed"]:
             done.unlink()
 
 
@@ -318,6 +319,6 @@ def _publish(
 
 
 def _extracted(target: Path) -> Extracted:
-    known = json.loads((target / STATE / _MANIFEST).read_text(encoding="utf-8"))
+    known = read_json(target / STATE / _MANIFEST)
     del known["settings"]
     return Extracted(target, **known)

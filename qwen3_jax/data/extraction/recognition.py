@@ -16,6 +16,7 @@ from pathlib import Path
 from qwen3_jax.data.extraction.options import Recognition, Unreadable
 from qwen3_jax.errors import UserError
 from qwen3_jax.file_writes import written_whole
+from qwen3_jax.text_files import read_text
 
 _FENCED = re.compile(r"\A```\w*\n(.*?)\n?```\Z", re.DOTALL)
 _LOOP = 12.0  # times that a text shrinks when compressed: prose shrinks 2 to 4 times, tables 6
@@ -48,7 +49,7 @@ class Reader:
             self._folder.mkdir(parents=True, exist_ok=True)
             with written_whole(kept) as path:
                 path.write_text(text, encoding="utf-8")
-        return kept.read_text(encoding="utf-8")
+        return read_text(kept)
 
     def _ask(self, png: str) -> str:
         reply = self._endpoint.ask_again(self._recognition.request(png), self._recognition.attempts)
