@@ -1,16 +1,20 @@
 """`qwen3 data filter`: the filters of the report's section 4.1 over answers to queries.
 
 qwen3 data filter --path answers/records --output filtered --held-out validation.jsonl
+qwen3 data filter --path answers/records --model Qwen/Qwen3-8B --output filtered
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qwen3_jax.cli.arguments import Parser, whole_number
-from qwen3_jax.cli.factory_options import add_input, json_object
+from qwen3_jax.cli.factory_options import add_backend, add_input, json_object, run_task
+
+if TYPE_CHECKING:
+    from qwen3_jax.data.factory import Finished
 
 
 def add_filter(parser: Parser) -> None:
@@ -39,33 +43,40 @@ def add_filter(parser: Parser) -> None:
         "--similarity", type=float, default=0.3, metavar="S",
         help="share of 5-word shingles in common that is close (default: 0.3)",
     )  # fmt: skip
+    add(
+        "--judge", nargs="+", metavar="NAME|FILE",
+        help="recipes that the model judges queries and responses with (default: query_kind response_kind)",
+    )  # fmt: skip
+    add_backend(parser, without="with none, rules judge queries and responses")
     parser.set_defaults(run=_filter)
 
 
 def _filter(args: argparse.Namespace) -> int:
-    from qwen3_jax.data import Cleaning, Source
-    from qwen3_jax.data.factory import FilterTask, filter_records
-    from qwen3_jax.data.factory.filtering import FUNNEL, NEVER_SOLVED
-    from qwen3_jax.json_fields import read_json
+    from qwen3_jax.data.factory import FilterTask, filter_records, load_recipe
+    from qwen3_jax.data.factory.judging import READY
 
+    judges = () if args.model is None else tuple(load_recipe(name) for name in args.judge or READY)
     task = FilterTask(
         verifier=args.verifier, settings=args.verifier_settings, reference_key=args.reference_key,
         domain_key=args.domain_key, per_domain=args.per_domain, solved_share=args.solved_share,
-        held_out=tuple(args.held_out), ngram=args.ngram, similarity=args.similarity, skip=tuple(args.skip),
+        held_out=tuple(args.held_out), ngram=args.ngram, similarity=args.similarity, skip=tuple(args.skip), judges=judges,
     )  # fmt: skip
-    source = Source(
-        name="answers", path=args.path, format=args.format, text_key=args.text_key,
-        cleaning=Cleaning(max_malformed=args.max_malformed),
-    )  # fmt: skip
-    split_bytes = max(int(args.split_mb * 2**20), 1)
-    done = filter_records(source, task, args.output, processes=args.processes, split_bytes=split_bytes)
+    return run_task(args, task, filter_records, _show_funnel)
+
+
+def _show_funnel(done: Finished) -> None:
+    from qwen3_jax.data.factory.filtering import FUNNEL, NEVER_SOLVED
+    from qwen3_jax.json_fields import read_json
+
     funnel = read_json(done.folder / FUNNEL)
     _show(funnel)
-    print(f"{done.counts.made:,} records in {done.records}; rejects.jsonl has the reasons", file=sys.stderr)
+    print("rejects.jsonl has the reasons", file=sys.stderr)
     unsolved = funnel["queries_left_out"].get("never solved", 0)
     if unsolved:
         print(f"{unsolved:,} queries that no answer solves are in {done.folder / NEVER_SOLVED}", file=sys.stderr)
-    return 0
+    if funnel["left_to_rules"]:
+        why = ", ".join(f"{count:,} {name}" for name, count in funnel["left_to_rules"].items())
+        print(f"requests of judges that gave no labels, so that rules decided: {why}", file=sys.stderr)
 
 
 def _show(funnel: dict[str, Any]) -> None:

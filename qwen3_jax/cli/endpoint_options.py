@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 DEFAULT_KEY = "OPENAI_API_KEY"
 DEFAULT_CONCURRENCY = 16
-_FOR_SERVERS = (
+FOR_SERVERS = (
     "endpoint_model", "api_key_env", "concurrency", "retries", "request_timeout", "budget_field", "fingerprint",
 )  # fmt: skip
-_FOR_ENGINES = (
+FOR_ENGINES = (
     "revision", "hf_overrides", "batch_size", "mesh", "compile_cache", "quantize", "cache_type", "lookup", "draft",
 )  # fmt: skip
 
@@ -71,7 +71,7 @@ def check_model_options(args: argparse.Namespace) -> bool:
     from qwen3_jax.endpoints import is_address
 
     served = is_address(args.model)
-    given = [name for name in (_FOR_ENGINES if served else _FOR_SERVERS) if getattr(args, name, None) is not None]
+    given = [name for name in (FOR_ENGINES if served else FOR_SERVERS) if getattr(args, name, None) is not None]
     if served and args.dtype != "auto":
         given.append("dtype")
     if given:

@@ -49,9 +49,9 @@ def add_input(parser: Parser) -> None:
     add("--split-mb", type=_megabytes, default=4, metavar="N", help="megabytes of input of one part (default: 4)")
 
 
-def add_backend(parser: Parser) -> None:
-    """Add the options that say who answers and what it may cost."""
-    model_options.add_model(parser, servers=True)
+def add_backend(parser: Parser, *, without: str = "") -> None:
+    """Add the options that say who answers and what it may cost; `without` says what happens where nobody does."""
+    model_options.add_model(parser, servers=True, without=without)
     add = parser.add_argument_group(
         "budgets: what a request can cost at most is reserved before it is sent"
     ).add_argument
@@ -85,11 +85,21 @@ def add_backend(parser: Parser) -> None:
     model_options.add_devices(parser)
 
 
-def run_task(args: argparse.Namespace, task: Task) -> int:
-    """Run a task with the options of `add_input` and `add_backend`; return the exit code."""
+def run_task(
+    args: argparse.Namespace, task: Task, run: Callable[..., Finished] | None = None,
+    show: Callable[[Finished], None] = lambda done: None,
+) -> int:  # fmt: skip
+    """Run a task with the options of `add_input` and `add_backend`; return the exit code.
+
+    Args:
+        run: `qwen3_jax.data.factory.run`, or a function with the same arguments.
+        show: prints what is to be said about the result besides.
+    """
     from qwen3_jax.data import Cleaning, Source
     from qwen3_jax.data.factory import AskOptions, Limits
+    from qwen3_jax.data.factory.job import run as run_job
 
+    run = run or run_job
     source = Source(
         name=task.name, path=args.path, format=args.format, text_key=args.text_key,
         cleaning=Cleaning(max_malformed=args.max_malformed),
@@ -100,14 +110,16 @@ def run_task(args: argparse.Namespace, task: Task) -> int:
     retries = DEFAULT_RETRIES if args.retries is None else args.retries
     options = AskOptions(retries + 1, args.max_failed)
     split_bytes = max(int(args.split_mb * 2**20), 1)
+    if args.model is None:
+        _refuse_without_model(args)
     with doing("starting"):
-        backend = backend_of(args)
+        backend = None if args.model is None else backend_of(args)
 
     def work() -> Finished | Estimate:
         from qwen3_jax.data.factory.estimate import estimate
-        from qwen3_jax.data.factory.job import open_job, run
+        from qwen3_jax.data.factory.job import open_job
 
-        if args.estimate is None:
+        if backend is None or args.estimate is None:
             return run(
                 source, task, args.output, backend, limits=limits, options=options, processes=args.processes,
                 split_bytes=split_bytes, sample=args.sample,
@@ -122,9 +134,25 @@ def run_task(args: argparse.Namespace, task: Task) -> int:
         raise
     if args.estimate is None:
         show_finished(result, limits)  # type: ignore[arg-type]
+        show(result)  # type: ignore[arg-type]
     else:
         _show_estimate(result)  # type: ignore[arg-type]
     return background.leave(0)
+
+
+def _refuse_without_model(args: argparse.Namespace) -> None:
+    """Refuse, by name, what has an effect only on a model that is asked.
+
+    Raises:
+        UserError: names the option.
+    """
+    names = (
+        "budget_tokens", "budget_usd", "price_in", "price_out", "budget_hours", "max_failed", "estimate", "judge",
+        *endpoint_options.FOR_SERVERS, *endpoint_options.FOR_ENGINES,
+    )  # fmt: skip
+    given = [name for name in names if getattr(args, name, None) is not None] + ["dtype"] * (args.dtype != "auto")
+    if given:
+        raise UserError(f"--{given[0].replace('_', '-')} has no effect without --model: give a model, or leave it out.")
 
 
 def backend_of(args: argparse.Namespace) -> Backend:
@@ -214,6 +242,8 @@ def show_finished(done: Finished, limits: Limits) -> None:
     if asking is not None:
         asked = f"{asking.sent:,} requests answered, {asking.replayed:,} recorded before, {asking.retries:,} retries"
         print(asked, file=sys.stderr)
+    if not cost:
+        return
     usd = "" if cost["usd"] is None else f", ${cost['usd']}"
     print(
         f"so far {cost['prompt_tokens']:,} prompt and {cost['completion_tokens']:,} answer tokens{usd}; cost.json has more",

@@ -13,7 +13,8 @@ from etils import epy
 with epy.lazy_api_imports(globals()):
     from qwen3_jax.data.factory.asking import Asking, AskOptions
     from qwen3_jax.data.factory.budget import Limits
-    from qwen3_jax.data.factory.filtering import FilterTask, filter_records
+    from qwen3_jax.data.factory.filter_task import FilterTask
+    from qwen3_jax.data.factory.filtering import filter_records
     from qwen3_jax.data.factory.generate import GenerateTask
     from qwen3_jax.data.factory.job import Finished, run
     from qwen3_jax.data.factory.parsing import Parser

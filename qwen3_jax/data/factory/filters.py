@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from qwen3_jax.data.cleaning import SIGNATURE, HeldOut, signature
+from qwen3_jax.data.factory.queries import without_flag
 from qwen3_jax.verifiers import verify
 
 # Verbs and words with which a task that can be asked by itself begins.
@@ -137,12 +138,6 @@ _LAST = re.compile(
     re.IGNORECASE,
 )
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-_FLAG = re.compile(r"\s*/(?:no_)?think\s*\Z")
-
-
-def without_flag(text: str) -> str:
-    """A query without the flag that a training sample carries."""
-    return _FLAG.sub("", text)
 
 
 def several_parts(query: str) -> str | None:

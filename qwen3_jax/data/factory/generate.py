@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from qwen3_jax.bounds import between, check_bounds, whole
 from qwen3_jax.data.factory.queries import Query, query_of
@@ -51,6 +51,7 @@ class GenerateTask:
         carry: keys of the record that its records keep: a domain, labels.
     """
 
+    shares_answers: ClassVar[bool] = False
     samples: int = 1
     modes: tuple[str, ...] = ("thinking",)
     budgets: tuple[int | None, ...] = (None,)

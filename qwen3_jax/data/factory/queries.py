@@ -1,17 +1,20 @@
-"""The query of a record: what is asked, its tools, and the reference for a verifier."""
+"""The query of a record: what is asked, its tools, the reference for a verifier; and the response that it has."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from qwen3_jax.data.forms import Conversation, read_form
 from qwen3_jax.data.messages import FormError
-from qwen3_jax.data.records import DataError, Record
+from qwen3_jax.data.records import END_OF_TURN, DataError, Record
 from qwen3_jax.errors import nearest
+from qwen3_jax.text import parse
 
+_FLAG = re.compile(r"\s*/(?:no_)?think\s*\Z")
 _QUESTIONS = ("question", "problem", "query", "prompt", "instruction", "input")
 
 
@@ -79,3 +82,33 @@ def _asked(record: Record, body: dict[str, Any]) -> tuple[tuple[dict[str, Any], 
         reason = f"it has no question under any of {', '.join(_QUESTIONS)}, or messages"
         reason += "".join(nearest(key, list(_QUESTIONS)) for key in list(body)[:1])
     raise DataError(f"{record.location}: {reason}")
+
+
+def without_flag(text: str) -> str:
+    """A query without the flag that a training sample carries."""
+    return _FLAG.sub("", text)
+
+
+def response_of(record: Record) -> tuple[str, str]:
+    """(thinking, answer) of a record's last response; thinking is "" where there is none.
+
+    Raises:
+        DataError: there is no response.
+    """
+    try:
+        form, _ = read_form(record.body)
+    except FormError as error:
+        raise DataError(f"{record.location}: {error}") from None
+    if isinstance(form, Conversation) and form.completion is not None:
+        segments = form.completion
+        text = segments if isinstance(segments, str) else "".join(str(segment.get("text", "")) for segment in segments)
+        parsed = parse(text.removesuffix(END_OF_TURN), tools=False)
+        return parsed.thinking or "", parsed.content
+    if not isinstance(form, Conversation) or form.turns.messages[-1]["role"] != "assistant":
+        raise DataError(f"{record.location}: it has no answer of an assistant at its end")
+    message = form.turns.messages[-1]
+    content, thinking = message.get("content", ""), message.get("reasoning_content")
+    if thinking is None:
+        parsed = parse(content, tools=False)
+        thinking, content = parsed.thinking or "", parsed.content
+    return thinking, content

@@ -41,7 +41,8 @@ class Recipe:
         version: the same.
         about: one line.
         prompt: the user's message: `{{text}}`, the document; `{{query}}`, the last question of a user; `{{passage}}`, a part of
-            the document, another one for each sample; `{{record.KEY}}`; `{{choice.NAME}}`.
+            the document, another one for each sample; `{{response.thinking}}` and `{{response.content}}`, the record's last
+            answer; `{{record.KEY}}`; `{{choice.NAME}}`.
         parser: how the answer is read, see `parsing.Parser`.
         record: what is made: JSON with `{{answer...}}`, `{{content}}`, `{{thinking}}`, and all that a prompt may have.
         source: the paper or code that it follows.
@@ -56,7 +57,7 @@ class Recipe:
         samples: answers for each record.
         attempts: tries, with other seeds, until an answer can be read.
         most_characters: longer texts are left out; None is no limit.
-        cut_characters: of longer texts only so much is shown; None is no limit.
+        cut_characters: of longer texts only the beginning is shown, and of responses the end; None is no limit.
         with_record: what is made is added to the record instead of standing alone.
         evidence: key of the answer with a quotation that must occur in the passage; `{{evidence}}` is its place in the
             document, [start, stop] in characters.
@@ -100,7 +101,7 @@ class Recipe:
                 raise UserError(f"recipe {self.name!r}: no sampling option {name!r}.{nearest(name, SAMPLING)}")
         if bool(self.solution) != bool(self.tests):
             raise UserError(f"recipe {self.name!r}: give both 'solution' and 'tests', or neither.")
-        roots = {"text", "query", "passage", "record", "choice"}
+        roots = {"text", "query", "passage", "response", "record", "choice"}
         later = {"answer", "item", "content", "thinking"} | ({"evidence"} if self.evidence else set())
         for of, texts, allowed in (
             ("prompt", [self.system, self.prompt], roots),

@@ -7,10 +7,10 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from qwen3_jax.data.factory.parsing import Unreadable
-from qwen3_jax.data.factory.queries import query_of
+from qwen3_jax.data.factory.queries import query_of, response_of, without_flag
 from qwen3_jax.data.factory.recipe import Recipe
 from qwen3_jax.data.factory.task import Answers, Made, Rejection, record_bytes
 from qwen3_jax.data.forms import Conversation, read_form
@@ -32,6 +32,7 @@ class RecipeTask:
         text_key: the key of a document's text.
     """
 
+    shares_answers: ClassVar[bool] = False
     of: Recipe
     name: str = "synthesize"
     text_key: str = "text"
@@ -126,7 +127,11 @@ class RecipeTask:
             values["text"] = _text(record, self.text_key)[: self.of.cut_characters]
             values["passage"] = _passage(values["text"], self._draw(record, "passage", sample))
         with contextlib.suppress(DataError):
-            values["query"] = query_of(record).text[: self.of.cut_characters]
+            values["query"] = without_flag(query_of(record).text)[: self.of.cut_characters]
+        with contextlib.suppress(DataError):
+            start = -self.of.cut_characters if self.of.cut_characters is not None else None
+            thinking, content = response_of(record)
+            values["response"] = {"thinking": thinking[start:], "content": content[start:]}
         return values
 
     def _choices(self, record: Record, sample: int) -> dict[str, Any]:

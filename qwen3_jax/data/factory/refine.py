@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from qwen3_jax.bounds import at_least, between, check_bounds, whole
 from qwen3_jax.data.factory.parsing import Unreadable
@@ -43,6 +43,7 @@ class RefineTask:
         names: share of the names in the middle of sentences that must survive; a few letters of a name may be corrected.
     """
 
+    shares_answers: ClassVar[bool] = False
     of: Recipe
     text_key: str = "text"
     passage: int = 2000

@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -212,6 +212,7 @@ class LabelTask:
         student: digest of its weights.
     """
 
+    shares_answers: ClassVar[bool] = False
     student: str
     name: str = "label"
     recipe: str = "label/1"

@@ -62,6 +62,7 @@ class Task(Protocol):
         attempts: how often an answer that is invalid is asked for, each time with another seed.
         asking: settings that requests depend on, as JSON values.
         reading: settings that only what is made of answers depends on.
+        shares_answers: equal requests of different records have one answer; otherwise each record has its own.
     """
 
     @property
@@ -78,6 +79,9 @@ class Task(Protocol):
 
     @property
     def reading(self) -> Mapping[str, Any]: ...
+
+    @property
+    def shares_answers(self) -> bool: ...
 
     def asks(self, record: Record, answers: Answers) -> Sequence[ChatRequest]:
         """The requests of the next stage, without seeds; none when there are enough answers.
@@ -120,7 +124,7 @@ def walk(task: Task, record: Record, fingerprint: str) -> Walk:
         DataError: the record has not what the task needs.
     """
     answers: list[list[Reply]] = []
-    start, invalid = record_bytes(record), 0
+    start, invalid = b"" if task.shares_answers else record_bytes(record), 0
     while requests := task.asks(record, answers):
         stage = len(answers)
         if stage == _MOST_STAGES:

@@ -22,7 +22,7 @@ from typing import Any
 
 from qwen3_jax.data.config import Source
 from qwen3_jax.data.factory.answers import AnswerLog, read_reply
-from qwen3_jax.data.factory.task import Asked, Made, Rejection, Task, record_bytes, walk
+from qwen3_jax.data.factory.task import Answers, Asked, Made, Rejection, Task, record_bytes, walk
 from qwen3_jax.data.records import DataError, Malformed, Record
 from qwen3_jax.data.shards import PARTS
 from qwen3_jax.data.sources import Split, read
@@ -150,12 +150,15 @@ def make_split(job: FactoryJob, number: int, split: Split) -> PartCounts:
         counts = PartCounts(**read_json(done))
         if counts.state == state:
             return counts
-    making = _Making(job, log)
+    recorded = RecordedAnswers(job, log)
+    making = _Making(job, recorded)
     parts = Parts(job, number, state)
     with parts.writing() as write:
         for record in job.read(split):
             location = record.reason if isinstance(record, Malformed) else record.location
-            write(location, making.made(record), making.unasked, making.used_tokens)
+            made = making.made(record)
+            unread = isinstance(record, Malformed)
+            write(location, made, not unread and recorded.unasked, 0 if unread else recorded.used_tokens)
     log.close()
     return parts.counts
 
@@ -210,8 +213,8 @@ class Parts:
         write_json(part(".json"), dataclasses.asdict(self.counts))
 
 
-class _Making:
-    """What the recorded answers of a split give.
+class RecordedAnswers:
+    """The recorded answers of a split.
 
     Attributes:
         unasked: an answer to the last record is missing, because of a budget.
@@ -220,33 +223,22 @@ class _Making:
 
     def __init__(self, job: FactoryJob, log: AnswerLog):
         self._job, self._log = job, log
-        self._seen: set[bytes] = set()
         self.unasked, self.used_tokens = False, 0
 
-    def made(self, record: Record | Malformed) -> Made:
-        """What is made of the next record."""
+    def of(self, record: Record) -> Answers:
+        """The answers to a record; "unreachable" and "over budget" stand for those that are missing.
+
+        Raises:
+            DataError: the record has not what the task needs.
+        """
         self.unasked, self.used_tokens = False, 0
+        steps = walk(self._job.task, record, self._job.fingerprint)
         try:
-            if isinstance(record, Malformed):
-                raise DataError(record.reason)
-            steps = walk(self._job.task, record, self._job.fingerprint)
-            try:
-                asked = next(steps)
-                while True:
-                    asked = steps.send([self._reply(one) for one in asked])
-            except StopIteration as end:
-                made = self._job.task.made(record, end.value.answers)
-            return made if self._is_new(record) else dataclasses.replace(made, kept_tokens=0)
-        except DataError as error:
-            return Made(rejected=[Rejection("malformed", str(error))])
-
-    def _is_new(self, record: Record) -> bool:
-        """Whether a record comes for the first time; equal ones share their answers, whose tokens count once."""
-        digest = hashlib.blake2b(record_bytes(record), digest_size=16).digest()
-        if digest in self._seen:
-            return False
-        self._seen.add(digest)
-        return True
+            asked = next(steps)
+            while True:
+                asked = steps.send([self._reply(one) for one in asked])
+        except StopIteration as end:
+            return end.value.answers
 
     def _reply(self, asked: Asked) -> Reply:
         reply = self._log.get(asked.key)
@@ -258,6 +250,32 @@ class _Making:
             return Reply("unreachable", reason=failure)
         self.unasked = True
         return Reply("over budget", reason="the budget was used up before it was asked")
+
+
+class _Making:
+    """What the recorded answers of a split give."""
+
+    def __init__(self, job: FactoryJob, recorded: RecordedAnswers):
+        self._job, self._recorded = job, recorded
+        self._seen: set[bytes] = set()
+
+    def made(self, record: Record | Malformed) -> Made:
+        """What is made of the next record."""
+        try:
+            if isinstance(record, Malformed):
+                raise DataError(record.reason)
+            made = self._job.task.made(record, self._recorded.of(record))
+            return made if self._is_new(record) else dataclasses.replace(made, kept_tokens=0)
+        except DataError as error:
+            return Made(rejected=[Rejection("malformed", str(error))])
+
+    def _is_new(self, record: Record) -> bool:
+        """Whether a record comes for the first time; equal ones share their answers, whose tokens count once."""
+        digest = hashlib.blake2b(record_bytes(record), digest_size=16).digest()
+        if digest in self._seen:
+            return False
+        self._seen.add(digest)
+        return True
 
 
 def total(parts: Sequence[PartCounts]) -> PartCounts:

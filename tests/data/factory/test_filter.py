@@ -1,12 +1,14 @@
 """`qwen3 data filter`: planted faults are sorted out, good answers stay, and every decision has its reason."""
 
+import dataclasses
 import json
 
 import pytest
 
 from benchmarks.filters import measure
+from qwen3_jax.cli.main import main as qwen3
 from qwen3_jax.data import Source
-from qwen3_jax.data.factory import FilterTask, filter_records
+from qwen3_jax.data.factory import AskOptions, FilterTask, Limits, filter_records, load_recipe
 from qwen3_jax.data.factory.filters import (
     conclusion,
     general_writing,
@@ -15,7 +17,9 @@ from qwen3_jax.data.factory.filters import (
     mixed_languages,
     several_parts,
 )
+from qwen3_jax.endpoints import Endpoint
 from qwen3_jax.errors import UserError
+from tests.helpers.fake_endpoint import fake_endpoint
 
 
 @pytest.mark.parametrize("phrasing", [0, 1])
@@ -128,3 +132,92 @@ def test_domains_are_balanced_and_labels_of_a_model_are_believed(tmp_path):
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             FilterTask(**wrong)
+
+
+def judge(body):
+    """Says of queries with an "elephant" that they have several parts, and of answers with "luck" that they are guesses."""
+    prompt = body["messages"][-1]["content"]
+    query = prompt.partition("Query:\n")[2]
+    if "several_parts" not in body["response_format"]["json_schema"]["schema"]["properties"]:
+        return json.dumps({"guessed": "luck" in query, "consistent": "mismatch" not in query})
+    if "zebra" in query:
+        return "I had rather not say."
+    says = {"verifiable": "opinion" not in query, "several_parts": "elephant" in query, "general_writing": False}
+    return json.dumps({**says, "domain": "other"})
+
+
+def test_judges_decide_once_for_each_query_and_rules_where_they_say_nothing(tmp_path):
+    def lines(what, *, thought="{0} and {0} make {1}.", answers=2, **more):
+        for i in range(answers):
+            n = len(what) + i
+            user = {"role": "user", "content": f"What is {len(what)} plus {len(what)}, {what}?"}
+            said = thought.format(len(what), 2 * len(what)) + f" Way {n}."
+            reply = {"role": "assistant", "reasoning_content": said, "content": f"It is {2 * len(what)}."}
+            yield json.dumps({"messages": [user, reply], "answer": str(2 * len(what)), **more}) + "\n"
+
+    rows = [
+        *lines("plainly"), *lines("by elephant"), *lines("in your opinion"), *lines("by zebra, write a poem about it"),
+        *lines("with luck", thought="Some luck gives {1}.", answers=1),
+        *lines("with a mismatch", thought="{0} and {0}, a mismatch.", answers=1),
+        *lines("labelled before", query_labels={"several_parts": True}),
+    ]  # fmt: skip
+    wrong = {"role": "assistant", "content": "It is 5."}
+    rows.append(json.dumps({"messages": [{"role": "user", "content": "What is 1 + 1?"}, wrong], "answer": "2"}) + "\n")
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(rows))
+    source, judges = Source("in", str(path)), (load_recipe("query_kind"), load_recipe("response_kind"))
+    task = FilterTask(verifier="number", skip=("solved without thinking", "never solved"), judges=judges)
+    with fake_endpoint(answer=judge) as endpoint:
+        backend = Endpoint(endpoint.url, "m")
+        done = filter_records(source, task, tmp_path / "out", backend, options=AskOptions(wait=0.01))
+        assert done.counts.rejected == {
+            "general writing": 2, "guessed": 1, "inconsistent": 1, "not verifiable": 2, "several parts": 4, "wrong": 1,
+        }  # fmt: skip
+        # Of the queries 7 are asked, one of them twice; of the answers those of "plainly", luck, mismatch.
+        assert len(endpoint.requests) == 8 + 4
+        assert endpoint.repeated == 0
+        funnel = json.loads((tmp_path / "out/funnel.json").read_text())
+        assert funnel["left_to_rules"] == {"invalid": 2}
+        assert done.cost["requests"] == 12
+        assert filter_records(source, task, tmp_path / "out", backend).counts == done.counts
+        # Other rules ask nothing again, another judge everything.
+        less = dataclasses.replace(task, skip=(*task.skip, "guessed"))
+        assert "guessed" not in filter_records(source, less, tmp_path / "out", backend).counts.rejected
+        assert len(endpoint.requests) == 12
+        newer = dataclasses.replace(task, judges=(dataclasses.replace(judges[0], version=2), judges[1]))
+        filter_records(source, newer, tmp_path / "out", backend)
+        assert len(endpoint.requests) == 24
+        # What a budget leaves unjudged is left to rules, and a larger one goes on.
+        small = filter_records(source, task, tmp_path / "small", backend, limits=Limits(tokens=2700))
+        assert small.counts.unasked
+        left = json.loads((tmp_path / "small/funnel.json").read_text())["left_to_rules"]
+        assert left["over budget"] >= small.counts.unasked
+        assert filter_records(source, task, tmp_path / "small", backend).counts.rejected == done.counts.rejected
+    for wrong, message in (
+        ((load_recipe("annotate"),), "is no judge"), (judges[::-1], "at most one judge"), ((judges[0],) * 2, "at most one"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            FilterTask(judges=wrong)
+    with pytest.raises(UserError, match="needs judges"):
+        filter_records(source, FilterTask(), tmp_path / "none", backend)
+
+
+def test_the_command_judges_with_a_model_and_refuses_what_needs_one(tmp_path, capsys):
+    reply = {"role": "assistant", "reasoning_content": "2 and 2 make 4.", "content": "It is 4."}
+    path = tmp_path / "in.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "2 + 2?"}, reply], "answer": "4"}) + "\n")
+    command = ["data", "filter", "--path", str(path), "--verifier", "number", "--output", str(tmp_path / "out")]
+    for options in (
+        ("--budget-tokens", "9"),
+        ("--judge", "query_kind"),
+        ("--concurrency", "2"),
+        ("--dtype", "float32"),
+    ):
+        assert qwen3([*command, *options]) == 2
+        assert f"{options[0]} has no effect without --model" in capsys.readouterr().err
+    with fake_endpoint(answer=judge) as endpoint:
+        served = ("--model", endpoint.url, "--endpoint-model", "m")
+        assert qwen3([*command, *served]) == 0
+        assert [len(endpoint.requests), "2 requests answered" in capsys.readouterr().err] == [2, True]
+        assert qwen3([*command[:-1], str(tmp_path / "two"), *served, "--judge", "response_kind"]) == 0
+        assert len(endpoint.requests) == 3

@@ -47,6 +47,7 @@ ANSWERS = {
     "translation": ("La tour mesure 330 mètres.", " "),
     "annotate": (json.dumps(LABELS), json.dumps(LABELS | {"education": 6})),
     "query_kind": (json.dumps(KIND), json.dumps(KIND | {"verifiable": "yes"})),
+    "response_kind": (json.dumps(dict(guessed=False, consistent=True)), json.dumps(dict(guessed=False))),
     "refine": ("Passage.", ""),
 }  # fmt: skip
 
@@ -63,12 +64,18 @@ def test_each_recipe_accepts_and_rejects(name):
     assert recipe.name == name
     assert recipe.example.strip()
     task = RecipeTask(recipe)
-    given = Record("in:1", {"question": "How high is it?"}) if name == "query_kind" else record()
+    reply = {"role": "assistant", "reasoning_content": "I read it.", "content": "330 m"}
+    judged = {
+        "query_kind": {"question": "How high is it? /think"},
+        "response_kind": {"messages": [{"role": "user", "content": "How high is it? /no_think"}, reply]},
+    }
+    given = Record("in:1", judged[name]) if name in judged else record()
     requests = task.asks(given, [])
     assert len(requests) == recipe.samples
     prompt = requests[0].messages[-1]["content"]
     assert "{{" not in prompt
-    assert given.body.get("question", "Paris") in prompt or name == "long_context"
+    assert ("How high is it?\n" if name in judged else "Paris") in prompt or name == "long_context"
+    assert name != "response_kind" or all(part in prompt for part in ("I read it.", "330 m"))
     good, bad = ANSWERS[name]
     # Of a long document's passages one has the evidence.
     if name == "long_context":
