@@ -53,8 +53,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="records of each fault (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="of the texts (default: 0)")
     parser.add_argument(
-        "--phrasing", type=int, choices=[0, 1, 2], default=0,
-        help="words of the faults: 0 and 1, which the filters were written with, or 2, which they were not (default: 0)",
+        "--phrasing", type=int, choices=[0, 1, 2, 3], default=0,
+        help="words of the faults: 0 to 2, which the rules were written with, or 3, which they were not (default: 0)",
     )  # fmt: skip
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

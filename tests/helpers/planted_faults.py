@@ -1,7 +1,7 @@
 """Answers with a planted fault of each kind of the report's section 4.1, and good answers that look like faulty ones.
 
     rows, held_out = planted(200, seed=0)                  # (kind, record) pairs; "good" has as many as all faults together
-    rows, held_out = planted(200, seed=0, phrasing=2)      # in words that the filters were not written with; 0 and 1 were
+    rows, held_out = planted(200, seed=0, phrasing=3)      # in words that no rule was written with; 0, 1 and 2 were
 
 Records have the form of `qwen3 data generate`: `messages` and a reference under `answer`. Texts are put together from parts, so
 that no two records are alike. "good" ones have enumerations that are no questions, options, checked guesses, formulas, code,
@@ -160,6 +160,18 @@ def _several_parts(rng: random.Random, phrasing: int) -> list[dict[str, Any]]:
         f"{start} Tell me the total. Tell me the mean.",
         f"{one}\n\n{two}",
     ]  # fmt: skip
+    fresh = [
+        f"{start} Report both the total and the average of the two days.",
+        f"{start} Q1. Total sold? Q2. Average per day?",
+        f"{start} Your tasks: - sum the two days - take their difference - divide the first by the second",
+        f"{start} Let T be the total; express T, and the ratio of the days, as integers.",
+        f"{start} How many were sold in all? If each costs {a % 7 + 2} euros, what did they bring in?",
+        f"{one} And how would that change with twice as many?",
+        f"{start} Fill in: total = ___, mean = ___.",
+        f"{start} First I need the sum. After that, I need the larger of the two.",
+        f"{start} Task 1: add the numbers; Task 2: multiply them.",
+        f"{start} Say which day was better and why.",
+    ]  # fmt: skip
     text = rng.choice([[
         f"{one} {two}",
         f"{start} (a) How many {thing} are sold in all? (b) What is the mean of the two days?",
@@ -172,7 +184,7 @@ def _several_parts(rng: random.Random, phrasing: int) -> list[dict[str, Any]]:
         f"{start} What is the total, and also what is the difference between the two days?",
         f"{start} Calculate the total. Also calculate the mean.",
         f"{start} What is the sum? What is the product? Which is larger?",
-    ], texts, unseen][phrasing])  # fmt: skip
+    ], texts, unseen, fresh][phrasing])  # fmt: skip
     return [record(text, thinking(rng, steps, b, text), answered(rng, b, text), str(b))]
 
 
@@ -202,6 +214,18 @@ def _writing(rng: random.Random, phrasing: int) -> list[dict[str, Any]]:
         f"Write a short play for three actors set in a {place} with {rng.randint(2, 40)} {thing}.",
         f"Prepare a motivational talk for the team of the {place} with {rng.randint(2, 40)} people.",
     ]  # fmt: skip
+    fresh = [
+        f"Some friendly words for {name}'s retirement from the {place}, please. {rng.randint(20, 80)} words at most.",
+        f"You are a pirate. Greet the guests of the {place} and offer them {rng.randint(2, 40)} {thing}.",
+        f"What would {name} say to {rng.randint(2, 40)} talking {thing}? Be creative.",
+        f"Turn this into a polite message: '{name}, bring back my {rng.randint(2, 40)} {thing}!'",
+        f"Suggest three names for a {place} that sells {thing}, each with a tagline.",
+        f"A haiku on {rng.randint(2, 40)} {thing}.",
+        f"Tell {name}'s story: a childhood in a {place}, {rng.randint(2, 40)} {thing}, a great loss.",
+        f"Summarise your opinion of {place}s with {thing} in {rng.randint(2, 9)} sentences.",
+        f"Outline a podcast episode on {thing} in the {place}.",
+        f"Finish the scene: {name} walks into the {place} with {rng.randint(2, 40)} {thing} and",
+    ]  # fmt: skip
     text = rng.choice([[
         f"Write a short story about {name} who loses {rng.randint(2, 40)} {thing} at the {place}.",
         f"Please compose a poem of {rng.randint(2, 9)} stanzas on {thing}.",
@@ -216,7 +240,7 @@ def _writing(rng: random.Random, phrasing: int) -> list[dict[str, Any]]:
         f"Compose song lyrics in which {name} counts {thing}.",
         f"Write a review of the {place} where {name} bought {rng.randint(2, 40)} {thing}.",
         f"写一篇关于{place}和{thing}的作文，大约{rng.randint(200, 900)}字。",
-    ], texts, unseen][phrasing])  # fmt: skip
+    ], texts, unseen, fresh][phrasing])  # fmt: skip
     number = rng.randint(1, 99)
     return [
         record(
@@ -256,6 +280,12 @@ _UNSEEN_GUESSES = (
     "Just picking a plausible value: {0}.", "I never learned this. {0}?", "Can't be bothered to do the sums, {0} it is.",
     "Going on instinct, {0}.",
 )  # fmt: skip
+_NEW_GUESSES = (
+    "There's nothing to go on, so {0} it shall be.", "I'm blanking on this one. {0}.", "Let me put down any number: {0}.",
+    "If I had to choose, {0}.", "My hunch is {0}.", "Could be {0}. Could be something else. {0} then.",
+    "I skip the working. {0}.", "{0} has a nice ring to it.", "The test wants a number, here is one: {0}.",
+    "I'd rather not do the arithmetic; {0} is close enough.", "{0}? Sure, why not.", "Instinctively I would say {0}.",
+)  # fmt: skip
 _OPENINGS = (
     "This looks hard.", "Let me look at the numbers.", "Okay, so there are several quantities here.",
     "I read the question twice and still do not see how the numbers are related.", "Hmm.",
@@ -265,7 +295,7 @@ _OPENINGS = (
 
 def _guessed(rng: random.Random, phrasing: int) -> list[dict[str, Any]]:
     text, answer, _ = _english(rng)
-    guess = rng.choice([_GUESSES, _FRESH_GUESSES, _UNSEEN_GUESSES][phrasing]).format(answer)
+    guess = rng.choice([_GUESSES, _FRESH_GUESSES, _UNSEEN_GUESSES, _NEW_GUESSES][phrasing]).format(answer)
     if rng.random() < 0.2:
         return [record(text, rng.choice(_OPENINGS), f"{guess}", str(answer))]
     return [record(text, f"{rng.choice(_OPENINGS)} {guess}", answered(rng, answer, text), str(answer))]
@@ -284,11 +314,15 @@ def _inconsistent(rng: random.Random, phrasing: int) -> list[dict[str, Any]]:
         f"Great, {other}.", f"And there it is: {other}.", f"Our value comes to {other}.", f"I am confident in {other}.",
         f"Result -> {other}", f"That leaves us with {other}.", f"Let me state {other}.", f"Done; {other}.",
     ]  # fmt: skip
+    fresh = [
+        f"Which leads to {other}.", f"{other} is what they want.", f"The sought number equals {other}.", f"Final: {other}",
+        f"I arrive at {other}.", f"This means {other} remain.", f"Hence, {other}!", f"That settles it at {other}.",
+    ]  # fmt: skip
     end = rng.choice([[
         f"So the answer is {other}.", f"Therefore the total is {other}.", f"Hence \\boxed{{{other}}}.",
         f"The final answer is {other}.", f"So we get a result of {other}.", f"Thus it is {other}.", f"The result is {other}.",
         f"That gives {other} as the final answer.", f"Answer: {other}", f"So {other} it is.", f"I conclude that it is {other}.",
-    ], ends, unseen][phrasing])  # fmt: skip
+    ], ends, unseen, fresh][phrasing])  # fmt: skip
     return [record(text, f"We go step by step. {steps}. {end}", answered(rng, answer, text), str(answer))]
 
 

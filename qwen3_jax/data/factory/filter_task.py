@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from qwen3_jax.bounds import between, check_bounds, whole
 from qwen3_jax.data.config import Source
-from qwen3_jax.data.factory import filters, judging
+from qwen3_jax.data.factory import filters, judging, query_rules
 from qwen3_jax.data.factory.queries import query_of, response_of, without_flag
 from qwen3_jax.data.factory.recipe import Recipe
 from qwen3_jax.data.factory.recipe_task import RecipeTask
@@ -258,8 +258,8 @@ def _query_fault(
     return _first(skip, [
         ("not verifiable", lambda: bad_reference or _no_reference(task, case)),
         ("not verifiable", lambda: _label(said, "verifiable", False, lambda: None)),
-        ("several parts", lambda: _label(said, "several_parts", True, lambda: filters.several_parts(text))),
-        ("general writing", lambda: _label(said, "general_writing", True, lambda: filters.general_writing(text))),
+        ("several parts", lambda: _label(said, "several_parts", True, lambda: query_rules.several_parts(text))),
+        ("general writing", lambda: _label(said, "general_writing", True, lambda: query_rules.general_writing(text))),
     ])  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The filters of the report's section 4.1, each a function from texts to a reason or None.
 
-Of queries: several parts, general writing (others depend on the answers: not verifiable, right without thinking, never solved).
-Of responses: repetition, guesses, thinking that contradicts the answer, mixed languages, closeness to held-out queries; whether
+Of queries: see `query_rules.py`; others depend on the answers: not verifiable, right without thinking, never solved. Of
+responses: repetition, guesses, thinking that contradicts the answer, mixed languages, closeness to held-out queries; whether
 the answer is right is a verifier's verdict.
 
 They are rules, not models: cheap, the same everywhere, and measured by `benchmarks/filters.py` on planted faults.
@@ -20,63 +20,7 @@ from qwen3_jax.data.cleaning import SIGNATURE, HeldOut, signature
 from qwen3_jax.data.factory.queries import without_flag
 from qwen3_jax.verifiers import verify
 
-# Verbs and words with which a task that can be asked by itself begins.
-_TASK = (
-    r"(?:find|prove|show|compute|calculate|determine|evaluate|solve|explain|describe|derive|list|name|state|give|write|"
-    r"sketch|draw|estimate|express|verify|identify|discuss|compare|simplify|what|how|why|when|where|which|who|is|are|does|do|can)\b"
-)
-_ITEM = re.compile(
-    rf"(?:^|[\n;.?!:]\s*|\s)(?:\(([a-z]|[ivx]{{1,4}}|\d{{1,2}})\)|([a-z]|[ivx]{{1,4}}|\d{{1,2}})[).]|part\s+([a-z]|[ivx]+|\d)\s*[:.)]?)"
-    rf"\s+(?={_TASK})",
-    re.IGNORECASE,
-)
-_ASIDE = re.compile(
-    r"^\W*(?:did you know|right|ok(?:ay)?|you know what|guess what|can you help(?: me)?|could you help(?: me)?)\b",
-    re.IGNORECASE,
-)
-_ALSO = re.compile(
-    r"[.?!;,]\s*(?:and\s+)?(?:also|then|next|additionally|furthermore|after that|finally|second(?:ly)?|in addition),?\s+"
-    rf"(?:please\s+)?{_TASK}",
-    re.IGNORECASE,
-)
-
 _SENTENCE = re.compile(r"(?<=[.?!。？！])[\s)*]+|\n+")
-_IMPERATIVE = re.compile(
-    r"(?:\(?(?:\d{1,2}|[a-z]|[ivx]{1,4})[).:]\s*)?(?:please|then|and|now|next|finally|also|hence|\W)*\s*"
-    r"(?:(?:using|with|from|based on|given|for|if|when)\b[^,.?!]{0,80},\s*)?"
-    r"(?:find|prove|show|compute|calculate|determine|evaluate|solve|explain|derive|estimate|verify|simplify|factor|sketch|"
-    r"describe|list|compare|work out|give|state|name|identify)\b",
-    re.IGNORECASE,
-)
-_BOTH = re.compile(
-    r"(?:,|\band)\s+(?:then\s+|also\s+|finally\s+)?(?:find|compute|calculate|determine|evaluate|solve|explain|derive|estimate|"
-    r"prove|sketch|state|work out|how (?:many|much|long|far|old|often)|what (?:is|are|was|would)|by how)\b",
-    re.IGNORECASE,
-)
-# How the one answer is to be given, which is no further task.
-_FORM = re.compile(
-    r"\b(?:answers?|simplest|lowest terms|in the form|nearest|decimal places?|significant|step by step|boxed|reasoning|working|"
-    r"your (?:work|steps|solution)|units?)\b",
-    re.IGNORECASE,
-)
-_CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
-
-_WRITING = re.compile(
-    r"\b(?:write|compose|draft|create|pen|craft|come up with|generate|make(?: up)?|tell(?: me)?|produce|give me|help me with|"
-    r"put together|prepare|brainstorm|invent|rewrite|design|i(?: would|'d)? (?:need|want|like))\b[^.?!\n]{0,60}?"
-    r"\b(?:essay|poem|haiku|sonnet|limerick|story|stories|tale|letter|e-?mail|speech|song|lyrics|blog(?: post)?|article|rap|"
-    r"review|slogan|script|dialogue|diary(?: entry)?|advertisement|ad copy|press release|cover letter|biography|bio|toast|"
-    r"product description|newsletter|screenplay|fable|joke|tagline|tweet|social media post|caption|paragraph|novel|chapter|"
-    r"scene|fan ?fiction|monologue|report about|itinerary|invitation|thank[- ]you note|post about|eulogy|vows|meal plan|"
-    r"lesson plan|business plan|workout plan|resume|ballad|ode|parody|obituary|apology|greeting|riddle|nursery rhyme|"
-    r"announcement|headline|pitch|text message|birthday message|memo|horoscope|prayer|legend|anecdote|journal entry|"
-    r"pun|pick-?up line|manifesto|testimonial|complaint|motto|recipe|something (?:funny|creative|nice|short|romantic))s?\b"
-    r"|写一(?:篇|首|封|个故事|段)|作文",
-    re.IGNORECASE,
-)
-_NOT_WRITING = re.compile(
-    r"\bhow many\b|\bwhat is the (?:number|total|probability|sum|average|price|length)\b", re.IGNORECASE
-)
 
 _GIVE = (
     r"(?:say|go(?:ing)? (?:with|for)|pick|choos|chose|guess|put|answer|assum|settl|hop|mak|throw|tak|wager|bet)\w*\b"
@@ -140,39 +84,6 @@ _LAST = re.compile(
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
-def several_parts(query: str) -> str | None:
-    """Whether a query asks several things, of which a verifier sees the last alone."""
-    text = without_flag(query)
-    items = [next(filter(None, match.groups())) for match in _ITEM.finditer(text)]
-    if len(items) >= 2:
-        return f"it has the parts {', '.join(items[:6])}"
-    tasks = [one for one in _SENTENCE.split(_CODE.sub(" ", text)) if _is_task(one.strip())]
-    if len(tasks) >= 2:
-        return f"it asks {len(tasks)} things: {tasks[1].strip()[:60]!r} is the second"
-    both = next((match for one in tasks if (match := _BOTH.search(one))), None)
-    if both is not None:
-        return f"it asks for two things: {both.group().strip(' ,')!r}"
-    also = _ALSO.search(text)
-    before = text[: also.start()] if also else ""
-    if also and (re.search(rf"(?:^|[.?!]\s+|please\s+){_TASK}", before, re.IGNORECASE) or "?" in before):
-        return f"it asks for more: {also.group().strip(' .?!;,')!r}"
-    return None
-
-
-def _is_task(sentence: str) -> bool:
-    if sentence.endswith(("?", "？")):
-        return not _ASIDE.match(sentence)
-    return _IMPERATIVE.match(sentence) is not None and not _FORM.search(sentence)
-
-
-def general_writing(query: str) -> str | None:
-    """Whether a query asks for a text that no reference can judge."""
-    match = _WRITING.search(without_flag(query))
-    if match is None or _NOT_WRITING.search(query):
-        return None
-    return f"it asks for a text: {' '.join(match.group().split())[:80]!r}"
-
-
 def repetitive(text: str) -> str | None:
     """Whether a response runs in a loop or says much again."""
     verdict = verify("repetition", text)
@@ -186,15 +97,16 @@ def guessed(query: str, thinking: str, content: str) -> str | None:
         for match in _GUESS.finditer(text):
             if not _REASONED_GUESS.search(text[max(match.start() - 40, 0) : match.end() + 60]):
                 return f"its {name} says {' '.join(match.group().split())[:80]!r}"
-    given = set(_NUMBER.findall(query))
-    if (
-        thinking.strip()
-        and len(given) >= 2
-        and len(thinking.split()) < _FEW_WORDS
-        and not given & set(_NUMBER.findall(thinking))
-    ):
+    given, used = _values(query), _values(thinking)
+    answer = set(_NUMBER.findall(content)[-1:])  # a guess may be one of the given numbers
+    is_short = bool(thinking.strip()) and len(thinking.split()) < _FEW_WORDS
+    if is_short and len(given) >= 2 and not (given - answer) & used:
         return "its thinking uses none of the numbers that are given"
     return None
+
+
+def _values(text: str) -> set[str]:
+    return set(_NUMBER.findall(text))
 
 
 def inconsistent(

@@ -9,14 +9,8 @@ from benchmarks.filters import measure
 from qwen3_jax.cli.main import main as qwen3
 from qwen3_jax.data import Source
 from qwen3_jax.data.factory import AskOptions, FilterTask, Limits, filter_records, load_recipe
-from qwen3_jax.data.factory.filters import (
-    conclusion,
-    general_writing,
-    guessed,
-    inconsistent,
-    mixed_languages,
-    several_parts,
-)
+from qwen3_jax.data.factory.filters import conclusion, guessed, inconsistent, mixed_languages
+from qwen3_jax.data.factory.query_rules import general_writing, several_parts
 from qwen3_jax.endpoints import Endpoint
 from qwen3_jax.errors import UserError
 from tests.helpers.fake_endpoint import fake_endpoint
@@ -151,7 +145,7 @@ def test_judges_decide_once_for_each_query_and_rules_where_they_say_nothing(tmp_
         for i in range(answers):
             n = len(what) + i
             user = {"role": "user", "content": f"What is {len(what)} plus {len(what)}, {what}?"}
-            said = thought.format(len(what), 2 * len(what)) + f" Way {n}."
+            said = f"This is way {n}. " + thought.format(len(what), 2 * len(what))
             reply = {"role": "assistant", "reasoning_content": said, "content": f"It is {2 * len(what)}."}
             yield json.dumps({"messages": [user, reply], "answer": str(2 * len(what)), **more}) + "\n"
 
