@@ -1,7 +1,7 @@
 """Answers with a planted fault of each kind of the report's section 4.1, and good answers that look like faulty ones.
 
     rows, held_out = planted(200, seed=0)                  # (kind, record) pairs; "good" has as many as all faults together
-    rows, held_out = planted(200, seed=0, phrasing=3)      # in words that no rule was written with; 0, 1 and 2 were
+    rows, held_out = planted(200, seed=0, phrasing=4)      # in words that no rule was written with; 0 to 3 were
 
 Records have the form of `qwen3 data generate`: `messages` and a reference under `answer`. Texts are put together from parts, so
 that no two records are alike. "good" ones have enumerations that are no questions, options, checked guesses, formulas, code,
@@ -172,6 +172,16 @@ def _several_parts(rng: random.Random, phrasing: int) -> list[dict[str, Any]]:
         f"{start} Task 1: add the numbers; Task 2: multiply them.",
         f"{start} Say which day was better and why.",
     ]  # fmt: skip
+    last = [
+        f"{start} Two answers, please: the sum and the gap between the days.",
+        f"{start} What did {name} sell altogether, and on average?",
+        f"{start} Determine the total; from it derive the weekly figure.",
+        f"{start} How big is the sum? Also, is it even?",
+        f"{start} Total? Mean? Range?",
+        f"{start} Begin by adding both days. Continue with the ratio.",
+        f"{start} Compute (1) the total (2) the mean (3) the range.",
+        f"{start} The first answer is the sum, the second one is the product. What are they?",
+    ]  # fmt: skip
     text = rng.choice([[
         f"{one} {two}",
         f"{start} (a) How many {thing} are sold in all? (b) What is the mean of the two days?",
@@ -184,7 +194,7 @@ def _several_parts(rng: random.Random, phrasing: int) -> list[dict[str, Any]]:
         f"{start} What is the total, and also what is the difference between the two days?",
         f"{start} Calculate the total. Also calculate the mean.",
         f"{start} What is the sum? What is the product? Which is larger?",
-    ], texts, unseen, fresh][phrasing])  # fmt: skip
+    ], texts, unseen, fresh, last][phrasing])  # fmt: skip
     return [record(text, thinking(rng, steps, b, text), answered(rng, b, text), str(b))]
 
 
@@ -226,6 +236,16 @@ def _writing(rng: random.Random, phrasing: int) -> list[dict[str, Any]]:
         f"Outline a podcast episode on {thing} in the {place}.",
         f"Finish the scene: {name} walks into the {place} with {rng.randint(2, 40)} {thing} and",
     ]  # fmt: skip
+    last = [
+        f"Please praise {name}'s collection of {rng.randint(2, 40)} {thing}.",
+        f"Can you congratulate {name}, who has opened a {place}, on {rng.randint(2, 40)} years?",
+        f"Entertain me with {rng.randint(2, 40)} {thing} and a {place}.",
+        f"Describe the smell of a {place} with {rng.randint(2, 40)} {thing}.",
+        f"Why is the {place} your favourite place? Mention {rng.randint(2, 40)} {thing}.",
+        f"Convince {name} to buy {rng.randint(2, 40)} {thing}.",
+        f"Reword: '{name} was sad because the {place} had only {rng.randint(2, 40)} {thing}.'",
+        f"What might a day without the {place} and its {rng.randint(2, 40)} {thing} look like for {name}?",
+    ]  # fmt: skip
     text = rng.choice([[
         f"Write a short story about {name} who loses {rng.randint(2, 40)} {thing} at the {place}.",
         f"Please compose a poem of {rng.randint(2, 9)} stanzas on {thing}.",
@@ -240,7 +260,7 @@ def _writing(rng: random.Random, phrasing: int) -> list[dict[str, Any]]:
         f"Compose song lyrics in which {name} counts {thing}.",
         f"Write a review of the {place} where {name} bought {rng.randint(2, 40)} {thing}.",
         f"写一篇关于{place}和{thing}的作文，大约{rng.randint(200, 900)}字。",
-    ], texts, unseen, fresh][phrasing])  # fmt: skip
+    ], texts, unseen, fresh, last][phrasing])  # fmt: skip
     number = rng.randint(1, 99)
     return [
         record(
@@ -286,6 +306,11 @@ _NEW_GUESSES = (
     "I skip the working. {0}.", "{0} has a nice ring to it.", "The test wants a number, here is one: {0}.",
     "I'd rather not do the arithmetic; {0} is close enough.", "{0}? Sure, why not.", "Instinctively I would say {0}.",
 )  # fmt: skip
+_LAST_GUESSES = (
+    "As good a number as any: {0}.", "Let me see... {0}, for lack of anything better.", "I'd lean towards {0}.",
+    "This is above my level. {0}.", "{0} came to mind first.", "No need to compute, {0} will do.",
+    "Call it {0}.", "Who knows. {0}.",
+)  # fmt: skip
 _OPENINGS = (
     "This looks hard.", "Let me look at the numbers.", "Okay, so there are several quantities here.",
     "I read the question twice and still do not see how the numbers are related.", "Hmm.",
@@ -295,7 +320,9 @@ _OPENINGS = (
 
 def _guessed(rng: random.Random, phrasing: int) -> list[dict[str, Any]]:
     text, answer, _ = _english(rng)
-    guess = rng.choice([_GUESSES, _FRESH_GUESSES, _UNSEEN_GUESSES, _NEW_GUESSES][phrasing]).format(answer)
+    guess = rng.choice([_GUESSES, _FRESH_GUESSES, _UNSEEN_GUESSES, _NEW_GUESSES, _LAST_GUESSES][phrasing]).format(
+        answer
+    )
     if rng.random() < 0.2:
         return [record(text, rng.choice(_OPENINGS), f"{guess}", str(answer))]
     return [record(text, f"{rng.choice(_OPENINGS)} {guess}", answered(rng, answer, text), str(answer))]
@@ -318,11 +345,15 @@ def _inconsistent(rng: random.Random, phrasing: int) -> list[dict[str, Any]]:
         f"Which leads to {other}.", f"{other} is what they want.", f"The sought number equals {other}.", f"Final: {other}",
         f"I arrive at {other}.", f"This means {other} remain.", f"Hence, {other}!", f"That settles it at {other}.",
     ]  # fmt: skip
+    last = [
+        f"It must therefore be {other}.", f"I get {other}.", f"{other} is left.", f"Adding up: {other}.",
+        f"My result: {other}.", f"{other}, as expected.", f"We are left with {other} in the end.", f"Conclusion: {other}",
+    ]  # fmt: skip
     end = rng.choice([[
         f"So the answer is {other}.", f"Therefore the total is {other}.", f"Hence \\boxed{{{other}}}.",
         f"The final answer is {other}.", f"So we get a result of {other}.", f"Thus it is {other}.", f"The result is {other}.",
         f"That gives {other} as the final answer.", f"Answer: {other}", f"So {other} it is.", f"I conclude that it is {other}.",
-    ], ends, unseen, fresh][phrasing])  # fmt: skip
+    ], ends, unseen, fresh, last][phrasing])  # fmt: skip
     return [record(text, f"We go step by step. {steps}. {end}", answered(rng, answer, text), str(answer))]
 
 

@@ -11,18 +11,11 @@ import re
 
 from qwen3_jax.data.factory.queries import without_flag
 
+# Verbs that demand an answer; what "write", "convert" or "sort" begins is often a rule of how to answer.
 _VERBS = (
-    r"(?:add|analy[sz]e|answer|approximate|arrange|ascertain|assess|calculate|check|choose|classify|compare|"
-    r"complete|compute|"
-    r"convert|count|deduce|define|demonstrate|derive|describe|determine|differentiate|discuss|draw|establish|"
-    r"estimate|evaluate|"
-    r"examine|expand|explain|express|factor(?:i[sz]e)?|figure out|find|give|graph|identify|illustrate|integrate|"
-    r"justify|list|"
-    r"locate|mark|measure|minimi[sz]e|maximi[sz]e|name|obtain|outline|plot|predict|prove|rank|record|report|"
-    r"round|say|select|"
-    r"show|simplify|sketch|solve|sort|specify|state|subtract|suggest|sum(?: up)?|summari[sz]e|tell (?:me|us)|"
-    r"translate|verify|"
-    r"work out|write(?: down)?)\b"
+    r"(?:calculate|compare|compute|derive|describe|determine|discuss|estimate|evaluate|explain|factor|find|give|"
+    r"identify|"
+    r"prove|show|simplify|sketch|solve|state|tell (?:me|us)|verify|work out)\b"
 )
 _ASKING = r"(?:what|how|why|when|where|which|who|whose|whom)\b"
 _CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
@@ -35,13 +28,14 @@ _LABEL = re.compile(
     re.IGNORECASE,
 )
 _NUMBERED = re.compile(
-    r"\b(?:part|question|problem|task|exercise|subquestion|sub-question)\s*#?(?P<number>\d{1,2}|[a-z]|"
-    r"[ivx]{1,4})\b\s*[:.)–—-]"
-    r"|\b(?P<ordinal>first|second|third|fourth)\s+(?:part|question|problem|task)\s*[:.–—-]",
+    r"(?:^|[\n.?!;:]\s*)(?:(?:part|question|problem|task|exercise|subquestion|sub-question|q)\s*#?"
+    r"(?P<number>\d{1,2}|[a-z]|[ivx]{1,4})\b\s*[:.)–—-]|(?P<ordinal>first|second|third|fourth)\s+"
+    r"(?:part|question|problem|task)\s*[:.–—-])\s+\w",
     re.IGNORECASE,
 )
 _CUT = re.compile(
-    r"(?<=[.?!。？！;；])[\s)*]+|\n+|\s+(?=\((?:[a-z]|[ivx]{1,4}|\d{1,2})\)\s+\S)|\s+(?=(?:[a-z]|[ivx]{1,4})\)\s+\S)",
+    r"(?<=[.?!。？！;；])[\s)*]+|\n+|\s+(?=\((?:[a-z]|[ivx]{1,4}|\d{1,2})\)\s+\S)|\s+(?=(?:[a-z]|"
+    r"[ivx]{1,4})\)\s+\S)|\s+(?=[-•–]\s+[a-z]+\s)",
     re.IGNORECASE,
 )
 _BEFORE = re.compile(
@@ -70,7 +64,14 @@ _ASIDE = re.compile(
 )
 _BOTH = re.compile(
     rf"(?:,|\band|;)\s+(?:then\s+|also\s+|finally\s+)?(?:(?:{_VERBS})(?! (?:as|by|in|to)\b)|"
-    r"how (?:many|much|long|far|old|often)|what (?:is|are|was|would)|by how)\b",
+    r"how (?:many|much|long|far|old|often)|what (?:is|are|was|would)|by how|why|how)\b",
+    re.IGNORECASE,
+)
+_PAIR = re.compile(r"\bboth (?:the|its|their|his|her|of)\b[^.?!\n]{0,40}\band\b", re.IGNORECASE)
+_BLANK = re.compile(r"[=:]\s*(?:_{2,}|\.{4,}|…{2,})")
+_NEED = re.compile(
+    r"i (?:also )?(?:need|want|would like|wonder)(?: to know)?\s+(?:the|its|their|whether|if|how|"
+    r"what|which|why)\b",
     re.IGNORECASE,
 )
 _COUNTED = re.compile(
@@ -95,7 +96,7 @@ _MAKE = re.compile(
     r"put together|brainstorm|think of|suggest|imagine|sing|perform|recite|"
     r"i(?:'d| would)? (?:like|love|need|want))\s+(?:(?:me|us)\s+)?(?:an?|some|another|something|the (?:lyrics|"
     r"text|script|opening)|"
-    r"(?:\d+|two|three|five|ten|a few|several) (?!equal|different (?:ways|numbers)))\b",
+    r"(?:two|three|five|ten|a few|several) (?!equal|different (?:ways|numbers)))\b",
     re.IGNORECASE,
 )
 _WORDED = re.compile(
@@ -112,16 +113,33 @@ _FORMAL = re.compile(
     r"programs?|code|"
     r"algorithms?|class(?:es)?|methods?|regex|sql|python|java|javascript|c\+\+|bash|html|css|json|quer(?:y|ies)|"
     r"proofs?|"
-    r"inequalit(?:y|ies)|sets?|matri(?:x|ces)|vectors?|sums?|products?|ratios?|"
+    r"inequalit(?:y|ies)|sets?|matri(?:x|ces)|vectors?|sums?|products?(?! description)|ratios?|"
     r"percent(?:age)?s?|digits?|"
     r"answers?|solutions?|terms|integrals?|derivatives?|series|sequences?|systems?|tables?|graphs?|intervals?|"
     r"coordinates?|"
     r"logarithms?|notation|statements?|counter-?examples?|examples? of|values?|constraints?|configurations?|reactions?|"
-    r"names?|integers?|binary|hexadecimal|roman numerals?|first \w+ (?:terms|primes)|as an? (?:fraction|decimal|"
+    r"names?|integers?|outputs?|palindromes?|lists?|binary|hexadecimal|roman numerals?|first \w+ (?:terms|"
+    r"primes)|as an? (?:fraction|decimal|"
     r"product|sum|"
     r"power|percentage|single))\b|\$",
     re.IGNORECASE,
 )
+# Verbs after which one answer is right; "describe", "outline" and "suggest" have many.
+_EXACT = re.compile(
+    r"(?:(?:your|the) (?:task|job|goal|aim|question) |arrange|assign|decode|decrypt|encode|fill|form|generate|"
+    r"given|output|"
+    r"partition|play|reorder|restore|return|reverse|simulate|spell|split|unscramble|use|add|divide|multiply|"
+    r"subtract|take|answer|approximate|calculate|check|choose|classify|complete|compute|"
+    r"convert|count|"
+    r"deduce|derive|determine|differentiate|establish|estimate|evaluate|expand|express|factor(?:i[sz]e)?|"
+    r"figure out|find|give|"
+    r"graph|identify|integrate|let|list|locate|measure|minimi[sz]e|maximi[sz]e|name|obtain|order|pick|plot|"
+    r"predict|prove|rank|"
+    r"rearrange|reduce|round|say|select|show|simplify|solve|sort|state|sum(?: up)?|tell (?:me|us)|translate|"
+    r"verify|work out)\b",
+    re.IGNORECASE,
+)
+_MATHS = re.compile(r"[=<>≤≥^√∑∫]|\\[a-z]+|\d\s*[-+*/×÷]\s*\d")
 # What is written ends here, and what it is about begins.
 _OBJECT_END = re.compile(r"\b(?:about|of|on|for|with|which|who|set in|from|by|where|when|to)\b|[,:;]", re.IGNORECASE)
 _VALUE = re.compile(
@@ -144,11 +162,15 @@ def several_parts(query: str) -> str | None:
     counted = _COUNTED.search(plain)
     if counted is not None:
         return f"it counts what it asks: {counted.group()[:60]!r}"
+    if len(_BLANK.findall(_CODE.sub(" ", query))) >= 2:
+        return "it has several blanks to fill in"
     demands = [one for one in _segments(plain) if _asks(one)]
     if len(demands) >= 2:
         return f"it asks {len(demands)} things: {demands[1][:60]!r} is the second"
-    both = _BOTH.search(demands[0]) if demands else None
-    if both is not None and not _FORM.search(demands[0][both.start() :]):
+    first = _bare(demands[0]) if demands else ""
+    both = _BOTH.search(first, 1) or _PAIR.search(first)
+    is_demand = re.match(f"{_VERBS}|{_ASKING}|by how", first, re.IGNORECASE)
+    if is_demand and both is not None and not _FORM.search(first[both.start() :]):
         return f"it asks for two things: {both.group().strip(' ,;')!r}"
     return None
 
@@ -166,7 +188,18 @@ def general_writing(query: str) -> str | None:
         made = _WRITE.match(one) or _MAKE.match(one)
         if is_text or (made and not _FORMAL.search(_OBJECT_END.split(one[made.end() :], maxsplit=1)[0])):
             return f"it asks for a text: {' '.join(one.split())[:80]!r}"
+    if not any(_verifiable(one) for one in segments):
+        return "it asks for nothing that has one right answer"
     return None
+
+
+def _verifiable(segment: str) -> bool:
+    """Whether a segment may ask for what has one right answer: a question, a formula, a verb of mathematics, a formal thing."""
+    bare = _BEFORE.sub("", segment).strip()
+    is_question = segment.rstrip(" )\"'").endswith(("?", "？", ":", "="))
+    return is_question or bool(
+        _EXACT.match(bare) or _NEED.match(bare) or _FORMAL.search(segment) or _MATHS.search(segment)
+    )
 
 
 def _plain(query: str) -> str:
@@ -199,8 +232,16 @@ def _asks(segment: str) -> bool:
         return False
     if segment.rstrip(" )\"'").endswith(("?", "？")):
         return True
-    bare = _CLAUSE.sub("", _BEFORE.sub("", segment).strip())
-    bare = _BEFORE.sub("", bare).strip()
+    bare = _bare(segment)
+    if bare.startswith(("for example", "For example", "e.g.")):
+        return False
+    if _NEED.match(bare):
+        return True
     if re.match(_VERBS, bare, re.IGNORECASE):
         return not _FORM.search(segment)
     return segment.endswith(";") and re.match(_ASKING, bare, re.IGNORECASE) is not None
+
+
+def _bare(segment: str) -> str:
+    """A segment without what may stand before its verb."""
+    return _BEFORE.sub("", _CLAUSE.sub("", _BEFORE.sub("", segment).strip())).strip()

@@ -150,7 +150,7 @@ def test_judges_decide_once_for_each_query_and_rules_where_they_say_nothing(tmp_
             yield json.dumps({"messages": [user, reply], "answer": str(2 * len(what)), **more}) + "\n"
 
     rows = [
-        *lines("plainly"), *lines("by elephant"), *lines("in your opinion"), *lines("by zebra, write a poem about it"),
+        *lines("plainly"), *lines("by elephant"), *lines("in your opinion"), *lines("by zebra? And what is half of it"),
         *lines("with luck", thought="Some luck gives {1}.", answers=1),
         *lines("with a mismatch", thought="{0} and {0}, a mismatch.", answers=1),
         *lines("labelled before", query_labels={"several_parts": True}),
@@ -165,7 +165,7 @@ def test_judges_decide_once_for_each_query_and_rules_where_they_say_nothing(tmp_
         backend = Endpoint(endpoint.url, "m")
         done = filter_records(source, task, tmp_path / "out", backend, options=AskOptions(wait=0.01))
         assert done.counts.rejected == {
-            "general writing": 2, "guessed": 1, "inconsistent": 1, "not verifiable": 2, "several parts": 4, "wrong": 1,
+            "guessed": 1, "inconsistent": 1, "not verifiable": 2, "several parts": 6, "wrong": 1,
         }  # fmt: skip
         # Of the queries 7 are asked, one of them twice; of the answers those of "plainly", luck, mismatch.
         assert len(endpoint.requests) == 8 + 4
