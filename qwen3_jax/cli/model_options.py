@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from qwen3_jax.text import Tokenizer
 
 
-def add_model(parser: Parser, *, servers: bool = False) -> None:
-    """Add the options that name a checkpoint; with `servers`, or the address of one."""
+def add_model(parser: Parser, *, servers: bool = False, without: str = "") -> None:
+    """Add the options that name a checkpoint; with `servers`, or the address of one; `without` says what happens with none."""
     add = parser.add_argument
     more = ", or the address of a server with OpenAI's API (http://localhost:8000/v1)" * servers
     add(
-        "--model", required=True, metavar="DIR|ID" + "|URL" * servers,
-        help=f"checkpoint folder, or hub repository (Qwen/Qwen3-0.6B){more}",
+        "--model", required=not without, metavar="DIR|ID" + "|URL" * servers,
+        help=f"checkpoint folder, or hub repository (Qwen/Qwen3-0.6B){more}" + (f"; {without}" if without else ""),
     )  # fmt: skip
     add("--revision", metavar="REV", help="branch, tag or commit of a hub repository")
     add(

@@ -12,7 +12,6 @@ shards lie in OUTPUT.partial until all are; a preparation that was interrupted, 
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import itertools
 import json
@@ -28,9 +27,10 @@ import numpy as np
 
 from qwen3_jax.data import cleaning
 from qwen3_jax.data.config import Source
+from qwen3_jax.data.encoding import record_text
 from qwen3_jax.data.labels import check_label_keys, named_keys
 from qwen3_jax.data.prepared import COLUMNS, FORMAT, MANIFEST, Prepared, fingerprint, is_prepared
-from qwen3_jax.data.records import DataError, Malformed, Record, TextTokenizer, texts
+from qwen3_jax.data.records import DataError, Record, TextTokenizer
 from qwen3_jax.data.shards import (
     NAMED,
     PARTS,
@@ -41,12 +41,11 @@ from qwen3_jax.data.shards import (
     load_log,
     prepare_split,
     sign_split,
-    write_json,
-    written_whole,
 )
 from qwen3_jax.data.sources import SPLIT_BYTES, Split, read, splits
 from qwen3_jax.data.workers import start_workers
 from qwen3_jax.errors import UserError, warn
+from qwen3_jax.file_writes import locked, remove_leftovers, write_json, written_whole
 from qwen3_jax.progress import progress_bar
 
 
@@ -112,15 +111,9 @@ def begin_preparation(
         return
     parts = job.folder / PARTS
     parts.mkdir(parents=True, exist_ok=True)
-    with (parts / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process is preparing {target}; wait for it, or stop it.") from None
+    with locked(parts / "lock", f"another process is preparing {target}; wait for it, or stop it."):
         _check_resumable(parts / "settings.json", settings)
-        for folder in (job.folder, parts):
-            for file in folder.glob("*.tmp"):  # left by a killed process
-                file.unlink()
+        remove_leftovers(job.folder, parts)
         _warn_of_label_keys(job, pieces)
         _collect_held_out(job)
         yield Preparation(job, pieces, settings, target)
@@ -275,9 +268,7 @@ def _collect_held_out(job: PreparationJob) -> None:
     def plain() -> Iterator[str]:
         for split in splits(source):
             for record in read(split, source):
-                if isinstance(record, Malformed):
-                    raise DataError(record.reason)
-                yield "\n".join(texts(record, source.text_key))
+                yield record_text(record, source.text_key)
 
     with written_whole(path) as temporary, temporary.open("wb") as stream:
         np.save(stream, cleaning.HeldOut.of(plain(), settings.ngram).grams)

@@ -7,8 +7,6 @@ its budget. So answers under several budgets share their thinking up to the smal
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,6 +15,7 @@ from qwen3_jax.bounds import check_bounds, whole
 from qwen3_jax.errors import RequestError, UserError, nearest, repeated
 from qwen3_jax.evaluation.task import NON_THINKING, THINKING, Problem, Task
 from qwen3_jax.generation import STOP_TEXT, Sampling
+from qwen3_jax.json_fields import digest
 from qwen3_jax.verifiers import settings_of
 
 MODES = ("thinking", "non-thinking")
@@ -297,13 +296,3 @@ def sampling_fields(sampling: Sampling) -> dict[str, Any]:
         for name, value in values.items()
         if value != getattr(default, name) and name not in ("seed", "n")
     }
-
-
-def digest(value: Any) -> str:
-    """A digest of JSON values, the same whatever the order of keys and on every machine."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=_plain)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else list(value) if isinstance(value, Sequence) else str(value)
