@@ -5,7 +5,8 @@ First come, first served. A sequence that fits in no shard waits, and so do all 
 sequence of the shard is preempted: it releases its pages and returns to the head of the queue, to recompute its prompt and its
 answer so far. So the oldest sequence always advances, and none starves.
 
-Prefill chunks and decode steps alternate: no running sequence waits for a whole long prompt.
+Prefill chunks and decode steps alternate: no running sequence waits for a whole long prompt. Offline, where nobody reads tokens
+as they come, prompts come first instead, so that as many sequences as possible decode together.
 """
 
 from __future__ import annotations
@@ -70,10 +71,11 @@ class Prefill(Generic[T]):
 
 @dataclass(frozen=True)
 class Decode(Generic[T]):
-    """Generate up to `steps` tokens in each sequence of each shard."""
+    """Generate up to `steps` tokens in each sequence of each shard, as long as at least `least` of them are unfinished."""
 
     sequences: list[list[T]]
     steps: int
+    least: int = 1
 
 
 @dataclass(frozen=True)
@@ -97,17 +99,19 @@ class Scheduler(Generic[T]):
         chunk_rows: sequences that these may belong to.
         steps: decode steps between two decisions.
         prefix_cache: share equal beginnings of sequences.
+        offline: compute the prompts of all admitted sequences before any of these decodes, and end a decode step early, when a
+            quarter of its sequences are finished and others wait for their place.
     """
 
     def __init__(
         self, *, shards: int, pages: int, page_size: int, rows: int, chunk: int, chunk_rows: int, steps: int,
-        prefix_cache: bool, max_pages: int | None = None,
+        prefix_cache: bool, max_pages: int | None = None, offline: bool = False,
     ):  # fmt: skip
         self.pools = [Pool(pages, page_size, prefix_cache) for _ in range(shards)]
         self.admitted: list[list[T]] = [[] for _ in range(shards)]
         self.waiting: deque[T] = deque()
         self.rows, self.chunk, self.chunk_rows, self.steps, self.page_size = rows, chunk, chunk_rows, steps, page_size
-        self.pages, self.max_pages = pages, max_pages or pages
+        self.pages, self.max_pages, self.offline = pages, max_pages or pages, offline
         self.preemptions = 0
         self._arrivals = 0
         self._decoded_last = True
@@ -136,21 +140,27 @@ class Scheduler(Generic[T]):
             return self._grow()
         parts = [self._chunk(sequences) for sequences in self.admitted]
         prefill = Prefill(parts) if any(parts) else None
-        if prefill is not None and self._decoded_last:
+        if prefill is not None and (self._decoded_last or self.offline):
             self._decoded_last = False
             return prefill
         steps = 1 if prefill is not None else self.steps
         shards = range(len(self.pools))
-        if not all(self._reserve(shard, steps) for shard in shards):
+        while not all(self._reserve(shard, steps) for shard in shards):
             if self.pages < self.max_pages:
                 return self._grow()
-            steps = 1
-            for shard in shards:
-                while not self._reserve(shard, steps):
-                    self._preempt(max(self.admitted[shard], key=lambda sequence: sequence.number))
+            if steps == 1:
+                for shard in shards:
+                    while not self._reserve(shard, steps):
+                        self._preempt(max(self.admitted[shard], key=lambda sequence: sequence.number))
+                break
+            steps //= 2
         self._decoded_last = True
         ready = [[sequence for sequence in sequences if sequence.pending == 1] for sequences in self.admitted]
-        return Decode(ready, steps) if any(ready) else prefill
+        return Decode(ready, steps, self._least(sum(map(len, ready)))) if any(ready) else prefill
+
+    def _least(self, ready: int) -> int:
+        """How many of the decoding sequences have to be unfinished for the step to go on."""
+        return ready - ready // 4 if self.offline and self.waiting else 1
 
     def advance(self, sequence: T, count: int) -> None:
         """Note that `count` more tokens of a sequence are in its pages."""
