@@ -177,19 +177,39 @@ class Scheduler(Generic[T]):
         return Grow(before, self.pages)
 
     def _admit(self) -> bool:
-        """Admit waiting sequences in order; return False if the first one needs pages that the cache may still grow by."""
-        while self.waiting:
-            sequence = self.waiting[0]
-            # Prefer the shard whose cache holds most of the sequence; of equal ones, the one with most available pages.
-            order = []
-            for shard, pool in enumerate(self.pools):
-                cached = pool.match(sequence.shareable)
-                order.append((-len(cached), -pool.available, shard, cached))
-            if any(self._enter(sequence, shard, cached) for _, _, shard, cached in sorted(order)):
-                self.waiting.popleft()
-            else:
-                return self.pages == self.max_pages or not self._lacks_only_pages(sequence)
-        return True
+        """Admit waiting sequences in order; return False if the first one needs pages that the cache may still grow by.
+
+        Offline, those that wait for a page that another one computes are passed by the next ones, up to as many as the rows.
+        """
+        passed: list[T] = []
+        try:
+            while self.waiting:
+                sequence = self.waiting[0]
+                if self._enter_any(sequence):
+                    self.waiting.popleft()
+                elif self.offline and len(passed) < self.rows and self._only_waits(sequence):
+                    passed.append(self.waiting.popleft())
+                else:
+                    return self.pages == self.max_pages or not self._lacks_only_pages(sequence)
+            return True
+        finally:
+            self.waiting.extendleft(reversed(passed))
+
+    def _enter_any(self, sequence: T) -> bool:
+        """Admit a sequence to the shard that suits it best, if any has space."""
+        # Prefer the shard whose cache holds most of the sequence; of equal ones, the one with most available pages.
+        order = []
+        for shard, pool in enumerate(self.pools):
+            cached = pool.match(sequence.shareable)
+            order.append((-len(cached), -pool.available, shard, cached))
+        return any(self._enter(sequence, shard, cached) for _, _, shard, cached in sorted(order))
+
+    def _only_waits(self, sequence: T) -> bool:
+        """Whether a shard has a row for a sequence, and a page of it is being computed there."""
+        return any(
+            len(others) < self.rows and self._worth_waiting(sequence, len(pool.match(sequence.shareable)), others)
+            for pool, others in zip(self.pools, self.admitted, strict=True)
+        )
 
     def _enter(self, sequence: T, shard: int, cached: list[int]) -> bool:
         """Admit a sequence to a shard if there is space; `cached` are its pages in the prefix cache."""
