@@ -108,6 +108,7 @@ class Answer:
     Args:
         tokenizer: None leaves the texts empty.
         request: says how to read the answer.
+        deltas: give the deltas of a stream. Without them the text is made at once, at the end, unless it may end the answer.
 
     Attributes:
         request: as given.
@@ -116,8 +117,9 @@ class Answer:
         result: the finished answer, None until then.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None, request: Request):
+    def __init__(self, tokenizer: Tokenizer | None, request: Request, *, deltas: bool = True):
         self.request = request
+        self._whole = not (deltas or request.sampling.stop or request.one_call)
         self.logprobs: list[TokenLogprob] = []
         self.prompt_logprobs: list[TokenLogprob | None] = []
         self.result: Generation | None = None
@@ -148,6 +150,8 @@ class Answer:
         self._thinking_tokens += token.thinking
         if token.logprob is not None:
             self.logprobs.append(token.logprob)
+        if self._whole:
+            return [] if token.finish is None else self._read_whole(token.finish)
         if token.finish == "stop":  # an end token is no text
             return self._finish("stop", [], flush=True)
         text = "" if self._detokenizer is None else self._detokenizer.add(token.id)
@@ -156,6 +160,24 @@ class Answer:
         if called or self._reader.stopped:
             return self._finish("stop", deltas, flush=False)
         return deltas if token.finish is None else self._finish(token.finish, deltas, flush=True)
+
+    def begin(self, tokens: Sequence[Token]) -> None:
+        """Take the first tokens of an answer, none of which is the last; their deltas are dropped."""
+        if not self._whole:
+            for token in tokens:
+                self.add(token)
+            return
+        self._tokens += [token.id for token in tokens]
+        self._forced += [token.forced for token in tokens]
+        self._thinking_tokens += sum(token.thinking for token in tokens)
+
+    def _read_whole(self, reason: FinishReason) -> list[Delta]:
+        """Make the text of all tokens and end the answer; its only delta is the end."""
+        ids = self._tokens[:-1] if reason == "stop" else self._tokens  # an end token is no text
+        if self._detokenizer is not None:
+            self._reader.feed("".join(map(self._detokenizer.add, ids)) + self._detokenizer.flush())
+        self._finish(reason, [], flush=False)
+        return [Delta("end", "", *self._place, result=self.result)]
 
     def _deltas(self, events: Sequence[Piece | ToolCall]) -> list[Delta]:
         return [
