@@ -117,7 +117,8 @@ def test_defaults_of_the_engine_and_the_server():
         parameters = inspect.signature(function).parameters.values()
         return {p.name: p.default for p in parameters if p.default not in (None, inspect.Parameter.empty)}
 
-    assert given(Engine.__init__) == dict(rows=32, prefill_chunk=512, decode_steps=8, prefix_cache=True)
+    assert given(Engine.__init__) == dict(rows=32, prefix_cache=True, offline=False)
+    assert (engine._ONLINE, engine._OFFLINE) == ((512, 8), (1024, 32))  # prefill_chunk and decode_steps
     assert given(qwen3_jax.generate) == dict(continue_final_message=False, thinking_stop_text=STOP_TEXT, progress=False)
     assert given(qwen3_jax.load) == dict(verify=True)
     options = vars(serve._parser("qwen3 serve").parse_args(["--model", "x"]))

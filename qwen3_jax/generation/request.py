@@ -184,9 +184,7 @@ def with_budget(
     end = end_tokens(model, tokenizer, chat=not request.continues_text or options.constraint is not None)
     _, budget = _thinking(options, tokenizer, tokens)
     size, limit = len(request.prompt), request.max_new_tokens
-    return replace(
-        request, budget=_usable_budget(budget, options, size, limit, request.thinking, tokens, end, context)
-    )
+    return replace(request, budget=_usable_budget(budget, options, size, limit, request.thinking, tokens, end, context))
 
 
 def _usable_budget(
