@@ -45,6 +45,8 @@ slow = pytest.mark.slow
         ("greedy", {}),
         ("penalties", {}),
         ("hot", {"tight": True}),
+        ("penalties", {"offline": True}),
+        ("hot", {"tight": True, "offline": True}),
         pytest.param("hot", {"rows": 3}, marks=slow),
         pytest.param("greedy", {"prefix_cache": False, "rows": 1}, marks=slow),
         pytest.param("hot", {"speculation": PromptLookup(3, shortest=1)}, marks=slow),
