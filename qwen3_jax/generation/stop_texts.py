@@ -1,7 +1,7 @@
 """Stop texts: they end an answer where its content contains one, and are not part of it.
 
 Thinking, think tags with the newlines behind them, forced text and tool calls pass unread: the parser has taken them out of the
-content. A stop text does not reach across a call, and whitespace between a call and a stop text is no content, as none is behind
+content. A stop text does not reach across a call. Whitespace between a call and a stop text is no content, as none is behind
 the last call of an answer.
 """
 
