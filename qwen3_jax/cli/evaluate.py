@@ -232,8 +232,9 @@ def _engine(args: argparse.Namespace, axes: dict[str, int] | None, identity: dic
         model, tokenizer = model_options.load_model(args, mesh)
         speculation = model_options.speculation_of(args, model, mesh)
     engine = Engine(
-        model, rows=args.batch_size or DEFAULT_BATCH_SIZE, speculation=speculation, cache_type=args.cache_type
-    )
+        model, rows=args.batch_size or DEFAULT_BATCH_SIZE, speculation=speculation, cache_type=args.cache_type,
+        offline=True,
+    )  # fmt: skip
     return EngineSource(engine, tokenizer, identity)
 
 

@@ -234,9 +234,11 @@ class Plan:
             for question in questions:
                 for mode, budgets in self._forms(question):
                     largest_first = sorted(budgets, key=lambda budget: (budget is not None, -(budget or 0)))
+                    sampling = self.sampling(task, mode)
                     for sample in range(self.samples(task, mode)):
+                        seeded = dataclasses.replace(sampling, seed=self._seed(name, question, mode, sample))
                         family = [
-                            self._item(key, question)
+                            self._item(key, question, seeded)
                             for budget in largest_first
                             if (key := Key(name, question.problem.id, mode, budget, sample)) not in done
                         ]
@@ -253,18 +255,17 @@ class Plan:
             (mode, self.config.budgets if mode == "thinking" and not off else one) for mode in self.config.modes or ()
         ]
 
-    def _item(self, key: Key, question: Question) -> Item:
+    def _item(self, key: Key, question: Question, sampling: Sampling) -> Item:
         task, enable = self.tasks[key.task], question.problem.enable_thinking
         if enable is None and key.mode != TEXT:
             enable = key.mode == "thinking"
         if key.budget == 0:
             enable = None  # 0 is no thinking
-        sampling = dataclasses.replace(self.sampling(task, key.mode), seed=self._seed(key))
         limit = self.config.max_new_tokens or task.max_new_tokens
         return Item(key, question, sampling, limit, enable, self.config.stop_text)
 
-    def _seed(self, key: Key) -> int:
-        names = [self.config.seed, key.task, key.problem, key.mode, key.sample]
+    def _seed(self, task: str, question: Question, mode: str, sample: int) -> int:
+        names = [self.config.seed, task, question.problem.id, mode, sample]
         return int(digest(names)[:16], 16) >> 1
 
     def settings(self) -> dict[str, Any]:

@@ -164,13 +164,14 @@ def prefill(
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def decode(
     graphdefs: tuple[Any, ...], most: int, params: tuple[Any, ...], state: State, settings: Settings, progress: Progress,
-    tables_drw: jax.Array, steps: jax.Array, allowed_bw: jax.Array | None = None,
+    tables_drw: jax.Array, steps: jax.Array, least: jax.Array, allowed_bw: jax.Array | None = None,
 ) -> tuple[State, Progress, Output]:  # fmt: skip
-    """Generate tokens until all rows are finished, for at most `steps` steps.
+    """Generate tokens until fewer than `least` rows are unfinished, for at most `steps` steps.
 
     Args:
         most: static upper bound of `steps`.
         state: donated.
+        steps, least: int32 [].
         allowed_bw: uint32 words of `Constraint.allowed`, for the next token of `constrained` rows that are not thinking; None
             if no row is constrained.
 
@@ -191,7 +192,7 @@ def decode(
 
     def unfinished(carry):
         i, _, progress, waits_b, _ = carry
-        return (i < steps) & (progress.active & ~waits_b).any()
+        return (i < steps) & ((progress.active & ~waits_b).sum() >= least)
 
     logits = jax.ShapeDtypeStruct((progress.token.size, model.config.vocab_size), jnp.float32)
     shapes = jax.eval_shape(lambda logits_bv: _take(model, settings, state.seen, progress, logits_bv)[2], logits)

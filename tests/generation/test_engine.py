@@ -102,10 +102,18 @@ WAYS: dict[str, tuple[dict, int | None]] = {  # options, and the tokens that are
     "single_steps": (dict(prefill_chunk=16, decode_steps=1), None),
     "preemptions": ({}, TIGHT),
     "preemptions_no_prefix_cache": (dict(prefix_cache=False), TIGHT),
+    "offline": (dict(offline=True), None),
+    "offline_and_preemptions": (dict(offline=True), TIGHT),
     "lookup": (dict(speculation=LOOKUP), None),
     "lookup_and_preemptions": (dict(speculation=LOOKUP), TIGHT),
 }
-FEW_WAYS = ("as_it_is", "small_chunks", "preemptions_no_prefix_cache", "lookup_and_preemptions")
+FEW_WAYS = (
+    "as_it_is",
+    "small_chunks",
+    "offline_and_preemptions",
+    "preemptions_no_prefix_cache",
+    "lookup_and_preemptions",
+)
 SHARED = "dense_tied", "1_device"  # what most tests use
 MESHES = {"1_device": None, "data_2_tensor_2": dict(data=2, tensor=2), "8_devices": dict(data=2, expert=2, tensor=2)}
 
@@ -169,6 +177,7 @@ def constrained_requests() -> list[tuple[Request, Expected]]:
     ("mesh", "way"),
     [
         ("1_device", "lookup_and_preemptions"),
+        ("1_device", "offline"),
         pytest.param("1_device", "small_chunks", marks=pytest.mark.slow),
         pytest.param("data_2_tensor_2", "preemptions", marks=pytest.mark.slow),
         pytest.param("1_device", "single_steps", marks=pytest.mark.slow),
