@@ -77,26 +77,34 @@ def test_decoding_on_one_gpu(layers):
     assert plan.compiled.program.unpriced == {}
 
 
-def test_decoding_with_int8_weights_on_two_gpus():
+def test_decoding_with_int8_weights():
     """A byte for each number of a matrix, and a float32 scale for each of its columns; the embedding stays as it is."""
     d, q, kv, mlp, vocabulary, layers, rows, slots = 1024, 8 * 128, 4 * 128, 1536, 2048, 2, 4, 512
     model = Qwen3Config(
         vocab_size=vocabulary, hidden_size=d, num_hidden_layers=layers, num_attention_heads=8, num_key_value_heads=4,
         head_dim=128, intermediate_size=mlp, tie_word_embeddings=False,
     )  # fmt: skip
-    plan = plan_decoding(model, topology("h100:2"), MeshConfig(tensor=2), rows, slots, quantize="int8")
-    matrices = (layers * d * (2 * q + 2 * kv + 3 * mlp) + d * vocabulary) / 2
-    columns = layers * ((q + 2 * kv + 2 * mlp) / 2 + 2 * d) + vocabulary / 2  # sums over both GPUs have all columns
+    plan = plan_decoding(model, topology("h100:1"), MeshConfig(), rows, slots, quantize="int8")
+    matrices = layers * d * (2 * q + 2 * kv + 3 * mlp) + d * vocabulary
+    columns = layers * (q + 2 * kv + d + 2 * mlp + d) + vocabulary
     norms = layers * (2 * d + 2 * 128) + d
-    assert plan.holds["weights"] == matrices + 4 * columns + 2 * (vocabulary * d / 2 + norms)
+    assert plan.holds["weights"] == matrices + 4 * columns + 2 * (vocabulary * d + norms)
     assert products(plan) == 2 * rows * matrices
-    read = matrices + layers * 2 * kv / 2 * 2 * rows * slots
+    read = matrices + layers * 2 * kv * 2 * rows * slots
     # 1.30: beside what must be read, a step of so small a model writes activations and draws its tokens.
     assert read < plan.compiled.program.hbm_bytes < 1.35 * read, "with bfloat16 weights it would be 1.7"
     assert "with int8 weights" in plan.title
-    # Each GPU samples for its half of the rows, from whole logits.
-    assert f"f32[{rows // 2},{vocabulary}]" in plan.compiled.text
-    assert f"f32[{rows},{vocabulary}]" not in plan.compiled.text
+
+
+def test_gpus_that_split_the_vocabulary_divide_the_rows_that_they_sample():
+    """Each has whole logits of its own rows, and never those of all."""
+    model = Qwen3Config(
+        vocab_size=2048, hidden_size=256, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=64,
+        intermediate_size=512, tie_word_embeddings=False,
+    )  # fmt: skip
+    text = plan_decoding(model, topology("h100:2"), MeshConfig(tensor=2), 8, 64).compiled.text
+    assert "f32[4,2048]" in text
+    assert "f32[8,2048]" not in text
 
 
 def test_two_nodes_use_nvlink_and_the_network(tmp_path, monkeypatch):
