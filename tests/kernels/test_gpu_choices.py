@@ -193,7 +193,7 @@ def kernels_outside_of_a_mesh(jaxpr, inside=False) -> list[bool]:
 
 
 def test_on_a_mesh_of_one_device_every_kernel_is_compiled_for_the_card_of_the_mesh(on, monkeypatch):
-    """Pallas learns the card from the mesh of the `shard_map` around it, and otherwise asks a default device, which may be a CPU."""
+    """Pallas learns the card from the mesh of the `shard_map` around it; without one it asks a device, which may be a CPU."""
     on("h100")
     monkeypatch.setattr(partition, "platform_of", lambda placement: "gpu")
     execution = Execution(Placement(make_mesh(devices=jax.devices()[:1])), Kernels(attention="triton", paged="triton"))
