@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -106,6 +107,10 @@ def add_backend(parser: Parser) -> None:
         help=f"answers decoded together (default {DEFAULT_BATCH_SIZE})",
     )
     model_options.add_devices(parser)
+    parser.add_argument(
+        "--beam", nargs=argparse.REMAINDER, metavar="BEAM_OPTION",
+        help="run as an Apache Beam job, budgets divided by part; everything after it is Beam's",
+    )  # fmt: skip
 
 
 def run_task(args: argparse.Namespace, task: Task) -> int:
@@ -123,6 +128,8 @@ def run_task(args: argparse.Namespace, task: Task) -> int:
     retries = DEFAULT_RETRIES if args.retries is None else args.retries
     options = AskOptions(retries + 1, args.max_failed)
     split_bytes = max(int(args.split_mb * 2**20), 1)
+    if args.beam is not None:
+        _check_beam(args)
     with doing("starting"):
         backend = backend_of(args)
 
@@ -130,6 +137,13 @@ def run_task(args: argparse.Namespace, task: Task) -> int:
         from qwen3_jax.data.factory.estimate import estimate
         from qwen3_jax.data.factory.job import open_job, run
 
+        if args.beam is not None:
+            from qwen3_jax.data.factory.beam import run_with_beam
+
+            return run_with_beam(
+                source, task, args.output, functools.partial(backend_of, args), args.beam, fingerprint=backend.fingerprint,
+                limits=limits, options=options, sample=args.sample, split_bytes=split_bytes,
+            )  # fmt: skip
         if args.estimate is None:
             return run(
                 source, task, args.output, backend, limits=limits, options=options, processes=args.processes,
@@ -148,6 +162,18 @@ def run_task(args: argparse.Namespace, task: Task) -> int:
     else:
         _show_estimate(result)  # type: ignore[arg-type]
     return background.leave(0)
+
+
+def _check_beam(args: argparse.Namespace) -> None:
+    """Refuse what has no meaning in a Beam job.
+
+    Raises:
+        UserError: names the option.
+    """
+    if args.processes != 1:
+        raise UserError("--processes is for this machine; with --beam give Beam's own option (--direct_num_workers).")
+    if args.estimate is not None:
+        raise UserError("--estimate does not go with --beam: leave one of them out; the answers it asks for are kept.")
 
 
 def backend_of(args: argparse.Namespace) -> Backend:

@@ -43,7 +43,7 @@ from qwen3_jax.data.records import (
 from qwen3_jax.data.sources import Split, read
 from qwen3_jax.errors import UserError
 
-PARTS = "parts"
+PARTS, FILES, KEYS = "parts", "files.json", "keys"
 NAMED = ("domain", "language")
 _MOST_NAMES = 2**15
 # Records encoded in one call: at most this many records, or about this many characters.
