@@ -152,7 +152,8 @@ def test_train_py_mixes_by_an_attached_label(made, tmp_path):
     assert {file.name: file.stat().st_mtime_ns for file in corpus.folder.glob("*.arrayrecord")} == before
     wrong = {**source, "where": {"educaton": [5, None]}}
     config = small_run.write_config(
-        tmp_path, steps=3, tokenizer={"path": str(tmp_path / "tokenizer")}, data={"sequence_length": 64, "sources": [wrong]}
+        tmp_path, steps=3, tokenizer={"path": str(tmp_path / "tokenizer")}, mesh={},
+        data={"sequence_length": 64, "sources": [wrong]},
     )  # fmt: skip
     assert small_run.ended([small_run.start(config, tmp_path / "wrong", 1, log=log)]) == [2]
     assert "has no label 'educaton'" in " ".join(log.read_text().split())
