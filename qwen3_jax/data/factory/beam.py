@@ -5,8 +5,8 @@
 The pipeline hands splits to workers; each asks what is not recorded of its split with a backend of its own, into that split's
 file of answers, and makes its records. Workers must share a file system with OUTPUT. Budgets are divided: every split may spend a
 share of what is left, by its bytes, so that workers need not talk to each other; what is left over after a round is divided among
-the splits that had too little, until a round asks nothing. Only where a budget ends the job may other records be left out than
-without Beam.
+the splits that had too little, and among fewer of them where the shares have become too small. Only where a budget ends the job
+may other records be left out than without Beam.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import dataclasses
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_DOWN, Decimal
 from pathlib import Path
@@ -103,28 +103,45 @@ def run_with_beam(
     chosen = pipeline_options(beam_options)
     limits, options = limits or Limits(), options or AskOptions()
     if options.max_failed is not None:
-        raise UserError("--max-failed does not go with --beam, where no worker knows the failures of all: leave it out.")
+        raise UserError(
+            "--max-failed does not go with --beam, where no worker knows the failures of all: leave it out."
+        )
     with open_job(source, task, output, fingerprint, split_bytes, sample) as opened:
         if opened.is_done:
             return finished(opened.job.folder)
         work = AskingWork(opened.job, make_backend, limits, options, time.time())
-        result, waiting = Asking(), list(enumerate(opened.splits))
-        while waiting:
-            shares = divide(opened.job, limits, waiting)
-            for number, _ in waiting:
-                work.asked(number).unlink(missing_ok=True)
-            with beam.Pipeline(options=chosen) as pipeline:
-                numbered = [(number, split, shares[number]) for number, split in waiting]
-                spread = pipeline | "splits" >> beam.Create(numbered) | "spread" >> beam.Reshuffle()
-                spread | "ask" >> beam.ParDo(_asking_function(beam, work))
-            round_results = {number: _read(work.asked(number)) for number, _ in waiting}
-            sent = sum(one.sent for one in round_results.values())
-            result = _together(result, list(round_results.values()))
-            waiting = [(number, split) for number, split in waiting if round_results[number].over_budget]
-            if not sent:
-                break
+        results = _ask_in_rounds(beam, chosen, work, opened.splits)
         parts = [make_split(opened.job, number, split) for number, split in enumerate(opened.splits)]
-        return publish(opened, parts, limits, result)
+        return publish(opened, parts, limits, _together(results))
+
+
+def _ask_in_rounds(beam: Any, chosen: Any, work: AskingWork, splits: Sequence[Split]) -> list[dict[int, Asking]]:
+    """Ask until no split waits for a larger share, or all that is left is too little for one; return the results of each round.
+
+    Raises:
+        UserError: the one that ended a worker's work.
+    """
+    rounds: list[dict[int, Asking]] = []
+    waiting = list(enumerate(splits))
+    together = len(waiting)
+    while waiting:
+        asked = waiting[:together]
+        shares = divide(work.job, work.limits, asked)
+        for number, _ in asked:
+            work.asked(number).unlink(missing_ok=True)
+        with beam.Pipeline(options=chosen) as pipeline:
+            elements = beam.Create([(number, split, shares[number]) for number, split in asked])
+            spread = pipeline | "splits" >> elements | "spread" >> beam.Reshuffle()
+            spread | "ask" >> beam.ParDo(_asking_function(beam, work))
+        results = {number: _read(work.asked(number)) for number, _ in asked}
+        rounds.append(results)
+        waiting = [one for one in waiting if one[0] not in results or results[one[0]].over_budget]
+        is_late = work.limits.hours is not None and time.time() - work.started >= work.limits.hours * 3600
+        if not any(result.sent for result in results.values()):
+            if together == 1 or is_late:
+                break
+            together = max(min(together, len(waiting)) // 2, 1)  # larger shares for fewer splits
+    return rounds
 
 
 def divide(job: FactoryJob, limits: Limits, waiting: Sequence[tuple[int, Split]]) -> dict[int, Share]:
@@ -215,16 +232,18 @@ def _read(path: Path) -> Asking:
     return Asking(**values)
 
 
-def _together(before: Asking, round_results: Sequence[Asking]) -> Asking:
-    """The sum of what was done; records of several rounds count once."""
-    failed: Counter[str] = Counter(before.failed)
-    for one in round_results:
-        failed.update(one.failed)
+def _together(rounds: Sequence[Mapping[int, Asking]]) -> Asking:
+    """The sum of what was done; the first round looks at all records, the others at some of them again."""
+    every = [result for results in rounds for result in results.values()]
+    latest = {number: result for results in rounds for number, result in results.items()}
+    failed: Counter[str] = Counter()
+    for result in latest.values():
+        failed.update(result.failed)
     return Asking(
-        records=max(before.records, sum(one.records for one in round_results)),
-        sent=before.sent + sum(one.sent for one in round_results),
-        replayed=before.replayed or sum(one.replayed for one in round_results),
+        records=sum(result.records for result in rounds[0].values()),
+        sent=sum(result.sent for result in every),
+        replayed=sum(result.replayed for result in rounds[0].values()),
         failed=dict(failed),
-        retries=before.retries + sum(one.retries for one in round_results),
-        over_budget=next((one.over_budget for one in round_results if one.over_budget), ""),
+        retries=sum(result.retries for result in every),
+        over_budget=next((result.over_budget for result in latest.values() if result.over_budget), ""),
     )
