@@ -1,6 +1,7 @@
 """Timing two functions in turn, so that other load on the machine affects both, and tables of results."""
 
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qwen3_jax.progress import progress_bar
+from sharding.hardware import GPUS
 
 
 def interleaved(
@@ -35,6 +37,13 @@ def interleaved(
                     seconds[name].append(clock() - started)
                 bar.advance(1, name)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def card_of_kind(kind: str) -> str | None:
+    """Return the card of plans ("h100") that JAX calls by this name; None if it is not one of them."""
+    names = {prefix: gpu.name for gpu in GPUS.values() for prefix in gpu.kinds}
+    matching = [prefix for prefix in names if re.match(rf"{re.escape(prefix)}(?![A-Za-z0-9])", kind)]
+    return names[max(matching, key=len)] if matching else None
 
 
 def show(title: str, columns: list[str], rows: list[list[str]]) -> None:

@@ -3,16 +3,18 @@
     python -m benchmarks.decode                                    # every model, weight type and batch; an H100 needs an hour
     python -m benchmarks.decode --only 4b --weights bfloat16 --batches 1 64
     python -m benchmarks.decode --only 4b --no-peer                # without transformers on the same card
+    python -m benchmarks.decode --plan h100                        # without a GPU: what the plans say
 
 Every request has a prompt of 512 tokens and 128 new ones; random weights. A decode step must read all weights that it uses once
 (of a mixture of experts those that its rows choose, if they choose at random) and the keys and values of all rows: the limit is
-the data sheet's bandwidth over these bytes. The goal on one H100 is 70% of it at batch 1 from 4B up. One JSON line per row, and
-a table.
+the data sheet's bandwidth over these bytes. The goal on one H100 is 70% of it at batch 1 from 4B up. Beside a step stands
+what its plan says (`planner.plan_decoding`). One JSON line per row, and a table.
 """
 
 import argparse
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,8 +22,9 @@ import time
 
 import numpy as np
 
-from benchmarks.common import show
+from benchmarks.common import card_of_kind, show
 from qwen3_jax.config import Qwen3Config
+from sharding.hardware import GPUS
 
 PROMPT, NEW = 512, 128
 # name -> (preset, layers or None for all)
@@ -136,8 +139,28 @@ def peer(folder: str, batches: list[int]) -> list[dict]:
     return results
 
 
-def main() -> None:
-    """Measure each model in processes of its own and print."""
+def planned(name: str, layers: int | None, weights: str, batches: list[int], card: str) -> list[dict]:
+    """Return what the plans of the same steps say: milliseconds at least, and bytes of memory traffic. No GPU is used."""
+    from qwen3_jax import planner
+    from sharding import MeshConfig
+
+    quantize = None if weights == "bfloat16" else weights
+    results = []
+    for batch in batches:
+        plan = planner.plan_decoding(
+            architecture(name, layers), planner.topology(f"{card}:1"), MeshConfig(), batch, PROMPT + NEW // 2,
+            quantize=quantize,
+        )  # fmt: skip
+        bound = plan.compiled.roofline
+        results.append({
+            "weights": weights, "batch": batch, "planned_ms": bound and 1000 * bound.step_s,
+            "planned_gb": bound and bound.hbm_bytes / 1e9, "planned_of_read": bound
+            and bound.hbm_bytes / bytes_per_step(architecture(name, layers), weights, batch),
+        })  # fmt: skip
+    return results
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--only", nargs="+", choices=list(MODELS), default=list(MODELS), help="measure only these (default: all)"
@@ -150,39 +173,77 @@ def main() -> None:
     )
     parser.add_argument("--layers", type=int, help="cut the model to this many")
     parser.add_argument("--no-peer", action="store_true", help="measure without transformers")
-    parser.add_argument("--here", choices=["make", *WEIGHTS, "peer"], help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--plan", choices=list(GPUS), metavar="CARD", help="measure nothing: the plans for this card alone"
+    )
+    parser.add_argument("--here", choices=["make", "ours", "peer", "plan"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def here(options: argparse.Namespace) -> list[dict]:
+    """Do one part in this process."""
+    name, weights = options.only[0], options.weights[0]
+    if options.here == "make":
+        make(name, options.layers, options.folder)
+        return []
+    if options.here == "peer":
+        return peer(options.folder, options.batches)
+    if options.here == "ours":
+        return ours(options.folder, weights, options.batches)
+    return planned(name, options.layers, weights, options.batches, options.plan)
+
+
+def rows_of(name: str, options: argparse.Namespace, folder: str) -> list[dict]:
+    """Measure and plan one model, each part in a process of its own; a part that fails gives {"failed": why}."""
+    common = [sys.executable, "-m", "benchmarks.decode", "--only", name, "--folder", f"{folder}/model"]
+    common += ["--batches", *map(str, options.batches)]
+    common += ["--layers", str(options.layers)] if options.layers else []
+
+    def run(part: str, *more: str, without_devices: bool = False) -> list[dict]:
+        environment = os.environ | ({"JAX_PLATFORMS": "cpu"} if without_devices else {})
+        command = [*common, "--here", part, *more]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        if done.returncode:
+            return [{"failed": f"{part}: {done.stderr.strip().splitlines()[-1][:80]}"}]
+        return json.loads(done.stdout.splitlines()[-1])
+
+    rows = [] if options.plan else run("make")
+    for weights in options.weights:
+        measured = [] if options.plan else run("ours", "--weights", weights)
+        card = options.plan or next((card_of_kind(row["device"]) for row in measured if "device" in row), None)
+        plans = run("plan", "--weights", weights, "--plan", card, without_devices=True) if card else []
+        of = {row["batch"]: row for row in plans if "batch" in row}
+        rows += [row | of.get(row.get("batch"), {}) for row in measured or plans]
+        rows += [row for row in plans if measured and "failed" in row]
+    return rows if options.no_peer or options.plan else [*rows, *run("peer")]
+
+
+def main() -> None:
+    """Measure each model and print."""
+    options = parse()
     if options.here:
-        if options.here == "make":
-            make(options.only[0], options.layers, options.folder)
-        else:
-            results = (
-                peer(options.folder, options.batches)
-                if options.here == "peer"
-                else ours(options.folder, options.here, options.batches)
-            )
-            print(json.dumps(results))
+        print(json.dumps(here(options)))
         return
     table = []
     for name in options.only:
         with tempfile.TemporaryDirectory() as folder:
-            common = [sys.executable, "-m", "benchmarks.decode", "--only", name, "--folder", f"{folder}/model"]
-            common += ["--batches", *map(str, options.batches)]
-            common += ["--layers", str(options.layers)] if options.layers else []
-            for kind in ("make", *options.weights, *([] if options.no_peer else ["peer"])):
-                done = subprocess.run([*common, "--here", kind], capture_output=True, text=True, check=False)
-                if done.returncode:
-                    table.append([name, kind, f"failed: {done.stderr.strip().splitlines()[-1][:80]}", "", "", ""])
-                    continue
-                for row in json.loads(done.stdout.splitlines()[-1]) if kind != "make" else []:
-                    print(json.dumps({"model": name, **row}), flush=True)
-                    share = row.get("of_limit")
-                    table.append([
-                        name, row["weights"], str(row["batch"]), f"{row['tokens_per_s']:,.0f}",
-                        f"{row['ttft_ms']:,.0f}" if "ttft_ms" in row else "", "" if share is None else f"{share:.0%}",
-                    ])  # fmt: skip
-    columns = ["model", "weights", "batch", "tokens/s", "first token, ms", "of the memory's limit"]
+            rows = rows_of(name, options, folder)
+        for row in rows:
+            print(json.dumps({"model": name, **row}), flush=True)
+            if "failed" in row:
+                table.append([name, f"failed: {row['failed']}", *[""] * 6])
+                continue
+            figures = (
+                ("tokens_per_s", ",.0f"),
+                ("ttft_ms", ",.0f"),
+                ("step_ms", ".2f"),
+                ("planned_ms", ".2f"),
+                ("of_limit", ".0%"),
+            )
+            cells = ["" if row.get(key) is None else format(row[key], form) for key, form in figures]
+            table.append([name, row["weights"], str(row["batch"]), *cells])
+    columns = ["model", "weights", "batch", "tokens/s", "first token, ms", "step, ms", "plan: at least", "of the limit"]
     show(f"Decoding after {PROMPT} tokens", columns, table)
 
 

@@ -2,21 +2,25 @@
 
     python -m benchmarks.gpu_mfu                                 # 0.6B, 1.7B, 4B and a depth-cut 30B-A3B at 4,096 tokens
     python -m benchmarks.gpu_mfu --only 0.6b --rows 8 --remat attention
+    python -m benchmarks.gpu_mfu --plan h100                     # without a GPU: what the plans say
 
 Goals on one H100: at least 55% dense, 35% mixture of experts. FLOPs are the model's own (`training/flops.py`), without
-recomputation; the peak is the data sheet's dense bf16. One JSON line per model, then a table.
+recomputation; the peak is the data sheet's dense bf16. Beside each figure stands that of the plan of the same step
+(`planner.plan_training`). One JSON line per model, then a table.
 """
 
 import argparse
 import dataclasses
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
 
-from benchmarks.common import show
+from benchmarks.common import card_of_kind, show
 from qwen3_jax.model import REMAT
+from sharding.hardware import GPUS
 
 # name -> (preset, layers or None for all, rows of 4,096 tokens, remat, moments)
 MODELS = {
@@ -71,8 +75,28 @@ def measure(name: str, rows: int, length: int, remat: str, moments: str, steps: 
     }  # fmt: skip
 
 
-def main() -> None:
-    """Measure each model in a process of its own and print."""
+def planned(name: str, rows: int, length: int, remat: str, moments: str, param_dtype: str, card: str) -> dict:
+    """Return what the plan of the same step says: seconds and MFU at most, memory. No GPU is used."""
+    from qwen3_jax import planner
+    from qwen3_jax.cli.train_options import parse_config
+
+    preset, layers, *_ = MODELS[name]
+    options = [
+        "--config",
+        "configs/scale/qwen3-0.6b.yaml",
+        f"--model.preset={preset}",
+        f"--model.param_dtype={param_dtype}",
+    ]
+    options += [f"--model.remat={remat}", f"--optimizer.moment_dtype={moments}", "--mesh.data=1"]
+    options += [f"--data.batch_size={rows}", f"--data.sequence_length={length}"]
+    if layers is not None:
+        options.append(f"--model.config.num_hidden_layers={layers}")
+    plan = planner.plan_training(parse_config(options), planner.topology(f"{card}:1"))
+    figures = plan.json()
+    return {f"planned_{key}": figures[key] for key in ("roofline_step_s", "roofline_mfu", "hbm_peak_gib")}
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=list(MODELS), action="append", help="measure only this one; may be repeated")
     parser.add_argument("--rows", type=int, help="rows of a batch")
@@ -82,30 +106,50 @@ def main() -> None:
         "--params", choices=["float32", "bfloat16"], default="float32", help="storage type (default: %(default)s)"
     )
     parser.add_argument("--steps", type=int, default=8, help="steps that are timed (default: %(default)s)")
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    table = []
+    parser.add_argument(
+        "--plan", choices=list(GPUS), metavar="CARD", help="measure nothing: the plans for this card alone"
+    )
+    parser.add_argument("--here", choices=["measure", "plan"], help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def in_a_process(command: list[str], without_devices: bool = False) -> dict:
+    """Run this file's command; return the JSON of its last line, or {"failed": the last line of its errors}."""
+    environment = os.environ | ({"JAX_PLATFORMS": "cpu"} if without_devices else {})
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        return {"failed": done.stderr.strip().splitlines()[-1][:80]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Measure and plan each model in processes of their own and print."""
+    options, table = parse(), []
     for name in options.only or MODELS:
-        _, _, rows, remat, moments = MODELS[name]
+        preset, layers, rows, remat, moments = MODELS[name]
         rows, remat = options.rows or rows, options.remat or remat
-        if options.here:
-            result = measure(name, rows, options.length, remat, moments, options.steps, options.params)
-            print(json.dumps(result), flush=True)
+        if options.here == "measure":
+            print(json.dumps(measure(name, rows, options.length, remat, moments, options.steps, options.params)))
             return
-        command = [sys.executable, "-m", "benchmarks.gpu_mfu", "--here", "--only", name, "--rows", str(rows)]
+        if options.here == "plan":
+            print(json.dumps(planned(name, rows, options.length, remat, moments, options.params, options.plan)))
+            return
+        command = [sys.executable, "-m", "benchmarks.gpu_mfu", "--only", name, "--rows", str(rows)]
         command += ["--length", str(options.length), "--remat", remat, "--params", options.params]
-        done = subprocess.run([*command, "--steps", str(options.steps)], capture_output=True, text=True, check=False)
-        if done.returncode:
-            table.append([name, f"failed: {done.stderr.strip().splitlines()[-1][:80]}", "", "", "", ""])
-            continue
-        result = json.loads(done.stdout.splitlines()[-1])
-        print(json.dumps(result), flush=True)
-        mfu = "unknown peak" if result["mfu"] is None else f"{result['mfu']:.1%}"
-        table.append([
-            result["model"], f"{rows} x {options.length}", remat, f"{result['tokens_per_s']:,.0f}", mfu,
-            f"{result['peak_gib']:.1f}",
-        ])  # fmt: skip
-    show("training steps, bfloat16", ["model", "tokens", "remat", "tokens/s", "MFU", "peak GiB"], table)
+        result = {} if options.plan else in_a_process([*command, "--steps", str(options.steps), "--here", "measure"])
+        card = options.plan or card_of_kind(result.get("device", ""))
+        plan = in_a_process([*command, "--plan", card, "--here", "plan"], without_devices=True) if card else {}
+        print(json.dumps({"model": preset, **result, **plan}), flush=True)
+        failed = result.get("failed") or plan.get("failed")
+        cells = [f"failed: {failed}" if failed else f"{rows} x {options.length}", remat]
+        cells.append(f"{result['tokens_per_s']:,.0f}" if "tokens_per_s" in result else "")
+        for found in (result.get("mfu"), plan.get("planned_roofline_mfu")):
+            cells.append("" if found is None else f"{found:.1%}")
+        for found in (result.get("peak_gib"), plan.get("planned_hbm_peak_gib")):
+            cells.append("" if found is None else f"{found:.1f}")
+        table.append([preset if layers is None else f"{preset}, {layers} layers", *cells])
+    columns = ["model", "tokens", "remat", "tokens/s", "MFU", "plan: at most", "peak GiB", "plan"]
+    show("training steps, bfloat16", columns, table)
 
 
 if __name__ == "__main__":

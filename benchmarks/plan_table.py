@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "benchmarks/plans"
@@ -50,11 +51,16 @@ ROWS: dict[str, tuple[str, str, int, list[str]]] = {
 # Of GPUs; the compiler is jax's CUDA plug-in.
 GPU_ROWS: dict[str, tuple[str, str, int, list[str]]] = {
     "0.6b-h100": ("qwen3-0.6b", "h100:8", 1, ["--mesh.data=8"]),
-    "8b-h100": ("qwen3-8b", "h100:8", 1, ["--mesh.data=8", "--model.remat=full"]),
+    "8b-h100": ("qwen3-8b", "h100:8", 1, ["--mesh.data=8"]),
     "8b-h200": ("qwen3-8b", "h200:8", 1, ["--mesh.data=8"]),
     "8b-b200": ("qwen3-8b", "b200:8", 1, ["--mesh.data=8"]),
     "32b-h100": ("qwen3-32b", "h100:8x8", 1, ["--mesh.data=64"]),
-    "30b-a3b-h100": ("qwen3-30b-a3b", "h100:8x4", 1, ["--mesh.data=32", "--data.batch_size=128"]),
+    "30b-a3b-h100": (
+        "qwen3-30b-a3b",
+        "h100:8x4",
+        1,
+        ["--mesh.data=32", "--data.batch_size=256", "--model.remat=attention"],
+    ),
 }
 
 
@@ -111,9 +117,7 @@ def table(rows: dict[str, tuple[str, str, int, list[str]]]) -> str:
         f = json.loads(file.read_text(encoding="utf-8"))
         mesh = ", ".join(f"{axis} {size}" for axis, size in f["mesh"].items() if size > 1)
         micro = "" if f["micro_batches"] == 1 else f", {f['micro_batches']} micro-batches"
-        memory = "does not fit" if f["hbm_peak_gib"] is None else (
-            f"{f['hbm_peak_gib']:.1f} ({f['hbm_peak_gib'] / f['hbm_capacity_gib']:.0%} of {f['hbm_capacity_gib']:.3g})"
-        )  # fmt: skip
+        memory = "does not fit" if f["hbm_peak_gib"] is None else peak(f)
         speed = ["-", "-", "-"]
         if f["roofline_step_s"] is not None:
             speed = [f"{f['roofline_step_s']:.2f}", f"{f['roofline_mfu']:.0%}", f["bound_by"]]
@@ -124,17 +128,25 @@ def table(rows: dict[str, tuple[str, str, int, list[str]]]) -> str:
     return "\n".join(lines)
 
 
+def peak(figures: dict[str, Any]) -> str:
+    """A plan's peak memory, and its share of what there is."""
+    used, capacity = figures["hbm_peak_gib"], figures["hbm_capacity_gib"]
+    return f"{used:.1f} ({used / capacity:.0%} of {capacity:.3g})"
+
+
+def write_between(begin: str, end: str, text: str) -> None:
+    """Write a table between its two marks in the page."""
+    page = PAGE.read_text(encoding="utf-8")
+    if begin not in page:
+        raise SystemExit(f"{PAGE} has no line {begin!r} to write the table after.")
+    before, rest = page.split(begin, 1)
+    PAGE.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")
+
+
 def write() -> None:
     """Write the tables between their marks in the page."""
-    text = PAGE.read_text(encoding="utf-8")
     for name, rows in (("plans", ROWS), ("GPU plans", GPU_ROWS)):
-        begin, end = BEGIN.format(name=name), END.format(name=name)
-        if begin not in text:
-            raise SystemExit(f"{PAGE} has no line {begin!r} to write the table after.")
-        before, rest = text.split(begin, 1)
-        after = rest.split(end, 1)[1]
-        text = f"{before}{begin}\n\n{table(rows)}\n\n{end}{after}"
-    PAGE.write_text(text, encoding="utf-8")
+        write_between(BEGIN.format(name=name), END.format(name=name), table(rows))
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ from qwen3_jax.data.files import find_files
 from qwen3_jax.progress import progress_bar
 
 DOMAINS = ("code", "docs", "manual", "messages")
+SHARE = Path("/usr/share")
 _PROSE = {".md", ".rst", ".txt", ".gz", "", ".tex", ".texi"}
 _NOT_PROSE = re.compile(
     r"licen[cs]e|copying|copyright|top_level|entry_points|record|installer|requires|sources|changelog|vectors", re.I
@@ -63,16 +64,15 @@ def code(packages: Path) -> Iterator[Text]:
             yield Text(_read(path), "code", "python", str(path.relative_to(packages)))
 
 
-def docs(packages: Path) -> Iterator[Text]:
-    """Prose: README, METADATA, guides."""
-    for root in (Path("/usr/share/doc"), packages):
-        for path in _scattered(root.rglob("*")):
-            prose = path.name == "METADATA" or (path.suffix in _PROSE and (path.suffix or root != packages))
-            if prose and path.is_file() and not path.is_symlink() and not _NOT_PROSE.search(path.name):
-                yield Text(_read(path), "docs", "en", str(path))
+def docs(packages: Path, root: Path) -> Iterator[Text]:
+    """Prose: README, METADATA, guides; both folders in one order, so that a limit leaves some of each."""
+    for path in _scattered([*root.rglob("*"), *packages.rglob("*")]):
+        prose = path.name == "METADATA" or (path.suffix in _PROSE and (path.suffix or path.is_relative_to(root)))
+        if prose and path.is_file() and not path.is_symlink() and not _NOT_PROSE.search(path.name):
+            yield Text(_read(path), "docs", "en", str(path))
 
 
-def manual(root: Path = Path("/usr/share/man")) -> Iterator[Text]:
+def manual(root: Path) -> Iterator[Text]:
     """Manual pages as plain text."""
     for path in _scattered(root.rglob("*.gz")):
         folder = path.relative_to(root).parts[0]
@@ -80,7 +80,7 @@ def manual(root: Path = Path("/usr/share/man")) -> Iterator[Text]:
             yield Text(plain(_read(path)), "manual", "en" if folder.startswith("man") else _language(folder), str(path))
 
 
-def messages(root: Path = Path("/usr/share/locale")) -> Iterator[Text]:
+def messages(root: Path) -> Iterator[Text]:
     """Translated messages of programs, one document per program and language; the English originals once per program."""
     seen = set()
     for path in sorted(root.glob("*/LC_MESSAGES/*.mo")):
@@ -131,9 +131,9 @@ def main() -> None:
     packages = Path(sysconfig.get_paths()["purelib"])
     collectors = {
         "code": lambda: code(packages),
-        "docs": lambda: docs(packages),
-        "manual": manual,
-        "messages": messages,
+        "docs": lambda: docs(packages, SHARE / "doc"),
+        "manual": lambda: manual(SHARE / "man"),
+        "messages": lambda: messages(SHARE / "locale"),
     }
     try:
         args.output.mkdir(parents=True)

@@ -25,7 +25,9 @@ with epy.lazy_api_imports(globals()):
         PromptLookup,
         Request,
         Sampling,
+        Scores,
         generate,
+        score,
         stream,
     )
     from qwen3_jax.generation_config import GenerationConfig
@@ -51,10 +53,12 @@ __all__ = [
     "Request",
     "RopeScaling",
     "Sampling",
+    "Scores",
     "Tokenizer",
     "UserError",
     "generate",
     "load",
     "save",
+    "score",
     "stream",
 ]

@@ -401,6 +401,8 @@ def main(words: list[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="each kind of check once")
     parser.add_argument("--slower", type=float, default=1.0, metavar="N", help="multiply both limits")
     args = parser.parse_args(words)
+    # A shell ignores Ctrl-C in what it starts in the background, and commands would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     chosen = [case for case in CASES if not args.words or any(word in case.__name__ for word in args.words)]
     if not chosen:
         print(

@@ -12,15 +12,27 @@ import qwen3_jax
 from qwen3_jax.cli import serve
 from qwen3_jax.data.config import Cleaning, DataConfig, Labels, RunningSum, Source
 from qwen3_jax.evaluation.config import BudgetCurveConfig
+from qwen3_jax.evaluation.harness_options import HarnessOptions
+from qwen3_jax.evaluation.tasks.choices import Languages, ReduxOptions, ShuffleOptions, Subjects
+from qwen3_jax.evaluation.tasks.coding import DateWindow
+from qwen3_jax.evaluation.tasks.conversations import LengthOptions, ThinkFollowOptions
+from qwen3_jax.evaluation.tasks.counterfactual import CounterfactOptions
+from qwen3_jax.evaluation.tasks.functions import BfclOptions
+from qwen3_jax.evaluation.tasks.generated import RunningSumOptions
+from qwen3_jax.evaluation.tasks.instructions import IFEvalOptions
+from qwen3_jax.evaluation.tasks.long_context import KINDS, RulerOptions
+from qwen3_jax.evaluation.tasks.tool_use import ToolUseOptions
 from qwen3_jax.generation import STOP_TEXT, DraftModel, Engine, PromptLookup, Sampling
 from qwen3_jax.sandbox import Limits
 from qwen3_jax.sweeps.config import MixtureConfig, ScalingConfig
 from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig, TokenizerConfig, TrainConfig
+from qwen3_jax.verifiers.content import PremiseSettings, RecallSettings
 from qwen3_jax.verifiers.ifeval import IFEvalSettings
 from qwen3_jax.verifiers.mathematics import MathSettings
 from qwen3_jax.verifiers.patterns import JsonSettings, RegexSettings
 from qwen3_jax.verifiers.plain import ChoiceSettings, ExactSettings, NumberSettings
 from qwen3_jax.verifiers.programs import CodeSettings
+from qwen3_jax.verifiers.reasoning_gym import ReasoningGymSettings
 from qwen3_jax.verifiers.style import LanguageSettings, LengthSettings, RepetitionSettings, ThinkingSettings
 from qwen3_jax.verifiers.tool_calls import ToolCallSettings
 
@@ -52,7 +64,10 @@ DEFAULTS = {
         eval_tokens=65_536, window=0.15, prior="step_law", prior_deviation=0.3, level=0.9, max_extrapolation=100.0,
     ),
     MixtureConfig: dict(mixtures=24, min_weight=0.01, max_epochs=4.0, warmup_share=0.1, eval_tokens=65_536, seed=0),
-    Sampling: dict(presence_penalty=0.0, frequency_penalty=0.0, stop=(), stop_token_ids=(), n=1),
+    Sampling: dict(
+        presence_penalty=0.0, frequency_penalty=0.0, stop=(), stop_token_ids=(), sampled_logprobs=False, n=1
+    ),
+    HarnessOptions: dict(max_gen_toks=256),  # lm-eval's
     PromptLookup: dict(guesses=4, longest=3, shortest=2),
     DraftModel: dict(guesses=4),
     Limits: dict(seconds=10.0, memory_mb=512, processes=32, file_mb=16, open_files=64, output_kb=1024),
@@ -66,11 +81,27 @@ DEFAULTS = {
     JsonSettings: dict(fenced=True, formats=True, seconds=2.0),
     IFEvalSettings: dict(loose=False, seconds=10.0),
     CodeSettings: dict(isolation="auto", stop_at_first=True, tolerance=0.0),
-    ToolCallSettings: dict(ordered=False, ignore_case=False),
+    ToolCallSettings: dict(ordered=False, ignore_case=False, loose=False),
+    RecallSettings: dict(need="all", ignore_case=True, whole_words=True),
+    PremiseSettings: dict(within=3),
+    ReasoningGymSettings: dict(seconds=20.0, tag="answer", needs_tag=True),
     ThinkingSettings: dict(content=True),
     RepetitionSettings: dict(n=20, most=0.2, times=4, loop_units=40, longest=200),
     LanguageSettings: dict(most=0.02, most_latin=0.5),
     LengthSettings: dict(unit="words", tolerance=0.1),
+    Subjects: dict(subjects=()),
+    ReduxOptions: dict(answers="ok", subjects=()),
+    Languages: dict(languages=(), share=1.0),
+    ShuffleOptions: dict(seed=0),
+    DateWindow: dict(start="2024-10-01", end="2025-02-28", difficulty=""),
+    IFEvalOptions: dict(loose=False),
+    BfclOptions: dict(categories=()),
+    RulerOptions: dict(lengths=(4096, 8192, 16384, 32768), problems=10, kinds=KINDS, seed=0, tokenizer=""),
+    RunningSumOptions: dict(problems=200, seed=0, min_digits=2, max_digits=12, eval_fraction=0.05),
+    ThinkFollowOptions: dict(dialogues=50, turns=4, flagged=0.6, seed=0),
+    LengthOptions: dict(problems=100, seed=0),
+    CounterfactOptions: dict(problems=200, true_premises=0.25, seed=0),
+    ToolUseOptions: dict(conversations=100, seed=0),
 }  # fmt: skip
 
 

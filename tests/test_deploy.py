@@ -17,6 +17,7 @@ import yaml
 
 from qwen3_jax.cli import serve
 from qwen3_jax.cli.train_options import parse_train
+from sharding.hardware import GPUS
 from tests.helpers.repository_url import COPIES, ROOT, repository_url, stated
 
 DEPLOY = ROOT / "deploy"
@@ -82,15 +83,16 @@ def test_no_page_asks_for_a_placeholder_that_it_does_not_explain():
         assert "git clone REPOSITORY" not in page.read_text("utf-8"), page
 
 
-# ---- GKE
+# ---- Kubernetes
 
 
-@pytest.fixture(scope="module")
-def jobset() -> dict:
-    return yaml.safe_load((DEPLOY / "jobset.yaml").read_text("utf-8"))
+def jobset_of(name: str) -> dict:
+    return yaml.safe_load((DEPLOY / name).read_text("utf-8"))
 
 
-def test_the_jobset_is_valid(jobset):
+@pytest.mark.parametrize("name", ["jobset.yaml", "jobset_gpu.yaml"])
+def test_a_jobset_is_valid(name):
+    jobset = jobset_of(name)
     jsonschema.validate(jobset, JOBSET)
     for job in jobset["spec"]["replicatedJobs"]:
         whole = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": job["name"]}, **job["template"]}
@@ -100,8 +102,8 @@ def test_the_jobset_is_valid(jobset):
         assert mounted == {volume["name"] for volume in pod["volumes"]}
 
 
-def test_the_jobset_s_numbers_fit_each_other_and_its_command_parses(jobset):
-    (job,) = jobset["spec"]["replicatedJobs"]
+def test_the_numbers_of_the_tpu_jobset_fit_each_other_and_its_command_parses():
+    (job,) = jobset_of("jobset.yaml")["spec"]["replicatedJobs"]
     spec = job["template"]["spec"]
     pod = spec["template"]["spec"]
     chips = math.prod(map(int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")))
@@ -119,6 +121,34 @@ def test_the_jobset_s_numbers_fit_each_other_and_its_command_parses(jobset):
         path.startswith(f"{mount['mountPath']}/") for path in (*config.data.sources[0].paths, config.tokenizer.path)
     )
     assert spec["template"]["metadata"]["annotations"]["gke-gcsfuse/volumes"] == "true"
+
+
+def test_the_nodes_of_the_gpu_jobset_find_each_other_and_its_command_parses():
+    jobset = jobset_of("jobset_gpu.yaml")
+    (job,) = jobset["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    nodes, gpus = spec["completions"], container["resources"]["limits"]["nvidia.com/gpu"]
+    assert (spec["parallelism"], spec["backoffLimit"], job["replicas"], gpus) == (nodes, 0, 1, GPUS["h100"].node)
+    index = "$(PROCESS_INDEX)"
+    command = parse_train([word.replace(index, "3") for word in container["args"]], "qwen3 train", "")
+    assert math.prod(command.config.mesh.sizes(nodes * gpus, "the nodes")) == nodes * gpus
+    assert command.config.data.batch_size % (nodes * gpus) == 0
+    host, _, port = command.process["coordinator"].rpartition(":")
+    assert host == f"{jobset['metadata']['name']}-{job['name']}-0-0.{jobset['metadata']['name']}"
+    assert [int(port)] == [port["containerPort"] for port in container["ports"]]
+    assert (command.process["process_count"], command.process["process_index"]) == (nodes, 3)
+    assert "metadata.annotations['batch.kubernetes.io/job-completion-index']" in str(container["env"])
+    assert all(
+        path.startswith("/shared/") for path in (*command.config.data.sources[0].paths, str(command.config.run_dir))
+    )
+    # What the plan of this run says, in benchmarks/plans.
+    plan = json.loads((ROOT / "benchmarks/plans/30b-a3b-h100.json").read_text("utf-8"))
+    assert (plan["topology"], plan["mesh"]["data"], plan["remat"]) == (
+        f"h100:{gpus}x{nodes}", command.config.mesh.data, command.config.model.remat,
+    )  # fmt: skip
+    assert plan["tokens_per_step"] == command.config.data.batch_size * command.config.data.sequence_length
 
 
 # ---- the image

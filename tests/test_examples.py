@@ -122,13 +122,23 @@ def test_collect_corpus_writes_each_domain_within_its_limit(tmp_path, monkeypatc
     assert (manual.text, manual.domain, manual.language) == ("NAME\nx - ein Programm\n", "manual", "de")
     python = [text for text in names["code"](packages) if text.path == "one/code.py" or "one/tests" in text.path]
     assert [text.text for text in python] == ["x = 1\n"]
+    (share / "doc/two").mkdir(parents=True)
+    for number in range(20):
+        (share / f"doc/two/{number}.txt").write_text(str(number) * 100)
     paths = sysconfig.get_paths() | {"purelib": str(packages)}
     monkeypatch.setattr(sysconfig, "get_paths", lambda: paths)
-    monkeypatch.setattr(sys, "argv", ["collect_corpus.py", "--output", str(tmp_path / "corpus"), "--domains", "docs"])
-    names["main"]()
-    records = [json.loads(line) for file in (tmp_path / "corpus").glob("docs-*.jsonl") for line in file.open()]
-    assert {"text": "Read this.\n", "domain": "docs", "language": "en"}.items() <= next(
-        record for record in records if record["path"] == str(packages / "one/README.md")
-    ).items()
-    assert not any("LICENSE" in record["path"] for record in records)
-    assert "docs       en" in capsys.readouterr().out
+    monkeypatch.setitem(names["main"].__globals__, "SHARE", share)
+    for limit in (1, 0.0015):  # megabytes; the second is less than there is
+        output = tmp_path / f"corpus-{limit}"
+        command = ["collect_corpus.py", "--output", str(output), "--domains", "docs", "--max-mb", str(limit)]
+        monkeypatch.setattr(sys, "argv", command)
+        names["main"]()
+        records = [json.loads(line) for file in output.glob("docs-*.jsonl") for line in file.open()]
+        size = sum(len(record["text"].encode()) for record in records)
+        assert size == 3011 if limit == 1 else 1300 < size <= 1500
+        texts = {record["path"]: (record["text"], record["domain"], record["language"]) for record in records}
+        if limit == 1:
+            assert texts[str(packages / "one/README.md")] == ("Read this.\n", "docs", "en")
+            assert sum(path.startswith(str(share)) for path in texts) == 20
+        assert not any("LICENSE" in path for path in texts)
+        assert f"docs       en       {size / 1e6:8.2f} MB\n" in capsys.readouterr().out

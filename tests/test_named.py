@@ -19,7 +19,7 @@ from qwen3_jax.sweeps.config import MixtureConfig, ScalingConfig
 from qwen3_jax.training.config import TrainConfig
 from tests.helpers.documented import CONFIGS, PAGES, ROOT
 
-HELP = [["data", name] for name in ("prepare", "show", *data_factory.COMMANDS)]
+HELP = [["data", name] for name in ("prepare", "show", "extract", *data_factory.COMMANDS)]
 HELP += [["scaling", "fit"], ["mixture", "search"]]
 HELP += [
     [name] for name in COMMANDS if name not in ("data", "scaling", "mixture", "run")
@@ -36,6 +36,8 @@ FOREIGN = set(
     --merge --outtype --jinja --kill-on-bad-exit --addons --user
     --reasoning-parser --enable-auto-tool-choice --tool-call-parser --model-path --outfile --hf-path --mlx-path
     --runner --direct_num_workers --flink_master --index-url --strict --logdir
+    --model_args --gen_kwargs --batch_size --device --use_cache --cache_requests --apply_chat_template --system_instruction
+    --fewshot_as_multiturn --repo-type --include --local-dir --word-diff
     """,
     )
 )

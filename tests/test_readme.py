@@ -20,18 +20,20 @@ import pytest
 
 import qwen3_jax
 import sharding
-from qwen3_jax import endpoints, planner, sandbox, verifiers
+from qwen3_jax import endpoints, evaluation, planner, sandbox, verifiers
 from qwen3_jax.cli import data_factory, infer, scaling, serve, train
 from qwen3_jax.cli.configuration import parse_configuration
 from qwen3_jax.cli.main import main as qwen3
 from qwen3_jax.cli.train_options import parse_config, parse_plan, parse_train
-from qwen3_jax.data import factory
+from qwen3_jax.data import extraction, factory
 from qwen3_jax.sweeps import MixtureConfig
-from tests.helpers import documented, tiny_models
+from tests.helpers import documented, tiny_models, typeset
 from tests.helpers.documented import PAGES, ROOT, blocks
 from tests.helpers.isolated import require_isolation
 
-PUBLIC = [qwen3_jax, sharding, planner, verifiers, sandbox, factory, endpoints]  # documented on pages of docs/api
+PUBLIC = [  # documented on pages of docs/api
+    qwen3_jax, sharding, planner, evaluation, verifiers, sandbox, endpoints, factory, extraction,
+]  # fmt: skip
 NEED_A_SERVER = {
     "serving.md": "tests/serving/test_docs.py",
     "agents.md": "tests/serving/test_agents.py",
@@ -69,6 +71,10 @@ def checkout(tmp_path_factory) -> Path:
     (folder / "corpus/a/b.txt").write_text((ROOT / "README.md").read_text() * 3)
     record = json.dumps({"text": (ROOT / "docs/log.md").read_text(), "domain": "docs", "language": "en"})
     (folder / "corpus/docs-000.jsonl").write_text(f"{record}\n")
+    chat = {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}
+    (folder / "chats.jsonl").write_text(json.dumps(chat) + "\n")
+    (folder / "papers").mkdir()
+    typeset.two_columns(folder / "papers/a.pdf")
     tiny_models.tokenizer().save_pretrained(folder / "tokenizer")
     before = Path.cwd()
     os.chdir(folder)
@@ -242,7 +248,7 @@ def _qwen3(command, rest, checkout, monkeypatch):
         if rest[0] == "prepare" and "--quality-key" in rest:  # of what a command above has made
             rest = [word for word in _replaced(rest, "--path", "corpus") if word not in ("--quality-key", "education")]
             rest = _replaced(rest, "--domain-key", "domain")
-        if rest[0] == "prepare":
+        if rest[0] in ("prepare", "extract"):
             shutil.rmtree(checkout / "prepared", ignore_errors=True)
         elif not Path(rest[1]).exists():
             assert qwen3(["data", "prepare", "--path", "corpus", "--tokenizer", "tokenizer", "--output", rest[1]]) == 0
@@ -250,6 +256,8 @@ def _qwen3(command, rest, checkout, monkeypatch):
     elif command == "report":
         assert qwen3([command, "runs/quickstart"]) == 0
         assert Path("runs/quickstart/report.html").exists()
+    elif command == "eval":
+        _eval(rest)
     elif command == "run":
         assert qwen3([command, "runs/quickstart/hf", *rest[1:], "--max-new-tokens", "40"]) == 0
     elif command == "quantize":
@@ -266,6 +274,19 @@ def _qwen3(command, rest, checkout, monkeypatch):
         shutil.rmtree("converted", ignore_errors=True)
         assert qwen3([command, model, "converted", *rest[2:]]) == 0
         assert any(Path("converted").iterdir())
+
+
+def _eval(rest):
+    """On two problems; what compares or draws a run makes it first."""
+    if rest[0] in ("compare", "report"):
+        for folder in rest[1:]:
+            if not Path(folder).exists():
+                _eval(["--model", "runs/quickstart/hf", "--task", "running_sum", "--output", folder])
+    elif rest[0] != "tasks":
+        if "--output" in rest:
+            shutil.rmtree(rest[rest.index("--output") + 1], ignore_errors=True)
+        rest = [*rest, "--limit", "2"]
+    assert qwen3(["eval", *rest]) == 0
 
 
 def test_links_between_pages_lead_somewhere():

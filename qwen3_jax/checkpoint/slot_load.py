@@ -67,10 +67,8 @@ def load_slot(
             sizes = tuple((d, s.stop - s.start) for d, s in index.items())
             raw = _read(slot, layer, index, tensors)
             if kind:
-                quantized = _quantize(jax.device_put(raw, parts[wanted[0]][0]), slot.key, sizes, kind)
-                shared = jax.tree.map(
-                    lambda part, n=sizes: tuple(m == 1 < k for m, (_, k) in zip(part.shape, n, strict=True)), quantized
-                )
+                quantized = pack(jax.device_put(raw, parts[wanted[0]][0]), slot.key, sizes, kind)
+                shared = jax.tree.map(lambda part, n=sizes: shares_scale(part.shape, n), quantized)
             for bounds in wanted:
                 if kind:
                     inside = [
@@ -103,13 +101,23 @@ def _cut(part: jax.Array, inside: list[tuple[int, int]], sizes: tuple[tuple[str,
         if count == 1:
             slices.append(slice(0, 1))
         elif low % tile or high % tile:
-            raise ShardingError(
-                f"{name}: its int4 groups of {tile} along {letter!r} do not divide over the mesh, which cuts it at {low} and "
-                f"{high}; use a smaller tensor axis, or quantize='int8'."
-            )
+            raise refuse_cut_groups(name, tile, letter, high - low)
         else:
             slices.append(slice(low // tile, high // tile))
     return part[tuple(slices)]
+
+
+def shares_scale(shape: tuple[int, ...], sizes: tuple[tuple[str, int], ...]) -> tuple[bool, ...]:
+    """Along which axes of a quantised weight (`sizes`) one number of an array of this shape stands for the whole axis."""
+    return tuple(count == 1 < size for count, (_, size) in zip(shape, sizes, strict=True))
+
+
+def refuse_cut_groups(name: str, group: int, letter: str, part: int) -> ShardingError:
+    """Return the error for int4 groups that a mesh would cut into parts of this size."""
+    return ShardingError(
+        f"{name}: its int4 groups of {group} along {letter!r} do not divide over the mesh, which cuts it into parts of {part}; "
+        "use a smaller tensor axis, or quantize='int8'."
+    )
 
 
 def _empty_stack(like: Any, layers: int, device: jax.Device) -> Any:
@@ -163,8 +171,8 @@ def _convert(raw: jax.Array, key: keys.ParameterKey, sizes: tuple[tuple[str, int
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _quantize(raw: jax.Array, key: keys.ParameterKey, sizes: tuple[tuple[str, int], ...], kind: WeightType) -> Any:
-    """Pack a weight (or a part of it, whole along the axes that are summed) in HF's layout, some rows at a time.
+def pack(raw: jax.Array, key: keys.ParameterKey, sizes: tuple[tuple[str, int], ...], kind: WeightType) -> Any:
+    """Quantise a weight (or a part of it, whole along the axes that are summed) in HF's layout, some rows at a time.
 
     All at once XLA keeps a float32 copy, two to four times what is read.
     """

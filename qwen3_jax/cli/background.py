@@ -146,7 +146,7 @@ def ctrl_c() -> Iterator[Callable[[], bool]]:
 
 def leave(code: int) -> int:
     """Return the exit code; if work is still in progress after a few seconds, end the process here with that code."""
-    if not _idle():
+    if not settle():
         show_cursor()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -154,8 +154,8 @@ def leave(code: int) -> int:
     return code
 
 
-def _idle() -> bool:
-    """Wait for the work in progress, with Ctrl-C ignored; return whether it is done."""
+def settle() -> bool:
+    """Wait a moment for the work in progress, with Ctrl-C ignored; return whether it is done."""
     if threading.current_thread() is not threading.main_thread():
         return _thread.idle(_LEAVE_SECONDS)
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -146,10 +146,11 @@ def _recipes(args: argparse.Namespace) -> int:
 
     from qwen3_jax.data.factory import load_recipe, recipe_names
     from qwen3_jax.data.factory.recipe import FOLDER
+    from qwen3_jax.text_files import read_text
 
     if args.name is not None:
         recipe = load_recipe(args.name)
-        print((FOLDER / f"{recipe.name}.yaml").read_text(encoding="utf-8"), end="")
+        print(read_text(FOLDER / f"{recipe.name}.yaml"), end="")
         return 0
     table = Table("recipe", "what it gives", "source")
     for name in recipe_names():

@@ -6,7 +6,6 @@ qwen3 data filter --path answers/records --output filtered --held-out validation
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from typing import Any
 
@@ -47,6 +46,7 @@ def _filter(args: argparse.Namespace) -> int:
     from qwen3_jax.data import Cleaning, Source
     from qwen3_jax.data.factory import FilterTask, filter_records
     from qwen3_jax.data.factory.filtering import FUNNEL, NEVER_SOLVED
+    from qwen3_jax.json_fields import read_json
 
     task = FilterTask(
         verifier=args.verifier, settings=args.verifier_settings, reference_key=args.reference_key,
@@ -59,7 +59,7 @@ def _filter(args: argparse.Namespace) -> int:
     )  # fmt: skip
     split_bytes = max(int(args.split_mb * 2**20), 1)
     done = filter_records(source, task, args.output, processes=args.processes, split_bytes=split_bytes)
-    funnel = json.loads((done.folder / FUNNEL).read_text(encoding="utf-8"))
+    funnel = read_json(done.folder / FUNNEL)
     _show(funnel)
     print(f"{done.counts.made:,} records in {done.records}; rejects.jsonl has the reasons", file=sys.stderr)
     unsolved = funnel["queries_left_out"].get("never solved", 0)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from qwen3_jax.cli.arguments import Parser, whole_number
+from qwen3_jax.errors import UserError, repeated
 
 HELP = "put labels of annotate or distil beside a prepared corpus, for where to select by"
 
@@ -38,6 +39,9 @@ def _label(args: argparse.Namespace) -> int:
     from qwen3_jax.data.attached import attach
 
     pairs = [label_name(text) for text in args.labels]
+    twice = repeated([name for name, _ in pairs])
+    if twice is not None:
+        raise UserError(f"--labels names {twice!r} twice; give one of them another name, as in {twice}2=FIELD.")
     done = attach(args.corpus, args.labelled, dict(pairs), replace=args.replace, processes=args.processes)
     for name, label in done.labels.items():
         count = len(label.column)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
 import sys
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
-from qwen3_jax.cli import background, model_options
+from qwen3_jax.cli import background, endpoint_options, model_options
 from qwen3_jax.cli.arguments import Parser, local_target, whole_number
 from qwen3_jax.errors import UserError
 from qwen3_jax.progress import doing
@@ -21,22 +20,7 @@ if TYPE_CHECKING:
     from qwen3_jax.data.factory.estimate import Estimate, Interval
     from qwen3_jax.endpoints import Backend, ChatRequest, Reply
 
-DEFAULT_BATCH_SIZE, DEFAULT_CONCURRENCY, DEFAULT_RETRIES, DEFAULT_TIMEOUT = 32, 16, 5, 600
-DEFAULT_KEY = "OPENAI_API_KEY"
-_FOR_SERVERS = (
-    "endpoint_model", "api_key_env", "concurrency", "retries", "request_timeout", "budget_field", "fingerprint",
-)  # fmt: skip
-_FOR_ENGINES = (
-    "revision",
-    "hf_overrides",
-    "batch_size",
-    "mesh",
-    "compile_cache",
-    "quantize",
-    "cache_type",
-    "lookup",
-    "draft",
-)
+DEFAULT_BATCH_SIZE, DEFAULT_RETRIES, DEFAULT_TIMEOUT = 32, 5, 600
 
 
 def add_input(parser: Parser) -> None:
@@ -85,19 +69,12 @@ def add_backend(parser: Parser) -> None:
         metavar="N",
         help="ask N records, and print what all would cost; makes nothing",
     )
-    add = parser.add_argument_group("servers (with --model URL)").add_argument
-    add("--endpoint-model", metavar="NAME", help="the model's name there (default: the one that it has)")
+    endpoint_options.add_endpoint(parser, retries=DEFAULT_RETRIES, timeout=DEFAULT_TIMEOUT)
+    add = parser.add_argument_group("identity").add_argument
     add(
-        "--api-key-env", metavar="NAME",
-        help=f"environment variable with the key (default: {DEFAULT_KEY}, where it is set)",
+        "--fingerprint", metavar="TEXT",
+        help="stands for the model of a server, where its answers go on at another address",
     )  # fmt: skip
-    add("--concurrency", type=whole_number(1), metavar="N", help=f"requests at a time (default {DEFAULT_CONCURRENCY})")
-    add(
-        "--retries", type=whole_number(0), metavar="N", help=f"of a request without a reply (default {DEFAULT_RETRIES})"
-    )
-    add("--request-timeout", type=whole_number(1), metavar="SECONDS", help=f"of one reply (default {DEFAULT_TIMEOUT})")
-    add("--budget-field", metavar="NAME", help="field of the request for a thinking budget (default thinking_budget)")
-    add("--fingerprint", metavar="TEXT", help="stands for the model, where its answers go on at another address")
     model_options.add_speed(parser)
     add = parser.add_argument_group("batches").add_argument
     add(
@@ -182,24 +159,9 @@ def backend_of(args: argparse.Namespace) -> Backend:
     Raises:
         UserError: an option that has no effect on what --model names, a missing key, no model.
     """
-    from qwen3_jax.endpoints import Endpoint, is_address
-
-    served = is_address(args.model)
-    for name in _FOR_ENGINES if served else _FOR_SERVERS:
-        if getattr(args, name) is not None:
-            what = "a server" if served else "a checkpoint"
-            option = f"--{name.replace('_', '-')}"
-            raise UserError(f"{option} has no effect on {what}, which --model {args.model} names: leave it out.")
-    if not served:
-        return background.call(lambda: _Engine(args))
-    key = os.environ.get(args.api_key_env or DEFAULT_KEY)
-    if args.api_key_env is not None and not key:
-        raise UserError(f"--api-key-env {args.api_key_env}: the environment has no such variable, or it is empty.")
-    return Endpoint(
-        args.model, args.endpoint_model, api_key=key, concurrency=args.concurrency or DEFAULT_CONCURRENCY,
-        timeout=args.request_timeout or DEFAULT_TIMEOUT, fingerprint=args.fingerprint,
-        budget_field=args.budget_field or "thinking_budget",
-    )  # fmt: skip
+    if endpoint_options.check_model_options(args):
+        return endpoint_options.open_endpoint(args, timeout=DEFAULT_TIMEOUT)
+    return background.call(lambda: _Engine(args))
 
 
 class _Engine:
@@ -212,8 +174,6 @@ class _Engine:
         from qwen3_jax.checkpoint.identity import identity
         from qwen3_jax.kernels.platform import default_compute_dtype
 
-        if args.lookup is not None and args.draft is not None:
-            raise UserError("--lookup does not go with --draft: leave one of them out.")
         folder = resolve(args.model, revision=args.revision, key="--model")
         dtype = str(default_compute_dtype()) if args.dtype == "auto" else args.dtype
         more = [args.quantize, args.cache_type, args.hf_overrides and json.dumps(args.hf_overrides, sort_keys=True)]

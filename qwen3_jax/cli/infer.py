@@ -78,7 +78,7 @@ def _parser(prog: str) -> Parser:
     model_options.add_speed(parser)
     _add_output(parser)
     model_options.add_devices(parser)
-    add = parser.add_argument_group("planning (with --mesh, --dtype, --batch-size and --json)").add_argument
+    add = parser.add_argument_group("planning (with --mesh, --dtype, --quantize, --batch-size and --json)").add_argument
     add(
         "--plan",
         metavar="TOPOLOGY",
@@ -96,19 +96,7 @@ def _parser(prog: str) -> Parser:
 def _add_sampling(parser: Parser) -> None:
     add = parser.add_argument_group("sampling (defaults: the checkpoint's generation_config.json)").add_argument
     add("--max-new-tokens", type=whole_number(1), metavar="N", help="most tokens of an answer, thinking included")
-    add("--temperature", type=float, metavar="T", help="how random: 0 is greedy, 1 the model's own probabilities")
-    add("--top-k", type=int, metavar="K", help="keep the K most likely tokens; 0 keeps all")
-    add("--top-p", type=float, metavar="P", help="keep the most likely tokens that together reach probability P")
-    add("--min-p", type=float, metavar="P", help="drop tokens below P times the probability of the most likely one")
-    add(
-        "--presence-penalty",
-        type=float,
-        metavar="X",
-        default=0.0,
-        help="-2 to 2; above 0 against repetition",
-    )
-    add("--frequency-penalty", type=float, metavar="X", default=0.0, help="-2 to 2; the same, per occurrence")
-    add("--repetition-penalty", type=float, metavar="X", help="above 1 against repetition of prompt and answer")
+    model_options.add_sampling(add)
     add("--seed", type=int, metavar="N", help="makes the answer reproducible")
     add("--stop", action="append", default=[], metavar="TEXT", help="text that ends the answer; may be repeated")
     add(
@@ -163,7 +151,7 @@ def _check_together(parser: Parser, args: argparse.Namespace) -> None:
                 parser.error(f"{names[0]} does not go with {names[1]}: {why}")
 
     if args.plan is not None:
-        planning = {"model", "hf_overrides", "mesh", "dtype", "batch_size", "json"}
+        planning = {"model", "hf_overrides", "mesh", "dtype", "batch_size", "json", "quantize"}
         planning |= {"plan", "slices", "search", "context"}
         if args.search and args.mesh is not None:
             parser.error("--search does not go with --mesh: it tries all meshes")
@@ -293,6 +281,7 @@ def _plan(args: argparse.Namespace) -> str:
     without_accelerators()
     import sharding
     from qwen3_jax import planner
+    from qwen3_jax.kernels import check_weight_type
     from qwen3_jax.planner.architecture import checkpoint_architecture
 
     config = checkpoint_architecture(args.model, args.hf_overrides)
@@ -302,7 +291,9 @@ def _plan(args: argparse.Namespace) -> str:
         context=args.context or min(DEFAULT_CONTEXT, config.max_position_embeddings),
         dtype="bfloat16" if args.dtype == "auto" else args.dtype,
         name=args.model,
+        quantize=args.quantize,
     )
+    check_weight_type(args.quantize)
     if args.search:
         from qwen3_jax.planner import decode_search
 
@@ -319,18 +310,6 @@ def _plan(args: argparse.Namespace) -> str:
 def _sampling(args: argparse.Namespace) -> "Sampling":
     from qwen3_jax.generation import Sampling
 
-    names = (
-        "temperature",
-        "top_k",
-        "top_p",
-        "min_p",
-        "presence_penalty",
-        "frequency_penalty",
-        "repetition_penalty",
-        "seed",
-        "logprobs",
-        "n",
-    )
-    return Sampling(
-        stop=tuple(args.stop), stop_token_ids=args.stop_token_ids, **{name: getattr(args, name) for name in names}
-    )
+    fields: dict[str, Any] = {name: getattr(args, name) for name in ("seed", "logprobs", "n")}
+    fields |= model_options.sampling_fields(args)
+    return Sampling(stop=tuple(args.stop), stop_token_ids=args.stop_token_ids, **fields)

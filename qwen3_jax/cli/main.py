@@ -7,6 +7,7 @@
     qwen3 serve --model Qwen/Qwen3-0.6B
     qwen3 convert Qwen/Qwen3-0.6B qwen3-0.6b-orbax --to orbax
     qwen3 quantize Qwen/Qwen3-8B --to int8 --out qwen3-8b-int8 --text held-out.txt
+    qwen3 eval --model DIR --task gsm8k --data gsm8k=FOLDER --thinking-budget 0 512 none --output results
     qwen3 tokenizer train --input 'corpus/**/*.txt' --vocab-size 32000 --output tokenizer/
 
 Names of options have hyphens (`--batch-size`); keys of a configuration file, which are flags too, have the file's spelling
@@ -28,6 +29,7 @@ COMMANDS = {
     "serve": ("qwen3_jax.cli.serve", "serve an OpenAI-compatible API and a chat page"),
     "convert": ("qwen3_jax.cli.convert", "Hugging Face safetensors <-> Orbax, or to another data type"),
     "quantize": ("qwen3_jax.cli.quantize", "write an int8, fp8 or int4 checkpoint and measure what it lost"),
+    "eval": ("qwen3_jax.cli.evaluate", "measure a model on tasks, under thinking budgets; compare two runs"),
     "report": ("qwen3_jax.cli.report", "draw one page about a training run"),
     "data": ("qwen3_jax.cli.data", "prepare a corpus: tokens and labels, deduplicated, in ArrayRecord"),
     "scaling": ("qwen3_jax.cli.scaling", "learning rate and batch size by experiment: sweep, power laws, prediction"),

@@ -5,9 +5,9 @@
     FOLDER/labels/education.npy ...     float32 [documents], NaN for none; or int16, a place in the names, -1 for none
     FOLDER/labels/labels.json           kind, names, counts and origin of every label; written last
 
-The labels are fields of what a job of the data factory made (`qwen3 data annotate`, `qwen3 data distil`), which keeps the key of
-the record that each of its records was made of: a hash of its file's path and its place in that file. So the job must have read
-the files that the corpus was prepared from, or some of them. A run that was interrupted goes on with the files of records that
+The labels are fields of what a job of the data factory made (`qwen3 data annotate`, `qwen3 data distil`). It keeps the key of
+the record that each of its records was made of: a hash of its file's path and its place in that file. So the job must have read the
+files that the corpus was prepared from, or some of them. A run that was interrupted goes on with the files of records that
 it has not read yet.
 """
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,9 +27,11 @@ import numpy as np
 from qwen3_jax.data.config import NAMED_LABELS, RANGED_LABELS
 from qwen3_jax.data.prepared import LABELS, LABELS_FILE, Attached, Prepared, read_attached
 from qwen3_jax.data.records import DataError
-from qwen3_jax.data.shards import FILES, KEYS, PARTS, assign_number, locked, remove_leftovers, write_json, written_whole
+from qwen3_jax.data.shards import FILES, KEYS, PARTS, assign_number
 from qwen3_jax.data.workers import start_workers
 from qwen3_jax.errors import UserError, nearest
+from qwen3_jax.file_writes import locked, remove_leftovers, write_json, written_whole
+from qwen3_jax.json_fields import read_json
 from qwen3_jax.progress import progress_bar
 
 _CHUNK = 2**20  # documents whose labels are looked up at a time
@@ -185,14 +186,14 @@ def _write_columns(prepared: Prepared, job: LabelJob, files: Sequence[Path], ori
     known = np.isin(keys, np.asarray(prepared.key))
     if not known.any():
         raise DataError(
-            f"none of the {len(keys):,} labelled records of {source} belongs to a document of {prepared.folder}: label the files "
-            "that it was prepared from."
+            f"none of the {len(keys):,} labelled records of {source} belongs to a document of {prepared.folder}: label the "
+            "files that it was prepared from."
         )
     entries, place = dict(_read_json(prepared.folder / LABELS / LABELS_FILE) or {}), prepared.folder / LABELS
     for name, field in job.fields.items():
         values, names = _joined(name, field, with_parts, files)
         _check_same(ordered, values[order], order, field, files, [len(part["key"]) for part in with_parts])
-        column = np.full(len(prepared), -1 if names else np.nan, np.int16 if names else np.float32)
+        column: np.ndarray = np.full(len(prepared), -1 if names else np.nan, np.int16 if names else np.float32)
         for start in range(0, len(prepared), _CHUNK):
             wanted = np.asarray(prepared.key[start : start + _CHUNK])
             found = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
@@ -334,5 +335,5 @@ def _check_files(corpus: Path, job: Path) -> None:
             )
 
 
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if os.path.exists(path) else None
+def _read_json(path: Path) -> dict[str, Any] | None:
+    return read_json(path) if path.exists() else None

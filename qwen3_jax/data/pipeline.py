@@ -74,8 +74,8 @@ def _warn_of_unlabelled(source: Source, corpus: Prepared) -> None:
         label = corpus.attached.get(name)
         if label is not None and label.without:
             warn(
-                f"source {source.name!r}: {label.without:,} of {len(corpus):,} documents have no label {name!r}, and where.{name} "
-                "leaves them out"
+                f"source {source.name!r}: {label.without:,} of {len(corpus):,} documents have no label {name!r}, and "
+                f"where.{name} leaves them out"
             )
 
 
@@ -222,8 +222,8 @@ def _check_same_text(position: Mapping[str, Any], config: DataConfig, sizes: Map
         documents, tokens, *saved_labels = saved.get(name, sizes[source.name])
         if (documents, tokens) == (now, now_tokens) and len(saved_labels) == len(labels) and saved_labels != labels:
             raise DataError(
-                f"source {name!r}: the labels that where selects by have changed in {source.path!r} since the run was saved, so "
-                "other documents would be read; restore them, or start a new run from the weights (model.init_from)."
+                f"source {name!r}: the labels that where selects by have changed in {source.path!r} since the run was saved, "
+                "so other documents would be read; restore them, or start a new run from the weights (model.init_from)."
             )
         if (documents, tokens) != (now, now_tokens):
             raise DataError(

@@ -27,9 +27,10 @@ import numpy as np
 
 from qwen3_jax.data import cleaning
 from qwen3_jax.data.config import Source
+from qwen3_jax.data.encoding import record_text
 from qwen3_jax.data.labels import check_label_keys, named_keys
 from qwen3_jax.data.prepared import COLUMNS, FORMAT, MANIFEST, Prepared, fingerprint, is_prepared
-from qwen3_jax.data.records import DataError, Malformed, Record, TextTokenizer, texts
+from qwen3_jax.data.records import DataError, Record, TextTokenizer
 from qwen3_jax.data.shards import (
     FILES,
     NAMED,
@@ -39,16 +40,13 @@ from qwen3_jax.data.shards import (
     assign_number,
     load_columns,
     load_log,
-    locked,
     prepare_split,
-    remove_leftovers,
     sign_split,
-    write_json,
-    written_whole,
 )
 from qwen3_jax.data.sources import SPLIT_BYTES, Split, file_sizes, read, splits
 from qwen3_jax.data.workers import start_workers
 from qwen3_jax.errors import UserError, warn
+from qwen3_jax.file_writes import locked, remove_leftovers, write_json, written_whole
 from qwen3_jax.progress import progress_bar
 
 
@@ -272,9 +270,7 @@ def _collect_held_out(job: PreparationJob) -> None:
     def plain() -> Iterator[str]:
         for split in splits(source):
             for record in read(split, source):
-                if isinstance(record, Malformed):
-                    raise DataError(record.reason)
-                yield "\n".join(texts(record, source.text_key))
+                yield record_text(record, source.text_key)
 
     with written_whole(path) as temporary, temporary.open("wb") as stream:
         np.save(stream, cleaning.HeldOut.of(plain(), settings.ngram).grams)

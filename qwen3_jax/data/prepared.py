@@ -201,7 +201,7 @@ class Prepared:
         return read_attached(self.folder, len(self))
 
     def select(self, where: Mapping[str, Any]) -> np.ndarray:
-        """bool [documents]: those with these labels (`Source.where`). Without an attached label a document is not selected by it.
+        """bool [documents]: those with these labels (`Source.where`). What has no attached label is not selected by it.
 
         Raises:
             DataError: there is no such label in the corpus, or no such name.

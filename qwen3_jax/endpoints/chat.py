@@ -22,7 +22,7 @@ class ChatRequest:
     """One answer to ask for.
 
     Attributes:
-        messages: the conversation, in OpenAI's form.
+        messages: the conversation, in OpenAI's form; () where `text` is given.
         max_new_tokens: most tokens of the answer, thinking included.
         sampling: some of `SAMPLING`; what is absent is the backend's default.
         seed: of the sampling, 0 to 2^31 - 1; None leaves it to the backend.
@@ -31,6 +31,7 @@ class ChatRequest:
         thinking_budget: most thinking tokens; None is unlimited.
         schema: a JSON Schema that the answer follows; None is free text.
         tools: functions that the model may call, in OpenAI's form.
+        text: is continued as it is, without a chat template; None is a conversation.
     """
 
     messages: tuple[Mapping[str, Any], ...]
@@ -42,6 +43,7 @@ class ChatRequest:
     thinking_budget: int | None = None
     schema: Mapping[str, Any] | None = None
     tools: tuple[Mapping[str, Any], ...] = ()
+    text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,9 @@ class Reply:
         may_cost: the backend may have worked on the request although no counts came back.
         retry_after: seconds after which the backend asks to be tried again; None if it did not say.
         forced_tokens: tokens of the answer that a thinking budget inserted; None where the backend does not say.
+        finish_reason: as the backend gave it; "" where there is no answer.
+        too_long: refused because the context does not hold the prompt.
+        text: all that the model wrote, where a server does not tell thinking and answer apart; None elsewhere. Not recorded.
     """
 
     outcome: Outcome
@@ -92,6 +97,9 @@ class Reply:
     may_cost: bool = False
     retry_after: float | None = None
     forced_tokens: int | None = None
+    finish_reason: str = ""
+    too_long: bool = False
+    text: str | None = None
 
 
 class Backend(Protocol):
@@ -126,7 +134,9 @@ def prompt_bound(request: ChatRequest) -> int:
 
     The chat template's own text is counted generously; a system prompt that an endpoint adds by itself is not known here.
     """
-    described = [*request.messages, *request.tools, *([] if request.schema is None else [request.schema])]
+    described = [
+        *request.messages, *request.tools, *(each for each in (request.schema, request.text) if each is not None)
+    ]  # fmt: skip
     size = sum(len(json.dumps(part, ensure_ascii=False).encode("utf-8", "replace")) for part in described)
     overhead = _TEMPLATE_TOKENS + _MESSAGE_TOKENS * len(request.messages)
     return size + overhead + (_TOOLS_TOKENS if request.tools or request.schema is not None else 0)

@@ -3,23 +3,27 @@
 400, 413, 422           refused: the same request would be refused again
 401; 403 and 404 before any answer: `EndpointError`, because every request would fail
 408, 409, 425, 429, 5xx, a lost connection, a stall, a reply that is not whole     unreachable: try again
+
+A limit of new tokens that the context does not hold behind the prompt is refused by some servers, and lowered by others: such a
+request is sent again without a limit, so that the same happens everywhere.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import queue
+import dataclasses
+import functools
 import threading
-from collections.abc import Mapping
 from typing import Any
 
-from qwen3_jax.endpoints.chat import ChatRequest, Reply, Tokens
-from qwen3_jax.endpoints.transport import EndpointError, HttpReply, LostReply, NoConnection, Transport
-from qwen3_jax.text import parse
+from qwen3_jax.endpoints.chat import ChatRequest, Reply
+from qwen3_jax.endpoints.pause import FIRST_PAUSE, pause
+from qwen3_jax.endpoints.replies import read_reply
+from qwen3_jax.endpoints.transport import CHAT, TEXT, EndpointError, HttpReply, LostReply, NoConnection, Transport
+from qwen3_jax.threads import Workers
 
 _REFUSED = (400, 413, 422)
 _WRONG_FROM_THE_START = (403, 404, 405)
+_TOO_LONG = ("context_length_exceeded", "context length", "context window", "context size", "too many tokens")
 
 
 class Endpoint:
@@ -56,54 +60,48 @@ class Endpoint:
         self.model = model or self._transport.only_model()
         self.fingerprint = fingerprint if fingerprint is not None else f"{self.url} {self.model}"
         self._budget_field = budget_field
-        self._asked: queue.SimpleQueue[tuple[int, ChatRequest, str] | None] = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[tuple[int, Reply | BaseException]] = queue.SimpleQueue()
-        self._threads: list[threading.Thread] = []
+        self._workers: Workers[int, Reply] = Workers(concurrency, "endpoint")
         self._has_answered = False
         self._error: BaseException | None = None
 
     def submit(self, number: int, request: ChatRequest, key: str = "") -> None:
         """Send a request as soon as one of the threads is free."""
-        if len(self._threads) < self.slots:
-            thread = threading.Thread(target=self._work, name=f"endpoint-{len(self._threads)}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
-        self._asked.put((number, request, key))
+        self._workers.put(number, functools.partial(self.ask, request, key))
 
     def collect(self, seconds: float | None = None) -> list[tuple[int, Reply]]:
-        """Wait for at least one reply; [] if there is none within `seconds`.
+        """Wait for at least one reply; [] if there is none within `seconds`, or none is to come.
 
         Raises:
             EndpointError: the endpoint refuses every request.
         """
-        replies: list[tuple[int, Reply]] = []
         if self._error is not None:
             raise self._error
-        with contextlib.suppress(queue.Empty):
-            item = self._results.get(timeout=seconds)
-            while True:
-                number, reply = item
-                if isinstance(reply, BaseException):
-                    self._error = reply
-                    if replies:  # they are not lost: the error comes with the next call
-                        return replies
-                    raise reply
-                replies.append((number, reply))
-                item = self._results.get_nowait()
+        replies: list[tuple[int, Reply]] = []
+        done = self._workers.take(seconds)
+        while done is not None:
+            if done.error is not None:
+                self._error = done.error
+                if replies:  # they are not lost: the error comes with the next call
+                    return replies
+                raise done.error
+            assert done.value is not None
+            replies.append((done.tag, done.value))
+            done = self._workers.take(0)
         return replies
 
     def close(self) -> None:
         """End the threads; replies that are still to come are dropped."""
-        for _ in self._threads:
-            self._asked.put(None)
-        self._threads = []
+        self._workers.close()
+        self._workers = Workers(self.slots, "endpoint")
         self._transport.close()
 
     def body(self, request: ChatRequest) -> dict[str, Any]:
         """The JSON body of a request. Fields that OpenAI's API does not have are sent only where they are set."""
-        body: dict[str, Any] = {
-            "model": self.model, "messages": list(request.messages), "max_tokens": request.max_new_tokens, **request.sampling,
-        }  # fmt: skip
+        body: dict[str, Any] = {"model": self.model, "max_tokens": request.max_new_tokens, **request.sampling}
+        if request.text is None:
+            body["messages"] = list(request.messages)
+        else:
+            body["prompt"] = request.text
         if request.seed is not None:
             body["seed"] = request.seed
         if request.stop:
@@ -125,17 +123,11 @@ class Endpoint:
         Raises:
             EndpointError: no request can succeed, or the endpoint does not keep a thinking budget.
         """
-        headers = {"Idempotency-Key": key} if key else {}
-        try:
-            http = self._transport.post("/chat/completions", self.body(request), headers)
-        except NoConnection as error:
-            return Reply("unreachable", reason=str(error))
-        except LostReply as error:
-            return Reply("unreachable", reason=str(error), may_cost=True)
-        if http.status != 200:
-            return self._failed(http)
-        reply = _reply(http.body)
-        self._has_answered = self._has_answered or reply.outcome != "unreachable"
+        body = self.body(request)
+        reply = self._reply(request, body, key)
+        if reply.too_long:
+            del body["max_tokens"]
+            reply = self._reply(request, body, f"{key}-unlimited" if key else "")
         budget = request.thinking_budget
         if budget is not None and reply.tokens is not None and reply.tokens.thinking > budget:
             raise EndpointError(
@@ -144,67 +136,51 @@ class Endpoint:
             )
         return reply
 
+    def ask_again(
+        self, request: ChatRequest, tries: int, *, first_pause: float = FIRST_PAUSE, stopped: threading.Event | None = None
+    ) -> Reply:  # fmt: skip
+        """Send one request until there is a usable reply, in this thread; "unreachable" says how often it was sent.
+
+        Args:
+            request: to send.
+            tries: at most.
+            first_pause: seconds before the second try; longer each time, or as the server asks.
+            stopped: is set when no further try is wanted.
+
+        Raises:
+            EndpointError: see `ask`.
+        """
+        stopped, tried = stopped or threading.Event(), 0
+        while True:
+            reply = self.ask(request)
+            tried += 1
+            if reply.outcome != "unreachable":
+                return reply
+            if tried == tries or stopped.wait(pause(tried, reply.retry_after, first_pause)):
+                return dataclasses.replace(reply, reason=f"{reply.reason}; asked {tried} times")
+
+    def _reply(self, request: ChatRequest, body: dict[str, Any], key: str) -> Reply:
+        headers = {"Idempotency-Key": key} if key else {}
+        of_text = request.text is not None
+        try:
+            http = self._transport.post(TEXT if of_text else CHAT, body, headers)
+        except NoConnection as error:
+            return Reply("unreachable", reason=str(error))
+        except LostReply as error:
+            return Reply("unreachable", reason=str(error), may_cost=True)
+        if http.status != 200:
+            return self._failed(http)
+        reply = read_reply(http.body, of_text=of_text)
+        self._has_answered = self._has_answered or reply.outcome != "unreachable"
+        return reply
+
     def _failed(self, http: HttpReply) -> Reply:
         text = f"HTTP {http.status}" + (f": {http.message}" if http.message else "")
-        if http.status in _REFUSED or (http.status in _WRONG_FROM_THE_START and self._has_answered):
+        if http.status in _REFUSED:
+            said = f"{http.code} {http.message}".lower()
+            return Reply("refused", reason=text, too_long=any(words in said for words in _TOO_LONG))
+        if http.status in _WRONG_FROM_THE_START and self._has_answered:
             return Reply("refused", reason=text)
         if http.status == 401 or http.status in _WRONG_FROM_THE_START or 300 <= http.status < 400:
             raise EndpointError(f"{self.url} does not accept requests for the model {self.model!r} ({text}).")
         return Reply("unreachable", reason=text, retry_after=http.retry_after)
-
-    def _work(self) -> None:
-        while (item := self._asked.get()) is not None:
-            number, request, key = item
-            try:
-                self._results.put((number, self.ask(request, key)))
-            except BaseException as error:
-                self._results.put((number, error))
-
-
-def _reply(raw: bytes) -> Reply:
-    """Read the body of a reply with status 200; anything that is not a whole chat completion is "unreachable"."""
-    try:
-        value = json.loads(raw)
-        (choice,) = value["choices"]
-        message, finish = choice["message"], choice.get("finish_reason")
-        content, refusal = message.get("content") or "", message.get("refusal")
-        thinking = message.get("reasoning_content", message.get("reasoning"))
-        calls = tuple(message.get("tool_calls") or ())
-        tokens, forced = _usage(value.get("usage"))
-        if not isinstance(content, str) or not isinstance(thinking, str | None):
-            raise TypeError("its content is not text")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return Reply(
-            "unreachable",
-            reason=f"the reply is no chat completion ({type(error).__name__}: {error})"[:300],
-            may_cost=True,
-        )
-    if thinking is None:  # a server that leaves the thinking in the text
-        parsed = parse(content, tools=False)
-        thinking, content = parsed.thinking, parsed.content
-    of: dict[str, Any] = dict(
-        content=content,
-        thinking=thinking,
-        tool_calls=calls,
-        tokens=tokens,
-        may_cost=tokens is None,
-        forced_tokens=forced,
-    )
-    if refusal or finish == "content_filter":
-        return Reply("refused", reason=f"the endpoint filtered the answer: {refusal or finish}"[:300], **of)
-    if finish == "length":
-        return Reply("truncated", reason="the answer reached its limit of tokens", **of)
-    if finish not in ("stop", "tool_calls", "eos", "end_turn", None):
-        return Reply("truncated", reason=f"the answer ended with finish_reason {finish!r}"[:300], **of)
-    return Reply("ok", **of)
-
-
-def _usage(usage: Any) -> tuple[Tokens | None, int | None]:
-    if not isinstance(usage, Mapping):
-        return None, None
-    prompt, completion = counts = [usage.get(name, -1) for name in ("prompt_tokens", "completion_tokens")]
-    if not all(type(count) is int and count >= 0 for count in counts):
-        raise ValueError(f"its token counts are {counts}")
-    before, after = (usage.get(f"{part}_tokens_details") or {} for part in ("prompt", "completion"))
-    tokens = Tokens(prompt, completion, before.get("cached_tokens") or 0, after.get("reasoning_tokens") or 0)
-    return tokens, after.get("forced_tokens")

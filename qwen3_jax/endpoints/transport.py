@@ -13,18 +13,21 @@ import email.utils
 import json
 import math
 import time
+import urllib.request
 from collections.abc import Mapping
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import urllib3
 
 from qwen3_jax.bounds import above, check_bounds, whole
+from qwen3_jax.endpoints.pause import pause
 from qwen3_jax.errors import UserError
 
 _CONNECT_SECONDS = 10.0
 _MOST_BYTES = 64 * 2**20  # of a reply
-_ROUTES = ("/chat/completions", "/completions")
+CHAT, TEXT = "/chat/completions", "/completions"
+_MODEL_TRIES = 4  # of the question for a server's model: it may be starting
 
 
 class EndpointError(UserError):
@@ -55,13 +58,25 @@ class HttpReply(NamedTuple):
     @property
     def message(self) -> str:
         """What the body of a failed request says, in one short line."""
-        text = self.body[:2000].decode("utf-8", "replace")
+        text, error = self.body[:2000].decode("utf-8", "replace"), self._error
+        if error is not None:
+            text = str((error.get("message", error) if isinstance(error, Mapping) else error) or "")
+        return " ".join(text.split())[:300].rstrip(".")
+
+    @property
+    def code(self) -> str:
+        """The code of the error, in OpenAI's form; "" where there is none."""
+        error = self._error
+        return str(error.get("code") or "") if isinstance(error, Mapping) else ""
+
+    @property
+    def _error(self) -> Any:
+        """What stands in the body's "error", or in the fields that servers have instead; None if it is no JSON object."""
         with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(self.body)
             if isinstance(value, Mapping):
-                error = value.get("error", value.get("message", value.get("detail", text)))
-                text = str(error.get("message", error) if isinstance(error, Mapping) else error)
-        return " ".join(text.split())[:300].rstrip(".")
+                return value.get("error", value.get("message", value.get("detail", value)))
+        return None
 
 
 class Transport:
@@ -86,7 +101,7 @@ class Transport:
         self._headers = {"Content-Type": "application/json"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
-        self._pool = urllib3.PoolManager(num_pools=1, maxsize=connections, retries=False)
+        self._pool = _pool(self.url, connections)
 
     def post(self, route: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> HttpReply:
         """Send a JSON object; return the reply, whatever its status.
@@ -103,12 +118,23 @@ class Transport:
         Raises:
             EndpointError: it cannot be asked, or has several.
         """
-        try:
-            reply = self._send("GET", "/models", None, {})
-        except (NoConnection, LostReply) as error:
-            raise EndpointError(f"{self.url} cannot be asked for its model ({error}).") from None
-        if reply.status != 200:
-            raise EndpointError(f"{self.url} cannot be asked for its model (HTTP {reply.status}: {reply.message}).")
+        reply, failure = None, ""
+        for tried in range(1, _MODEL_TRIES + 1):
+            try:
+                reply = self._send("GET", "/models", None, {})
+            except NoConnection as error:
+                failure = str(error)
+                break
+            except LostReply as error:
+                failure = str(error)
+            else:
+                failure = "" if reply.status == 200 else f"HTTP {reply.status}: {reply.message}".rstrip(": ")
+                if reply.status != 429 and reply.status < 500:
+                    break
+            if tried < _MODEL_TRIES:
+                time.sleep(pause(tried, None if reply is None else reply.retry_after))
+        if failure or reply is None:
+            raise EndpointError(f"{self.url} cannot be asked for its model ({failure}).")
         try:
             names = [str(model["id"]) for model in json.loads(reply.body)["data"]]
         except (ValueError, KeyError, TypeError):
@@ -140,6 +166,22 @@ class Transport:
         return HttpReply(response.status, raw, _seconds(response.headers.get("Retry-After")))
 
 
+def _pool(url: str, connections: int) -> urllib3.PoolManager:
+    """Connections to a server, through the proxy that the environment names for it (HTTPS_PROXY, NO_PROXY)."""
+    options: dict[str, Any] = dict(num_pools=1, maxsize=connections, retries=False)
+    parts = urlsplit(url)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if proxy is None or urllib.request.proxy_bypass(parts.netloc):
+        return urllib3.PoolManager(**options)
+    found = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    headers = None
+    if found.username is not None:
+        login = f"{unquote(found.username)}:{unquote(found.password or '')}"
+        headers = urllib3.make_headers(proxy_basic_auth=login)
+    address = f"{found.scheme}://{found.netloc.rpartition('@')[2]}"
+    return urllib3.ProxyManager(address, proxy_headers=headers, **options)
+
+
 def is_address(model: str) -> bool:
     """Whether --model names a server rather than a checkpoint."""
     return model.startswith(("http://", "https://"))
@@ -159,7 +201,7 @@ def base_url(url: str) -> str:
             "the address of a server must not hold a password, which would be written into files; give a key."
         )
     path = parts.path.rstrip("/")
-    for route in _ROUTES:
+    for route in (CHAT, TEXT):
         path = path.removesuffix(route)
     return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
 

@@ -9,6 +9,7 @@ import io
 import json
 import shlex
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,11 +17,21 @@ from rich.console import Console
 from rich.table import Table
 
 from qwen3_jax.checkpoint import load
-from qwen3_jax.data import DataConfig, Problem, RunningSum, is_correct, running_sum_problem
+from qwen3_jax.data import DataConfig, RunningSum, running_sum_problem
+from qwen3_jax.data import Problem as Generated
 from qwen3_jax.evaluation.config import BudgetCurveConfig
-from qwen3_jax.generation import Sampling, generate
+from qwen3_jax.evaluation.engine_source import EngineSource
+from qwen3_jax.evaluation.metrics import Scored, cells
+from qwen3_jax.evaluation.plan import EvalConfig, Plan
+from qwen3_jax.evaluation.runner import run
+from qwen3_jax.evaluation.samples import SampleList
+from qwen3_jax.evaluation.task import Problem
+from qwen3_jax.evaluation.tasks import find
+from qwen3_jax.generation import Engine
+from qwen3_jax.model import Qwen3
 from qwen3_jax.paths import replace_file
 from qwen3_jax.progress import progress_bar
+from qwen3_jax.text import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -50,41 +61,47 @@ def measure(folder: Path, config: BudgetCurveConfig, data: DataConfig, run_dir: 
     Decoding is greedy, so that the curve has no sampling noise.
     """
     model, tokenizer = load(folder)
-    problems = held_out_problems(data, config.source, config.problems)
-    prompts = [[{"role": "user", "content": problem.question}] for problem in problems]
-    points = []
     started = time.perf_counter()
-    with progress_bar("thinking budgets", len(config.budgets)) as bar:
-        for budget in config.budgets:
-            answers = generate(
-                model,
-                tokenizer,
-                prompts,
-                sampling=Sampling(temperature=0),
-                max_new_tokens=config.max_new_tokens,
-                thinking_budget=budget,
-                batch_size=config.batch_size,
-            )
-            right = sum(is_correct(p, answer.content) for p, answer in zip(problems, answers, strict=True))
-            accuracy = right / len(problems)
-            points.append(
-                Point(
-                    budget,
-                    accuracy,
-                    (accuracy * (1 - accuracy) / len(problems)) ** 0.5,
-                    sum(answer.usage.thinking_tokens for answer in answers) / len(problems),
-                    sum(answer.usage.forced_tokens > 0 for answer in answers) / len(problems),
-                    len(problems),
-                )
-            )
-            bar.advance(1, f"budget {'unlimited' if budget is None else budget}: {accuracy:.0%}")
+    scored = cells(_answers(model, tokenizer, config, held_out_problems(data, config.source, config.problems)))
+    points = [_point(budget, questions) for (_, _, budget), questions in scored.items()]
     replace_file(run_dir / "budget_curve.json", json.dumps([asdict(p) for p in points], indent=2) + "\n")
     show(points, time.perf_counter() - started)
     plot(points, run_dir / "budget_curve.png")
     return points
 
 
-def held_out_problems(data: DataConfig, source_name: str, count: int) -> list[Problem]:
+def _answers(model: Qwen3, tokenizer: Tokenizer, config: BudgetCurveConfig, made: Sequence[Generated]) -> list[Scored]:
+    """The judged answers to the problems under every budget, in the order of the budgets."""
+    problems = [
+        Problem(str(place), ({"role": "user", "content": each.question},), each.answer)
+        for place, each in enumerate(made)
+    ]
+    asked = EvalConfig(("thinking",), tuple(config.budgets), max_new_tokens=config.max_new_tokens)
+    plan = Plan.of([(find("running_sum"), problems)], asked, thinks=tokenizer.supports_thinking, model="the model")
+    source = EngineSource(Engine(model, rows=min(config.batch_size, len(plan))), tokenizer)
+    samples = SampleList()
+    with progress_bar("thinking budgets", len(plan)) as bar:
+        for _ in run(plan, source, samples):
+            bar.advance()
+    order = {budget: place for place, budget in enumerate(config.budgets)}
+    return sorted(map(Scored.of, samples.samples()), key=lambda sample: order[sample.budget])
+
+
+def _point(budget: int | None, questions: Mapping[str, Sequence[Scored]]) -> Point:
+    answers = [sample for each in questions.values() for sample in each]
+    count = len(answers)
+    accuracy = sum(sample.right for sample in answers) / count
+    return Point(
+        budget,
+        accuracy,
+        (accuracy * (1 - accuracy) / count) ** 0.5,
+        sum(sample.thinking_tokens or 0 for sample in answers) / count,
+        sum(bool(sample.halted) for sample in answers) / count,
+        count,
+    )
+
+
+def held_out_problems(data: DataConfig, source_name: str, count: int) -> list[Generated]:
     """Return the first `count` problems of a synthetic source's evaluation split."""
     source = data.source(source_name)
     settings = source.running_sum or RunningSum()

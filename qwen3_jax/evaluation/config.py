@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from qwen3_jax.bounds import check_bounds, whole
+from qwen3_jax.errors import UserError, repeated
 
 
 @dataclass(frozen=True)
@@ -34,3 +35,8 @@ class BudgetCurveConfig:
             max_new_tokens=whole(1),
             batch_size=whole(1),
         )
+        if not self.budgets:
+            raise UserError("budget_curve.budgets is empty; leave budget_curve out for no curve.")
+        twice = repeated(["null" if budget is None else str(budget) for budget in self.budgets])
+        if twice is not None:
+            raise UserError(f"budget_curve.budgets has {twice} twice.")

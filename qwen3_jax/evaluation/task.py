@@ -12,11 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
+from qwen3_jax.evaluation.rows import Row
 from qwen3_jax.generation import Sampling
 
-Row = Mapping[str, Any]
+THINKING = Sampling(temperature=0.6, top_p=0.95, top_k=20)
+"""Sampling in thinking mode. Source: Qwen3 technical report, section 4.6."""
+NON_THINKING = Sampling(temperature=0.7, top_p=0.8, top_k=20, presence_penalty=1.5)
+"""Sampling in non-thinking mode, of the same section."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Problem:
         verifier: another one than the task's; "" is the task's.
         settings: of the verifier, for this problem; they replace the task's, field by field.
         enable_thinking: what this problem asks of the chat template, whatever the mode of the run; None is the run's mode.
-        group: subject, level or language, by which results are also reported; "" is none.
+        group: subject, level or language, by which results are also reported; "" is no group.
     """
 
     id: str
@@ -52,11 +57,13 @@ class Source:
         dataset: id of a data set on the hub, `owner/name`.
         files: patterns of its files, as its repository has them.
         gated: the hub asks for a login and the acceptance of terms.
+        path: a local file or folder instead of a data set on the hub.
     """
 
-    dataset: str
-    files: tuple[str, ...]
+    dataset: str = ""
+    files: tuple[str, ...] = ()
     gated: bool = False
+    path: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -71,11 +78,15 @@ class Task:
         verifier: name of a verifier; see `qwen3_jax.verifiers`.
         settings: of the verifier.
         source: None for a task that is generated.
+        metric: what a result is first of all: "accuracy", the share of right answers, or "score", the mean score, where a
+            verifier gives a part of it.
+        columns: what the rows hold, by name of column: "text", "list of texts", ...; for messages and the documentation.
         options: a frozen dataclass of what a user may set (`--task-option NAME.FIELD=VALUE`), such as the number of generated
             problems, their seed, few-shot examples; None has none.
         max_new_tokens: most tokens of an answer; lowered to what the context holds.
         samples: answers to each problem.
-        thinking, non_thinking: sampling in the two modes; None is the report's for that mode.
+        thinking: sampling in thinking mode; None is `THINKING`, the report's.
+        non_thinking: the same without thinking; None is `NON_THINKING`.
         needs_thinking: the task measures thinking: a tokenizer without think tags is refused.
         reference: the paper, and the address of the data's format.
     """
@@ -86,6 +97,8 @@ class Task:
     verifier: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     source: Source | None = None
+    metric: Literal["accuracy", "score"] = "accuracy"
+    columns: Mapping[str, str] = field(default_factory=dict)
     options: type | None = None
     max_new_tokens: int = 32_768
     samples: int = 1

@@ -1,11 +1,12 @@
 """Sampling under a thinking budget, at three levels: `Engine` (tokens), `stream` (deltas), `generate` (answers)."""
 
 from qwen3_jax.generation.answer import Delta, Generation, Usage
-from qwen3_jax.generation.api import generate, stream
+from qwen3_jax.generation.api import generate, stream, stream_requests
 from qwen3_jax.generation.budget import ThinkingTokens
-from qwen3_jax.generation.engine import Engine
+from qwen3_jax.generation.engine import Engine, can_continue
 from qwen3_jax.generation.request import Constraint, Options, Request, end_tokens, resolve
 from qwen3_jax.generation.sampling import Sampling
+from qwen3_jax.generation.scores import Scores, score
 from qwen3_jax.generation.speculation import DraftModel, PromptLookup, Speculation
 from qwen3_jax.generation.stats import Stats
 from qwen3_jax.generation.tokens import Token, TokenLogprob
@@ -22,14 +23,18 @@ __all__ = [
     "PromptLookup",
     "Request",
     "Sampling",
+    "Scores",
     "Speculation",
     "Stats",
     "ThinkingTokens",
     "Token",
     "TokenLogprob",
     "Usage",
+    "can_continue",
     "end_tokens",
     "generate",
     "resolve",
+    "score",
     "stream",
+    "stream_requests",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from qwen3_jax.generation.budget import BudgetRules, BudgetState
 from qwen3_jax.generation.program import MAX_EOS, Output, Progress, Settings
 from qwen3_jax.generation.request import Request
-from qwen3_jax.generation.sampling import SamplingRows
+from qwen3_jax.generation.sampling import Sampling, SamplingRows
 from qwen3_jax.generation.scheduler import TokenSequence
 from qwen3_jax.generation.tokens import FinishReason, Token, TokenLogprob
 from qwen3_jax.generation_config import GenerationConfig
@@ -43,20 +44,25 @@ class ActiveRequest(TokenSequence):
     may_think: bool = True
 
     @classmethod
-    def of(cls, request: Request, defaults: GenerationConfig, no_slot: int) -> ActiveRequest:
-        """Wrap a new request; `no_slot` is past the last slot of `Seen`."""
+    def of(
+        cls, request: Request, defaults: GenerationConfig, no_slot: int, thinking: Sequence[int] = ()
+    ) -> ActiveRequest:
+        """Wrap a new request; `no_slot` is past the last slot of `Seen`, `thinking` is that of `Engine.submit`."""
         settings, progress = arrays_of(request, defaults, no_slot)
+        begun = [*thinking, *request.thinking_tokens.stop] if thinking else []
         return cls(
-            tokens=list(request.prompt),
+            tokens=[*request.prompt, *begun],
             limit=len(request.prompt) + request.max_new_tokens,
             request=request,
             settings=settings,
-            progress=progress,
+            progress=_halted(progress, request, begun) if begun else progress,
             penalised=bool(settings.sampling.penalised[0]),
-            # `prefill` knows no constraints, so the first token has to come from a decode step.
-            last_alone=request.constraint is not None,
+            # `prefill` knows no constraints, so the first token has to come from a decode step. Without an answer nothing
+            # reads the keys of the last token.
+            last_alone=request.constraint is not None or request.max_new_tokens == 0,
             in_thinking=request.thinking,
             may_think=not request.thinking and not request.answering,
+            unreported=first_scored(request),
         )
 
     def append(self, output: Output, step: int, row: int, ended: bool) -> Token:
@@ -69,8 +75,10 @@ class ActiveRequest(TokenSequence):
         if ended:
             finish = "stop" if token in self.request.eos and not forced else "length"
         thinking = bool(output.thinking[step, row])
-        logprob = _logprob(output, step, row, self.request.sampling.logprobs)
-        return Token(self.number, token, forced, thinking, logprob, finish, self.cached or 0)
+        logprob = _logprob(output, step, row, self.request.sampling)
+        return Token(
+            self.number, token, forced, thinking, logprob, finish, min(self.cached or 0, len(self.request.prompt))
+        )
 
     def allowed(self) -> np.ndarray | None:
         """Return the constraint's words for the next token; None in thinking or without a constraint."""
@@ -94,6 +102,12 @@ class ActiveRequest(TokenSequence):
         elif not forced and not self.in_thinking:
             self.may_think &= token in ids.newlines
             self.request.constraint.take(token)
+
+
+def first_scored(request: Request) -> int | None:
+    """Return the first token of a prompt whose log probability is computed; None if there is none. The very first has none."""
+    first = None if request.score_from is None else max(request.score_from, 1)
+    return None if first is None or first >= len(request.prompt) else first
 
 
 def arrays_of(request: Request, defaults: GenerationConfig, slot: int) -> tuple[Settings, Progress]:
@@ -122,11 +136,37 @@ def arrays_of(request: Request, defaults: GenerationConfig, slot: int) -> tuple[
     return settings, progress
 
 
-def _logprob(output: Output, step: int, row: int, alternatives: int | None) -> TokenLogprob | None:
-    if alternatives is None or output.logprobs is None:
+def _halted(progress: Progress, request: Request, begun: Sequence[int]) -> Progress:
+    """Return the progress of an answer that consists of its thinking, as long as the budget, and the stop text."""
+
+    def one(value: Any, kind: type) -> Any:
+        return np.asarray([value], kind)
+
+    tokens = request.thinking_tokens
+    behind = tokens.stop[tokens.stop.index(tokens.end) + 1 :]
+    budget = BudgetState(
+        used=one(request.budget, np.int32),
+        thinking=one(False, bool),
+        closed=one(True, bool),
+        answering=one(any(token not in tokens.newlines for token in behind), bool),
+        forcing=one(-1, np.int32),
+    )
+    return progress.replace(
+        token=one(begun[-1], np.int32),
+        position=one(len(begun), np.int32),
+        remaining=one(request.max_new_tokens - len(begun), np.int32),
+        budget=budget,
+    )
+
+
+def _logprob(output: Output, step: int, row: int, sampling: Sampling) -> TokenLogprob | None:
+    alternatives, logprobs = sampling.logprobs, output.logprobs
+    if alternatives is None or logprobs is None:
         return None
-    logprobs = output.logprobs
+    sampled = None
+    if sampling.sampled_logprobs and logprobs.sampled is not None:
+        sampled = float(logprobs.sampled[step, row])
     ids, values = (x[step, row, :alternatives].tolist() for x in (logprobs.top_tokens, logprobs.top))
     return TokenLogprob(
-        int(output.token[step, row]), float(logprobs.chosen[step, row]), tuple(zip(ids, values, strict=True))
+        int(output.token[step, row]), float(logprobs.chosen[step, row]), tuple(zip(ids, values, strict=True)), sampled
     )

@@ -112,12 +112,14 @@ class Answer:
     Attributes:
         request: as given.
         logprobs: of each token so far; empty unless requested.
+        prompt_logprobs: of each token of the prompt so far that the request reports; None for the first token of all.
         result: the finished answer, None until then.
     """
 
     def __init__(self, tokenizer: Tokenizer | None, request: Request):
         self.request = request
         self.logprobs: list[TokenLogprob] = []
+        self.prompt_logprobs: list[TokenLogprob | None] = []
         self.result: Generation | None = None
         self._tokens: list[int] = []
         self._forced: list[bool] = []
@@ -136,10 +138,14 @@ class Answer:
         """Take the next token; return the deltas that are certain. Tokens after the end are dropped."""
         if self.result is not None:
             return []
+        self._cached_tokens = token.cached
+        if token.prompt:
+            if self.request.score_from is not None and self.request.score_from < len(self.request.prompt):
+                self.prompt_logprobs.append(token.logprob)
+            return [] if token.finish is None else self._finish(token.finish, [], flush=True)
         self._tokens.append(token.id)
         self._forced.append(token.forced)
         self._thinking_tokens += token.thinking
-        self._cached_tokens = token.cached
         if token.logprob is not None:
             self.logprobs.append(token.logprob)
         if token.finish == "stop":  # an end token is no text

@@ -17,7 +17,7 @@ from qwen3_jax.errors import RequestError, UserError
 from qwen3_jax.generation.answer import Answer, Delta, Generation, extend
 from qwen3_jax.generation.engine import Engine
 from qwen3_jax.generation.program import row_size
-from qwen3_jax.generation.request import Options, Prompt, Request, is_message, require, resolve
+from qwen3_jax.generation.request import Options, Prompt, Request, check_batch_size, is_message, require, resolve
 from qwen3_jax.generation.sampling import Sampling
 from qwen3_jax.model import Qwen3
 from qwen3_jax.progress import progress_bar
@@ -78,7 +78,7 @@ def generate(
     engine, requests = _resolve(model, tokenizer, prompts, batch_size, options)
     results: dict[tuple[int, int], Generation] = {}
     with progress_bar("generating", len(requests), visible=progress) as bar:
-        for delta in _run(engine, tokenizer, requests):
+        for delta in stream_requests(engine, tokenizer, requests):
             if delta.result is not None:
                 results[delta.index, delta.sample] = delta.result
                 bar.advance()
@@ -111,11 +111,11 @@ def stream(
         tools=tools, continue_final_message=continue_final_message, thinking_stop_text=thinking_stop_text,
     )  # fmt: skip
     engine, requests = _resolve(model, tokenizer, prompts, batch_size, options)
-    return _run(engine, tokenizer, requests)
+    return stream_requests(engine, tokenizer, requests)
 
 
-def _run(engine: Engine, tokenizer: Tokenizer | None, requests: list[Request]) -> Iterator[Delta]:
-    """Answer all requests; cancel what is unfinished when the caller closes the stream."""
+def stream_requests(engine: Engine, tokenizer: Tokenizer | None, requests: Sequence[Request]) -> Iterator[Delta]:
+    """Answer the requests that `resolve` has made; cancel what is unfinished when the caller closes the stream."""
     if engine.busy:
         raise UserError(
             "the engine is busy with other requests; finish or close their stream first, or use Engine.submit."
@@ -137,14 +137,10 @@ def _resolve(
     model: Qwen3 | Engine, tokenizer: Tokenizer | None, prompts: Any, batch_size: int | None, options: dict[str, Any]
 ) -> tuple[Engine, list[Request]]:
     """Check everything; return the engine and a request for each answer."""
-    is_number = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
-    is_valid = batch_size is None or (is_number and batch_size >= 1)
-    require(is_valid, f"batch_size is {batch_size!r}; it must be 1 or more, or None.", "batch_size")
+    check_batch_size(batch_size, isinstance(model, Engine))
     prompts = _as_list(prompts)
     rows = _per_prompt(options, len(prompts))
     if isinstance(model, Engine):
-        reason = f"batch_size is {batch_size}, but the given engine has its own; leave it out."
-        require(batch_size is None, reason, "batch_size")
         return model, _requests(model.model, tokenizer, prompts, rows, model.max_length)
     context = model.config.max_position_embeddings
     requests = _requests(model, tokenizer, prompts, rows, context)

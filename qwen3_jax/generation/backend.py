@@ -53,7 +53,7 @@ class EngineBackend:
             resolved = self._resolve(request)
             own = self._engine.submit(resolved)
         except RequestError as error:
-            self._refused.append((number, Reply("refused", reason=error.reason)))
+            self._refused.append((number, Reply("refused", reason=error.reason, too_long=error.too_long)))
         except (ChatTemplateError, UserError) as error:
             self._refused.append((number, Reply("refused", reason=str(error))))
         else:
@@ -89,9 +89,8 @@ class EngineBackend:
             max_new_tokens=request.max_new_tokens, enable_thinking=request.enable_thinking,
             thinking_budget=request.thinking_budget, tools=list(request.tools) or None, constraint=constraint, fit_limit=True,
         )  # fmt: skip
-        (one,) = resolve(
-            list(request.messages), options, self._engine.model, self._tokenizer, max_length=self._engine.max_length
-        )
+        prompt = list(request.messages) if request.text is None else request.text
+        (one,) = resolve(prompt, options, self._engine.model, self._tokenizer, max_length=self._engine.max_length)
         return one
 
 
@@ -106,4 +105,5 @@ def _reply(result: Generation) -> Reply:
         "truncated" if cut else "ok", result.content, result.thinking, calls,
         Tokens(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.thinking_tokens),
         "the answer reached its limit of tokens" if cut else "", forced_tokens=usage.forced_tokens,
+        finish_reason=result.finish_reason,
     )  # fmt: skip

@@ -23,11 +23,13 @@ import numpy as np
 
 from qwen3_jax.bounds import check_bounds, whole
 from qwen3_jax.errors import RequestError, UserError
-from qwen3_jax.generation.active import ActiveRequest
+from qwen3_jax.generation.active import ActiveRequest, first_scored
 from qwen3_jax.generation.budget import may_force
 from qwen3_jax.generation.program import MAX_EOS, Output, Progress, size_of
+from qwen3_jax.generation.prompt_scores import Scored, prompt_token, scored_by, tokens_of
 from qwen3_jax.generation.request import Request, require
 from qwen3_jax.generation.runner import MIN_PREFILL_TOKENS, ActiveBatch, Runner
+from qwen3_jax.generation.sampling import MAX_LOGPROBS, Logprobs
 from qwen3_jax.generation.scheduler import Grow, Prefill, Scheduler
 from qwen3_jax.generation.speculation import Speculation
 from qwen3_jax.generation.stats import Clock, Stats
@@ -115,6 +117,7 @@ class Engine:
         )  # fmt: skip
         self._runner.allocate(pages)
         self._active: dict[int, ActiveRequest] = {}
+        self._ready: list[Token] = []  # tokens of prompts that need no computation; the next step returns them
 
     @property
     def cache_usage(self) -> tuple[int, int]:
@@ -125,7 +128,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether any request is unfinished."""
-        return bool(self._active)
+        return bool(self._active or self._ready)
 
     @property
     def waiting(self) -> int:
@@ -137,20 +140,32 @@ class Engine:
         """Requests that are admitted."""
         return len(self._active) - self.waiting
 
-    def submit(self, request: Request) -> int:
+    def submit(self, request: Request, thinking: Sequence[int] = ()) -> int:
         """Queue a request; return its number.
 
+        Args:
+            request: the request.
+            thinking: the beginning of its answer, up to the sampled thinking token that uses up the budget. It comes from a
+                request that differs in a larger budget alone, and is neither generated nor returned again, nor is the stop
+                text: the first token returned follows that. See `can_continue`.
+
         Raises:
-            RequestError: an empty prompt, ids out of range, a budget without think tokens, or more than the cache holds.
+            RequestError: an empty prompt, ids out of range, a budget without think tokens, or more than the cache holds (of a
+                prompt without an answer the last token takes no room).
         """
+        require(not thinking or can_continue(request, len(thinking)), "this answer cannot be continued.", "thinking")
         vocabulary, length, limit = self.model.config.vocab_size, len(request.prompt), request.max_new_tokens
         is_valid = length > 0 and all(0 <= token < vocabulary for token in request.prompt)
         require(is_valid, f"a prompt has at least one token, and ids from 0 to {vocabulary - 1}.", "prompt")
-        require(limit >= 1, f"max_new_tokens is {limit}; it must be 1 or more.", "max_new_tokens")
+        least = 1 if request.score_from is None else 0
+        require(limit >= least, f"max_new_tokens is {limit}; it must be {least} or more.", "max_new_tokens")
+        first = request.score_from
+        reason = f"score_from is {first}; it must be between 0 and the length of the prompt, {length}."
+        require(first is None or 0 <= first <= length, reason, "score_from")
         biased = max(request.sampling.logit_bias, default=0)
         text = f"sampling option 'logit_bias' has token {biased}; the last one is {vocabulary - 1}."
         require(biased < vocabulary, text, "logit_bias")
-        if length + limit > self.max_length:
+        if length + limit - (limit == 0) > self.max_length:  # without an answer the last token is no input
             text = f"the prompt has {length} tokens and max_new_tokens is {limit}; the maximum context length is"
             raise RequestError(f"{text} {self.max_length} tokens.", "max_new_tokens", too_long=True)
         can_count = request.thinking_tokens.start >= 0 or (request.budget is None and not request.thinking)
@@ -158,13 +173,20 @@ class Engine:
         if may_force(request.budget, request.thinking):
             request.thinking_tokens.check_stop()
         require(len(request.eos) <= MAX_EOS, f"{len(request.eos)} end tokens; the most is {MAX_EOS}.", "eos")
-        active = ActiveRequest.of(request, self.model.generation_config, self.rows)
+        if limit == 0 and first_scored(request) is None:  # nothing to compute
+            number = self._scheduler.next_number()
+            self._ready.append(prompt_token(number, request.prompt[-1], None, "length"))
+            return number
+        active = ActiveRequest.of(request, self.model.generation_config, self.rows, thinking)
         self._scheduler.add(active)
         self._active[active.number] = active
+        if first == 0:
+            self._ready.append(prompt_token(active.number, request.prompt[0], None, None))
         return active.number
 
     def cancel(self, number: int) -> None:
         """Drop a request and free its pages. A finished or unknown one is ignored."""
+        self._ready = [token for token in self._ready if token.number != number]
         active = self._active.pop(number, None)
         if active is not None:
             self._scheduler.remove(active)
@@ -172,6 +194,10 @@ class Engine:
 
     def step(self) -> list[Token]:
         """Compute the next part of a prompt, or the next tokens of all running requests; return the new tokens."""
+        ready, self._ready = self._ready, []
+        return ready + self._compute()
+
+    def _compute(self) -> list[Token]:
         plan = self._scheduler.schedule()
         while isinstance(plan, Grow):
             self._runner.grow(plan)
@@ -184,9 +210,13 @@ class Engine:
         if isinstance(plan, Prefill):
             self._prepare()
         clock = Clock()
+        scored: list[Scored] = []
+        scores: Sequence[Logprobs] = ()
         if isinstance(plan, Prefill):
             self._start([active for parts in plan.parts for active, _ in parts])
-            batch, progress, output = self._runner.prefill(plan)
+            scored = scored_by(plan)
+            batch, progress, output, states = self._runner.prefill(plan)
+            scores = self._score(scored, states)
             for active, count in (pair for parts in plan.parts for pair in parts):
                 self.stats.prefill_tokens += count
                 if count < active.pending:  # the others advance in `_postprocess`
@@ -198,9 +228,9 @@ class Engine:
             self._start(decoding)
             batch, progress, output = self._runner.decode(plan, self._scheduler.steps)
         clock.dispatched()
-        progress, output = self._runner.fetch(batch, progress, output)
+        progress, output, scores = self._runner.fetch(batch, progress, output, scores)
         running, compiling = clock.stop()
-        tokens = self._postprocess(batch, progress, output)
+        tokens = self._reported(scored, scores) + self._postprocess(batch, progress, output)
         self.stats.compile_seconds += compiling
         if isinstance(plan, Prefill):
             self.stats.prefill_seconds += running
@@ -212,21 +242,42 @@ class Engine:
             self.stats.accepted += int(np.maximum(output.valid.sum(axis=0) - 1, 0).sum())  # the last token is no guess
         return tokens
 
-    def warm_up(self, *, constraints: bool = False) -> None:
-        """Compile every program that requests may need, with `constraints` or without; a bar counts them."""
-        programs = self.programs(constraints=constraints)
+    def _score(self, scored: Sequence[Scored], states: jax.Array) -> Sequence[Logprobs]:
+        """Compute the log probabilities of the tokens of prompts that a prefill scores."""
+        wanted: list[list[tuple[int, int]]] = [[] for _ in self._scheduler.pools]
+        for each in scored:
+            wanted[each.shard] += each.pairs
+        alternatives = max((each.active.request.sampling.logprobs or 0 for each in scored), default=0)
+        return self._runner.score(states, wanted, 1 if alternatives <= 1 else MAX_LOGPROBS)
+
+    def _reported(self, scored: Sequence[Scored], scores: Sequence[Logprobs]) -> list[Token]:
+        """Return the scored tokens of prompts; release the requests that end with their prompt."""
+        tokens = list(tokens_of(scored, scores, len(self._scheduler.pools)))
+        for token in tokens:
+            if token.finish is not None:
+                self.cancel(token.number)
+        return tokens
+
+    def warm_up(self, *, constraints: bool = False, prompt_logprobs: bool = False) -> None:
+        """Compile every program that requests may need, as `programs` does; a bar counts them."""
+        programs = self.programs(constraints=constraints, prompt_logprobs=prompt_logprobs)
         with progress_bar("compiling", len(programs)) as bar:
             for compile_one in programs:
                 compile_one()
                 bar.advance()
 
-    def programs(self, *, constraints: bool = False) -> list[Callable[[], None]]:
-        """Return a call for every program that requests may need, with `constraints` or without: each compiles one.
+    def programs(self, *, constraints: bool = False, prompt_logprobs: bool = False) -> list[Callable[[], None]]:
+        """Return a call for every program that requests may need: each compiles one.
 
         Between two steps the calls may be made in any order; requests are not affected. The first `FIRST_PROGRAMS` of them are
         those of a short prompt on its own.
+
+        Args:
+            constraints: of requests with a constraint too.
+            prompt_logprobs: of requests with `score_from` too.
         """
-        return self._runner.programs(self._scheduler.chunk, self._scheduler.steps, constraints=constraints)
+        needs = dict(constraints=constraints, prompt_logprobs=prompt_logprobs)
+        return self._runner.programs(self._scheduler.chunk, self._scheduler.steps, **needs)
 
     def _prepare(self) -> None:
         """Compile the decode step that follows a prefill, so that an answer does not stop after its first token."""
@@ -271,3 +322,14 @@ class Engine:
                 self._scheduler.remove(active)
                 self._runner.release_slot(active)
         return tokens
+
+
+def can_continue(request: Request, count: int) -> bool:
+    """Whether `Engine.submit` takes the first `count` tokens of a request's answer, which use up its budget.
+
+    They and the stop text must leave room for the answer. A request with a constraint or log probabilities is generated whole:
+    the one follows all tokens, the other reports them.
+    """
+    plain = request.constraint is None and request.sampling.logprobs is None and request.score_from is None
+    begun = count + len(request.thinking_tokens.stop)
+    return plain and bool(request.budget) and count > 0 and begun < request.max_new_tokens

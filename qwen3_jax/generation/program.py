@@ -1,4 +1,4 @@
-"""The device programs: three jitted functions over the same paged cache, each with sampling and budget inside.
+"""The device programs: jitted functions over the same paged cache, with sampling and budget inside.
 
 | program   | input tokens                        | returns                                            |
 |-----------|-------------------------------------|----------------------------------------------------|
@@ -6,8 +6,9 @@
 | `decode`  | one per row, then the sampled ones  | up to `steps` tokens per row                       |
 | `verify`  | one per row and guesses after it    | the tokens that as many decode steps would give    |
 
-All sample with `_take`, one step at a time, so budgets, penalties and seeds mean the same in each. A finished row is masked;
-its keys are written to page 0, which is reserved as a write sink.
+All three sample with `_take`, one step at a time, so budgets, penalties and seeds mean the same in each. A finished row is
+masked; its keys are written to page 0, which is reserved as a write sink. `score` turns hidden states of a `prefill` into log
+probabilities of the prompt's tokens, where these are asked for.
 
 Settings are arrays with one entry per row, so other settings, budgets or seeds compile nothing. Shapes are rounded up to a few
 sizes (`size_of`).
@@ -27,7 +28,17 @@ from flax import nnx, struct
 from jax.sharding import PartitionSpec
 
 from qwen3_jax.generation.budget import BudgetRules, BudgetState
-from qwen3_jax.generation.sampling import Logprobs, SamplingRows, Seen, logprobs, penalise, sample, shift
+from qwen3_jax.generation.sampling import (
+    Logprobs,
+    SamplingRows,
+    Seen,
+    logprobs,
+    own_logprobs,
+    penalise,
+    sample,
+    sampled_logprobs,
+    shift,
+)
 from qwen3_jax.kernels import CacheType, Pages, Rows
 from qwen3_jax.model import Hidden, KVCache, Qwen3
 
@@ -122,7 +133,7 @@ def begin(
 def prefill(
     graphdefs: tuple[Any, ...], params: tuple[Any, ...], state: State, settings: Settings, progress: Progress,
     tokens_df: jax.Array, counts_dr: jax.Array, tables_drw: jax.Array,
-) -> tuple[State, Progress, Output]:  # fmt: skip
+) -> tuple[State, Progress, Output, jax.Array]:  # fmt: skip
     """Compute parts of prompts; sample the next token of `active` rows, whose prompt is then complete.
 
     Args:
@@ -132,7 +143,7 @@ def prefill(
         counts_dr: int32, tokens of each row.
         tables_drw: int32, page table.
 
-    Returns next state, progress, and output with a leading axis of one step.
+    Returns next state, progress, output with a leading axis of one step, and the hidden state of each token, [D, F, hidden].
     """
     model = nnx.merge(graphdefs[0], params[0])
     rows = Rows(tables_drw, progress.length.reshape(counts_dr.shape), counts_dr)
@@ -147,7 +158,7 @@ def prefill(
     progress = progress.replace(length=progress.length + counts_dr.reshape(-1) - 1)
     seen, progress, output = _take(model, settings, state.seen, progress, model.logits(last_bd))
     output = jax.tree.map(lambda x: x[None], output)
-    return _after(model, state, seen), *_to_all(model, (progress, output))
+    return _after(model, state, seen), *_to_all(model, (progress, output)), hidden.states
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
@@ -229,6 +240,27 @@ def verify(
     start = state.seen, progress, started_b
     (seen, progress, _), outputs = jax.lax.scan(place, start, (logits_btv.swapaxes(0, 1), guesses_tb))
     return _after(model, state.replace(groups=_pages(hidden)), seen), *_to_all(model, (progress, outputs))
+
+
+@jax.jit
+def pick(states_dfd: jax.Array, places_dk: jax.Array) -> jax.Array:
+    """Return the hidden states at some places of each shard, [D, K, hidden]."""
+    return jnp.take_along_axis(states_dfd, places_dk[:, :, None], axis=1)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def score(graphdef: Any, few: int, params: Any, states_dkd: jax.Array, targets_dk: jax.Array) -> Logprobs:
+    """Return the log probabilities of tokens, and of the `few` most likely ones, from the states before them; arrays [D K].
+
+    Logits of these D K tokens alone are in memory; each device gathers those of its own shards, as in `_take`.
+    """
+    model = nnx.merge(graphdef, params)
+    placement, compute = model.execution.placement, functools.partial(own_logprobs, few=few)
+    logits_bv = placement.constrain(model.logits(states_dkd.reshape(targets_dk.size, -1)), ("batch", "vocab"))
+    if placement.mesh is not None:
+        own = placement.spec(("batch",))
+        compute = jax.shard_map(compute, mesh=placement.mesh, in_specs=(own, own), out_specs=own, check_vma=False)
+    return _to_all(model, compute(logits_bv, targets_dk.reshape(-1)))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -323,10 +355,13 @@ def _next(settings: Settings, seen: Seen, progress: Progress, logits_bv, allowed
         masked_be = thinks_b1 & (settings.eos >= 0) & (settings.eos != settings.rules.end[:, None])
         end_be = jnp.where(masked_be, settings.eos, shaped_bv.shape[1])
         shaped_bv = shaped_bv.at[jnp.arange(len(end_be))[:, None], end_be].set(-jnp.inf, mode="drop")
-    sampled_b = sample(progress.budget.forbid(shaped_bv, settings.rules), settings.sampling, progress.position)
+    shaped_bv = progress.budget.forbid(shaped_bv, settings.rules)
+    sampled_b = sample(shaped_bv, settings.sampling, progress.position)
     token_b, forced_b, budget = progress.budget.advance(sampled_b, settings.rules)
     thinking_b = budget.used > progress.budget.used
-    output = Output(active_b, token_b, forced_b, thinking_b, logprobs(logits_bv, token_b, settings.sampling.logprobs))
+    reported = logprobs(logits_bv, token_b, settings.sampling.logprobs)
+    drawn_b = jnp.where(forced_b, jnp.nan, sampled_logprobs(shaped_bv, settings.sampling, token_b))
+    output = Output(active_b, token_b, forced_b, thinking_b, reported.replace(sampled=drawn_b))
     remaining_b = progress.remaining - 1
     ended_b = (~forced_b & (token_b[:, None] == settings.eos).any(axis=1)) | (remaining_b == 0)
     after = Progress(token_b, progress.length + 1, progress.position + 1, remaining_b, ~ended_b, budget)

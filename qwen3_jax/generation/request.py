@@ -55,6 +55,8 @@ class Request:
         continues_text: the prompt is a text or token ids, not messages; with `raw`, stop texts then act everywhere.
         one_call: end the answer with its first tool call.
         answering: the prompt has begun the answer, which therefore has no thinking: think tags in it are quoted.
+        score_from: report the prompt's tokens from this one on, with their log probabilities and as many alternatives as
+            `Sampling.logprobs` says, before the answer; None reports none. `max_new_tokens` may then be 0: no answer.
     """
 
     prompt: tuple[int, ...]
@@ -72,6 +74,7 @@ class Request:
     continues_text: bool = False
     one_call: bool = False
     answering: bool = False
+    score_from: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +89,7 @@ class Options:
         fit_budget: lower a budget that leaves no room for an answer in max_new_tokens instead of refusing it.
         fit_limit: lower max_new_tokens to what the context holds after the prompt instead of refusing it.
         default_limit: upper bound of max_new_tokens when that is None.
+        echo: report the log probabilities of the prompt too, if `sampling.logprobs` is set; max_new_tokens may then be 0.
 
     Raises:
         RequestError: a value of the wrong type.
@@ -105,6 +109,7 @@ class Options:
     fit_budget: bool = False
     fit_limit: bool = False
     default_limit: int | None = None
+    echo: bool = False
 
     def __post_init__(self) -> None:
         kinds: dict[str, tuple[type, ...]] = dict(
@@ -155,11 +160,12 @@ def resolve(
     if options.thinking_stop_text != STOP_TEXT or may_force(budget, is_open):
         _check_stop_text(options.thinking_stop_text, thinking_tokens, end)
     stop_tokens, room = len(thinking_tokens.stop), context - len(ids)
-    budget = checked_budget(budget, limit, stop_tokens, is_open, fit=options.fit_budget, room=room)
+    if limit > 0:
+        budget = checked_budget(budget, limit, stop_tokens, is_open, fit=options.fit_budget, room=room)
     request = Request(
         tuple(ids), options.sampling, limit, eos, budget, is_open, thinking_tokens, prompt_index=prompt_index,
         tools=tuple(options.tools or ()), raw=options.raw, continues_text=not is_chat, one_call=options.one_call,
-        answering=place == "answer",
+        answering=place == "answer", score_from=_score_from(len(ids), options),
     )  # fmt: skip
     make, samples = options.constraint, range(options.sampling.n)
     return [replace(request, sample_index=sample, constraint=None if make is None else make()) for sample in samples]
@@ -289,22 +295,44 @@ def _encode(prompt: Any, options: Options, tokenizer: Tokenizer | None, enable: 
 
 def _check_ids(ids: list[int], vocabulary: int) -> None:
     require(len(ids) > 0, "the prompt is empty.", "prompt")
+    reason = why_not_ids(ids, vocabulary)
+    require(reason is None, reason or "", "prompt")
+
+
+def why_not_ids(ids: Sequence[Any], vocabulary: int) -> str | None:
+    """Return what is wrong with token ids, naming the first that is none; None if all are of the vocabulary."""
     for token in ids:
         if isinstance(token, bool) or not isinstance(token, (int, np.integer)) or not 0 <= token < vocabulary:
-            reason = f"{token!r} is not a token id; they are whole numbers from 0 to {vocabulary - 1}."
-            raise RequestError(reason, "prompt")
+            return f"{token!r} is not a token id; they are whole numbers from 0 to {vocabulary - 1}."
+    return None
+
+
+def check_batch_size(batch_size: Any, has_engine: bool) -> None:
+    """Refuse a batch size that is no number of rows, or is given beside an engine, which has its own rows.
+
+    Raises:
+        RequestError: says which.
+    """
+    is_number = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
+    is_valid = batch_size is None or (is_number and batch_size >= 1)
+    require(is_valid, f"batch_size is {batch_size!r}; it must be 1 or more, or None.", "batch_size")
+    reason = f"batch_size is {batch_size}, but the given engine has its own; leave it out."
+    require(batch_size is None or not has_engine, reason, "batch_size")
 
 
 def _limit(prompt_tokens: int, options: Options, model: Qwen3, max_length: int) -> int:
     """Return max_new_tokens; prompt and answer must fit into `max_length` tokens."""
     context, limit = f"the maximum context length is {max_length} tokens", options.max_new_tokens
-    if prompt_tokens >= max_length:
-        reason = f"the prompt has {prompt_tokens} tokens; {context}, and the answer needs at least one."
+    least = 0 if options.echo and limit == 0 else 1
+    if prompt_tokens + least > max_length:
+        reason = (
+            f"the prompt has {prompt_tokens} tokens; {context}" + ", and the answer needs at least one" * least + "."
+        )
         raise RequestError(reason, "prompt", too_long=True)
     if limit is None:
         default = model.generation_config.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
         return min(default, max_length - prompt_tokens, options.default_limit or default)
-    require(limit >= 1, f"max_new_tokens is {limit}; it must be 1 or more.", "max_new_tokens")
+    require(limit >= least, f"max_new_tokens is {limit}; it must be 1 or more.", "max_new_tokens")
     room = max_length - prompt_tokens
     if limit > room:
         if options.fit_limit:
@@ -312,6 +340,13 @@ def _limit(prompt_tokens: int, options: Options, model: Qwen3, max_length: int) 
         reason = f"the prompt has {prompt_tokens} tokens and max_new_tokens is {limit}; {context}, which leaves {room}."
         raise RequestError(reason, "max_new_tokens", too_long=True)
     return limit
+
+
+def _score_from(prompt_tokens: int, options: Options) -> int | None:
+    """Return the first token of the prompt that is reported; past the last where only the text is repeated."""
+    if not options.echo:
+        return None
+    return prompt_tokens if options.sampling.logprobs is None else 0
 
 
 def require(condition: bool, reason: str, param: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, TypeAlias
 
@@ -16,7 +16,7 @@ from qwen3_jax.generation import program
 from qwen3_jax.generation.active import ActiveRequest
 from qwen3_jax.generation.program import Output, Progress, Settings, row_size, size_of
 from qwen3_jax.generation.request import Request
-from qwen3_jax.generation.sampling import Sampling
+from qwen3_jax.generation.sampling import MAX_LOGPROBS, Logprobs, Sampling
 from qwen3_jax.generation.scheduler import Decode, Grow, Prefill
 from qwen3_jax.generation.speculation import DraftModel, PromptLookup, Speculation
 from qwen3_jax.kernels import CacheType, early_cache_bytes, free_memory, return_freed_memory
@@ -26,6 +26,7 @@ from qwen3_jax.progress import doing
 MIN_PREFILL_TOKENS = 16  # shorter parts of prompts are padded
 _PREFILL_ROWS = 8  # most sequences of one prefill
 _FIRST_WIDTH = 64  # of the first prefill that is compiled: a short question
+_SCORED = 16, 128  # tokens per shard whose logits over the vocabulary are in memory at once, for prompts
 
 DecodeKind: TypeAlias = Literal["plain", "guesses", "constrained"]
 ActiveBatch: TypeAlias = list[ActiveRequest | None]  # row by row; None is padding
@@ -114,8 +115,8 @@ class Runner:
         with doing("growing the cache"):
             self.state = program.extend(self.state, plan.before, plan.pages)
 
-    def prefill(self, plan: Prefill[ActiveRequest]) -> tuple[ActiveBatch, Progress, Output]:
-        """Compute parts of prompts; returns the rows, and their progress and output on the device."""
+    def prefill(self, plan: Prefill[ActiveRequest]) -> tuple[ActiveBatch, Progress, Output, jax.Array]:
+        """Compute parts of prompts; returns the rows, and their progress, output and hidden states on the device."""
         rows = 1 if max(map(len, plan.parts)) == 1 else self.prefill_rows
         width = size_of(max(sum(count for _, count in parts) for parts in plan.parts), MIN_PREFILL_TOKENS)
         tokens = np.zeros((self._shards, width), np.int32)
@@ -133,8 +134,35 @@ class Runner:
         settings, progress = self._stacked(batch)
         arrays = settings, progress.replace(active=ends), tokens, counts, self._tables(batch)
         with self._announced("prefill", width, f"compiling prefill, {width} tokens"):
-            self.state, progress, output = program.prefill(self._graphdefs, self._params, self.state, *arrays)
-        return batch, progress, output
+            self.state, progress, output, states = program.prefill(self._graphdefs, self._params, self.state, *arrays)
+        return batch, progress, output, states
+
+    def score(self, states: jax.Array, wanted: Sequence[Sequence[tuple[int, int]]], few: int) -> list[Logprobs]:
+        """Return log probabilities of prompt tokens, in pieces, on the device.
+
+        Args:
+            states: of `prefill`.
+            wanted: for each shard, (place of the token before it in the shard, token).
+            few: most likely tokens reported at each place.
+
+        Returns pieces of arrays [shards * K]; the pieces, joined along K, have the entries of `wanted` in order.
+        """
+        pieces, start, most = [], 0, max(map(len, wanted), default=0)
+        while start < most:
+            left = most - start
+            size = _SCORED[0] if left <= 3 * _SCORED[0] else _SCORED[1]
+            places, targets = np.zeros((2, self._shards, size), np.int32)
+            for shard, pairs in enumerate(wanted):
+                part = pairs[start : start + size]
+                places[shard, : len(part)] = [place for place, _ in part]
+                targets[shard, : len(part)] = [token for _, token in part]
+            with self._announced("score", size * few, "compiling log probabilities of prompts"):
+                pieces.append(self._score(states, places, targets, few))
+            start += size
+        return pieces
+
+    def _score(self, states: jax.Array, places: np.ndarray, targets: np.ndarray, few: int) -> Logprobs:
+        return program.score(self._graphdefs[0], few, self._params[0], program.pick(states, places), targets)
 
     def decode(self, plan: Decode[ActiveRequest], max_steps: int) -> tuple[ActiveBatch, Progress, Output]:
         """Generate tokens, or check guesses if there are any; returns as `prefill`."""
@@ -187,12 +215,16 @@ class Runner:
             yield
         return_freed_memory()
 
-    def fetch(self, batch: ActiveBatch, progress: Progress, output: Output) -> tuple[Progress, Output]:
+    def fetch(
+        self, batch: ActiveBatch, progress: Progress, output: Output, scores: Sequence[Logprobs] = ()
+    ) -> tuple[Progress, Output, Sequence[Logprobs]]:
         """Wait for a program's results and copy them to the host; log probabilities only if a row requested them."""
         requested = any(active is not None and active.request.sampling.logprobs is not None for active in batch)
-        return jax.device_get((progress, output if requested else output.replace(logprobs=None)))
+        return jax.device_get((progress, output if requested else output.replace(logprobs=None), scores))
 
-    def programs(self, chunk: int, max_steps: int, *, constraints: bool) -> list[Callable[[], None]]:
+    def programs(
+        self, chunk: int, max_steps: int, *, constraints: bool, prompt_logprobs: bool
+    ) -> list[Callable[[], None]]:
         """Return a call for every program in every shape, which compiles it. See `Engine.programs`."""
         widths = _sizes(MIN_PREFILL_TOKENS, chunk)
         decodes = sorted({row_size(count, self._rows) for count in range(1, self._rows + 1)})
@@ -201,20 +233,40 @@ class Runner:
         kinds: list[DecodeKind] = ["plain"]
         kinds += ["guesses"] if self._speculation is not None else []
         kinds += ["constrained"] if constraints else []
+        scores = [(size, few) for size in _SCORED for few in (1, MAX_LOGPROBS)] if prompt_logprobs else []
         one, *others = [functools.partial(self._compile_prefill, 1, width) for width in widths]
         first, *rest = [functools.partial(self._compile_decode, 1, max_steps, kind) for kind in kinds]
         return [
             one, first, self._compile_enter, *others, *rest,
             *(functools.partial(self._compile_decode, n, max_steps, kind) for n in decodes[1:] for kind in kinds),
             *(functools.partial(self._compile_prefill, rows, width) for rows in several for width in sorted(widths)),
+            *([functools.partial(self._compile_picks, sorted(widths))] if scores else []),
+            *(functools.partial(self._compile_score, size, few) for size, few in scores),
         ]  # fmt: skip
 
     def _compile_prefill(self, rows: int, width: int) -> None:
+        self._prefill_nothing(rows, width)
+
+    def _prefill_nothing(self, rows: int, width: int) -> jax.Array:
+        """Call a prefill with nothing but padding; return its hidden states."""
         batch: ActiveBatch = [None] * (self._shards * rows)
         tokens, counts = np.zeros((self._shards, width), np.int32), np.zeros((self._shards, rows), np.int32)
         rest = *self._stacked(batch), tokens, counts, self._tables(batch)
         with self._announced("prefill", width, f"compiling prefill, {width} tokens"):
-            self.state, *_ = program.prefill(self._graphdefs, self._params, self.state, *rest)
+            self.state, *_, states = program.prefill(self._graphdefs, self._params, self.state, *rest)
+        return states
+
+    def _compile_picks(self, widths: Sequence[int]) -> None:
+        for width in widths:
+            states = self._prefill_nothing(1, width)
+            for size in _SCORED:
+                program.pick(states, np.zeros((self._shards, size), np.int32))
+
+    def _compile_score(self, size: int, few: int) -> None:
+        nothing = np.zeros((self._shards, size), np.int32)
+        states = self._prefill_nothing(1, MIN_PREFILL_TOKENS)
+        with self._announced("score", size * few, "compiling log probabilities of prompts"):
+            self._score(states, nothing, nothing, few)
 
     def _compile_enter(self) -> None:
         """Compile the program that gives a request with penalties a slot; here one past the last, which is not written."""

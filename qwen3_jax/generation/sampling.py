@@ -72,6 +72,8 @@ class Sampling:
         stop_token_ids: tokens that end the answer wherever they are sampled, besides the model's own end tokens; at most
             `MAX_STOP_TOKEN_IDS`. Like those they are no part of the text.
         logprobs: report each token's log probability and this many alternatives; None reports none.
+        sampled_logprobs: besides, report the log probability of each token under the distribution that it was drawn from: after
+            biases, penalties, constraint, temperature, top_k, top_p and min_p, renormalised. Needs `logprobs`.
         n: answers per prompt.
     """
 
@@ -87,6 +89,7 @@ class Sampling:
     stop: str | Sequence[str] = ()
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
+    sampled_logprobs: bool = False
     n: int = 1
 
     def __post_init__(self) -> None:
@@ -121,6 +124,12 @@ class Sampling:
             reason = f"sampling option 'stop_token_ids' has {len(set(ids))} tokens; the most is {MAX_STOP_TOKEN_IDS}."
             raise RequestError(reason, "stop_token_ids")
         object.__setattr__(self, "stop_token_ids", tuple(int(token) for token in ids))
+        if not isinstance(self.sampled_logprobs, (bool, np.bool_)):
+            reason = f"sampling option 'sampled_logprobs' is {self.sampled_logprobs!r}; it must be True or False."
+            raise RequestError(reason, "sampled_logprobs")
+        if self.sampled_logprobs and self.logprobs is None:
+            reason = "sampling option 'sampled_logprobs' needs 'logprobs', the number of alternatives: 0 or more."
+            raise RequestError(reason, "sampled_logprobs")
 
     def resolve(self, defaults: GenerationConfig) -> Sampling:
         """Return a copy with defaults and a seed filled in; only `logprobs` may still be None."""
@@ -171,7 +180,13 @@ class SamplingRows:
     bias_tokens: jax.Array
     biases: jax.Array
     logprobs: jax.Array
+    sampled_logprobs: jax.Array
     key: jax.Array
+
+    @property
+    def is_greedy(self) -> jax.Array:
+        """Whether each row takes the most likely token, bool [B]: the temperature is 0, or too small to divide by."""
+        return self.temperature < jnp.finfo(jnp.float32).tiny
 
     @property
     def penalised(self) -> jax.Array:
@@ -198,6 +213,7 @@ class SamplingRows:
             bias_tokens=tokens,
             biases=biases,
             logprobs=requested,
+            sampled_logprobs=column("sampled_logprobs", bool),
             key=np.stack([seed.generate_state(2, np.uint32) for seed in seeds]),  # type: ignore[arg-type]
         )
 
@@ -258,15 +274,9 @@ def sample(logits_bv: jax.Array, rows: SamplingRows, position_b: jax.Array) -> j
         position_b: int32, tokens that the row has generated; each position has random numbers of its own.
     """
     greedy_b = jnp.argmax(logits_bv, axis=-1).astype(jnp.int32)
-    is_greedy_b = rows.temperature < jnp.finfo(jnp.float32).tiny  # 0, or too small to divide by
 
     def draw(_: None) -> jax.Array:
-        # Subtract the largest first: with a tiny temperature the quotient then overflows to -inf, not to inf.
-        below_bv = logits_bv - logits_bv.max(axis=-1, keepdims=True)
-        scaled_bv = below_bv / jnp.where(is_greedy_b, 1.0, rows.temperature)[:, None]
-        few = min(_FEW, logits_bv.shape[-1])
-        few_b = (rows.top_k > 0) & (rows.top_k <= few)
-        whole_b = (rows.top_k == 0) & (rows.top_p == 1) & (rows.min_p == 0)
+        scaled_bv, few, few_b, whole_b = _scaled(logits_bv, rows)
         noise = jax.vmap(_noise)
         sorted_bc, index_bc = jax.lax.top_k(scaled_bv, few)
         from_few_b = _choose(sorted_bc, index_bc, noise(rows.key, position_b, index_bc), rows)
@@ -283,17 +293,58 @@ def sample(logits_bv: jax.Array, rows: SamplingRows, position_b: jax.Array) -> j
             def unsorted(_: None) -> jax.Array:
                 return jnp.argmax(scaled_bv + noise_bv, axis=-1).astype(jnp.int32)
 
-            return jax.lax.cond(jnp.all(few_b | whole_b | is_greedy_b), unsorted, from_sorted, None)
+            return jax.lax.cond(jnp.all(few_b | whole_b | rows.is_greedy), unsorted, from_sorted, None)
 
         return jax.lax.cond(
-            jnp.all(few_b | is_greedy_b),
+            jnp.all(few_b | rows.is_greedy),
             lambda _: from_few_b,
             lambda _: jnp.where(few_b, from_few_b, from_all(None)),
             None,
         )
 
-    drawn_b = jax.lax.cond(jnp.all(is_greedy_b), lambda _: greedy_b, draw, None)
-    return jnp.where(is_greedy_b, greedy_b, drawn_b)
+    drawn_b = jax.lax.cond(jnp.all(rows.is_greedy), lambda _: greedy_b, draw, None)
+    return jnp.where(rows.is_greedy, greedy_b, drawn_b)
+
+
+def sampled_logprobs(logits_bv: jax.Array, rows: SamplingRows, token_b: jax.Array) -> jax.Array:
+    """Return the log probabilities of tokens under the distribution that `sample` draws them from, float32 [B].
+
+    0 for greedy rows; zeros if no row asks for them. `logits_bv` are those that `sample` was given.
+    """
+
+    def compute(_: None) -> jax.Array:
+        scaled_bv, few, few_b, whole_b = _scaled(logits_bv, rows)
+        from_few_b = _log_total(jax.lax.top_k(scaled_bv, few)[0], rows)
+
+        def from_all(_: None) -> jax.Array:
+            return jax.lax.cond(
+                jnp.all(few_b | whole_b | rows.is_greedy),
+                lambda _: jax.nn.logsumexp(scaled_bv, axis=-1),
+                lambda _: _log_total(-jnp.sort(-scaled_bv, axis=-1), rows),
+                None,
+            )
+
+        total_b = jax.lax.cond(
+            jnp.all(few_b | rows.is_greedy),
+            lambda _: from_few_b,
+            lambda _: jnp.where(few_b, from_few_b, from_all(None)),
+            None,
+        )
+        chosen_b = jnp.take_along_axis(scaled_bv, token_b[:, None], axis=-1)[:, 0]
+        return jnp.where(rows.is_greedy, 0.0, chosen_b - total_b)
+
+    return jax.lax.cond(jnp.any(rows.sampled_logprobs), compute, lambda _: jnp.zeros(len(logits_bv)), None)
+
+
+def _scaled(logits_bv: jax.Array, rows: SamplingRows) -> tuple[jax.Array, int, jax.Array, jax.Array]:
+    """Return (logits over the temperature, size of the partial sort, rows for which that is enough, rows that keep all)."""
+    # Subtract the largest first: with a tiny temperature the quotient then overflows to -inf, not to inf.
+    below_bv = logits_bv - logits_bv.max(axis=-1, keepdims=True)
+    scaled_bv = below_bv / jnp.where(rows.is_greedy, 1.0, rows.temperature)[:, None]
+    few = min(_FEW, logits_bv.shape[-1])
+    few_b = (rows.top_k > 0) & (rows.top_k <= few)
+    whole_b = (rows.top_k == 0) & (rows.top_p == 1) & (rows.min_p == 0)
+    return scaled_bv, few, few_b, whole_b
 
 
 def _noise(key: jax.Array, position: jax.Array, token_c: jax.Array) -> jax.Array:
@@ -310,43 +361,56 @@ def _noise(key: jax.Array, position: jax.Array, token_c: jax.Array) -> jax.Array
 
 def _choose(sorted_bc: jax.Array, index_bc: jax.Array, noise_bc: jax.Array, rows: SamplingRows) -> jax.Array:
     """Choose among candidates, given in descending order of their scaled logits."""
+    place_b = jnp.argmax(jnp.where(_kept(sorted_bc, rows), sorted_bc + noise_bc, -jnp.inf), axis=-1)
+    return jnp.take_along_axis(index_bc, place_b[:, None], axis=-1)[:, 0].astype(jnp.int32)
+
+
+def _log_total(sorted_bc: jax.Array, rows: SamplingRows) -> jax.Array:
+    """Return the logarithm of the sum over the candidates that are kept, [B]."""
+    return jax.nn.logsumexp(jnp.where(_kept(sorted_bc, rows), sorted_bc, -jnp.inf), axis=-1)
+
+
+def _kept(sorted_bc: jax.Array, rows: SamplingRows) -> jax.Array:
+    """Return which candidates top-k, top-p and min-p keep, bool [B, C]."""
     rank_c = jnp.arange(sorted_bc.shape[-1])
     top_k_b1 = jnp.where(rows.top_k > 0, rows.top_k, sorted_bc.shape[-1])[:, None]
     probs_bc = jax.nn.softmax(jnp.where(rank_c < top_k_b1, sorted_bc, -jnp.inf), axis=-1)
     before_bc = jnp.cumsum(probs_bc, axis=-1) - probs_bc  # probability of all more likely tokens
     top_p_b1 = jnp.where(rows.top_p < 1, rows.top_p, jnp.inf)[:, None]  # 1 keeps all, however the sum rounds
     keep_bc = (before_bc < top_p_b1) & (probs_bc >= rows.min_p[:, None] * probs_bc[:, :1])
-    keep_bc = keep_bc.at[:, 0].set(True) & (probs_bc > 0)
-    place_b = jnp.argmax(jnp.where(keep_bc, sorted_bc + noise_bc, -jnp.inf), axis=-1)
-    return jnp.take_along_axis(index_bc, place_b[:, None], axis=-1)[:, 0].astype(jnp.int32)
+    return keep_bc.at[:, 0].set(True) & (probs_bc > 0)
 
 
-@struct.dataclass
-class Logprobs:
-    """Log probabilities of the model itself (before penalties and temperature); zeros if no row requested them.
+class Logprobs(struct.PyTreeNode):
+    """Log probabilities of tokens; zeros if no row requested them.
 
     Attributes:
-        chosen: float32 [B], of the token taken.
-        top: float32 [B, 20], of the most likely tokens, best first.
-        top_tokens: int32 [B, 20].
+        chosen: float32 [B], of the token taken, by the model itself (before penalties and temperature).
+        top: float32 [B, C], of the most likely tokens, likewise, best first; C is 20 for generated tokens.
+        top_tokens: int32 [B, C].
+        sampled: float32 [B], of the token taken, under the distribution that it was drawn from; NaN for a forced token. None
+            for tokens of a prompt.
     """
 
     chosen: jax.Array
     top: jax.Array
     top_tokens: jax.Array
+    sampled: jax.Array | None = None
 
 
 def logprobs(logits_bv: jax.Array, tokens_b: jax.Array, wanted_b: jax.Array) -> Logprobs:
     """Return the log probabilities of `tokens_b` and of the most likely tokens, if `wanted_b` is set for any row."""
     rows, few = logits_bv.shape[0], min(MAX_LOGPROBS, logits_bv.shape[1])
 
-    def compute(_: None) -> Logprobs:
-        log_bv = jax.nn.log_softmax(logits_bv, axis=-1)
-        top, top_tokens = jax.lax.top_k(log_bv, few)
-        chosen = jnp.take_along_axis(log_bv, tokens_b[:, None], axis=-1)[:, 0]
-        return Logprobs(chosen, top, top_tokens.astype(jnp.int32))
-
     def zeros(_: None) -> Logprobs:
         return Logprobs(jnp.zeros(rows), jnp.zeros((rows, few)), jnp.zeros((rows, few), jnp.int32))
 
-    return jax.lax.cond(jnp.any(wanted_b), compute, zeros, None)
+    return jax.lax.cond(jnp.any(wanted_b), lambda _: own_logprobs(logits_bv, tokens_b, few), zeros, None)
+
+
+def own_logprobs(logits_bv: jax.Array, tokens_b: jax.Array, few: int) -> Logprobs:
+    """Return the log probabilities of `tokens_b` and of the `few` most likely tokens: log softmax of the logits."""
+    log_bv = jax.nn.log_softmax(logits_bv, axis=-1)
+    top, top_tokens = jax.lax.top_k(log_bv, min(few, log_bv.shape[1]))
+    chosen = jnp.take_along_axis(log_bv, tokens_b[:, None], axis=-1)[:, 0]
+    return Logprobs(chosen, top, top_tokens.astype(jnp.int32))

@@ -31,7 +31,9 @@ class TokenSequence:
         computed: tokens whose keys and values are in the pages.
         cached: prompt tokens that were in the cache when it was first admitted; None before that.
         preemptions: how often it was preempted.
-        last_alone: leave the prompt's last token to a decode step.
+        last_alone: leave the prompt's last token to a decode step, or uncomputed if the sequence ends with the prompt.
+        unreported: the first token whose log probability is still to be reported: the tokens from the one before it on are
+            computed, also where the cache has them. None if there is no such token.
     """
 
     tokens: list[int]
@@ -43,11 +45,17 @@ class TokenSequence:
     cached: int | None = None
     preemptions: int = 0
     last_alone: bool = False
+    unreported: int | None = None
 
     @property
     def pending(self) -> int:
         """Tokens not computed yet; a sequence with one is ready to decode."""
         return len(self.tokens) - self.computed
+
+    @property
+    def shareable(self) -> list[int]:
+        """The beginning whose pages, all but that of its last token, may come from the cache."""
+        return self.tokens if self.unreported is None else self.tokens[: self.unreported]
 
 
 T = TypeVar("T", bound=TokenSequence)
@@ -106,10 +114,14 @@ class Scheduler(Generic[T]):
 
     def add(self, sequence: T) -> None:
         """Append a sequence to the queue. It must fit into the pages of a shard."""
-        assert 0 < len(sequence.tokens) < sequence.limit
-        sequence.number = self._arrivals
-        self._arrivals += 1
+        assert 0 < len(sequence.tokens) <= sequence.limit
+        sequence.number = self.next_number()
         self.waiting.append(sequence)
+
+    def next_number(self) -> int:
+        """Return the number of the next arrival."""
+        self._arrivals += 1
+        return self._arrivals - 1
 
     def remove(self, sequence: T) -> None:
         """Drop a sequence that is finished or cancelled."""
@@ -161,7 +173,7 @@ class Scheduler(Generic[T]):
             # Prefer the shard whose cache holds most of the sequence; of equal ones, the one with most available pages.
             order = []
             for shard, pool in enumerate(self.pools):
-                cached = pool.match(sequence.tokens)
+                cached = pool.match(sequence.shareable)
                 order.append((-len(cached), -pool.available, shard, cached))
             if any(self._enter(sequence, shard, cached) for _, _, shard, cached in sorted(order)):
                 self.waiting.popleft()
@@ -175,7 +187,7 @@ class Scheduler(Generic[T]):
         if len(others) >= self.rows or self._worth_waiting(sequence, len(cached), others):
             return False
         pool.hold(cached)
-        needed = self._pages(len(sequence.tokens)) - len(cached)
+        needed = self._pages(min(len(sequence.tokens), sequence.limit - 1)) - len(cached)
         # Leave each of the others a page to grow by, or they would preempt this one at once.
         fits = not others or needed + len(others) <= pool.available
         fresh = pool.take(needed) if fits else None
@@ -192,14 +204,14 @@ class Scheduler(Generic[T]):
     def _lacks_only_pages(self, sequence: T) -> bool:
         """Return whether a sequence would be admitted if there were more pages."""
         return all(
-            len(others) < self.rows and not self._worth_waiting(sequence, len(pool.match(sequence.tokens)), others)
+            len(others) < self.rows and not self._worth_waiting(sequence, len(pool.match(sequence.shareable)), others)
             for pool, others in zip(self.pools, self.admitted, strict=True)
         )
 
     def _worth_waiting(self, sequence: T, cached: int, others: Sequence[T]) -> bool:
         """Return whether the page after `cached` ones is being computed for another sequence and can soon be shared."""
         size = (cached + 1) * self.page_size
-        if not self.pools[0].remember or size >= len(sequence.tokens):
+        if not self.pools[0].remember or size >= len(sequence.shareable):
             return False
         return any(
             other.pending > 1

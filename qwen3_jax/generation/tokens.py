@@ -8,16 +8,19 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """The model's own log probability of one token (natural log, before penalties and temperature).
+    """Log probabilities of one token (natural logarithm).
 
     Attributes:
-        token_id, logprob: the token of the answer.
-        top: (token id, log probability) of the most likely tokens, best first, as many as requested.
+        token_id, logprob: the token, and its log probability by the model itself, before penalties and temperature.
+        top: (token id, log probability) of the most likely tokens, likewise, best first, as many as requested.
+        sampled: log probability under the distribution that the token was drawn from (`Sampling.sampled_logprobs`): 0 under
+            greedy decoding, NaN for a forced token, which was not drawn. None unless requested.
     """
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...]
+    sampled: float | None = None
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,10 @@ class Token:
         id: the token.
         forced: it is part of the stop text.
         thinking: it was sampled and counted against the budget.
-        logprob: None unless requested.
+        logprob: None unless requested, and for the first token of a prompt.
         finish: the reason if this token finishes the request, else None.
         cached: prompt tokens of the request whose keys and values were in the cache.
+        prompt: it is a token of the prompt (`Request.score_from`), and none of the answer.
     """
 
     number: int
@@ -41,3 +45,4 @@ class Token:
     logprob: TokenLogprob | None
     finish: FinishReason | None
     cached: int = 0
+    prompt: bool = False

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
+from qwen3_jax.kernels import WeightType
 from qwen3_jax.model import parameter_count
 from qwen3_jax.planner.compile import DoesNotCompile
 from qwen3_jax.planner.decode_step import mesh_works, plan_decoding
@@ -28,6 +29,7 @@ from sharding.mesh import describe
 
 _COMPILED = 6
 _REPLACEMENTS = 3
+_BYTES: dict[str | None, float] = {"int8": 1, "fp8": 1, "int4": 0.5}  # of a quantised number
 
 
 @dataclass(frozen=True)
@@ -39,19 +41,26 @@ class DecodeRanking:
 
 
 def search_decoding(
-    config: Qwen3Config, topology: Topology, rows: int, context: int, dtype: str = "bfloat16", name: str = ""
+    config: Qwen3Config,
+    topology: Topology,
+    rows: int,
+    context: int,
+    dtype: str = "bfloat16",
+    name: str = "",
+    quantize: WeightType | None = None,
 ) -> DecodeRanking:
     """Compile a decode step on the most promising meshes of all devices.
 
     Args:
-        config, topology, rows, context, dtype, name: as for `plan_decoding`.
+        config, topology, rows, context, dtype, name, quantize: as for `plan_decoding`.
 
     Raises:
         UserError: no mesh of these devices divides the model and the rows, or `rows` or `context` are none.
         DoesNotCompile: no mesh that was tried compiles.
     """
+    width = jnp.dtype(dtype).itemsize
     estimates = {
-        sizes: _estimate(config, topology, sizes, rows, context, jnp.dtype(dtype).itemsize)
+        sizes: _estimate(config, topology, sizes, rows, context, (_BYTES.get(quantize, width), width))
         for sizes in factorizations(len(topology.devices), len(AXES))
         if _of_use(config, topology, sizes, rows)
     }
@@ -69,7 +78,7 @@ def search_decoding(
             if sum(plan.fits for plan in plans) >= _COMPILED:
                 break
             try:
-                plans.append(plan_decoding(config, topology, MeshConfig(*sizes), rows, context, dtype, name))
+                plans.append(plan_decoding(config, topology, MeshConfig(*sizes), rows, context, dtype, name, quantize))
             except DoesNotCompile as error:
                 failed.append(f"{describe(sizes)}: {error}")
             bar.advance(note=describe(sizes))
@@ -109,9 +118,10 @@ def _of_use(config: Qwen3Config, topology: Topology, sizes: tuple[int, ...], row
 
 
 def _estimate(
-    config: Qwen3Config, topology: Topology, sizes: tuple[int, ...], rows: int, context: int, width: int
+    config: Qwen3Config, topology: Topology, sizes: tuple[int, ...], rows: int, context: int, widths: tuple[float, int]
 ) -> Estimate:
-    """Bytes that one chip holds and seconds of one step, `width` bytes to a number."""
+    """Bytes that one chip holds and seconds of one step, with `widths` bytes to a number of a weight and to any other."""
+    of_weight, width = widths
     mesh = dict(zip(AXES, sizes, strict=True))
     batch, tensor, expert = mesh["replica"] * mesh["data"] * mesh["expert"], mesh["tensor"], mesh["expert"]
     in_experts, used, whole = 0.0, 0.0, 0.0
@@ -125,8 +135,8 @@ def _estimate(
     heads = config.num_key_value_heads * config.head_dim / tensor
     cache = 2 * config.num_hidden_layers * rows / batch * context * heads
     devices = topology.chip.devices
-    memory = width * (dense + in_experts + cache) * devices
-    seconds = width * (dense + used + cache) * devices / topology.chip.hbm_bandwidth
+    memory = (of_weight * (dense + in_experts) + width * cache) * devices
+    seconds = (of_weight * (dense + used) + width * cache) * devices / topology.chip.hbm_bandwidth
     if tensor > 1:
         sums = 2 * config.num_hidden_layers * rows / batch * config.hidden_size * width
         seconds += 2 * sums * (tensor - 1) / tensor / rate(topology, mesh, "tensor", tensor)

@@ -7,7 +7,9 @@ The step is `generate`'s own (forward pass over the cache, sampling, budget). We
 
 from __future__ import annotations
 
+import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import sharding
+from qwen3_jax.checkpoint.described import described
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
 from qwen3_jax.generation import program
@@ -22,7 +25,7 @@ from qwen3_jax.generation.active import arrays_of
 from qwen3_jax.generation.request import Request
 from qwen3_jax.generation.sampling import Sampling
 from qwen3_jax.generation_config import GenerationConfig
-from qwen3_jax.kernels import Execution, page_size, prefers_unrolled_decoding
+from qwen3_jax.kernels import Execution, WeightType, page_size, prefers_unrolled_decoding
 from qwen3_jax.model import Qwen3, Structure, parameter_count
 from qwen3_jax.planner.compile import bytes_per_device, compile_for, lowering_for, uncached
 from qwen3_jax.planner.costs import Price
@@ -44,6 +47,7 @@ def plan_decoding(
     context: int,
     dtype: str = "bfloat16",
     name: str = "",
+    quantize: WeightType | None = None,
 ) -> Plan:
     """Compile one decode step for the slice(s).
 
@@ -55,6 +59,7 @@ def plan_decoding(
         context: slots of the cache in each row; a step attends to all of them.
         dtype: type of weights, activations and cache.
         name: of the model, for the report.
+        quantize: keep the weights in 8 or 4 bits, as for `load`.
 
     Raises:
         UserError: no rows, or a context beyond what the model handles.
@@ -63,15 +68,12 @@ def plan_decoding(
     _check(config, rows, context)
     started = time.perf_counter()
     placement = Placement(topology_mesh(topology, mesh), sharding.SERVING)
-    structure = _structure(config, dtype, placement)
+    structure, make_weights = _structure(config, dtype, placement)
     try:
-        shardings = structure.shardings(placement)
+        weights = make_weights(quantize)
     except ShardingError as error:
         near = nearest_meshes(mesh, len(topology.devices), lambda sizes: mesh_works(config, topology, sizes))
         raise ShardingError(f"{error} {near}") from None
-    weights = {
-        key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[key]) for key, x in structure.shapes.items()
-    }
     graphdef, params = nnx.split(structure.merge(weights))
     shards = placement.parts("batch")
     if rows % shards:
@@ -85,9 +87,9 @@ def plan_decoding(
     assert placement.mesh is not None
     price = _price(config, placement, rows, context)
     compiled = compile_for(lowered, topology, placement.mesh, price, lowering_seconds)
-    devices = topology.chip.devices
+    devices, weights_in = topology.chip.devices, f" with {quantize} weights" if quantize else ""
     return Plan(
-        title=f"{name or 'the model'}, decoding {rows} rows with {context:,} slots each, {dtype}",
+        title=f"{name or 'the model'}, decoding {rows} rows with {context:,} slots each, {dtype}{weights_in}",
         topology=topology,
         mesh=dict(placement.mesh.shape),
         compiled=compiled,
@@ -113,13 +115,18 @@ def _check(config: Qwen3Config, rows: int, context: int) -> None:
         )
 
 
-def _structure(config: Qwen3Config, dtype: str, placement: Placement) -> Structure:
+def _structure(
+    config: Qwen3Config, dtype: str, placement: Placement
+) -> tuple[Structure, Callable[[WeightType | None], dict[str, Any]]]:
+    """Return the model without weights, and what describes them as `load` would place them, with `quantize` or None."""
     kind = jnp.dtype(dtype)
     execution = Execution(placement)
     stacked = not prefers_unrolled_decoding(placement)  # as `load` decides
-    return Structure(
+    structure = Structure(
         lambda: Qwen3(config, rngs=nnx.Rngs(0), dtype=kind, param_dtype=kind, scan_layers=stacked, execution=execution)
     )
+    _, state = nnx.split(structure.merge(structure.shapes))
+    return structure, functools.partial(described, state, config, stacked, placement)
 
 
 def _flops_per_token(config: Qwen3Config, context: int) -> int:

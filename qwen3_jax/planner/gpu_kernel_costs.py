@@ -1,4 +1,4 @@
-"""Costs of kernels for GPUs, from the shapes of a call in a compiled program: cuDNN, Triton and Mosaic.
+"""Costs of kernels for GPUs, from the shapes of a call in a compiled program: cuDNN and Triton.
 
 None of these calls carries a cost estimate. Attention is counted as half of all pairs of a query and a key, as causal order
 leaves; paged attention as a full table of each row, at most `slots`; the grouped products of experts as the rows that reach an
@@ -8,6 +8,7 @@ Shapes: b batch, t queries, s keys, n query heads, k key/value heads, g queries 
 """
 
 import math
+import re
 
 from qwen3_jax.planner.hlo import Instruction, Shape
 from qwen3_jax.planner.operations import backend_field
@@ -43,7 +44,7 @@ def gpu_price(
             return _attention(operands, products, keys_first=part.startswith("mha"))
     if "paged_attention" in name or "paged_decode" in name:
         return _paged(call, operands, slots)
-    if any(part in f"{name} {call.source}" for part in ("ragged_dot", "grouped_product", "grouped_gradient")):
+    if "grouped_" in f"{name} {call.source}":
         return _grouped(call, operands, rows, experts)
     return None
 
@@ -85,16 +86,24 @@ def _paged(call: Instruction, operands: list[Shape], slots: int | None) -> Cost 
 
 
 def _grouped(call: Instruction, operands: list[Shape], rows: float | None, experts: int | None) -> Cost | None:
-    """A grouped product: rows [M, K] with weights [E, K, N], or for the weights' gradient rows [M, K] with rows [M, N]."""
-    results = [shape for shape in call.shapes if len(shape.dims) in (2, 3) and shape.dtype in _FLOATS]
-    matrices = [shape for shape in operands if len(shape.dims) == 2 and shape.dtype in _FLOATS]
-    stacks = [shape for shape in [*operands, *results] if len(shape.dims) == 3]  # of quantised weights the scales too
-    if not matrices or not stacks or not results:
+    """Grouped products of this project's kernels, named by their sides: [M, K] of rows by [K, N] of an expert.
+
+    A product has one or two weights, and reads a row of tokens once for each of the M rows; the gradient of a weight reads rows
+    [M, K] and [M, N]. Rows that reach no expert are neither read nor written.
+    """
+    named = re.search(r"grouped_(product|gradient)\w*_(\d+)x(\d+)x(\d+)", f"{call.kernel} {call.source}")
+    floats = [shape for shape in operands if len(shape.dims) == 2 and shape.dtype in _FLOATS]
+    if named is None or not floats:
         return None
-    m = matrices[0].dims[0]
+    m, k, n = map(int, named.groups()[1:])
     used = m if rows is None else min(m, rows)
-    stack = max(stacks, key=lambda shape: shape.elements)
-    flops = 2.0 * used * stack.dims[1] * stack.dims[2]
-    moved = sum(shape.hbm for shape in [*operands, *call.shapes]) - stack.hbm
-    touched = stack.dims[0] if stack in results else min(stack.dims[0], experts or stack.dims[0], used)
-    return Cost(flops, moved + stack.hbm / stack.dims[0] * touched)
+    read = sum(used * shape.dims[1] * shape.bytes / shape.elements for shape in floats)
+    if named[1] == "gradient":
+        return Cost(2.0 * used * k * n, read + sum(shape.hbm for shape in call.shapes))
+    largest = max((shape.elements for shape in operands if len(shape.dims) == 3), default=0)  # beside it, scales
+    weights = [shape for shape in operands if len(shape.dims) == 3 and shape.elements == largest]
+    groups = largest / (k * n)
+    touched = min(groups, experts or groups, used) / groups
+    others = sum(shape.hbm for shape in operands if shape not in floats and shape not in weights)
+    written = sum(used * n * shape.bytes / shape.elements for shape in call.shapes if len(shape.dims) == 2)
+    return Cost(2.0 * used * k * n * len(weights), read + others + written + touched * sum(w.hbm for w in weights))

@@ -75,7 +75,7 @@ class Server:
         self.ready = False
         self._engine, self._log_text = engine, log_text
         self._defaults = _defaults(tokenizer, limits, thinking_budget, max_thinking_budget)
-        programs = engine.programs(constraints=True) if warm_up else []
+        programs = engine.programs(constraints=True, prompt_logprobs=True) if warm_up else []
         self._startup = Startup(self.worker, programs, engine.FIRST_PROGRAMS)
         self._grammars = Grammars(tokenizer, end_tokens(engine.model, tokenizer, chat=True))
         self._meters = Meters(self.worker)
@@ -234,7 +234,8 @@ class Server:
         try:
             requests = await asyncio.to_thread(self._resolve, body)
             answers = [Answer(self.tokenizer, each) for each in requests]
-            reply = kind(self.name, self.tokenizer, answers, body.n or 1)
+            repeated = {"prompts": body.prompts} if isinstance(body, CompletionRequest) and body.echo else {}
+            reply = kind(self.name, self.tokenizer, answers, body.n or 1, **repeated)
             deltas = self._deltas(reply, requests, request, body)
             if body.stream:
                 wanted = body.stream_options or StreamOptions()

@@ -1,6 +1,6 @@
 """Fields that a body may have besides those of its request: some are ignored, the others refused unless they change nothing.
 
-Clients send many fields at the value that changes nothing (`best_of: 1`, `echo: false`, `functions: []`), null above all. Such
+Clients send many fields at the value that changes nothing (`best_of: 1`, `suffix: ""`, `functions: []`), null above all. Such
 a field is no reason to refuse a request. docs/serving.md prints the same lists.
 """
 
@@ -49,7 +49,7 @@ _SAMPLER = "use 'temperature', 'top_p', 'top_k' or 'min_p'"
 _FORMAT = "use 'response_format'"
 _TEXT = "the model reads and writes text only"
 _END = "set a 'logit_bias' of -100 on the end token"
-_PROMPT = "log probabilities of a prompt are not available yet, only those of generated tokens"
+_PROMPT = "POST /v1/completions with 'echo' and 'logprobs' gives the log probabilities of a prompt"
 _VISIBLE = "special tokens are not part of an answer's text"
 _IDS = "answers are text; POST /tokenize gives token ids"
 _ONE = "this server has one model"
@@ -64,7 +64,6 @@ REFUSED = {
     "num_beams": Refusal(_SAMPLED.reason, (1,)),
     "early_stopping": _SAMPLED,
     "length_penalty": Refusal(_SAMPLED.reason, (1, 0)),
-    "echo": Refusal(f"{_PROMPT}, and the prompt is not repeated; prepend it yourself", (False,)),
     "prompt_logprobs": Refusal(_PROMPT),
     "suffix": Refusal("the model was not trained to fill in the middle", ("",)),
     "audio": Refusal(_TEXT),
@@ -181,7 +180,7 @@ REFUSED = {
     "stop_sequences": Refusal("use 'stop'", ([],)),
     "random_seed": Refusal("use 'seed'"),
     "do_sample": Refusal("use 'temperature', which is 0 for the most likely tokens", (True,)),
-    "return_full_text": Refusal("prepend the prompt yourself", (False,)),
+    "return_full_text": Refusal("use 'echo' of /v1/completions, or prepend the prompt yourself", (False,)),
     "system": Refusal("write it into a message with the role 'system'", ("", [])),
     "instructions": Refusal("write them into a message with the role 'system'", ("",)),
     "input_ids": Refusal("give them as 'prompt' to POST /v1/completions"),

@@ -183,7 +183,7 @@ class _Common(Body):
 class ChatRequest(_Common):
     """POST /v1/chat/completions."""
 
-    elsewhere: ClassVar[dict[str, str]] = dict.fromkeys(("prompt",), "POST /v1/completions")
+    elsewhere: ClassVar[dict[str, str]] = dict.fromkeys(("prompt", "echo"), "POST /v1/completions")
 
     messages: Messages
     max_completion_tokens: Limit | None = None
@@ -309,7 +309,15 @@ class CompletionRequest(_Common):
     parallel_tool_calls: ClassVar[None] = None
 
     prompt: StrictStr | list[StrictStr] | list[Id] | list[list[Id]]
+    max_tokens: Annotated[Whole, Field(ge=-1)] | None = None
+    echo: StrictBool | None = None
     logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] | Literal[False] | None = None
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "CompletionRequest":
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("'max_tokens' is 0; an answer has at least one token, unless 'echo' repeats the prompt")
+        return self
 
     @property
     def prompts(self) -> list[Any]:
@@ -331,6 +339,7 @@ class CompletionRequest(_Common):
             **self._thinking(defaults, None, None),
             constraint=constraint,
             raw=True,
+            echo=bool(self.echo),
         )
 
 

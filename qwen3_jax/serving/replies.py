@@ -8,13 +8,14 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from qwen3_jax.generation import Delta, Generation, TokenLogprob
 from qwen3_jax.generation.answer import Answer
 from qwen3_jax.text import Tokenizer, ToolCall
 
 Json = dict[str, Any]
+Logprobs = Sequence[TokenLogprob] | None  # None unless requested
 
 
 class Reply(ABC):
@@ -40,8 +41,8 @@ class Reply(ABC):
         self._samples = samples
         self._tokenizer = tokenizer
         self._common = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
-        # Per choice, in earlier chunks: log probabilities, tool calls, and characters of all tokens.
-        self._sent, self._calls, self._offsets = ([0] * len(answers) for _ in range(3))
+        # Per choice, in earlier chunks: log probabilities, and tool calls.
+        self._sent, self._calls = ([0] * len(answers) for _ in range(2))
 
     @property
     def done(self) -> bool:
@@ -61,7 +62,7 @@ class Reply(ABC):
         logprobs, start = self.answers[choice].logprobs, self._sent[choice]
         self._sent[choice] = len(logprobs)
         reported = self.answers[choice].request.sampling.logprobs is not None
-        return self._chunk(choice, delta, [self._spelled(each) for each in logprobs[start:]] if reported else None)
+        return self._chunk(choice, delta, logprobs[start:] if reported else None)
 
     def closing(self) -> Json:
         """Return the chunk with the token counts."""
@@ -72,9 +73,7 @@ class Reply(ABC):
         choices = []
         for index, answer in enumerate(self.answers):
             assert answer.result is not None
-            logprobs = answer.result.logprobs
-            spelled = None if logprobs is None else [self._spelled(each) for each in logprobs]
-            choices.append(self._choice(index, answer.result, spelled))
+            choices.append(self._choice(index, answer.result))
         return self._common | {"object": self.object, "choices": choices, "usage": self.usage()}
 
     def usage(self) -> Json:
@@ -95,20 +94,15 @@ class Reply(ABC):
         }
 
     @abstractmethod
-    def _chunk(self, choice: int, delta: Delta, logprobs: list[Json] | None) -> Json:
+    def _chunk(self, choice: int, delta: Delta, logprobs: Logprobs) -> Json:
         """Return the chunk of a delta."""
 
     @abstractmethod
-    def _choice(self, index: int, result: Generation, logprobs: list[Json] | None) -> Json:
+    def _choice(self, index: int, result: Generation) -> Json:
         """Return a finished answer as an entry of "choices"."""
 
-    def _spelled(self, of: TokenLogprob) -> Json:
-        def one(token: int, logprob: float) -> Json:
-            raw = self._tokenizer.bytes_of(token)
-            # JSON has no -inf; OpenAI's API gives -9999 for it.
-            return {"token": raw.decode("utf-8", "replace"), "logprob": max(logprob, -9999.0), "bytes": list(raw)}
-
-        return one(of.token_id, of.logprob) | {"top_logprobs": [one(*pair) for pair in of.top]}
+    def _spelled(self, token: int) -> str:
+        return self._tokenizer.bytes_of(token).decode("utf-8", "replace")
 
 
 class ChatReply(Reply):
@@ -120,7 +114,7 @@ class ChatReply(Reply):
         """Return the role, once for each choice."""
         return [self._wrap(i, {"role": "assistant", "content": ""}, None) for i in range(len(self.answers))]
 
-    def _chunk(self, choice: int, delta: Delta, logprobs: list[Json] | None) -> Json:
+    def _chunk(self, choice: int, delta: Delta, logprobs: Logprobs) -> Json:
         if delta.kind == "thinking":
             return self._wrap(choice, {"reasoning_content": delta.text, "reasoning": delta.text}, logprobs)
         if delta.kind == "content":
@@ -132,51 +126,137 @@ class ChatReply(Reply):
         assert delta.result is not None
         return self._wrap(choice, {}, logprobs, delta.result.finish_reason)
 
-    def _wrap(self, choice: int, delta: Json, logprobs: list[Json] | None, finish: str | None = None) -> Json:
-        entry = {"index": choice, "delta": delta, "logprobs": _as_content(logprobs), "finish_reason": finish}
+    def _wrap(self, choice: int, delta: Json, logprobs: Logprobs, finish: str | None = None) -> Json:
+        entry = {"index": choice, "delta": delta, "logprobs": self._content(logprobs), "finish_reason": finish}
         return self._common | {"object": self.chunk_object, "choices": [entry]}
 
-    def _choice(self, index: int, result: Generation, logprobs: list[Json] | None) -> Json:
+    def _choice(self, index: int, result: Generation) -> Json:
         message: Json = {"role": "assistant", "content": result.content}
         if result.thinking is not None:
             message |= {"reasoning_content": result.thinking, "reasoning": result.thinking}
         if result.tool_calls:
             message |= {"content": result.content or None, "tool_calls": [_call(call) for call in result.tool_calls]}
         reason = result.finish_reason
-        return {"index": index, "message": message, "logprobs": _as_content(logprobs), "finish_reason": reason}
+        return {
+            "index": index, "message": message, "logprobs": self._content(result.logprobs), "finish_reason": reason,
+        }  # fmt: skip
+
+    def _content(self, logprobs: Logprobs) -> Json | None:
+        if logprobs is None:
+            return None
+
+        def one(token: int, logprob: float) -> Json:
+            raw = list(self._tokenizer.bytes_of(token))
+            return {"token": self._spelled(token), "logprob": _finite(logprob), "bytes": raw}
+
+        entries = [one(of.token_id, of.logprob) | {"top_logprobs": [one(*pair) for pair in of.top]} for of in logprobs]
+        return {"content": entries, "refusal": None}
 
 
 class TextReply(Reply):
-    """/v1/completions."""
+    """/v1/completions.
+
+    Args:
+        prompts: as in the request, to be repeated before the answers to them (`echo`); empty repeats none.
+        model, tokenizer, answers, samples: see `Reply`.
+    """
 
     prefix, object, chunk_object = "cmpl", "text_completion", "text_completion"
 
-    def _chunk(self, choice: int, delta: Delta, logprobs: list[Json] | None) -> Json:
+    def __init__(
+        self, model: str, tokenizer: Tokenizer, answers: Sequence[Answer], samples: int,
+        prompts: Sequence[str | Sequence[int]] = (),
+    ):  # fmt: skip
+        super().__init__(model, tokenizer, answers, samples)
+        self._prompts = [_Prompt.of(tokenizer, prompt, answers[i * samples]) for i, prompt in enumerate(prompts)]
+        self._places = [self._new_places(choice) for choice in range(len(answers))]
+        self._begun = [False] * len(answers)
+
+    def _chunk(self, choice: int, delta: Delta, logprobs: Logprobs) -> Json:
         finish = None if delta.result is None else delta.result.finish_reason
-        entry = _text_choice(choice, delta.text, finish, logprobs, self._offsets[choice])
-        self._offsets[choice] += sum(len(each["token"]) for each in logprobs or ())
+        entry = self._entry(choice, delta.text, finish, logprobs, self._places[choice], first=not self._begun[choice])
+        self._begun[choice] = True
         return self._common | {"object": self.chunk_object, "choices": [entry]}
 
-    def _choice(self, index: int, result: Generation, logprobs: list[Json] | None) -> Json:
-        return _text_choice(index, result.text, result.finish_reason, logprobs, 0)
+    def _choice(self, index: int, result: Generation) -> Json:
+        return self._entry(
+            index, result.text, result.finish_reason, result.logprobs, self._new_places(index), first=True
+        )
+
+    def _prompt(self, choice: int) -> "_Prompt | None":
+        return self._prompts[choice // self._samples] if self._prompts else None
+
+    def _new_places(self, choice: int) -> "_Places":
+        prompt = self._prompt(choice)
+        return _Places(self._tokenizer, 0 if prompt is None else len(prompt.text))
+
+    def _entry(
+        self, choice: int, text: str, finish: str | None, logprobs: Logprobs, places: "_Places", *, first: bool
+    ) -> Json:
+        """Return an entry of "choices"; log probabilities have the older form. The `first` one has the prompt."""
+        prompt = self._prompt(choice) if first else None
+        reported = None
+        if logprobs is not None:
+            tokens = [each.token_id for each in logprobs]
+            entries: list[TokenLogprob | None] = list(logprobs)
+            offsets = [places.add(token) for token in tokens]
+            if prompt is not None:
+                tokens, offsets = [*prompt.tokens, *tokens], [*prompt.offsets, *offsets]
+                entries = [*self.answers[choice].prompt_logprobs, *entries]
+            reported = {
+                "tokens": [self._spelled(token) for token in tokens],
+                "token_logprobs": [None if each is None else _finite(each.logprob) for each in entries],
+                "top_logprobs": [None if each is None else self._top(each) for each in entries],
+                "text_offset": offsets,
+            }
+        text = text if prompt is None else prompt.text + text
+        return {"index": choice, "text": text, "logprobs": reported, "finish_reason": finish}
+
+    def _top(self, of: TokenLogprob) -> dict[str, float]:
+        """The most likely tokens and the token itself; of several with the same text (parts of characters) the likeliest."""
+        top: dict[str, float] = {}
+        for token, logprob in (*of.top, (of.token_id, of.logprob)):
+            top.setdefault(self._spelled(token), _finite(logprob))
+        return top
 
 
-def _text_choice(index: int, text: str, finish: str | None, entries: list[Json] | None, offset: int) -> Json:
-    """Return an entry of "choices"; log probabilities have the older form, with offsets counted from `offset`."""
-    logprobs = None
-    if entries is not None:
-        tokens = [each["token"] for each in entries]
-        logprobs = {
-            "tokens": tokens,
-            "token_logprobs": [each["logprob"] for each in entries],
-            "top_logprobs": [{top["token"]: top["logprob"] for top in each["top_logprobs"]} for each in entries],
-            "text_offset": [offset + sum(map(len, tokens[:i])) for i in range(len(tokens))],
-        }
-    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+class _Places:
+    """Where the tokens of an answer stand in the text of its choice, in characters; `start` is that of the first."""
+
+    def __init__(self, tokenizer: Tokenizer, start: int):
+        self._detokenizer = tokenizer.detokenizer(skip_special_tokens=True)
+        self._at = start
+
+    def add(self, token: int) -> int:
+        """Return the place of the next token."""
+        place = self._at
+        self._at += len(self._detokenizer.add(token))
+        return place
 
 
-def _as_content(logprobs: list[Json] | None) -> Json | None:
-    return None if logprobs is None else {"content": logprobs, "refusal": None}
+class _Prompt(NamedTuple):
+    """A prompt that is repeated: its text, its tokens, and where they stand in the text, in characters."""
+
+    text: str
+    tokens: Sequence[int]
+    offsets: list[int]
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, prompt: str | Sequence[int], answer: Answer) -> "_Prompt":
+        tokens, detokenizer = answer.request.prompt, tokenizer.detokenizer()
+        offsets, text = [], ""
+        for token in tokens:
+            offsets.append(len(text))
+            text += detokenizer.add(token)
+        text += detokenizer.flush()
+        if isinstance(prompt, str) and prompt != text:  # the tokenizer has normalised it
+            offsets, text = tokenizer.offsets(prompt), prompt
+        return cls(text, tokens, offsets)
+
+
+def _finite(logprob: float) -> float:
+    """JSON has no -inf; OpenAI's API gives -9999 for it."""
+    return max(logprob, -9999.0)
 
 
 def _call(call: ToolCall) -> Json:

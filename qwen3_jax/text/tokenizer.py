@@ -89,6 +89,14 @@ class Tokenizer:
         """
         return _encode(self._plain, [text])[0]
 
+    def offsets(self, text: str) -> list[int]:
+        """Return for each token of `encode(text)` the place in `text` of its first character.
+
+        A token that ends a character which an earlier one has begun has that character's place.
+        """
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return [start for start, _ in encoding.offsets]
+
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """Return the text of `ids`; invalid UTF-8 becomes U+FFFD, ids without a token are skipped.
 

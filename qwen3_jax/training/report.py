@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from qwen3_jax import report_page
 from qwen3_jax.paths import replace_file
 from qwen3_jax.training import report_panels
 from qwen3_jax.training.metrics import last_held_out
@@ -45,9 +46,7 @@ def write_report(run_dir: Path) -> Path:
     if run.routers:
         panels += [report_panels.busiest, report_panels.experts]
     height = math.ceil(len(panels) / 2)
-    with matplotlib.rc_context(
-        {"svg.fonttype": "none", "font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlepad": 15}
-    ):
+    with matplotlib.rc_context(report_page.FONTS):
         figure = Figure(figsize=(13, 3.3 * height), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # type: ignore[union-attr, call-arg]
         # One subfigure for each row, so that a colour bar in one row does not shrink the others.
@@ -62,36 +61,12 @@ def write_report(run_dir: Path) -> Path:
         figure.savefig(image, dpi=110, format="png")
     (run_dir / "report.png").write_bytes(image.getvalue())
     page = run_dir / "report.html"
-    replace_file(page, _page(run, [_vector(panel, run) for panel in panels]))
+    replace_file(page, _page(run, [report_page.drawing(_bound(panel, run)) for panel in panels]))
     return page
 
 
-# Colours that the page replaces by its own: black on white and white on black are both read.
-_INK, _SHADE, _PAPER = "#010203", report_panels.SHADES[0], report_panels.SHADES[1]
-_PAGE_COLOURS = {_INK: "var(--ink)", _SHADE: "var(--shade)", _PAPER: "var(--paper)"}
-
-
-def _vector(panel: Callable[[Any, RunLog], None], run: RunLog) -> str:
-    """Draw one panel as SVG, in colours of the page."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    ink = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "axes.titlecolor")
-    colours: Any = dict.fromkeys(ink, _INK) | {
-        "figure.facecolor": "none", "axes.facecolor": "none", "legend.facecolor": _PAPER, "legend.edgecolor": "none",
-        "svg.fonttype": "none", "font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlepad": 15,
-    }  # fmt: skip
-    with matplotlib.rc_context(colours):
-        figure = Figure(figsize=(6.4, 3.3), layout="constrained")
-        axes = figure.add_subplot()
-        axes.spines[["top", "right"]].set_visible(False)
-        panel(axes, run)
-        out = io.StringIO()
-        figure.savefig(out, format="svg")
-    drawing = out.getvalue()[out.getvalue().index("<svg") :]
-    for colour, variable in _PAGE_COLOURS.items():
-        drawing = drawing.replace(colour, variable)
-    return drawing
+def _bound(panel: Callable[[Any, RunLog], None], run: RunLog) -> Callable[[Any], None]:
+    return lambda axes: panel(axes, run)
 
 
 def summary(run_dir: Path) -> dict[str, Any]:
@@ -138,10 +113,7 @@ def _loss_text(loss: float | None) -> str:
 
 
 def _page(run: RunLog, drawings: Sequence[str]) -> str:
-    """Return the HTML page: headline, a table of stages, a table of time by activity, the drawings.
-
-    As wide as the screen, and dark where the reader's system is.
-    """
+    """Return the HTML page: headline, a table of stages, a table of time by activity, the drawings."""
     stages = []
     for name, first, last, tokens in run.stages():
         inside = [row for row in run.train if first < row["step"] <= last]
@@ -159,32 +131,10 @@ def _page(run: RunLog, drawings: Sequence[str]) -> str:
     total = max(sum(spent.values()), 1e-9)
     time = [[PART_NAMES[name], f"{value:,.1f}", f"{value / total:.1%}"] for name, value in spent.items()]
     heads = ["stage", "steps", "tokens", "training loss", "held-out loss", "tokens/s"]
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark"><title>{html.escape(run.folder.name)}</title>
-<style>
-:root {{ color-scheme: light dark; --ink: #222; --paper: #fff; --shade: #f2f5f9; --line: #e4e4e4; }}
-@media (prefers-color-scheme: dark) {{ :root {{ --ink: #ddd; --paper: #16181c; --shade: #20242b; --line: #34383f; }} }}
-body {{ font: 15px/1.45 system-ui, sans-serif; max-width: 1280px; margin: 2em auto; padding: 0 1em; }}
-body {{ color: var(--ink); background: var(--paper); }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; margin: 1em 0; font-size: 14px; }}
-th, td {{ padding: .25em .9em .25em 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }}
-.panels {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }}
-svg {{ width: 100%; height: auto; }}
-</style>
-<h1>{html.escape(run.folder.name)}</h1>
-<p>{html.escape(_sentence(run))}</p>
-{_table(heads, stages)}
-{_table(["activity", "seconds", "share"], time)}
-<div class="panels">
-{"".join(drawings)}</div>
-</html>
-"""
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    return '<div class="wide"><table>' + line(heads, "th") + "".join(line(row, "td") for row in rows) + "</table></div>"
+    parts = [
+        f"<p>{html.escape(_sentence(run))}</p>",
+        report_page.table(heads, stages),
+        report_page.table(["activity", "seconds", "share"], time),
+        report_page.panels(drawings),
+    ]
+    return report_page.page(run.folder.name, parts)

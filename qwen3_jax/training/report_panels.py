@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from qwen3_jax.report_page import SHADES
 from qwen3_jax.training.loss_plot import nan_for_null, running_mean
 from qwen3_jax.training.metrics import held_out_losses
 from qwen3_jax.training.run_log import RunLog
@@ -18,7 +19,6 @@ PART_NAMES = {
     "other": "logging",
     "rest": "startup, shutdown, lost steps",
 }
-SHADES = ("#f2f5f9", "#fdfefe")  # of stages; the page has its own for dark screens
 
 
 def finite_losses(losses: dict[str, float | None]) -> dict[str, float]:

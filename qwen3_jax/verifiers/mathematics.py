@@ -13,7 +13,7 @@ from typing import Any
 
 from qwen3_jax.bounds import above, check_bounds, whole
 from qwen3_jax.errors import UserError
-from qwen3_jax.verifiers.steps import step
+from qwen3_jax.processes.steps import step
 from qwen3_jax.verifiers.verdict import BadReference, Verdict, right, unparsable, wrong
 
 _PLAIN = re.compile(r"[\d\s.,+*/%-]+")  # numbers and quotients, which math-verify finds without delimiters
@@ -92,9 +92,20 @@ def verify_math(answer: str, reference: Any, settings: MathSettings) -> Verdict:
         timeout_seconds=None,
     )
     shown = f"{found[-1][:200]!r}" if isinstance(found[-1], str) else "the expression"
-    return (
-        right(f"{shown} equals the reference") if equal else wrong(f"{shown} does not equal {str(reference)[:200]!r}")
-    )
+    if equal:
+        return right(f"{shown} equals the reference", extracted=_normal(found))
+    return wrong(f"{shown} does not equal {str(reference)[:200]!r}", extracted=_normal(found))
+
+
+def _normal(found: list[Any]) -> str:
+    """The expression that was read, as text; 0.5 is 1/2. Nothing is evaluated, which could take for ever."""
+    from sympy import Float, Rational
+
+    expression = found[0]
+    try:
+        return str(Rational(str(expression)) if isinstance(expression, Float) else expression)
+    except (ValueError, RecursionError, TypeError):  # an integer of thousands of digits
+        return str(found[-1])
 
 
 @functools.lru_cache(maxsize=64)  # a question has many answers

@@ -38,10 +38,10 @@ def verify_exact(answer: str, reference: Any, settings: ExactSettings) -> Verdic
         raise BadReference(f"'exact' compares with text or a list of texts, got {reference!r:.200}")
     text = _normal(answer, settings)
     if text in {_normal(other, settings) for other in accepted}:
-        return right("the answer is the reference")
+        return right("the answer is the reference", extracted=text)
     if not text:
         return unparsable("the answer is empty")
-    return wrong(f"the answer is {text[:200]!r}, not {accepted[0][:200]!r}")
+    return wrong(f"the answer is {text[:200]!r}, not {accepted[0][:200]!r}", extracted=text)
 
 
 def _normal(text: str, settings: ExactSettings) -> str:
@@ -54,7 +54,12 @@ def _normal(text: str, settings: ExactSettings) -> str:
 
 
 _DIGITS = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+"
-_NUMBER = re.compile(rf"(?<![\w.])[-+]?\s?[$€£¥]?(?:{_DIGITS})(?:[eE][-+]?\d{{1,3}})?(?:\s?/\s?\d+(?![\d.]))?(?:\s?%)?")
+_NO_SPACES = (
+    r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7af"  # Chinese, Japanese, Korean: a number stands beside a word
+)
+_NUMBER = re.compile(
+    rf"(?<![^\W{_NO_SPACES}])(?<!\.)[-+]?\s?[$€£¥]?(?:{_DIGITS})(?:[eE][-+]?\d{{1,3}})?(?:\s?/\s?\d+(?![\d.]))?(?:\s?%)?"
+)
 _MARKED = re.compile(r"####|\\boxed\{|(?i:\banswer\b(?:\s+is)?\s*[:=]?)|答案(?:是|为)?\s*[:：]?")
 _LONGEST = 1000  # characters of a number
 
@@ -110,8 +115,8 @@ def verify_number(answer: str, reference: Any, settings: NumberSettings) -> Verd
     written, value = found[-1 if settings.take == "last" else 0]
     allowed = Fraction(settings.tolerance) + abs(expected) * Fraction(settings.relative_tolerance)
     if abs(value - expected) <= allowed:
-        return right(f"the answer's number is {written}")
-    return wrong(f"the answer's number is {written}, not {reference!s:.200}")
+        return right(f"the answer's number is {written}", extracted=str(value))
+    return wrong(f"the answer's number is {written}, not {reference!s:.200}", extracted=str(value))
 
 
 def _numbers(text: str, percent: bool) -> list[tuple[str, Fraction]]:
@@ -162,8 +167,8 @@ class ChoiceSettings:
 def verify_choice(answer: str, reference: Any, settings: ChoiceSettings) -> Verdict:
     r"""Whether the answer chooses the reference's letter.
 
-    Its letter is looked for in this order, the last of a kind counts: `\boxed{C}`, "answer is (C)" or "Answer: C", a bold C or
-    one at the start of a line before ")" or ".", the answer as a whole.
+    Its letter is looked for in this order, the last of a kind counts: `\boxed{C}`, `"answer": "C"` in JSON, "answer is (C)" or
+    "Answer: C", a bold C or one at the start of a line before ")" or ".", the answer as a whole.
 
     Args:
         reference: a letter, or the index of a choice from 0.
@@ -179,19 +184,21 @@ def verify_choice(answer: str, reference: Any, settings: ChoiceSettings) -> Verd
     letter = _choice(text, letters)  # runs of space would take the patterns time in the cube of their length
     if letter is None:
         return unparsable("the answer chooses no letter")
-    return (
-        right(f"the answer chooses {letter}") if letter == expected else wrong(f"it chooses {letter}, not {expected}")
-    )
+    if letter == expected:
+        return right(f"the answer chooses {letter}", extracted=letter)
+    return wrong(f"it chooses {letter}, not {expected}", extracted=letter)
 
 
 def _choice(text: str, letters: str) -> str | None:
     one = f"[{letters}]"
-    opening = r"(?:\*\*|\$|\\\(|\s|[(\[\"'])*(?:\\(?:boxed|text|textbf|mathrm)\{\s*)*"
-    wrapped = rf"{opening}\(?({one}|{one.lower()}(?=\)|[.*]*\s*\Z))(?![\w'’-])"
+    opening = r"(?:\*\*|\$|\\\(|\s|[(\[\"'`])*(?:\\(?:boxed|text|textbf|mathrm)\{\s*)*"
+    wrapped = rf"{opening}\(?({one}|{one.lower()}(?=\)|[.*]*\s*\Z))(?![\w-]|['’]\w)"
     patterns = (
         rf"\\boxed\s*\{{(?:\\(?:text|textbf|mathrm)\s*\{{)?\s*\(?({one}|{one.lower()})\)?\s*[.}}:)]",
+        rf"(?i:[\"'`]answer[\"'`]\s*:\s*[\"'`(\[]{{0,2}})({one}|{one.lower()})"  # JSON, as Qwen asks for it
+        rf"(?=[\"'`.,:)\]}}]|\s*(?:\Z|[}}\n]))",
         rf"(?i:\b(?:answer|choice|option)\b(?:\s+(?:is|would\s+be|to\s+this\s+question\s+is))?|答案(?:是|为)?|选(?:择|项)?)"
-        rf"\s*(?:\*\*)?\s*[:=]?{wrapped}",
+        rf"\s*[\"'`*]{{0,3}}\s*[:=]?{wrapped}",
         rf"\*\*\(?({one})[).:]?\*\*|(?m:^ ?\(?({one})[).:](?=\s|$))",
         rf"\A\W*({one}|{one.lower()})\W*\Z",
     )

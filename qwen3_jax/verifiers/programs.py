@@ -56,7 +56,7 @@ def verify_code(answer: str, reference: Any, settings: CodeSettings) -> Verdict:
     Args:
         reference: an object with either
             `tests`: a list of {"input": ..., "output": ...}, texts; outputs are compared line by line, without space at the
-            ends of lines; or
+            ends of lines; with them `prompt` (source that goes before the program); or
             `assertions`: a list of Python texts, or one text; with them `setup` (source that runs before), `entry_point` (the
             function that a `check(candidate)` among them is called with) and `prompt` (source that goes before the program, as
             the beginning of a function that the answer continues).
@@ -70,7 +70,7 @@ def verify_code(answer: str, reference: Any, settings: CodeSettings) -> Verdict:
     try:
         if "assertions" in reference:
             return _by_assertions(program, reference, settings)
-        return _by_output(program, reference["tests"], settings)
+        return _by_output(_text(reference, "prompt") + program, reference["tests"], settings)
     except CannotTest as error:
         raise BadReference(str(error)) from None
     except SandboxFailed as error:
@@ -112,6 +112,14 @@ def _defines(program: str, name: str) -> bool:
         re.search(rf"^(?:async\s+def|def|class)\s+{re.escape(name)}\b|^{re.escape(name)}\s*=", program, re.MULTILINE)
         is not None
     )
+
+
+def _text(reference: Mapping[str, Any], key: str) -> str:
+    """A text of the reference; "" where it is missing or null."""
+    value = reference.get(key)
+    if not isinstance(value, str | None):
+        raise BadReference(f"{key} must be text, got {value!r:.200}")
+    return value or ""
 
 
 def _by_output(program: str, tests: Any, settings: CodeSettings) -> Verdict:
@@ -166,10 +174,7 @@ def _by_assertions(program: str, reference: Mapping[str, Any], settings: CodeSet
     assertions = [texts] if isinstance(texts, str) else texts
     if not isinstance(assertions, list) or not assertions or not all(isinstance(text, str) for text in assertions):
         raise BadReference("'code' needs assertions, a text or a list of texts")
-    for key in ("setup", "entry_point", "prompt"):
-        if not isinstance(reference.get(key), str | None):
-            raise BadReference(f"{key} must be text, got {reference[key]!r:.200}")
-    prompt, entry_point = reference.get("prompt") or "", reference.get("entry_point")
+    setup, prompt, entry_point = (_text(reference, key) for key in ("setup", "prompt", "entry_point"))
     if prompt and not (entry_point and _defines(program, entry_point)):
         program = prompt + program
     elif prompt:  # the answer has the function anew; the prompt's imports and helpers go before it
@@ -177,8 +182,8 @@ def _by_assertions(program: str, reference: Mapping[str, Any], settings: CodeSet
     checked: Checked = check_calls(
         program,
         assertions,
-        setup=reference.get("setup") or "",
-        entry_point=entry_point,
+        setup=setup,
+        entry_point=entry_point or None,
         stop_at_first=settings.stop_at_first,
         limits=settings.limits,
         isolation=settings.isolation,

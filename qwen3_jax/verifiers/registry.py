@@ -24,9 +24,22 @@ from typing import Any, Literal
 
 from qwen3_jax.errors import UserError, nearest
 from qwen3_jax.json_fields import check_types
+from qwen3_jax.processes import Crashed, Failed, TimedOut
 from qwen3_jax.text.parsers import parse
-from qwen3_jax.verifiers import ifeval, mathematics, patterns, plain, programs, style, tool_calls
-from qwen3_jax.verifiers.processes import Crashed, TimedOut, call_in_process
+from qwen3_jax.verifiers import (
+    content,
+    ifeval,
+    livecodebench,
+    mathematics,
+    patterns,
+    plain,
+    programs,
+    reasoning_gym,
+    style,
+    tool_calls,
+    tool_use,
+)
+from qwen3_jax.verifiers.processes import call_in_process
 from qwen3_jax.verifiers.verdict import BadReference, Verdict, unparsable
 
 Function = Callable[[str, Any, Any], Verdict]
@@ -56,7 +69,12 @@ _VERIFIERS: dict[str, Verifier] = {
     "json": Verifier(patterns.verify_json, killable=True),
     "ifeval": Verifier(ifeval.verify_ifeval, killable=True),
     "code": Verifier(programs.verify_code),
+    "livecodebench": Verifier(livecodebench.verify_livecodebench),
     "tool_calls": Verifier(tool_calls.verify_tool_calls),
+    "tool_use": Verifier(tool_use.verify_tool_use),
+    "recall": Verifier(content.verify_recall),
+    "premise": Verifier(content.verify_premise),
+    "reasoning_gym": Verifier(reasoning_gym.verify_reasoning_gym, killable=True),
     "thinking": Verifier(style.verify_thinking, reads="text"),
     "repetition": Verifier(style.verify_repetition, reads="text"),
     "language": Verifier(style.verify_language, reads="text"),
@@ -195,7 +213,7 @@ def _verify_in_process(function: Function, answer: str, reference: Any, settings
         )
     except TimedOut as error:
         return Verdict(0.0, "timed_out", f"no verdict within {settings.seconds:g} s{error}")
-    except Crashed as error:
+    except (Crashed, Failed) as error:
         return Verdict(0.0, "error", f"the verifier's process ended: {error}")
     return Verdict(**{**fields, "parts": tuple(fields["parts"])})
 

@@ -19,10 +19,13 @@ class ToolCallSettings:
     Attributes:
         ordered: calls must come in the reference's order.
         ignore_case: texts among the arguments are equal in either case.
+        loose: compare as the Berkeley Function Calling Leaderboard does: of texts, case, space, the characters ,./-_*^ and the
+            kind of quotes do not count, and an object among the allowed values holds the list of right values of each key.
     """
 
     ordered: bool = False
     ignore_case: bool = False
+    loose: bool = False
 
 
 def verify_tool_calls(answer: str, reference: Any, settings: ToolCallSettings) -> Verdict:
@@ -97,21 +100,43 @@ def _difference(call: tuple[str, dict[str, Any]], want: Mapping[str, Any], setti
         if key not in arguments:
             if key not in optional:
                 return f"the argument {key!r} of {name} is missing"
-        elif not any(_equal(arguments[key], value, settings.ignore_case) for value in values):
+        elif not any(_equal(arguments[key], value, settings) for value in values):
             return f"the argument {key!r} of {name} is {arguments[key]!r:.200}, not {values[0]!r:.200}"
     return None
 
 
-def _equal(value: Any, other: Any, ignore_case: bool) -> bool:
+def _equal(value: Any, other: Any, settings: ToolCallSettings) -> bool:
     if isinstance(value, bool) or isinstance(other, bool):
         return value is other
     if isinstance(value, Mapping) and isinstance(other, Mapping):
-        return value.keys() == other.keys() and all(_equal(value[key], other[key], ignore_case) for key in value)
+        if settings.loose and all(isinstance(values, list) for values in other.values()):
+            return _keys_allowed(value, other, settings)
+        return value.keys() == other.keys() and all(_equal(value[key], other[key], settings) for key in value)
     if isinstance(value, list) and isinstance(other, list):
-        return len(value) == len(other) and all(_equal(a, b, ignore_case) for a, b in zip(value, other, strict=True))
-    if ignore_case and isinstance(value, str) and isinstance(other, str):
-        return value.casefold() == other.casefold()
+        return len(value) == len(other) and all(_equal(a, b, settings) for a, b in zip(value, other, strict=True))
+    if isinstance(value, str) and isinstance(other, str):
+        if settings.loose:
+            return _without_marks(value) == _without_marks(other)
+        if settings.ignore_case:
+            return value.casefold() == other.casefold()
     return value == other
+
+
+def _keys_allowed(value: Mapping[str, Any], allowed: Mapping[str, list[Any]], settings: ToolCallSettings) -> bool:
+    """Whether an object has a right value for each key; a key whose list holds "" may be missing."""
+    if not value.keys() <= allowed.keys():
+        return False
+    return all(
+        any(_equal(value[key], other, settings) for other in values) if key in value else "" in values
+        for key, values in allowed.items()
+    )
+
+
+_MARKS = str.maketrans({**dict.fromkeys(" ,./-_*^"), "'": '"'})
+
+
+def _without_marks(text: str) -> str:
+    return text.translate(_MARKS).lower()
 
 
 def _pairs(fits: list[list[bool]], ordered: bool) -> dict[int, int]:

@@ -1,5 +1,6 @@
 """What a verifier says of an answer."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +23,8 @@ class Verdict:
         status: "right"; "wrong"; "unparsable": the answer holds nothing of the form that is compared; "timed_out": it could not
             be judged within the time; "error": reference or verifier are at fault. The last two say nothing about the answer.
         reason: in words.
+        extracted: what was read from the answer and compared, in a normal form: answers with equal ones are the same answer to
+            the question; None where the verifier compares no single value.
         parts: of a verifier with several checks, what each said, in the order of the reference.
     """
 
@@ -29,6 +32,7 @@ class Verdict:
     status: Status
     reason: str
     parts: tuple[bool, ...] = ()
+    extracted: str | None = None
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
@@ -37,14 +41,14 @@ class Verdict:
             raise ValueError(f"score {self.score} does not go with the status {self.status!r}")
 
 
-def right(reason: str, parts: tuple[bool, ...] = ()) -> Verdict:
+def right(reason: str, parts: tuple[bool, ...] = (), extracted: str | None = None) -> Verdict:
     """The full score."""
-    return Verdict(1.0, "right", reason, parts)
+    return Verdict(1.0, "right", reason, parts, _short(extracted))
 
 
-def wrong(reason: str, score: float = 0.0, parts: tuple[bool, ...] = ()) -> Verdict:
+def wrong(reason: str, score: float = 0.0, parts: tuple[bool, ...] = (), extracted: str | None = None) -> Verdict:
     """Less than the full score."""
-    return Verdict(score, "wrong", reason, parts)
+    return Verdict(score, "wrong", reason, parts, _short(extracted))
 
 
 def unparsable(reason: str) -> Verdict:
@@ -55,3 +59,13 @@ def unparsable(reason: str) -> Verdict:
 def graded(score: float, reason: str, parts: tuple[bool, ...] = ()) -> Verdict:
     """Right at a score of 1, else wrong with it."""
     return right(reason, parts) if score == 1 else wrong(reason, score, parts)
+
+
+_LONGEST = 200  # characters of an extracted value
+
+
+def _short(text: str | None) -> str | None:
+    """A long text as its beginning and its digest: still equal to itself alone."""
+    if text is None or len(text) <= _LONGEST:
+        return text
+    return f"{text[: _LONGEST - 35]}...{hashlib.blake2b(text.encode('utf-8', 'replace'), digest_size=16).hexdigest()}"

@@ -13,9 +13,11 @@ from flax import nnx
 import qwen3_jax
 import sharding
 from qwen3_jax import Qwen3, Qwen3Config, UserError
+from qwen3_jax.checkpoint.described import described
 from qwen3_jax.checkpoint.formats.write import save_quantized
 from qwen3_jax.checkpoint.native import save_native
 from qwen3_jax.kernels import is_quantized
+from qwen3_jax.model import Structure
 from tests.helpers import small_checkpoints, tiny_models
 
 KINDS = ["int8", "fp8", "int4"]
@@ -105,6 +107,13 @@ def test_logits_are_off_by_what_random_errors_of_half_a_step_do(name, kind, alon
     np.testing.assert_allclose(logits(with_weights(plain, meant)), quantised, atol=2e-5 * np.abs(quantised).max())
 
 
+def as_described(config: Qwen3Config, kind: str, mesh, stacked: bool) -> dict:
+    """What the planner takes the weights to be, without a checkpoint."""
+    structure = Structure(lambda: Qwen3(config, rngs=nnx.Rngs(0), scan_layers=stacked))
+    state = nnx.split(structure.merge(structure.shapes))[1]
+    return described(state, config, stacked, sharding.Placement(mesh, sharding.SERVING), kind)
+
+
 TENSOR, EACH, EXPERT = dict(tensor=4), dict(expert=2, tensor=2), dict(expert=2)
 
 
@@ -136,9 +145,17 @@ def test_any_mesh_holds_the_same_numbers_and_gives_the_same_logits(name, kind, a
         # MLPs of 96 and 48 columns have three groups each, of 32 and 16.
         with pytest.raises(sharding.ShardingError, match=r"down: its int4 groups of (32|16) along 'f' do not divide"):
             qwen3_jax.load(folders[name], quantize=kind, mesh=mesh)
+        with pytest.raises(sharding.ShardingError, match=r"its int4 groups of (32|16) along 'f' do not divide"):
+            as_described(alone(name, None)[0].config, kind, mesh, name == "moe")
         return
     model, expected = alone(name, kind)
     spread, _ = qwen3_jax.load(folders[name], quantize=kind, mesh=mesh, scan_layers=name == "moe")
+    found, meant = weights(spread), as_described(spread.config, kind, mesh, spread.scan_layers)
+    assert found.keys() == meant.keys()
+    for of, array in found.items():
+        for leaf, wanted in zip(jax.tree.leaves(array), jax.tree.leaves(meant[of]), strict=True):
+            assert (leaf.shape, leaf.dtype) == (wanted.shape, wanted.dtype), of
+            assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim), of
     np.testing.assert_allclose(logits(spread), expected, atol=2e-5 * np.abs(expected).max())
     ours, theirs = layers(model), layers(spread)
     assert ours.keys() == theirs.keys()

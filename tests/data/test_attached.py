@@ -213,7 +213,7 @@ def test_records_of_one_document_must_agree(made, prepared, tmp_path):
     keys = np.load(two / f"keys/{first.stem}.npy")
     np.save(two / f"keys/{first.stem}.npy", np.concatenate([keys[:1], keys]))
     with pytest.raises(
-        DataError, match="00000.jsonl:1 and .*00000.jsonl:2 were made of one record and differ in 'field'"
+        DataError, match=r"00000.jsonl:1 and .*00000.jsonl:2 were made of one record and differ in 'field'"
     ):
         attach(prepared, two, {"education": "education", "field": "field"})
     attach(prepared, two, {"education": "education"}, replace=True)

@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from qwen3_jax.endpoints import ChatRequest, Endpoint, EndpointError, Tokens, Transport, prompt_bound
+from qwen3_jax.endpoints.pause import LONGEST_PAUSE, pause
 from qwen3_jax.endpoints.transport import base_url
 from qwen3_jax.errors import UserError
 from tests.helpers import tiny_models
@@ -34,6 +35,9 @@ def scripted():
             if callable(server.reply):
                 server.reply(self)
                 return
+            self.answer()
+
+        def answer(self):
             status, body, headers = server.reply
             raw = body if isinstance(body, bytes) else json.dumps(body).encode()
             self.send_response(status)
@@ -93,7 +97,8 @@ def test_a_request_has_the_fields_that_are_set_and_its_key(scripted):
         ({"content": "4", "reasoning_content": "2+2"}, "stop", "ok", "4", "2+2"),
         ({"content": "4", "reasoning": "2+2"}, "stop", "ok", "4", "2+2"),
         ({"content": "<think>\n2+2\n</think>\n\n4"}, "stop", "ok", "4", "2+2"),
-        ({"content": None, "tool_calls": [{"id": "1"}]}, "tool_calls", "ok", "", None),
+        ({"content": None, "tool_calls": [{"id": "1", "function": {"name": "f"}}]}, "tool_calls", "ok", "", None),
+        ({"content": "4", "reasoning_content": None, "reasoning": "2+2"}, "stop", "ok", "4", "2+2"),
         ({"content": "Hel"}, "length", "truncated", "Hel", None),
         ({"content": "Hel"}, "error", "truncated", "Hel", None),
         ({"content": "", "refusal": "no"}, "stop", "refused", "", None),
@@ -126,9 +131,11 @@ def test_replies(scripted, message, finish, outcome, content, thinking):
         ((200, b"<html>ok</html>", {}), "unreachable", True, "no chat completion"),
         ((200, {"choices": []}, {}), "unreachable", True, "no chat completion"),
         ((200, {"choices": [{"message": {"content": ["x"]}}]}, {}), "unreachable", True, "not text"),
+        (completion({"content": "x", "tool_calls": [{"id": "1"}]}), "unreachable", True, "no chat completion"),
         (completion({"content": "x"}, prompt_tokens=-1), "unreachable", True, "token counts"),
         (completion({"content": "x"}, completion_tokens="7"), "unreachable", True, "token counts"),
         ((200, {"choices": [{"message": {"content": "x"}}]}, {}), "ok", True, ""),
+        (completion({"content": "x"}, prompt_tokens=None), "ok", True, ""),
     ],
 )  # fmt: skip
 def test_failures_are_told_apart_by_whether_another_try_helps_and_what_was_paid(
@@ -170,6 +177,68 @@ def test_lost_replies_may_have_been_paid_and_no_connection_was_not(scripted):
     assert "no connection" in reply.reason
 
 
+def then(*replies):
+    """A script of one reply after the other."""
+    left = list(replies)
+
+    def reply(handler):
+        handler.server.reply = left.pop(0)
+        handler.answer()
+        handler.server.reply = reply
+
+    return reply
+
+
+def test_requests_are_sent_again_until_there_is_an_answer(scripted):
+    endpoint, at_once = Endpoint(scripted.url, "m"), {"Retry-After": "0"}
+    answer = completion({"content": "x"})
+    scripted.reply = then((503, {}, at_once), (200, b"?", {}), answer)
+    assert endpoint.ask_again(ASKED, 3, first_pause=0.001).outcome == "ok"
+    scripted.reply = (503, {}, at_once)
+    reply = endpoint.ask_again(ASKED, 2)
+    assert (reply.outcome, reply.reason) == ("unreachable", "HTTP 503; asked 2 times")
+    stopped = threading.Event()
+    stopped.set()
+    assert endpoint.ask_again(ASKED, 9, stopped=stopped).reason == "HTTP 503; asked 1 times"
+    assert [pause(tries, 7.0) for tries in (1, 5)] == [7.0, 7.0]
+    assert pause(99, None) == LONGEST_PAUSE
+    assert 1.5 <= pause(3, None, first=0.5) <= 2.5
+
+
+def test_a_limit_that_the_context_does_not_hold_is_left_out(scripted):
+    said = {"error": {"message": "This model's maximum context length is 40 tokens.", "code": None}}
+    coded = {"error": {"message": "No.", "code": "context_length_exceeded"}}
+    endpoint = Endpoint(scripted.url, "m")
+    for body in (said, coded):
+        scripted.reply = then((400, body, {}), completion({"content": "x"}))
+        assert endpoint.ask(ASKED, "k").content == "x"
+        assert [("max_tokens" in each, headers["Idempotency-Key"]) for _, headers, each in scripted.seen[-2:]] == [
+            (True, "k"), (False, "k-unlimited"),
+        ]  # fmt: skip
+        scripted.reply = (400, body, {})
+        assert endpoint.ask(ASKED).too_long
+
+
+def test_texts_are_continued(scripted):
+    scripted.reply = (200, {"choices": [{"text": " 5", "finish_reason": "length"}]}, {})
+    reply = Endpoint(scripted.url, "m").ask(ChatRequest((), 2, text="2 + 3 ="))
+    assert scripted.seen[-1][0] == "/v1/completions"
+    assert scripted.seen[-1][2] == {"model": "m", "max_tokens": 2, "prompt": "2 + 3 ="}
+    assert (reply.outcome, reply.content, reply.finish_reason) == ("truncated", " 5", "length")
+
+
+def test_proxies_of_the_environment(scripted, monkeypatch):
+    monkeypatch.setenv("http_proxy", scripted.url.replace("//", "//me:secret@"))
+    scripted.reply = completion({"content": "x"})
+    assert Endpoint("http://models.invalid", "m").ask(ASKED).content == "x"
+    path, headers, _ = scripted.seen[-1]
+    assert path == "http://models.invalid/v1/chat/completions"
+    assert headers["proxy-authorization"].startswith("Basic ")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    Endpoint(scripted.url, "m").ask(ASKED)
+    assert scripted.seen[-1][0] == "/v1/chat/completions"
+
+
 def test_what_fails_for_every_request_is_an_error(scripted):
     endpoint = Endpoint(scripted.url, "m")
     for status in (301, 401, 403, 404):
@@ -205,8 +274,13 @@ def test_addresses_and_models(scripted):
     for options in (dict(concurrency=0), dict(timeout=0.0)):
         with pytest.raises(UserError, match="endpoint option"):
             Endpoint(scripted.url, "m", **options)
-    scripted.reply = (200, {"data": [{"id": "only"}]}, {})
+    only = (200, {"data": [{"id": "only"}]}, {})
+    scripted.reply = only
     assert Endpoint(scripted.url).fingerprint == f"{scripted.url}/v1 only"
+    scripted.reply = then((503, {}, {"Retry-After": "0"}), (429, {}, {"Retry-After": "0"}), only)  # it is starting
+    assert Endpoint(scripted.url).model == "only"
+    with pytest.raises(EndpointError, match=r"http://127\.0\.0\.1:1/v1 cannot be asked for its model \(no connection"):
+        Endpoint("http://127.0.0.1:1")
     for reply in ((200, {"data": [{"id": "a"}, {"id": "b"}]}, {}), (404, {}, {}), (200, b"x", {})):
         scripted.reply = reply
         with pytest.raises(EndpointError):

@@ -259,9 +259,11 @@ def sampled_requests(count: int) -> list[Request]:
             temperature=float(random.choice([0.0, 0.6, 1.0])), top_k=int(random.choice([0, 5, 20])), top_p=0.95,
             presence_penalty=float(random.choice([0.0, 1.0])), frequency_penalty=float(random.choice([0.0, 0.0, 0.5])),
             repetition_penalty=float(random.choice([1.0, 1.2])), seed=seed, logprobs=int(seed % 3) or None,
+            sampled_logprobs=seed % 3 == 2,
         )  # fmt: skip
         prompt = tuple(random.integers(0, tiny_models.VOCABULARY, random.integers(1, 60)).tolist())
-        requests.append(Request(prompt, sampling, int(random.integers(20, 50)), budget=budget, thinking_tokens=tokens))
+        fields = dict(budget=budget, thinking_tokens=tokens, score_from=seed % len(prompt) if seed % 4 == 2 else None)
+        requests.append(Request(prompt, sampling, int(random.integers(20, 50)), **fields))
     return requests
 
 
@@ -284,7 +286,7 @@ def sampled_alone() -> list[list]:
     ids=["batched", "preempted", "guessed", "preempted_and_guessed", "preempted_and_drafted"],
 )
 def test_a_seed_gives_the_same_tokens_alone_and_in_any_company(options, left):
-    """With penalties, budgets and log probabilities too; all of them survive preemption."""
+    """With penalties, budgets and log probabilities, of prompts too; all of them survive preemption."""
     model, requests = tiny_models.model(3, eos=False), sampled_requests(40)
     if options.get("speculation") == "draft":
         options = DRAFT_SHAPE | dict(speculation=DraftModel(tiny_models.model(7, eos=False), 3))
@@ -294,13 +296,14 @@ def test_a_seed_gives_the_same_tokens_alone_and_in_any_company(options, left):
     together = run(engine, requests)
     for tokens, expected in zip(together, sampled_alone(), strict=True):
         assert ids(tokens) == ids(expected)
-        assert [(t.forced, t.thinking, t.finish) for t in tokens] == [
-            (t.forced, t.thinking, t.finish) for t in expected
+        assert [(t.forced, t.thinking, t.finish, t.prompt) for t in tokens] == [
+            (t.forced, t.thinking, t.finish, t.prompt) for t in expected
         ]
         for one, other in zip(tokens, expected, strict=True):
             assert (one.logprob is None) == (other.logprob is None)
             if one.logprob is not None:
-                np.testing.assert_allclose(one.logprob.logprob, other.logprob.logprob, atol=2e-5)
+                pairs = [(each.logprob.logprob, each.logprob.sampled or 0.0) for each in (one, other)]
+                np.testing.assert_allclose(*pairs, atol=2e-5)
     if left is not None:
         assert engine.stats.preemptions > 5
     if "speculation" in options:
@@ -339,7 +342,7 @@ def test_nothing_is_compiled_after_warm_up_and_nothing_leaks(count, seed):
     model, tokens = tiny_models.model(3, eos=False), ThinkingTokens.of(tiny_models.tokenizer())
     ends = frozenset({tiny_models.tokenizer().im_end_id})
     engine = Engine(model, **SHAPE, speculation=LOOKUP)
-    engine.warm_up()
+    engine.warm_up(prompt_logprobs=True)
     held = leave(engine, 256)
     compiled, memory = Clock.compilations, []
     live, finished, cancelled, submitted, waited = {}, 0, 0, 0, 0
@@ -355,7 +358,9 @@ def test_nothing_is_compiled_after_warm_up_and_nothing_leaks(count, seed):
                 temperature=float(random.choice([0.0, 1.0])), seed=submitted,
                 logprobs=2 if random.random() < 0.1 else None, presence_penalty=1.0 if random.random() < 0.3 else 0.0,
             )  # fmt: skip
-            request = Request(tuple(prompt), sampling, int(random.integers(1, 60)), ends, budget, False, tokens)
+            scored = int(random.integers(0, len(prompt) + 1)) if random.random() < 0.2 else None
+            limit = int(random.integers(1, 60)) * (scored is None or random.random() < 0.5)
+            request = Request(tuple(prompt), sampling, limit, ends, budget, False, tokens, score_from=scored)
             live[engine.submit(request)] = request
             submitted += 1
         got = engine.step()

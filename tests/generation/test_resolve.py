@@ -105,14 +105,14 @@ def test_every_option_arrives_in_the_request():
     sampling = Sampling(temperature=0.5, seed=7, stop="x", n=3, logprobs=1)
     options = Options(
         sampling=sampling, max_new_tokens=90, thinking_budget=4, tools=tiny_models.TOOLS, constraint=Anything, raw=True,
-        one_call=True,
+        one_call=True, echo=True,
     )  # fmt: skip
     requests = resolve(CHAT, options, tiny_models.model(0), TOK, prompt_index=5)
     expected = dict(
         prompt=tuple(TOK.apply_chat_template(CHAT, tools=tiny_models.TOOLS, tokenize=True)),
         sampling=sampling, max_new_tokens=90, eos=frozenset([TOK.im_end_id]), budget=4, thinking=False,
         thinking_tokens=ThinkingTokens.of(TOK), prompt_index=5, tools=tuple(tiny_models.TOOLS), raw=True,
-        continues_text=False, one_call=True, answering=False,
+        continues_text=False, one_call=True, answering=False, score_from=0,
     )  # fmt: skip
     for sample, request in enumerate(requests):
         fields = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}

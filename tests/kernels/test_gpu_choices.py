@@ -159,9 +159,11 @@ def test_blocks_fit_into_the_shared_memory_of_the_card(name):
     shared = card(name).shared_memory
     for dtype, itemsize in ((jnp.bfloat16, 2), (jnp.float32, 4)):
         for rows, groups in ((8, 128), (800, 16), (32_768, 128), (10**6, 8)):
-            blocks = experts_triton.choose_blocks(rows, groups, dtype, shared)
-            assert blocks.stages * (blocks.rows + blocks.columns) * blocks.inner * itemsize <= shared
-            assert blocks.rows >= 16  # what a tensor core multiplies
+            for products in (1, 2):
+                blocks = experts_triton.choose_blocks(rows, groups, dtype, shared, products)
+                tiles = blocks.rows + products * blocks.columns
+                assert blocks.stages * tiles * blocks.inner * itemsize <= shared
+                assert blocks.rows >= 16  # what a tensor core multiplies
     for h in (16, 64, 128, 192, 256):
         blocks = attention_triton.choose_blocks(h, shared)
         row = 2 * 2 ** (h - 1).bit_length()

@@ -1,7 +1,7 @@
 """Kernels and whole steps compile for NVIDIA GPUs that are not here: Triton, ptxas and XLA's own compiler run, nothing else.
 
 The slow tier compiles every kernel once for an H100, and one step of each kind; `soak` every form for every card. The table
-that `python -m tests.helpers.gpu_table` prints is in docs/gpu.md.
+that `python -m tests.helpers.gpu_table` prints is in docs/gpu_kernels.md.
 """
 
 import jax.numpy as jnp
@@ -71,7 +71,7 @@ def test_a_decode_step_reads_each_weight_once(config, rows, axes):
     assert "/paged_decode_" in text
 
 
-@pytest.mark.parametrize("axes", [{"data": 8}, {"data": 2, "tensor": 4}], ids=str)
+@pytest.mark.parametrize("axes", [pytest.param({"data": 8}, marks=pytest.mark.soak), {"data": 2, "tensor": 4}], ids=str)
 def test_a_dense_training_step_compiles(axes):
     text = compiled(train_step(DENSE, "h100", **axes)).as_text()
     calls = [line for line in text.splitlines() if " custom-call(" in line]
@@ -80,7 +80,11 @@ def test_a_dense_training_step_compiles(axes):
         assert sum(f"/{name}/pallas_call" in line for line in calls) == 1
 
 
-@pytest.mark.parametrize(("axes", "nodes"), [({"data": 2, "expert": 4}, 1), ({"data": 4, "expert": 4}, 2)], ids=str)
+@pytest.mark.parametrize(
+    ("axes", "nodes"),
+    [pytest.param({"data": 2, "expert": 4}, 1, marks=pytest.mark.soak), ({"data": 4, "expert": 4}, 2)],
+    ids=str,
+)
 def test_a_training_step_of_experts_is_not_dense(axes, nodes):
     """The products are the kernel's, which multiplies a token with its own experts alone."""
     text = compiled(train_step(MOE, "h100", rows=16, nodes=nodes, **axes)).as_text()

@@ -199,8 +199,8 @@ PLANTED = (
         "text_offset",
         "`text_offset` begins anew in each chunk of a stream",
         'qwen3_jax/serving/replies.py',
-        'self._offsets[choice] += sum(len(each["token"]) for each in logprobs or ())',
-        'pass',
+        "self._places[choice], first=not self._begun[choice]",
+        "self._new_places(choice), first=not self._begun[choice]",
     ),
     Planted(
         "soft_switch",

@@ -75,6 +75,25 @@ def test_decoding_on_one_gpu():
     assert plan.compiled.program.unpriced == {}
 
 
+def test_decoding_with_int8_weights():
+    """A byte for each number of a matrix, and a float32 scale for each of its columns; the embedding stays as it is."""
+    d, q, kv, mlp, vocabulary, layers, rows, slots = 1024, 8 * 128, 4 * 128, 1536, 2048, 2, 4, 512
+    model = Qwen3Config(
+        vocab_size=vocabulary, hidden_size=d, num_hidden_layers=layers, num_attention_heads=8, num_key_value_heads=4,
+        head_dim=128, intermediate_size=mlp, tie_word_embeddings=False,
+    )  # fmt: skip
+    plan = plan_decoding(model, topology("h100:1"), MeshConfig(), rows, slots, quantize="int8")
+    matrices = layers * d * (2 * q + 2 * kv + 3 * mlp) + d * vocabulary
+    columns = layers * (q + 2 * kv + d + 2 * mlp + d) + vocabulary
+    norms = layers * (2 * d + 2 * 128) + d
+    assert plan.holds["weights"] == matrices + 4 * columns + 2 * (vocabulary * d + norms)
+    assert products(plan) == 2 * rows * matrices
+    read = matrices + layers * 2 * kv * 2 * rows * slots
+    # 1.30: beside what must be read, a step of so small a model writes activations and draws its tokens.
+    assert read < plan.compiled.program.hbm_bytes < 1.35 * read, "with bfloat16 weights it would be 1.7"
+    assert "with int8 weights" in plan.title
+
+
 def test_two_nodes_use_nvlink_and_the_network(tmp_path, monkeypatch):
     """A tiny run over 16 GPUs: of what a ring of 16 sends one part in eight leaves the node, of an exchange 8 of 15."""
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.9")

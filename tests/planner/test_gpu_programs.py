@@ -126,13 +126,21 @@ def test_experts_multiply_the_rows_that_reach_them():
     assert counted("experts").flops == 9 * one
     halved = counted("experts", expert_rows=EXPERT_ROWS / 2, experts=EXPERTS)
     assert halved.flops == 9 * one / 2
-    weights = WIDTH * EXPERT_WIDTH * 2
-    rows = EXPERT_ROWS * (WIDTH + EXPERT_WIDTH) * 2
-    for work, _ in halved.work:
-        if work.flops:
-            assert 0 <= work.bytes - EXPERTS * weights - rows < 1024, "tables of tiles are small"
-    read = {work.name: work.bytes for work, _ in counted("experts", expert_rows=2, experts=EXPERTS).work}
-    assert 0 <= read["pallas_call.9"] - 2 * weights - rows < 1024, "of four experts two rows reach two at most"
+    r, d, f, weight = EXPERT_ROWS / 2, WIDTH * 2, EXPERT_WIDTH * 2, EXPERTS * WIDTH * EXPERT_WIDTH * 2
+    by_hand = [
+        r * (d + 3 * f) + 2 * weight,  # gate and up: tokens, both products and the activation
+        r * (f + d) + weight,  # down
+        r * (d + f) + weight,  # the activation's gradient
+        r * (2 * f + d) + 2 * weight,  # the rows' gradient, of both
+        *3 * [r * (d + f) + weight],  # the weights' gradients
+    ]
+    for work, expected in zip(sorted(w.bytes for w, _ in halved.work if w.flops), sorted(by_hand), strict=True):
+        assert 0 <= work - expected < 4096, "the rows' tokens and the tables of tiles are small"
+    two = counted("experts", expert_rows=2, experts=EXPERTS)
+    products = [w.bytes for w, _ in two.work if w.flops == 2 * 2 * WIDTH * EXPERT_WIDTH and w.bytes < weight]
+    assert len(products) == 2, "down, and the activation's gradient; the gradients of weights are written whole"
+    for read in products:
+        assert 0 <= read - 2 * (d + f) - weight / 2 < 4096, "of four experts two rows reach two at most"
 
 
 def test_products_by_cublas():

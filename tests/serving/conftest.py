@@ -1,6 +1,5 @@
 """One server for all tests that only send requests: a tiny random model that often thinks and calls tools."""
 
-import shutil
 import time
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 
 import qwen3_jax
 from tests.helpers import tiny_models
+from tests.helpers.browser import chromium
 from tests.helpers.served import SMALL, Running, serve
 
 
@@ -51,17 +51,8 @@ def hasty(server, tiny_folder, tmp_path_factory) -> tuple[Running, str]:
 
 @pytest.fixture(scope="module")
 def browser():
-    """Playwright's own Chromium, else the system's. It runs an event loop in this thread, which therefore can run no other."""
-    import playwright.sync_api
-
-    with playwright.sync_api.sync_playwright() as driver:
-        own = Path(driver.chromium.executable_path).exists()
-        path = None if own else shutil.which("chromium") or shutil.which("google-chrome")
-        if not own and path is None:
-            pytest.skip("no Chromium: playwright install chromium, or apt-get install chromium")
-        browser = driver.chromium.launch(executable_path=path)
-        yield browser
-        browser.close()
+    with chromium() as opened:
+        yield opened
 
 
 @pytest.fixture

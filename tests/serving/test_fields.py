@@ -31,7 +31,7 @@ def harmless() -> list[tuple[str, object]]:
     "body",
     [
         dict(harmless()), dict.fromkeys(IGNORED, "anything"), {"functions": []}, {"best_of": 1}, {"best_of": 2, "n": 2},
-        {"echo": False, "suffix": "", "min_tokens": 0, "ignore_eos": False, "modalities": ["text"], "length_penalty": 1.0},
+        {"suffix": "", "min_tokens": 0, "ignore_eos": False, "modalities": ["text"], "length_penalty": 1.0},
         {"top_logprobs": 0}, {"stream_options": {}}, {"tools": []}, {"logit_bias": {}}, {"stop": []}, {"stop_token_ids": []},
         {"stream_options": {"include_obfuscation": False, "include_usage": None}}, {"response_format": {"type": "text"}},
         {"chat_template_kwargs": {}}, {"reasoning": {}}, {"custom_params": {}}, {"parallel_tool_calls": True},
@@ -80,8 +80,8 @@ def test_a_field_that_would_change_something_is_refused_by_name(name):
 
 @pytest.mark.parametrize("value", [0, 1], ids=str)
 def test_a_number_is_not_a_switch(value):
-    with pytest.raises(ValueError, match="'echo' is not supported"):
-        CompletionRequest(prompt="x", echo=value)
+    with pytest.raises(ValueError, match="'return_full_text' is not supported"):
+        CompletionRequest(prompt="x", return_full_text=value)
 
 
 def test_every_field_of_openais_client_is_known():

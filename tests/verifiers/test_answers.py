@@ -39,6 +39,9 @@ def test_exact(answer, reference, settings, expected):
     ("answer", "reference", "settings", "expected"),
     [
         ("It costs $1,234.50 in all.", 1234.5, {}, "right"),
+        ("答案是89。", 89, {}, "right"),  # in scripts without spaces a number stands beside a word
+        ("共89个", 89, {}, "right"),
+        ("x89", 89, {}, "unparsable"),
         ("3 and then 4", 4, {}, "right"),
         ("3 and then 4", 3, {"take": "first"}, "right"),
         ("3 and then 4", 4, {"take": "only"}, "wrong"),
@@ -86,6 +89,13 @@ def test_number(answer, reference, settings, expected):
         ("答案：B", "B"), ("A good question. I don't know", None), ("", None), ("The answer is Berlin", None), ("E", None),
         ("the answer is b) blue", "B"), ("The answer is b.", "B"),
         ("the answer is b which", None), ("I think so", None), ("B. Blue\n", "B"),
+        # JSON, as Qwen's model cards ask for it
+        ('"answer": "B"', "B"), ('{"answer": "B"}', "B"), ('```json\n{\n  "answer": "B"\n}\n```', "B"), ('"answer":"B"', "B"),
+        ("{'answer': 'B'}", "B"), ('"answer": B', "B"), ('"answer": "b"', "B"), ('"answer": "(B)"', "B"),
+        ("`answer`: `B`", "B"),
+        ('"answer": "B. Blue"', "B"), ('**"answer": "B"**', "B"), ('"Answer": "B",\n"reason": "A is not"', "B"),
+        ('"answer": "A"? No: A. x\nB. y\n"answer": "B"', "B"), ('"answer": "Because"', None),
+        ('e.g. "answer": "C".\n\n"answer": "B"', "B"), ('"answer": ["B"]', "B"), ('"answer": ""', None),
     ],
 )  # fmt: skip
 def test_choice(answer, expected):
@@ -300,3 +310,16 @@ def test_a_test_that_can_not_be_sent_is_the_reference_s_fault():
 
 def test_a_call_in_the_thinking_section_is_no_call():
     assert status("tool_calls", "<think>\n" + call("time", "{}") + "\n</think>\n\nNo call.", []) == "right"
+
+
+def test_what_was_read_is_given_in_a_normal_form():
+    pairs = [
+        ("number", "It is $1,000.50.", "3", "2001/2"), ("number", "1000.5", "1000.5", "2001/2"), ("choice", "(b)", "C", "B"),
+        ("exact", " A  b ", "a b", "A b"), ("number", "none", "3", None),
+    ]  # fmt: skip
+    assert [verify(name, answer, reference).extracted for name, answer, reference, _ in pairs] == [
+        pair[3] for pair in pairs
+    ]
+    long = [verify("exact", letter * 500, "x").extracted for letter in "aab"]
+    assert max(map(len, long)) <= 200
+    assert long[0] == long[1] != long[2]

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from qwen3_jax import UserError
+from qwen3_jax.processes import Pool, TimedOut
 from qwen3_jax.verifiers import STATUSES, Verdict, names, register, right, settings_of, verify, verify_all, wrong
-from qwen3_jax.verifiers.processes import Pool, TimedOut
 from qwen3_jax.verifiers.registry import find
 from tests.helpers.isolated import require_isolation
 
@@ -80,29 +80,34 @@ def test_one_that_hangs_does_not_hold_the_others():
     assert time.monotonic() - began < 15
 
 
+MODULE, JUDGE = "tests.verifiers.test_registry", "qwen3_jax.verifiers.judging:judge"
+
+
+def by_mode_arguments(mode):
+    return {"function": f"{MODULE}:by_mode", "answer": "a", "reference": "a", "settings": {"mode": mode}}
+
+
 def test_children_are_replaced_after_some_calls():
-    name = "tests.verifiers.test_registry:by_mode"
-    call = {"function": name, "seconds": 9, "arguments": {"answer": "a", "reference": "a", "settings": {"mode": "pid"}}}
-    code = "from qwen3_jax.verifiers import worker\nworker.CALLS = 2\nworker.main()"
+    call = {"function": JUDGE, "seconds": 9, "arguments": by_mode_arguments("pid")}
+    code = f"import sys\nfrom qwen3_jax.processes import worker\nworker.CALLS = 2\nsys.argv[1:] = ['{2 << 30}']\nworker.main()"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
     with subprocess.Popen([sys.executable, "-c", code], env=environment, **pipes) as worker:
         replies = []
-        for message in [{"load": name}, *[call] * 5]:
+        for message in [{"load": MODULE}, *[call] * 5]:
             worker.stdin.write(json.dumps(message) + "\n")
             replies.append(json.loads(worker.stdout.readline()))
         worker.stdin.close()
         assert worker.wait(10) == 0
-    assert replies[0] == {"loaded": name}
-    children = [reply["verdict"]["reason"] for reply in replies[1:]]
+    assert replies[0] == {"loaded": MODULE}
+    children = [reply["value"]["reason"] for reply in replies[1:]]
     assert [children.index(child) for child in children] == [0, 0, 2, 2, 4]
 
 
 def test_a_pool_ends_its_processes():
     pool = Pool(1)
-    arguments = {"answer": "a", "reference": "a", "settings": {"mode": "hang"}}
     with pytest.raises(TimedOut):
-        pool.call("tests.verifiers.test_registry:by_mode", arguments, 0.3)
+        pool.call(JUDGE, by_mode_arguments("hang"), 0.3, load=MODULE)
     workers = [worker._process for worker in list(pool._free.queue) if worker is not None]
     assert len(workers) == 1
     pool.close()
@@ -228,28 +233,33 @@ REFERENCES = {
     "repetition": None,
     "ifeval": {"instruction_id_list": ["detectable_format:json_format"], "kwargs": [{}]},
     "code": {"assertions": ["assert f()"]},
+    "livecodebench": {"public_test_cases": [{"input": "[1]", "output": "1"}], "func_name": "f"},
+    "tool_use": {"calls": [], "tools": []},
+    "premise": {"premise": False},
 }
+ALL = [
+    name for name in names() if not name.startswith("test_") and name != "reasoning_gym"
+]  # which takes seconds to load
 SHORT = [None, "", " \n", "<think>", "</think>", "\x00\ud800"]
 LONG = ["aaaaa", "[", "9", "\n", "answer is ", "$", "**", "\\[", "```python\nx\n", "1/", "<tool_call>"]
-HERE = [
-    name for name in names() if not name.startswith("test_") and not find(name).killable
-]  # the others are ended in time
+HERE = [name for name in ALL if not find(name).killable]  # the others are ended in time
 
 
 @pytest.mark.parametrize(
     ("name", "answer"),
     [
-        *((name, answer) for name in names() if not name.startswith("test_") for answer in SHORT),
+        *((name, answer) for name in ALL for answer in SHORT),
         *((name, text * 20_000) for name in HERE for text in LONG),
         *((name, "the answer is" + " " * 50_000) for name in HERE),
     ],
     ids=lambda value: ascii(value[:15] if value else value),
 )
 def test_no_answer_raises_or_takes_long(name, answer):
-    if name == "code":
+    limits = {"limits": {"seconds": 5}} if name in ("code", "livecodebench") else None
+    if limits:
         require_isolation()
     began = time.process_time()
-    verdict = verify(name, answer, REFERENCES.get(name, "b"), {"limits": {"seconds": 5}} if name == "code" else None)
+    verdict = verify(name, answer, REFERENCES.get(name, "b"), limits)
     assert time.process_time() - began < 2  # of this process
     assert verdict.status in ("right", "wrong", "unparsable", "timed_out"), verdict
     assert verdict.reason

@@ -171,6 +171,7 @@ class AnswerLog:
         raw = _json(event)
         if reply is not None:
             values = {name: value for name, value in dataclasses.asdict(reply).items() if value != _DEFAULTS.get(name)}
+            values.pop("text", None)  # it says what thinking and content do
             raw += b"\t" + _json(values)
         line = b"%08x %s\n" % (zlib.crc32(raw), raw)
         view = memoryview(line)

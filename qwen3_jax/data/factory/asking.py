@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -25,9 +24,9 @@ from qwen3_jax.data.factory.work import EarlierAnswers, FactoryJob
 from qwen3_jax.data.records import DataError, Malformed, Record
 from qwen3_jax.data.sources import Split
 from qwen3_jax.endpoints import Backend, ChatRequest, Reply, Tokens, prompt_bound
+from qwen3_jax.endpoints.pause import FIRST_PAUSE, pause
 from qwen3_jax.errors import UserError, warn
 
-_FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0  # seconds between two tries; doubled each time
 _UNREACHABLE_IN_A_ROW, _REFUSED_IN_A_ROW = 20, 100  # after which a run ends; refusals only before the first answer
 _RECORDS = 256  # of recorded answers that are passed over between two looks at the backend
 
@@ -44,7 +43,7 @@ class AskOptions:
 
     tries: int = 6
     max_failed: int | None = None
-    wait: float = _FIRST_WAIT
+    wait: float = FIRST_PAUSE
 
     def __post_init__(self) -> None:
         check_bounds(vars(self), "", tries=whole(1), max_failed=whole(0))
@@ -310,11 +309,9 @@ class Asker:
         else:
             pending.shard.log.free(pending.key, reply.reason)
         if pending.tries < self._options.tries and not self.result.over_budget:
-            wait = reply.retry_after
-            if wait is None:
-                wait = self._options.wait * 2 ** (pending.tries - 1) * random.uniform(0.75, 1.25)
+            wait = pause(pending.tries, reply.retry_after, self._options.wait)
             self.result.retries += 1
-            heapq.heappush(self._later, (time.monotonic() + min(wait, _LONGEST_WAIT), next(self._numbers), pending))
+            heapq.heappush(self._later, (time.monotonic() + wait, next(self._numbers), pending))
             return
         reason = f"no reply in {pending.tries} tries; the last: {reply.reason}"
         pending.shard.log.failed(pending.key, reason)

@@ -3,16 +3,16 @@
     run_with_beam(source, task, "answers", make_backend, ["--runner=FlinkRunner", "--flink_master=..."], limits=limits)
 
 The pipeline hands splits to workers; each asks what is not recorded of its split with a backend of its own, into that split's
-file of answers, and makes its records. Workers must share a file system with OUTPUT. Budgets are divided: every split may spend a
-share of what is left, by its bytes, so that workers need not talk to each other; what is left over after a round is divided among
-the splits that had too little, and among fewer of them where the shares have become too small. Only where a budget ends the job
-may other records be left out than without Beam.
+file of answers, and makes its records. Workers must share a file system with OUTPUT.
+
+Budgets are divided: every split may spend a share of what is left, by its bytes, so that workers need not talk to each other.
+What is left over after a round is divided among the splits that had too little, and among fewer of them where the shares have
+become too small. Only where a budget ends the job may other records be left out than without Beam.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -29,10 +29,11 @@ from qwen3_jax.data.factory.budget import Budget, Limits
 from qwen3_jax.data.factory.job import Finished, finished, open_job, publish, spending
 from qwen3_jax.data.factory.task import Task
 from qwen3_jax.data.factory.work import EARLIER, EarlierAnswers, FactoryJob, make_split
-from qwen3_jax.data.shards import locked, write_json
 from qwen3_jax.data.sources import SPLIT_BYTES, Split
 from qwen3_jax.endpoints import Backend
 from qwen3_jax.errors import UserError
+from qwen3_jax.file_writes import locked, write_json
+from qwen3_jax.json_fields import read_json
 
 _CENT = Decimal("0.000001")
 
@@ -95,8 +96,7 @@ def run_with_beam(
         options: tries; the number of failures of all workers is not known to one of them, so `max_failed` must be None.
 
     Raises:
-        UserError: Beam is not installed or does not know an option, `max_failed` is given, or no request can succeed; besides the
-            errors of `run`.
+        UserError: Beam is not installed or does not know an option, or `max_failed` is given; besides the errors of `run`.
         DataError: as `run`.
     """
     beam = import_beam()
@@ -226,7 +226,7 @@ def _read(path: Path) -> Asking:
     Raises:
         UserError: the one that ended its work.
     """
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = read_json(path)
     if "error" in values:
         raise UserError(values["error"])
     return Asking(**values)

@@ -29,11 +29,13 @@ from qwen3_jax.data.factory.work import FactoryJob, PartCounts, Parts
 from qwen3_jax.data.forms import Conversation, read_form
 from qwen3_jax.data.messages import FormError
 from qwen3_jax.data.records import END_OF_TURN, DataError, Malformed, Record, texts
-from qwen3_jax.data.shards import PARTS, write_json, written_whole
+from qwen3_jax.data.shards import PARTS
 from qwen3_jax.data.sources import SPLIT_BYTES, Split, read, splits
 from qwen3_jax.data.workers import start_workers
 from qwen3_jax.endpoints import ChatRequest, Reply
 from qwen3_jax.errors import UserError, nearest
+from qwen3_jax.file_writes import write_json, written_whole
+from qwen3_jax.json_fields import read_json
 from qwen3_jax.text import parse
 from qwen3_jax.verifiers import settings_of, verify
 
@@ -283,7 +285,7 @@ def decide(task: FilterTask, looks: Iterable[Look]) -> tuple[dict[str, tuple[str
 
 def filter_split(job: FactoryJob, number: int, split: Split, looks: Path, decisions: Path) -> PartCounts:
     """Write the records of a split that are kept, and why others are not."""
-    decided = json.loads(decisions.read_text(encoding="utf-8"))
+    decided = read_json(decisions)
     parts = Parts(job, number)
     with parts.writing() as write:
         for record, one in zip(read(split, job.source), _lines(looks), strict=True):

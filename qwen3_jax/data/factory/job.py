@@ -42,11 +42,13 @@ from qwen3_jax.data.factory.work import (
     total,
 )
 from qwen3_jax.data.records import DataError
-from qwen3_jax.data.shards import FILES, KEYS, PARTS, locked, remove_leftovers, write_json, written_whole
+from qwen3_jax.data.shards import FILES, KEYS, PARTS
 from qwen3_jax.data.sources import SPLIT_BYTES, Split, file_sizes, splits
 from qwen3_jax.data.workers import start_workers
 from qwen3_jax.endpoints import Backend, Tokens
 from qwen3_jax.errors import UserError, warn
+from qwen3_jax.file_writes import locked, remove_leftovers, write_json, written_whole
+from qwen3_jax.json_fields import digest, read_json
 from qwen3_jax.progress import progress_bar
 
 MANIFEST, SETTINGS, RECORDS, COST = "manifest.json", "settings.json", "records", "cost.json"
@@ -183,14 +185,14 @@ def open_job(
     with locked(parts / LOCK, f"another process is at work on {folder}; wait for it, or stop it."):
         remove_leftovers(folder, parts)
         is_done = _compare(folder, settings)
-        digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
-        yield OpenJob(FactoryJob(source, task, folder, fingerprint, digest, most_key), pieces, settings, is_done)
+        job = FactoryJob(source, task, folder, fingerprint, digest(settings), most_key)
+        yield OpenJob(job, pieces, settings, is_done)
 
 
 def recorded_model(output: str | Path) -> str:
     """The fingerprint of the model that a folder was last used with, "" where there is none."""
     file = Path(output).expanduser() / SETTINGS
-    return str(json.loads(file.read_text(encoding="utf-8"))["model"]) if file.exists() else ""
+    return str(read_json(file)["model"]) if file.exists() else ""
 
 
 def publish(
@@ -266,13 +268,13 @@ def _compare(folder: Path, settings: dict[str, Any]) -> bool:
         UserError: the folder holds the answers of another task.
     """
     file, manifest = folder / SETTINGS, folder / MANIFEST
-    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else settings
+    before = read_json(file) if file.exists() else settings
     if before["task"] != settings["task"]:
         raise UserError(
             f"{folder} belongs to the task {before['task']}, not {settings['task']}; choose another folder."
         )
     if before == settings and manifest.exists():
-        done = json.loads(manifest.read_text(encoding="utf-8"))
+        done = read_json(manifest)
         if done["complete"] and done["format"] == FORMAT:
             return True
     changed = _changes(before, settings)
@@ -346,18 +348,17 @@ def _cost(folder: Path, counts: PartCounts, limits: Limits) -> dict[str, Any]:
 
 def finished(folder: Path) -> Finished:
     """The job of a folder that holds its result."""
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    cost = json.loads((folder / COST).read_text(encoding="utf-8")) if (folder / COST).exists() else {}
+    manifest = read_json(folder / MANIFEST)
+    cost = read_json(folder / COST) if (folder / COST).exists() else {}
     return Finished(folder, PartCounts(**manifest["counts"]), cost)
 
 
 def _first_malformed(job: FactoryJob, parts: Sequence[PartCounts]) -> str:
     for part in parts:
         if part.malformed:
-            for line in job.part(part.number, ".rejects.jsonl").read_text(encoding="utf-8").splitlines():
-                value = json.loads(line)
-                if value["outcome"] == "malformed":
-                    return str(value["reason"])
+            with job.part(part.number, ".rejects.jsonl").open(encoding="utf-8") as rejects:
+                reasons = (value["reason"] for value in map(json.loads, rejects) if value["outcome"] == "malformed")
+                return str(next(reasons))
     return ""
 
 

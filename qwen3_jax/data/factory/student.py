@@ -25,9 +25,9 @@ from qwen3_jax.data.config import Source
 from qwen3_jax.data.factory.task import Made, Rejection
 from qwen3_jax.data.factory.work import FactoryJob, PartCounts, Parts
 from qwen3_jax.data.records import DataError, Malformed, Record, texts
-from qwen3_jax.data.shards import written_whole
 from qwen3_jax.data.sources import Split, splits
 from qwen3_jax.errors import UserError
+from qwen3_jax.file_writes import written_whole
 
 WORDS = 512
 """Words of a document that are read, from its beginning."""

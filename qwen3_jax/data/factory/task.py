@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from qwen3_jax.data.records import Record
 from qwen3_jax.endpoints import ChatRequest, Reply
+from qwen3_jax.json_fields import canonical_json
 
 _MOST_STAGES = 64
 
@@ -150,7 +150,7 @@ def walk(task: Task, record: Record, fingerprint: str) -> Walk:
 
 def record_bytes(record: Record) -> bytes:
     """What a record says, in one form; equal records have equal answers, wherever they stand."""
-    return _plain(record.body)
+    return canonical_json(record.body)
 
 
 def key_of(
@@ -159,9 +159,5 @@ def key_of(
     """The identity of a request: a hash of record, recipe, model, what is asked (sampling included), stage, sample, attempt."""
     digest = hashlib.blake2b(record, digest_size=16)
     asked = {name: value for name, value in dataclasses.asdict(request).items() if name != "seed"}
-    digest.update(b"\0" + _plain([task.name, task.recipe, fingerprint, asked, stage, sample, attempt]))
+    digest.update(b"\0" + canonical_json([task.name, task.recipe, fingerprint, asked, stage, sample, attempt]))
     return digest.hexdigest()
-
-
-def _plain(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=str).encode()

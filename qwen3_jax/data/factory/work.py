@@ -27,9 +27,11 @@ from qwen3_jax.data.config import Source
 from qwen3_jax.data.factory.answers import AnswerLog, read_reply
 from qwen3_jax.data.factory.task import Asked, Made, Rejection, Task, record_bytes, walk
 from qwen3_jax.data.records import DataError, Malformed, Record
-from qwen3_jax.data.shards import PARTS, write_json, written_whole
+from qwen3_jax.data.shards import PARTS
 from qwen3_jax.data.sources import Split, read
 from qwen3_jax.endpoints import Reply
+from qwen3_jax.file_writes import write_json, written_whole
+from qwen3_jax.json_fields import read_json
 from qwen3_jax.text_files import is_unicode
 
 ANSWERS, EARLIER = "answers", "earlier"
@@ -148,7 +150,7 @@ def make_split(job: FactoryJob, number: int, split: Split) -> PartCounts:
     state = hashlib.blake2b(f"{job.settings} {log.end}".encode(), digest_size=8).hexdigest()
     done = job.part(number, ".json")
     if done.exists():
-        counts = PartCounts(**json.loads(done.read_text(encoding="utf-8")))
+        counts = PartCounts(**read_json(done))
         if counts.state == state:
             return counts
     making = _Making(job, log)

@@ -33,7 +33,8 @@ def expert_mlp(
         index_btk: int32, the experts chosen for each token, distinct within a token.
         weight_btk: their weights, in x's dtype.
         gate_edf, up_edf, down_efd: expert weights in their storage type, or quantised, or `Stacked`; used in x's dtype. Their
-            gradients are computed in x's dtype on each device and summed over devices in the storage type.
+            gradients are computed in x's dtype on each device (on GPUs in the storage type, where devices split the width) and
+            summed over devices in the storage type.
         execution: placement, and `kernels.experts`: see the table of the package.
 
     Raises:
@@ -58,17 +59,22 @@ def expert_mlp(
     if over is not None:
         if not expert_axis_split:
             raise ShardingError(f"experts={name!r} needs a mesh whose expert axis is larger than 1; choose 'grouped'.")
-        mlp = _grouped("grouped", execution, x_btd.dtype)
-        return sharded_mlp(*arrays, mlp=mlp, over=over, placement=placement)
+        return _sharded("grouped", arrays, execution, over)
     if expert_axis_split:
         raise ShardingError(
             f"experts={name!r} needs all experts on each device, and the mesh splits them over "
             f"{placement.parts('expert')}; choose 'all_to_all' or 'all_gather'."
         )
-    mlp = _grouped("grouped" if name == "auto" else name, execution, x_btd.dtype)
+    name = "grouped" if name == "auto" else name
     if one_device:
-        return _on_tokens(mlp, *_in_compute_type(arrays))
-    return sharded_mlp(*arrays, mlp=mlp, over=None, placement=placement)
+        return _on_tokens(_grouped(name, execution, x_btd.dtype, complete=True), *_in_compute_type(arrays))
+    return _sharded(name, arrays, execution, None)
+
+
+def _sharded(name, arrays, execution: Execution, over: Exchange | None) -> jax.Array:
+    mlp = _grouped(name, execution, arrays[0].dtype, complete=over is None)
+    width_first = mlp.keywords["product"] == "triton"
+    return sharded_mlp(*arrays, mlp=mlp, over=over, placement=execution.placement, width_first=width_first)
 
 
 def _exchange(name: ExpertsKernel, x_btd: jax.Array, execution: Execution) -> Exchange | None:
@@ -83,9 +89,10 @@ def _exchange(name: ExpertsKernel, x_btd: jax.Array, execution: Execution) -> Ex
     return "all_gather" if execution.platform == "cpu" else "all_to_all"
 
 
-def _grouped(name, execution: Execution, dtype):
+def _grouped(name, execution: Execution, dtype, complete: bool):
     card = execution.card
-    return functools.partial(grouped_mlp, product=choose_product(name, execution.platform, card, dtype), card=card)
+    product = choose_product(name, execution.platform, card, dtype)
+    return functools.partial(grouped_mlp, product=product, card=card, complete=complete)
 
 
 def _in_compute_type(arrays):

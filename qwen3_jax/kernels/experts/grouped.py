@@ -21,11 +21,12 @@ import jax.numpy as jnp
 
 from qwen3_jax.errors import UserError
 from qwen3_jax.kernels.card import Card
-from qwen3_jax.kernels.experts import triton
+from qwen3_jax.kernels.experts import triton, triton_mlp
 from qwen3_jax.kernels.experts.megablox import megablox_dot
 from qwen3_jax.kernels.experts.rows import sort_by_expert, sum_rows, take_rows, take_weights
 from qwen3_jax.kernels.experts.stack import Stacked
 from qwen3_jax.kernels.experts.tiles import tiles_mlp
+from qwen3_jax.kernels.experts.triton_mlp import WidthFirst
 from qwen3_jax.kernels.quantized import dequantize, is_quantized
 
 Product = Literal["tiles", "megablox", "triton", "ragged_dot"]
@@ -65,22 +66,39 @@ def why_not(name: str, platform: str, card: Card | None, dtype: Any) -> str | No
     return triton.why_not(card, dtype)
 
 
-def grouped_mlp(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd, *, product: Product, card: Card | None = None):
+def grouped_mlp(
+    x_nd,
+    index_nk,
+    weight_nk,
+    gate_edf,
+    up_edf,
+    down_efd,
+    *,
+    product: Product,
+    card: Card | None = None,
+    complete: bool = False,
+):
     """Return the weighted sum of the chosen experts' outputs, [N, D] in x's dtype.
 
     Args:
         x_nd: tokens.
         index_nk: int32; E stands for an expert on another device, whose output is not added.
         weight_nk: the weights of the outputs.
-        gate_edf, up_edf, down_efd: expert weights in x's dtype, or quantised; `Stacked` not for "tiles".
+        gate_edf, up_edf, down_efd: expert weights in x's dtype, or quantised; `Stacked` not for "tiles", `WidthFirst` only for
+            "triton".
         product: see the table above.
         card: the GPU.
+        complete: every row has its expert here: no index is E.
     """
     if product == "tiles":
         return tiles_mlp(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd)
-    if not isinstance(gate_edf, Stacked) and not (product == "triton" and _unpacks(gate_edf, x_nd, card)):
+    unpacked_by_kernel = product == "triton" and _unpacks(gate_edf, x_nd, card)
+    if not unpacked_by_kernel and not isinstance(gate_edf, (Stacked, WidthFirst)):
         gate_edf, up_edf, down_efd = (dequantize(w, x_nd.dtype) for w in (gate_edf, up_edf, down_efd))
-    rows = sort_by_expert(index_nk, gate_edf.shape[0])
+    experts = gate_edf.experts if isinstance(gate_edf, WidthFirst) else gate_edf.shape[0]
+    rows = sort_by_expert(index_nk, experts)
+    if product == "triton" and not unpacked_by_kernel:
+        return triton_mlp.triton_mlp(x_nd, weight_nk, rows, gate_edf, up_edf, down_efd, card, complete)
     dot = functools.partial(grouped_dot, sizes_e=rows.sizes_e, product=product, card=card)
     x_md = take_rows(x_nd, rows)
     hidden_mf = jax.nn.silu(dot(x_md, gate_edf)) * dot(x_md, up_edf) * take_weights(weight_nk, rows)[:, None]
@@ -97,10 +115,8 @@ def grouped_dot(x_md, w_edf, sizes_e, *, product: Product, card: Card | None = N
 
     Rows past the sum of the sizes are zero, and so are their gradients: kernels leave them uninitialised.
     """
-    if product == "triton":
-        if isinstance(w_edf, Stacked):
-            return triton.triton_dot(x_md, w_edf.flat, sizes_e, w_edf.layer * w_edf.shape[0], card)
-        return triton.triton_dot(x_md, w_edf, sizes_e, 0, card)
+    if product == "triton":  # of other weights `triton_mlp` is faster
+        return triton.quantized_dot(x_md, w_edf, sizes_e, card)
     if isinstance(w_edf, Stacked):
         w_edf, sizes_e = w_edf.groups(sizes_e)
     if product == "megablox":

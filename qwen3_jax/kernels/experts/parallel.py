@@ -28,6 +28,7 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.kernels.experts.exchange import exchange
 from qwen3_jax.kernels.experts.rows import sort_by_expert, sum_rows, take_rows, take_weights
 from qwen3_jax.kernels.experts.stack import Stacked, unstacked
+from qwen3_jax.kernels.experts.triton_mlp import WidthFirst
 from qwen3_jax.kernels.quantized import is_quantized, specs
 from sharding import Placement
 
@@ -85,6 +86,7 @@ def sharded_mlp(
     mlp: Callable,
     over: Exchange | None,
     placement: Placement,
+    width_first: bool = False,
 ):
     """Return the weighted sum of the chosen experts' outputs, [B, T, D]; arguments as in `expert_mlp`.
 
@@ -92,6 +94,7 @@ def sharded_mlp(
         mlp: `grouped_mlp` with its product chosen; runs on each device.
         over: how tokens reach their experts; None where the expert axis is not split.
         placement: mesh and rules for which `unsplittable` is None, of batch and length only if `over` is an exchange.
+        width_first: `mlp` takes weights that are gathered over the devices that split D as `WidthFirst`.
     """
     mesh = placement.mesh
     assert mesh is not None
@@ -107,7 +110,7 @@ def sharded_mlp(
     routing_spec = PartitionSpec(*tokens_spec[:2], None)
     wide_spec, narrow_spec = placement.spec(("expert", "embed", "mlp")), placement.spec(("expert", "mlp", "embed"))
     return jax.shard_map(
-        functools.partial(_on_device, mlp=mlp, over=over, placement=placement),
+        functools.partial(_on_device, mlp=mlp, over=over, placement=placement, width_first=width_first),
         mesh=mesh,
         in_specs=(
             tokens_spec,
@@ -133,26 +136,28 @@ def _on_device(
     mlp: Callable,
     over: Exchange | None,
     placement: Placement,
+    width_first: bool,
 ):
     """Compute one device's part of `sharded_mlp`."""
     b, t, d = x_btd.shape
     tokens = x_btd.reshape(b * t, d), index_btk.reshape(b * t, -1), weight_btk.reshape(b * t, -1)
-    embed = placement.axes("embed")
+    experts, embed = gate_ldf.shape[0], placement.axes("embed")
     if not is_quantized(gate_ldf) and not isinstance(gate_ldf, Stacked):
-        gate_ldf, up_ldf = (_gathered(w, embed, 1, x_btd.dtype) for w in (gate_ldf, up_ldf))
-        down_lfd = _gathered(down_lfd, embed, 2, x_btd.dtype)
+        gather = WidthFirst.gathered if width_first and embed else _gathered
+        gate_ldf, up_ldf = (gather(w, embed, 1, x_btd.dtype) for w in (gate_ldf, up_ldf))
+        down_lfd = gather(down_lfd, embed, 2, x_btd.dtype)
     local = functools.partial(mlp, gate_edf=gate_ldf, up_edf=up_ldf, down_efd=down_lfd)
     if over is None:
         y_nd = local(*tokens)
     else:
         (axis,) = placement.axes("expert")
         if over == "all_gather":
-            y_nd = _all_gather(*tokens, local, gate_ldf.shape[0], axis)
+            y_nd = _all_gather(*tokens, local, experts, axis)
         elif over == "all_tokens":
             x_nd, index_nk, weight_nk = tokens
-            y_nd = _add_up(local(x_nd, _own(index_nk, gate_ldf.shape[0], axis), weight_nk), (axis,))
+            y_nd = _add_up(local(x_nd, _own(index_nk, experts, axis), weight_nk), (axis,))
         else:
-            y_nd = _all_to_all(*tokens, local, gate_ldf.shape[0], axis, placement.mesh)
+            y_nd = _all_to_all(*tokens, local, experts, axis, placement.mesh)
     return _add_up(y_nd, placement.axes("mlp")).reshape(b, t, d)
 
 
