@@ -6,8 +6,8 @@
     FOLDER/labels/labels.json           kind, names, counts and origin of every label; written last
 
 The labels are fields of what a job of the data factory made (`qwen3 data annotate`, `qwen3 data distil`). It keeps the key of
-the record that each of its records was made of: a hash of its file's path and its place in that file. So the job must have read the
-files that the corpus was prepared from, or some of them. A run that was interrupted goes on with the files of records that
+the record that each of its records was made of: a hash of its file's path and its place in that file. So the job must have read
+the files that the corpus was prepared from, or some of them. A run that was interrupted goes on with the files of records that
 it has not read yet.
 """
 

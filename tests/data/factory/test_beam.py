@@ -12,6 +12,8 @@ from tests.helpers.fake_endpoint import fake_endpoint
 
 pytest.importorskip("apache_beam")
 
+pytestmark = pytest.mark.slow
+
 TWO_PROCESSES = ("--runner=DirectRunner", "--direct_num_workers=2", "--direct_running_mode=multi_processing")
 
 
