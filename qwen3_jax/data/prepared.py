@@ -18,6 +18,7 @@ is set one bit per token, whether it is learned.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,26 @@ class Attached:
     source: str
     field: str
     origin: str
+
+    def groups(self, most: int = 24) -> list[tuple[Any, np.ndarray]]:
+        """(value, bool [documents]) of the most frequent values, and of "none"; ranges where numbers have more than `most`."""
+        column = np.asarray(self.column)
+        if self.names is not None:
+            counts = np.bincount(column[column >= 0], minlength=len(self.names))
+            out: list[tuple[Any, np.ndarray]] = [
+                (self.names[place], column == place) for place in np.argsort(-counts, kind="stable")[:most]
+            ]
+            return [*out, ("none", column < 0)]
+        values = np.unique(column[~np.isnan(column)])
+        if len(values) <= most:
+            out = [(f"{value:g}", column == value) for value in values]
+        else:
+            edges = np.quantile(values, np.linspace(0, 1, 9))
+            out = [
+                (f"{low:g} to {high:g}", in_range(column, [low, high]) & (column != low if start else True))
+                for start, (low, high) in enumerate(itertools.pairwise(edges))
+            ]
+        return [*out, ("none", np.isnan(column))]
 
     def select(self, wanted: Sequence[Any], where: str) -> np.ndarray:
         """bool [documents]: those in a range, or with one of the names.

@@ -104,6 +104,12 @@ def test_documents_get_the_labels_of_their_records(made, prepared, capsys):
         levels = {i: 5 if i == 100 else i % 6 for i in every}
         assert numbers == [i for i in every if i % 10 != 9 and wanted(i, levels[i])], where
     capsys.readouterr()
+    assert main(["data", "show", str(prepared)]) == 0
+    shown = capsys.readouterr().out
+    assert "attached: 'field' of" in " ".join(shown.split())
+    rows = [line.replace("│", " ").split() for line in shown.splitlines() if "│" in line]
+    assert ["law", "12"] in [row[:2] for row in rows]
+    assert [row[1] for row in rows if row[0] == "none"] == ["4", "4", "4"]
     assert main(command) == 0, "again: nothing changes"
     before = {file.name: file.read_bytes() for file in (prepared / "labels").glob("*.npy")}
     assert main(command) == 0
