@@ -2,7 +2,7 @@
 
     attach("prepared/web", "annotated", {"education": "education", "genre": "domain"})
 
-    FOLDER/labels/education.npy ...     float32 [documents], NaN for none; or int16, a place in the names, -1 for none
+    FOLDER/labels/education-... .npy    float32 [documents], NaN for none; or int16, a place in the names, -1 for none
     FOLDER/labels/labels.json           kind, names, counts and origin of every label; written last
 
 The labels are fields of what a job of the data factory made (`qwen3 data annotate`, `qwen3 data distil`). It keeps the key of
@@ -44,11 +44,14 @@ class AttachedCounts:
 
     Attributes:
         labels: by name, the columns that the corpus has now, of those asked for.
-        unknown: labelled records that no document of the corpus was made of.
     """
 
     labels: dict[str, Attached]
-    unknown: int
+
+    @property
+    def unknown(self) -> int:
+        """Labelled records that no document of the corpus was made of."""
+        return max(label.unknown for label in self.labels.values())
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,11 @@ def attach(
     origin = _digest(job)
     _check_names(fields, prepared, origin, replace)
     _check_files(prepared.folder, job)
+    before = {name: prepared.attached.get(name) for name in fields}
+    if all(
+        label is not None and (label.origin, label.field) == (origin, fields[name]) for name, label in before.items()
+    ):
+        return AttachedCounts({name: prepared.attached[name] for name in fields})
     parts = place / PARTS
     parts.mkdir(parents=True, exist_ok=True)
     with locked(place / "lock", f"another process is labelling {prepared.folder}; wait for it, or stop it."):
@@ -114,10 +122,10 @@ def attach(
         ):
             for _ in run(read_labels, files):
                 bar.advance()
-        unknown = _write_columns(prepared, read, files, origin, str(job.absolute()))
+        _write_columns(prepared, read, files, origin, str(job.absolute()))
         shutil.rmtree(parts)
     found = read_attached(prepared.folder, len(prepared))
-    return AttachedCounts({name: found[name] for name in fields}, unknown)
+    return AttachedCounts({name: found[name] for name in fields})
 
 
 def read_labels(job: LabelJob, number: int, file: Path) -> int:
@@ -173,8 +181,8 @@ def _kind(value: Any, location: str, field: str) -> str:
     raise DataError(f"{location}: {field!r} is {shown}; a label must be a finite number, text, true or false")
 
 
-def _write_columns(prepared: Prepared, job: LabelJob, files: Sequence[Path], origin: str, source: str) -> int:
-    """Look up every document's labels and write them; return how many labelled records belong to no document.
+def _write_columns(prepared: Prepared, job: LabelJob, files: Sequence[Path], origin: str, source: str) -> None:
+    """Look up every document's labels and write them.
 
     Raises:
         DataError: no record has the field, two records of one key differ, or no key is in the corpus.
@@ -200,16 +208,20 @@ def _write_columns(prepared: Prepared, job: LabelJob, files: Sequence[Path], ori
             given = values[order[found]]
             given[ordered[found] != wanted] = np.nan
             column[start : start + _CHUNK] = np.where(np.isnan(given), -1, given) if names else given
-        with written_whole(place / f"{name}.npy") as path, path.open("wb") as out:
+        checksum = hashlib.blake2b(column.tobytes(), digest_size=6).hexdigest()
+        # A name of its own: what labels.json says holds until it is written anew.
+        with written_whole(place / f"{name}-{checksum}.npy") as path, path.open("wb") as out:
             np.save(out, column)
         missing = (column < 0).sum() if names else np.isnan(column).sum()
         entries[name] = {
             "names": [json.loads(value) for value in names] if names else None, "documents": len(prepared),
-            "without": int(missing), "field": field, "from": source, "origin": origin,
-            "digest": hashlib.blake2b(column.tobytes(), digest_size=6).hexdigest(),
+            "without": int(missing), "unknown": int((~known).sum()), "field": field, "from": source, "origin": origin,
+            "digest": checksum, "file": f"{name}-{checksum}.npy",
         }  # fmt: skip
     write_json(place / LABELS_FILE, entries)
-    return int((~known).sum())
+    for file in place.glob("*.npy"):
+        if file.name not in {entry["file"] for entry in entries.values()}:
+            file.unlink()
 
 
 def _joined(name: str, field: str, parts: Sequence[Any], files: Sequence[Path]) -> tuple[np.ndarray, list[str]]:

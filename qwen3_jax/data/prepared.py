@@ -51,6 +51,7 @@ class Attached:
         column: float32 [documents], NaN where a document has none; or int16 [documents], places in `names`, -1 for none.
         names: its different values; None for numbers.
         without: documents that have none.
+        unknown: labelled records that no document was made of.
         digest: of the column.
         source, field, origin: folder and field that it was read from, and a digest of that folder.
     """
@@ -58,6 +59,7 @@ class Attached:
     column: np.ndarray
     names: list[str | bool] | None
     without: int
+    unknown: int
     digest: str
     source: str
     field: str
@@ -125,18 +127,12 @@ def read_attached(folder: Path, documents: int) -> dict[str, Attached]:
     out = {}
     try:
         for name, entry in json.loads(file.read_text(encoding="utf-8")).items():
-            column = np.load(folder / LABELS / f"{name}.npy", mmap_mode="r")
+            column = np.load(folder / LABELS / entry["file"], mmap_mode="r")
             if len(column) != documents:
-                raise ValueError(f"{name}.npy has {len(column)} entries, not {documents}")
-            out[name] = Attached(
-                column,
-                entry["names"],
-                entry["without"],
-                entry["digest"],
-                entry["from"],
-                entry["field"],
-                entry["origin"],
-            )
+                raise ValueError(f"{entry['file']} has {len(column)} entries, not {documents}")
+            numbers = (entry[field] for field in ("without", "unknown"))
+            texts = (entry[field] for field in ("digest", "from", "field", "origin"))
+            out[name] = Attached(column, entry["names"], *numbers, *texts)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
             f"the labels in {file.parent} are damaged ({error}); delete that folder, and label again."

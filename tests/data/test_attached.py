@@ -71,16 +71,8 @@ def texts_of(corpus, chosen):
 
 def test_documents_get_the_labels_of_their_records(made, prepared, capsys):
     command = [
-        "data",
-        "label",
-        str(prepared),
-        "--labelled",
-        str(made[1] / "records"),
-        "--labels",
-        "education",
-        "topic=field",
-        "safe",
-    ]
+        "data", "label", str(prepared), "--labelled", str(made[1] / "records"), "--labels", "education", "topic=field", "safe",
+    ]  # fmt: skip
     assert main(command) == 0
     said = capsys.readouterr().err
     assert "education: numbers for 36 of 40 documents; 4 have none" in said
@@ -111,9 +103,11 @@ def test_documents_get_the_labels_of_their_records(made, prepared, capsys):
     assert ["law", "12"] in [row[:2] for row in rows]
     assert [row[1] for row in rows if row[0] == "none"] == ["4", "4", "4"]
     assert main(command) == 0, "again: nothing changes"
-    before = {file.name: file.read_bytes() for file in (prepared / "labels").glob("*.npy")}
-    assert main(command) == 0
-    assert before == {file.name: file.read_bytes() for file in (prepared / "labels").glob("*.npy")}
+    assert "1 labelled records are no document" in capsys.readouterr().err
+    assert main([*command[:6], "education=reasoning", "--replace"]) == 0
+    columns = {file.name.partition("-")[0]: np.load(file) for file in (prepared / "labels").glob("*.npy")}
+    assert sorted(columns) == ["education", "safe", "topic"], "one file for each"
+    assert np.nanmax(columns["education"]) == 0
 
 
 def test_training_reads_what_the_labels_select_and_names_what_has_none(made, prepared, capsys):
