@@ -254,9 +254,6 @@ def _qwen3(command, rest, checkout, monkeypatch):
     elif command == "data" and rest[0] == "recipes":
         assert qwen3([command, *rest]) == 0
     elif command == "data":
-        if rest[0] == "prepare" and "--quality-key" in rest:  # of what a command above has made
-            rest = [word for word in _replaced(rest, "--path", "corpus") if word not in ("--quality-key", "education")]
-            rest = _replaced(rest, "--domain-key", "domain")
         if rest[0] in ("prepare", "extract"):
             shutil.rmtree(checkout / "prepared", ignore_errors=True)
         elif not Path(rest[1]).exists():

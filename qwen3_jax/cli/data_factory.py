@@ -11,7 +11,7 @@ import argparse
 import functools
 from collections.abc import Callable
 
-from qwen3_jax.cli import model_options
+from qwen3_jax.cli import data_label, model_options
 from qwen3_jax.cli.arguments import Parser, whole_number
 from qwen3_jax.cli.data_distil import add_distil
 from qwen3_jax.cli.data_filter import add_filter
@@ -167,6 +167,7 @@ COMMANDS: dict[str, tuple[Callable[[Parser], None], str]] = {
     "synthesize": (add_synthesize, "make documents, questions, code and chats from documents, by a recipe"),
     "annotate": (add_annotate, "label documents by a recipe"),
     "distil": (add_distil, "train a small student on annotated documents, and label all others with it"),
+    "label": (data_label.add_label, data_label.HELP),
     "recipes": (add_recipes, "list the recipes, or print one"),
     "filter": (add_filter, "leave out queries and answers as the report's section 4.1 does"),
 }

@@ -278,6 +278,11 @@ def _describe(corpus: "Prepared", row: int | None) -> int:
         name = f"over {low:,}" if high == 2**31 else f"up to {high:,}"
         table.add_row(name, f"{chosen.sum():,}", f"{lengths[chosen].sum() / corpus.tokens:.1%}")
     console.print(table)
+    for name, attached in corpus.attached.items():
+        table = Table(name, "documents", "share of tokens", title=f"attached: {attached.field!r} of {attached.source}")
+        for value, chosen in attached.groups():
+            table.add_row(str(value), f"{chosen.sum():,}", f"{lengths[chosen].sum() / corpus.tokens:.1%}")
+        console.print(table)
     if row is not None:
         print(f"packed into rows of {row:,} tokens, {_waste(corpus, row):.3%} of them is padding")
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -83,6 +84,10 @@ def add_backend(parser: Parser, *, without: str = "") -> None:
         help=f"answers decoded together (default {DEFAULT_BATCH_SIZE})",
     )
     model_options.add_devices(parser)
+    parser.add_argument(
+        "--beam", nargs=argparse.REMAINDER, metavar="BEAM_OPTION",
+        help="run as an Apache Beam job, budgets divided by part; everything after it is Beam's",
+    )  # fmt: skip
 
 
 def run_task(
@@ -112,6 +117,8 @@ def run_task(
     split_bytes = max(int(args.split_mb * 2**20), 1)
     if args.model is None:
         _refuse_without_model(args)
+    if args.beam is not None:
+        _check_beam(args, divides=run is run_job)
     with doing("starting"):
         backend = None if args.model is None else backend_of(args)
 
@@ -119,6 +126,13 @@ def run_task(
         from qwen3_jax.data.factory.estimate import estimate
         from qwen3_jax.data.factory.job import open_job
 
+        if backend is not None and args.beam is not None:
+            from qwen3_jax.data.factory.beam import run_with_beam
+
+            return run_with_beam(
+                source, task, args.output, functools.partial(backend_of, args), args.beam, fingerprint=backend.fingerprint,
+                limits=limits, options=options, sample=args.sample, split_bytes=split_bytes,
+            )  # fmt: skip
         if backend is None or args.estimate is None:
             return run(
                 source, task, args.output, backend, limits=limits, options=options, processes=args.processes,
@@ -147,12 +161,29 @@ def _refuse_without_model(args: argparse.Namespace) -> None:
         UserError: names the option.
     """
     names = (
-        "budget_tokens", "budget_usd", "price_in", "price_out", "budget_hours", "max_failed", "estimate", "judge",
+        "budget_tokens", "budget_usd", "price_in", "price_out", "budget_hours", "max_failed", "estimate", "judge", "beam",
         *endpoint_options.FOR_SERVERS, *endpoint_options.FOR_ENGINES,
     )  # fmt: skip
     given = [name for name in names if getattr(args, name, None) is not None] + ["dtype"] * (args.dtype != "auto")
     if given:
         raise UserError(f"--{given[0].replace('_', '-')} has no effect without --model: give a model, or leave it out.")
+
+
+def _check_beam(args: argparse.Namespace, divides: bool) -> None:
+    """Refuse what has no meaning in a Beam job.
+
+    Args:
+        divides: the task looks at every record by itself.
+
+    Raises:
+        UserError: names the option.
+    """
+    if not divides:
+        raise UserError("--beam does not go with data filter, which compares all answers to a query: use --processes.")
+    if args.processes != 1:
+        raise UserError("--processes is for this machine; with --beam give Beam's own option (--direct_num_workers).")
+    if args.estimate is not None:
+        raise UserError("--estimate does not go with --beam: leave one of them out; the answers it asks for are kept.")
 
 
 def backend_of(args: argparse.Namespace) -> Backend:

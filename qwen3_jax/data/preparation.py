@@ -32,6 +32,7 @@ from qwen3_jax.data.labels import check_label_keys, named_keys
 from qwen3_jax.data.prepared import COLUMNS, FORMAT, MANIFEST, Prepared, fingerprint, is_prepared
 from qwen3_jax.data.records import DataError, Record, TextTokenizer
 from qwen3_jax.data.shards import (
+    FILES,
     NAMED,
     PARTS,
     PreparationJob,
@@ -42,7 +43,7 @@ from qwen3_jax.data.shards import (
     prepare_split,
     sign_split,
 )
-from qwen3_jax.data.sources import SPLIT_BYTES, Split, read, splits
+from qwen3_jax.data.sources import SPLIT_BYTES, Split, file_sizes, read, splits
 from qwen3_jax.data.workers import start_workers
 from qwen3_jax.errors import UserError, warn
 from qwen3_jax.file_writes import locked, remove_leftovers, write_json, written_whole
@@ -184,6 +185,7 @@ class Preparation:
             {"file": self.job.shard(s.number).name, "documents": s.documents, "tokens": s.tokens, "bytes": s.bytes}
             for s in used
         ]
+        write_json(folder / FILES, file_sizes(self.splits))
         write_json(folder / MANIFEST, {
             "format": FORMAT,
             "documents": total["documents"],

@@ -30,7 +30,7 @@ from qwen3_jax.data.records import DataError, Malformed, Record, TextTokenizer, 
 from qwen3_jax.data.sources import Split, read
 from qwen3_jax.file_writes import write_json, written_whole
 
-PARTS = "parts"
+PARTS, FILES, KEYS = "parts", "files.json", "keys"
 NAMED = ("domain", "language")
 _MOST_NAMES = 2**15
 

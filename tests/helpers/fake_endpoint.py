@@ -37,6 +37,7 @@ class FakeEndpoint:
         seconds: that an answer takes.
         requests: (key, what was done) in the order of arrival; "ok" where a whole reply was sent.
         served: by key, (prompt, completion) tokens of every whole reply.
+        worked: tokens of all requests that it has worked on, whether a whole reply came of it or not: what it may have billed.
         bodies: of all requests.
         faults: how often each kind of reply was sent.
     """
@@ -48,6 +49,7 @@ class FakeEndpoint:
     url: str = ""
     requests: list[tuple[str, str]] = field(default_factory=list)
     served: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    worked: int = 0
     bodies: list[dict] = field(default_factory=list)
     faults: Counter = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -56,6 +58,10 @@ class FakeEndpoint:
     def repeated(self) -> int:
         """Whole replies to requests that had been sent one before."""
         return sum(len(pairs) - 1 for pairs in self.served.values())
+
+    def refused(self) -> set[str]:
+        """Keys of the requests that it refuses for what they ask."""
+        return {key for key, what in self.requests if what == "HTTP 400"}
 
     def plan(self, key: str, time_seen: int) -> str:
         """What is done with the request of this key when it comes for the n-th time."""
@@ -106,6 +112,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(500, {"error": "out of memory"})
         if what == "HTTP 429":
             return self._send(429, {"error": "slow down"}, {"Retry-After": "0.01"})
+        value = reply(body, "again and " * 10_000 if "REPEAT" in prompt else one.answer(body))
+        with one.lock:
+            one.worked += value["usage"]["total_tokens"]
         if what == "stall":
             time.sleep(one.stall_seconds)
             self.close_connection = True
@@ -116,7 +125,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
             return None
-        value = reply(body, "again and " * 10_000 if "REPEAT" in prompt else one.answer(body))
         raw = json.dumps(value).encode()
         if what == "cut off":
             self._head(200, len(raw), {})

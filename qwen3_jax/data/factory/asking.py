@@ -1,7 +1,7 @@
 """Asking for what is not recorded yet: records in order, several requests in progress, every reply recorded at once.
 
     asker = Asker(job, backend, budget, options)
-    asker.run(splits)           # afterwards every request has an answer, or a reason why it has none
+    asker.run(enumerate(splits))           # afterwards every request has an answer, or a reason why it has none
 
 A request that brings no usable reply is tried again, each try with a reservation of its own, because a lost reply may have been
 paid. What fits no budget, and everything after it, is left unasked.
@@ -13,7 +13,7 @@ import heapq
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from qwen3_jax.bounds import check_bounds, whole
@@ -138,8 +138,11 @@ class Asker:
         self._answers_come = self._is_warned = False
         self.result = Asking()
 
-    def run(self, splits: Sequence[Split]) -> Asking:
+    def run(self, splits: Iterable[tuple[int, Split]]) -> Asking:
         """Ask until every request is settled or a budget is used up; return what was done.
+
+        Args:
+            splits: with their numbers in the corpus.
 
         Raises:
             UserError: more failures than allowed, or an endpoint that answers nothing.
@@ -168,9 +171,9 @@ class Asker:
             records.close()  # type: ignore[attr-defined] # a generator
         return self.result
 
-    def _records(self, splits: Sequence[Split]) -> Iterator[tuple[_Shard, Record]]:
+    def _records(self, splits: Iterable[tuple[int, Split]]) -> Iterator[tuple[_Shard, Record]]:
         """Every record with its shard, whose file is open until its last record is settled."""
-        for number, split in enumerate(splits):
+        for number, split in splits:
             shard = _Shard(AnswerLog(self._job.answers(number), write=True))
             try:
                 for record in self._job.read(split):

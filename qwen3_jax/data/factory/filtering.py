@@ -144,7 +144,7 @@ def filter_split(job: FactoryJob, number: int, split: Split, looks: Path, decisi
     with parts.writing() as write:
         for record, one in zip(job.read(split), _lines(looks), strict=True):
             if isinstance(record, Malformed):
-                write(record.reason, Made(rejected=[Rejection("malformed", record.reason)]))
+                write(record, Made(rejected=[Rejection("malformed", record.reason)]))
                 continue
             if one is None:
                 try:
@@ -152,12 +152,12 @@ def filter_split(job: FactoryJob, number: int, split: Split, looks: Path, decisi
                     reason = f"{record.location}: it could not be read before"
                 except DataError as error:
                     reason = str(error)
-                write(record.location, Made(rejected=[Rejection("malformed", reason)]))
+                write(record, Made(rejected=[Rejection("malformed", reason)]))
                 continue
             fault = decided.get(one.query) or one.fault
             rejected = [] if fault is None else [Rejection(*fault)]
             is_open = any(outcome in _ASKED_AGAIN for outcome in one.without)
-            write(record.location, Made([] if rejected else [record.body], rejected), is_open)
+            write(record, Made([] if rejected else [record.body], rejected), is_open)
     return parts.counts
 
 

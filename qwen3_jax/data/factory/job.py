@@ -1,6 +1,8 @@
 """A job of the data factory: a folder with recorded answers, and what is made of them.
 
     OUTPUT/records/00000.jsonl ...     what was made, in the order of the records; training reads this folder
+    OUTPUT/keys/00000.npy ...          uint64, of each of these lines the key of the record that it was made of
+    OUTPUT/files.json                  the files that were read, and their sizes
     OUTPUT/rejects.jsonl               what was not made, with outcome and reason
     OUTPUT/cost.json                   tokens and what they cost
     OUTPUT/manifest.json               settings and counts; written last
@@ -40,8 +42,8 @@ from qwen3_jax.data.factory.work import (
     total,
 )
 from qwen3_jax.data.records import DataError
-from qwen3_jax.data.shards import PARTS
-from qwen3_jax.data.sources import SPLIT_BYTES, Split, splits
+from qwen3_jax.data.shards import FILES, KEYS, PARTS
+from qwen3_jax.data.sources import SPLIT_BYTES, Split, file_sizes, splits
 from qwen3_jax.data.workers import start_workers
 from qwen3_jax.endpoints import Backend, Tokens
 from qwen3_jax.errors import UserError, warn
@@ -51,7 +53,7 @@ from qwen3_jax.progress import progress_bar
 
 MANIFEST, SETTINGS, RECORDS, COST = "manifest.json", "settings.json", "records", "cost.json"
 LOCK = "lock"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def ask(
             opened.job, backend, budget, options, advance=bar.advance,
             earlier=EarlierAnswers(earlier) if earlier.is_dir() else None,
         )  # fmt: skip
-        return asker.run(opened.splits)
+        return asker.run(enumerate(opened.splits))
 
 
 @contextmanager
@@ -220,17 +222,11 @@ def publish(
         raise DataError(
             f"no record was made ({reasons or 'there are none'}); {folder / 'rejects.jsonl'} has the reasons"
         )
-    new, old = folder / f"{RECORDS}.tmp", folder / f"{RECORDS}.old"
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    new.mkdir()
-    for part in parts:
-        if part.made:
-            shutil.copyfile(job.part(part.number, ".jsonl"), new / f"{part.number:05d}.jsonl")
-    if (folder / RECORDS).exists():
-        (folder / RECORDS).rename(old)
-    new.rename(folder / RECORDS)
-    shutil.rmtree(old, ignore_errors=True)
+    for name, suffix, made in ((RECORDS, ".jsonl", ".jsonl"), (KEYS, ".keys.npy", ".npy")):
+        _replace_folder(
+            folder / name, {f"{part.number:05d}{made}": job.part(part.number, suffix) for part in parts if part.made}
+        )
+    write_json(folder / FILES, file_sizes(opened.splits))
     is_complete = not counts.unasked and "unreachable" not in counts.rejected
     write_json(folder / MANIFEST, {
         "format": FORMAT, "complete": is_complete, "counts": dataclasses.asdict(counts), "settings": opened.settings,
@@ -239,6 +235,20 @@ def publish(
         if file.name != LOCK:
             file.unlink()
     return Finished(folder, counts, cost, asking)
+
+
+def _replace_folder(folder: Path, files: dict[str, Path]) -> None:
+    """Put a folder with copies of some files in the place of another; `files` has their names in it."""
+    new, old = folder.with_name(f"{folder.name}.tmp"), folder.with_name(f"{folder.name}.old")
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    new.mkdir()
+    for name, file in files.items():
+        shutil.copyfile(file, new / name)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def spending(folder: Path) -> Spending:
@@ -263,8 +273,10 @@ def _compare(folder: Path, settings: dict[str, Any]) -> bool:
         raise UserError(
             f"{folder} belongs to the task {before['task']}, not {settings['task']}; choose another folder."
         )
-    if before == settings and manifest.exists() and read_json(manifest)["complete"]:
-        return True
+    if before == settings and manifest.exists():
+        done = read_json(manifest)
+        if done["complete"] and done["format"] == FORMAT:
+            return True
     changed = _changes(before, settings)
     recorded = sum(1 for _ in (folder / ANSWERS).glob("*.log"))
     if recorded and changed["asking"]:

@@ -149,7 +149,7 @@ def label_split(job: FactoryJob, number: int, split: Split, file: Path) -> PartC
             found = student.predict(["\n".join(texts(record, job.source.text_key)) for record in waiting])
             for place, record in enumerate(waiting):
                 labels = {name: values[place] for name, values in found.items()}
-                write(record.location, Made([{**record.body, **labels}]))
+                write(record, Made([{**record.body, **labels}]))
 
         waiting: list[Record] = []
         for record in job.read(split):
@@ -161,7 +161,7 @@ def label_split(job: FactoryJob, number: int, split: Split, file: Path) -> PartC
             except DataError as error:
                 flush(waiting)
                 waiting = []
-                write(str(error), Made(rejected=[Rejection("malformed", str(error))]))
+                write(Malformed(str(error)), Made(rejected=[Rejection("malformed", str(error))]))
             if len(waiting) == _BATCH:
                 flush(waiting)
                 waiting = []

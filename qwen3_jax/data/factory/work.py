@@ -13,12 +13,15 @@ import functools
 import hashlib
 import heapq
 import json
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from qwen3_jax.data.config import Source
 from qwen3_jax.data.factory.answers import AnswerLog, read_reply
@@ -155,16 +158,14 @@ def make_split(job: FactoryJob, number: int, split: Split) -> PartCounts:
     parts = Parts(job, number, state)
     with parts.writing() as write:
         for record in job.read(split):
-            location = record.reason if isinstance(record, Malformed) else record.location
-            made = making.made(record)
-            unread = isinstance(record, Malformed)
-            write(location, made, not unread and recorded.unasked, 0 if unread else recorded.used_tokens)
+            made, unread = making.made(record), isinstance(record, Malformed)
+            write(record, made, not unread and recorded.unasked, 0 if unread else recorded.used_tokens)
     log.close()
     return parts.counts
 
 
 class Parts:
-    """The files of one split: records and rejections as they are made, and their counts, written last.
+    """The files of one split: records with the keys of what they were made of, rejections, and counts, written last.
 
     Args:
         state: of settings and recorded answers, kept with the counts.
@@ -181,7 +182,8 @@ class Parts:
 
     @contextmanager
     def writing(self) -> Iterator[Callable[..., None]]:
-        """Yield write(location of a record, what was made of it, whether an answer is missing, tokens looked at)."""
+        """Yield write(record, what was made of it, whether an answer is missing, tokens looked at)."""
+        keys = array("Q")
         part = functools.partial(self._job.part, self._number)
         with (
             written_whole(part(".jsonl")) as records,
@@ -190,10 +192,13 @@ class Parts:
             rejects.open("w", encoding="utf-8") as rejected,
         ):
 
-            def write(location: str, result: Made, unasked: bool = False, used_tokens: int = 0) -> None:
+            def write(record: Record | Malformed, result: Made, unasked: bool = False, used_tokens: int = 0) -> None:
+                location = record.reason if isinstance(record, Malformed) else record.location
                 lines = [json.dumps(one, ensure_ascii=False) for one in result.records]
                 whole = [line for line in lines if is_unicode(line)]
                 made.writelines(line + "\n" for line in whole)
+                if isinstance(record, Record):
+                    keys.extend([record.key] * len(whole))
                 rejections = list(result.rejected)
                 if len(whole) < len(lines):
                     rejections.append(Rejection("invalid", "it has half of a surrogate pair, which UTF-8 cannot hold"))
@@ -208,6 +213,8 @@ class Parts:
                 )  # fmt: skip
 
             yield write
+        with written_whole(part(".keys.npy")) as path, path.open("wb") as out:
+            np.save(out, np.asarray(keys, np.uint64))
         totals: dict[str, Any] = dict(self._totals)
         self.counts = PartCounts(self._number, self._state, rejected=dict(sorted(self._rejected.items())), **totals)
         write_json(part(".json"), dataclasses.asdict(self.counts))
