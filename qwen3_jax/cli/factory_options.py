@@ -105,20 +105,13 @@ def run_task(
     from qwen3_jax.data.factory.job import run as run_job
 
     run = run or run_job
-    source = Source(
-        name=task.name, path=args.path, format=args.format, text_key=args.text_key,
-        cleaning=Cleaning(max_malformed=args.max_malformed),
-    )  # fmt: skip
+    cleaning = Cleaning(max_malformed=args.max_malformed)
+    source = Source(name=task.name, path=args.path, format=args.format, text_key=args.text_key, cleaning=cleaning)
     limits = Limits(args.budget_tokens, args.budget_usd, args.budget_hours, args.price_in, args.price_out)
-    if args.sample is not None and args.estimate is not None:
-        raise UserError("--sample does not go with --estimate, which takes a sample of its own: leave one of them out.")
     retries = DEFAULT_RETRIES if args.retries is None else args.retries
     options = AskOptions(retries + 1, args.max_failed)
     split_bytes = max(int(args.split_mb * 2**20), 1)
-    if args.model is None:
-        _refuse_without_model(args)
-    if args.beam is not None:
-        _check_beam(args, divides=run is run_job)
+    _refuse_contradictions(args, divides=run is run_job)
     with doing("starting"):
         backend = None if args.model is None else backend_of(args)
 
@@ -154,23 +147,8 @@ def run_task(
     return background.leave(0)
 
 
-def _refuse_without_model(args: argparse.Namespace) -> None:
-    """Refuse, by name, what has an effect only on a model that is asked.
-
-    Raises:
-        UserError: names the option.
-    """
-    names = (
-        "budget_tokens", "budget_usd", "price_in", "price_out", "budget_hours", "max_failed", "estimate", "judge", "beam",
-        *endpoint_options.FOR_SERVERS, *endpoint_options.FOR_ENGINES,
-    )  # fmt: skip
-    given = [name for name in names if getattr(args, name, None) is not None] + ["dtype"] * (args.dtype != "auto")
-    if given:
-        raise UserError(f"--{given[0].replace('_', '-')} has no effect without --model: give a model, or leave it out.")
-
-
-def _check_beam(args: argparse.Namespace, divides: bool) -> None:
-    """Refuse what has no meaning in a Beam job.
+def _refuse_contradictions(args: argparse.Namespace, divides: bool) -> None:
+    """Refuse what has an effect only on a model that is asked, or none in a Beam job.
 
     Args:
         divides: the task looks at every record by itself.
@@ -178,6 +156,17 @@ def _check_beam(args: argparse.Namespace, divides: bool) -> None:
     Raises:
         UserError: names the option.
     """
+    if args.sample is not None and args.estimate is not None:
+        raise UserError("--sample does not go with --estimate, which takes a sample of its own: leave one of them out.")
+    names = (
+        "budget_tokens", "budget_usd", "price_in", "price_out", "budget_hours", "max_failed", "estimate", "judge", "beam",
+        *endpoint_options.FOR_SERVERS, *endpoint_options.FOR_ENGINES,
+    )  # fmt: skip
+    given = [name for name in names if getattr(args, name, None) is not None] + ["dtype"] * (args.dtype != "auto")
+    if args.model is None and given:
+        raise UserError(f"--{given[0].replace('_', '-')} has no effect without --model: give a model, or leave it out.")
+    if args.beam is None:
+        return
     if not divides:
         raise UserError("--beam does not go with data filter, which compares all answers to a query: use --processes.")
     if args.processes != 1:
