@@ -240,11 +240,10 @@ def test_mixed_requests_equal_transformers(variant, mesh, way, count, folder):
         assert pool.held == held
 
 
-@pytest.mark.parametrize(
-    "same",
-    [pytest.param(True, marks=pytest.mark.soak), pytest.param(False, marks=pytest.mark.slow)],
-    ids=["itself", "another_model"],
-)
+DRAFTS = [pytest.param(True, marks=pytest.mark.soak), pytest.param(False, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("same", DRAFTS, ids=["itself", "another_model"])
 def test_a_draft_model_changes_nothing(same, folder):
     """The model itself always guesses right; one with other weights nearly always wrong."""
     requests, arrivals = mixed_requests()
@@ -326,9 +325,7 @@ def test_a_seed_gives_the_same_tokens_alone_and_in_any_company(options, left):
         assert engine.stats.accepted > 0
 
 
-@pytest.mark.parametrize(
-    "count", [pytest.param(250, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.soak)]
-)
+@pytest.mark.parametrize("count", [pytest.param(250, marks=pytest.mark.slow), pytest.param(1000, marks=MORE)])
 def test_guessed_tokens_follow_the_distribution(count):
     """Many seeds with speculation and as many others without: the distributions at each position agree."""
     model = tiny_models.model(4, eos=False)
@@ -350,10 +347,7 @@ def test_guessed_tokens_follow_the_distribution(count):
 # ---- limits and errors ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("count", "seed"),
-    [(200, 0), pytest.param(5000, 1, marks=pytest.mark.soak)],
-)
+@pytest.mark.parametrize(("count", "seed"), [(200, 0), pytest.param(5000, 1, marks=pytest.mark.soak)])
 def test_nothing_is_compiled_after_warm_up_and_nothing_leaks(count, seed):
     """Random requests with cancellations on a cache that is too small for half of its rows."""
     random = np.random.default_rng(seed)

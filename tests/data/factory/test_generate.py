@@ -81,6 +81,7 @@ def test_right_answers_in_both_modes_with_flags_and_queries_never_solved(tmp_pat
     assert len(prepare(source, ByteTokenizer(), tmp_path / "prepared", visible=False)) == len(records)
 
 
+@pytest.mark.slow
 def test_the_engine_gives_the_same_answers_again_and_a_forced_text_is_not_learned(tmp_path):
     def backend():
         return EngineBackend(Engine(tiny_models.model(27), **SHAPE), tiny_models.tokenizer(), "tiny")
