@@ -129,6 +129,7 @@ def test_training_reads_what_the_labels_select_and_names_what_has_none(made, pre
         _check_same_text(saved, config, _sizes(config, [Prepared(prepared)]))
 
 
+@pytest.mark.slow
 def test_train_py_mixes_by_an_attached_label(made, tmp_path):
     """The command: it prepares nothing anew, and reads only what the label selects."""
     from qwen3_jax.data import Cleaning, prepare

@@ -74,8 +74,8 @@ def test_text_that_no_file_can_hold_is_one_rejection(tmp_path):
 
 def test_faults_are_tried_again_and_what_may_be_paid_is_counted(tmp_path):
     source = corpus(tmp_path)
-    with fake_endpoint(faulty=0.5, stall_seconds=1.5) as endpoint:
-        backend = Endpoint(endpoint.url, "m", concurrency=16, timeout=1.0)
+    with fake_endpoint(faulty=0.5, stall_seconds=6) as endpoint:
+        backend = Endpoint(endpoint.url, "m", concurrency=16, timeout=4.0)  # a busy machine takes a second to reply
         done = run(source, RecipeTask(RECIPE), tmp_path / "out", backend, options=AskOptions(tries=20, wait=0.01))
         assert done.counts.made == 80
         assert min(endpoint.faults.values()) > 0, endpoint.faults
