@@ -16,8 +16,8 @@ import argparse
 import sys
 from typing import Any
 
-from qwen3_jax.cli import data_extract, data_factory, data_show
-from qwen3_jax.cli.arguments import Parser, local_target, whole_number
+from qwen3_jax.cli import data_extract, data_factory, data_show, input_options
+from qwen3_jax.cli.arguments import Parser, above_0, local_target, whole_number
 from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.errors import UserError
 
@@ -43,13 +43,7 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 data") -> int:
 
 def _prepare_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "--path",
-        nargs="+",
-        required=True,
-        metavar="PATH",
-        help="files, folders, globs in quotes, or URLs (gs://, s3://)",
-    )
+    input_options.add_paths(add)
     add("--tokenizer", required=True, metavar="DIR|ID", help="tokenizer folder or hub repository")
     add("--output", type=local_target, required=True, metavar="DIR", help="the folder to make")
     add(
@@ -57,11 +51,7 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="name of the corpus, and its domain unless --domain is given (default: of the folder)",
     )
-    add(
-        "--format", choices=["auto", "text", "json", "jsonl", "csv", "parquet", "arrayrecord"], default="auto",
-        help="form of the files (default: auto, by their names)",
-    )  # fmt: skip
-    add("--text-key", default="text", metavar="KEY", help="field of a record with its text (default: text)")
+    input_options.add_records(add)
     add(
         "--loss-on",
         choices=["all", "assistant"],
@@ -73,7 +63,9 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
     _cleaning_flags(parser)
     add = parser.add_argument_group("how").add_argument
     add("--processes", type=whole_number(1), metavar="N", help="processes at work (default: one for each core)")
-    add("--split-mb", type=_size, default=32, metavar="N", help="megabytes of input of one task (default: 32)")
+    add(
+        "--split-mb", type=above_0("size"), default=32, metavar="N", help="megabytes of input of one task (default: 32)"
+    )
     add(
         "--beam", nargs=argparse.REMAINDER, metavar="BEAM_OPTION",
         help="run as an Apache Beam job; everything after it is Beam's",
@@ -121,23 +113,7 @@ def _cleaning_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="n of --held-out, consecutive words (default: 13)",
     )
-    add(
-        "--max-malformed",
-        type=whole_number(0),
-        default=0,
-        metavar="N",
-        help="most unusable records to skip (default: 0)",
-    )
-
-
-def _size(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size above 0")
-    return value
+    input_options.add_max_malformed(add)
 
 
 def _prepare(args: argparse.Namespace) -> int:

@@ -12,8 +12,8 @@ stopped.
 import argparse
 import sys
 
-from qwen3_jax.cli import endpoint_options
-from qwen3_jax.cli.arguments import Parser, local_target, whole_number
+from qwen3_jax.cli import endpoint_options, input_options
+from qwen3_jax.cli.arguments import Parser, above_0, local_target, whole_number
 from qwen3_jax.errors import UserError
 
 HELP = "make records of PDF, HTML and EPUB files"
@@ -24,13 +24,7 @@ def add_extract(parser: Parser) -> None:
     parser.description = __doc__
     parser.set_defaults(run=_extract)
     add = parser.add_argument
-    add(
-        "--path",
-        nargs="+",
-        required=True,
-        metavar="PATH",
-        help="files, folders, globs in quotes, or URLs (gs://, s3://)",
-    )
+    input_options.add_paths(add)
     add("--output", type=local_target, required=True, metavar="DIR", help="the folder to make")
     add(
         "--html", choices=["main", "whole"], default="main",
@@ -56,7 +50,13 @@ def add_extract(parser: Parser) -> None:
     add("--max-new-tokens", type=whole_number(1), metavar="N", help="most tokens of a page (default: 8192)")
     add("--dpi", type=whole_number(36, 600), metavar="N", help="dots for an inch of the pictures (default: 150)")
     add = parser.add_argument_group("how").add_argument
-    add("--seconds", type=_seconds, default=30.0, metavar="S", help="for a page, or a web page or book (default: 30)")
+    add(
+        "--seconds",
+        type=above_0("time"),
+        default=30.0,
+        metavar="S",
+        help="for a page, or a web page or book (default: 30)",
+    )
     add(
         "--memory-mb",
         type=whole_number(256),
@@ -68,16 +68,6 @@ def add_extract(parser: Parser) -> None:
     add(
         "--split-mb", type=whole_number(1), default=32, metavar="N", help="megabytes of input of one task (default: 32)"
     )
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time above 0")
-    return value
 
 
 def _extract(args: argparse.Namespace) -> int:

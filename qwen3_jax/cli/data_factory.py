@@ -12,10 +12,10 @@ import functools
 from collections.abc import Callable
 
 from qwen3_jax.cli import data_label, model_options
-from qwen3_jax.cli.arguments import Parser, whole_number
+from qwen3_jax.cli.arguments import Parser, number_or_none, whole_number
 from qwen3_jax.cli.data_distil import add_distil
 from qwen3_jax.cli.data_filter import add_filter
-from qwen3_jax.cli.factory_options import add_backend, add_input, budget, json_object, run_task
+from qwen3_jax.cli.factory_options import add_backend, add_input, add_verifier, run_task
 from qwen3_jax.progress import doing
 
 
@@ -29,21 +29,14 @@ def add_generate(parser: Parser) -> None:
         help="with thinking, without, or both (default: thinking)",
     )  # fmt: skip
     add(
-        "--thinking-budget", nargs="+", type=budget, default=[None], metavar="N",
-        help="thinking budgets, none for no limit (default: none)",
+        "--thinking-budget", nargs="+", type=number_or_none(1, "or none (0 is --mode non-thinking)"), default=[None],
+        metavar="N", help="thinking budgets, none for no limit (default: none)",
     )  # fmt: skip
     add("--system", default="", metavar="TEXT", help="system message of queries that have none")
     add("--max-new-tokens", type=whole_number(1), default=32_768, metavar="N", help="most tokens of an answer")
     model_options.add_sampling(add)
     add = parser.add_argument_group("verification").add_argument
-    add("--verifier", default="", metavar="NAME", help="judges the answers (default: all whole answers are kept)")
-    add("--verifier-settings", type=json_object, default={}, metavar="JSON", help="settings of the verifier")
-    add(
-        "--reference-key",
-        default="answer",
-        metavar="KEY",
-        help="field of a record with the reference (default: answer)",
-    )
+    add_verifier(add, "judges the answers (default: all whole answers are kept)")
     add(
         "--keep", choices=["right", "all"], default="right",
         help="answers that are right, or all with their verdicts, which `data filter` reads (default: right)",

@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from qwen3_jax.cli.arguments import Parser, whole_number
-from qwen3_jax.cli.factory_options import add_backend, add_input, json_object, run_task
+from qwen3_jax.cli.factory_options import add_backend, add_input, add_verifier, run_task
 
 if TYPE_CHECKING:
     from qwen3_jax.data.factory import Finished
@@ -21,14 +21,7 @@ def add_filter(parser: Parser) -> None:
     """Add the options of `data filter`."""
     add_input(parser)
     add = parser.add_argument_group("verdicts (default: those that `data generate --keep all` wrote)").add_argument
-    add("--verifier", default="", metavar="NAME", help="judges every answer anew")
-    add("--verifier-settings", type=json_object, default={}, metavar="JSON", help="settings of the verifier")
-    add(
-        "--reference-key",
-        default="answer",
-        metavar="KEY",
-        help="field of a record with the reference (default: answer)",
-    )
+    add_verifier(add, "judges every answer anew")
     add = parser.add_argument_group("filters").add_argument
     add("--skip", nargs="+", default=[], metavar="FILTER", help='filters that are not applied, as "general writing"')
     add(

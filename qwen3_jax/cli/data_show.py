@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qwen3_jax.cli.arguments import whole_number
 from qwen3_jax.cli.exit_codes import BAD_INPUT
+from qwen3_jax.cli.input_options import FORMATS
 from qwen3_jax.errors import UserError
 from qwen3_jax.progress import clear_status
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from qwen3_jax.data import Encoded, Malformed, Prepared, Record, Source
     from qwen3_jax.text import Tokenizer
 
-_FORMATS = ["auto", "text", "json", "jsonl", "csv", "parquet", "arrayrecord"]
 _WHOLE_FILES = 2**62  # bytes of a split: lines are counted from the beginning of a file
 _AT_ONCE = 2**16  # tokens that are written in one piece
 _READ_AT_ONCE = 64  # documents of a prepared corpus
@@ -60,7 +60,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--loss-on", choices=["all", "assistant"],
         help="of raw files: tokens of chat records that are trained on (default: assistant)",
     )  # fmt: skip
-    add("--format", choices=_FORMATS, help="of raw files: their form (default: auto, by their names)")
+    add("--format", choices=FORMATS, help="of raw files: their form (default: auto, by their names)")
     add("--text-key", metavar="KEY", help="of raw files: field of a record with its text (default: text)")
     add("--limit", type=whole_number(1), metavar="N", help="stop after N records (default: show all)")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qwen3_jax.cli import background, endpoint_options, model_options
-from qwen3_jax.cli.arguments import Parser, local_target, whole_number
+from qwen3_jax.cli.arguments import Parser, local_target, number_or_none, whole_number
 from qwen3_jax.cli.exit_codes import INTERRUPTED, guarded
 from qwen3_jax.errors import UserError
 from qwen3_jax.progress import clear_status, doing, progress_bar
@@ -61,7 +61,7 @@ def _parser(prog: str) -> Parser:
         help="with thinking, without, or both (default: thinking, where the model can)",
     )  # fmt: skip
     add(
-        "--thinking-budget", nargs="+", type=_budget, metavar="N",
+        "--thinking-budget", nargs="+", type=number_or_none(0), metavar="N",
         help="thinking budgets, none for no limit: accuracy is measured under each (default: none)",
     )  # fmt: skip
     add("--output", type=local_target, metavar="DIR", help="folder of the run (default: eval-MODEL)")
@@ -82,15 +82,6 @@ def _parser(prog: str) -> Parser:
     model_options.add_devices(parser)
     endpoint_options.add_endpoint(parser, retries=DEFAULT_RETRIES, timeout=DEFAULT_TIMEOUT)
     return parser
-
-
-def _budget(text: str) -> int | None:
-    if text.lower() in ("none", "null", "unlimited"):
-        return None
-    try:
-        return whole_number(0)(text)
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"{error}, or none") from None
 
 
 def _config(args: argparse.Namespace) -> "EvalConfig":

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
-from qwen3_jax.cli import background, endpoint_options, model_options
-from qwen3_jax.cli.arguments import Parser, local_target, whole_number
+from qwen3_jax.cli import background, endpoint_options, input_options, model_options
+from qwen3_jax.cli.arguments import Parser, above_0, json_object, local_target, whole_number
 from qwen3_jax.errors import UserError
 from qwen3_jax.progress import doing
 
@@ -26,28 +26,24 @@ DEFAULT_BATCH_SIZE, DEFAULT_RETRIES, DEFAULT_TIMEOUT = 32, 5, 600
 def add_input(parser: Parser) -> None:
     """Add the options that say what is read and where the result goes."""
     add = parser.add_argument
-    add(
-        "--path",
-        nargs="+",
-        required=True,
-        metavar="PATH",
-        help="files, folders, globs in quotes, or URLs (gs://, s3://)",
-    )
+    input_options.add_paths(add)
     add("--output", type=local_target, required=True, metavar="DIR", help="folder of the job; the same command goes on")
-    add(
-        "--format", choices=["auto", "text", "json", "jsonl", "csv", "parquet", "arrayrecord"], default="auto",
-        help="form of the files (default: auto, by their names)",
-    )  # fmt: skip
-    add("--text-key", default="text", metavar="KEY", help="field of a record with its text (default: text)")
-    add(
-        "--max-malformed",
-        type=whole_number(0),
-        default=0,
-        metavar="N",
-        help="most unusable records to skip (default: 0)",
-    )
+    input_options.add_records(add)
+    input_options.add_max_malformed(add)
     add("--processes", type=whole_number(1), default=1, metavar="N", help="that make records of answers (default: 1)")
-    add("--split-mb", type=_megabytes, default=4, metavar="N", help="megabytes of input of one part (default: 4)")
+    add("--split-mb", type=above_0("size"), default=4, metavar="N", help="megabytes of input of one part (default: 4)")
+
+
+def add_verifier(add: Callable[..., Any], about: str) -> None:
+    """Add the options of a verifier; `about` is the help of its name."""
+    add("--verifier", default="", metavar="NAME", help=about)
+    add("--verifier-settings", type=json_object, default={}, metavar="JSON", help="settings of the verifier")
+    add(
+        "--reference-key",
+        default="answer",
+        metavar="KEY",
+        help="field of a record with the reference (default: answer)",
+    )
 
 
 def add_backend(parser: Parser, *, without: str = "") -> None:
@@ -296,15 +292,6 @@ def _show_estimate(found: Estimate) -> None:
         print(f"the sample is smaller than asked for: {found.asking.over_budget}")
 
 
-def budget(text: str) -> int | None:
-    if text.lower() in ("none", "null", "unlimited"):
-        return None
-    try:
-        return whole_number(1)(text)
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"{error}, or none (0 is --mode non-thinking)") from None
-
-
 def _decimal(text: str) -> Decimal:
     try:
         value = Decimal(text)
@@ -312,24 +299,4 @@ def _decimal(text: str) -> Decimal:
         value = Decimal("nan")
     if not value.is_finite() or value < 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a decimal number of 0 or more")
-    return value
-
-
-def _megabytes(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size above 0")
-    return value
-
-
-def json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
     return value
