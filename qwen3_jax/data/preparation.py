@@ -47,7 +47,7 @@ from qwen3_jax.data.sources import SPLIT_BYTES, Split, file_sizes, read, splits
 from qwen3_jax.data.workers import start_workers
 from qwen3_jax.errors import UserError, warn
 from qwen3_jax.file_writes import locked, remove_leftovers, write_json, written_whole
-from qwen3_jax.progress import progress_bar
+from qwen3_jax.progress import with_progress
 
 
 def prepare(
@@ -85,10 +85,10 @@ def prepare(
             if source.cleaning.duplicates != "keep":
                 signed = run(sign_split, pieces)
                 drop = find_duplicates(
-                    job, list(_with_progress(signed, f"comparing {source.name}", len(pieces), visible))
+                    job, list(with_progress(signed, f"comparing {source.name}", len(pieces), visible=visible))
                 )
             prepared = run(prepare_split, pieces, drop)
-            shards = list(_with_progress(prepared, f"preparing {source.name}", len(pieces), visible))
+            shards = list(with_progress(prepared, f"preparing {source.name}", len(pieces), visible=visible))
         return begun.publish(shards)
 
 
@@ -235,13 +235,6 @@ class Preparation:
         for column in joined.values():
             column.flush()
         return {name: list(numbers) for name, numbers in names.items()}
-
-
-def _with_progress(results: Iterator, label: str, count: int, visible: bool | None) -> Iterator:
-    with progress_bar(label, count, visible=visible) as bar:
-        for result in results:
-            yield result
-            bar.advance()
 
 
 def _warn_of_label_keys(job: PreparationJob, pieces: Sequence[Split], count: int = 100) -> None:

@@ -13,6 +13,7 @@ from qwen3_jax.evaluation.endpoint_source import EndpointSource
 from qwen3_jax.evaluation.runner import run
 from qwen3_jax.evaluation.samples import SampleList
 from qwen3_jax.evaluation.task import Problem
+from tests.helpers import loopback
 from tests.helpers.evaluation_runs import SUMS, planned, samples_of, sums
 
 MODELS = {"data": [{"id": "m"}]}
@@ -49,14 +50,8 @@ def serving(answer):
         def log_message(self, *_):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", seen
-    finally:
-        server.shutdown()
-        server.server_close()
+    with loopback.serving(Handler) as address:
+        yield address, seen
 
 
 def message(content, finish="stop", tokens=7, thinking=0, **fields):

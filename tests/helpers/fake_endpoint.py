@@ -15,7 +15,9 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from tests.helpers import loopback
 
 FAULTS = ("HTTP 500", "HTTP 429", "stall", "garbage", "cut off", "no reply")
 
@@ -157,20 +159,6 @@ def fake_endpoint(**options):
     """Yield a running `FakeEndpoint`."""
     endpoint = FakeEndpoint(**options)
     handler = type("Handler", (_Handler,), {"endpoint": endpoint})
-
-    class Server(ThreadingHTTPServer):
-        request_queue_size = 128
-
-        def handle_error(self, *_):  # clients are killed
-            pass
-
-    server = Server(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    endpoint.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
+    with loopback.serving(handler) as address:
+        endpoint.url = f"{address}/v1"
         yield endpoint
-    finally:
-        server.shutdown()
-        server.server_close()

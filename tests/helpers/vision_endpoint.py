@@ -6,9 +6,11 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 from PIL import Image
+
+from tests.helpers import loopback
 
 Answer = tuple[int, str, str]
 """Status of HTTP, text of the answer (of a failure: its message), finish_reason."""
@@ -62,13 +64,6 @@ def vision_endpoint(answer: Callable[[int, Image.Image], Answer]) -> Iterator[Vi
             self.end_headers()
             self.wfile.write(sent)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    endpoint.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
+    with loopback.serving(Handler) as address:
+        endpoint.url = f"{address}/v1"
         yield endpoint
-    finally:
-        server.shutdown()
-        server.server_close()

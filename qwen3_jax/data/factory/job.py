@@ -49,7 +49,7 @@ from qwen3_jax.endpoints import Backend, Tokens
 from qwen3_jax.errors import UserError, warn
 from qwen3_jax.file_writes import locked, remove_leftovers, write_json, written_whole
 from qwen3_jax.json_fields import digest, read_json
-from qwen3_jax.progress import progress_bar
+from qwen3_jax.progress import progress_bar, with_progress
 
 MANIFEST, SETTINGS, RECORDS, COST = "manifest.json", "settings.json", "records", "cost.json"
 LOCK = "lock"
@@ -136,7 +136,8 @@ def run(
             asking = ask(opened, backend, limits, options, visible=visible)
         count = min((os.cpu_count() or 1) if processes is None else processes, len(opened.splits))
         with start_workers(opened.job, count) as work:
-            parts = list(_with_bar(work(make_split, opened.splits), "making records", len(opened.splits), visible))
+            made = work(make_split, opened.splits)
+            parts = list(with_progress(made, "making records", len(opened.splits), visible=visible))
         return publish(opened, parts, limits, asking)
 
 
@@ -360,10 +361,3 @@ def _first_malformed(job: FactoryJob, parts: Sequence[PartCounts]) -> str:
                 reasons = (value["reason"] for value in map(json.loads, rejects) if value["outcome"] == "malformed")
                 return str(next(reasons))
     return ""
-
-
-def _with_bar(results: Iterator[PartCounts], label: str, count: int, visible: bool | None) -> Iterator[PartCounts]:
-    with progress_bar(label, count, visible=visible) as bar:
-        for result in results:
-            yield result
-            bar.advance()
