@@ -10,7 +10,7 @@ processor time of the whole command, its start included, for each request.
 Then every job is killed with -9 when half of the questions are answered, and started again. "repeated" are answers that the
 endpoint gave again (those "in flight" at the kill cannot be avoided), "same key" those of them that came with the
 Idempotency-Key of the first, "lost" questions without an answer in the result; of the tokens that the endpoint "served", the
-last command "reported" so many, and ours says how many it may have been "at most".
+last command "reported", and ours says how many it may have been "at most".
 """
 
 import argparse

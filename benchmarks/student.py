@@ -137,7 +137,10 @@ def main() -> None:
     )
     parser.add_argument("--held-out", type=int, default=1000, help="documents to measure on (default: 1000)")
     parser.add_argument(
-        "--annotator-documents", type=int, default=0, help="also measure the annotator's rate on so many"
+        "--annotator-documents",
+        type=int,
+        default=0,
+        help="number of documents on which to measure the annotator's rate too",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the choice and the training (default: 0)")
     args = parser.parse_args()

@@ -5,7 +5,7 @@
     qwen3 data prepare --path text/papers --tokenizer tokenizer/ --output prepared/papers --language-key language
 
 Pages are read from their text layer where it does, and by the model behind the endpoint where they are pictures. A file that
-cannot be read costs no other: OUTPUT/.extract/failed.jsonl lists it with the reason. The same command goes on where it was
+cannot be read costs no other: OUTPUT/.extract/failed.jsonl lists it with the reason. The same command resumes where it was
 stopped.
 """
 

@@ -103,7 +103,7 @@ def _show_files(args: argparse.Namespace) -> int:
 
     if args.row is not None:
         raise UserError(
-            f"--row is for a prepared corpus, and {args.path[0]} is none; make one by `qwen3 data prepare`."
+            f"--row is for a prepared corpus, and {args.path[0]} is not one; make one with `qwen3 data prepare`."
         )
     if args.tokenizer is None:
         path = args.path[0]

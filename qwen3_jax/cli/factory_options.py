@@ -27,7 +27,7 @@ def add_input(parser: Parser) -> None:
     """Add the options that say what is read and where the result goes."""
     add = parser.add_argument
     input_options.add_paths(add)
-    add("--output", type=local_target, required=True, metavar="DIR", help="folder of the job; the same command goes on")
+    add("--output", type=local_target, required=True, metavar="DIR", help="folder of the job; the same command resumes")
     input_options.add_records(add)
     input_options.add_max_malformed(add)
     add("--processes", type=whole_number(1), default=1, metavar="N", help="that make records of answers (default: 1)")
@@ -69,7 +69,7 @@ def add_backend(parser: Parser, *, without: str = "") -> None:
     add = parser.add_argument_group("identity").add_argument
     add(
         "--fingerprint", metavar="TEXT",
-        help="stands for the model of a server, where its answers go on at another address",
+        help="identifies a server's model, so that a job resumes at another address",
     )  # fmt: skip
     model_options.add_speed(parser)
     add = parser.add_argument_group("batches").add_argument
@@ -133,7 +133,7 @@ def run_task(
     try:
         result = background.call(work)
     except KeyboardInterrupt:
-        print(f"\nwhat was asked is kept in {args.output}; the same command goes on from there", file=sys.stderr)
+        print(f"\nwhat was asked is kept in {args.output}; the same command resumes from there", file=sys.stderr)
         raise
     if args.estimate is None:
         show_finished(result, limits)  # type: ignore[arg-type]
@@ -270,7 +270,7 @@ def show_finished(done: Finished, limits: Limits) -> None:
         most = doubtful["prompt_tokens_at_most"] + doubtful["completion_tokens_at_most"]
         print(f"{doubtful['requests']:,} requests brought no counts, at most {most:,} tokens", file=sys.stderr)
     if asking is not None and asking.over_budget:
-        print(f"stopped: {asking.over_budget}; a larger budget goes on from here", file=sys.stderr)
+        print(f"stopped: {asking.over_budget}; a larger budget resumes from here", file=sys.stderr)
 
 
 def _show_estimate(found: Estimate) -> None:

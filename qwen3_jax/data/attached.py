@@ -7,7 +7,7 @@
 
 The labels are fields of what a job of the data factory made (`qwen3 data annotate`, `qwen3 data distil`). It keeps the key of
 the record that each of its records was made of: a hash of its file's path and its place in that file. So the job must have read
-the files that the corpus was prepared from, or some of them. A run that was interrupted goes on with the files of records that
+the files that the corpus was prepared from, or some of them. An interrupted run resumes with the files of records that
 it has not read yet.
 """
 
@@ -132,7 +132,7 @@ def read_labels(job: LabelJob, number: int, file: Path) -> int:
     """Read the labels of one file of records, unless that is done; return the number of records.
 
     Raises:
-        DataError: a line is no record, or its label is none.
+        DataError: a line is not a record, or its label is not a name or a number.
     """
     done = job.part(number)
     if done.exists():
@@ -166,7 +166,7 @@ def read_labels(job: LabelJob, number: int, file: Path) -> int:
 
 
 def _kind(value: Any, location: str, field: str) -> str:
-    """What a value is: "name", "number", or "" where there is none.
+    """What a value is: "name", "number", or "" for anything else.
 
     Raises:
         DataError: something else, or a number that is not finite.
@@ -273,7 +273,7 @@ def _job_folder(folder: Path) -> Path:
     """The folder of a finished job; its `records` are taken for it.
 
     Raises:
-        DataError: it is none, or its records have no keys.
+        DataError: it is not a job's output, or its records have no keys.
     """
     if folder.name == "records" and (folder.parent / "manifest.json").exists():
         folder = folder.parent

@@ -330,7 +330,7 @@ def _check_ids(ids: list[int], vocabulary: int) -> None:
 
 
 def why_not_ids(ids: Sequence[Any], vocabulary: int) -> str | None:
-    """Return what is wrong with token ids, naming the first that is none; None if all are of the vocabulary."""
+    """Return what is wrong with token ids, naming the first that is not in the vocabulary; None if all are."""
     for token in ids:
         if isinstance(token, bool) or not isinstance(token, (int, np.integer)) or not 0 <= token < vocabulary:
             return f"{token!r} is not a token id; they are whole numbers from 0 to {vocabulary - 1}."

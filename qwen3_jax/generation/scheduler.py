@@ -159,7 +159,7 @@ class Scheduler(Generic[T]):
         return Decode(ready, steps, self._least(sum(map(len, ready)))) if any(ready) else prefill
 
     def _least(self, ready: int) -> int:
-        """How many of the decoding sequences have to be unfinished for the step to go on."""
+        """Return the number of unfinished sequences below which the decode step ends."""
         return ready - ready // 4 if self.offline and self.waiting else 1
 
     def advance(self, sequence: T, count: int) -> None:

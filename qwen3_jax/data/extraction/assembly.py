@@ -21,7 +21,7 @@ _MARGIN = 0.15  # of the page's height, at its top and bottom, is where running 
 _MOST_HEADS = 3  # lines at the top, and at the bottom
 _FAR = float("inf")
 _SET_OFF = 1.8  # heights of a line between a head and the text, where the head is not the outermost line
-_NEIGHBOURS = 8  # pages before and after, among which a head must come again
+_NEIGHBOURS = 8  # pages before and after, among which a head must repeat
 _FIRST_NUMBER, _LAST_NUMBER = re.compile(r"\W{0,3}(\d{1,5})\b"), re.compile(r"\b(\d{1,5})\W{0,3}$")
 _DIGITS = re.compile(r"\d+")
 _ROMAN = re.compile(r"[ivxlc]{1,7}")
@@ -72,7 +72,7 @@ def assemble(pages: Sequence[Page]) -> tuple[str, list[tuple[int, int]]]:
 def _running_heads(pages: Sequence[Page]) -> list[set[int]]:
     """For each page, the ids of its lines that are running heads, running feet and page numbers.
 
-    Those are lines at the edge that come again, but for their digits, at the same height of pages nearby.
+    Those are lines at the edge that repeat, except for their digits, at the same height of pages nearby.
     """
     edges = [_edges(page) for page in pages]
     seen: dict[Any, set[int]] = {}
@@ -133,7 +133,7 @@ def _anonymous(text: str) -> str:
 
 
 def _joined_blocks(blocks: Sequence[Block]) -> str:
-    """The text of a page; a paragraph that goes on in the next column is not cut."""
+    """The text of a page; a paragraph that continues in the next column is not cut."""
     out: list[str] = []
     for place, block in enumerate(blocks):
         text = _paragraphs(block)
@@ -226,7 +226,7 @@ def _whole_words(texts: list[str]) -> list[str]:
 
 
 def _joined_pages(texts: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
-    """Pages one after the other; a paragraph that goes on is not cut."""
+    """Pages one after the other; a paragraph that continues is not cut."""
     out: list[str] = []
     spans = []
     length = 0

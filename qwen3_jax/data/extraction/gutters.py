@@ -152,7 +152,7 @@ def _common(one: Sequence[Gap], other: Sequence[Gap]) -> list[Gap]:
 
 
 def _inner(free: list[Gap], strips: Iterable[Strip], known: list[Gap], least: float) -> list[Gap]:
-    """The free stretches that go on as gutters: those within known ones, and those with text on both sides in the strips.
+    """The free stretches that continue as gutters: those within known ones, and those with text on both sides in the strips.
     Those without an end are looked at only where there is no other."""
     wide = [gap for gap in free if gap[1] - gap[0] >= least]
     is_known = [any(start <= begin and end <= far for start, far in known) for begin, end in wide]

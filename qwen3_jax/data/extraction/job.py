@@ -5,7 +5,7 @@
     OUTPUT/.extract/failed.jsonl       {"source": ..., "reason": ...} of every file that gave no record
 
 Files are cut into splits, and each split becomes one shard, as in preparation (`qwen3_jax.data.shards`). Finished shards lie in
-OUTPUT.partial until all are; the same command goes on where it was stopped. A file that cannot be read costs no other.
+OUTPUT.partial until all are; the same command resumes where it was stopped. A file that cannot be read costs no other.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def find_documents(paths: list[str]) -> tuple[list[tuple[CorpusFile, DocumentKin
     """The documents, and the number of other files in folders by suffix.
 
     Raises:
-        DataError: a path matches nothing, a file that is named is no document, or there is none.
+        DataError: a path matches nothing, a named file is not a document, or there are no documents.
     """
     files, left_out = [], Counter[str]()
     named = {os.path.expanduser(path) for path in paths}

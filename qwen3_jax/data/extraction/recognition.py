@@ -55,7 +55,7 @@ class Reader:
         reply = self._endpoint.ask_again(self._recognition.request(png), self._recognition.attempts)
         if reply.outcome == "unreachable":
             raise UserError(
-                f"{self._recognition.url} gave no usable reply ({reply.reason}); the same command goes on from here."
+                f"{self._recognition.url} gave no usable reply ({reply.reason}); the same command resumes from here."
             )
         if reply.outcome != "ok":
             raise Unreadable(f"recognition gave no text: {reply.reason}")

@@ -361,7 +361,7 @@ class Asker:
         if self._unreachable >= _UNREACHABLE_IN_A_ROW or self._refused >= _REFUSED_IN_A_ROW:
             raise UserError(
                 f"{max(self._unreachable, self._refused)} requests in a row have failed; the last: {reply.outcome}: "
-                f"{reply.reason.rstrip('.')}. What is recorded stays, and the same command goes on from there."
+                f"{reply.reason.rstrip('.')}. What is recorded stays, and the same command resumes from there."
             )
 
     def _check_bound(self, pending: _Pending, reply: Reply) -> None:

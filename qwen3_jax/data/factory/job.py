@@ -9,7 +9,7 @@
     OUTPUT/answers/00000.log ...       recorded answers, kept
 
 Records are read and split as `qwen3 data prepare` does it, the folder is locked in the same way, and the same worker processes
-make the part of each split. The same command goes on where it was interrupted. Where only what is made of answers has changed,
+make the part of each split. The same command resumes where it was interrupted. Where only what is made of answers has changed,
 the recorded ones are used; another prompt, model or sampling asks again, and says so.
 """
 
@@ -117,7 +117,7 @@ def run(
         backend: answers; None for a task that asks nothing, or to use recorded answers alone.
         limits: what may be spent; None is no limit. Beyond it records are left out, and a run with a larger budget adds them.
         options: tries and failures.
-        sample: take only so many records, those with the smallest hashes; a larger number asks only for what is new.
+        sample: number of records to take, those with the smallest hashes; a larger number asks only for what is new.
         processes: that make records of answers; None is one for each core.
         split_bytes: size of a split.
         visible: draw progress bars (see `progress_bar`).

@@ -172,7 +172,7 @@ def load_recipe(name: str) -> Recipe:
     """Read a recipe of this project by its name, or a YAML file by its path.
 
     Raises:
-        UserError: there is none, or a field is wrong; names it.
+        UserError: there is no such recipe, or a field is wrong; names it.
     """
     own = FOLDER / f"{name}.yaml"
     is_path = name.endswith((".yaml", ".yml")) or "/" in name

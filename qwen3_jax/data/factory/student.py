@@ -71,7 +71,7 @@ class Student:
         """Read a file of `save`.
 
         Raises:
-            UserError: it is none.
+            UserError: the file is not a student.
         """
         try:
             with np.load(path) as arrays:

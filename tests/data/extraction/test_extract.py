@@ -219,7 +219,7 @@ def test_an_endpoint_that_does_not_answer_ends_the_job_which_goes_on_later_witho
     with vision_endpoint(lambda number, picture: (200, "First", "stop") if number == 0 else (503, "busy", "")) as seen:
         options = Options(recognition=Recognition(seen.url, "vl", dpi=36, attempts=2, concurrency=1))
         with pytest.raises(
-            UserError, match=r"no usable reply \(HTTP 503: busy; asked 2 times\); the same command goes on"
+            UserError, match=r"no usable reply \(HTTP 503: busy; asked 2 times\); the same command resumes"
         ):
             extract(*arguments, options, processes=1)
         assert len(seen.pictures) == 3

@@ -62,7 +62,7 @@ def test_budgets_are_divided_and_kept(tmp_path):
         assert done.returncode == 0, done.stderr
         assert endpoint.worked <= 1000
         assert endpoint.worked > 700, "what a split leaves over goes to the others"
-        assert "a larger budget goes on from here" in done.stderr
+        assert "a larger budget resumes from here" in done.stderr
         done = run(*command, "--budget-usd", "0.0018", *prices, "--beam", "--runner=DirectRunner")
         assert done.returncode == 0, done.stderr
         prompt, completion = endpoint.total()

@@ -181,7 +181,7 @@ def test_judges_decide_once_for_each_query_and_rules_where_they_say_nothing(tmp_
         newer = dataclasses.replace(task, judges=(dataclasses.replace(judges[0], version=2), judges[1]))
         filter_records(source, newer, tmp_path / "out", backend)
         assert len(endpoint.requests) == 24
-        # What a budget leaves unjudged is left to rules, and a larger one goes on.
+        # What a budget leaves unjudged is left to rules, and a larger one resumes.
         small = filter_records(source, task, tmp_path / "small", backend, limits=Limits(tokens=2700))
         assert small.counts.unasked
         left = json.loads((tmp_path / "small/funnel.json").read_text())["left_to_rules"]
