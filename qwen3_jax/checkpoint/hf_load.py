@@ -53,9 +53,16 @@ def load_model(
         verify_checksums(folder)
     stored = config.dtype or next(iter(tensors.entries.values())).dtype
     compute, storage = as_dtype(dtype or stored), as_dtype(param_dtype or stored)
-    kind = RewardModel if SCORE in tensors.entries else Qwen3
+    model_class = RewardModel if SCORE in tensors.entries else Qwen3
     make = functools.partial(
-        _make, kind, config, dtype=compute, param_dtype=storage, execution=execution, scan_layers=scan_layers, **options
+        _make,
+        model_class,
+        config,
+        dtype=compute,
+        param_dtype=storage,
+        execution=execution,
+        scan_layers=scan_layers,
+        **options,
     )
     graphdef, state = abstract(make)
     slots = keys.slots(state, config, scan_layers)
@@ -79,8 +86,8 @@ def load_model(
     return model
 
 
-def _make(kind: type[Qwen3], config: Qwen3Config, **options: Any) -> Qwen3:
-    return kind(config, rngs=nnx.Rngs(0), **options)
+def _make(model_class: type[Qwen3], config: Qwen3Config, **options: Any) -> Qwen3:
+    return model_class(config, rngs=nnx.Rngs(0), **options)
 
 
 def _check(slots: list[Slot], tensors: TensorSource, config: Qwen3Config) -> None:

@@ -153,19 +153,19 @@ def _real(batch: DeviceBatch) -> jax.Array:
 
 def _sums(loss, reward_bp2, real_bp, logp_bp2, balance, router) -> PairSums:
     rewards = (reward_bp2 * real_bp[..., None]).sum(axis=(0, 1))
-    logps = (None, None) if logp_bp2 is None else tuple((logp_bp2 * real_bp[..., None]).sum(axis=(0, 1)))
+    chosen, rejected = (None, None) if logp_bp2 is None else (logp_bp2 * real_bp[..., None]).sum(axis=(0, 1))
     right = ((reward_bp2[..., 0] > reward_bp2[..., 1]) * real_bp).sum()
-    return PairSums(loss, rewards[0], rewards[1], right, *logps, balance, router)
+    return PairSums(loss, rewards[0], rewards[1], right, chosen, rejected, balance, router)
 
 
 def _finish(sums: PairSums, whole: Whole, _: LossConfig, balance_coefficient: float) -> PairLoss:
     count = jnp.maximum(whole.tokens, 1)
     chosen, rejected = sums.rewards_chosen / count, sums.rewards_rejected / count
-    logps = [None if x is None else x / count for x in (sums.logps_chosen, sums.logps_rejected)]
+    logp_chosen, logp_rejected = (None if x is None else x / count for x in (sums.logps_chosen, sums.logps_rejected))
     preference = sums.loss / count
     return PairLoss(
         preference + balance_coefficient * sums.balance, preference, chosen, rejected, chosen - rejected,
-        sums.accuracies / count, *logps, sums.balance, whole.tokens, *router_means(sums.router),
+        sums.accuracies / count, logp_chosen, logp_rejected, sums.balance, whole.tokens, *router_means(sums.router),
     )  # fmt: skip
 
 
