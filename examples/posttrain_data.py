@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> Path:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="the folder to make")
     parser.add_argument("--problems", type=int, default=2000, help="problems of each file (default: 2000)")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1, help="of the problems and wrong answers (default: 1)")
     args = parser.parse_args(argv)
     args.output.mkdir(parents=True, exist_ok=True)
     rng = random.Random(args.seed)

@@ -12,6 +12,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -68,34 +69,15 @@ def train(config: TrainConfig, watch: Watch | None = None, stop: StopSignals | N
     say(f"{run_dir}: {_describe(last)}, mesh {_mesh(last)}, {config.total_steps} steps" + _stage_names(stages))
     if plan.note:
         say(plan.note)
-    reference = None
-    if config.method == "dpo":
-        with doing("computing the reference's log-probabilities"):
-            reference = reference_log_probs(run_dir, config, stages, corpora, trainers[0].placement)
+    reference = reference_log_probs(run_dir, config, stages, corpora, trainers[0].placement)
 
     signals = StopSignals() if stop is None else contextlib.nullcontext(stop)
     with contextlib.closing(checkpoints), checkpoints.disk_full_is_user_error(None), signals as stop:
-        with doing("looking for a checkpoint"):
-            restored = restore_newest(checkpoints, lambda step: trainers[stage_index(stages, step)].abstract_state())
-        if restored is None:
-            step, position = 0, None
-            state = _initial_state(config, trainers[0], source)
-        else:
-            step, state, position = restored
-            say(f"resumed at step {step}")
+        step, state, position = _first_state(config, stages, trainers, checkpoints, source)
         with Journal(run_dir, config, step, started) as journal:
             stage_loop = StageLoop(
-                config,
-                run_dir,
-                stages,
-                architecture,
-                corpora,
-                reference,
-                checkpoints,
-                journal,
-                watch,
-                _asked_to_end(stop),
-            )
+                config, run_dir, stages, architecture, corpora, reference, checkpoints, journal, watch, _asked_to_end(stop)
+            )  # fmt: skip
             for stage, trainer in zip(stages, trainers, strict=True):
                 if step < stage.last:
                     state, position = stage_loop.run(stage, trainer, state, position)
@@ -162,6 +144,22 @@ def _stage_names(stages: Sequence[Stage]) -> str:
     if len(stages) == 1:
         return ""
     return " in " + ", ".join(f"{s.name} ({s.last - s.first} of {s.run.data.sequence_length} tokens)" for s in stages)
+
+
+def _first_state(
+    config: TrainConfig,
+    stages: Sequence[Stage],
+    trainers: Sequence[Trainer],
+    checkpoints: TrainCheckpoints,
+    source: Path | None,
+) -> tuple[int, TrainState, dict[str, Any] | None]:
+    """Return step, state and data position of the newest checkpoint, or of the run's beginning."""
+    with doing("looking for a checkpoint"):
+        restored = restore_newest(checkpoints, lambda step: trainers[stage_index(stages, step)].abstract_state())
+    if restored is None:
+        return 0, _initial_state(config, trainers[0], source), None
+    say(f"resumed at step {restored[0]}")
+    return restored
 
 
 @doing("setting the initial weights")

@@ -47,12 +47,13 @@ LogProbs = Callable[[Sequence[Sequence[Piece]]], list[np.ndarray]]
 
 def reference_log_probs(
     run_dir: Path, config: TrainConfig, stages: Sequence[Stage], corpora: Sequence[Prepared], placement: Placement
-) -> list[np.ndarray]:
-    """Return the log-probabilities of every corpus, float32 [documents, 2]; what is not on disk yet is computed.
+) -> list[np.ndarray] | None:
+    """Return the log-probabilities of every corpus, float32 [documents, 2]; what is not on disk yet is computed. None where the
+    run's method has no reference.
 
     Args:
         run_dir: the run's folder.
-        config: the run, of the method dpo.
+        config: the run.
         stages: whose rows are long enough for the documents that are used.
         corpora: of preferences.
         placement: the mesh on which they are computed.
@@ -60,6 +61,8 @@ def reference_log_probs(
     Raises:
         UserError: the reference cannot be loaded, or is not the one that the folder's log-probabilities are of.
     """
+    if config.method != "dpo":
+        return None
     name = (config.dpo or DpoConfig()).reference
     key = "model.init_from" if name is None else "dpo.reference"
     folder = resolve(name or str(config.model.init_from), key=key)

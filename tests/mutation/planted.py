@@ -58,9 +58,9 @@ PLANTED = (
     Planted(
         "loss_mask",
         "the loss mask is that of the inputs, not of the targets",
-        "qwen3_jax/data/pipeline.py",
-        'batch["loss_mask"][number, here] = document.loss[piece.start + 1 : stop + 1]',
-        'batch["loss_mask"][number, here] = document.loss[piece.start : stop]',
+        "qwen3_jax/data/batches.py",
+        'batch["loss_mask"][row, here] = document.loss[piece.start + 1 : stop + 1]',
+        'batch["loss_mask"][row, here] = document.loss[piece.start : stop]',
     ),
     Planted(
         "label_numbers",
