@@ -56,7 +56,8 @@ DEFAULTS = {
     DpoConfig: dict(beta=0.1),  # the paper's, and TRL's
     LossConfig: dict(z_loss=0.0, chunk_tokens=1024, balance_counts="exact"),
     TrainConfig: dict(
-        method="pretrain", run_dir="runs/default", micro_batches=1, seed=0, log_every=10, eval_every=0, eval_batches=8, checkpoint_every=0,
+        method="pretrain", run_dir="runs/default",
+        micro_batches=1, seed=0, log_every=10, eval_every=0, eval_batches=8, checkpoint_every=0,
         checkpoint_keep=2, checkpoint_keep_best=1, profile=False,
     ),
     DataConfig: dict(sequence_length=512, batch_size=32, seed=0, packing_rows=256, prefetch_batches=4),
@@ -125,7 +126,7 @@ def test_defaults_of_configurations(kind):
 
 
 def test_default_learning_rates_of_methods():  # TRL 1.16's for DPO is 1e-6, for SFT 2e-5
-    assert LEARNING_RATES == dict(pretrain=3e-4, sft=1e-5, dpo=1e-6, reward_model=1e-5)
+    assert dict(pretrain=3e-4, sft=1e-5, dpo=1e-6, reward_model=1e-5) == LEARNING_RATES
 
 
 def test_defaults_of_the_engine_and_the_server():

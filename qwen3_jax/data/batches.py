@@ -86,8 +86,9 @@ def read_rows(
                     f"{corpora[source].folder}: preference {piece.document} is not as long as lengths.npy says."
                 )
             stop = start + document.rejected
-            _put_document(batch, document, slice(0, document.rejected), row_number, start, 2 * place + 1)
-            _put_document(batch, document, slice(document.rejected, None), row_number, stop, 2 * place + 2)
+            chosen, rejected = document.sides()
+            _put_document(batch, chosen, row_number, start, 2 * place + 1)
+            _put_document(batch, rejected, row_number, stop, 2 * place + 2)
             if reference is not None:
                 batch["reference"][row_number, [start, stop]] = reference[source][piece.document]
     return batch
@@ -106,9 +107,9 @@ def _put_piece(
     batch["positions"][row, here] = np.arange(piece.pairs)
 
 
-def _put_document(batch: Batch, document: Encoded, part: slice, row: int, start: int, segment: int) -> None:
+def _put_document(batch: Batch, document: Encoded, row: int, start: int, segment: int) -> None:
     """Put a whole document; its last token has no target."""
-    tokens, loss = document.tokens[part], document.loss[part]
+    tokens, loss = document.tokens, document.loss
     end = start + len(tokens)
     batch["tokens"][row, start:end] = tokens
     batch["targets"][row, start : end - 1] = tokens[1:]

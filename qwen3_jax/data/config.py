@@ -222,6 +222,10 @@ class Source:
         if self.pairs and (self.is_synthetic or self.loss_on != "assistant"):
             what = RUNNING_SUM if self.is_synthetic else "loss_on: all"
             raise UserError(f"{label}of preferences (pairs) the answers are learned; {what} does not go with them")
+        if self.pairs and self.text_key != "text":
+            raise UserError(
+                f"{label}text_key is about plain text, which is no form of preferences (pairs); leave it out"
+            )
         if self.loss_on == "all" and self.history != "new_sample":
             raise UserError(f"{label}history is about what is learned of each turn; loss_on: all renders a chat once")
 

@@ -99,6 +99,7 @@ class Conversation:
         context: as many messages at the beginning are the prompt, not learned.
         completion: the text that follows the generation prompt (a string, or segments); None where the messages have it.
         thinking: the mode of the prompts: `enable_thinking` of the template; None where the record does not say.
+        quoted: special tokens in the messages and tools are marked (`qwen3_jax.text.quoting`).
     """
 
     turns: Messages
@@ -106,6 +107,7 @@ class Conversation:
     context: int = 0
     completion: Any = None
     thinking: bool | None = None
+    quoted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

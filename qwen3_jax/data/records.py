@@ -79,10 +79,17 @@ class Malformed:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Text that is encoded by itself; `loss` says whether its tokens are learned."""
+    """Text that is encoded by itself.
+
+    Attributes:
+        text: what is encoded.
+        loss: whether its tokens are learned.
+        quoted: the text was rendered from messages of which the special tokens are marked (`qwen3_jax.text.quoting`).
+    """
 
     text: str
     loss: bool
+    quoted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +115,11 @@ class Encoded:
     tokens: np.ndarray
     loss: np.ndarray
     rejected: int = 0
+
+    def sides(self) -> tuple[Encoded, Encoded]:
+        """The chosen and the rejected document of a preference."""
+        cut = self.rejected
+        return Encoded(self.tokens[:cut], self.loss[:cut]), Encoded(self.tokens[cut:], self.loss[cut:])
 
 
 def form_of(record: Record, text_key: str = "text") -> tuple[Form, set[str]]:
@@ -141,9 +153,13 @@ def encode(documents: Sequence[Document], tokenizer: TextTokenizer) -> list[Enco
         ValueError: the tokenizer refuses a text, or lacks the end token that a document needs.
     """
     # One call for all segments, which the tokenizer may spread over cores.
-    every = [segment.text for document in documents for segment in document.segments]
-    batch = iter(tokenizer.encode_batch([text for text in every if quoting.MARK not in text]))
-    pieces = (tokenizer.encode_quoted(text) if quoting.MARK in text else next(batch) for text in every)
+    every = [
+        (segment.text, segment.quoted and quoting.MARK in segment.text)
+        for document in documents
+        for segment in document.segments
+    ]
+    batch = iter(tokenizer.encode_batch([text for text, marked in every if not marked]))
+    pieces = (tokenizer.encode_quoted(text) if marked else next(batch) for text, marked in every)
     out = []
     for document in documents:
         ids = [np.asarray(next(pieces), dtype=np.int32) for _ in document.segments]

@@ -60,7 +60,7 @@ def documents(
         DataError: a key is missing or of the wrong type, the template refuses the messages, or nothing is learned.
     """
     if pairs:
-        return [_preference(record, tokenizer, read_control_tokens)]
+        return [_preference(record, tokenizer, read_control_tokens, keep=history == "keep")]
     form = form_of(record, text_key)[0]
     learn_prompt = loss_on == "all"
     if isinstance(form, PlainText):
@@ -75,12 +75,12 @@ def documents(
         prompt = _render(
             record, tokenizer, form, messages, add_generation_prompt=True, thinking=form.thinking is not False
         )
-        return [Document((Segment(prompt, learn_prompt), *completion_segments(record, form.completion)))]
+        return [Document((Segment(prompt, learn_prompt, form.quoted), *completion_segments(record, form.completion)))]
     if learn_prompt:
         text = _render(record, tokenizer, form, messages, add_generation_prompt=False)
         for place in learned:
             _check_whole(record, messages[place], place, text, thinking=place == len(messages) - 1)
-        return [Document((Segment(_until_end_of_turn(text), True),))]
+        return [Document((Segment(_until_end_of_turn(text), True, form.quoted),))]
     if history == "keep":
         if not learned:
             raise DataError(f"{record.location}: no assistant message to learn from")
@@ -93,7 +93,7 @@ def _raw(record: Record, form: Continuation, learn_prompt: bool) -> tuple[Segmen
     return (Segment(prompt, learn_prompt), *completion_segments(record, form.completion))
 
 
-def _preference(record: Record, tokenizer: TextTokenizer, read_control_tokens: bool) -> Document:
+def _preference(record: Record, tokenizer: TextTokenizer, read_control_tokens: bool, *, keep: bool) -> Document:
     """Both sides of a preference, after the same prompt."""
     pair = pair_of(record)[0]
     sides: list[tuple[Segment, ...]] = []
@@ -111,7 +111,13 @@ def _preference(record: Record, tokenizer: TextTokenizer, read_control_tokens: b
         learned = _learned(record, form, False)
         if not learned:
             raise DataError(f"{record.location}: one side of the preference has no assistant message to learn from")
-        sides.append(_turn(record, tokenizer, form, learned, keep=False).segments)
+        if (count := len(form.turns.messages)) > learned[-1] + 1:  # the reward is that of the last token
+            last = form.turns.messages[-1]["role"]
+            raise DataError(
+                f"{record.location}: message {count} ({last}) is the last of one side, which must end with an answer that is "
+                "learned; remove what follows that"
+            )
+        sides.append(_turn(record, tokenizer, form, learned, keep=keep).segments)
     return Document(sides[0] + sides[1], rejected=len(sides[0]))
 
 
@@ -120,7 +126,7 @@ def _prepared(record: Record, tokenizer: TextTokenizer, form: Conversation, read
     if not read_control_tokens:
         specials = tokenizer.special_tokens
         turns = dataclasses.replace(form.turns, messages=quoting.quote(form.turns.messages, specials))
-        form = dataclasses.replace(form, turns=turns, tools=quoting.quote(form.tools, specials))
+        form = dataclasses.replace(form, turns=turns, tools=quoting.quote(form.tools, specials), quoted=True)
     _check_explained(record, tokenizer, form)
     return form
 
@@ -225,7 +231,10 @@ def _turn(record: Record, tokenizer: TextTokenizer, form: Conversation, learned:
                 )
             end += len(END_OF_TURN)
             _check_whole(record, messages[i], i, text[len(prompt) : end])
-            segments += [Segment(text[done : len(prompt)], False), Segment(text[len(prompt) : end], True)]
+            segments += [
+                Segment(text[done : len(prompt)], False, form.quoted),
+                Segment(text[len(prompt) : end], True, form.quoted),
+            ]
             done = end
     return Document(tuple(segments))
 
@@ -280,10 +289,10 @@ def _check_whole(record: Record, message: dict[str, Any], place: int, answer: st
     elif len(said) > 1 and not said[0].strip():
         del said[1]
     said += [call.get("function", call)["name"] for call in message.get("tool_calls", ())]
-    lost = next((text for text in said if text.strip() not in answer), None)
+    lost = next((quoting.unquote(text).strip() for text in said if text.strip() not in answer), None)
     if lost is not None:
         raise DataError(
-            f"{record.location}: the chat template drops {lost.strip()[:40]!r} of message {place + 1}; thinking belongs in "
+            f"{record.location}: the chat template drops {lost[:40]!r} of message {place + 1}; thinking belongs in "
             "'reasoning_content' or in think tags at the beginning of the content"
         )
 

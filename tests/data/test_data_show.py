@@ -15,7 +15,7 @@ from tests.data.test_record_forms import CALLS, FORMS, HI, TOOLS, YO
 from tests.helpers.byte_tokenizer import segments_of
 from tests.helpers.real_tokenizer import build_real_tokenizer
 
-ANSWER = "<think>\n\n</think>\n\nyo<|im_end|>"
+BLOCK = "<think>\n\n</think>\n\n"  # of non-thinking mode: prompt, and not learned
 THINKING = {
     "messages": [
         {"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2? 你好 /think"},
@@ -122,7 +122,8 @@ def test_what_is_learned_to_the_letter(tmp_path, show, tokenizer):
     assert [learned for _, learned in call] == [False, True, False, True]
     assert call[1][0].count("<tool_call>") == 1
     assert "<tool_response>\n4\n</tool_response>" in call[2][0]
-    assert call[3][0] == ANSWER
+    assert call[2][0].endswith(BLOCK)
+    assert call[3][0] == "yo<|im_end|>"
     assert forced == [("raw", False), (" a", True), (" forced", False)]
     assert document == [("A document.<|endoftext|>", True)]
 
@@ -198,13 +199,13 @@ def test_a_terminal_gets_colours_and_others_get_marks(tmp_path, show, monkeypatc
     assert code == 0
     assert "\x1b" not in plain
     assert plain.startswith(f"=== {file}:1: ")
-    assert "<|im_start|>assistant\n{+" + ANSWER + "+}\n" in plain
+    assert "<|im_start|>assistant\n" + BLOCK + "{+yo<|im_end|>+}\n" in plain
     assert "{+bell \\x07, \\x1b[31mred\\x1b[0m, \\u202eturned\\r\n<|endoftext|>+}" in plain
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
     coloured = show(file)[1]
-    assert "\x1b[32m<think>\x1b[0m\n\n\x1b[32m</think>\x1b[0m\n\n\x1b[32myo<|im_end|>\x1b[0m" in coloured
+    assert "\x1b[2m<think>\x1b[0m\n\n\x1b[2m</think>\x1b[0m\n\n\x1b[32myo<|im_end|>\x1b[0m" in coloured
     assert "\x1b[2m<|im_start|>assistant\x1b[0m\n" in coloured
     assert "\x1b[31m" not in coloured, "the colours of the text"
     assert "{+" not in coloured

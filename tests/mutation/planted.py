@@ -108,7 +108,7 @@ PLANTED = (
         "held_out_mean",
         "the held-out loss is the mean over batches, whose tokens differ in number",
         "qwen3_jax/training/held_out.py",
-        "sum(float(p.cross_entropy) * float(p.tokens) for p in parts) / sum(float(p.tokens) for p in parts)",
+        "sum(float(p.measure) * float(p.tokens) for p in parts) / sum(float(p.tokens) for p in parts)",
         "sum(float(p.cross_entropy) for p in parts) / len(parts)",
     ),
     Planted(
