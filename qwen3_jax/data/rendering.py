@@ -230,6 +230,13 @@ def _turn(record: Record, tokenizer: TextTokenizer, form: Conversation, learned:
                     f"{record.location}: the chat template does not close message {i + 1} with {END_OF_TURN}"
                 )
             end += len(END_OF_TURN)
+            if keep and messages[i - 1]["role"] == "user":
+                alone = _render(record, tokenizer, form, messages[: i + 1], add_generation_prompt=False, keep=True)
+                if alone[:end] != text[:end]:
+                    raise DataError(
+                        f"{record.location}: message {i + 1} has no thinking, and the chat template shows it without its empty "
+                        "think block once others follow, so it cannot be learned in one sample; set history: new_sample"
+                    )
             _check_whole(record, messages[i], i, text[len(prompt) : end])
             segments += [
                 Segment(text[done : len(prompt)], False, form.quoted),
@@ -263,11 +270,6 @@ def _prompt(
     prompt = _render(record, tokenizer, form, messages[:i], **options)
     if not text.startswith(prompt):
         raise _differs(record, i)
-    if keep and messages[i - 1]["role"] == "user":
-        raise DataError(
-            f"{record.location}: message {i + 1} has no thinking, and the chat template shows it without its empty think block "
-            "once others follow, so it cannot be learned in one sample; set history: new_sample"
-        )
     return prompt
 
 
