@@ -3,7 +3,8 @@
 RUN/reference/SOURCE/key.json       what they were computed from: the prepared corpus and its tokenizer, the reference's files
 RUN/reference/SOURCE/00000.npy ...  float32 [documents of this part, 2], chosen and rejected; NaN where a document is not used
 
-A part is written whole or not at all, so an interrupted computation goes on behind the last one.
+A part is written whole or not at all, so an interrupted computation goes on behind the last one. The first process writes; it
+also says which parts there are, so that all processes compute the same ones together.
 """
 
 from __future__ import annotations
@@ -72,28 +73,38 @@ def reference_log_probs(
     for number, (source, corpus) in enumerate(zip(config.data.sources, corpora, strict=True)):
         target = run_dir / "reference" / source.name
         _claim(target, {"corpus": _digest(corpus), "reference": identity(folder)}, key)
-        used = np.flatnonzero(corpus.select(source.where) & (np.asarray(corpus.lengths) <= length))
+        lengths = np.asarray(corpus.lengths)
+        used = np.flatnonzero(corpus.select(source.where) & (lengths <= length))
+        starts = range(0, len(corpus), _PART)
+        done = _agreed([_part(target, start).exists() for start in starts])
         parts: list[np.ndarray] = []
-        missing = sum(not _part(target, start).exists() for start in range(0, len(corpus), _PART))
+        missing = done.count(False)
         with progress_bar("reference log-probabilities", missing, visible=None if missing > 1 else False) as bar:
-            for start in range(0, len(corpus), _PART):
-                file = _part(target, start)
-                if file.exists():
-                    with file.open("rb") as stream:
-                        parts.append(np.load(stream))
+            for start, is_done in zip(starts, done, strict=True):
+                file, size = _part(target, start), min(_PART, len(corpus) - start)
+                if is_done:
+                    parts.append(_read(file, size))
                     continue
                 log_probs = log_probs or _log_probs(folder, config, length, placement, corpora)
-                here = used[(used >= start) & (used < start + _PART)]
-                part = np.full((min(_PART, len(corpus) - start), 2), np.nan, np.float32)
-                lengths = np.asarray(corpus.lengths)
-                pieces = [Piece(number, int(document), 0, int(lengths[document])) for document in here]
-                for row, values in zip(rows := pack(pieces, length), log_probs(rows), strict=True):
+                part = np.full((size, 2), np.nan, np.float32)
+                here = used[(used >= start) & (used < start + _PART)].tolist()
+                rows = pack([Piece(number, document, 0, int(lengths[document])) for document in here], length)
+                for row, values in zip(rows, log_probs(rows), strict=True):
                     part[[piece.document - start for piece in row]] = values
                 _write(file, part)
                 parts.append(part)
                 bar.advance()
         out.append(np.concatenate(parts))
     return out
+
+
+def _agreed(done: list[bool]) -> list[bool]:
+    """What the first process says, on all of them."""
+    if jax.process_count() == 1:
+        return done
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(done))).tolist()
 
 
 def _log_probs(
@@ -175,6 +186,22 @@ def _claim(target: Path, key: dict[str, str], name: str) -> None:
         if not is_url(target):
             target.mkdir(parents=True, exist_ok=True)
         replace_file(file, json.dumps(key) + "\n")
+
+
+def _read(file: Path, size: int) -> np.ndarray:
+    """Read a part of `size` documents.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        with file.open("rb") as stream:
+            part = np.load(stream)
+        if part.shape != (size, 2) or part.dtype != np.float32:
+            raise ValueError(f"it holds {part.dtype} {part.shape}")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{file} is damaged ({error}); delete it, and the same command computes it again.") from None
+    return part
 
 
 def _part(target: Path, start: int) -> Path:
