@@ -20,11 +20,27 @@ from flax import nnx, struct
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
 from qwen3_jax.generation_config import GenerationConfig
-from qwen3_jax.kernels import ONE_DEVICE, CacheType, Execution, Pages, Rows, new_pages, page_size, project, take_rows
+from qwen3_jax.kernels import (
+    ONE_DEVICE,
+    CacheType,
+    Execution,
+    LowRank,
+    Pages,
+    Rows,
+    Weight,
+    dequantize,
+    folded,
+    is_quantized,
+    new_pages,
+    page_size,
+    project,
+    take_rows,
+)
 from qwen3_jax.model.block import Block
 from qwen3_jax.model.cache import KVCache
 from qwen3_jax.model.layer_loop import REMAT, Remat, layer_groups, run_layers
 from qwen3_jax.model.layers import RMSNorm
+from qwen3_jax.model.lora import Lora, adapted
 from qwen3_jax.model.moe import RouterStats
 from qwen3_jax.model.params import Declare
 from qwen3_jax.model.rope import angles
@@ -57,6 +73,7 @@ class Qwen3(nnx.Module):
         remat: what the backward pass computes again: "none"; "dots", all but the products with weights; "qkv", all but
             queries, keys, values and attention; "attention", all but attention; "full", whole layers.
         execution: mesh and rules, kernels, 8-bit products, order of the tokens; by default one device.
+        lora: the weights that have low-rank adapters, float32; None for none.
 
     Attributes:
         generation_config: sampling defaults, from the checkpoint's generation_config.json.
@@ -72,6 +89,7 @@ class Qwen3(nnx.Module):
         scan_layers: bool = True,
         remat: Remat = "none",
         execution: Execution = ONE_DEVICE,
+        lora: Lora | None = None,
     ):
         if remat not in REMAT:
             raise ValueError(f"remat must be one of {', '.join(map(repr, REMAT))}; got {remat!r}.")
@@ -82,17 +100,25 @@ class Qwen3(nnx.Module):
         self.scan_layers = scan_layers
         self.remat = remat
         self.execution = execution
+        self.lora = lora
 
-        declare = Declare(rngs, self.param_dtype)
+        declare = Declare(rngs, self.param_dtype, lora=lora)
         v, d, std = config.vocab_size, config.hidden_size, config.initializer_range
         self.embed = declare.normal((v, d), ("vocab", "embed"), std)
-        stacks = [(moe, len(layers) if scan_layers else None) for moe, layers in layer_groups(config, scan_layers)]
-        self.groups = nnx.List(
-            [Block(config, Declare(rngs, self.param_dtype, stack), execution, moe) for moe, stack in stacks]
-        )
+        self.groups = nnx.List()
+        for moe, layers in layer_groups(config, scan_layers):
+            stack = len(layers) if scan_layers else None
+            self.groups.append(
+                Block(config, Declare(rngs, self.param_dtype, stack, lora, tuple(layers)), execution, moe)
+            )
         self.norm = RMSNorm(d, "hidden", config, declare)
         if not config.tie_word_embeddings:
             self.lm_head = declare.normal((d, v), ("embed", "vocab"), std)
+        width, rows, none = ((d,), ("embed",)), ((v,), ("vocab",)), ((), ())
+        table = declare.adapter("embed", none, rows, width, table=True)
+        head = declare.adapter("lm_head", none, width, rows)
+        made = {name: one for name, one in {"embed": table, "lm_head": head}.items() if one is not None}
+        self.adapters = nnx.Dict(made) if made else None
 
     def __call__(
         self,
@@ -150,7 +176,7 @@ class Qwen3(nnx.Module):
             )
         rope = angles(self.config, positions)
 
-        x_btd = take_rows(self.embed[...], tokens, self.dtype, self.execution)
+        x_btd = take_rows(adapted(self.embed[...], self.adapters, "embed"), tokens, self.dtype, self.execution)
         x_btd = self.execution.placement.constrain(x_btd, ("batch", "length", "hidden"))
         x_btd, cache, router = run_layers(self.groups, x_btd, rope, segment_ids, cache, self.remat)
         return Hidden(self.norm(x_btd), cache, router)
@@ -162,9 +188,21 @@ class Qwen3(nnx.Module):
         return project(equation, states.astype(self.dtype), weight, self.execution)
 
     @property
-    def output_weight(self) -> tuple[jax.Array, bool]:
+    def output_weight(self) -> tuple[Weight, bool]:
         """The output projection and whether it is the embedding: ([V, D], True) or ([D, V], False)."""
-        return (self.embed[...], True) if self.config.tie_word_embeddings else (self.lm_head[...], False)
+        tied = self.config.tie_word_embeddings
+        weight = self.embed[...] if tied else self.lm_head[...]
+        return adapted(weight, self.adapters, "lm_head"), tied
+
+    def output_matrix(self) -> tuple[jax.Array, bool]:
+        """The same as one array, with its adapter added and what is quantised unpacked, for a loss that reads it in chunks."""
+        weight, tied = self.output_weight
+        if not isinstance(weight, LowRank):
+            return (dequantize(weight, self.dtype) if is_quantized(weight) else weight), tied
+        if tied:  # [V, R] [R, D]
+            weight = LowRank(weight.base, weight.b.T, weight.a.T, weight.scaling)
+        axes = ("vocab", "embed") if tied else ("embed", "vocab")
+        return folded(weight, self.dtype, self.execution, axes), tied
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """Return an empty cache with room for `capacity` tokens in each of `batch` rows, in the compute type."""

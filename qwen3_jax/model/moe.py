@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from qwen3_jax.config import Qwen3Config
-from qwen3_jax.kernels import Execution, expert_mlp
+from qwen3_jax.kernels import Execution, expert_mlp, folded
+from qwen3_jax.model.lora import adapted
 from qwen3_jax.model.params import Declare
 
 
@@ -42,18 +43,31 @@ class MoE(nnx.Module):
         self.gate = declare.normal((e, d, f), ("expert", "embed", "mlp"), std)
         self.up = declare.normal((e, d, f), ("expert", "embed", "mlp"), std)
         self.down = declare.normal((e, f, d), ("expert", "mlp", "embed"), std / (2 * config.num_hidden_layers) ** 0.5)
+        self.adapters = declare.adapters(router=("mlp.router", self.router, 1), down=("mlp.experts.down", self.down, 1))
+        gate_up = declare.adapter(
+            "mlp.experts.gate_up", ((e,), ("expert",)), ((d,), ("embed",)), ((2, f), (None, "mlp"))
+        )
+        if gate_up is not None:
+            self.adapters = nnx.Dict(dict(self.adapters or {}, gate_up=gate_up))
         self.experts_per_token = config.num_experts_per_tok
         self.norm_topk_prob = config.norm_topk_prob
         self.execution = execution
 
     def __call__(self, x_btd: jax.Array, segment_ids_bt: jax.Array | None) -> tuple[jax.Array, RouterStats]:
         """Return the layer's output [B, T, D] and its router's statistics; tokens of segment 0 are padding."""
-        logits_bte = jnp.einsum("btd,de->bte", x_btd.astype(jnp.float32), self.router[...].astype(jnp.float32))
+        router_de = folded(
+            adapted(self.router[...], self.adapters, "router"), jnp.dtype("float32"), self.execution, ("embed", "router")
+        )
+        logits_bte = jnp.einsum("btd,de->bte", x_btd.astype(jnp.float32), router_de.astype(jnp.float32))
         probs_bte = jax.nn.softmax(logits_bte, axis=-1)
         weight_btk, index_btk = jax.lax.top_k(probs_bte, self.experts_per_token)
         if self.norm_topk_prob:
             weight_btk /= weight_btk.sum(axis=-1, keepdims=True)
-        experts = self.gate[...], self.up[...], self.down[...]
+        experts = (
+            adapted(self.gate[...], self.adapters, "gate_up", 0),
+            adapted(self.up[...], self.adapters, "gate_up", 1),
+            adapted(self.down[...], self.adapters, "down"),
+        )
         y_btd = expert_mlp(x_btd, index_btk, weight_btk.astype(x_btd.dtype), *experts, self.execution)
         count_bt = jnp.ones(x_btd.shape[:2]) if segment_ids_bt is None else (segment_ids_bt > 0).astype(jnp.float32)
         chosen_bte = jax.nn.one_hot(index_btk, probs_bte.shape[-1]).sum(axis=2)

@@ -1,0 +1,93 @@
+"""Low-rank adapters of a model's weights (LoRA: Hu et al. 2021, arXiv 2106.09685).
+
+    y = x W + scaling * (x A) B        A [inputs, rank],  B [rank, outputs]
+
+`Lora` says which weights have one; `Declare` makes them beside the weight, with its logical axes; `Adapter.on` puts them on it.
+The names of the weights:
+
+| name                                       | weight                                                                    |
+|--------------------------------------------|---------------------------------------------------------------------------|
+| attention.q, attention.k, attention.v, .o  | the projections of attention                                              |
+| mlp.gate, mlp.up, mlp.down                 | a dense MLP                                                               |
+| mlp.router                                 | the router of an MoE layer                                                |
+| mlp.experts.gate_up, mlp.experts.down      | its experts; gate and up share A, as in transformers 5, which stores them in one |
+| embed, lm_head                             | the embedding as a table; the output projection, tied or not              |
+
+Invariant: where layers of a stack differ in rank, A and B are padded with zeros, whose gradients are zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flax import nnx
+
+from qwen3_jax.kernels import LowRank, Weight
+
+
+class Scaling(nnx.Variable):
+    """The factor of an adapter's product: not a parameter."""
+
+
+class Adapter(nnx.Module):
+    """A, B and the scaling of one weight, or of a stack of equal weights."""
+
+    def __init__(self, a: nnx.LoRAParam, b: nnx.LoRAParam, scaling: Scaling):
+        self.a, self.b, self.scaling = a, b, scaling
+
+    def on(self, base: Weight, part: int | None = None) -> LowRank:
+        """Return the weight with its addition; `part` is gate (0) or up (1) of a B of both, [E, R, 2, F]."""
+        b = self.b[...] if part is None else self.b[...][:, :, part]
+        return LowRank(base, self.a[...], b, self.scaling[...])
+
+
+def adapted(base: Weight, adapters: nnx.Dict | None, name: str, part: int | None = None) -> Weight:
+    """Return a weight with its adapter, or the weight where it has none."""
+    return base if adapters is None or name not in adapters else adapters[name].on(base, part)
+
+
+@dataclass(frozen=True)
+class Addition:
+    """The adapter of one weight.
+
+    Attributes:
+        layer: of the weight; None outside of the layers.
+        weight: its name, see the table above.
+        rank: of the product A B.
+        scaling: alpha / rank, or alpha / sqrt(rank).
+    """
+
+    layer: int | None
+    weight: str
+    rank: int
+    scaling: float
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Which weights of a model have an adapter. Hashable, so it can be part of a jit key."""
+
+    additions: tuple[Addition, ...]
+
+    def of(self, weight: str, layers: Sequence[int | None]) -> tuple[list[int], list[float]] | None:
+        """Return rank and scaling of a weight in each of these layers, 0 where it has no adapter; None where none has."""
+        found = {one.layer: one for one in self.additions if one.weight == weight and one.layer in layers}
+        if not found:
+            return None
+        none = Addition(None, weight, 0, 0.0)
+        chosen = [found.get(layer, none) for layer in layers]
+        return [one.rank for one in chosen], [one.scaling for one in chosen]
+
+
+def is_adapter(path: Sequence[object]) -> bool:
+    """Whether a path of `nnx.to_flat_state` is that of an adapter's variable."""
+    return "adapters" in path
+
+
+def trainable(state: nnx.State) -> list[tuple]:
+    """Return the paths of what is trained: adapters where there are any, else all parameters."""
+    flat = nnx.to_flat_state(state)
+    adapters = [path for path, variable in flat if isinstance(variable, nnx.LoRAParam)]
+    return adapters or [path for path, _ in flat]
+
