@@ -43,12 +43,11 @@ class MoE(nnx.Module):
         self.gate = declare.normal((e, d, f), ("expert", "embed", "mlp"), std)
         self.up = declare.normal((e, d, f), ("expert", "embed", "mlp"), std)
         self.down = declare.normal((e, f, d), ("expert", "mlp", "embed"), std / (2 * config.num_hidden_layers) ** 0.5)
-        self.adapters = declare.adapters(router=("mlp.router", self.router, 1), down=("mlp.experts.down", self.down, 1))
+        adapters = declare.adapters(router=("mlp.router", self.router, 1), down=("mlp.experts.down", self.down, 1))
         gate_up = declare.adapter(
             "mlp.experts.gate_up", ((e,), ("expert",)), ((d,), ("embed",)), ((2, f), (None, "mlp"))
         )
-        if gate_up is not None:
-            self.adapters = nnx.Dict(dict(self.adapters or {}, gate_up=gate_up))
+        self.adapters = adapters if gate_up is None else nnx.Dict(dict(adapters or {}, gate_up=gate_up))
         self.experts_per_token = config.num_experts_per_tok
         self.norm_topk_prob = config.norm_topk_prob
         self.execution = execution
