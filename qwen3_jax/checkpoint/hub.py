@@ -80,7 +80,7 @@ def is_run(folder: Path) -> bool:
 
 
 def _of_run(folder: Path) -> Path:
-    """Return the folder, or, of a training run's folder, the one that its model was exported to (`hf`).
+    """Return the folder, or, of a training run's folder, the one that its model or adapter was exported to (`hf`, `adapter`).
 
     Raises:
         UserError: the run has not exported a model.
@@ -89,6 +89,8 @@ def _of_run(folder: Path) -> Path:
         return folder
     if (folder / "hf" / "config.json").is_file():
         return folder / "hf"
+    if (folder / "adapter" / "adapter_config.json").is_file():
+        return folder / "adapter"
     if is_run(folder):
         raise UserError(
             f"{folder} is a training run that has exported no model yet: a run writes {folder / 'hf'} when it ends."

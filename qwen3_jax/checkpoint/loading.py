@@ -4,6 +4,7 @@
 >>> model, tokenizer = qwen3_jax.load("DIR", mesh=sharding.make_mesh(tensor=4))
 >>> model, tokenizer = qwen3_jax.load("Qwen/Qwen3-8B", dtype="bfloat16", quantize="int8")
 >>> model, tokenizer = qwen3_jax.load("Qwen/Qwen3-8B-AWQ")      # also FP8, GPTQ, int8 and GGUF
+>>> model, tokenizer = qwen3_jax.load("Qwen/Qwen3-8B", adapter="ADAPTER")      # a LoRA adapter of PEFT
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from qwen3_jax.checkpoint.adapters.folders import adapter_folder, attached, base_and_adapter
 from qwen3_jax.checkpoint.hf_load import load_model
 from qwen3_jax.checkpoint.hub import resolve
 from qwen3_jax.checkpoint.small_files import load_tokenizer
@@ -29,6 +31,7 @@ def load(
     mesh: Mesh | None = None,
     scan_layers: bool | None = None,
     quantize: WeightType | None = None,
+    adapter: str | Path | None = None,
     hf_overrides: Mapping[str, Any] | None = None,
     revision: str | None = None,
     verify: bool = True,
@@ -37,13 +40,15 @@ def load(
 
     Args:
         path_or_repo_id: a folder in Hugging Face's format, a repository on the hub ("Qwen/Qwen3-0.6B"), a GGUF file, or a
-            folder that `qwen3 convert --to orbax` wrote. Quantised checkpoints (FP8, AWQ, GPTQ, int8, GGUF) are unpacked to
+            folder that `qwen3 convert --to orbax` wrote, or a LoRA adapter's folder, which names its base model. Quantised checkpoints (FP8, AWQ, GPTQ, int8, GGUF) are unpacked to
             `dtype`, tensor by tensor.
         dtype: storage and compute type, "float32", "bfloat16" or "float16"; None is the checkpoint's own.
         mesh: devices to spread the model over (`sharding.make_mesh`); None is one device.
         scan_layers: stack equal layers; None is what decodes fastest on this platform.
         quantize: keep the matrices in 8 or 4 bits ("int8", "fp8", "int4"; `kernels.quantized` says how), which are used in
             `dtype`; the model can then not be trained or saved.
+        adapter: a LoRA adapter in PEFT's format for this model, a folder or a repository on the hub. It is added to the weights,
+            or kept beside them where they are quantised.
         hf_overrides: fields of config.json to replace, as `max_position_embeddings`, `rope_scaling` and
             `dual_chunk_attention_config` for longer contexts.
         revision: branch, tag or commit on the hub.
@@ -60,7 +65,10 @@ def load(
 
     check_weight_type(quantize)
     placement = Placement(mesh, SERVING)
-    folder = resolve(path_or_repo_id, revision=revision)
+    folder, own = base_and_adapter(resolve(path_or_repo_id, revision=revision))
+    if own is not None and adapter is not None:
+        raise UserError(f"{own} is an adapter already; load its base model with the adapter {adapter}, or merge it first.")
+    addition = own if adapter is None else adapter_folder(adapter)
     options: dict[str, Any] = dict(
         dtype=dtype,
         param_dtype=dtype,
@@ -68,7 +76,7 @@ def load(
         scan_layers=not prefers_unrolled_decoding(placement) if scan_layers is None else scan_layers,
         verify=verify,
     )
-    tokenizer = load_tokenizer(folder)
+    tokenizer = (load_tokenizer(own) if own is not None else None) or load_tokenizer(folder)
     if not is_native(folder):
         model = load_model(folder, quantize=quantize, hf_overrides=hf_overrides, **options)
     elif quantize is None and not hf_overrides:
@@ -79,6 +87,8 @@ def load(
             f"{name} is for Hugging Face folders and GGUF files; {folder} is an Orbax folder: convert it with "
             "`qwen3 convert --to hf` first."
         )
+    if addition is not None:
+        model = attached(model, addition, merge=quantize is None)
     _check_vocabulary(folder, model, tokenizer)
     return model, tokenizer  # type: ignore[return-value]
 

@@ -35,7 +35,7 @@ DEFAULT_CONCURRENCY = 16
 DEFAULT_KEY = "OPENAI_API_KEY"
 _LINE_SECONDS = 30.0  # between two lines of progress where no bar is drawn
 _FOR_ENGINES = (
-    "revision", "hf_overrides", "lookup", "draft", "quantize", "cache_type", "compile_cache", "mesh", "batch_size",
+    "revision", "adapter", "hf_overrides", "lookup", "draft", "quantize", "cache_type", "compile_cache", "mesh", "batch_size",
 )  # fmt: skip
 _FOR_SERVERS = ("endpoint_model", "api_key_env", "concurrency", "retries", "request_timeout", "budget_field")
 
@@ -253,6 +253,7 @@ def _checkpoint(args: argparse.Namespace, axes: dict[str, int] | None) -> tuple[
     with doing("starting JAX"):
         import jax
 
+        from qwen3_jax.checkpoint.adapters.folders import adapter_folder, base_and_adapter
         from qwen3_jax.checkpoint.hub import resolve
         from qwen3_jax.checkpoint.identity import identity
         from qwen3_jax.checkpoint.small_files import load_tokenizer
@@ -261,8 +262,9 @@ def _checkpoint(args: argparse.Namespace, axes: dict[str, int] | None) -> tuple[
         model_options.make_mesh(axes)  # processes of a run meet here
     if jax.process_count() > 1:
         raise UserError("eval needs a single process; serve the model with `qwen3 serve`, and evaluate its address.")
-    folder = resolve(args.model, revision=args.revision)
-    tokenizer = load_tokenizer(folder)
+    folder, adapter = base_and_adapter(resolve(args.model, revision=args.revision))
+    tokenizer = (load_tokenizer(adapter) if adapter is not None else None) or load_tokenizer(folder)
+    adapter = adapter if args.adapter is None else adapter_folder(args.adapter)
     if tokenizer is None:
         raise UserError(f"{args.model} has no tokenizer files (tokenizer.json); text cannot be read or written.")
     what = {
@@ -270,6 +272,8 @@ def _checkpoint(args: argparse.Namespace, axes: dict[str, int] | None) -> tuple[
         "dtype": str(default_compute_dtype()) if args.dtype == "auto" else args.dtype,
         "quantize": args.quantize, "cache_type": args.cache_type, "hf_overrides": args.hf_overrides,
     }  # fmt: skip
+    if adapter is not None:
+        what["adapter"] = identity(adapter)
     return what, tokenizer.supports_thinking
 
 

@@ -23,6 +23,7 @@ def add_model(parser: Parser, *, servers: bool = False) -> None:
         "--model", required=True, metavar="DIR|ID" + "|URL" * servers,
         help=f"checkpoint folder, or hub repository (Qwen/Qwen3-0.6B){more}",
     )  # fmt: skip
+    add("--adapter", metavar="DIR|ID", help="LoRA adapter for the model, in PEFT's format (docs/lora.md)")
     add("--revision", metavar="REV", help="branch, tag or commit of a hub repository")
     add(
         "--hf-overrides", type=_json_object, metavar="JSON",
@@ -115,6 +116,7 @@ def load_model(args: argparse.Namespace, mesh: Any) -> "tuple[Qwen3, Tokenizer]"
         mesh=mesh,
         revision=args.revision,
         quantize=args.quantize,
+        adapter=args.adapter,
         hf_overrides=args.hf_overrides,
     )
     if tokenizer is None:
