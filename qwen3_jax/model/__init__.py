@@ -4,7 +4,7 @@ from qwen3_jax.model.cache import KVCache
 from qwen3_jax.model.decoder import Hidden, Qwen3, abstract, parameter_count
 from qwen3_jax.model.flat import Structure, flatten
 from qwen3_jax.model.layer_loop import REMAT, Remat, layer_groups
-from qwen3_jax.model.lora import Addition, Lora, is_adapter, trainable
+from qwen3_jax.model.lora import Addition, Lora, is_adapter
 from qwen3_jax.model.moe import RouterStats
 
 __all__ = [
@@ -22,5 +22,4 @@ __all__ = [
     "is_adapter",
     "layer_groups",
     "parameter_count",
-    "trainable",
 ]

@@ -83,11 +83,3 @@ class Lora:
 def is_adapter(path: Sequence[object]) -> bool:
     """Whether a path of `nnx.to_flat_state` is that of an adapter's variable."""
     return "adapters" in path
-
-
-def trainable(state: nnx.State) -> list[tuple]:
-    """Return the paths of what is trained: adapters where there are any, else all parameters."""
-    flat = nnx.to_flat_state(state)
-    adapters = [path for path, variable in flat if isinstance(variable, nnx.LoRAParam)]
-    return adapters or [path for path, _ in flat]
-

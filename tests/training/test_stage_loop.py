@@ -26,6 +26,10 @@ class FakeTrainer:
 
     shardings = None
     config = TINY
+    lora = base = None
+
+    def take_base(self, base):
+        self.base = base
 
     def __init__(self, skipped_in_row=0):
         self.skipped_in_row = skipped_in_row
