@@ -149,7 +149,7 @@ def _experts(module: str, pair: Pair, by_module: Mapping[str, Place], model: Qwe
     """The experts' parameter of a module whose name does not say which: the one that the shapes fit."""
     block = module.removesuffix(".base_layer")
     both = [by_module[name] for name in (f"{block}.gate_up_proj", f"{block}.down_proj") if name in by_module]
-    fitting = [one for one in both if _sizes(one, model) == (pair[0].shape[-1], pair[1].shape[0])]
+    fitting = [one for one in both if sizes_of(one, model) == (pair[0].shape[-1], pair[1].shape[0])]
     return (fitting or both or [None])[0]
 
 
@@ -169,7 +169,7 @@ def _joined(
         name = f"{block}.0.{leaf}"
         rank = config.rank_of(name)
         pairs = [parts.get((leaf, expert)) for expert in range(model.num_experts)]
-        sizes = _sizes(down if leaf == "down_proj" else gate_up, model)
+        sizes = sizes_of(down if leaf == "down_proj" else gate_up, model)
         inputs, outputs = sizes[0], sizes[1] if leaf == "down_proj" else sizes[1] // 2
         for expert, pair in enumerate(pairs):
             if pair is not None and (pair[0].shape, pair[1].shape) != ((rank, inputs), (outputs, rank)):
@@ -220,20 +220,20 @@ def _axes(place: Place, model: Qwen3Config) -> tuple[tuple[int, ...], tuple[int,
     return inputs, (2, *outputs) if place.weight == "mlp.experts.gate_up" else outputs
 
 
-def _sizes(place: Place, model: Qwen3Config) -> tuple[int, int]:
+def sizes_of(place: Place, model: Qwen3Config) -> tuple[int, int]:
     """Numbers of inputs and outputs."""
     inputs, outputs = _axes(place, model)
     return math.prod(inputs), math.prod(outputs)
 
 
-def _experts_of(place: Place, model: Qwen3Config) -> int:
+def adapters_of(place: Place, model: Qwen3Config) -> int:
     """How many adapters stand side by side in PEFT's tensors."""
     return model.num_experts if place.weight.startswith("mlp.experts.") else 1
 
 
 def _checked_rank(place: Place, pair: Pair, model: Qwen3Config, rank: int, module: str, file: Path) -> int:
     """Return the rank, once the shapes fit it."""
-    (inputs, outputs), count = _sizes(place, model), _experts_of(place, model)
+    (inputs, outputs), count = sizes_of(place, model), adapters_of(place, model)
     wanted = (rank * count, inputs), (outputs, rank * count)
     if (pair[0].shape, pair[1].shape) != wanted:
         raise _misshapen(module, pair, wanted, file)
@@ -251,7 +251,7 @@ def to_ours(place: Place, pair: Pair, model: Qwen3Config, rank: int) -> Pair:
     """Turn A and B of PEFT into this model's layout: [E, D..., R] and [E, R, F...], without E for what is no expert."""
     a, b = pair
     inputs, outputs = _axes(place, model)
-    count = _experts_of(place, model)
+    count = adapters_of(place, model)
     if not place.weight.startswith("mlp.experts."):
         return a.T.reshape(*inputs, rank), b.T.reshape(rank, *outputs)
     a = a.reshape(count, rank, -1).transpose(0, 2, 1)
