@@ -85,7 +85,7 @@ def _of_run(folder: Path) -> Path:
     Raises:
         UserError: the run has not exported a model.
     """
-    if (folder / "config.json").is_file() or visible_files(folder, "*.gguf"):
+    if not is_run(folder) and ((folder / "config.json").is_file() or visible_files(folder, "*.gguf")):
         return folder
     if (folder / "hf" / "config.json").is_file():
         return folder / "hf"
@@ -93,7 +93,7 @@ def _of_run(folder: Path) -> Path:
         return folder / "adapter"
     if is_run(folder):
         raise UserError(
-            f"{folder} is a training run that has exported no model yet: a run writes {folder / 'hf'} when it ends."
+            f"{folder} is a training run that has exported no model yet: a run writes {folder / 'hf'} (or adapter/) when it ends."
         )
     return folder
 

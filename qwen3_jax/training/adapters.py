@@ -52,18 +52,18 @@ def lora_of(lora: LoraConfig | None, model: Qwen3Config) -> Lora | None:
     return targets(adapter_config(lora), model) if lora.init_from is None else _initial(lora.init_from, model).lora
 
 
-def initial_state(config: TrainConfig, trainer: Trainer, source: Path) -> TrainState:
+def initial_state(model: ModelConfig, lora: LoraConfig, seed: int, trainer: Trainer, source: Path) -> TrainState:
     """Load the base model into the trainer, and return a state with new adapters, or those to start from.
 
     Raises:
         UserError: the weights cannot be loaded, or do not fit.
     """
-    assert config.lora is not None and trainer.lora is not None
-    model = load_base(config.model, config.lora, trainer, source)
-    if config.lora.init_from is None:
-        return trainer.init(config.seed)
-    adapter = _initial(config.lora.init_from, trainer.config)
-    arrays = adapter_arrays(trainer.structure, model, trainer.lora, adapter.values)
+    assert trainer.lora is not None
+    base = load_base(model, lora, trainer, source)
+    if lora.init_from is None:
+        return trainer.init(seed)
+    adapter = _initial(lora.init_from, trainer.config)
+    arrays = adapter_arrays(trainer.structure, base, trainer.lora, adapter.values)
     return trainer.init_from({name: arrays[name] for name in trainer.shardings.params})
 
 

@@ -162,7 +162,7 @@ def _initial_state(config: TrainConfig, trainer: Trainer, source: Path | None) -
     if source is None:
         return trainer.init(config.seed)
     if config.lora is not None:
-        return adapters.initial_state(config, trainer, source)
+        return adapters.initial_state(config.model, config.lora, config.seed, trainer, source)
     model = load_model(
         source,
         dtype=config.model.dtype,

@@ -211,3 +211,27 @@ def test_a_configuration_without_a_base_model_says_what_to_give(folders, tmp_pat
     with pytest.raises(UserError, match="its base model cannot be had"):
         qwen3_jax.load(folder)
     assert read_adapter_config(folder).base == f"{base}-gone"
+
+
+def test_adapters_of_single_experts_become_those_of_all(tmp_path):
+    """Transformers 4 had a module for each projection of each expert; one expert has none here."""
+    rng, folder = np.random.default_rng(0), tmp_path / "older"
+    folder.mkdir()
+    d, f, tensors = TINY_MOE.hidden_size, TINY_MOE.moe_intermediate_size, {}
+    for expert in range(TINY_MOE.num_experts - 1):
+        for leaf, inputs, outputs in (("gate_proj", d, f), ("up_proj", d, f), ("down_proj", f, d)):
+            name = f"base_model.model.model.layers.1.mlp.experts.{expert}.{leaf}.lora_"
+            tensors[f"{name}A.weight"] = rng.normal(size=(2, inputs)).astype(np.float32)
+            tensors[f"{name}B.weight"] = rng.normal(size=(outputs, 2)).astype(np.float32)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    settings = {"r": 2, "lora_alpha": 3, "target_modules": ["gate_proj", "up_proj", "down_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    model = tiny_models.drawn(TINY_MOE, scan_layers=False)
+    summed = merged(with_adapter(model, read_adapter(folder, TINY_MOE)))
+    before, after = model.groups[1].mlp, summed.groups[1].mlp
+    for leaf in ("gate", "up", "down"):
+        change = np.asarray(getattr(after, leaf)[...]) - np.asarray(getattr(before, leaf)[...])
+        name = f"base_model.model.model.layers.1.mlp.experts.3.{leaf}_proj.lora_"
+        np.testing.assert_allclose(change[3].T, 1.5 * tensors[f"{name}B.weight"] @ tensors[f"{name}A.weight"], atol=2e-5)
+        assert not change[-1].any()
+    assert np.array_equal(np.asarray(summed.groups[0].mlp.gate[...]), np.asarray(model.groups[0].mlp.gate[...]))

@@ -1,6 +1,6 @@
 """Adapters against PEFT: logits, folders in both directions, and training."""
 
-import functools
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -95,12 +95,11 @@ def test_20_steps_of_adamw_are_those_of_peft_and_torch(variant, tmp_path):
     options = OptimizerConfig(
         learning_rate=1e-3, warmup_steps=0, schedule="constant", clip_norm=1e9, spike_sigmas=0, weight_decay=0.1
     )
-    config = load_model(base).config.__class__(**{**vars(load_model(base).config), "router_aux_loss_coef": 0.0})
+    config = dataclasses.replace(load_model(base).config, router_aux_loss_coef=0.0)
     trainer = Trainer(
         config, model, options, schedule(options, 100), Placement(), micro_batches=2, lora=adapters.lora_of(lora, config)
     )
-    run = functools.partial(dict, model=model, lora=lora, seed=0)
-    state = adapters.initial_state(type("Run", (), run())(), trainer, base)
+    state = adapters.initial_state(model, lora, 0, trainer, base)
     peers = [parameter for parameter in theirs.parameters() if parameter.requires_grad]
     adamw = torch.optim.AdamW(peers, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
     rng = np.random.default_rng(1)
