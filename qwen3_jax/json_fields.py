@@ -49,8 +49,8 @@ def refuse_adapter(folder: Path) -> None:
     adapter = read_json(file)
     kind, base = adapter.get("peft_type") or "LoRA", adapter.get("base_model_name_or_path") or "a base model"
     raise UserError(
-        f"{folder} holds a PEFT adapter ({kind}, of {base}) and no model; give its base model as the model and this folder as the "
-        "adapter, or write them as one with `qwen3 convert --merge`."
+        f"{folder} holds a PEFT adapter ({kind}, of {base}) and no model; give its base model as the model and this folder as "
+        "the adapter, or write them as one with `qwen3 convert --merge`."
     )
 
 

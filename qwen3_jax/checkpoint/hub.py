@@ -93,7 +93,7 @@ def _of_run(folder: Path) -> Path:
         return folder / "adapter"
     if is_run(folder):
         raise UserError(
-            f"{folder} is a training run that has exported no model yet: a run writes {folder / 'hf'} (or adapter/) when it ends."
+            f"{folder} is a training run that has exported no model yet: a run writes {folder / 'hf'} or adapter/ at its end."
         )
     return folder
 

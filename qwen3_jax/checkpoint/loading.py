@@ -40,15 +40,15 @@ def load(
 
     Args:
         path_or_repo_id: a folder in Hugging Face's format, a repository on the hub ("Qwen/Qwen3-0.6B"), a GGUF file, or a
-            folder that `qwen3 convert --to orbax` wrote, or a LoRA adapter's folder, which names its base model. Quantised checkpoints (FP8, AWQ, GPTQ, int8, GGUF) are unpacked to
-            `dtype`, tensor by tensor.
+            folder that `qwen3 convert --to orbax` wrote, or a LoRA adapter's folder, which names its base model. Quantised
+            checkpoints (FP8, AWQ, GPTQ, int8, GGUF) are unpacked to `dtype`, tensor by tensor.
         dtype: storage and compute type, "float32", "bfloat16" or "float16"; None is the checkpoint's own.
         mesh: devices to spread the model over (`sharding.make_mesh`); None is one device.
         scan_layers: stack equal layers; None is what decodes fastest on this platform.
         quantize: keep the matrices in 8 or 4 bits ("int8", "fp8", "int4"; `kernels.quantized` says how), which are used in
             `dtype`; the model can then not be trained or saved.
-        adapter: a LoRA adapter in PEFT's format for this model, a folder or a repository on the hub. It is added to the weights,
-            or kept beside them where they are quantised.
+        adapter: a LoRA adapter in PEFT's format for this model, a folder or a repository on the hub. It is added to the
+            weights, or kept beside them where they are quantised.
         hf_overrides: fields of config.json to replace, as `max_position_embeddings`, `rope_scaling` and
             `dual_chunk_attention_config` for longer contexts.
         revision: branch, tag or commit on the hub.
@@ -67,7 +67,9 @@ def load(
     placement = Placement(mesh, SERVING)
     folder, own = base_and_adapter(resolve(path_or_repo_id, revision=revision))
     if own is not None and adapter is not None:
-        raise UserError(f"{own} is an adapter already; load its base model with the adapter {adapter}, or merge it first.")
+        raise UserError(
+            f"{own} is an adapter already; load its base model with the adapter {adapter}, or merge it first."
+        )
     addition = own if adapter is None else adapter_folder(adapter)
     options: dict[str, Any] = dict(
         dtype=dtype,

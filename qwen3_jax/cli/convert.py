@@ -42,7 +42,7 @@ def _parser(prog: str) -> Parser:
     parser.add_argument("--to", choices=["hf", "orbax"], help="format of TARGET (with --merge hf is the default)")
     parser.add_argument(
         "--merge", nargs="?", const=True, metavar="ADAPTER",
-        help="add this LoRA adapter to the weights of SOURCE; without ADAPTER, SOURCE is the adapter (or a run that trained one)",
+        help="add this LoRA adapter to the weights of SOURCE; without ADAPTER, SOURCE is the adapter (or the run of one)",
     )  # fmt: skip
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub repository")
     parser.add_argument(
@@ -89,7 +89,9 @@ def _read(args: argparse.Namespace) -> "tuple[Qwen3, Tokenizer | None]":
         if args.revision is not None:
             raise UserError(f"--revision is for a repository on the hub; {run} is a training run.")
         if adapter is not None:
-            raise UserError(f"--merge {adapter} is for a checkpoint; {run} is a training run: convert its {run / 'hf'}.")
+            raise UserError(
+                f"--merge {adapter} is for a checkpoint; {run} is a training run: convert its {run / 'hf'}."
+            )
         model, tokenizer = load_run(run, args.step)
         if args.merge and model.lora is None:
             raise UserError(f"--merge: {run} is a training run without an adapter.")

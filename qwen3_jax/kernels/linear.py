@@ -8,8 +8,8 @@ differentiation of `einsum(x, w.astype(bf16))` would round them to bf16 first.
 Quantised training follows SwitchBack (Wortsman et al. 2023, arXiv 2304.13013): y and dx are products of 8-bit numbers, scaled
 by row of x and dy and by column of W; dW, whose sum runs over all tokens, is not quantised. Through qwix.
 
-Weights that were quantised when they were loaded (`kernels.quantized`) are multiplied as they are, and never trained: only x has
-a gradient. A weight with a low-rank addition (`kernels.low_rank`) is three products.
+Weights that were quantised when they were loaded (`kernels.quantized`) are multiplied as they are, and never trained: only x
+has a gradient. A weight with a low-rank addition (`kernels.low_rank`) is three products.
 
 XLA:CPU multiplies bf16 twice as fast into float32 as into bf16, so there y and dx are rounded after the product. On other
 platforms that would double what devices exchange when they sum the parts of a split product. Products of a few rows with bf16

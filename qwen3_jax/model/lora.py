@@ -5,13 +5,13 @@
 `Lora` says which weights have one; `Declare` makes them beside the weight, with its logical axes; `Adapter.on` puts them on it.
 The names of the weights:
 
-| name                                       | weight                                                                    |
-|--------------------------------------------|---------------------------------------------------------------------------|
-| attention.q, attention.k, attention.v, .o  | the projections of attention                                              |
-| mlp.gate, mlp.up, mlp.down                 | a dense MLP                                                               |
-| mlp.router                                 | the router of an MoE layer                                                |
-| mlp.experts.gate_up, mlp.experts.down      | its experts; gate and up share A, as in transformers 5, which stores them in one |
-| embed, lm_head                             | the embedding as a table; the output projection, tied or not              |
+| name                                                  | weight                                                   |
+|-------------------------------------------------------|----------------------------------------------------------|
+| attention.q, attention.k, attention.v, attention.o    | the projections of attention                             |
+| mlp.gate, mlp.up, mlp.down                            | a dense MLP                                              |
+| mlp.router                                            | the router of an MoE layer                               |
+| mlp.experts.gate_up, mlp.experts.down                 | its experts; gate and up share A, as in transformers 5   |
+| embed, lm_head                                        | the embedding as a table; the output projection          |
 
 Invariant: where layers of a stack differ in rank, A and B are padded with zeros, whose gradients are zero.
 """

@@ -55,7 +55,10 @@ class MoE(nnx.Module):
     def __call__(self, x_btd: jax.Array, segment_ids_bt: jax.Array | None) -> tuple[jax.Array, RouterStats]:
         """Return the layer's output [B, T, D] and its router's statistics; tokens of segment 0 are padding."""
         router_de = folded(
-            adapted(self.router[...], self.adapters, "router"), jnp.dtype("float32"), self.execution, ("embed", "router")
+            adapted(self.router[...], self.adapters, "router"),
+            jnp.dtype("float32"),
+            self.execution,
+            ("embed", "router"),
         )
         logits_bte = jnp.einsum("btd,de->bte", x_btd.astype(jnp.float32), router_de.astype(jnp.float32))
         probs_bte = jax.nn.softmax(logits_bte, axis=-1)

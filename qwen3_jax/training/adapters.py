@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-
 from qwen3_jax.checkpoint import load_model, merged, save, save_adapter
 from qwen3_jax.checkpoint.adapters.attach import adapter_arrays
 from qwen3_jax.checkpoint.adapters.config import AdapterConfig, read_adapter_config, with_base
@@ -75,8 +74,8 @@ def load_base(model: ModelConfig, lora: LoraConfig, trainer: Trainer, source: Pa
     """
     if holds_adapter(source):
         raise UserError(
-            f"model.init_from: {source} is an adapter, and lora: trains another on top: merge it first (`qwen3 convert --merge`), "
-            "or train it on, with its base as model.init_from and lora.init_from: its folder."
+            f"model.init_from: {source} is an adapter, and lora: trains another on top: merge it first "
+            "(`qwen3 convert --merge`), or train it on, with its base as model.init_from and lora.init_from: its folder."
         )
     base = load_model(
         source,
@@ -94,9 +93,7 @@ def load_base(model: ModelConfig, lora: LoraConfig, trainer: Trainer, source: Pa
     return base
 
 
-def export(
-    trainer: Trainer, model: Qwen3, tokenizer: Tokenizer, run_dir: Path, config: TrainConfig
-) -> Path:
+def export(trainer: Trainer, model: Qwen3, tokenizer: Tokenizer, run_dir: Path, config: TrainConfig) -> Path:
     """Write RUN/adapter, and RUN/hf where it is asked for; return the last."""
     assert config.lora is not None
     base = Path(str(config.model.init_from)).expanduser()
@@ -118,4 +115,3 @@ def _folder(path: str) -> Path:
 @functools.lru_cache(maxsize=1)
 def _initial(path: str, model: Qwen3Config) -> AdapterTensors:
     return read_adapter(_folder(path), model)
-

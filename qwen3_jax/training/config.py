@@ -183,8 +183,8 @@ class LoraConfig:
     Attributes:
         rank: of the product A B; null is 16.
         alpha: numerator of the scaling alpha / rank; null is twice the rank.
-        targets: the weights that get an adapter, as PEFT names modules: a list of names (q_proj, gate_proj, gate for the router,
-            lm_head, embed_tokens), each of which stands for all modules that end in it; all-linear; or one regular expression
+        targets: the weights that get an adapter, as PEFT names modules: a list of names (q_proj, gate_proj, gate for the
+            router, lm_head, embed_tokens), each of which stands for all modules that end in it; all-linear; or one regular expression
             for whole module names. gate_proj, up_proj and down_proj are the experts in an MoE layer.
         target_parameters: the same for parameters of transformers 5: mlp.experts.gate_up_proj, mlp.experts.down_proj,
             mlp.gate.weight.
@@ -293,8 +293,8 @@ class TrainConfig:
     """A training run.
 
     Attributes:
-        run_dir: output folder: checkpoints/, hf/ (or adapter/), metrics.jsonl, tensorboard/, loss.png, config.json. If it holds a run, that
-            run is resumed.
+        run_dir: output folder: checkpoints/, hf/ (or adapter/), metrics.jsonl, tensorboard/, loss.png, config.json. If it
+            holds a run, that run is resumed.
         steps: optimizer steps of a run without stages.
         stages: stages of a run in order. Parameters and optimizer state carry over; the checkpoint at the end of each is
             kept.
@@ -352,7 +352,9 @@ class TrainConfig:
         if self.lora is not None and self.model.init_from is None:
             raise UserError("lora: needs model.init_from, the model that its adapters are for.")
         if self.lora is not None and self.lora.quantize and self.model.quantization:
-            raise UserError("lora.quantize and model.quantization exclude each other: 8-bit products need whole weights.")
+            raise UserError(
+                "lora.quantize and model.quantization exclude each other: 8-bit products need whole weights."
+            )
         if self.budget_curve is not None:
             self.data.source(self.budget_curve.source)
         for i, stage in enumerate(self.stages):

@@ -326,9 +326,7 @@ class Trainer:
     def _merge(self, params: Params, base: Params | None) -> Qwen3:
         return self.structure.merge(params if base is None else params | base)
 
-    def _gradients(
-        self, params: Params, batch: DeviceBatch, base: Params | None = None
-    ) -> tuple[Params, losses.Loss]:
+    def _gradients(self, params: Params, batch: DeviceBatch, base: Params | None = None) -> tuple[Params, losses.Loss]:
         """Return the gradient of the loss of a global batch, in the type of the parameters, and the loss."""
         whole = losses.whole(batch)
 

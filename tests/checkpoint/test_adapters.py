@@ -27,7 +27,9 @@ MIXED = dataclasses.replace(TINY_MOE, num_hidden_layers=3, decoder_sparse_step=2
 def folders(tmp_path_factory):
     """A tied dense model, its base folder, an adapter of all its weights, and the model with it."""
     root = tmp_path_factory.mktemp("adapters")
-    model = tiny_models.drawn(dataclasses.replace(tiny_models.model().config, tie_word_embeddings=True), scan_layers=False)
+    model = tiny_models.drawn(
+        dataclasses.replace(tiny_models.model().config, tie_word_embeddings=True), scan_layers=False
+    )
     base = qwen3_jax.save(model, tiny_models.tokenizer(), root / "base")
     config = AdapterConfig(4, 6.0, adapters.names(model.config), rank_pattern={"v_proj": 2}, base=str(base))
     adapter, whole = adapters.saved(model, config, root / "adapter")
@@ -48,7 +50,8 @@ def test_an_adapter_gives_the_same_model_beside_the_weights_in_them_and_from_eve
     loaded, tokenizer = qwen3_jax.load(base, adapter=adapter, scan_layers=False)
     before, after = (np.asarray(one.groups[1].attention.v[...]) for one in (model, loaded))
     np.testing.assert_allclose((after - before).reshape(len(before), -1).T, addition, atol=1e-6)
-    assert loaded.lora is None and not loaded.config.tie_word_embeddings and tokenizer is not None
+    assert (loaded.lora, loaded.config.tie_word_embeddings) == (None, False)
+    assert tokenizer is not None
     np.testing.assert_allclose(np.asarray(loaded(TOKENS)), expected, atol=2e-5)
     own, tokenizer = qwen3_jax.load(adapter, scan_layers=False)  # names its base model
     assert tokenizer is not None
@@ -114,15 +117,17 @@ def test_damaged_and_foreign_tensors_are_named(folders, tmp_path, capsys):
 
     refused("not its other half", {name: value for name, value in tensors.items() if name != first})
     refused("has A \\[4, 16\\]", tensors | {first: tensors[first][:, :16].copy()})
-    refused("layers.9.*no weight of the model", {n.replace("layers.0", "layers.9"): t for n, t in tensors.items()})
-    refused("'model.norm.weight' .*no low-rank adapter's", tensors | {"model.norm.weight": tensors[first]})
+    refused(r"layers\.9.*no weight of the model", {n.replace("layers.0", "layers.9"): t for n, t in tensors.items()})
+    refused(r"'model.norm.weight' .*no low-rank adapter's", tensors | {"model.norm.weight": tensors[first]})
     kept = {name: value for name, value in tensors.items() if "layers.0.self_attn.q_proj" not in name}
     save_file(kept, folder / "adapter_model.safetensors")
     assert len(read_adapter(folder, model.config).values) == len(tensors) // 2 - 1
     assert "has no tensors for model.layers.0.self_attn.q_proj" in capsys.readouterr().err
     # Names of a model without its head, and of a compiled one; an adapter's own name behind the matrix.
     for old, new in (("model.model.", "model."), (".q_proj.", ".q_proj._orig_mod."), ("A.weight", "A.default.weight")):
-        save_file({name.replace(old, new): value for name, value in tensors.items()}, folder / "adapter_model.safetensors")
+        save_file(
+            {name.replace(old, new): value for name, value in tensors.items()}, folder / "adapter_model.safetensors"
+        )
         assert len(read_adapter(folder, model.config).values) == len(tensors) // 2
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     with pytest.raises(UserError, match="pickled"):
@@ -188,7 +193,8 @@ def test_layouts_meshes_and_quantised_bases_agree(config, tmp_path):
         assert all(np.array_equal(first[name], second[name]) for name in first | second)
     for kind in ("int8", "int4"):
         quantised, _ = qwen3_jax.load(base, adapter=folder, quantize=kind, scan_layers=True)
-        assert quantised.lora is not None and is_quantized(quantised.groups[0].attention.q.get_value())
+        assert quantised.lora is not None
+        assert is_quantized(quantised.groups[0].attention.q.get_value())
         unpacked = jax.tree.map(
             lambda w: dequantize(w, np.float32) if is_quantized(w) else w, flatten(quantised), is_leaf=is_quantized
         )
@@ -232,6 +238,8 @@ def test_adapters_of_single_experts_become_those_of_all(tmp_path):
     for leaf in ("gate", "up", "down"):
         change = np.asarray(getattr(after, leaf)[...]) - np.asarray(getattr(before, leaf)[...])
         name = f"base_model.model.model.layers.1.mlp.experts.3.{leaf}_proj.lora_"
-        np.testing.assert_allclose(change[3].T, 1.5 * tensors[f"{name}B.weight"] @ tensors[f"{name}A.weight"], atol=2e-5)
+        np.testing.assert_allclose(
+            change[3].T, 1.5 * tensors[f"{name}B.weight"] @ tensors[f"{name}A.weight"], atol=2e-5
+        )
         assert not change[-1].any()
     assert np.array_equal(np.asarray(summed.groups[0].mlp.gate[...]), np.asarray(model.groups[0].mlp.gate[...]))

@@ -97,7 +97,13 @@ def test_20_steps_of_adamw_are_those_of_peft_and_torch(variant, tmp_path):
     )
     config = dataclasses.replace(load_model(base).config, router_aux_loss_coef=0.0)
     trainer = Trainer(
-        config, model, options, schedule(options, 100), Placement(), micro_batches=2, lora=adapters.lora_of(lora, config)
+        config,
+        model,
+        options,
+        schedule(options, 100),
+        Placement(),
+        micro_batches=2,
+        lora=adapters.lora_of(lora, config),
     )
     state = adapters.initial_state(model, lora, 0, trainer, base)
     peers = [parameter for parameter in theirs.parameters() if parameter.requires_grad]
@@ -119,7 +125,9 @@ def test_20_steps_of_adamw_are_those_of_peft_and_torch(variant, tmp_path):
         assert float(metrics.loss.total) == pytest.approx(loss.item(), rel=1e-4)
     theirs.save_pretrained(tmp_path / "theirs")
     save_adapter(trainer.model(state.params), adapters.adapter_config(lora), tmp_path / "ours")
-    first, second, before = (load_file(tmp_path / one / "adapter_model.safetensors") for one in ("theirs", "ours", "start"))
+    first, second, before = (
+        load_file(tmp_path / one / "adapter_model.safetensors") for one in ("theirs", "ours", "start")
+    )
     for key, value in second.items():
         assert np.abs(value - before[key]).max() > 1e-3, key
         np.testing.assert_allclose(value, first[key], atol=1e-4, err_msg=key)

@@ -95,9 +95,7 @@ def test_gradients_agree_on_meshes_layouts_and_quantised_bases(config):
     dense = jax.device_get(full.gradients(flatten(whole), full.place(batch))[0])
     dw, b = dense["groups.0.attention.q"], np.asarray(arrays["groups.0.attention.adapters.q.b"])
     expected = 2.0 * np.einsum("ldnh,lrnh->ldr", dw, b)
-    np.testing.assert_allclose(
-        first["groups.0.attention.adapters.q.a"], expected, atol=2e-5 * np.abs(expected).max()
-    )
+    np.testing.assert_allclose(first["groups.0.attention.adapters.q.a"], expected, atol=2e-5 * np.abs(expected).max())
     for kind in ("int8", "int4"):
         rounded = quantised(flatten(model), config, kind)
         from qwen3_jax.kernels import dequantize, is_quantized
@@ -166,7 +164,7 @@ def test_a_run_resumes_to_the_same_bits_and_exports_what_it_trained(base, tmp_pa
     assert any(np.abs(value).max() > 0 for name, value in first.items() if "lora_B" in name)
 
     saved = json.loads((whole / "run/adapter/adapter_config.json").read_text())
-    assert saved["base_model_name_or_path"] == str(base) and saved["r"] == 4 and saved["lora_alpha"] == 8
+    assert [saved[name] for name in ("base_model_name_or_path", "r", "lora_alpha")] == [str(base), 4, 8]
     tokens = np.arange(24, dtype=np.int32).reshape(2, 12)
     loaded = [qwen3_jax.load(path)[0] for path in (exported, whole / "run/adapter", cut / "run")]
     run, _ = load_run(whole / "run")
@@ -174,8 +172,11 @@ def test_a_run_resumes_to_the_same_bits_and_exports_what_it_trained(base, tmp_pa
     for model in loaded:
         np.testing.assert_allclose(np.asarray(model(tokens)), expected, atol=2e-5)
     step = whole / "run" / "checkpoints" / "6" / "state"
-    names = {entry["key"] for entry in map(_keys, json.loads((step / "_METADATA").read_text())["tree_metadata"].values())}
-    assert names and not any("embed" in name for name in names)
+    names = {
+        entry["key"] for entry in map(_keys, json.loads((step / "_METADATA").read_text())["tree_metadata"].values())
+    }
+    assert names
+    assert not any("embed" in name for name in names)
 
     # Trained on from the adapter, the first loss is the last evaluation's, not the base's.
     on = tmp_path / "on"

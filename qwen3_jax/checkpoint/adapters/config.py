@@ -1,6 +1,7 @@
 """`adapter_config.json` of PEFT: every field that changes what is computed is honoured, or refused by name.
 
-Source: peft 0.21, `LoraConfig`. Fields of initialisation, dropout and bookkeeping change nothing that a trained adapter computes.
+Source: peft 0.21, `LoraConfig`. Fields of initialisation, dropout and bookkeeping change nothing that a trained adapter
+computes.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class AdapterConfig:
     Attributes:
         rank: PEFT's `r`.
         alpha: PEFT's `lora_alpha`.
-        target_modules: names, each of which stands for the modules that end in it; or one pattern (a regular expression for whole
-            module names), or "all-linear".
+        target_modules: names, each of which stands for the modules that end in it; or one pattern (a regular expression for
+            whole module names), or "all-linear".
         target_parameters: the same of parameters that are no linear module: the experts and the router of transformers 5.
         exclude_modules: names or a pattern of what is left out.
         rslora: scaling by alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732) instead of alpha / rank.
@@ -114,7 +115,9 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{file}: a field has a value of the wrong type ({error}).") from None
-    unknown = sorted(name for name, value in raw.items() if name not in _HARMLESS and value not in (None, False, [], {}, ""))
+    unknown = sorted(
+        name for name, value in raw.items() if name not in _HARMLESS and value not in (None, False, [], {}, "")
+    )
     if unknown:
         warn(f"{file}: the fields {unknown} are not known and have no effect here.")
     return config

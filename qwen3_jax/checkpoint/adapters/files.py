@@ -1,13 +1,14 @@
 """The tensors of an adapter: `adapter_model.safetensors` of PEFT, read into a model's adapters and written from them.
 
-| weight                 | PEFT's tensors below `base_model.model.`                                            | A            | B            |
-|------------------------|-------------------------------------------------------------------------------------|--------------|--------------|
-| linear module          | `model.layers.0.self_attn.q_proj.lora_A.weight`, `.lora_B.weight`                   | [r, in]      | [out, r]     |
-| embedding              | `model.embed_tokens.lora_embedding_A`, `.lora_embedding_B`                          | [r, V]       | [D, r]       |
-| router                 | `model.layers.0.mlp.gate.lora_A.weight`, ...                                        | [r, D]       | [E, r]       |
-| experts, gate and up   | `model.layers.0.mlp.experts.base_layer.lora_A.weight`, without `base_layer` if alone | [(E r), D]   | [2F, (r E)]  |
-| experts, down          | `model.layers.0.mlp.experts.lora_A.weight`, ...                                     | [(E r), F]   | [D, (r E)]   |
-| experts, transformers 4 | `model.layers.0.mlp.experts.3.gate_proj.lora_A.weight`, ...; read, not written     | [r, D]       | [F, r]       |
+| weight               | PEFT's tensors below `base_model.model.`                     | A            | B            |
+|----------------------|--------------------------------------------------------------|--------------|--------------|
+| linear module        | `model.layers.0.self_attn.q_proj.lora_A.weight`, `.lora_B.`  | [r, in]      | [out, r]     |
+| embedding            | `model.embed_tokens.lora_embedding_A`, `.lora_embedding_B`   | [r, V]       | [D, r]       |
+| router               | `model.layers.0.mlp.gate.lora_A.weight`                      | [r, D]       | [E, r]       |
+| experts, gate and up | `model.layers.0.mlp.experts.base_layer.lora_A.weight`;       | [(E r), D]   | [2F, (r E)]  |
+|                      | without `base_layer` where down has no adapter               |              |              |
+| experts, down        | `model.layers.0.mlp.experts.lora_A.weight`                   | [(E r), F]   | [D, (r E)]   |
+| transformers 4: read | `model.layers.0.mlp.experts.3.gate_proj.lora_A.weight`       | [r, D]       | [F, r]       |
 
 Gate and up of transformers 4 become one of twice the rank: A side by side, B on the diagonal.
 """
@@ -35,7 +36,9 @@ TENSORS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 # name of the module, A or B; an adapter's own name may stand behind it, as in a model's state dict
 _NAME = re.compile(r"(?P<module>.+)\.lora_(?P<table>embedding_)?(?P<part>[AB])(?:\.default)?(?:\.weight)?")
-_OLDER = re.compile(r"(?P<block>model\.layers\.\d+\.mlp\.experts)\.(?P<expert>\d+)\.(?P<leaf>gate_proj|up_proj|down_proj)")
+_OLDER = re.compile(
+    r"(?P<block>model\.layers\.\d+\.mlp\.experts)\.(?P<expert>\d+)\.(?P<leaf>gate_proj|up_proj|down_proj)"
+)
 
 Pair = tuple[np.ndarray, np.ndarray]  # A and B in PEFT's layout
 Key = tuple[int | None, str]  # layer and weight
@@ -74,7 +77,9 @@ def read_adapter(folder: Path, model: Qwen3Config) -> AdapterTensors:
             continue
         place = by_module.get(module) or _experts(module, pair, by_module, model)
         if place is None:
-            raise UserError(f"{file} has an adapter for {module!r}, which is no weight of the model that it is loaded into.")
+            raise UserError(
+                f"{file} has an adapter for {module!r}, which is no weight of the model that it is loaded into."
+            )
         rank = _checked_rank(place, pair, model, config.rank_of(place.name), module, file)
         key = place.layer, place.weight
         additions[key] = Addition(*key, rank, config.scaling_of(place.name, rank))
@@ -180,11 +185,15 @@ def _joined(
         stacked[leaf] = a, b, rank, config.scaling_of(name, rank)
     unknown = [expert for _, expert in parts if expert >= model.num_experts]
     if unknown:
-        raise UserError(f"{file} has an adapter for expert {unknown[0]} of {block!r}; the model has {model.num_experts}.")
+        raise UserError(
+            f"{file} has an adapter for expert {unknown[0]} of {block!r}; the model has {model.num_experts}."
+        )
     found = []
     if leaves & {"gate_proj", "up_proj"}:
         if not leaves >= {"gate_proj", "up_proj"} or stacked["gate_proj"][3] != stacked["up_proj"][3]:
-            raise UserError(f"{file}: gate_proj and up_proj of {block!r} need adapters of one scaling both; merge it with peft.")
+            raise UserError(
+                f"{file}: gate_proj and up_proj of {block!r} need adapters of one scaling both; merge it with peft."
+            )
         (gate_a, gate_b, gate_rank, scaling), (up_a, up_b, up_rank, _) = stacked["gate_proj"], stacked["up_proj"]
         rank = gate_rank + up_rank
         b = np.zeros((model.num_experts, 2 * model.moe_intermediate_size, rank), np.float32)
@@ -242,8 +251,8 @@ def _checked_rank(place: Place, pair: Pair, model: Qwen3Config, rank: int, modul
 
 def _misshapen(module: str, pair: Pair, wanted: Any, file: Path) -> UserError:
     return UserError(
-        f"the adapter of {module!r} in {file} has A {list(pair[0].shape)} and B {list(pair[1].shape)}; the model and the rank in "
-        f"adapter_config.json mean {list(wanted[0])} and {list(wanted[1])}."
+        f"the adapter of {module!r} in {file} has A {list(pair[0].shape)} and B {list(pair[1].shape)}; the model and the "
+        f"rank in adapter_config.json mean {list(wanted[0])} and {list(wanted[1])}."
     )
 
 

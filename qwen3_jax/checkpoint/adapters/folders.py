@@ -35,8 +35,8 @@ def base_and_adapter(folder: Path) -> tuple[Path, Path | None]:
     name = raw.get("base_model_name_or_path")
     if not name or not isinstance(name, str):
         raise UserError(
-            f"{folder} holds an adapter, and its {FILE} names no base model ('base_model_name_or_path'): give the base model as "
-            "the model and this folder as the adapter (--model BASE --adapter FOLDER)."
+            f"{folder} holds an adapter, and its {FILE} names no base model ('base_model_name_or_path'): give the base model "
+            "as the model and this folder as the adapter (--model BASE --adapter FOLDER)."
         )
     try:
         base = resolve(name, revision=raw.get("revision") or None)

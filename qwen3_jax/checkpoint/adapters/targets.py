@@ -4,8 +4,8 @@
 
 A name stands for every module whose name ends in it, a string for every module whose whole name it matches as a regular
 expression, "all-linear" for all linear modules but the output projection. Experts and routers are parameters in transformers 5
-("mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.gate.weight"); their older module names (gate_proj, up_proj, down_proj,
-gate) stand for them, as in PEFT, which joins the two adapters of gate and up in one of twice the rank.
+("mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.gate.weight"); their older module names (gate_proj, up_proj,
+down_proj, gate) stand for them, as in PEFT, which joins the two adapters of gate and up in one of twice the rank.
 """
 
 from __future__ import annotations
@@ -110,9 +110,13 @@ def converted(config: AdapterConfig, model: Qwen3Config) -> AdapterConfig:
     if len(fused) == 1:
         (one,) = fused
         other = next(name for name in _FUSED if name != one)
-        raise UserError(f"the adapter's targets name {one!r} without {other!r}: the experts hold both in one; name both or none.")
+        raise UserError(
+            f"the adapter's targets name {one!r} without {other!r}: the experts hold both in one; name both or none."
+        )
     kept = tuple(t for t in modules if not any(t == name or t.endswith(f".{name}") for name in _OLDER))
-    parameters += [name for name in dict.fromkeys(_OLDER[old] for old in _OLDER if old in older) if name not in parameters]
+    parameters += [
+        name for name in dict.fromkeys(_OLDER[old] for old in _OLDER if old in older) if name not in parameters
+    ]
     changes = dict(target_modules=kept, target_parameters=tuple(parameters))
     if fused:
         pattern = r".*\.gate_up_proj"
