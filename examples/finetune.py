@@ -30,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> Path:
     parser.add_argument("--data", type=Path, metavar="FILE", help="JSONL of conversations, as above")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder of the run")
     parser.add_argument("--steps", type=int, default=100, help="training steps (default: 100)")
-    parser.add_argument("--lora", action="store_true", help="train adapters of rank 16, written to OUTPUT/adapter (docs/lora.md)")
+    parser.add_argument(
+        "--lora", action="store_true", help="train adapters of rank 16, written to OUTPUT/adapter (docs/lora.md)"
+    )
     parser.add_argument(
         "--learning-rate", type=float, default=2e-3, help="for a tiny model; released ones want about 1e-5"
     )

@@ -184,8 +184,8 @@ class LoraConfig:
         rank: of the product A B; null is 16.
         alpha: numerator of the scaling alpha / rank; null is twice the rank.
         targets: the weights that get an adapter, as PEFT names modules: a list of names (q_proj, gate_proj, gate for the
-            router, lm_head, embed_tokens), each of which stands for all modules that end in it; all-linear; or one regular expression
-            for whole module names. gate_proj, up_proj and down_proj are the experts in an MoE layer.
+            router, lm_head, embed_tokens), each of which stands for all modules that end in it; all-linear; or one regular
+            expression for whole module names. gate_proj, up_proj and down_proj are the experts in an MoE layer.
         target_parameters: the same for parameters of transformers 5: mlp.experts.gate_up_proj, mlp.experts.down_proj,
             mlp.gate.weight.
         rslora: scaling by alpha / sqrt(rank) (arXiv 2312.03732).

@@ -132,7 +132,7 @@ def test_damaged_and_foreign_tensors_are_named(folders, tmp_path, capsys):
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     with pytest.raises(UserError, match="pickled"):
         read_adapter(folder, model.config)
-    with pytest.raises(UserError, match="has no adapter_config.json"):
+    with pytest.raises(UserError, match=r"has no adapter_config\.json"):
         qwen3_jax.load(base, adapter=base)
 
 
@@ -156,7 +156,7 @@ def test_targets_are_peft_s_names():
     assert (joined.rank, joined.scaling) == (8, 2.0)
     assert targets(AdapterConfig(4, 8.0, ("q_proj",), rslora=True), TINY).additions[0].scaling == 4.0
     for fields, words in [
-        (dict(target_modules=("q_prj",)), "'q_prj' names no weight of the model. Did you mean 'q_proj'"),
+        (dict(target_modules=("q_prj",)), r"'q_prj' names no weight of the model\. Did you mean 'q_proj'"),
         (dict(target_modules=r".*\.z_proj"), "name no weight"),
         (dict(target_modules="("), "is no regular expression"),
         (dict(target_parameters=("mlp.experts.gate_up_proj",)), "names no weight"),

@@ -45,9 +45,12 @@ def expert_mlp(
             gradient was asked for.
     """
     weights = gate_edf, up_edf, down_efd
-    # Kernels take all three quantised or none, and quantised ones whole along their width (the rules of serving).
+    # Kernels take all three quantised or none, all three stacked or none; and quantised ones whole along their width (the
+    # rules of serving).
+    if any(isinstance(w, LowRank) for w in weights):
+        weights = tuple(map(unstacked, weights))
     if any(isinstance(w, LowRank) for w in weights) or execution.placement.axes("embed"):
-        weights = tuple(dequantize(unstacked(w), x_btd.dtype) if is_quantized(w) else w for w in weights)
+        weights = tuple(dequantize(w, x_btd.dtype) if is_quantized(w) else w for w in weights)
     wide, narrow = ("expert", "embed", "mlp"), ("expert", "mlp", "embed")
     weights = tuple(
         folded(w, x_btd.dtype, execution, axes, experts=True)
