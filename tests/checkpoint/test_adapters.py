@@ -78,7 +78,10 @@ FIELDS = [
     ("lora_alpha", "8", "lora_alpha is '8'; it must be a number"),
     ("r", 3, "mean \\[3, "),
     ("rank_pattern", {"(": 4}, "is no regular expression"),
-    ("layers_to_transform", "all", "has a value of the wrong type"),
+    ("layers_to_transform", ["all"], "layers_to_transform is 'all'; it must be a whole number"),
+    ("target_modules", [1], "'target_modules' must be names"),
+    ("rank_pattern", {"q_proj": 0}, "rank_pattern is 0"),
+    ("rank_pattern", [4], "has a value of the wrong type"),
     ("use_dora", False, None),
     ("modules_to_save", [], None),
     ("lora_dropout", 0.1, None),
@@ -124,7 +127,11 @@ def test_damaged_and_foreign_tensors_are_named(folders, tmp_path, capsys):
     assert len(read_adapter(folder, model.config).values) == len(tensors) // 2 - 1
     assert "has no tensors for model.layers.0.self_attn.q_proj" in capsys.readouterr().err
     # Names of a model without its head, and of a compiled one; an adapter's own name behind the matrix.
-    for old, new in (("model.model.", "model."), (".q_proj.", ".q_proj._orig_mod."), ("A.weight", "A.default.weight")):
+    for old, new in (
+        ("base_model.model.model.", "base_model.model."),
+        (".q_proj.", ".q_proj._orig_mod."),
+        ("A.weight", "A.default.weight"),
+    ):
         save_file(
             {name.replace(old, new): value for name, value in tensors.items()}, folder / "adapter_model.safetensors"
         )
@@ -151,7 +158,8 @@ def test_targets_are_peft_s_names():
     assert weights(TINY_MOE, target_modules=("gate_proj", "up_proj")) == experts
     assert weights(TINY_MOE, target_modules=("gate",)) == {(0, "mlp.router"), (1, "mlp.router")}
     assert len(weights(TINY_MOE, target_modules="all-linear")) == 14
-    assert {weight for _, weight in weights(MIXED, target_modules=r".*\.down_proj")} == {"mlp.down", "mlp.experts.down"}
+    # Where some layers have experts and some a dense MLP, PEFT takes the name for the experts'.
+    assert {weight for _, weight in weights(MIXED, target_modules=r".*\.down_proj")} == {"mlp.experts.down"}
     joined = targets(AdapterConfig(4, 8.0, ("gate_proj", "up_proj")), TINY_MOE).additions[0]
     assert (joined.rank, joined.scaling) == (8, 2.0)
     assert targets(AdapterConfig(4, 8.0, ("q_proj",), rslora=True), TINY).additions[0].scaling == 4.0

@@ -150,8 +150,17 @@ def _config(raw: dict[str, Any], file: Path) -> AdapterConfig:
         base=raw.pop("base_model_name_or_path", None) or None,
         revision=raw.pop("revision", None) or None,
     )
-    shown = {"r": values["rank"], "lora_alpha": values["alpha"]}
-    check_bounds(shown, f"{file}: ", r=whole(1), lora_alpha=above(0))
+    shown = {
+        "r": values["rank"], "lora_alpha": values["alpha"], "layers_to_transform": values["layers"],
+        "rank_pattern": list(values["rank_pattern"].values()), "alpha_pattern": list(values["alpha_pattern"].values()),
+    }  # fmt: skip
+    check_bounds(
+        shown, f"{file}: ", r=whole(1), lora_alpha=above(0), layers_to_transform=whole(0), rank_pattern=whole(1),
+        alpha_pattern=above(0),
+    )  # fmt: skip
+    for name in ("target_modules", "target_parameters", "exclude_modules"):
+        if not all(isinstance(one, str) for one in values[name]):
+            raise UserError(f"{file}: {name!r} must be names, or one pattern.")
     for pattern in (*values["rank_pattern"], *values["alpha_pattern"]):
         check_pattern(pattern, str(file))
     return AdapterConfig(**values)
