@@ -9,6 +9,7 @@ adapters' alone.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 from qwen3_jax.checkpoint import load_model, merged, save, save_adapter
@@ -91,6 +92,14 @@ def load_base(model: ModelConfig, lora: LoraConfig, trainer: Trainer, source: Pa
             raise UserError(f"model.config changes the shape of {name!r}; so model.init_from has no value for it.")
     trainer.take_base(params | trainer.constants())
     return base
+
+
+def take_over_base(trainer: Trainer, trainers: Sequence[Trainer]) -> None:
+    """Give a trainer the frozen parameters that another one holds, placed for its mesh; runs without adapters have none."""
+    holder = next((one for one in trainers if one.base is not None), trainer)
+    if holder is not trainer:
+        trainer.take_base(holder.base)
+        holder.take_base(None)
 
 
 def export(trainer: Trainer, model: Qwen3, tokenizer: Tokenizer, run_dir: Path, config: TrainConfig) -> Path:

@@ -12,6 +12,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -70,27 +71,14 @@ def train(config: TrainConfig, watch: Watch | None = None, stop: StopSignals | N
 
     signals = StopSignals() if stop is None else contextlib.nullcontext(stop)
     with contextlib.closing(checkpoints), checkpoints.disk_full_is_user_error(None), signals as stop:
-        with doing("looking for a checkpoint"):
-            restored = restore_newest(checkpoints, lambda step: trainers[stage_index(stages, step)].abstract_state())
-        if restored is None:
-            step, position = 0, None
-            state = _initial_state(config, trainers[0], source)
-        else:
-            step, state, position = restored
-            say(f"resumed at step {step}")
-        holder = trainers[stage_index(stages, step)]  # has the frozen parameters of a run with adapters
-        if config.lora is not None and restored is not None and source is not None:
-            adapters.load_base(config.model, config.lora, holder, source)
+        step, state, position = _first_state(config, stages, trainers, checkpoints, source)
         with Journal(run_dir, config, step, started) as journal:
             stage_loop = StageLoop(
                 config, run_dir, stages, architecture, corpora, checkpoints, journal, watch, _asked_to_end(stop)
             )
             for stage, trainer in zip(stages, trainers, strict=True):
                 if step < stage.last:
-                    if trainer is not holder:
-                        trainer.take_base(holder.base)
-                        holder.take_base(None)
-                        holder = trainer
+                    adapters.take_over_base(trainer, trainers)
                     state, position = stage_loop.run(stage, trainer, state, position)
                     step = stage.last
             with doing("saving the checkpoint"):
@@ -155,6 +143,25 @@ def _stage_names(stages: Sequence[Stage]) -> str:
     if len(stages) == 1:
         return ""
     return " in " + ", ".join(f"{s.name} ({s.last - s.first} of {s.run.data.sequence_length} tokens)" for s in stages)
+
+
+def _first_state(
+    config: TrainConfig,
+    stages: Sequence[Stage],
+    trainers: Sequence[Trainer],
+    checkpoints: TrainCheckpoints,
+    source: Path | None,
+) -> tuple[int, TrainState, dict[str, Any] | None]:
+    """Return step, state and data position of the newest checkpoint, or of the run's beginning."""
+    with doing("looking for a checkpoint"):
+        restored = restore_newest(checkpoints, lambda step: trainers[stage_index(stages, step)].abstract_state())
+    if restored is None:
+        return 0, _initial_state(config, trainers[0], source), None
+    say(f"resumed at step {restored[0]}")
+    if config.lora is not None and source is not None:
+        with doing("loading the base model"):
+            adapters.load_base(config.model, config.lora, trainers[stage_index(stages, restored[0])], source)
+    return restored
 
 
 @doing("setting the initial weights")

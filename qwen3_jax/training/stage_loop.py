@@ -210,7 +210,8 @@ class StageLoop:
                 dataclasses.replace(longest, rope_theta=stage.rope_theta), self.stages, self.architecture
             )
             params = jax.device_put(params, trainer.shardings.params)
-            trainer.take_base(own.base)
+            if own.lora is not None:
+                trainer.take_base(own.base)
         return HeldOut(longest, self.corpora, self.config.eval_batches).by_position(trainer, params, edges)
 
 

@@ -93,7 +93,8 @@ def read_adapter(folder: Path, model: Qwen3Config) -> AdapterTensors:
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         warn(f"{file} has no tensors for {missing[0]}{more}, which adapter_config.json names: nothing is added there.")
-    return AdapterTensors(config, Lora(tuple(additions.values())), values)
+    ordered = [(place.layer, place.weight) for place in places(model)]
+    return AdapterTensors(config, Lora(tuple(additions[key] for key in ordered if key in additions)), values)
 
 
 def _expected(config: AdapterConfig, model: Qwen3Config) -> list[Place]:
