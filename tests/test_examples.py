@@ -67,7 +67,17 @@ def test_finetune_learns_its_answers(tmp_path, capsys):
 @pytest.mark.slow
 def test_finetune_trains_an_adapter(folder, tmp_path, capsys):
     tuned = main("finetune.py")(
-        ["--model", str(folder), "--output", str(tmp_path / "run"), "--steps", "60", "--learning-rate", "0.01", "--lora"]
+        [
+            "--model",
+            str(folder),
+            "--output",
+            str(tmp_path / "run"),
+            "--steps",
+            "60",
+            "--learning-rate",
+            "0.01",
+            "--lora",
+        ]
     )
     assert tuned == tmp_path / "run/adapter"
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]

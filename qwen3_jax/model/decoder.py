@@ -105,12 +105,16 @@ class Qwen3(nnx.Module):
         declare = Declare(rngs, self.param_dtype, lora=lora)
         v, d, std = config.vocab_size, config.hidden_size, config.initializer_range
         self.embed = declare.normal((v, d), ("vocab", "embed"), std)
-        self.groups = nnx.List()
-        for moe, layers in layer_groups(config, scan_layers):
-            stack = len(layers) if scan_layers else None
-            self.groups.append(
-                Block(config, Declare(rngs, self.param_dtype, stack, lora, tuple(layers)), execution, moe)
-            )
+        stacks = [
+            (moe, tuple(layers), len(layers) if scan_layers else None)
+            for moe, layers in layer_groups(config, scan_layers)
+        ]
+        self.groups = nnx.List(
+            [
+                Block(config, Declare(rngs, self.param_dtype, stack, lora, layers), execution, moe)
+                for moe, layers, stack in stacks
+            ]
+        )
         self.norm = RMSNorm(d, "hidden", config, declare)
         if not config.tie_word_embeddings:
             self.lm_head = declare.normal((d, v), ("embed", "vocab"), std)

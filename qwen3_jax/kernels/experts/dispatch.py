@@ -44,7 +44,7 @@ def expert_mlp(
         UserError: one asked for by name is not for this platform or card; or the weights are quantised and their
             gradient was asked for.
     """
-    weights = gate_edf, up_edf, down_efd
+    weights: tuple[Weight, ...] = gate_edf, up_edf, down_efd
     # Kernels take all three quantised or none, all three stacked or none; and quantised ones whole along their width (the
     # rules of serving).
     if any(isinstance(w, LowRank) for w in weights):
