@@ -44,7 +44,7 @@ class Ours:
         from qwen3_jax.evaluation.runner import run
         from qwen3_jax.evaluation.samples import SampleList
 
-        source = EngineSource(Engine(self.model, rows=self.rows), self.tokenizer, share=share)
+        source = EngineSource(Engine(self.model, rows=self.rows, offline=True), self.tokenizer, share=share)
         right = dict.fromkeys(BUDGETS, 0)
         for sample in run(self.plan, source, SampleList()):
             right[sample["budget"]] += sample["verdict"]["status"] == "right"

@@ -1,7 +1,9 @@
 """JSON files of checkpoints and run folders: what cannot be read is refused by the file's name, a wrong type by the field's."""
 
 import dataclasses
+import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +90,18 @@ def as_ids(value: Any) -> tuple[Any, ...]:
     if value is None:
         return ()
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON values as ASCII text in one form, the same whatever the order of keys and on every machine."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=_plain)
+    return text.encode()
+
+
+def digest(value: Any) -> str:
+    """A digest of JSON values, 32 hexadecimal digits (see `canonical_json`)."""
+    return hashlib.blake2b(canonical_json(value), digest_size=16).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else list(value) if isinstance(value, Sequence) else str(value)

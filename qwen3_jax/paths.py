@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from qwen3_jax.errors import UserError
+from qwen3_jax.file_writes import written_whole
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(/?)")  # a scheme has two letters or more: C:/ is a drive
 _KNOWN = ("gs", "gcs", "s3", "s3a", "az", "abfs", "abfss", "hf", "http", "https", "hdfs", "file", "memory")
@@ -109,12 +110,8 @@ def replace_file(path: Path, text: str) -> None:
     if is_url(path):
         path.write_bytes(text.encode("utf-8"))
         return
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with written_whole(path) as temporary:
         temporary.write_bytes(text.encode("utf-8"))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def visible_files(folder: Path, pattern: str) -> list[Path]:

@@ -12,12 +12,14 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+T = TypeVar("T")
 
 
 class Bar:
@@ -76,6 +78,14 @@ def progress_bar(
         Progress(*columns, console=console, disable=not shown, transient=True) as progress,
     ):
         yield Bar(progress, progress.add_task(description, total=total, completed=done, note=""))
+
+
+def with_progress(results: Iterable[T], description: str, total: int, *, visible: bool | None = None) -> Iterator[T]:
+    """Yield `results` under a bar that counts them; see `progress_bar`."""
+    with progress_bar(description, total, visible=visible) as bar:
+        for result in results:
+            yield result
+            bar.advance()
 
 
 class _StatusLine:

@@ -13,22 +13,24 @@ MAY_IMPORT = {
     "model": {"kernels"},
     "kernels": set(),
     "text": set(),
-    "data": {"text"},
+    "endpoints": {"text"},
+    "data": {"endpoints", "processes", "text", "verifiers"},
     "checkpoint": {"model", "kernels", "text"},
-    "generation": {"kernels", "model", "text"},
+    "generation": {"endpoints", "kernels", "model", "text"},
+    "processes": set(),
     "sandbox": set(),
-    "verifiers": {"sandbox", "text"},
-    "evaluation": {"checkpoint", "data", "generation", "model", "text", "verifiers"},
+    "verifiers": {"processes", "sandbox", "text"},
+    "evaluation": {"checkpoint", "data", "endpoints", "generation", "model", "text", "verifiers"},
     "serving": {"generation", "text"},
     "training": {"checkpoint", "data", "evaluation", "kernels", "model", "text"},
     "sweeps": {"checkpoint", "data", "model", "text", "training"},
     "planner": {"checkpoint", "generation", "kernels", "model", "training"},
-    "cli": {"checkpoint", "data", "evaluation", "sweeps", "generation", "kernels", "model", "planner", "serving", "text",
-            "training"},
+    "cli": {"checkpoint", "data", "endpoints", "evaluation", "sweeps", "generation", "kernels", "model", "planner", "serving",
+            "text", "training", "verifiers"},
 }  # fmt: skip
 ALL_MAY_IMPORT = {
-    "absent_tpu", "bounds", "config", "errors", "generation_config", "json_fields", "paths", "position_config", "progress",
-    "report_page", "text_files",
+    "absent_tpu", "bounds", "config", "errors", "file_writes", "generation_config", "json_fields", "paths", "position_config",
+    "progress", "report_page", "text_files", "threads",
 }  # fmt: skip
 
 
@@ -111,8 +113,8 @@ def test_circles_are_seen():
 def test_sharding_knows_no_model_and_what_handles_text_knows_no_jax():
     for file in (ROOT / "sharding").glob("*.py"):
         assert not any(name.startswith("qwen3_jax") for name in imports(file)), file
-    for package in ("text", "data", "serving", "sandbox", "verifiers"):
-        for file in (ROOT / "qwen3_jax" / package).glob("*.py"):
+    for package in ("text", "data", "serving", "processes", "sandbox", "verifiers", "endpoints"):
+        for file in (ROOT / "qwen3_jax" / package).rglob("*.py"):
             assert not {name.split(".")[0] for name in imports(file)} & {"jax", "flax", "optax", "orbax"}, file
 
 

@@ -22,7 +22,7 @@ from qwen3_jax.evaluation.tasks.generated import RunningSumOptions
 from qwen3_jax.evaluation.tasks.instructions import IFEvalOptions
 from qwen3_jax.evaluation.tasks.long_context import KINDS, RulerOptions
 from qwen3_jax.evaluation.tasks.tool_use import ToolUseOptions
-from qwen3_jax.generation import STOP_TEXT, DraftModel, Engine, PromptLookup, Sampling
+from qwen3_jax.generation import STOP_TEXT, DraftModel, Engine, PromptLookup, Sampling, engine
 from qwen3_jax.sandbox import Limits
 from qwen3_jax.sweeps.config import MixtureConfig, ScalingConfig
 from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig, TokenizerConfig, TrainConfig
@@ -117,7 +117,8 @@ def test_defaults_of_the_engine_and_the_server():
         parameters = inspect.signature(function).parameters.values()
         return {p.name: p.default for p in parameters if p.default not in (None, inspect.Parameter.empty)}
 
-    assert given(Engine.__init__) == dict(rows=32, prefill_chunk=512, decode_steps=8, prefix_cache=True)
+    assert given(Engine.__init__) == dict(rows=32, prefix_cache=True, offline=False)
+    assert [getattr(engine, name) for name in ("_ONLINE", "_OFFLINE")] == [(512, 8), (1024, 32)]  # chunk, steps
     assert given(qwen3_jax.generate) == dict(continue_final_message=False, thinking_stop_text=STOP_TEXT, progress=False)
     assert given(qwen3_jax.load) == dict(verify=True)
     options = vars(serve._parser("qwen3 serve").parse_args(["--model", "x"]))

@@ -39,6 +39,15 @@ def test_generate_answers_under_each_budget_and_streams(folder, capsys):
     assert any(line.startswith(("thinking: ", "content: ")) for line in lines)
 
 
+def test_queries_have_their_references(tmp_path):
+    path = main("queries.py")(["--output", str(tmp_path / "queries.jsonl"), "--count", "5"])
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    digits = [[int(digit) for digit in re.findall(r"[a-z](\d)", line["question"])] for line in lines]
+    assert [str(sum(each) % 10) for each in digits] == [line["answer"] for line in lines]
+    assert len(lines) == 5
+
+
+@pytest.mark.slow
 def test_finetune_learns_its_answers(tmp_path, capsys):
     config = dataclasses.replace(
         tiny_models.model().config, vocab_size=512

@@ -10,6 +10,7 @@ import typing
 
 import pytest
 
+from qwen3_jax.cli import data_factory
 from qwen3_jax.cli.configuration import check_option
 from qwen3_jax.cli.main import COMMANDS
 from qwen3_jax.cli.main import main as qwen3
@@ -18,7 +19,8 @@ from qwen3_jax.sweeps.config import MixtureConfig, ScalingConfig
 from qwen3_jax.training.config import TrainConfig
 from tests.helpers.documented import CONFIGS, PAGES, ROOT
 
-HELP = [["data", "prepare"], ["data", "show"], ["scaling", "fit"], ["mixture", "search"]]
+HELP = [["data", name] for name in ("prepare", "show", "extract", *data_factory.COMMANDS)]
+HELP += [["scaling", "fit"], ["mixture", "search"]]
 HELP += [
     [name] for name in COMMANDS if name not in ("data", "scaling", "mixture", "run")
 ]  # `run` takes those of `infer`
@@ -35,7 +37,7 @@ FOREIGN = set(
     --reasoning-parser --enable-auto-tool-choice --tool-call-parser --model-path --outfile --hf-path --mlx-path
     --runner --direct_num_workers --flink_master --index-url --strict --logdir
     --model_args --gen_kwargs --batch_size --device --use_cache --cache_requests --apply_chat_template --system_instruction
-    --fewshot_as_multiturn --repo-type --include --local-dir
+    --fewshot_as_multiturn --repo-type --include --local-dir --word-diff
     """,
     )
 )

@@ -20,17 +20,20 @@ import pytest
 
 import qwen3_jax
 import sharding
-from qwen3_jax import evaluation, planner, sandbox, verifiers
-from qwen3_jax.cli import infer, scaling, serve, train
+from qwen3_jax import endpoints, evaluation, planner, sandbox, verifiers
+from qwen3_jax.cli import data_factory, infer, scaling, serve, train
 from qwen3_jax.cli.configuration import parse_configuration
 from qwen3_jax.cli.main import main as qwen3
 from qwen3_jax.cli.train_options import parse_config, parse_plan, parse_train
+from qwen3_jax.data import extraction, factory
 from qwen3_jax.sweeps import MixtureConfig
-from tests.helpers import adapters, documented, tiny_models
+from tests.helpers import adapters, documented, tiny_models, typeset
 from tests.helpers.documented import PAGES, ROOT, blocks
 from tests.helpers.isolated import require_isolation
 
-PUBLIC = [qwen3_jax, sharding, planner, evaluation, verifiers, sandbox]  # documented on pages of docs/api
+PUBLIC = [  # documented on pages of docs/api
+    qwen3_jax, sharding, planner, evaluation, verifiers, sandbox, endpoints, factory, extraction,
+]  # fmt: skip
 NEED_A_SERVER = {
     "serving.md": "tests/serving/test_docs.py",
     "agents.md": "tests/serving/test_agents.py",
@@ -43,6 +46,9 @@ RUN_ELSEWHERE = {  # command -> the test that runs it to its end
     "scaling": "tests/sweeps/test_sweeps.py::test_a_sweep_is_resumed_fitted_and_read_by_train",
     "mixture": "tests/sweeps/test_sweeps.py::test_a_search_proposes_verifies_and_is_read_by_train",
     "examples": "tests/test_examples.py",
+    "data generate": "tests/data/factory/test_generate.py",
+    "data filter": "tests/data/factory/test_filter.py",
+    "data synthesize": "tests/data/factory/test_recipes.py",
     "agent_tools.py": "tests/serving/test_agents.py",
 }
 TINY_RUN = [  # over configs/quickstart.yaml
@@ -55,6 +61,15 @@ TINY_RUN = [  # over configs/quickstart.yaml
 COMMANDS = documented.commands()
 
 
+def _by_tier(pages):
+    """README.md in the default tier, the other pages in CI."""
+    names = {getattr(page, "name", page): page for page in pages}
+    return [
+        pytest.param(page, id=name, marks=[] if name == "README.md" else pytest.mark.slow)
+        for name, page in names.items()
+    ]
+
+
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
     """A folder in which the quickstart has run, as far as the examples can tell: two steps, and a model that likes to think."""
@@ -65,6 +80,10 @@ def checkout(tmp_path_factory) -> Path:
     (folder / "corpus/a/b.txt").write_text((ROOT / "README.md").read_text() * 3)
     record = json.dumps({"text": (ROOT / "docs/log.md").read_text(), "domain": "docs", "language": "en"})
     (folder / "corpus/docs-000.jsonl").write_text(f"{record}\n")
+    chat = {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}
+    (folder / "chats.jsonl").write_text(json.dumps(chat) + "\n")
+    (folder / "papers").mkdir()
+    typeset.two_columns(folder / "papers/a.pdf")
     tiny_models.tokenizer().save_pretrained(folder / "tokenizer")
     before = Path.cwd()
     os.chdir(folder)
@@ -79,7 +98,7 @@ def checkout(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", _by_tier(page for page in PAGES if blocks(page, "python")))
 def test_python_blocks_run_top_to_bottom(page, checkout, monkeypatch):
     if page.name in NEED_A_SERVER:
         assert page.name in (ROOT / NEED_A_SERVER[page.name]).read_text()
@@ -119,7 +138,7 @@ def test_enough_commands_are_documented():
     )
 
 
-@pytest.mark.parametrize("page", COMMANDS)
+@pytest.mark.parametrize("page", _by_tier(COMMANDS))
 def test_the_commands_of_a_page_run(page, checkout, monkeypatch, capsys):
     monkeypatch.chdir(checkout)
     assert os.environ["JAX_PLATFORMS"] == "cpu"
@@ -231,8 +250,13 @@ def _qwen3(command, rest, checkout, monkeypatch):
         shutil.rmtree(output, ignore_errors=True)  # each page makes it in its own way
         assert qwen3([command, *_replaced(rest, "--vocab-size", "400")]) == 0
         assert (checkout / output / "tokenizer.json").exists()
+    elif command == "data" and rest[0] in data_factory.COMMANDS.keys() - {"recipes"}:
+        monkeypatch.setattr("qwen3_jax.cli.data.guarded", lambda prog, work: 0)  # the options are accepted
+        assert qwen3([command, *rest]) == 0
+    elif command == "data" and rest[0] == "recipes":
+        assert qwen3([command, *rest]) == 0
     elif command == "data":
-        if rest[0] == "prepare":
+        if rest[0] in ("prepare", "extract"):
             shutil.rmtree(checkout / "prepared", ignore_errors=True)
         elif not Path(rest[1]).exists():
             assert qwen3(["data", "prepare", "--path", "corpus", "--tokenizer", "tokenizer", "--output", rest[1]]) == 0

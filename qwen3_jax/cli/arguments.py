@@ -1,6 +1,7 @@
 """The argument parser of commands without a configuration file: exact names, errors of one sentence."""
 
 import argparse
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -54,3 +55,43 @@ def whole_number(minimum: int, maximum: int | None = None) -> Callable[[str], in
         return value
 
     return parse
+
+
+def above_0(what: str) -> Callable[[str], float]:
+    """Return an argparse type for finite numbers above 0; `what` they are, for the message."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = 0.0
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {what} above 0")
+        return value
+
+    return parse
+
+
+def number_or_none(minimum: int, hint: str = "or none") -> Callable[[str], int | None]:
+    """Return an argparse type for integers of `minimum` or more, and "none", "null" or "unlimited", which are None."""
+
+    def parse(text: str) -> int | None:
+        if text.lower() in ("none", "null", "unlimited"):
+            return None
+        try:
+            return whole_number(minimum)(text)
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f"{error}, {hint}") from None
+
+    return parse
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """An argparse type for an object in JSON."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
+    return value

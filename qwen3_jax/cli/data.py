@@ -4,6 +4,8 @@
     qwen3 data prepare --path gs://bucket/books --tokenizer tokenizer/ --output prepared/books --domain books --duplicates near
     qwen3 data prepare --path 'crawl/*.parquet' --tokenizer tokenizer/ --output prepared/web --beam --runner=FlinkRunner
     qwen3 data show prepared/web --row 4096
+    qwen3 data extract --path papers/ --output text/papers
+    qwen3 data show chats.jsonl --tokenizer Qwen/Qwen3-0.6B
 
 A configuration names the folder as a source's path. An interrupted preparation resumes. With --beam the same work runs as an
 Apache Beam job (extra `beam`); what follows are Beam's own options, DirectRunner being the default. Its workers must share a
@@ -11,45 +13,37 @@ file system.
 """
 
 import argparse
-import itertools
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from qwen3_jax.cli.arguments import Parser, local_target, whole_number
+from qwen3_jax.cli import data_extract, data_factory, data_show, input_options
+from qwen3_jax.cli.arguments import Parser, above_0, local_target, whole_number
 from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.errors import UserError
 
-if TYPE_CHECKING:
-    from qwen3_jax.data import Prepared
-
 
 def main(argv: list[str] | None = None, prog: str = "qwen3 data") -> int:
-    """Run `data prepare` or `data show`; return the exit code."""
+    """Run one of the commands; return the exit code."""
     parser = Parser(prog=prog, description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
-    _prepare_flags(commands.add_parser("prepare", help="make a prepared corpus"))
-    show = commands.add_parser("show", help="print what a prepared corpus holds")
-    show.add_argument("folder", type=Path, help="a prepared corpus")
-    show.add_argument(
-        "--row",
-        type=whole_number(2),
-        metavar="T",
-        help="also pack it into rows of T tokens, and print the share of padding",
+    prepare = commands.add_parser("prepare", help="make a prepared corpus")
+    _prepare_flags(prepare)
+    prepare.set_defaults(run=_prepare)
+    show = commands.add_parser(
+        "show", help="print what a corpus holds, and what of it is learned", description=data_show.__doc__
     )
+    data_show.add_flags(show)
+    show.set_defaults(run=data_show.show)
+    data_extract.add_extract(commands.add_parser("extract", help=data_extract.HELP))
+    for name, (add_options, help_text) in data_factory.COMMANDS.items():
+        add_options(commands.add_parser(name, help=help_text))
     args = parser.parse_args(argv)
-    return guarded(prog, lambda: _show(args) if args.command == "show" else _prepare(args))
+    return guarded(prog, lambda: args.run(args))
 
 
 def _prepare_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "--path",
-        nargs="+",
-        required=True,
-        metavar="PATH",
-        help="files, folders, globs in quotes, or URLs (gs://, s3://)",
-    )
+    input_options.add_paths(add)
     add("--tokenizer", required=True, metavar="DIR|ID", help="tokenizer folder or hub repository")
     add("--output", type=local_target, required=True, metavar="DIR", help="the folder to make")
     add(
@@ -57,11 +51,7 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="name of the corpus, and its domain unless --domain is given (default: of the folder)",
     )
-    add(
-        "--format", choices=["auto", "text", "json", "jsonl", "csv", "parquet", "arrayrecord"], default="auto",
-        help="form of the files (default: auto, by their names)",
-    )  # fmt: skip
-    add("--text-key", default="text", metavar="KEY", help="field of a record with its text (default: text)")
+    input_options.add_records(add)
     add(
         "--loss-on",
         choices=["all", "assistant"],
@@ -73,7 +63,9 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
     _cleaning_flags(parser)
     add = parser.add_argument_group("how").add_argument
     add("--processes", type=whole_number(1), metavar="N", help="processes at work (default: one for each core)")
-    add("--split-mb", type=_size, default=32, metavar="N", help="megabytes of input of one task (default: 32)")
+    add(
+        "--split-mb", type=above_0("size"), default=32, metavar="N", help="megabytes of input of one task (default: 32)"
+    )
     add(
         "--beam", nargs=argparse.REMAINDER, metavar="BEAM_OPTION",
         help="run as an Apache Beam job; everything after it is Beam's",
@@ -121,23 +113,7 @@ def _cleaning_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="n of --held-out, consecutive words (default: 13)",
     )
-    add(
-        "--max-malformed",
-        type=whole_number(0),
-        default=0,
-        metavar="N",
-        help="most unusable records to skip (default: 0)",
-    )
-
-
-def _size(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size above 0")
-    return value
+    input_options.add_max_malformed(add)
 
 
 def _prepare(args: argparse.Namespace) -> int:
@@ -171,51 +147,3 @@ def _prepare(args: argparse.Namespace) -> int:
         f"{len(corpus):,} documents, {corpus.tokens:,} tokens in {corpus.folder}; left out: {left_out}", file=sys.stderr
     )
     return 0
-
-
-def _show(args: argparse.Namespace) -> int:
-    import numpy as np
-    from rich.console import Console
-    from rich.table import Table
-
-    from qwen3_jax.data import Prepared
-
-    corpus = Prepared(args.folder)
-    lengths = np.asarray(corpus.lengths, np.int64)
-    print(
-        f"{len(corpus):,} documents, {corpus.tokens:,} tokens, prepared from {corpus.manifest['settings']['source']['path']}"
-    )
-    console = Console()
-    for label in ("domain", "language"):
-        table = Table(label, "documents", "tokens", "share of tokens", "mean quality")
-        column = np.asarray(getattr(corpus, label))
-        for index, name in enumerate(corpus.names(label)):
-            chosen = column == index
-            tokens = lengths[chosen].sum()
-            table.add_row(
-                name, f"{chosen.sum():,}", f"{tokens:,}", f"{tokens / corpus.tokens:.1%}",
-                f"{np.asarray(corpus.quality)[chosen].mean():.2f}",
-            )  # fmt: skip
-        console.print(table)
-    table = Table("length", "documents", "share of tokens")
-    edges = [0, 256, 1024, 4096, 16384, 32768, 2**31]
-    for low, high in itertools.pairwise(edges):
-        chosen = (lengths > low) & (lengths <= high)
-        name = f"over {low:,}" if high == 2**31 else f"up to {high:,}"
-        table.add_row(name, f"{chosen.sum():,}", f"{lengths[chosen].sum() / corpus.tokens:.1%}")
-    console.print(table)
-    if args.row:
-        print(f"packed into rows of {args.row:,} tokens, {_waste(corpus, args.row):.3%} of them is padding")
-    return 0
-
-
-def _waste(corpus: "Prepared", length: int) -> float:
-    """The share of padding in the rows of one epoch, or of the first 20,000 rows."""
-    from qwen3_jax.data import DataConfig, Source
-    from qwen3_jax.data.mixture import RowPlanner
-    from qwen3_jax.data.streams import streams
-
-    config = DataConfig([Source("corpus", str(corpus.folder), eval_fraction=0)], sequence_length=length)
-    planner = RowPlanner(config, streams(config, [corpus], {"corpus": 1.0}))
-    rows = max(min(corpus.tokens // length, 20_000), 1)
-    return 1 - sum(piece.pairs for _ in range(rows) for piece in next(planner)) / (rows * length)

@@ -13,14 +13,13 @@ The same command continues a run that was interrupted. docs/evaluation.md has th
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from qwen3_jax.cli import background, model_options
-from qwen3_jax.cli.arguments import Parser, local_target, whole_number
+from qwen3_jax.cli import background, endpoint_options, model_options
+from qwen3_jax.cli.arguments import Parser, local_target, number_or_none, whole_number
 from qwen3_jax.cli.exit_codes import INTERRUPTED, guarded
 from qwen3_jax.errors import UserError
 from qwen3_jax.progress import clear_status, doing, progress_bar
@@ -31,13 +30,8 @@ if TYPE_CHECKING:
     from qwen3_jax.evaluation.samples import SampleFile
 
 DEFAULT_BATCH_SIZE = 32
-DEFAULT_CONCURRENCY = 16
-DEFAULT_KEY = "OPENAI_API_KEY"
+DEFAULT_RETRIES, DEFAULT_TIMEOUT = 6, 3600
 _LINE_SECONDS = 30.0  # between two lines of progress where no bar is drawn
-_FOR_ENGINES = (
-    "revision", "adapter", "hf_overrides", "lookup", "draft", "quantize", "cache_type", "compile_cache", "mesh", "batch_size",
-)  # fmt: skip
-_FOR_SERVERS = ("endpoint_model", "api_key_env", "concurrency", "retries", "request_timeout", "budget_field")
 
 
 def main(argv: list[str] | None = None, prog: str = "qwen3 eval") -> int:
@@ -46,9 +40,7 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 eval") -> int:
     others = {"compare": _compare, "report": _report, "tasks": _tasks}
     if argv and argv[0] in others:
         return others[argv[0]](argv[1:], f"{prog} {argv[0]}")
-    parser = _parser(prog)
-    args = parser.parse_args(argv)
-    _check_together(parser, args)
+    args = _parser(prog).parse_args(argv)
     return guarded(prog, lambda: _run(args))
 
 
@@ -69,7 +61,7 @@ def _parser(prog: str) -> Parser:
         help="with thinking, without, or both (default: thinking, where the model can)",
     )  # fmt: skip
     add(
-        "--thinking-budget", nargs="+", type=_budget, metavar="N",
+        "--thinking-budget", nargs="+", type=number_or_none(0), metavar="N",
         help="thinking budgets, none for no limit: accuracy is measured under each (default: none)",
     )  # fmt: skip
     add("--output", type=local_target, metavar="DIR", help="folder of the run (default: eval-MODEL)")
@@ -88,53 +80,8 @@ def _parser(prog: str) -> Parser:
     )  # fmt: skip
     add("--verifier-threads", type=whole_number(1), metavar="N", help="answers judged at a time (default: one a core)")
     model_options.add_devices(parser)
-    _add_endpoint(parser)
+    endpoint_options.add_endpoint(parser, retries=DEFAULT_RETRIES, timeout=DEFAULT_TIMEOUT)
     return parser
-
-
-def _add_endpoint(parser: Parser) -> None:
-    add = parser.add_argument_group("servers (with --model URL)").add_argument
-    add("--endpoint-model", metavar="NAME", help="the model's name there (default: the one that it has)")
-    add(
-        "--api-key-env", metavar="NAME",
-        help=f"environment variable with the key (default: {DEFAULT_KEY}, where it is set)",
-    )  # fmt: skip
-    add("--concurrency", type=whole_number(1), metavar="N", help=f"requests at a time (default {DEFAULT_CONCURRENCY})")
-    add("--retries", type=whole_number(0), metavar="N", help="how often a failed request is sent again (default 6)")
-    add("--request-timeout", type=whole_number(1), metavar="SECONDS", help="that one request may take (default 3600)")
-    add(
-        "--budget-field", metavar="NAME",
-        help="field of the request for a thinking budget (default thinking_budget; vLLM has thinking_token_budget)",
-    )  # fmt: skip
-
-
-def _budget(text: str) -> int | None:
-    if text.lower() in ("none", "null", "unlimited"):
-        return None
-    try:
-        return whole_number(0)(text)
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"{error}, or none") from None
-
-
-def is_address(model: str) -> bool:
-    """Whether --model names a server rather than a checkpoint."""
-    return model.startswith(("http://", "https://"))
-
-
-def _check_together(parser: Parser, args: argparse.Namespace) -> None:
-    """Refuse, by name, options that would have no effect."""
-    served = is_address(args.model)
-    for name in _FOR_ENGINES if served else _FOR_SERVERS:
-        if getattr(args, name) is not None:
-            what = "a server" if served else "a checkpoint"
-            parser.error(
-                f"--{name.replace('_', '-')} has no effect on {what}, which --model {args.model} names: leave it out"
-            )
-    if served and args.dtype != "auto":
-        parser.error(f"--dtype has no effect on a server, which --model {args.model} names: leave it out")
-    if args.lookup is not None and args.draft is not None:
-        parser.error("--lookup does not go with --draft: leave one of them out")
 
 
 def _config(args: argparse.Namespace) -> "EvalConfig":
@@ -196,15 +143,16 @@ class _Prepared(NamedTuple):
 def _run(args: argparse.Namespace) -> int:
     from qwen3_jax.cli import inputs
 
+    served = endpoint_options.check_model_options(args)
     axes = None if args.mesh is None else inputs.read_mesh(args.mesh)
     with doing("starting"):
-        prepared = background.call(lambda: _prepare(args, axes))
+        prepared = background.call(lambda: _prepare(args, axes, served))
     with prepared.samples:
         code = _evaluate(args, prepared)
     return background.leave(code)
 
 
-def _prepare(args: argparse.Namespace, axes: dict[str, int] | None) -> _Prepared:
+def _prepare(args: argparse.Namespace, axes: dict[str, int] | None, served: bool) -> _Prepared:
     """Read and check everything that takes no model first; then load it, unless all samples are there."""
     from qwen3_jax.evaluation.plan import Plan
     from qwen3_jax.evaluation.runner import check_verifiers
@@ -213,7 +161,7 @@ def _prepare(args: argparse.Namespace, axes: dict[str, int] | None) -> _Prepared
     config = _config(args)
     with doing("reading tasks"):
         tasks = _problems(args)
-    if is_address(args.model):
+    if served:
         source: Any = _endpoint(args)
         identity, thinks = source.describe(), None
     else:
@@ -235,17 +183,10 @@ def _prepare(args: argparse.Namespace, axes: dict[str, int] | None) -> _Prepared
 
 
 def _endpoint(args: argparse.Namespace) -> Any:
-    from qwen3_jax.evaluation.endpoint import Endpoint
+    from qwen3_jax.evaluation.endpoint_source import EndpointSource
 
-    key = os.environ.get(args.api_key_env or DEFAULT_KEY)
-    if args.api_key_env is not None and not key:
-        raise UserError(f"--api-key-env {args.api_key_env}: the environment has no such variable, or it is empty.")
-    given = dict(
-        concurrency=args.concurrency or DEFAULT_CONCURRENCY, retries=args.retries, seconds=args.request_timeout,
-        budget_field=args.budget_field,
-    )  # fmt: skip
-    options = {name: value for name, value in given.items() if value is not None}
-    return Endpoint(args.model, model=args.endpoint_model, key=key, **options)
+    retries = DEFAULT_RETRIES if args.retries is None else args.retries
+    return EndpointSource(endpoint_options.open_endpoint(args, timeout=DEFAULT_TIMEOUT), retries=retries)
 
 
 def _checkpoint(args: argparse.Namespace, axes: dict[str, int] | None) -> tuple[dict[str, Any], bool]:
@@ -286,8 +227,9 @@ def _engine(args: argparse.Namespace, axes: dict[str, int] | None, identity: dic
         model, tokenizer = model_options.load_model(args, mesh)
         speculation = model_options.speculation_of(args, model, mesh)
     engine = Engine(
-        model, rows=args.batch_size or DEFAULT_BATCH_SIZE, speculation=speculation, cache_type=args.cache_type
-    )
+        model, rows=args.batch_size or DEFAULT_BATCH_SIZE, speculation=speculation, cache_type=args.cache_type,
+        offline=True,
+    )  # fmt: skip
     return EngineSource(engine, tokenizer, identity)
 
 

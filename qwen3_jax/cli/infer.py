@@ -238,7 +238,7 @@ def _load(args: argparse.Namespace, axes: dict[str, int] | None, batch: bool) ->
     model, tokenizer = model_options.load_model(args, mesh)
     rows = (args.batch_size or DEFAULT_BATCH_SIZE) if batch else min(args.n, DEFAULT_BATCH_SIZE)
     speculation = model_options.speculation_of(args, model, mesh)
-    engine = Engine(model, rows=rows, speculation=speculation, cache_type=args.cache_type)
+    engine = Engine(model, rows=rows, speculation=speculation, cache_type=args.cache_type, offline=batch)
     return _Loaded(engine, tokenizer, sampling, jax.process_index())
 
 

@@ -1,12 +1,11 @@
 """Options and loading of a model, for every command that generates."""
 
 import argparse
-import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from qwen3_jax.cli import compile_cache
-from qwen3_jax.cli.arguments import Parser, whole_number
+from qwen3_jax.cli.arguments import Parser, json_object, whole_number
 from qwen3_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,18 +14,18 @@ if TYPE_CHECKING:
     from qwen3_jax.text import Tokenizer
 
 
-def add_model(parser: Parser, *, servers: bool = False) -> None:
-    """Add the options that name a checkpoint; with `servers`, or the address of one."""
+def add_model(parser: Parser, *, servers: bool = False, without: str = "") -> None:
+    """Add the options that name a checkpoint; with `servers`, or the address of one; `without` says what happens with none."""
     add = parser.add_argument
     more = ", or the address of a server with OpenAI's API (http://localhost:8000/v1)" * servers
     add(
-        "--model", required=True, metavar="DIR|ID" + "|URL" * servers,
-        help=f"checkpoint folder, or hub repository (Qwen/Qwen3-0.6B){more}",
+        "--model", required=not without, metavar="DIR|ID" + "|URL" * servers,
+        help=f"checkpoint folder, or hub repository (Qwen/Qwen3-0.6B){more}" + (f"; {without}" if without else ""),
     )  # fmt: skip
     add("--adapter", metavar="DIR|ID", help="LoRA adapter for the model, in PEFT's format (docs/lora.md)")
     add("--revision", metavar="REV", help="branch, tag or commit of a hub repository")
     add(
-        "--hf-overrides", type=_json_object, metavar="JSON",
+        "--hf-overrides", type=json_object, metavar="JSON",
         help='fields of config.json to replace, as {"max_position_embeddings": 131072, "rope_scaling": {...}}',
     )  # fmt: skip
 
@@ -134,13 +133,3 @@ def speculation_of(args: argparse.Namespace, model: "Qwen3", mesh: Any) -> "Spec
     if args.draft is None:
         return None
     return DraftModel(load(args.draft, dtype=model.dtype, mesh=mesh)[0])
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
-    return value

@@ -40,11 +40,8 @@ def prepare_with_beam(
     Raises:
         UserError: Beam is not installed, or does not know an option; besides the errors of `prepare`.
     """
-    try:
-        import apache_beam as beam
-    except ImportError:
-        raise UserError('--beam needs Apache Beam: pip install "qwen3-jax[beam]"') from None
-    chosen = _options(options)
+    beam = import_beam()
+    chosen = pipeline_options(options)
     with begin_preparation(source, tokenizer, output, seed, split_bytes) as begun:
         if begun is None:
             return Prepared(Path(output).expanduser())
@@ -64,8 +61,25 @@ def prepare_with_beam(
         return begun.publish([prepare_split(job, number, split, None) for number, split in enumerate(begun.splits)])
 
 
-def _options(flags: Sequence[str]) -> Any:
-    """Beam passes over what it does not know, with a warning; here it is refused."""
+def import_beam() -> Any:
+    """The package.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import apache_beam
+    except ImportError:
+        raise UserError('--beam needs Apache Beam: pip install "qwen3-jax[beam]"') from None
+    return apache_beam
+
+
+def pipeline_options(flags: Sequence[str]) -> Any:
+    """Beam's options. It passes over what it does not know, with a warning; here it is refused.
+
+    Raises:
+        UserError: names the option.
+    """
     from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 
     parser = _BeamArgumentParser(allow_abbrev=False, add_help=False)

@@ -18,8 +18,9 @@ Everything is checked here, when the configuration is built, except what needs t
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from qwen3_jax.bounds import above, at_least, between, check_bounds, whole
 from qwen3_jax.errors import UserError
@@ -111,33 +112,43 @@ class Cleaning:
         check_bounds(vars(self), "cleaning.", similarity=between(0.1, 0.99), ngram=whole(1), max_malformed=whole(0))
 
 
-@dataclass(frozen=True)
-class Where:
-    """Which documents of a source are used, by label; ranges are [lowest, highest], null is open.
+NAMED_LABELS, RANGED_LABELS = ("domain", "language"), ("quality", "length")
+"""Labels that every document has: names, and numbers."""
 
-    Attributes:
-        domain, language: any of these; null is all.
-        quality: range, both ends included.
-        length: range in tokens, both ends included.
+
+Where = dict[str, list[Any] | None]
+"""label -> a range [lowest, highest], or names; null is all."""
+
+
+def check_where(where: Mapping[str, Any], prefix: str = "") -> Where:
+    """The labels that `where` selects by, without those that are null: for each a range [lowest, highest], or names.
+
+    Raises:
+        UserError: names the label; `prefix` stands before the sentence.
     """
+    out: Where = {}
+    for name, wanted in where.items():
+        if wanted is None:
+            continue
+        here = f"{prefix}where.{name}"
+        if not isinstance(wanted, list) or not wanted:
+            what = "an empty list" if wanted == [] else f"{wanted!r}"
+            raise UserError(f"{here} is {what}; give a range [lowest, highest] or a list of names, or leave it out")
+        is_range = all(one is None or _is_number(one) for one in wanted)
+        if not is_range and not all(isinstance(one, str | bool) for one in wanted):
+            raise UserError(f"{here} is {wanted}; it must be a range [lowest, highest] or a list of names")
+        if is_range if name in NAMED_LABELS else not is_range and name in RANGED_LABELS:
+            raise UserError(f"{here} is {wanted}; it must be {'a list of names' if is_range else 'a range'}")
+        if is_range and len(wanted) != 2:
+            raise UserError(f"{here} is a range [lowest, highest], got {wanted}")
+        if is_range and None not in wanted and wanted[0] > wanted[1]:
+            raise UserError(f"{here} is empty: {wanted[0]} is above {wanted[1]}")
+        out[name] = wanted
+    return out
 
-    domain: list[str] | None = None
-    language: list[str] | None = None
-    quality: list[float | None] | None = None
-    length: list[int | None] | None = None
 
-    def __post_init__(self) -> None:
-        for name in ("quality", "length"):
-            limits = getattr(self, name)
-            if limits is None:
-                continue
-            if len(limits) != 2:
-                raise UserError(f"where.{name} is a range [lowest, highest], got {limits}")
-            if None not in limits and limits[0] > limits[1]:
-                raise UserError(f"where.{name} is empty: {limits[0]} is above {limits[1]}")
-        for name in ("domain", "language"):
-            if getattr(self, name) == []:
-                raise UserError(f"where.{name} is an empty list; leave it out to take all")
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
 
 
 @dataclass(frozen=True)
@@ -160,7 +171,9 @@ class Source:
         cleaning: what is left out.
         running_sum: settings of `synthetic:running_sum`, and only of that.
         weight: this source's share of the tokens, relative to the other sources.
-        where: only these documents.
+        where: only documents with these labels: `domain` and `language` (any of these names), `quality` and `length` (a range
+            [lowest, highest], both ends included, null is open), and labels that `qwen3 data label` has attached to a prepared
+            folder (names, true or false, or a range).
         eval_fraction: share of the documents held out for evaluation, chosen by a hash of the document's place in its file; of
             generated problems, the share of questions.
     """
@@ -174,7 +187,7 @@ class Source:
     cleaning: Cleaning = field(default_factory=Cleaning)
     running_sum: RunningSum | None = None
     weight: float = 1.0
-    where: Where = field(default_factory=Where)
+    where: Where = field(default_factory=dict)
     eval_fraction: float = 0.01
 
     def __post_init__(self) -> None:
@@ -186,6 +199,7 @@ class Source:
         if not self.paths:
             raise UserError(f"{label}path is empty")
         check_bounds(vars(self), label, weight=above(0, finite=True), eval_fraction=at_least(0, below=1))
+        object.__setattr__(self, "where", check_where(self.where, label))
         if self.is_synthetic and (len(self.paths) > 1 or self.format != "auto" or self.text_key != "text"):
             raise UserError(f"{label}{RUNNING_SUM} stands alone, without other paths, format or text_key")
         if self.running_sum is not None and not self.is_synthetic:

@@ -35,7 +35,8 @@ _KINDS: dict[str, Kind] = {
 _COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
 _UNREADABLE = {
     ".lz4", ".7z", ".rar", ".zip", ".tar", ".tgz", ".tfrecord", ".bin", ".npy", ".npz", ".arrow", ".feather", ".orc", ".avro",
-    ".pkl", ".pickle", ".pt", ".pth", ".safetensors", ".h5", ".hdf5", ".msgpack", ".pdf", ".docx", ".xls", ".xlsx", ".sqlite",
+    ".pkl", ".pickle", ".pt", ".pth", ".safetensors", ".h5", ".hdf5", ".msgpack", ".pdf", ".epub", ".docx", ".xls", ".xlsx",
+    ".sqlite",
 }  # fmt: skip
 _UNPACK = "unpack it, and give the folder"
 _CONVERSIONS = {
@@ -43,6 +44,7 @@ _CONVERSIONS = {
     ".lz4": "`lz4 -d` unpacks it",
     ".arrow": "`datasets.load_from_disk(FOLDER).to_parquet(FILE)` writes one that is read",
     ".feather": "`pandas.read_feather(FILE).to_parquet(FILE)` writes one that is read",
+    **dict.fromkeys((".pdf", ".epub"), "`qwen3 data extract` makes records of it"),
     **dict.fromkeys((".xls", ".xlsx"), "save it as CSV in UTF-8"),
 }
 # How files begin whose suffix should say so.
@@ -63,11 +65,11 @@ class CorpusFile:
     size: int
 
 
-def find_files(source: Source) -> list[CorpusFile]:
-    """The source's files, sorted by path, each once.
+def list_files(source: Source) -> list[CorpusFile]:
+    """The source's files, of whatever format, sorted by path, each once.
 
     Raises:
-        DataError: an entry of `path` matches no file, or names a format that is not read here.
+        DataError: an entry of `path` matches no file.
     """
     by_url: dict[str, CorpusFile] = {}
     for entry in source.paths:
@@ -77,7 +79,17 @@ def find_files(source: Source) -> list[CorpusFile]:
             here = f" below {os.getcwd()}" if relative else ""
             raise DataError(f"source {source.name!r}: no file matches {entry!r}{here}")
         by_url.update((file.url, file) for file in files)
-    for url in by_url:
+    return [by_url[url] for url in sorted(by_url)]
+
+
+def find_files(source: Source) -> list[CorpusFile]:
+    """The source's files, sorted by path, each once.
+
+    Raises:
+        DataError: an entry of `path` matches no file, or names a format that is not read here.
+    """
+    files = list_files(source)
+    for url in (file.url for file in files):
         suffix = os.path.splitext(url)[1].lower()
         if suffix in _UNREADABLE:
             convert = f"; {_CONVERSIONS[suffix]}" if suffix in _CONVERSIONS else ""
@@ -85,7 +97,7 @@ def find_files(source: Source) -> list[CorpusFile]:
                 f"source {source.name!r}: {url} is a {suffix} file; text, JSON, JSONL, CSV (also .gz, .bz2, .xz, .zst), "
                 f"Parquet and ArrayRecord are read{convert}"
             )
-    return [by_url[url] for url in sorted(by_url)]
+    return files
 
 
 def _expand(entry: str, source: Source) -> Iterator[CorpusFile]:

@@ -45,7 +45,7 @@ def label(record: Record, text: str, labels: Labels, source_name: str) -> Labell
     """
     domain = _named(record, labels.domain_key, labels.domain or source_name)
     language = labels.language if labels.language != "detect" else ""
-    language = _named(record, labels.language_key, language) or _detector()(text[:_DETECTED_CHARACTERS])
+    language = _named(record, labels.language_key, language) or detect_language(text)
     value = record.body.get(labels.quality_key) if labels.quality_key is not None else None
     if value is None:
         return Labelled(domain, language, gopher_quality(text) if labels.quality is None else labels.quality)
@@ -54,6 +54,15 @@ def label(record: Record, text: str, labels: Labels, source_name: str) -> Labell
         if is_number:
             return Labelled(domain, language, float(value))
     raise DataError(f"{record.location}: {labels.quality_key!r} must be a number, got {type(value).__name__}")
+
+
+def detect_language(text: str) -> str:
+    """The language of a text (ISO 639-1), from its beginning.
+
+    Raises:
+        UserError: py3langid is not installed.
+    """
+    return _detector()(text[:_DETECTED_CHARACTERS])
 
 
 def check_label_keys(labels: Labels, keys: set[str], name: str) -> None:
@@ -135,5 +144,5 @@ def _detector() -> Callable[[str], str]:
     try:
         import py3langid
     except ImportError:
-        raise UserError('labels.language detect needs the package py3langid: pip install "qwen3-jax[data]"') from None
+        raise UserError('detecting languages needs the package py3langid: pip install "qwen3-jax[data]"') from None
     return lambda text: py3langid.classify(text)[0]

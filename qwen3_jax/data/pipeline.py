@@ -15,7 +15,6 @@ Invariants:
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -24,13 +23,13 @@ from typing import Any, TypedDict
 import grain
 import numpy as np
 
-from qwen3_jax.data.config import DataConfig
+from qwen3_jax.data.config import DataConfig, Source
 from qwen3_jax.data.mixture import Row, RowPlanner, pack
 from qwen3_jax.data.preparation import prepare
 from qwen3_jax.data.prepared import Prepared, is_prepared
 from qwen3_jax.data.records import DataError, TextTokenizer
 from qwen3_jax.data.streams import Piece, cut, streams
-from qwen3_jax.errors import UserError
+from qwen3_jax.errors import UserError, warn
 
 
 class Batch(TypedDict):
@@ -64,8 +63,20 @@ def open_sources(
             parent = Path(config.cache).expanduser() if config.cache else folder
             corpus = prepare(source, tokenizer, parent / source.name, seed=config.seed, visible=visible)
         corpus.check_tokenizer(tokenizer)
+        _warn_of_unlabelled(source, corpus)
         out.append(corpus)
     return out
+
+
+def _warn_of_unlabelled(source: Source, corpus: Prepared) -> None:
+    """Say how many documents an attached label passes over because they have none."""
+    for name in source.where:
+        label = corpus.attached.get(name)
+        if label is not None and label.without:
+            warn(
+                f"source {source.name!r}: {label.without:,} of {len(corpus):,} documents have no label {name!r}, and "
+                f"where.{name} leaves them out"
+            )
 
 
 def make_train_loader(
@@ -125,7 +136,7 @@ def make_eval_batches(
     source = config.source(source_name)
     number = config.sources.index(source)
     corpus = corpora[number]
-    selected = source.where if domain is None else dataclasses.replace(source.where, domain=[domain])
+    selected = source.where if domain is None else {**source.where, "domain": [domain]}
     used = np.flatnonzero(corpus.held_out(source.eval_fraction) & corpus.select(selected))
     used = used[np.argsort(np.asarray(corpus.key)[used], kind="stable")]
     pieces = list(_pieces(number, used, corpus, config.sequence_length))
@@ -188,11 +199,15 @@ def _shares(config: DataConfig, weights: Mapping[str, float] | None) -> Mapping[
 
 
 def _sizes(config: DataConfig, corpora: Sequence[Prepared]) -> dict[str, list[int]]:
-    """Documents and tokens by source: what tells that a prepared folder is no longer the one that a position counts in."""
+    """Documents, tokens and the digests of attached labels that it is selected by, for each source: what tells that a prepared
+    folder is no longer the one that a position counts in."""
     return {
-        source.name: [len(corpus), int(np.asarray(corpus.lengths).sum(dtype=np.int64))]
+        source.name: [
+            len(corpus), int(np.asarray(corpus.lengths).sum(dtype=np.int64)),
+            *(int(corpus.attached[name].digest, 16) for name in sorted(source.where) if name in corpus.attached),
+        ]
         for source, corpus in zip(config.sources, corpora, strict=True)
-    }
+    }  # fmt: skip
 
 
 def _check_same_text(position: Mapping[str, Any], config: DataConfig, sizes: Mapping[str, list[int]]) -> None:
@@ -203,8 +218,13 @@ def _check_same_text(position: Mapping[str, Any], config: DataConfig, sizes: Map
     """
     saved = position.get("text", {})
     for source in config.sources:
-        name, (now, now_tokens) = source.name, sizes[source.name]
-        documents, tokens = saved.get(name, (now, now_tokens))
+        name, (now, now_tokens, *labels) = source.name, sizes[source.name]
+        documents, tokens, *saved_labels = saved.get(name, sizes[source.name])
+        if (documents, tokens) == (now, now_tokens) and len(saved_labels) == len(labels) and saved_labels != labels:
+            raise DataError(
+                f"source {name!r}: the labels that where selects by have changed in {source.path!r} since the run was saved, "
+                "so other documents would be read; restore them, or start a new run from the weights (model.init_from)."
+            )
         if (documents, tokens) != (now, now_tokens):
             raise DataError(
                 f"source {name!r} had {documents:,} documents of {tokens:,} tokens when the run was saved, and {source.path!r} "

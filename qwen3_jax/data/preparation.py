@@ -12,7 +12,6 @@ shards lie in OUTPUT.partial until all are; a preparation that was interrupted, 
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import itertools
 import json
@@ -28,10 +27,12 @@ import numpy as np
 
 from qwen3_jax.data import cleaning
 from qwen3_jax.data.config import Source
+from qwen3_jax.data.encoding import record_text
 from qwen3_jax.data.labels import check_label_keys, named_keys
 from qwen3_jax.data.prepared import COLUMNS, FORMAT, MANIFEST, Prepared, fingerprint, is_prepared
-from qwen3_jax.data.records import DataError, Malformed, Record, TextTokenizer, texts
+from qwen3_jax.data.records import DataError, Record, TextTokenizer
 from qwen3_jax.data.shards import (
+    FILES,
     NAMED,
     PARTS,
     PreparationJob,
@@ -41,13 +42,12 @@ from qwen3_jax.data.shards import (
     load_log,
     prepare_split,
     sign_split,
-    write_json,
-    written_whole,
 )
-from qwen3_jax.data.sources import SPLIT_BYTES, Split, read, splits
+from qwen3_jax.data.sources import SPLIT_BYTES, Split, file_sizes, read, splits
 from qwen3_jax.data.workers import start_workers
 from qwen3_jax.errors import UserError, warn
-from qwen3_jax.progress import progress_bar
+from qwen3_jax.file_writes import locked, remove_leftovers, write_json, written_whole
+from qwen3_jax.progress import with_progress
 
 
 def prepare(
@@ -85,10 +85,10 @@ def prepare(
             if source.cleaning.duplicates != "keep":
                 signed = run(sign_split, pieces)
                 drop = find_duplicates(
-                    job, list(_with_progress(signed, f"comparing {source.name}", len(pieces), visible))
+                    job, list(with_progress(signed, f"comparing {source.name}", len(pieces), visible=visible))
                 )
             prepared = run(prepare_split, pieces, drop)
-            shards = list(_with_progress(prepared, f"preparing {source.name}", len(pieces), visible))
+            shards = list(with_progress(prepared, f"preparing {source.name}", len(pieces), visible=visible))
         return begun.publish(shards)
 
 
@@ -112,15 +112,9 @@ def begin_preparation(
         return
     parts = job.folder / PARTS
     parts.mkdir(parents=True, exist_ok=True)
-    with (parts / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process is preparing {target}; wait for it, or stop it.") from None
+    with locked(parts / "lock", f"another process is preparing {target}; wait for it, or stop it."):
         _check_resumable(parts / "settings.json", settings)
-        for folder in (job.folder, parts):
-            for file in folder.glob("*.tmp"):  # left by a killed process
-                file.unlink()
+        remove_leftovers(job.folder, parts)
         _warn_of_label_keys(job, pieces)
         _collect_held_out(job)
         yield Preparation(job, pieces, settings, target)
@@ -191,6 +185,7 @@ class Preparation:
             {"file": self.job.shard(s.number).name, "documents": s.documents, "tokens": s.tokens, "bytes": s.bytes}
             for s in used
         ]
+        write_json(folder / FILES, file_sizes(self.splits))
         write_json(folder / MANIFEST, {
             "format": FORMAT,
             "documents": total["documents"],
@@ -242,13 +237,6 @@ class Preparation:
         return {name: list(numbers) for name, numbers in names.items()}
 
 
-def _with_progress(results: Iterator, label: str, count: int, visible: bool | None) -> Iterator:
-    with progress_bar(label, count, visible=visible) as bar:
-        for result in results:
-            yield result
-            bar.advance()
-
-
 def _warn_of_label_keys(job: PreparationJob, pieces: Sequence[Split], count: int = 100) -> None:
     """Say at the start of a long preparation that the first records lack a label's key; `publish` refuses it if all do."""
     if not named_keys(job.source.labels) or len(pieces) < 2:
@@ -275,9 +263,7 @@ def _collect_held_out(job: PreparationJob) -> None:
     def plain() -> Iterator[str]:
         for split in splits(source):
             for record in read(split, source):
-                if isinstance(record, Malformed):
-                    raise DataError(record.reason)
-                yield "\n".join(texts(record, source.text_key))
+                yield record_text(record, source.text_key)
 
     with written_whole(path) as temporary, temporary.open("wb") as stream:
         np.save(stream, cleaning.HeldOut.of(plain(), settings.ngram).grams)

@@ -8,6 +8,8 @@
     FOLDER/dataset.json                          counts, label names, tokenizer, settings; written last
     FOLDER/00000.arrayrecord ...                 one record per document
     FOLDER/{lengths,domain,language,quality,key}.npy
+    FOLDER/files.json                            the files that it was prepared from, and their sizes
+    FOLDER/labels/                               labels that were attached later (`qwen3_jax.data.attached`)
 
 A record is one byte (bit 0: tokens have 4 bytes and not 2; bit 1: not every token is learned), the token ids, and where bit 1
 is set one bit per token, whether it is learned.
@@ -16,18 +18,21 @@ is set one bit per token, whether it is learned.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qwen3_jax.data.config import Where
+from qwen3_jax.data.config import NAMED_LABELS, RANGED_LABELS, check_where
 from qwen3_jax.data.records import DataError, Encoded, TextTokenizer
+from qwen3_jax.errors import nearest
 
-MANIFEST = "dataset.json"
+MANIFEST, LABELS, LABELS_FILE = "dataset.json", "labels", "labels.json"
 FORMAT = 1
 # Columns of a document: tokens, indices into the manifest's names, quality, and what decides whether it is held out.
 COLUMNS = {"lengths": "<i4", "domain": "<i2", "language": "<i2", "quality": "<f4", "key": "<u8"}
@@ -36,6 +41,103 @@ COLUMNS = {"lengths": "<i4", "domain": "<i2", "language": "<i2", "quality": "<f4
 def is_prepared(path: str | Path) -> bool:
     """Whether a path is a finished folder."""
     return "://" not in str(path) and (Path(path).expanduser() / MANIFEST).is_file()
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A label that was attached to a prepared corpus.
+
+    Attributes:
+        column: float32 [documents], NaN where a document has none; or int16 [documents], places in `names`, -1 for none.
+        names: its different values; None for numbers.
+        without: documents that have none.
+        unknown: labelled records that no document was made of.
+        digest: of the column.
+        source, field, origin: folder and field that it was read from, and a digest of that folder.
+    """
+
+    column: np.ndarray
+    names: list[str | bool] | None
+    without: int
+    unknown: int
+    digest: str
+    source: str
+    field: str
+    origin: str
+
+    def groups(self, most: int = 24) -> list[tuple[Any, np.ndarray]]:
+        """(value, bool [documents]) of the most frequent values, and of "none"; ranges where numbers have more than `most`."""
+        column = np.asarray(self.column)
+        if self.names is not None:
+            counts = np.bincount(column[column >= 0], minlength=len(self.names))
+            out: list[tuple[Any, np.ndarray]] = [
+                (self.names[place], column == place) for place in np.argsort(-counts, kind="stable")[:most]
+            ]
+            return [*out, ("none", column < 0)]
+        values = np.unique(column[~np.isnan(column)])
+        if len(values) <= most:
+            out = [(f"{value:g}", column == value) for value in values]
+        else:
+            edges = np.quantile(values, np.linspace(0, 1, 9))
+            out = [
+                (f"{low:g} to {high:g}", in_range(column, [low, high]) & (column != low if start else True))
+                for start, (low, high) in enumerate(itertools.pairwise(edges))
+            ]
+        return [*out, ("none", np.isnan(column))]
+
+    def select(self, wanted: Sequence[Any], where: str) -> np.ndarray:
+        """bool [documents]: those in a range, or with one of the names.
+
+        Raises:
+            DataError: there is no such name, or the label is of the other kind; `where` stands before the sentence.
+        """
+        is_range = not any(isinstance(value, str | bool) for value in wanted)
+        if self.names is None:
+            if not is_range:
+                raise DataError(f"{where} is a number; give a range [lowest, highest], not {list(wanted)}")
+            return in_range(self.column, wanted)
+        if is_range:
+            raise DataError(f"{where} is one of {self.names[:20]}; give some of these, not {list(wanted)}")
+        for value in wanted:
+            if value not in self.names:
+                raise DataError(f"{where} is never {value!r}; there are {self.names[:20]}")
+        return np.isin(self.column, [place for place, name in enumerate(self.names) if name in wanted])
+
+
+def in_range(column: np.ndarray, limits: Sequence[float | None]) -> np.ndarray:
+    """bool [documents]: from the lowest to the highest, both included; None is open."""
+    lowest, highest = limits
+    out = np.ones(len(column), bool)
+    if lowest is not None:
+        out &= column >= lowest
+    if highest is not None:
+        out &= column <= highest
+    return out
+
+
+def read_attached(folder: Path, documents: int) -> dict[str, Attached]:
+    """The labels that were attached to a prepared folder.
+
+    Raises:
+        DataError: a column is missing, or not of this corpus.
+    """
+    file = folder / LABELS / LABELS_FILE
+    if not file.exists():
+        return {}
+    out = {}
+    try:
+        for name, entry in json.loads(file.read_text(encoding="utf-8")).items():
+            column = np.load(folder / LABELS / entry["file"], mmap_mode="r")
+            if len(column) != documents:
+                raise ValueError(f"{entry['file']} has {len(column)} entries, not {documents}")
+            numbers = (entry[field] for field in ("without", "unknown"))
+            texts = (entry[field] for field in ("digest", "from", "field", "origin"))
+            out[name] = Attached(column, entry["names"], *numbers, *texts)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"the labels in {file.parent} are damaged ({error}); delete that folder, and label again."
+        ) from None
+    return out
 
 
 class Prepared:
@@ -110,28 +212,39 @@ class Prepared:
             out[keys.argmax() if out.all() else keys.argmin()] ^= True
         return out
 
-    def select(self, where: Where) -> np.ndarray:
-        """bool [documents]: those with these labels.
+    @cached_property
+    def attached(self) -> dict[str, Attached]:
+        """Labels that were attached since it was prepared, by name."""
+        return read_attached(self.folder, len(self))
+
+    def select(self, where: Mapping[str, Any]) -> np.ndarray:
+        """bool [documents]: those with these labels (`Source.where`). What has no attached label is not selected by it.
 
         Raises:
-            DataError: there is no such label in the corpus.
+            DataError: there is no such label in the corpus, or no such name.
         """
         out = np.ones(len(self), bool)
-        for label in ("domain", "language"):
-            wanted = getattr(where, label)
+        for label, wanted in check_where(where).items():
             if wanted is None:
                 continue
-            names = self.names(label)
-            for name in wanted:
-                if name not in names:
-                    raise DataError(f"{self.folder} has no document with the {label} {name!r}; there are {names[:20]}")
-            out &= np.isin(self.__dict__[label], [names.index(name) for name in wanted])
-        for label, column in (("quality", self.quality), ("length", self.lengths)):
-            lowest, highest = getattr(where, label) or (None, None)
-            if lowest is not None:
-                out &= column >= lowest
-            if highest is not None:
-                out &= column <= highest
+            if label in NAMED_LABELS:
+                names = self.names(label)
+                for name in wanted:
+                    if name not in names:
+                        raise DataError(
+                            f"{self.folder} has no document with the {label} {name!r}; there are {names[:20]}"
+                        )
+                out &= np.isin(self.__dict__[label], [names.index(name) for name in wanted])
+            elif label in RANGED_LABELS:
+                out &= in_range(self.quality if label == "quality" else self.lengths, wanted)
+            elif label in self.attached:
+                out &= self.attached[label].select(wanted, f"{self.folder}: the label {label!r}")
+            else:
+                known = [*NAMED_LABELS, *RANGED_LABELS, *self.attached]
+                raise DataError(
+                    f"{self.folder} has no label {label!r}; there are {', '.join(known)}.{nearest(label, known)} "
+                    "`qwen3 data label` attaches others."
+                )
         return out
 
     def read(self, documents: Sequence[int] | np.ndarray) -> list[Encoded]:

@@ -12,10 +12,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import uuid
 from array import array
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,27 +23,16 @@ import numpy as np
 
 from qwen3_jax.data import cleaning
 from qwen3_jax.data.config import Source
+from qwen3_jax.data.encoding import Read, encode_records, record_text
 from qwen3_jax.data.labels import Labelled, label
 from qwen3_jax.data.prepared import COLUMNS, encode_record
-from qwen3_jax.data.records import (
-    DataError,
-    Document,
-    Encoded,
-    Malformed,
-    Record,
-    TextTokenizer,
-    documents,
-    encode,
-    form_of,
-    texts,
-)
+from qwen3_jax.data.records import DataError, Malformed, Record, TextTokenizer, form_of
 from qwen3_jax.data.sources import Split, read
+from qwen3_jax.file_writes import write_json, written_whole
 
-PARTS = "parts"
+PARTS, FILES, KEYS = "parts", "files.json", "keys"
 NAMED = ("domain", "language")
 _MOST_NAMES = 2**15
-# Records encoded in one call: at most this many records, or about this many characters.
-_BATCH, _BATCH_CHARACTERS = 64, 2**20
 
 
 @dataclass(frozen=True)
@@ -99,23 +86,6 @@ class Shard:
     malformed: int
     keys: list[str] = dataclasses.field(default_factory=list)
     keys_read: list[str] = dataclasses.field(default_factory=list)
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a name to write to, which becomes `path` when all went well."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a file, whole or not at all."""
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 def assign_number(value: str, numbers: dict[str, int], label: str) -> int:
@@ -181,7 +151,7 @@ def sign_split(job: PreparationJob, number: int, split: Split) -> Path:
     with written_whole(path) as temporary, temporary.open("wb") as stream:
         for place, record in enumerate(read(split, job.source, job.seed)):
             try:
-                signed = cleaning.signature(_text(record, job), near)
+                signed = cleaning.signature(record_text(record, job.source.text_key), near)
             except DataError:
                 # Counted by prepare_split; here it must only resemble nothing else.
                 own = hashlib.blake2b(f"{number}/{place}".encode(), digest_size=8).digest()
@@ -209,30 +179,20 @@ class _Work:
         """Write the shard."""
         from array_record.python.array_record_module import ArrayRecordWriter
 
+        def is_wanted(place: int, record: Record, text: str) -> bool:
+            self.text_bytes += len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+            self._note_keys(record)
+            return not self._left_out(text, drop is not None and bool(drop[place]))
+
         writer = ArrayRecordWriter(str(path), "group_size:1")  # any record can be read by itself
         try:
-            waiting: list[tuple[Record, Labelled, list[Document]]] = []
-            characters = 0
-            for place, record in enumerate(records):
+            for read in encode_records(records, self._job.source, self._job.tokenizer, is_wanted):
                 try:
-                    text = _text(record, self._job)
-                    self.text_bytes += len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
-                    assert isinstance(record, Record)
-                    self._note_keys(record)
-                    if self._left_out(text, drop is not None and bool(drop[place])):
-                        continue
-                    source = self._job.source
-                    record_documents = documents(
-                        record, self._job.tokenizer, loss_on=source.loss_on, text_key=source.text_key
-                    )  # fmt: skip
-                    waiting.append((record, label(record, text, source.labels, source.name), record_documents))
-                    characters += len(text)
+                    labels = self._labels(read)
                 except DataError as error:
                     self._log(str(error))
-                if len(waiting) == _BATCH or characters > _BATCH_CHARACTERS:
-                    self._write(writer, waiting)
-                    waiting, characters = [], 0
-            self._write(writer, waiting)
+                    continue
+                self._write(writer, read, labels)
         finally:
             writer.close()
 
@@ -254,37 +214,22 @@ class _Work:
             return True
         return False
 
-    def _write(self, writer: Any, waiting: list[tuple[Record, Labelled, list[Document]]]) -> None:
-        for (record, labels, _), encoded in zip(waiting, self._encode(waiting), strict=True):
-            for document in encoded:
-                if len(document.tokens) < 2:
-                    continue  # nothing to predict
-                writer.write(encode_record(document))
-                self.columns["lengths"].append(len(document.tokens))
-                self.columns["quality"].append(labels.quality)
-                self.columns["key"].append(record.key)
-                for name in NAMED:
-                    self.columns[name].append(assign_number(getattr(labels, name), self.names[name], name))
+    def _labels(self, read: Read) -> Labelled:
+        """The labels of a record; raises DataError where it cannot be used."""
+        if read.problem is not None:
+            raise DataError(read.problem)
+        assert isinstance(read.record, Record)
+        return label(read.record, read.text, self._job.source.labels, self._job.source.name)
 
-    def _encode(self, waiting: list[tuple[Record, Labelled, list[Document]]]) -> list[list[Encoded]]:
-        """The encoded documents of each record: all in one call, and record by record where the tokenizer refuses that."""
-        tokenizer = self._job.tokenizer
-        try:
-            encoded = iter(
-                encode([document for *_, record_documents in waiting for document in record_documents], tokenizer)
-            )
-            return [[next(encoded) for _ in record_documents] for *_, record_documents in waiting]
-        except DataError:
-            raise
-        except ValueError:
-            out = []
-            for record, _, record_documents in waiting:
-                try:
-                    out.append(encode(record_documents, tokenizer))
-                except ValueError as error:  # half a surrogate pair, say, which JSON can spell and UTF-8 cannot
-                    self._log(f"{record.location}: the tokenizer refuses the text: {error}")
-                    out.append([])
-            return out
+    def _write(self, writer: Any, read: Read, labels: Labelled) -> None:
+        assert isinstance(read.record, Record)
+        for document in read.documents:
+            writer.write(encode_record(document))
+            self.columns["lengths"].append(len(document.tokens))
+            self.columns["quality"].append(labels.quality)
+            self.columns["key"].append(read.record.key)
+            for name in NAMED:
+                self.columns[name].append(assign_number(getattr(labels, name), self.names[name], name))
 
     def _log(self, reason: str) -> None:
         limit = self._job.source.cleaning.max_malformed
@@ -292,9 +237,3 @@ class _Work:
             more = f" (more malformed records than cleaning.max_malformed, {limit}, allows)" if limit else ""
             raise DataError(reason + more)
         self.malformed.append(" ".join(reason.split()))
-
-
-def _text(record: Record | Malformed, job: PreparationJob) -> str:
-    if isinstance(record, Malformed):
-        raise DataError(record.reason)
-    return "\n".join(texts(record, job.source.text_key))

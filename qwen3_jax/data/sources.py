@@ -17,7 +17,7 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +80,15 @@ def splits(source: Source, seed: int = 0, size: int = SPLIT_BYTES) -> list[Split
         held.append(part)
         filled += weight
     return [*out, tuple(held)] if held else out
+
+
+def file_sizes(pieces: Iterable[Split]) -> dict[str, list[int]]:
+    """The files of some splits: bytes by key; several where files of different folders have one key."""
+    files = {part.file.url: part.file for split in pieces for part in split}
+    out: dict[str, list[int]] = {}
+    for file in files.values():
+        out.setdefault(file.key, []).append(file.size)
+    return {key: sorted(sizes) for key, sizes in sorted(out.items())}
 
 
 def read(split: Split, source: Source, seed: int = 0) -> Iterator[Record | Malformed]:

@@ -22,18 +22,17 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from qwen3_jax.data.shards import PreparationJob
 from qwen3_jax.data.sources import Split
 from qwen3_jax.errors import UserError
 
 RunSplits = Callable[..., Iterator[Any]]
-_job: PreparationJob | None = None
+_job: Any = None
 
 
 @contextmanager
-def start_workers(job: PreparationJob, processes: int) -> Iterator[RunSplits]:
+def start_workers(job: Any, processes: int) -> Iterator[RunSplits]:
     """Yield run(work, splits, *extra), which gives the result of work(job, number, split, *extra[number]) for every split, in
-    order.
+    order. The job is pickled once for each process.
 
     Raises:
         UserError: a worker process was killed, most likely because memory ran out.
@@ -54,15 +53,15 @@ def start_workers(job: PreparationJob, processes: int) -> Iterator[RunSplits]:
         yield run
     except BrokenProcessPool:
         raise UserError(
-            "a worker process was killed, most likely because memory ran out; prepare the corpus first, by "
-            "`qwen3 data prepare` with fewer --processes or a smaller --split-mb."
+            "a worker process was killed, most likely because memory ran out; use fewer --processes or a smaller "
+            "--split-mb (a corpus that a training run prepares: prepare it first, by `qwen3 data prepare`)."
         ) from None
     finally:
         here.close()
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(job: PreparationJob, ends: Connection) -> None:
+def _begin(job: Any, ends: Connection) -> None:
     global _job
     _job = job
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process for every core

@@ -12,10 +12,20 @@ from etils import epy
 with epy.lazy_api_imports(globals()):  # the configuration of training imports this package, and nothing heavy with it
     from qwen3_jax.evaluation.api import evaluate
     from qwen3_jax.evaluation.comparison import compare
-    from qwen3_jax.evaluation.endpoint import Endpoint
+    from qwen3_jax.evaluation.endpoint_source import EndpointSource
     from qwen3_jax.evaluation.engine_source import EngineSource
     from qwen3_jax.evaluation.plan import EvalConfig
     from qwen3_jax.evaluation.samples import read_samples
     from qwen3_jax.evaluation.task import Problem, Source, Task
 
-__all__ = ["Endpoint", "EngineSource", "EvalConfig", "Problem", "Source", "Task", "compare", "evaluate", "read_samples"]
+__all__ = [
+    "EndpointSource",
+    "EngineSource",
+    "EvalConfig",
+    "Problem",
+    "Source",
+    "Task",
+    "compare",
+    "evaluate",
+    "read_samples",
+]

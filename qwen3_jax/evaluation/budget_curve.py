@@ -78,7 +78,7 @@ def _answers(model: Qwen3, tokenizer: Tokenizer, config: BudgetCurveConfig, made
     ]
     asked = EvalConfig(("thinking",), tuple(config.budgets), max_new_tokens=config.max_new_tokens)
     plan = Plan.of([(find("running_sum"), problems)], asked, thinks=tokenizer.supports_thinking, model="the model")
-    source = EngineSource(Engine(model, rows=min(config.batch_size, len(plan))), tokenizer)
+    source = EngineSource(Engine(model, rows=min(config.batch_size, len(plan)), offline=True), tokenizer)
     samples = SampleList()
     with progress_bar("thinking budgets", len(plan)) as bar:
         for _ in run(plan, source, samples):

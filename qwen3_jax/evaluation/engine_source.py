@@ -15,7 +15,7 @@ from typing import Any
 from qwen3_jax.errors import RequestError, UserError
 from qwen3_jax.evaluation.plan import Item
 from qwen3_jax.evaluation.reply import Reply
-from qwen3_jax.generation import Engine, Generation, Options, Request, Token, can_continue, resolve
+from qwen3_jax.generation import Engine, Generation, Options, Request, Token, can_continue, resolve, with_budget
 from qwen3_jax.generation.answer import Answer
 from qwen3_jax.text import ChatTemplateError, Tokenizer
 
@@ -95,7 +95,7 @@ class EngineSource:
         first: _Running | None = None
         for item in family:
             try:
-                request = self._request(item)
+                request = self._request(item, first)
             except RequestError as error:
                 if not error.too_long:
                     raise UserError(f"the task {item.key.task}, problem {item.key.problem}: {error.reason}") from None
@@ -110,8 +110,11 @@ class EngineSource:
             self._ready.append(running)
             first = first or running
 
-    def _request(self, item: Item) -> Request:
-        """The sample's request; a limit or a budget that the context does not hold is lowered, any other is refused."""
+    def _request(self, item: Item, first: _Running | None) -> Request:
+        """The sample's request; a limit or a budget that the context does not hold is lowered, any other is refused.
+
+        `first` is another sample of the family: only 0 is asked with another prompt.
+        """
         problem, budget = item.question.problem, item.budget
         options = Options(
             sampling=item.sampling, max_new_tokens=item.max_new_tokens, enable_thinking=item.enable_thinking,
@@ -119,41 +122,50 @@ class EngineSource:
             fit_budget=True,
         )  # fmt: skip
         prompt: Any = problem.prompt if isinstance(problem.prompt, str) else list(problem.prompt)
+        like = first.request if first is not None and budget != 0 and first.item.budget != 0 else None
         try:
-            request = self._resolve(prompt, options)
+            request = self._resolve(prompt, options, like)
             lowered = budget is not None and request.budget is not None and request.budget < budget
             if lowered and request.max_new_tokens == item.max_new_tokens:
-                self._resolve(prompt, replace(options, fit_budget=False))  # says what is wrong
+                self._resolve(prompt, replace(options, fit_budget=False), like)  # says what is wrong
         except ChatTemplateError as error:
             raise RequestError(f"{str(error).rstrip('.')}.", "messages") from None
         return request
 
-    def _resolve(self, prompt: Any, options: Options) -> Request:
-        return resolve(prompt, options, self._engine.model, self._tokenizer, max_length=self._engine.max_length)[0]
+    def _resolve(self, prompt: Any, options: Options, like: Request | None) -> Request:
+        rest = self._engine.model, self._tokenizer
+        if like is not None:
+            return with_budget(like, options, *rest, max_length=self._engine.max_length)
+        return resolve(prompt, options, *rest, max_length=self._engine.max_length)[0]
 
     def _submit(self, running: _Running) -> Iterator[tuple[Item, Reply]]:
         """Give a request to the engine, with the beginning that its answer shares with a larger budget."""
-        answer = Answer(self._tokenizer, running.request)
+        answer = Answer(self._tokenizer, running.request, deltas=False)
         number = self._engine.submit(running.request, [token.id for token in running.thinking])
         self._running[number] = running, answer
-        if running.thinking:
-            stop = [Token(number, token, True, False, None, None) for token in running.request.thinking_tokens.stop]
-            for token in (*running.thinking, *stop):
-                yield from self._add(number, token)
+        if not running.thinking:
+            return
+        stop = [Token(number, token, True, False, None, None) for token in running.request.thinking_tokens.stop]
+        answer.begin([*running.thinking, *stop])
+        if answer.result is not None:  # a text of the thinking ends it
+            yield from self._end(number)
 
     def _add(self, number: int, token: Token) -> Iterator[tuple[Item, Reply]]:
-        """Add a token to its answer; yield the answer if that ends it, and the equal ones of smaller budgets."""
+        """Add a token to its answer; yield what that ends."""
         if number not in self._running:  # generated behind the stop text that ended the answer
             return
         running, answer = self._running[number]
         if running.shorter:
             running.tokens.append(token)
         answer.add(token)
-        if answer.result is None:
-            return
-        del self._running[number]
-        if token.finish is None:
-            self._engine.cancel(number)
+        if answer.result is not None:
+            yield from self._end(number)
+
+    def _end(self, number: int) -> Iterator[tuple[Item, Reply]]:
+        """Yield an answer that is complete, and the equal ones of smaller budgets."""
+        running, answer = self._running.pop(number)
+        assert answer.result is not None
+        self._engine.cancel(number)  # no effect where its last token was the engine's
         yield running.item, _reply(answer.result, running.request)
         yield from self._shorten(running, answer.result)
 

@@ -61,7 +61,7 @@ class HarnessModel(TemplateLM):
         self.options.check(model, tokenizer)
         rows, cache_type = self.options.rows, self.options.cache_type
         self.tokenizer = tokenizer
-        self.engine = Engine(model, rows=rows, max_length=self.options.max_length, cache_type=cache_type)
+        self.engine = Engine(model, rows=rows, max_length=self.options.max_length, cache_type=cache_type, offline=True)
 
     @classmethod
     def create_from_arg_obj(

@@ -7,8 +7,6 @@ its budget. So answers under several budgets share their thinking up to the smal
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,6 +15,7 @@ from qwen3_jax.bounds import check_bounds, whole
 from qwen3_jax.errors import RequestError, UserError, nearest, repeated
 from qwen3_jax.evaluation.task import NON_THINKING, THINKING, Problem, Task
 from qwen3_jax.generation import STOP_TEXT, Sampling
+from qwen3_jax.json_fields import digest
 from qwen3_jax.verifiers import settings_of
 
 MODES = ("thinking", "non-thinking")
@@ -235,9 +234,11 @@ class Plan:
             for question in questions:
                 for mode, budgets in self._forms(question):
                     largest_first = sorted(budgets, key=lambda budget: (budget is not None, -(budget or 0)))
+                    sampling = self.sampling(task, mode)
                     for sample in range(self.samples(task, mode)):
+                        seeded = dataclasses.replace(sampling, seed=self._seed(name, question, mode, sample))
                         family = [
-                            self._item(key, question)
+                            self._item(key, question, seeded)
                             for budget in largest_first
                             if (key := Key(name, question.problem.id, mode, budget, sample)) not in done
                         ]
@@ -254,18 +255,17 @@ class Plan:
             (mode, self.config.budgets if mode == "thinking" and not off else one) for mode in self.config.modes or ()
         ]
 
-    def _item(self, key: Key, question: Question) -> Item:
+    def _item(self, key: Key, question: Question, sampling: Sampling) -> Item:
         task, enable = self.tasks[key.task], question.problem.enable_thinking
         if enable is None and key.mode != TEXT:
             enable = key.mode == "thinking"
         if key.budget == 0:
             enable = None  # 0 is no thinking
-        sampling = dataclasses.replace(self.sampling(task, key.mode), seed=self._seed(key))
         limit = self.config.max_new_tokens or task.max_new_tokens
         return Item(key, question, sampling, limit, enable, self.config.stop_text)
 
-    def _seed(self, key: Key) -> int:
-        names = [self.config.seed, key.task, key.problem, key.mode, key.sample]
+    def _seed(self, task: str, question: Question, mode: str, sample: int) -> int:
+        names = [self.config.seed, task, question.problem.id, mode, sample]
         return int(digest(names)[:16], 16) >> 1
 
     def settings(self) -> dict[str, Any]:
@@ -297,13 +297,3 @@ def sampling_fields(sampling: Sampling) -> dict[str, Any]:
         for name, value in values.items()
         if value != getattr(default, name) and name not in ("seed", "n")
     }
-
-
-def digest(value: Any) -> str:
-    """A digest of JSON values, the same whatever the order of keys and on every machine."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=_plain)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else list(value) if isinstance(value, Sequence) else str(value)

@@ -52,7 +52,7 @@ class Reply:
 
 
 class Source(Protocol):
-    """What answers: `EngineSource` or `Endpoint`."""
+    """What answers: `EngineSource` or `EndpointSource`."""
 
     @property
     def thinks(self) -> bool | None:

@@ -178,7 +178,7 @@ def _cells(row: Row) -> list[str]:
 def _samples(folder: Path, total: int) -> Iterator[str]:
     """The samples and what they were asked, as data of the page's script."""
     yield "<h2>Samples</h2>"
-    # One in so many, by a hash of its key: every n-th line would meet some budgets always and others never.
+    # A fixed share, by a hash of the key: every n-th line would meet some budgets always and others never.
     every = max(-(-total // MOST_SAMPLES), 1)
     chosen = (sample for sample in read_samples(folder) if zlib.crc32(repr(key_of(sample)).encode()) % every == 0)
     kept = [_shown(sample) for sample in itertools.islice(chosen, 2 * MOST_SAMPLES)]

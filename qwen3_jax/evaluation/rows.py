@@ -103,10 +103,7 @@ class Row:
         Raises:
             RowError: the column is missing or holds something else.
         """
-        value = self.parsed(*names, default=_ABSENT if default is None else default)
-        if not isinstance(value, list):
-            raise self.error(f"the column {self._name(names)} must be a list, got {value!r:.100}")
-        return value
+        return self._parsed_as(list, "a list", names, default)
 
     def texts(self, *names: str, default: list[str] | None = None) -> list[str]:
         """A list of texts, or its JSON."""
@@ -118,9 +115,12 @@ class Row:
 
     def mapping(self, *names: str, default: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
         """An object, or a text that is one in JSON."""
+        return self._parsed_as(Mapping, "an object", names, default)
+
+    def _parsed_as(self, kind: type, what: str, names: tuple[str, ...], default: Any) -> Any:
         value = self.parsed(*names, default=_ABSENT if default is None else default)
-        if not isinstance(value, Mapping):
-            raise self.error(f"the column {self._name(names)} must be an object, got {value!r:.100}")
+        if not isinstance(value, kind):
+            raise self.error(f"the column {self._name(names)} must be {what}, got {value!r:.100}")
         return value
 
     def parsed(self, *names: str, default: Any = _ABSENT) -> Any:

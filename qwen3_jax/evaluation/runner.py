@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from qwen3_jax.errors import UserError
 from qwen3_jax.evaluation.plan import Item, Key, Plan
 from qwen3_jax.evaluation.reply import Reply, Source
-from qwen3_jax.evaluation.workers import Workers
+from qwen3_jax.threads import Workers
 from qwen3_jax.verifiers import Verdict, verify
 
 _MOST_THREADS = 8
@@ -47,12 +47,12 @@ def run(plan: Plan, source: Source, samples: Samples, *, threads: int | None = N
     try:
         for item, reply in source.answers(plan.families(set(samples.done))):
             judges.put(item, functools.partial(_judge, item, reply, samples))
-            while (done := judges.take(wait=False)) is not None:
+            while (done := judges.take(0)) is not None:
                 yield _value(done)
-        while (done := judges.take(wait=True)) is not None:
+        while (done := judges.take()) is not None:
             yield _value(done)
     finally:
-        while (done := judges.take(wait=True)) is not None:  # what has been answered is kept
+        while (done := judges.take()) is not None:  # what has been answered is kept
             pass
         judges.close()
 

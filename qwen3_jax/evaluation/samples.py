@@ -13,17 +13,16 @@ A run that is killed loses no line but the one that it was writing, and the same
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from filelock import FileLock, Timeout
-
 from qwen3_jax.errors import UserError
 from qwen3_jax.evaluation.plan import Key, Plan
+from qwen3_jax.file_writes import cut_unfinished_line, locked
 from qwen3_jax.json_fields import read_json
 from qwen3_jax.paths import replace_file
 from qwen3_jax.text_files import is_unicode
@@ -67,23 +66,23 @@ class SampleFile:
         except OSError as error:
             raise UserError(f"--output {folder} cannot be created ({error.strerror or error}).") from None
         self._write_lock = threading.Lock()
-        self._lock = FileLock(folder / ".lock", timeout=0)
+        self._lock = contextlib.ExitStack()
         try:
-            self._lock.acquire()
-        except Timeout:
-            raise UserError(f"--output {folder} is in use by another evaluation.") from None
+            self._lock.enter_context(locked(folder / ".lock", f"--output {folder} is in use by another evaluation."))
+        except OSError as error:
+            raise UserError(f"--output {folder} cannot be written ({error.strerror or error}).") from None
         self._file: BinaryIO | None = None
         try:
             self._claim(settings)
             self.done = set(self._recover(folder / SAMPLES))
-            self._cut(folder / TIMINGS)
+            cut_unfinished_line(folder / TIMINGS)
             self._file = open(folder / SAMPLES, "ab")  # noqa: SIM115 - closed in `close`
             self._timings = open(folder / TIMINGS, "ab")  # noqa: SIM115
         except OSError as error:
-            self._lock.release()
+            self._lock.close()
             raise UserError(f"--output {folder} cannot be written ({error.strerror or error}).") from None
         except BaseException:
-            self._lock.release()
+            self._lock.close()
             raise
 
     def _claim(self, settings: Mapping[str, Any]) -> None:
@@ -106,7 +105,7 @@ class SampleFile:
 
     def _recover(self, file: Path) -> Iterator[Key]:
         """Cut off a last line that a killed process did not finish; yield the keys of the others."""
-        self._cut(file)
+        cut_unfinished_line(file)
         valid = set(self._plan.keys())
         for number, line in enumerate(_lines(file), start=1):
             try:
@@ -120,22 +119,6 @@ class SampleFile:
                     f"{file}, line {number} is of a sample that this run does not have; give another folder."
                 )
             yield key
-
-    @staticmethod
-    def _cut(file: Path) -> None:
-        if not file.exists():
-            return
-        with open(file, "rb+") as opened:
-            end = opened.seek(0, os.SEEK_END)
-            while end > 0:  # backwards to the last line end
-                start = max(end - 65536, 0)
-                opened.seek(start)
-                place = opened.read(end - start).rfind(b"\n")
-                if place >= 0:
-                    opened.truncate(start + place + 1)
-                    return
-                end = start
-            opened.truncate(0)
 
     def add(self, sample: Mapping[str, Any], seconds: float) -> None:
         """Append a sample, and the seconds of its verifier."""
@@ -184,7 +167,7 @@ class SampleFile:
                 if file is not None:
                     file.close()
             self._file = None
-        self._lock.release()
+        self._lock.close()
 
     def __enter__(self) -> SampleFile:
         return self

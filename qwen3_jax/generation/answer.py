@@ -5,6 +5,7 @@ Invariant: the deltas of a stream, joined, are the fields of its result.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -108,6 +109,7 @@ class Answer:
     Args:
         tokenizer: None leaves the texts empty.
         request: says how to read the answer.
+        deltas: give the deltas of a stream. Without them the text is made at once, at the end, unless it may end the answer.
 
     Attributes:
         request: as given.
@@ -116,13 +118,15 @@ class Answer:
         result: the finished answer, None until then.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None, request: Request):
+    def __init__(self, tokenizer: Tokenizer | None, request: Request, *, deltas: bool = True):
         self.request = request
+        self._whole = not (deltas or request.sampling.stop or request.one_call)
         self.logprobs: list[TokenLogprob] = []
         self.prompt_logprobs: list[TokenLogprob | None] = []
         self.result: Generation | None = None
         self._tokens: list[int] = []
         self._forced: list[bool] = []
+        self._ends: list[int] = []  # the length of the text after each token, with stop texts
         self._thinking_tokens = self._cached_tokens = 0
         self._reader = _Reader(request)
         self._detokenizer = None if tokenizer is None else tokenizer.detokenizer(skip_special_tokens=True)
@@ -148,14 +152,41 @@ class Answer:
         self._thinking_tokens += token.thinking
         if token.logprob is not None:
             self.logprobs.append(token.logprob)
+        if self._whole:
+            return [] if token.finish is None else self._read_whole(token.finish)
         if token.finish == "stop":  # an end token is no text
             return self._finish("stop", [], flush=True)
         text = "" if self._detokenizer is None else self._detokenizer.add(token.id)
         deltas = self._deltas(self._reader.feed(text, forced=token.forced))
+        self._ends.append(self._ends[-1] + len(text) if self._ends else len(text))
         called = self.request.one_call and any(delta.kind == "tool_call" for delta in deltas)
         if called or self._reader.stopped:
             return self._finish("stop", deltas, flush=False)
         return deltas if token.finish is None else self._finish(token.finish, deltas, flush=True)
+
+    def _drop_tokens_behind_the_stop_text(self) -> None:
+        """Tokens that came while it was not certain that the stop text is content, and neither a tag nor in a call."""
+        count = bisect.bisect_left(self._ends, self._reader.stop_end) + 1
+        self._tokens, self._forced = self._tokens[:count], self._forced[:count]
+        del self.logprobs[count:]
+
+    def begin(self, tokens: Sequence[Token]) -> None:
+        """Take the first tokens of an answer, none of which is the last; their deltas are dropped."""
+        if not self._whole:
+            for token in tokens:
+                self.add(token)
+            return
+        self._tokens += [token.id for token in tokens]
+        self._forced += [token.forced for token in tokens]
+        self._thinking_tokens += sum(token.thinking for token in tokens)
+
+    def _read_whole(self, reason: FinishReason) -> list[Delta]:
+        """Make the text of all tokens and end the answer; its only delta is the end."""
+        ids = self._tokens[:-1] if reason == "stop" else self._tokens  # an end token is no text
+        if self._detokenizer is not None:
+            self._reader.feed("".join(map(self._detokenizer.add, ids)) + self._detokenizer.flush())
+        self._finish(reason, [], flush=False)
+        return [Delta("end", "", *self._place, result=self.result)]
 
     def _deltas(self, events: Sequence[Piece | ToolCall]) -> list[Delta]:
         return [
@@ -173,6 +204,7 @@ class Answer:
         parsed = self._reader.parsed()
         if self._reader.stopped:
             reason = "stop"
+            self._drop_tokens_behind_the_stop_text()
         if reason == "stop" and parsed.tool_calls:
             reason = "tool_calls"
         self.result = Generation(
@@ -209,6 +241,13 @@ class _Reader:
     def stopped(self) -> bool:
         """Whether a stop text has ended the answer."""
         return self._stops is not None and self._stops.cut is not None
+
+    @property
+    def stop_end(self) -> int:
+        """The place behind the stop text that has ended the answer."""
+        assert self._stops is not None
+        assert self._stops.end is not None
+        return self._stops.end
 
     @property
     def text(self) -> str:

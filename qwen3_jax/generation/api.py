@@ -75,10 +75,10 @@ def generate(
         sampling=sampling, max_new_tokens=max_new_tokens, enable_thinking=enable_thinking, thinking_budget=thinking_budget,
         tools=tools, continue_final_message=continue_final_message, thinking_stop_text=thinking_stop_text,
     )  # fmt: skip
-    engine, requests = _resolve(model, tokenizer, prompts, batch_size, options)
+    engine, requests = _resolve(model, tokenizer, prompts, batch_size, options, offline=True)
     results: dict[tuple[int, int], Generation] = {}
     with progress_bar("generating", len(requests), visible=progress) as bar:
-        for delta in stream_requests(engine, tokenizer, requests):
+        for delta in stream_requests(engine, tokenizer, requests, deltas=False):
             if delta.result is not None:
                 results[delta.index, delta.sample] = delta.result
                 bar.advance()
@@ -114,8 +114,13 @@ def stream(
     return stream_requests(engine, tokenizer, requests)
 
 
-def stream_requests(engine: Engine, tokenizer: Tokenizer | None, requests: Sequence[Request]) -> Iterator[Delta]:
-    """Answer the requests that `resolve` has made; cancel what is unfinished when the caller closes the stream."""
+def stream_requests(
+    engine: Engine, tokenizer: Tokenizer | None, requests: Sequence[Request], *, deltas: bool = True
+) -> Iterator[Delta]:
+    """Answer the requests that `resolve` has made; cancel what is unfinished when the caller closes the stream.
+
+    Without `deltas` the last one of each answer, with its result, is enough.
+    """
     if engine.busy:
         raise UserError(
             "the engine is busy with other requests; finish or close their stream first, or use Engine.submit."
@@ -123,7 +128,7 @@ def stream_requests(engine: Engine, tokenizer: Tokenizer | None, requests: Seque
     answers: dict[int, Answer] = {}
     try:
         for request in requests:
-            answers[engine.submit(request)] = Answer(tokenizer, request)
+            answers[engine.submit(request)] = Answer(tokenizer, request, deltas=deltas)
         while engine.busy:
             tokens = ((token.number, token) for token in engine.step())
             for _, delta in extend(answers, tokens, engine.cancel):
@@ -134,8 +139,9 @@ def stream_requests(engine: Engine, tokenizer: Tokenizer | None, requests: Seque
 
 
 def _resolve(
-    model: Qwen3 | Engine, tokenizer: Tokenizer | None, prompts: Any, batch_size: int | None, options: dict[str, Any]
-) -> tuple[Engine, list[Request]]:
+    model: Qwen3 | Engine, tokenizer: Tokenizer | None, prompts: Any, batch_size: int | None, options: dict[str, Any],
+    *, offline: bool = False,
+) -> tuple[Engine, list[Request]]:  # fmt: skip
     """Check everything; return the engine and a request for each answer."""
     check_batch_size(batch_size, isinstance(model, Engine))
     prompts = _as_list(prompts)
@@ -144,7 +150,7 @@ def _resolve(
         return model, _requests(model.model, tokenizer, prompts, rows, model.max_length)
     context = model.config.max_position_embeddings
     requests = _requests(model, tokenizer, prompts, rows, context)
-    engine = Engine(model, rows=row_size(len(requests), batch_size or DEFAULT_ROWS))
+    engine = Engine(model, rows=row_size(len(requests), batch_size or DEFAULT_ROWS), offline=offline)
     if engine.max_length < context:  # the free memory holds less than one context
         requests = _requests(model, tokenizer, prompts, rows, engine.max_length)
     return engine, requests

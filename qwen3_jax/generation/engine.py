@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -38,7 +38,22 @@ from qwen3_jax.kernels import CacheType, page_size
 from qwen3_jax.model import Qwen3
 from qwen3_jax.progress import progress_bar
 
+_ONLINE = 512, 8  # prefill_chunk and decode_steps
+_OFFLINE = 1024, 32
 _INITIAL_TOKENS = 512  # per row, of a cache that grows, where memory allows
+
+
+class _Computation(NamedTuple):
+    """A program that has been started, and what its results are for; arrays on the device."""
+
+    is_prefill: bool
+    batch: ActiveBatch
+    progress: Progress
+    output: Output
+    scored: list[Scored]
+    scores: Sequence[Logprobs]
+    guessed: int
+    clock: Clock
 
 
 class Engine:
@@ -51,12 +66,14 @@ class Engine:
             at most 1 GiB, and doubles whenever that is full, up to `rows` requests of `max_length` or the free memory; each
             size is compiled anew.
         max_length: tokens of the longest request, prompt and answer; None is the model's context length.
-        prefill_chunk: prompt tokens computed at a time; running requests get a token between two chunks.
-        decode_steps: tokens that running requests generate between two scheduling decisions.
+        prefill_chunk: prompt tokens computed at a time, None is 512, or 1,024 offline; running requests get a token between two
+            chunks, but not offline.
+        decode_steps: tokens that running requests generate between two scheduling decisions; None is 8, or 32 offline.
         prefix_cache: share the keys and values of equal beginnings.
         speculation: guess tokens and check several at a time.
         cache_type: "int8" or "fp8" keys and values, with a scale for each token and head; None is the compute type.
         slots_per_page: tokens per page; None is a size that suits the platform.
+        offline: nobody waits for single tokens: more tokens per second, but in bursts. Changes no answer. See `Scheduler`.
 
     Attributes:
         rows: as given, rounded up to what the mesh and the compiled sizes allow.
@@ -76,14 +93,18 @@ class Engine:
         rows: int = 32,
         cache_tokens: int | None = None,
         max_length: int | None = None,
-        prefill_chunk: int = 512,
-        decode_steps: int = 8,
+        prefill_chunk: int | None = None,
+        decode_steps: int | None = None,
         prefix_cache: bool = True,
         speculation: Speculation | None = None,
         cache_type: CacheType | None = None,
         slots_per_page: int | None = None,
+        offline: bool = False,
     ):
         context = model.config.max_position_embeddings
+        chunk, steps = _OFFLINE if offline else _ONLINE
+        prefill_chunk = chunk if prefill_chunk is None else prefill_chunk
+        decode_steps = steps if decode_steps is None else decode_steps
         options = dict(
             rows=rows, cache_tokens=cache_tokens, max_length=max_length, prefill_chunk=prefill_chunk,
             decode_steps=decode_steps, slots_per_page=slots_per_page,
@@ -102,8 +123,9 @@ class Engine:
         self.stats = Stats()
         self.rows = shards * shard_rows
         self._runner = Runner(
-            model, speculation, cache_type, rows=shard_rows, page_size=size, max_length=max_length or context
-        )
+            model, speculation, cache_type, rows=shard_rows, page_size=size, max_length=max_length or context,
+            offline=offline,
+        )  # fmt: skip
         if cache_tokens is None:
             max_pages = self._runner.max_pages()
             pages = min(self._runner.first_pages(_INITIAL_TOKENS), max_pages)
@@ -114,9 +136,11 @@ class Engine:
         self._scheduler: Scheduler[ActiveRequest] = Scheduler(
             shards=shards, pages=pages, max_pages=max_pages, page_size=size, rows=shard_rows, chunk=prefill_chunk,
             chunk_rows=self._runner.prefill_rows, steps=steps, prefix_cache=prefix_cache,
+            offline=offline,
         )  # fmt: skip
         self._runner.allocate(pages)
         self._active: dict[int, ActiveRequest] = {}
+        self._in_flight: _Computation | None = None  # offline, between two steps
         self._ready: list[Token] = []  # tokens of prompts that need no computation; the next step returns them
 
     @property
@@ -193,11 +217,19 @@ class Engine:
             self._runner.release_slot(active)
 
     def step(self) -> list[Token]:
-        """Compute the next part of a prompt, or the next tokens of all running requests; return the new tokens."""
-        ready, self._ready = self._ready, []
-        return ready + self._compute()
+        """Compute the next part of a prompt, or the next tokens of all running requests; return the new tokens.
 
-    def _compute(self) -> list[Token]:
+        Offline it returns while the device computes on, with the tokens of the computation before: at first none.
+        """
+        ready, self._ready = self._ready, []
+        if not self._scheduler.offline:
+            return ready + self._finish(self._begin())
+        tokens = self._finish(self._in_flight)
+        self._in_flight = self._begin()
+        return ready + tokens
+
+    def _begin(self) -> _Computation | None:
+        """Schedule and start the next computation."""
         plan = self._scheduler.schedule()
         while isinstance(plan, Grow):
             self._runner.grow(plan)
@@ -206,7 +238,7 @@ class Engine:
         for active in itertools.takewhile(lambda active: active.preemptions, self._scheduler.waiting):
             self._runner.release_slot(active)
         if plan is None:
-            return []
+            return None
         if isinstance(plan, Prefill):
             self._prepare()
         clock = Clock()
@@ -228,17 +260,25 @@ class Engine:
             self._start(decoding)
             batch, progress, output = self._runner.decode(plan, self._scheduler.steps)
         clock.dispatched()
+        guessed = 0 if isinstance(plan, Prefill) else self._runner.guessed
+        return _Computation(isinstance(plan, Prefill), batch, progress, output, scored, scores, guessed, clock)
+
+    def _finish(self, computation: _Computation | None) -> list[Token]:
+        """Wait for a computation; return its tokens, without those of requests that were cancelled since."""
+        if computation is None:
+            return []
+        is_prefill, batch, progress, output, scored, scores, guessed, clock = computation
         progress, output, scores = self._runner.fetch(batch, progress, output, scores)
         running, compiling = clock.stop()
         tokens = self._reported(scored, scores) + self._postprocess(batch, progress, output)
         self.stats.compile_seconds += compiling
-        if isinstance(plan, Prefill):
+        if is_prefill:
             self.stats.prefill_seconds += running
             return tokens
         self.stats.decode_seconds += running
         self.stats.decode_tokens += len(tokens)
-        if self._runner.guessed:
-            self.stats.guessed += self._runner.guessed
+        if guessed:
+            self.stats.guessed += guessed
             self.stats.accepted += int(np.maximum(output.valid.sum(axis=0) - 1, 0).sum())  # the last token is no guess
         return tokens
 
@@ -253,6 +293,7 @@ class Engine:
     def _reported(self, scored: Sequence[Scored], scores: Sequence[Logprobs]) -> list[Token]:
         """Return the scored tokens of prompts; release the requests that end with their prompt."""
         tokens = list(tokens_of(scored, scores, len(self._scheduler.pools)))
+        tokens = [token for token in tokens if token.number in self._active]
         for token in tokens:
             if token.finish is not None:
                 self.cancel(token.number)
@@ -304,6 +345,8 @@ class Engine:
 
     def _postprocess(self, batch: ActiveBatch, progress: Progress, output: Output) -> list[Token]:
         """Append the new tokens to their requests, step by step, and release what is finished."""
+        known = [active is not None and active.number in self._active for active in batch]
+        output = output.replace(valid=output.valid & np.asarray(known))  # one may have been cancelled meanwhile
         steps = output.valid.sum(axis=0)  # each row is valid up to its last step
         tokens: list[Token] = []
         for step in range(output.valid.shape[0]):

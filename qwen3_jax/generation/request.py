@@ -157,11 +157,7 @@ def resolve(
     limit = _limit(len(ids), options, model, context)
     place = thinking_tokens.place(ids, None if tokenizer is None else tokenizer.im_start_id)
     is_open = place == "thinking"
-    if options.thinking_stop_text != STOP_TEXT or may_force(budget, is_open):
-        _check_stop_text(options.thinking_stop_text, thinking_tokens, end)
-    stop_tokens, room = len(thinking_tokens.stop), context - len(ids)
-    if limit > 0:
-        budget = checked_budget(budget, limit, stop_tokens, is_open, fit=options.fit_budget, room=room)
+    budget = _usable_budget(budget, options, len(ids), limit, is_open, thinking_tokens, end, context)
     request = Request(
         tuple(ids), options.sampling, limit, eos, budget, is_open, thinking_tokens, prompt_index=prompt_index,
         tools=tuple(options.tools or ()), raw=options.raw, continues_text=not is_chat, one_call=options.one_call,
@@ -169,6 +165,40 @@ def resolve(
     )  # fmt: skip
     make, samples = options.constraint, range(options.sampling.n)
     return [replace(request, sample_index=sample, constraint=None if make is None else make()) for sample in samples]
+
+
+def with_budget(
+    request: Request, options: Options, model: Qwen3, tokenizer: Tokenizer | None, *, max_length: int | None = None
+) -> Request:
+    """Return what `resolve` makes of the same prompt and options with another thinking budget, without rendering it again.
+
+    Args:
+        request: of options with a budget that is not 0, which asks for another prompt.
+        options: with the budget, not 0 either.
+        model, tokenizer, max_length: of `resolve`.
+
+    Raises:
+        RequestError: as `resolve`.
+    """
+    tokens, context = request.thinking_tokens, max_length or model.config.max_position_embeddings
+    end = end_tokens(model, tokenizer, chat=not request.continues_text or options.constraint is not None)
+    _, budget = _thinking(options, tokenizer, tokens)
+    size, limit = len(request.prompt), request.max_new_tokens
+    return replace(request, budget=_usable_budget(budget, options, size, limit, request.thinking, tokens, end, context))
+
+
+def _usable_budget(
+    budget: int | None, options: Options, prompt_tokens: int, limit: int, is_open: bool, tokens: ThinkingTokens,
+    end: frozenset[int], context: int,
+) -> int | None:  # fmt: skip
+    """Check the stop text and return the budget, lowered if that was asked for and is needed."""
+    if options.thinking_stop_text != STOP_TEXT or may_force(budget, is_open):
+        _check_stop_text(options.thinking_stop_text, tokens, end)
+    if limit == 0:
+        return budget
+    return checked_budget(
+        budget, limit, len(tokens.stop), is_open, fit=options.fit_budget, room=context - prompt_tokens
+    )
 
 
 def _check_stop_text(text: str, tokens: ThinkingTokens, end: frozenset[int]) -> None:
@@ -300,7 +330,7 @@ def _check_ids(ids: list[int], vocabulary: int) -> None:
 
 
 def why_not_ids(ids: Sequence[Any], vocabulary: int) -> str | None:
-    """Return what is wrong with token ids, naming the first that is none; None if all are of the vocabulary."""
+    """Return what is wrong with token ids, naming the first that is not in the vocabulary; None if all are."""
     for token in ids:
         if isinstance(token, bool) or not isinstance(token, (int, np.integer)) or not 0 <= token < vocabulary:
             return f"{token!r} is not a token id; they are whole numbers from 0 to {vocabulary - 1}."

@@ -24,7 +24,7 @@ from qwen3_jax.model import Qwen3
 from qwen3_jax.progress import doing
 
 MIN_PREFILL_TOKENS = 16  # shorter parts of prompts are padded
-_PREFILL_ROWS = 8  # most sequences of one prefill
+_PREFILL_ROWS = 8, 32  # most sequences of one prefill, and of one of an engine that answers offline
 _FIRST_WIDTH = 64  # of the first prefill that is compiled: a short question
 _SCORED = 16, 128  # tokens per shard whose logits over the vocabulary are in memory at once, for prompts
 
@@ -45,14 +45,15 @@ class Runner:
 
     def __init__(
         self, model: Qwen3, speculation: Speculation | None, cache_type: CacheType | None, *, rows: int, page_size: int,
-        max_length: int,
+        max_length: int, offline: bool = False,
     ):  # fmt: skip
         models = (model, speculation.model) if isinstance(speculation, DraftModel) else (model,)
         sizes = [m.config.vocab_size for m in models]
         if sizes[-1] != sizes[0]:
             counts = f"the draft model has {sizes[-1]} vocabulary rows and the model {sizes[0]}"
             raise UserError(f"{counts}; a draft model needs the same vocabulary.")
-        self.prefill_rows = min(_PREFILL_ROWS, rows)
+        self.prefill_rows = min(_PREFILL_ROWS[offline], rows)
+        self._prefill_sizes = sorted({min(size, self.prefill_rows) for size in (1, *_PREFILL_ROWS)})
         self.guessed = 0
         self._model, self._speculation, self._cache_type = model, speculation, cache_type
         self._shards, self._rows = model.execution.placement.parts("batch"), rows
@@ -117,7 +118,7 @@ class Runner:
 
     def prefill(self, plan: Prefill[ActiveRequest]) -> tuple[ActiveBatch, Progress, Output, jax.Array]:
         """Compute parts of prompts; returns the rows, and their progress, output and hidden states on the device."""
-        rows = 1 if max(map(len, plan.parts)) == 1 else self.prefill_rows
+        rows = next(size for size in self._prefill_sizes if size >= max(map(len, plan.parts)))
         width = size_of(max(sum(count for _, count in parts) for parts in plan.parts), MIN_PREFILL_TOKENS)
         tokens = np.zeros((self._shards, width), np.int32)
         counts = np.zeros((self._shards, rows), np.int32)
@@ -176,7 +177,7 @@ class Runner:
             guesses = self._propose(batch, self._speculation)
         self.guessed = 0 if guesses is None else int((guesses >= 0).sum())
         if guesses is None:
-            rest = *arrays, np.int32(plan.steps), allowed
+            rest = *arrays, np.int32(plan.steps), np.int32(plan.least), allowed
             with self._announced("plain" if allowed is None else "constrained", rows):
                 self.state, progress, output = program.decode(self._graphdefs, max_steps, *rest)
         else:
@@ -201,7 +202,7 @@ class Runner:
                 self.state, *_ = program.verify(self._graphdefs, none.shape[1], *arrays, none)
             else:
                 allowed = np.zeros((len(batch), self._words), np.uint32) if kind == "constrained" else None
-                self.state, *_ = program.decode(self._graphdefs, max_steps, *arrays, np.int32(1), allowed)
+                self.state, *_ = program.decode(self._graphdefs, max_steps, *arrays, np.int32(1), np.int32(1), allowed)
 
     @contextmanager
     def _announced(self, name: str, size: int, text: str | None = None) -> Iterator[None]:
@@ -229,7 +230,7 @@ class Runner:
         widths = _sizes(MIN_PREFILL_TOKENS, chunk)
         decodes = sorted({row_size(count, self._rows) for count in range(1, self._rows + 1)})
         widths.sort(key=lambda width: (width != min(_FIRST_WIDTH, chunk), width))
-        several = [self.prefill_rows] if self.prefill_rows > 1 else []
+        several = self._prefill_sizes[1:]
         kinds: list[DecodeKind] = ["plain"]
         kinds += ["guesses"] if self._speculation is not None else []
         kinds += ["constrained"] if constraints else []

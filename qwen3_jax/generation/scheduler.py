@@ -5,7 +5,8 @@ First come, first served. A sequence that fits in no shard waits, and so do all 
 sequence of the shard is preempted: it releases its pages and returns to the head of the queue, to recompute its prompt and its
 answer so far. So the oldest sequence always advances, and none starves.
 
-Prefill chunks and decode steps alternate: no running sequence waits for a whole long prompt.
+Prefill chunks and decode steps alternate: no running sequence waits for a whole long prompt. Offline, where nobody reads tokens
+as they come, prompts come first instead, so that as many sequences as possible decode together.
 """
 
 from __future__ import annotations
@@ -70,10 +71,11 @@ class Prefill(Generic[T]):
 
 @dataclass(frozen=True)
 class Decode(Generic[T]):
-    """Generate up to `steps` tokens in each sequence of each shard."""
+    """Generate up to `steps` tokens in each sequence of each shard, as long as at least `least` of them are unfinished."""
 
     sequences: list[list[T]]
     steps: int
+    least: int = 1
 
 
 @dataclass(frozen=True)
@@ -97,17 +99,19 @@ class Scheduler(Generic[T]):
         chunk_rows: sequences that these may belong to.
         steps: decode steps between two decisions.
         prefix_cache: share equal beginnings of sequences.
+        offline: compute the prompts of all admitted sequences before any of these decodes, and end a decode step early, when a
+            quarter of its sequences are finished and others wait for their place.
     """
 
     def __init__(
         self, *, shards: int, pages: int, page_size: int, rows: int, chunk: int, chunk_rows: int, steps: int,
-        prefix_cache: bool, max_pages: int | None = None,
+        prefix_cache: bool, max_pages: int | None = None, offline: bool = False,
     ):  # fmt: skip
         self.pools = [Pool(pages, page_size, prefix_cache) for _ in range(shards)]
         self.admitted: list[list[T]] = [[] for _ in range(shards)]
         self.waiting: deque[T] = deque()
         self.rows, self.chunk, self.chunk_rows, self.steps, self.page_size = rows, chunk, chunk_rows, steps, page_size
-        self.pages, self.max_pages = pages, max_pages or pages
+        self.pages, self.max_pages, self.offline = pages, max_pages or pages, offline
         self.preemptions = 0
         self._arrivals = 0
         self._decoded_last = True
@@ -136,21 +140,27 @@ class Scheduler(Generic[T]):
             return self._grow()
         parts = [self._chunk(sequences) for sequences in self.admitted]
         prefill = Prefill(parts) if any(parts) else None
-        if prefill is not None and self._decoded_last:
+        if prefill is not None and (self._decoded_last or self.offline):
             self._decoded_last = False
             return prefill
         steps = 1 if prefill is not None else self.steps
         shards = range(len(self.pools))
-        if not all(self._reserve(shard, steps) for shard in shards):
+        while not all(self._reserve(shard, steps) for shard in shards):
             if self.pages < self.max_pages:
                 return self._grow()
-            steps = 1
-            for shard in shards:
-                while not self._reserve(shard, steps):
-                    self._preempt(max(self.admitted[shard], key=lambda sequence: sequence.number))
+            if steps == 1:
+                for shard in shards:
+                    while not self._reserve(shard, steps):
+                        self._preempt(max(self.admitted[shard], key=lambda sequence: sequence.number))
+                break
+            steps //= 2
         self._decoded_last = True
         ready = [[sequence for sequence in sequences if sequence.pending == 1] for sequences in self.admitted]
-        return Decode(ready, steps) if any(ready) else prefill
+        return Decode(ready, steps, self._least(sum(map(len, ready)))) if any(ready) else prefill
+
+    def _least(self, ready: int) -> int:
+        """Return the number of unfinished sequences below which the decode step ends."""
+        return ready - ready // 4 if self.offline and self.waiting else 1
 
     def advance(self, sequence: T, count: int) -> None:
         """Note that `count` more tokens of a sequence are in its pages."""
@@ -167,19 +177,39 @@ class Scheduler(Generic[T]):
         return Grow(before, self.pages)
 
     def _admit(self) -> bool:
-        """Admit waiting sequences in order; return False if the first one needs pages that the cache may still grow by."""
-        while self.waiting:
-            sequence = self.waiting[0]
-            # Prefer the shard whose cache holds most of the sequence; of equal ones, the one with most available pages.
-            order = []
-            for shard, pool in enumerate(self.pools):
-                cached = pool.match(sequence.shareable)
-                order.append((-len(cached), -pool.available, shard, cached))
-            if any(self._enter(sequence, shard, cached) for _, _, shard, cached in sorted(order)):
-                self.waiting.popleft()
-            else:
-                return self.pages == self.max_pages or not self._lacks_only_pages(sequence)
-        return True
+        """Admit waiting sequences in order; return False if the first one needs pages that the cache may still grow by.
+
+        Offline, those that wait for a page that another one computes are passed by the next ones, up to as many as the rows.
+        """
+        passed: list[T] = []
+        try:
+            while self.waiting:
+                sequence = self.waiting[0]
+                if self._enter_any(sequence):
+                    self.waiting.popleft()
+                elif self.offline and len(passed) < self.rows and self._only_waits(sequence):
+                    passed.append(self.waiting.popleft())
+                else:
+                    return self.pages == self.max_pages or not self._lacks_only_pages(sequence)
+            return True
+        finally:
+            self.waiting.extendleft(reversed(passed))
+
+    def _enter_any(self, sequence: T) -> bool:
+        """Admit a sequence to the shard that suits it best, if any has space."""
+        # Prefer the shard whose cache holds most of the sequence; of equal ones, the one with most available pages.
+        order = []
+        for shard, pool in enumerate(self.pools):
+            cached = pool.match(sequence.shareable)
+            order.append((-len(cached), -pool.available, shard, cached))
+        return any(self._enter(sequence, shard, cached) for _, _, shard, cached in sorted(order))
+
+    def _only_waits(self, sequence: T) -> bool:
+        """Whether a shard has a row for a sequence, and a page of it is being computed there."""
+        return any(
+            len(others) < self.rows and self._worth_waiting(sequence, len(pool.match(sequence.shareable)), others)
+            for pool, others in zip(self.pools, self.admitted, strict=True)
+        )
 
     def _enter(self, sequence: T, shard: int, cached: list[int]) -> bool:
         """Admit a sequence to a shard if there is space; `cached` are its pages in the prefix cache."""

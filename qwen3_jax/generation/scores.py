@@ -193,7 +193,7 @@ def _engine(model: Qwen3 | Engine, batch_size: int | None, count: int) -> Engine
     check_batch_size(batch_size, isinstance(model, Engine))
     if isinstance(model, Engine):
         return model
-    return Engine(model, rows=row_size(count, batch_size or DEFAULT_ROWS))
+    return Engine(model, rows=row_size(count, batch_size or DEFAULT_ROWS), offline=True)
 
 
 def _check(ids: tuple[int, ...], start: int, engine: Engine, index: int) -> None:

@@ -1,7 +1,8 @@
 """Stop texts: they end an answer where its content contains one, and are not part of it.
 
 Thinking, think tags with the newlines behind them, forced text and tool calls pass unread: the parser has taken them out of the
-content. A stop text does not reach across a call.
+content. A stop text does not reach across a call. Whitespace between a call and a stop text is no content, as none is behind
+the last call of an answer.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ class StopTexts:
 
     Attributes:
         cut: place of the stop text in the text that the parser was fed; None until one was found.
+        end: the place behind it.
     """
 
     def __init__(self, texts: Sequence[str]):
         self.cut: int | None = None
+        self.end: int | None = None
         self._texts = tuple(texts)
         self._withheld = ""
         self._start = 0  # place of what is withheld
+        self._after_call = False  # whether nothing but whitespace came since the last call
 
     def feed(self, events: Iterable[Piece | ToolCall]) -> list[Piece | ToolCall]:
         """Return the events that are certain, up to the first stop text."""
@@ -35,6 +39,7 @@ class StopTexts:
                 break
             if isinstance(event, ToolCall):
                 certain += [*self.finish(), event]
+                self._after_call = True
             elif event.kind == "thinking":
                 certain.append(event)
             else:
@@ -51,12 +56,14 @@ class StopTexts:
             self._start = piece.start
         text, start = self._withheld + piece.text, self._start
         matches = [(place + len(stop), place) for stop in self._texts if (place := text.find(stop)) >= 0]
+        certain = min(matches)[1] if matches else len(text) - overlap(text, self._texts)
+        given = 0 if self._after_call and not text[:certain].strip() else certain
+        self._after_call &= not given
         if matches:
-            certain = min(matches)[1]
-            self._withheld, self.cut = "", start + certain
+            self._withheld, self.cut, self.end = "", start + certain, start + min(matches)[0]
         else:
-            certain = len(text) - overlap(text, self._texts)
-            self._withheld, self._start = text[certain:], start + certain
+            self._withheld, self._start = text[given:], start + given
+        certain = given
         return [Piece("content", text[:certain], start)] if certain else []
 
 

@@ -80,8 +80,9 @@ def plan_decoding(
         raise ShardingError(f"{rows} rows do not divide by {shards}, over which the mesh splits the batch.")
     state, settings, progress, tables = _arguments(structure, placement, rows, shards, context)
     with lowering_for(topology):
+        steps = least = jax.ShapeDtypeStruct((), jnp.int32)
         lowered = program.decode.lower(
-            (graphdef,), _MAX_STEPS, (params,), state, settings, progress, tables, jax.ShapeDtypeStruct((), jnp.int32)
+            (graphdef,), _MAX_STEPS, (params,), state, settings, progress, tables, steps, least
         )
     lowering_seconds = time.perf_counter() - started
     assert placement.mesh is not None

@@ -112,10 +112,10 @@ def _parts(config: MixtureConfig, source: Source, corpus: Prepared) -> list[tupl
         kept = corpus.select(where)
         numbers = np.unique(np.asarray(getattr(corpus, label))[kept])
         for value in sorted(corpus.names(label)[i] for i in numbers):
-            part = dataclasses.replace(where, **{label: [value]})
+            part = {**where, label: [value]}
             parts.append((f"{source.name} {value}".replace("/", "_"), part))
     else:
-        if getattr(where, label) is not None:
+        if label in where:
             raise UserError(f"source {source.name!r}: where.{label} and split.{source.name} both cut by {label}.")
         edges: list[float | None] = [None, *config.edges[source.name], None]
         parts = [_between(source.name, where, label, low, high) for low, high in itertools.pairwise(edges)]
@@ -131,12 +131,12 @@ def _between(source: str, where: Where, label: str, low: float | None, high: flo
     """Return the component of the documents whose quality or length is at least `low` and below `high`."""
     name = f"below {high:g}" if low is None else f"from {low:g}" if high is None else f"{low:g} to {high:g}"
     name = f"{source} {label} {name}"
-    # Ranges of `Where` include both ends, so the upper one is the next smaller number.
+    # Ranges of `where` include both ends, so the upper one is the next smaller number.
     if label == "length":
         length = [None if low is None else math.ceil(low), None if high is None else math.ceil(high) - 1]
-        return name, dataclasses.replace(where, length=length)
+        return name, {**where, "length": length}
     top = None if high is None else float(np.nextafter(np.float32(high), np.float32(-np.inf)))
-    return name, dataclasses.replace(where, quality=[low, top])
+    return name, {**where, "quality": [low, top]}
 
 
 def draw(config: MixtureConfig, components: int) -> np.ndarray:

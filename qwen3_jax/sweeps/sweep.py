@@ -28,6 +28,7 @@ from qwen3_jax.config import Qwen3Config
 from qwen3_jax.data import Labels, open_sources
 from qwen3_jax.data.config import Cleaning
 from qwen3_jax.errors import Diverged, UserError
+from qwen3_jax.file_writes import cut_unfinished_line
 from qwen3_jax.model import parameter_count
 from qwen3_jax.paths import local_path
 from qwen3_jax.progress import Bar, progress_bar
@@ -198,14 +199,10 @@ def read_rows(path: Path, cut: bool = False) -> list[Result]:
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist.")
-    raw = path.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
-    if cut and len(whole) < len(raw):
-        with open(path, "r+b") as file:
-            file.truncate(len(whole))
-        raw = whole
+    if cut:
+        cut_unfinished_line(path)
     rows = []
-    for number, line in enumerate(raw.splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         if not line.strip():
             continue
         try:

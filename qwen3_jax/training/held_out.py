@@ -30,7 +30,7 @@ class HeldOut:
         for source, corpus in zip(data.sources, corpora, strict=True):
             if not source.eval_fraction or not corpus.held_out(source.eval_fraction).any():
                 continue
-            domains = source.where.domain or corpus.names("domain")
+            domains = source.where.get("domain") or corpus.names("domain")
             for domain in domains:
                 name, only = (source.name, None) if len(domains) == 1 else (f"{source.name}/{domain}", domain)
                 with contextlib.suppress(UserError):  # no document of this domain is held out

@@ -85,7 +85,7 @@ class PremiseSettings:
     """Of `verify_premise`.
 
     Attributes:
-        within: a rejection must stand within so many sentences from the start; 0 is anywhere.
+        within: number of sentences at the start among which a rejection must stand; 0 is anywhere.
     """
 
     within: int = 3

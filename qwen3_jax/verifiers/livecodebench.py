@@ -74,7 +74,7 @@ def unpacked(tests: Any) -> list[dict[str, str]]:
     """The list of tests from a list, its JSON, or the base64 of its compressed and pickled JSON.
 
     Raises:
-        BadReference: it is none of them; a pickle that holds anything but a text is not read.
+        BadReference: it is in none of these forms; a pickle that holds anything but a text is not read.
     """
     value = tests
     if isinstance(tests, str) and not tests.lstrip().startswith("["):

@@ -13,7 +13,7 @@ from typing import Any
 
 from qwen3_jax.bounds import above, check_bounds, whole
 from qwen3_jax.errors import UserError
-from qwen3_jax.verifiers.steps import step
+from qwen3_jax.processes.steps import step
 from qwen3_jax.verifiers.verdict import BadReference, Verdict, right, unparsable, wrong
 
 _PLAIN = re.compile(r"[\d\s.,+*/%-]+")  # numbers and quotients, which math-verify finds without delimiters

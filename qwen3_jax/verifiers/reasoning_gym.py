@@ -16,7 +16,7 @@ from typing import Any
 
 from qwen3_jax.bounds import above, check_bounds
 from qwen3_jax.errors import UserError
-from qwen3_jax.verifiers.processes import child_environment
+from qwen3_jax.processes import child_environment
 from qwen3_jax.verifiers.verdict import BadReference, Verdict, right, unparsable, wrong
 
 _FIELDS = ("set", "config", "index", "question", "answer")

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from qwen3_jax.errors import UserError, nearest
 from qwen3_jax.json_fields import check_types
+from qwen3_jax.processes import Crashed, Failed, TimedOut
 from qwen3_jax.text.parsers import parse
 from qwen3_jax.verifiers import (
     content,
@@ -38,7 +39,7 @@ from qwen3_jax.verifiers import (
     tool_calls,
     tool_use,
 )
-from qwen3_jax.verifiers.processes import Crashed, TimedOut, call_in_process
+from qwen3_jax.verifiers.processes import call_in_process
 from qwen3_jax.verifiers.verdict import BadReference, Verdict, unparsable
 
 Function = Callable[[str, Any, Any], Verdict]
@@ -212,7 +213,7 @@ def _verify_in_process(function: Function, answer: str, reference: Any, settings
         )
     except TimedOut as error:
         return Verdict(0.0, "timed_out", f"no verdict within {settings.seconds:g} s{error}")
-    except Crashed as error:
+    except (Crashed, Failed) as error:
         return Verdict(0.0, "error", f"the verifier's process ended: {error}")
     return Verdict(**{**fields, "parts": tuple(fields["parts"])})
 

@@ -13,6 +13,7 @@ import pytest
 
 from qwen3_jax.cli.main import main
 from qwen3_jax.data import Cleaning, Labels, Prepared, Source, prepare
+from qwen3_jax.data import labels as labels_module
 from qwen3_jax.text import train_tokenizer
 from tests.helpers.byte_tokenizer import ByteTokenizer
 
@@ -179,6 +180,7 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(tmp_path, monk
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(labels_module, "_detector", labels_module._detector.__wrapped__)  # keeps nothing
     labels = Labels(language="detect")
     with pytest.raises(ValueError, match=rf'needs the package {package}: pip install "qwen3-jax\[data\]"'):
         prepare(Source("s", str(tmp_path), labels=labels), ByteTokenizer(), tmp_path / "out", processes=1)

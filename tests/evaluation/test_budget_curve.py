@@ -46,7 +46,7 @@ def test_a_point_is_the_share_of_right_answers_with_its_binomial_error(tmp_path,
                 yield item, Reply(text, None, text, (), "stop", 5, 10 * place + forced + 1, 10 * place, forced)
 
     monkeypatch.setattr(budget_curve, "load", lambda folder: (None, SimpleNamespace(supports_thinking=True)))
-    monkeypatch.setattr(budget_curve, "Engine", lambda model, *, rows: rows)
+    monkeypatch.setattr(budget_curve, "Engine", lambda model, *, rows, offline: rows)
     monkeypatch.setattr(budget_curve, "EngineSource", Answers)
     config = BudgetCurveConfig("sums", budgets=[16, 0, None], problems=4, max_new_tokens=99, batch_size=7)
     points = budget_curve.measure(tmp_path, config, DATA, tmp_path)

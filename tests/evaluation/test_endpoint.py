@@ -7,12 +7,13 @@ import threading
 
 import pytest
 
+from qwen3_jax.endpoints import Endpoint
 from qwen3_jax.errors import UserError
-from qwen3_jax.evaluation import endpoint as module
-from qwen3_jax.evaluation.endpoint import Endpoint
+from qwen3_jax.evaluation.endpoint_source import EndpointSource
 from qwen3_jax.evaluation.runner import run
 from qwen3_jax.evaluation.samples import SampleList
 from qwen3_jax.evaluation.task import Problem
+from tests.helpers import loopback
 from tests.helpers.evaluation_runs import SUMS, planned, samples_of, sums
 
 MODELS = {"data": [{"id": "m"}]}
@@ -49,14 +50,8 @@ def serving(answer):
         def log_message(self, *_):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", seen
-    finally:
-        server.shutdown()
-        server.server_close()
+    with loopback.serving(Handler) as address:
+        yield address, seen
 
 
 def message(content, finish="stop", tokens=7, thinking=0, **fields):
@@ -68,10 +63,8 @@ def message(content, finish="stop", tokens=7, thinking=0, **fields):
     return 200, {"choices": [{"message": {"content": content, **fields}, "finish_reason": finish}], "usage": usage}, {}
 
 
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch):
-    monkeypatch.setattr(module, "_FIRST_PAUSE", 0.002)
-    monkeypatch.setattr(module, "_LONGEST_PAUSE", 0.01)
+def source_of(url, retries=6, **options):
+    return EndpointSource(Endpoint(url, **options), retries=retries, first_pause=0.002)
 
 
 def test_a_request_has_the_fields_of_its_sample_and_a_reply_becomes_the_text_that_a_model_writes():
@@ -97,7 +90,7 @@ def test_a_request_has_the_fields_of_its_sample_and_a_reply_becomes_the_text_tha
         sampling={"top_k": 9, "stop": "x"},
     )
     with serving(answer) as (url, seen):
-        source = Endpoint(url, key="secret", concurrency=1)
+        source = source_of(url, api_key="secret", concurrency=1)
         assert source.describe() == {"endpoint": f"{url}/v1", "model": "m"}
         samples = samples_of(plan, source)
     assert {header for *_, header in seen} == {"Bearer secret"}
@@ -140,7 +133,7 @@ def test_failures_that_pass_are_tried_again():
         return failures[count - 1] if count <= len(failures) else message("1")
 
     with serving(answer) as (url, _):
-        samples = samples_of(planned(sums(3), budgets=(None,)), Endpoint(url + "/v1/", concurrency=3))
+        samples = samples_of(planned(sums(3), budgets=(None,)), source_of(url + "/v1/", concurrency=3))
     assert len(samples) == 6
     assert set(tries.values()) == {7}
 
@@ -155,13 +148,13 @@ def test_a_server_that_dies_ends_the_run_in_one_sentence_and_what_it_answered_is
     plan = planned(sums(20), budgets=(None,))
     with serving(answer) as (url, _):
         with pytest.raises(UserError) as error:
-            list(run(plan, Endpoint(url, concurrency=4, retries=2), kept))
+            list(run(plan, source_of(url, concurrency=4, retries=2), kept))
         assert str(error.value).startswith(f"{url}/v1 does not answer any more (")
         assert "; asked 3 times)" in str(error.value)
         assert len(kept.done) == 9
         for _ in range(100):
             count.release()
-        rest = list(run(plan, Endpoint(url), kept))
+        rest = list(run(plan, source_of(url), kept))
     assert len(rest) == len(plan) - 9
     assert len(kept.done) == len(plan)
 
@@ -177,54 +170,50 @@ def test_prompts_that_the_context_does_not_hold_are_asked_without_a_limit_and_th
 
     problems = [Problem(name, ({"role": "user", "content": name},), "5") for name in ("long", "near", "short")]
     with serving(answer) as (url, seen):
-        samples = samples_of(planned(problems, budgets=(None,), samples=1), Endpoint(url))
+        samples = samples_of(planned(problems, budgets=(None,), samples=1), source_of(url))
     verdicts = {key[1]: (sample["finish_reason"], sample["verdict"]["status"]) for key, sample in samples.items()}
     assert verdicts == {"long": ("too_long", "error"), "near": ("stop", "right"), "short": ("stop", "right")}
     assert words in samples["sums", "long", "thinking", None, 0]["verdict"]["reason"]
     assert len(seen) == 5
 
 
-REFUSED = 401, {"error": {"message": "Invalid key.", "code": "invalid_api_key"}}, {}
+INVALID = 400, {"error": {"message": "There is no field seed.", "code": "invalid_request"}}, {}
+KEY = 401, {"error": {"message": "Invalid key.", "code": "invalid_api_key"}}, {}
 IGNORED = "does not keep the thinking budget: an answer has 9 thinking tokens under 3, given as 'thinking_budget'"
 
 
 @pytest.mark.parametrize(
     ("answer", "message_"),
     [
-        (REFUSED, r"task sums, problem 0 \(HTTP 401: Invalid key\)"),
-        ((404, {}, {}), r"refuses the task sums, problem 0 \(HTTP 404"),
-        ((200, {"error": "?"}, {}), "the server's reply has no choices; it is not OpenAI's API"),
-        ((200, {"choices": [{"text": "?"}]}, {}), "the server's reply has no message"),
+        (INVALID, r"refuses the task sums, problem 0 \(HTTP 400: There is no field seed\)"),
+        (KEY, r"does not accept requests for the model 'm' \(HTTP 401: Invalid key\)"),
+        ((404, {}, {}), r"does not accept requests for the model 'm' \(HTTP 404\)"),
         (message("5", thinking=9), IGNORED),
     ],
 )
 def test_what_no_repetition_mends_ends_the_run_at_once(answer, message_):
     with serving(lambda path, body: answer) as (url, seen), pytest.raises(UserError, match=message_):
-        list(run(planned(sums(4), budgets=(3,)), Endpoint(url, concurrency=1), SampleList()))
+        list(run(planned(sums(4), budgets=(3,)), source_of(url, concurrency=1), SampleList()))
     assert len(seen) == 1
 
 
-def test_addresses_and_models(monkeypatch):
-    for url in ("http://", "ftp://a/b", "http://a/v1?b=1", "localhost:8000"):
-        with pytest.raises(UserError, match="is no address of a server"):
-            Endpoint(url, model="m")
-    given = ("http://a", "http://a/", "http://a/v1", "http://a/v1/", "http://a/v1/chat/completions")
-    assert {Endpoint(url, model="m").url for url in given} == {"http://a/v1"}
-    assert Endpoint("https://a/api/v3", model="m").url == "https://a/api/v3"
-    with pytest.raises(
-        UserError, match=r"http://127\.0\.0\.1:1/v1 cannot be asked for its model \(.*; asked 1 times\)"
-    ):
-        Endpoint("http://127.0.0.1:1", retries=0)
-    with serving(lambda path, body: message("5")) as (url, _):
-        monkeypatch.setitem(MODELS, "data", [{"id": "a"}, {"id": "b"}])
-        with pytest.raises(UserError, match=r"has 2 models \(a, b\); name one with --endpoint-model"):
-            Endpoint(url)
-        assert Endpoint(url, model="b").model == "b"
+@pytest.mark.parametrize("body", [{"error": "?"}, {"choices": [{"text": "?"}]}])
+def test_replies_that_are_no_answers_end_the_run_when_they_stay_so(body):
+    said = r"does not answer any more \(the reply is no chat completion \(KeyError: .*\); asked 3 times\)"
+    with serving(lambda path, _: (200, body, {})) as (url, seen), pytest.raises(UserError, match=said):
+        list(run(planned(sums(4), budgets=(3,)), source_of(url, concurrency=1, retries=2), SampleList()))
+    assert len(seen) == 3
+
+
+def test_a_filtered_answer_is_judged_and_ends_no_run():
+    with serving(lambda path, body: message("", "content_filter")) as (url, _):
+        samples = samples_of(planned(sums(1), budgets=(None,), samples=1), source_of(url))
+    assert [sample["finish_reason"] for sample in samples.values()] == ["content_filter"]
 
 
 def test_budget_fields_of_other_servers():
     with serving(lambda path, body: message("5", reasoning="hm")) as (url, seen):
-        source = Endpoint(url, budget_field="thinking_token_budget")
+        source = source_of(url, budget_field="thinking_token_budget")
         samples = samples_of(planned(sums(1), budgets=(3,), samples=1, task=SUMS), source)
     assert seen[0][1]["thinking_token_budget"] == 3
     assert next(iter(samples.values()))["thinking"] == "hm"

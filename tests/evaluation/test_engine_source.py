@@ -43,9 +43,10 @@ slow = pytest.mark.slow
     ("sampling", "options"),
     [
         ("greedy", {}),
-        ("penalties", {}),
         ("hot", {"tight": True}),
-        pytest.param("hot", {"rows": 3}, marks=slow),
+        pytest.param("penalties", {"offline": True}, marks=slow),
+        ("hot", {"tight": True, "offline": True}),
+        pytest.param("hot", {"rows": 3}, marks=pytest.mark.soak),
         pytest.param("greedy", {"prefix_cache": False, "rows": 1}, marks=slow),
         pytest.param("hot", {"speculation": PromptLookup(3, shortest=1)}, marks=slow),
         pytest.param("stops", {}, marks=slow),

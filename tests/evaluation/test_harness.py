@@ -100,9 +100,13 @@ def test_equal_to_transformers(dense, tasks):
     assert any(answers)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("moe", "real"), [(True, False), (False, True), (True, True)], ids=["moe", "real_vocabulary", "moe_real_vocabulary"]
+    ("moe", "real"),
+    [
+        pytest.param(True, True, marks=pytest.mark.slow),
+        pytest.param(True, False, marks=pytest.mark.soak),
+        pytest.param(False, True, marks=pytest.mark.soak),
+    ],
 )
 def test_equal_to_transformers_on_other_checkpoints(moe, real, tmp_path, tasks):
     assert_same(*both(write(tmp_path / "model", moe=moe, real=real), tasks))
@@ -272,9 +276,11 @@ def test_results_go_to_the_cache_as_they_come(dense):
     ]  # fmt: skip
 
 
-@pytest.mark.slow
-def test_the_command_finds_the_model_where_the_package_is_installed(dense, tasks, tmp_path):
-    """`lm_eval` as it is, in an environment of its own, installed with and without -e; and the command of a checkout."""
+@pytest.mark.parametrize(
+    "editable", [pytest.param([], marks=pytest.mark.slow), pytest.param(["-e"], marks=pytest.mark.soak)]
+)
+def test_the_command_finds_the_model_where_the_package_is_installed(dense, tasks, tmp_path, editable):
+    """`lm_eval` as it is, in an environment of its own, installed with or without -e."""
     files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
     for name in files.stdout.split():
         if name.startswith(("qwen3_jax", "sharding/", "pyproject", "setup.py", "README", "LICENSE")):
@@ -286,18 +292,25 @@ def test_the_command_finds_the_model_where_the_package_is_installed(dense, tasks
         "local_choice", "--include_path", str(tasks),
     ]  # fmt: skip
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    for editable in ([], ["-e"]):
-        venv = tmp_path / f"venv{len(editable)}"
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
-        (site,) = venv.glob("lib/python*/site-packages")
-        python = [str(venv / "bin" / "python")]
-        others = [path for path in sys.path if path.endswith("site-packages")]
-        install = ["-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", *editable, str(tmp_path / "tree")]
-        (site / "others.pth").write_text("\n".join(others) + "\n")
-        subprocess.run([*python, *install], check=True, env=clean, cwd=tmp_path)
-        assert (site / "qwen3_jax_lm_eval.pth").exists()
-        out = subprocess.run([*python, "-m", "lm_eval", *ask], capture_output=True, text=True, env=clean, cwd=tmp_path)
-        assert "|local_choice|" in out.stdout, out.stderr[-3000:]
+    venv = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    (site,) = venv.glob("lib/python*/site-packages")
+    python = [str(venv / "bin" / "python")]
+    others = [path for path in sys.path if path.endswith("site-packages")]
+    install = ["-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", *editable, str(tmp_path / "tree")]
+    (site / "others.pth").write_text("\n".join(others) + "\n")
+    subprocess.run([*python, *install], check=True, env=clean, cwd=tmp_path)
+    assert (site / "qwen3_jax_lm_eval.pth").exists()
+    out = subprocess.run([*python, "-m", "lm_eval", *ask], capture_output=True, text=True, env=clean, cwd=tmp_path)
+    assert "|local_choice|" in out.stdout, out.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_the_command_of_a_checkout(dense, tasks):
+    ask = [
+        "--model", "qwen3_jax", "--model_args", f"pretrained={dense},dtype=float32,max_length={LENGTH}", "--tasks",
+        "local_choice", "--include_path", str(tasks),
+    ]  # fmt: skip
     out = subprocess.run(
         [sys.executable, "-m", "qwen3_jax.evaluation.harness", *ask], capture_output=True, text=True, cwd=ROOT
     )

@@ -261,13 +261,13 @@ KILLED = """
 """
 
 
-@pytest.mark.slow
-def test_a_run_that_is_killed_twenty_times_gives_the_same_file(tmp_path):
+@pytest.mark.parametrize("kills", [pytest.param(4, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.soak)])
+def test_a_run_that_is_killed_gives_the_same_file(tmp_path, kills):
     """kill -9 in the middle of writing, wherever it hits."""
     evaluate(tmp_path / "whole", Fake())
     command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / "parts")]
     sizes = []
-    for kill in range(20):
+    for kill in range(kills):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
         for _ in range(1 + kill % 2):
             process.stdout.readline()

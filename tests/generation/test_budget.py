@@ -340,6 +340,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "draft": dict(speculation="itself"),
     "draft_and_preemptions": dict(speculation="another"),
 }
+MARKS = {"draft": pytest.mark.soak, "draft_and_preemptions": pytest.mark.slow}
+WITH_MARKS = [pytest.param(way, marks=MARKS.get(way, ())) for way in WAYS]
 
 
 @functools.cache
@@ -369,7 +371,7 @@ def token_requests(draw):
 
 
 @pytest.mark.parametrize("count", [3, pytest.param(30, marks=pytest.mark.soak)])
-@pytest.mark.parametrize("way", [pytest.param(way, marks=pytest.mark.slow if way == "draft" else ()) for way in WAYS])
+@pytest.mark.parametrize("way", WITH_MARKS)
 def test_budgets_hold_under_speculation_and_preemption(way, count):
     """About 57 rows an example: the budget is never exceeded; stop text and mask are exact."""
     engine = engine_of(way)

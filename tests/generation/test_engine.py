@@ -102,10 +102,18 @@ WAYS: dict[str, tuple[dict, int | None]] = {  # options, and the tokens that are
     "single_steps": (dict(prefill_chunk=16, decode_steps=1), None),
     "preemptions": ({}, TIGHT),
     "preemptions_no_prefix_cache": (dict(prefix_cache=False), TIGHT),
+    "offline": (dict(offline=True), None),
+    "offline_and_preemptions": (dict(offline=True), TIGHT),
     "lookup": (dict(speculation=LOOKUP), None),
     "lookup_and_preemptions": (dict(speculation=LOOKUP), TIGHT),
 }
-FEW_WAYS = ("as_it_is", "small_chunks", "preemptions_no_prefix_cache", "lookup_and_preemptions")
+FEW_WAYS = (
+    "as_it_is",
+    "small_chunks",
+    "offline_and_preemptions",
+    "preemptions_no_prefix_cache",
+    "lookup_and_preemptions",
+)
 SHARED = "dense_tied", "1_device"  # what most tests use
 MESHES = {"1_device": None, "data_2_tensor_2": dict(data=2, tensor=2), "8_devices": dict(data=2, expert=2, tensor=2)}
 
@@ -168,9 +176,10 @@ def constrained_requests() -> list[tuple[Request, Expected]]:
 @pytest.mark.parametrize(
     ("mesh", "way"),
     [
-        ("1_device", "small_chunks"),
         ("1_device", "lookup_and_preemptions"),
-        ("data_2_tensor_2", "preemptions"),
+        ("1_device", "offline"),
+        pytest.param("1_device", "small_chunks", marks=pytest.mark.slow),
+        pytest.param("data_2_tensor_2", "preemptions", marks=pytest.mark.slow),
         pytest.param("1_device", "single_steps", marks=pytest.mark.slow),
     ],
 )
@@ -195,15 +204,19 @@ QUICK += [
 ]
 MORE = pytest.mark.soak  # of the default tier's cases, with more requests
 EVERY = [("dense_tied", "1_device", way) for way in WAYS]
-EVERY += [("moe", "8_devices", way) for way in ("as_it_is", "single_steps", *FEW_WAYS[2:], "lookup")]
-EVERY += [("moe", "1_device", way) for way in ("as_it_is", "lookup_and_preemptions")]
+EVERY += [("moe", "8_devices", "as_it_is")]
+EVERY += [("moe", "1_device", "lookup_and_preemptions")]
 EVERY += [("dense_tied", "data_2_tensor_2", "preemptions")]
+BY_HAND = [("moe", "8_devices", way) for way in ("single_steps", *FEW_WAYS[2:], "lookup")] + [
+    ("moe", "1_device", "as_it_is")
+]
 
 
 @pytest.mark.parametrize(
     ("variant", "mesh", "way", "count"),
     QUICK
-    + [pytest.param(*case, REQUESTS, marks=MORE if (*case, FEW) in QUICK else pytest.mark.slow) for case in EVERY],
+    + [pytest.param(*case, REQUESTS, marks=MORE if (*case, FEW) in QUICK else pytest.mark.slow) for case in EVERY]
+    + [pytest.param(*case, REQUESTS, marks=pytest.mark.soak) for case in BY_HAND],
 )
 def test_mixed_requests_equal_transformers(variant, mesh, way, count, folder):
     requests, arrivals = (of[:count] for of in mixed_requests())
@@ -227,8 +240,10 @@ def test_mixed_requests_equal_transformers(variant, mesh, way, count, folder):
         assert pool.held == held
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("same", [True, False], ids=["itself", "another_model"])
+DRAFTS = [pytest.param(True, marks=pytest.mark.soak), pytest.param(False, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("same", DRAFTS, ids=["itself", "another_model"])
 def test_a_draft_model_changes_nothing(same, folder):
     """The model itself always guesses right; one with other weights nearly always wrong."""
     requests, arrivals = mixed_requests()
@@ -279,9 +294,9 @@ def sampled_alone() -> list[list]:
     [
         ({}, None),
         ({}, 160),
-        (dict(prefill_chunk=16, speculation=LOOKUP), None),
+        pytest.param(dict(prefill_chunk=16, speculation=LOOKUP), None, marks=pytest.mark.slow),
         (dict(speculation=LOOKUP), 160),
-        (dict(speculation="draft"), 160),
+        pytest.param(dict(speculation="draft"), 160, marks=pytest.mark.slow),
     ],
     ids=["batched", "preempted", "guessed", "preempted_and_guessed", "preempted_and_drafted"],
 )
@@ -310,15 +325,15 @@ def test_a_seed_gives_the_same_tokens_alone_and_in_any_company(options, left):
         assert engine.stats.accepted > 0
 
 
-@pytest.mark.slow
-def test_guessed_tokens_follow_the_distribution():
-    """A thousand seeds with speculation and a thousand others without: the distributions at each position agree."""
+@pytest.mark.parametrize("count", [pytest.param(250, marks=pytest.mark.slow), pytest.param(1000, marks=MORE)])
+def test_guessed_tokens_follow_the_distribution(count):
+    """Many seeds with speculation and as many others without: the distributions at each position agree."""
     model = tiny_models.model(4, eos=False)
     prompt = tuple([5, 6, 7, 8] * 4)
 
     def draw(first: int, **options) -> np.ndarray:
         engine = Engine(model, rows=64, cache_tokens=64 * 64, **options)
-        sampling = [Sampling(temperature=0.8, top_k=8, seed=first + seed) for seed in range(1000)]
+        sampling = [Sampling(temperature=0.8, top_k=8, seed=first + seed) for seed in range(count)]
         return np.asarray([ids(tokens) for tokens in run(engine, [Request(prompt, s, 6) for s in sampling])])
 
     plain, guessed = draw(0), draw(10_000, speculation=PromptLookup(4, shortest=1))
@@ -332,10 +347,7 @@ def test_guessed_tokens_follow_the_distribution():
 # ---- limits and errors ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("count", "seed"),
-    [(200, 0), pytest.param(5000, 1, marks=pytest.mark.soak)],
-)
+@pytest.mark.parametrize(("count", "seed"), [(200, 0), pytest.param(5000, 1, marks=pytest.mark.soak)])
 def test_nothing_is_compiled_after_warm_up_and_nothing_leaks(count, seed):
     """Random requests with cancellations on a cache that is too small for half of its rows."""
     random = np.random.default_rng(seed)
@@ -391,7 +403,9 @@ def test_nothing_is_compiled_after_warm_up_and_nothing_leaks(count, seed):
     assert memory[-1] - memory[len(memory) // 2] < 32 * 1024  # KiB
 
 
-@pytest.mark.parametrize("mesh", list(MESHES))
+@pytest.mark.parametrize(
+    "mesh", [pytest.param(name, marks=[] if name == "8_devices" else pytest.mark.slow) for name in MESHES]
+)
 def test_a_second_request_compiles_nothing(mesh, folder):
     """Nor of a loaded model: the state that a program returns has the sharding of the one it was given."""
     engine = Engine(loaded("dense_tied", mesh, folder), rows=2, cache_tokens=256)

@@ -117,7 +117,10 @@ def test_prompt_and_answer_of_one_request():
     assert engine.step() == []
 
 
-@pytest.mark.parametrize("name", [pytest.param("data2_expert2_tensor2", marks=pytest.mark.slow), "data3"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("data2_expert2_tensor2", marks=pytest.mark.soak), pytest.param("data3", marks=pytest.mark.slow)],
+)
 def test_on_a_mesh(name, tmp_path):
     axes = dict(data=3) if name == "data3" else dict(data=2, expert=2, tensor=2)
     folder = small_checkpoints.write("moe", tmp_path / "moe")

@@ -72,6 +72,7 @@ class Line:
     address: tuple[str, int]
     piece: int = 5  # bytes: it cuts characters, events and chunks anywhere
     cut: bool = False
+    pause: float = 0.0  # seconds before each piece for the browser: tiny models answer before a busy browser has looked
     url: str = ""
 
     @contextlib.contextmanager
@@ -98,10 +99,10 @@ class Line:
         server_reader, server_writer = await asyncio.open_connection(*self.address)
         with contextlib.suppress(asyncio.CancelledError):  # the proxy ends; Python 3.11 would log it as an error
             await asyncio.gather(
-                self._pump(reader, server_writer, 1 << 16), self._pump(server_reader, writer, self.piece)
+                self._pump(reader, server_writer, 1 << 16, False), self._pump(server_reader, writer, self.piece, True)
             )
 
-    async def _pump(self, reader, writer, piece: int) -> None:
+    async def _pump(self, reader, writer, piece: int, writes_to_browser: bool) -> None:
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(1 << 16):
                 for start in range(0, len(data), piece):
@@ -110,5 +111,5 @@ class Line:
                         return
                     writer.write(data[start : start + piece])
                     await writer.drain()
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(self.pause if writes_to_browser else 0)
             writer.close()

@@ -4,6 +4,7 @@ The choice alone, which needs no plug-in: test_gpu_compiles.py compiles what is 
 """
 
 import ast
+import functools
 import re
 import sys
 import tomllib
@@ -17,22 +18,24 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.kernels import (
     Execution,
     Kernels,
+    Rows,
     attention,
     expert_mlp,
     new_pages,
+    paged_attention,
     prefers_unrolled_decoding,
     takes_stacks,
 )
 from qwen3_jax.kernels import execution as execution_module
 from qwen3_jax.kernels import platform as platform_module
-from qwen3_jax.kernels.attention import cudnn, dispatch
+from qwen3_jax.kernels.attention import cudnn, dispatch, partition
 from qwen3_jax.kernels.attention import triton as attention_triton
 from qwen3_jax.kernels.attention.partition import Split
 from qwen3_jax.kernels.card import card_from
 from qwen3_jax.kernels.experts import triton as experts_triton
 from qwen3_jax.kernels.experts.grouped import choose_product
 from qwen3_jax.kernels.paged import triton as paged_triton
-from sharding import Placement
+from sharding import Placement, make_mesh
 from tests.helpers.attention_cases import inputs, packed
 from tests.helpers.gpu_targets import CARDS, card
 from tests.helpers.repository_url import ROOT
@@ -174,6 +177,48 @@ def test_blocks_fit_into_the_shared_memory_of_the_card(name):
                 paged = paged_triton.choose_blocks(m, h, dtype, shared)
                 row = itemsize * 2 ** (h - 1).bit_length()
                 assert (paged.queries + 2 * paged.stages * paged.slots) * row <= shared
+
+
+def kernels_outside_of_a_mesh(jaxpr, inside=False) -> list[bool]:
+    """Whether each Pallas call of a program stands outside of `shard_map`."""
+    found = []
+    for eqn in jaxpr.eqns:
+        within = inside or eqn.primitive.name == "shard_map"
+        if eqn.primitive.name == "pallas_call":
+            found.append(not within)
+            continue
+        inner = [getattr(x, "jaxpr", x) for x in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "jaxpr"))]
+        found += [one for x in inner if hasattr(x, "eqns") for one in kernels_outside_of_a_mesh(x, within)]
+    return found
+
+
+def test_on_a_mesh_of_one_device_every_kernel_is_compiled_for_the_card_of_the_mesh(on, monkeypatch):
+    """Pallas learns the card from the mesh of the `shard_map` around it; without one it asks a device, which may be a CPU."""
+    on("h100")
+    monkeypatch.setattr(partition, "platform_of", lambda placement: "gpu")
+    execution = Execution(Placement(make_mesh(devices=jax.devices()[:1])), Kernels(attention="triton", paged="triton"))
+    q, k, v, _ = inputs(1, 128, 2, 1, 64, jnp.bfloat16)
+
+    def of_attention(q, k, v):
+        return attention(q, k, v, packed(1, 128), execution).astype(jnp.float32).sum()
+
+    x, index = jnp.zeros((1, 64, 32), jnp.bfloat16), jnp.zeros((1, 64, 2), jnp.int32)
+    gate, down = jnp.zeros((4, 32, 16), jnp.bfloat16), jnp.zeros((4, 16, 32), jnp.bfloat16)
+
+    def of_experts(x, gate, up, down):
+        return expert_mlp(x, index, jnp.ones((1, 64, 2), x.dtype), gate, up, down, execution).astype(jnp.float32).sum()
+
+    pages = new_pages(1, 8, 1, 32, 64, jnp.bfloat16, execution=execution)
+    rows = Rows(jnp.zeros((1, 1, 4), jnp.int32), jnp.full((1, 1), 5))
+    of_pages = functools.partial(paged_attention, execution=execution)
+    for run, arguments, calls in (
+        (jax.grad(of_attention, (0, 1, 2)), (q, k, v), 3),
+        (jax.grad(of_experts, (0, 1, 2, 3)), (x, gate, gate, down), 6),
+        (of_pages, (q[:, :1], k[:, :, :1], v[:, :, :1], pages, rows), 1),
+    ):
+        found = kernels_outside_of_a_mesh(jax.make_jaxpr(run)(*arguments).jaxpr)
+        assert len(found) >= calls
+        assert not any(found)
 
 
 def test_a_paged_cache_in_8_bits(on):

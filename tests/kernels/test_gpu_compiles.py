@@ -15,6 +15,7 @@ from tests.helpers.gpu_targets import CARDS, card, compiled
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_compilation_cache")]
 
+# Decode steps below have the paged kernel in bfloat16.
 ONCE = (
     "attention triton, gradient, packed",
     "attention triton, balanced over 4",
@@ -22,12 +23,11 @@ ONCE = (
     "experts grouped, one token, in a stack",
     "experts grouped, one token, int8",
     "experts auto, gradient, over 4 devices",
-    "paged triton, bfloat16, pages of 32",
     "paged triton, fp8, pages of 32",
     "product with int8 weights",
 )
 SIZES = dict(
-    vocab_size=2048, hidden_size=1024, num_hidden_layers=3, num_attention_heads=8, num_key_value_heads=4, head_dim=128,
+    vocab_size=2048, hidden_size=1024, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=4, head_dim=128,
     intermediate_size=1536, tie_word_embeddings=False,
 )  # fmt: skip
 DENSE = Qwen3Config(**SIZES)
@@ -87,7 +87,8 @@ def test_a_dense_training_step_compiles(axes):
 )
 def test_a_training_step_of_experts_is_not_dense(axes, nodes):
     """The products are the kernel's, which multiplies a token with its own experts alone."""
-    text = compiled(train_step(MOE, "h100", rows=16, nodes=nodes, **axes)).as_text()
+    # 256 tokens: a device's buffer holds whatever it may receive, so the program has no second form of the experts.
+    text = compiled(train_step(MOE, "h100", rows=16, length=256, nodes=nodes, **axes)).as_text()
     assert "/grouped_product_" in text
     assert "/grouped_gradient_" in text
     assert "ragged-dot" not in text

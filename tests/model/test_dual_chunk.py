@@ -140,8 +140,8 @@ WAYS = {
 @pytest.mark.parametrize(
     ("kind", "way"),
     [
-        ("everything", "small_chunks_and_lookup"),
         ("plain", "as_it_is"),
+        pytest.param("everything", "small_chunks_and_lookup", marks=pytest.mark.slow),
         pytest.param("everything", "one_at_a_time_and_preemptions", marks=pytest.mark.slow),
     ],
 )

@@ -55,10 +55,12 @@ def test_training_of_the_smallest_model_on_eight_gpus():
     assert plan.compiled.roofline.dcn_bytes == 0
 
 
-def test_decoding_on_one_gpu():
-    """Qwen3-8B, 16 rows with 4,096 slots: 36 layers of width 4,096, 32 heads over 8."""
-    plan = plan_decoding(Qwen3Config.preset("Qwen3-8B"), topology("h100:1"), MeshConfig(), 16, 4096)
-    d, q, kv, mlp, vocabulary, layers = 4096, 32 * 128, 8 * 128, 12_288, 151_936, 36
+@pytest.mark.parametrize("layers", [4, pytest.param(36, marks=pytest.mark.soak)])
+def test_decoding_on_one_gpu(layers):
+    """Qwen3-8B, 16 rows with 4,096 slots: layers of width 4,096, 32 heads over 8."""
+    model = dataclasses.replace(Qwen3Config.preset("Qwen3-8B"), num_hidden_layers=layers)
+    plan = plan_decoding(model, topology("h100:1"), MeshConfig(), 16, 4096)
+    d, q, kv, mlp, vocabulary = 4096, 32 * 128, 8 * 128, 12_288, 151_936
     matrices = layers * d * (2 * q + 2 * kv + 3 * mlp)
     norms = layers * (2 * d + 2 * 128) + d
     assert plan.holds["weights"] == 2 * (matrices + 2 * vocabulary * d + norms)
@@ -70,7 +72,8 @@ def test_decoding_on_one_gpu():
     assert kernel in (4 * one_head, 16 * one_head), "of 4 query heads a key/value head, which a kernel may pad to 16"
     used = layers * 2 * kv * 2 * 16 * 4096
     read = 2 * (matrices + vocabulary * d) + used
-    assert read < plan.compiled.program.hbm_bytes < 1.15 * read
+    most = 1.15 if layers == 36 else 1.2  # sampling weighs more beside few layers
+    assert read < plan.compiled.program.hbm_bytes < most * read
     assert plan.compiled.memory.peak == pytest.approx(plan.holds["weights"] + plan.holds["cache"], rel=0.05)
     assert plan.compiled.program.unpriced == {}
 
@@ -94,6 +97,17 @@ def test_decoding_with_int8_weights():
     assert "with int8 weights" in plan.title
 
 
+def test_gpus_that_split_the_vocabulary_divide_the_rows_that_they_sample():
+    """Each has whole logits of its own rows, and never those of all."""
+    model = Qwen3Config(
+        vocab_size=2048, hidden_size=256, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=64,
+        intermediate_size=512, tie_word_embeddings=False,
+    )  # fmt: skip
+    text = plan_decoding(model, topology("h100:2"), MeshConfig(tensor=2), 8, 64).compiled.text
+    assert "f32[4,2048]" in text
+    assert "f32[8,2048]" not in text
+
+
 def test_two_nodes_use_nvlink_and_the_network(tmp_path, monkeypatch):
     """A tiny run over 16 GPUs: of what a ring of 16 sends one part in eight leaves the node, of an exchange 8 of 15."""
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.9")
@@ -111,15 +125,20 @@ def test_two_nodes_use_nvlink_and_the_network(tmp_path, monkeypatch):
     assert out["ici_bytes_per_chip"] == pytest.approx(sum(size for _, size in moved) - outside)
     tokens = LENGTH
     assert out["flops_per_chip"] > LAYERS * 3 * 2 * tokens * WIDTH * WIDTH
-    # Copies of the weights in each node: only gradients cross.
-    copies = config(mesh=MeshConfig(replica=2, data=8), data=dataclasses.replace(config().data, batch_size=16))
-    text = plan_training(copies, topology("h100:8x2")).text()
+    text = plan.text()
     for line in (
-        "16 GPUs, mesh replica=2, data=8", "\n  HBM  ", "(90% of its 79.1, JAX's allocator)", "without a GPU", "\n  NVLink  ",
+        "16 GPUs, mesh data=16", "\n  HBM  ", "(90% of its 79.1, JAX's allocator)", "without a GPU", "\n  NVLink  ",
         "\n  network      sent per GPU: ", "\n  MFU  ", "\n  assumptions  ", "\n  not counted  memory outside",
         "\n  not counted  autotuning", "\n  not counted  NCCL's choice",
     ):  # fmt: skip
         assert line in text
+
+
+@pytest.mark.soak
+def test_copies_of_the_weights_in_each_node_send_gradients_alone_over_the_network():
+    copies = config(mesh=MeshConfig(replica=2, data=8), data=dataclasses.replace(config().data, batch_size=16))
+    plan = plan_training(copies, topology("h100:8x2"))
+    assert plan.holds["weights"] * 0.9 < plan.compiled.roofline.dcn_bytes < plan.holds["weights"] * 1.5
 
 
 def test_a_search_of_meshes_for_decoding(tmp_path, capsys):

@@ -73,3 +73,15 @@ def chat(context, server):
     chat = Chat(context, server.url)
     yield chat
     assert chat.faults == []
+
+
+@pytest.fixture
+def slow_chat(context, server):
+    """The opened page and the line to its server, which can be slowed down."""
+    from tests.helpers.chat_page import Chat, Line
+
+    with Line(server.address, piece=50).laid() as line:
+        chat = Chat(context, line.url)
+        yield chat, line
+        line.pause = 0.0
+        assert chat.faults == []

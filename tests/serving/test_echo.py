@@ -149,8 +149,9 @@ def test_a_budget_of_the_server_is_no_obstacle():
 
 @pytest.mark.parametrize(
     "names",
-    [("local_choice", "local_last_word", "local_pages"), pytest.param(("local_answers",), marks=pytest.mark.slow)],
+    [("local_choice", "local_last_word", "local_pages"), ("local_answers",)],
 )
+@pytest.mark.slow
 def test_lm_eval_over_http(server, tiny_folder, tmp_path, names):
     """`lm_eval --model local-completions` gives what the engine gives in this process."""
     pytest.importorskip("lm_eval")

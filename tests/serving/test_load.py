@@ -19,7 +19,7 @@ MEGABYTE = 1 << 20
 
 
 @pytest.mark.parametrize(
-    "seconds", [pytest.param(20, marks=pytest.mark.slow), pytest.param(300, marks=pytest.mark.soak)]
+    "seconds", [pytest.param(8, marks=pytest.mark.slow), pytest.param(300, marks=pytest.mark.soak)]
 )
 def test_many_clients(tiny_folder, tmp_path, seconds):
     load(tiny_folder, tmp_path, seconds)

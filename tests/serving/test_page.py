@@ -77,10 +77,12 @@ def test_an_answer_with_its_thinking_folded_away(server, chat):
     assert chat.turns.count() == 4
 
 
-def test_stop_keeps_what_came_and_frees_the_server(server, chat):
+def test_stop_keeps_what_came_and_frees_the_server(server, slow_chat):
+    chat, line = slow_chat
     question = a_question(server, is_long, enable_thinking=False)
     whole = asked(server, question, enable_thinking=False)["choices"][0]["message"]["content"]
     chat.set_budget(0)
+    line.pause = 0.01
     chat.send(question)
     lengths = []
     for _ in range(3):  # it grows while it is running
@@ -95,6 +97,7 @@ def test_stop_keeps_what_came_and_frees_the_server(server, chat):
     text = chat.record()[-1]["text"]
     assert whole.startswith(text)
     assert 0 < len(text) < len(whole)
+    line.pause = 0.0
     server.wait_until_idle()
     expect(chat.answer.locator(".statistics")).to_contain_text("about ")
     chat.send("Go on.")
@@ -301,6 +304,7 @@ def test_a_cut_network_keeps_what_came(server, context):
     with Line(server.address, piece=50).laid() as line:
         chat = Chat(context, line.url)
         chat.set_budget(0)
+        line.pause = 0.01
         chat.send(question)
         chat.page.wait_for_function(  # a function: an expression would be evaluated in the page, which its policy forbids
             "() => document.querySelector('.turn:last-child .markdown').textContent.length > 9"
@@ -311,7 +315,7 @@ def test_a_cut_network_keeps_what_came(server, context):
         assert whole.startswith(text)
         assert 0 < len(text) < len(whole)
         server.wait_until_idle()
-        line.cut = False
+        line.cut, line.pause = False, 0.0
         chat.answer.locator(".retry").click()
         assert chat.wait()["text"] == whole
 
@@ -325,14 +329,18 @@ def test_an_error_inside_a_stream_is_shown_with_what_came(server, hasty, context
     assert chat.record()[-1]["text"] or chat.record()[-1]["thinking"]
 
 
-def test_the_page_stays_where_its_reader_is(server, chat):
+def test_the_page_stays_where_its_reader_is(server, slow_chat):
+    chat, line = slow_chat
     chat.page.set_viewport_size({"width": 390, "height": 400})
     chat.set_budget(0)
-    chat.send(a_question(server, is_long, enable_thinking=False))
+    question = a_question(server, is_long, enable_thinking=False)
+    line.pause = 0.01
+    chat.send(question)
     chat.page.wait_for_function("() => scroller.scrollTop > 100")  # it goes along
     chat.page.evaluate("() => { scroller.scrollTop = 40; }")
     expect(chat.page.locator("#jump")).to_be_visible()
     expect(chat.page.locator("#stop")).to_be_visible()
+    line.pause = 0.0
     chat.wait()
     assert chat.page.evaluate("scroller.scrollTop") == 40
     chat.page.click("#jump")

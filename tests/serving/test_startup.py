@@ -82,6 +82,7 @@ def test_a_terminal_gets_one_line_that_is_redrawn_during_a_compilation():
     assert "\ncompiling" not in drawn
 
 
+@pytest.mark.slow
 def test_an_engine_compiles_while_it_answers():
     """Programs that are compiled between two steps change no answer; the first ones are those of a short prompt."""
     sizes = dict(rows=2, cache_tokens=512, slots_per_page=4, prefill_chunk=16, decode_steps=1)

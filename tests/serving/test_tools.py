@@ -23,6 +23,7 @@ def test_schemathesis_finds_no_server_error(server, tmp_path):
     assert "Traceback" not in server.log
 
 
+@pytest.mark.slow
 def test_lm_evaluation_harness_asks_and_scores(server, tmp_path):
     """Its local-chat-completions on a few samples of a task of our own: what it scores is what the server answered."""
     pytest.importorskip("lm_eval")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
 import qwen3_jax
@@ -16,6 +17,7 @@ ROOT = Path(__file__).parent.parent.parent
 SECONDS = 300
 
 
+@pytest.mark.slow
 def test_two_processes_load_run_and_save_as_one(tmp_path):
     folder = small_checkpoints.write("moe", tmp_path / "model")
     model, _ = qwen3_jax.load(folder)

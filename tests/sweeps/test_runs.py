@@ -237,8 +237,8 @@ def test_ranges_of_a_label_hold_their_lower_end_and_not_the_next_ones():
     assert mixture._between("a", Where(), "length", 60, 80) == ("a length 60 to 80", Where(length=[60, 79]))
     name, selection = mixture._between("a", Where(), "quality", 0.25, 0.5)
     assert name == "a quality 0.25 to 0.5"
-    assert selection.quality[0] == 0.25
-    assert selection.quality[1] < 0.5 <= float(np.nextafter(np.float32(selection.quality[1]), np.float32(1)))
+    assert selection["quality"][0] == 0.25
+    assert selection["quality"][1] < 0.5 <= float(np.nextafter(np.float32(selection["quality"][1]), np.float32(1)))
 
 
 def test_the_prediction_of_a_target_too_far_away_is_refused_at_its_bound():

@@ -120,6 +120,7 @@ def test_router_statistics_of_the_model_equal_numpy_and_leave_out_padding(monkey
     assert len(seen) == 2
 
 
+@pytest.mark.slow
 def test_steps_on_a_mesh_equal_one_device_and_split_the_state_as_the_rules_say():
     """Two optimizer steps agree (`test_exact_step.py` has gradients on nine meshes); parameters and both Adam moments take 1/n
     of the bytes. One layer is dense and one has experts."""

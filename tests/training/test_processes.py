@@ -113,7 +113,7 @@ def test_two_processes_asked_to_end_save_together_and_one_goes_on_alone(one_proc
     shutil.rmtree(run_dir)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_finished_run_is_extended_on_two_processes_with_twice_the_batch(one_process):
     """It resumes at step 13 with its optimizer and data position, says what the learning rate does, and is resumed as usual."""
     folder, config, expected = one_process

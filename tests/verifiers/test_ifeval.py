@@ -1,9 +1,5 @@
 """IFEval's instructions: the verdicts of lm-evaluation-harness on generated answers, and what is refused."""
 
-import json
-import os
-import subprocess
-import sys
 from importlib import util
 from pathlib import Path
 
@@ -11,19 +7,9 @@ import pytest
 
 from qwen3_jax.verifiers import verify, verify_all
 from qwen3_jax.verifiers.ifeval import INSTRUCTIONS
-from tests.verifiers import ifeval_cases
+from tests.verifiers import ifeval_cases, peer
 
 ROOT = Path(__file__).parents[2]
-
-
-def harness_verdicts(cases):
-    """lm-evaluation-harness's strict and loose verdicts on each instruction, in a process of its own."""
-    lines = "".join(json.dumps(case) + "\n" for case in cases)
-    command = [sys.executable, "-m", "tests.verifiers.ifeval_cases"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, input=lines, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.skipif(util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
@@ -31,7 +17,7 @@ def harness_verdicts(cases):
 def test_verdicts_are_those_of_lm_evaluation_harness(number):
     cases = ifeval_cases.cases(number, seed=number)
     assert {name for row, _ in cases for name in row["instruction_id_list"]} == set(INSTRUCTIONS)
-    expected = harness_verdicts(cases)
+    expected = peer.verdicts("tests.verifiers.ifeval_cases", cases)
     pairs = [(answer, row) for row, answer in cases]
     for place, loose in enumerate((False, True)):
         verdicts = verify_all("ifeval", pairs, {"loose": loose}, threads=1 if number < 100 else None)

@@ -1,9 +1,5 @@
 """Mathematical answers: math-verify's own verdicts, and none that hangs or ends the pool."""
 
-import json
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -12,27 +8,19 @@ from pathlib import Path
 import pytest
 
 from qwen3_jax.verifiers import verify, verify_all
-from tests.verifiers import math_peer
+from tests.verifiers import math_peer, peer
 
 pytest.importorskip("math_verify")
 ROOT = Path(__file__).parents[2]
-
-
-def own_verdicts(pairs):
-    """math-verify's, [equal, something was parsed] of each pair."""
-    lines = "".join(json.dumps(pair) + "\n" for pair in pairs)
-    command = [sys.executable, "-m", "tests.verifiers.math_peer"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, input=lines, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.parametrize("number", [40, pytest.param(500, marks=pytest.mark.slow)])
 def test_verdicts_are_math_verifys_own(number):
     pairs = math_peer.pairs(number, seed=number)
     verdicts = verify_all("math", pairs, {"seconds": 20.0}, threads=1 if number < 100 else None)
-    for pair, verdict, (equal, parsed) in zip(pairs, verdicts, own_verdicts(pairs), strict=True):
+    for pair, verdict, (equal, parsed) in zip(
+        pairs, verdicts, peer.verdicts("tests.verifiers.math_peer", pairs), strict=True
+    ):
         assert verdict.status == ("right" if equal else "wrong" if parsed else "unparsable"), (pair, verdict)
     counts = Counter(verdict.status for verdict in verdicts)
     assert min(counts["right"], counts["wrong"], counts["unparsable"]) > number / 15, counts

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from qwen3_jax import UserError
+from qwen3_jax.processes import Pool, TimedOut
 from qwen3_jax.verifiers import STATUSES, Verdict, names, register, right, settings_of, verify, verify_all, wrong
-from qwen3_jax.verifiers.processes import Pool, TimedOut
 from qwen3_jax.verifiers.registry import find
 from tests.helpers.isolated import require_isolation
 
@@ -80,29 +80,34 @@ def test_one_that_hangs_does_not_hold_the_others():
     assert time.monotonic() - began < 15
 
 
+MODULE, JUDGE = "tests.verifiers.test_registry", "qwen3_jax.verifiers.judging:judge"
+
+
+def by_mode_arguments(mode):
+    return {"function": f"{MODULE}:by_mode", "answer": "a", "reference": "a", "settings": {"mode": mode}}
+
+
 def test_children_are_replaced_after_some_calls():
-    name = "tests.verifiers.test_registry:by_mode"
-    call = {"function": name, "seconds": 9, "arguments": {"answer": "a", "reference": "a", "settings": {"mode": "pid"}}}
-    code = "from qwen3_jax.verifiers import worker\nworker.CALLS = 2\nworker.main()"
+    call = {"function": JUDGE, "seconds": 9, "arguments": by_mode_arguments("pid")}
+    code = f"import sys\nfrom qwen3_jax.processes import worker\nworker.CALLS = 2\nsys.argv[1:] = ['{2 << 30}']\nworker.main()"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
     with subprocess.Popen([sys.executable, "-c", code], env=environment, **pipes) as worker:
         replies = []
-        for message in [{"load": name}, *[call] * 5]:
+        for message in [{"load": MODULE}, *[call] * 5]:
             worker.stdin.write(json.dumps(message) + "\n")
             replies.append(json.loads(worker.stdout.readline()))
         worker.stdin.close()
         assert worker.wait(10) == 0
-    assert replies[0] == {"loaded": name}
-    children = [reply["verdict"]["reason"] for reply in replies[1:]]
+    assert replies[0] == {"loaded": MODULE}
+    children = [reply["value"]["reason"] for reply in replies[1:]]
     assert [children.index(child) for child in children] == [0, 0, 2, 2, 4]
 
 
 def test_a_pool_ends_its_processes():
     pool = Pool(1)
-    arguments = {"answer": "a", "reference": "a", "settings": {"mode": "hang"}}
     with pytest.raises(TimedOut):
-        pool.call("tests.verifiers.test_registry:by_mode", arguments, 0.3)
+        pool.call(JUDGE, by_mode_arguments("hang"), 0.3, load=MODULE)
     workers = [worker._process for worker in list(pool._free.queue) if worker is not None]
     assert len(workers) == 1
     pool.close()

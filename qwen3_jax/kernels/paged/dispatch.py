@@ -156,7 +156,8 @@ def _one_shard(
     if isinstance(pages, Combined):
         return ragged.attention(q_cdfnh[0, 0], pages, tables_rw, lengths_r, counts_r)[None], pages
     if tokens is None:
-        out_fnh, pages = loop.prefill(q_cdfnh[:, 0], pages, tables_rw, lengths_r, counts_r, chunk)
+        serial = execution.platform == "cpu"
+        out_fnh, pages = loop.prefill(q_cdfnh[:, 0], pages, tables_rw, lengths_r, counts_r, chunk, serial=serial)
         return out_fnh[None], pages
     rows = f // tokens
     if _by_triton(q_cdfnh, pages, chunk, execution):

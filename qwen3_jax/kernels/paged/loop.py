@@ -21,8 +21,9 @@ import numpy as np
 from qwen3_jax.kernels.paged.pages import HeadMajor
 from qwen3_jax.kernels.paged.rows import places
 
-ITEMS = 8  # pages that a decode step reads together
+ITEMS = 8, 64  # pages that a decode step reads together: of few rows, and of many
 BLOCK = 128  # queries, and slots, that a prefill multiplies together
+SHORT_BLOCK = 32  # queries, where prompts are short and the platform computes one product after the other
 _HIDDEN = float(np.finfo(np.float32).min)
 _einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -45,13 +46,14 @@ def decode(
     k, c = pages.kv_heads, pages.page_size
     q_crkmh = jax.vmap(functools.partial(_group, k=k))(q_crtnh)
     position_rm = jnp.tile(lengths_r[:, None] + jnp.arange(t), n // k)
+    items = min(max(r // 2, ITEMS[0]), ITEMS[1])
     used_r = jnp.minimum((lengths_r + t - 1) // c + 1, tables_rw.shape[1])
     ends_r = jnp.cumsum(used_r)
 
     def page_block(step, carry):
         max_rkm, sum_rkm, acc_rkmh, pages = carry
         pages = jax.lax.optimization_barrier(pages)  # or JAX would hoist them out of the carry
-        item_i = step * ITEMS + jnp.arange(ITEMS)
+        item_i = step * items + jnp.arange(items)
         row_i = jnp.searchsorted(ends_r, item_i, side="right", method="compare_all")
         in_row_ir = row_i[:, None] == jnp.arange(r)  # all False for an item past the last
         row_i = jnp.minimum(row_i, r - 1)
@@ -81,7 +83,7 @@ def decode(
 
     zeros_rkm = jnp.zeros(q_crkmh.shape[1:4], jnp.float32)
     start = zeros_rkm + _HIDDEN, zeros_rkm, jnp.zeros(q_crkmh.shape[1:], jnp.float32), pages
-    _, sum_rkm, acc_rkmh, pages = jax.lax.fori_loop(0, -(-ends_r[-1] // ITEMS), page_block, start)
+    _, sum_rkm, acc_rkmh, pages = jax.lax.fori_loop(0, -(-ends_r[-1] // items), page_block, start)
     out_rkmh = acc_rkmh / sum_rkm[..., None]
     out_rtnh = out_rkmh.reshape(r, k, n // k, t, h).transpose(0, 3, 1, 2, 4).reshape(r, t, n, h)
     return out_rtnh.astype(q_crtnh.dtype), pages
@@ -94,6 +96,8 @@ def prefill(
     lengths_r: jax.Array,
     counts_r: jax.Array,
     chunk: int | None = None,
+    *,
+    serial: bool = False,
 ) -> tuple[jax.Array, HeadMajor]:
     """Return the attention of tokens packed row after row, [F, N, H] in q's dtype, and the pages, to be used from then on.
 
@@ -105,10 +109,13 @@ def prefill(
         tables_rw: int32, numbers of pages.
         lengths_r, counts_r: int32, slots in use before these tokens, and tokens.
         chunk: tokens of a chunk, or None.
+        serial: the platform computes one product after the other, so padding takes time: smaller blocks for short prompts.
     """
     _, f, n, h = q_cfnh.shape
     k, c = pages.kv_heads, pages.page_size
     block, group = min(BLOCK, f), max(BLOCK // c, 1)
+    if serial:
+        block = min(block, max(SHORT_BLOCK, f // len(counts_r)))
     if chunk is not None:
         group = math.gcd(group, chunk // c)  # pages that are read together belong to one chunk
     token_places = places(lengths_r, counts_r, f)

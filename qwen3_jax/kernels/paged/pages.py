@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 
 CacheType = Literal["int8", "fp8"]
-_UNROLLED = 4  # up to this many tokens are written without a loop
+_UNROLLED = 8  # tokens that one iteration of a loop writes
 _TYPES = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
 
 
@@ -61,19 +61,11 @@ class HeadMajor:
 
     def write(self, page_f, offset_f, k_fkh, v_fkh, one_by_one: bool) -> HeadMajor:
         """Write each token's keys and values to its page, for one shard (D = 1). `one_by_one`: without a scatter."""
-        if self.k_scale is None or self.v_scale is None:
-            return HeadMajor(
-                _write(self.k, page_f, offset_f, k_fkh, one_by_one),
-                _write(self.v, page_f, offset_f, v_fkh, one_by_one),
-            )
-        k_fkh, k_scale_fk = quantize(k_fkh, self.k.dtype)
-        v_fkh, v_scale_fk = quantize(v_fkh, self.v.dtype)
-        return HeadMajor(
-            _write(self.k, page_f, offset_f, k_fkh, one_by_one),
-            _write(self.v, page_f, offset_f, v_fkh, one_by_one),
-            _write(self.k_scale, page_f, offset_f, k_scale_fk, one_by_one),
-            _write(self.v_scale, page_f, offset_f, v_scale_fk, one_by_one),
-        )
+        new = [k_fkh, v_fkh]
+        if self.k_scale is not None:
+            (k_fkh, k_scale_fk), (v_fkh, v_scale_fk) = (quantize(x_fkh, self.k.dtype) for x_fkh in new)
+            new = [k_fkh, v_fkh, k_scale_fk, v_scale_fk]
+        return HeadMajor(*_write(jax.tree.leaves(self), page_f, offset_f, new, one_by_one))
 
     def read(self, page_i: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return keys and values of pages of one shard, [I, K, C, H]; float32 if stored as 8 bits or as bits of bfloat16."""
@@ -120,24 +112,26 @@ class Combined:
 Pages = HeadMajor | Combined
 
 
-def _write(pages: jax.Array, page_f: jax.Array, offset_f: jax.Array, new: jax.Array, one_by_one: bool) -> jax.Array:
-    """Write [F, K, ...] into [1, P, K, C, ...]."""
-    if pages.dtype == jnp.uint16:
-        new = jax.lax.bitcast_convert_type(new.astype(jnp.bfloat16), jnp.uint16)
-    new = new.astype(pages.dtype)
+def _write(
+    pages: list[jax.Array], page_f: jax.Array, offset_f: jax.Array, new: list[jax.Array], one_by_one: bool
+) -> list[jax.Array]:
+    """Write arrays [F, K, ...] into arrays [1, P, K, C, ...]."""
+    if pages[0].dtype == jnp.uint16:
+        new = [jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16) for x in new]
+    new = [x.astype(old.dtype) for x, old in zip(new, pages, strict=True)]
     if not one_by_one:
-        return pages.at[0, page_f, :, offset_f].set(new)
+        return [old.at[0, page_f, :, offset_f].set(x) for x, old in zip(new, pages, strict=True)]
     # XLA:CPU lowers a scatter to a select between two whole pools, and an update of a reshaped pool to a copy.
 
     def write(i, pages):
-        start = (0, page_f[i], 0, offset_f[i]) + (0,) * (pages.ndim - 4)
-        return jax.lax.dynamic_update_slice(pages, new[i][None, None, :, None], start)
+        def put(x, old):
+            start = (0, page_f[i], 0, offset_f[i]) + (0,) * (old.ndim - 4)
+            return jax.lax.dynamic_update_slice(old, x[i][None, None, :, None], start)
 
-    if len(new) <= _UNROLLED:
-        for i in range(len(new)):
-            pages = write(i, pages)
-        return pages
-    return jax.lax.fori_loop(0, len(new), write, pages)
+        return [put(x, old) for x, old in zip(new, pages, strict=True)]
+
+    count = len(page_f)
+    return jax.lax.fori_loop(0, count, write, pages, unroll=min(count, _UNROLLED))
 
 
 def _float32(bits: jax.Array) -> jax.Array:

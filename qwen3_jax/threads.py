@@ -46,12 +46,12 @@ class Workers(Generic[Tag, Value]):
             self._threads.append(thread)
             thread.start()
 
-    def take(self, *, wait: bool) -> Done[Tag, Value] | None:
-        """Return the next finished job; None if no job is pending or, without `wait`, none has finished yet."""
+    def take(self, seconds: float | None = None) -> Done[Tag, Value] | None:
+        """Return the next finished job; None if no job is pending, or none has finished within `seconds` (None: waits)."""
         if not self.pending:
             return None
         try:
-            done = self._done.get(block=wait)
+            done = self._done.get(timeout=seconds) if seconds is None or seconds > 0 else self._done.get_nowait()
         except queue.Empty:
             return None
         self.pending -= 1

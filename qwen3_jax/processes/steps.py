@@ -1,4 +1,4 @@
-"""What a verifier in a process of its own does at the moment, for the reason of a verdict that does not come in time."""
+"""What a call in a process of its own does at the moment: what is said when it does not end in time."""
 
 from collections.abc import Callable
 

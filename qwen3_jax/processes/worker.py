@@ -1,10 +1,9 @@
-"""The process behind processes.py: reads calls from standard input, one JSON object a line, and answers on standard output.
+"""The process behind pool.py: reads calls from standard input, one JSON object a line, and answers on standard output.
 
-This process loads packages and never touches an answer. Its child, forked after loading, makes the calls and is killed when one
+This process imports modules and never touches an argument. Its child, forked after that, makes the calls and is killed when one
 takes too long.
 """
 
-import dataclasses
 import importlib
 import json
 import os
@@ -16,16 +15,16 @@ import time
 from typing import Any
 
 from qwen3_jax.errors import UserError
-from qwen3_jax.verifiers import steps
+from qwen3_jax.processes import steps
 
 CALLS = 500  # of one child; caches and leaks end with it
-MEMORY = 2 << 30  # bytes of a child's address space
+_STEP = b'{"step": '  # how a line begins that is no reply
 
 
 class _Child:
     """A forked process that makes calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: int) -> None:
         request_end, self._requests = os.pipe()
         self._replies, reply_end = os.pipe()
         self.calls = 0
@@ -33,22 +32,22 @@ class _Child:
         if self.pid == 0:
             os.close(self._requests)
             os.close(self._replies)
-            _serve(request_end, reply_end)
+            _serve(request_end, reply_end, memory)
         os.close(request_end)
         os.close(reply_end)
-        self._rest = b""
 
-    def call(self, message: dict[str, Any]) -> dict[str, Any]:
-        """One call; `timed_out` or `crashed` in the reply if the child is to be ended."""
+    def call(self, message: dict[str, Any]) -> tuple[bytes, bool]:
+        """One call: (the reply, whether the child is still there)."""
         self.calls += 1
         deadline = time.monotonic() + message["seconds"]
         step = ""
         try:
-            data = json.dumps(message).encode() + b"\n"
+            data = _line(message)
             while data:
                 data = data[os.write(self._requests, data) :]
         except BrokenPipeError:
-            return {"crashed": self._end()}
+            return _line({"crashed": self._end()}), False
+        pieces: list[bytes] = []
         while True:
             ready = select.select([self._replies, 0], [], [], max(0.0, deadline - time.monotonic()))[0]
             if 0 in ready:  # no request comes before this reply: the process that asked has ended
@@ -56,15 +55,18 @@ class _Child:
                 os._exit(0)
             if not ready:
                 self.kill()
-                return {"timed_out": step}
-            data = os.read(self._replies, 1 << 16)
-            if not data:
-                return {"crashed": self._end()}
-            *lines, self._rest = (self._rest + data).split(b"\n")
-            for line in map(json.loads, lines):
-                if "step" not in line:
-                    return line
-                step = line["step"]
+                return _line({"timed_out": step}), False
+            pieces.append(os.read(self._replies, 1 << 16))
+            if not pieces[-1]:
+                return _line({"crashed": self._end() + step}), False
+            if not pieces[-1].endswith(b"\n"):
+                continue
+            lines = b"".join(pieces).split(b"\n")[:-1]
+            pieces = []
+            told = [line for line in lines if line.startswith(_STEP)]
+            step = json.loads(told[-1])["step"] if told else step
+            if not lines[-1].startswith(_STEP):
+                return lines[-1] + b"\n", True
 
     def _end(self) -> str:
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
@@ -82,14 +84,18 @@ class _Child:
         os.close(self._replies)
 
 
-def _serve(requests: int, replies: int) -> None:
+def _line(fields: dict[str, Any]) -> bytes:
+    return json.dumps(fields).encode() + b"\n"
+
+
+def _serve(requests: int, replies: int, memory: int) -> None:
     """Make calls until the requests end. Does not return."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     _end_with_parent()
 
     def send(fields: dict[str, Any]) -> None:
-        data = json.dumps(fields).encode() + b"\n"
+        data = memoryview(_line(fields))
         while data:
             data = data[os.write(replies, data) :]
 
@@ -101,20 +107,14 @@ def _serve(requests: int, replies: int) -> None:
 
 
 def _call(message: dict[str, Any]) -> dict[str, Any]:
-    from qwen3_jax.verifiers.registry import Verifier, settings_class
-    from qwen3_jax.verifiers.verdict import BadReference, Verdict
-
-    function, arguments = _function(message["function"]), message["arguments"]
-    settings = settings_class(Verifier(function), function.__name__)(**arguments["settings"])
     try:
-        verdict = function(arguments["answer"], arguments["reference"], settings)
-    except BadReference as error:
-        verdict = Verdict(0.0, "error", f"the reference is at fault: {error}")
+        return {"value": _function(message["function"])(**message["arguments"])}
     except UserError as error:
         return {"refused": str(error)}
+    except MemoryError:
+        return {"crashed": "memory ran out"}
     except Exception as error:
-        verdict = Verdict(0.0, "error", f"the verifier failed: {type(error).__name__}: {error}"[:500])
-    return {"verdict": dataclasses.asdict(verdict)}
+        return {"failed": f"{type(error).__name__}: {error}"[:500]}
 
 
 def _function(name: str) -> Any:
@@ -126,9 +126,9 @@ def _function(name: str) -> Any:
 
 
 def _load(name: str) -> dict[str, Any]:
-    """Import the verifier's module, and run its `preload`, if it has one."""
+    """Import a module, and run its `preload`, if it has one."""
     try:
-        module = importlib.import_module(name.partition(":")[0])
+        module = importlib.import_module(name)
         getattr(module, "preload", lambda: None)()
     except UserError as error:
         return {"refused": str(error)}
@@ -144,6 +144,7 @@ def _end_with_parent() -> None:
 
 def main() -> None:
     """Answer until standard input ends."""
+    memory = int(sys.argv[1])
     out = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what packages print is no reply
     child: _Child | None = None
@@ -153,16 +154,17 @@ def main() -> None:
             if child is not None:
                 child.kill()
                 child = None
-            reply = _load(message["load"])
+            reply = _line(_load(message["load"]))
         else:
-            child = child or _Child()
-            reply = child.call(message)
-            if "timed_out" in reply or "crashed" in reply:
-                child = None
-            elif child.calls >= CALLS:
+            child = child or _Child(memory)
+            reply, is_there = child.call(message)
+            if is_there and child.calls >= CALLS:
                 child.kill()
-                child = None
-        out.write(json.dumps(reply).encode() + b"\n")
+                is_there = False
+            child = child if is_there else None
+        data = memoryview(reply)
+        while data:
+            data = data[out.write(data) or 0 :]
     if child is not None:
         child.kill()
 

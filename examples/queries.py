@@ -1,0 +1,33 @@
+"""Write the quickstart's problems as queries with references, for `qwen3 data generate`.
+
+python examples/queries.py --output queries.jsonl --count 200
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from qwen3_jax.data import running_sum_problem
+
+
+def main(arguments: list[str] | None = None) -> Path:
+    """Write one JSON object for each problem; return the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="the file to write")
+    parser.add_argument("--count", type=int, default=200, help="problems (default: 200)")
+    parser.add_argument("--digits", type=int, default=12, help="most digits of a problem (default: 12)")
+    args = parser.parse_args(arguments)
+    with args.output.open("w", encoding="utf-8") as out:
+        for index in range(args.count):
+            problem = running_sum_problem(index, 1, "train", min_digits=2, max_digits=args.digits, eval_fraction=0.01)
+            line = {
+                "question": problem.question,
+                "answer": problem.answer,
+                "domain": f"{len(problem.steps.split())} digits",
+            }
+            out.write(json.dumps(line) + "\n")
+    return args.output
+
+
+if __name__ == "__main__":
+    main()
