@@ -5,6 +5,7 @@
 >>> model, tokenizer = qwen3_jax.load("Qwen/Qwen3-8B", dtype="bfloat16", quantize="int8")
 >>> model, tokenizer = qwen3_jax.load("Qwen/Qwen3-8B-AWQ")      # also FP8, GPTQ, int8 and GGUF
 >>> model, tokenizer = qwen3_jax.load("Qwen/Qwen3-8B", adapter="ADAPTER")      # a LoRA adapter of PEFT
+>>> model, tokenizer = qwen3_jax.load("Qwen/Qwen3-8B", adapter={"french": "DIR", "poet": "DIR"})     # chosen by each request
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,8 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from qwen3_jax.checkpoint.adapters.folders import adapter_folder, attached, base_and_adapter
+from qwen3_jax.checkpoint.adapters.folders import adapter_folder, attached, base_and_adapter, warn_of_tokenizer
+from qwen3_jax.checkpoint.adapters.several import with_adapters
 from qwen3_jax.checkpoint.hf_load import load_model
 from qwen3_jax.checkpoint.hub import resolve
 from qwen3_jax.checkpoint.small_files import load_tokenizer
@@ -23,6 +25,8 @@ from qwen3_jax.model import Qwen3
 from qwen3_jax.text import Tokenizer
 from sharding import SERVING, Placement
 
+Adapters = str | Path | Mapping[str, str | Path]  # one, or several by name
+
 
 def load(
     path_or_repo_id: str | Path,
@@ -31,7 +35,7 @@ def load(
     mesh: Mesh | None = None,
     scan_layers: bool | None = None,
     quantize: WeightType | None = None,
-    adapter: str | Path | None = None,
+    adapter: Adapters | None = None,
     hf_overrides: Mapping[str, Any] | None = None,
     revision: str | None = None,
     verify: bool = True,
@@ -47,8 +51,8 @@ def load(
         scan_layers: stack equal layers; None is what decodes fastest on this platform.
         quantize: keep the matrices in 8 or 4 bits ("int8", "fp8", "int4"; `kernels.quantized` says how), which are used in
             `dtype`; the model can then not be trained or saved.
-        adapter: a LoRA adapter in PEFT's format for this model, a folder or a repository on the hub. It is added to the
-            weights, or kept beside them where they are quantised.
+        adapter: a LoRA adapter in PEFT's format, a folder or hub repository: added to the weights, or kept beside quantised
+            ones. Several by name ({"french": "DIR"}) are kept side by side, and each request names one or none.
         hf_overrides: fields of config.json to replace, as `max_position_embeddings`, `rope_scaling` and
             `dual_chunk_attention_config` for longer contexts.
         revision: branch, tag or commit on the hub.
@@ -61,16 +65,12 @@ def load(
         UserError: names the missing, damaged, duplicate, misshapen or unknown tensor, file or field.
         ShardingError: a dimension does not divide over the mesh.
     """
-    from qwen3_jax.checkpoint.native import is_native, load_native  # imports Orbax, which takes a second
-
     check_weight_type(quantize)
     placement = Placement(mesh, SERVING)
     folder, own = base_and_adapter(resolve(path_or_repo_id, revision=revision))
-    if own is not None and adapter is not None:
-        raise UserError(
-            f"{own} is an adapter already; load its base model with the adapter {adapter}, or merge it first."
-        )
-    addition = own if adapter is None else adapter_folder(adapter)
+    if own is not None and adapter:
+        given = f"the adapter {adapter}" if isinstance(adapter, (str, Path)) else "these adapters"
+        raise UserError(f"{own} is an adapter already; load its base model with {given}, or merge it first.")
     options: dict[str, Any] = dict(
         dtype=dtype,
         param_dtype=dtype,
@@ -79,20 +79,40 @@ def load(
         verify=verify,
     )
     tokenizer = (load_tokenizer(own) if own is not None else None) or load_tokenizer(folder)
-    if not is_native(folder):
-        model = load_model(folder, quantize=quantize, hf_overrides=hf_overrides, **options)
-    elif quantize is None and not hf_overrides:
-        model = load_native(folder, **options)[0]
-    else:
-        name = "hf_overrides" if quantize is None else f"quantize={quantize!r}"
-        raise UserError(
-            f"{name} is for Hugging Face folders and GGUF files; {folder} is an Orbax folder: convert it with "
-            "`qwen3 convert --to hf` first."
-        )
-    if addition is not None:
-        model = attached(model, addition, merge=quantize is None)
+    model = _read(folder, quantize, hf_overrides, options)
+    if own is not None:
+        model = attached(model, own, merge=quantize is None)
+    elif adapter is not None:
+        model = _with_additions(model, adapter, quantize is None, folder, tokenizer)
     _check_vocabulary(folder, model, tokenizer)
     return model, tokenizer  # type: ignore[return-value]
+
+
+def _read(
+    folder: Path, quantize: WeightType | None, hf_overrides: Mapping[str, Any] | None, options: dict[str, Any]
+) -> Qwen3:
+    from qwen3_jax.checkpoint.native import is_native, load_native  # imports Orbax, which takes a second
+
+    if not is_native(folder):
+        return load_model(folder, quantize=quantize, hf_overrides=hf_overrides, **options)
+    if quantize is None and not hf_overrides:
+        return load_native(folder, **options)[0]
+    name = "hf_overrides" if quantize is None else f"quantize={quantize!r}"
+    raise UserError(
+        f"{name} is for Hugging Face folders and GGUF files; {folder} is an Orbax folder: convert it with "
+        "`qwen3 convert --to hf` first."
+    )
+
+
+def _with_additions(model: Qwen3, adapter: Adapters, merge: bool, base: Path, tokenizer: Tokenizer | None) -> Qwen3:
+    """Return the model with one adapter, or with several side by side."""
+    if isinstance(adapter, Mapping):
+        model, paths = with_adapters(model, adapter), list(adapter.values())
+    else:
+        model, paths = attached(model, adapter_folder(adapter), merge), [adapter]
+    for path in paths:
+        warn_of_tokenizer(adapter_folder(path), base, tokenizer)
+    return model
 
 
 def _check_vocabulary(folder: Path, model: Qwen3, tokenizer: Tokenizer | None) -> None:

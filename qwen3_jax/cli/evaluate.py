@@ -194,8 +194,6 @@ def _checkpoint(args: argparse.Namespace, axes: dict[str, int] | None) -> tuple[
     with doing("starting JAX"):
         import jax
 
-        from qwen3_jax.checkpoint.adapters.folders import adapter_folder, base_and_adapter
-        from qwen3_jax.checkpoint.hub import resolve
         from qwen3_jax.checkpoint.identity import identity
         from qwen3_jax.checkpoint.small_files import load_tokenizer
         from qwen3_jax.kernels.platform import default_compute_dtype
@@ -203,9 +201,8 @@ def _checkpoint(args: argparse.Namespace, axes: dict[str, int] | None) -> tuple[
         model_options.make_mesh(axes)  # processes of a run meet here
     if jax.process_count() > 1:
         raise UserError("eval needs a single process; serve the model with `qwen3 serve`, and evaluate its address.")
-    folder, adapter = base_and_adapter(resolve(args.model, revision=args.revision))
-    tokenizer = (load_tokenizer(adapter) if adapter is not None else None) or load_tokenizer(folder)
-    adapter = adapter if args.adapter is None else adapter_folder(args.adapter)
+    folder, own, adapter = model_options.folders(args)
+    tokenizer = (load_tokenizer(own) if own is not None else None) or load_tokenizer(folder)
     if tokenizer is None:
         raise UserError(f"{args.model} has no tokenizer files (tokenizer.json); text cannot be read or written.")
     what = {

@@ -84,7 +84,7 @@ def _addition(equation: str, x: jax.Array, w: LowRank, execution: Execution) -> 
     if execution.quantization is not None:
         execution = dataclasses.replace(execution, quantization=None)
     first, second = split_equation(equation)
-    return project(second, linear(first, x, w.a, execution), w.b, execution) * w.scaling
+    return project(second, w.masked(linear(first, x, w.a, execution)), w.b, execution) * w.scaling
 
 
 def _in_float32(equation: str, execution: Execution, x: jax.Array, w: jax.Array) -> jax.Array:

@@ -5,7 +5,13 @@
 `linear` and `project` compute the right side, so that the sum is never formed and a quantised base is never unpacked for it.
 `folded` forms the sum: for experts, the router, and an output projection that is trained.
 
-Shapes: e experts, d what a product sums over (one axis or two), r rank, f the other axes.
+Several adapters stand side by side along the rank, and each row of x names one or none:
+
+    y = x base + ((x a) * mask) b          mask: 1 at the ranks of the row's adapter, else 0
+
+So rows of different adapters share one product, and which one a row has is data. The cost grows with the sum of the ranks.
+
+Shapes: e experts, d what a product sums over (one axis or two), r rank (of n adapters together), f the other axes.
 """
 
 import jax
@@ -28,12 +34,21 @@ class LowRank:
         a: [E, D..., R].
         b: [E, R, F...].
         scaling: float32 scalar.
+        chosen: float32 [..., N], 1 at the adapter of each row of x, where N adapters of R / N ranks stand side by side; None
+            for a single one.
     """
 
     base: Weight
     a: jax.Array
     b: jax.Array
     scaling: jax.Array
+    chosen: jax.Array | None = None
+
+    def masked(self, x_r: jax.Array) -> jax.Array:
+        """Return a product with `a`, [..., R], with zeros at the ranks of other adapters than the row's."""
+        if self.chosen is None:
+            return x_r
+        return x_r * jnp.repeat(self.chosen.astype(x_r.dtype), x_r.shape[-1] // self.chosen.shape[-1], axis=-1)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -56,6 +71,7 @@ def folded(w: Weight, dtype: jnp.dtype, execution: Execution, axes: LogicalAxes,
     """Return base + scaling * a b as an array of `dtype`, placed by its logical axes; the sums over the rank are float32."""
     if not isinstance(w, LowRank):
         return w
+    assert w.chosen is None, "rows with adapters of their own have no common weight"
     lead, rank = int(experts), w.b.shape[int(experts)]
     count = w.a.shape[:lead]
     summed, kept = w.a.shape[lead:-1], w.b.shape[lead + 1 :]
@@ -75,6 +91,6 @@ def take_rows(w: Weight, index: jax.Array, dtype: jnp.dtype, execution: Executio
     """
     if not isinstance(w, LowRank):
         return take_plain_rows(w, index, dtype, execution)
-    a = take_plain_rows(w.a, index, dtype, execution)
+    a = w.masked(take_plain_rows(w.a, index, dtype, execution))
     addition = jnp.einsum("...r,rd->...d", a, w.b.astype(dtype), preferred_element_type=jnp.float32) * w.scaling
     return take_plain_rows(w.base, index, dtype, execution) + addition.astype(dtype)

@@ -203,10 +203,13 @@ def primal_values(arguments: Any, frozen: bool = False) -> Any:
     Raises:
         UserError: a gradient of them is asked for, and they are `frozen`: quantised weights.
     """
-    leaves, structure = jax.tree.flatten(arguments, is_leaf=lambda leaf: isinstance(leaf, CustomVJPPrimal))
-    if frozen and any(leaf.perturbed for leaf in leaves):
+
+    def is_primal(leaf: Any) -> bool:
+        return isinstance(leaf, CustomVJPPrimal)
+
+    if frozen and any(leaf.perturbed for leaf in jax.tree.leaves(arguments, is_leaf=is_primal)):
         refuse_gradient()
-    return structure.unflatten([leaf.value for leaf in leaves])
+    return jax.tree.map(lambda leaf: leaf.value, arguments, is_leaf=is_primal)
 
 
 def zeros_of(gradient: Any) -> jax.Array:

@@ -47,12 +47,17 @@ class Attention(nnx.Module):
         self.execution = execution
 
     def __call__(
-        self, x_btd: jax.Array, rope: Angles, segment_ids_bt: jax.Array | None, cache: LayerCache | None
+        self,
+        x_btd: jax.Array,
+        rope: Angles,
+        segment_ids_bt: jax.Array | None,
+        cache: LayerCache | None,
+        chosen_btn: jax.Array | None = None,
     ) -> tuple[jax.Array, Pages | None]:
         """Return the attention output [B, T, D] and, with a cache, its pages with this call's keys and values."""
-        q_btnh = self._linear("btd,dnh->btnh", x_btd, "q")
-        k_bkth = self._linear("btd,dkh->bkth", x_btd, "k")
-        v_bkth = self._linear("btd,dkh->bkth", x_btd, "v")
+        q_btnh = self._linear("btd,dnh->btnh", x_btd, "q", chosen_btn)
+        k_bkth = self._linear("btd,dkh->bkth", x_btd, "k", chosen_btn)
+        v_bkth = self._linear("btd,dkh->bkth", x_btd, "v", chosen_btn)
 
         q_btnh = self.q_norm(q_btnh)
         q_btnh, *chunk_queries = [self._rotated(q_btnh, cos_sin) for cos_sin in rope.queries]
@@ -65,10 +70,10 @@ class Attention(nnx.Module):
         else:
             chunks = None if self.dual_chunk is None else Chunks(self.dual_chunk.chunk, *chunk_queries)
             out_btnh, pages = paged_attention(q_btnh, k_bkth, v_bkth, *cache, chunks, self.execution)
-        return self._linear("btnh,nhd->btd", out_btnh, "o"), pages
+        return self._linear("btnh,nhd->btd", out_btnh, "o", chosen_btn), pages
 
-    def _linear(self, equation: str, x: jax.Array, name: str) -> jax.Array:
-        weight = adapted(getattr(self, name)[...], self.adapters, name)
+    def _linear(self, equation: str, x: jax.Array, name: str, chosen_btn: jax.Array | None) -> jax.Array:
+        weight = adapted(getattr(self, name)[...], self.adapters, name, chosen_btn)
         bias = getattr(self, f"{name}_bias")
         return linear(equation, x, weight, self.execution, None if bias is None else bias[...])
 

@@ -7,7 +7,7 @@ Invariant: each parameter is declared once, by `params.Declare`. A run of equal 
 leading "layers" axis (`scan_layers=True`: compile time does not depend on depth) or one block per layer (`scan_layers=False`:
 fastest to decode on CPU). Both run the same code on the same values.
 
-Shapes: b batch, t length, d hidden, v vocabulary, l layers, e experts.
+Shapes: b batch, t length, d hidden, v vocabulary, l layers, e experts, n adapters side by side.
 """
 
 import functools
@@ -159,11 +159,15 @@ class Qwen3(nnx.Module):
         positions: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
         cache: KVCache | None = None,
+        adapter: jax.Array | None = None,
     ) -> Hidden:
         """Everything but the output projection; arguments as for a call.
 
         A cache whose rows have counts takes tokens [D, T]: for each shard of the batch, the tokens of its rows one after
         another.
+
+        Args:
+            adapter: int32 [B, T], which of several adapters (`lora.names`) each token has, from 1 on; 0 is none.
         """
         b, t = tokens.shape
         if positions is None and cache is not None:
@@ -180,23 +184,34 @@ class Qwen3(nnx.Module):
             )
         rope = angles(self.config, positions)
 
-        x_btd = take_rows(adapted(self.embed[...], self.adapters, "embed"), tokens, self.dtype, self.execution)
+        chosen_btn = self._chosen(adapter)
+        embed = adapted(self.embed[...], self.adapters, "embed", chosen_btn)
+        x_btd = take_rows(embed, tokens, self.dtype, self.execution)
         x_btd = self.execution.placement.constrain(x_btd, ("batch", "length", "hidden"))
-        x_btd, cache, router = run_layers(self.groups, x_btd, rope, segment_ids, cache, self.remat)
+        x_btd, cache, router = run_layers(self.groups, x_btd, rope, segment_ids, cache, self.remat, chosen_btn)
         return Hidden(self.norm(x_btd), cache, router)
 
-    def logits(self, states: jax.Array) -> jax.Array:
-        """Project hidden states [..., D] to float32 logits [..., V]."""
-        weight, tied = self.output_weight
+    def logits(self, states: jax.Array, adapter: jax.Array | None = None) -> jax.Array:
+        """Project hidden states [..., D] to float32 logits [..., V]; `adapter` as in `hidden`, int32 [...]."""
+        weight, tied = self._output_weight(self._chosen(adapter))
         equation = "...d,vd->...v" if tied else "...d,dv->...v"
         return project(equation, states.astype(self.dtype), weight, self.execution)
 
     @property
     def output_weight(self) -> tuple[Weight, bool]:
         """The output projection and whether it is the embedding: ([V, D], True) or ([D, V], False)."""
+        return self._output_weight(None)
+
+    def _output_weight(self, chosen: jax.Array | None) -> tuple[Weight, bool]:
         tied = self.config.tie_word_embeddings
         weight = self.embed[...] if tied else self.lm_head[...]
-        return adapted(weight, self.adapters, "lm_head"), tied
+        return adapted(weight, self.adapters, "lm_head", chosen), tied
+
+    def _chosen(self, adapter: jax.Array | None) -> jax.Array | None:
+        """Return float32 [..., N], 1 at the adapter of each token; None where none has any."""
+        if adapter is None or self.lora is None or not self.lora.names:
+            return None
+        return jax.nn.one_hot(adapter - 1, len(self.lora.names), dtype=jnp.float32)
 
     def output_matrix(self) -> tuple[jax.Array, bool]:
         """The same as one array, with its adapter added and what is quantised unpacked, for a loss that reads it in chunks."""

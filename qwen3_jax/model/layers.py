@@ -41,13 +41,16 @@ class MLP(nnx.Module):
         )
         self.execution = execution
 
-    def __call__(self, x_btd: jax.Array, segment_ids_bt: jax.Array | None = None) -> tuple[jax.Array, None]:
+    def __call__(
+        self, x_btd: jax.Array, segment_ids_bt: jax.Array | None = None, chosen_btn: jax.Array | None = None
+    ) -> tuple[jax.Array, None]:
         """Return (output [B, T, D], None): the signature of `MoE`, which returns statistics of its router."""
-        gate_btf = self._linear("btd,df->btf", x_btd, "gate")
-        up_btf = self._linear("btd,df->btf", x_btd, "up")
+        gate_btf = self._linear("btd,df->btf", x_btd, "gate", chosen_btn)
+        up_btf = self._linear("btd,df->btf", x_btd, "up", chosen_btn)
         hidden_btf = jax.nn.silu(gate_btf) * up_btf
         hidden_btf = self.execution.placement.constrain(hidden_btf, ("batch", "length", "mlp"))
-        return self._linear("btf,fd->btd", hidden_btf, "down"), None
+        return self._linear("btf,fd->btd", hidden_btf, "down", chosen_btn), None
 
-    def _linear(self, equation: str, x: jax.Array, name: str) -> jax.Array:
-        return linear(equation, x, adapted(getattr(self, name)[...], self.adapters, name), self.execution)
+    def _linear(self, equation: str, x: jax.Array, name: str, chosen_btn: jax.Array | None) -> jax.Array:
+        weight = adapted(getattr(self, name)[...], self.adapters, name, chosen_btn)
+        return linear(equation, x, weight, self.execution)

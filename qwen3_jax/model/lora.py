@@ -13,6 +13,9 @@ The names of the weights:
 | mlp.experts.gate_up, mlp.experts.down                 | its experts; gate and up share A, as in transformers 5   |
 | embed, lm_head                                        | the embedding as a table; the output projection          |
 
+Several adapters, of which each token has one or none, stand side by side along the rank, N times the largest rank of each
+weight; `chosen` [B, T, N] says which. Without it such a model is its base.
+
 Invariant: where layers of a stack differ in rank, A and B are padded with zeros, whose gradients are zero.
 """
 
@@ -21,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax
 from flax import nnx
 
 from qwen3_jax.kernels import LowRank, Weight
@@ -31,20 +35,32 @@ class Scaling(nnx.Variable):
 
 
 class Adapter(nnx.Module):
-    """A, B and the scaling of one weight, or of a stack of equal weights."""
+    """A, B and the scaling of one weight, or of a stack of equal weights; of `several` adapters side by side."""
 
-    def __init__(self, a: nnx.LoRAParam, b: nnx.LoRAParam, scaling: Scaling):
-        self.a, self.b, self.scaling = a, b, scaling
+    def __init__(self, a: nnx.LoRAParam, b: nnx.LoRAParam, scaling: Scaling, several: bool = False):
+        self.a, self.b, self.scaling, self.several = a, b, scaling, several
 
-    def on(self, base: Weight, part: int | None = None) -> LowRank:
+    def on(self, base: Weight, chosen: jax.Array | None = None, part: int | None = None) -> Weight:
         """Return the weight with its addition; `part` is gate (0) or up (1) of a B of both, [E, R, 2, F]."""
+        if self.several and chosen is None:
+            return base
         b = self.b[...] if part is None else self.b[...][:, :, part]
-        return LowRank(base, self.a[...], b, self.scaling[...])
+        return LowRank(base, self.a[...], b, self.scaling[...], chosen if self.several else None)
 
 
-def adapted(base: Weight, adapters: nnx.Dict | None, name: str, part: int | None = None) -> Weight:
-    """Return a weight with its adapter, or the weight where it has none."""
-    return base if adapters is None or name not in adapters else adapters[name].on(base, part)
+def adapted(
+    base: Weight, adapters: nnx.Dict | None, name: str, chosen: jax.Array | None = None, part: int | None = None
+) -> Weight:
+    """Return a weight with its adapter, or the weight where it has none.
+
+    Args:
+        base: the weight.
+        adapters: of its module, by name.
+        name: of the weight in the module.
+        chosen: float32 [B, T, N], 1 at the adapter of each token; None for none, and for a model with a single one.
+        part: see `Adapter.on`.
+    """
+    return base if adapters is None or name not in adapters else adapters[name].on(base, chosen, part)
 
 
 @dataclass(frozen=True)
@@ -66,9 +82,15 @@ class Addition:
 
 @dataclass(frozen=True)
 class Lora:
-    """Which weights of a model have an adapter. Hashable, so it can be part of a jit key."""
+    """Which weights of a model have an adapter. Hashable, so it can be part of a jit key.
+
+    Attributes:
+        additions: the weights.
+        names: of several adapters side by side, in order; the ranks of `additions` are those of all together. Empty for one.
+    """
 
     additions: tuple[Addition, ...]
+    names: tuple[str, ...] = ()
 
     def of(self, weight: str, layers: Sequence[int | None]) -> tuple[list[int], list[float]] | None:
         """Return rank and scaling of a weight in each of these layers, 0 where it has no adapter; None where none has."""

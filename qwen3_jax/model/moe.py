@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from qwen3_jax.config import Qwen3Config
-from qwen3_jax.kernels import Execution, expert_mlp, folded
+from qwen3_jax.kernels import Execution, LowRank, Weight, expert_mlp, folded, project
 from qwen3_jax.model.lora import adapted
 from qwen3_jax.model.params import Declare
 
@@ -52,23 +52,20 @@ class MoE(nnx.Module):
         self.norm_topk_prob = config.norm_topk_prob
         self.execution = execution
 
-    def __call__(self, x_btd: jax.Array, segment_ids_bt: jax.Array | None) -> tuple[jax.Array, RouterStats]:
+    def __call__(
+        self, x_btd: jax.Array, segment_ids_bt: jax.Array | None, chosen_btn: jax.Array | None = None
+    ) -> tuple[jax.Array, RouterStats]:
         """Return the layer's output [B, T, D] and its router's statistics; tokens of segment 0 are padding."""
-        router_de = folded(
-            adapted(self.router[...], self.adapters, "router"),
-            jnp.dtype("float32"),
-            self.execution,
-            ("embed", "router"),
-        )
-        logits_bte = jnp.einsum("btd,de->bte", x_btd.astype(jnp.float32), router_de.astype(jnp.float32))
+        router_de = adapted(self.router[...], self.adapters, "router", chosen_btn)
+        logits_bte = self._routed(x_btd.astype(jnp.float32), router_de)
         probs_bte = jax.nn.softmax(logits_bte, axis=-1)
         weight_btk, index_btk = jax.lax.top_k(probs_bte, self.experts_per_token)
         if self.norm_topk_prob:
             weight_btk /= weight_btk.sum(axis=-1, keepdims=True)
         experts = (
-            adapted(self.gate[...], self.adapters, "gate_up", 0),
-            adapted(self.up[...], self.adapters, "gate_up", 1),
-            adapted(self.down[...], self.adapters, "down"),
+            adapted(self.gate[...], self.adapters, "gate_up", chosen_btn, 0),
+            adapted(self.up[...], self.adapters, "gate_up", chosen_btn, 1),
+            adapted(self.down[...], self.adapters, "down", chosen_btn),
         )
         y_btd = expert_mlp(x_btd, index_btk, weight_btk.astype(x_btd.dtype), *experts, self.execution)
         count_bt = jnp.ones(x_btd.shape[:2]) if segment_ids_bt is None else (segment_ids_bt > 0).astype(jnp.float32)
@@ -80,3 +77,10 @@ class MoE(nnx.Module):
             tokens=count_bt.sum(),
         )
         return y_btd, stats
+
+    def _routed(self, x_btd: jax.Array, router_de: Weight) -> jax.Array:
+        """Return the router's logits, float32 [B, T, E]."""
+        if isinstance(router_de, LowRank) and router_de.chosen is not None:
+            return project("btd,de->bte", x_btd, router_de, self.execution)
+        router_de = folded(router_de, jnp.dtype("float32"), self.execution, ("embed", "router"))
+        return jnp.einsum("btd,de->bte", x_btd, router_de.astype(jnp.float32))

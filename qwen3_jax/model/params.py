@@ -33,14 +33,14 @@ class Declare:
     lora: Lora | None = None
     layers: tuple[int | None, ...] = (None,)
 
-    def normal(self, shape: Sequence[int], axes: Sequence[str], std: float) -> nnx.Param:
+    def normal(self, shape: Sequence[int], axes: Sequence[str | None], std: float) -> nnx.Param:
         """Return a parameter drawn from N(0, std^2)."""
         shape, axes = self._stacked(shape, axes)
         # In float32 for any storage type: bf16 normals are coarse in the tails.
         value = std * jax.random.normal(self.rngs.params(), shape, jnp.float32)
         return nnx.Param(value.astype(self.dtype), logical_axes=axes)
 
-    def constant(self, shape: Sequence[int], axes: Sequence[str], value: float) -> nnx.Param:
+    def constant(self, shape: Sequence[int], axes: Sequence[str | None], value: float) -> nnx.Param:
         """Return a parameter that starts at `value` everywhere (norm scales 1, biases 0)."""
         shape, axes = self._stacked(shape, axes)
         return nnx.Param(jnp.full(shape, value, self.dtype), logical_axes=axes)
@@ -71,7 +71,7 @@ class Declare:
         in PEFT. Both are float32.
         """
         found = None if self.lora is None else self.lora.of(name, self.layers)
-        if found is None:
+        if self.lora is None or found is None:
             return None
         ranks, scalings = found
         rank, lead = max(ranks), () if self.stack is None else (self.stack,)
@@ -91,6 +91,7 @@ class Declare:
             nnx.LoRAParam(a, logical_axes=a_axes),
             nnx.LoRAParam(b, logical_axes=b_axes),
             Scaling(scaling, logical_axes=("layers",) * len(lead)),
+            several=bool(self.lora.names),
         )
 
     def _stacked(self, shape: Sequence[int], axes: Sequence[str | None]) -> tuple[tuple[int, ...], LogicalAxes]:

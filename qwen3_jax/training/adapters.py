@@ -13,14 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qwen3_jax.checkpoint import load_model, merged, save, save_adapter
-from qwen3_jax.checkpoint.adapters.attach import adapter_arrays
+from qwen3_jax.checkpoint.adapters.attach import adapter_arrays, adapter_values, with_adapter
 from qwen3_jax.checkpoint.adapters.config import AdapterConfig, read_adapter_config, with_base
 from qwen3_jax.checkpoint.adapters.files import AdapterTensors, read_adapter
 from qwen3_jax.checkpoint.adapters.folders import adapter_folder, holds_adapter
-from qwen3_jax.checkpoint.adapters.targets import converted, targets
+from qwen3_jax.checkpoint.adapters.targets import targets
+from qwen3_jax.checkpoint.hub import resolve
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
-from qwen3_jax.kernels import Execution
+from qwen3_jax.kernels import Execution, WeightType
 from qwen3_jax.model import Lora, Qwen3, flatten
 from qwen3_jax.text import Tokenizer
 from qwen3_jax.training.config import LoraConfig, ModelConfig, TrainConfig
@@ -78,20 +79,25 @@ def load_base(model: ModelConfig, lora: LoraConfig, trainer: Trainer, source: Pa
             f"model.init_from: {source} is an adapter, and lora: trains another on top: merge it first "
             "(`qwen3 convert --merge`), or train it on, with its base as model.init_from and lora.init_from: its folder."
         )
-    base = load_model(
-        source,
-        dtype=model.dtype,
-        param_dtype=model.param_dtype,
-        execution=Execution(trainer.placement),
-        scan_layers=model.scan_layers,
-        quantize=lora.quantize,
-    )
+    base = _loaded(model, lora.quantize, trainer, source)
     params, shapes = flatten(base), trainer.structure.shapes
     for name, shape in shapes.items():
         if "adapters." not in name and (name not in params or params[name].shape != shape.shape):
             raise UserError(f"model.config changes the shape of {name!r}; so model.init_from has no value for it.")
     trainer.take_base(params | trainer.constants())
     return base
+
+
+def _loaded(model: ModelConfig, quantize: WeightType | None, trainer: Trainer, source: Path) -> Qwen3:
+    """Load a model as it is trained, on the trainer's mesh."""
+    return load_model(
+        source,
+        dtype=model.dtype,
+        param_dtype=model.param_dtype,
+        execution=Execution(trainer.placement),
+        scan_layers=model.scan_layers,
+        quantize=quantize,
+    )
 
 
 def take_over_base(trainer: Trainer, trainers: Sequence[Trainer]) -> None:
@@ -107,11 +113,23 @@ def export(trainer: Trainer, model: Qwen3, tokenizer: Tokenizer, run_dir: Path, 
     assert config.lora is not None
     base = Path(str(config.model.init_from)).expanduser()
     named = str(base.resolve()) if base.exists() else str(config.model.init_from)
-    settings = with_base(converted(adapter_config(config.lora), trainer.config), named)
+    settings = with_base(adapter_config(config.lora), named)
     folder = save_adapter(model, settings, run_dir / "adapter", tokenizer, overwrite=True)
     if not config.lora.merge:
         return folder
-    return save(merged(model), tokenizer, run_dir / "hf", dtype=config.export_dtype, overwrite=True)
+    whole = model if config.lora.quantize is None else _over_whole_base(trainer, model, settings, config)
+    return save(merged(whole), tokenizer, run_dir / "hf", dtype=config.export_dtype, overwrite=True)
+
+
+def _over_whole_base(trainer: Trainer, model: Qwen3, settings: AdapterConfig, config: TrainConfig) -> Qwen3:
+    """Return the adapter of a model with quantised weights over the weights that those were rounded from."""
+    assert model.lora is not None
+    values = adapter_values(model)
+    trainer.take_base(None)  # the memory of the rounded ones
+    source = resolve(str(config.model.init_from), key="model.init_from")
+    base = _loaded(config.model, None, trainer, source)
+    base.generation_config = model.generation_config
+    return with_adapter(base, AdapterTensors(settings, model.lora, values))
 
 
 def _folder(path: str) -> Path:

@@ -170,7 +170,7 @@ def test_a_run_resumes_to_the_same_bits_and_exports_what_it_trained(base, tmp_pa
     run, _ = load_run(whole / "run")
     expected = np.asarray(run(tokens))
     for model in loaded:
-        np.testing.assert_allclose(np.asarray(model(tokens)), expected, atol=2e-5)
+        np.testing.assert_allclose(np.asarray(model(tokens)), expected, atol=1e-5 * np.abs(expected).max())
     step = whole / "run" / "checkpoints" / "6" / "state"
     names = {
         entry["key"] for entry in map(_keys, json.loads((step / "_METADATA").read_text())["tree_metadata"].values())
@@ -217,7 +217,7 @@ def test_a_plan_counts_no_moments_of_the_base():
 
     full, adapters_only = holds(None), holds(LoraConfig(rank=16))
     int4 = holds(LoraConfig(rank=16, quantize="int8"))
-    assert adapters_only.holds["optimizer"] < full.holds["optimizer"] / 20
+    assert adapters_only.holds["optimizer"] < full.holds["optimizer"] / 9  # of which those of the base are bfloat16
     assert adapters_only.compiled.memory.peak < full.compiled.memory.peak / 2
     assert int4.holds["weights"] < adapters_only.holds["weights"]
     assert adapters_only.model_flops < full.model_flops

@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 
 from qwen3_jax.checkpoint.adapters.config import FILE, AdapterConfig, write_adapter_config
 from qwen3_jax.checkpoint.adapters.files import TENSORS, AdapterTensors, Key, Pair, tensor_names, to_peft
-from qwen3_jax.checkpoint.adapters.targets import places
+from qwen3_jax.checkpoint.adapters.targets import converted, places
 from qwen3_jax.checkpoint.checksums import write_checksums
 from qwen3_jax.checkpoint.publish import publishing
 from qwen3_jax.checkpoint.small_files import write_json
@@ -69,10 +69,15 @@ def with_adapter(model: Qwen3, adapter: AdapterTensors) -> Qwen3:
     Raises:
         UserError: the model has an adapter already.
     """
+    return attach(model, adapter.lora, adapter.values)
+
+
+def attach(model: Qwen3, lora: Lora, values: Mapping[Key, Pair]) -> Qwen3:
+    """Return the model with A and B of some weights; see `with_adapter`."""
     if model.lora is not None:
         raise UserError("the model has an adapter already; merge it first.")
-    whole = structure(model, adapter.lora)
-    arrays = adapter_arrays(whole, model, adapter.lora, adapter.values)
+    whole = structure(model, lora)
+    arrays = adapter_arrays(whole, model, lora, values)
     out = whole.merge(flatten(model) | arrays)
     out.generation_config = model.generation_config
     return out
@@ -134,12 +139,13 @@ def save_adapter(
         overwrite: replace a folder that exists.
 
     Raises:
-        UserError: the model has no adapter, or the target exists or cannot be written.
+        UserError: the model has no adapter, or several, or the target exists or cannot be written.
     """
     if model.lora is None:
         raise UserError("the model has no adapter to save.")
+    _refuse_several(model, "saved")
     values, named = adapter_values(model), {(one.layer, one.weight) for one in model.lora.additions}
-    tensors = {}
+    tensors: dict[str, np.ndarray] = {}
     for place in places(model.config):
         if (place.layer, place.weight) in named:
             pair = to_peft(place, values[place.layer, place.weight], model.config)
@@ -149,7 +155,7 @@ def save_adapter(
     with publishing(target, overwrite) as work:
         if jax.process_index() == 0:
             save_file(tensors, work / TENSORS, metadata={"format": "pt"})
-            write_json(work / FILE, write_adapter_config(config))
+            write_json(work / FILE, write_adapter_config(converted(config, model.config)))
             (work / TENSORS).chmod((work / FILE).stat().st_mode)
             if tokenizer is not None:
                 tokenizer.save_pretrained(work)
@@ -163,10 +169,11 @@ def merged(model: Qwen3) -> Qwen3:
     The sum is float32 and rounded once to the weights' type. Adapters of a tied embedding or output projection untie them.
 
     Raises:
-        UserError: the weights are quantised.
+        UserError: the weights are quantised, or there are several adapters.
     """
     if model.lora is None:
         return model
+    _refuse_several(model, "merged")
     refuse_quantized(model)
     config, named = model.config, dict(flatten(model))
     alone = {one.weight for one in model.lora.additions if one.layer is None}
@@ -190,6 +197,14 @@ def merged(model: Qwen3) -> Qwen3:
     out = plain.merge({name: named[name] for name in plain.shapes})
     out.generation_config = model.generation_config
     return out
+
+
+def _refuse_several(model: Qwen3, what: str) -> None:
+    if model.lora is not None and model.lora.names:
+        names = ", ".join(map(repr, model.lora.names))
+        raise UserError(
+            f"the model has several adapters side by side ({names}); one alone can be {what}: load it alone."
+        )
 
 
 def _added(base, a, b, scaling, part, execution, axes, dtype):

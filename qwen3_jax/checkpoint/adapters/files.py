@@ -156,7 +156,7 @@ def _experts(module: str, pair: Pair, by_module: Mapping[str, Place], model: Qwe
     block = module.removesuffix(".base_layer")
     both = [by_module[name] for name in (f"{block}.gate_up_proj", f"{block}.down_proj") if name in by_module]
     fitting = [one for one in both if sizes_of(one, model) == (pair[0].shape[-1], pair[1].shape[0])]
-    return (fitting or both or [None])[0]
+    return next(iter(fitting or both), None)
 
 
 def _joined(

@@ -9,10 +9,12 @@ from qwen3_jax.checkpoint.adapters.attach import merged, with_adapter
 from qwen3_jax.checkpoint.adapters.config import FILE
 from qwen3_jax.checkpoint.adapters.files import read_adapter
 from qwen3_jax.checkpoint.hub import resolve
-from qwen3_jax.errors import UserError
+from qwen3_jax.checkpoint.small_files import load_tokenizer
+from qwen3_jax.errors import UserError, warn
 from qwen3_jax.json_fields import read_json
 from qwen3_jax.model import Qwen3
 from qwen3_jax.paths import visible_files
+from qwen3_jax.text import Tokenizer
 
 
 def holds_adapter(folder: Path) -> bool:
@@ -67,3 +69,23 @@ def attached(model: Qwen3, adapter: Path, merge: bool) -> Qwen3:
     """
     whole = with_adapter(model, read_adapter(adapter, model.config))
     return merged(whole) if merge else whole
+
+
+def warn_of_tokenizer(adapter: Path, base: Path, tokenizer: Tokenizer | None) -> None:
+    """Say where an adapter was trained with another vocabulary or chat template than the base model's, which is used."""
+    own = load_tokenizer(adapter)
+    if own is None or tokenizer is None:
+        return
+    differs = [
+        name
+        for name, ours, theirs in (
+            ("vocabulary", tokenizer.to_json(), own.to_json()),
+            ("chat template", tokenizer.chat_template, own.chat_template),
+        )
+        if ours != theirs
+    ]
+    if differs:
+        warn(
+            f"the adapter {adapter} has another {' and '.join(differs)} than {base}, whose tokenizer is used; to use the "
+            f"adapter's, load the adapter as the model."
+        )

@@ -117,14 +117,15 @@ def converted(config: AdapterConfig, model: Qwen3Config) -> AdapterConfig:
     parameters += [
         name for name in dict.fromkeys(_OLDER[old] for old in _OLDER if old in older) if name not in parameters
     ]
-    changes = dict(target_modules=kept, target_parameters=tuple(parameters))
-    if fused:
-        pattern = r".*\.gate_up_proj"
-        changes |= dict(
-            rank_pattern={**config.rank_pattern, pattern: 2 * config.rank},
-            alpha_pattern={**config.alpha_pattern, pattern: 2 * config.alpha},
-        )
-    return dataclasses.replace(config, **changes)
+    config = dataclasses.replace(config, target_modules=kept, target_parameters=tuple(parameters))
+    if not fused:
+        return config
+    pattern = r".*\.gate_up_proj"
+    return dataclasses.replace(
+        config,
+        rank_pattern={**config.rank_pattern, pattern: 2 * config.rank},
+        alpha_pattern={**config.alpha_pattern, pattern: 2 * config.alpha},
+    )
 
 
 def _leaves(config: AdapterConfig, model: Qwen3Config) -> set[str]:

@@ -8,6 +8,7 @@ import itertools
 
 import jax
 
+from qwen3_jax.errors import UserError
 from qwen3_jax.kernels.execution import ONE_DEVICE, Execution, ExpertsKernel
 from qwen3_jax.kernels.experts.dense import dense_mlp
 from qwen3_jax.kernels.experts.grouped import choose_product, grouped_mlp
@@ -34,9 +35,9 @@ def expert_mlp(
         index_btk: int32, the experts chosen for each token, distinct within a token.
         weight_btk: their weights, in x's dtype.
         gate_edf, up_edf, down_efd: expert weights in their storage type, or quantised, or `Stacked`, or `LowRank` (which is
-            added up for all experts of the layer); used in x's dtype. Their
-            gradients are computed in x's dtype on each device (on GPUs in the storage type, where devices split the width) and
-            summed over devices in the storage type.
+            added up for all experts of the layer; adapters that differ between tokens are multiplied with all experts on all
+            tokens, `dense`); used in x's dtype. Their gradients are computed in x's dtype on each device (on GPUs in the
+            storage type, where devices split the width) and summed over devices in the storage type.
         execution: placement, and `kernels.experts`: see the table of the package.
 
     Raises:
@@ -45,6 +46,8 @@ def expert_mlp(
             gradient was asked for.
     """
     weights: tuple[Weight, ...] = gate_edf, up_edf, down_efd
+    if any(isinstance(w, LowRank) and w.chosen is not None for w in weights):
+        return _several_adapters(execution, x_btd, index_btk, weight_btk, *weights)
     # Kernels take all three quantised or none, all three stacked or none; and quantised ones whole along their width (the
     # rules of serving).
     if any(isinstance(w, LowRank) for w in weights):
@@ -58,6 +61,19 @@ def expert_mlp(
     )
     mlp = _frozen_mlp if any(map(is_quantized, weights)) else _expert_mlp
     return mlp(execution, x_btd, index_btk, weight_btk, *weights)
+
+
+def _several_adapters(execution: Execution, x_btd, index_btk, weight_btk, *weights) -> jax.Array:
+    """`expert_mlp` of tokens whose experts have different adapters: no kernel takes those, and no common sum exists."""
+    name = execution.kernels.experts
+    if name not in ("auto", "dense"):
+        raise UserError(f"experts={name!r} takes no adapters that differ between requests; choose 'auto' or 'dense'.")
+
+    def by_token(w: Weight) -> Weight:
+        several = isinstance(w, LowRank) and w.chosen is not None
+        return w.replace(chosen=w.chosen.reshape(-1, w.chosen.shape[-1])) if several else w
+
+    return _on_tokens(dense_mlp, x_btd, index_btk, weight_btk, *map(by_token, weights))
 
 
 def _expert_mlp(execution: Execution, x_btd, index_btk, weight_btk, gate_edf, up_edf, down_efd) -> jax.Array:

@@ -195,7 +195,7 @@ def _forward_of_gradient(*arguments):
     """`_forward`, and whether the weights are trained (None where not): frozen ones get no gradient, and no memory for one."""
     weights = jax.tree.leaves(arguments[3:], is_leaf=lambda leaf: hasattr(leaf, "perturbed"))
     trained = jnp.zeros(()) if any(leaf.perturbed for leaf in weights) else None
-    y_nd, residuals = _forward(*map(primal_values, arguments), keep=True)
+    y_nd, residuals = functools.partial(_forward, keep=True)(*primal_values(arguments))
     return y_nd, (residuals, trained)
 
 
