@@ -100,4 +100,6 @@ def _read(args: argparse.Namespace) -> "tuple[Qwen3, Tokenizer | None]":
         raise UserError(f"--step is for a training run; {args.source} is not one.")
     if args.merge is True and not holds_adapter(resolve(args.source, revision=args.revision)):
         raise UserError(f"--merge: {args.source} holds no adapter; name the one to add, --merge ADAPTER.")
-    return load(args.source, adapter=adapter, revision=args.revision, scan_layers=True)
+    merging = args.merge is not None and args.dtype == "float32"  # the sum is rounded to the type that is loaded
+    dtype = args.dtype if merging else None
+    return load(args.source, adapter=adapter, dtype=dtype, revision=args.revision, scan_layers=True)

@@ -15,6 +15,7 @@ from qwen3_jax.checkpoint.adapters.attach import merged, with_adapter
 from qwen3_jax.checkpoint.adapters.config import AdapterConfig, read_adapter_config
 from qwen3_jax.checkpoint.adapters.files import read_adapter
 from qwen3_jax.checkpoint.adapters.targets import targets
+from qwen3_jax.cli.main import main
 from qwen3_jax.model import flatten
 from tests.helpers import adapters, tiny_models
 from tests.helpers.tiny_models import TINY, TINY_MOE
@@ -61,6 +62,37 @@ def test_an_adapter_gives_the_same_model_beside_the_weights_in_them_and_from_eve
     for saving in (qwen3_jax.save, lambda *args: qwen3_jax.save_adapter(model, AdapterConfig(), args[2])):
         with pytest.raises(UserError, match="adapter"):
             saving(whole, None, tmp_path / "x")
+
+
+def test_convert_merges_an_adapter_from_either_side(folders, tmp_path, capsys):
+    model, base, adapter, whole = folders
+    expected = np.asarray(whole(TOKENS))
+    half = qwen3_jax.save(model, tiny_models.tokenizer(), tmp_path / "half", dtype="bfloat16")
+    for name, command in {
+        "given": [base, "--merge", adapter],
+        "named": [adapter, "--merge"],
+        "orbax": [adapter, "--to", "orbax", "--merge"],
+    }.items():
+        assert main(["convert", str(command[0]), str(tmp_path / name), *map(str, command[1:])]) == 0
+        one, tokenizer = qwen3_jax.load(tmp_path / name)
+        assert (one.lora, tokenizer is None) == (None, False)
+        np.testing.assert_allclose(np.asarray(one(TOKENS)), expected, atol=2e-5)
+        assert not (tmp_path / name / "adapter_config.json").exists()
+    # The sum is rounded once, to the type that is asked for.
+    assert main(["convert", str(half), str(tmp_path / "wide"), "--merge", str(adapter), "--dtype", "float32"]) == 0
+    wide, _ = qwen3_jax.load(tmp_path / "wide", scan_layers=False)
+    rounded, _ = qwen3_jax.load(half, dtype="float32", scan_layers=False)
+    sums = flatten(merged(with_adapter(rounded, read_adapter(adapter, model.config))))
+    assert all(np.array_equal(value, sums[name]) for name, value in flatten(wide).items())
+    capsys.readouterr()
+    for command, words in [
+        ([base, tmp_path / "x", "--merge"], "holds no adapter; name the one to add"),
+        ([base, tmp_path / "x", "--merge", base], "holds no adapter: it has no adapter_config.json"),
+        ([adapter, tmp_path / "x", "--merge", adapter], "is an adapter already"),
+    ]:
+        assert main(["convert", *map(str, command)]) == 2
+        assert words in capsys.readouterr().err
+        assert not (tmp_path / "x").exists()
 
 
 # field of adapter_config.json, value -> what the refusal says; None: it changes nothing

@@ -1,17 +1,15 @@
 """Several adapters in one batch: each request is answered as by its adapter alone."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
 import qwen3_jax
+import sharding
 from qwen3_jax import Engine, Sampling, UserError
-from qwen3_jax.generation import Request
-from qwen3_jax.generation import program
+from qwen3_jax.generation import Request, program
 from tests.helpers import adapters, tiny_models
 from tests.helpers.adapters import AdapterConfig
-from tests.helpers.engine_runs import LOOKUP, SHAPE, ids, run
+from tests.helpers.engine_runs import LOOKUP, SHAPE, SMALL_SHAPE, ids, run
 
 NAMES = ("one", "two", "three")
 PROMPT = tuple(range(5, 45))
@@ -49,8 +47,8 @@ def test_a_batch_of_three_adapters_and_none_is_each_alone(folders):
     base, saved = folders
     model, _ = qwen3_jax.load(base, adapter=saved)
     assert model.lora.names == NAMES
-    engine, asked = Engine(model, **SHAPE, speculation=LOOKUP), requests(score=20)
-    run(engine, [dataclasses.replace(one, adapter=0, prompt=PROMPT[::-1]) for one in asked])
+    engine, asked = Engine(model, **SMALL_SHAPE, speculation=LOOKUP), requests(score=20)
+    engine.warm_up(prompt_logprobs=True)
     sizes = [getattr(program, name)._cache_size() for name in ("prefill", "decode", "verify", "score")]
     # Twice: the second time every prompt is in the prefix cache, under its own adapter.
     first, second = run(engine, asked), run(engine, asked[::-1])[::-1]
@@ -71,3 +69,24 @@ def test_a_batch_of_three_adapters_and_none_is_each_alone(folders):
     np.testing.assert_array_equal(
         np.asarray(model(np.asarray([PROMPT]))), np.asarray(qwen3_jax.load(base)[0](np.asarray([PROMPT])))
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "axes"), [("int8", None), ("int4", None), (None, dict(data=2, tensor=2)), ("int8", dict(tensor=2))]
+)
+def test_quantised_bases_and_meshes(folders, kind, axes):
+    """Logits of a batch with an adapter per row are those of each adapter alone over the same base."""
+    base, saved = folders
+    mesh = None if axes is None else sharding.make_mesh(**axes)
+    model, _ = qwen3_jax.load(base, adapter=saved, quantize=kind, mesh=mesh)
+    engine = Engine(model, **SHAPE)
+    got = run(engine, requests(score=4))
+    for index, tokens in enumerate(got):
+        alone, _ = qwen3_jax.load(base, adapter=saved[NAMES[index - 1]] if index else None, quantize=kind)
+        # The same tokens, since rounding may choose another among equal ones.
+        (expected,) = run(
+            Engine(alone, **SHAPE),
+            [Request((*PROMPT, *ids(tokens)[-12:]), Sampling(temperature=0, logprobs=0), 0, score_from=4)],
+        )
+        np.testing.assert_allclose(logprobs(tokens), logprobs(expected), atol=5e-4)

@@ -152,7 +152,7 @@ def save_adapter(
             names = tensor_names(place, nested=(place.layer, "mlp.experts.down") in named)
             tensors |= dict(zip(names, map(np.ascontiguousarray, pair), strict=True))
     target = as_path(path)
-    with publishing(target, overwrite) as work:
+    with publishing(target, overwrite, last=FILE) as work:
         if jax.process_index() == 0:
             save_file(tensors, work / TENSORS, metadata={"format": "pt"})
             write_json(work / FILE, write_adapter_config(converted(config, model.config)))

@@ -50,12 +50,13 @@ def base_and_adapter(folder: Path) -> tuple[Path, Path | None]:
 
 
 def adapter_folder(path: str | os.PathLike) -> Path:
-    """Return the folder of an adapter by path or hub id.
+    """Return the folder of an adapter by path or hub id; that of a training run stands for what it exported.
 
     Raises:
         UserError: it is not to be had, or holds no adapter.
     """
-    folder = resolve(path, key="adapter")
+    exported = Path(path).expanduser() / "adapter"
+    folder = exported if (exported / FILE).is_file() else resolve(path, key="adapter")
     if not (folder / FILE).is_file():
         raise UserError(f"adapter: {folder} holds no adapter: it has no {FILE}.")
     return folder
