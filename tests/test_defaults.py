@@ -25,15 +25,8 @@ from qwen3_jax.evaluation.tasks.tool_use import ToolUseOptions
 from qwen3_jax.generation import STOP_TEXT, DraftModel, Engine, PromptLookup, Sampling, engine
 from qwen3_jax.sandbox import Limits
 from qwen3_jax.sweeps.config import MixtureConfig, ScalingConfig
-from qwen3_jax.training.config import (
-    LEARNING_RATES,
-    DpoConfig,
-    LossConfig,
-    ModelConfig,
-    OptimizerConfig,
-    TokenizerConfig,
-    TrainConfig,
-)
+from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig, TokenizerConfig, TrainConfig
+from qwen3_jax.training.methods import LEARNING_RATES, DpoConfig
 from qwen3_jax.verifiers.content import PremiseSettings, RecallSettings
 from qwen3_jax.verifiers.ifeval import IFEvalSettings
 from qwen3_jax.verifiers.mathematics import MathSettings

@@ -19,6 +19,7 @@ class RewardModel(Qwen3):
     """A Qwen3 decoder with a scalar head; arguments as for `Qwen3`."""
 
     def _declare_head(self, declare: Declare) -> None:
+        self.adapters = None
         self.score = declare.normal((self.config.hidden_size, 1), ("embed", "hidden"), self.config.initializer_range)
 
     def rewards(self, states: jax.Array) -> jax.Array:

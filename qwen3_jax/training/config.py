@@ -17,12 +17,9 @@ from qwen3_jax.evaluation.config import BudgetCurveConfig
 from qwen3_jax.kernels import Kernels
 from qwen3_jax.kernels.execution import Quantization
 from qwen3_jax.model import Remat
+from qwen3_jax.training.methods import LEARNING_RATES, DpoConfig, LoraConfig, Method
 from sharding import MeshConfig
 
-Method = Literal["pretrain", "sft", "dpo", "reward_model"]
-# Peaks where the configuration names none: fine-tuning moves weights that are good already. TRL 1.16 has 2e-5 for SFT and 1e-6
-# for DPO.
-LEARNING_RATES: dict[str, float] = {"pretrain": 3e-4, "sft": 1e-5, "dpo": 1e-6, "reward_model": 1e-5}
 _VOCABULARY_MULTIPLE = 128  # embedding rows are padded to a multiple of this, so that they divide over usual meshes
 # Architecture fields that a run sets itself.
 _SET_ELSEWHERE = {
@@ -159,23 +156,6 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
-class DpoConfig:
-    """Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290).
-
-    Attributes:
-        beta: how far the model may go from the reference; higher is nearer.
-        reference: the reference model, a Hugging Face folder or hub id; null is model.init_from. Its log-probabilities of all
-            answers are computed once and kept in run_dir/reference.
-    """
-
-    beta: float = 0.1
-    reference: str | None = None
-
-    def __post_init__(self) -> None:
-        check_bounds(vars(self), "dpo.", beta=above(0, finite=True))
-
-
-@dataclass(frozen=True)
 class LossConfig:
     """Terms of the loss besides cross-entropy.
 
@@ -277,8 +257,8 @@ class TrainConfig:
     Attributes:
         method: pretrain; sft, the same on records of which a part is learned; dpo, on preferences against a reference model;
             reward_model, a scalar head on preferences.
-        run_dir: output folder: checkpoints/, hf/, metrics.jsonl, tensorboard/, loss.png, config.json. If it holds a run, that
-            run is resumed.
+        run_dir: output folder: checkpoints/, hf/ (or adapter/), metrics.jsonl, tensorboard/, loss.png, config.json. If it
+            holds a run, that run is resumed.
         steps: optimizer steps of a run without stages.
         stages: stages of a run in order. Parameters and optimizer state carry over; the checkpoint at the end of each is
             kept.
@@ -288,6 +268,7 @@ class TrainConfig:
         optimizer: AdamW and its learning rate.
         loss: terms of the loss.
         dpo: settings of the method dpo.
+        lora: train adapters over the frozen weights of model.init_from; null trains all parameters.
         micro_batches: number of parts in which a batch is computed; the result is that of one part.
         mesh: devices; -1 on one axis takes all that are left.
         seed: of the initial weights; `data.seed` is that of the data.
@@ -313,6 +294,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     dpo: DpoConfig | None = None
+    lora: LoraConfig | None = None
     micro_batches: int = 1
     mesh: MeshConfig = field(default_factory=lambda: MeshConfig(data=-1))
     seed: int = 0
@@ -336,6 +318,12 @@ class TrainConfig:
         self._fill_learning_rate()
         if (self.steps is None) == (not self.stages):
             raise UserError("set either steps or stages.")
+        if self.lora is not None and self.model.init_from is None:
+            raise UserError("lora: needs model.init_from, the model that its adapters are for.")
+        if self.lora is not None and self.lora.quantize and self.model.quantization:
+            raise UserError(
+                "lora.quantize and model.quantization exclude each other: 8-bit products need whole weights."
+            )
         if self.budget_curve is not None:
             self.data.source(self.budget_curve.source)
         for i, stage in enumerate(self.stages):
@@ -369,6 +357,11 @@ class TrainConfig:
             raise UserError("method: dpo trains a model that can already answer; set model.init_from.")
         if pairs and self.loss.z_loss:
             raise UserError(f"loss.z_loss is not part of method: {self.method}; leave it out.")
+        if self.lora is not None and self.method == "reward_model":
+            raise UserError(
+                "lora: and method: reward_model do not go together, because the new head has no frozen weights to be added to; "
+                "leave lora out to train all parameters."
+            )
         if self.budget_curve is not None and self.method == "reward_model":
             raise UserError("budget_curve generates answers, which a reward model cannot; leave it out.")
 

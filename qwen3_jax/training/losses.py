@@ -162,7 +162,7 @@ def objective(model: Qwen3, batch: dict[str, jax.Array], whole: Whole, config: L
         config: coefficients.
     """
     hidden = hidden_of(model, batch)
-    weight, tied = model.output_weight
+    weight, tied = model.output_matrix()
     loss = token_loss(
         hidden.states.astype(model.dtype),
         weight,
@@ -172,6 +172,7 @@ def objective(model: Qwen3, batch: dict[str, jax.Array], whole: Whole, config: L
         z_loss=config.z_loss,
         chunk=config.chunk_tokens,
         placement=model.execution.placement,
+        frozen=is_output_frozen(model),
     )
     balance = balance_share(hidden.router, whole)
     share = loss.total / jnp.maximum(whole.tokens, 1) + model.config.router_aux_loss_coef * balance
@@ -200,6 +201,11 @@ def compute(model: Qwen3, batch: dict[str, jax.Array], config: LossConfig | None
     count, config = whole(batch), config or LossConfig()
     _, sums = objective(model, batch, count, config)
     return finish(sums, count, config, model.config.router_aux_loss_coef)
+
+
+def is_output_frozen(model: Qwen3) -> bool:
+    """Whether the output projection is not trained: adapters are, and it has none."""
+    return model.lora is not None and not model.lora.of("lm_head", [None])
 
 
 def hidden_of(model: Qwen3, batch: dict[str, jax.Array]) -> Hidden:

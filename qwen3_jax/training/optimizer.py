@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from qwen3_jax.training.config import LEARNING_RATES, OptimizerConfig
+from qwen3_jax.training.config import OptimizerConfig
+from qwen3_jax.training.methods import LEARNING_RATES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from qwen3_jax.model import Qwen3, RewardModel, RouterStats
-from qwen3_jax.training.config import DpoConfig, LossConfig, TrainConfig
+from qwen3_jax.training.config import LossConfig, TrainConfig
 from qwen3_jax.training.cross_entropy import token_log_probs, token_loss
 from qwen3_jax.training.losses import (
     BATCH_FIELDS,
@@ -31,8 +31,10 @@ from qwen3_jax.training.losses import (
     Whole,
     balance_share,
     hidden_of,
+    is_output_frozen,
     router_means,
 )
+from qwen3_jax.training.methods import DpoConfig
 
 DeviceBatch = dict[str, jax.Array]
 
@@ -113,7 +115,7 @@ def dpo(beta: float) -> Objective:
 
     def share(model: Qwen3, batch: DeviceBatch, whole: Whole, config: LossConfig) -> tuple[jax.Array, PairSums]:
         hidden = hidden_of(model, batch)
-        states, (weight, tied) = hidden.states.astype(model.dtype), model.output_weight
+        states, (weight, tied) = hidden.states.astype(model.dtype), model.output_matrix()
         options: dict[str, Any] = dict(tied=tied, chunk=config.chunk_tokens, placement=model.execution.placement)
         segments = batch["segment_ids"]
         logp_bt = token_log_probs(states, weight, batch["targets"], **options) * batch["loss_mask"]
@@ -126,7 +128,9 @@ def dpo(beta: float) -> Objective:
         slope_bp = beta * jax.nn.sigmoid(-margin_bp) * real_bp
         slope_bs = jnp.stack([slope_bp, -slope_bp], axis=-1).reshape(len(segments), -1)
         slope_bt = jnp.take_along_axis(slope_bs, jnp.maximum(segments - 1, 0), axis=1) * batch["loss_mask"]
-        surrogate = token_loss(states, weight, batch["targets"], slope_bt, **options).total
+        surrogate = token_loss(
+            states, weight, batch["targets"], slope_bt, frozen=is_output_frozen(model), **options
+        ).total
         balance = balance_share(hidden.router, whole)
         total = loss + surrogate - jax.lax.stop_gradient(surrogate)
         total = total / jnp.maximum(whole.tokens, 1) + model.config.router_aux_loss_coef * balance

@@ -32,9 +32,10 @@ from qwen3_jax.kernels import Execution
 from qwen3_jax.model import Qwen3, flatten
 from qwen3_jax.paths import is_url, replace_file
 from qwen3_jax.progress import progress_bar
-from qwen3_jax.training.config import DpoConfig, Stage, TrainConfig
+from qwen3_jax.training.config import Stage, TrainConfig
 from qwen3_jax.training.cross_entropy import token_log_probs
 from qwen3_jax.training.losses import BATCH_FIELDS, LANGUAGE_MODEL, hidden_of
+from qwen3_jax.training.methods import DpoConfig
 from qwen3_jax.training.optimizer import schedule
 from qwen3_jax.training.preferences import sums_of_segments
 from qwen3_jax.training.step import Trainer
@@ -112,9 +113,12 @@ def _log_probs(
 ) -> LogProbs:
     """Load the reference; return the function that computes log-probabilities with it."""
     execution = Execution(placement, config.model.kernels, None)
+    quantize = None
+    if config.lora is not None and (config.dpo or DpoConfig()).reference is None:
+        quantize = config.lora.quantize  # the base as the adapters are trained over
     model = load_model(
         folder, dtype=config.model.dtype, param_dtype=config.model.param_dtype, execution=execution,
-        scan_layers=config.model.scan_layers,
+        scan_layers=config.model.scan_layers, quantize=quantize,
     )  # fmt: skip
     params, data, chunk = flatten(model), config.data, config.loss.chunk_tokens
     trainer = Trainer(
@@ -148,7 +152,7 @@ def pair_log_probs(model: Qwen3, batch: dict[str, jax.Array], chunk: int = 1024)
         batch: of preferences, [B, T].
         chunk: tokens per device whose logits are in memory at a time.
     """
-    weight, tied = model.output_weight
+    weight, tied = model.output_matrix()
     logp_bt = token_log_probs(
         hidden_of(model, batch).states.astype(model.dtype), weight, batch["targets"], tied=tied, chunk=chunk,
         placement=model.execution.placement,

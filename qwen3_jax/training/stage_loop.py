@@ -20,8 +20,8 @@ from qwen3_jax.data.pipeline import at_boundary
 from qwen3_jax.errors import Diverged, Interrupted
 from qwen3_jax.progress import Bar, doing, progress_bar
 from qwen3_jax.training import guard
+from qwen3_jax.training.adapters import lora_of
 from qwen3_jax.training.config import Stage, TrainConfig
-from qwen3_jax.training.flops import training_flops_per_token
 from qwen3_jax.training.held_out import HeldOut, position_edges
 from qwen3_jax.training.journal import Journal
 from qwen3_jax.training.meter import Meter, device_peak
@@ -87,7 +87,7 @@ class StageLoop:
                 reference=self.reference,
             )
             peak = device_peak(self.run_dir)
-        flops = training_flops_per_token(trainer.config, data.sequence_length)
+        flops = trainer.flops_per_token(data.sequence_length)
         meter = Meter(data.batch_size * data.sequence_length, flops, peak, jax.device_count())
         label = stage.name if len(self.stages) > 1 else "training"
         with (
@@ -217,10 +217,13 @@ class StageLoop:
             return {}
         params = state.params
         if stage.run.data.sequence_length < longest.run.data.sequence_length:
+            own = trainer
             trainer = stage_trainer(
                 dataclasses.replace(longest, rope_theta=stage.rope_theta), self.stages, self.architecture
             )
             params = jax.device_put(params, trainer.shardings.params)
+            if own.lora is not None:
+                trainer.take_base(own.base)
         return HeldOut(longest, self.corpora, self.config.eval_batches).by_position(trainer, params, edges)
 
 
@@ -233,7 +236,8 @@ def stage_trainer(stage: Stage, stages: Sequence[Stage], architecture: Qwen3Conf
     placement = sharding.Placement(sharding.make_mesh(**dataclasses.asdict(run.mesh)), sharding.TRAINING)
     rate = run_schedule([(one.run.optimizer, one.last - one.first) for one in stages])
     return Trainer(
-        config, run.model, run.optimizer, rate, placement, run.loss, run.micro_batches, objective_of(run)
+        config, run.model, run.optimizer, rate, placement, run.loss, run.micro_batches, lora_of(run.lora, config),
+        objective_of(run),
     )  # fmt: skip
 
 
