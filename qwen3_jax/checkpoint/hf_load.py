@@ -42,7 +42,10 @@ def load_model(
     verify: bool = True,
     **options: Any,
 ) -> Qwen3:
-    """Load the model of a local folder or GGUF file with separate compute and storage types; `options` go to `Qwen3`."""
+    """Load the model of a local folder or GGUF file with separate compute and storage types; `options` go to `Qwen3`.
+
+    Of an adapter's folder, the base model with the adapter added to its weights.
+    """
     check_weight_type(quantize)
     checkpoint = open_checkpoint(folder)
     config, tensors = checkpoint.config, checkpoint.tensors

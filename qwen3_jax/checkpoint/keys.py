@@ -16,7 +16,7 @@ import jax
 from flax import nnx
 
 from qwen3_jax.config import Qwen3Config
-from qwen3_jax.model import layer_groups
+from qwen3_jax.model import is_adapter, layer_groups
 
 Path = tuple[Any, ...]  # as nnx.to_flat_state spells it
 
@@ -144,7 +144,7 @@ class Slot:
 
 
 def slots(model_state: nnx.State, config: Qwen3Config, scan_layers: bool) -> list[Slot]:
-    """Return a slot for every parameter of a model's (abstract or real) state.
+    """Return a slot for every parameter of a model's (abstract or real) state, adapters left out.
 
     Raises:
         KeyError: a parameter that no row of the table names: a bug in the table, not in a checkpoint.
@@ -152,6 +152,8 @@ def slots(model_state: nnx.State, config: Qwen3Config, scan_layers: bool) -> lis
     groups = layer_groups(config, scan_layers)
     slots_of_model = []
     for path, variable in nnx.to_flat_state(model_state):
+        if is_adapter(path):  # stored in files of their own
+            continue
         shape, axes = tuple(variable.get_value().shape), tuple(variable.get_metadata()["logical_axes"])
         if path[0] == "groups":
             moe, layers = groups[int(str(path[1]))]

@@ -18,7 +18,7 @@ FOR_SERVERS = (
     "endpoint_model", "api_key_env", "concurrency", "retries", "request_timeout", "budget_field", "fingerprint",
 )  # fmt: skip
 FOR_ENGINES = (
-    "revision", "hf_overrides", "batch_size", "mesh", "compile_cache", "quantize", "cache_type", "lookup", "draft",
+    "revision", "adapter", "hf_overrides", "batch_size", "mesh", "compile_cache", "quantize", "cache_type", "lookup", "draft",
 )  # fmt: skip
 
 

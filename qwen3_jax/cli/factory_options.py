@@ -188,13 +188,13 @@ class _Engine:
     is_remote = False
 
     def __init__(self, args: argparse.Namespace):
-        from qwen3_jax.checkpoint.hub import resolve
         from qwen3_jax.checkpoint.identity import identity
         from qwen3_jax.kernels.platform import default_compute_dtype
 
-        folder = resolve(args.model, revision=args.revision, key="--model")
+        folder, _, adapter = model_options.folders(args)
         dtype = str(default_compute_dtype()) if args.dtype == "auto" else args.dtype
         more = [args.quantize, args.cache_type, args.hf_overrides and json.dumps(args.hf_overrides, sort_keys=True)]
+        more += [None if adapter is None else identity(adapter)]
         self.fingerprint = " ".join([folder.name, identity(folder), dtype, *filter(None, more)])
         self.slots = args.batch_size or DEFAULT_BATCH_SIZE
         self._args = args

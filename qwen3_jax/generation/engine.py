@@ -196,6 +196,8 @@ class Engine:
         require(can_count, "a thinking budget needs `thinking_tokens`, see ThinkingTokens.of.", "thinking_budget")
         if may_force(request.budget, request.thinking):
             request.thinking_tokens.check_stop()
+        most = 0 if self.model.lora is None else len(self.model.lora.names)
+        require(0 <= request.adapter <= most, f"the model has {most} adapters; got {request.adapter}.", "adapter")
         require(len(request.eos) <= MAX_EOS, f"{len(request.eos)} end tokens; the most is {MAX_EOS}.", "eos")
         if limit == 0 and first_scored(request) is None:  # nothing to compute
             number = self._scheduler.next_number()
@@ -284,9 +286,9 @@ class Engine:
 
     def _score(self, scored: Sequence[Scored], states: jax.Array) -> Sequence[Logprobs]:
         """Compute the log probabilities of the tokens of prompts that a prefill scores."""
-        wanted: list[list[tuple[int, int]]] = [[] for _ in self._scheduler.pools]
+        wanted: list[list[tuple[int, int, int]]] = [[] for _ in self._scheduler.pools]
         for each in scored:
-            wanted[each.shard] += each.pairs
+            wanted[each.shard] += each.wanted
         alternatives = max((each.active.request.sampling.logprobs or 0 for each in scored), default=0)
         return self._runner.score(states, wanted, 1 if alternatives <= 1 else MAX_LOGPROBS)
 

@@ -14,7 +14,7 @@ from qwen3_jax.config import Qwen3Config
 from qwen3_jax.data import DataConfig, LengthShare
 from qwen3_jax.errors import UserError, nearest
 from qwen3_jax.evaluation.config import BudgetCurveConfig
-from qwen3_jax.kernels import Kernels
+from qwen3_jax.kernels import Kernels, WeightType
 from qwen3_jax.kernels.execution import Quantization
 from qwen3_jax.model import Remat
 from sharding import MeshConfig
@@ -177,6 +177,46 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (LoRA: Hu et al. 2021, arXiv 2106.09685) over the frozen weights of model.init_from.
+
+    Attributes:
+        rank: of the product A B; null is 16.
+        alpha: numerator of the scaling alpha / rank; null is twice the rank.
+        targets: the weights that get an adapter, as PEFT names modules: a list of names (q_proj, gate_proj, gate for the
+            router, lm_head, embed_tokens), each of which stands for all modules that end in it; all-linear; or one regular
+            expression for whole module names. gate_proj, up_proj and down_proj are the experts in an MoE layer.
+        target_parameters: the same for parameters of transformers 5: mlp.experts.gate_up_proj, mlp.experts.down_proj,
+            mlp.gate.weight.
+        rslora: scaling by alpha / sqrt(rank) (arXiv 2312.03732).
+        init_from: train an existing adapter on, a folder in PEFT's format or hub id; it sets the keys above.
+        quantize: keep the frozen weights in int8, fp8 or int4.
+        merge: also export the model with its adapter added, to run_dir/hf.
+    """
+
+    rank: int | None = None
+    alpha: float | None = None
+    targets: list[str] | str = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+    target_parameters: list[str] = field(default_factory=list)
+    rslora: bool = False
+    init_from: str | None = None
+    quantize: WeightType | None = None
+    merge: bool = False
+
+    def __post_init__(self) -> None:
+        check_bounds(vars(self), "lora.", rank=whole(1), alpha=above(0))
+        if self.init_from is None:
+            return
+        for setting in dataclasses.fields(self):
+            value = getattr(self, setting.name)
+            default = setting.default if setting.default_factory is dataclasses.MISSING else setting.default_factory()
+            if setting.name in ("rank", "alpha", "targets", "target_parameters", "rslora") and value != default:
+                raise UserError(f"lora.init_from sets lora.{setting.name}; leave that out.")
+
+
+@dataclass(frozen=True)
 class StageOptimizer:
     """The learning rate of one stage. null is the run's value, except warmup_steps, which is 0 after the first stage.
 
@@ -253,8 +293,8 @@ class TrainConfig:
     """A training run.
 
     Attributes:
-        run_dir: output folder: checkpoints/, hf/, metrics.jsonl, tensorboard/, loss.png, config.json. If it holds a run, that
-            run is resumed.
+        run_dir: output folder: checkpoints/, hf/ (or adapter/), metrics.jsonl, tensorboard/, loss.png, config.json. If it
+            holds a run, that run is resumed.
         steps: optimizer steps of a run without stages.
         stages: stages of a run in order. Parameters and optimizer state carry over; the checkpoint at the end of each is
             kept.
@@ -263,6 +303,7 @@ class TrainConfig:
         data: training data.
         optimizer: AdamW and its learning rate.
         loss: terms of the loss.
+        lora: train adapters over the frozen weights of model.init_from; null trains all parameters.
         micro_batches: number of parts in which a batch is computed; the result is that of one part.
         mesh: devices; -1 on one axis takes all that are left.
         seed: of the initial weights; `data.seed` is that of the data.
@@ -286,6 +327,7 @@ class TrainConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    lora: LoraConfig | None = None
     micro_batches: int = 1
     mesh: MeshConfig = field(default_factory=lambda: MeshConfig(data=-1))
     seed: int = 0
@@ -307,6 +349,12 @@ class TrainConfig:
         )  # fmt: skip
         if (self.steps is None) == (not self.stages):
             raise UserError("set either steps or stages.")
+        if self.lora is not None and self.model.init_from is None:
+            raise UserError("lora: needs model.init_from, the model that its adapters are for.")
+        if self.lora is not None and self.lora.quantize and self.model.quantization:
+            raise UserError(
+                "lora.quantize and model.quantization exclude each other: 8-bit products need whole weights."
+            )
         if self.budget_curve is not None:
             self.data.source(self.budget_curve.source)
         for i, stage in enumerate(self.stages):

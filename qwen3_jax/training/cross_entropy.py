@@ -38,7 +38,8 @@ class TokenLoss(NamedTuple):
 
 
 class _Settings(NamedTuple):
-    """Static settings. `vocab` and `embed` are the mesh axes that split the weight; `parts` is the size of `vocab`."""
+    """Static settings. `vocab` and `embed` are the mesh axes that split the weight; `parts` is the size of `vocab`; a `frozen`
+    weight has no gradient."""
 
     tied: bool
     z_loss: float
@@ -46,6 +47,7 @@ class _Settings(NamedTuple):
     vocab: tuple[str, ...]
     embed: tuple[str, ...]
     parts: int
+    frozen: bool
 
 
 def token_loss(
@@ -58,6 +60,7 @@ def token_loss(
     z_loss: float = 0.0,
     chunk: int = 1024,
     placement: Placement = Placement(),
+    frozen: bool = False,
 ) -> TokenLoss:
     """Return the weighted sums of cross-entropy and z-loss over a batch.
 
@@ -70,16 +73,17 @@ def token_loss(
         z_loss: coefficient of (log Z)^2.
         chunk: tokens per device whose logits are in memory at a time.
         placement: of the arrays.
+        frozen: the weight is not trained: its gradient is neither computed nor returned.
     """
     mesh = placement.mesh
     if mesh is None or mesh.size == 1:
-        local = _Settings(tied, z_loss, chunk, (), (), 1)
+        local = _Settings(tied, z_loss, chunk, (), (), 1, frozen)
         total, parts = _token_loss(local, states_btd, weight, targets_bt, weights_bt)
         return TokenLoss(total, *parts)
 
     tokens, vocab, embed = placement.spec(("batch", "length")), placement.axes("vocab"), placement.axes("embed")
     names = ("vocab", "embed") if tied else ("embed", "vocab")
-    local = _Settings(tied, z_loss, chunk, vocab, embed, placement.parts("vocab"))
+    local = _Settings(tied, z_loss, chunk, vocab, embed, placement.parts("vocab"), frozen)
 
     # Each device returns its own part, and the parts are summed outside the shard_map, so that the incoming gradient is
     # equal on all devices, whichever axes split or replicate an input.
@@ -115,10 +119,13 @@ def _forward(settings, states_btd, weight, targets_bt, weights_bt):
 def _backward(settings, residuals, above):
     dstates_btd, dweight, like = residuals
     above = above[0]
+    dstates_btd = (above * dstates_btd.astype(jnp.float32)).astype(dstates_btd.dtype)
+    if settings.frozen:
+        return dstates_btd, None, None, None
     dweight = above * dweight
     if settings.embed:
         dweight = jax.lax.psum_scatter(dweight, settings.embed, scatter_dimension=1 if settings.tied else 0, tiled=True)
-    return (above * dstates_btd.astype(jnp.float32)).astype(dstates_btd.dtype), dweight.astype(like.dtype), None, None
+    return dstates_btd, dweight.astype(like.dtype), None, None
 
 
 _token_loss.defvjp(_forward, _backward)
@@ -150,6 +157,8 @@ def _scan(settings: _Settings, states_btd, weight, targets_bt, weights_bt, gradi
         dlogits_cv = (prob_cv * (1 + 2 * settings.z_loss * log_z_c)[:, None] - hit_cv) * w_c[:, None]
         dlogits_cv = dlogits_cv.astype(dtype)
         x_gradient_cd = jnp.einsum(back, dlogits_cv, weight, preferred_element_type=jnp.float32).astype(dtype)
+        if settings.frozen:
+            return None, (cross_entropy, log_z_squared, x_gradient_cd)
         pair = (dlogits_cv, x_cd) if settings.tied else (x_cd, dlogits_cv)
         return dweight + jnp.einsum(outer, *pair, preferred_element_type=jnp.float32), (
             cross_entropy,
@@ -158,7 +167,7 @@ def _scan(settings: _Settings, states_btd, weight, targets_bt, weights_bt, gradi
         )
 
     rows = states_btd.reshape(b * t, d), targets_bt.reshape(-1), weights_bt.reshape(-1)
-    dweight = jnp.zeros(weight.shape, jnp.float32) if gradients else None
+    dweight = jnp.zeros(weight.shape, jnp.float32) if gradients and not settings.frozen else None
     if b * t <= settings.chunk:
         dweight, (cross_entropy, log_z_squared, dx_nd) = chunk_of(dweight, rows)
     else:

@@ -116,7 +116,7 @@ def objective(model: Qwen3, batch: dict[str, jax.Array], whole: Whole, config: L
         config: coefficients.
     """
     hidden = _hidden(model, batch)
-    weight, tied = model.output_weight
+    weight, tied = model.output_matrix()
     loss = token_loss(
         hidden.states.astype(model.dtype),
         weight,
@@ -126,6 +126,7 @@ def objective(model: Qwen3, batch: dict[str, jax.Array], whole: Whole, config: L
         z_loss=config.z_loss,
         chunk=config.chunk_tokens,
         placement=model.execution.placement,
+        frozen=model.lora is not None and not model.lora.of("lm_head", [None]),
     )
     balance = jnp.zeros((), jnp.float32)
     if hidden.router is not None:

@@ -19,6 +19,7 @@ from qwen3_jax.data.pipeline import at_boundary
 from qwen3_jax.errors import Diverged, Interrupted
 from qwen3_jax.progress import Bar, doing, progress_bar
 from qwen3_jax.training import guard
+from qwen3_jax.training.adapters import lora_of
 from qwen3_jax.training.config import Stage, TrainConfig
 from qwen3_jax.training.flops import training_flops_per_token
 from qwen3_jax.training.held_out import HeldOut, position_edges
@@ -78,7 +79,7 @@ class StageLoop:
                 data, self.corpora, weights=stage.weights, rows=trainer.local_rows(data.batch_size)
             )
             peak = device_peak(self.run_dir)
-        flops = training_flops_per_token(trainer.config, data.sequence_length)
+        flops = training_flops_per_token(trainer.config, data.sequence_length, trainer.lora)
         meter = Meter(data.batch_size * data.sequence_length, flops, peak, jax.device_count())
         label = stage.name if len(self.stages) > 1 else "training"
         with (
@@ -204,10 +205,13 @@ class StageLoop:
             return {}
         params = state.params
         if stage.run.data.sequence_length < longest.run.data.sequence_length:
+            own = trainer
             trainer = stage_trainer(
                 dataclasses.replace(longest, rope_theta=stage.rope_theta), self.stages, self.architecture
             )
             params = jax.device_put(params, trainer.shardings.params)
+            if own.lora is not None:
+                trainer.take_base(own.base)
         return HeldOut(longest, self.corpora, self.config.eval_batches).by_position(trainer, params, edges)
 
 
@@ -219,7 +223,8 @@ def stage_trainer(stage: Stage, stages: Sequence[Stage], architecture: Qwen3Conf
     )
     placement = sharding.Placement(sharding.make_mesh(**dataclasses.asdict(run.mesh)), sharding.TRAINING)
     rate = run_schedule([(one.run.optimizer, one.last - one.first) for one in stages])
-    return Trainer(config, run.model, run.optimizer, rate, placement, run.loss, run.micro_batches)
+    lora = lora_of(run.lora, config)
+    return Trainer(config, run.model, run.optimizer, rate, placement, run.loss, run.micro_batches, lora)
 
 
 def _due(step: int, every: int) -> bool:

@@ -1,5 +1,7 @@
 """State and the jitted step. Parameters are a flat dictionary by name (`qwen3_jax.model.flat`).
 
+With adapters (`lora`) the parameters of the state are theirs; the base model's are an argument of every compiled function.
+
 Invariants: parameters and both Adam moments have the parameter's sharding from initialisation on. The step donates its state,
 so there is one copy. Loss and gradients depend on the global batch alone, not on the mesh or the number of micro-batches
 (except with the running buffer of the balancing loss, `LossConfig.balance_counts`).
@@ -18,10 +20,11 @@ import optax
 from flax import nnx, struct
 from jax.sharding import NamedSharding, PartitionSpec
 
+from qwen3_jax.checkpoint.described import described
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
-from qwen3_jax.kernels import Execution
-from qwen3_jax.model import Qwen3, Structure, flatten
+from qwen3_jax.kernels import Execution, WeightType
+from qwen3_jax.model import Lora, Qwen3, Structure, abstract, flatten
 from qwen3_jax.training import guard, losses
 from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig
 from qwen3_jax.training.optimizer import Schedule, make_optimizer
@@ -70,6 +73,7 @@ class Trainer:
         placement: mesh and rules.
         loss: terms besides cross-entropy.
         micro_batches: number of parts in which a batch is computed.
+        lora: the adapters to train over a frozen base (`take_base`); None trains all parameters.
 
     Raises:
         UserError, ShardingError: options that exclude each other, or a parameter that does not divide over the mesh.
@@ -84,6 +88,7 @@ class Trainer:
         placement: Placement,
         loss: LossConfig = LossConfig(),
         micro_batches: int = 1,
+        lora: Lora | None = None,
     ):
         if loss.balance_counts != "exact" and not config.num_experts:
             raise UserError(
@@ -92,6 +97,8 @@ class Trainer:
         self.config = config
         self.placement = placement
         self.micro_batches = micro_batches
+        self.lora = lora
+        self.base: Params | None = None  # by name: frozen parameters, perhaps quantised, and constants of the adapters
         self._model_config = model
         self._loss_config = loss
         self._optimizer_config = optimizer
@@ -103,17 +110,17 @@ class Trainer:
         self._schedule = rate
         self.peaks = rate.peaks  # third argument of the compiled step
         self.shardings = self._state_shardings()
-        # (state, batch, peaks) -> (state, Metrics); the state is donated.
+        # (state, batch, peaks[, base]) -> (state, Metrics); the state is donated.
         self._program: jax.stages.Wrapped = jax.jit(
             self._step,
             donate_argnums=0,
             out_shardings=(self.shardings, None),
             compiler_options=compiler_options(placement.mesh),
         )
-        # (params, batch) -> Loss
-        self.evaluate: jax.stages.Wrapped = jax.jit(self._evaluate)
-        # (params, batch) -> (gradients, Loss)
-        self.gradients: jax.stages.Wrapped = jax.jit(self._gradients, out_shardings=(self.shardings.params, None))
+        # (params, batch[, base]) -> Loss
+        self._evaluation: jax.stages.Wrapped = jax.jit(self._evaluate)
+        # (params, batch[, base]) -> (gradients, Loss)
+        self._gradient: jax.stages.Wrapped = jax.jit(self._gradients, out_shardings=(self.shardings.params, None))
 
     def _build(self, rngs: nnx.Rngs, execution: Execution) -> Qwen3:
         return Qwen3(
@@ -124,30 +131,93 @@ class Trainer:
             scan_layers=self._model_config.scan_layers,
             remat=self._model_config.remat,
             execution=execution,
+            lora=self.lora,
         )
+
+    @property
+    def _trained(self) -> dict[str, jax.ShapeDtypeStruct]:
+        shapes = self.structure.shapes
+        return {name: shapes[name] for name in self.structure.trained}
 
     def _state_shardings(self) -> TrainState:
         """Moments have the sharding of their parameter; counters are replicated."""
-        params = self.structure.shardings(self.placement)
+        every = self.structure.shardings(self.placement)
+        params = {name: every[name] for name in self.structure.trained}
         mesh = self.placement.mesh
         everywhere = next(iter(params.values())) if mesh is None else NamedSharding(mesh, PartitionSpec())
 
         def of(path: tuple, _leaf: Any) -> jax.sharding.Sharding:
             return params.get(str(getattr(path[-1], "key", None)), everywhere)
 
-        return jax.tree_util.tree_map_with_path(of, jax.eval_shape(self._start, self.structure.shapes))
+        return jax.tree_util.tree_map_with_path(of, jax.eval_shape(self._start, self._trained))
 
     def init(self, seed: int) -> TrainState:
         """Return an initial state; each device initialises only its own part."""
 
         def make() -> TrainState:
-            return self._start(flatten(self._build(nnx.Rngs(seed), self._execution)))
+            params = flatten(self._build(nnx.Rngs(seed), self._execution))
+            return self._start({name: params[name] for name in self.structure.trained})
 
         return jax.jit(make, out_shardings=self.shardings)()
 
     def init_from(self, params: Params) -> TrainState:
         """Return a state with these parameters, which are already placed; the first step donates them."""
         return jax.jit(self._start, out_shardings=self.shardings)(params)
+
+    def take_base(self, base: Params | None) -> None:
+        """Take the frozen parameters of a run with adapters, and place them on this trainer's mesh; None takes none.
+
+        Args:
+            base: by name, with the `constants`; as `load_model` or another stage's trainer has them.
+        """
+        mesh = self.placement.mesh
+
+        def placed(leaf: jax.Array) -> jax.Array:
+            if mesh is None or not isinstance(leaf.sharding, NamedSharding):
+                return leaf
+            return jax.device_put(leaf, NamedSharding(mesh, leaf.sharding.spec))
+
+        self.base = jax.tree.map(placed, base)
+
+    def constants(self) -> Params:
+        """Return the values of the adapters that are not trained: their scalings."""
+        every = self.structure.shardings(self.placement)
+        names = [name for name in every if "adapters." in name and name not in self.shardings.params]
+
+        def make() -> Params:
+            values = flatten(self._build(nnx.Rngs(0), self._execution))
+            return {name: values[name] for name in names}
+
+        return jax.jit(make, out_shardings={name: every[name] for name in names})()
+
+    def abstract_base(self, quantize: WeightType | None) -> Params | None:
+        """Shapes, types and shardings of the frozen parameters, for compiling a step without them; None without adapters."""
+        if self.lora is None:
+            return None
+        _, state = abstract(lambda: self._build(nnx.Rngs(0), self._execution))
+        base = described(state, self.config, self._model_config.scan_layers, self.placement, quantize)
+        shapes, every = self.structure.shapes, self.structure.shardings(self.placement)
+        for name, shape in shapes.items():
+            if name not in base and name not in self.shardings.params:
+                base[name] = jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=every[name])
+        return base
+
+    def evaluate(self, params: Params, batch: DeviceBatch) -> losses.Loss:
+        """Return the loss of a placed global batch."""
+        return self._evaluation(params, batch, *self._frozen)
+
+    def gradients(self, params: Params, batch: DeviceBatch) -> tuple[Params, losses.Loss]:
+        """Return the gradients of what is trained, and the loss of a placed global batch."""
+        return self._gradient(params, batch, *self._frozen)
+
+    @property
+    def _frozen(self) -> tuple[Params, ...]:
+        """The last argument of the compiled functions, where there are adapters."""
+        if self.lora is None:
+            return ()
+        if self.base is None:
+            raise ValueError("a trainer of adapters needs its base model: call take_base first.")
+        return (self.base,)
 
     def _start(self, params: Params) -> TrainState:
         """Return the state before the first step. Call it under jit: else counters share a buffer, which cannot be donated."""
@@ -162,7 +232,7 @@ class Trainer:
         """Shapes, types and shardings of the state, for restoring a checkpoint straight onto its devices."""
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            jax.eval_shape(self._start, self.structure.shapes),
+            jax.eval_shape(self._start, self._trained),
             self.shardings,
         )
 
@@ -229,15 +299,17 @@ class Trainer:
 
     def step(self, state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
         """Take one optimizer step on a placed global batch. `state` is donated; do not reuse it."""
-        return self._program(state, batch, self.peaks)
+        return self._program(state, batch, self.peaks, *self._frozen)
 
     def lower(self, state: Any, batch: Any) -> jax.stages.Lowered:
-        """Lower the step for a state and batch, abstract or not; the compiled step takes (state, batch, `peaks`)."""
-        return self._program.lower(state, batch, self.peaks)
+        """Lower the step for a state and batch, abstract or not; the compiled step takes (state, batch, `peaks`[, `base`])."""
+        return self._program.lower(state, batch, self.peaks, *self._frozen)
 
-    def _step(self, state: TrainState, batch: DeviceBatch, peaks: jax.Array) -> tuple[TrainState, Metrics]:
+    def _step(
+        self, state: TrainState, batch: DeviceBatch, peaks: jax.Array, base: Params | None = None
+    ) -> tuple[TrainState, Metrics]:
         schedule = self._schedule.at(peaks)
-        gradients, loss = self._gradients(state.params, batch)
+        gradients, loss = self._gradients(state.params, batch, base)
         norm = optax.tree.norm(gradients)
         take, watched = guard.judge(state.guard, loss.total, norm, self._optimizer_config.spike_sigmas)
         update = make_optimizer(self._optimizer_config, schedule).update
@@ -251,31 +323,34 @@ class Trainer:
         metrics = Metrics(loss, norm, optax.tree.norm(params), rate, watched.skipped, watched.in_row)
         return TrainState(params, optimizer, watched, state.step + 1), metrics
 
-    def _gradients(self, params: Params, batch: DeviceBatch) -> tuple[Params, losses.Loss]:
+    def _merge(self, params: Params, base: Params | None) -> Qwen3:
+        return self.structure.merge(params if base is None else params | base)
+
+    def _gradients(self, params: Params, batch: DeviceBatch, base: Params | None = None) -> tuple[Params, losses.Loss]:
         """Return the gradient of the loss of a global batch, in the type of the parameters, and the loss."""
         whole = losses.whole(batch)
 
         def share(params: Params, rows: DeviceBatch, whole: losses.Whole) -> tuple[jax.Array, losses.Sums]:
-            return losses.objective(self.structure.merge(params), rows, whole, self._loss_config)
+            return losses.objective(self._merge(params, base), rows, whole, self._loss_config)
 
         gradient = jax.grad(share, has_aux=True)
         if self.micro_batches == 1:
             gradients, sums = gradient(params, batch, whole)
         else:
-            gradients, sums = self._accumulate(gradient, params, self._split(batch), whole)
+            gradients, sums = self._accumulate(gradient, params, self._split(batch), whole, base)
         return gradients, losses.finish(sums, whole, self._loss_config, self.config.router_aux_loss_coef)
 
     def _accumulate(
-        self, gradient: Callable, params: Params, parts: DeviceBatch, whole: losses.Whole
+        self, gradient: Callable, params: Params, parts: DeviceBatch, whole: losses.Whole, base: Params | None
     ) -> tuple[Params, losses.Sums]:
         """Sum the gradients of micro-batches in float32. `parts`: [micro-batches, rows, T]."""
         moe, buffer = bool(self.config.num_experts), self._loss_config.balance_counts == "buffer"
         seen: tuple[jax.Array, jax.Array] | None = None
         if moe:
-            load = jax.eval_shape(self._count, params, jax.tree.map(lambda x: x[0], parts))
+            load = jax.eval_shape(self._count, params, base, jax.tree.map(lambda x: x[0], parts))
             seen = jnp.zeros(load.shape, load.dtype), jnp.zeros((), jnp.float32)
         if moe and not buffer:
-            seen = self._count_all(params, parts, seen), whole.valid
+            seen = self._count_all(params, base, parts, seen), whole.valid
 
         def body(carry: tuple, rows: DeviceBatch) -> tuple[tuple, losses.Sums]:
             total, seen = carry
@@ -292,14 +367,14 @@ class Trainer:
         (gradients, _), sums = jax.lax.scan(body, (self._like_params(zeros), seen), parts)
         return gradients, jax.tree.map(lambda x: x.sum(axis=0), sums)
 
-    def _count(self, params: Params, rows: DeviceBatch) -> jax.Array:
-        return losses.router_load(self.structure.merge(params), rows)
+    def _count(self, params: Params, base: Params | None, rows: DeviceBatch) -> jax.Array:
+        return losses.router_load(self._merge(params, base), rows)
 
-    def _count_all(self, params: Params, parts: DeviceBatch, seen: Any) -> jax.Array:
+    def _count_all(self, params: Params, base: Params | None, parts: DeviceBatch, seen: Any) -> jax.Array:
         """Return the expert choices of the global batch, [L, E]: one forward pass over all micro-batches."""
 
         def body(load: jax.Array, rows: DeviceBatch) -> tuple[jax.Array, None]:
-            return load + self._count(params, rows), None
+            return load + self._count(params, base, rows), None
 
         return jax.lax.scan(body, seen[0], parts)[0]
 
@@ -320,9 +395,9 @@ class Trainer:
 
         return {name: split(x) for name, x in batch.items()}
 
-    def _evaluate(self, params: Params, batch: DeviceBatch) -> losses.Loss:
+    def _evaluate(self, params: Params, batch: DeviceBatch, base: Params | None = None) -> losses.Loss:
         """Return the loss of a global batch, one micro-batch at a time; its balance counts each micro-batch by itself."""
-        model, whole = self.structure.merge(params), losses.whole(batch)
+        model, whole = self._merge(params, base), losses.whole(batch)
 
         def body(_: None, rows: DeviceBatch) -> tuple[None, losses.Sums]:
             return None, losses.objective(model, rows, whole, self._loss_config)[1]
@@ -337,7 +412,7 @@ class Trainer:
         if self._execution.balanced:
             in_order = dataclasses.replace(self._execution, balanced=False)
             structure = Structure(lambda: self._build(nnx.Rngs(0), in_order))
-        return structure.merge(params)
+        return structure.merge(params if self.base is None else params | self.base)
 
 
 def fetch_metrics(metrics: Metrics) -> dict[str, float]:

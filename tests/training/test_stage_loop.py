@@ -26,6 +26,7 @@ class FakeTrainer:
 
     shardings = None
     config = TINY
+    lora = base = None
 
     def __init__(self, skipped_in_row=0):
         self.skipped_in_row = skipped_in_row
@@ -221,7 +222,7 @@ def test_speed_is_tokens_of_the_global_batch_and_flops_of_its_row_length(tmp_pat
 
     monkeypatch.setattr(stage_loop, "Meter", Meter)
     monkeypatch.setattr(stage_loop, "device_peak", lambda run_dir: 1e9)
-    monkeypatch.setattr(stage_loop, "training_flops_per_token", lambda config, length: 1000.0 * length)
+    monkeypatch.setattr(stage_loop, "training_flops_per_token", lambda config, length, lora: 1000.0 * length)
     loop, *_ = loop_of(tmp_path, monkeypatch)
     loop.run(loop.stages[0], FakeTrainer(), state_at(0), None)
     assert given == [(8, 4000.0, 1e9, 8)]
