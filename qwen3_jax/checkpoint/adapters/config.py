@@ -57,7 +57,8 @@ class AdapterConfig:
         target_parameters: the same of parameters that are no linear module: the experts and the router of transformers 5.
         exclude_modules: names or a pattern of what is left out.
         rslora: scaling by alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732) instead of alpha / rank.
-        rank_pattern, alpha_pattern: other values by name or regular expression.
+        rank_pattern: other ranks by name or regular expression.
+        alpha_pattern: other values of alpha likewise.
         layers: the layers that have adapters; None is all.
         layers_pattern: names of the list of layers.
         base: the base model, a folder or hub id; None where the file does not say.
