@@ -203,6 +203,11 @@ class Qwen3(nnx.Module):
         return project(equation, states.astype(self.dtype), weight, self.execution)
 
     @property
+    def has_vocabulary(self) -> bool:
+        """Whether there is an output projection, from which answers are drawn."""
+        return True
+
+    @property
     def output_weight(self) -> tuple[Weight, bool]:
         """The output projection and whether it is the embedding: ([V, D], True) or ([D, V], False)."""
         return self._output_weight(None)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from qwen3_jax.errors import UserError
+from qwen3_jax.kernels import Weight
 from qwen3_jax.model.decoder import Qwen3
 from qwen3_jax.model.params import Declare
 
@@ -30,12 +31,11 @@ class RewardModel(Qwen3):
         ]
 
     @property
-    def output_weight(self) -> tuple[jax.Array, bool]:
-        """A reward model has none.
+    def has_vocabulary(self) -> bool:
+        """A reward model has none."""
+        return False
 
-        Raises:
-            UserError: always.
-        """
+    def _output_weight(self, chosen: jax.Array | None) -> tuple[Weight, bool]:
         raise UserError(
             "this is a reward model, which has no vocabulary to answer with; `qwen3_jax.reward` reads its rewards."
         )

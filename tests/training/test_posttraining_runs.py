@@ -189,6 +189,31 @@ def test_a_reward_model_is_exported_read_judges_and_answers_nothing(base, tmp_pa
         qwen3_jax.generate(model, tokenizer, ["a"])
 
 
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_adapters_are_trained_and_the_reference_is_the_base_without_them(method, base, tmp_path, monkeypatch):
+    """Over a base that is rounded to int8: the first step of dpo sees no margin, so the reference is rounded alike."""
+    records = chats(40) if method == "sft" else pairs(40)
+    config = write_config(
+        tmp_path, base, method, records, lora={"rank": 4, "targets": "all-linear", "quantize": "int8"}
+    )
+    loaded = []
+    original = reference.load_model
+    monkeypatch.setattr(
+        reference, "load_model", lambda *args, **options: loaded.append(options) or original(*args, **options)
+    )
+    assert cli.main([f"--config={config}", "--steps=3"]) == 0
+    rows = [row for row in metrics(tmp_path / "run") if "train.total" in row]
+    assert len(rows) == 3
+    assert (tmp_path / "run/adapter/adapter_model.safetensors").exists()
+    assert not (tmp_path / "run/hf").exists()
+    if method == "dpo":
+        np.testing.assert_allclose(rows[0]["train.preference"], np.log(2), rtol=1e-5)
+        np.testing.assert_allclose(rows[0]["train.margins"], 0, atol=1e-4)
+        assert len(loaded) == 1
+    shapes = {path.name for path in (tmp_path / "run").iterdir()}
+    assert ("reference" in shapes) == (method == "dpo")
+
+
 # changes of a configuration -> what is said of it
 REFUSED = [
     ("sft", [{"text": "plain text"}] * 3, {}, "every token of its 3 documents is learned"),
@@ -199,6 +224,7 @@ REFUSED = [
     ("dpo", pairs(4), {"loss": {"z_loss": 1e-4}}, "loss.z_loss is not part of method: dpo"),
     ("dpo", pairs(4), {"model": {"preset": "Qwen3-0.6B"}}, "method: dpo trains a model that can already answer"),
     ("reward_model", pairs(4), {"dpo": {"beta": 0.1}}, "dpo is read by method: dpo"),
+    ("reward_model", pairs(4), {"lora": {"rank": 4}}, "lora: and method: reward_model do not go together"),
     ("grpo", chats(4), {}, "method"),
 ]  # fmt: skip
 
