@@ -154,12 +154,11 @@ def test_twenty_steps_are_those_of_trl_s_sft_trainer(tmp_path):
         losses.append(float(metrics.loss.total))
     assert len(expected) == 20
     assert losses[-1] < losses[0] / 2
-    np.testing.assert_allclose(losses, expected, rtol=1e-3)
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
     other.model.save_pretrained(tmp_path / "after")
     after = flatten(load_model(tmp_path / "after", dtype="float32", param_dtype="float32", scan_layers=False))
     for name, value in state.params.items():
-        np.testing.assert_allclose(value, after[name], atol=2e-3, err_msg=name)
-        assert np.abs(np.asarray(value - after[name])).mean() < 1e-4, name
+        np.testing.assert_allclose(value, after[name], rtol=0, atol=2e-5, err_msg=name)
 
 
 @pytest.mark.slow

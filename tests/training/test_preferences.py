@@ -14,6 +14,7 @@ from qwen3_jax.data.mixture import pack
 from qwen3_jax.data.streams import Piece
 from qwen3_jax.model import RewardModel, flatten
 from qwen3_jax.training.config import ModelConfig, OptimizerConfig
+from qwen3_jax.training.losses import LANGUAGE_MODEL
 from qwen3_jax.training.optimizer import schedule
 from qwen3_jax.training.preferences import REWARD_MODEL, dpo
 from qwen3_jax.training.reference import pair_log_probs
@@ -86,7 +87,7 @@ def test_dpo_equals_its_equation_and_the_reference_s_sums_are_those_of_each_docu
 
     params = flatten(policy)
     (expected, margins), slope = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-    for length, rows, parts in ((48, 4, 1), (48, 4, 2), (24, 8, 4)):
+    for length, rows, parts in ((48, 4, 1), (24, 8, 4)):
         one = trainer(TINY, dpo(BETA), parts)
         gradients, got = one.gradients(params, one.place(batch_of(pairs, length, rows, alone.astype(np.float32))))
         np.testing.assert_allclose(got.preference, expected, rtol=1e-5)
@@ -126,31 +127,58 @@ def test_a_reward_is_read_at_the_last_token_and_its_loss_is_bradley_and_terry_s(
         )
 
 
+MESHES = [
+    dict(data=2), dict(data=8), dict(tensor=2), dict(data=4, tensor=2), dict(data=2, expert=4), dict(data=2, context=2),
+    dict(expert=2, tensor=2), dict(replica=2, data=2, tensor=2),
+]  # fmt: skip
+
+
+def learned_documents(pairs: list[Encoded]) -> list[Encoded]:
+    """The documents of preferences, for supervised fine-tuning."""
+    return [side for pair in pairs for side in pair.sides()]
+
+
+def sft_batch(documents: list[Encoded], length: int, rows: int) -> dict[str, np.ndarray]:
+    corpus = SimpleNamespace(pairs=False, folder="memory", read=lambda numbers: [documents[i] for i in numbers])
+    packed = pack([Piece(0, i, 0, len(one.tokens) - 1) for i, one in enumerate(documents)], length)
+    return read_rows(packed + [()] * (rows - len(packed)), [corpus], length)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", [dpo(BETA), REWARD_MODEL], ids=["dpo", "reward_model"])
-def test_experts_in_micro_batches_and_on_meshes_give_the_gradients_of_one_batch(objective):
-    """With the load-balancing loss, whose counts are the global batch's."""
+@pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "moe"])
+@pytest.mark.parametrize("method", ["sft", "dpo", "reward_model"])
+def test_micro_batches_packing_and_eight_meshes_give_the_gradients_of_one_batch(method, config):
+    """With the load-balancing loss of experts, whose counts are the global batch's."""
+    objective = {"sft": LANGUAGE_MODEL, "dpo": dpo(BETA), "reward_model": REWARD_MODEL}[method]
     pairs = preferences(8, seed=4)
-    batch = batch_of(pairs, 48, 8, np.zeros((len(pairs), 2), np.float32))
-    whole = trainer(TINY_MOE, objective)
+    reference = np.random.default_rng(0).normal(size=(len(pairs), 2)).astype(np.float32)
+
+    def made(length: int, rows: int) -> dict[str, np.ndarray]:
+        if method == "sft":
+            return sft_batch(learned_documents(pairs), length, rows)
+        return batch_of(pairs, length, rows, reference)
+
+    whole = trainer(config, objective)
     params = whole.init(0).params
-    expected, loss = whole.gradients(params, whole.place(batch))
-    assert loss.balance > 0
-    meshes = [dict(data=2), dict(data=2, context=2), dict(expert=2, tensor=2)] if jax.device_count() >= 4 else []
-    others = [trainer(TINY_MOE, objective, 4)]
-    for sizes in meshes:
-        placement = sharding.Placement(sharding.make_mesh(**sizes), sharding.TRAINING)
-        optimizer = OptimizerConfig()
-        others.append(
-            Trainer(
-                TINY_MOE, ModelConfig(scan_layers=False), optimizer, schedule(optimizer, 10**3), placement, objective=objective
-            )
-        )  # fmt: skip
-    for other in others:
+    expected, loss = whole.gradients(params, whole.place(made(48, 8)))
+    assert (loss.balance > 0) == (config is TINY_MOE)
+
+    def check(other: Trainer, batch: dict[str, np.ndarray], where: object) -> None:
         held = jax.device_put(params, other.shardings.params)
         gradients, got = other.gradients(held, other.place(batch))
-        np.testing.assert_allclose(got.total, loss.total, rtol=1e-5)
+        np.testing.assert_allclose(got.total, loss.total, rtol=1e-5, err_msg=str(where))
         for name, value in gradients.items():
-            np.testing.assert_allclose(
-                value, expected[name], rtol=1e-3, atol=2e-5 * np.abs(expected[name]).max() + 1e-9
-            )
+            wanted = np.asarray(expected[name])
+            worst = np.abs(np.asarray(value) - wanted).max()
+            assert worst <= 2e-5 * np.abs(wanted).max() + 1e-9, (where, name)
+
+    check(trainer(config, objective, 4), made(48, 8), "micro-batches")
+    check(whole, made(24, 16), "shorter rows")
+    for sizes in MESHES:
+        if "expert" in sizes and config is TINY:
+            sizes = sizes | {"expert": 1}
+        placement = sharding.Placement(sharding.make_mesh(**sizes), sharding.TRAINING)
+        settings = OptimizerConfig()
+        model = ModelConfig(scan_layers=False)
+        rate = schedule(settings, 10**3)
+        check(Trainer(config, model, settings, rate, placement, objective=objective), made(48, 8), sizes)
