@@ -76,7 +76,7 @@ def train(config: TrainConfig, watch: Watch | None = None, stop: StopSignals | N
         step, state, position = _first_state(config, stages, trainers, checkpoints, source)
         with Journal(run_dir, config, step, started) as journal:
             stage_loop = StageLoop(
-                config, run_dir, stages, architecture, corpora, reference, checkpoints, journal, watch, _asked_to_end(stop)
+                config, run_dir, stages, architecture, corpora, checkpoints, journal, watch, _asked_to_end(stop), reference
             )  # fmt: skip
             for stage, trainer in zip(stages, trainers, strict=True):
                 if step < stage.last:

@@ -44,11 +44,11 @@ class StageLoop:
         stages: all stages, resolved.
         architecture: of the first stage; `rope_theta` of a stage overrides it.
         corpora: the prepared corpus of each source.
-        reference: of the method dpo, for each corpus the log-probabilities under the reference model.
         checkpoints: where states are saved.
         journal: where metrics are written.
         watch: called with (step, metrics) whenever metrics are logged.
         asked_to_end: called after a step; what has asked the run to end there ("SIGTERM"), or "".
+        reference: of the method dpo, for each corpus the log-probabilities under the reference model.
     """
 
     config: TrainConfig
@@ -56,11 +56,11 @@ class StageLoop:
     stages: Sequence[Stage]
     architecture: Qwen3Config
     corpora: Sequence[Prepared]
-    reference: Sequence[np.ndarray] | None
     checkpoints: TrainCheckpoints
     journal: Journal
     watch: Watch | None
     asked_to_end: Callable[[int], str]
+    reference: Sequence[np.ndarray] | None = None
 
     def run(
         self, stage: Stage, trainer: Trainer, state: TrainState, position: dict[str, Any] | None

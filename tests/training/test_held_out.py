@@ -88,6 +88,6 @@ def test_a_source_of_several_domains_is_measured_by_domain_and_none_without_held
     measured = HeldOut(stage, corpora, 2)
     assert list(measured.batches) == ["one", "two/x", "two/y", "part"]
     assert measured._trained == ["one", "two", "none", "part"]
-    assert set(measured.entropy) == set(measured.batches)
+    assert set(measured.baseline) == set(measured.batches)
     assert all(len(batches) <= 2 for batches in measured.batches.values())
     assert HeldOut(Stage("s", 0, 1, stage.run, {"two": 1.0}, None), corpora, 2)._trained == {"two": 1.0}
