@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qwen3_jax.data.config import RunningSum
-from qwen3_jax.data.records import END_OF_TURN, Record
+from qwen3_jax.data.records import Record
+from qwen3_jax.data.rendering import END_OF_TURN
 from qwen3_jax.errors import UserError
 from qwen3_jax.text.thinking import STOP_TEXT
 
