@@ -1,10 +1,10 @@
-"""Write questions with answers that need no thinking, for `qwen3 data fuse`: the other half of configs/posttrain/fusion-laptop.yaml.
+"""Write questions with answers that need no thinking, for `qwen3 data fuse`: half of configs/posttrain/fusion-laptop.yaml.
 
     python examples/direct_answers.py --output direct.jsonl
-    python examples/direct_answers.py --output held_out.jsonl --held-out --count 1000 --thinking
+    python examples/direct_answers.py --output held_out.jsonl --held-out --thinking --count 2400
 
-Half of them are the quickstart's running sums, answered at once (a small model can only guess); half ask for a letter of a list. With
---thinking the sums have their steps too: both modes of questions that no training data holds, to measure a model with.
+Half of them are the quickstart's running sums, answered at once (a small model can only guess); half ask for a digit of a list.
+With --thinking half of the sums have their steps: both modes of questions that no training data holds, to measure a model with.
 """
 
 import argparse
