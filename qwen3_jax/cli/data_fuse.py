@@ -85,6 +85,9 @@ def _fuse(args: argparse.Namespace) -> int:
                 print(f"left out: {error}", file=sys.stderr)
     if not chats:
         raise UserError(f"{', '.join(args.path)}: there is no answer to write a flag for.")
+    unread = sorted({key for chat in chats for key in chat.unread})
+    if unread:
+        print(f"keys of the records that are not carried over: {', '.join(unread)}", file=sys.stderr)
     records, report = fuse(chats, config)
     if args.prompts:
         records = [prompt_of(record) for record in records]

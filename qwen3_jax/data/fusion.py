@@ -16,7 +16,7 @@ from typing import Any
 
 from qwen3_jax.bounds import between, check_bounds, whole
 from qwen3_jax.data.forms import Conversation
-from qwen3_jax.data.records import DataError, Record, form_of
+from qwen3_jax.data.records import PROVENANCE, DataError, Record, form_of
 from qwen3_jax.text import parse, soft_switch
 
 THINK, NO_THINK = "/think", "/no_think"
@@ -63,12 +63,16 @@ class Chat:
         turns: for each question the messages from it to the next one.
         thinks: for each turn whether its answer thinks.
         tools: in OpenAI's form.
+        location: of the record.
+        unread: keys of the record that are not carried over.
     """
 
     head: tuple[dict[str, Any], ...]
     turns: tuple[tuple[dict[str, Any], ...], ...]
     thinks: tuple[bool, ...]
     tools: tuple[dict[str, Any], ...] = ()
+    location: str = ""
+    unread: frozenset[str] = frozenset()
 
     @property
     def joins(self) -> bool:
@@ -107,7 +111,7 @@ def chat_of(record: Record) -> Chat:
     Raises:
         DataError: it is no chat that ends with an answer, or says itself what is learned, so that it cannot be rewritten.
     """
-    form = form_of(record)[0]
+    form, read = form_of(record)
     if not isinstance(form, Conversation):
         raise DataError(f"{record.location}: it is no chat, so no flag can be written into it")
     if form.completion is not None:
@@ -134,7 +138,8 @@ def chat_of(record: Record) -> Chat:
     thinks = tuple(any(_thinks(message) for message in turn) for turn in turns)
     if form.thinking is False and any(thinks):
         raise DataError(f"{record.location}: an answer has thinking, and the record says 'enable_thinking': false")
-    return Chat(head, tuple(map(tuple, turns)), thinks, tuple(form.tools or ()))
+    unread = frozenset(record.body) - read - {PROVENANCE}
+    return Chat(head, tuple(map(tuple, turns)), thinks, tuple(form.tools or ()), record.location, unread)
 
 
 def _split_thinking(message: dict[str, Any]) -> dict[str, Any]:
@@ -156,7 +161,7 @@ def fuse(chats: Sequence[Chat], config: FusionConfig) -> tuple[list[dict[str, An
     """Join chats to conversations and write flags into them.
 
     Returns:
-        Records with `messages` (and `tools`), in random order, and what was written.
+        Records with `messages` (and `tools`; under `generated` where they are from), in random order; and what was written.
     """
     rng, report = random.Random(f"fusion/{config.seed}"), FusionReport()
     chosen = _with_share(chats, config, rng, report)
@@ -218,7 +223,8 @@ def _flagged(group: Sequence[Chat], config: FusionConfig, rng: random.Random, re
         messages += [question, *turn[1:]]
         report.answers["thinking" if mode else "non_thinking"] += 1
     report.conversations[len(turns)] += 1
-    return {"messages": messages, **({"tools": list(first.tools)} if first.tools else {})}
+    made_of = {PROVENANCE: {"fused": [chat.location for chat in group]}}
+    return {"messages": messages, **({"tools": list(first.tools)} if first.tools else {}), **made_of}
 
 
 def _write(
