@@ -27,6 +27,7 @@ with epy.lazy_api_imports(globals()):
         Sampling,
         Scores,
         generate,
+        reward,
         score,
         stream,
     )
@@ -60,6 +61,7 @@ __all__ = [
     "generate",
     "load",
     "merged",
+    "reward",
     "save",
     "save_adapter",
     "score",

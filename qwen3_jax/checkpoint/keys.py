@@ -6,7 +6,8 @@ writing follows from the row; an HF tensor that no row names, or a row that no t
 
 The same rows give the names of a GGUF file (llama.cpp's), whose tensors have HF's shapes, the experts of a layer in one.
 
-Letters: l layers of a stack, v vocabulary, d hidden, n query heads, k key/value heads, h head size, f MLP width, e experts.
+Letters: l layers of a stack, v vocabulary, d hidden, n query heads, k key/value heads, h head size, f MLP width, e experts,
+s scores of a reward model.
 """
 
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ MODEL_KEYS = (
     ParameterKey("embed", "model.embed_tokens.weight", "vd", "v,d", gguf="token_embd.weight"),
     ParameterKey("norm.scale", "model.norm.weight", "d", "d", gguf="output_norm.weight"),
     ParameterKey("lm_head", "lm_head.weight", "dv", "v,d", gguf="output.weight"),
+    ParameterKey("score", "score.weight", "ds", "s,d"),
 )
 BLOCK_KEYS = (
     ParameterKey("attention_norm.scale", "input_layernorm.weight", "d", "d", gguf="attn_norm.weight"),

@@ -81,7 +81,7 @@ class Engine:
         stats: totals so far.
 
     Raises:
-        UserError: an invalid option, by name.
+        UserError: an invalid option, by name; or a reward model.
     """
 
     FIRST_PROGRAMS: ClassVar[int] = 2  # of `programs`: one prefill and one decode step
@@ -101,6 +101,8 @@ class Engine:
         slots_per_page: int | None = None,
         offline: bool = False,
     ):
+        if not model.has_vocabulary:
+            raise UserError("this is a reward model, which writes no text; `qwen3_jax.reward` reads its rewards.")
         context = model.config.max_position_embeddings
         chunk, steps = _OFFLINE if offline else _ONLINE
         prefill_chunk = chunk if prefill_chunk is None else prefill_chunk

@@ -6,6 +6,7 @@ from qwen3_jax.model.flat import Structure, flatten
 from qwen3_jax.model.layer_loop import REMAT, Remat, layer_groups
 from qwen3_jax.model.lora import Addition, Lora, is_adapter
 from qwen3_jax.model.moe import RouterStats
+from qwen3_jax.model.reward import RewardModel
 
 __all__ = [
     "REMAT",
@@ -15,6 +16,7 @@ __all__ = [
     "Lora",
     "Qwen3",
     "Remat",
+    "RewardModel",
     "RouterStats",
     "Structure",
     "abstract",

@@ -116,9 +116,14 @@ class Qwen3(nnx.Module):
             ]
         )
         self.norm = RMSNorm(d, "hidden", config, declare)
+        self._declare_head(declare)
+
+    def _declare_head(self, declare: Declare) -> None:
+        config = self.config
         if not config.tie_word_embeddings:
-            self.lm_head = declare.normal((d, v), ("embed", "vocab"), std)
-        width, rows, none = ((d,), ("embed",)), ((v,), ("vocab",)), ((), ())
+            shape = config.hidden_size, config.vocab_size
+            self.lm_head = declare.normal(shape, ("embed", "vocab"), config.initializer_range)
+        width, rows, none = ((config.hidden_size,), ("embed",)), ((config.vocab_size,), ("vocab",)), ((), ())
         table = declare.adapter("embed", none, rows, width, table=True)
         head = declare.adapter("lm_head", none, width, rows)
         made = {name: one for name, one in {"embed": table, "lm_head": head}.items() if one is not None}
@@ -196,6 +201,11 @@ class Qwen3(nnx.Module):
         weight, tied = self._output_weight(self._chosen(adapter))
         equation = "...d,vd->...v" if tied else "...d,dv->...v"
         return project(equation, states.astype(self.dtype), weight, self.execution)
+
+    @property
+    def has_vocabulary(self) -> bool:
+        """Whether there is an output projection, from which answers are drawn."""
+        return True
 
     @property
     def output_weight(self) -> tuple[Weight, bool]:

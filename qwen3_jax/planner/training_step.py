@@ -22,8 +22,8 @@ from qwen3_jax.planner.plan import Plan
 from qwen3_jax.planner.topologies import Topology, topology_mesh
 from qwen3_jax.training.adapters import lora_of
 from qwen3_jax.training.config import TrainConfig
-from qwen3_jax.training.flops import training_flops_per_token
 from qwen3_jax.training.optimizer import schedule
+from qwen3_jax.training.preferences import objective_of
 from qwen3_jax.training.step import Trainer
 from sharding import Placement, ShardingError
 from sharding.hardware import Gpu
@@ -69,7 +69,7 @@ def plan_training(config: TrainConfig, topology: Topology) -> Plan:
             "optimizer": devices * bytes_per_device(state.optimizer),
         },
         tokens=tokens,
-        model_flops=tokens * training_flops_per_token(model, config.data.sequence_length, trainer.lora),
+        model_flops=tokens * trainer.flops_per_token(config.data.sequence_length),
         notes=(*notes, *_sparse_cores(mesh)),
     )
 
@@ -83,8 +83,10 @@ def make_trainer(config: TrainConfig, model: Qwen3Config, topology: Topology) ->
     placement = Placement(topology_mesh(topology, config.mesh), sharding.TRAINING)
     rate = schedule(config.optimizer, config.total_steps)
     try:
-        lora = lora_of(config.lora, model)
-        return Trainer(model, config.model, config.optimizer, rate, placement, config.loss, config.micro_batches, lora)
+        return Trainer(
+            model, config.model, config.optimizer, rate, placement, config.loss, config.micro_batches,
+            lora_of(config.lora, model), objective_of(config),
+        )  # fmt: skip
     except ShardingError as error:
         raise ShardingError(f"{error} {_nearest(config, model, topology)}") from None
 

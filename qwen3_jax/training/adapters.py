@@ -24,7 +24,8 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.kernels import Execution, WeightType
 from qwen3_jax.model import Lora, Qwen3, flatten
 from qwen3_jax.text import Tokenizer
-from qwen3_jax.training.config import LoraConfig, ModelConfig, TrainConfig
+from qwen3_jax.training.config import ModelConfig, TrainConfig
+from qwen3_jax.training.methods import LoraConfig
 from qwen3_jax.training.step import Trainer, TrainState
 
 DEFAULT_RANK = 16

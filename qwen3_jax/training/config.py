@@ -14,9 +14,10 @@ from qwen3_jax.config import Qwen3Config
 from qwen3_jax.data import DataConfig, LengthShare
 from qwen3_jax.errors import UserError, nearest
 from qwen3_jax.evaluation.config import BudgetCurveConfig
-from qwen3_jax.kernels import Kernels, WeightType
+from qwen3_jax.kernels import Kernels
 from qwen3_jax.kernels.execution import Quantization
 from qwen3_jax.model import Remat
+from qwen3_jax.training.methods import LEARNING_RATES, DpoConfig, LoraConfig, Method
 from sharding import MeshConfig
 
 _VOCABULARY_MULTIPLE = 128  # embedding rows are padded to a multiple of this, so that they divide over usual meshes
@@ -114,7 +115,8 @@ class OptimizerConfig:
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) with warm-up and decay.
 
     Attributes:
-        learning_rate: peak.
+        learning_rate: peak; null is the method's, which config.json then has: pretrain 3e-4, sft 1e-5, dpo 1e-6, reward_model
+            1e-5.
         warmup_steps: steps of the linear warm-up; the first step has peak / warmup_steps.
         schedule: after warm-up: cosine or linear to `final_learning_rate`; constant; or wsd, constant but for a linear decay
             over the last `decay_share` of the steps (warm-up, stable, decay: Hu et al. 2024, arXiv 2404.06395).
@@ -130,7 +132,7 @@ class OptimizerConfig:
         max_skips: the run ends with an error after this many skipped steps in a row.
     """
 
-    learning_rate: float = 3e-4
+    learning_rate: float | None = None
     warmup_steps: int = 100
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     final_learning_rate: float = 0.1
@@ -174,46 +176,6 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         check_bounds(vars(self), "loss.", z_loss=at_least(0), chunk_tokens=whole(1))
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    """Low-rank adapters (LoRA: Hu et al. 2021, arXiv 2106.09685) over the frozen weights of model.init_from.
-
-    Attributes:
-        rank: of the product A B; null is 16.
-        alpha: numerator of the scaling alpha / rank; null is twice the rank.
-        targets: the weights that get an adapter, as PEFT names modules: a list of names (q_proj, gate_proj, gate for the
-            router, lm_head, embed_tokens), each of which stands for all modules that end in it; all-linear; or one regular
-            expression for whole module names. gate_proj, up_proj and down_proj are the experts in an MoE layer.
-        target_parameters: the same for parameters of transformers 5: mlp.experts.gate_up_proj, mlp.experts.down_proj,
-            mlp.gate.weight.
-        rslora: scaling by alpha / sqrt(rank) (arXiv 2312.03732).
-        init_from: train an existing adapter on, a folder in PEFT's format or hub id; it sets the keys above.
-        quantize: keep the frozen weights in int8, fp8 or int4.
-        merge: also export the model with its adapter added, to run_dir/hf.
-    """
-
-    rank: int | None = None
-    alpha: float | None = None
-    targets: list[str] | str = field(
-        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    )
-    target_parameters: list[str] = field(default_factory=list)
-    rslora: bool = False
-    init_from: str | None = None
-    quantize: WeightType | None = None
-    merge: bool = False
-
-    def __post_init__(self) -> None:
-        check_bounds(vars(self), "lora.", rank=whole(1), alpha=above(0))
-        if self.init_from is None:
-            return
-        for setting in dataclasses.fields(self):
-            value = getattr(self, setting.name)
-            default = setting.default if setting.default_factory is dataclasses.MISSING else setting.default_factory()
-            if setting.name in ("rank", "alpha", "targets", "target_parameters", "rslora") and value != default:
-                raise UserError(f"lora.init_from sets lora.{setting.name}; leave that out.")
 
 
 @dataclass(frozen=True)
@@ -293,6 +255,8 @@ class TrainConfig:
     """A training run.
 
     Attributes:
+        method: pretrain; sft, the same on records of which a part is learned; dpo, on preferences against a reference model;
+            reward_model, a scalar head on preferences.
         run_dir: output folder: checkpoints/, hf/ (or adapter/), metrics.jsonl, tensorboard/, loss.png, config.json. If it
             holds a run, that run is resumed.
         steps: optimizer steps of a run without stages.
@@ -303,6 +267,7 @@ class TrainConfig:
         data: training data.
         optimizer: AdamW and its learning rate.
         loss: terms of the loss.
+        dpo: settings of the method dpo.
         lora: train adapters over the frozen weights of model.init_from; null trains all parameters.
         micro_batches: number of parts in which a batch is computed; the result is that of one part.
         mesh: devices; -1 on one axis takes all that are left.
@@ -320,6 +285,7 @@ class TrainConfig:
     """
 
     data: DataConfig
+    method: Method = "pretrain"
     run_dir: str = "runs/default"
     steps: int | None = None
     stages: list[StageConfig] = field(default_factory=list)
@@ -327,6 +293,7 @@ class TrainConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    dpo: DpoConfig | None = None
     lora: LoraConfig | None = None
     micro_batches: int = 1
     mesh: MeshConfig = field(default_factory=lambda: MeshConfig(data=-1))
@@ -347,6 +314,8 @@ class TrainConfig:
             vars(self), steps=whole(1), micro_batches=whole(1), log_every=whole(1), eval_every=whole(0),
             eval_batches=whole(1), checkpoint_every=whole(0), checkpoint_keep=whole(1), checkpoint_keep_best=whole(0),
         )  # fmt: skip
+        self._check_method()
+        self._fill_learning_rate()
         if (self.steps is None) == (not self.stages):
             raise UserError("set either steps or stages.")
         if self.lora is not None and self.model.init_from is None:
@@ -367,6 +336,39 @@ class TrainConfig:
             raise UserError(
                 f"optimizer.warmup_steps is {self.optimizer.warmup_steps}; it must be below the number of steps ({self.steps})."
             )
+
+    def _check_method(self) -> None:
+        """Refuse settings that the method does not read, and say to the sources what their records are."""
+        pairs = self.method in ("dpo", "reward_model")
+        for source in self.data.sources:
+            if source.pairs and not pairs:
+                raise UserError(f"source {source.name!r}: preferences (pairs) are for method: dpo or reward_model.")
+            if self.method == "sft" and source.loss_on == "all":
+                raise UserError(
+                    f"source {source.name!r}: loss_on: all learns prompts too, which method: sft does not; leave it out, or "
+                    "set method: pretrain."
+                )
+        if pairs:
+            sources = [dataclasses.replace(source, pairs=True) for source in self.data.sources]
+            object.__setattr__(self, "data", dataclasses.replace(self.data, sources=sources))
+        if self.dpo is not None and self.method != "dpo":
+            raise UserError(f"dpo is read by method: dpo, and this run has method: {self.method}.")
+        if self.method == "dpo" and self.model.init_from is None:
+            raise UserError("method: dpo trains a model that can already answer; set model.init_from.")
+        if pairs and self.loss.z_loss:
+            raise UserError(f"loss.z_loss is not part of method: {self.method}; leave it out.")
+        if self.lora is not None and self.method == "reward_model":
+            raise UserError(
+                "lora: and method: reward_model do not go together, because the new head has no frozen weights to be added to; "
+                "leave lora out to train all parameters."
+            )
+        if self.budget_curve is not None and self.method == "reward_model":
+            raise UserError("budget_curve generates answers, which a reward model cannot; leave it out.")
+
+    def _fill_learning_rate(self) -> None:
+        if self.optimizer.learning_rate is None:
+            filled = dataclasses.replace(self.optimizer, learning_rate=LEARNING_RATES[self.method])
+            object.__setattr__(self, "optimizer", filled)
 
     @property
     def total_steps(self) -> int:

@@ -104,6 +104,50 @@ def token_loss(
     return TokenLoss(*(x.sum() / copies for x in shares))
 
 
+def token_log_probs(
+    states_btd: jax.Array,
+    weight: jax.Array,
+    targets_bt: jax.Array,
+    *,
+    tied: bool,
+    chunk: int = 1024,
+    placement: Placement = Placement(),
+) -> jax.Array:
+    """Return log p(target) of every token, float32 [B, T], without a gradient; arguments as for `token_loss`."""
+    states_btd, weight = jax.lax.stop_gradient((states_btd, weight))
+    mesh = placement.mesh
+    if mesh is None or mesh.size == 1:
+        return _log_probs(_Settings(tied, 0.0, chunk, (), (), 1, True), states_btd, weight, targets_bt)
+    tokens = placement.spec(("batch", "length"))
+    vocab, embed = placement.axes("vocab"), placement.axes("embed")
+    local = _Settings(tied, 0.0, chunk, vocab, embed, placement.parts("vocab"), True)
+    return jax.shard_map(
+        functools.partial(_log_probs, local),
+        mesh=mesh,
+        in_specs=(
+            PartitionSpec(*tokens, None),
+            placement.spec(("vocab", "embed") if tied else ("embed", "vocab")),
+            tokens,
+        ),
+        out_specs=tokens,
+        check_vma=False,
+    )(states_btd, weight, targets_bt)
+
+
+def _log_probs(settings: _Settings, states_btd, weight, targets_bt):
+    b, t, d = states_btd.shape
+    weight = _whole(settings, weight.astype(states_btd.dtype))
+
+    def chunk_of(rows):
+        _, log_z_c, _, chosen_c = _logits(settings, rows[0], weight, rows[1])
+        return chosen_c - log_z_c
+
+    rows = states_btd.reshape(b * t, d), targets_bt.reshape(-1)
+    if b * t <= settings.chunk:
+        return chunk_of(rows).reshape(b, t)
+    return jax.lax.map(chunk_of, _chunked(rows, b * t, settings.chunk)).reshape(-1)[: b * t].reshape(b, t)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _token_loss(settings: _Settings, states_btd, weight, targets_bt, weights_bt):
     """Return (total, (cross_entropy, log_z_squared)) of this device's tokens, divided by the parts of the vocabulary."""
@@ -135,20 +179,13 @@ def _scan(settings: _Settings, states_btd, weight, targets_bt, weights_bt, gradi
     """Compute the sums chunk by chunk; with `gradients`, also the gradients of the states and of the gathered weight."""
     b, t, d = states_btd.shape
     dtype = states_btd.dtype
-    weight = weight.astype(dtype)
-    if settings.embed:
-        weight = jax.lax.all_gather(weight, settings.embed, axis=1 if settings.tied else 0, tiled=True)
-    project, back = ("cd,vd->cv", "cv,vd->cd") if settings.tied else ("cd,dv->cv", "cv,dv->cd")
+    weight = _whole(settings, weight.astype(dtype))
+    back = "cv,vd->cd" if settings.tied else "cv,dv->cd"
     outer = "cv,cd->vd" if settings.tied else "cd,cv->dv"
 
     def chunk_of(dweight, rows):
         x_cd, target_c, w_c = rows
-        logits_cv = jnp.einsum(project, x_cd, weight, preferred_element_type=jnp.float32)
-        top_c = _over(jax.lax.pmax, logits_cv.max(axis=-1), settings.vocab)
-        log_z_c = jnp.log(_over(jax.lax.psum, jnp.exp(logits_cv - top_c[:, None]).sum(axis=-1), settings.vocab)) + top_c
-        first = jax.lax.axis_index(settings.vocab) * logits_cv.shape[-1] if settings.vocab else 0
-        hit_cv = jnp.arange(logits_cv.shape[-1])[None] == target_c[:, None] - first
-        chosen_c = _over(jax.lax.psum, jnp.where(hit_cv, logits_cv, 0).sum(axis=-1), settings.vocab)
+        logits_cv, log_z_c, hit_cv, chosen_c = _logits(settings, x_cd, weight, target_c)
         cross_entropy = ((log_z_c - chosen_c) * w_c).sum()
         log_z_squared = (jnp.square(log_z_c) * w_c).sum()
         if not gradients:
@@ -171,18 +208,43 @@ def _scan(settings: _Settings, states_btd, weight, targets_bt, weights_bt, gradi
     if b * t <= settings.chunk:
         dweight, (cross_entropy, log_z_squared, dx_nd) = chunk_of(dweight, rows)
     else:
-        chunks = -(-b * t // settings.chunk)
-        size = -(-b * t // chunks)
-        rest = chunks * size - b * t  # rows of weight 0
-        rows = jax.tree.map(
-            lambda x: jnp.pad(x, ((0, rest), *((0, 0),) * (x.ndim - 1))).reshape(chunks, size, *x.shape[1:]), rows
-        )
+        rows = _chunked(rows, b * t, settings.chunk)
         dweight, (cross_entropy, log_z_squared, dx_nd) = jax.lax.scan(chunk_of, dweight, rows)
         cross_entropy, log_z_squared = cross_entropy.sum(), log_z_squared.sum()
-        dx_nd = None if dx_nd is None else dx_nd.reshape(chunks * size, d)[: b * t]
+        dx_nd = None if dx_nd is None else dx_nd.reshape(-1, d)[: b * t]
     cross_entropy, log_z_squared = cross_entropy / settings.parts, log_z_squared / settings.parts
     sums = cross_entropy + settings.z_loss * log_z_squared, (cross_entropy, log_z_squared)
     return sums, (None if dx_nd is None else dx_nd.reshape(b, t, d), dweight)
+
+
+def _whole(settings: _Settings, weight):
+    """The weight gathered over the axes that split "embed"."""
+    if settings.embed:
+        weight = jax.lax.all_gather(weight, settings.embed, axis=1 if settings.tied else 0, tiled=True)
+    return weight
+
+
+def _logits(settings: _Settings, x_cd, weight, target_c):
+    """Return logits [C, V], log Z [C], where the target is [C, V] and its logit [C]; V is this device's part."""
+    logits_cv = jnp.einsum(
+        "cd,vd->cv" if settings.tied else "cd,dv->cv", x_cd, weight, preferred_element_type=jnp.float32
+    )
+    top_c = _over(jax.lax.pmax, logits_cv.max(axis=-1), settings.vocab)
+    log_z_c = jnp.log(_over(jax.lax.psum, jnp.exp(logits_cv - top_c[:, None]).sum(axis=-1), settings.vocab)) + top_c
+    first = jax.lax.axis_index(settings.vocab) * logits_cv.shape[-1] if settings.vocab else 0
+    hit_cv = jnp.arange(logits_cv.shape[-1])[None] == target_c[:, None] - first
+    return logits_cv, log_z_c, hit_cv, _over(jax.lax.psum, jnp.where(hit_cv, logits_cv, 0).sum(axis=-1), settings.vocab)
+
+
+def _chunked(rows, n: int, chunk: int):
+    """Arrays [N, ...] as [chunks, C, ...], filled up with zeros (rows of weight 0)."""
+    chunks = -(-n // chunk)
+    size = -(-n // chunks)
+
+    def of(x):
+        return jnp.pad(x, ((0, chunks * size - n), *((0, 0),) * (x.ndim - 1))).reshape(chunks, size, *x.shape[1:])
+
+    return jax.tree.map(of, rows)
 
 
 def _over(reduce, x, axes: tuple[str, ...]):

@@ -23,13 +23,14 @@ from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
 from qwen3_jax.evaluation import budget_curve
 from qwen3_jax.kernels import Execution
-from qwen3_jax.model import flatten
+from qwen3_jax.model import RewardModel, flatten
 from qwen3_jax.paths import run_path
 from qwen3_jax.progress import doing
 from qwen3_jax.text import Tokenizer
 from qwen3_jax.training import adapters, run_folder
 from qwen3_jax.training.config import Stage, TrainConfig
 from qwen3_jax.training.journal import Journal
+from qwen3_jax.training.reference import reference_log_probs
 from qwen3_jax.training.run_data import prepare_corpora
 from qwen3_jax.training.run_folder import say
 from qwen3_jax.training.stage_loop import StageLoop, Watch, stage_trainer
@@ -68,14 +69,15 @@ def train(config: TrainConfig, watch: Watch | None = None, stop: StopSignals | N
     say(f"{run_dir}: {_describe(last)}, mesh {_mesh(last)}, {config.total_steps} steps" + _stage_names(stages))
     if plan.note:
         say(plan.note)
+    reference = reference_log_probs(run_dir, config, stages, corpora, trainers[0].placement)
 
     signals = StopSignals() if stop is None else contextlib.nullcontext(stop)
     with contextlib.closing(checkpoints), checkpoints.disk_full_is_user_error(None), signals as stop:
         step, state, position = _first_state(config, stages, trainers, checkpoints, source)
         with Journal(run_dir, config, step, started) as journal:
             stage_loop = StageLoop(
-                config, run_dir, stages, architecture, corpora, checkpoints, journal, watch, _asked_to_end(stop)
-            )
+                config, run_dir, stages, architecture, corpora, checkpoints, journal, watch, _asked_to_end(stop), reference
+            )  # fmt: skip
             for stage, trainer in zip(stages, trainers, strict=True):
                 if step < stage.last:
                     adapters.take_over_base(trainer, trainers)
@@ -178,6 +180,9 @@ def _initial_state(config: TrainConfig, trainer: Trainer, source: Path | None) -
         scan_layers=config.model.scan_layers,
     )
     params, shapes = flatten(model), trainer.structure.shapes
+    if trainer.objective.model is RewardModel and "score" not in params:  # a model of the vocabulary gets a new head
+        params = {name: value for name, value in params.items() if name != "lm_head"}
+        params["score"] = trainer.initial("score", config.seed)
     for name, shape in shapes.items():
         if name not in params or params[name].shape != shape.shape:
             raise UserError(f"model.config changes the shape of {name!r}; so model.init_from has no value for it.")

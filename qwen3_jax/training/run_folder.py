@@ -39,12 +39,15 @@ from qwen3_jax.paths import as_path, is_url, local_path, replace_file
 from qwen3_jax.progress import clear_status
 from qwen3_jax.text import Tokenizer, train_tokenizer
 from qwen3_jax.training import adapters, extension, metrics
-from qwen3_jax.training.config import LoraConfig, ModelConfig, OptimizerConfig, Stage, TrainConfig
+from qwen3_jax.training.config import ModelConfig, OptimizerConfig, Stage, TrainConfig
+from qwen3_jax.training.losses import LANGUAGE_MODEL
+from qwen3_jax.training.methods import LoraConfig
 from qwen3_jax.training.optimizer import schedule
+from qwen3_jax.training.preferences import REWARD_MODEL
 from qwen3_jax.training.step import Trainer, TrainState
 
 # What a resumed run must not change,
-_FIXED = ("model", "tokenizer", "data", "optimizer", "loss", "lora", "seed", "steps", "stages")
+_FIXED = ("method", "model", "tokenizer", "data", "optimizer", "loss", "dpo", "lora", "seed", "steps", "stages")
 # except these, which change no result: the restart may be on other hardware.
 _FREE = ("model.remat", "model.kernels", "lora.merge", "data.cache", "data.prefetch_batches")
 _FREE_IN_STAGES = ("mesh", "remat", "micro_batches")
@@ -238,6 +241,7 @@ def load_run(run_dir: Path, step: int | None = None) -> tuple[Qwen3, Tokenizer]:
             schedule(optimizer, step + optimizer.warmup_steps + 1),  # any schedule does: nothing is trained
             sharding.Placement(),
             lora=adapters.lora_of(lora, config),
+            objective=REWARD_MODEL if saved["method"] == "reward_model" else LANGUAGE_MODEL,
         )
         if lora is not None and model.init_from is not None:
             whole = dataclasses.replace(lora, quantize=None)  # to be merged

@@ -24,9 +24,10 @@ from qwen3_jax.checkpoint.described import described
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
 from qwen3_jax.kernels import Execution, WeightType
-from qwen3_jax.model import Lora, Qwen3, Structure, abstract, flatten
+from qwen3_jax.model import Lora, Qwen3, RewardModel, Structure, abstract, flatten
 from qwen3_jax.training import guard, losses
 from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig
+from qwen3_jax.training.flops import training_flops_per_token
 from qwen3_jax.training.optimizer import Schedule, make_optimizer
 from sharding import Placement, ShardingError, compiler_options
 
@@ -54,7 +55,7 @@ class Metrics:
         skipped_in_row: steps skipped since the last one that was taken; 0 if this one was.
     """
 
-    loss: losses.Loss
+    loss: Any
     gradient_norm: jax.Array
     parameter_norm: jax.Array
     learning_rate: jax.Array
@@ -74,6 +75,7 @@ class Trainer:
         loss: terms besides cross-entropy.
         micro_batches: number of parts in which a batch is computed.
         lora: the adapters to train over a frozen base (`take_base`); None trains all parameters.
+        objective: what is minimised.
 
     Raises:
         UserError, ShardingError: options that exclude each other, or a parameter that does not divide over the mesh.
@@ -89,6 +91,7 @@ class Trainer:
         loss: LossConfig = LossConfig(),
         micro_batches: int = 1,
         lora: Lora | None = None,
+        objective: losses.Objective = losses.LANGUAGE_MODEL,
     ):
         if loss.balance_counts != "exact" and not config.num_experts:
             raise UserError(
@@ -99,6 +102,7 @@ class Trainer:
         self.micro_batches = micro_batches
         self.lora = lora
         self.base: Params | None = None  # by name: frozen parameters, perhaps quantised, and constants of the adapters
+        self.objective = objective
         self._model_config = model
         self._loss_config = loss
         self._optimizer_config = optimizer
@@ -123,7 +127,7 @@ class Trainer:
         self._gradient: jax.stages.Wrapped = jax.jit(self._gradients, out_shardings=(self.shardings.params, None))
 
     def _build(self, rngs: nnx.Rngs, execution: Execution) -> Qwen3:
-        return Qwen3(
+        return self.objective.model(
             self.config,
             rngs=rngs,
             dtype=self._model_config.dtype,
@@ -133,6 +137,11 @@ class Trainer:
             execution=execution,
             lora=self.lora,
         )
+
+    def flops_per_token(self, sequence_length: int) -> float:
+        """FLOPs per token of forward and backward pass in rows of a length, see `training_flops_per_token`."""
+        outputs = 1 if self.objective.model is RewardModel else None
+        return training_flops_per_token(self.config, sequence_length, self.lora, outputs=outputs)
 
     @property
     def _trained(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -159,6 +168,14 @@ class Trainer:
             return self._start({name: params[name] for name in self.structure.trained})
 
         return jax.jit(make, out_shardings=self.shardings)()
+
+    def initial(self, name: str, seed: int) -> jax.Array:
+        """Return the initial value of one parameter, placed."""
+
+        def make() -> jax.Array:
+            return flatten(self._build(nnx.Rngs(seed), self._execution))[name]
+
+        return jax.jit(make, out_shardings=self.shardings.params[name])()
 
     def init_from(self, params: Params) -> TrainState:
         """Return a state with these parameters, which are already placed; the first step donates them."""
@@ -243,9 +260,8 @@ class Trainer:
             ShardingError: the batch does not divide over the mesh and the micro-batches.
         """
         sharding = self._batch_sharding((batch_size, length))
-        names = ("tokens", "targets", "segment_ids", "positions", "loss_mask")
-        dtypes = {name: jnp.float32 if name == "loss_mask" else jnp.int32 for name in names}
-        return {name: jax.ShapeDtypeStruct((batch_size, length), dtypes[name], sharding=sharding) for name in names}
+        fields = self.objective.fields
+        return {name: jax.ShapeDtypeStruct((batch_size, length), fields[name], sharding=sharding) for name in fields}
 
     def local_rows(self, batch_size: int) -> list[int]:
         """The rows of a global batch that this process's devices need, ascending."""
@@ -265,11 +281,12 @@ class Trainer:
         Raises:
             ShardingError: the batch does not divide over the mesh and the micro-batches.
         """
+        batch = {name: batch[name] for name in self.objective.fields}
         held, length = batch["tokens"].shape
         shape = (held if batch_size is None else batch_size, length)
         sharding = self._batch_sharding(shape)
         if self.placement.mesh is None:
-            return jax.device_put(dict(batch))
+            return jax.device_put(batch)
         if self._execution.balanced:
             order = self._execution.order(length)
             batch = {name: rows[:, order] for name, rows in batch.items()}
@@ -326,23 +343,24 @@ class Trainer:
     def _merge(self, params: Params, base: Params | None) -> Qwen3:
         return self.structure.merge(params if base is None else params | base)
 
-    def _gradients(self, params: Params, batch: DeviceBatch, base: Params | None = None) -> tuple[Params, losses.Loss]:
+    def _gradients(self, params: Params, batch: DeviceBatch, base: Params | None = None) -> tuple[Params, Any]:
         """Return the gradient of the loss of a global batch, in the type of the parameters, and the loss."""
-        whole = losses.whole(batch)
+        objective = self.objective
+        whole = objective.whole(batch)
 
-        def share(params: Params, rows: DeviceBatch, whole: losses.Whole) -> tuple[jax.Array, losses.Sums]:
-            return losses.objective(self._merge(params, base), rows, whole, self._loss_config)
+        def share(params: Params, rows: DeviceBatch, whole: losses.Whole) -> tuple[jax.Array, Any]:
+            return objective.share(self._merge(params, base), rows, whole, self._loss_config)
 
         gradient = jax.grad(share, has_aux=True)
         if self.micro_batches == 1:
             gradients, sums = gradient(params, batch, whole)
         else:
             gradients, sums = self._accumulate(gradient, params, self._split(batch), whole, base)
-        return gradients, losses.finish(sums, whole, self._loss_config, self.config.router_aux_loss_coef)
+        return gradients, objective.finish(sums, whole, self._loss_config, self.config.router_aux_loss_coef)
 
     def _accumulate(
         self, gradient: Callable, params: Params, parts: DeviceBatch, whole: losses.Whole, base: Params | None
-    ) -> tuple[Params, losses.Sums]:
+    ) -> tuple[Params, Any]:
         """Sum the gradients of micro-batches in float32. `parts`: [micro-batches, rows, T]."""
         moe, buffer = bool(self.config.num_experts), self._loss_config.balance_counts == "buffer"
         seen: tuple[jax.Array, jax.Array] | None = None
@@ -352,7 +370,7 @@ class Trainer:
         if moe and not buffer:
             seen = self._count_all(params, base, parts, seen), whole.valid
 
-        def body(carry: tuple, rows: DeviceBatch) -> tuple[tuple, losses.Sums]:
+        def body(carry: tuple, rows: DeviceBatch) -> tuple[tuple, Any]:
             total, seen = carry
             counts = whole
             if seen is not None:
@@ -395,16 +413,16 @@ class Trainer:
 
         return {name: split(x) for name, x in batch.items()}
 
-    def _evaluate(self, params: Params, batch: DeviceBatch, base: Params | None = None) -> losses.Loss:
+    def _evaluate(self, params: Params, batch: DeviceBatch, base: Params | None = None) -> Any:
         """Return the loss of a global batch, one micro-batch at a time; its balance counts each micro-batch by itself."""
-        model, whole = self._merge(params, base), losses.whole(batch)
+        model, whole = self._merge(params, base), self.objective.whole(batch)
 
-        def body(_: None, rows: DeviceBatch) -> tuple[None, losses.Sums]:
-            return None, losses.objective(model, rows, whole, self._loss_config)[1]
+        def body(_: None, rows: DeviceBatch) -> tuple[None, Any]:
+            return None, self.objective.share(model, rows, whole, self._loss_config)[1]
 
         _, sums = jax.lax.scan(body, None, self._split(batch))
         sums = jax.tree.map(lambda x: x.sum(axis=0), sums)
-        return losses.finish(sums, whole, self._loss_config, self.config.router_aux_loss_coef)
+        return self.objective.finish(sums, whole, self._loss_config, self.config.router_aux_loss_coef)
 
     def model(self, params: Params) -> Qwen3:
         """Return the model with these parameters, for rows whose tokens come in order."""

@@ -12,7 +12,8 @@ from qwen3_jax.checkpoint.adapters.attach import merged, save_adapter, with_adap
 from qwen3_jax.checkpoint.adapters.files import read_adapter
 from qwen3_jax.checkpoint.hf_load import load_model
 from qwen3_jax.training import adapters
-from qwen3_jax.training.config import LoraConfig, ModelConfig, OptimizerConfig
+from qwen3_jax.training.config import ModelConfig, OptimizerConfig
+from qwen3_jax.training.methods import LoraConfig
 from qwen3_jax.training.optimizer import schedule
 from qwen3_jax.training.step import Trainer
 from sharding import Placement

@@ -16,7 +16,8 @@ from qwen3_jax.cli.train_options import parse_config
 from qwen3_jax.model import flatten
 from qwen3_jax.training import adapters as lora_runs
 from qwen3_jax.training import train
-from qwen3_jax.training.config import LoraConfig, ModelConfig, OptimizerConfig
+from qwen3_jax.training.config import ModelConfig, OptimizerConfig
+from qwen3_jax.training.methods import LoraConfig
 from qwen3_jax.training.optimizer import schedule
 from qwen3_jax.training.run_folder import load_run
 from qwen3_jax.training.step import Trainer

@@ -55,7 +55,7 @@ class Place:
 
 def places(config: Qwen3Config) -> list[Place]:
     """Return every weight of a model that may have an adapter."""
-    embed, _, head = keys.MODEL_KEYS
+    embed, head = (next(key for key in keys.MODEL_KEYS if key.ours == name) for name in ("embed", "lm_head"))
     found = [
         Place("model.embed_tokens", "embed", None, embed, linear=False),
         Place("lm_head", "lm_head", None, head, linear=False),
