@@ -15,8 +15,10 @@ from qwen3_jax.checkpoint.adapters.attach import merged, with_adapter
 from qwen3_jax.checkpoint.adapters.config import AdapterConfig, read_adapter_config
 from qwen3_jax.checkpoint.adapters.files import read_adapter
 from qwen3_jax.checkpoint.adapters.targets import targets
+from qwen3_jax.cli import evaluate, factory_options
 from qwen3_jax.cli.main import main
 from qwen3_jax.model import flatten
+from qwen3_jax.text import train_tokenizer
 from tests.helpers import adapters, tiny_models
 from tests.helpers.fake_gcs import FakeGcs
 from tests.helpers.tiny_models import TINY, TINY_MOE
@@ -94,6 +96,35 @@ def test_convert_merges_an_adapter_from_either_side(folders, tmp_path, capsys):
         assert main(["convert", *map(str, command)]) == 2
         assert words in capsys.readouterr().err
         assert not (tmp_path / "x").exists()
+
+
+def test_another_chat_template_or_vocabulary_beside_an_adapter_is_named(folders, tmp_path, capsys):
+    _, base, adapter, _ = folders
+    for given in (lambda folder: folder, lambda folder: {"x": folder}):
+        for name, tokenizer, words in [
+            ("same", tiny_models.tokenizer(), ""),
+            ("template", tiny_models.tokenizer("{{ messages[0].content }}"), "has another chat template than"),
+            ("words", train_tokenizer(["other words"] * 3, 288, show_progress=False), "has another vocabulary"),
+        ]:
+            folder = shutil.copytree(adapter, tmp_path / name, dirs_exist_ok=True)
+            tokenizer.save_pretrained(folder)
+            capsys.readouterr()
+            qwen3_jax.load(base, adapter=given(folder))
+            said = capsys.readouterr().err
+            assert words in said if words else "another" not in said, (name, said)
+
+
+def test_an_adapter_is_part_of_what_identifies_a_model(folders):
+    """So that `qwen3 eval` and `qwen3 data` never continue the answers of another adapter, or of the base model."""
+    _, base, adapter, _ = folders
+
+    def identities(*command: object):
+        args = evaluate._parser("qwen3 eval").parse_args([*map(str, command), "--task", "running_sum"])
+        return factory_options._Engine(args).fingerprint, str(evaluate._checkpoint(args, None)[0])
+
+    plain, added = identities("--model", base), identities("--model", base, "--adapter", adapter)
+    assert all(one != other for one, other in zip(plain, added, strict=True))
+    assert identities("--model", adapter) == added
 
 
 # field of adapter_config.json, value -> what the refusal says; None: it changes nothing
