@@ -15,9 +15,12 @@ from qwen3_jax.checkpoint.adapters.attach import merged, with_adapter
 from qwen3_jax.checkpoint.adapters.config import AdapterConfig, read_adapter_config
 from qwen3_jax.checkpoint.adapters.files import read_adapter
 from qwen3_jax.checkpoint.adapters.targets import targets
+from qwen3_jax.cli import evaluate, factory_options
 from qwen3_jax.cli.main import main
 from qwen3_jax.model import flatten
+from qwen3_jax.text import train_tokenizer
 from tests.helpers import adapters, tiny_models
+from tests.helpers.fake_gcs import FakeGcs
 from tests.helpers.tiny_models import TINY, TINY_MOE
 
 TOKENS = np.arange(24, dtype=np.int32).reshape(2, 12)
@@ -93,6 +96,35 @@ def test_convert_merges_an_adapter_from_either_side(folders, tmp_path, capsys):
         assert main(["convert", *map(str, command)]) == 2
         assert words in capsys.readouterr().err
         assert not (tmp_path / "x").exists()
+
+
+def test_another_chat_template_or_vocabulary_beside_an_adapter_is_named(folders, tmp_path, capsys):
+    _, base, adapter, _ = folders
+    for given in (lambda folder: folder, lambda folder: {"x": folder}):
+        for name, tokenizer, words in [
+            ("same", tiny_models.tokenizer(), ""),
+            ("template", tiny_models.tokenizer("{{ messages[0].content }}"), "has another chat template than"),
+            ("words", train_tokenizer(["other words"] * 3, 288, show_progress=False), "has another vocabulary"),
+        ]:
+            folder = shutil.copytree(adapter, tmp_path / name, dirs_exist_ok=True)
+            tokenizer.save_pretrained(folder)
+            capsys.readouterr()
+            qwen3_jax.load(base, adapter=given(folder))
+            said = capsys.readouterr().err
+            assert words in said if words else "another" not in said, (name, said)
+
+
+def test_an_adapter_is_part_of_what_identifies_a_model(folders):
+    """So that `qwen3 eval` and `qwen3 data` never continue the answers of another adapter, or of the base model."""
+    _, base, adapter, _ = folders
+
+    def identities(*command: object):
+        args = evaluate._parser("qwen3 eval").parse_args([*map(str, command), "--task", "running_sum"])
+        return factory_options._Engine(args).fingerprint, str(evaluate._checkpoint(args, None)[0])
+
+    plain, added = identities("--model", base), identities("--model", base, "--adapter", adapter)
+    assert all(one != other for one, other in zip(plain, added, strict=True))
+    assert identities("--model", adapter) == added
 
 
 # field of adapter_config.json, value -> what the refusal says; None: it changes nothing
@@ -283,3 +315,25 @@ def test_adapters_of_single_experts_become_those_of_all(tmp_path):
         )
         assert not change[-1].any()
     assert np.array_equal(np.asarray(summed.groups[0].mlp.gate[...]), np.asarray(model.groups[0].mlp.gate[...]))
+
+
+@pytest.mark.slow
+def test_a_bucket_holds_adapters_as_a_folder_does(folders, tmp_path, monkeypatch):
+    pytest.importorskip("gcsfs")
+    _, base, adapter, whole = folders
+    with FakeGcs() as gcs:
+        gcs.create("bucket")
+        for name, value in (gcs.environment | {"XDG_CACHE_HOME": str(tmp_path)}).items():
+            monkeypatch.setenv(name, value)
+        config = read_adapter_config(adapter)
+        for _ in range(2):
+            qwen3_jax.save_adapter(whole, config, "gs://bucket/one", tiny_models.tokenizer(), overwrite=True)
+        names = {name.removeprefix("one/") for name in gcs.objects["bucket"]}
+        assert names >= {"adapter_config.json", "adapter_model.safetensors", "checksums.sha256", "tokenizer.json"}
+        for options in (dict(path_or_repo_id=base, adapter="gs://bucket/one"), dict(path_or_repo_id="gs://bucket/one")):
+            model, _ = qwen3_jax.load(**options)
+            np.testing.assert_allclose(np.asarray(model(TOKENS)), np.asarray(whole(TOKENS)), atol=2e-5)
+        several, _ = qwen3_jax.load(base, adapter={"x": "gs://bucket/one"})
+        assert several.lora.names == ("x",)
+        with pytest.raises(UserError, match="adapter: gs://bucket/none"):
+            qwen3_jax.load(base, adapter="gs://bucket/none")
