@@ -23,6 +23,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # dozens of child processes import the package
 
+gc.disable()
+
 import hypothesis
 import jax
 import pytest
@@ -62,6 +64,12 @@ _FIRST = ("test_notebooks.py", "test_processes.py", "test_load.py", "test_sweeps
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in _FIRST)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+    gc.set_threshold(50_000, 20, 20)
 
 
 _WITH_TORCH = importlib.util.find_spec("torch") is not None
