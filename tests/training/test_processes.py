@@ -110,12 +110,17 @@ def test_two_processes_survive_a_loss_and_a_request_to_end_and_one_goes_on_alone
 
 @pytest.mark.soak
 def test_a_finished_run_is_extended_on_two_processes_with_twice_the_batch(one_process):
-    """It resumes after its last step with its optimizer and data position, says what the learning rate does, and is resumed as usual."""
+    """It resumes with its optimizer and data position, says what the learning rate does, and is resumed as usual."""
     folder, config, expected = one_process
     run_dir = folder / "longer"
     shutil.copytree(folder / "one", run_dir)
     longer = STEPS + 6
-    more = (f"--steps={longer}", "--data.batch_size=32", "--optimizer.schedule=linear", "--optimizer.learning_rate=0.001")
+    more = (
+        f"--steps={longer}",
+        "--data.batch_size=32",
+        "--optimizer.schedule=linear",
+        "--optimizer.learning_rate=0.001",
+    )
     processes = start_pair(config, run_dir, folder, *more)
     assert small_run.ended(processes) == [0, 0], output(run_dir) + output(run_dir, 1)
     assert f"extended from {STEPS} to {longer} steps, with its optimizer state and data position." in output(run_dir)
@@ -126,7 +131,9 @@ def test_a_finished_run_is_extended_on_two_processes_with_twice_the_batch(one_pr
     assert sorted(logged) == list(range(1, longer + 1))
     rates = [logged[step]["train.learning_rate"] for step in range(STEPS + 1, longer + 1)]
     np.testing.assert_allclose(rates, [0.001 * (1 - 0.9 * i / 6) for i in range(6)], rtol=1e-5)
-    before, after = (json.loads((run_dir / f"checkpoints/{step}/position/metadata").read_text()) for step in (STEPS, longer))
+    before, after = (
+        json.loads((run_dir / f"checkpoints/{step}/position/metadata").read_text()) for step in (STEPS, longer)
+    )
     counts = [value for name, value in after["fingerprints"].items() if "count" in name]  # a scalar's is its value
     assert counts
     assert set(counts) == {longer}, "the optimizer goes on"
