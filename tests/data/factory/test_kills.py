@@ -18,11 +18,12 @@ import pytest
 
 import qwen3_jax
 from qwen3_jax.cli.main import main
-from tests.helpers import tiny_models
+from tests.helpers import quick_xla, tiny_models
 from tests.helpers.fake_endpoint import FAULTS, fake_endpoint
 
 ROOT = Path(__file__).parents[3]
 PROGRAM = [sys.executable, "-c", "import sys; from qwen3_jax.cli.main import main; sys.exit(main())"]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": quick_xla.FLAGS}
 SAMPLES = 3
 
 
@@ -67,17 +68,16 @@ def killed_until_done(command: list[str], folder: Path, kills: int, requests: in
     rng = random.Random(seed)
     early = set(rng.sample(range(kills), kills // 4))
     marks = iter(sorted(rng.sample(range(requests * 9 // 10), kills - len(early))))
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for kill in range(kills):
         mark = 0 if kill in early else next(marks)
-        life = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        life = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while life.poll() is None and len(recorded(folder)) < mark:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, start if kill in early else start / 10))
         assert life.poll() is None, f"it ended with {life.returncode} before kill {kill}, at {mark} answers"
         life.send_signal(signal.SIGKILL)
         life.wait()
-    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=600, check=False)
+    done = subprocess.run(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     return done.stderr
 
@@ -141,7 +141,6 @@ def test_killed_with_the_engine(kills, tmp_path):
         "--top-k", "0", "--top-p", "1", "--max-new-tokens", "150", "--batch-size", "8", "--split-mb", "0.001",
         "--compile-cache", str(tmp_path / "compiled"),
     ]  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for _ in range(
         2 if kills > 3 else 1
     ):  # the first one compiles; kills before the first answer need the time without
@@ -149,7 +148,7 @@ def test_killed_with_the_engine(kills, tmp_path):
         started = time.monotonic()
         whole = subprocess.Popen(
             [*PROGRAM, *options, "--output", str(tmp_path / "whole")],
-            env=environment,
+            env=ENVIRONMENT,
             stderr=subprocess.PIPE,
             text=True,
         )
