@@ -142,6 +142,9 @@ def test_a_reward_model_is_exported_read_judges_and_answers_nothing(base, tmp_pa
     folder = tmp_path / "run/hf"
     model, tokenizer = qwen3_jax.load(folder)
     assert isinstance(model, RewardModel)
+    saved = json.loads((folder / "config.json").read_text())
+    assert saved["architectures"] == ["Qwen3ForSequenceClassification"]
+    assert saved["pad_token_id"] == tokenizer.endoftext_id  # which no chat ends with: transformers reads the token before it
     # The head is read, not the vocabulary: FLOPs are those of the layers and a product with one column.
     sizes, length = model.config, 128
     matrices = sum(
@@ -179,7 +182,25 @@ def test_a_reward_model_is_exported_read_judges_and_answers_nothing(base, tmp_pa
     samples = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(samples) == 3
     assert any("the reward is" in json.dumps(sample) for sample in samples)
+    answers = [
+        {"messages": chat, "answer": "What is 0 + 3?"} for chat in ([*body["prompt"], *pairs(1)[0]["chosen"]], chat)
+    ]
+    options_of_filter = ["--verifier", "reward", "--verifier-settings", json.dumps(settings | {"threshold": -1e6})]
+    path = str(write_lines(tmp_path / "answers.jsonl", answers))
+    assert main(["data", "filter", "--path", path, "--output", str(tmp_path / "filtered"), *options_of_filter]) == 0
     capsys.readouterr()
+    filtering = [
+        "data",
+        "filter",
+        "--path",
+        path,
+        "--output",
+        str(tmp_path / "no"),
+        *options_of_filter,
+        "--processes",
+        "2",
+    ]
+    assert "--verifier reward judges with one model" in said(capsys, main(filtering))
     for command in (
         ["eval", "--model", str(folder), *options[:-1], str(tmp_path / "none")],
         ["serve", "--model", str(folder), "--port", "0"],
