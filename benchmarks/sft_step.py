@@ -139,6 +139,7 @@ def trl_peer(folder: str, dtype: str, inputs: dict[str, Any], scratch: str) -> C
         model, arguments, train_dataset=datasets.Dataset.from_dict({"input_ids": inputs["input_ids"].tolist()}),
         processing_class=AutoTokenizer.from_pretrained(scratch),
     )  # fmt: skip
+    trainer.current_gradient_accumulation_steps = 1  # which `train` sets
     model.train()
     return torch_step(model, dtype, lambda: trainer.training_step(trainer.model, dict(inputs)))
 
