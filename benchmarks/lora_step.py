@@ -30,12 +30,12 @@ RANK = 16
 RATE = 1e-4
 
 
-def trainer_of(dtype: str, adapters: bool) -> Trainer:
+def trainer_of(dtype: str, adapters: bool, placement: sharding.Placement = sharding.Placement()) -> Trainer:
     """Return a trainer of adapters, or of all parameters."""
     options = OptimizerConfig(warmup_steps=0, schedule="constant", learning_rate=RATE)
     lora = targets(AdapterConfig(RANK, 2.0 * RANK, "all-linear"), DENSE) if adapters else None
     model = ModelConfig(dtype=dtype, param_dtype=dtype if adapters else "float32", scan_layers=False)
-    return Trainer(DENSE, model, options, schedule(options, 10**6), sharding.Placement(), lora=lora)
+    return Trainer(DENSE, model, options, schedule(options, 10**6), placement, lora=lora)
 
 
 def ours(base: Qwen3, dtype: str, rows: int, length: int) -> Callable[[], float]:
@@ -114,6 +114,7 @@ def trl_peer(folder: str, dtype: str, rows: int, length: int, scratch: str) -> C
         model, arguments, train_dataset=datasets.Dataset.from_dict({"input_ids": tokens.tolist()}),
         processing_class=_tokenizer(scratch),
     )  # fmt: skip
+    trainer.current_gradient_accumulation_steps = 1  # `train` sets it
     ids = torch.from_numpy(tokens)
     inputs = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
     model.train()
@@ -163,7 +164,8 @@ def memory(options: argparse.Namespace) -> None:
     table = []
     for dtype in options.dtype:
         for adapters in (False, True):
-            trainer = trainer_of(dtype, adapters)
+            mesh = sharding.make_mesh(data=1)  # shapes without values are described on a mesh
+            trainer = trainer_of(dtype, adapters, sharding.Placement(mesh, sharding.TRAINING))
             trainer.base = trainer.abstract_base(None)
             state, rows = trainer.abstract_state(), trainer.abstract_batch(options.rows, options.length)
             analysis = trainer.lower(state, rows).compile().memory_analysis()

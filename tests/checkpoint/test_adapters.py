@@ -18,6 +18,7 @@ from qwen3_jax.checkpoint.adapters.targets import targets
 from qwen3_jax.cli.main import main
 from qwen3_jax.model import flatten
 from tests.helpers import adapters, tiny_models
+from tests.helpers.fake_gcs import FakeGcs
 from tests.helpers.tiny_models import TINY, TINY_MOE
 
 TOKENS = np.arange(24, dtype=np.int32).reshape(2, 12)
@@ -283,3 +284,25 @@ def test_adapters_of_single_experts_become_those_of_all(tmp_path):
         )
         assert not change[-1].any()
     assert np.array_equal(np.asarray(summed.groups[0].mlp.gate[...]), np.asarray(model.groups[0].mlp.gate[...]))
+
+
+@pytest.mark.slow
+def test_a_bucket_holds_adapters_as_a_folder_does(folders, tmp_path, monkeypatch):
+    pytest.importorskip("gcsfs")
+    _, base, adapter, whole = folders
+    with FakeGcs() as gcs:
+        gcs.create("bucket")
+        for name, value in (gcs.environment | {"XDG_CACHE_HOME": str(tmp_path)}).items():
+            monkeypatch.setenv(name, value)
+        config = read_adapter_config(adapter)
+        for _ in range(2):
+            qwen3_jax.save_adapter(whole, config, "gs://bucket/one", tiny_models.tokenizer(), overwrite=True)
+        names = {name.removeprefix("one/") for name in gcs.objects["bucket"]}
+        assert names >= {"adapter_config.json", "adapter_model.safetensors", "checksums.sha256", "tokenizer.json"}
+        for options in (dict(path_or_repo_id=base, adapter="gs://bucket/one"), dict(path_or_repo_id="gs://bucket/one")):
+            model, _ = qwen3_jax.load(**options)
+            np.testing.assert_allclose(np.asarray(model(TOKENS)), np.asarray(whole(TOKENS)), atol=2e-5)
+        several, _ = qwen3_jax.load(base, adapter={"x": "gs://bucket/one"})
+        assert several.lora.names == ("x",)
+        with pytest.raises(UserError, match="adapter: gs://bucket/none"):
+            qwen3_jax.load(base, adapter="gs://bucket/none")

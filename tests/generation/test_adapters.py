@@ -47,8 +47,10 @@ def test_a_batch_of_three_adapters_and_none_is_each_alone(folders):
     base, saved = folders
     model, _ = qwen3_jax.load(base, adapter=saved)
     assert model.lora.names == NAMES
-    engine, asked = Engine(model, **SMALL_SHAPE, speculation=LOOKUP), requests(score=20)
-    engine.warm_up(prompt_logprobs=True)
+    slow = bool(model.config.num_experts)  # guesses and prompts' log probabilities have programs of their own
+    score = 20 if slow else None
+    engine, asked = Engine(model, **SMALL_SHAPE, speculation=LOOKUP if slow else None), requests(score)
+    engine.warm_up(prompt_logprobs=slow)
     sizes = [getattr(program, name)._cache_size() for name in ("prefill", "decode", "verify", "score")]
     # Twice: the second time every prompt is in the prefix cache, under its own adapter.
     first, second = run(engine, asked), run(engine, asked[::-1])[::-1]
@@ -61,7 +63,7 @@ def test_a_batch_of_three_adapters_and_none_is_each_alone(folders):
     assert len({tuple(ids(tokens)) for tokens in first}) == 4
     for index, tokens in enumerate(first):
         alone, _ = qwen3_jax.load(base, adapter=saved[NAMES[index - 1]] if index else None)
-        (expected,) = run(Engine(alone, **SHAPE), [Request(PROMPT, asked[0].sampling, 12, score_from=20)])
+        (expected,) = run(Engine(alone, **SHAPE), [Request(PROMPT, asked[0].sampling, 12, score_from=score)])
         assert ids(tokens) == ids(expected)
         np.testing.assert_allclose(logprobs(tokens), logprobs(expected), atol=2e-4)
     with pytest.raises(UserError, match="several adapters side by side"):
@@ -72,9 +74,7 @@ def test_a_batch_of_three_adapters_and_none_is_each_alone(folders):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "axes"), [("int8", None), ("int4", None), (None, dict(data=2, tensor=2)), ("int8", dict(tensor=2))]
-)
+@pytest.mark.parametrize(("kind", "axes"), [("int4", None), ("int8", dict(data=2, tensor=2))])
 def test_quantised_bases_and_meshes(folders, kind, axes):
     """Logits of a batch with an adapter per row are those of each adapter alone over the same base."""
     base, saved = folders
