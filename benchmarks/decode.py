@@ -176,6 +176,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--plan", choices=list(GPUS), metavar="CARD", help="measure nothing: the plans for this card alone"
     )
+    parser.add_argument("--no-plan", action="store_true", help="measure without the plans, which take CPU time")
     parser.add_argument("--here", choices=["make", "ours", "peer", "plan"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -211,7 +212,8 @@ def rows_of(name: str, options: argparse.Namespace, folder: str) -> list[dict]:
     rows = [] if options.plan else run("make")
     for weights in options.weights:
         measured = [] if options.plan else run("ours", "--weights", weights)
-        card = options.plan or next((card_of_kind(row["device"]) for row in measured if "device" in row), None)
+        cards = () if options.no_plan else (card_of_kind(row["device"]) for row in measured if "device" in row)
+        card = options.plan or next(iter(cards), None)
         plans = run("plan", "--weights", weights, "--plan", card, without_devices=True) if card else []
         of = {row["batch"]: row for row in plans if "batch" in row}
         rows += [row | of.get(row.get("batch"), {}) for row in measured or plans]

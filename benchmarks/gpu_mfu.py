@@ -3,10 +3,12 @@
     python -m benchmarks.gpu_mfu                                 # 0.6B, 1.7B, 4B and a depth-cut 30B-A3B at 4,096 tokens
     python -m benchmarks.gpu_mfu --only 0.6b --rows 8 --remat attention
     python -m benchmarks.gpu_mfu --plan h100                     # without a GPU: what the plans say
+    python -m benchmarks.gpu_mfu --no-plan                       # what must be measured on the GPU alone
 
 Goals on one H100: at least 55% dense, 35% mixture of experts. FLOPs are the model's own (`training/flops.py`), without
-recomputation; the peak is the data sheet's dense bf16. Beside each figure stands that of the plan of the same step
-(`planner.plan_training`). One JSON line per model, then a table.
+recomputation; the peak is the data sheet's dense bf16. Beside each figure stand the same step by transformers with
+torch on the same card (float32 parameters, bf16 autocast, fused AdamW; half of the rows, and again half, where its memory ends)
+and the figure of the step's plan (`planner.plan_training`). One JSON line per model, then a table.
 """
 
 import argparse
@@ -75,6 +77,55 @@ def measure(name: str, rows: int, length: int, remat: str, moments: str, steps: 
     }  # fmt: skip
 
 
+def peer(name: str, rows: int, length: int, remat: str, steps: int) -> dict:
+    """Take the same steps with transformers and torch on CUDA; return tokens per second, and the rows that fit."""
+    import torch
+    import transformers
+
+    from qwen3_jax.config import Qwen3Config
+
+    preset, layers, *_ = MODELS[name]
+    values = Qwen3Config.preset(preset).to_hf()
+    if layers is not None:
+        values["num_hidden_layers"] = layers
+    config = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
+    with torch.device("cuda"):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
+    if remat != "none":
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+
+    def step(tokens: torch.Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        torch.cuda.synchronize()
+
+    def timed(tokens: torch.Tensor) -> float:
+        started = time.perf_counter()
+        step(tokens)
+        return time.perf_counter() - started
+
+    while True:
+        tokens = torch.randint(0, config.vocab_size, (rows, length), device="cuda")
+        try:
+            step_s = statistics.median([timed(tokens) for _ in range(steps + 2)][2:])
+            break
+        except torch.OutOfMemoryError:
+            if rows == 1:
+                raise
+        optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        rows //= 2
+    return {
+        "peer_rows": rows, "peer_tokens_per_s": rows * length / step_s, "torch": torch.__version__,
+        "transformers": transformers.__version__, "peer_peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+    }  # fmt: skip
+
+
 def planned(name: str, rows: int, length: int, remat: str, moments: str, param_dtype: str, card: str) -> dict:
     """Return what the plan of the same step says: seconds and MFU at most, memory. No GPU is used."""
     from qwen3_jax import planner
@@ -109,7 +160,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--plan", choices=list(GPUS), metavar="CARD", help="measure nothing: the plans for this card alone"
     )
-    parser.add_argument("--here", choices=["measure", "plan"], help=argparse.SUPPRESS)
+    parser.add_argument("--no-plan", action="store_true", help="measure without the plans, which take CPU time")
+    parser.add_argument("--no-peer", action="store_true", help="measure without transformers")
+    parser.add_argument("--here", choices=["measure", "peer", "plan"], help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -131,24 +184,30 @@ def main() -> None:
         if options.here == "measure":
             print(json.dumps(measure(name, rows, options.length, remat, moments, options.steps, options.params)))
             return
+        if options.here == "peer":
+            print(json.dumps(peer(name, rows, options.length, remat, options.steps)))
+            return
         if options.here == "plan":
             print(json.dumps(planned(name, rows, options.length, remat, moments, options.params, options.plan)))
             return
         command = [sys.executable, "-m", "benchmarks.gpu_mfu", "--only", name, "--rows", str(rows)]
         command += ["--length", str(options.length), "--remat", remat, "--params", options.params]
         result = {} if options.plan else in_a_process([*command, "--steps", str(options.steps), "--here", "measure"])
-        card = options.plan or card_of_kind(result.get("device", ""))
+        other = {} if options.plan or options.no_peer else in_a_process([*command, "--here", "peer"])
+        other = {f"peer_{key}" if key == "failed" else key: value for key, value in other.items()}
+        card = options.plan or (None if options.no_plan else card_of_kind(result.get("device", "")))
         plan = in_a_process([*command, "--plan", card, "--here", "plan"], without_devices=True) if card else {}
-        print(json.dumps({"model": preset, **result, **plan}), flush=True)
+        print(json.dumps({"model": preset, **result, **other, **plan}), flush=True)
         failed = result.get("failed") or plan.get("failed")
         cells = [f"failed: {failed}" if failed else f"{rows} x {options.length}", remat]
-        cells.append(f"{result['tokens_per_s']:,.0f}" if "tokens_per_s" in result else "")
+        for found in (result.get("tokens_per_s"), other.get("peer_tokens_per_s", other.get("peer_failed"))):
+            cells.append(f"{found:,.0f}" if isinstance(found, float) else found or "")
         for found in (result.get("mfu"), plan.get("planned_roofline_mfu")):
             cells.append("" if found is None else f"{found:.1%}")
         for found in (result.get("peak_gib"), plan.get("planned_hbm_peak_gib")):
             cells.append("" if found is None else f"{found:.1f}")
         table.append([preset if layers is None else f"{preset}, {layers} layers", *cells])
-    columns = ["model", "tokens", "remat", "tokens/s", "MFU", "plan: at most", "peak GiB", "plan"]
+    columns = ["model", "tokens", "remat", "tokens/s", "transformers", "MFU", "plan: at most", "peak GiB", "plan"]
     show("training steps, bfloat16", columns, table)
 
 

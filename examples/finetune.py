@@ -1,11 +1,12 @@
 """Fine-tune a checkpoint on conversations, and compare its answers before and after.
 
     python examples/finetune.py --model runs/quickstart/hf --output runs/finetuned
+    python examples/finetune.py --model runs/quickstart/hf --output runs/adapted --lora
     python examples/finetune.py --model Qwen/Qwen3-0.6B --data chats.jsonl --output runs/mine --learning-rate 1e-5
 
 --data is JSONL of {"messages": [{"role": "user", ...}, {"role": "assistant", ...}]}; without it the script writes eight
-questions about chemical symbols. Only the assistant's tokens are learned. The result is OUTPUT/hf, a Hugging Face folder. A
-configuration for train.py does the same with model.init_from.
+questions about chemical symbols. Only the assistant's tokens are learned. The result is OUTPUT/hf, a Hugging Face folder, or
+with --lora OUTPUT/adapter, an adapter in PEFT's format. A configuration for train.py does the same with model.init_from.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 import qwen3_jax
 from qwen3_jax.data import DataConfig, Source
 from qwen3_jax.training import TrainConfig, train
-from qwen3_jax.training.config import ModelConfig, OptimizerConfig
+from qwen3_jax.training.config import LoraConfig, ModelConfig, OptimizerConfig
 from sharding import MeshConfig
 
 SYMBOLS = dict(iron="Fe", gold="Au", tin="Sn", lead="Pb", silver="Ag", sodium="Na", copper="Cu", zinc="Zn")
@@ -30,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> Path:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder of the run")
     parser.add_argument("--steps", type=int, default=100, help="training steps (default: 100)")
     parser.add_argument(
+        "--lora", action="store_true", help="train adapters of rank 16, written to OUTPUT/adapter (docs/lora.md)"
+    )
+    parser.add_argument(
         "--learning-rate", type=float, default=2e-3, help="for a tiny model; released ones want about 1e-5"
     )
     args = parser.parse_args(argv)
@@ -40,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         TrainConfig(
             run_dir=str(args.output),
             model=ModelConfig(init_from=args.model),
+            lora=LoraConfig() if args.lora else None,
             data=DataConfig(sources=[Source("chats", str(data), eval_fraction=0.0)], sequence_length=128, batch_size=4),
             optimizer=OptimizerConfig(learning_rate=args.learning_rate, warmup_steps=args.steps // 10),
             mesh=MeshConfig(data=1),  # one device; data=-1 is all of them

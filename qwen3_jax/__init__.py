@@ -14,7 +14,7 @@ from qwen3_jax.absent_tpu import skip_absent_tpu
 skip_absent_tpu()  # before JAX looks for devices
 
 with epy.lazy_api_imports(globals()):
-    from qwen3_jax.checkpoint import load, save
+    from qwen3_jax.checkpoint import AdapterConfig, load, merged, save, save_adapter
     from qwen3_jax.config import PRESETS, Qwen3Config
     from qwen3_jax.errors import UserError
     from qwen3_jax.generation import (
@@ -27,6 +27,7 @@ with epy.lazy_api_imports(globals()):
         Sampling,
         Scores,
         generate,
+        reward,
         score,
         stream,
     )
@@ -39,6 +40,7 @@ with epy.lazy_api_imports(globals()):
 __version__ = "0.1.0"
 __all__ = [
     "PRESETS",
+    "AdapterConfig",
     "Delta",
     "DraftModel",
     "Engine",
@@ -58,7 +60,10 @@ __all__ = [
     "UserError",
     "generate",
     "load",
+    "merged",
+    "reward",
     "save",
+    "save_adapter",
     "score",
     "stream",
 ]

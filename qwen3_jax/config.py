@@ -163,7 +163,8 @@ class Qwen3Config:
         is_moe = model_type == "qwen3_moe"
         architectures = raw.pop("architectures", None) or []
         architectures = [architectures] if isinstance(architectures, str) else architectures
-        class_names = ("Qwen3MoeForCausalLM", "Qwen3MoeModel") if is_moe else ("Qwen3ForCausalLM", "Qwen3Model")
+        family = "Qwen3Moe" if is_moe else "Qwen3"
+        class_names = [family + name for name in ("ForCausalLM", "Model", "ForSequenceClassification")]
         for architecture in architectures:
             if architecture not in class_names:
                 raise UserError(f"config field 'architectures' names {architecture!r}; this loads {class_names[0]}.")

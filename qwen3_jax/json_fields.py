@@ -33,8 +33,14 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return read_json(file)
 
 
+def adapter_base(folder: Path) -> str | None:
+    """Return the name of the base model of an adapter's folder; None for other folders, and where it names none."""
+    file = folder / "adapter_config.json"
+    return read_json(file).get("base_model_name_or_path") if file.exists() else None
+
+
 def refuse_adapter(folder: Path) -> None:
-    """Refuse a folder with an adapter_config.json, where no model has been found.
+    """Refuse a folder with an adapter_config.json, where a model is needed.
 
     Raises:
         UserError: names the adapter's base model, and says what to do.
@@ -45,8 +51,8 @@ def refuse_adapter(folder: Path) -> None:
     adapter = read_json(file)
     kind, base = adapter.get("peft_type") or "LoRA", adapter.get("base_model_name_or_path") or "a base model"
     raise UserError(
-        f"{folder} holds a PEFT adapter ({kind}, of {base}) and no model; adapters are not loaded: merge it with peft, "
-        f"`PeftModel.from_pretrained(model, {str(folder)!r}).merge_and_unload().save_pretrained(FOLDER)`, and load FOLDER."
+        f"{folder} holds a PEFT adapter ({kind}, of {base}) and no model; give its base model as the model and this folder as "
+        "the adapter, or write them as one with `qwen3 convert --merge`."
     )
 
 

@@ -26,6 +26,7 @@ from qwen3_jax.generation import STOP_TEXT, DraftModel, Engine, PromptLookup, Sa
 from qwen3_jax.sandbox import Limits
 from qwen3_jax.sweeps.config import MixtureConfig, ScalingConfig
 from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig, TokenizerConfig, TrainConfig
+from qwen3_jax.training.methods import LEARNING_RATES, DpoConfig
 from qwen3_jax.verifiers.content import PremiseSettings, RecallSettings
 from qwen3_jax.verifiers.ifeval import IFEvalSettings
 from qwen3_jax.verifiers.mathematics import MathSettings
@@ -41,17 +42,22 @@ DEFAULTS = {
     ModelConfig: dict(dtype="float32", param_dtype="float32", scan_layers=True, remat="none"),
     TokenizerConfig: dict(vocab_size=4096, train_records=2000),
     OptimizerConfig: dict(  # betas and decay of Llama 2 (Touvron et al. 2023, section 2.2); eps of Adam's paper
-        learning_rate=3e-4, warmup_steps=100, schedule="cosine", final_learning_rate=0.1, decay_share=0.2, weight_decay=0.1,
+        warmup_steps=100, schedule="cosine", final_learning_rate=0.1, decay_share=0.2, weight_decay=0.1,
         beta1=0.9, beta2=0.95, eps=1e-8, clip_norm=1.0, moment_dtype="float32", spike_sigmas=6.0, spike_window=128,
         max_skips=20,
     ),
+    DpoConfig: dict(beta=0.1),  # the paper's, and TRL's
     LossConfig: dict(z_loss=0.0, chunk_tokens=1024, balance_counts="exact"),
     TrainConfig: dict(
-        run_dir="runs/default", micro_batches=1, seed=0, log_every=10, eval_every=0, eval_batches=8, checkpoint_every=0,
+        method="pretrain", run_dir="runs/default",
+        micro_batches=1, seed=0, log_every=10, eval_every=0, eval_batches=8, checkpoint_every=0,
         checkpoint_keep=2, checkpoint_keep_best=1, profile=False,
     ),
     DataConfig: dict(sequence_length=512, batch_size=32, seed=0, packing_rows=256, prefetch_batches=4),
-    Source: dict(format="auto", text_key="text", loss_on="assistant", weight=1.0, eval_fraction=0.01),
+    Source: dict(
+        format="auto", text_key="text", loss_on="assistant", history="new_sample", read_control_tokens=False, pairs=False,
+        weight=1.0, eval_fraction=0.01,
+    ),
     Labels: dict(language="und"),
     Cleaning: dict(duplicates="keep", similarity=0.8, ngram=13, max_malformed=0),
     RunningSum: dict(
@@ -110,6 +116,10 @@ def test_defaults_of_configurations(kind):
     defaults = {field.name: field.default for field in dataclasses.fields(kind)}
     plain = {name: value for name, value in defaults.items() if value is not None and value is not dataclasses.MISSING}
     assert plain == DEFAULTS[kind]
+
+
+def test_default_learning_rates_of_methods():  # TRL 1.16's for DPO is 1e-6, for SFT 2e-5
+    assert dict(pretrain=3e-4, sft=1e-5, dpo=1e-6, reward_model=1e-5) == LEARNING_RATES
 
 
 def test_defaults_of_the_engine_and_the_server():

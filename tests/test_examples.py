@@ -73,6 +73,28 @@ def test_finetune_learns_its_answers(tmp_path, capsys):
     assert not re.search(rf"before: '(?:{symbols})'", out)
 
 
+@pytest.mark.slow
+def test_finetune_trains_an_adapter(folder, tmp_path, capsys):
+    tuned = main("finetune.py")(
+        [
+            "--model",
+            str(folder),
+            "--output",
+            str(tmp_path / "run"),
+            "--steps",
+            "60",
+            "--learning-rate",
+            "0.01",
+            "--lora",
+        ]
+    )
+    assert tuned == tmp_path / "run/adapter"
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    losses = [row["train.cross_entropy"] for row in rows if "train.cross_entropy" in row]
+    assert losses[-1] < 0.5 * losses[0]
+    assert "What is the symbol of iron?\n" in capsys.readouterr().out
+
+
 def test_budget_curve_counts_right_answers_and_draws_them(folder, tmp_path, capsys):
     questions = tmp_path / "questions.jsonl"
     model, tokenizer = qwen3_jax.load(folder)

@@ -27,7 +27,7 @@ from qwen3_jax.cli.main import main as qwen3
 from qwen3_jax.cli.train_options import parse_config, parse_plan, parse_train
 from qwen3_jax.data import extraction, factory
 from qwen3_jax.sweeps import MixtureConfig
-from tests.helpers import documented, tiny_models, typeset
+from tests.helpers import adapters, documented, tiny_models, typeset
 from tests.helpers.documented import PAGES, ROOT, blocks
 from tests.helpers.isolated import require_isolation
 
@@ -92,7 +92,9 @@ def checkout(tmp_path_factory) -> Path:
         assert train.main([*shlex.split(line)[2:], *TINY_RUN], "train.py") == 0
     finally:
         os.chdir(before)
-    qwen3_jax.save(tiny_models.model(), tiny_models.tokenizer(), folder / "runs/quickstart/hf", overwrite=True)
+    base = qwen3_jax.save(tiny_models.model(), tiny_models.tokenizer(), folder / "runs/quickstart/hf", overwrite=True)
+    settings = qwen3_jax.AdapterConfig(target_modules=("q_proj",), base=str(base))
+    adapters.saved(tiny_models.model(), settings, folder / "runs/lora/adapter")
     return folder
 
 

@@ -24,9 +24,10 @@ from qwen3_jax.checkpoint.storage import as_dtype
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
 from qwen3_jax.kernels import ONE_DEVICE, Execution, WeightType, check_weight_type
-from qwen3_jax.model import Qwen3, abstract
+from qwen3_jax.model import Qwen3, RewardModel, abstract
 from qwen3_jax.progress import progress_bar
 
+SCORE = "score.weight"  # the head of transformers' classes for sequence classification
 _BAR_FROM_BYTES = 1 << 30  # smaller checkpoints load before a bar could be read
 
 
@@ -42,7 +43,10 @@ def load_model(
     verify: bool = True,
     **options: Any,
 ) -> Qwen3:
-    """Load the model of a local folder or GGUF file with separate compute and storage types; `options` go to `Qwen3`."""
+    """Load the model of a local folder or GGUF file with separate compute and storage types; `options` go to `Qwen3`.
+
+    Of an adapter's folder, the base model with the adapter added to its weights.
+    """
     check_weight_type(quantize)
     checkpoint = open_checkpoint(folder)
     config, tensors = checkpoint.config, checkpoint.tensors
@@ -52,8 +56,16 @@ def load_model(
         verify_checksums(folder)
     stored = config.dtype or next(iter(tensors.entries.values())).dtype
     compute, storage = as_dtype(dtype or stored), as_dtype(param_dtype or stored)
+    model_class = RewardModel if SCORE in tensors.entries else Qwen3
     make = functools.partial(
-        _make, config, dtype=compute, param_dtype=storage, execution=execution, scan_layers=scan_layers, **options
+        _make,
+        model_class,
+        config,
+        dtype=compute,
+        param_dtype=storage,
+        execution=execution,
+        scan_layers=scan_layers,
+        **options,
     )
     graphdef, state = abstract(make)
     slots = keys.slots(state, config, scan_layers)
@@ -77,8 +89,8 @@ def load_model(
     return model
 
 
-def _make(config: Qwen3Config, **options: Any) -> Qwen3:
-    return Qwen3(config, rngs=nnx.Rngs(0), **options)
+def _make(model_class: type[Qwen3], config: Qwen3Config, **options: Any) -> Qwen3:
+    return model_class(config, rngs=nnx.Rngs(0), **options)
 
 
 def _check(slots: list[Slot], tensors: TensorSource, config: Qwen3Config) -> None:
@@ -88,6 +100,11 @@ def _check(slots: list[Slot], tensors: TensorSource, config: Qwen3Config) -> Non
         raise UserError(
             f"{tensors.folder} was saved with a PEFT adapter in its layers ({inserted!r}); merge it first, "
             "`model.merge_and_unload().save_pretrained(FOLDER)`, and load FOLDER."
+        )
+    if SCORE in tensors.entries and tensors.entries[SCORE].shape[0] != 1:
+        raise UserError(
+            f"{tensors.folder} is a classifier of {tensors.entries[SCORE].shape[0]} labels; a reward model has one "
+            "(num_labels=1)."
         )
     used = set()
     for slot in slots:

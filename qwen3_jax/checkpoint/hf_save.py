@@ -19,7 +19,7 @@ from qwen3_jax.checkpoint.checksums import write_checksums
 from qwen3_jax.checkpoint.publish import publishing
 from qwen3_jax.checkpoint.safetensors import INDEX, SINGLE
 from qwen3_jax.checkpoint.small_files import write_json, write_small_files
-from qwen3_jax.checkpoint.storage import as_dtype, refuse_quantized
+from qwen3_jax.checkpoint.storage import as_dtype, refuse_adapter, refuse_quantized
 from qwen3_jax.model import Qwen3
 from qwen3_jax.paths import as_path
 from qwen3_jax.text import Tokenizer
@@ -73,6 +73,7 @@ def write_folder(
 ) -> Path:
     """What `save` does; `encode` may put other tensors in a tensor's place, which `quantization` then describes."""
     refuse_quantized(model)
+    refuse_adapter(model)
     target = as_path(path)
     shards = _plan(model, storage, max_shard_bytes)
     with publishing(target, overwrite) as work:

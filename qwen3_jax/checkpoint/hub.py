@@ -80,18 +80,20 @@ def is_run(folder: Path) -> bool:
 
 
 def _of_run(folder: Path) -> Path:
-    """Return the folder, or, of a training run's folder, the one that its model was exported to (`hf`).
+    """Return the folder, or, of a training run's folder, the one that its model or adapter was exported to (`hf`, `adapter`).
 
     Raises:
         UserError: the run has not exported a model.
     """
-    if (folder / "config.json").is_file() or visible_files(folder, "*.gguf"):
+    if not is_run(folder) and ((folder / "config.json").is_file() or visible_files(folder, "*.gguf")):
         return folder
     if (folder / "hf" / "config.json").is_file():
         return folder / "hf"
+    if (folder / "adapter" / "adapter_config.json").is_file():
+        return folder / "adapter"
     if is_run(folder):
         raise UserError(
-            f"{folder} is a training run that has exported no model yet: a run writes {folder / 'hf'} when it ends."
+            f"{folder} is a training run that has exported no model yet: a run writes {folder / 'hf'} or adapter/ at its end."
         )
     return folder
 

@@ -6,7 +6,8 @@ writing follows from the row; an HF tensor that no row names, or a row that no t
 
 The same rows give the names of a GGUF file (llama.cpp's), whose tensors have HF's shapes, the experts of a layer in one.
 
-Letters: l layers of a stack, v vocabulary, d hidden, n query heads, k key/value heads, h head size, f MLP width, e experts.
+Letters: l layers of a stack, v vocabulary, d hidden, n query heads, k key/value heads, h head size, f MLP width, e experts,
+s scores of a reward model.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import jax
 from flax import nnx
 
 from qwen3_jax.config import Qwen3Config
-from qwen3_jax.model import layer_groups
+from qwen3_jax.model import is_adapter, layer_groups
 
 Path = tuple[Any, ...]  # as nnx.to_flat_state spells it
 
@@ -53,6 +54,7 @@ MODEL_KEYS = (
     ParameterKey("embed", "model.embed_tokens.weight", "vd", "v,d", gguf="token_embd.weight"),
     ParameterKey("norm.scale", "model.norm.weight", "d", "d", gguf="output_norm.weight"),
     ParameterKey("lm_head", "lm_head.weight", "dv", "v,d", gguf="output.weight"),
+    ParameterKey("score", "score.weight", "ds", "s,d"),
 )
 BLOCK_KEYS = (
     ParameterKey("attention_norm.scale", "input_layernorm.weight", "d", "d", gguf="attn_norm.weight"),
@@ -144,7 +146,7 @@ class Slot:
 
 
 def slots(model_state: nnx.State, config: Qwen3Config, scan_layers: bool) -> list[Slot]:
-    """Return a slot for every parameter of a model's (abstract or real) state.
+    """Return a slot for every parameter of a model's (abstract or real) state, adapters left out.
 
     Raises:
         KeyError: a parameter that no row of the table names: a bug in the table, not in a checkpoint.
@@ -152,6 +154,8 @@ def slots(model_state: nnx.State, config: Qwen3Config, scan_layers: bool) -> lis
     groups = layer_groups(config, scan_layers)
     slots_of_model = []
     for path, variable in nnx.to_flat_state(model_state):
+        if is_adapter(path):  # stored in files of their own
+            continue
         shape, axes = tuple(variable.get_value().shape), tuple(variable.get_metadata()["logical_axes"])
         if path[0] == "groups":
             moe, layers = groups[int(str(path[1]))]

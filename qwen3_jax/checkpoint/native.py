@@ -24,7 +24,7 @@ from flax import nnx
 from qwen3_jax.checkpoint.checksums import verify_checksums, write_checksums
 from qwen3_jax.checkpoint.publish import publishing
 from qwen3_jax.checkpoint.small_files import load_tokenizer, write_small_files
-from qwen3_jax.checkpoint.storage import as_dtype, refuse_quantized
+from qwen3_jax.checkpoint.storage import as_dtype, refuse_adapter, refuse_quantized
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
 from qwen3_jax.generation_config import GenerationConfig
@@ -53,6 +53,7 @@ def save_native(
     Unstacked layers are stacked for this, which takes their memory a second time; load with `scan_layers=True` to convert.
     """
     refuse_quantized(model)
+    refuse_adapter(model)
     target = local_path(path, "the target").absolute()
     storage = as_dtype(model.param_dtype if dtype is None else dtype)
     named = flatten(model)

@@ -4,7 +4,7 @@
         (work / "config.json").write_text(...)            # on leaving: flushed to disk and renamed
 
 Invariant: the target either does not exist (or is what it was) or is complete. A bucket cannot rename: there a folder is
-incomplete from the moment its config.json is removed until the new one, which is written last.
+incomplete from the moment its config.json (or `last`) is removed until the new one, which is written last.
 """
 
 import os
@@ -31,11 +31,14 @@ def check_target(target: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def publishing(target: Path, overwrite: bool) -> Iterator[Path]:
+def publishing(target: Path, overwrite: bool, last: str = "config.json") -> Iterator[Path]:
     """Yield an empty folder beside `target` that takes its place at the end of the block.
 
     In a run of several processes all enter and get the same folder; the first one makes, renames and cleans up. For a target
     in a bucket it is a local folder, each process its own, of which that of the first one is copied.
+
+    Args:
+        last: the file without which a folder is incomplete; written last where folders cannot be renamed.
 
     Raises:
         UserError: the target exists, or cannot be written.
@@ -46,7 +49,7 @@ def publishing(target: Path, overwrite: bool) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="qwen3-jax-") as local:
             yield Path(local)
             if first:
-                upload(Path(local), target, last="config.json")
+                upload(Path(local), target, last=last)
             _barrier("published")
         return
     work = target.parent / f".{target.name}.writing-{_shared_tag()}"

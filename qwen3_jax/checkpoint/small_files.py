@@ -8,7 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from qwen3_jax.checkpoint.formats.opening import gguf_file
-from qwen3_jax.model import Qwen3
+from qwen3_jax.config import Qwen3Config
+from qwen3_jax.model import Qwen3, RewardModel
 from qwen3_jax.text import Tokenizer
 
 
@@ -40,10 +41,26 @@ def write_small_files(
     if not generation.eos_token_id:
         generation = dataclasses.replace(generation, eos_token_id=config.eos_token_ids)
     described = {} if quantization is None else {"quantization_config": quantization}
+    if isinstance(model, RewardModel):
+        described |= _classifier(config, generation.pad_token_id)
     write_json(folder / "config.json", config.to_hf() | described)
     write_json(folder / "generation_config.json", generation.to_hf())
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+
+
+def _classifier(config: Qwen3Config, pad: int | None) -> dict[str, Any]:
+    """What config.json says of a reward model, in transformers' words: a classifier of sequences with one label.
+
+    transformers finds the last token of a padded text by `pad_token_id`.
+    """
+    family = "Qwen3Moe" if config.num_experts else "Qwen3"
+    return {
+        "architectures": [f"{family}ForSequenceClassification"],
+        "id2label": {"0": "LABEL_0"},
+        "label2id": {"LABEL_0": 0},
+        "pad_token_id": pad,
+    }
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

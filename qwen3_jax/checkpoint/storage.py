@@ -34,3 +34,16 @@ def refuse_quantized(model: Qwen3) -> None:
             "the model's weights were quantised when it was loaded, and saving them would lose what was rounded away: load it "
             "without quantize=, or write a quantised checkpoint with `qwen3 quantize`."
         )
+
+
+def refuse_adapter(model: Qwen3) -> None:
+    """Refuse to save a model without the adapter that it has.
+
+    Raises:
+        UserError: says what to do instead.
+    """
+    if model.lora is not None:
+        raise UserError(
+            "the model has an adapter, which a checkpoint of the model does not hold: add it to the weights first "
+            "(`qwen3_jax.merged`), or save it alone (`qwen3_jax.save_adapter`)."
+        )

@@ -4,8 +4,11 @@
     qwen3 convert qwen3-0.6b-orbax qwen3-0.6b-hf --to hf
     qwen3 convert Qwen/Qwen3-0.6B qwen3-0.6b-fp32 --to hf --dtype float32
     qwen3 convert runs/quickstart quickstart-500 --to hf --step 500
+    qwen3 convert Qwen/Qwen3-0.6B tuned --merge runs/lora/adapter
+    qwen3 convert runs/lora/adapter tuned --merge
 
-SOURCE is a Hugging Face folder, a hub repository, a folder that `--to orbax` wrote, or a training run; its contents tell which.
+SOURCE is a Hugging Face folder, a hub repository, a folder that `--to orbax` wrote, a LoRA adapter, or a training run; its
+contents tell which. An adapter is added to the weights of its base model.
 TARGET is written whole or not at all.
 """
 
@@ -36,7 +39,11 @@ def _parser(prog: str) -> Parser:
         "source", metavar="SOURCE", help="checkpoint folder, training run or hub repository id; also gs://"
     )
     parser.add_argument("target", metavar="TARGET", help="the folder to write; of --to hf also gs://")
-    parser.add_argument("--to", choices=["hf", "orbax"], required=True, help="format of TARGET")
+    parser.add_argument("--to", choices=["hf", "orbax"], help="format of TARGET (with --merge hf is the default)")
+    parser.add_argument(
+        "--merge", nargs="?", const=True, metavar="ADAPTER",
+        help="add this LoRA adapter to the weights of SOURCE; without ADAPTER, SOURCE is the adapter (or the run of one)",
+    )  # fmt: skip
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub repository")
     parser.add_argument(
         "--dtype",
@@ -54,6 +61,9 @@ def _convert(args: argparse.Namespace) -> int:
         from qwen3_jax.checkpoint.native import save_native
         from qwen3_jax.checkpoint.publish import check_target
 
+    if args.to is None and args.merge is None:
+        raise UserError("give --to hf or --to orbax, the format of TARGET.")
+    args.to = args.to or "hf"
     target = (run_path if args.to == "hf" else local_path)(args.target, "TARGET")
     check_target(target, args.overwrite)  # before minutes of loading
     with doing("loading weights"):
@@ -68,15 +78,28 @@ def _convert(args: argparse.Namespace) -> int:
 
 def _read(args: argparse.Namespace) -> "tuple[Qwen3, Tokenizer | None]":
     """Load SOURCE, of any format, with layers stacked as the Orbax format stores them."""
-    from qwen3_jax.checkpoint import load
-    from qwen3_jax.checkpoint.hub import is_run
+    from qwen3_jax.checkpoint import load, merged
+    from qwen3_jax.checkpoint.adapters.folders import holds_adapter
+    from qwen3_jax.checkpoint.hub import is_run, resolve
     from qwen3_jax.training.run_folder import load_run
 
     run = run_path(args.source, "SOURCE")
+    adapter = None if args.merge is True else args.merge
     if is_run(run):
         if args.revision is not None:
             raise UserError(f"--revision is for a repository on the hub; {run} is a training run.")
-        return load_run(run, args.step)
+        if adapter is not None:
+            raise UserError(
+                f"--merge {adapter} is for a checkpoint; {run} is a training run: convert its {run / 'hf'}."
+            )
+        model, tokenizer = load_run(run, args.step)
+        if args.merge and model.lora is None:
+            raise UserError(f"--merge: {run} is a training run without an adapter.")
+        return merged(model), tokenizer
     if args.step is not None:
         raise UserError(f"--step is for a training run; {args.source} is not one.")
-    return load(args.source, revision=args.revision, scan_layers=True)
+    if args.merge is True and not holds_adapter(resolve(args.source, revision=args.revision)):
+        raise UserError(f"--merge: {args.source} holds no adapter; name the one to add, --merge ADAPTER.")
+    merging = args.merge is not None and args.dtype == "float32"  # the sum is rounded to the type that is loaded
+    dtype = args.dtype if merging else None
+    return load(args.source, adapter=adapter, dtype=dtype, revision=args.revision, scan_layers=True)

@@ -58,6 +58,14 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
         default="assistant",
         help="tokens of chat records that are trained on (default: assistant, the answers)",
     )
+    add(
+        "--history",
+        choices=["new_sample", "keep"],
+        default="new_sample",
+        help="thinking in earlier turns: each turn is a sample without it, or one sample keeps it (default: new_sample)",
+    )
+    add("--read-control-tokens", action="store_true", help="read special tokens in the text of messages as tokens")
+    add("--pairs", action="store_true", help="records are preferences (chosen, rejected)")
 
     _label_flags(parser)
     _cleaning_flags(parser)
@@ -127,6 +135,9 @@ def _prepare(args: argparse.Namespace) -> int:
         format=args.format,
         text_key=args.text_key,
         loss_on=args.loss_on,
+        history=args.history,
+        read_control_tokens=args.read_control_tokens,
+        pairs=args.pairs,
         labels=Labels(args.domain, args.domain_key, args.language, args.language_key, args.quality, args.quality_key),
         cleaning=Cleaning(args.duplicates, args.similarity, args.held_out, args.ngram, args.max_malformed),
     )

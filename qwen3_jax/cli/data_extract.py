@@ -74,7 +74,7 @@ def _extract(args: argparse.Namespace) -> int:
     from qwen3_jax.data.extraction import Limits, Options, Recognition, extract
 
     given = {
-        "api_key": None if args.endpoint is None else endpoint_options.key_of(args),
+        "api_key": None if args.endpoint is None else endpoint_options.key_of(args.endpoint, args.api_key_env),
         "concurrency": args.concurrency,
         "seconds": args.request_timeout,
         "max_new_tokens": args.max_new_tokens,

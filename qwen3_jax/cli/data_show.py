@@ -2,7 +2,8 @@
 
 A prepared corpus is described in tables. Of raw files, and of a prepared corpus with --tokenizer or --json, every training
 document is shown: on a terminal what is learned is green, elsewhere (and with NO_COLOR) it stands between {+ and +}, as
-`git diff --word-diff` marks what was added. Raw files take the path of preparation (`qwen3_jax.data.encoding`).
+`git diff --word-diff` marks what was added. A preference is two documents, the chosen one and the rejected one. Raw files take
+the path of preparation (`qwen3_jax.data.encoding`).
 """
 
 import argparse
@@ -37,11 +38,19 @@ _LEARNED, _CONTEXT, _HEADING, _END = "\x1b[32m", "\x1b[2m", "\x1b[1;36m", "\x1b[
 
 
 class Shown(NamedTuple):
-    """One training document: where it is from, its place among the documents of that record, and what training reads."""
+    """One training document.
+
+    Attributes:
+        source: where it is from.
+        place: its place among the documents of that record, or "".
+        document: what training reads.
+        answer: of a preference, "chosen" or "rejected"; else "".
+    """
 
     source: str
     place: str
     document: "Encoded"
+    answer: str = ""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -55,11 +64,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="of a prepared corpus: also pack it into rows of T tokens, and print the share of padding",
     )
     add("--tokenizer", metavar="DIR|ID", help="tokenizer folder or hub repository; needed for raw files")
-    add("--json", action="store_true", help="one JSON object for each training document: source, tokens, learned")
+    add(
+        "--json", action="store_true",
+        help="one JSON object for each training document: source, tokens, learned; of preferences also answer",
+    )  # fmt: skip
     add(
         "--loss-on", choices=["all", "assistant"],
         help="of raw files: tokens of chat records that are trained on (default: assistant)",
     )  # fmt: skip
+    add("--history", choices=["new_sample", "keep"], help="of raw files: as for `qwen3 data prepare`")
+    add("--read-control-tokens", action="store_true", help="of raw files: as for `qwen3 data prepare`")
+    add("--pairs", action="store_true", help="of raw files: records are preferences (chosen, rejected)")
     add("--format", choices=FORMATS, help="of raw files: their form (default: auto, by their names)")
     add("--text-key", metavar="KEY", help="of raw files: field of a record with its text (default: text)")
     add("--limit", type=whole_number(1), metavar="N", help="stop after N records (default: show all)")
@@ -74,8 +89,8 @@ def show(args: argparse.Namespace) -> int:
         return _show_files(args)
     if len(args.path) > 1:
         raise UserError(f"{folders[0]} is a prepared corpus; show it by itself.")
-    for name in ("loss_on", "format", "text_key"):
-        if getattr(args, name) is not None:
+    for name in ("loss_on", "history", "read_control_tokens", "pairs", "format", "text_key"):
+        if getattr(args, name) not in (None, False):
             raise UserError(f"--{name.replace('_', '-')} is for raw files; {folders[0]} is prepared.")
     corpus = Prepared(folders[0])
     if not args.json and args.tokenizer is None:
@@ -114,7 +129,8 @@ def _show_files(args: argparse.Namespace) -> int:
         )
     source = Source(
         "shown", args.path, format=args.format or "auto", text_key=args.text_key or "text",
-        loss_on=args.loss_on or "assistant",
+        loss_on=args.loss_on or "assistant", history=args.history or "new_sample",
+        read_control_tokens=args.read_control_tokens, pairs=args.pairs,
     )  # fmt: skip
     counts: Counter[str] = Counter()
     tokenizer = _tokenizer(args.tokenizer)
@@ -142,7 +158,7 @@ def _of_files(source: "Source", tokenizer: "Tokenizer", limit: int | None, count
             _warn(f"{_location(read.record)}: nothing to train on, it has fewer than two tokens")
         for number, document in enumerate(read.documents, 1):
             place = f"document {number} of {len(read.documents)}" if len(read.documents) > 1 else ""
-            yield Shown(_location(read.record), place, document)
+            yield from _documents(_location(read.record), place, document)
 
 
 def _records(source: "Source") -> Iterator["Record | Malformed"]:
@@ -167,7 +183,16 @@ def _of_corpus(corpus: "Prepared", limit: int | None) -> Iterator[Shown]:
     for start in range(0, len(numbers), _READ_AT_ONCE):
         chosen = numbers[start : start + _READ_AT_ONCE]
         for number, document in zip(chosen, corpus.read(chosen), strict=True):
-            yield Shown(f"{corpus.folder} document {number}", "", document)
+            yield from _documents(f"{corpus.folder} document {number}", "", document)
+
+
+def _documents(source: str, place: str, document: "Encoded") -> Iterator[Shown]:
+    """The document, or both of a preference."""
+    if not document.rejected:
+        yield Shown(source, place, document)
+        return
+    for answer, part in zip(("chosen", "rejected"), document.sides(), strict=True):
+        yield Shown(source, answer, part, answer)
 
 
 def _warn(text: str) -> None:
@@ -191,7 +216,8 @@ def _print_documents(documents: Iterator[Shown], tokenizer: "Tokenizer | None", 
 def _write_json(shown: Shown) -> None:
     """One line; a list of millions of tokens is written in pieces."""
     write = sys.stdout.write
-    write(f'{{"source": {json.dumps(shown.source)}, "tokens": [')
+    answer = f'"answer": "{shown.answer}", ' if shown.answer else ""
+    write(f'{{"source": {json.dumps(shown.source)}, {answer}"tokens": [')
     _write_list(shown.document.tokens)
     write('], "learned": [')
     _write_list(shown.document.loss)
@@ -256,9 +282,8 @@ def _describe(corpus: "Prepared", row: int | None) -> int:
     from rich.table import Table
 
     lengths = np.asarray(corpus.lengths, np.int64)
-    print(
-        f"{len(corpus):,} documents, {corpus.tokens:,} tokens, prepared from {corpus.manifest['settings']['source']['path']}"
-    )
+    what, files = "preferences" if corpus.pairs else "documents", corpus.manifest["settings"]["source"]["path"]
+    print(f"{len(corpus):,} {what}, {corpus.tokens:,} tokens, prepared from {files}")
     console = Console()
     for label in ("domain", "language"):
         table = Table(label, "documents", "tokens", "share of tokens", "mean quality")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from qwen3_jax.cli.arguments import Parser, whole_number
 from qwen3_jax.errors import UserError
@@ -12,13 +13,13 @@ from qwen3_jax.errors import UserError
 if TYPE_CHECKING:
     from qwen3_jax.endpoints import Endpoint
 
-DEFAULT_KEY = "OPENAI_API_KEY"
+OPENAI_KEY, OPENAI_HOST = "OPENAI_API_KEY", "api.openai.com"
 DEFAULT_CONCURRENCY = 16
 FOR_SERVERS = (
     "endpoint_model", "api_key_env", "concurrency", "retries", "request_timeout", "budget_field", "fingerprint",
 )  # fmt: skip
 FOR_ENGINES = (
-    "revision", "hf_overrides", "batch_size", "mesh", "compile_cache", "quantize", "cache_type", "lookup", "draft",
+    "revision", "adapter", "hf_overrides", "batch_size", "mesh", "compile_cache", "quantize", "cache_type", "lookup", "draft",
 )  # fmt: skip
 
 
@@ -46,20 +47,22 @@ def add_key(add: Any) -> None:
     """Add the option that names the key; `add` is `add_argument` of a parser or a group."""
     add(
         "--api-key-env", metavar="NAME",
-        help=f"environment variable with the key (default: {DEFAULT_KEY}, where it is set)",
+        help=f"environment variable with the key (default for {OPENAI_HOST}: {OPENAI_KEY}; for others: no key is sent)",
     )  # fmt: skip
 
 
-def key_of(args: argparse.Namespace) -> str | None:
-    """The key that a server is asked with, or None.
+def key_of(address: str, variable: str | None) -> str | None:
+    """The key that the server at this address is asked with, or None; OpenAI's own is never sent elsewhere unless it is named.
 
     Raises:
         UserError: the variable that was named is not there.
     """
-    key = os.environ.get(args.api_key_env or DEFAULT_KEY)
-    if args.api_key_env is not None and not key:
-        raise UserError(f"--api-key-env {args.api_key_env}: the environment has no such variable, or it is empty.")
-    return key or None
+    if variable is None:
+        return os.environ.get(OPENAI_KEY) or None if urlsplit(address).hostname == OPENAI_HOST else None
+    key = os.environ.get(variable)
+    if not key:
+        raise UserError(f"--api-key-env {variable}: the environment has no such variable, or it is empty.")
+    return key
 
 
 def check_model_options(args: argparse.Namespace) -> bool:
@@ -92,7 +95,8 @@ def open_endpoint(args: argparse.Namespace, *, timeout: int) -> Endpoint:
     from qwen3_jax.endpoints import Endpoint
 
     return Endpoint(
-        args.model, args.endpoint_model, api_key=key_of(args), concurrency=args.concurrency or DEFAULT_CONCURRENCY,
-        timeout=args.request_timeout or timeout, fingerprint=getattr(args, "fingerprint", None),
+        args.model, args.endpoint_model, api_key=key_of(args.model, args.api_key_env),
+        concurrency=args.concurrency or DEFAULT_CONCURRENCY, timeout=args.request_timeout or timeout,
+        fingerprint=getattr(args, "fingerprint", None),
         budget_field=args.budget_field or "thinking_budget",
     )  # fmt: skip

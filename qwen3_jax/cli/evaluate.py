@@ -194,7 +194,6 @@ def _checkpoint(args: argparse.Namespace, axes: dict[str, int] | None) -> tuple[
     with doing("starting JAX"):
         import jax
 
-        from qwen3_jax.checkpoint.hub import resolve
         from qwen3_jax.checkpoint.identity import identity
         from qwen3_jax.checkpoint.small_files import load_tokenizer
         from qwen3_jax.kernels.platform import default_compute_dtype
@@ -202,8 +201,8 @@ def _checkpoint(args: argparse.Namespace, axes: dict[str, int] | None) -> tuple[
         model_options.make_mesh(axes)  # processes of a run meet here
     if jax.process_count() > 1:
         raise UserError("eval needs a single process; serve the model with `qwen3 serve`, and evaluate its address.")
-    folder = resolve(args.model, revision=args.revision)
-    tokenizer = load_tokenizer(folder)
+    folder, own, adapter = model_options.folders(args)
+    tokenizer = (load_tokenizer(own) if own is not None else None) or load_tokenizer(folder)
     if tokenizer is None:
         raise UserError(f"{args.model} has no tokenizer files (tokenizer.json); text cannot be read or written.")
     what = {
@@ -211,6 +210,8 @@ def _checkpoint(args: argparse.Namespace, axes: dict[str, int] | None) -> tuple[
         "dtype": str(default_compute_dtype()) if args.dtype == "auto" else args.dtype,
         "quantize": args.quantize, "cache_type": args.cache_type, "hf_overrides": args.hf_overrides,
     }  # fmt: skip
+    if adapter is not None:
+        what["adapter"] = identity(adapter)
     return what, tokenizer.supports_thinking
 
 

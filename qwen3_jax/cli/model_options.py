@@ -9,19 +9,31 @@ from qwen3_jax.cli.arguments import Parser, json_object, whole_number
 from qwen3_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from qwen3_jax.generation import Speculation
     from qwen3_jax.model import Qwen3
     from qwen3_jax.text import Tokenizer
 
 
-def add_model(parser: Parser, *, servers: bool = False, without: str = "") -> None:
-    """Add the options that name a checkpoint; with `servers`, or the address of one; `without` says what happens with none."""
+def add_model(parser: Parser, *, servers: bool = False, without: str = "", adapters: bool = False) -> None:
+    """Add the options that name a checkpoint; with `servers`, or the address of one; `without` says what happens with none.
+
+    With `adapters`, several of them by name.
+    """
     add = parser.add_argument
     more = ", or the address of a server with OpenAI's API (http://localhost:8000/v1)" * servers
     add(
         "--model", required=not without, metavar="DIR|ID" + "|URL" * servers,
         help=f"checkpoint folder, or hub repository (Qwen/Qwen3-0.6B){more}" + (f"; {without}" if without else ""),
     )  # fmt: skip
+    if adapters:
+        add(
+            "--adapter", action="append", default=[], type=_named_adapter, metavar="NAME=DIR|ID",
+            help="LoRA adapter that requests choose as the model NAME, in PEFT's format (docs/lora.md); may be repeated",
+        )  # fmt: skip
+    else:
+        add("--adapter", metavar="DIR|ID", help="LoRA adapter for the model, in PEFT's format (docs/lora.md)")
     add("--revision", metavar="REV", help="branch, tag or commit of a hub repository")
     add(
         "--hf-overrides", type=json_object, metavar="JSON",
@@ -49,6 +61,13 @@ def add_speed(parser: Parser) -> None:
         choices=["int8", "fp8"],
         help="keep keys and values in 8 bits: half the memory of bfloat16; not exact",
     )
+
+
+def _named_adapter(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not equals or not name.strip() or not path.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=DIR, as french=runs/french/adapter")
+    return name, path
 
 
 _SAMPLING = (
@@ -98,6 +117,19 @@ def make_mesh(axes: dict[str, int] | None) -> Any:
     return sharding.make_mesh(**axes)  # type: ignore[arg-type] # axis names are checked
 
 
+def folders(args: argparse.Namespace) -> "tuple[Path, Path | None, Path | None]":
+    """Return the folder of the model's weights, that of the adapter where --model names one, and that of the adapter to add.
+
+    Raises:
+        UserError: one of them is not to be had.
+    """
+    from qwen3_jax.checkpoint.adapters.folders import adapter_folder, base_and_adapter
+    from qwen3_jax.checkpoint.hub import resolve
+
+    folder, own = base_and_adapter(resolve(args.model, revision=args.revision, key="--model"))
+    return folder, own, own if args.adapter is None else adapter_folder(args.adapter)
+
+
 def load_model(args: argparse.Namespace, mesh: Any) -> "tuple[Qwen3, Tokenizer]":
     """Load the model and its tokenizer; turns the compile cache on.
 
@@ -114,11 +146,30 @@ def load_model(args: argparse.Namespace, mesh: Any) -> "tuple[Qwen3, Tokenizer]"
         mesh=mesh,
         revision=args.revision,
         quantize=args.quantize,
+        adapter=_adapters(args.adapter),
         hf_overrides=args.hf_overrides,
     )
     if tokenizer is None:
         raise UserError(f"{args.model} has no tokenizer files (tokenizer.json); text cannot be read or written.")
     return model, tokenizer
+
+
+def _adapters(given: str | list[tuple[str, str]] | None) -> "str | dict[str, str] | None":
+    """Return what `load` takes.
+
+    Raises:
+        UserError: two adapters have the same name.
+    """
+    if not isinstance(given, list):
+        return given
+    for name, path in given:
+        same = [other for other_name, other in given if other_name == name]
+        if len(same) > 1:
+            raise UserError(
+                f"--adapter: {name!r} names both {same[0]} and {same[1]}; give each adapter a name of its own."
+            )
+        del path
+    return dict(given)
 
 
 def speculation_of(args: argparse.Namespace, model: "Qwen3", mesh: Any) -> "Speculation | None":

@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 serve") -> int:
 
 def _parser(prog: str) -> Parser:
     parser = Parser(prog=prog, description=__doc__)
-    model_options.add_model(parser)
+    model_options.add_model(parser, adapters=True)
     add = parser.add_argument_group("address").add_argument
     add(
         "--host",

@@ -16,9 +16,9 @@ Numpy and Grain only: this package never imports JAX, and takes any tokenizer wi
 from etils import epy
 
 with epy.lazy_api_imports(globals()):  # Grain brings JAX with it, which the processes that prepare have no use for
+    from qwen3_jax.data.batches import Batch, read_rows
     from qwen3_jax.data.config import Cleaning, DataConfig, Labels, LengthShare, RunningSum, Source, Where
     from qwen3_jax.data.pipeline import (
-        Batch,
         corpus_unigram_entropy,
         make_eval_batches,
         make_train_loader,
@@ -27,7 +27,8 @@ with epy.lazy_api_imports(globals()):  # Grain brings JAX with it, which the pro
     from qwen3_jax.data.preparation import prepare
     from qwen3_jax.data.prepared import Prepared
     from qwen3_jax.data.reasoning import Problem, is_correct, problem_messages, problem_record, running_sum_problem
-    from qwen3_jax.data.records import DataError, Document, Encoded, Malformed, Record, Segment, documents, encode
+    from qwen3_jax.data.records import DataError, Document, Encoded, Malformed, Record, Segment, encode
+    from qwen3_jax.data.rendering import documents
     from qwen3_jax.data.sources import training_texts
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "prepare",
     "problem_messages",
     "problem_record",
+    "read_rows",
     "running_sum_problem",
     "training_texts",
 ]

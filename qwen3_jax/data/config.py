@@ -167,6 +167,12 @@ class Source:
             .zst.
         text_key: the key that holds the document in records of text.
         loss_on: which tokens of chat and prompt/completion records are learned: what the assistant says, or all.
+        history: thinking in earlier turns of a chat. new_sample: templates drop it, so each user turn is a sample of its own;
+            keep: it stays (`preserve_thinking` of requests), and the chat is one sample.
+        read_control_tokens: read the text of a special token (`<|im_end|>`) in a message as that token; by default it is the
+            characters that were written. Raw prompts and documents always are what they say.
+        pairs: the records are preferences (chosen, rejected; `qwen3_jax.data.preferences`), as the methods dpo and
+            reward_model set it.
         labels: where domain, language and quality come from.
         cleaning: what is left out.
         running_sum: settings of `synthetic:running_sum`, and only of that.
@@ -183,6 +189,9 @@ class Source:
     format: Format = "auto"
     text_key: str = "text"
     loss_on: Literal["all", "assistant"] = "assistant"
+    history: Literal["new_sample", "keep"] = "new_sample"
+    read_control_tokens: bool = False
+    pairs: bool = False
     labels: Labels = field(default_factory=Labels)
     cleaning: Cleaning = field(default_factory=Cleaning)
     running_sum: RunningSum | None = None
@@ -204,8 +213,21 @@ class Source:
             raise UserError(f"{label}{RUNNING_SUM} stands alone, without other paths, format or text_key")
         if self.running_sum is not None and not self.is_synthetic:
             raise UserError(f"{label}running_sum settings belong to path {RUNNING_SUM!r}, not to {self.path!r}")
-        if self.format == "text" and (self.text_key != "text" or self.loss_on != "assistant"):
-            raise UserError(f"{label}text_key and loss_on are about records; format is text")
+        about_records = {
+            "text_key": "text", "loss_on": "assistant", "history": "new_sample", "read_control_tokens": False, "pairs": False,
+        }  # fmt: skip
+        for name, default in about_records.items():
+            if self.format == "text" and getattr(self, name) != default:
+                raise UserError(f"{label}{name} is about records; format is text")
+        if self.pairs and (self.is_synthetic or self.loss_on != "assistant"):
+            what = RUNNING_SUM if self.is_synthetic else "loss_on: all"
+            raise UserError(f"{label}of preferences (pairs) the answers are learned; {what} does not go with them")
+        if self.pairs and self.text_key != "text":
+            raise UserError(
+                f"{label}text_key is about plain text, which is no form of preferences (pairs); leave it out"
+            )
+        if self.loss_on == "all" and self.history != "new_sample":
+            raise UserError(f"{label}history is about what is learned of each turn; loss_on: all renders a chat once")
 
     @property
     def paths(self) -> list[str]:

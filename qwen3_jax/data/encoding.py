@@ -18,10 +18,10 @@ from qwen3_jax.data.records import (
     Malformed,
     Record,
     TextTokenizer,
-    documents,
     encode,
     texts,
 )
+from qwen3_jax.data.rendering import documents
 
 # Records encoded in one call: at most this many records, or about this many characters.
 _BATCH, _BATCH_CHARACTERS = 64, 2**20
@@ -54,7 +54,7 @@ def encode_records(
 
     Args:
         records: of `sources.read`.
-        source: its text_key and loss_on.
+        source: how its records are read.
         tokenizer: renders and encodes.
         is_wanted: of a record's place among `records`, itself, and its text.
 
@@ -66,11 +66,14 @@ def encode_records(
     for place, record in enumerate(records):
         read, rendered = Read(record), []
         try:
-            read.text = record_text(record, source.text_key)
+            read.text = record_text(record, source)
             assert isinstance(record, Record)
             if not is_wanted(place, record, read.text):
                 continue
-            rendered = documents(record, tokenizer, loss_on=source.loss_on, text_key=source.text_key)
+            rendered = documents(
+                record, tokenizer, loss_on=source.loss_on, text_key=source.text_key, history=source.history,
+                read_control_tokens=source.read_control_tokens, pairs=source.pairs,
+            )  # fmt: skip
         except DataError as error:
             read.problem = str(error)
         waiting.append((read, rendered))
@@ -81,7 +84,7 @@ def encode_records(
     yield from _encoded(waiting, tokenizer)
 
 
-def record_text(record: Record | Malformed, text_key: str) -> str:
+def record_text(record: Record | Malformed, source: Source) -> str:
     """All that a record says, unrendered.
 
     Raises:
@@ -89,7 +92,7 @@ def record_text(record: Record | Malformed, text_key: str) -> str:
     """
     if isinstance(record, Malformed):
         raise DataError(record.reason)
-    return "\n".join(texts(record, text_key))
+    return "\n".join(texts(record, source.text_key, source.pairs))
 
 
 def _encoded(waiting: list[tuple[Read, list[Document]]], tokenizer: TextTokenizer) -> Iterator[Read]:

@@ -13,7 +13,7 @@
 
 Questions are `prompt`, `query`, `question`, `problem`, `input`; answers `response`, `output`, `answer`, `solution`.
 A conversation may have `system`, one question and answer also `history` and `reasoning_content`. What changes the meaning of a
-record and is not read (preferences, images, weights of whole records, two forms that disagree) is refused by its name.
+record and is not read (images, weights of whole records, two forms that disagree) is refused by its name.
 """
 
 from __future__ import annotations
@@ -34,19 +34,26 @@ from qwen3_jax.data.messages import (
 )
 from qwen3_jax.text.messages import REASONING_FIELDS
 
-_LISTS = ("messages", "conversations", "conversation")
+LISTS = ("messages", "conversations", "conversation")
 _SYSTEM = ("system", "system_prompt")
-_QUESTIONS = ("instruction", "prompt", "query", "question", "problem", "input")
+QUESTIONS = ("instruction", "prompt", "query", "question", "problem", "input")
 _ANSWERS = ("response", "output", "answer", "solution")
-_STRONG = (*_LISTS, "prompt", "completion", "instruction", "query", "response")
+_STRONG = (*LISTS, "prompt", "completion", "instruction", "query", "response")
 """Keys that are a form of their own wherever they stand: beside another form they must say the same."""
 
 # key -> what a record with it is, where that is not read at all
 _UNREAD = {
-    "chosen": "a preference (chosen, rejected); keep the better answer alone, as a message",
-    "rejected": "a preference (chosen, rejected); keep the better answer alone, as a message",
-    "rejected_response": "a preference (rejected_response); keep the better answer alone",
-    "preferred_output": "a preference (preferred_output); keep the better answer alone, as a message",
+    **{
+        key: f"a preference ({key}), for method: dpo or reward_model (--pairs); here keep the better answer alone, as a message"
+        for key in (
+            "chosen",
+            "rejected",
+            "rejected_response",
+            "rejected_messages",
+            "preferred_output",
+            "non_preferred_output",
+        )
+    },
     "segments": "in axolotl's form (segments); write it as 'prompt' and 'completion', whose segments have 'text' and 'loss'",
     "completions": "several answers to one prompt (completions); write one record for each that is to be learned",
     "contents": "a conversation in Gemini's form (contents, parts); write it as 'messages' with 'role' and 'content'",
@@ -62,14 +69,12 @@ _KTO = "an answer that is labelled good or bad (KTO) would be learned either way
 # Keys that change what a record means and that are not read; "" and the like are no reason to refuse.
 _REFUSED = {
     "weight": _WHOLE, "weights": _WHOLE, "loss_weight": _WHOLE, "sample_weight": _WHOLE,
-    **{key: f"it is {_UNREAD[key]}" for key in ("chosen", "rejected", "rejected_response", "preferred_output")},
+    **{key: f"it is {what}" for key, what in _UNREAD.items() if what.startswith("a preference")},
 }  # fmt: skip
 _REFUSED_IN_CHATS = _REFUSED | {
     **dict.fromkeys(("images", "image", "videos", "video", "audios", "audio"), _TEXT_ONLY),
     **dict.fromkeys(("loss", "train", "loss_mask", "mask"), _WHOLE),
     **dict.fromkeys(("label", "kto_tag"), _KTO),
-    "enable_thinking": "write what the template makes of it, as 'prompt' and 'completion'",
-    "chat_template_kwargs": "options of the template are not read from records",
     "chat_template": "the template is the tokenizer's",
     "documents": "write them into a message", "tool_choice": "it is an option of requests",
     "function_call": "it is an option of requests", "response_format": "it is an option of requests",
@@ -78,8 +83,6 @@ _REFUSED_IN_CHATS = _REFUSED | {
 # Values with which such a key changes nothing.
 _NO_OP: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("weight", "loss_weight", "sample_weight", "loss", "train"), (1, True)),
-    "enable_thinking": (True,),
-    "chat_template_kwargs": ({"enable_thinking": True},),
     "tool_choice": ("auto",),
     "function_call": ("auto",),
     "response_format": ({"type": "text"},),
@@ -95,12 +98,16 @@ class Conversation:
         tools: in OpenAI's form, or None.
         context: as many messages at the beginning are the prompt, not learned.
         completion: the text that follows the generation prompt (a string, or segments); None where the messages have it.
+        thinking: the mode of the prompts: `enable_thinking` of the template; None where the record does not say.
+        quoted: special tokens in the messages and tools are marked (`qwen3_jax.text.quoting`).
     """
 
     turns: Messages
     tools: list[dict[str, Any]] | None = None
     context: int = 0
     completion: Any = None
+    thinking: bool | None = None
+    quoted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +139,8 @@ def read_form(body: Mapping[str, Any], text_key: str = "text") -> tuple[Form, se
         FormError: no form that is read, a broken part, or a key that changes the meaning and is not read.
     """
     body = {key: value for key, value in body.items() if value is not None}
-    keys = {key for key in _LISTS if key in body}
-    if keys or any(_is_messages(body.get(key)) for key in (*_QUESTIONS, "completion")):
+    keys = {key for key in LISTS if key in body}
+    if keys or any(is_messages(body.get(key)) for key in (*QUESTIONS, "completion")):
         form, used = _conversation(body, keys)
     elif "completion" in body or ("prompt" in body and not any(key in body for key in _ANSWERS)):
         form, used = _continuation(body, text_key)
@@ -155,7 +162,7 @@ def is_record(body: Mapping[str, Any], text_key: str) -> bool:
 
 def is_form(body: Mapping[str, Any], text_key: str) -> bool:
     """Whether an object has the keys of a record in one of the forms."""
-    return bool({*_LISTS, "completion", text_key} & body.keys()) or _has_pair(body)
+    return bool({*LISTS, "completion", text_key} & body.keys()) or _has_pair(body)
 
 
 def _conversation(body: dict[str, Any], keys: set[str]) -> tuple[Form, set[str]]:
@@ -163,10 +170,10 @@ def _conversation(body: dict[str, Any], keys: set[str]) -> tuple[Form, set[str]]
     _refuse(body, _REFUSED_IN_CHATS | dict.fromkeys((*REASONING_FIELDS, "history"), "write it into the messages"))
     if len(keys) > 1:
         raise FormError(f"the record has messages under {sorted(keys)}; keep one of them")
-    key = next(iter(keys), None) or next((key for key in _QUESTIONS if _is_messages(body.get(key))), None)
+    key = next(iter(keys), None) or next((key for key in QUESTIONS if is_messages(body.get(key))), None)
     if key is None:
         raise FormError("'completion' is a list of messages and 'prompt' is not; write both as messages")
-    prompt = key in _QUESTIONS
+    prompt = key in QUESTIONS
     used = {key}
     turns = read_messages(body[key], key)
     answer, completion = None, None
@@ -191,14 +198,14 @@ def _conversation(body: dict[str, Any], keys: set[str]) -> tuple[Form, set[str]]
                     f"message {number} has several tool calls, which 'parallel_tool_calls': false rules out"
                 )
     used.add("parallel_tool_calls")
-    return Conversation(turns, tools, context, completion), used
+    return Conversation(turns, tools, context, completion, _mode(body, used)), used
 
 
 def _completed(turns: Messages, value: Any, key: str) -> tuple[Messages, Any]:
     """A prompt of messages with its answer: further messages, or segments to be taken to the letter."""
     if isinstance(value, dict) and value.keys() & {"role", "from"}:
         value = [value]
-    if _is_messages(value):
+    if is_messages(value):
         return turns.then(read_messages(value, key)), None
     if not isinstance(value, str):
         return turns, value
@@ -212,7 +219,15 @@ def _completed(turns: Messages, value: Any, key: str) -> tuple[Messages, Any]:
 
 def _continuation(body: dict[str, Any], text_key: str) -> tuple[Form, set[str]]:
     _refuse(body, _REFUSED_IN_CHATS)
-    for key in ("tools", "functions", "history", *_SYSTEM, *REASONING_FIELDS):
+    for key in (
+        "tools",
+        "functions",
+        "history",
+        "enable_thinking",
+        "chat_template_kwargs",
+        *_SYSTEM,
+        *REASONING_FIELDS,
+    ):
         if not _empty(body.get(key)):
             raise FormError(
                 f"{key!r} beside a raw 'prompt' is not read; write prompt and completion as lists of messages"
@@ -223,13 +238,13 @@ def _continuation(body: dict[str, Any], text_key: str) -> tuple[Form, set[str]]:
 
 
 def _has_pair(body: Mapping[str, Any]) -> bool:
-    return any(key in body for key in _QUESTIONS) and any(key in body for key in _ANSWERS)
+    return any(key in body for key in QUESTIONS) and any(key in body for key in _ANSWERS)
 
 
 def _pair(body: dict[str, Any]) -> tuple[Form, set[str]]:
     """One question and its answer, with earlier ones where the record has a history."""
     _refuse(body, _REFUSED_IN_CHATS)
-    questions = [key for key in _QUESTIONS if not _empty(body.get(key))]
+    questions = [key for key in QUESTIONS if not _empty(body.get(key))]
     answers = [key for key in _ANSWERS if key in body]
     details = ["input"] if questions == ["instruction", "input"] else []
     if not _empty(body.get("context")):
@@ -246,9 +261,9 @@ def _pair(body: dict[str, Any]) -> tuple[Form, set[str]]:
     turns = (
         _history(body.get("history")).then(spoken("user", "\n".join(texts))).then(read_messages([answer], answers[0]))
     )
-    used = {*_QUESTIONS, *answers, "context", "history", *fields}
+    used = {*QUESTIONS, *answers, "context", "history", *fields}
     turns = _with_system(body, turns, used)
-    return Conversation(turns, _tools(body, used)), used
+    return Conversation(turns, _tools(body, used), thinking=_mode(body, used)), used
 
 
 def _history(value: Any) -> Messages:
@@ -274,6 +289,24 @@ def _with_system(body: dict[str, Any], turns: Messages, used: set[str]) -> Messa
     return turns if first["role"] == "system" else spoken("system", text).then(turns)
 
 
+def _mode(body: dict[str, Any], used: set[str]) -> bool | None:
+    """The mode that the record states: `enable_thinking`, also in `chat_template_kwargs`."""
+    used.update(("enable_thinking", "chat_template_kwargs"))
+    options = decoded(body.get("chat_template_kwargs"), "'chat_template_kwargs'") or {}
+    if not isinstance(options, dict):
+        raise FormError("'chat_template_kwargs' must be an object")
+    options = {key: value for key, value in options.items() if value is not None}
+    if strange := sorted(options.keys() - {"enable_thinking"}):
+        raise FormError(f"'chat_template_kwargs' has {strange[0]!r}, which is not read; only 'enable_thinking' is")
+    said = [holder["enable_thinking"] for holder in (body, options) if "enable_thinking" in holder]
+    for value in said:
+        if not isinstance(value, bool):
+            raise FormError(f"'enable_thinking' is {value!r}; it must be true or false")
+    if len(set(said)) > 1:
+        raise FormError("'enable_thinking' and 'chat_template_kwargs' say different things; keep one of them")
+    return said[0] if said else None
+
+
 def _tools(body: dict[str, Any], used: set[str]) -> list[dict[str, Any]] | None:
     used.update(("tools", "functions"))
     given = [tools for key in ("tools", "functions") if (tools := read_tools(body.get(key), key))]
@@ -295,11 +328,11 @@ def _check_other_forms(body: dict[str, Any], form: Form, used: set[str], text_ke
         value = body.get(key)
         if key in used or _empty(value):
             continue
-        if isinstance(value, str) and not _is_messages(value):
+        if isinstance(value, str) and not is_messages(value):
             parts = [line.strip() for text in said for line in text.split("\n")]
             same = any(value.strip() in text for text in said) or (parts != [] and all(part in value for part in parts))
         else:
-            same = _is_messages(value) and (other := read_messages(value, key).messages) == messages[: len(other)]
+            same = is_messages(value) and (other := read_messages(value, key).messages) == messages[: len(other)]
         if not same:
             read = ", ".join(map(repr, sorted(used & body.keys())))
             raise FormError(f"the record has {read} and {key!r}, which say different things; keep one of them")
@@ -316,7 +349,7 @@ def _refuse(body: dict[str, Any], table: dict[str, str]) -> None:
         raise FormError(f"{key!r} is not read: {reason}")
 
 
-def _is_messages(value: Any) -> bool:
+def is_messages(value: Any) -> bool:
     """Whether a prompt or completion is messages, or the JSON text of some."""
     if isinstance(value, str) and value.lstrip().startswith("[") and value.rstrip().endswith("]") and '"role"' in value:
         try:

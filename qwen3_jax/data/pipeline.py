@@ -16,34 +16,20 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import grain
 import numpy as np
 
+from qwen3_jax.data.batches import Batch, read_rows
 from qwen3_jax.data.config import DataConfig, Source
-from qwen3_jax.data.mixture import Row, RowPlanner, pack
+from qwen3_jax.data.mixture import RowPlanner, pack
 from qwen3_jax.data.preparation import prepare
 from qwen3_jax.data.prepared import Prepared, is_prepared
 from qwen3_jax.data.records import DataError, TextTokenizer
-from qwen3_jax.data.streams import Piece, cut, streams
+from qwen3_jax.data.streams import Piece, pieces_of, streams
 from qwen3_jax.errors import UserError, warn
-
-
-class Batch(TypedDict):
-    """tokens, targets int32 [rows, T]: inputs, and the token that follows each.
-    loss_mask float32 [rows, T]: 1 where the target is learned.
-    segment_ids int32 [rows, T]: pieces count from 1 in each row, 0 is padding.
-    positions int32 [rows, T]: from 0 in each piece.
-    """
-
-    tokens: np.ndarray
-    targets: np.ndarray
-    loss_mask: np.ndarray
-    segment_ids: np.ndarray
-    positions: np.ndarray
 
 
 def open_sources(
@@ -63,6 +49,12 @@ def open_sources(
             parent = Path(config.cache).expanduser() if config.cache else folder
             corpus = prepare(source, tokenizer, parent / source.name, seed=config.seed, visible=visible)
         corpus.check_tokenizer(tokenizer)
+        if corpus.pairs != source.pairs:
+            one, other = ("preferences", "documents") if corpus.pairs else ("documents", "preferences")
+            raise DataError(
+                f"{corpus.folder} was prepared as {one}, and the run's method reads {other}; prepare its records "
+                f"{'without' if corpus.pairs else 'with'} --pairs."
+            )
         _warn_of_unlabelled(source, corpus)
         out.append(corpus)
     return out
@@ -85,6 +77,7 @@ def make_train_loader(
     *,
     weights: Mapping[str, float] | None = None,
     rows: Sequence[int] | None = None,
+    reference: Sequence[np.ndarray] | None = None,
 ) -> grain.IterDataset[Batch]:
     """An endless dataset of batches; `iter()` of it has `get_state` and `set_state`.
 
@@ -97,6 +90,7 @@ def make_train_loader(
         corpora: of `open_sources`.
         weights: weights by source name, which replace the sources' own; a source without one is left out.
         rows: rows of the global batch to read on this host; all by default.
+        reference: of preferences, for each corpus the log-probabilities float32 [documents, 2] under the reference model.
 
     Raises:
         UserError: a weight of a source that there is not, or a row outside the batch.
@@ -107,7 +101,7 @@ def make_train_loader(
         raise UserError(f"rows {list(chosen)} are not all in a batch of {config.batch_size}")
     for name in weights or ():
         config.source(name)
-    planned = _Planned(config, corpora, _shares(config, weights), chosen)
+    planned = _Planned(config, corpora, _shares(config, weights), chosen, reference)
     return grain.experimental.ThreadPrefetchIterDataset(planned, prefetch_buffer_size=config.prefetch_batches)
 
 
@@ -117,6 +111,7 @@ def make_eval_batches(
     source_name: str,
     max_batches: int | None = None,
     domain: str | None = None,
+    reference: Sequence[np.ndarray] | None = None,
 ) -> list[Batch]:
     """Batches of held-out documents, the same list each time; the last one is filled up with padding rows.
 
@@ -127,6 +122,7 @@ def make_eval_batches(
         source_name: the source.
         max_batches: the most; None is all.
         domain: only documents of this domain.
+        reference: as for `make_train_loader`.
 
     Raises:
         UserError: an unknown source, or nothing is held out.
@@ -154,7 +150,7 @@ def make_eval_batches(
     for start in range(0, len(rows), config.batch_size):
         part = rows[start : start + config.batch_size]
         part += [()] * (config.batch_size - len(part))
-        batches.append(_read(part, corpora, config.sequence_length))
+        batches.append(read_rows(part, corpora, config.sequence_length, reference))
     return batches
 
 
@@ -236,10 +232,16 @@ class _Planned(grain.IterDataset[Batch]):
     """The batches, planned and read one by one."""
 
     def __init__(
-        self, config: DataConfig, corpora: Sequence[Prepared], weights: Mapping[str, float], rows: Sequence[int]
+        self,
+        config: DataConfig,
+        corpora: Sequence[Prepared],
+        weights: Mapping[str, float],
+        rows: Sequence[int],
+        reference: Sequence[np.ndarray] | None,
     ):
         super().__init__()
         self.config, self.corpora, self.weights, self.rows = config, corpora, weights, rows
+        self.reference = reference
         self.streams, self.sizes = streams(config, corpora, weights), _sizes(config, corpora)
 
     def __iter__(self) -> _PlannedIterator:
@@ -254,7 +256,8 @@ class _PlannedIterator(grain.DatasetIterator[Batch]):
     def __next__(self) -> Batch:
         config = self._planned.config
         plan = [next(self._planner) for _ in range(config.batch_size)]
-        return _read([plan[row] for row in self._planned.rows], self._planned.corpora, config.sequence_length)
+        rows = [plan[row] for row in self._planned.rows]
+        return read_rows(rows, self._planned.corpora, config.sequence_length, self._planned.reference)
 
     def get_state(self) -> dict[str, Any]:
         return self._planner.state() | {"text": self._planned.sizes}
@@ -269,41 +272,6 @@ class _PlannedIterator(grain.DatasetIterator[Batch]):
 
 
 def _pieces(source: int, documents: np.ndarray, corpus: Prepared, length: int) -> Iterator[Piece]:
-    document, start, pairs = cut(documents, np.asarray(corpus.lengths)[documents], length)
+    document, start, pairs = pieces_of(documents, corpus, length)
     for values in zip(document.tolist(), start.tolist(), pairs.tolist(), strict=True):
         yield Piece(source, *values)
-
-
-def _read(rows: Sequence[Row], corpora: Sequence[Prepared], length: int) -> Batch:
-    """Fetch the tokens of some rows."""
-    batch = Batch(
-        tokens=np.zeros((len(rows), length), np.int32),
-        targets=np.zeros((len(rows), length), np.int32),
-        loss_mask=np.zeros((len(rows), length), np.float32),
-        segment_ids=np.zeros((len(rows), length), np.int32),
-        positions=np.zeros((len(rows), length), np.int32),
-    )
-    placed = []  # (piece, row, from, segment)
-    for number, row in enumerate(rows):
-        start = 0
-        for segment, piece in enumerate(row, 1):
-            placed.append((piece, number, start, segment))
-            start += piece.pairs
-    placed.sort(key=lambda one: one[0])
-    for source, group in groupby(placed, key=lambda one: one[0].source):
-        members = list(group)
-        numbers = sorted({piece.document for piece, *_ in members})
-        documents = dict(zip(numbers, corpora[source].read(numbers), strict=True))
-        for piece, number, start, segment in members:
-            document, here = documents[piece.document], slice(start, start + piece.pairs)
-            stop = piece.start + piece.pairs
-            if stop >= len(document.tokens):
-                raise DataError(
-                    f"{corpora[source].folder}: document {piece.document} is shorter than lengths.npy says."
-                )
-            batch["tokens"][number, here] = document.tokens[piece.start : stop]
-            batch["targets"][number, here] = document.tokens[piece.start + 1 : stop + 1]
-            batch["loss_mask"][number, here] = document.loss[piece.start + 1 : stop + 1]
-            batch["segment_ids"][number, here] = segment
-            batch["positions"][number, here] = np.arange(piece.pairs)
-    return batch

@@ -160,7 +160,7 @@ class Preparation:
             DataError: no document is left, or more records are malformed than allowed.
         """
         source, folder = self.job.source, self.job.folder
-        counts = ("documents", "tokens", "text_bytes", "duplicates", "held_out", "malformed")
+        counts = ("documents", "tokens", "text_bytes", "duplicates", "held_out", "malformed", "whole")
         total = {name: sum(getattr(shard, name) for shard in shards) for name in counts}
         malformed = [line for shard in shards if shard.malformed for line in load_log(self.job, shard.number)]
         if len(malformed) > source.cleaning.max_malformed:
@@ -191,6 +191,7 @@ class Preparation:
             "documents": total["documents"],
             "tokens": total["tokens"],
             "text_bytes": total["text_bytes"],
+            "whole": total["whole"],
             "left_out": {name: total[name] for name in ("duplicates", "held_out", "malformed")},
             "names": names,
             "tokenizer": self.settings["tokenizer"],
@@ -257,13 +258,13 @@ def _collect_held_out(job: PreparationJob) -> None:
     if not settings.held_out or path.exists():
         return
     source = dataclasses.replace(
-        job.source, path=settings.held_out, format="auto", running_sum=None, cleaning=type(settings)()
+        job.source, path=settings.held_out, format="auto", running_sum=None, pairs=False, cleaning=type(settings)()
     )
 
     def plain() -> Iterator[str]:
         for split in splits(source):
             for record in read(split, source):
-                yield record_text(record, source.text_key)
+                yield record_text(record, source)
 
     with written_whole(path) as temporary, temporary.open("wb") as stream:
         np.save(stream, cleaning.HeldOut.of(plain(), settings.ngram).grams)

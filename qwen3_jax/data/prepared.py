@@ -11,8 +11,9 @@
     FOLDER/files.json                            the files that it was prepared from, and their sizes
     FOLDER/labels/                               labels that were attached later (`qwen3_jax.data.attached`)
 
-A record is one byte (bit 0: tokens have 4 bytes and not 2; bit 1: not every token is learned), the token ids, and where bit 1
-is set one bit per token, whether it is learned.
+A record is one byte (bit 0: tokens have 4 bytes and not 2; bit 1: not every token is learned; bit 2: it is a preference), of a
+preference four bytes (the token at which the rejected document begins), the token ids, and where bit 1 is set one bit per
+token, whether it is learned.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from qwen3_jax.data.records import DataError, Encoded, TextTokenizer
 from qwen3_jax.errors import nearest
 
 MANIFEST, LABELS, LABELS_FILE = "dataset.json", "labels", "labels.json"
-FORMAT = 1
+FORMAT = 2
 # Columns of a document: tokens, indices into the manifest's names, quality, and what decides whether it is held out.
 COLUMNS = {"lengths": "<i4", "domain": "<i2", "language": "<i2", "quality": "<f4", "key": "<u8"}
 
@@ -186,6 +187,16 @@ class Prepared:
         """Tokens of all documents."""
         return int(self.manifest["tokens"])
 
+    @property
+    def pairs(self) -> bool:
+        """Whether the documents are preferences."""
+        return bool(self.manifest["settings"]["source"]["pairs"])
+
+    @property
+    def whole(self) -> int:
+        """Number of documents of which every token is learned."""
+        return int(self.manifest["whole"])
+
     def names(self, label: str) -> list[str]:
         """The names of a label's values ("domain" or "language")."""
         return list(self.manifest["names"][label])
@@ -273,21 +284,24 @@ def encode_record(document: Encoded) -> bytes:
     """One document as an ArrayRecord record."""
     wide = bool(len(document.tokens)) and int(document.tokens.max()) >= 2**16
     partly = not bool(document.loss.all())
-    body = document.tokens.astype("<u4" if wide else "<u2").tobytes()
-    return bytes([wide | partly << 1]) + body + (np.packbits(document.loss).tobytes() if partly else b"")
+    pair = document.rejected.to_bytes(4, "little") if document.rejected else b""
+    body = pair + document.tokens.astype("<u4" if wide else "<u2").tobytes()
+    flags = wide | partly << 1 | bool(pair) << 2
+    return bytes([flags]) + body + (np.packbits(document.loss).tobytes() if partly else b"")
 
 
 def decode_record(raw: bytes) -> Encoded:
     """The inverse."""
-    wide, partly = raw[0] & 1, raw[0] >> 1 & 1
-    width = 4 if wide else 2
+    wide, partly, pair = raw[0] & 1, raw[0] >> 1 & 1, raw[0] >> 2 & 1
+    width, start = 4 if wide else 2, 5 if pair else 1
+    rejected = int.from_bytes(raw[1:5], "little") if pair else 0
     # With one bit per token, n tokens take n * width + ceil(n / 8) bytes.
-    count = (len(raw) - 1) * 8 // (8 * width + 1) if partly else (len(raw) - 1) // width
-    tokens = np.frombuffer(raw, "<u4" if wide else "<u2", count, 1).astype(np.int32)
+    count = (len(raw) - start) * 8 // (8 * width + 1) if partly else (len(raw) - start) // width
+    tokens = np.frombuffer(raw, "<u4" if wide else "<u2", count, start).astype(np.int32)
     if not partly:
-        return Encoded(tokens, np.ones(count, bool))
-    bits = np.unpackbits(np.frombuffer(raw, np.uint8, offset=1 + count * width), count=count)
-    return Encoded(tokens, bits.astype(bool))
+        return Encoded(tokens, np.ones(count, bool), rejected)
+    bits = np.unpackbits(np.frombuffer(raw, np.uint8, offset=start + count * width), count=count)
+    return Encoded(tokens, bits.astype(bool), rejected)
 
 
 def fingerprint(tokenizer: TextTokenizer) -> str:

@@ -17,11 +17,13 @@ import hashlib
 import random
 import re
 import string
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from qwen3_jax.data.config import RunningSum
-from qwen3_jax.data.records import END_OF_TURN, Record
+from qwen3_jax.data.records import Record
+from qwen3_jax.data.rendering import END_OF_TURN
 from qwen3_jax.errors import UserError
 from qwen3_jax.text.thinking import STOP_TEXT
 
@@ -81,6 +83,16 @@ def running_sum_problem(
         f"no {split} question with {min_digits} to {max_digits} digits and the answer {answer} "
         f"at eval_fraction {eval_fraction}"
     )
+
+
+def held_out_running_sums(
+    count: int, seed: int, min_digits: int, max_digits: int, eval_fraction: float
+) -> Iterator[Problem]:
+    """The first `count` problems of the eval split; the arguments are those of `running_sum_problem`."""
+    for index in range(count):
+        yield running_sum_problem(
+            index, seed, "eval", min_digits=min_digits, max_digits=max_digits, eval_fraction=eval_fraction
+        )
 
 
 def is_correct(problem: Problem, content: str) -> bool:

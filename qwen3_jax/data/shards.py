@@ -26,7 +26,7 @@ from qwen3_jax.data.config import Source
 from qwen3_jax.data.encoding import Read, encode_records, record_text
 from qwen3_jax.data.labels import Labelled, label
 from qwen3_jax.data.prepared import COLUMNS, encode_record
-from qwen3_jax.data.records import DataError, Malformed, Record, TextTokenizer, form_of
+from qwen3_jax.data.records import DataError, Malformed, Record, TextTokenizer, form_of, pair_of
 from qwen3_jax.data.sources import Split, read
 from qwen3_jax.file_writes import write_json, written_whole
 
@@ -84,6 +84,7 @@ class Shard:
     duplicates: int
     held_out: int
     malformed: int
+    whole: int = 0
     keys: list[str] = dataclasses.field(default_factory=list)
     keys_read: list[str] = dataclasses.field(default_factory=list)
 
@@ -123,7 +124,7 @@ def prepare_split(job: PreparationJob, number: int, split: Split, drop: np.ndarr
     lengths = work.columns["lengths"]
     shard = Shard(
         number, len(lengths), sum(lengths), size, work.text_bytes, work.duplicates, work.held_out, len(work.malformed),
-        sorted(work.keys), sorted(work.keys_read),
+        work.whole, sorted(work.keys), sorted(work.keys_read),
     )  # fmt: skip
     write_json(done, dataclasses.asdict(shard))
     return shard
@@ -151,7 +152,7 @@ def sign_split(job: PreparationJob, number: int, split: Split) -> Path:
     with written_whole(path) as temporary, temporary.open("wb") as stream:
         for place, record in enumerate(read(split, job.source, job.seed)):
             try:
-                signed = cleaning.signature(record_text(record, job.source.text_key), near)
+                signed = cleaning.signature(record_text(record, job.source), near)
             except DataError:
                 # Counted by prepare_split; here it must only resemble nothing else.
                 own = hashlib.blake2b(f"{number}/{place}".encode(), digest_size=8).digest()
@@ -170,7 +171,7 @@ class _Work:
         self.columns: dict[str, array] = {name: array(np.dtype(kind).char) for name, kind in COLUMNS.items()}
         self.names: dict[str, dict[str, int]] = {name: {} for name in NAMED}
         self.malformed: list[str] = []
-        self.duplicates = self.held_out = self.text_bytes = 0
+        self.duplicates = self.held_out = self.text_bytes = self.whole = 0
         self.keys: set[str] = set()
         self.keys_read: set[str] = set()
         self._shapes: set[frozenset[str]] = set()
@@ -202,7 +203,9 @@ class _Work:
         if shape not in self._shapes and len(self.keys) < _MOST_NAMES:
             self._shapes.add(shape)
             self.keys |= shape
-            self.keys_read |= form_of(record, self._job.source.text_key)[1] & shape
+            source = self._job.source
+            read = pair_of(record) if source.pairs else form_of(record, source.text_key)
+            self.keys_read |= read[1] & shape
 
     def _left_out(self, text: str, duplicate: bool) -> bool:
         if duplicate:
@@ -225,6 +228,7 @@ class _Work:
         assert isinstance(read.record, Record)
         for document in read.documents:
             writer.write(encode_record(document))
+            self.whole += bool(document.loss.all())
             self.columns["lengths"].append(len(document.tokens))
             self.columns["quality"].append(labels.quality)
             self.columns["key"].append(read.record.key)

@@ -119,7 +119,7 @@ def training_texts(config: DataConfig, max_records: int = 2000) -> Iterator[str]
                 if isinstance(record, Malformed) or record.key < source.eval_fraction * 2**64:
                     continue
                 try:
-                    found = list(texts(record, source.text_key))
+                    found = list(texts(record, source.text_key, source.pairs))
                 except DataError:  # preparing counts it
                     continue
                 yield from (text for text in found if is_unicode(text))

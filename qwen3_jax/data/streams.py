@@ -145,6 +145,25 @@ def cut(documents: np.ndarray, lengths: np.ndarray, row: int) -> tuple[np.ndarra
     return document, start.astype(np.int32), np.minimum(np.repeat(pairs, counts) - start, row).astype(np.int32)
 
 
+def pieces_of(used: np.ndarray, corpus: Prepared, row: int) -> Pieces:
+    """The pieces of some documents of a corpus; a preference is one piece of all its tokens, because each of its two documents
+    is read to its last token.
+
+    Raises:
+        DataError: a preference is longer than a row.
+    """
+    lengths = np.asarray(corpus.lengths)[used]
+    if not corpus.pairs:
+        return Pieces(*cut(used, lengths, row))
+    if len(lengths) and lengths.max() > row:
+        raise DataError(
+            f"{int((lengths > row).sum()):,} of {len(lengths):,} preferences in {corpus.folder} have more tokens, chosen and "
+            f"rejected together, than a row of {row} (the longest has {lengths.max():,}); raise data.sequence_length, or leave "
+            f"them out with 'where: {{length: [null, {row}]}}' of the source."
+        )
+    return Pieces(used, np.zeros(len(used), np.int32), lengths.astype(np.int32))
+
+
 def cut_of(config: DataConfig) -> dict[str, Any]:
     """What decides into which pieces text is cut, as JSON values."""
     classes = [[length_class.above, length_class.up_to] for length_class in config.lengths]
@@ -196,7 +215,7 @@ def _left(config: DataConfig, corpora: Sequence[Prepared], earlier: Sequence[Map
 
 def _whole(config: DataConfig, source: Source, corpus: Prepared) -> Pieces:
     used = np.flatnonzero(corpus.select(source.where) & ~corpus.held_out(source.eval_fraction))
-    return Pieces(*cut(used, np.asarray(corpus.lengths)[used], config.sequence_length))
+    return pieces_of(used, corpus, config.sequence_length)
 
 
 def _cut_again(rest: Pieces, row: int) -> Pieces:

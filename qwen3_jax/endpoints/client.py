@@ -182,5 +182,8 @@ class Endpoint:
         if http.status in _WRONG_FROM_THE_START and self._has_answered:
             return Reply("refused", reason=text)
         if http.status == 401 or http.status in _WRONG_FROM_THE_START or 300 <= http.status < 400:
-            raise EndpointError(f"{self.url} does not accept requests for the model {self.model!r} ({text}).")
+            raise EndpointError(
+                f"{self.url} does not accept requests for the model {self.model!r} ({text})."
+                + self._transport.key_hint(http.status)
+            )
         return Reply("unreachable", reason=text, retry_after=http.retry_after)

@@ -112,6 +112,14 @@ class Transport:
         """
         return self._send("POST", route, json.dumps(body).encode("utf-8", "replace"), headers or {})
 
+    def key_hint(self, status: int) -> str:
+        """What to add to an error of this HTTP status: how to send a key, where none was sent."""
+        return (
+            " No key was sent; --api-key-env NAME sends one."
+            if status == 401 and "Authorization" not in self._headers
+            else ""
+        )
+
     def only_model(self) -> str:
         """The name of the server's model.
 
@@ -134,7 +142,8 @@ class Transport:
             if tried < _MODEL_TRIES:
                 time.sleep(pause(tried, None if reply is None else reply.retry_after))
         if failure or reply is None:
-            raise EndpointError(f"{self.url} cannot be asked for its model ({failure}).")
+            hint = "" if reply is None else self.key_hint(reply.status)
+            raise EndpointError(f"{self.url} cannot be asked for its model ({failure}).{hint}")
         try:
             names = [str(model["id"]) for model in json.loads(reply.body)["data"]]
         except (ValueError, KeyError, TypeError):

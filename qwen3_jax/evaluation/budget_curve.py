@@ -17,12 +17,14 @@ from rich.console import Console
 from rich.table import Table
 
 from qwen3_jax.checkpoint import load
-from qwen3_jax.data import DataConfig, RunningSum, running_sum_problem
+from qwen3_jax.data import DataConfig, RunningSum
 from qwen3_jax.data import Problem as Generated
+from qwen3_jax.data.reasoning import held_out_running_sums
 from qwen3_jax.evaluation.config import BudgetCurveConfig
 from qwen3_jax.evaluation.engine_source import EngineSource
 from qwen3_jax.evaluation.metrics import Scored, cells
 from qwen3_jax.evaluation.plan import EvalConfig, Plan
+from qwen3_jax.evaluation.report import draw_curves
 from qwen3_jax.evaluation.runner import run
 from qwen3_jax.evaluation.samples import SampleList
 from qwen3_jax.evaluation.task import Problem
@@ -105,17 +107,7 @@ def held_out_problems(data: DataConfig, source_name: str, count: int) -> list[Ge
     """Return the first `count` problems of a synthetic source's evaluation split."""
     source = data.source(source_name)
     settings = source.running_sum or RunningSum()
-    return [
-        running_sum_problem(
-            index,
-            data.seed,
-            "eval",
-            min_digits=settings.min_digits,
-            max_digits=settings.max_digits,
-            eval_fraction=source.eval_fraction,
-        )
-        for index in range(count)
-    ]
+    return list(held_out_running_sums(count, data.seed, settings.min_digits, settings.max_digits, source.eval_fraction))
 
 
 def show(points: list[Point], seconds: float) -> None:
@@ -135,25 +127,24 @@ def show(points: list[Point], seconds: float) -> None:
 
 
 def plot(points: list[Point], output: Path) -> None:
-    """Draw accuracy over budgets; the unlimited budget is the rightmost point."""
+    """Draw accuracy over budgets as `qwen3 eval` does, with the accuracy of guessing a digit."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    finite = [p.budget for p in points if p.budget is not None]
-    last = max(finite, default=0)
-    step = max(last / max(len(finite) - 1, 1), 1)
-    xs = [last + step if p.budget is None else p.budget for p in points]
-    axes.errorbar(
-        xs, [p.accuracy for p in points], yerr=[p.standard_error for p in points], marker="o", capsize=3, color="C0"
+    shared = {"task": "running_sum", "mode": "thinking"}
+    draw_curves(
+        axes,
+        [
+            {**shared, "thinking_budget": p.budget, "value": p.accuracy, "standard_error": p.standard_error}
+            for p in points
+        ],
     )
     axes.axhline(0.1, color="0.5", linestyle=":", linewidth=1)
     axes.annotate(
-        "chance", (xs[-1], 0.1), xytext=(0, 3), textcoords="offset points", ha="right", fontsize=8, color="0.4"
-    )
-    axes.set_xticks(xs, ["unlimited" if p.budget is None else str(p.budget) for p in points])
-    axes.set(xlabel="thinking budget (tokens)", ylabel="accuracy on unseen problems", ylim=(0, 1.03))
-    axes.grid(alpha=0.25)
+        "chance", (1, 0.1), xycoords=("axes fraction", "data"), xytext=(-3, 3), textcoords="offset points", ha="right",
+        fontsize=8, color="0.4",
+    )  # fmt: skip
     image = io.BytesIO()
     figure.savefig(image, dpi=130, format="png")
     output.write_bytes(image.getvalue())

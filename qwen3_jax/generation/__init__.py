@@ -5,6 +5,7 @@ from qwen3_jax.generation.api import generate, stream, stream_requests
 from qwen3_jax.generation.budget import ThinkingTokens
 from qwen3_jax.generation.engine import Engine, can_continue
 from qwen3_jax.generation.request import Constraint, Options, Request, end_tokens, resolve, with_budget
+from qwen3_jax.generation.rewards import reward
 from qwen3_jax.generation.sampling import Sampling
 from qwen3_jax.generation.scores import Scores, score
 from qwen3_jax.generation.speculation import DraftModel, PromptLookup, Speculation
@@ -34,6 +35,7 @@ __all__ = [
     "end_tokens",
     "generate",
     "resolve",
+    "reward",
     "score",
     "stream",
     "stream_requests",

@@ -63,6 +63,7 @@ class ActiveRequest(TokenSequence):
             in_thinking=request.thinking,
             may_think=not request.thinking and not request.answering,
             unreported=first_scored(request),
+            adapter=request.adapter,
         )
 
     def append(self, output: Output, step: int, row: int, ended: bool) -> Token:
@@ -124,6 +125,7 @@ def arrays_of(request: Request, defaults: GenerationConfig, slot: int) -> tuple[
         eos,
         one(slot, np.int32),
         one(request.constraint is not None, bool),
+        one(request.adapter, np.int32),
     )
     progress = Progress(
         token=one(request.prompt[-1], np.int32),

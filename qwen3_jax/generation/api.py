@@ -41,12 +41,13 @@ def generate(
     tools: Sequence[Mapping[str, Any]] | None = None,
     continue_final_message: bool = False,
     thinking_stop_text: str = STOP_TEXT,
+    adapter: PerPrompt[str | None] = None,
     batch_size: int | None = None,
     progress: bool | None = False,
 ) -> list[Generation]:
     """Answer every prompt.
 
-    `sampling`, `max_new_tokens`, `enable_thinking` and `thinking_budget` may be lists with one entry per prompt.
+    `sampling`, `max_new_tokens`, `enable_thinking`, `thinking_budget` and `adapter` may be lists with one entry per prompt.
 
     Args:
         model: from `qwen3_jax.load`, on any mesh; or an engine around it, whose prefix cache is then kept between calls.
@@ -61,6 +62,8 @@ def generate(
         tools: functions that the model may call, as JSON schemas in OpenAI's form; calls are returned as `tool_calls`.
         continue_final_message: the last message is an unfinished answer for the model to continue.
         thinking_stop_text: inserted when the budget is reached; must contain `</think>` once.
+        adapter: the name of one of the adapters that the model was loaded with (`load(adapter={"french": "DIR"})`); None is the
+            model itself. Answers of different adapters are decoded together.
         batch_size: most answers decoded together; None is 32, or the rows of the given engine.
         progress: draw a progress bar; None draws it on a terminal.
 
@@ -73,7 +76,7 @@ def generate(
     """
     options = dict(
         sampling=sampling, max_new_tokens=max_new_tokens, enable_thinking=enable_thinking, thinking_budget=thinking_budget,
-        tools=tools, continue_final_message=continue_final_message, thinking_stop_text=thinking_stop_text,
+        tools=tools, continue_final_message=continue_final_message, thinking_stop_text=thinking_stop_text, adapter=adapter,
     )  # fmt: skip
     engine, requests = _resolve(model, tokenizer, prompts, batch_size, options, offline=True)
     results: dict[tuple[int, int], Generation] = {}
@@ -100,6 +103,7 @@ def stream(
     tools: Sequence[Mapping[str, Any]] | None = None,
     continue_final_message: bool = False,
     thinking_stop_text: str = STOP_TEXT,
+    adapter: PerPrompt[str | None] = None,
     batch_size: int | None = None,
 ) -> Iterator[Delta]:
     """Like `generate`, but yield typed deltas as they are generated; each answer closes with a delta of kind "end".
@@ -108,7 +112,7 @@ def stream(
     """
     options = dict(
         sampling=sampling, max_new_tokens=max_new_tokens, enable_thinking=enable_thinking, thinking_budget=thinking_budget,
-        tools=tools, continue_final_message=continue_final_message, thinking_stop_text=thinking_stop_text,
+        tools=tools, continue_final_message=continue_final_message, thinking_stop_text=thinking_stop_text, adapter=adapter,
     )  # fmt: skip
     engine, requests = _resolve(model, tokenizer, prompts, batch_size, options)
     return stream_requests(engine, tokenizer, requests)
@@ -179,7 +183,7 @@ def _per_prompt(options: dict[str, Any], count: int) -> list[dict[str, Any]]:
     if options["sampling"] is None:
         options["sampling"] = Sampling()
     rows = [dict(options) for _ in range(count)]
-    for name in ("sampling", "max_new_tokens", "enable_thinking", "thinking_budget"):
+    for name in ("sampling", "max_new_tokens", "enable_thinking", "thinking_budget", "adapter"):
         if isinstance(value := options[name], (list, tuple)):
             require(len(value) == count, f"{name} has {len(value)} entries for {count} prompts.", name)
             for row, item in zip(rows, value, strict=True):

@@ -81,7 +81,7 @@ class Engine:
         stats: totals so far.
 
     Raises:
-        UserError: an invalid option, by name.
+        UserError: an invalid option, by name; or a reward model.
     """
 
     FIRST_PROGRAMS: ClassVar[int] = 2  # of `programs`: one prefill and one decode step
@@ -101,6 +101,8 @@ class Engine:
         slots_per_page: int | None = None,
         offline: bool = False,
     ):
+        if not model.has_vocabulary:
+            raise UserError("this is a reward model, which writes no text; `qwen3_jax.reward` reads its rewards.")
         context = model.config.max_position_embeddings
         chunk, steps = _OFFLINE if offline else _ONLINE
         prefill_chunk = chunk if prefill_chunk is None else prefill_chunk
@@ -196,6 +198,8 @@ class Engine:
         require(can_count, "a thinking budget needs `thinking_tokens`, see ThinkingTokens.of.", "thinking_budget")
         if may_force(request.budget, request.thinking):
             request.thinking_tokens.check_stop()
+        most = 0 if self.model.lora is None else len(self.model.lora.names)
+        require(0 <= request.adapter <= most, f"the model has {most} adapters; got {request.adapter}.", "adapter")
         require(len(request.eos) <= MAX_EOS, f"{len(request.eos)} end tokens; the most is {MAX_EOS}.", "eos")
         if limit == 0 and first_scored(request) is None:  # nothing to compute
             number = self._scheduler.next_number()
@@ -284,9 +288,9 @@ class Engine:
 
     def _score(self, scored: Sequence[Scored], states: jax.Array) -> Sequence[Logprobs]:
         """Compute the log probabilities of the tokens of prompts that a prefill scores."""
-        wanted: list[list[tuple[int, int]]] = [[] for _ in self._scheduler.pools]
+        wanted: list[list[tuple[int, int, int]]] = [[] for _ in self._scheduler.pools]
         for each in scored:
-            wanted[each.shard] += each.pairs
+            wanted[each.shard] += each.wanted
         alternatives = max((each.active.request.sampling.logprobs or 0 for each in scored), default=0)
         return self._runner.score(states, wanted, 1 if alternatives <= 1 else MAX_LOGPROBS)
 

@@ -1,9 +1,9 @@
 """Pages of the key/value cache: reference counts and the prefix cache.
 
-A page filled by a sequence is indexed under (the page before it, its tokens), and later sequences with the same prefix share
-it: multi-turn chats, and n samples of one prompt, are computed once (Kwon et al. 2023, arXiv 2309.06180, section 4.4; Zheng et
-al. 2024, arXiv 2312.07104, section 3). An indexed page without holders is evicted when pages run out: least recently released
-first, and the end of a sequence before its beginning.
+A page filled by a sequence is indexed under (the page before it, its tokens), the first under its adapter, and later
+sequences with the same prefix share it: multi-turn chats, and n samples of one prompt, are computed once (Kwon et al. 2023,
+arXiv 2309.06180, section 4.4; Zheng et al. 2024, arXiv 2312.07104, section 3). An indexed page without holders is evicted
+when pages run out: least recently released first, and the end of a sequence before its beginning.
 
 Invariant: every page but page 0, which is reserved as a write sink, is free, held by at least one sequence, or indexed and
 without holders. Shared pages are never written again.
@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-
-_ROOT = 0  # name of the predecessor of a first page
 
 
 class Pool:
@@ -37,7 +35,7 @@ class Pool:
         self._key_of: dict[int, tuple[int, tuple[int, ...]]] = {}
         # A page's name as a predecessor. Never reused, unlike its number: the successors of an evicted page stay unreachable.
         self._name_of: dict[int, int] = {}
-        self._names = _ROOT
+        self._names = 0
 
     @property
     def available(self) -> int:
@@ -49,10 +47,11 @@ class Pool:
         """Pages with at least one holder."""
         return self.capacity - self.available
 
-    def match(self, tokens: Sequence[int]) -> list[int]:
-        """Return the indexed pages of a sequence's prefix, in order. They never include its last token."""
+    def match(self, tokens: Sequence[int], adapter: int = 0) -> list[int]:
+        """Return the indexed pages of a sequence's prefix, in order; those of the same adapter. They never include its last
+        token."""
         matched: list[int] = []
-        name = _ROOT
+        name = _root(adapter)
         for start in range(0, len(tokens) - self.page_size, self.page_size):
             page = self._page_of.get((name, tuple(tokens[start : start + self.page_size])))
             if page is None:
@@ -95,7 +94,9 @@ class Pool:
                 else:
                     self._free.append(page)
 
-    def record(self, pages: Sequence[int], tokens: Sequence[int], done: int, computed: int) -> None:
+    def record(
+        self, pages: Sequence[int], tokens: Sequence[int], done: int, computed: int, adapter: int = 0
+    ) -> None:  # fmt: skip
         """Index the pages that a sequence's first `computed` tokens fill.
 
         Args:
@@ -103,6 +104,7 @@ class Pool:
             tokens: the sequence.
             done: pages of it recorded before.
             computed: tokens whose keys and values are in the pages, or will be before any other sequence runs.
+            adapter: which of the model's adapters computes them, 0 for none.
         """
         if not self.remember:
             return
@@ -110,7 +112,7 @@ class Pool:
             page = pages[place]
             if page in self._key_of:
                 continue
-            before = _ROOT if place == 0 else self._name_of.get(pages[place - 1])
+            before = _root(adapter) if place == 0 else self._name_of.get(pages[place - 1])
             if before is None:
                 return  # the predecessor is a duplicate of an indexed page
             key = (before, tuple(tokens[place * self.page_size : (place + 1) * self.page_size]))
@@ -124,3 +126,8 @@ class Pool:
         self._free[:0] = range(pages - 1, self.capacity, -1)
         self._holders += [0] * (pages - len(self._holders))
         self.capacity = pages - 1
+
+
+def _root(adapter: int) -> int:
+    """The name of the predecessor of a first page: pages have names from 1 on."""
+    return -adapter

@@ -55,6 +55,7 @@ class Settings(struct.PyTreeNode):
         eos: int32 [B, MAX_EOS], tokens that end the answer where they are sampled, padded with -1.
         slot: int32, the row's slot in `Seen`; past the last without penalties.
         constrained: bool, outside thinking the row takes one token, from `allowed_bw`, and then waits for the host.
+        adapter: int32, which of the model's adapters the row has, from 1 on; 0 is none.
     """
 
     sampling: SamplingRows
@@ -62,6 +63,7 @@ class Settings(struct.PyTreeNode):
     eos: jax.Array
     slot: jax.Array
     constrained: jax.Array
+    adapter: jax.Array
 
 
 class Progress(struct.PyTreeNode):
@@ -148,7 +150,8 @@ def prefill(
     """
     model = nnx.merge(graphdefs[0], params[0])
     rows = Rows(tables_drw, progress.length.reshape(counts_dr.shape), counts_dr)
-    hidden = model.hidden(tokens_df, cache=KVCache(state.groups, rows))
+    adapter_df = rows.of_tokens(settings.adapter.reshape(counts_dr.shape), *tokens_df.shape)
+    hidden = model.hidden(tokens_df, cache=KVCache(state.groups, rows), adapter=adapter_df)
     state = state.replace(groups=_pages(hidden))
     if len(graphdefs) > 1:
         draft = nnx.merge(graphdefs[1], params[1])
@@ -157,7 +160,7 @@ def prefill(
     last_bd = jnp.take_along_axis(hidden.states, last_dr[:, :, None], axis=1).reshape(counts_dr.size, -1)
     # `_take` adds one to the length.
     progress = progress.replace(length=progress.length + counts_dr.reshape(-1) - 1)
-    seen, progress, output = _take(model, settings, state.seen, progress, model.logits(last_bd))
+    seen, progress, output = _take(model, settings, state.seen, progress, model.logits(last_bd, settings.adapter))
     output = jax.tree.map(lambda x: x[None], output)
     return _after(model, state, seen), *_to_all(model, (progress, output)), hidden.states
 
@@ -183,8 +186,9 @@ def decode(
     def step(carry):
         i, state, progress, waits_b, outputs = carry
         running = progress.replace(active=progress.active & ~waits_b)
-        states_bd, groups = _forward_one(model, state.groups, running, tables_drw)
-        seen, after, output = _take(model, settings, state.seen, running, model.logits(states_bd), allowed_bw)
+        states_bd, groups = _forward_one(model, state.groups, running, tables_drw, settings.adapter)
+        logits_bv = model.logits(states_bd, settings.adapter)
+        seen, after, output = _take(model, settings, state.seen, running, logits_bv, allowed_bw)
         outputs = jax.tree.map(lambda all_nb, x_b: all_nb.at[i].set(x_b), outputs, output)
         after = after.replace(active=after.active | (progress.active & waits_b))
         if allowed_bw is not None:
@@ -225,8 +229,9 @@ def verify(
         guess_bg, draft = _draft(nnx.merge(graphdefs[1], params[1]), guesses, state, settings, progress, tables_drw)
         state = state.replace(draft=draft)
     tokens_bt = jnp.concatenate([progress.token[:, None], jnp.maximum(guess_bg, 0)], axis=1)
-    hidden = model.hidden(tokens_bt, cache=KVCache(state.groups, _rows(progress, tables_drw)))
-    logits_btv = model.logits(hidden.states)
+    adapter_bt = jnp.broadcast_to(settings.adapter[:, None], tokens_bt.shape)
+    hidden = model.hidden(tokens_bt, cache=KVCache(state.groups, _rows(progress, tables_drw)), adapter=adapter_bt)
+    logits_btv = model.logits(hidden.states, adapter_bt)
     started_b = progress.active
 
     def place(carry, x):
@@ -251,14 +256,17 @@ def pick(states_dfd: jax.Array, places_dk: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def score(graphdef: Any, few: int, params: Any, states_dkd: jax.Array, targets_dk: jax.Array) -> Logprobs:
+def score(
+    graphdef: Any, few: int, params: Any, states_dkd: jax.Array, targets_dk: jax.Array, adapters_dk: jax.Array
+) -> Logprobs:
     """Return the log probabilities of tokens, and of the `few` most likely ones, from the states before them; arrays [D K].
 
     Logits of these D K tokens alone are in memory; each device gathers those of its own rows, as in `_take`.
     """
     model = nnx.merge(graphdef, params)
     placement, compute = model.execution.placement, functools.partial(own_logprobs, few=few)
-    logits_bv = placement.constrain(model.logits(states_dkd.reshape(targets_dk.size, -1)), ("batch", "vocab"))
+    logits_bv = model.logits(states_dkd.reshape(targets_dk.size, -1), adapters_dk.reshape(-1))
+    logits_bv = placement.constrain(logits_bv, ("batch", "vocab"))
     if placement.mesh is not None:
         own = _own_rows(placement, targets_dk.size)
         compute = jax.shard_map(compute, mesh=placement.mesh, in_specs=(own, own), out_specs=own, check_vma=False)
@@ -301,9 +309,11 @@ def _draft(draft: Qwen3, guesses: int, state: State, settings: Settings, progres
     return tokens_gb[:-1].T, groups
 
 
-def _forward_one(model: Qwen3, groups, progress: Progress, tables_drw):
+def _forward_one(model: Qwen3, groups, progress: Progress, tables_drw, adapter_b=None):
     """Run the model on the newest token of each row; returns (hidden states [B, D], pages)."""
-    hidden = model.hidden(progress.token[:, None], cache=KVCache(groups, _rows(progress, tables_drw)))
+    adapter_b1 = None if adapter_b is None else adapter_b[:, None]
+    cache = KVCache(groups, _rows(progress, tables_drw))
+    hidden = model.hidden(progress.token[:, None], cache=cache, adapter=adapter_b1)
     return hidden.states[:, 0], _pages(hidden)
 
 

@@ -27,9 +27,10 @@ class Scored(NamedTuple):
     place: int
 
     @property
-    def pairs(self) -> list[tuple[int, int]]:
-        """(place of the token before it, token), for each token."""
-        return list(enumerate(self.active.tokens[self.first : self.end], start=self.place))
+    def wanted(self) -> list[tuple[int, int, int]]:
+        """(place of the token before it, token, adapter), for each token."""
+        tokens = enumerate(self.active.tokens[self.first : self.end], start=self.place)
+        return [(place, token, self.active.adapter) for place, token in tokens]
 
 
 def scored_by(plan: Prefill[ActiveRequest]) -> list[Scored]:

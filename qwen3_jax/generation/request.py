@@ -57,6 +57,7 @@ class Request:
         answering: the prompt has begun the answer, which therefore has no thinking: think tags in it are quoted.
         score_from: report the prompt's tokens from this one on, with their log probabilities and as many alternatives as
             `Sampling.logprobs` says, before the answer; None reports none. `max_new_tokens` may then be 0: no answer.
+        adapter: which of the model's adapters (`Lora.names`) answers, from 1 on; 0 is none.
     """
 
     prompt: tuple[int, ...]
@@ -75,6 +76,7 @@ class Request:
     one_call: bool = False
     answering: bool = False
     score_from: int | None = None
+    adapter: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,7 @@ class Options:
         fit_budget: lower a budget that leaves no room for an answer in max_new_tokens instead of refusing it.
         fit_limit: lower max_new_tokens to what the context holds after the prompt instead of refusing it.
         default_limit: upper bound of max_new_tokens when that is None.
+        adapter: the name of one of the adapters that the model was loaded with; None is the model itself.
         echo: report the log probabilities of the prompt too, if `sampling.logprobs` is set; max_new_tokens may then be 0.
 
     Raises:
@@ -110,6 +113,7 @@ class Options:
     fit_limit: bool = False
     default_limit: int | None = None
     echo: bool = False
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         kinds: dict[str, tuple[type, ...]] = dict(
@@ -161,7 +165,7 @@ def resolve(
     request = Request(
         tuple(ids), options.sampling, limit, eos, budget, is_open, thinking_tokens, prompt_index=prompt_index,
         tools=tuple(options.tools or ()), raw=options.raw, continues_text=not is_chat, one_call=options.one_call,
-        answering=place == "answer", score_from=_score_from(len(ids), options),
+        answering=place == "answer", score_from=_score_from(len(ids), options), adapter=_adapter(options.adapter, model),
     )  # fmt: skip
     make, samples = options.constraint, range(options.sampling.n)
     return [replace(request, sample_index=sample, constraint=None if make is None else make()) for sample in samples]
@@ -220,6 +224,16 @@ def end_tokens(model: Qwen3, tokenizer: Tokenizer | None, *, chat: bool = False)
     if chat and tokenizer is not None and tokenizer.end_of_turn_id is not None:
         ids = (*ids, tokenizer.end_of_turn_id)
     return frozenset(ids)
+
+
+def _adapter(name: str | None, model: Qwen3) -> int:
+    """Return the number of an adapter, 0 for none."""
+    if name is None:
+        return 0
+    names = () if model.lora is None else model.lora.names
+    has = f"it has {', '.join(map(repr, names))}" if names else "it was loaded without any by name"
+    require(name in names, f"the model has no adapter {name!r}; {has}.", "adapter")
+    return names.index(name) + 1
 
 
 def _stop_tokens(sampling: Sampling, vocabulary: int) -> frozenset[int]:

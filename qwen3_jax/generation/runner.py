@@ -138,12 +138,12 @@ class Runner:
             self.state, progress, output, states = program.prefill(self._graphdefs, self._params, self.state, *arrays)
         return batch, progress, output, states
 
-    def score(self, states: jax.Array, wanted: Sequence[Sequence[tuple[int, int]]], few: int) -> list[Logprobs]:
+    def score(self, states: jax.Array, wanted: Sequence[Sequence[tuple[int, int, int]]], few: int) -> list[Logprobs]:
         """Return log probabilities of prompt tokens, in pieces, on the device.
 
         Args:
             states: of `prefill`.
-            wanted: for each shard, (place of the token before it in the shard, token).
+            wanted: for each shard, (place of the token before it in the shard, token, adapter).
             few: most likely tokens reported at each place.
 
         Returns pieces of arrays [shards * K]; the pieces, joined along K, have the entries of `wanted` in order.
@@ -152,18 +152,21 @@ class Runner:
         while start < most:
             left = most - start
             size = _SCORED[0] if left <= 3 * _SCORED[0] else _SCORED[1]
-            places, targets = np.zeros((2, self._shards, size), np.int32)
-            for shard, pairs in enumerate(wanted):
-                part = pairs[start : start + size]
-                places[shard, : len(part)] = [place for place, _ in part]
-                targets[shard, : len(part)] = [token for _, token in part]
+            arrays = np.zeros((3, self._shards, size), np.int32)
+            for shard, triples in enumerate(wanted):
+                part = triples[start : start + size]
+                arrays[:, shard, : len(part)] = np.asarray(part, np.int32).reshape(-1, 3).T
+            places, targets, adapters = arrays
             with self._announced("score", size * few, "compiling log probabilities of prompts"):
-                pieces.append(self._score(states, places, targets, few))
+                pieces.append(self._score(states, places, targets, adapters, few))
             start += size
         return pieces
 
-    def _score(self, states: jax.Array, places: np.ndarray, targets: np.ndarray, few: int) -> Logprobs:
-        return program.score(self._graphdefs[0], few, self._params[0], program.pick(states, places), targets)
+    def _score(
+        self, states: jax.Array, places: np.ndarray, targets: np.ndarray, adapters: np.ndarray, few: int
+    ) -> Logprobs:
+        picked = program.pick(states, places)
+        return program.score(self._graphdefs[0], few, self._params[0], picked, targets, adapters)
 
     def decode(self, plan: Decode[ActiveRequest], max_steps: int) -> tuple[ActiveBatch, Progress, Output]:
         """Generate tokens, or check guesses if there are any; returns as `prefill`."""
@@ -267,7 +270,7 @@ class Runner:
         nothing = np.zeros((self._shards, size), np.int32)
         states = self._prefill_nothing(1, MIN_PREFILL_TOKENS)
         with self._announced("score", size * few, "compiling log probabilities of prompts"):
-            self._score(states, nothing, nothing, few)
+            self._score(states, nothing, nothing, nothing, few)
 
     def _compile_enter(self) -> None:
         """Compile the program that gives a request with penalties a slot; here one past the last, which is not written."""

@@ -33,6 +33,7 @@ class TokenSequence:
         cached: prompt tokens that were in the cache when it was first admitted; None before that.
         preemptions: how often it was preempted.
         last_alone: leave the prompt's last token to a decode step, or uncomputed if the sequence ends with the prompt.
+        adapter: which of the model's adapters computes it, 0 for none: sequences of different ones share no pages.
         unreported: the first token whose log probability is still to be reported: the tokens from the one before it on are
             computed, also where the cache has them. None if there is no such token.
     """
@@ -47,6 +48,7 @@ class TokenSequence:
     preemptions: int = 0
     last_alone: bool = False
     unreported: int | None = None
+    adapter: int = 0
 
     @property
     def pending(self) -> int:
@@ -167,7 +169,8 @@ class Scheduler(Generic[T]):
         before = sequence.computed
         sequence.computed += count
         pool = self.pools[sequence.shard]
-        pool.record(sequence.pages, sequence.tokens, before // self.page_size, sequence.computed)
+        done = before // self.page_size
+        pool.record(sequence.pages, sequence.tokens, done, sequence.computed, sequence.adapter)
 
     def _grow(self) -> Grow:
         """Add pages to every pool; the caller extends the cache accordingly."""
@@ -200,14 +203,15 @@ class Scheduler(Generic[T]):
         # Prefer the shard whose cache holds most of the sequence; of equal ones, the one with most available pages.
         order = []
         for shard, pool in enumerate(self.pools):
-            cached = pool.match(sequence.shareable)
+            cached = pool.match(sequence.shareable, sequence.adapter)
             order.append((-len(cached), -pool.available, shard, cached))
         return any(self._enter(sequence, shard, cached) for _, _, shard, cached in sorted(order))
 
     def _only_waits(self, sequence: T) -> bool:
         """Whether a shard has a row for a sequence, and a page of it is being computed there."""
         return any(
-            len(others) < self.rows and self._worth_waiting(sequence, len(pool.match(sequence.shareable)), others)
+            len(others) < self.rows
+            and self._worth_waiting(sequence, len(pool.match(sequence.shareable, sequence.adapter)), others)
             for pool, others in zip(self.pools, self.admitted, strict=True)
         )
 
@@ -234,7 +238,8 @@ class Scheduler(Generic[T]):
     def _lacks_only_pages(self, sequence: T) -> bool:
         """Return whether a sequence would be admitted if there were more pages."""
         return all(
-            len(others) < self.rows and not self._worth_waiting(sequence, len(pool.match(sequence.shareable)), others)
+            len(others) < self.rows
+            and not self._worth_waiting(sequence, len(pool.match(sequence.shareable, sequence.adapter)), others)
             for pool, others in zip(self.pools, self.admitted, strict=True)
         )
 
@@ -245,6 +250,7 @@ class Scheduler(Generic[T]):
             return False
         return any(
             other.pending > 1
+            and other.adapter == sequence.adapter
             and other.computed < size < len(other.tokens)
             and other.tokens[:size] == sequence.tokens[:size]
             for other in others

@@ -8,6 +8,7 @@ from qwen3_jax.kernels.execution import ONE_DEVICE, Execution, Kernels
 from qwen3_jax.kernels.experts import expert_mlp
 from qwen3_jax.kernels.experts.stack import Stacked, takes_stacks
 from qwen3_jax.kernels.linear import linear, project
+from qwen3_jax.kernels.low_rank import LowRank, folded, take_rows
 from qwen3_jax.kernels.paged import CacheType, Chunks, Pages, Rows, new_pages, page_size, paged_attention
 from qwen3_jax.kernels.platform import (
     default_compute_dtype,
@@ -20,9 +21,9 @@ from qwen3_jax.kernels.quantized import (
     Weight,
     WeightType,
     check_weight_type,
+    dequantize,
     is_quantized,
     quantize_weight,
-    take_rows,
 )
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Chunks",
     "Execution",
     "Kernels",
+    "LowRank",
     "Pages",
     "Rows",
     "Stacked",
@@ -39,8 +41,10 @@ __all__ = [
     "attention",
     "check_weight_type",
     "default_compute_dtype",
+    "dequantize",
     "early_cache_bytes",
     "expert_mlp",
+    "folded",
     "free_memory",
     "is_quantized",
     "linear",

@@ -8,13 +8,15 @@ differentiation of `einsum(x, w.astype(bf16))` would round them to bf16 first.
 Quantised training follows SwitchBack (Wortsman et al. 2023, arXiv 2304.13013): y and dx are products of 8-bit numbers, scaled
 by row of x and dy and by column of W; dW, whose sum runs over all tokens, is not quantised. Through qwix.
 
-Weights that were quantised when they were loaded (`kernels.quantized`) are multiplied as they are, and never trained.
+Weights that were quantised when they were loaded (`kernels.quantized`) are multiplied as they are, and never trained: only x
+has a gradient. A weight with a low-rank addition (`kernels.low_rank`) is three products.
 
 XLA:CPU multiplies bf16 twice as fast into float32 as into bf16, so there y and dx are rounded after the product. On other
 platforms that would double what devices exchange when they sum the parts of a split product. Products of a few rows with bf16
 weights, as in decoding, run in tiles on CPU (`tiled_cpu`).
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -23,7 +25,16 @@ import jax.numpy as jnp
 
 from qwen3_jax.errors import UserError
 from qwen3_jax.kernels.execution import ONE_DEVICE, Execution
-from qwen3_jax.kernels.quantized import Weight, expand_columns, is_quantized, quantized_einsum, refuse_gradient
+from qwen3_jax.kernels.low_rank import LowRank, split_equation
+from qwen3_jax.kernels.quantized import (
+    Weight,
+    dequantize,
+    expand_columns,
+    is_quantized,
+    primal_values,
+    quantized_einsum,
+    zeros_of,
+)
 from qwen3_jax.kernels.single_row import einsum
 from qwen3_jax.kernels.tiled_cpu import few_rows_einsum
 
@@ -39,13 +50,15 @@ def linear(
     Args:
         equation: "rows x columns" in einsum letters, such as "btd,dnh->btnh"; every letter occurs in two of the terms.
         x: activations in the compute type.
-        w: weights in their storage type, or quantised.
+        w: weights in their storage type, or quantised, or `LowRank`.
         execution: platform and quantization (of both products that involve w).
         bias: has the axes of w that are not summed over.
 
     Raises:
-        UserError: the gradient of a product with quantised weights was requested, or they meet `execution.quantization`.
+        UserError: the gradient of quantised weights was requested, or they meet `execution.quantization`.
     """
+    if isinstance(w, LowRank):
+        return linear(equation, x, w.base, execution, bias) + _addition(equation, x, w, execution).astype(x.dtype)
     if not is_quantized(w):
         y = _linear(equation, execution, x, w)
     elif execution.quantization is None:
@@ -59,9 +72,19 @@ def linear(
 
 def project(equation: str, x: jax.Array, w: Weight, execution: Execution = ONE_DEVICE) -> jax.Array:
     """Return einsum(equation, x, w) in float32; arguments as for `linear`, with ordinary gradients."""
+    if isinstance(w, LowRank):
+        return project(equation, x, w.base, execution) + _addition(equation, x, w, execution)
     if is_quantized(w):
         return quantized_einsum(equation, x, w, jnp.float32, execution)
     return _project(equation, execution, x, w)
+
+
+def _addition(equation: str, x: jax.Array, w: LowRank, execution: Execution) -> jax.Array:
+    """The low-rank part of a product, float32; never in 8 bits."""
+    if execution.quantization is not None:
+        execution = dataclasses.replace(execution, quantization=None)
+    first, second = split_equation(equation)
+    return project(second, w.masked(linear(first, x, w.a, execution)), w.b, execution) * w.scaling
 
 
 def _in_float32(equation: str, execution: Execution, x: jax.Array, w: jax.Array) -> jax.Array:
@@ -88,11 +111,19 @@ def _quantized_linear(equation: str, execution: Execution, x: jax.Array, w: Any)
     return quantized_einsum(equation, x, w, _sum_type(execution), execution).astype(x.dtype)
 
 
-def _refuse_gradient(*_: Any) -> Any:
-    refuse_gradient()
+def _quantized_forward(equation: str, execution: Execution, x: Any, w: Any) -> Any:
+    x, w = primal_values(x), primal_values(w, frozen=True)
+    return _quantized_linear(equation, execution, x, w), (jnp.empty((0,), x.dtype), w)
 
 
-_quantized_linear.defvjp(_refuse_gradient, _refuse_gradient)
+def _quantized_backward(equation: str, execution: Execution, residuals: Any, dy: Any) -> Any:
+    like, w = residuals
+    a, b, c = _terms(equation)
+    dx = jnp.einsum(f"{c},{b}->{a}", zeros_of(dy), dequantize(w, like.dtype), preferred_element_type=jnp.float32)
+    return dx.astype(like.dtype), None
+
+
+_quantized_linear.defvjp(_quantized_forward, _quantized_backward, symbolic_zeros=True)
 
 
 def _value(equation: str, execution: Execution, x: jax.Array, w: jax.Array) -> jax.Array:

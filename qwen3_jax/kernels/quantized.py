@@ -25,6 +25,7 @@ from typing import Any, Literal, TypeGuard, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jax.sharding import PartitionSpec
 
 from qwen3_jax.errors import UserError, nearest
@@ -196,6 +197,26 @@ def specs(w: Weight, spec: PartitionSpec) -> Any:
     )
 
 
+def primal_values(arguments: Any, frozen: bool = False) -> Any:
+    """Return the values of what a `jax.custom_vjp` with symbolic zeros hands to its forward pass.
+
+    Raises:
+        UserError: a gradient of them is asked for, and they are `frozen`: quantised weights.
+    """
+
+    def is_primal(leaf: Any) -> bool:
+        return isinstance(leaf, CustomVJPPrimal)
+
+    if frozen and any(leaf.perturbed for leaf in jax.tree.leaves(arguments, is_leaf=is_primal)):
+        refuse_gradient()
+    return jax.tree.map(lambda leaf: leaf.value, arguments, is_leaf=is_primal)
+
+
+def zeros_of(gradient: Any) -> jax.Array:
+    """Return an incoming gradient as an array, where it may be a symbolic zero."""
+    return jnp.zeros(gradient.shape, gradient.dtype) if isinstance(gradient, SymbolicZero) else gradient
+
+
 def refuse_gradient() -> None:
     """Raise the error of training quantised weights.
 
@@ -203,5 +224,6 @@ def refuse_gradient() -> None:
         UserError: always.
     """
     raise UserError(
-        "quantised weights cannot be trained: load the model without quantize=, or with quantization= to train."
+        "quantised weights cannot be trained: load the model without quantize=, or with quantization= to train; or train "
+        "an adapter over them (lora: in a training configuration)."
     )

@@ -4,18 +4,24 @@ from qwen3_jax.model.cache import KVCache
 from qwen3_jax.model.decoder import Hidden, Qwen3, abstract, parameter_count
 from qwen3_jax.model.flat import Structure, flatten
 from qwen3_jax.model.layer_loop import REMAT, Remat, layer_groups
+from qwen3_jax.model.lora import Addition, Lora, is_adapter
 from qwen3_jax.model.moe import RouterStats
+from qwen3_jax.model.reward import RewardModel
 
 __all__ = [
     "REMAT",
+    "Addition",
     "Hidden",
     "KVCache",
+    "Lora",
     "Qwen3",
     "Remat",
+    "RewardModel",
     "RouterStats",
     "Structure",
     "abstract",
     "flatten",
+    "is_adapter",
     "layer_groups",
     "parameter_count",
 ]

@@ -13,6 +13,7 @@ from qwen3_jax.config import Qwen3Config
 from qwen3_jax.kernels import Chunks, Execution, Pages, attention, linear, paged_attention
 from qwen3_jax.model.cache import LayerCache
 from qwen3_jax.model.layers import RMSNorm
+from qwen3_jax.model.lora import adapted
 from qwen3_jax.model.params import Declare
 from qwen3_jax.model.rope import Angles, rotate
 
@@ -36,16 +37,27 @@ class Attention(nnx.Module):
         self.k_bias = declare.constant((k, h), ("kv_heads", "head_dim"), 0.0) if bias else None
         self.v_bias = declare.constant((k, h), ("kv_heads", "head_dim"), 0.0) if bias else None
         self.o_bias = declare.constant((d,), ("hidden",), 0.0) if bias else None
+        self.adapters = declare.adapters(
+            q=("attention.q", self.q, 1),
+            k=("attention.k", self.k, 1),
+            v=("attention.v", self.v, 1),
+            o=("attention.o", self.o, 2),
+        )
         self.dual_chunk = config.dual_chunk_attention_config
         self.execution = execution
 
     def __call__(
-        self, x_btd: jax.Array, rope: Angles, segment_ids_bt: jax.Array | None, cache: LayerCache | None
+        self,
+        x_btd: jax.Array,
+        rope: Angles,
+        segment_ids_bt: jax.Array | None,
+        cache: LayerCache | None,
+        chosen_btn: jax.Array | None = None,
     ) -> tuple[jax.Array, Pages | None]:
         """Return the attention output [B, T, D] and, with a cache, its pages with this call's keys and values."""
-        q_btnh = self._linear("btd,dnh->btnh", x_btd, self.q, self.q_bias)
-        k_bkth = self._linear("btd,dkh->bkth", x_btd, self.k, self.k_bias)
-        v_bkth = self._linear("btd,dkh->bkth", x_btd, self.v, self.v_bias)
+        q_btnh = self._linear("btd,dnh->btnh", x_btd, "q", chosen_btn)
+        k_bkth = self._linear("btd,dkh->bkth", x_btd, "k", chosen_btn)
+        v_bkth = self._linear("btd,dkh->bkth", x_btd, "v", chosen_btn)
 
         q_btnh = self.q_norm(q_btnh)
         q_btnh, *chunk_queries = [self._rotated(q_btnh, cos_sin) for cos_sin in rope.queries]
@@ -58,10 +70,12 @@ class Attention(nnx.Module):
         else:
             chunks = None if self.dual_chunk is None else Chunks(self.dual_chunk.chunk, *chunk_queries)
             out_btnh, pages = paged_attention(q_btnh, k_bkth, v_bkth, *cache, chunks, self.execution)
-        return self._linear("btnh,nhd->btd", out_btnh, self.o, self.o_bias), pages
+        return self._linear("btnh,nhd->btd", out_btnh, "o", chosen_btn), pages
 
-    def _linear(self, equation: str, x: jax.Array, weight: nnx.Param, bias: nnx.Param | None) -> jax.Array:
-        return linear(equation, x, weight[...], self.execution, None if bias is None else bias[...])
+    def _linear(self, equation: str, x: jax.Array, name: str, chosen_btn: jax.Array | None) -> jax.Array:
+        weight = adapted(getattr(self, name)[...], self.adapters, name, chosen_btn)
+        bias = getattr(self, f"{name}_bias")
+        return linear(equation, x, weight, self.execution, None if bias is None else bias[...])
 
     def _rotated(self, q_btnh: jax.Array, cos_sin: tuple[jax.Array, jax.Array]) -> jax.Array:
         cos_bth, sin_bth = cos_sin

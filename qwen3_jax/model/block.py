@@ -1,6 +1,6 @@
 """One decoder layer.
 
-Shapes: b batch, t length, d hidden.
+Shapes: b batch, t length, d hidden, n adapters side by side.
 """
 
 import jax
@@ -29,12 +29,17 @@ class Block(nnx.Module):
         self.execution = execution
 
     def __call__(
-        self, x_btd: jax.Array, rope: Angles, segment_ids_bt: jax.Array | None, cache: LayerCache | None
+        self,
+        x_btd: jax.Array,
+        rope: Angles,
+        segment_ids_bt: jax.Array | None,
+        cache: LayerCache | None,
+        chosen_btn: jax.Array | None = None,
     ) -> tuple[jax.Array, Pages | None, RouterStats | None]:
         """Return the block's output [B, T, D], the pages of its cache, and the statistics of its router."""
-        attended_btd, pages = self.attention(self.attention_norm(x_btd), rope, segment_ids_bt, cache)
+        attended_btd, pages = self.attention(self.attention_norm(x_btd), rope, segment_ids_bt, cache, chosen_btn)
         x_btd = self._placed(x_btd + attended_btd)
-        mlp_btd, stats = self.mlp(self.mlp_norm(x_btd), segment_ids_bt)
+        mlp_btd, stats = self.mlp(self.mlp_norm(x_btd), segment_ids_bt, chosen_btn)
         return self._placed(x_btd + mlp_btd), pages, stats
 
     def _placed(self, x_btd: jax.Array) -> jax.Array:

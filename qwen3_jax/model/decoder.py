@@ -7,7 +7,7 @@ Invariant: each parameter is declared once, by `params.Declare`. A run of equal 
 leading "layers" axis (`scan_layers=True`: compile time does not depend on depth) or one block per layer (`scan_layers=False`:
 fastest to decode on CPU). Both run the same code on the same values.
 
-Shapes: b batch, t length, d hidden, v vocabulary, l layers, e experts.
+Shapes: b batch, t length, d hidden, v vocabulary, l layers, e experts, n adapters side by side.
 """
 
 import functools
@@ -20,11 +20,27 @@ from flax import nnx, struct
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
 from qwen3_jax.generation_config import GenerationConfig
-from qwen3_jax.kernels import ONE_DEVICE, CacheType, Execution, Pages, Rows, new_pages, page_size, project, take_rows
+from qwen3_jax.kernels import (
+    ONE_DEVICE,
+    CacheType,
+    Execution,
+    LowRank,
+    Pages,
+    Rows,
+    Weight,
+    dequantize,
+    folded,
+    is_quantized,
+    new_pages,
+    page_size,
+    project,
+    take_rows,
+)
 from qwen3_jax.model.block import Block
 from qwen3_jax.model.cache import KVCache
 from qwen3_jax.model.layer_loop import REMAT, Remat, layer_groups, run_layers
 from qwen3_jax.model.layers import RMSNorm
+from qwen3_jax.model.lora import Lora, adapted
 from qwen3_jax.model.moe import RouterStats
 from qwen3_jax.model.params import Declare
 from qwen3_jax.model.rope import angles
@@ -57,6 +73,7 @@ class Qwen3(nnx.Module):
         remat: what the backward pass computes again: "none"; "dots", all but the products with weights; "qkv", all but
             queries, keys, values and attention; "attention", all but attention; "full", whole layers.
         execution: mesh and rules, kernels, 8-bit products, order of the tokens; by default one device.
+        lora: the weights that have low-rank adapters, float32; None for none.
 
     Attributes:
         generation_config: sampling defaults, from the checkpoint's generation_config.json.
@@ -72,6 +89,7 @@ class Qwen3(nnx.Module):
         scan_layers: bool = True,
         remat: Remat = "none",
         execution: Execution = ONE_DEVICE,
+        lora: Lora | None = None,
     ):
         if remat not in REMAT:
             raise ValueError(f"remat must be one of {', '.join(map(repr, REMAT))}; got {remat!r}.")
@@ -82,17 +100,34 @@ class Qwen3(nnx.Module):
         self.scan_layers = scan_layers
         self.remat = remat
         self.execution = execution
+        self.lora = lora
 
-        declare = Declare(rngs, self.param_dtype)
+        declare = Declare(rngs, self.param_dtype, lora=lora)
         v, d, std = config.vocab_size, config.hidden_size, config.initializer_range
         self.embed = declare.normal((v, d), ("vocab", "embed"), std)
-        stacks = [(moe, len(layers) if scan_layers else None) for moe, layers in layer_groups(config, scan_layers)]
+        stacks = [
+            (moe, tuple(layers), len(layers) if scan_layers else None)
+            for moe, layers in layer_groups(config, scan_layers)
+        ]
         self.groups = nnx.List(
-            [Block(config, Declare(rngs, self.param_dtype, stack), execution, moe) for moe, stack in stacks]
+            [
+                Block(config, Declare(rngs, self.param_dtype, stack, lora, layers), execution, moe)
+                for moe, layers, stack in stacks
+            ]
         )
         self.norm = RMSNorm(d, "hidden", config, declare)
+        self._declare_head(declare)
+
+    def _declare_head(self, declare: Declare) -> None:
+        config = self.config
         if not config.tie_word_embeddings:
-            self.lm_head = declare.normal((d, v), ("embed", "vocab"), std)
+            shape = config.hidden_size, config.vocab_size
+            self.lm_head = declare.normal(shape, ("embed", "vocab"), config.initializer_range)
+        width, rows, none = ((config.hidden_size,), ("embed",)), ((config.vocab_size,), ("vocab",)), ((), ())
+        table = declare.adapter("embed", none, rows, width, table=True)
+        head = declare.adapter("lm_head", none, width, rows)
+        made = {name: one for name, one in {"embed": table, "lm_head": head}.items() if one is not None}
+        self.adapters = nnx.Dict(made) if made else None
 
     def __call__(
         self,
@@ -129,11 +164,15 @@ class Qwen3(nnx.Module):
         positions: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
         cache: KVCache | None = None,
+        adapter: jax.Array | None = None,
     ) -> Hidden:
         """Everything but the output projection; arguments as for a call.
 
         A cache whose rows have counts takes tokens [D, T]: for each shard of the batch, the tokens of its rows one after
         another.
+
+        Args:
+            adapter: int32 [B, T], which of several adapters (`lora.names`) each token has, from 1 on; 0 is none.
         """
         b, t = tokens.shape
         if positions is None and cache is not None:
@@ -150,21 +189,49 @@ class Qwen3(nnx.Module):
             )
         rope = angles(self.config, positions)
 
-        x_btd = take_rows(self.embed[...], tokens, self.dtype, self.execution)
+        chosen_btn = self._chosen(adapter)
+        embed = adapted(self.embed[...], self.adapters, "embed", chosen_btn)
+        x_btd = take_rows(embed, tokens, self.dtype, self.execution)
         x_btd = self.execution.placement.constrain(x_btd, ("batch", "length", "hidden"))
-        x_btd, cache, router = run_layers(self.groups, x_btd, rope, segment_ids, cache, self.remat)
+        x_btd, cache, router = run_layers(self.groups, x_btd, rope, segment_ids, cache, self.remat, chosen_btn)
         return Hidden(self.norm(x_btd), cache, router)
 
-    def logits(self, states: jax.Array) -> jax.Array:
-        """Project hidden states [..., D] to float32 logits [..., V]."""
-        weight, tied = self.output_weight
+    def logits(self, states: jax.Array, adapter: jax.Array | None = None) -> jax.Array:
+        """Project hidden states [..., D] to float32 logits [..., V]; `adapter` as in `hidden`, int32 [...]."""
+        weight, tied = self._output_weight(self._chosen(adapter))
         equation = "...d,vd->...v" if tied else "...d,dv->...v"
         return project(equation, states.astype(self.dtype), weight, self.execution)
 
     @property
-    def output_weight(self) -> tuple[jax.Array, bool]:
+    def has_vocabulary(self) -> bool:
+        """Whether there is an output projection, from which answers are drawn."""
+        return True
+
+    @property
+    def output_weight(self) -> tuple[Weight, bool]:
         """The output projection and whether it is the embedding: ([V, D], True) or ([D, V], False)."""
-        return (self.embed[...], True) if self.config.tie_word_embeddings else (self.lm_head[...], False)
+        return self._output_weight(None)
+
+    def _output_weight(self, chosen: jax.Array | None) -> tuple[Weight, bool]:
+        tied = self.config.tie_word_embeddings
+        weight = self.embed[...] if tied else self.lm_head[...]
+        return adapted(weight, self.adapters, "lm_head", chosen), tied
+
+    def _chosen(self, adapter: jax.Array | None) -> jax.Array | None:
+        """Return float32 [..., N], 1 at the adapter of each token; None where none has any."""
+        if adapter is None or self.lora is None or not self.lora.names:
+            return None
+        return jax.nn.one_hot(adapter - 1, len(self.lora.names), dtype=jnp.float32)
+
+    def output_matrix(self) -> tuple[jax.Array, bool]:
+        """The same as one array, with its adapter added and what is quantised unpacked, for a loss that reads it in chunks."""
+        weight, tied = self.output_weight
+        if not isinstance(weight, LowRank):
+            return (dequantize(weight, self.dtype) if is_quantized(weight) else weight), tied
+        if tied:  # [V, R] [R, D]
+            weight = LowRank(weight.base, weight.b.T, weight.a.T, weight.scaling)
+        axes = ("vocab", "embed") if tied else ("embed", "vocab")
+        return folded(weight, self.dtype, self.execution, axes), tied
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """Return an empty cache with room for `capacity` tokens in each of `batch` rows, in the compute type."""

@@ -37,6 +37,12 @@ class Structure:
         """Logical axes of every parameter."""
         return {self._names[path]: v.get_metadata()["logical_axes"] for path, v in self._variables.items()}
 
+    @property
+    def trained(self) -> list[str]:
+        """Names of what is trained: the adapters where the model has any, else all parameters."""
+        adapters = [name for path, name in self._names.items() if isinstance(self._variables[path], nnx.LoRAParam)]
+        return adapters or list(self._names.values())
+
     def shardings(self, placement: Placement) -> dict[str, jax.sharding.Sharding]:
         """Return the sharding of every parameter.
 

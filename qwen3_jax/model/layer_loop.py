@@ -1,6 +1,6 @@
 """The loop over a model's layers: unrolled, or a scan over a stack; with rematerialisation and a paged cache.
 
-Shapes: b batch, t length, d hidden, l layers.
+Shapes: b batch, t length, d hidden, l layers, n adapters side by side.
 """
 
 import itertools
@@ -47,6 +47,7 @@ def run_layers(
     segment_ids_bt: jax.Array | None,
     cache: KVCache | None,
     remat: Remat,
+    chosen_btn: jax.Array | None = None,
 ) -> tuple[jax.Array, KVCache | None, RouterStats | None]:
     """Return the last layer's output, the cache with this call's keys and values, and the statistics of every MoE layer."""
     t = x_btd.shape[1]
@@ -54,7 +55,7 @@ def run_layers(
     router: list[RouterStats] = []
     for index, group in enumerate(groups):
         pages, rows = (None, None) if cache is None else (cache.groups[index], cache.rows)
-        x_btd, pages, stats = _run_group(group, x_btd, rope, segment_ids_bt, pages, rows, remat)
+        x_btd, pages, stats = _run_group(group, x_btd, rope, segment_ids_bt, pages, rows, remat, chosen_btn)
         if pages is not None:
             pools.append(pages)
         if stats is not None:
@@ -64,7 +65,7 @@ def run_layers(
 
 
 def _run_group(
-    group: Block, x_btd, rope: Angles, segment_ids_bt, pages: Pages | None, rows: Rows | None, remat: Remat
+    group: Block, x_btd, rope: Angles, segment_ids_bt, pages: Pages | None, rows: Rows | None, remat: Remat, chosen_btn
 ) -> tuple[jax.Array, Pages | None, RouterStats | None]:
     """Run one group of layers: a single block, or a scan over a stack."""
     layers = group.stack or 1
@@ -80,7 +81,7 @@ def _run_group(
         layer_experts = jax.tree.map(lambda w: Stacked(w, index), experts)
         block = nnx.merge(graphdef, layer_experts, layer_state)
         cache = None if pages is None or rows is None else LayerCache(pages, rows, first_page)
-        x_btd, pages, stats = block(x_btd, rope, segment_ids_bt, cache)
+        x_btd, pages, stats = block(x_btd, rope, segment_ids_bt, cache, chosen_btn)
         return (x_btd, pages), stats
 
     if remat != "none":

@@ -11,6 +11,7 @@ from flax import nnx
 
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.kernels import Execution, linear
+from qwen3_jax.model.lora import adapted
 from qwen3_jax.model.params import Declare
 
 
@@ -35,12 +36,21 @@ class MLP(nnx.Module):
         self.gate = declare.normal((d, f), ("embed", "mlp"), std)
         self.up = declare.normal((d, f), ("embed", "mlp"), std)
         self.down = declare.normal((f, d), ("mlp", "embed"), std / (2 * config.num_hidden_layers) ** 0.5)
+        self.adapters = declare.adapters(
+            gate=("mlp.gate", self.gate, 1), up=("mlp.up", self.up, 1), down=("mlp.down", self.down, 1)
+        )
         self.execution = execution
 
-    def __call__(self, x_btd: jax.Array, segment_ids_bt: jax.Array | None = None) -> tuple[jax.Array, None]:
+    def __call__(
+        self, x_btd: jax.Array, segment_ids_bt: jax.Array | None = None, chosen_btn: jax.Array | None = None
+    ) -> tuple[jax.Array, None]:
         """Return (output [B, T, D], None): the signature of `MoE`, which returns statistics of its router."""
-        gate_btf = linear("btd,df->btf", x_btd, self.gate[...], self.execution)
-        up_btf = linear("btd,df->btf", x_btd, self.up[...], self.execution)
+        gate_btf = self._linear("btd,df->btf", x_btd, "gate", chosen_btn)
+        up_btf = self._linear("btd,df->btf", x_btd, "up", chosen_btn)
         hidden_btf = jax.nn.silu(gate_btf) * up_btf
         hidden_btf = self.execution.placement.constrain(hidden_btf, ("batch", "length", "mlp"))
-        return linear("btf,fd->btd", hidden_btf, self.down[...], self.execution), None
+        return self._linear("btf,fd->btd", hidden_btf, "down", chosen_btn), None
+
+    def _linear(self, equation: str, x: jax.Array, name: str, chosen_btn: jax.Array | None) -> jax.Array:
+        weight = adapted(getattr(self, name)[...], self.adapters, name, chosen_btn)
+        return linear(equation, x, weight, self.execution)

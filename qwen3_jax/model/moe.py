@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from qwen3_jax.config import Qwen3Config
-from qwen3_jax.kernels import Execution, expert_mlp
+from qwen3_jax.kernels import Execution, LowRank, Weight, expert_mlp, folded, project
+from qwen3_jax.model.lora import adapted
 from qwen3_jax.model.params import Declare
 
 
@@ -42,18 +43,30 @@ class MoE(nnx.Module):
         self.gate = declare.normal((e, d, f), ("expert", "embed", "mlp"), std)
         self.up = declare.normal((e, d, f), ("expert", "embed", "mlp"), std)
         self.down = declare.normal((e, f, d), ("expert", "mlp", "embed"), std / (2 * config.num_hidden_layers) ** 0.5)
+        adapters = declare.adapters(router=("mlp.router", self.router, 1), down=("mlp.experts.down", self.down, 1))
+        gate_up = declare.adapter(
+            "mlp.experts.gate_up", ((e,), ("expert",)), ((d,), ("embed",)), ((2, f), (None, "mlp"))
+        )
+        self.adapters = adapters if gate_up is None else nnx.Dict(dict(adapters or {}, gate_up=gate_up))
         self.experts_per_token = config.num_experts_per_tok
         self.norm_topk_prob = config.norm_topk_prob
         self.execution = execution
 
-    def __call__(self, x_btd: jax.Array, segment_ids_bt: jax.Array | None) -> tuple[jax.Array, RouterStats]:
+    def __call__(
+        self, x_btd: jax.Array, segment_ids_bt: jax.Array | None, chosen_btn: jax.Array | None = None
+    ) -> tuple[jax.Array, RouterStats]:
         """Return the layer's output [B, T, D] and its router's statistics; tokens of segment 0 are padding."""
-        logits_bte = jnp.einsum("btd,de->bte", x_btd.astype(jnp.float32), self.router[...].astype(jnp.float32))
+        router_de = adapted(self.router[...], self.adapters, "router", chosen_btn)
+        logits_bte = self._routed(x_btd.astype(jnp.float32), router_de)
         probs_bte = jax.nn.softmax(logits_bte, axis=-1)
         weight_btk, index_btk = jax.lax.top_k(probs_bte, self.experts_per_token)
         if self.norm_topk_prob:
             weight_btk /= weight_btk.sum(axis=-1, keepdims=True)
-        experts = self.gate[...], self.up[...], self.down[...]
+        experts = (
+            adapted(self.gate[...], self.adapters, "gate_up", chosen_btn, 0),
+            adapted(self.up[...], self.adapters, "gate_up", chosen_btn, 1),
+            adapted(self.down[...], self.adapters, "down", chosen_btn),
+        )
         y_btd = expert_mlp(x_btd, index_btk, weight_btk.astype(x_btd.dtype), *experts, self.execution)
         count_bt = jnp.ones(x_btd.shape[:2]) if segment_ids_bt is None else (segment_ids_bt > 0).astype(jnp.float32)
         chosen_bte = jax.nn.one_hot(index_btk, probs_bte.shape[-1]).sum(axis=2)
@@ -64,3 +77,10 @@ class MoE(nnx.Module):
             tokens=count_bt.sum(),
         )
         return y_btd, stats
+
+    def _routed(self, x_btd: jax.Array, router_de: Weight) -> jax.Array:
+        """Return the router's logits, float32 [B, T, E]."""
+        if isinstance(router_de, LowRank) and router_de.chosen is not None:
+            return project("btd,de->bte", x_btd, router_de, self.execution)
+        router_de = folded(router_de, jnp.dtype("float32"), self.execution, ("embed", "router"))
+        return jnp.einsum("btd,de->bte", x_btd, router_de.astype(jnp.float32))

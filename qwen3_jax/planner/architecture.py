@@ -9,7 +9,7 @@ from typing import Any
 
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
-from qwen3_jax.json_fields import read_json, refuse_adapter
+from qwen3_jax.json_fields import adapter_base, read_json
 from qwen3_jax.training.config import TrainConfig
 
 
@@ -26,7 +26,8 @@ def checkpoint_architecture(model: str, hf_overrides: Mapping[str, Any] | None =
     file = Path(model).expanduser() / "config.json"
     if file.is_file():
         return Qwen3Config.from_hf(read_json(file) | dict(hf_overrides or {}))
-    refuse_adapter(file.parent)
+    if (base := adapter_base(file.parent)) is not None:
+        return checkpoint_architecture(base, hf_overrides)
     try:
         config = Qwen3Config.preset(model)
     except UserError as error:
@@ -66,7 +67,8 @@ def _initial_architecture(init_from: str) -> Qwen3Config:
     file = Path(init_from).expanduser() / "config.json"
     if file.is_file():
         return Qwen3Config.from_hf(read_json(file))
-    refuse_adapter(file.parent)
+    if (base := adapter_base(file.parent)) is not None:
+        return _initial_architecture(base)
     try:
         return Qwen3Config.preset(init_from)
     except UserError:

@@ -20,9 +20,10 @@ from qwen3_jax.planner.kernel_costs import pricer
 from qwen3_jax.planner.meshes import nearest_meshes
 from qwen3_jax.planner.plan import Plan
 from qwen3_jax.planner.topologies import Topology, topology_mesh
+from qwen3_jax.training.adapters import lora_of
 from qwen3_jax.training.config import TrainConfig
-from qwen3_jax.training.flops import training_flops_per_token
 from qwen3_jax.training.optimizer import schedule
+from qwen3_jax.training.preferences import objective_of
 from qwen3_jax.training.step import Trainer
 from sharding import Placement, ShardingError
 from sharding.hardware import Gpu
@@ -44,6 +45,7 @@ def plan_training(config: TrainConfig, topology: Topology) -> Plan:
     except ShardingError as error:
         raise ShardingError(f"{error} {_nearest(config, model, topology)}") from None
     state = trainer.abstract_state()
+    trainer.base = trainer.abstract_base(config.lora.quantize if config.lora is not None else None)
     with lowering_for(topology):
         lowered = trainer.lower(state, batch)
     lowering_seconds = time.perf_counter() - started
@@ -58,16 +60,16 @@ def plan_training(config: TrainConfig, topology: Topology) -> Plan:
     name = config.model.preset or config.model.init_from or "the configured model"
     devices = topology.chip.devices
     return Plan(
-        title=f"{name}, training with sequences of {config.data.sequence_length:,}",
+        title=f"{name}, training {'adapters ' if trainer.lora else ''}with sequences of {config.data.sequence_length:,}",
         topology=topology,
         mesh=dict(mesh.shape),
         compiled=compiled,
         holds={
-            "weights": devices * bytes_per_device(state.params),
+            "weights": devices * (bytes_per_device(state.params) + bytes_per_device(trainer.base)),
             "optimizer": devices * bytes_per_device(state.optimizer),
         },
         tokens=tokens,
-        model_flops=tokens * training_flops_per_token(model, config.data.sequence_length),
+        model_flops=tokens * trainer.flops_per_token(config.data.sequence_length),
         notes=(*notes, *_sparse_cores(mesh)),
     )
 
@@ -81,7 +83,10 @@ def make_trainer(config: TrainConfig, model: Qwen3Config, topology: Topology) ->
     placement = Placement(topology_mesh(topology, config.mesh), sharding.TRAINING)
     rate = schedule(config.optimizer, config.total_steps)
     try:
-        return Trainer(model, config.model, config.optimizer, rate, placement, config.loss, config.micro_batches)
+        return Trainer(
+            model, config.model, config.optimizer, rate, placement, config.loss, config.micro_batches,
+            lora_of(config.lora, model), objective_of(config),
+        )  # fmt: skip
     except ShardingError as error:
         raise ShardingError(f"{error} {_nearest(config, model, topology)}") from None
 

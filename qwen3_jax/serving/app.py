@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,11 @@ _NO_CACHE = {"cache-control": "no-cache", "x-content-type-options": "nosniff"}
 
 
 class Server:
-    """One model behind HTTP.
+    """One model behind HTTP, and each of its adapters as a model of its own.
 
     Args:
-        engine: runs in a thread of its own while the app does.
+        engine: runs in a thread of its own while the app does; the adapters that its model was loaded with are served under
+            their names.
         tokenizer: the model's.
         name: of the model, as clients know it.
         limits: on requests.
@@ -60,7 +62,7 @@ class Server:
         ready: requests are accepted.
 
     Raises:
-        UserError: a thinking budget for a model without thinking, or one above the largest.
+        UserError: a thinking budget for a model without thinking, or one above the largest; an adapter of the model's name.
     """
 
     def __init__(
@@ -71,6 +73,9 @@ class Server:
         warm_up: bool = True, log_text: bool = False,
     ):  # fmt: skip
         self.name, self.tokenizer, self.limits = name, tokenizer, limits
+        self.names = (name, *(() if engine.model.lora is None else engine.model.lora.names))
+        if name in self.names[1:]:
+            raise UserError(f"the adapter {name!r} has the name of the model; give one of them another name.")
         self.worker = Worker(engine)
         self.ready = False
         self._engine, self._log_text = engine, log_text
@@ -125,7 +130,7 @@ class Server:
         described = api.openapi()
         for schema in described["components"]["schemas"].values():
             if "model" in schema.get("properties", {}):
-                schema["properties"]["model"] = {"type": "string", "enum": [self.name]}
+                schema["properties"]["model"] = {"type": "string", "enum": list(self.names)}
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
@@ -136,15 +141,15 @@ class Server:
         return await self._answer(body, request, TextReply)
 
     async def models(self) -> dict[str, Any]:
-        """A list of the one model."""
-        return {"object": "list", "data": [self._described()]}
+        """A list of the model and its adapters."""
+        return {"object": "list", "data": [self._described(name) for name in self.names]}
 
     async def model(self, name: str) -> dict[str, Any]:
-        """The model, and the length of its longest request."""
+        """A model, and the length of its longest request."""
         if not name:  # /v1/models/
             return await self.models()
         self._check_name(name)
-        return self._described()
+        return self._described(name)
 
     async def tokenize(self, body: TokenizeRequest) -> dict[str, Any]:
         """Token ids of a text, or of a conversation after the chat template."""
@@ -178,9 +183,10 @@ class Server:
         headers = {"content-security-policy": policy + "; form-action 'none'; frame-ancestors 'none'"}
         return FileResponse(PAGE / "index.html", headers=headers | {"referrer-policy": "no-referrer"} | _NO_CACHE)
 
-    def _described(self) -> dict[str, Any]:
+    def _described(self, name: str) -> dict[str, Any]:
         return {
-            "id": self.name, "object": "model", "created": 0, "owned_by": "qwen3-jax",
+            "id": name, "object": "model", "created": 0, "owned_by": "qwen3-jax",
+            "parent": None if name == self.name else self.name,
             "max_model_len": self._engine.max_length, "supports_thinking": self.tokenizer.supports_thinking,
             "reasoning_efforts": EFFORTS, "thinking_budget": self._defaults.thinking_budget,
             "max_thinking_budget": self._defaults.max_thinking_budget,
@@ -205,8 +211,8 @@ class Server:
             raise Refused(400, "'stream_options' needs 'stream': true.", param="stream_options")
 
     def _check_name(self, name: str | None) -> None:
-        if name is not None and name != self.name:
-            text = f"model {name!r} does not exist; this server has {self.name!r}."
+        if name is not None and name not in self.names:
+            text = f"model {name!r} does not exist; this server has {', '.join(map(repr, self.names))}."
             raise Refused(404, text, param="model", code="model_not_found")
 
     def _check_alive(self) -> None:
@@ -235,7 +241,7 @@ class Server:
             requests = await asyncio.to_thread(self._resolve, body)
             answers = [Answer(self.tokenizer, each) for each in requests]
             repeated = {"prompts": body.prompts} if isinstance(body, CompletionRequest) and body.echo else {}
-            reply = kind(self.name, self.tokenizer, answers, body.n or 1, **repeated)
+            reply = kind(body.model or self.name, self.tokenizer, answers, body.n or 1, **repeated)
             deltas = self._deltas(reply, requests, request, body)
             if body.stream:
                 wanted = body.stream_options or StreamOptions()
@@ -252,7 +258,8 @@ class Server:
         tokenizer, engine = self.tokenizer, self._engine
         several = body.parallel_tool_calls is not False
         constraint = self._grammars.of(body.response_format, body.forced_tools, body.optional_tools, several=several)
-        options = body.options(constraint, self._defaults)
+        adapter = body.model if body.model in self.names[1:] else None
+        options = dataclasses.replace(body.options(constraint, self._defaults), adapter=adapter)
         requests: list[EngineRequest] = []
         for index, prompt in enumerate(body.prompts):
             try:

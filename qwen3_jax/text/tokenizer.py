@@ -17,7 +17,7 @@ from tokenizers import Tokenizer as Backend
 
 from qwen3_jax.paths import as_path
 
-from . import byte_level, chat
+from . import byte_level, chat, quoting
 from .detokenize import Detokenizer
 from .errors import ChatTemplateError, TokenizerError
 from .folder import NAMED_TOKENS, TokenizerFiles, named_token, read_folder, write_folder
@@ -47,6 +47,7 @@ class Tokenizer:
                 raise TokenizerError(f"tokenizer_config.json names {text!r} as {key}, but the vocabulary lacks it")
         self._special_ids = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
         self._token_bytes: dict[int, bytes] = {}
+        self._added = tuple(token.content for token in backend.get_added_tokens_decoder().values())
         # The same model without added tokens: the only way to read "<think>" as five characters of plain text.
         self._plain = Backend(backend.model)
         self._plain.normalizer = backend.normalizer
@@ -88,6 +89,16 @@ class Tokenizer:
         For untrusted text, which must not contain turn boundaries.
         """
         return _encode(self._plain, [text])[0]
+
+    def encode_quoted(self, text: str) -> list[int]:
+        """Return the ids of a text in which `quoting.quote` has marked special tokens: they are plain characters."""
+        pieces = quoting.split(text, self._added)
+        return [i for piece, plain in pieces for i in (self.encode_ordinary(piece) if plain else self.encode(piece))]
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """The texts of the special tokens, `<|im_end|>` and the like; `<think>` and `<tool_call>` are not special in Qwen3."""
+        return tuple(token.content for token in self._backend.get_added_tokens_decoder().values() if token.special)
 
     def offsets(self, text: str) -> list[int]:
         """Return for each token of `encode(text)` the place in `text` of its first character.

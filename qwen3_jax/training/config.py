@@ -17,6 +17,7 @@ from qwen3_jax.evaluation.config import BudgetCurveConfig
 from qwen3_jax.kernels import Kernels
 from qwen3_jax.kernels.execution import Quantization
 from qwen3_jax.model import Remat
+from qwen3_jax.training.methods import LEARNING_RATES, DpoConfig, LoraConfig, Method
 from sharding import MeshConfig
 
 _VOCABULARY_MULTIPLE = 128  # embedding rows are padded to a multiple of this, so that they divide over usual meshes
@@ -114,7 +115,8 @@ class OptimizerConfig:
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) with warm-up and decay.
 
     Attributes:
-        learning_rate: peak.
+        learning_rate: peak; null is the method's, which config.json then has: pretrain 3e-4, sft 1e-5, dpo 1e-6, reward_model
+            1e-5.
         warmup_steps: steps of the linear warm-up; the first step has peak / warmup_steps.
         schedule: after warm-up: cosine or linear to `final_learning_rate`; constant; or wsd, constant but for a linear decay
             over the last `decay_share` of the steps (warm-up, stable, decay: Hu et al. 2024, arXiv 2404.06395).
@@ -130,7 +132,7 @@ class OptimizerConfig:
         max_skips: the run ends with an error after this many skipped steps in a row.
     """
 
-    learning_rate: float = 3e-4
+    learning_rate: float | None = None
     warmup_steps: int = 100
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     final_learning_rate: float = 0.1
@@ -253,8 +255,10 @@ class TrainConfig:
     """A training run.
 
     Attributes:
-        run_dir: output folder: checkpoints/, hf/, metrics.jsonl, tensorboard/, loss.png, config.json. If it holds a run, that
-            run is resumed.
+        method: pretrain; sft, the same on records of which a part is learned; dpo, on preferences against a reference model;
+            reward_model, a scalar head on preferences.
+        run_dir: output folder: checkpoints/, hf/ (or adapter/), metrics.jsonl, tensorboard/, loss.png, config.json. If it
+            holds a run, that run is resumed.
         steps: optimizer steps of a run without stages.
         stages: stages of a run in order. Parameters and optimizer state carry over; the checkpoint at the end of each is
             kept.
@@ -263,6 +267,8 @@ class TrainConfig:
         data: training data.
         optimizer: AdamW and its learning rate.
         loss: terms of the loss.
+        dpo: settings of the method dpo.
+        lora: train adapters over the frozen weights of model.init_from; null trains all parameters.
         micro_batches: number of parts in which a batch is computed; the result is that of one part.
         mesh: devices; -1 on one axis takes all that are left.
         seed: of the initial weights; `data.seed` is that of the data.
@@ -279,6 +285,7 @@ class TrainConfig:
     """
 
     data: DataConfig
+    method: Method = "pretrain"
     run_dir: str = "runs/default"
     steps: int | None = None
     stages: list[StageConfig] = field(default_factory=list)
@@ -286,6 +293,8 @@ class TrainConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    dpo: DpoConfig | None = None
+    lora: LoraConfig | None = None
     micro_batches: int = 1
     mesh: MeshConfig = field(default_factory=lambda: MeshConfig(data=-1))
     seed: int = 0
@@ -305,8 +314,16 @@ class TrainConfig:
             vars(self), steps=whole(1), micro_batches=whole(1), log_every=whole(1), eval_every=whole(0),
             eval_batches=whole(1), checkpoint_every=whole(0), checkpoint_keep=whole(1), checkpoint_keep_best=whole(0),
         )  # fmt: skip
+        self._check_method()
+        self._fill_learning_rate()
         if (self.steps is None) == (not self.stages):
             raise UserError("set either steps or stages.")
+        if self.lora is not None and self.model.init_from is None:
+            raise UserError("lora: needs model.init_from, the model that its adapters are for.")
+        if self.lora is not None and self.lora.quantize and self.model.quantization:
+            raise UserError(
+                "lora.quantize and model.quantization exclude each other: 8-bit products need whole weights."
+            )
         if self.budget_curve is not None:
             self.data.source(self.budget_curve.source)
         for i, stage in enumerate(self.stages):
@@ -319,6 +336,39 @@ class TrainConfig:
             raise UserError(
                 f"optimizer.warmup_steps is {self.optimizer.warmup_steps}; it must be below the number of steps ({self.steps})."
             )
+
+    def _check_method(self) -> None:
+        """Refuse settings that the method does not read, and say to the sources what their records are."""
+        pairs = self.method in ("dpo", "reward_model")
+        for source in self.data.sources:
+            if source.pairs and not pairs:
+                raise UserError(f"source {source.name!r}: preferences (pairs) are for method: dpo or reward_model.")
+            if self.method == "sft" and source.loss_on == "all":
+                raise UserError(
+                    f"source {source.name!r}: loss_on: all learns prompts too, which method: sft does not; leave it out, or "
+                    "set method: pretrain."
+                )
+        if pairs:
+            sources = [dataclasses.replace(source, pairs=True) for source in self.data.sources]
+            object.__setattr__(self, "data", dataclasses.replace(self.data, sources=sources))
+        if self.dpo is not None and self.method != "dpo":
+            raise UserError(f"dpo is read by method: dpo, and this run has method: {self.method}.")
+        if self.method == "dpo" and self.model.init_from is None:
+            raise UserError("method: dpo trains a model that can already answer; set model.init_from.")
+        if pairs and self.loss.z_loss:
+            raise UserError(f"loss.z_loss is not part of method: {self.method}; leave it out.")
+        if self.lora is not None and self.method == "reward_model":
+            raise UserError(
+                "lora: and method: reward_model do not go together, because the new head has no frozen weights to be added to; "
+                "leave lora out to train all parameters."
+            )
+        if self.budget_curve is not None and self.method == "reward_model":
+            raise UserError("budget_curve generates answers, which a reward model cannot; leave it out.")
+
+    def _fill_learning_rate(self) -> None:
+        if self.optimizer.learning_rate is None:
+            filled = dataclasses.replace(self.optimizer, learning_rate=LEARNING_RATES[self.method])
+            object.__setattr__(self, "optimizer", filled)
 
     @property
     def total_steps(self) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 from qwen3_jax.data import LengthShare
 from qwen3_jax.training.config import OptimizerConfig, Stage, TrainConfig
+from qwen3_jax.training.optimizer import peak_of
 
 # What an extension may change.
 CHANGEABLE = {
@@ -94,7 +95,8 @@ def note(stages: list[Stage], steps: int) -> str:
 
 def course(optimizer: OptimizerConfig, steps: int) -> str:
     """Describe the learning rate of a stage in words."""
-    peak, end = optimizer.learning_rate, optimizer.learning_rate * optimizer.final_learning_rate
+    peak = peak_of(optimizer)
+    end = peak * optimizer.final_learning_rate
     rest = steps - optimizer.warmup_steps
     decaying = min(max(round(steps * optimizer.decay_share), 1), rest)
     decay = {

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from qwen3_jax.data import Batch, Prepared, corpus_unigram_entropy, make_eval_batches
 from qwen3_jax.errors import UserError
 from qwen3_jax.training.config import Stage
+from qwen3_jax.training.preferences import PairLoss
 from qwen3_jax.training.step import Params, Trainer
 
 
@@ -21,9 +24,22 @@ class HeldOut:
         stage: row length, batch size and sources.
         corpora: the prepared corpus of each source.
         max_batches: most batches of each source or domain.
+        reference: of preferences, see `make_eval_batches`.
+
+    Attributes:
+        baseline: what to compare losses with: by source or domain the unigram entropy of its targets; of preferences log 2, the
+            loss of a model that cannot tell them apart.
+        named: the name of the baseline.
+        accuracy: of preferences, the share of pairs whose chosen answer had the higher reward when `losses` was last called.
     """
 
-    def __init__(self, stage: Stage, corpora: Sequence[Prepared], max_batches: int):
+    def __init__(
+        self,
+        stage: Stage,
+        corpora: Sequence[Prepared],
+        max_batches: int,
+        reference: Sequence[np.ndarray] | None = None,
+    ):
         self.batches: dict[str, list[Batch]] = {}
         data = stage.run.data
         self._trained = stage.weights or [source.name for source in data.sources]
@@ -34,12 +50,24 @@ class HeldOut:
             for domain in domains:
                 name, only = (source.name, None) if len(domains) == 1 else (f"{source.name}/{domain}", domain)
                 with contextlib.suppress(UserError):  # no document of this domain is held out
-                    self.batches[name] = make_eval_batches(data, corpora, source.name, max_batches, only)
-        self.entropy = {name: corpus_unigram_entropy(rows) for name, rows in self.batches.items()}
+                    self.batches[name] = make_eval_batches(data, corpora, source.name, max_batches, only, reference)
+        self.accuracy: dict[str, float] = {}
+        if any(corpus.pairs for corpus in corpora):
+            self.named, self.baseline = "log 2, by chance,", dict.fromkeys(self.batches, math.log(2))
+        else:
+            self.named = "unigram entropy"
+            self.baseline = {name: corpus_unigram_entropy(rows) for name, rows in self.batches.items()}
 
     def losses(self, trainer: Trainer, params: Params) -> dict[str, float]:
-        """Return the mean cross-entropy of each source or domain, weighted by tokens."""
-        return {name: _mean(trainer, params, rows) for name, rows in self.batches.items()}
+        """Return the mean loss of each source or domain, over its tokens or preferences."""
+        out = {}
+        for name, rows in self.batches.items():
+            parts = _parts(trainer, params, rows)
+            out[name] = _mean(parts)
+            if isinstance(parts[0], PairLoss):
+                counts = [float(part.tokens) for part in parts]
+                self.accuracy[name] = float(np.average([float(part.accuracies) for part in parts], weights=counts))
+        return out
 
     def by_position(self, trainer: Trainer, params: Params, edges: Sequence[int]) -> dict[str, float]:
         """Return {"0-4096": cross-entropy of the tokens at these positions of their document, ...}.
@@ -54,7 +82,7 @@ class HeldOut:
             some = [_within(batch, low, high) for batch in rows]
             some = [batch for batch in some if batch["loss_mask"].any()]
             if some:
-                out[f"{low}-{high}"] = _mean(trainer, params, some)
+                out[f"{low}-{high}"] = _mean(_parts(trainer, params, some))
         return out
 
 
@@ -73,7 +101,10 @@ def _within(batch: Batch, low: int, high: int) -> Batch:
     return {**batch, "loss_mask": np.where(inside, batch["loss_mask"], np.float32(0))}
 
 
-def _mean(trainer: Trainer, params: Params, batches: Iterable[Batch]) -> float:
-    """Return the mean cross-entropy over tokens (not over batches, which differ in tokens)."""
-    parts = [trainer.evaluate(params, trainer.place(batch)) for batch in batches]
-    return sum(float(p.cross_entropy) * float(p.tokens) for p in parts) / sum(float(p.tokens) for p in parts)
+def _parts(trainer: Trainer, params: Params, batches: Iterable[Batch]) -> list[Any]:
+    return [trainer.evaluate(params, trainer.place(batch)) for batch in batches]
+
+
+def _mean(parts: Sequence[Any]) -> float:
+    """Return the mean over tokens or preferences (not over batches, which differ in their number)."""
+    return sum(float(p.measure) * float(p.tokens) for p in parts) / sum(float(p.tokens) for p in parts)

@@ -45,10 +45,10 @@ class Journal:
         if self._writer:
             self._writer.write_routers(step, load_le)
 
-    def plot(self, entropy: dict[str, float]) -> None:
-        """Draw loss.png; `entropy` is the unigram entropy of each source or domain, in nats."""
+    def plot(self, baseline: dict[str, float], named: str) -> None:
+        """Draw loss.png; `baseline` is what to compare the loss of each source or domain with, and `named` its name."""
         if self._writer:
-            plot_loss(self._writer.path, self._writer.folder / "loss.png", entropy)
+            plot_loss(self._writer.path, self._writer.folder / "loss.png", baseline, named)
 
     def push(self) -> None:
         """Copy everything that was written to the run's folder, before a checkpoint is saved."""

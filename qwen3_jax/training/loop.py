@@ -12,6 +12,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -22,13 +23,14 @@ from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
 from qwen3_jax.evaluation import budget_curve
 from qwen3_jax.kernels import Execution
-from qwen3_jax.model import flatten
+from qwen3_jax.model import RewardModel, flatten
 from qwen3_jax.paths import run_path
 from qwen3_jax.progress import doing
 from qwen3_jax.text import Tokenizer
-from qwen3_jax.training import run_folder
+from qwen3_jax.training import adapters, run_folder
 from qwen3_jax.training.config import Stage, TrainConfig
 from qwen3_jax.training.journal import Journal
+from qwen3_jax.training.reference import reference_log_probs
 from qwen3_jax.training.run_data import prepare_corpora
 from qwen3_jax.training.run_folder import say
 from qwen3_jax.training.stage_loop import StageLoop, Watch, stage_trainer
@@ -37,7 +39,7 @@ from qwen3_jax.training.stopping import StopSignals
 
 
 def train(config: TrainConfig, watch: Watch | None = None, stop: StopSignals | None = None) -> Path:
-    """Run (or resume, or finish) a training run and return the exported Hugging Face folder.
+    """Run (or resume, or finish) a training run and return the exported folder: RUN/hf, or of a run with adapters RUN/adapter.
 
     Args:
         config: the run.
@@ -67,29 +69,24 @@ def train(config: TrainConfig, watch: Watch | None = None, stop: StopSignals | N
     say(f"{run_dir}: {_describe(last)}, mesh {_mesh(last)}, {config.total_steps} steps" + _stage_names(stages))
     if plan.note:
         say(plan.note)
+    reference = reference_log_probs(run_dir, config, stages, corpora, trainers[0].placement)
 
     signals = StopSignals() if stop is None else contextlib.nullcontext(stop)
     with contextlib.closing(checkpoints), checkpoints.disk_full_is_user_error(None), signals as stop:
-        with doing("looking for a checkpoint"):
-            restored = restore_newest(checkpoints, lambda step: trainers[stage_index(stages, step)].abstract_state())
-        if restored is None:
-            step, position = 0, None
-            state = _initial_state(config, trainers[0], source)
-        else:
-            step, state, position = restored
-            say(f"resumed at step {step}")
+        step, state, position = _first_state(config, stages, trainers, checkpoints, source)
         with Journal(run_dir, config, step, started) as journal:
             stage_loop = StageLoop(
-                config, run_dir, stages, architecture, corpora, checkpoints, journal, watch, _asked_to_end(stop)
-            )
+                config, run_dir, stages, architecture, corpora, checkpoints, journal, watch, _asked_to_end(stop), reference
+            )  # fmt: skip
             for stage, trainer in zip(stages, trainers, strict=True):
                 if step < stage.last:
+                    adapters.take_over_base(trainer, trainers)
                     state, position = stage_loop.run(stage, trainer, state, position)
                     step = stage.last
             with doing("saving the checkpoint"):
                 checkpoints.wait()
         stop.saves = False  # what follows is done again by the same command
-        exported = _export(last, state, tokenizer, run_dir, config.export_dtype)
+        exported = _export(last, state, tokenizer, run_dir, config)
     say(f"exported {exported} after {time.perf_counter() - since:.0f} s")
     if config.budget_curve is not None and jax.process_index() == 0:
         budget_curve.measure(exported, config.budget_curve, config.data, run_dir)
@@ -150,10 +147,31 @@ def _stage_names(stages: Sequence[Stage]) -> str:
     return " in " + ", ".join(f"{s.name} ({s.last - s.first} of {s.run.data.sequence_length} tokens)" for s in stages)
 
 
+def _first_state(
+    config: TrainConfig,
+    stages: Sequence[Stage],
+    trainers: Sequence[Trainer],
+    checkpoints: TrainCheckpoints,
+    source: Path | None,
+) -> tuple[int, TrainState, dict[str, Any] | None]:
+    """Return step, state and data position of the newest checkpoint, or of the run's beginning."""
+    with doing("looking for a checkpoint"):
+        restored = restore_newest(checkpoints, lambda step: trainers[stage_index(stages, step)].abstract_state())
+    if restored is None:
+        return 0, _initial_state(config, trainers[0], source), None
+    say(f"resumed at step {restored[0]}")
+    if config.lora is not None and source is not None:
+        with doing("loading the base model"):
+            adapters.load_base(config.model, config.lora, trainers[stage_index(stages, restored[0])], source)
+    return restored
+
+
 @doing("setting the initial weights")
 def _initial_state(config: TrainConfig, trainer: Trainer, source: Path | None) -> TrainState:
     if source is None:
         return trainer.init(config.seed)
+    if config.lora is not None:
+        return adapters.initial_state(config.model, config.lora, config.seed, trainer, source)
     model = load_model(
         source,
         dtype=config.model.dtype,
@@ -162,6 +180,9 @@ def _initial_state(config: TrainConfig, trainer: Trainer, source: Path | None) -
         scan_layers=config.model.scan_layers,
     )
     params, shapes = flatten(model), trainer.structure.shapes
+    if trainer.objective.model is RewardModel and "score" not in params:  # a model of the vocabulary gets a new head
+        params = {name: value for name, value in params.items() if name != "lm_head"}
+        params["score"] = trainer.initial("score", config.seed)
     for name, shape in shapes.items():
         if name not in params or params[name].shape != shape.shape:
             raise UserError(f"model.config changes the shape of {name!r}; so model.init_from has no value for it.")
@@ -169,9 +190,11 @@ def _initial_state(config: TrainConfig, trainer: Trainer, source: Path | None) -
 
 
 @doing("exporting")
-def _export(trainer: Trainer, state: TrainState, tokenizer: Tokenizer, run_dir: Path, dtype: str | None) -> Path:
+def _export(trainer: Trainer, state: TrainState, tokenizer: Tokenizer, run_dir: Path, config: TrainConfig) -> Path:
     model = run_folder.exportable_model(trainer, state, tokenizer)
-    return save(model, tokenizer, run_dir / "hf", dtype=dtype, overwrite=True)
+    if config.lora is not None:
+        return adapters.export(trainer, model, tokenizer, run_dir, config)
+    return save(model, tokenizer, run_dir / "hf", dtype=config.export_dtype, overwrite=True)
 
 
 def _mesh(trainer: Trainer) -> dict[str, int]:
@@ -180,6 +203,11 @@ def _mesh(trainer: Trainer) -> dict[str, int]:
 
 
 def _describe(trainer: Trainer) -> str:
-    count = sum(shape.size for shape in trainer.structure.shapes.values())
+    shapes = trainer.structure.shapes
+    count = sum(shape.size for shape in shapes.values())
     kind = f"{trainer.config.num_experts} experts" if trainer.config.num_experts else "dense"
-    return f"{count / 1e6:,.2f}M parameters ({kind})"
+    text = f"{count / 1e6:,.2f}M parameters ({kind})"
+    if trainer.lora is None:
+        return text
+    trained = sum(shapes[name].size for name in trainer.structure.trained)
+    return f"{text}, of which {trained / 1e6:,.2f}M are trained (adapters)"

@@ -5,6 +5,12 @@ All terms are sums over tokens, divided once at the end, so that micro-batches g
 Shapes: b batch, t length, l MoE layers, e experts.
 """
 
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -12,6 +18,29 @@ from flax import struct
 from qwen3_jax.model import Hidden, Qwen3, RouterStats
 from qwen3_jax.training.config import LossConfig
 from qwen3_jax.training.cross_entropy import token_loss
+
+BATCH_FIELDS = {
+    "tokens": jnp.int32, "targets": jnp.int32, "segment_ids": jnp.int32, "positions": jnp.int32, "loss_mask": jnp.float32,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What a trainer minimises. Sums of micro-batches add up; what they are divided by is counted over the global batch.
+
+    Attributes:
+        fields: of a batch, with their types; each is [B, T].
+        whole: batch -> counts of the global batch.
+        share: (model, batch, whole, config) -> (share of the loss, whose gradient is taken; sums).
+        finish: (sums, whole, config, coefficient of the balancing loss) -> means, a struct with `total`, `measure`, `tokens`.
+        model: the class of the model.
+    """
+
+    fields: Mapping[str, Any]
+    whole: Callable[[dict[str, jax.Array]], Whole]
+    share: Callable[..., tuple[jax.Array, Any]]
+    finish: Callable[..., Any]
+    model: type[Qwen3] = Qwen3
 
 
 @struct.dataclass
@@ -57,13 +86,18 @@ class Loss:
     router_min_load: jax.Array | None
     router_load: jax.Array | None
 
+    @property
+    def measure(self) -> jax.Array:
+        """What held-out data is measured by."""
+        return self.cross_entropy
+
 
 @struct.dataclass
 class Whole:
     """Counts of the global batch, which its micro-batches need.
 
     Attributes:
-        tokens: float32 scalar, learned tokens of the global batch.
+        tokens: float32 scalar, learned tokens of the global batch; of preferences, their number.
         valid: float32 scalar, tokens of the global batch that are not padding.
         load: float32 [L, E], tokens sent to each expert, for f of the load-balancing loss; None uses those of the
             micro-batch (correct if it is the whole batch).
@@ -97,9 +131,21 @@ def balance_loss(load_le: jax.Array, load_tokens: jax.Array, prob_le: jax.Array,
     return load_le.shape[-1] * (share_le * prob_le / jnp.maximum(valid, 1)).sum(axis=-1).mean()
 
 
+def balance_share(router: RouterStats | None, whole: Whole) -> jax.Array:
+    """Return a micro-batch's part of the load-balancing loss, 0 for a dense model."""
+    if router is None:
+        return jnp.zeros((), jnp.float32)
+    load, load_tokens = router.load, router.tokens[0]
+    if whole.load is not None:
+        assert whole.load_tokens is not None
+        load = whole.load + load if whole.add_own else whole.load
+        load_tokens = whole.load_tokens + router.tokens[0] if whole.add_own else whole.load_tokens
+    return balance_loss(load, load_tokens, router.prob, whole.valid)
+
+
 def router_load(model: Qwen3, batch: dict[str, jax.Array]) -> jax.Array:
     """Count the tokens sent to each expert, [L, E]: a forward pass without output projection."""
-    hidden = _hidden(model, batch)
+    hidden = hidden_of(model, batch)
     assert hidden.router is not None
     return jax.lax.stop_gradient(hidden.router.load)
 
@@ -115,8 +161,8 @@ def objective(model: Qwen3, batch: dict[str, jax.Array], whole: Whole, config: L
         whole: the global batch.
         config: coefficients.
     """
-    hidden = _hidden(model, batch)
-    weight, tied = model.output_weight
+    hidden = hidden_of(model, batch)
+    weight, tied = model.output_matrix()
     loss = token_loss(
         hidden.states.astype(model.dtype),
         weight,
@@ -126,16 +172,9 @@ def objective(model: Qwen3, batch: dict[str, jax.Array], whole: Whole, config: L
         z_loss=config.z_loss,
         chunk=config.chunk_tokens,
         placement=model.execution.placement,
+        frozen=is_output_frozen(model),
     )
-    balance = jnp.zeros((), jnp.float32)
-    if hidden.router is not None:
-        own_tokens = hidden.router.tokens[0]
-        load, load_tokens = hidden.router.load, own_tokens
-        if whole.load is not None:
-            assert whole.load_tokens is not None
-            load = whole.load + load if whole.add_own else whole.load
-            load_tokens = whole.load_tokens + own_tokens if whole.add_own else whole.load_tokens
-        balance = balance_loss(load, load_tokens, hidden.router.prob, whole.valid)
+    balance = balance_share(hidden.router, whole)
     share = loss.total / jnp.maximum(whole.tokens, 1) + model.config.router_aux_loss_coef * balance
     return share, Sums(loss.cross_entropy, loss.log_z_squared, balance, hidden.router)
 
@@ -144,15 +183,17 @@ def finish(sums: Sums, whole: Whole, config: LossConfig, balance_coefficient: fl
     """Return the means of a global batch from its sums."""
     tokens = jnp.maximum(whole.tokens, 1)
     cross_entropy, z = sums.cross_entropy / tokens, sums.log_z_squared / tokens
-    entropy = max_load = min_load = load = None
-    if sums.router is not None:
-        entropy = sums.router.entropy / jnp.maximum(sums.router.tokens, 1)
-        load = (
-            sums.router.load / jnp.maximum(sums.router.load.sum(axis=-1, keepdims=True), 1) * sums.router.load.shape[-1]
-        )
-        max_load, min_load = load.max(axis=-1), load.min(axis=-1)
     total = cross_entropy + config.z_loss * z + balance_coefficient * sums.balance
-    return Loss(total, cross_entropy, z, sums.balance, whole.tokens, entropy, max_load, min_load, load)
+    return Loss(total, cross_entropy, z, sums.balance, whole.tokens, *router_means(sums.router))
+
+
+def router_means(router: RouterStats | None) -> tuple[jax.Array | None, ...]:
+    """Return entropy, largest, smallest and every expert's load of each router, see `Loss`; None for a dense model."""
+    if router is None:
+        return None, None, None, None
+    entropy = router.entropy / jnp.maximum(router.tokens, 1)
+    load = router.load / jnp.maximum(router.load.sum(axis=-1, keepdims=True), 1) * router.load.shape[-1]
+    return entropy, load.max(axis=-1), load.min(axis=-1), load
 
 
 def compute(model: Qwen3, batch: dict[str, jax.Array], config: LossConfig | None = None) -> Loss:
@@ -162,5 +203,14 @@ def compute(model: Qwen3, batch: dict[str, jax.Array], config: LossConfig | None
     return finish(sums, count, config, model.config.router_aux_loss_coef)
 
 
-def _hidden(model: Qwen3, batch: dict[str, jax.Array]) -> Hidden:
+def is_output_frozen(model: Qwen3) -> bool:
+    """Whether the output projection is not trained: adapters are, and it has none."""
+    return model.lora is not None and not model.lora.of("lm_head", [None])
+
+
+def hidden_of(model: Qwen3, batch: dict[str, jax.Array]) -> Hidden:
+    """Return the final hidden states of a packed batch."""
     return model.hidden(batch["tokens"], positions=batch["positions"], segment_ids=batch["segment_ids"])
+
+
+LANGUAGE_MODEL = Objective(BATCH_FIELDS, whole, objective, finish)

@@ -158,6 +158,19 @@ def read(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+# The metric that is a run's training loss, by its unit: of tokens, or of preferences.
+TRAINING_LOSSES = {"train.cross_entropy": "nats per token", "train.preference": "nats per pair"}
+
+
+def training_losses(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], str, str]:
+    """Return the rows that hold a training loss, its name in them, and its unit."""
+    rows = list(rows)
+    for name, unit in TRAINING_LOSSES.items():
+        if held := [row for row in rows if name in row]:
+            return held, name, unit
+    return [], *next(iter(TRAINING_LOSSES.items()))
+
+
 def held_out_losses(row: dict[str, Any]) -> dict[str, float | None]:
     """Return the held-out losses of a row by name, {} for a row of training metrics; None for one that is not finite."""
     return {

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from qwen3_jax.training.config import OptimizerConfig
+from qwen3_jax.training.methods import LEARNING_RATES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Schedule:
     @property
     def peaks(self) -> np.ndarray:
         """Peak learning rate of each stage, float32 [stages]."""
-        return np.asarray([config.learning_rate for config, _ in self.stages], np.float32)
+        return np.asarray([peak_of(config) for config, _ in self.stages], np.float32)
 
     def __call__(self, step: Any) -> Any:
         """Return the learning rate of a step, counted from 0."""
@@ -39,6 +40,11 @@ class Schedule:
         parts = [_course(config, steps, peaks[i]) for i, (config, steps) in enumerate(self.stages)]
         ends = np.cumsum([steps for _, steps in self.stages]).tolist()
         return optax.join_schedules(parts, ends[:-1])
+
+
+def peak_of(config: OptimizerConfig) -> float:
+    """Return the peak learning rate; without one, that of pre-training."""
+    return LEARNING_RATES["pretrain"] if config.learning_rate is None else config.learning_rate
 
 
 def _course(config: OptimizerConfig, steps: int, peak: Any) -> optax.Schedule:

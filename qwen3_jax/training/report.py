@@ -78,7 +78,7 @@ def _summary(run: RunLog) -> dict[str, Any]:
     out = {
         "step": run.train[-1]["step"],
         "steps": [end for *_, end, _ in run.stages()][-1],
-        "training_loss": run.train[-1]["train.cross_entropy"],
+        "training_loss": run.train[-1][run.loss],
         "held_out_loss": finite_losses(last_held_out(run.rows)),
         "skipped": run.train[-1]["train.skipped"],
         "starts": len(run.starts()),
@@ -123,7 +123,7 @@ def _page(run: RunLog, drawings: Sequence[str]) -> str:
         losses = finite_losses(last_held_out(row for row in run.rows if first < row["step"] <= last))
         speed = sorted(row["tokens_per_second"] for row in inside if "tokens_per_second" in row)
         stages.append([
-            name, f"{first + 1:,} to {last:,}", f"{(last - first) * tokens:,}", _loss_text(inside[-1]["train.cross_entropy"]),
+            name, f"{first + 1:,} to {last:,}", f"{(last - first) * tokens:,}", _loss_text(inside[-1][run.loss]),
             ", ".join(f"{source} {value:.3f}" for source, value in losses.items()),
             f"{speed[len(speed) // 2]:,.0f}" if speed else "",
         ])  # fmt: skip

@@ -45,12 +45,12 @@ def _over_steps(axes: Any, run: RunLog) -> None:
 
 
 def loss(axes: Any, run: RunLog) -> None:
-    values = nan_for_null(row["train.cross_entropy"] for row in run.train)
+    values = nan_for_null(row[run.loss] for row in run.train)
     axes.plot(run.steps, values, color="0.78", linewidth=0.8, label="batches")
     axes.plot(run.steps, running_mean(values), color="C0", label="running mean")
     for step in run.starts()[1:2]:
         axes.plot([], [], color="C3", linewidth=0.7, linestyle=":", label=f"resumed (first at step {step:,})")
-    axes.set(ylabel="nats per token", title="training loss")
+    axes.set(ylabel=run.unit, title="training loss")
     _over_steps(axes, run)
     axes.legend(fontsize=8)
 
@@ -61,7 +61,7 @@ def held_out(axes: Any, run: RunLog) -> None:
         points = [(row["step"], row[f"eval.{name}"]) for row in run.rows if row.get(f"eval.{name}") is not None]
         style = "-" if number < 10 else "--"
         axes.plot(*zip(*points, strict=True), style, marker="o", markersize=3, label=name)
-    axes.set(ylabel="nats per token", title="held-out loss by source and domain")
+    axes.set(ylabel=run.unit, title="held-out loss by source and domain")
     _over_steps(axes, run)
     if names:
         axes.legend(fontsize=7.5, ncols=1 + len(names) // 7)

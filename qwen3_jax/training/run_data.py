@@ -11,9 +11,11 @@ import tempfile
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from qwen3_jax.data import DataConfig, Prepared, open_sources
 from qwen3_jax.data.prepared import MANIFEST, is_prepared
+from qwen3_jax.errors import UserError, warn
 from qwen3_jax.paths import cache_folder, download, is_url, upload
 from qwen3_jax.text import Tokenizer
 from qwen3_jax.training.config import TrainConfig
@@ -42,7 +44,36 @@ def prepare_corpora(run_dir: Path, config: TrainConfig, tokenizer: Tokenizer) ->
             multihost_utils.sync_global_devices("data is prepared")
         if copied and not first:
             _fetch(config.data, shared, folder)
-    return open_sources(config.data, tokenizer, folder)
+    corpora = open_sources(config.data, tokenizer, folder)
+    if config.method == "sft":
+        _check_fine_tuning(config, corpora)
+    return corpora
+
+
+def _check_fine_tuning(config: TrainConfig, corpora: list[Prepared]) -> None:
+    """Refuse what is no data for fine-tuning.
+
+    Raises:
+        UserError: a source has no prompts, or documents that are cut, so that a part of an answer has no prompt.
+    """
+    row = min(stage.run.data.sequence_length for stage in config.resolved())
+    for source, corpus in zip(config.data.sources, corpora, strict=True):
+        if corpus.whole == len(corpus):
+            raise UserError(
+                f"source {source.name!r}: every token of its {len(corpus):,} documents is learned, so it has no prompts to "
+                "answer; method: sft is for chats and completions, and plain text is for method: pretrain."
+            )
+        if corpus.whole:
+            warn(
+                f"source {source.name!r}: {corpus.whole:,} of {len(corpus):,} documents are learned whole (plain text)."
+            )
+        lengths = np.asarray(corpus.lengths)[corpus.select(source.where)]
+        if (long := int((lengths - 1 > row).sum())) > 0:
+            raise UserError(
+                f"source {source.name!r}: {long:,} of {len(lengths):,} samples are longer than a row of {row} tokens (the "
+                f"longest has {lengths.max():,}), and the rest of an answer would be learned without its prompt; raise "
+                f"data.sequence_length, or leave them out with 'where: {{length: [null, {row + 1}]}}' of the source."
+            )
 
 
 def _raw(data: DataConfig) -> list[str]:

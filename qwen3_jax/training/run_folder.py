@@ -9,6 +9,7 @@ RUN/data/               prepared corpora of raw sources
 RUN/checkpoints/STEP/   state and data position (Orbax)
 RUN/metrics.jsonl, router.jsonl, history.jsonl, tensorboard/, loss.png
 RUN/hf/                 the exported checkpoint, written at the end
+RUN/adapter/            of a run with `lora:` the adapter in its place; hf/ too if `lora.merge` asks for it
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import jax
 
 import sharding
 from qwen3_jax.checkpoint import load_tokenizer
+from qwen3_jax.checkpoint.adapters.folders import base_and_adapter
 from qwen3_jax.checkpoint.hub import resolve
 from qwen3_jax.checkpoint.training import TrainCheckpoints
 from qwen3_jax.config import Qwen3Config
@@ -36,15 +38,18 @@ from qwen3_jax.model import Qwen3
 from qwen3_jax.paths import as_path, is_url, local_path, replace_file
 from qwen3_jax.progress import clear_status
 from qwen3_jax.text import Tokenizer, train_tokenizer
-from qwen3_jax.training import extension, metrics
+from qwen3_jax.training import adapters, extension, metrics
 from qwen3_jax.training.config import ModelConfig, OptimizerConfig, Stage, TrainConfig
+from qwen3_jax.training.losses import LANGUAGE_MODEL
+from qwen3_jax.training.methods import LoraConfig
 from qwen3_jax.training.optimizer import schedule
+from qwen3_jax.training.preferences import REWARD_MODEL
 from qwen3_jax.training.step import Trainer, TrainState
 
 # What a resumed run must not change,
-_FIXED = ("model", "tokenizer", "data", "optimizer", "loss", "seed", "steps", "stages")
+_FIXED = ("method", "model", "tokenizer", "data", "optimizer", "loss", "dpo", "lora", "seed", "steps", "stages")
 # except these, which change no result: the restart may be on other hardware.
-_FREE = ("model.remat", "model.kernels", "data.cache", "data.prefetch_batches")
+_FREE = ("model.remat", "model.kernels", "lora.merge", "data.cache", "data.prefetch_batches")
 _FREE_IN_STAGES = ("mesh", "remat", "micro_batches")
 
 
@@ -142,7 +147,7 @@ def load_or_train_tokenizer(run_dir: Path, config: TrainConfig, init_from: Path 
         say(f"training a tokenizer of {config.tokenizer.vocab_size} tokens")
         texts = training_texts(config.data, config.tokenizer.train_records)
         return train_tokenizer(texts, config.tokenizer.vocab_size, show_progress=False)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder) or load_tokenizer(base_and_adapter(folder)[0])
     if tokenizer is None:
         raise UserError(f"{folder} has no tokenizer files; set tokenizer.path.")
     return tokenizer
@@ -156,7 +161,7 @@ def architecture(
     Raises:
         UserError: it does not fit the tokenizer or the data.
     """
-    base = Qwen3Config.from_hf(read_config(init_from)) if init_from else None
+    base = Qwen3Config.from_hf(read_config(base_and_adapter(init_from)[0])) if init_from else None
     architecture = dataclasses.replace(
         config.model.architecture(base, tokenizer.vocab_size),
         bos_token_id=tokenizer.endoftext_id,
@@ -226,14 +231,21 @@ def load_run(run_dir: Path, step: int | None = None) -> tuple[Qwen3, Tokenizer]:
         step = max(steps) if step is None else step
         base = Qwen3Config.from_hf(read_json(run_dir / "architecture.json"))
         config = architecture_after(base, saved["stages"], step)
+        # The run's kernels may not exist on this platform.
+        model = ModelConfig(**saved["model"] | {"kernels": Kernels()})
+        lora = LoraConfig(**saved["lora"]) if saved.get("lora") else None
         trainer = Trainer(
             config,
-            # The run's kernels may not exist on this platform.
-            ModelConfig(**saved["model"] | {"kernels": Kernels()}),
+            model,
             optimizer := OptimizerConfig(**saved["optimizer"]),
             schedule(optimizer, step + optimizer.warmup_steps + 1),  # any schedule does: nothing is trained
             sharding.Placement(),
+            lora=adapters.lora_of(lora, config),
+            objective=REWARD_MODEL if saved["method"] == "reward_model" else LANGUAGE_MODEL,
         )
+        if lora is not None and model.init_from is not None:
+            whole = dataclasses.replace(lora, quantize=None)  # to be merged
+            adapters.load_base(model, whole, trainer, resolve(model.init_from, key="model.init_from"))
         state, _ = checkpoints.restore(step, trainer.abstract_state())
     tokenizer = Tokenizer.from_pretrained(run_dir / "tokenizer")
     return exportable_model(trainer, state, tokenizer), tokenizer

@@ -11,6 +11,7 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.json_fields import read_json
 from qwen3_jax.training.meter import PARTS
 from qwen3_jax.training.metrics import read as read_lines
+from qwen3_jax.training.metrics import training_losses
 
 
 @dataclass
@@ -24,6 +25,8 @@ class RunLog:
         rows: all rows of metrics.jsonl.
         routers: rows of router.jsonl.
         history: rows of history.jsonl: starts and ends.
+        loss: the name of the training loss in `train`.
+        unit: its unit.
     """
 
     folder: Path
@@ -32,6 +35,8 @@ class RunLog:
     rows: list[dict[str, Any]]
     routers: list[dict[str, Any]]
     history: list[dict[str, Any]]
+    loss: str
+    unit: str
 
     @property
     def steps(self) -> list[int]:
@@ -79,7 +84,7 @@ def read_run(run_dir: Path) -> RunLog:
     if not (run_dir / "config.json").exists():
         raise UserError(f"{run_dir} is not the folder of a training run: it has no config.json.")
     rows, routers, history = (read_lines(run_dir / f"{name}.jsonl") for name in ("metrics", "router", "history"))
-    train = [row for row in rows if "train.cross_entropy" in row]
+    train, loss, unit = training_losses(rows)
     if not train:
         raise UserError(f"{run_dir} has no metrics yet.")
-    return RunLog(run_dir, read_json(run_dir / "config.json"), train, rows, routers, history)
+    return RunLog(run_dir, read_json(run_dir / "config.json"), train, rows, routers, history, loss, unit)

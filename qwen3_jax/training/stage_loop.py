@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 import sharding
 from qwen3_jax.checkpoint.training import TrainCheckpoints
@@ -19,12 +20,14 @@ from qwen3_jax.data.pipeline import at_boundary
 from qwen3_jax.errors import Diverged, Interrupted
 from qwen3_jax.progress import Bar, doing, progress_bar
 from qwen3_jax.training import guard
+from qwen3_jax.training.adapters import lora_of
 from qwen3_jax.training.config import Stage, TrainConfig
-from qwen3_jax.training.flops import training_flops_per_token
 from qwen3_jax.training.held_out import HeldOut, position_edges
 from qwen3_jax.training.journal import Journal
 from qwen3_jax.training.meter import Meter, device_peak
+from qwen3_jax.training.metrics import TRAINING_LOSSES
 from qwen3_jax.training.optimizer import run_schedule
+from qwen3_jax.training.preferences import objective_of
 from qwen3_jax.training.profiler import Profiler
 from qwen3_jax.training.step import Trainer, TrainState, fetch_metrics
 
@@ -45,6 +48,7 @@ class StageLoop:
         journal: where metrics are written.
         watch: called with (step, metrics) whenever metrics are logged.
         asked_to_end: called after a step; what has asked the run to end there ("SIGTERM"), or "".
+        reference: of the method dpo, for each corpus the log-probabilities under the reference model.
     """
 
     config: TrainConfig
@@ -56,6 +60,7 @@ class StageLoop:
     journal: Journal
     watch: Watch | None
     asked_to_end: Callable[[int], str]
+    reference: Sequence[np.ndarray] | None = None
 
     def run(
         self, stage: Stage, trainer: Trainer, state: TrainState, position: dict[str, Any] | None
@@ -75,10 +80,14 @@ class StageLoop:
         state = jax.device_put(state, trainer.shardings)  # another stage may have another mesh
         with doing("planning rows"):
             loader = make_train_loader(
-                data, self.corpora, weights=stage.weights, rows=trainer.local_rows(data.batch_size)
+                data,
+                self.corpora,
+                weights=stage.weights,
+                rows=trainer.local_rows(data.batch_size),
+                reference=self.reference,
             )
             peak = device_peak(self.run_dir)
-        flops = training_flops_per_token(trainer.config, data.sequence_length)
+        flops = trainer.flops_per_token(data.sequence_length)
         meter = Meter(data.batch_size * data.sequence_length, flops, peak, jax.device_count())
         label = stage.name if len(self.stages) > 1 else "training"
         with (
@@ -113,7 +122,7 @@ class StageLoop:
         profiler: Profiler,
     ) -> tuple[TrainState, dict[str, Any]]:
         config, rows = self.config, stage.run.data.batch_size
-        held_out = HeldOut(stage, self.corpora, config.eval_batches)
+        held_out = HeldOut(stage, self.corpora, config.eval_batches, self.reference)
         step = logged = started = int(state.step)
         while step < stage.last:
             profiler.before(step)
@@ -177,37 +186,44 @@ class StageLoop:
         self, step: int, stage: Stage, trainer: Trainer, state: TrainState, held_out: HeldOut, bar: Bar
     ) -> dict[str, float]:
         """Measure the held-out losses; write, print and return them."""
-        losses, entropy = held_out.losses(trainer, state.params), held_out.entropy
+        losses, baseline = held_out.losses(trainer, state.params), held_out.baseline
         row = {f"eval.{name}": loss for name, loss in losses.items()}
-        row |= {f"eval.{name}_unigram_entropy": entropy[name] for name in losses}
-        text = ", ".join(f"{name} {loss:.3f} (unigram entropy {entropy[name]:.2f})" for name, loss in losses.items())
+        row |= {f"accuracy.{name}": value for name, value in held_out.accuracy.items()}
+        notes = {name: f"accuracy {value:.1%}" for name, value in held_out.accuracy.items()}
+        if not held_out.accuracy:
+            row |= {f"eval.{name}_unigram_entropy": baseline[name] for name in losses}
+            notes = {name: f"unigram entropy {baseline[name]:.2f}" for name in losses}
+        text = ", ".join(f"{name} {loss:.3f} ({notes[name]})" for name, loss in losses.items())
         if text:
             bar.print(f"step {step}: held-out loss {text}")
         if step == stage.last:
-            by_position = self._by_position(stage, trainer, state)
+            by_position = self._by_position(stage, trainer, state, held_out)
             row |= {f"position.{name}": loss for name, loss in by_position.items()}
             text = ", ".join(f"{name} {loss:.3f}" for name, loss in by_position.items())
             if text:
                 bar.print(f"step {step}: held-out loss by position {text}")
         self.journal.write(step, row)
-        self.journal.plot(entropy)
+        self.journal.plot(baseline, held_out.named)
         return losses
 
-    def _by_position(self, stage: Stage, trainer: Trainer, state: TrainState) -> dict[str, float]:
-        """Return the held-out loss by position, on rows of the longest stage; {} if all stages have one length.
+    def _by_position(self, stage: Stage, trainer: Trainer, state: TrainState, held_out: HeldOut) -> dict[str, float]:
+        """Return the held-out loss by position, on rows of the longest stage; {} if all stages have one length, or of pairs.
 
         The model has this stage's rotary base, so this measures long text before the stage that trains on it.
         """
         longest = max(self.stages, key=lambda one: one.run.data.sequence_length)
         edges = position_edges(one.run.data.sequence_length for one in self.stages)
-        if len(edges) == 2:
+        if len(edges) == 2 or held_out.accuracy:
             return {}
         params = state.params
         if stage.run.data.sequence_length < longest.run.data.sequence_length:
+            own = trainer
             trainer = stage_trainer(
                 dataclasses.replace(longest, rope_theta=stage.rope_theta), self.stages, self.architecture
             )
             params = jax.device_put(params, trainer.shardings.params)
+            if own.lora is not None:
+                trainer.take_base(own.base)
         return HeldOut(longest, self.corpora, self.config.eval_batches).by_position(trainer, params, edges)
 
 
@@ -219,7 +235,10 @@ def stage_trainer(stage: Stage, stages: Sequence[Stage], architecture: Qwen3Conf
     )
     placement = sharding.Placement(sharding.make_mesh(**dataclasses.asdict(run.mesh)), sharding.TRAINING)
     rate = run_schedule([(one.run.optimizer, one.last - one.first) for one in stages])
-    return Trainer(config, run.model, run.optimizer, rate, placement, run.loss, run.micro_batches)
+    return Trainer(
+        config, run.model, run.optimizer, rate, placement, run.loss, run.micro_batches, lora_of(run.lora, config),
+        objective_of(run),
+    )  # fmt: skip
 
 
 def _due(step: int, every: int) -> bool:
@@ -227,7 +246,10 @@ def _due(step: int, every: int) -> bool:
 
 
 def _note(row: dict[str, float]) -> str:
-    parts = [f"loss {row['train.cross_entropy']:.3f}"]
+    key = next(name for name in TRAINING_LOSSES if name in row)
+    parts = [f"loss {row[key]:.3f}"]
+    if "train.accuracies" in row:
+        parts.append(f"accuracy {row['train.accuracies']:.0%}")
     if "tokens_per_second" in row:
         parts.append(f"{row['tokens_per_second']:,.0f} tok/s")
     if "mfu" in row:

@@ -1,5 +1,7 @@
 """State and the jitted step. Parameters are a flat dictionary by name (`qwen3_jax.model.flat`).
 
+With adapters (`lora`) the parameters of the state are theirs; the base model's are an argument of every compiled function.
+
 Invariants: parameters and both Adam moments have the parameter's sharding from initialisation on. The step donates its state,
 so there is one copy. Loss and gradients depend on the global batch alone, not on the mesh or the number of micro-batches
 (except with the running buffer of the balancing loss, `LossConfig.balance_counts`).
@@ -18,12 +20,14 @@ import optax
 from flax import nnx, struct
 from jax.sharding import NamedSharding, PartitionSpec
 
+from qwen3_jax.checkpoint.described import described
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
-from qwen3_jax.kernels import Execution
-from qwen3_jax.model import Qwen3, Structure, flatten
+from qwen3_jax.kernels import Execution, WeightType
+from qwen3_jax.model import Lora, Qwen3, RewardModel, Structure, abstract, flatten
 from qwen3_jax.training import guard, losses
 from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig
+from qwen3_jax.training.flops import training_flops_per_token
 from qwen3_jax.training.optimizer import Schedule, make_optimizer
 from sharding import Placement, ShardingError, compiler_options
 
@@ -51,7 +55,7 @@ class Metrics:
         skipped_in_row: steps skipped since the last one that was taken; 0 if this one was.
     """
 
-    loss: losses.Loss
+    loss: Any
     gradient_norm: jax.Array
     parameter_norm: jax.Array
     learning_rate: jax.Array
@@ -70,6 +74,8 @@ class Trainer:
         placement: mesh and rules.
         loss: terms besides cross-entropy.
         micro_batches: number of parts in which a batch is computed.
+        lora: the adapters to train over a frozen base (`take_base`); None trains all parameters.
+        objective: what is minimised.
 
     Raises:
         UserError, ShardingError: options that exclude each other, or a parameter that does not divide over the mesh.
@@ -84,6 +90,8 @@ class Trainer:
         placement: Placement,
         loss: LossConfig = LossConfig(),
         micro_batches: int = 1,
+        lora: Lora | None = None,
+        objective: losses.Objective = losses.LANGUAGE_MODEL,
     ):
         if loss.balance_counts != "exact" and not config.num_experts:
             raise UserError(
@@ -92,6 +100,9 @@ class Trainer:
         self.config = config
         self.placement = placement
         self.micro_batches = micro_batches
+        self.lora = lora
+        self.base: Params | None = None  # by name: frozen parameters, perhaps quantised, and constants of the adapters
+        self.objective = objective
         self._model_config = model
         self._loss_config = loss
         self._optimizer_config = optimizer
@@ -103,20 +114,20 @@ class Trainer:
         self._schedule = rate
         self.peaks = rate.peaks  # third argument of the compiled step
         self.shardings = self._state_shardings()
-        # (state, batch, peaks) -> (state, Metrics); the state is donated.
+        # (state, batch, peaks[, base]) -> (state, Metrics); the state is donated.
         self._program: jax.stages.Wrapped = jax.jit(
             self._step,
             donate_argnums=0,
             out_shardings=(self.shardings, None),
             compiler_options=compiler_options(placement.mesh),
         )
-        # (params, batch) -> Loss
-        self.evaluate: jax.stages.Wrapped = jax.jit(self._evaluate)
-        # (params, batch) -> (gradients, Loss)
-        self.gradients: jax.stages.Wrapped = jax.jit(self._gradients, out_shardings=(self.shardings.params, None))
+        # (params, batch[, base]) -> Loss
+        self._evaluation: jax.stages.Wrapped = jax.jit(self._evaluate)
+        # (params, batch[, base]) -> (gradients, Loss)
+        self._gradient: jax.stages.Wrapped = jax.jit(self._gradients, out_shardings=(self.shardings.params, None))
 
     def _build(self, rngs: nnx.Rngs, execution: Execution) -> Qwen3:
-        return Qwen3(
+        return self.objective.model(
             self.config,
             rngs=rngs,
             dtype=self._model_config.dtype,
@@ -124,30 +135,106 @@ class Trainer:
             scan_layers=self._model_config.scan_layers,
             remat=self._model_config.remat,
             execution=execution,
+            lora=self.lora,
         )
+
+    def flops_per_token(self, sequence_length: int) -> float:
+        """FLOPs per token of forward and backward pass in rows of a length, see `training_flops_per_token`."""
+        outputs = 1 if self.objective.model is RewardModel else None
+        return training_flops_per_token(self.config, sequence_length, self.lora, outputs=outputs)
+
+    @property
+    def _trained(self) -> dict[str, jax.ShapeDtypeStruct]:
+        shapes = self.structure.shapes
+        return {name: shapes[name] for name in self.structure.trained}
 
     def _state_shardings(self) -> TrainState:
         """Moments have the sharding of their parameter; counters are replicated."""
-        params = self.structure.shardings(self.placement)
+        every = self.structure.shardings(self.placement)
+        params = {name: every[name] for name in self.structure.trained}
         mesh = self.placement.mesh
         everywhere = next(iter(params.values())) if mesh is None else NamedSharding(mesh, PartitionSpec())
 
         def of(path: tuple, _leaf: Any) -> jax.sharding.Sharding:
             return params.get(str(getattr(path[-1], "key", None)), everywhere)
 
-        return jax.tree_util.tree_map_with_path(of, jax.eval_shape(self._start, self.structure.shapes))
+        return jax.tree_util.tree_map_with_path(of, jax.eval_shape(self._start, self._trained))
 
     def init(self, seed: int) -> TrainState:
         """Return an initial state; each device initialises only its own part."""
 
         def make() -> TrainState:
-            return self._start(flatten(self._build(nnx.Rngs(seed), self._execution)))
+            params = flatten(self._build(nnx.Rngs(seed), self._execution))
+            return self._start({name: params[name] for name in self.structure.trained})
 
         return jax.jit(make, out_shardings=self.shardings)()
+
+    def initial(self, name: str, seed: int) -> jax.Array:
+        """Return the initial value of one parameter, placed."""
+
+        def make() -> jax.Array:
+            return flatten(self._build(nnx.Rngs(seed), self._execution))[name]
+
+        return jax.jit(make, out_shardings=self.shardings.params[name])()
 
     def init_from(self, params: Params) -> TrainState:
         """Return a state with these parameters, which are already placed; the first step donates them."""
         return jax.jit(self._start, out_shardings=self.shardings)(params)
+
+    def take_base(self, base: Params | None) -> None:
+        """Take the frozen parameters of a run with adapters, and place them on this trainer's mesh; None takes none.
+
+        Args:
+            base: by name, with the `constants`; as `load_model` or another stage's trainer has them.
+        """
+        mesh = self.placement.mesh
+
+        def placed(leaf: jax.Array) -> jax.Array:
+            if mesh is None or not isinstance(leaf.sharding, NamedSharding):
+                return leaf
+            return jax.device_put(leaf, NamedSharding(mesh, leaf.sharding.spec))
+
+        self.base = jax.tree.map(placed, base)
+
+    def constants(self) -> Params:
+        """Return the values of the adapters that are not trained: their scalings."""
+        every = self.structure.shardings(self.placement)
+        names = [name for name in every if "adapters." in name and name not in self.shardings.params]
+
+        def make() -> Params:
+            values = flatten(self._build(nnx.Rngs(0), self._execution))
+            return {name: values[name] for name in names}
+
+        return jax.jit(make, out_shardings={name: every[name] for name in names})()
+
+    def abstract_base(self, quantize: WeightType | None) -> Params | None:
+        """Shapes, types and shardings of the frozen parameters, for compiling a step without them; None without adapters."""
+        if self.lora is None:
+            return None
+        _, state = abstract(lambda: self._build(nnx.Rngs(0), self._execution))
+        base = described(state, self.config, self._model_config.scan_layers, self.placement, quantize)
+        shapes, every = self.structure.shapes, self.structure.shardings(self.placement)
+        for name, shape in shapes.items():
+            if name not in base and name not in self.shardings.params:
+                base[name] = jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=every[name])
+        return base
+
+    def evaluate(self, params: Params, batch: DeviceBatch) -> losses.Loss:
+        """Return the loss of a placed global batch."""
+        return self._evaluation(params, batch, *self._frozen)
+
+    def gradients(self, params: Params, batch: DeviceBatch) -> tuple[Params, losses.Loss]:
+        """Return the gradients of what is trained, and the loss of a placed global batch."""
+        return self._gradient(params, batch, *self._frozen)
+
+    @property
+    def _frozen(self) -> tuple[Params, ...]:
+        """The last argument of the compiled functions, where there are adapters."""
+        if self.lora is None:
+            return ()
+        if self.base is None:
+            raise ValueError("a trainer of adapters needs its base model: call take_base first.")
+        return (self.base,)
 
     def _start(self, params: Params) -> TrainState:
         """Return the state before the first step. Call it under jit: else counters share a buffer, which cannot be donated."""
@@ -162,7 +249,7 @@ class Trainer:
         """Shapes, types and shardings of the state, for restoring a checkpoint straight onto its devices."""
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            jax.eval_shape(self._start, self.structure.shapes),
+            jax.eval_shape(self._start, self._trained),
             self.shardings,
         )
 
@@ -173,9 +260,8 @@ class Trainer:
             ShardingError: the batch does not divide over the mesh and the micro-batches.
         """
         sharding = self._batch_sharding((batch_size, length))
-        names = ("tokens", "targets", "segment_ids", "positions", "loss_mask")
-        dtypes = {name: jnp.float32 if name == "loss_mask" else jnp.int32 for name in names}
-        return {name: jax.ShapeDtypeStruct((batch_size, length), dtypes[name], sharding=sharding) for name in names}
+        fields = self.objective.fields
+        return {name: jax.ShapeDtypeStruct((batch_size, length), fields[name], sharding=sharding) for name in fields}
 
     def local_rows(self, batch_size: int) -> list[int]:
         """The rows of a global batch that this process's devices need, ascending."""
@@ -195,11 +281,12 @@ class Trainer:
         Raises:
             ShardingError: the batch does not divide over the mesh and the micro-batches.
         """
+        batch = {name: batch[name] for name in self.objective.fields}
         held, length = batch["tokens"].shape
         shape = (held if batch_size is None else batch_size, length)
         sharding = self._batch_sharding(shape)
         if self.placement.mesh is None:
-            return jax.device_put(dict(batch))
+            return jax.device_put(batch)
         if self._execution.balanced:
             order = self._execution.order(length)
             batch = {name: rows[:, order] for name, rows in batch.items()}
@@ -229,15 +316,17 @@ class Trainer:
 
     def step(self, state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
         """Take one optimizer step on a placed global batch. `state` is donated; do not reuse it."""
-        return self._program(state, batch, self.peaks)
+        return self._program(state, batch, self.peaks, *self._frozen)
 
     def lower(self, state: Any, batch: Any) -> jax.stages.Lowered:
-        """Lower the step for a state and batch, abstract or not; the compiled step takes (state, batch, `peaks`)."""
-        return self._program.lower(state, batch, self.peaks)
+        """Lower the step for a state and batch, abstract or not; the compiled step takes (state, batch, `peaks`[, `base`])."""
+        return self._program.lower(state, batch, self.peaks, *self._frozen)
 
-    def _step(self, state: TrainState, batch: DeviceBatch, peaks: jax.Array) -> tuple[TrainState, Metrics]:
+    def _step(
+        self, state: TrainState, batch: DeviceBatch, peaks: jax.Array, base: Params | None = None
+    ) -> tuple[TrainState, Metrics]:
         schedule = self._schedule.at(peaks)
-        gradients, loss = self._gradients(state.params, batch)
+        gradients, loss = self._gradients(state.params, batch, base)
         norm = optax.tree.norm(gradients)
         take, watched = guard.judge(state.guard, loss.total, norm, self._optimizer_config.spike_sigmas)
         update = make_optimizer(self._optimizer_config, schedule).update
@@ -251,33 +340,37 @@ class Trainer:
         metrics = Metrics(loss, norm, optax.tree.norm(params), rate, watched.skipped, watched.in_row)
         return TrainState(params, optimizer, watched, state.step + 1), metrics
 
-    def _gradients(self, params: Params, batch: DeviceBatch) -> tuple[Params, losses.Loss]:
-        """Return the gradient of the loss of a global batch, in the type of the parameters, and the loss."""
-        whole = losses.whole(batch)
+    def _merge(self, params: Params, base: Params | None) -> Qwen3:
+        return self.structure.merge(params if base is None else params | base)
 
-        def share(params: Params, rows: DeviceBatch, whole: losses.Whole) -> tuple[jax.Array, losses.Sums]:
-            return losses.objective(self.structure.merge(params), rows, whole, self._loss_config)
+    def _gradients(self, params: Params, batch: DeviceBatch, base: Params | None = None) -> tuple[Params, Any]:
+        """Return the gradient of the loss of a global batch, in the type of the parameters, and the loss."""
+        objective = self.objective
+        whole = objective.whole(batch)
+
+        def share(params: Params, rows: DeviceBatch, whole: losses.Whole) -> tuple[jax.Array, Any]:
+            return objective.share(self._merge(params, base), rows, whole, self._loss_config)
 
         gradient = jax.grad(share, has_aux=True)
         if self.micro_batches == 1:
             gradients, sums = gradient(params, batch, whole)
         else:
-            gradients, sums = self._accumulate(gradient, params, self._split(batch), whole)
-        return gradients, losses.finish(sums, whole, self._loss_config, self.config.router_aux_loss_coef)
+            gradients, sums = self._accumulate(gradient, params, self._split(batch), whole, base)
+        return gradients, objective.finish(sums, whole, self._loss_config, self.config.router_aux_loss_coef)
 
     def _accumulate(
-        self, gradient: Callable, params: Params, parts: DeviceBatch, whole: losses.Whole
-    ) -> tuple[Params, losses.Sums]:
+        self, gradient: Callable, params: Params, parts: DeviceBatch, whole: losses.Whole, base: Params | None
+    ) -> tuple[Params, Any]:
         """Sum the gradients of micro-batches in float32. `parts`: [micro-batches, rows, T]."""
         moe, buffer = bool(self.config.num_experts), self._loss_config.balance_counts == "buffer"
         seen: tuple[jax.Array, jax.Array] | None = None
         if moe:
-            load = jax.eval_shape(self._count, params, jax.tree.map(lambda x: x[0], parts))
+            load = jax.eval_shape(self._count, params, base, jax.tree.map(lambda x: x[0], parts))
             seen = jnp.zeros(load.shape, load.dtype), jnp.zeros((), jnp.float32)
         if moe and not buffer:
-            seen = self._count_all(params, parts, seen), whole.valid
+            seen = self._count_all(params, base, parts, seen), whole.valid
 
-        def body(carry: tuple, rows: DeviceBatch) -> tuple[tuple, losses.Sums]:
+        def body(carry: tuple, rows: DeviceBatch) -> tuple[tuple, Any]:
             total, seen = carry
             counts = whole
             if seen is not None:
@@ -292,14 +385,14 @@ class Trainer:
         (gradients, _), sums = jax.lax.scan(body, (self._like_params(zeros), seen), parts)
         return gradients, jax.tree.map(lambda x: x.sum(axis=0), sums)
 
-    def _count(self, params: Params, rows: DeviceBatch) -> jax.Array:
-        return losses.router_load(self.structure.merge(params), rows)
+    def _count(self, params: Params, base: Params | None, rows: DeviceBatch) -> jax.Array:
+        return losses.router_load(self._merge(params, base), rows)
 
-    def _count_all(self, params: Params, parts: DeviceBatch, seen: Any) -> jax.Array:
+    def _count_all(self, params: Params, base: Params | None, parts: DeviceBatch, seen: Any) -> jax.Array:
         """Return the expert choices of the global batch, [L, E]: one forward pass over all micro-batches."""
 
         def body(load: jax.Array, rows: DeviceBatch) -> tuple[jax.Array, None]:
-            return load + self._count(params, rows), None
+            return load + self._count(params, base, rows), None
 
         return jax.lax.scan(body, seen[0], parts)[0]
 
@@ -320,16 +413,16 @@ class Trainer:
 
         return {name: split(x) for name, x in batch.items()}
 
-    def _evaluate(self, params: Params, batch: DeviceBatch) -> losses.Loss:
+    def _evaluate(self, params: Params, batch: DeviceBatch, base: Params | None = None) -> Any:
         """Return the loss of a global batch, one micro-batch at a time; its balance counts each micro-batch by itself."""
-        model, whole = self.structure.merge(params), losses.whole(batch)
+        model, whole = self._merge(params, base), self.objective.whole(batch)
 
-        def body(_: None, rows: DeviceBatch) -> tuple[None, losses.Sums]:
-            return None, losses.objective(model, rows, whole, self._loss_config)[1]
+        def body(_: None, rows: DeviceBatch) -> tuple[None, Any]:
+            return None, self.objective.share(model, rows, whole, self._loss_config)[1]
 
         _, sums = jax.lax.scan(body, None, self._split(batch))
         sums = jax.tree.map(lambda x: x.sum(axis=0), sums)
-        return losses.finish(sums, whole, self._loss_config, self.config.router_aux_loss_coef)
+        return self.objective.finish(sums, whole, self._loss_config, self.config.router_aux_loss_coef)
 
     def model(self, params: Params) -> Qwen3:
         """Return the model with these parameters, for rows whose tokens come in order."""
@@ -337,7 +430,7 @@ class Trainer:
         if self._execution.balanced:
             in_order = dataclasses.replace(self._execution, balanced=False)
             structure = Structure(lambda: self._build(nnx.Rngs(0), in_order))
-        return structure.merge(params)
+        return structure.merge(params if self.base is None else params | self.base)
 
 
 def fetch_metrics(metrics: Metrics) -> dict[str, float]:

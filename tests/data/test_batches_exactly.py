@@ -19,6 +19,7 @@ class InMemory(Prepared):
     """A prepared corpus without files: `tokens` and `learned` by document, labels as `Prepared` has them."""
 
     all_held_out = False
+    pairs = False
 
     def __init__(self, documents, keys=None, domains=None):
         self.folder = "memory"

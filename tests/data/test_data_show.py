@@ -15,7 +15,7 @@ from tests.data.test_record_forms import CALLS, FORMS, HI, TOOLS, YO
 from tests.helpers.byte_tokenizer import segments_of
 from tests.helpers.real_tokenizer import build_real_tokenizer
 
-ANSWER = "<think>\n\n</think>\n\nyo<|im_end|>"
+BLOCK = "<think>\n\n</think>\n\n"  # of non-thinking mode: prompt, and not learned
 THINKING = {
     "messages": [
         {"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2? 你好 /think"},
@@ -122,7 +122,8 @@ def test_what_is_learned_to_the_letter(tmp_path, show, tokenizer):
     assert [learned for _, learned in call] == [False, True, False, True]
     assert call[1][0].count("<tool_call>") == 1
     assert "<tool_response>\n4\n</tool_response>" in call[2][0]
-    assert call[3][0] == ANSWER
+    assert call[2][0].endswith(BLOCK)
+    assert call[3][0] == "yo<|im_end|>"
     assert forced == [("raw", False), (" a", True), (" forced", False)]
     assert document == [("A document.<|endoftext|>", True)]
 
@@ -198,13 +199,13 @@ def test_a_terminal_gets_colours_and_others_get_marks(tmp_path, show, monkeypatc
     assert code == 0
     assert "\x1b" not in plain
     assert plain.startswith(f"=== {file}:1: ")
-    assert "<|im_start|>assistant\n{+" + ANSWER + "+}\n" in plain
+    assert "<|im_start|>assistant\n" + BLOCK + "{+yo<|im_end|>+}\n" in plain
     assert "{+bell \\x07, \\x1b[31mred\\x1b[0m, \\u202eturned\\r\n<|endoftext|>+}" in plain
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
     coloured = show(file)[1]
-    assert "\x1b[32m<think>\x1b[0m\n\n\x1b[32m</think>\x1b[0m\n\n\x1b[32myo<|im_end|>\x1b[0m" in coloured
+    assert "\x1b[2m<think>\x1b[0m\n\n\x1b[2m</think>\x1b[0m\n\n\x1b[32myo<|im_end|>\x1b[0m" in coloured
     assert "\x1b[2m<|im_start|>assistant\x1b[0m\n" in coloured
     assert "\x1b[31m" not in coloured, "the colours of the text"
     assert "{+" not in coloured
@@ -236,6 +237,42 @@ def test_a_prepared_corpus_shows_what_lies_in_it(tmp_path, show, tokenizer):
     assert "documents, " in show(corpus.folder, tokenizer=False)[1]
 
 
+def test_both_answers_of_a_preference_are_shown_with_what_is_learned_of_each(tmp_path, show, tokenizer):
+    thinks = {"prompt": [HI], "chosen": [{**YO, "reasoning_content": "hm"}], "rejected": [{**YO, "content": "no"}]}
+    file = lines_of(
+        tmp_path / "a.jsonl", [thinks, {"prompt": "Q", "chosen": " a", "rejected": " b<|im_end|>"}, {"text": "a"}]
+    )
+    code, out, err = show(file, "--pairs")
+    assert code == 2
+    assert "a.jsonl:3: the record is no preference" in err
+    head = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert out == (
+        f"=== {file}:1, chosen: 17 tokens, 8 learned\n{head}{{+<think>\nhm\n</think>\n\nyo<|im_end|>+}}\n\n"
+        f"=== {file}:1, rejected: 15 tokens, 7 learned\n{head}{{+{BLOCK}no<|im_end|>+}}\n\n"
+        f"=== {file}:2, chosen: 2 tokens, 1 learned\nQ{{+ a+}}\n\n"
+        f"=== {file}:2, rejected: 3 tokens, 2 learned\nQ{{+ b<|im_end|>+}}\n\n"
+    )
+    lines_of(file, [thinks])
+    corpus = prepare(Source("s", str(file), pairs=True), tokenizer, tmp_path / "out", processes=1)
+    raw = [json.loads(line) for line in show(file, "--pairs", "--json")[1].splitlines()]
+    held = [json.loads(line) for line in show(corpus.folder, "--json", tokenizer=False)[1].splitlines()]
+    assert [one.pop("answer") for one in raw] == [one.pop("answer") for one in held] == ["chosen", "rejected"]
+    assert [(one["tokens"], one["learned"]) for one in held] == [(one["tokens"], one["learned"]) for one in raw]
+    assert "1 preferences, 32 tokens" in show(corpus.folder, "--row", 64, tokenizer=False)[1]
+
+
+def test_histories_and_control_tokens_are_shown_as_prepared(tmp_path, show):
+    thinks = {**YO, "reasoning_content": "hm"}
+    file = lines_of(tmp_path / "a.jsonl", [{"messages": [HI, thinks, {**HI, "content": "a<|im_end|>b"}, thinks]}])
+
+    def ends(*options):
+        return [json.loads(line)["tokens"].count(151_645) for line in show(file, "--json", *options)[1].splitlines()]
+
+    assert ends() == [2, 4]
+    assert ends("--history", "keep") == [4]
+    assert ends("--history", "keep", "--read-control-tokens") == [5]
+
+
 def test_options_that_would_do_nothing_are_refused(tmp_path, show, tokenizer):
     file = lines_of(tmp_path / "a.jsonl", [{"text": "A document."}])
     corpus = prepare(Source("s", str(file)), tokenizer, tmp_path / "out", processes=1)
@@ -243,6 +280,8 @@ def test_options_that_would_do_nothing_are_refused(tmp_path, show, tokenizer):
         ((file,), {"tokenizer": False}, "--tokenizer"), ((file, "--row", 8), {}, "--row"),
         ((tmp_path / "none",), {"tokenizer": False}, "does not exist"), ((tmp_path / "none",), {}, "no file matches"),
         ((corpus.folder, file), {}, "by itself"), ((corpus.folder, "--loss-on", "all"), {}, "--loss-on"),
+        ((corpus.folder, "--pairs"), {}, "--pairs"), ((corpus.folder, "--history", "keep"), {}, "--history"),
+        ((corpus.folder, "--read-control-tokens"), {}, "--read-control-tokens"),
         ((corpus.folder, "--format", "jsonl"), {}, "--format"), ((corpus.folder, "--row", 8), {}, "--row"),
         ((corpus.folder, "--limit", 1), {"tokenizer": False}, "--limit"),
     ]  # fmt: skip

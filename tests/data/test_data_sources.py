@@ -216,7 +216,7 @@ def test_paths_that_cannot_be_read_are_named(tmp_path):
         (lambda: Source("s/t", "x"), "must not hold '/'"),
         (lambda: Source("s", "x", weight=0), "source 's': weight is 0; it must be above 0"),
         (lambda: Source("s", "x", eval_fraction=1), "eval_fraction is 1; it must be at least 0 and below 1"),
-        (lambda: Source("s", "x", format="text", text_key="body"), "text_key and loss_on are about records"),
+        (lambda: Source("s", "x", format="text", text_key="body"), "text_key is about records; format is text"),
         (lambda: Source("s", "x", running_sum=RunningSum()), "running_sum settings belong to"),
         (lambda: Source("s", ["synthetic:running_sum", "x"]), "stands alone"),
         (lambda: RunningSum(min_digits=5, max_digits=4), "running_sum.max_digits is 4; it must be between 5 and 26"),

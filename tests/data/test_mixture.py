@@ -21,6 +21,8 @@ from qwen3_jax.data.streams import Piece, Stream, cut, streams
 class Lengths:
     """What planning asks of a prepared corpus: no tokens."""
 
+    pairs = False
+
     def __init__(self, lengths):
         self.lengths = np.asarray(lengths, np.int32)
 

@@ -177,7 +177,7 @@ FORMS = {
     "fields at their no-op value": (
         {"messages": [{**HI, "images": [], "prefix": False}, {**YO, "refusal": "", "weight": 1, "tool_calls": ""}],
          "tools": "", "functions": [],
-         "parallel_tool_calls": True, "enable_thinking": True, "weight": 1.0, "system": ""},
+         "parallel_tool_calls": True, "weight": 1.0, "system": ""},
         {"messages": [HI, YO]},
     ),
 }  # fmt: skip
@@ -197,7 +197,8 @@ def test_only_the_completion_is_learned_of_a_prompt_of_messages():
         "completion": [{"role": "assistant", "content": "ya"}],
     }
     ((text, answer),) = learned(body)
-    assert answer == "<think>\n\n</think>\n\nya<|im_end|>"
+    assert answer == "ya<|im_end|>"
+    assert text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\nya<|im_end|>")
     assert "yo" in text
 
 
@@ -213,8 +214,8 @@ def test_weights_of_messages_are_honoured():
         assert learned({"conversations": shares}) == [second]
     ((text, answer),) = learned({"messages": [CALLS[0], {**CALLS[1], "weight": 0}, *CALLS[2:]], "tools": TOOLS})
     assert text == learned({"messages": CALLS, "tools": TOOLS})[0][0]
-    assert answer == "<think>\n\n</think>\n\nyo<|im_end|>"
-    assert learned({"messages": [{**YO, "weight": 0}, HI, ya]})[0][1] == "<think>\n\n</think>\n\nya<|im_end|>"
+    assert answer == "yo<|im_end|>"
+    assert learned({"messages": [{**YO, "weight": 0}, HI, ya]})[0][1] == "ya<|im_end|>"
 
 
 # a record -> what is said of it
@@ -248,7 +249,16 @@ REFUSED = [
     ({"messages": [HI, {**YO, "content": "Write <think>x</think>."}]}, "the chat template drops 'Write' of message 2"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, YO]}, "part 1 of message 1 is of type"),
     ({"messages": [HI, YO], "images": ["a.png"]}, "'images' is not read: Qwen3 reads only text"),
-    ({"messages": [HI, YO], "enable_thinking": False}, "'enable_thinking' is not read"),
+    ({"messages": [HI, YO], "enable_thinking": "no"}, "'enable_thinking' is 'no'; it must be true or false"),
+    ({"messages": [HI, YO], "chat_template_kwargs": {"tone": "dry"}}, "'chat_template_kwargs' has 'tone', which is not read"),
+    (
+        {"messages": [HI, YO], "chat_template_kwargs": {"enable_thinking": True}, "enable_thinking": False},
+        "'enable_thinking' and 'chat_template_kwargs' say different things",
+    ),
+    (
+        {"messages": [HI, {**YO, "thinking": "hm"}], "enable_thinking": False},
+        "message 2 has thinking, and the record says 'enable_thinking': false",
+    ),
     ({"messages": [BRIEF, HI, YO], "system": "Be long."}, "several system messages"),
     ({"messages": [HI, YO], "tools": TOOLS, "functions": [FUNCTION]}, "both 'tools' and 'functions'"),
     ({"messages": [HI, YO], "text": "something else"}, "'messages' and 'text', which say different things"),

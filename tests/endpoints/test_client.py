@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from qwen3_jax.cli.endpoint_options import key_of
 from qwen3_jax.endpoints import ChatRequest, Endpoint, EndpointError, Tokens, Transport, prompt_bound
 from qwen3_jax.endpoints.pause import LONGEST_PAUSE, pause
 from qwen3_jax.endpoints.transport import base_url
@@ -251,11 +252,27 @@ def test_what_fails_for_every_request_is_an_error(scripted):
     assert endpoint.ask(ASKED).outcome == "refused"
     scripted.reply = (401, {}, {})
     endpoint.submit(0, ASKED)
-    with pytest.raises(EndpointError):
+    with pytest.raises(EndpointError, match=r"\(HTTP 401\)\. No key was sent; --api-key-env NAME sends one\."):
         endpoint.collect(10)
+    with pytest.raises(EndpointError, match=r"\(HTTP 401\)\. No key was sent"):
+        Endpoint(scripted.url)
+    with pytest.raises(EndpointError, match=r"\(HTTP 401\)\.$"):
+        Endpoint(scripted.url, api_key="wrong")
     scripted.reply = completion({"content": "x"}, completion_tokens_details={"reasoning_tokens": 50})
     with pytest.raises(EndpointError, match="does not keep the thinking budget"):
         endpoint.ask(ChatRequest(ASKED.messages, 90, thinking_budget=8))
+
+
+def test_the_key_of_openai_is_sent_to_openai_alone_unless_it_is_named(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    assert key_of("https://api.openai.com/v1", None) == "secret"
+    for address in (
+        "http://localhost:8000/v1",
+        "https://api.openai.com.example.org/v1",
+        "https://example.org/api.openai.com",
+    ):
+        assert key_of(address, None) is None
+        assert key_of(address, "OPENAI_API_KEY") == "secret"
 
 
 def test_addresses_and_models(scripted):

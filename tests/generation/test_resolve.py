@@ -1,6 +1,7 @@
 """From options to requests: limits and budgets in exact numbers, every field, and the fields of errors."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from qwen3_jax.errors import RequestError
 from qwen3_jax.generation import STOP_TEXT, Options, ThinkingTokens, end_tokens, resolve
 from qwen3_jax.generation.budget import MAX_STOP_TOKENS, BudgetRules
 from qwen3_jax.generation.request import DEFAULT_MAX_NEW_TOKENS, checked_budget
+from qwen3_jax.model import Lora
 from qwen3_jax.text import train_tokenizer
 from tests.helpers import tiny_models
 from tests.helpers.engine_runs import SHAPE
@@ -105,14 +107,18 @@ def test_every_option_arrives_in_the_request():
     sampling = Sampling(temperature=0.5, seed=7, stop="x", n=3, logprobs=1)
     options = Options(
         sampling=sampling, max_new_tokens=90, thinking_budget=4, tools=tiny_models.TOOLS, constraint=Anything, raw=True,
-        one_call=True, echo=True,
+        one_call=True, echo=True, adapter="b",
     )  # fmt: skip
-    requests = resolve(CHAT, options, tiny_models.model(0), TOK, prompt_index=5)
+    plain_model = tiny_models.model(0)
+    model = types.SimpleNamespace(
+        config=plain_model.config, generation_config=plain_model.generation_config, lora=Lora((), ("a", "b"))
+    )
+    requests = resolve(CHAT, options, model, TOK, prompt_index=5)
     expected = dict(
         prompt=tuple(TOK.apply_chat_template(CHAT, tools=tiny_models.TOOLS, tokenize=True)),
         sampling=sampling, max_new_tokens=90, eos=frozenset([TOK.im_end_id]), budget=4, thinking=False,
         thinking_tokens=ThinkingTokens.of(TOK), prompt_index=5, tools=tuple(tiny_models.TOOLS), raw=True,
-        continues_text=False, one_call=True, answering=False, score_from=0,
+        continues_text=False, one_call=True, answering=False, score_from=0, adapter=2,
     )  # fmt: skip
     for sample, request in enumerate(requests):
         fields = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}

@@ -6,6 +6,7 @@ from functools import cache
 import jinja2
 import numpy as np
 
+from qwen3_jax.text import quoting
 from tests.helpers.real_tokenizer import package_file
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
@@ -40,6 +41,14 @@ class ByteTokenizer:
     def decode(self, ids) -> str:
         pieces = [bytes([i]) if i < 256 else SPECIALS[i - 256].encode() for i in ids]
         return b"".join(pieces).decode()
+
+    special_tokens = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+    def encode_quoted(self, text: str) -> list[int]:
+        ids = []
+        for piece, plain in quoting.split(text, SPECIALS):
+            ids += list(piece.encode()) if plain else self.encode(piece)
+        return ids
 
     def apply_chat_template(self, messages, tools=None, add_generation_prompt=True, enable_thinking=True) -> str:
         return _template().render(

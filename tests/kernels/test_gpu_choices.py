@@ -170,8 +170,10 @@ def test_blocks_fit_into_the_shared_memory_of_the_card(name):
     for h in (16, 64, 128, 192, 256):
         blocks = attention_triton.choose_blocks(h, shared)
         row = 2 * 2 ** (h - 1).bit_length()
-        assert (blocks.queries + 2 * blocks.stages * blocks.keys) * row <= shared
-        assert (2 * blocks.back + 2 * blocks.back_stages * blocks.back) * row <= shared
+        tile = blocks.forward
+        assert (tile.held + 2 * tile.stages * tile.streamed) * row <= shared
+        for tile in (blocks.dq, blocks.dkv):
+            assert (2 * tile.held + 2 * tile.stages * tile.streamed) * row + 4 * tile.held * tile.streamed <= shared
         for dtype, itemsize in ((jnp.bfloat16, 2), (jnp.float32, 4)):  # whatever the size of a page
             for m in (1, 4, 8, 64):
                 paged = paged_triton.choose_blocks(m, h, dtype, shared)

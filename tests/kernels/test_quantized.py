@@ -1,5 +1,6 @@
 """Products with quantised weights are products with the numbers that they stand for, which are near the original ones."""
 
+import dataclasses
 import functools
 import itertools
 import types
@@ -179,17 +180,30 @@ def test_only_experts_with_tokens_are_unpacked_on_cpu():
 
 
 def test_training_and_unknown_names_are_refused():
+    def with_scale(w, scale):
+        return dataclasses.replace(w, scale=scale)
+
     packed = quantize_weight(normal((64, 32)), "int8", (0,))
     x = normal((2, 3, 64))
     with pytest.raises(UserError, match="quantised weights cannot be trained"):
-        jax.grad(lambda x: linear("btd,df->btf", x, packed).sum())(x)
+        jax.grad(lambda scale: linear("btd,df->btf", x, with_scale(packed, scale)).sum())(packed.scale)
     with pytest.raises(UserError, match="quantization='fp8' is for training"):
         linear("btd,df->btf", x, packed, Execution(quantization="fp8"))
     x, index, weight, experts, _ = case("int8")
+
+    def mlp(x, gate):
+        return expert_mlp(x, index, weight, gate, *experts[1:], by("grouped")).sum()
+
     with pytest.raises(UserError, match="quantised weights cannot be trained"):
-        jax.grad(lambda x: expert_mlp(x, index, weight, *experts, by("grouped")).sum())(x)
+        jax.grad(lambda scale: mlp(x, with_scale(experts[0], scale)))(experts[0].scale)
+    # An adapter below or above frozen weights learns through them.
+    plain = tuple(dequantize(w, np.float32) for w in experts)
+    through = jax.grad(mlp)(x, experts[0])
+    expected = jax.grad(lambda x: expert_mlp(x, index, weight, *plain, by("grouped")).sum())(x)
+    np.testing.assert_allclose(through, expected, atol=2e-5 * np.abs(expected).max())
     training = by("grouped", sharding.make_mesh(data=2), TRAINING)
-    with pytest.raises(UserError, match="rules of serving"):
-        expert_mlp(x, index, weight, *experts, training)
+    y = expert_mlp(x, index, weight, *plain, by("grouped"))
+    run = jax.jit(functools.partial(expert_mlp, execution=training))
+    np.testing.assert_allclose(run(x, index, weight, *experts), y, atol=2e-5 * np.abs(y).max())
     with pytest.raises(UserError, match="no quantize='int16'; choose one of"):
         check_weight_type("int16")

@@ -58,9 +58,9 @@ PLANTED = (
     Planted(
         "loss_mask",
         "the loss mask is that of the inputs, not of the targets",
-        "qwen3_jax/data/pipeline.py",
-        'batch["loss_mask"][number, here] = document.loss[piece.start + 1 : stop + 1]',
-        'batch["loss_mask"][number, here] = document.loss[piece.start : stop]',
+        "qwen3_jax/data/batches.py",
+        'batch["loss_mask"][row, here] = document.loss[piece.start + 1 : stop + 1]',
+        'batch["loss_mask"][row, here] = document.loss[piece.start : stop]',
     ),
     Planted(
         "label_numbers",
@@ -108,7 +108,7 @@ PLANTED = (
         "held_out_mean",
         "the held-out loss is the mean over batches, whose tokens differ in number",
         "qwen3_jax/training/held_out.py",
-        "sum(float(p.cross_entropy) * float(p.tokens) for p in parts) / sum(float(p.tokens) for p in parts)",
+        "sum(float(p.measure) * float(p.tokens) for p in parts) / sum(float(p.tokens) for p in parts)",
         "sum(float(p.cross_entropy) for p in parts) / len(parts)",
     ),
     Planted(

@@ -22,7 +22,7 @@ class Evaluated:
     def evaluate(self, params, batch):
         mask = np.asarray(batch["loss_mask"], np.float64)
         return SimpleNamespace(
-            cross_entropy=(batch["tokens"] / 10 * mask).sum() / max(mask.sum(), 1), tokens=np.float32(mask.sum())
+            measure=(batch["tokens"] / 10 * mask).sum() / max(mask.sum(), 1), tokens=np.float32(mask.sum())
         )
 
 
@@ -39,7 +39,7 @@ def batch(tokens, mask=None, positions=None):
 
 def held_out(batches, trained=("a",)) -> HeldOut:
     out = object.__new__(HeldOut)
-    out.batches, out._trained, out.entropy = batches, trained, {}
+    out.batches, out._trained, out.accuracy = batches, trained, {}
     return out
 
 
@@ -88,6 +88,6 @@ def test_a_source_of_several_domains_is_measured_by_domain_and_none_without_held
     measured = HeldOut(stage, corpora, 2)
     assert list(measured.batches) == ["one", "two/x", "two/y", "part"]
     assert measured._trained == ["one", "two", "none", "part"]
-    assert set(measured.entropy) == set(measured.batches)
+    assert set(measured.baseline) == set(measured.batches)
     assert all(len(batches) <= 2 for batches in measured.batches.values())
     assert HeldOut(Stage("s", 0, 1, stage.run, {"two": 1.0}, None), corpora, 2)._trained == {"two": 1.0}

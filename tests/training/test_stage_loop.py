@@ -26,10 +26,14 @@ class FakeTrainer:
 
     shardings = None
     config = TINY
+    lora = base = None
 
     def __init__(self, skipped_in_row=0):
         self.skipped_in_row = skipped_in_row
         self.batches, self.guards = [], []
+
+    def flops_per_token(self, length):
+        return 1000.0 * length
 
     def local_rows(self, batch_size):
         return list(range(batch_size))
@@ -90,7 +94,7 @@ class FakeCheckpoints:
 
 class FakeHeldOut:
     def __init__(self, *args):
-        self.entropy = {"a": 5.0, "b": 6.0}
+        self.baseline, self.named, self.accuracy = {"a": 5.0, "b": 6.0}, "unigram entropy", {}
 
     def losses(self, trainer, params):
         return {"a": 1.0, "b": 2.0}
@@ -159,7 +163,7 @@ def test_each_step_is_logged_evaluated_and_saved_when_the_configuration_says(tmp
         (2, 2, at(2), None), (4, 4, at(4), 1.5), (6, 6, at(6), None), (7, 7, at(7), 1.5),
     ]  # fmt: skip
     assert position == at(7)
-    assert plots == [(tmp_path / "metrics.jsonl", tmp_path / "loss.png", {"a": 5.0, "b": 6.0})] * 2
+    assert plots == [(tmp_path / "metrics.jsonl", tmp_path / "loss.png", {"a": 5.0, "b": 6.0}, "unigram entropy")] * 2
 
 
 def test_a_stage_restarts_the_guard_at_its_first_step_alone(tmp_path, monkeypatch):
@@ -221,7 +225,6 @@ def test_speed_is_tokens_of_the_global_batch_and_flops_of_its_row_length(tmp_pat
 
     monkeypatch.setattr(stage_loop, "Meter", Meter)
     monkeypatch.setattr(stage_loop, "device_peak", lambda run_dir: 1e9)
-    monkeypatch.setattr(stage_loop, "training_flops_per_token", lambda config, length: 1000.0 * length)
     loop, *_ = loop_of(tmp_path, monkeypatch)
     loop.run(loop.stages[0], FakeTrainer(), state_at(0), None)
     assert given == [(8, 4000.0, 1e9, 8)]
@@ -252,6 +255,7 @@ def test_loss_by_position_is_that_of_the_stages_own_rotary_base_on_the_longest_r
 
     class HeldOut(FakeHeldOut):
         def __init__(self, stage, corpora, batches):
+            super().__init__()
             self.length = stage.run.data.sequence_length
 
         def by_position(self, trainer, params, edges):
@@ -267,12 +271,12 @@ def test_loss_by_position_is_that_of_the_stages_own_rotary_base_on_the_longest_r
     monkeypatch.setattr(stage_loop, "stage_trainer", trainer)
     own = FakeTrainer()
     for stage in loop.stages:
-        assert loop._by_position(stage, own, state_at(2)) == {"0-4": 1.0}
+        assert loop._by_position(stage, own, state_at(2), FakeHeldOut()) == {"0-4": 1.0}
     assert built == [("long", None)]  # the first stage has the architecture's base
     assert [(length, edges) for _, length, edges in measured] == [(16, [0, 4, 8, 16])] * 2
     assert measured[1][0] is own
     same, *_ = loop_of(tmp_path, monkeypatch)
-    assert same._by_position(same.stages[0], own, state_at(7)) == {}
+    assert same._by_position(same.stages[0], own, state_at(7), FakeHeldOut()) == {}
 
 
 def test_the_trainer_of_a_stage_has_its_base_its_batch_and_the_schedule_of_all(monkeypatch):

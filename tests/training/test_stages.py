@@ -241,7 +241,7 @@ def faked(monkeypatch, tmp_path):
         return SimpleNamespace(
             name=f"trainer of {stage.name}", abstract_batch=lambda *shape: calls.append(("checked", *shape)),
             abstract_state=lambda: f"state of {stage.name}", structure=SimpleNamespace(shapes={}), config=TINY,
-            placement=SimpleNamespace(mesh=None),
+            placement=SimpleNamespace(mesh=None), lora=None, base=None,
         )  # fmt: skip
 
     for name in ("load_or_train_tokenizer", "architecture", "claim", "trains_tokenizer"):

@@ -17,7 +17,8 @@ from typing import Any, ClassVar, Literal
 from qwen3_jax.bounds import between, check_bounds, whole
 from qwen3_jax.data.factory.queries import Query, query_of
 from qwen3_jax.data.factory.task import Answers, Made, Rejection
-from qwen3_jax.data.records import END_OF_TURN, Record
+from qwen3_jax.data.records import Record
+from qwen3_jax.data.rendering import END_OF_TURN
 from qwen3_jax.endpoints import ChatRequest, Reply
 from qwen3_jax.endpoints.chat import SAMPLING
 from qwen3_jax.errors import UserError, nearest

@@ -10,7 +10,8 @@ from typing import Any
 
 from qwen3_jax.data.forms import Conversation, read_form
 from qwen3_jax.data.messages import FormError
-from qwen3_jax.data.records import END_OF_TURN, DataError, Record
+from qwen3_jax.data.records import DataError, Record
+from qwen3_jax.data.rendering import END_OF_TURN
 from qwen3_jax.errors import nearest
 from qwen3_jax.text import parse
 

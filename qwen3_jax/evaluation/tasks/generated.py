@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen3_jax.bounds import between, check_bounds, whole
-from qwen3_jax.data.reasoning import running_sum_problem
+from qwen3_jax.data.reasoning import held_out_running_sums
 from qwen3_jax.errors import UserError, nearest
 from qwen3_jax.evaluation.rows import Row
 from qwen3_jax.evaluation.task import Problem, Task
@@ -45,15 +45,10 @@ class RunningSumOptions:
 def generate_running_sums(rows: Iterable[Row], options: RunningSumOptions) -> Iterator[Problem]:
     """The first problems of the held-out split, asked as in training."""
     del rows
-    for number in range(options.problems):
-        problem = running_sum_problem(
-            number,
-            options.seed,
-            "eval",
-            min_digits=options.min_digits,
-            max_digits=options.max_digits,
-            eval_fraction=options.eval_fraction,
-        )
+    problems = held_out_running_sums(
+        options.problems, options.seed, options.min_digits, options.max_digits, options.eval_fraction
+    )
+    for number, problem in enumerate(problems):
         yield Problem(str(number), prompts.user(problem.question), problem.answer)
 
 

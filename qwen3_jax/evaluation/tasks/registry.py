@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_jax.errors import UserError, nearest
+from qwen3_jax.evaluation import reward_verifier  # noqa: F401 - registers the verifier
 from qwen3_jax.evaluation.rows import RowError
 from qwen3_jax.evaluation.task import Problem, Task
 from qwen3_jax.evaluation.tasks import (

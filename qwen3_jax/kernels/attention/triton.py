@@ -1,13 +1,15 @@
 """Attention on NVIDIA GPUs as Pallas kernels of our own, compiled with Triton: FlashAttention-2 (Dao 2023, arXiv 2307.08691)
 for rows that are packed with documents and for a length that is split.
 
-A query block loops over the range of key blocks that it can see at all, so a packed row costs as much as its documents. The
-log-sum-exp is saved under `partition.SAVE_NAME`, so a policy of `jax.checkpoint` can spare the second forward pass. Queries and
-keys are read where they lie: a group's queries share its keys, and no head is repeated. JAX's own kernel
+A query block loops over the range of key blocks that it can see at all, so a packed row costs as much as its documents. Blocks
+whose queries see all keys take a loop of their own, which computes no mask. The log-sum-exp is saved under
+`partition.SAVE_NAME`, so a policy of `jax.checkpoint` can spare the second forward pass. Queries and keys are read where they
+lie: a group's queries share its keys, and no head is repeated. JAX's own kernel
 (`jax.experimental.pallas.ops.gpu.attention`, deprecated since 0.12) does neither.
 
 Shapes: b batch, t queries, s keys, n query heads, k key/value heads, g queries per key/value head (n = k g), h head size,
-i query blocks, j key blocks, q rows and c columns of a block of scores.
+i query blocks, j key blocks, q rows and c columns of a block of scores. A program holds one block of queries (forward, dq) or
+of keys (dk and dv) and streams the blocks of the other side.
 """
 
 import functools
@@ -34,22 +36,29 @@ _LOG2_E = math.log2(math.e)
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """Sides of the blocks of scores, powers of two.
+class Tile:
+    """How one kernel divides the scores.
 
     Attributes:
-        queries, keys: of the forward pass.
-        back: queries and keys of the backward pass.
-        stages, back_stages: blocks that are in shared memory at a time.
+        held: rows of the block that a program holds, a power of two.
+        streamed: rows of each block that it streams, a power of two.
+        stages: streamed blocks that are in shared memory at a time.
         warps: of 32 threads each.
     """
 
-    queries: int
-    keys: int
-    back: int
+    held: int
+    streamed: int
     stages: int
-    back_stages: int
     warps: int
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The tiles of the three kernels."""
+
+    forward: Tile
+    dq: Tile
+    dkv: Tile
 
 
 def why_not(card: Card | None, q: jax.ShapeDtypeStruct | jax.Array) -> str | None:
@@ -62,18 +71,21 @@ def why_not(card: Card | None, q: jax.ShapeDtypeStruct | jax.Array) -> str | Non
 
 
 def choose_blocks(head_size: int, shared_memory: int, itemsize: int = 2) -> Blocks:
-    """Return the blocks for heads of this size on a card with this much shared memory (bytes)."""
+    """Return the tiles for heads of this size on a card with this much shared memory (bytes)."""
     row = pl.next_power_of_2(max(head_size, 16)) * itemsize
     large = shared_memory > 128 * 1024
-    queries = 128 if row <= 256 and large else 64
-    keys = back = 64 if row <= 256 else 32
-    if not large and row > 128:
-        back = 32
     free = shared_memory - _RESERVED
-    stages = (free - queries * row) // (2 * keys * row)
-    # Keys and values stay; queries and gradients of the output come in; two blocks of scores are between products.
-    back_stages = (free - 2 * back * row - 2 * back * back * itemsize) // (2 * back * row)
-    return Blocks(queries, keys, back, max(1, min(stages, 3)), max(1, min(back_stages, 2)), 8 if queries == 128 else 4)
+
+    def tile(held: int, streamed: int, arrays: int, stages: int) -> Tile:
+        # Of the backward pass two blocks of scores lie between products.
+        fixed = arrays * held * row + (2 * held * streamed * itemsize if arrays > 1 else 0)
+        fitting = (free - fixed) // (2 * streamed * row)
+        return Tile(held, streamed, max(1, min(fitting, stages)), 8 if held == 128 else 4)
+
+    side = 128 if row <= 256 and large else 64
+    streamed = 64 if row <= 256 else 32
+    back = 32 if row > 256 or (not large and row > 128) else 64
+    return Blocks(tile(side, streamed, 1, 3), tile(back, back, 2, 2), tile(back, back, 2, 2))
 
 
 def attention(
@@ -117,9 +129,16 @@ class Mask(NamedTuple):
 
 
 class _Ranges(NamedTuple):
-    """The key blocks [first, stop) that each query block loops over, int32 [B, I], or the query blocks of each key block."""
+    """The streamed blocks of each held block, int32 [B, I] each.
+
+    Attributes:
+        first, stop: those that it can see at all, or be seen by.
+        whole_first, whole_stop: a range within, of which every query sees every key.
+    """
 
     first: jax.Array
+    whole_first: jax.Array
+    whole_stop: jax.Array
     stop: jax.Array
 
 
@@ -138,10 +157,11 @@ def _forward_and_save(q_btnh, k_bksh, v_bksh, mask, blocks, interpret):
     return out_btnh, (q_btnh, k_bksh, v_bksh, mask, out_btnh, logsumexp_bnt)
 
 
-def _ranges(mask: Mask, batch: int, keys: int, block_q: int, block_k: int) -> tuple[_Ranges, _Ranges]:
-    """Return the key blocks of each query block, and the query blocks of each key block.
+def _ranges(mask: Mask, batch: int, keys: int, block_q: int, block_k: int, of_queries: bool) -> _Ranges:
+    """Return the key blocks of each query block (`of_queries`), or the query blocks of each key block.
 
-    A pair of blocks is left out if all of its keys come after its queries, or if the ranges of their segments are disjoint.
+    A pair of blocks is left out if all of its keys come after its queries, or if the ranges of their segments are disjoint. It
+    is whole if all of its keys come before its queries, all of one segment, and neither block ends outside of its array.
     """
     blocks_k = -(-keys // block_k)
 
@@ -150,19 +170,34 @@ def _ranges(mask: Mask, batch: int, keys: int, block_q: int, block_k: int) -> tu
         blocks = jnp.pad(x, [*[(0, 0)] * (x.ndim - 1), (0, missing)], mode="edge").reshape(*x.shape[:-1], -1, block)
         return blocks.min(axis=-1), blocks.max(axis=-1)
 
-    last_i = bounds(mask.places_t, block_q)[1]
-    seen_bij = (jnp.arange(blocks_k) * block_k <= last_i[:, None])[None]
+    first_i, last_i = bounds(mask.places_t, block_q)
+    start_j, queries = jnp.arange(blocks_k) * block_k, mask.places_t.shape[0]
+    seen_bij = (start_j <= last_i[:, None])[None]
+    end_i = (jnp.arange(len(first_i)) + 1) * block_q
+    whole_bij = ((start_j + block_k <= jnp.minimum(first_i[:, None] + 1, keys)) & (end_i[:, None] <= queries))[None]
     if mask.q_segments_bt is not None and mask.k_segments_bs is not None:
         (q_low, q_high), (k_low, k_high) = bounds(mask.q_segments_bt, block_q), bounds(mask.k_segments_bs, block_k)
         seen_bij &= (q_low[:, :, None] <= k_high[:, None]) & (q_high[:, :, None] >= k_low[:, None])
-    seen_bij = jnp.broadcast_to(seen_bij, (batch, *seen_bij.shape[1:]))
+        whole_bij &= (q_low[:, :, None] == k_high[:, None]) & (q_high[:, :, None] == k_low[:, None])
+    seen, whole = (jnp.broadcast_to(x, (batch, *x.shape[1:])) for x in (seen_bij, whole_bij))
+    if not of_queries:
+        seen, whole = seen.swapaxes(1, 2), whole.swapaxes(1, 2)
+    return _ranges_of(seen, whole)
 
-    def along(axis: int) -> _Ranges:
-        first = jnp.argmax(seen_bij, axis=axis)
-        stop = seen_bij.shape[axis] - jnp.argmax(jnp.flip(seen_bij, axis), axis=axis)
-        return _Ranges(first.astype(jnp.int32), jnp.where(seen_bij.any(axis), stop, 0).astype(jnp.int32))
 
-    return along(2), along(1)
+def _ranges_of(seen: jax.Array, whole: jax.Array) -> _Ranges:
+    """Return the ranges of each row's streamed blocks: from the first that is seen to the last; its first run of whole ones.
+
+    Args:
+        seen, whole: bool [B, held blocks, streamed blocks]; what is whole is seen.
+    """
+    count = seen.shape[2]
+    first, whole_first = jnp.argmax(seen, axis=2), jnp.argmax(whole, axis=2)
+    stop = jnp.where(seen.any(axis=2), count - jnp.argmax(jnp.flip(seen, 2), axis=2), 0)
+    after = ~whole & (jnp.arange(count) >= whole_first[..., None])
+    whole_stop = jnp.where(after.any(axis=2), jnp.argmax(after, axis=2), count)
+    whole_first, whole_stop = (jnp.where(whole.any(axis=2), x, first) for x in (whole_first, whole_stop))
+    return _Ranges(*(x.astype(jnp.int32) for x in (first, whole_first, whole_stop, stop)))
 
 
 def _ascending(mask: Mask) -> Mask:
@@ -176,44 +211,43 @@ def _arrays(mask: Mask) -> list[jax.Array]:
     return [x for x in mask if x is not None]
 
 
-def _call(kernel, grid, out_shape, stages: int, warps: int, interpret: bool, name: str):
+def _call(kernel, grid, out_shape, tile: Tile, interpret: bool):
     return pl.pallas_call(
-        kernel,
+        functools.partial(kernel, tile=tile),
         grid=grid,
         out_shape=out_shape,
-        compiler_params=pltriton.CompilerParams(num_warps=warps, num_stages=stages),
+        compiler_params=pltriton.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
         interpret=interpret,
-        name=name,
+        name=kernel.__name__.removesuffix("_kernel"),
     )
 
 
 def _forward(q_btnh, k_bksh, v_bksh, mask: Mask, blocks: Blocks, interpret: bool):
     """Return the output and the log-sum-exp of the scores in base 2, float32 [B, N, T]."""
-    (b, t, n, _), s = q_btnh.shape, k_bksh.shape[2]
+    (b, t, n, _), s, tile = q_btnh.shape, k_bksh.shape[2], blocks.forward
     mask = _ascending(mask)
-    ranges, _ = _ranges(mask, b, s, blocks.queries, blocks.keys)
+    ranges = _ranges(mask, b, s, tile.held, tile.streamed, of_queries=True)
     shapes = jax.ShapeDtypeStruct(q_btnh.shape, q_btnh.dtype), jax.ShapeDtypeStruct((b, n, t), jnp.float32)
-    kernel = functools.partial(attention_forward_kernel, block_q=blocks.queries, block_k=blocks.keys)
-    grid = (pl.cdiv(t, blocks.queries), n, b)
-    call = _call(kernel, grid, shapes, blocks.stages, blocks.warps, interpret, "attention_forward")
+    call = _call(attention_forward_kernel, (pl.cdiv(t, tile.held), n, b), shapes, tile, interpret)
     return call(*ranges, q_btnh, k_bksh, v_bksh, *_arrays(mask))
 
 
-def _backward(blocks, interpret, saved, d_out_btnh):
+def _backward(blocks: Blocks, interpret, saved, d_out_btnh):
     q_btnh, k_bksh, v_bksh, mask, out_btnh, logsumexp_bnt = saved
     (b, t, n, _), (k, s) = q_btnh.shape, k_bksh.shape[1:3]
     mask = _ascending(mask)
-    block = blocks.back
-    of_queries, of_keys = _ranges(mask, b, s, block, block)
     # sum over keys of probability x its gradient, which is also the output x its gradient.
     mean_bnt = (out_btnh.astype(jnp.float32) * d_out_btnh.astype(jnp.float32)).sum(axis=-1).swapaxes(1, 2)
     arrays = q_btnh, k_bksh, v_bksh, d_out_btnh.astype(q_btnh.dtype), logsumexp_bnt, mean_bnt, *_arrays(mask)
-    dq = jax.ShapeDtypeStruct(q_btnh.shape, q_btnh.dtype)
-    dkv = jax.ShapeDtypeStruct(k_bksh.shape, k_bksh.dtype), jax.ShapeDtypeStruct(v_bksh.shape, v_bksh.dtype)
-    of_q, of_kv = (functools.partial(f, block=block) for f in (attention_dq_kernel, attention_dkv_kernel))
-    options = (blocks.back_stages, 4, interpret)
-    dq_btnh = _call(of_q, (pl.cdiv(t, block), n, b), dq, *options, "attention_dq")(*of_queries, *arrays)
-    dk_bksh, dv_bksh = _call(of_kv, (pl.cdiv(s, block), k, b), dkv, *options, "attention_dkv")(*of_keys, *arrays)
+    dq, *dkv = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q_btnh, k_bksh, v_bksh))
+    tile = blocks.dq
+    ranges = _ranges(mask, b, s, tile.held, tile.streamed, of_queries=True)
+    call = _call(attention_dq_kernel, (pl.cdiv(t, tile.held), n, b), dq, tile, interpret)
+    dq_btnh = call(*ranges, *arrays)
+    tile = blocks.dkv
+    ranges = _ranges(mask, b, s, tile.streamed, tile.held, of_queries=False)
+    call = _call(attention_dkv_kernel, (pl.cdiv(s, tile.held), k, b), dkv, tile, interpret)
+    dk_bksh, dv_bksh = call(*ranges, *arrays)
     return dq_btnh, dk_bksh, dv_bksh, None
 
 
@@ -226,122 +260,189 @@ flash.defvjp(_forward_and_save, _backward)
 class _Side:
     """One block of rows of queries or keys: where it lies, and which of its rows and columns exist."""
 
-    def __init__(self, block, size: int, rows: int, head_size: int):
+    def __init__(self, block, size: int, rows: int, head_size: int, whole: bool = False):
+        """`whole`: all rows are known to exist."""
         self.at = pl.ds(block * size, size)
         self.place = block * size + jnp.arange(size)
-        self.inside = self.place < rows
+        self.inside: Any = None if whole else self.place < rows
         # A computed start: jax 0.12 refuses a constant slice that ends past the array, though the mask does not read there.
         width = pl.next_power_of_2(max(head_size, 16))
         self.columns = pl.ds(block * 0, width)
-        self.tile = self.inside[:, None] & (jnp.arange(width) < head_size)[None]
+        in_head = (jnp.arange(width) < head_size)[None]
+        if self.inside is not None:
+            self.tile = self.inside[:, None] & in_head
+        else:
+            self.tile = None if width == head_size else jnp.broadcast_to(in_head, (size, width))
 
     def of_queries(self, ref, b, n) -> Any:
         """Return the block of one head of an array [B, T, N, H], zeros where it ends."""
-        return pltriton.load(ref.at[b, self.at, n, self.columns], mask=self.tile, other=0)
+        return _load(ref.at[b, self.at, n, self.columns], self.tile)
 
     def of_keys(self, ref, b, k) -> Any:
         """Return the block of one head of an array [B, K, S, H], zeros where it ends."""
-        return pltriton.load(ref.at[b, k, self.at, self.columns], mask=self.tile, other=0)
+        return _load(ref.at[b, k, self.at, self.columns], self.tile)
 
     def numbers(self, ref, *index) -> Any:
         """Return the block's entries of an array [..., rows], zeros where it ends."""
-        return pltriton.load(ref.at[(*index, self.at)], mask=self.inside, other=0)
+        return _load(ref.at[(*index, self.at)], self.inside)
 
 
-def _scores(q_qh, k_ch, queries: _Side, keys: _Side, b, mask_refs):
-    """Return the scores of one block in base 2, and which of them count, [Q, C]."""
-    places_ref, *segments = mask_refs
-    scores_qc = jnp.dot(q_qh, k_ch.T, preferred_element_type=jnp.float32)
-    visible_qc = keys.place[None] <= queries.numbers(places_ref)[:, None]
-    if segments:
-        q_ref, k_ref = segments
-        visible_qc &= queries.numbers(q_ref, b)[:, None] == keys.numbers(k_ref, b)[None]
-    return scores_qc, visible_qc
+def _load(ref, mask) -> Any:
+    return pltriton.load(ref) if mask is None else pltriton.load(ref, mask=mask, other=0)
 
 
-def attention_forward_kernel(first_ref, stop_ref, q_ref, k_ref, v_ref, *refs, block_q: int, block_k: int):
-    *mask_refs, out_ref, logsumexp_ref = refs
+def _stream(refs, b, block, body, start, heads: int = 1) -> Any:
+    """Return the carry after body(head, streamed block, whole, carry) for every head and streamed block of a held block.
+
+    The whole ones come first; those that need a mask lie before and after them.
+    """
+    first, whole_first, whole_stop, stop = (ref[b, block] for ref in refs)
+    whole, before = whole_stop - whole_first, whole_first - first
+    partly = before + stop - whole_stop
+
+    def whole_block(step, carry):
+        head = step // whole if heads > 1 else 0
+        return body(head, whole_first + step - head * whole, True, carry)
+
+    def part_block(step, carry):
+        head = step // partly if heads > 1 else 0
+        step -= head * partly
+        return body(head, jnp.where(step < before, first + step, whole_stop + step - before), False, carry)
+
+    return jax.lax.fori_loop(0, heads * partly, part_block, jax.lax.fori_loop(0, heads * whole, whole_block, start))
+
+
+class _Seen:
+    """Places and segments of one block of queries or keys; of keys the place is the number."""
+
+    segments: Any
+
+    def __init__(self, side: _Side, b, places_ref, segments_ref):
+        self.places = side.place if places_ref is None else side.numbers(places_ref)
+        self.segments = None if segments_ref is None else side.numbers(segments_ref, b)
+
+
+def _visible(queries: _Seen, keys: _Seen) -> Any:
+    """Return which keys of a block a query sees, [Q, C]."""
+    visible_qc = keys.places[None] <= queries.places[:, None]
+    if queries.segments is not None:
+        visible_qc &= queries.segments[:, None] == keys.segments[None]
+    return visible_qc
+
+
+def _mask_refs(refs) -> tuple[Any, Any, Any]:
+    """Return the references of the mask: the places of queries, the segments of queries and of keys, or None."""
+    return refs if len(refs) == 3 else (*refs, None, None)
+
+
+def attention_forward_kernel(*refs, tile: Tile):
+    *ranges, q_ref, k_ref, v_ref = refs[:7]
+    *mask_refs, out_ref, logsumexp_ref = refs[7:]
+    places_ref, q_segments_ref, k_segments_ref = _mask_refs(mask_refs)
     _, t, heads, h = q_ref.shape
     kv_heads, s = k_ref.shape[1:3]
     # The last blocks of a row have most keys: they start first.
     i, n, b = pl.num_programs(0) - 1 - pl.program_id(0), pl.program_id(1), pl.program_id(2)
     k = n // (heads // kv_heads)
-    queries = _Side(i, block_q, t, h)
-    q_qh = queries.of_queries(q_ref, b, n)
+    queries = _Side(i, tile.held, t, h)
+    q_qh, of_queries = queries.of_queries(q_ref, b, n), _Seen(queries, b, places_ref, q_segments_ref)
+    scale = h**-0.5 * _LOG2_E
 
-    def key_block(j, carry):
+    def key_block(_, j, whole, carry):
         max_q, sum_q, acc_qh = carry
-        keys = _Side(j, block_k, s, h)
-        scores_qc, visible_qc = _scores(q_qh, keys.of_keys(k_ref, b, k), queries, keys, b, mask_refs)
-        scores_qc = jnp.where(visible_qc, scores_qc * (h**-0.5 * _LOG2_E), _HIDDEN)
-        new_max_q = jnp.maximum(max_q, scores_qc.max(axis=1))
-        # Of a row that has seen nothing yet this is 1 for hidden keys too; the first key that it sees shrinks that to 0.
-        probs_qc = jnp.exp2(scores_qc - new_max_q[:, None])
+        keys = _Side(j, tile.streamed, s, h, whole)
+        k_ch = keys.of_keys(k_ref, b, k)
+        scores_qc = jnp.dot(q_qh, k_ch.T, preferred_element_type=jnp.float32)
+        if whole:  # scaled after the maximum: the product and the difference are one instruction
+            new_max_q = jnp.maximum(max_q, scores_qc.max(axis=1) * scale)
+            probs_qc = jnp.exp2(scores_qc * scale - new_max_q[:, None])
+        else:
+            visible_qc = _visible(of_queries, _Seen(keys, b, None, k_segments_ref))
+            scores_qc = jnp.where(visible_qc, scores_qc * scale, _HIDDEN)
+            new_max_q = jnp.maximum(max_q, scores_qc.max(axis=1))
+            # Of a row that has seen nothing yet this is 1 for hidden keys too; the first key that it sees shrinks that to 0.
+            probs_qc = jnp.exp2(scores_qc - new_max_q[:, None])
         shrink_q = jnp.exp2(max_q - new_max_q)
         v_ch = keys.of_keys(v_ref, b, k)
         product_qh = jnp.dot(probs_qc.astype(v_ch.dtype), v_ch, preferred_element_type=jnp.float32)
         return new_max_q, sum_q * shrink_q + probs_qc.sum(axis=1), acc_qh * shrink_q[:, None] + product_qh
 
-    zeros_q = jnp.zeros(block_q, jnp.float32)
+    zeros_q = jnp.zeros(tile.held, jnp.float32)
     start = zeros_q + _HIDDEN, zeros_q, jnp.zeros(q_qh.shape, jnp.float32)
-    max_q, sum_q, acc_qh = jax.lax.fori_loop(first_ref[b, i], stop_ref[b, i], key_block, start)
+    max_q, sum_q, acc_qh = _stream(ranges, b, i, key_block, start)
     out_qh = (acc_qh / sum_q[:, None]).astype(out_ref.dtype)
     pltriton.store(out_ref.at[b, queries.at, n, queries.columns], out_qh, mask=queries.tile)
     pltriton.store(logsumexp_ref.at[b, n, queries.at], max_q + jnp.log2(sum_q), mask=queries.inside)
 
 
-def _gradients(q_qh, k_ch, v_ch, queries: _Side, keys: _Side, refs, b, n, scale: float):
-    """Return the block's probabilities and the gradients of its scores, [Q, C], and the output's gradient, [Q, H]."""
-    d_out_ref, logsumexp_ref, mean_ref, *mask_refs = refs
-    scores_qc, visible_qc = _scores(q_qh, k_ch, queries, keys, b, mask_refs)
-    probs_qc = jnp.exp2(scores_qc * (scale * _LOG2_E) - queries.numbers(logsumexp_ref, b, n)[:, None])
-    probs_qc = jnp.where(visible_qc & queries.inside[:, None], probs_qc, 0)
-    d_out_qh = queries.of_queries(d_out_ref, b, n)
-    d_probs_qc = jnp.dot(d_out_qh, v_ch.T, preferred_element_type=jnp.float32)
-    d_scores_qc = probs_qc * (d_probs_qc - queries.numbers(mean_ref, b, n)[:, None]) * scale
-    return probs_qc.astype(q_qh.dtype), d_scores_qc.astype(q_qh.dtype), d_out_qh
+class _Queries:
+    """What the backward pass reads of a block of queries: the block itself, its output's gradient, and a number per row."""
+
+    def __init__(self, side: _Side, b, n, q_ref, d_out_ref, logsumexp_ref, mean_ref):
+        self.inside = side.inside
+        self.q_qh, self.d_out_qh = side.of_queries(q_ref, b, n), side.of_queries(d_out_ref, b, n)
+        self.logsumexp_q, self.mean_q = side.numbers(logsumexp_ref, b, n), side.numbers(mean_ref, b, n)
 
 
-def attention_dq_kernel(first_ref, stop_ref, q_ref, k_ref, v_ref, *others, block: int):
-    *refs, dq_ref = others
+def _gradients(queries: _Queries, k_ch, v_ch, visible_qc, scale: float):
+    """Return a block's probabilities, and the gradients of its scores that are scaled, both [Q, C].
+
+    `visible_qc` is None if every query sees every key.
+    """
+    scores_qc = jnp.dot(queries.q_qh, k_ch.T, preferred_element_type=jnp.float32)
+    probs_qc = jnp.exp2(scores_qc * (scale * _LOG2_E) - queries.logsumexp_q[:, None])
+    if visible_qc is not None:
+        probs_qc = jnp.where(visible_qc & queries.inside[:, None], probs_qc, 0)
+    d_probs_qc = jnp.dot(queries.d_out_qh, v_ch.T, preferred_element_type=jnp.float32)
+    d_scores_qc = probs_qc * (d_probs_qc - queries.mean_q[:, None])
+    return probs_qc.astype(k_ch.dtype), d_scores_qc.astype(k_ch.dtype)
+
+
+def attention_dq_kernel(*refs, tile: Tile):
+    *ranges, q_ref, k_ref, v_ref = refs[:7]
+    rows, (*mask_refs, dq_ref) = refs[7:10], refs[10:]
+    places_ref, q_segments_ref, k_segments_ref = _mask_refs(mask_refs)
     _, t, heads, h = q_ref.shape
     kv_heads, s = k_ref.shape[1:3]
     i, n, b = pl.num_programs(0) - 1 - pl.program_id(0), pl.program_id(1), pl.program_id(2)
     k = n // (heads // kv_heads)
-    queries = _Side(i, block, t, h)
-    q_qh = queries.of_queries(q_ref, b, n)
+    side = _Side(i, tile.held, t, h)
+    queries, of_queries = _Queries(side, b, n, q_ref, *rows), _Seen(side, b, places_ref, q_segments_ref)
 
-    def key_block(j, dq_qh):
-        keys = _Side(j, block, s, h)
-        k_ch = keys.of_keys(k_ref, b, k)
-        _, d_scores_qc, _ = _gradients(q_qh, k_ch, keys.of_keys(v_ref, b, k), queries, keys, refs, b, n, h**-0.5)
+    def key_block(_, j, whole, dq_qh):
+        keys = _Side(j, tile.streamed, s, h, whole)
+        k_ch, v_ch = keys.of_keys(k_ref, b, k), keys.of_keys(v_ref, b, k)
+        visible_qc = None if whole else _visible(of_queries, _Seen(keys, b, None, k_segments_ref))
+        _, d_scores_qc = _gradients(queries, k_ch, v_ch, visible_qc, h**-0.5)
         return dq_qh + jnp.dot(d_scores_qc, k_ch, preferred_element_type=jnp.float32)
 
-    dq_qh = jax.lax.fori_loop(first_ref[b, i], stop_ref[b, i], key_block, jnp.zeros(q_qh.shape, jnp.float32))
-    pltriton.store(dq_ref.at[b, queries.at, n, queries.columns], dq_qh.astype(dq_ref.dtype), mask=queries.tile)
+    dq_qh = _stream(ranges, b, i, key_block, jnp.zeros(queries.q_qh.shape, jnp.float32))
+    pltriton.store(dq_ref.at[b, side.at, n, side.columns], (dq_qh * h**-0.5).astype(dq_ref.dtype), mask=side.tile)
 
 
-def attention_dkv_kernel(first_ref, stop_ref, q_ref, k_ref, v_ref, *others, block: int):
-    *refs, dk_ref, dv_ref = others
+def attention_dkv_kernel(*refs, tile: Tile):
+    *ranges, q_ref, k_ref, v_ref = refs[:7]
+    rows, (*mask_refs, dk_ref, dv_ref) = refs[7:10], refs[10:]
+    places_ref, q_segments_ref, k_segments_ref = _mask_refs(mask_refs)
     _, t, heads, h = q_ref.shape
     kv_heads, s = k_ref.shape[1:3]
     j, k, b = pl.program_id(0), pl.program_id(1), pl.program_id(2)
     group = heads // kv_heads
-    keys = _Side(j, block, s, h)
+    keys = _Side(j, tile.held, s, h)
     k_ch, v_ch = keys.of_keys(k_ref, b, k), keys.of_keys(v_ref, b, k)
-    first, count = first_ref[b, j], stop_ref[b, j] - first_ref[b, j]
+    of_keys = _Seen(keys, b, None, k_segments_ref)
 
-    def query_block(step, carry):
+    def query_block(head, i, whole, carry):
         dk_ch, dv_ch = carry
-        n, i = k * group + step // count, first + step % count
-        queries = _Side(i, block, t, h)
-        q_qh = queries.of_queries(q_ref, b, n)
-        probs_qc, d_scores_qc, d_out_qh = _gradients(q_qh, k_ch, v_ch, queries, keys, refs, b, n, h**-0.5)
-        dv_ch += jnp.dot(probs_qc.T, d_out_qh, preferred_element_type=jnp.float32)
-        dk_ch += jnp.dot(d_scores_qc.T, q_qh, preferred_element_type=jnp.float32)
+        side = _Side(i, tile.streamed, t, h, whole)
+        queries = _Queries(side, b, k * group + head, q_ref, *rows)
+        visible_qc = None if whole else _visible(_Seen(side, b, places_ref, q_segments_ref), of_keys)
+        probs_qc, d_scores_qc = _gradients(queries, k_ch, v_ch, visible_qc, h**-0.5)
+        dv_ch += jnp.dot(probs_qc.T, queries.d_out_qh, preferred_element_type=jnp.float32)
+        dk_ch += jnp.dot(d_scores_qc.T, queries.q_qh, preferred_element_type=jnp.float32)
         return dk_ch, dv_ch
 
     zeros_ch = jnp.zeros(k_ch.shape, jnp.float32)
-    dk_ch, dv_ch = jax.lax.fori_loop(0, group * count, query_block, (zeros_ch, zeros_ch))
-    pltriton.store(dk_ref.at[b, k, keys.at, keys.columns], dk_ch.astype(dk_ref.dtype), mask=keys.tile)
+    dk_ch, dv_ch = _stream(ranges, b, j, query_block, (zeros_ch, zeros_ch), group)
+    pltriton.store(dk_ref.at[b, k, keys.at, keys.columns], (dk_ch * h**-0.5).astype(dk_ref.dtype), mask=keys.tile)
     pltriton.store(dv_ref.at[b, k, keys.at, keys.columns], dv_ch.astype(dv_ref.dtype), mask=keys.tile)

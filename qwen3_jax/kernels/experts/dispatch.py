@@ -8,12 +8,14 @@ import itertools
 
 import jax
 
+from qwen3_jax.errors import UserError
 from qwen3_jax.kernels.execution import ONE_DEVICE, Execution, ExpertsKernel
 from qwen3_jax.kernels.experts.dense import dense_mlp
 from qwen3_jax.kernels.experts.grouped import choose_product, grouped_mlp
 from qwen3_jax.kernels.experts.parallel import Exchange, sharded_mlp, token_axes, unsplittable
 from qwen3_jax.kernels.experts.stack import Stacked, takes_stacks, unstacked
-from qwen3_jax.kernels.quantized import Weight, is_quantized
+from qwen3_jax.kernels.low_rank import LowRank, folded
+from qwen3_jax.kernels.quantized import Weight, dequantize, is_quantized, primal_values, zeros_of
 from sharding import ShardingError
 
 
@@ -32,16 +34,49 @@ def expert_mlp(
         x_btd: tokens.
         index_btk: int32, the experts chosen for each token, distinct within a token.
         weight_btk: their weights, in x's dtype.
-        gate_edf, up_edf, down_efd: expert weights in their storage type, or quantised, or `Stacked`; used in x's dtype. Their
-            gradients are computed in x's dtype on each device (on GPUs in the storage type, where devices split the width) and
-            summed over devices in the storage type.
+        gate_edf, up_edf, down_efd: expert weights in their storage type, or quantised, or `Stacked`, or `LowRank` (which is
+            added up for all experts of the layer; adapters that differ between tokens are multiplied with all experts on all
+            tokens, `dense`); used in x's dtype. Their gradients are computed in x's dtype on each device (on GPUs in the
+            storage type, where devices split the width) and summed over devices in the storage type.
         execution: placement, and `kernels.experts`: see the table of the package.
 
     Raises:
         ShardingError: an implementation asked for by name does not suit the mesh.
-        UserError: one asked for by name is not for this platform or card; or the weights are quantised and a
-            gradient was asked for, or the rules split them as in training.
+        UserError: one asked for by name is not for this platform or card; or the weights are quantised and their
+            gradient was asked for.
     """
+    weights: tuple[Weight, ...] = gate_edf, up_edf, down_efd
+    if any(isinstance(w, LowRank) and w.chosen is not None for w in weights):
+        return _several_adapters(execution, x_btd, index_btk, weight_btk, *weights)
+    # Kernels take all three quantised or none, all three stacked or none; and quantised ones whole along their width (the
+    # rules of serving).
+    if any(isinstance(w, LowRank) for w in weights):
+        weights = tuple(map(unstacked, weights))
+    if any(isinstance(w, LowRank) for w in weights) or execution.placement.axes("embed"):
+        weights = tuple(dequantize(w, x_btd.dtype) if is_quantized(w) else w for w in weights)
+    wide, narrow = ("expert", "embed", "mlp"), ("expert", "mlp", "embed")
+    weights = tuple(
+        folded(w, x_btd.dtype, execution, axes, experts=True)
+        for w, axes in zip(weights, (wide, wide, narrow), strict=True)
+    )
+    mlp = _frozen_mlp if any(map(is_quantized, weights)) else _expert_mlp
+    return mlp(execution, x_btd, index_btk, weight_btk, *weights)
+
+
+def _several_adapters(execution: Execution, x_btd, index_btk, weight_btk, *weights) -> jax.Array:
+    """`expert_mlp` of tokens whose experts have different adapters: no kernel takes those, and no common sum exists."""
+    name = execution.kernels.experts
+    if name not in ("auto", "dense"):
+        raise UserError(f"experts={name!r} takes no adapters that differ between requests; choose 'auto' or 'dense'.")
+
+    def by_token(w: Weight) -> Weight:
+        several = isinstance(w, LowRank) and w.chosen is not None
+        return w.replace(chosen=w.chosen.reshape(-1, w.chosen.shape[-1])) if several else w
+
+    return _on_tokens(dense_mlp, x_btd, index_btk, weight_btk, *map(by_token, weights))
+
+
+def _expert_mlp(execution: Execution, x_btd, index_btk, weight_btk, gate_edf, up_edf, down_efd) -> jax.Array:
     placement, platform = execution.placement, execution.platform
     # On GPU `shard_map` over one device too: a Pallas kernel learns from the mesh for which card it is compiled.
     one_device = placement.mesh is None or (placement.mesh.size == 1 and platform != "gpu")
@@ -69,6 +104,28 @@ def expert_mlp(
     if one_device:
         return _on_tokens(_grouped(name, execution, x_btd.dtype, complete=True), *_in_compute_type(arrays))
     return _sharded(name, arrays, execution, None)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _frozen_mlp(execution: Execution, x_btd, index_btk, weight_btk, *weights) -> jax.Array:
+    """`_expert_mlp` with quantised weights, which have no gradient; that of the tokens takes all of a layer's unpacked."""
+    return _expert_mlp(execution, x_btd, index_btk, weight_btk, *weights)
+
+
+def _frozen_forward(execution: Execution, *arguments):
+    tokens, weights = primal_values(arguments[:3]), primal_values(arguments[3:], frozen=True)
+    return _frozen_mlp(execution, *tokens, *weights), (tokens, weights)
+
+
+def _frozen_backward(execution: Execution, residuals, dy_btd):
+    (x_btd, index_btk, weight_btk), weights = residuals
+    weights = tuple(dequantize(unstacked(w), x_btd.dtype) for w in weights)
+    _, pull = jax.vjp(lambda x, weight: _expert_mlp(execution, x, index_btk, weight, *weights), x_btd, weight_btk)
+    dx_btd, dweight_btk = pull(zeros_of(dy_btd))
+    return dx_btd, None, dweight_btk, None, None, None
+
+
+_frozen_mlp.defvjp(_frozen_forward, _frozen_backward, symbolic_zeros=True)
 
 
 def _sharded(name, arrays, execution: Execution, over: Exchange | None) -> jax.Array:

@@ -24,7 +24,6 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from qwen3_jax.errors import UserError
 from qwen3_jax.kernels.experts.exchange import exchange
 from qwen3_jax.kernels.experts.rows import sort_by_expert, sum_rows, take_rows, take_weights
 from qwen3_jax.kernels.experts.stack import Stacked, unstacked
@@ -100,11 +99,6 @@ def sharded_mlp(
     assert mesh is not None
     if isinstance(gate_edf, Stacked) and placement.axes("embed"):  # gathered one layer at a time
         gate_edf, up_edf, down_efd = unstacked(gate_edf), unstacked(up_edf), unstacked(down_efd)
-    if is_quantized(gate_edf) and placement.axes("embed"):
-        raise UserError(
-            "quantised experts are for inference: place them by the rules of serving (sharding.SERVING), which do not split "
-            f"'embed' over {' x '.join(placement.axes('embed'))}."
-        )
 
     tokens_spec = PartitionSpec(*(axes or None for axes in token_axes(x_btd, placement)), None)
     routing_spec = PartitionSpec(*tokens_spec[:2], None)

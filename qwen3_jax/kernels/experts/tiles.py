@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from qwen3_jax.kernels.experts.rows import sort_by_expert, sum_rows, take_weights
-from qwen3_jax.kernels.quantized import is_quantized, refuse_gradient
+from qwen3_jax.kernels.quantized import is_quantized, primal_values, refuse_gradient, zeros_of
 from qwen3_jax.kernels.tiled_cpu import expert_product, floats, in_loop, scaled
 
 _TILES = (256, 128, 64, 32, 16)  # measured: larger tiles are no faster, and an expert's last tile is half empty
@@ -191,8 +191,17 @@ def _forward(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd, keep: bool):
     return sum_rows(y_md, sorted_rows.rows).astype(x_nd.dtype), residuals
 
 
-def _backward(residuals, dy_nd):
-    x_nd, weight_nk, gate_edf, up_edf, down_efd, gate_up_mg, sorted_rows = residuals
+def _forward_of_gradient(*arguments):
+    """`_forward`, and whether the weights are trained (None where not): frozen ones get no gradient, and no memory for one."""
+    weights = jax.tree.leaves(arguments[3:], is_leaf=lambda leaf: hasattr(leaf, "perturbed"))
+    trained = jnp.zeros(()) if any(leaf.perturbed for leaf in weights) else None
+    y_nd, residuals = functools.partial(_forward, keep=True)(*primal_values(arguments))
+    return y_nd, (residuals, trained)
+
+
+def _backward(residuals_trained, dy_nd):
+    (x_nd, weight_nk, gate_edf, up_edf, down_efd, gate_up_mg, sorted_rows), trained = residuals_trained
+    dy_nd = zeros_of(dy_nd)
     (e, d, f), m = gate_edf.shape, weight_nk.size
     tiles = _tiles(m, e)
     dtype = x_nd.dtype
@@ -202,7 +211,7 @@ def _backward(residuals, dy_nd):
         gate_up_dg, down_fd = _weights(expert, gate_edf, up_edf, down_efd, dtype)
 
         def tile_rows(take, put, inside_r, carry):
-            dx_md, dweight_m, dgate_up_dg, ddown_fd = carry
+            dx_md, dweight_m, *sums = carry
             token_r = take(sorted_rows.token_m)
             x_rd, dy_rd = x_nd[token_r], dy_nd[token_r]
             gate_up_rg = _floats(take(gate_up_mg)).astype(jnp.float32)
@@ -217,27 +226,29 @@ def _backward(residuals, dy_nd):
             dgate_rf = dhidden_rf * up_rf * (sigmoid_rf + silu_rf * (1 - sigmoid_rf))
             dgate_up_rg = jnp.concatenate([dgate_rf, dhidden_rf * silu_rf], axis=1).astype(dtype)
             dx_md = put(dx_md, _dot("rg,dg->rd", dgate_up_rg, gate_up_dg))
-            dgate_up_dg += _dot("rd,rg->dg", x_rd, dgate_up_rg)
-            ddown_fd += _dot("rf,rd->fd", (silu_rf * up_rf * weight_r1).astype(dtype), dy_rd)
-            return dx_md, put(dweight_m, dweight_r), dgate_up_dg, ddown_fd
+            if trained is not None:
+                dgate_up_dg, ddown_fd = sums
+                dgate_up_dg += _dot("rd,rg->dg", x_rd, dgate_up_rg)
+                ddown_fd += _dot("rf,rd->fd", (silu_rf * up_rf * weight_r1).astype(dtype), dy_rd)
+                sums = dgate_up_dg, ddown_fd
+            return dx_md, put(dweight_m, dweight_r), *sums
 
-        zeros = jnp.zeros((d, 2 * f), jnp.float32), jnp.zeros((f, d), jnp.float32)
-        carry = _over_tiles(sorted_rows, expert, tiles, tile_rows, (dx_md, dweight_m, *zeros))
-        dx_md, dweight_m, dgate_up_dg, ddown_fd = carry
-        new = (dgate_up_dg[:, :f], dgate_up_dg[:, f:], ddown_fd)
+        zeros = (jnp.zeros((d, 2 * f), jnp.float32), jnp.zeros((f, d), jnp.float32)) if trained is not None else ()
+        dx_md, dweight_m, *sums = _over_tiles(sorted_rows, expert, tiles, tile_rows, (dx_md, dweight_m, *zeros))
+        new = (sums[0][:, :f], sums[0][:, f:], sums[1]) if sums else ()
         dweights = [
             lax.dynamic_update_index_in_dim(old, value, expert, 0) for old, value in zip(dweights, new, strict=True)
         ]
         return dx_md, dweight_m, *dweights
 
     empty = jnp.zeros((m + tiles[0], d), jnp.float32), jnp.zeros(m + tiles[0], jnp.float32)
-    empty_weights = [jnp.zeros_like(weights, jnp.float32) for weights in (gate_edf, up_edf, down_efd)]
+    empty_weights = [jnp.zeros_like(w, jnp.float32) for w in (gate_edf, up_edf, down_efd) if trained is not None]
     dx_md, dweight_m, *dweights = _over_experts(sorted_rows, expert_rows, (*empty, *empty_weights))
     # Rows without an expert hold at most zeros of a tile: their weights have no gradient.
     dweight_m = jnp.where(jnp.arange(m) < sorted_rows.rows.sizes_e.sum(), dweight_m[:m], 0)
     dx_nd = sum_rows(dx_md, sorted_rows.rows).astype(x_nd.dtype)
-    dweights = [value.astype(gate_edf.dtype) for value in dweights]
+    dweights = [value.astype(gate_edf.dtype) for value in dweights] if dweights else [None, None, None]
     return dx_nd, None, dweight_m[sorted_rows.rows.slot_nk].astype(weight_nk.dtype), *dweights
 
 
-tiles_mlp.defvjp(functools.partial(_forward, keep=True), _backward)
+tiles_mlp.defvjp(_forward_of_gradient, _backward, symbolic_zeros=True)

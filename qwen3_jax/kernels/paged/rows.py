@@ -46,6 +46,14 @@ class Rows(struct.PyTreeNode):
             self.lengths_dr, self.counts_dr
         )
 
+    def of_tokens(self, values_dr: jax.Array, b: int, t: int) -> jax.Array:
+        """Return the value of each token's row, [B, T] as in `positions`; that of the first row at padding."""
+        if self.counts_dr is None:
+            return jnp.broadcast_to(values_dr.reshape(b, 1), (b, t))
+        return jax.vmap(lambda values_r, lengths_r, counts_r: values_r[places(lengths_r, counts_r, t).row_f])(
+            values_dr, self.lengths_dr, self.counts_dr
+        )
+
     def after(self, t: int) -> Rows:
         """Return the rows after a call of T tokens."""
         return self.replace(lengths_dr=self.lengths_dr + (t if self.counts_dr is None else self.counts_dr))

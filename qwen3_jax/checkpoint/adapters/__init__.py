@@ -1,0 +1,1 @@
+"""Low-rank adapters as PEFT stores them: `adapter_config.json` and `adapter_model.safetensors`."""
