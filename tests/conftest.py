@@ -2,6 +2,7 @@
 compilation cache. Workers are started for the whole suite only: `python -m pytest tests/some/test_file.py` runs in one process.
 """
 
+import ctypes
 import gc
 import importlib.util
 import os
@@ -32,12 +33,14 @@ hypothesis.settings.register_profile("busy", deadline=None, suppress_health_chec
 hypothesis.settings.load_profile("busy")
 
 _MAPPINGS = 40_000  # of the kernel's limit, vm.max_map_count, 65,530
+_MAPPINGS_BETWEEN_MODULES = 20_000
 _COMPILED_BETWEEN_LOOKS = 300
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("numprocesses", None):
         return  # this process runs no test
+    gc.disable()  # until all is imported
     jax.jit(lambda: 1)()  # reads the flags; libtpu, which is loaded later, does not know all of them
     os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].removesuffix(quick_xla.CPU_ALONE)
 
@@ -64,6 +67,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in _FIRST)
 
 
+def pytest_collection_finish() -> None:
+    """A tenth of the time of tests was collecting garbage among the objects of imported packages."""
+    gc.freeze()
+    gc.enable()
+    gc.set_threshold(50_000, 20, 20)
+
+
 _WITH_TORCH = importlib.util.find_spec("torch") is not None
 _NEEDS_TORCH = re.compile(r"^(import torch|from tests\.helpers import .*hf_checkpoints)", re.MULTILINE)
 
@@ -76,8 +86,8 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 class _Programs:
-    """Counts what is compiled. XLA:CPU keeps about ten memory mappings per program; a process that passes the kernel's limit
-    aborts inside LLVM."""
+    """Counts what is compiled. XLA:CPU keeps about ten memory mappings and 700 KB per program; a process that passes the
+    kernel's limit of mappings aborts inside LLVM, and workers of 5 GB each leave no memory to the tests."""
 
     since_look = 0
 
@@ -87,20 +97,28 @@ class _Programs:
     def _count(self, event: str, _seconds: float, **_details) -> None:
         self.since_look += event == "/jax/core/compile/backend_compile_duration"
 
-    def forget_if_many(self) -> None:
-        if self.since_look < _COMPILED_BETWEEN_LOOKS:
-            return
+    def forget_if_many(self, most: int) -> None:
+        """Drop all programs if they have more than `most` mappings; the compilation cache on disk keeps them."""
         self.since_look = 0
         maps = Path("/proc/self/maps")
-        if maps.exists() and maps.read_bytes().count(b"\n") > _MAPPINGS:
+        if maps.exists() and maps.read_bytes().count(b"\n") > most:
             jax.clear_caches()
             gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 _programs = _Programs()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _few_compiled_programs_between_modules():
+    """Modules share few programs."""
+    yield
+    _programs.forget_if_many(_MAPPINGS_BETWEEN_MODULES)
+
+
 @pytest.fixture(autouse=True)
 def _few_compiled_programs():
     yield
-    _programs.forget_if_many()
+    if _programs.since_look >= _COMPILED_BETWEEN_LOOKS:
+        _programs.forget_if_many(_MAPPINGS)

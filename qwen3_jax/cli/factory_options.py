@@ -36,7 +36,7 @@ def add_input(parser: Parser) -> None:
 
 def add_verifier(add: Callable[..., Any], about: str) -> None:
     """Add the options of a verifier; `about` is the help of its name."""
-    add("--verifier", default="", metavar="NAME", help=about)
+    add("--verifier", type=_verifier, default="", metavar="NAME", help=about)
     add("--verifier-settings", type=json_object, default={}, metavar="JSON", help="settings of the verifier")
     add(
         "--reference-key",
@@ -44,6 +44,12 @@ def add_verifier(add: Callable[..., Any], about: str) -> None:
         metavar="KEY",
         help="field of a record with the reference (default: answer)",
     )
+
+
+def _verifier(name: str) -> str:
+    if name == "reward":
+        from qwen3_jax.evaluation import reward_verifier  # noqa: F401 - registers it
+    return name
 
 
 def add_backend(parser: Parser, *, without: str = "") -> None:
@@ -161,6 +167,8 @@ def _refuse_contradictions(args: argparse.Namespace, divides: bool) -> None:
     given = [name for name in names if getattr(args, name, None) is not None] + ["dtype"] * (args.dtype != "auto")
     if args.model is None and given:
         raise UserError(f"--{given[0].replace('_', '-')} has no effect without --model: give a model, or leave it out.")
+    if getattr(args, "verifier", "") == "reward" and (args.processes != 1 or args.beam is not None):
+        raise UserError("--verifier reward judges with one model in this process: leave out --processes and --beam.")
     if args.beam is None:
         return
     if not divides:

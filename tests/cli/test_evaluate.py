@@ -149,7 +149,7 @@ def test_a_command_that_is_killed_or_interrupted_continues(folder, tmp_path):
         )  # fmt: skip
 
     file, counts = tmp_path / "parts/samples.jsonl", []
-    for kind in (signal.SIGINT, signal.SIGKILL, signal.SIGKILL):
+    for kind in (signal.SIGINT, signal.SIGKILL):
         process = start("parts")
         goal, deadline = (counts[-1] if counts else 0) + 3, time.monotonic() + 240
         while not file.exists() or file.read_bytes().count(b"\n") < goal:

@@ -180,7 +180,7 @@ def constrained_requests() -> list[tuple[Request, Expected]]:
         ("1_device", "offline"),
         pytest.param("1_device", "small_chunks", marks=pytest.mark.slow),
         pytest.param("data_2_tensor_2", "preemptions", marks=pytest.mark.slow),
-        pytest.param("1_device", "single_steps", marks=pytest.mark.slow),
+        pytest.param("1_device", "single_steps", marks=pytest.mark.soak),
     ],
 )
 def test_constraints_and_biases_hold_in_any_company(mesh, way, folder):
@@ -202,7 +202,7 @@ QUICK += [
     ("moe", "1_device", "lookup_and_preemptions", FEW),
     ("dense_tied", "data_2_tensor_2", "preemptions", FEW),
 ]
-MORE = pytest.mark.soak  # of the default tier's cases, with more requests
+MORE = pytest.mark.soak  # the same cases with more requests
 EVERY = [("dense_tied", "1_device", way) for way in WAYS]
 EVERY += [("moe", "8_devices", "as_it_is")]
 EVERY += [("moe", "1_device", "lookup_and_preemptions")]
@@ -215,8 +215,8 @@ BY_HAND = [("moe", "8_devices", way) for way in ("single_steps", *FEW_WAYS[2:], 
 @pytest.mark.parametrize(
     ("variant", "mesh", "way", "count"),
     QUICK
-    + [pytest.param(*case, REQUESTS, marks=MORE if (*case, FEW) in QUICK else pytest.mark.slow) for case in EVERY]
-    + [pytest.param(*case, REQUESTS, marks=pytest.mark.soak) for case in BY_HAND],
+    + [pytest.param(*case, FEW, marks=pytest.mark.slow) for case in EVERY if (*case, FEW) not in QUICK]
+    + [pytest.param(*case, REQUESTS, marks=MORE) for case in EVERY + BY_HAND],
 )
 def test_mixed_requests_equal_transformers(variant, mesh, way, count, folder):
     requests, arrivals = (of[:count] for of in mixed_requests())
@@ -240,18 +240,18 @@ def test_mixed_requests_equal_transformers(variant, mesh, way, count, folder):
         assert pool.held == held
 
 
-DRAFTS = [pytest.param(True, marks=pytest.mark.soak), pytest.param(False, marks=pytest.mark.slow)]
+DRAFTS = [pytest.param(True, REQUESTS, marks=MORE), pytest.param(False, FEW, marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize("same", DRAFTS, ids=["itself", "another_model"])
-def test_a_draft_model_changes_nothing(same, folder):
+@pytest.mark.parametrize(("same", "count"), DRAFTS, ids=["itself", "another_model"])
+def test_a_draft_model_changes_nothing(same, count, folder):
     """The model itself always guesses right; one with other weights nearly always wrong."""
-    requests, arrivals = mixed_requests()
+    requests, arrivals = (of[:count] for of in mixed_requests())
     model = loaded("dense_tied", "1_device", folder)
     draft = model if same else tiny_draft(model)
     engine = Engine(model, **SMALL_SHAPE, speculation=DraftModel(draft, 3))
     got = run(engine, requests, arrivals)
-    assert [ids(tokens) for tokens in got] == [expected_tokens("dense_tied", place)[0] for place in range(REQUESTS)]
+    assert [ids(tokens) for tokens in got] == [expected_tokens("dense_tied", place)[0] for place in range(count)]
     rate = engine.stats.accepted / engine.stats.guessed
     assert rate > 0.6 if same else rate < 0.5  # guesses after an answer's end, and of forced tokens, are not accepted
 

@@ -1,6 +1,7 @@
-"""A job of the data factory that ends, as by kill -9, just before or in the middle of its n-th change of a file, for every n.
+"""A job of the data factory that ends, as by kill -9, just before or in the middle of its n-th change of a file: for every
+n, or for each EVERY-th.
 
-    python -m tests.helpers.crash_everywhere FOLDER SCENARIO
+    python -m tests.helpers.crash_everywhere FOLDER SCENARIO EVERY
 
 This process has one thread and no JAX, so that every life is a fork. After a crash a second life finishes the job; what it
 made must be equal to what was made without a crash, and no request that was recorded may have been asked again. It prints the
@@ -121,7 +122,7 @@ def scenario(name: str, folder: Path) -> tuple[list[tuple[Source, RecipeTask]], 
 
 def main() -> None:
     """Crash everywhere."""
-    folder, name = Path(sys.argv[1]), sys.argv[2]
+    folder, name, every = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     before, job = scenario(name, folder)
     start, here = folder / "start", folder / "here"
     start.mkdir()
@@ -130,7 +131,7 @@ def main() -> None:
     shutil.copytree(start, folder / "whole")
     assert life(folder / "whole", *job, None) == 0
     whole = made(folder / "whole")
-    place = 0
+    place, crashes = 0, 0
     while True:
         shutil.rmtree(here, ignore_errors=True)
         shutil.copytree(start, here)
@@ -145,8 +146,8 @@ def main() -> None:
         assert not kept & set(again), f"crash {place}: a recorded request was asked again"
         assert len(again) == len(set(again)), f"crash {place}: a request was asked twice"
         assert recorded(here) == recorded(folder / "whole"), f"crash {place}: an answer was lost"
-        place += 1
-    print(place)
+        place, crashes = place + every, crashes + 1
+    print(crashes)
 
 
 if __name__ == "__main__":

@@ -65,8 +65,10 @@ def ended(processes: list[subprocess.Popen], seconds: float = 200) -> list[int]:
             process.kill()
 
 
-def start_pair(config: Path, run_dir: Path | str, logs: Path, *options: str) -> list[subprocess.Popen]:
-    """Start two processes of one run, four devices each."""
+def start_pair(
+    config: Path, run_dir: Path | str, logs: Path, *options: str, devices: int = 4
+) -> list[subprocess.Popen]:
+    """Start two processes of one run, `devices` devices each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
@@ -75,7 +77,7 @@ def start_pair(config: Path, run_dir: Path | str, logs: Path, *options: str) -> 
         start(
             config,
             run_dir,
-            4,
+            devices,
             *flags,
             "--process-index",
             str(i),

@@ -45,13 +45,13 @@ ELSEWHERE = ("balanced", "32k balanced")  # on generations whose compiler differ
 
 
 def tier(generation, case):
-    """Of 32k tokens one case for v5e, and all for v5p; the others by hand."""
+    """Of 32k tokens two cases for v5p; the others by hand."""
     if generation == "v6e" or ("32k" in case and (generation == "v7x" or (generation, case[4:]) in BY_HAND)):
         return pytest.mark.soak
     return (pytest.mark.slow,) * (generation == "v7x" or "32k" in case)
 
 
-BY_HAND = (("v5e", "in order"), ("v5e", "unsplit"))
+BY_HAND = (("v5e", "balanced"), ("v5e", "in order"), ("v5e", "unsplit"), ("v5p", "unsplit"))
 
 
 @pytest.mark.parametrize(

@@ -379,7 +379,8 @@ ONE = {
     + [
         pytest.param(name, generation, sizes, marks=mark)
         for name, generation, sizes, mark in [
-            ("expert4", "v5p", LONG, pytest.mark.slow),
+            ("expert4", "v5p", LONG, pytest.mark.soak),
+            ("expert4", "v5p", NARROW, pytest.mark.slow),
             *((name, generation, WIDE, pytest.mark.soak) for name in FULL for generation in ("v5p", "v5e")),
             *((name, generation, NARROW, pytest.mark.slow) for name, generation in ONE.items()),
         ]

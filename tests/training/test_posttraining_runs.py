@@ -132,16 +132,28 @@ def test_dpo_keeps_its_reference_resumes_and_refuses_a_stale_one(base, tmp_path,
     assert "other files than the weights of model.init_from are now" in message
 
 
-def test_a_reward_model_is_exported_read_judges_and_answers_nothing(base, tmp_path, capsys):
-    config = write_config(tmp_path, base, "reward_model", pairs(40))
+@pytest.fixture(scope="module")
+def rewards(base, tmp_path_factory) -> Path:
+    """The finished run of a reward model."""
+    folder = tmp_path_factory.mktemp("rewards")
+    config = write_config(folder, base, "reward_model", pairs(40))
     assert cli.main([f"--config={config}"]) == 0
-    rows = [row for row in metrics(tmp_path / "run") if "train.preference" in row]
+    return folder / "run"
+
+
+def test_a_reward_model_is_exported_and_read_and_its_flops_are_counted(rewards):
+    rows = [row for row in metrics(rewards) if "train.preference" in row]
     assert len(rows) == 6
     assert "train.logps_chosen" not in rows[0]
-    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    folder = tmp_path / "run/hf"
+    lines = [json.loads(line) for line in (rewards / "metrics.jsonl").read_text().splitlines()]
+    folder = rewards / "hf"
     model, tokenizer = qwen3_jax.load(folder)
     assert isinstance(model, RewardModel)
+    saved = json.loads((folder / "config.json").read_text())
+    assert saved["architectures"] == ["Qwen3ForSequenceClassification"]
+    assert (
+        saved["pad_token_id"] == tokenizer.endoftext_id
+    )  # which no chat ends with: transformers reads the token before it
     # The head is read, not the vocabulary: FLOPs are those of the layers and a product with one column.
     sizes, length = model.config, 128
     matrices = sum(
@@ -164,6 +176,12 @@ def test_a_reward_model_is_exported_read_judges_and_answers_nothing(base, tmp_pa
         chat = [*body["prompt"], *body["chosen"]]
         by_tokens, by_chat = qwen3_jax.reward(model, tokenizer, [chosen.tokens.tolist(), chat])
         assert by_tokens == by_chat
+
+
+def test_a_reward_model_judges_and_answers_nothing(rewards, base, tmp_path, capsys):
+    folder = rewards / "hf"
+    model, tokenizer = qwen3_jax.load(folder)
+    chat = [*pairs(1)[0]["prompt"], {"role": "assistant", "content": "3", "reasoning_content": "hm"}]
     (value,) = qwen3_jax.reward(model, tokenizer, [chat])
     settings = {"model": str(folder), "threshold": value}
     verdict = verify("reward", "<think>\nhm\n</think>\n\n3", chat[:-1], settings)
@@ -180,6 +198,13 @@ def test_a_reward_model_is_exported_read_judges_and_answers_nothing(base, tmp_pa
     assert len(samples) == 3
     assert any("the reward is" in json.dumps(sample) for sample in samples)
     capsys.readouterr()
+    # The answer without thinking is right under this threshold, and a query that needs no thinking is left out.
+    answers = [[*chat[:1], *pairs(1)[0]["chosen"]], chat]
+    path = write_lines(tmp_path / "answers.jsonl", [{"messages": one, "answer": "What is 0 + 3?"} for one in answers])
+    filtering = ["data", "filter", "--path", str(path), "--output", str(tmp_path / "out"), "--verifier", "reward"]
+    filtering += ["--verifier-settings", json.dumps(settings | {"threshold": -1e6})]
+    assert "2 solved without thinking" in said(capsys, main(filtering))
+    assert "--verifier reward judges with one model" in said(capsys, main([*filtering, "--processes", "2"]))
     for command in (
         ["eval", "--model", str(folder), *options[:-1], str(tmp_path / "none")],
         ["serve", "--model", str(folder), "--port", "0"],

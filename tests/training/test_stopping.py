@@ -70,8 +70,10 @@ def wait_for(condition, process, log: Path, seconds: float = 200) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("after", [0.5, 1.5, 4.0])
+@pytest.mark.parametrize(
+    "after",
+    [pytest.param(after, marks=pytest.mark.slow if after == 1.5 else pytest.mark.soak) for after in (0.5, 1.5, 4.0)],
+)
 def test_ctrl_c_in_the_first_seconds_ends_train_without_a_traceback(tmp_path, after):
     config = small_run.write_config(tmp_path)
     log = tmp_path / "log.txt"
