@@ -48,6 +48,7 @@ RUN_ELSEWHERE = {  # command -> the test that runs it to its end
     "examples": "tests/test_examples.py",
     "data generate": "tests/data/factory/test_generate.py",
     "data filter": "tests/data/factory/test_filter.py",
+    "data fuse": "tests/data/test_fusion.py",
     "data synthesize": "tests/data/factory/test_recipes.py",
     "agent_tools.py": "tests/serving/test_agents.py",
 }
@@ -82,6 +83,8 @@ def checkout(tmp_path_factory) -> Path:
     (folder / "corpus/docs-000.jsonl").write_text(f"{record}\n")
     chat = {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}
     (folder / "chats.jsonl").write_text(json.dumps(chat) + "\n")
+    asked = {"messages": [{"role": "user", "content": "2 + 2? /no_think"}], "thinks": False}
+    (folder / "flags.jsonl").write_text(json.dumps(asked) + "\n")
     (folder / "papers").mkdir()
     typeset.two_columns(folder / "papers/a.pdf")
     tiny_models.tokenizer().save_pretrained(folder / "tokenizer")
@@ -293,6 +296,8 @@ def _eval(rest):
     elif rest[0] != "tasks":
         if "--output" in rest:
             shutil.rmtree(rest[rest.index("--output") + 1], ignore_errors=True)
+        if "runs/fusion-laptop/hf" in rest:
+            rest = _replaced(rest, "--model", "runs/quickstart/hf")
         rest = [*rest, "--limit", "2"]
     assert qwen3(["eval", *rest]) == 0
 

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from qwen3_jax.data import Encoded, Malformed, Prepared, Record, Source
     from qwen3_jax.text import Tokenizer
 
-_WHOLE_FILES = 2**62  # bytes of a split: lines are counted from the beginning of a file
 _AT_ONCE = 2**16  # tokens that are written in one piece
 _READ_AT_ONCE = 64  # documents of a prepared corpus
 # Control characters but newline and tab, and marks of direction: they move the cursor, colour the screen, reorder the line.
@@ -164,9 +163,9 @@ def _of_files(source: "Source", tokenizer: "Tokenizer", limit: int | None, count
 def _records(source: "Source") -> Iterator["Record | Malformed"]:
     """The records of all files; a file that cannot be read to its end is one malformed record there."""
     from qwen3_jax.data import DataError, Malformed
-    from qwen3_jax.data.sources import read, splits
+    from qwen3_jax.data.sources import WHOLE_FILES, read, splits
 
-    for split in splits(source, size=_WHOLE_FILES):
+    for split in splits(source, size=WHOLE_FILES):
         for part in split:
             try:
                 yield from read((part,), source)

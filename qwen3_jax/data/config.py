@@ -41,7 +41,7 @@ class RunningSum:
         eval_problems: held-out problems.
         min_digits, max_digits: lengths are drawn evenly from this range, both ends included; at most 26, since digits are
             named by letters.
-        thinking, non_thinking, disabled, truncated: shares of the four ways to write a problem down (see
+        thinking, non_thinking, disabled, truncated, document: shares of the ways to write a problem down (see
             `reasoning.Mode`); they are normalised.
         stop_text: the text forced at the end of a truncated thinking block.
     """
@@ -54,16 +54,17 @@ class RunningSum:
     non_thinking: float = 0.15
     disabled: float = 0.10
     truncated: float = 0.20
+    document: float = 0.0
     stop_text: str = STOP_TEXT
 
     def __post_init__(self) -> None:
         check_bounds(
             vars(self), "running_sum.", problems=whole(1), eval_problems=whole(1), min_digits=whole(2, 26),
             max_digits=whole(self.min_digits, 26), thinking=at_least(0), non_thinking=at_least(0), disabled=at_least(0),
-            truncated=at_least(0),
+            truncated=at_least(0), document=at_least(0),
         )  # fmt: skip
-        if self.thinking + self.non_thinking + self.disabled + self.truncated == 0:
-            raise UserError("running_sum.thinking, non_thinking, disabled and truncated are all 0.")
+        if self.thinking + self.non_thinking + self.disabled + self.truncated + self.document == 0:
+            raise UserError("running_sum.thinking, non_thinking, disabled, truncated and document are all 0.")
 
 
 @dataclass(frozen=True)

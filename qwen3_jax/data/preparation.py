@@ -30,7 +30,7 @@ from qwen3_jax.data.config import Source
 from qwen3_jax.data.encoding import record_text
 from qwen3_jax.data.labels import check_label_keys, named_keys
 from qwen3_jax.data.prepared import COLUMNS, FORMAT, MANIFEST, Prepared, fingerprint, is_prepared
-from qwen3_jax.data.records import DataError, Record, TextTokenizer
+from qwen3_jax.data.records import PROVENANCE, DataError, Record, TextTokenizer
 from qwen3_jax.data.shards import (
     FILES,
     NAMED,
@@ -211,7 +211,7 @@ class Preparation:
         except DataError:
             shutil.rmtree(self.job.folder)  # every document in it has the wrong label
             raise
-        unused = sorted(keys - used - {*named_keys(source.labels).values()})
+        unused = sorted(keys - used - {PROVENANCE, *named_keys(source.labels).values()})
         if unused:
             more = f" and {len(unused) - 12} more" if len(unused) > 12 else ""
             warn(f"source {source.name!r}: keys of its records that are not used: {', '.join(unused[:12])}{more}")

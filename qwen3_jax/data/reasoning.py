@@ -30,15 +30,16 @@ from qwen3_jax.text.thinking import STOP_TEXT
 QUESTION = "Add these digits one by one and give the last digit of the sum: "
 
 Split = Literal["train", "eval"]
-Mode = Literal["thinking", "non_thinking", "disabled", "truncated"]
+Mode = Literal["thinking", "non_thinking", "disabled", "truncated", "document"]
 """How a problem is written down:
 
 - thinking: the steps, then the answer.
 - non_thinking: the user text ends with ` /no_think`; the model itself writes the empty thinking block.
 - disabled: as with enable_thinking=False, the empty thinking block is in the prompt and is not learned.
 - truncated: thinking stops after some tokens, the stop text is forced (not learned), then the answer.
+- document: plain text, the question, the steps and the answer on a line each, as a base model may have read them.
 """
-MODES: tuple[Mode, ...] = ("thinking", "non_thinking", "disabled", "truncated")
+MODES: tuple[Mode, ...] = ("thinking", "non_thinking", "disabled", "truncated", "document")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,8 @@ def problem_record(problem: Problem, mode: Mode, *, cut: int = 0, stop_text: str
     """
     if mode in ("thinking", "non_thinking"):
         return {"messages": problem_messages(problem, "thinking" if mode == "thinking" else "non_thinking")}
+    if mode == "document":
+        return {"text": f"{problem.question}\n{problem.steps}\n{problem.answer}"}
     messages = [{"role": "user", "content": problem.question}]
     answer = {"text": problem.answer + END_OF_TURN, "loss": True}
     if mode == "disabled":
@@ -155,7 +158,7 @@ class RunningSumRecords:
             eval_fraction=self._eval_fraction,
         )
         rng = random.Random(f"mode/{self._seed}/{self._split}/{index}")
-        shares = [settings.thinking, settings.non_thinking, settings.disabled, settings.truncated]
+        shares = [getattr(settings, mode) for mode in MODES]
         mode = rng.choices(MODES, shares)[0]
         cut = rng.randint(0, len(step_tokens(problem)))
         body = problem_record(problem, mode, cut=cut, stop_text=settings.stop_text)

@@ -61,6 +61,10 @@ class TextTokenizer(Protocol):
     def special_tokens(self) -> tuple[str, ...]: ...
 
 
+PROVENANCE = "generated"
+"""The key under which commands write how a record was made; training reads nothing of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One JSON object, its location (`path` or `path:line`), and a 64-bit hash of its place that is equal on every machine."""

@@ -41,6 +41,7 @@ from qwen3_jax.data.records import DataError, Malformed, Record, check_columns, 
 from qwen3_jax.text_files import EncodingError, decode, is_unicode
 
 SPLIT_BYTES = 32 * 2**20
+WHOLE_FILES = 2**62  # bytes of a split: one for each file, whose lines are then counted from its beginning
 _PROBLEM_BYTES = 4096  # a generated problem is as much work as so much text
 LAST_KEY = 2**64 - 1
 

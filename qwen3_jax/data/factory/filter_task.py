@@ -19,7 +19,7 @@ from qwen3_jax.data.factory.queries import query_of, response_of, without_flag
 from qwen3_jax.data.factory.recipe import Recipe
 from qwen3_jax.data.factory.recipe_task import RecipeTask
 from qwen3_jax.data.factory.task import Answers, Made
-from qwen3_jax.data.records import DataError, Malformed, Record, texts
+from qwen3_jax.data.records import PROVENANCE, DataError, Malformed, Record, texts
 from qwen3_jax.data.sources import read, splits
 from qwen3_jax.endpoints import ChatRequest, Reply
 from qwen3_jax.errors import UserError, nearest
@@ -198,7 +198,7 @@ class _Case:
     def of(cls, task: FilterTask, record: Record) -> _Case:
         query = query_of(record)
         thinking, content = response_of(record)
-        found = record.body.get("generated")
+        found = record.body.get(PROVENANCE)
         about = found if isinstance(found, Mapping) else {}
         text = without_flag(query.text)
         plain = (*query.messages[:-1], {**query.messages[-1], "content": text})

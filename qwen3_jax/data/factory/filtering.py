@@ -29,7 +29,7 @@ from qwen3_jax.data.factory.job import Finished, ask, finished, open_job, publis
 from qwen3_jax.data.factory.queries import query_of, without_flag
 from qwen3_jax.data.factory.task import Made, Rejection
 from qwen3_jax.data.factory.work import FactoryJob, PartCounts, Parts, RecordedAnswers
-from qwen3_jax.data.records import DataError, Malformed, Record
+from qwen3_jax.data.records import PROVENANCE, DataError, Malformed, Record
 from qwen3_jax.data.shards import PARTS
 from qwen3_jax.data.sources import SPLIT_BYTES, Split
 from qwen3_jax.data.workers import start_workers
@@ -201,7 +201,7 @@ def _write_never_solved(
                 if one is None or one.query not in wanted or not isinstance(record, Record):
                     continue
                 query = query_of(record)
-                about = record.body.get("generated")
+                about = record.body.get(PROVENANCE)
                 reference = record.body.get(
                     task.reference_key, about.get("reference") if isinstance(about, Mapping) else None
                 )

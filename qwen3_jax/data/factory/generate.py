@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 from qwen3_jax.bounds import between, check_bounds, whole
 from qwen3_jax.data.factory.queries import Query, query_of
 from qwen3_jax.data.factory.task import Answers, Made, Rejection
-from qwen3_jax.data.records import Record
+from qwen3_jax.data.records import PROVENANCE, Record
 from qwen3_jax.data.rendering import END_OF_TURN
 from qwen3_jax.endpoints import ChatRequest, Reply
 from qwen3_jax.endpoints.chat import SAMPLING
@@ -196,7 +196,7 @@ class GenerateTask:
         if self.keep == "all":
             about["reference"] = query.reference
         carried = {key: record.body[key] for key in self.carry if key in record.body}
-        return carried | out | {"generated": about}
+        return carried | out | {PROVENANCE: about}
 
     def _flagged(self, query: Query, sample: int, thinks: bool) -> list[dict[str, Any]]:
         """The messages, the last with the flag that a training sample carries (section 4.3, table 9)."""
