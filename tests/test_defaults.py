@@ -62,7 +62,7 @@ DEFAULTS = {
     Cleaning: dict(duplicates="keep", similarity=0.8, ngram=13, max_malformed=0),
     RunningSum: dict(
         problems=50_000, eval_problems=512, min_digits=2, max_digits=12, thinking=0.55, non_thinking=0.15, disabled=0.1,
-        truncated=0.2, stop_text=STOP_TEXT,
+        truncated=0.2, document=0.0, stop_text=STOP_TEXT,
     ),
     BudgetCurveConfig: dict(problems=200, max_new_tokens=128, batch_size=100),
     ScalingConfig: dict(
