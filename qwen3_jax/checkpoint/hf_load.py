@@ -16,7 +16,7 @@ from flax import nnx
 
 from qwen3_jax.checkpoint import keys
 from qwen3_jax.checkpoint.checksums import verify_checksums
-from qwen3_jax.checkpoint.formats.opening import open_checkpoint
+from qwen3_jax.checkpoint.formats.opening import SCORE, open_checkpoint
 from qwen3_jax.checkpoint.keys import Slot
 from qwen3_jax.checkpoint.slot_load import load_slot, weight_type
 from qwen3_jax.checkpoint.source import TensorSource
@@ -27,7 +27,6 @@ from qwen3_jax.kernels import ONE_DEVICE, Execution, WeightType, check_weight_ty
 from qwen3_jax.model import Qwen3, RewardModel, abstract
 from qwen3_jax.progress import progress_bar
 
-SCORE = "score.weight"  # the head of transformers' classes for sequence classification
 _BAR_FROM_BYTES = 1 << 30  # smaller checkpoints load before a bar could be read
 
 

@@ -198,10 +198,10 @@ def settings_of(name: str, settings: Any = None) -> Any:
                 f"the verifier {name!r} has no setting {field!r}; it has {', '.join(known)}.{nearest(str(field), known)}"
             )
     check_types(kind, fields, f"settings of {name!r}:")
-    try:
-        return kind(**fields)
-    except TypeError as error:  # a field without a default
-        raise UserError(f"settings of {name!r}: {error}.") from None
+    for field in dataclasses.fields(kind):
+        if field.name not in fields and field.default is field.default_factory is dataclasses.MISSING:
+            raise UserError(f"the verifier {name!r} needs the setting {field.name!r}.")
+    return kind(**fields)
 
 
 def _verify_in_process(function: Function, answer: str, reference: Any, settings: Any) -> Verdict:

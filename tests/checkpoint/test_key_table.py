@@ -18,7 +18,7 @@ from tests.helpers.small_config import small
 ROWS = [*keys.MODEL_KEYS, *keys.BLOCK_KEYS, *keys.DENSE_KEYS, *keys.MOE_KEYS]
 
 
-SIZES = dict(v=10, d=6, n=4, k=2, h=3, f=5, e=2)
+SIZES = dict(v=10, d=6, n=4, k=2, h=3, f=5, e=2, s=3)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.ours}-{row.hf}")
@@ -49,13 +49,14 @@ def test_each_row_of_the_key_table_means_its_letters(row):
 def test_the_key_table_against_huggingface_s_modules():
     """nn.Linear stores [out, in]; q, k, v and o split their heads as [heads, head size]; experts lead in our arrays alone."""
     linear = {"attention.q": "nh,d", "attention.k": "kh,d", "attention.v": "kh,d", "attention.o": "d,nh", "mlp.gate": "f,d",
-              "mlp.up": "f,d", "mlp.down": "d,f", "mlp.router": "e,d", "embed": "v,d", "lm_head": "v,d"}  # fmt: skip
+              "mlp.up": "f,d", "mlp.down": "d,f", "mlp.router": "e,d", "embed": "v,d", "lm_head": "v,d",
+              "score": "s,d"}  # fmt: skip
     vectors = {"attention.q_bias": "nh", "attention.k_bias": "kh", "attention.v_bias": "kh", "attention.o_bias": "d",
                "attention.q_norm.scale": "h", "attention.k_norm.scale": "h", "attention_norm.scale": "d",
                "mlp_norm.scale": "d", "norm.scale": "d"}  # fmt: skip
     assert {row.ours: row.hf_dims for row in ROWS} == linear | vectors
     ours = {"attention.q": "dnh", "attention.k": "dkh", "attention.v": "dkh", "attention.o": "nhd", "mlp.router": "de",
-            "embed": "vd", "lm_head": "dv"}  # fmt: skip
+            "embed": "vd", "lm_head": "dv", "score": "ds"}  # fmt: skip
     for row in ROWS:
         dense = {"mlp.gate": "df", "mlp.up": "df", "mlp.down": "fd"}.get(
             row.ours, ours.get(row.ours, vectors.get(row.ours))
@@ -63,7 +64,7 @@ def test_the_key_table_against_huggingface_s_modules():
         assert row.dims == ("e" + dense if "{expert}" in row.hf else dense)
     names = {row.ours: row.hf for row in (*keys.MODEL_KEYS, *keys.BLOCK_KEYS, *keys.DENSE_KEYS)}
     assert {ours: hf.rpartition(".")[0] for ours, hf in names.items()} == {
-        "embed": "model.embed_tokens", "norm.scale": "model.norm", "lm_head": "lm_head",
+        "embed": "model.embed_tokens", "norm.scale": "model.norm", "lm_head": "lm_head", "score": "score",
         "attention_norm.scale": "input_layernorm",
         "mlp_norm.scale": "post_attention_layernorm", "attention.q_norm.scale": "self_attn.q_norm",
         "attention.k_norm.scale": "self_attn.k_norm",

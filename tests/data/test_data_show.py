@@ -248,7 +248,7 @@ def test_both_answers_of_a_preference_are_shown_with_what_is_learned_of_each(tmp
     head = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert out == (
         f"=== {file}:1, chosen: 17 tokens, 8 learned\n{head}{{+<think>\nhm\n</think>\n\nyo<|im_end|>+}}\n\n"
-        f"=== {file}:1, rejected: 15 tokens, 7 learned\n{head}{{+{BLOCK}no<|im_end|>+}}\n\n"
+        f"=== {file}:1, rejected: 15 tokens, 6 learned\n{head}{{+{BLOCK}no<|im_end|>+}}\n\n"
         f"=== {file}:2, chosen: 2 tokens, 1 learned\nQ{{+ a+}}\n\n"
         f"=== {file}:2, rejected: 3 tokens, 2 learned\nQ{{+ b<|im_end|>+}}\n\n"
     )

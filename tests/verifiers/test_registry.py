@@ -237,9 +237,8 @@ REFERENCES = {
     "tool_use": {"calls": [], "tools": []},
     "premise": {"premise": False},
 }
-ALL = [
-    name for name in names() if not name.startswith("test_") and name != "reasoning_gym"
-]  # which takes seconds to load
+ELSEWHERE = {"reasoning_gym", "reward"}  # one takes seconds to load, the other asks a model: tests/training
+ALL = [name for name in names() if not name.startswith("test_") and name not in ELSEWHERE]
 SHORT = [None, "", " \n", "<think>", "</think>", "\x00\ud800"]
 LONG = ["aaaaa", "[", "9", "\n", "answer is ", "$", "**", "\\[", "```python\nx\n", "1/", "<tool_call>"]
 HERE = [name for name in ALL if not find(name).killable]  # the others are ended in time

@@ -64,6 +64,9 @@ def gguf_file(path: Path) -> Path | None:
     return files[0] if files else None
 
 
+SCORE = "score.weight"  # the head of transformers' classes for sequence classification
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
     """Read everything but the numbers of a local checkpoint.
 
@@ -78,8 +81,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(gguf.config, gguf, gguf.generation)
     raw = read_config(path)
     quantization = raw.pop("quantization_config", None) or None
+    scores = "ForSequenceClassification" in str(raw.get("architectures"))
     config = Qwen3Config.from_hf(raw)
     tensors = _tensors(path, quantization)
+    if scores and SCORE not in tensors.entries:
+        raise UserError(
+            f"{path}: config.json names a class ForSequenceClassification, whose {SCORE} no file holds; a model of the "
+            "vocabulary has ForCausalLM there."
+        )
     generation = path / "generation_config.json"
     return Checkpoint(config, tensors, GenerationConfig.from_hf(read_json(generation)) if generation.exists() else None)
 
