@@ -83,6 +83,11 @@ def checkout(tmp_path_factory) -> Path:
     (folder / "corpus/docs-000.jsonl").write_text(f"{record}\n")
     chat = {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}
     (folder / "chats.jsonl").write_text(json.dumps(chat) + "\n")
+    answers = [{"role": "assistant", "content": text} for text in ("4", "5")]
+    pair = {"prompt": chat["messages"][:1], "chosen": answers[:1], "rejected": answers[1:]}
+    (folder / "posttrain").mkdir()
+    for name, record in (("preferences", pair), ("posttrain/preferences", pair), ("posttrain/chats", chat)):
+        (folder / f"{name}.jsonl").write_text(json.dumps(record) + "\n")
     asked = {"messages": [{"role": "user", "content": "2 + 2? /no_think"}], "thinks": False}
     (folder / "flags.jsonl").write_text(json.dumps(asked) + "\n")
     (folder / "papers").mkdir()
