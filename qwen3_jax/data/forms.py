@@ -98,7 +98,7 @@ class Conversation:
         tools: in OpenAI's form, or None.
         context: as many messages at the beginning are the prompt, not learned.
         completion: the text that follows the generation prompt (a string, or segments); None where the messages have it.
-        thinking: the mode of the prompts: `enable_thinking` of the template; None where the record does not say.
+        thinking: the mode of the prompts: `enable_thinking` of the template; None if the record has no such key.
         quoted: special tokens in the messages and tools are marked (`qwen3_jax.text.quoting`).
     """
 

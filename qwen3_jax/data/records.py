@@ -205,7 +205,7 @@ def _texts(record: Record, form: Form, text_key: str) -> Iterator[str]:
 
 
 def checked_string(record: Record, key: str, value: Any) -> str:
-    """Return a value that must be a string; a `DataError` if it is none."""
+    """Return a value that must be a string; a `DataError` if it is not."""
     if not isinstance(value, str):
         raise DataError(f"{record.location}: {key!r} must be a string, got {type(value).__name__}")
     return value

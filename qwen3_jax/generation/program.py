@@ -55,7 +55,7 @@ class Settings(struct.PyTreeNode):
         eos: int32 [B, MAX_EOS], tokens that end the answer where they are sampled, padded with -1.
         slot: int32, the row's slot in `Seen`; past the last without penalties.
         constrained: bool, outside thinking the row takes one token, from `allowed_bw`, and then waits for the host.
-        adapter: int32, which of the model's adapters the row has, from 1 on; 0 is none.
+        adapter: int32, which of the model's adapters the row has, counted from 1; 0 is the base model.
     """
 
     sampling: SamplingRows

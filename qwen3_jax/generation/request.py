@@ -57,7 +57,7 @@ class Request:
         answering: the prompt has begun the answer, which therefore has no thinking: think tags in it are quoted.
         score_from: report the prompt's tokens from this one on, with their log probabilities and as many alternatives as
             `Sampling.logprobs` says, before the answer; None reports none. `max_new_tokens` may then be 0: no answer.
-        adapter: which of the model's adapters (`Lora.names`) answers, from 1 on; 0 is none.
+        adapter: which of the model's adapters (`Lora.names`) answers, counted from 1; 0 is the base model.
     """
 
     prompt: tuple[int, ...]

@@ -45,7 +45,7 @@ def reward(
         batch_size: rows in a batch.
 
     Raises:
-        UserError: the model is none of rewards, or a conversation is empty, too long, or does not end with an answer.
+        UserError: the model is not a reward model, or a conversation is empty, too long, or does not end with an answer.
         ChatTemplateError: the chat template refuses the messages.
     """
     if not isinstance(model, RewardModel):

@@ -172,7 +172,7 @@ class Qwen3(nnx.Module):
         another.
 
         Args:
-            adapter: int32 [B, T], which of several adapters (`lora.names`) each token has, from 1 on; 0 is none.
+            adapter: int32 [B, T], which of several adapters (`lora.names`) each token has, counted from 1; 0 is the base model.
         """
         b, t = tokens.shape
         if positions is None and cache is not None:

@@ -3,7 +3,7 @@
 RUN/reference/SOURCE/key.json       what they were computed from: the prepared corpus and its tokenizer, the reference's files
 RUN/reference/SOURCE/00000.npy ...  float32 [documents of this part, 2], chosen and rejected; NaN where a document is not used
 
-A part is written whole or not at all, so an interrupted computation goes on behind the last one. The first process writes; it
+A part is written whole or not at all, so an interrupted computation resumes after the last one. The first process writes; it
 also says which parts there are, so that all processes compute the same ones together.
 """
 

@@ -133,7 +133,7 @@ def test_columnar_files_and_lines_give_the_same_preferences(tmp_path):
         prepare(Source("s", str(tmp_path / "broken.jsonl"), pairs=True), TOK, tmp_path / "out", processes=1)
 
 
-# a record -> what is said of it
+# a record -> the message
 REFUSED = [
     ({"prompt": [HI], "chosen": [YO], "rejected": [YO]}, "'chosen' and 'rejected' are the same answer"),
     (RAW | {"rejected": " 2"}, "are the same answer"),

@@ -218,7 +218,7 @@ def test_weights_of_messages_are_honoured():
     assert learned({"messages": [{**YO, "weight": 0}, HI, ya]})[0][1] == "ya<|im_end|>"
 
 
-# a record -> what is said of it
+# a record -> the message
 REFUSED = [
     ({"messages": [HI, {**YO, "weight": 0.5}]}, "'weight' of message 2 is 0.5"),
     ({"messages": [HI, {**YO, "weight": 0}]}, "no assistant message to learn from"),

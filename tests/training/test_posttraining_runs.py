@@ -239,7 +239,7 @@ def test_adapters_are_trained_and_the_reference_is_the_base_without_them(method,
     assert ("reference" in shapes) == (method == "dpo")
 
 
-# changes of a configuration -> what is said of it
+# changes of a configuration -> the message
 REFUSED = [
     ("sft", [{"text": "plain text"}] * 3, {}, "every token of its 3 documents is learned"),
     ("sft", [{"messages": [{"role": "user", "content": "word " * 400}, *pairs(1)[0]["chosen"]]}] * 2, {}, "2 of 2 samples"),

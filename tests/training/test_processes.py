@@ -136,7 +136,7 @@ def test_a_finished_run_is_extended_on_two_processes_with_twice_the_batch(one_pr
     )
     counts = [value for name, value in after["fingerprints"].items() if "count" in name]  # a scalar's is its value
     assert counts
-    assert set(counts) == {longer}, "the optimizer goes on"
+    assert set(counts) == {longer}, "the step count of the optimizer is restored"
     window, row = ([saved["position"]["data"][name] for saved in (before, after)] for name in ("window", "row"))
     assert (window[1] - window[0], row[0]) in ((0, 16 * STEPS), (1, 16 * STEPS)), "batches of 16 rows"
     assert window[1] > window[0] or row[1] == 16 * STEPS + 6 * 32, "the data go on, now in batches of 32"

@@ -222,7 +222,7 @@ def _added(base, a, b, scaling, part, execution, axes, dtype):
 
 
 def _place(config: Qwen3Config, scan_layers: bool, layer: int | None) -> tuple[str, Any]:
-    """Return what stands before the names of a layer's variables, and its index in their stack (... where there is none)."""
+    """Return the prefix of a layer's variables and the layer's index in their stack (`...` if they are not stacked)."""
     if layer is None:
         return "", ...
     groups = enumerate(layer_groups(config, scan_layers))

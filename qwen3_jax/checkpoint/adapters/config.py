@@ -61,7 +61,7 @@ class AdapterConfig:
         alpha_pattern: other values of alpha likewise.
         layers: the layers that have adapters; None is all.
         layers_pattern: names of the list of layers.
-        base: the base model, a folder or hub id; None where the file does not say.
+        base: the base model, a folder or hub id; None if the file has none.
         revision: of the base model on the hub.
     """
 

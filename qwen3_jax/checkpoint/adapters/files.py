@@ -69,7 +69,9 @@ def read_adapter(folder: Path, model: Qwen3Config) -> AdapterTensors:
     refuse_biases(folder, model.attention_bias)
     file = folder / TENSORS
     by_module = {place.module: place for place in places(model)}
-    additions, values, older = {}, {}, {}  # type: ignore[var-annotated]
+    additions: dict[Key, Addition] = {}
+    values: dict[Key, Pair] = {}
+    older: dict[str, dict[tuple[str, int], Pair]] = {}
     for module, pair in _pairs(folder, file).items():
         match = _OLDER.fullmatch(module)
         if match:
@@ -152,7 +154,7 @@ def _check_other(name: str, file: Path) -> None:
 
 
 def _experts(module: str, pair: Pair, by_module: Mapping[str, Place], model: Qwen3Config) -> Place | None:
-    """The experts' parameter of a module whose name does not say which: the one that the shapes fit."""
+    """The experts' parameter that the shapes fit: the name of PEFT's wrapper does not tell gate and up from down."""
     block = module.removesuffix(".base_layer")
     both = [by_module[name] for name in (f"{block}.gate_up_proj", f"{block}.down_proj") if name in by_module]
     fitting = [one for one in both if sizes_of(one, model) == (pair[0].shape[-1], pair[1].shape[0])]
