@@ -1,5 +1,6 @@
 """Timing two functions in turn, so that other load on the machine affects both, and tables of results."""
 
+import argparse
 import platform
 import re
 import statistics
@@ -37,6 +38,15 @@ def interleaved(
                     seconds[name].append(clock() - started)
                 bar.advance(1, name)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def add_shape(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a training step that is measured beside others: rows, length, rounds."""
+    parser.add_argument("--rows", type=int, default=4, help="rows of a batch (default: %(default)s)")
+    parser.add_argument("--length", type=int, default=512, help="tokens of a row (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=10, help="measurements of each side, in turn (default: %(default)s)"
+    )
 
 
 def card_of_kind(kind: str) -> str | None:

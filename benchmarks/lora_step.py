@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 import sharding
-from benchmarks.common import interleaved, show
+from benchmarks.common import add_shape, interleaved, show
 from benchmarks.models import DENSE, batch
 from qwen3_jax import AdapterConfig
 from qwen3_jax.checkpoint import save
@@ -185,11 +185,7 @@ def memory(options: argparse.Namespace) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=4, help="rows of a batch")
-    parser.add_argument("--length", type=int, default=512, help="tokens of a row (default: %(default)s)")
-    parser.add_argument(
-        "--rounds", type=int, default=10, help="measurements of each side, in turn (default: %(default)s)"
-    )
+    add_shape(parser)
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], help="compute types")
     parser.add_argument("--memory", action="store_true", help="memory of the compiled steps; nothing is timed")
     options = parser.parse_args()

@@ -44,12 +44,24 @@ def batch(config: Qwen3Config, rows: int, length: int, seed: int = 0) -> dict[st
 
 
 def stepper(config: Qwen3Config, dtype: str, rows: int, length: int) -> tuple[Qwen3, Callable[[], float]]:
-    """Return a fresh model, and a function that trains it by one step (unrolled, one device) and returns the loss."""
-    options = OptimizerConfig(warmup_steps=0, schedule="constant", learning_rate=1e-4)
+    """Return `stepper_on` for rows of one document; also called of earlier commits (`benchmarks/commits.py`)."""
+    return stepper_on(config, dtype, batch(config, rows, length))
+
+
+def stepper_on(
+    config: Qwen3Config, dtype: str, data: dict[str, np.ndarray], **optimizer: float
+) -> tuple[Qwen3, Callable[[], float]]:
+    """Return a fresh model, and a function that trains it by one step (unrolled, one device) and returns the loss.
+
+    Args:
+        data: the batch, the same in every step.
+        optimizer: fields of `OptimizerConfig` that differ: the learning rate is 1e-4.
+    """
+    options = OptimizerConfig(**{"warmup_steps": 0, "schedule": "constant", "learning_rate": 1e-4, **optimizer})
     trainer = Trainer(
         config, ModelConfig(dtype=dtype, scan_layers=False), options, schedule(options, 10**6), sharding.Placement()
     )
-    state, placed = trainer.init(0), trainer.place(batch(config, rows, length))
+    state, placed = trainer.init(0), trainer.place(data)
     start = trainer.model(jax.tree.map(jnp.copy, state.params))  # the first step donates the state
 
     def step() -> float:

@@ -5,7 +5,7 @@ python benchmarks/moe_step.py                    # goal: at most 1.3x the dense 
 
 import argparse
 
-from benchmarks.common import interleaved, show
+from benchmarks.common import add_shape, interleaved, show
 from benchmarks.models import DENSE, MOE, stepper
 from qwen3_jax.model import parameter_count
 
@@ -13,11 +13,7 @@ from qwen3_jax.model import parameter_count
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=4, help="rows of a batch")
-    parser.add_argument("--length", type=int, default=512, help="tokens of a row (default: %(default)s)")
-    parser.add_argument(
-        "--rounds", type=int, default=10, help="measurements of each side, in turn (default: %(default)s)"
-    )
+    add_shape(parser)
     options = parser.parse_args()
     table = []
     for dtype in ("float32", "bfloat16"):

@@ -15,21 +15,15 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-import sharding
-from benchmarks.common import interleaved, show
-from benchmarks.models import DENSE
+from benchmarks.common import add_shape, interleaved, show
+from benchmarks.models import DENSE, stepper_on
 from qwen3_jax.checkpoint import save
 from qwen3_jax.data import Encoded, read_rows
 from qwen3_jax.data.mixture import pack
 from qwen3_jax.data.streams import Piece
 from qwen3_jax.model import Qwen3
-from qwen3_jax.training.config import ModelConfig, OptimizerConfig
-from qwen3_jax.training.optimizer import schedule
-from qwen3_jax.training.step import Trainer
 
 RATE = 1e-5
 
@@ -47,19 +41,8 @@ def packed(rows: int, length: int) -> tuple[list[Encoded], list[tuple[Piece, ...
 
 def ours(dtype: str, documents: list[Encoded], rows: list[tuple[Piece, ...]], length: int) -> tuple[Qwen3, Any]:
     """Return the model that training starts from, and a function that takes one step and returns the loss."""
-    options = OptimizerConfig(warmup_steps=0, schedule="constant", learning_rate=RATE, weight_decay=0.0)
-    model = ModelConfig(dtype=dtype, scan_layers=False)
-    trainer = Trainer(DENSE, model, options, schedule(options, 10**6), sharding.Placement())
     corpus: Any = SimpleNamespace(pairs=False, folder="memory", read=lambda numbers: [documents[i] for i in numbers])
-    state, placed = trainer.init(0), trainer.place(dict(read_rows(rows, [corpus], length)))
-    start = trainer.model(jax.tree.map(jnp.copy, state.params))  # the first step donates the state
-
-    def step() -> float:
-        nonlocal state
-        state, metrics = trainer.step(state, placed)
-        return float(metrics.loss.cross_entropy)
-
-    return start, step
+    return stepper_on(DENSE, dtype, dict(read_rows(rows, [corpus], length)), learning_rate=RATE, weight_decay=0.0)
 
 
 def torch_rows(documents: list[Encoded], rows: list[tuple[Piece, ...]]) -> dict[str, Any]:
@@ -147,11 +130,7 @@ def trl_peer(folder: str, dtype: str, inputs: dict[str, Any], scratch: str) -> C
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=4, help="rows of a batch")
-    parser.add_argument("--length", type=int, default=512, help="tokens of a row (default: %(default)s)")
-    parser.add_argument(
-        "--rounds", type=int, default=10, help="measurements of each side, in turn (default: %(default)s)"
-    )
+    add_shape(parser)
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], help="compute types")
     options = parser.parse_args()
     documents, rows = packed(options.rows, options.length)

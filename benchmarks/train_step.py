@@ -11,7 +11,7 @@ import argparse
 
 import numpy as np
 
-from benchmarks.common import interleaved, show
+from benchmarks.common import add_shape, interleaved, show
 from benchmarks.models import DENSE, batch, stepper
 
 
@@ -50,11 +50,7 @@ def main() -> None:
     from qwen3_jax.checkpoint import save
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=4, help="rows of a batch")
-    parser.add_argument("--length", type=int, default=512, help="tokens of a row (default: %(default)s)")
-    parser.add_argument(
-        "--rounds", type=int, default=10, help="measurements of each side, in turn (default: %(default)s)"
-    )
+    add_shape(parser)
     options = parser.parse_args()
     table, tokens = [], options.rows * options.length
     for dtype in ("float32", "bfloat16"):
