@@ -63,26 +63,23 @@ def _fuse(args: argparse.Namespace) -> int:
     from qwen3_jax.data import Source
     from qwen3_jax.data.fusion import FusionConfig, chat_of, fuse, lines_of, prompt_of
     from qwen3_jax.data.records import DataError, Malformed
-    from qwen3_jax.data.sources import WHOLE_FILES, read, splits
+    from qwen3_jax.data.sources import records_of
     from qwen3_jax.paths import replace_file
-    from qwen3_jax.progress import with_progress
 
     names = [field.name for field in dataclasses.fields(FusionConfig)]
     config = FusionConfig(**{name: getattr(args, name) for name in names})
     source = Source(name="fusion", path=args.path, format=args.format, text_key=args.text_key)
     chats, malformed = [], 0
-    pieces = splits(source, size=WHOLE_FILES)
-    for split in with_progress(pieces, "files", len(pieces)):
-        for record in read(split, source):
-            try:
-                if isinstance(record, Malformed):
-                    raise DataError(record.reason)
-                chats.append(chat_of(record))
-            except DataError as error:
-                malformed += 1
-                if malformed > args.max_malformed:
-                    raise UserError(f"{error} (--max-malformed {args.max_malformed})") from None
-                print(f"left out: {error}", file=sys.stderr)
+    for record in records_of(source, "reading"):
+        try:
+            if isinstance(record, Malformed):
+                raise DataError(record.reason)
+            chats.append(chat_of(record))
+        except DataError as error:
+            malformed += 1
+            if malformed > args.max_malformed:
+                raise UserError(f"{error} (--max-malformed {args.max_malformed})") from None
+            print(f"left out: {error}", file=sys.stderr)
     if not chats:
         raise UserError(f"{', '.join(args.path)}: there is no answer to write a flag for.")
     unread = sorted({key for chat in chats for key in chat.unread})

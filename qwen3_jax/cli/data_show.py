@@ -26,7 +26,7 @@ from qwen3_jax.progress import clear_status
 if TYPE_CHECKING:
     import numpy as np
 
-    from qwen3_jax.data import Encoded, Malformed, Prepared, Record, Source
+    from qwen3_jax.data import Encoded, Prepared, Source
     from qwen3_jax.text import Tokenizer
 
 _AT_ONCE = 2**16  # tokens that are written in one piece
@@ -146,8 +146,9 @@ def _show_files(args: argparse.Namespace) -> int:
 def _of_files(source: "Source", tokenizer: "Tokenizer", limit: int | None, counts: Counter[str]) -> Iterator[Shown]:
     """The documents of raw files. What is wrong with a record is printed; `records` and `unusable` ones are counted."""
     from qwen3_jax.data.encoding import encode_records
+    from qwen3_jax.data.sources import records_of
 
-    records = itertools.islice(_records(source), limit)
+    records = itertools.islice(records_of(source, skip_files=True), limit)
     for read in encode_records(records, source, tokenizer):
         counts["records"] += 1
         if read.problem is not None:
@@ -158,19 +159,6 @@ def _of_files(source: "Source", tokenizer: "Tokenizer", limit: int | None, count
         for number, document in enumerate(read.documents, 1):
             place = f"document {number} of {len(read.documents)}" if len(read.documents) > 1 else ""
             yield from _documents(_location(read.record), place, document)
-
-
-def _records(source: "Source") -> Iterator["Record | Malformed"]:
-    """The records of all files; a file that cannot be read to its end is one malformed record there."""
-    from qwen3_jax.data import DataError, Malformed
-    from qwen3_jax.data.sources import WHOLE_FILES, read, splits
-
-    for split in splits(source, size=WHOLE_FILES):
-        for part in split:
-            try:
-                yield from read((part,), source)
-            except DataError as error:
-                yield Malformed(str(error))
 
 
 def _location(record: Any) -> str:

@@ -38,10 +38,11 @@ from qwen3_jax.data.forms import is_form, is_record
 from qwen3_jax.data.parquet import rows
 from qwen3_jax.data.reasoning import RunningSumRecords
 from qwen3_jax.data.records import DataError, Malformed, Record, check_columns, texts
+from qwen3_jax.progress import with_progress
 from qwen3_jax.text_files import EncodingError, decode, is_unicode
 
 SPLIT_BYTES = 32 * 2**20
-WHOLE_FILES = 2**62  # bytes of a split: one for each file, whose lines are then counted from its beginning
+_WHOLE_FILES = 2**62  # bytes of a split: no file is cut
 _PROBLEM_BYTES = 4096  # a generated problem is as much work as so much text
 LAST_KEY = 2**64 - 1
 
@@ -103,6 +104,26 @@ def read(split: Split, source: Source, seed: int = 0) -> Iterator[Record | Malfo
             yield from _READERS[part.kind](part, source, seed)
         except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise DataError(f"{part.file.url}: cannot be read: {error}") from error
+
+
+def records_of(source: Source, bar: str | None = None, *, skip_files: bool = False) -> Iterator[Record | Malformed]:
+    """The records of all files in order, their lines counted from the beginning of each.
+
+    Args:
+        bar: what a bar over the files says; None draws none.
+        skip_files: a file that cannot be read to its end is one malformed record there, instead of an error.
+
+    Raises:
+        DataError: a file cannot be opened or read to its end.
+    """
+    parts = [part for split in splits(source, size=_WHOLE_FILES) for part in split]
+    for part in with_progress(parts, bar or "", len(parts), visible=None if bar else False):
+        try:
+            yield from read((part,), source)
+        except DataError as error:
+            if not skip_files:
+                raise
+            yield Malformed(str(error))
 
 
 def training_texts(config: DataConfig, max_records: int = 2000) -> Iterator[str]:

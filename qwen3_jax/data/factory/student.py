@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,7 +25,7 @@ from qwen3_jax.data.config import Source
 from qwen3_jax.data.factory.task import Made, Rejection
 from qwen3_jax.data.factory.work import FactoryJob, PartCounts, Parts
 from qwen3_jax.data.records import DataError, Malformed, Record, texts
-from qwen3_jax.data.sources import Split, splits
+from qwen3_jax.data.sources import Split, records_of
 from qwen3_jax.errors import UserError
 from qwen3_jax.file_writes import written_whole
 
@@ -122,7 +122,9 @@ def read_labelled(source: Source, names: Sequence[str]) -> Labelled:
     """
     documents: list[str] = []
     labels: dict[str, list[Label]] = {name: [] for name in names}
-    for record in _records(source):
+    for record in records_of(source):
+        if isinstance(record, Malformed):
+            raise DataError(record.reason)
         documents.append("\n".join(texts(record, source.text_key)))
         for name in names:
             value = record.body.get(name)
@@ -192,16 +194,6 @@ def scores(truth: Sequence[Label], found: Sequence[Label], at_least: int | None 
 def _f1(pairs: Sequence[tuple[bool, bool]]) -> float:
     both, either = sum(a and b for a, b in pairs), sum(a + b for a, b in pairs)
     return 2 * both / either if either else 1.0
-
-
-def _records(source: Source) -> Iterable[Record]:
-    from qwen3_jax.data.sources import read
-
-    for split in splits(source):
-        for record in read(split, source):
-            if isinstance(record, Malformed):
-                raise DataError(record.reason)
-            yield record
 
 
 @dataclass(frozen=True)
