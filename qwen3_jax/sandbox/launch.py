@@ -223,8 +223,8 @@ def _watch(program, plan):
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 break
-            if pid == program:
-                return status, limit
+            if pid == program:  # what it left counts too: it may have ended between two looks
+                return status, limit or _exceeded(plan)
         stopped = select.select([plan["control"]], [], [], 0)[0]  # its other end is closed, or its owner has ended
         limit = limit or ("stopped" if stopped else _exceeded(plan))
         if limit:
