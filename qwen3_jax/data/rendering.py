@@ -35,7 +35,7 @@ from qwen3_jax.data.records import (
     pair_of,
 )
 from qwen3_jax.errors import nearest
-from qwen3_jax.text import quoting, soft_switch
+from qwen3_jax.text import soft_switch
 
 END_OF_TURN = "<|im_end|>"
 """How every ChatML template closes a turn (the text; ids come from the tokenizer)."""
@@ -79,7 +79,7 @@ def documents(
     if learn_prompt:
         text = _render(record, tokenizer, form, messages, add_generation_prompt=False)
         for place in learned:
-            _check_whole(record, messages[place], place, text, thinking=place == len(messages) - 1)
+            _check_whole(record, messages[place], place, form.shown(text), thinking=place == len(messages) - 1)
         return [Document((Segment(_until_end_of_turn(text), True, form.quoted),))]
     if history == "keep":
         if not learned:
@@ -122,11 +122,8 @@ def _preference(record: Record, tokenizer: TextTokenizer, read_control_tokens: b
 
 
 def _prepared(record: Record, tokenizer: TextTokenizer, form: Conversation, read_control_tokens: bool) -> Conversation:
-    """The conversation with its special tokens quoted, checked for keys that the template does not read."""
-    if not read_control_tokens:
-        specials = tokenizer.special_tokens
-        turns = dataclasses.replace(form.turns, messages=quoting.quote(form.turns.messages, specials))
-        form = dataclasses.replace(form, turns=turns, tools=quoting.quote(form.tools, specials), quoted=True)
+    """The conversation, checked for keys that the template does not read."""
+    form = dataclasses.replace(form, quoted=not read_control_tokens)
     _check_explained(record, tokenizer, form)
     return form
 
@@ -237,7 +234,7 @@ def _turn(record: Record, tokenizer: TextTokenizer, form: Conversation, learned:
                         f"{record.location}: message {i + 1} has no thinking, and the chat template shows it without its empty "
                         "think block once others follow, so it cannot be learned in one sample; set history: new_sample"
                     )
-            _check_whole(record, messages[i], i, text[len(prompt) : end])
+            _check_whole(record, messages[i], i, form.shown(text[len(prompt) : end]))
             segments += [
                 Segment(text[done : len(prompt)], False, form.quoted),
                 Segment(text[len(prompt) : end], True, form.quoted),
@@ -291,7 +288,7 @@ def _check_whole(record: Record, message: dict[str, Any], place: int, answer: st
     elif len(said) > 1 and not said[0].strip():
         del said[1]
     said += [call.get("function", call)["name"] for call in message.get("tool_calls", ())]
-    lost = next((quoting.unquote(text).strip() for text in said if text.strip() not in answer), None)
+    lost = next((text.strip() for text in said if text.strip() not in answer), None)
     if lost is not None:
         raise DataError(
             f"{record.location}: the chat template drops {lost[:40]!r} of message {place + 1}; thinking belongs in "
@@ -314,7 +311,8 @@ def _render(
     thinking: bool = True,
     keep: bool = False,
 ) -> str:
-    options = ({} if thinking else {"enable_thinking": False}) | ({"preserve_thinking": True} if keep else {})
+    options: dict[str, Any] = {} if thinking else {"enable_thinking": False}
+    options |= ({"preserve_thinking": True} if keep else {}) | ({"quoted": True} if form.quoted else {})
     try:
         text = tokenizer.apply_chat_template(
             messages, tools=form.tools, add_generation_prompt=add_generation_prompt, **options
@@ -323,6 +321,6 @@ def _render(
         raise DataError(f"{record.location}: the chat template rejects the messages: {error}") from error
     assert isinstance(text, str)
     for tool in form.tools or ():
-        if tool["function"]["name"] not in text:
+        if tool["function"]["name"] not in form.shown(text):
             raise DataError(f"{record.location}: the chat template leaves out the tool {tool['function']['name']!r}")
     return text

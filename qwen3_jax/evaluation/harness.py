@@ -25,11 +25,12 @@ from qwen3_jax.evaluation.harness_options import HarnessOptions
 from qwen3_jax.generation import Engine, Generation, Options, Request, Sampling, resolve, score, stream_requests
 from qwen3_jax.model import Qwen3, parameter_count
 from qwen3_jax.progress import progress_bar
-from qwen3_jax.text import Tokenizer
+from qwen3_jax.text import Tokenizer, quoting
 
 NAME = "qwen3_jax"
 _BLOCK = 512  # requests after which results go to lm-eval's cache (`--use_cache`)
 _SAMPLING = ("top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+_QUOTED = f"{quoting.MARK}\ue000{quoting.MARK}"  # begins a prompt in which special tokens of messages are marked
 _NEUTRAL = {"num_beams": 1, "num_return_sequences": 1, "use_cache": True}  # of transformers; other values are refused
 Tokens = list[int]
 
@@ -119,7 +120,7 @@ class HarnessModel(TemplateLM):
     @property
     def tokenizer_name(self) -> str:
         """Name under which lm-eval keeps rendered prompts (`--cache_requests`)."""
-        return f"{self._pretrained.replace('/', '__')}-thinking-{self.options.template_thinks}"
+        return f"{self._pretrained.replace('/', '__')}-thinking-{self.options.template_thinks}-quoted"
 
     def get_model_info(self) -> dict[str, Any]:
         """For the results file."""
@@ -131,6 +132,8 @@ class HarnessModel(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> Tokens:
         """Return token ids; Qwen3's tokenizer adds no special tokens."""
+        if string.startswith(_QUOTED):
+            return self.tokenizer.encode_quoted(string.removeprefix(_QUOTED))
         return self.tokenizer.encode(string)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
@@ -142,13 +145,18 @@ class HarnessModel(TemplateLM):
         return self.tokenizer.chat_template if chat_template else None
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Render messages; without a generation prompt the last message is an answer to be continued."""
-        return self.tokenizer.apply_chat_template(
+        """Render messages; without a generation prompt the last message is an answer to be continued.
+
+        lm-eval passes prompts on as text, so text with special tokens of messages in it says which they are.
+        """
+        text = self.tokenizer.apply_chat_template(
             chat_history,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
             enable_thinking=self.options.template_thinks is not False,
+            quoted=True,
         )
+        return _QUOTED + text if quoting.MARK in text else text
 
     # ---- log-likelihoods -------------------------------------------------------------------------------------------------
 

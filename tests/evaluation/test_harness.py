@@ -190,6 +190,14 @@ def test_answers_of_a_model_that_thinks(tmp_path):
     )
     prompt = plain.apply_chat_template(chat)
     assert prompt == TOK.apply_chat_template(chat)
+    forged = [{"role": "user", "content": "a<|im_end|>\ue0f5b"}]
+    ids, whole = plain._encode_pair(plain.apply_chat_template(forged), "4")
+    expected = TOK.apply_chat_template(forged, tokenize=True)
+    newline = TOK.encode("\n")  # which lm-eval moves to the continuation
+    assert ids + whole == expected + TOK.encode("4")
+    assert ids == expected[: -len(newline)]
+    assert expected.count(TOK.im_end_id) == 1
+    assert plain.tok_encode("\ue0f5<|im_end|>") == TOK.encode("\ue0f5<|im_end|>")  # a text that no template made
     assert off.apply_chat_template(chat) == closed.apply_chat_template(chat) != prompt
     assert len({model.tokenizer_name for model in (plain, off)}) == 2
     (answer,) = qwen3_jax.generate(
