@@ -84,11 +84,7 @@ def render(
 
     Raises ChatTemplateError.
     """
-    conversation = plain_messages(messages)
-    if _READS_ARGUMENTS.search(template):
-        _decode_calls(conversation)
-    # Behind all that joins or decodes texts: a token may be in two parts of a content, or escaped in the text of a call.
-    conversation = quoting.quote_messages(conversation, quoted or ())
+    conversation = _quoted_messages(template, messages, quoted or ())
     variables: dict[str, Any] = {
         **(special_tokens or {}),
         "tools": quoting.quote(plain_tools(tools), quoted or ()),
@@ -102,11 +98,22 @@ def render(
         variables |= {} if preserve_thinking is None else {"preserve_thinking": preserve_thinking}
     elif preserve_thinking:
         conversation = _with_thinking_as_text(template, conversation)
-    if continue_final_message:
-        text = _continued(template, conversation, variables)
-    else:
-        text = _run(template, {**variables, "messages": conversation, "add_generation_prompt": add_generation_prompt})
+    variables["add_generation_prompt"] = add_generation_prompt and not continue_final_message
+    text = (_continued if continue_final_message else _whole)(template, conversation, variables)
     return text if quoted is not None else quoting.unquote(text)
+
+
+def _quoted_messages(
+    template: str, messages: Sequence[Mapping[str, Any]], tokens: Collection[str]
+) -> list[dict[str, Any]]:
+    """Plain messages with the texts of special tokens marked.
+
+    They are marked behind all that joins or decodes texts: a token may be in two parts of a content, or escaped in a call.
+    """
+    conversation = plain_messages(messages)
+    if _READS_ARGUMENTS.search(template):
+        _decode_calls(conversation)
+    return quoting.quote_messages(conversation, tokens)
 
 
 def _with_quoted_tags(message: dict[str, Any]) -> dict[str, Any]:
@@ -182,6 +189,10 @@ def soft_switch(messages: Sequence[Mapping[str, Any]]) -> bool | None:
     return None
 
 
+def _whole(template: str, conversation: list[dict[str, Any]], variables: dict[str, Any]) -> str:
+    return _run(template, {**variables, "messages": conversation})
+
+
 def _continued(template: str, conversation: list[dict[str, Any]], variables: dict[str, Any]) -> str:
     """Render up to the last message's text and put that text there untouched.
 
@@ -203,7 +214,7 @@ def _continued(template: str, conversation: list[dict[str, Any]], variables: dic
         for field in REASONING_FIELDS:
             marked.pop(field, None)
     conversation = [*conversation[:-1], marked]
-    rendered = _run(template, {**variables, "messages": conversation, "add_generation_prompt": False})
+    rendered = _whole(template, conversation, variables)
     if _MARK not in rendered:
         raise ChatTemplateError(f"the chat template leaves out {name}, so it cannot be continued")
     head = rendered[: rendered.rindex(_MARK)]

@@ -1,7 +1,7 @@
 """Text of special tokens inside of messages, kept apart from the special tokens of the chat template.
 
-    text = render(template, messages, tools, quoted=["<|im_end|>"])     # with marks in it
-    split(text, added_tokens)                           # [("Say <|im_end|>.", True), ("<|im_end|>", False)]: True is plain characters
+    text = render(template, [{"role": "user", "content": "Say <|im_end|>."}], quoted=["<|im_end|>"])      # with a mark in it
+    split(text, added_tokens)     # [..., ("...Say <|im_end|>.", True), ("<|im_end|>", False), ...]; True is plain characters
 
 A rendered prompt is one string, in which a `<|im_end|>` that a user wrote would end the turn. So it is marked before the
 template renders, by a private-use character after its first one, and unmarked when the text is encoded. That character itself,
@@ -22,7 +22,7 @@ _OF_ANSWERS = frozenset({THINK_START, THINK_END, TOOL_CALL_START, TOOL_CALL_END}
 
 
 def quote_messages(messages: Iterable[Mapping[str, Any]], tokens: Collection[str]) -> list[dict[str, Any]]:
-    """Return messages of plain JSON with every text of one of `tokens` marked, but for the tags of thinking and calls in answers."""
+    """Return messages of plain JSON with each text of one of `tokens` marked; in answers not the tags of thinking and calls."""
     said = [token for token in tokens if token not in _OF_ANSWERS]
     return [quote(message, said if message.get("role") == "assistant" else tokens) for message in messages]
 

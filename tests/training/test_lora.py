@@ -142,6 +142,26 @@ def configured(folder, base, *options, **lora):
     return parse_config(["--config", str(path), "--run_dir", str(folder / "run"), *options])
 
 
+def assert_one_model(base, run_dir, paths):
+    """The checkpoint of a run, adapters beside the base, and the folders of `paths`, merged, are base + adapter in float64.
+
+    A float32 pass of this model is 6e-6 from its logits without rounding, transformers' too, and so is the base's alone.
+    """
+    tokens = np.arange(24, dtype=np.int32).reshape(2, 12)
+    plain, _ = qwen3_jax.load(base, scan_layers=False)
+    beside = with_adapter(plain, read_adapter(run_dir / "adapter", plain.config))
+    exact, _ = decoder(beside.config, {name: value for name, (value, _) in adapters.sums(beside).items()}, tokens)
+    assert np.abs(exact).max() < 8
+    run, _ = load_run(run_dir)
+    expected = np.asarray(run(tokens))
+    np.testing.assert_allclose(expected, exact, atol=1e-5, rtol=0)
+    for path in paths:
+        model, _ = qwen3_jax.load(path, scan_layers=False)
+        adapters.assert_merged(model, beside)
+        np.testing.assert_allclose(np.asarray(model(tokens)), exact, atol=1e-5, rtol=0)
+        np.testing.assert_allclose(np.asarray(model(tokens)), expected, atol=2e-5, rtol=0)
+
+
 @pytest.mark.slow
 def test_a_run_resumes_to_the_same_bits_and_exports_what_it_trained(base, tmp_path):
     """On a mesh, over int8 weights; the exported adapter, its merged model and the run's checkpoint are one model."""
@@ -169,21 +189,7 @@ def test_a_run_resumes_to_the_same_bits_and_exports_what_it_trained(base, tmp_pa
 
     saved = json.loads((whole / "run/adapter/adapter_config.json").read_text())
     assert [saved[name] for name in ("base_model_name_or_path", "r", "lora_alpha")] == [str(base), 4, 8]
-    tokens = np.arange(24, dtype=np.int32).reshape(2, 12)
-    paths = exported, whole / "run/adapter", cut / "run"
-    loaded = [qwen3_jax.load(path, scan_layers=False)[0] for path in paths]
-    beside = with_adapter(qwen3_jax.load(base, scan_layers=False)[0], read_adapter(paths[1], loaded[0].config))
-    run, _ = load_run(whole / "run")
-    # What the logits are without rounding: those of W + scaling A B in float64. A float32 pass of this model is 6e-6 from
-    # them, transformers' too, and so is the base alone; so any two are within 2e-5.
-    exact, _ = decoder(run.config, {name: value for name, (value, _) in adapters.sums(beside).items()}, tokens)
-    assert np.abs(exact).max() < 8
-    expected = np.asarray(run(tokens))
-    np.testing.assert_allclose(expected, exact, atol=1e-5, rtol=0)
-    for model in loaded:
-        adapters.assert_merged(model, beside)
-        np.testing.assert_allclose(np.asarray(model(tokens)), exact, atol=1e-5, rtol=0)
-        np.testing.assert_allclose(np.asarray(model(tokens)), expected, atol=2e-5, rtol=0)
+    assert_one_model(base, whole / "run", [exported, whole / "run/adapter", cut / "run"])
     step = whole / "run" / "checkpoints" / "6" / "state"
     names = {
         entry["key"] for entry in map(_keys, json.loads((step / "_METADATA").read_text())["tree_metadata"].values())
