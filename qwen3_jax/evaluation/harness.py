@@ -22,7 +22,17 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simpl
 from qwen3_jax.checkpoint import load
 from qwen3_jax.errors import RequestError, UserError, nearest, warn
 from qwen3_jax.evaluation.harness_options import HarnessOptions
-from qwen3_jax.generation import Engine, Generation, Options, Request, Sampling, resolve, score, stream_requests
+from qwen3_jax.generation import (
+    Engine,
+    Generation,
+    Options,
+    Request,
+    Sampling,
+    adapter_number,
+    resolve,
+    score,
+    stream_requests,
+)
 from qwen3_jax.model import Qwen3, parameter_count
 from qwen3_jax.progress import progress_bar
 from qwen3_jax.text import Tokenizer, quoting
@@ -60,6 +70,8 @@ class HarnessModel(TemplateLM):
         if tokenizer is None:
             raise UserError(f"{pretrained} has no tokenizer files (tokenizer.json); text cannot be read or written.")
         self.options.check(model, tokenizer)
+        self._adapter = None if isinstance(pretrained, str) else self.options.adapter  # which of several
+        adapter_number(self._adapter, model)
         rows, cache_type = self.options.rows, self.options.cache_type
         self.tokenizer = tokenizer
         self.engine = Engine(model, rows=rows, max_length=self.options.max_length, cache_type=cache_type, offline=True)
@@ -88,7 +100,7 @@ class HarnessModel(TemplateLM):
         of = self.options
         return load(
             pretrained, dtype=of.dtype, mesh=of.make_mesh(), quantize=of.quantize, hf_overrides=of.hf_overrides,
-            revision=of.revision,
+            revision=of.revision, adapter=of.adapter,
         )  # fmt: skip
 
     # ---- what lm-eval asks about the model -------------------------------------------------------------------------------
@@ -208,7 +220,7 @@ class HarnessModel(TemplateLM):
         with progress_bar("log-likelihoods", len(texts)) as bar:
             for place in range(0, len(texts), _BLOCK):
                 block = slice(place, place + _BLOCK)
-                scores = score(self.engine, None, texts[block], start=starts[block])
+                scores = score(self.engine, None, texts[block], start=starts[block], adapter=self._adapter)
                 for (key, *_), each in zip(requests[block], scores, strict=True):
                     results.append((each.total, bool(each.greedy.all())))
                     if key is not None:
@@ -254,7 +266,7 @@ class HarnessModel(TemplateLM):
             warn(f"a prompt of {len(ids)} tokens loses its beginning: max_gen_toks={limit} leaves room for {room}.")
         options = Options(
             sampling=sampling, max_new_tokens=limit, thinking_budget=self.options.thinking_budget,
-            raw=not self.options.strips_thinking,
+            raw=not self.options.strips_thinking, adapter=self._adapter,
         )  # fmt: skip
         try:
             (request,) = resolve(

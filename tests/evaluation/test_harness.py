@@ -184,6 +184,8 @@ def test_answers_of_a_model_that_thinks(tmp_path):
     folder = tmp_path / "thinks"
     qwen3_jax.save(tiny_models.model(27), TOK, folder)
     chat = [{"role": "user", "content": "What is 2 + 3?"}]
+    with pytest.raises(UserError, match="no adapter 'french'; it was loaded without any by name"):
+        HarnessModel((tiny_models.model(27), TOK), adapter="french")
     plain, budgeted, off, closed = (
         HarnessModel(str(folder), max_gen_toks=100, **options)
         for options in ({}, dict(thinking_budget=5), dict(thinking_budget=0), dict(enable_thinking=False))
