@@ -11,8 +11,8 @@ The text that follows is a string, or segments `[{"text": "...", "loss": true}, 
 A preference is two of the first two in one document.
 
 The invariant: tokens are what generation would have seen. Thinking of earlier turns disappears from later prompts, so a
-conversation becomes one document per user turn, each rendered as generation would render it at that turn; or, with
-`history="keep"`, one document that keeps it. The empty think block that a template writes into a non-thinking prompt is prompt.
+conversation becomes one document per user turn, or several where the prompt of a step does not go on from the step before, each
+rendered as generation would render it; or, with `history="keep"`, one document that keeps it. The empty think block that a template writes into a non-thinking prompt is prompt.
 The text of a special token inside of a message is plain characters, unless the source says otherwise.
 """
 
@@ -54,7 +54,7 @@ def documents(
     read_control_tokens: bool = False,
     pairs: bool = False,
 ) -> list[Document]:
-    """The documents that `record` stands for: one, or one per user turn of a conversation. Options are those of a `Source`.
+    """The documents that `record` stands for: one, or one and more per user turn of a conversation. Options are those of a `Source`.
 
     Raises:
         DataError: a key is missing or of the wrong type, the template refuses the messages, or nothing is learned.
@@ -84,7 +84,7 @@ def documents(
     if history == "keep":
         if not learned:
             raise DataError(f"{record.location}: no assistant message to learn from")
-        return [_turn(record, tokenizer, form, learned, keep=True)]
+        return [_in_one(record, tokenizer, form, learned, keep=True)]
     return _turns(record, tokenizer, form, learned)
 
 
@@ -117,7 +117,7 @@ def _preference(record: Record, tokenizer: TextTokenizer, read_control_tokens: b
                 f"{record.location}: message {count} ({last}) is the last of one side, which must end with an answer that is "
                 "learned; remove what follows that"
             )
-        sides.append(_turn(record, tokenizer, form, learned, keep=keep).segments)
+        sides.append(_in_one(record, tokenizer, form, learned, keep=keep, carry=True).segments)
     return Document(sides[0] + sides[1], rejected=len(sides[0]))
 
 
@@ -187,11 +187,11 @@ def _check_explained(record: Record, tokenizer: TextTokenizer, form: Conversatio
 
 
 def _turns(record: Record, tokenizer: TextTokenizer, form: Conversation, learned: list[int]) -> list[Document]:
-    """One document per user turn that has an answer to learn, with the tool calls and results of that turn."""
+    """One document or several per user turn that has an answer to learn, with the tool calls and results of that turn."""
     turns = [_turn(record, tokenizer, form, answers, keep=False) for answers in _by_turn(form, learned)]
     if not turns:
         raise DataError(f"{record.location}: no assistant message to learn from")
-    return turns
+    return [document for turn in turns for document in turn]
 
 
 def _by_turn(form: Conversation, learned: list[int]) -> list[list[int]]:
@@ -209,65 +209,89 @@ def _by_turn(form: Conversation, learned: list[int]) -> list[list[int]]:
     return out
 
 
-def _turn(record: Record, tokenizer: TextTokenizer, form: Conversation, learned: list[int], *, keep: bool) -> Document:
-    """The messages as generation sees them while it writes the assistant messages at `learned`; keep: with all thinking."""
-    messages = form.turns.messages[: learned[-1] + 1]
-    text = _render(record, tokenizer, form, messages, add_generation_prompt=False, keep=keep)
-    segments: list[Segment] = []
-    done = 0
+def _turn(
+    record: Record, tokenizer: TextTokenizer, form: Conversation, learned: list[int], *, keep: bool
+) -> list[Document]:
+    """Each answer at `learned` behind its prompt to the letter; answers share a document where prompts go on from one another.
+
+    They do not where a template drops something of an answer once others follow: its thinking, or its empty think block.
+    keep: prompts are those of preserve_thinking.
+    """
+    every: list[list[Segment]] = []
+    done = ""  # the text of the last of them
     for answers in _by_turn(form, learned):
-        thinking = _mode(messages, answers) if form.thinking is None else form.thinking
+        thinking = _mode(form.turns.messages, answers) if form.thinking is None else form.thinking
         for i in answers:
-            prompt = _prompt(record, tokenizer, form, i, text, thinking, keep)
-            if len(prompt) < done:
-                raise _differs(record, i)
-            end = text.find(END_OF_TURN, len(prompt))
-            if end < 0:
-                raise DataError(
-                    f"{record.location}: the chat template does not close message {i + 1} with {END_OF_TURN}"
+            prompt, answer = _answer(record, tokenizer, form, i, thinking, keep)
+            _check_whole(record, form.turns.messages[i], i, form.shown(answer))
+            if not every or not prompt.startswith(done):
+                every.append([])
+                done = ""
+            every[-1] += [Segment(prompt[len(done) :], False, form.quoted), Segment(answer, True, form.quoted)]
+            done = prompt + answer
+    return [Document(tuple(segments)) for segments in every]
+
+
+def _in_one(
+    record: Record, tokenizer: TextTokenizer, form: Conversation, learned: list[int], *, keep: bool, carry: bool = False
+) -> Document:
+    """All answers in one document.
+
+    carry: the empty think blocks that prompts had stay before earlier answers, as where an agent carries on its tokens.
+
+    Raises:
+        DataError: the prompts do not go on from one another.
+    """
+    first, *others = _turn(record, tokenizer, form, learned, keep=keep)
+    segments = list(first.segments)
+    for other in others:
+        place = learned[sum(segment.loss for segment in segments) - 1]
+        message = form.turns.messages[place]
+        thinks = (message.get("reasoning_content") or "").strip() or _THINKS.match(message.get("content") or "")
+        if thinks or not carry:
+            shown = "differently" if thinks else "without its empty think block"
+            raise DataError(
+                f"{record.location}: message {place + 1} has {'' if thinks else 'no '}thinking, and the chat template shows it "
+                f"{shown} once others follow, so it cannot be learned in one sample; "
+                + (
+                    "put it into the prompt, or keep it as context with 'weight': 0"
+                    if carry
+                    else "set history: new_sample"
                 )
-            end += len(END_OF_TURN)
-            if keep and messages[i - 1]["role"] == "user":
-                alone = _render(record, tokenizer, form, messages[: i + 1], add_generation_prompt=False, keep=True)
-                if alone[:end] != text[:end]:
-                    raise DataError(
-                        f"{record.location}: message {i + 1} has no thinking, and the chat template shows it without its empty "
-                        "think block once others follow, so it cannot be learned in one sample; set history: new_sample"
-                    )
-            _check_whole(record, messages[i], i, form.shown(text[len(prompt) : end]))
-            segments += [
-                Segment(text[done : len(prompt)], False, form.quoted),
-                Segment(text[len(prompt) : end], True, form.quoted),
-            ]
-            done = end
+            )
+        closed = sum(segment.text.count(END_OF_TURN) for segment in segments)
+        *_, behind = other.segments[0].text.split(END_OF_TURN, closed)
+        segments += [dataclasses.replace(other.segments[0], text=behind), *other.segments[1:]]
     return Document(tuple(segments))
 
 
-def _prompt(
-    record: Record, tokenizer: TextTokenizer, form: Conversation, i: int, text: str, thinking: bool, keep: bool
-) -> str:
-    """What generation is given to write message i; `text` begins with it."""
+def _answer(
+    record: Record, tokenizer: TextTokenizer, form: Conversation, i: int, thinking: bool, keep: bool
+) -> tuple[str, str]:
+    """What generation is given to write message i, and what it then writes, to the end of the turn."""
     messages = form.turns.messages
     if i == 0:
         raise DataError(
             f"{record.location}: the conversation begins with an assistant message, which answers no prompt; put a system "
             "or user message before it, or keep it as context with 'weight': 0"
         )
-    options: dict[str, Any] = {"add_generation_prompt": True, "keep": keep}
-    prompt = _render(record, tokenizer, form, messages[:i], thinking=thinking, **options)
-    if text.startswith(prompt):
-        return prompt
-    if thinking or (messages[i].get("reasoning_content") or "").strip():
-        if not thinking:
+    text = _render(record, tokenizer, form, messages[: i + 1], add_generation_prompt=False, keep=keep)
+    prompt = _render(record, tokenizer, form, messages[:i], add_generation_prompt=True, thinking=thinking, keep=keep)
+    start = len(prompt)
+    if not text.startswith(prompt):
+        if not thinking and (messages[i].get("reasoning_content") or "").strip():
             raise DataError(
                 f"{record.location}: message {i + 1} has thinking, and the record says 'enable_thinking': false"
             )
-        raise _differs(record, i)
-    # Templates leave the empty think block of an earlier message out.
-    prompt = _render(record, tokenizer, form, messages[:i], **options)
-    if not text.startswith(prompt):
-        raise _differs(record, i)
-    return prompt
+        # A template may write the empty think block into prompts alone.
+        bare = _render(record, tokenizer, form, messages[:i], add_generation_prompt=True, keep=keep)
+        start = len(bare)
+        if thinking or not text.startswith(bare):
+            raise _differs(record, i)
+    end = text.find(END_OF_TURN, start)
+    if end < 0:
+        raise DataError(f"{record.location}: the chat template does not close message {i + 1} with {END_OF_TURN}")
+    return prompt, text[start : end + len(END_OF_TURN)]
 
 
 def _differs(record: Record, i: int) -> DataError:

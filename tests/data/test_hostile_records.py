@@ -128,10 +128,12 @@ def test_hostile_tools_and_calls_are_learned_whole_or_named(name, value, key, re
     made = made_of(body)
     if made is None:
         return
-    (encoded,) = encode(made, tokenizer)
-    text, (learned, _) = decoded(tokenizer, encoded)
-    tokens = encoded.tokens.tolist()
-    assert tokens.count(tokenizer.im_end_id) == tokens.count(tokenizer.im_start_id)
+    called, answered = encode(made, tokenizer)
+    text, _ = decoded(tokenizer, answered)
+    _, (learned,) = decoded(tokenizer, called)
+    for encoded, turns in ((called, 3), (answered, 5)):
+        tokens = encoded.tokens.tolist()
+        assert tokens.count(tokenizer.im_end_id) == tokens.count(tokenizer.im_start_id) == turns
     assert result in text
     parsed = parse(tokenizer.decode(learned[:-1]))
     if "tool_call" not in key + value:  # which cannot be told apart in the model's own form
@@ -205,6 +207,55 @@ def test_the_mode_of_a_sample_decides_its_prompt(question, answer, says, block, 
     if " " not in question:  # a flag in the system message holds too
         ((_, stretches),) = learned_of([{"role": "system", "content": "/no_think"}, user("a"), PLAIN])
         assert stretches == [BLOCK + "6<|im_end|>"]
+
+
+def steps(*thoughts):
+    """A question that takes several calls of tools, with the thinking of each step."""
+    spoken = [{} if thought is None else {"reasoning_content": thought} for thought in thoughts]
+    middle = [message for said in spoken[:-1] for message in (calling(**CALL) | said, RESULT)]
+    return [user("a"), *middle, PLAIN | spoken[-1]]
+
+
+# thinking of the steps, what the record says -> mode of the prompts, learned answers of each document
+STEPS = [
+    ([None, None], {}, False, [1, 1]),
+    ([None, None, None], {"enable_thinking": False}, False, [1, 1, 1]),
+    (["two", "three", "four"], {}, True, [3]),
+    (["two", "three", None], {}, True, [3]),
+    (["two", None, "three"], {}, True, [2, 1]),
+    ([None, "two", None], {}, True, [1, 2]),
+    ([None, None], {"enable_thinking": True}, True, [1, 1]),
+]
+
+
+@pytest.mark.parametrize(("thoughts", "says", "thinking", "counts"), STEPS)
+def test_every_step_of_a_turn_is_learned_behind_the_prompt_that_generation_is_given(thoughts, says, thinking, counts):
+    """And to its end as the template shows an answer that is the last: with its empty block in thinking mode."""
+    tokenizer, chat = tiny_models.tokenizer(), [user("b"), PLAIN, *steps(*thoughts)]
+    chat[1] = PLAIN | {"weight": 0}
+    made = documents(Record("f:1", {"messages": chat, "tools": TOOLS} | says), tokenizer)
+    assert [sum(one.loss for one in document.segments) for document in made] == counts
+    found, places = [], [i for i, message in enumerate(chat) if message["role"] == "assistant"][1:]
+    for document in made:
+        for number, one in enumerate(document.segments):
+            if one.loss:
+                found.append(("".join(before.text for before in document.segments[:number]), one.text))
+    assert len(found) == len(places)
+    for (prompt, answer), i in zip(found, places, strict=True):
+        assert prompt == tokenizer.apply_chat_template(chat[:i], TOOLS, enable_thinking=thinking)
+        whole = tokenizer.apply_chat_template(chat[: i + 1], TOOLS, add_generation_prompt=False)
+        assert prompt + answer == whole.removesuffix("\n")
+    if any(thoughts):
+        return
+    with pytest.raises(DataError, match=r"f:1: message 4 has no thinking, .* set history: new_sample"):
+        learned_of(chat, history="keep", body={"tools": TOOLS} | says)
+    # A preference is one sample, in which the blocks of earlier steps stay where their prompts had them.
+    pair = {"prompt": chat[:3], "chosen": chat[3:], "rejected": [PLAIN], "tools": TOOLS} | says
+    (document,) = documents(Record("f:1", pair), tokenizer, pairs=True)
+    side = document.segments[: document.rejected]
+    assert [one.text for one in side if one.loss] == [answer for _, answer in found]
+    assert side[0].text == found[0][0]
+    assert "".join(one.text for one in side).count(BLOCK) == len(places)
 
 
 def test_flags_of_several_turns_the_last_one_is_obeyed():

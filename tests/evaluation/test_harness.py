@@ -232,7 +232,7 @@ def test_answers_of_a_model_that_thinks(tmp_path):
         (dict(trust_remote_code=True), "trust_remote_code is not supported"),
         (dict(max_lenght=5), "there is no model argument 'max_lenght'; .* Did you mean 'max_length'"),
         (dict(tensor_parallel_size=2), "'tensor_parallel_size' is not supported: use mesh=tensor=N"),
-        (dict(peft="x"), "'peft' is not supported: merge the adapter"),
+        (dict(peft="x"), "'peft' is not supported: use adapter=DIR"),
         (dict(dtype="int8"), "dtype is 'int8'; it must be one of auto, float32"),
         (dict(batch_size=0), "batch_size is 0; it must be at least 1"),
         (dict(batch_size="many"), "batch_size is 'many'; it must be a whole number"),
