@@ -12,7 +12,8 @@ A preference is two of the first two in one document.
 
 The invariant: tokens are what generation would have seen. Thinking of earlier turns disappears from later prompts, so a
 conversation becomes one document per user turn, or several where the prompt of a step does not go on from the step before, each
-rendered as generation would render it; or, with `history="keep"`, one document that keeps it. The empty think block that a template writes into a non-thinking prompt is prompt.
+rendered as generation would render it; or, with `history="keep"`, one document that keeps it. The empty think block that a
+template writes into a non-thinking prompt is prompt.
 The text of a special token inside of a message is plain characters, unless the source says otherwise.
 """
 
@@ -54,7 +55,7 @@ def documents(
     read_control_tokens: bool = False,
     pairs: bool = False,
 ) -> list[Document]:
-    """The documents that `record` stands for: one, or one and more per user turn of a conversation. Options are those of a `Source`.
+    """The documents that `record` stands for: one, or some per user turn of a conversation. Options are those of a `Source`.
 
     Raises:
         DataError: a key is missing or of the wrong type, the template refuses the messages, or nothing is learned.
