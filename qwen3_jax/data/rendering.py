@@ -82,9 +82,10 @@ def documents(
         for place in learned:
             _check_whole(record, messages[place], place, form.shown(text), thinking=place == len(messages) - 1)
         return [Document((Segment(_until_end_of_turn(text), True, form.quoted),))]
+    if not learned:
+        raise DataError(f"{record.location}: no assistant message to learn from")
+    _check_end(record, form)
     if history == "keep":
-        if not learned:
-            raise DataError(f"{record.location}: no assistant message to learn from")
         return [_in_one(record, tokenizer, form, learned, keep=True)]
     return _turns(record, tokenizer, form, learned)
 
@@ -167,6 +168,22 @@ def _learned(record: Record, form: Conversation, everything: bool) -> list[int]:
     ]
 
 
+def _check_end(record: Record, form: Conversation) -> None:
+    """Refuse text behind the last answer: it is in no prompt, so it would be lost.
+
+    Raises:
+        DataError: names the message.
+    """
+    messages = form.turns.messages
+    last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+    for i in range(last + 1, len(messages)):
+        if form.turns.weights[i] is not False and (messages[i].get("content") or "").strip():
+            raise DataError(
+                f"{record.location}: message {i + 1} ({messages[i]['role']}) follows the last answer, so it would be lost; "
+                "remove it, or leave it out with 'weight': 0"
+            )
+
+
 def _check_explained(record: Record, tokenizer: TextTokenizer, form: Conversation) -> None:
     """Refuse a key of a message that the chat template does not read: what it says would be lost.
 
@@ -190,8 +207,6 @@ def _check_explained(record: Record, tokenizer: TextTokenizer, form: Conversatio
 def _turns(record: Record, tokenizer: TextTokenizer, form: Conversation, learned: list[int]) -> list[Document]:
     """One document or several per user turn that has an answer to learn, with the tool calls and results of that turn."""
     turns = [_turn(record, tokenizer, form, answers, keep=False) for answers in _by_turn(form, learned)]
-    if not turns:
-        raise DataError(f"{record.location}: no assistant message to learn from")
     return [document for turn in turns for document in turn]
 
 

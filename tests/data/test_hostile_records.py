@@ -56,6 +56,8 @@ def chats(draw):
         if draw(st.booleans()):
             answer["reasoning_content"] = draw(TEXT)
         messages.append(answer | draw(st.sampled_from([{}, {}, {"weight": 0}, {"weight": 1}])))
+    if draw(st.integers(0, 4)) == 0:
+        messages.append({"role": "user", "content": draw(TEXT)} | draw(st.sampled_from([{}, {"weight": 0}])))
     body = {"messages": messages} | draw(st.sampled_from([{}, {"enable_thinking": True}, {"enable_thinking": False}]))
     return {key: json.dumps(value) for key, value in body.items()} if draw(st.booleans()) and len(body) == 1 else body
 
@@ -68,6 +70,7 @@ def test_a_hostile_chat_is_learned_whole_or_named(body, history):
     if made is None:
         return
     messages = json.loads(body["messages"]) if isinstance(body["messages"], str) else body["messages"]
+    assert messages[-1]["role"] == "assistant" or "weight" in messages[-1] or not messages[-1]["content"].strip()
     wanted = [m for m in messages if m["role"] == "assistant" and m.get("weight", 1)]
     found = []
     for encoded in encode(made, tokenizer):
@@ -207,6 +210,32 @@ def test_the_mode_of_a_sample_decides_its_prompt(question, answer, says, block, 
     if " " not in question:  # a flag in the system message holds too
         ((_, stretches),) = learned_of([{"role": "system", "content": "/no_think"}, user("a"), PLAIN])
         assert stretches == [BLOCK + "6<|im_end|>"]
+
+
+def test_text_behind_the_last_answer_is_refused_by_line_unless_it_is_said_not_to_count():
+    """A question without an answer, a result of a tool that nothing answers, either after an answer that is context."""
+    result = {"role": "tool", "content": "4"}
+    for chat, behind, words in (
+        ([user("a"), PLAIN], [user("b")], r"message 3 \(user\)"),
+        ([user("a"), PLAIN], [user(" "), user("b")], r"message 4 \(user\)"),
+        ([user("a"), calling(**CALL)], [result], r"message 3 \(tool\)"),
+        (
+            [user("a"), PLAIN, user("b"), PLAIN | {"weight": 0}],
+            [{"role": "system", "content": "c"}],
+            r"message 5 \(system\)",
+        ),
+    ):
+        for history in ("new_sample", "keep"):
+            expected = learned_of(chat, history=history)
+            with pytest.raises(DataError, match=f"f:1: {words} follows the last answer, .* 'weight': 0"):
+                learned_of([*chat, *behind], history=history)
+            marked = [one | {"weight": 0} for one in behind]
+            assert learned_of([*chat, *marked], history=history) == expected
+    assert learned_of([user("a"), PLAIN, user("\n")]) == learned_of([user("a"), PLAIN])
+    (everything,) = documents(
+        Record("f", {"messages": [user("a"), PLAIN, user("b")]}), tiny_models.tokenizer(), loss_on="all"
+    )
+    assert everything.segments[0].text.endswith("user\nb<|im_end|>")
 
 
 def steps(*thoughts):
