@@ -86,7 +86,7 @@ def documents(
         raise DataError(f"{record.location}: no assistant message to learn from")
     _check_end(record, form)
     if history == "keep":
-        return [_in_one(record, tokenizer, form, learned, keep=True)]
+        return [_in_one(record, tokenizer, form, learned)]
     return _turns(record, tokenizer, form, learned)
 
 
@@ -119,7 +119,8 @@ def _preference(record: Record, tokenizer: TextTokenizer, read_control_tokens: b
                 f"{record.location}: message {count} ({last}) is the last of one side, which must end with an answer that is "
                 "learned; remove what follows that"
             )
-        sides.append(_in_one(record, tokenizer, form, learned, keep=keep, carry=True).segments)
+        side = _in_one if keep else _as_shown
+        sides.append(side(record, tokenizer, form, learned).segments)
     return Document(sides[0] + sides[1], rejected=len(sides[0]))
 
 
@@ -248,36 +249,48 @@ def _turn(
     return [Document(tuple(segments)) for segments in every]
 
 
-def _in_one(
-    record: Record, tokenizer: TextTokenizer, form: Conversation, learned: list[int], *, keep: bool, carry: bool = False
-) -> Document:
-    """All answers in one document.
-
-    carry: the empty think blocks that prompts had stay before earlier answers, as where an agent carries on its tokens.
+def _in_one(record: Record, tokenizer: TextTokenizer, form: Conversation, learned: list[int]) -> Document:
+    """All answers in one document, with all thinking.
 
     Raises:
         DataError: the prompts do not go on from one another.
     """
-    first, *others = _turn(record, tokenizer, form, learned, keep=keep)
-    segments = list(first.segments)
-    for other in others:
-        place = learned[sum(segment.loss for segment in segments) - 1]
+    first, *others = _turn(record, tokenizer, form, learned, keep=True)
+    if others:
+        place = learned[sum(segment.loss for segment in first.segments) - 1]
         message = form.turns.messages[place]
         thinks = (message.get("reasoning_content") or "").strip() or _THINKS.match(message.get("content") or "")
-        if thinks or not carry:
-            shown = "differently" if thinks else "without its empty think block"
-            raise DataError(
-                f"{record.location}: message {place + 1} has {'' if thinks else 'no '}thinking, and the chat template shows it "
-                f"{shown} once others follow, so it cannot be learned in one sample; "
-                + (
-                    "put it into the prompt, or keep it as context with 'weight': 0"
-                    if carry
-                    else "set history: new_sample"
-                )
-            )
-        closed = sum(segment.text.count(END_OF_TURN) for segment in segments)
-        *_, behind = other.segments[0].text.split(END_OF_TURN, closed)
-        segments += [dataclasses.replace(other.segments[0], text=behind), *other.segments[1:]]
+        shown = "thinking, and the chat template shows it differently"
+        if not thinks:
+            shown = "no thinking, and the chat template shows it without its empty think block"
+        raise DataError(
+            f"{record.location}: message {place + 1} has {shown} once others follow, so it cannot be learned in one sample; "
+            "set history: new_sample"
+        )
+    return first
+
+
+def _as_shown(record: Record, tokenizer: TextTokenizer, form: Conversation, learned: list[int]) -> Document:
+    """All answers in one document: the conversation as the template shows it whole, which is what rewards are read of.
+
+    Earlier steps of a turn stand there without the empty think block of their prompts.
+    """
+    messages = form.turns.messages[: learned[-1] + 1]
+    text = _render(record, tokenizer, form, messages, add_generation_prompt=False)
+    segments: list[Segment] = []
+    done = 0
+    for answers in _by_turn(form, learned):
+        thinking = _mode(messages, answers) if form.thinking is None else form.thinking
+        for i in answers:
+            prompt, answer = _answer(record, tokenizer, form, i, thinking, keep=False)
+            if not text.startswith(prompt + answer):
+                prompt = _render(record, tokenizer, form, messages[:i], add_generation_prompt=True)
+                if not text.startswith(prompt):
+                    raise _differs(record, i)
+            start, end = len(prompt), text.index(END_OF_TURN, len(prompt)) + len(END_OF_TURN)
+            _check_whole(record, messages[i], i, form.shown(text[start:end]))
+            segments += [Segment(text[done:start], False, form.quoted), Segment(text[start:end], True, form.quoted)]
+            done = end
     return Document(tuple(segments))
 
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3_jax.data import DataError, Record, documents, encode
+from qwen3_jax.generation import rewards
 from qwen3_jax.text import parse, quoting
 from tests.data.test_record_forms import BRIEF, CALL, HI, RESULT, TOOLS, YO, calling
 from tests.helpers import tiny_models
@@ -278,13 +279,17 @@ def test_every_step_of_a_turn_is_learned_behind_the_prompt_that_generation_is_gi
         return
     with pytest.raises(DataError, match=r"f:1: message 4 has no thinking, .* set history: new_sample"):
         learned_of(chat, history="keep", body={"tools": TOOLS} | says)
-    # A preference is one sample, in which the blocks of earlier steps stay where their prompts had them.
+    # A side of a preference is one sample: the template's own, of which `reward` reads the rewards.
     pair = {"prompt": chat[:3], "chosen": chat[3:], "rejected": [PLAIN], "tools": TOOLS} | says
     (document,) = documents(Record("f:1", pair), tokenizer, pairs=True)
     side = document.segments[: document.rejected]
-    assert [one.text for one in side if one.loss] == [answer for _, answer in found]
-    assert side[0].text == found[0][0]
-    assert "".join(one.text for one in side).count(BLOCK) == len(places)
+    assert [one.text.removeprefix(BLOCK) for one in side if one.loss] == [
+        answer.removeprefix(BLOCK) for _, answer in found
+    ]
+    assert "".join(one.text for one in side) == tokenizer.apply_chat_template(
+        chat, TOOLS, add_generation_prompt=False
+    ).removesuffix("\n")
+    assert rewards._tokens(0, chat, tokenizer, TOOLS) == encode([document], tokenizer)[0].sides()[0].tokens.tolist()
 
 
 def test_flags_of_several_turns_the_last_one_is_obeyed():

@@ -228,7 +228,7 @@ def test_special_tokens_of_messages_and_tools_are_characters_as_in_training_and_
         assert list(raw.prompt) == TOK.encode(text)
         assert raw.prompt.count(TOK.endoftext_id) == text.count("<|endoftext|>")
     assert counts == {False: [6, 5, 0], True: [5, 4, 0]}
-    (document,) = documents(Record("f", {"messages": chat, "tools": tools}), TOK)
+    *_, document = documents(Record("f", {"messages": chat, "tools": tools}), TOK)
     (learned,) = encode([document], TOK)
     ids = learned.tokens.tolist()
     assert ids[: len(one(chat[:-1], tools=tools).prompt)] == list(one(chat[:-1], tools=tools).prompt)
