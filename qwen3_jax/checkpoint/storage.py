@@ -42,8 +42,26 @@ def refuse_adapter(model: Qwen3) -> None:
     Raises:
         UserError: says what to do instead.
     """
+    refuse_several(model, "saved")
     if model.lora is not None:
         raise UserError(
             "the model has an adapter, which a checkpoint of the model does not hold: add it to the weights first "
             "(`qwen3_jax.merged`), or save it alone (`qwen3_jax.save_adapter`)."
+        )
+
+
+def refuse_several(model: Qwen3, what: str) -> None:
+    """Refuse a model with several adapters side by side where one is needed.
+
+    Args:
+        model: with adapters or without.
+        what: would be done with the one, as "merged".
+
+    Raises:
+        UserError: names the adapters and says what to do instead.
+    """
+    if model.lora is not None and model.lora.names:
+        names = ", ".join(map(repr, model.lora.names))
+        raise UserError(
+            f"the model has several adapters side by side ({names}); one alone can be {what}: load it alone."
         )

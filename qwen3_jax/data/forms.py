@@ -32,6 +32,7 @@ from qwen3_jax.data.messages import (
     text_of,
     without_fill,
 )
+from qwen3_jax.text import quoting
 from qwen3_jax.text.messages import REASONING_FIELDS
 
 LISTS = ("messages", "conversations", "conversation")
@@ -99,7 +100,7 @@ class Conversation:
         context: as many messages at the beginning are the prompt, not learned.
         completion: the text that follows the generation prompt (a string, or segments); None where the messages have it.
         thinking: the mode of the prompts: `enable_thinking` of the template; None if the record has no such key.
-        quoted: special tokens in the messages and tools are marked (`qwen3_jax.text.quoting`).
+        quoted: special tokens in the messages and tools are marked where they are rendered (`qwen3_jax.text.quoting`).
     """
 
     turns: Messages
@@ -108,6 +109,10 @@ class Conversation:
     completion: Any = None
     thinking: bool | None = None
     quoted: bool = False
+
+    def shown(self, rendered: str) -> str:
+        """A rendered text as it reads, without marks."""
+        return quoting.unquote(rendered) if self.quoted else rendered
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,12 +53,10 @@ class TextTokenizer(Protocol):
         add_generation_prompt: bool = True,
         enable_thinking: bool = True,
         preserve_thinking: bool | None = None,
+        quoted: bool = False,
     ) -> Any: ...
 
     def encode_quoted(self, text: str, /) -> list[int]: ...
-
-    @property
-    def special_tokens(self) -> tuple[str, ...]: ...
 
 
 PROVENANCE = "generated"

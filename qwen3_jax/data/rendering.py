@@ -11,8 +11,9 @@ The text that follows is a string, or segments `[{"text": "...", "loss": true}, 
 A preference is two of the first two in one document.
 
 The invariant: tokens are what generation would have seen. Thinking of earlier turns disappears from later prompts, so a
-conversation becomes one document per user turn, each rendered as generation would render it at that turn; or, with
-`history="keep"`, one document that keeps it. The empty think block that a template writes into a non-thinking prompt is prompt.
+conversation becomes one document per user turn, or several where the prompt of a step does not go on from the step before, each
+rendered as generation would render it; or, with `history="keep"`, one document that keeps it. The empty think block that a
+template writes into a non-thinking prompt is prompt.
 The text of a special token inside of a message is plain characters, unless the source says otherwise.
 """
 
@@ -35,7 +36,7 @@ from qwen3_jax.data.records import (
     pair_of,
 )
 from qwen3_jax.errors import nearest
-from qwen3_jax.text import quoting, soft_switch
+from qwen3_jax.text import soft_switch
 
 END_OF_TURN = "<|im_end|>"
 """How every ChatML template closes a turn (the text; ids come from the tokenizer)."""
@@ -54,7 +55,7 @@ def documents(
     read_control_tokens: bool = False,
     pairs: bool = False,
 ) -> list[Document]:
-    """The documents that `record` stands for: one, or one per user turn of a conversation. Options are those of a `Source`.
+    """The documents that `record` stands for: one, or some per user turn of a conversation. Options are those of a `Source`.
 
     Raises:
         DataError: a key is missing or of the wrong type, the template refuses the messages, or nothing is learned.
@@ -79,12 +80,13 @@ def documents(
     if learn_prompt:
         text = _render(record, tokenizer, form, messages, add_generation_prompt=False)
         for place in learned:
-            _check_whole(record, messages[place], place, text, thinking=place == len(messages) - 1)
+            _check_whole(record, messages[place], place, form.shown(text), thinking=place == len(messages) - 1)
         return [Document((Segment(_until_end_of_turn(text), True, form.quoted),))]
+    if not learned:
+        raise DataError(f"{record.location}: no assistant message to learn from")
+    _check_end(record, form)
     if history == "keep":
-        if not learned:
-            raise DataError(f"{record.location}: no assistant message to learn from")
-        return [_turn(record, tokenizer, form, learned, keep=True)]
+        return [_in_one(record, tokenizer, form, learned)]
     return _turns(record, tokenizer, form, learned)
 
 
@@ -117,16 +119,14 @@ def _preference(record: Record, tokenizer: TextTokenizer, read_control_tokens: b
                 f"{record.location}: message {count} ({last}) is the last of one side, which must end with an answer that is "
                 "learned; remove what follows that"
             )
-        sides.append(_turn(record, tokenizer, form, learned, keep=keep).segments)
+        side = _in_one if keep else _as_shown
+        sides.append(side(record, tokenizer, form, learned).segments)
     return Document(sides[0] + sides[1], rejected=len(sides[0]))
 
 
 def _prepared(record: Record, tokenizer: TextTokenizer, form: Conversation, read_control_tokens: bool) -> Conversation:
-    """The conversation with its special tokens quoted, checked for keys that the template does not read."""
-    if not read_control_tokens:
-        specials = tokenizer.special_tokens
-        turns = dataclasses.replace(form.turns, messages=quoting.quote(form.turns.messages, specials))
-        form = dataclasses.replace(form, turns=turns, tools=quoting.quote(form.tools, specials), quoted=True)
+    """The conversation, checked for keys that the template does not read."""
+    form = dataclasses.replace(form, quoted=not read_control_tokens)
     _check_explained(record, tokenizer, form)
     return form
 
@@ -169,6 +169,22 @@ def _learned(record: Record, form: Conversation, everything: bool) -> list[int]:
     ]
 
 
+def _check_end(record: Record, form: Conversation) -> None:
+    """Refuse text behind the last answer: it is in no prompt, so it would be lost.
+
+    Raises:
+        DataError: names the message.
+    """
+    messages = form.turns.messages
+    last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+    for i in range(last + 1, len(messages)):
+        if form.turns.weights[i] is not False and (messages[i].get("content") or "").strip():
+            raise DataError(
+                f"{record.location}: message {i + 1} ({messages[i]['role']}) follows the last answer, so it would be lost; "
+                "remove it, or leave it out with 'weight': 0"
+            )
+
+
 def _check_explained(record: Record, tokenizer: TextTokenizer, form: Conversation) -> None:
     """Refuse a key of a message that the chat template does not read: what it says would be lost.
 
@@ -190,11 +206,9 @@ def _check_explained(record: Record, tokenizer: TextTokenizer, form: Conversatio
 
 
 def _turns(record: Record, tokenizer: TextTokenizer, form: Conversation, learned: list[int]) -> list[Document]:
-    """One document per user turn that has an answer to learn, with the tool calls and results of that turn."""
+    """One document or several per user turn that has an answer to learn, with the tool calls and results of that turn."""
     turns = [_turn(record, tokenizer, form, answers, keep=False) for answers in _by_turn(form, learned)]
-    if not turns:
-        raise DataError(f"{record.location}: no assistant message to learn from")
-    return turns
+    return [document for turn in turns for document in turn]
 
 
 def _by_turn(form: Conversation, learned: list[int]) -> list[list[int]]:
@@ -212,65 +226,101 @@ def _by_turn(form: Conversation, learned: list[int]) -> list[list[int]]:
     return out
 
 
-def _turn(record: Record, tokenizer: TextTokenizer, form: Conversation, learned: list[int], *, keep: bool) -> Document:
-    """The messages as generation sees them while it writes the assistant messages at `learned`; keep: with all thinking."""
+def _turn(
+    record: Record, tokenizer: TextTokenizer, form: Conversation, learned: list[int], *, keep: bool
+) -> list[Document]:
+    """Each answer at `learned` behind its prompt to the letter; answers share a document where prompts go on from one another.
+
+    They do not where a template drops something of an answer once others follow: its thinking, or its empty think block.
+    keep: prompts are those of preserve_thinking.
+    """
+    every: list[list[Segment]] = []
+    done = ""  # the text of the last of them
+    for answers in _by_turn(form, learned):
+        thinking = _mode(form.turns.messages, answers) if form.thinking is None else form.thinking
+        for i in answers:
+            prompt, answer = _answer(record, tokenizer, form, i, thinking, keep)
+            _check_whole(record, form.turns.messages[i], i, form.shown(answer))
+            if not every or not prompt.startswith(done):
+                every.append([])
+                done = ""
+            every[-1] += [Segment(prompt[len(done) :], False, form.quoted), Segment(answer, True, form.quoted)]
+            done = prompt + answer
+    return [Document(tuple(segments)) for segments in every]
+
+
+def _in_one(record: Record, tokenizer: TextTokenizer, form: Conversation, learned: list[int]) -> Document:
+    """All answers in one document, with all thinking.
+
+    Raises:
+        DataError: the prompts do not go on from one another.
+    """
+    first, *others = _turn(record, tokenizer, form, learned, keep=True)
+    if others:
+        place = learned[sum(segment.loss for segment in first.segments) - 1]
+        message = form.turns.messages[place]
+        thinks = (message.get("reasoning_content") or "").strip() or _THINKS.match(message.get("content") or "")
+        shown = "thinking, and the chat template shows it differently"
+        if not thinks:
+            shown = "no thinking, and the chat template shows it without its empty think block"
+        raise DataError(
+            f"{record.location}: message {place + 1} has {shown} once others follow, so it cannot be learned in one sample; "
+            "set history: new_sample"
+        )
+    return first
+
+
+def _as_shown(record: Record, tokenizer: TextTokenizer, form: Conversation, learned: list[int]) -> Document:
+    """All answers in one document: the conversation as the template shows it whole, which is what rewards are read of.
+
+    Earlier steps of a turn stand there without the empty think block of their prompts.
+    """
     messages = form.turns.messages[: learned[-1] + 1]
-    text = _render(record, tokenizer, form, messages, add_generation_prompt=False, keep=keep)
+    text = _render(record, tokenizer, form, messages, add_generation_prompt=False)
     segments: list[Segment] = []
     done = 0
     for answers in _by_turn(form, learned):
         thinking = _mode(messages, answers) if form.thinking is None else form.thinking
         for i in answers:
-            prompt = _prompt(record, tokenizer, form, i, text, thinking, keep)
-            if len(prompt) < done:
-                raise _differs(record, i)
-            end = text.find(END_OF_TURN, len(prompt))
-            if end < 0:
-                raise DataError(
-                    f"{record.location}: the chat template does not close message {i + 1} with {END_OF_TURN}"
-                )
-            end += len(END_OF_TURN)
-            if keep and messages[i - 1]["role"] == "user":
-                alone = _render(record, tokenizer, form, messages[: i + 1], add_generation_prompt=False, keep=True)
-                if alone[:end] != text[:end]:
-                    raise DataError(
-                        f"{record.location}: message {i + 1} has no thinking, and the chat template shows it without its empty "
-                        "think block once others follow, so it cannot be learned in one sample; set history: new_sample"
-                    )
-            _check_whole(record, messages[i], i, text[len(prompt) : end])
-            segments += [
-                Segment(text[done : len(prompt)], False, form.quoted),
-                Segment(text[len(prompt) : end], True, form.quoted),
-            ]
+            prompt, answer = _answer(record, tokenizer, form, i, thinking, keep=False)
+            if not text.startswith(prompt + answer):
+                prompt = _render(record, tokenizer, form, messages[:i], add_generation_prompt=True)
+                if not text.startswith(prompt):
+                    raise _differs(record, i)
+            start, end = len(prompt), text.index(END_OF_TURN, len(prompt)) + len(END_OF_TURN)
+            _check_whole(record, messages[i], i, form.shown(text[start:end]))
+            segments += [Segment(text[done:start], False, form.quoted), Segment(text[start:end], True, form.quoted)]
             done = end
     return Document(tuple(segments))
 
 
-def _prompt(
-    record: Record, tokenizer: TextTokenizer, form: Conversation, i: int, text: str, thinking: bool, keep: bool
-) -> str:
-    """What generation is given to write message i; `text` begins with it."""
+def _answer(
+    record: Record, tokenizer: TextTokenizer, form: Conversation, i: int, thinking: bool, keep: bool
+) -> tuple[str, str]:
+    """What generation is given to write message i, and what it then writes, to the end of the turn."""
     messages = form.turns.messages
     if i == 0:
         raise DataError(
             f"{record.location}: the conversation begins with an assistant message, which answers no prompt; put a system "
             "or user message before it, or keep it as context with 'weight': 0"
         )
-    options: dict[str, Any] = {"add_generation_prompt": True, "keep": keep}
-    prompt = _render(record, tokenizer, form, messages[:i], thinking=thinking, **options)
-    if text.startswith(prompt):
-        return prompt
-    if thinking or (messages[i].get("reasoning_content") or "").strip():
-        if not thinking:
+    text = _render(record, tokenizer, form, messages[: i + 1], add_generation_prompt=False, keep=keep)
+    prompt = _render(record, tokenizer, form, messages[:i], add_generation_prompt=True, thinking=thinking, keep=keep)
+    start = len(prompt)
+    if not text.startswith(prompt):
+        if not thinking and (messages[i].get("reasoning_content") or "").strip():
             raise DataError(
                 f"{record.location}: message {i + 1} has thinking, and the record says 'enable_thinking': false"
             )
-        raise _differs(record, i)
-    # Templates leave the empty think block of an earlier message out.
-    prompt = _render(record, tokenizer, form, messages[:i], **options)
-    if not text.startswith(prompt):
-        raise _differs(record, i)
-    return prompt
+        # A template may write the empty think block into prompts alone.
+        bare = _render(record, tokenizer, form, messages[:i], add_generation_prompt=True, keep=keep)
+        start = len(bare)
+        if thinking or not text.startswith(bare):
+            raise _differs(record, i)
+    end = text.find(END_OF_TURN, start)
+    if end < 0:
+        raise DataError(f"{record.location}: the chat template does not close message {i + 1} with {END_OF_TURN}")
+    return prompt, text[start : end + len(END_OF_TURN)]
 
 
 def _differs(record: Record, i: int) -> DataError:
@@ -291,7 +341,7 @@ def _check_whole(record: Record, message: dict[str, Any], place: int, answer: st
     elif len(said) > 1 and not said[0].strip():
         del said[1]
     said += [call.get("function", call)["name"] for call in message.get("tool_calls", ())]
-    lost = next((quoting.unquote(text).strip() for text in said if text.strip() not in answer), None)
+    lost = next((text.strip() for text in said if text.strip() not in answer), None)
     if lost is not None:
         raise DataError(
             f"{record.location}: the chat template drops {lost[:40]!r} of message {place + 1}; thinking belongs in "
@@ -314,7 +364,8 @@ def _render(
     thinking: bool = True,
     keep: bool = False,
 ) -> str:
-    options = ({} if thinking else {"enable_thinking": False}) | ({"preserve_thinking": True} if keep else {})
+    options: dict[str, Any] = {} if thinking else {"enable_thinking": False}
+    options |= ({"preserve_thinking": True} if keep else {}) | ({"quoted": True} if form.quoted else {})
     try:
         text = tokenizer.apply_chat_template(
             messages, tools=form.tools, add_generation_prompt=add_generation_prompt, **options
@@ -323,6 +374,6 @@ def _render(
         raise DataError(f"{record.location}: the chat template rejects the messages: {error}") from error
     assert isinstance(text, str)
     for tool in form.tools or ():
-        if tool["function"]["name"] not in text:
+        if tool["function"]["name"] not in form.shown(text):
             raise DataError(f"{record.location}: the chat template leaves out the tool {tool['function']['name']!r}")
     return text

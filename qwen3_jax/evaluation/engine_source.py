@@ -15,7 +15,17 @@ from typing import Any
 from qwen3_jax.errors import RequestError, UserError
 from qwen3_jax.evaluation.plan import Item
 from qwen3_jax.evaluation.reply import Reply
-from qwen3_jax.generation import Engine, Generation, Options, Request, Token, can_continue, resolve, with_budget
+from qwen3_jax.generation import (
+    Engine,
+    Generation,
+    Options,
+    Request,
+    Token,
+    adapter_number,
+    can_continue,
+    resolve,
+    with_budget,
+)
 from qwen3_jax.generation.answer import Answer
 from qwen3_jax.text import ChatTemplateError, Tokenizer
 
@@ -46,12 +56,19 @@ class EngineSource:
         tokenizer: of its model.
         identity: what determines its answers: digest of the checkpoint, types.
         share: generate the thinking that several budgets share once. Without it every sample is generated whole.
+        adapter: the name of one of the adapters that the model was loaded with, part of the identity; None is the model itself.
+
+    Raises:
+        RequestError: the model has no such adapter.
     """
 
     def __init__(
-        self, engine: Engine, tokenizer: Tokenizer, identity: dict[str, Any] | None = None, *, share: bool = True
-    ):
-        self._engine, self._tokenizer, self._identity, self._share = engine, tokenizer, identity or {}, share
+        self, engine: Engine, tokenizer: Tokenizer, identity: dict[str, Any] | None = None, *, share: bool = True,
+        adapter: str | None = None,
+    ):  # fmt: skip
+        adapter_number(adapter, engine.model)
+        self._engine, self._tokenizer, self._share, self._adapter = engine, tokenizer, share, adapter
+        self._identity = (identity or {}) | ({} if adapter is None else {"adapter": adapter})
         self._ready: deque[_Running] = (
             deque()
         )  # continuations come before new families: their beginning is still cached
@@ -119,7 +136,7 @@ class EngineSource:
         options = Options(
             sampling=item.sampling, max_new_tokens=item.max_new_tokens, enable_thinking=item.enable_thinking,
             thinking_budget=budget, tools=list(problem.tools) or None, thinking_stop_text=item.stop_text, fit_limit=True,
-            fit_budget=True,
+            fit_budget=True, adapter=self._adapter,
         )  # fmt: skip
         prompt: Any = problem.prompt if isinstance(problem.prompt, str) else list(problem.prompt)
         like = first.request if first is not None and budget != 0 and first.item.budget != 0 else None

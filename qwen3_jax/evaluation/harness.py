@@ -22,14 +22,25 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simpl
 from qwen3_jax.checkpoint import load
 from qwen3_jax.errors import RequestError, UserError, nearest, warn
 from qwen3_jax.evaluation.harness_options import HarnessOptions
-from qwen3_jax.generation import Engine, Generation, Options, Request, Sampling, resolve, score, stream_requests
+from qwen3_jax.generation import (
+    Engine,
+    Generation,
+    Options,
+    Request,
+    Sampling,
+    adapter_number,
+    resolve,
+    score,
+    stream_requests,
+)
 from qwen3_jax.model import Qwen3, parameter_count
 from qwen3_jax.progress import progress_bar
-from qwen3_jax.text import Tokenizer
+from qwen3_jax.text import Tokenizer, quoting
 
 NAME = "qwen3_jax"
 _BLOCK = 512  # requests after which results go to lm-eval's cache (`--use_cache`)
 _SAMPLING = ("top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+_QUOTED = f"{quoting.MARK}\ue000{quoting.MARK}"  # begins a prompt in which special tokens of messages are marked
 _NEUTRAL = {"num_beams": 1, "num_return_sequences": 1, "use_cache": True}  # of transformers; other values are refused
 Tokens = list[int]
 
@@ -59,6 +70,8 @@ class HarnessModel(TemplateLM):
         if tokenizer is None:
             raise UserError(f"{pretrained} has no tokenizer files (tokenizer.json); text cannot be read or written.")
         self.options.check(model, tokenizer)
+        self._adapter = None if isinstance(pretrained, str) else self.options.adapter  # which of several
+        adapter_number(self._adapter, model)
         rows, cache_type = self.options.rows, self.options.cache_type
         self.tokenizer = tokenizer
         self.engine = Engine(model, rows=rows, max_length=self.options.max_length, cache_type=cache_type, offline=True)
@@ -87,7 +100,7 @@ class HarnessModel(TemplateLM):
         of = self.options
         return load(
             pretrained, dtype=of.dtype, mesh=of.make_mesh(), quantize=of.quantize, hf_overrides=of.hf_overrides,
-            revision=of.revision,
+            revision=of.revision, adapter=of.adapter,
         )  # fmt: skip
 
     # ---- what lm-eval asks about the model -------------------------------------------------------------------------------
@@ -119,7 +132,7 @@ class HarnessModel(TemplateLM):
     @property
     def tokenizer_name(self) -> str:
         """Name under which lm-eval keeps rendered prompts (`--cache_requests`)."""
-        return f"{self._pretrained.replace('/', '__')}-thinking-{self.options.template_thinks}"
+        return f"{self._pretrained.replace('/', '__')}-thinking-{self.options.template_thinks}-quoted"
 
     def get_model_info(self) -> dict[str, Any]:
         """For the results file."""
@@ -131,6 +144,8 @@ class HarnessModel(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> Tokens:
         """Return token ids; Qwen3's tokenizer adds no special tokens."""
+        if string.startswith(_QUOTED):
+            return self.tokenizer.encode_quoted(string.removeprefix(_QUOTED))
         return self.tokenizer.encode(string)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
@@ -142,13 +157,18 @@ class HarnessModel(TemplateLM):
         return self.tokenizer.chat_template if chat_template else None
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Render messages; without a generation prompt the last message is an answer to be continued."""
-        return self.tokenizer.apply_chat_template(
+        """Render messages; without a generation prompt the last message is an answer to be continued.
+
+        lm-eval passes prompts on as text, so text with special tokens of messages in it says which they are.
+        """
+        text = self.tokenizer.apply_chat_template(
             chat_history,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
             enable_thinking=self.options.template_thinks is not False,
+            quoted=True,
         )
+        return _QUOTED + text if quoting.MARK in text else text
 
     # ---- log-likelihoods -------------------------------------------------------------------------------------------------
 
@@ -200,7 +220,7 @@ class HarnessModel(TemplateLM):
         with progress_bar("log-likelihoods", len(texts)) as bar:
             for place in range(0, len(texts), _BLOCK):
                 block = slice(place, place + _BLOCK)
-                scores = score(self.engine, None, texts[block], start=starts[block])
+                scores = score(self.engine, None, texts[block], start=starts[block], adapter=self._adapter)
                 for (key, *_), each in zip(requests[block], scores, strict=True):
                     results.append((each.total, bool(each.greedy.all())))
                     if key is not None:
@@ -246,7 +266,7 @@ class HarnessModel(TemplateLM):
             warn(f"a prompt of {len(ids)} tokens loses its beginning: max_gen_toks={limit} leaves room for {room}.")
         options = Options(
             sampling=sampling, max_new_tokens=limit, thinking_budget=self.options.thinking_budget,
-            raw=not self.options.strips_thinking,
+            raw=not self.options.strips_thinking, adapter=self._adapter,
         )  # fmt: skip
         try:
             (request,) = resolve(

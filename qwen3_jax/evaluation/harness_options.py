@@ -21,8 +21,8 @@ _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _PLATFORMS = {"cuda": "gpu", "gpu": "gpu", "cpu": "cpu", "tpu": "tpu"}  # torch's names of devices, and JAX's
 # Arguments of lm-eval's other models -> what to use.
 _ELSEWHERE = {
-    "peft": "merge the adapter into the checkpoint first",
-    "lora_local_path": "merge the adapter into the checkpoint first",
+    "peft": "use adapter=DIR",
+    "lora_local_path": "use adapter=DIR",
     "delta": "merge the weights into the checkpoint first",
     "parallelize": "use mesh=tensor=N",
     "tensor_parallel_size": "use mesh=tensor=N",
@@ -51,6 +51,7 @@ class HarnessOptions:
         dtype: "float32", "bfloat16" or "float16"; "auto" is the checkpoint's own.
         revision: branch, tag or commit on the hub.
         quantize: keep the matrices in 8 or 4 bits: "int8", "fp8" or "int4".
+        adapter: folder or hub repository of a LoRA adapter; of a loaded model, the name of one of its adapters.
         cache_type: keep keys and values in 8 bits: "int8" or "fp8".
         mesh: devices, "tensor=4" or {"data": 2, "tensor": 4}; None is one device.
         hf_overrides: fields of config.json to replace.
@@ -68,6 +69,7 @@ class HarnessOptions:
     dtype: str | None = None
     revision: str | None = None
     quantize: Any = None
+    adapter: str | None = None
     cache_type: Any = None
     mesh: str | Mapping[str, int] | None = None
     hf_overrides: Mapping[str, Any] | None = None

@@ -4,7 +4,7 @@ from qwen3_jax.generation.answer import Delta, Generation, Usage
 from qwen3_jax.generation.api import generate, stream, stream_requests
 from qwen3_jax.generation.budget import ThinkingTokens
 from qwen3_jax.generation.engine import Engine, can_continue
-from qwen3_jax.generation.request import Constraint, Options, Request, end_tokens, resolve, with_budget
+from qwen3_jax.generation.request import Constraint, Options, Request, adapter_number, end_tokens, resolve, with_budget
 from qwen3_jax.generation.rewards import reward
 from qwen3_jax.generation.sampling import Sampling
 from qwen3_jax.generation.scores import Scores, score
@@ -31,6 +31,7 @@ __all__ = [
     "Token",
     "TokenLogprob",
     "Usage",
+    "adapter_number",
     "can_continue",
     "end_tokens",
     "generate",

@@ -16,7 +16,7 @@ from qwen3_jax.endpoints import ChatRequest, Reply, Tokens
 from qwen3_jax.errors import RequestError, UserError
 from qwen3_jax.generation.answer import Answer, Generation, extend
 from qwen3_jax.generation.engine import Engine
-from qwen3_jax.generation.request import Constraint, Options, Request, resolve
+from qwen3_jax.generation.request import Constraint, Options, Request, adapter_number, resolve
 from qwen3_jax.generation.sampling import Sampling
 from qwen3_jax.text import ChatTemplateError, Tokenizer
 
@@ -31,16 +31,23 @@ class EngineBackend:
         tokenizer: of its model.
         fingerprint: stands for the model in the identity of requests.
         constrain: makes the constraint of a JSON Schema; None refuses requests that have one.
+        adapter: the name of one of the adapters that the model was loaded with; None is the model itself.
+
+    Raises:
+        UserError: the engine is busy, or its model has no such adapter.
     """
 
     is_remote = False
 
     def __init__(
-        self, engine: Engine, tokenizer: Tokenizer, fingerprint: str, constrain: MakeConstraint | None = None
+        self, engine: Engine, tokenizer: Tokenizer, fingerprint: str, constrain: MakeConstraint | None = None, *,
+        adapter: str | None = None,
     ):  # fmt: skip
         if engine.busy:
             raise UserError("the engine is busy with other requests; finish them first.")
-        self.fingerprint, self.slots = fingerprint, engine.rows
+        adapter_number(adapter, engine.model)
+        self.fingerprint = fingerprint if adapter is None else f"{fingerprint} adapter {adapter}"
+        self.slots, self._adapter = engine.rows, adapter
         self._engine, self._tokenizer, self._constrain = engine, tokenizer, constrain
         self._answers: dict[int, Answer] = {}  # by the engine's number
         self._numbers: dict[int, int] = {}  # the engine's number -> the caller's
@@ -88,6 +95,7 @@ class EngineBackend:
             sampling=Sampling(seed=request.seed, stop=request.stop, **dict(request.sampling)),  # type: ignore[arg-type]
             max_new_tokens=request.max_new_tokens, enable_thinking=request.enable_thinking,
             thinking_budget=request.thinking_budget, tools=list(request.tools) or None, constraint=constraint, fit_limit=True,
+            adapter=self._adapter,
         )  # fmt: skip
         prompt = list(request.messages) if request.text is None else request.text
         (one,) = resolve(prompt, options, self._engine.model, self._tokenizer, max_length=self._engine.max_length)

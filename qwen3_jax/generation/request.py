@@ -165,7 +165,7 @@ def resolve(
     request = Request(
         tuple(ids), options.sampling, limit, eos, budget, is_open, thinking_tokens, prompt_index=prompt_index,
         tools=tuple(options.tools or ()), raw=options.raw, continues_text=not is_chat, one_call=options.one_call,
-        answering=place == "answer", score_from=_score_from(len(ids), options), adapter=_adapter(options.adapter, model),
+        answering=place == "answer", score_from=_score_from(len(ids), options), adapter=adapter_number(options.adapter, model),
     )  # fmt: skip
     make, samples = options.constraint, range(options.sampling.n)
     return [replace(request, sample_index=sample, constraint=None if make is None else make()) for sample in samples]
@@ -226,8 +226,12 @@ def end_tokens(model: Qwen3, tokenizer: Tokenizer | None, *, chat: bool = False)
     return frozenset(ids)
 
 
-def _adapter(name: str | None, model: Qwen3) -> int:
-    """Return the number of an adapter, 0 for none."""
+def adapter_number(name: str | None, model: Qwen3) -> int:
+    """Return the number of an adapter that a model was loaded with, counted from 1; 0 for None, the model itself.
+
+    Raises:
+        RequestError: the model has no adapter of that name.
+    """
     if name is None:
         return 0
     names = () if model.lora is None else model.lora.names

@@ -18,8 +18,9 @@ import numpy as np
 from flax import nnx
 
 from qwen3_jax.errors import UserError
+from qwen3_jax.generation.request import is_message
 from qwen3_jax.model import Qwen3, RewardModel
-from qwen3_jax.text import Tokenizer, quoting
+from qwen3_jax.text import Tokenizer
 
 _BUCKET = 64  # rows are padded to a multiple of this and of powers of two, so that few programs are compiled
 
@@ -87,14 +88,13 @@ def _tokens(number: int, conversation: Any, tokenizer: Tokenizer | None, tools: 
     name = f"conversations[{number}]"
     if isinstance(conversation, str | Mapping) or not len(conversation):
         raise UserError(f"{name} must be a list of messages or of token ids, and not empty.")
-    if not isinstance(conversation[0], Mapping):
+    if not is_message(conversation[0]):
         return [int(token) for token in conversation]
     if tokenizer is None:
         raise UserError(f"{name} is messages, which need the tokenizer of the model.")
-    if conversation[-1].get("role") != "assistant":
+    last = conversation[-1]
+    if (last.get("role") if isinstance(last, Mapping) else getattr(last, "role", None)) != "assistant":
         raise UserError(f"{name} does not end with an answer of the assistant.")
-    specials = tokenizer.special_tokens
-    messages = quoting.quote([dict(message) for message in conversation], specials)
-    text = tokenizer.apply_chat_template(messages, quoting.quote(tools, specials), add_generation_prompt=False)
+    text = tokenizer.apply_chat_template(conversation, tools, add_generation_prompt=False, quoted=True)
     # The template's newline behind the end of a turn is no part of it.
     return tokenizer.encode_quoted(text.removesuffix("\n"))

@@ -22,7 +22,7 @@ import numpy as np
 from qwen3_jax.errors import RequestError, UserError
 from qwen3_jax.generation.engine import Engine
 from qwen3_jax.generation.program import row_size
-from qwen3_jax.generation.request import Request, check_batch_size, is_message, require, why_not_ids
+from qwen3_jax.generation.request import Request, adapter_number, check_batch_size, is_message, require, why_not_ids
 from qwen3_jax.generation.sampling import MAX_LOGPROBS, Sampling
 from qwen3_jax.generation.tokens import TokenLogprob
 from qwen3_jax.model import Qwen3
@@ -34,7 +34,7 @@ _CONTEXTS = 8  # that come at once: as many as one prefill takes
 _TOKENS = (
     8192  # of texts in the engine at a time, in all; more would fill pages of the cache long before they are computed
 )
-_Key = tuple[tuple[int, ...], int]  # tokens, start
+_Key = tuple[tuple[int, ...], int, int]  # tokens, start, adapter
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ def score(
     *,
     start: int | Sequence[int] = 0,
     top_logprobs: int = 0,
+    adapter: str | Sequence[str | None] | None = None,
     batch_size: int | None = None,
     progress: bool | None = False,
 ) -> list[Scores]:
@@ -78,6 +79,8 @@ def score(
         texts: a list of texts or of token-id lists, or a single one, which is a list of one.
         start: the first token that is scored, one number or one for each text; what is before it is context alone.
         top_logprobs: alternatives reported at each place, at most 20.
+        adapter: the name of one of the adapters that the model was loaded with, one or one for each text; None is the model
+            itself.
         batch_size: most texts computed together, fewer if they are long; None is 16, or the rows of the given engine.
         progress: draw a progress bar; None draws it on a terminal.
 
@@ -86,26 +89,29 @@ def score(
 
     Raises:
         RequestError: an empty text, an id outside of the vocabulary, a `start` outside of the text, or a text with more tokens
-            than the context and one; with the text's index.
+            than the context and one; with the text's index. An adapter that the model does not have.
     """
     rows = _encoded(texts, tokenizer)
-    vocabulary = (model.model if isinstance(model, Engine) else model).config.vocab_size
+    own = model.model if isinstance(model, Engine) else model
     for index, ids in enumerate(rows):
-        reason = why_not_ids(ids, vocabulary)
+        reason = why_not_ids(ids, own.config.vocab_size)
         _require(reason is None, reason or "", index)
     starts = list(start) if isinstance(start, Iterable) else [start] * len(rows)
     wrong = next((each for each in starts if not isinstance(each, (int, np.integer)) or isinstance(each, bool)), None)
     require(wrong is None, f"start has {wrong!r}; it takes whole numbers.", "start")
     require(len(starts) == len(rows), f"start has {len(starts)} entries for {len(rows)} texts.", "start")
+    names = [adapter] * len(rows) if adapter is None or isinstance(adapter, str) else list(adapter)
+    require(len(names) == len(rows), f"adapter has {len(names)} entries for {len(rows)} texts.", "adapter")
+    numbers = [adapter_number(name, own) for name in names]
     wanted = top_logprobs
     is_count = isinstance(wanted, (int, np.integer)) and not isinstance(wanted, bool) and 0 <= wanted <= MAX_LOGPROBS
     require(is_count, f"top_logprobs is {wanted!r}; it must be between 0 and {MAX_LOGPROBS}.", "top_logprobs")
-    keys: list[_Key] = [(ids, int(first)) for ids, first in zip(rows, starts, strict=True)]
+    keys: list[_Key] = [(ids, int(first), number) for ids, first, number in zip(rows, starts, numbers, strict=True)]
     unique = {key: index for index, key in reversed(list(enumerate(keys)))}  # -> the first text with this key
     engine = _engine(model, batch_size, len(unique))
     if engine.busy:
         raise UserError("the engine is busy with other requests; finish or close their stream first.")
-    for (ids, first), index in unique.items():
+    for (ids, first, _), index in unique.items():
         _check(ids, first, engine, index)
     done: dict[_Key, Scores] = {}
     with progress_bar("scoring", len(unique), visible=progress) as bar:
@@ -124,8 +130,8 @@ def _run(engine: Engine, keys: Sequence[_Key], alternatives: int) -> Iterator[tu
     try:
         while waiting or engine.busy:
             while waiting and len(running) < engine.rows and (size == 0 or size + len(waiting[0][0]) <= _TOKENS):
-                ids, first = key = waiting.popleft()
-                number = engine.submit(Request(ids, sampling, 0, score_from=first))
+                ids, first, adapter = key = waiting.popleft()
+                number = engine.submit(Request(ids, sampling, 0, score_from=first, adapter=adapter))
                 running[number], tokens[number] = key, []
                 size += len(ids)
             for token in engine.step():
@@ -140,7 +146,7 @@ def _run(engine: Engine, keys: Sequence[_Key], alternatives: int) -> Iterator[tu
 
 
 def _scores(key: _Key, tokens: Sequence[TokenLogprob | None], alternatives: int) -> Scores:
-    ids, first = key
+    ids, first, _ = key
     return Scores(
         token_ids=np.asarray(ids[first:], np.int32),
         logprobs=np.asarray([np.nan if token is None else token.logprob for token in tokens], np.float32),
@@ -154,9 +160,9 @@ def _in_order(keys: Iterable[_Key]) -> list[_Key]:
 
     A text whose context is being computed for another one waits for it, and what is behind it in the queue waits too.
     """
-    groups: dict[tuple[int, ...], list[_Key]] = {}
-    for key in keys:
-        groups.setdefault(key[0][: key[1]], []).append(key)
+    groups: dict[tuple[int, tuple[int, ...]], list[_Key]] = {}
+    for ids, first, adapter in keys:
+        groups.setdefault((adapter, ids[:first]), []).append((ids, first, adapter))
     ordered = []
     contexts = list(groups.values())
     for place in range(0, len(contexts), _CONTEXTS):

@@ -58,6 +58,9 @@ class DraftModel:
     Attributes:
         model: with the same vocabulary; its cache uses the same page tables.
         guesses: tokens guessed at a time.
+
+    Raises:
+        UserError: the model has several adapters side by side, or the number is out of bounds.
     """
 
     model: Qwen3
@@ -65,6 +68,11 @@ class DraftModel:
 
     def __post_init__(self) -> None:
         check_bounds(vars(self), "speculation option ", guesses=whole(1, 32))
+        if self.model.lora is not None and self.model.lora.names:
+            names = ", ".join(map(repr, self.model.lora.names))
+            raise UserError(
+                f"the draft model has several adapters side by side ({names}), and guesses with one model: load one."
+            )
 
 
 Speculation = PromptLookup | DraftModel

@@ -9,7 +9,7 @@ interpreter, and a template sees only plain strings, numbers, lists and dicts.
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +20,7 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
+from . import quoting
 from .byte_level import THINK_END, THINK_START
 from .errors import ChatTemplateError
 from .messages import REASONING_FIELDS, plain_messages, plain_tools
@@ -31,6 +32,7 @@ _READS_ARGUMENTS = re.compile(r"arguments\s*(?:\|\s*(?:items|dictsort)|\.(?:item
 # The end of thinking whose beginning is in the prompt: on a line of its own, as models write it.
 _OWN_LINE = re.compile(rf"(?:\A|\n)(?P<tag>{THINK_END})(?=\n|\Z)")
 _EMPTY_THINKING = re.compile(rf"{THINK_START}\s*{THINK_END}\s*\Z")
+_NOT_ASCII = re.compile(rf"{quoting.MARK}{quoting.MARK}|[^\x00-\x7f]")
 _SWITCH = re.compile(r"(?<![A-Za-z0-9_/.<\\-])/(no_think|think)(?![A-Za-z0-9_/-])")
 
 
@@ -50,6 +52,7 @@ def render(
     continue_final_message: bool = False,
     preserve_thinking: bool | None = None,
     special_tokens: Mapping[str, str] | None = None,
+    quoted: Collection[str] | None = None,
 ) -> str:
     """Render a conversation with a Jinja chat template.
 
@@ -74,14 +77,17 @@ def render(
     model wrote it: by the template's own variable if it has one, else as part of those turns' text. None is what the
     template does by itself.
 
-    special_tokens: eos_token and the like, which some templates name. Raises ChatTemplateError.
+    special_tokens: eos_token and the like, which some templates name.
+
+    quoted: mark these texts of special tokens wherever messages and tools have them, so that `quoting.split` tells them
+    from the template's own. None marks nothing.
+
+    Raises ChatTemplateError.
     """
-    conversation = plain_messages(messages)
-    if _READS_ARGUMENTS.search(template):
-        _decode_calls(conversation)
+    conversation = _quoted_messages(template, messages, quoted or ())
     variables: dict[str, Any] = {
         **(special_tokens or {}),
-        "tools": plain_tools(tools),
+        "tools": quoting.quote(plain_tools(tools), quoted or ()),
         "documents": None,
         "enable_thinking": enable_thinking,
     }
@@ -92,9 +98,22 @@ def render(
         variables |= {} if preserve_thinking is None else {"preserve_thinking": preserve_thinking}
     elif preserve_thinking:
         conversation = _with_thinking_as_text(template, conversation)
-    if continue_final_message:
-        return _continued(template, conversation, variables)
-    return _run(template, {**variables, "messages": conversation, "add_generation_prompt": add_generation_prompt})
+    variables["add_generation_prompt"] = add_generation_prompt and not continue_final_message
+    text = (_continued if continue_final_message else _whole)(template, conversation, variables)
+    return text if quoted is not None else quoting.unquote(text)
+
+
+def _quoted_messages(
+    template: str, messages: Sequence[Mapping[str, Any]], tokens: Collection[str]
+) -> list[dict[str, Any]]:
+    """Plain messages with the texts of special tokens marked.
+
+    They are marked behind all that joins or decodes texts: a token may be in two parts of a content, or escaped in a call.
+    """
+    conversation = plain_messages(messages)
+    if _READS_ARGUMENTS.search(template):
+        _decode_calls(conversation)
+    return quoting.quote_messages(conversation, tokens)
 
 
 def _with_quoted_tags(message: dict[str, Any]) -> dict[str, Any]:
@@ -170,6 +189,10 @@ def soft_switch(messages: Sequence[Mapping[str, Any]]) -> bool | None:
     return None
 
 
+def _whole(template: str, conversation: list[dict[str, Any]], variables: dict[str, Any]) -> str:
+    return _run(template, {**variables, "messages": conversation})
+
+
 def _continued(template: str, conversation: list[dict[str, Any]], variables: dict[str, Any]) -> str:
     """Render up to the last message's text and put that text there untouched.
 
@@ -191,7 +214,7 @@ def _continued(template: str, conversation: list[dict[str, Any]], variables: dic
         for field in REASONING_FIELDS:
             marked.pop(field, None)
     conversation = [*conversation[:-1], marked]
-    rendered = _run(template, {**variables, "messages": conversation, "add_generation_prompt": False})
+    rendered = _whole(template, conversation, variables)
     if _MARK not in rendered:
         raise ChatTemplateError(f"the chat template leaves out {name}, so it cannot be continued")
     head = rendered[: rendered.rindex(_MARK)]
@@ -227,7 +250,7 @@ def _run(template: str, variables: dict[str, Any]) -> str:
             f"the chat template is not valid Jinja at line {error.lineno}: {error.message}"
         ) from None
     except Exception as error:  # a template can raise any exception
-        raise ChatTemplateError(f"the chat template failed: {error}") from error
+        raise ChatTemplateError(f"the chat template failed: {quoting.unquote(str(error))}") from error
 
 
 @functools.lru_cache(maxsize=32)
@@ -250,7 +273,13 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     """Jinja's own filter escapes <, > and & for HTML; a model must see the text unescaped."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
+    return _NOT_ASCII.sub(_escaped, text) if ensure_ascii else text
+
+
+def _escaped(match: re.Match[str]) -> str:
+    """A character as JSON escapes it; a mark of `quoting` stays one, and the character itself is doubled."""
+    return match[0] if match[0] == quoting.MARK else json.dumps(match[0][0])[1:-1]
 
 
 def _raise_exception(message: str) -> NoReturn:

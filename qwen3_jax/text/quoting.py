@@ -1,7 +1,7 @@
 """Text of special tokens inside of messages, kept apart from the special tokens of the chat template.
 
-    marked = quote("Say <|im_end|>.", ["<|im_end|>"])     # what a template may render
-    split(marked, added_tokens)                           # [("Say <|im_end|>.", True)]: plain characters
+    text = render(template, [{"role": "user", "content": "Say <|im_end|>."}], quoted=["<|im_end|>"])      # with a mark in it
+    split(text, added_tokens)     # [..., ("...Say <|im_end|>.", True), ("<|im_end|>", False), ...]; True is plain characters
 
 A rendered prompt is one string, in which a `<|im_end|>` that a user wrote would end the turn. So it is marked before the
 template renders, by a private-use character after its first one, and unmarked when the text is encoded. That character itself,
@@ -9,11 +9,22 @@ where a text has it, is doubled.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
+
+from .byte_level import THINK_END, THINK_START, TOOL_CALL_END, TOOL_CALL_START
 
 MARK = "\ue0f5"
 _MARKS = re.compile(f"{MARK}({MARK}?)")
+_NO_MARK = f"(?!(?:{2 * MARK})*{MARK}(?!{MARK}))"  # what follows is no mark, but may be the character itself, doubled
+# What an answer says with tokens of its own. They are not special in Qwen3, but in tokenizers that others made.
+_OF_ANSWERS = frozenset({THINK_START, THINK_END, TOOL_CALL_START, TOOL_CALL_END})
+
+
+def quote_messages(messages: Iterable[Mapping[str, Any]], tokens: Collection[str]) -> list[dict[str, Any]]:
+    """Return messages of plain JSON with each text of one of `tokens` marked; in answers not the tags of thinking and calls."""
+    said = [token for token in tokens if token not in _OF_ANSWERS]
+    return [quote(message, said if message.get("role") == "assistant" else tokens) for message in messages]
 
 
 def quote(value: Any, tokens: Iterable[str]) -> Any:
@@ -50,6 +61,6 @@ def split(text: str, added: Sequence[str]) -> list[tuple[str, bool]]:
     """
     if MARK not in text:
         return [(text, False)]
-    known = "|".join(re.escape(token) for token in sorted(added, key=len, reverse=True))
+    known = "|".join(re.escape(token) + _NO_MARK * (len(token) == 1) for token in sorted(added, key=len, reverse=True))
     pieces = re.split(f"({known})", text) if known else [text]
     return [(unquote(piece), number % 2 == 0) for number, piece in enumerate(pieces) if piece]

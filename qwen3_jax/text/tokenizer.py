@@ -91,14 +91,15 @@ class Tokenizer:
         return _encode(self._plain, [text])[0]
 
     def encode_quoted(self, text: str) -> list[int]:
-        """Return the ids of a text in which `quoting.quote` has marked special tokens: they are plain characters."""
+        """Return the ids of a text in which special tokens are marked (`apply_chat_template`): they are plain characters."""
         pieces = quoting.split(text, self._added)
         return [i for piece, plain in pieces for i in (self.encode_ordinary(piece) if plain else self.encode(piece))]
 
-    @property
+    @functools.cached_property
     def special_tokens(self) -> tuple[str, ...]:
         """The texts of the special tokens, `<|im_end|>` and the like; `<think>` and `<tool_call>` are not special in Qwen3."""
-        return tuple(token.content for token in self._backend.get_added_tokens_decoder().values() if token.special)
+        every = self._backend.get_added_tokens_decoder().values()
+        return tuple(token.content for token in every if token.special and token.content)
 
     def offsets(self, text: str) -> list[int]:
         """Return for each token of `encode(text)` the place in `text` of its first character.
@@ -136,6 +137,7 @@ class Tokenizer:
         tokenize: Literal[False] = False,
         *,
         preserve_thinking: bool | None = None,
+        quoted: bool = False,
     ) -> str: ...
 
     @overload
@@ -149,6 +151,7 @@ class Tokenizer:
         *,
         tokenize: Literal[True],
         preserve_thinking: bool | None = None,
+        quoted: bool = False,
     ) -> list[int]: ...
 
     @overload
@@ -162,6 +165,7 @@ class Tokenizer:
         tokenize: bool = False,
         *,
         preserve_thinking: bool | None = None,
+        quoted: bool = False,
     ) -> str | list[int]: ...
 
     def apply_chat_template(
@@ -174,6 +178,7 @@ class Tokenizer:
         tokenize: bool = False,
         *,
         preserve_thinking: bool | None = None,
+        quoted: bool = False,
     ) -> str | list[int]:
         """Return the prompt of a conversation, as text or as ids.
 
@@ -185,8 +190,10 @@ class Tokenizer:
             enable_thinking: False closes the thinking in the prompt.
             continue_final_message: leave the last assistant message open instead, with its text unchanged
                 (add_generation_prompt then has no effect).
-            tokenize: return ids instead of text.
+            tokenize: return ids instead of text. Special tokens are the template's alone: the text `<|im_end|>` in a message or
+                a tool is those characters. `encode` of the text reads all of them as tokens, as transformers does.
             preserve_thinking: keep the thinking of earlier turns; None is up to the template.
+            quoted: of the text: mark the special tokens that messages and tools have in them, for `encode_quoted`.
 
         Raises:
             ChatTemplateError: a message is malformed, or the template refuses the conversation.
@@ -200,8 +207,9 @@ class Tokenizer:
             continue_final_message=continue_final_message,
             preserve_thinking=preserve_thinking,
             special_tokens=self._named,
+            quoted=self.special_tokens if tokenize or quoted else None,
         )
-        return self.encode(text) if tokenize else text
+        return self.encode_quoted(text) if tokenize else text
 
     @property
     def chat_template(self) -> str:

@@ -77,7 +77,9 @@ def reference_log_probs(
         lengths = np.asarray(corpus.lengths)
         used = np.flatnonzero(corpus.select(source.where) & (lengths <= length))
         starts = range(0, len(corpus), _PART)
-        done = _agreed([_part(target, start).exists() for start in starts])
+        done = _agreed(
+            [_is_done(_part(target, start), start, min(_PART, len(corpus) - start), used) for start in starts]
+        )
         parts: list[np.ndarray] = []
         missing = done.count(False)
         with progress_bar("reference log-probabilities", missing, visible=None if missing > 1 else False) as bar:
@@ -169,7 +171,12 @@ def _fetch(values: jax.Array) -> np.ndarray:
 
 
 def _digest(corpus: Prepared) -> str:
-    return hashlib.blake2b(json.dumps(corpus.manifest, sort_keys=True).encode(), digest_size=16).hexdigest()
+    """A digest of all tokens of a corpus, and of what is learned of them: of its shards, wherever they lie."""
+    whole = hashlib.blake2b(str(corpus.manifest["tokenizer"]).encode(), digest_size=16)
+    for shard in corpus.manifest["shards"]:
+        with open(corpus.folder / shard["file"], "rb") as file:
+            whole.update(hashlib.file_digest(file, "blake2b").digest())
+    return whole.hexdigest()
 
 
 def _claim(target: Path, key: dict[str, str], name: str) -> None:
@@ -206,6 +213,14 @@ def _read(file: Path, size: int) -> np.ndarray:
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{file} is damaged ({error}); delete it, and the same command computes it again.") from None
     return part
+
+
+def _is_done(file: Path, start: int, size: int, used: np.ndarray) -> bool:
+    """Whether a part is there and has every document that is used; longer rows use more."""
+    if not file.exists():
+        return False
+    here = used[(used >= start) & (used < start + size)] - start
+    return bool(np.isfinite(_read(file, size)[here]).all())
 
 
 def _part(target: Path, start: int) -> Path:

@@ -56,6 +56,7 @@ def test_an_adapter_gives_the_same_model_beside_the_weights_in_them_and_from_eve
     np.testing.assert_allclose((after - before).reshape(len(before), -1).T, addition, atol=1e-6)
     assert (loaded.lora, loaded.config.tie_word_embeddings) == (None, False)
     assert tokenizer is not None
+    adapters.assert_merged(loaded, whole)
     np.testing.assert_allclose(np.asarray(loaded(TOKENS)), expected, atol=2e-5)
     own, tokenizer = qwen3_jax.load(adapter, scan_layers=False)  # names its base model
     assert tokenizer is not None
@@ -252,6 +253,7 @@ def test_layouts_meshes_and_quantised_bases_agree(config, tmp_path):
     base = qwen3_jax.save(model, None, tmp_path / "base")
     folder, whole = adapters.saved(model, settings, tmp_path / "adapter")
     expected = np.asarray(whole(TOKENS))
+    adapters.assert_merged(merged(whole), whole)
     np.testing.assert_allclose(np.asarray(merged(whole)(TOKENS)), expected, atol=2e-5)
     axes = {"expert": 2} if config.num_experts else {}
     mesh = sharding.make_mesh(tensor=2, data=2, **axes)

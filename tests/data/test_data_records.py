@@ -68,7 +68,8 @@ def test_only_the_answer_is_learned_of_a_chat_as_generation_would_write_it():
     assert rendered({"messages": [USER, THOUGHT]}) == [(prompt + answer, answer)]
     assert rendered({"messages": [USER, THOUGHT]}, loss_on="all") == [(prompt + answer,) * 2]
     # Nothing follows <|im_end|>, because generation stops there.
-    assert rendered({"messages": [USER, THOUGHT, {"role": "user", "content": "and?"}]}) == [(prompt + answer, answer)]
+    behind = {"role": "user", "content": "and?", "weight": 0}
+    assert rendered({"messages": [USER, THOUGHT, behind]}) == [(prompt + answer, answer)]
 
 
 def test_each_user_turn_is_a_document_in_which_earlier_thinking_is_gone():
@@ -94,7 +95,7 @@ def test_tool_calls_are_learned_and_tool_results_are_not():
 def test_a_document_ends_with_its_last_answer():
     """What follows it is no part of what generation has seen."""
     whole = rendered({"messages": [USER, CALL], "tools": TOOLS})
-    assert rendered({"messages": [USER, CALL, RESULT], "tools": TOOLS}) == whole
+    assert rendered({"messages": [USER, CALL, RESULT | {"weight": 0}], "tools": TOOLS}) == whole
     assert whole[0][0].endswith("</tool_call><|im_end|>")
 
 

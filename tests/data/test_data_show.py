@@ -104,7 +104,7 @@ def test_what_is_learned_to_the_letter(tmp_path, show, tokenizer):
     code, out, err = show(file, "--json")
     assert (code, err) == (0, "")
     shown = [json.loads(line) for line in out.splitlines()]
-    assert [one["source"].rpartition(":")[2] for one in shown] == ["1", "1", "2", "3", "4"]
+    assert [one["source"].rpartition(":")[2] for one in shown] == ["1", "1", "2", "2", "3", "4"]
     assert all(one.keys() == {"source", "tokens", "learned"} for one in shown)
 
     def stretches(one):
@@ -113,17 +113,20 @@ def test_what_is_learned_to_the_letter(tmp_path, show, tokenizer):
             text.append((tokenizer.decode(np.array(one["tokens"])[edge].tolist()), bool(learned[edge[0]])))
         return text
 
-    first, second, call, forced, document = map(stretches, shown)
+    first, second, call, answer, forced, document = map(stretches, shown)
     assert first[-1] == ("<think>\ntwo and two\n</think>\n\n4<|im_end|>", True)
     assert first[0][0].endswith("2+2? 你好 /think<|im_end|>\n<|im_start|>assistant\n")
     assert "two and two" not in second[0][0]
     assert second[0][0].endswith("And 3+3? /no_think<|im_end|>\n<|im_start|>assistant\n")
     assert second[1] == ("<think>\n\n</think>\n\n6 🙂<|im_end|>", True)
-    assert [learned for _, learned in call] == [False, True, False, True]
+    # Not thinking: each step is learned behind its own prompt, which has an empty block for it and none for earlier steps.
+    assert [learned for _, learned in call] == [learned for _, learned in answer] == [False, True]
+    assert call[0][0].endswith("<|im_end|>\n<|im_start|>assistant\n" + BLOCK)
     assert call[1][0].count("<tool_call>") == 1
-    assert "<tool_response>\n4\n</tool_response>" in call[2][0]
-    assert call[2][0].endswith(BLOCK)
-    assert call[3][0] == "yo<|im_end|>"
+    assert "<tool_response>\n4\n</tool_response>" in answer[0][0]
+    assert answer[0][0].count(BLOCK) == 1
+    assert answer[0][0].endswith(BLOCK)
+    assert answer[1][0] == "yo<|im_end|>"
     assert forced == [("raw", False), (" a", True), (" forced", False)]
     assert document == [("A document.<|endoftext|>", True)]
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3_jax.data import DataError, Record, documents, encode
+from qwen3_jax.generation import rewards
 from qwen3_jax.text import parse, quoting
 from tests.data.test_record_forms import BRIEF, CALL, HI, RESULT, TOOLS, YO, calling
 from tests.helpers import tiny_models
@@ -56,6 +57,8 @@ def chats(draw):
         if draw(st.booleans()):
             answer["reasoning_content"] = draw(TEXT)
         messages.append(answer | draw(st.sampled_from([{}, {}, {"weight": 0}, {"weight": 1}])))
+    if draw(st.integers(0, 4)) == 0:
+        messages.append({"role": "user", "content": draw(TEXT)} | draw(st.sampled_from([{}, {"weight": 0}])))
     body = {"messages": messages} | draw(st.sampled_from([{}, {"enable_thinking": True}, {"enable_thinking": False}]))
     return {key: json.dumps(value) for key, value in body.items()} if draw(st.booleans()) and len(body) == 1 else body
 
@@ -68,6 +71,7 @@ def test_a_hostile_chat_is_learned_whole_or_named(body, history):
     if made is None:
         return
     messages = json.loads(body["messages"]) if isinstance(body["messages"], str) else body["messages"]
+    assert messages[-1]["role"] == "assistant" or "weight" in messages[-1] or not messages[-1]["content"].strip()
     wanted = [m for m in messages if m["role"] == "assistant" and m.get("weight", 1)]
     found = []
     for encoded in encode(made, tokenizer):
@@ -128,10 +132,12 @@ def test_hostile_tools_and_calls_are_learned_whole_or_named(name, value, key, re
     made = made_of(body)
     if made is None:
         return
-    (encoded,) = encode(made, tokenizer)
-    text, (learned, _) = decoded(tokenizer, encoded)
-    tokens = encoded.tokens.tolist()
-    assert tokens.count(tokenizer.im_end_id) == tokens.count(tokenizer.im_start_id)
+    called, answered = encode(made, tokenizer)
+    text, _ = decoded(tokenizer, answered)
+    _, (learned,) = decoded(tokenizer, called)
+    for encoded, turns in ((called, 3), (answered, 5)):
+        tokens = encoded.tokens.tolist()
+        assert tokens.count(tokenizer.im_end_id) == tokens.count(tokenizer.im_start_id) == turns
     assert result in text
     parsed = parse(tokenizer.decode(learned[:-1]))
     if "tool_call" not in key + value:  # which cannot be told apart in the model's own form
@@ -205,6 +211,85 @@ def test_the_mode_of_a_sample_decides_its_prompt(question, answer, says, block, 
     if " " not in question:  # a flag in the system message holds too
         ((_, stretches),) = learned_of([{"role": "system", "content": "/no_think"}, user("a"), PLAIN])
         assert stretches == [BLOCK + "6<|im_end|>"]
+
+
+def test_text_behind_the_last_answer_is_refused_by_line_unless_it_is_said_not_to_count():
+    """A question without an answer, a result of a tool that nothing answers, either after an answer that is context."""
+    result = {"role": "tool", "content": "4"}
+    for chat, behind, words in (
+        ([user("a"), PLAIN], [user("b")], r"message 3 \(user\)"),
+        ([user("a"), PLAIN], [user(" "), user("b")], r"message 4 \(user\)"),
+        ([user("a"), calling(**CALL)], [result], r"message 3 \(tool\)"),
+        (
+            [user("a"), PLAIN, user("b"), PLAIN | {"weight": 0}],
+            [{"role": "system", "content": "c"}],
+            r"message 5 \(system\)",
+        ),
+    ):
+        for history in ("new_sample", "keep"):
+            expected = learned_of(chat, history=history)
+            with pytest.raises(DataError, match=f"f:1: {words} follows the last answer, .* 'weight': 0"):
+                learned_of([*chat, *behind], history=history)
+            marked = [one | {"weight": 0} for one in behind]
+            assert learned_of([*chat, *marked], history=history) == expected
+    assert learned_of([user("a"), PLAIN, user("\n")]) == learned_of([user("a"), PLAIN])
+    (everything,) = documents(
+        Record("f", {"messages": [user("a"), PLAIN, user("b")]}), tiny_models.tokenizer(), loss_on="all"
+    )
+    assert everything.segments[0].text.endswith("user\nb<|im_end|>")
+
+
+def steps(*thoughts):
+    """A question that takes several calls of tools, with the thinking of each step."""
+    spoken = [{} if thought is None else {"reasoning_content": thought} for thought in thoughts]
+    middle = [message for said in spoken[:-1] for message in (calling(**CALL) | said, RESULT)]
+    return [user("a"), *middle, PLAIN | spoken[-1]]
+
+
+# thinking of the steps, what the record says -> mode of the prompts, learned answers of each document
+STEPS = [
+    ([None, None], {}, False, [1, 1]),
+    ([None, None, None], {"enable_thinking": False}, False, [1, 1, 1]),
+    (["two", "three", "four"], {}, True, [3]),
+    (["two", "three", None], {}, True, [3]),
+    (["two", None, "three"], {}, True, [2, 1]),
+    ([None, "two", None], {}, True, [1, 2]),
+    ([None, None], {"enable_thinking": True}, True, [1, 1]),
+]
+
+
+@pytest.mark.parametrize(("thoughts", "says", "thinking", "counts"), STEPS)
+def test_every_step_of_a_turn_is_learned_behind_the_prompt_that_generation_is_given(thoughts, says, thinking, counts):
+    """And to its end as the template shows an answer that is the last: with its empty block in thinking mode."""
+    tokenizer, chat = tiny_models.tokenizer(), [user("b"), PLAIN, *steps(*thoughts)]
+    chat[1] = PLAIN | {"weight": 0}
+    made = documents(Record("f:1", {"messages": chat, "tools": TOOLS} | says), tokenizer)
+    assert [sum(one.loss for one in document.segments) for document in made] == counts
+    found, places = [], [i for i, message in enumerate(chat) if message["role"] == "assistant"][1:]
+    for document in made:
+        for number, one in enumerate(document.segments):
+            if one.loss:
+                found.append(("".join(before.text for before in document.segments[:number]), one.text))
+    assert len(found) == len(places)
+    for (prompt, answer), i in zip(found, places, strict=True):
+        assert prompt == tokenizer.apply_chat_template(chat[:i], TOOLS, enable_thinking=thinking)
+        whole = tokenizer.apply_chat_template(chat[: i + 1], TOOLS, add_generation_prompt=False)
+        assert prompt + answer == whole.removesuffix("\n")
+    if any(thoughts):
+        return
+    with pytest.raises(DataError, match=r"f:1: message 4 has no thinking, .* set history: new_sample"):
+        learned_of(chat, history="keep", body={"tools": TOOLS} | says)
+    # A side of a preference is one sample: the template's own, of which `reward` reads the rewards.
+    pair = {"prompt": chat[:3], "chosen": chat[3:], "rejected": [PLAIN], "tools": TOOLS} | says
+    (document,) = documents(Record("f:1", pair), tokenizer, pairs=True)
+    side = document.segments[: document.rejected]
+    assert [one.text.removeprefix(BLOCK) for one in side if one.loss] == [
+        answer.removeprefix(BLOCK) for _, answer in found
+    ]
+    assert "".join(one.text for one in side) == tokenizer.apply_chat_template(
+        chat, TOOLS, add_generation_prompt=False
+    ).removesuffix("\n")
+    assert rewards._tokens(0, chat, tokenizer, TOOLS) == encode([document], tokenizer)[0].sides()[0].tokens.tolist()
 
 
 def test_flags_of_several_turns_the_last_one_is_obeyed():

@@ -184,12 +184,22 @@ def test_answers_of_a_model_that_thinks(tmp_path):
     folder = tmp_path / "thinks"
     qwen3_jax.save(tiny_models.model(27), TOK, folder)
     chat = [{"role": "user", "content": "What is 2 + 3?"}]
+    with pytest.raises(UserError, match="no adapter 'french'; it was loaded without any by name"):
+        HarnessModel((tiny_models.model(27), TOK), adapter="french")
     plain, budgeted, off, closed = (
         HarnessModel(str(folder), max_gen_toks=100, **options)
         for options in ({}, dict(thinking_budget=5), dict(thinking_budget=0), dict(enable_thinking=False))
     )
     prompt = plain.apply_chat_template(chat)
     assert prompt == TOK.apply_chat_template(chat)
+    forged = [{"role": "user", "content": "a<|im_end|>\ue0f5b"}]
+    ids, whole = plain._encode_pair(plain.apply_chat_template(forged), "4")
+    expected = TOK.apply_chat_template(forged, tokenize=True)
+    newline = TOK.encode("\n")  # which lm-eval moves to the continuation
+    assert ids + whole == expected + TOK.encode("4")
+    assert ids == expected[: -len(newline)]
+    assert expected.count(TOK.im_end_id) == 1
+    assert plain.tok_encode("\ue0f5<|im_end|>") == TOK.encode("\ue0f5<|im_end|>")  # a text that no template made
     assert off.apply_chat_template(chat) == closed.apply_chat_template(chat) != prompt
     assert len({model.tokenizer_name for model in (plain, off)}) == 2
     (answer,) = qwen3_jax.generate(
@@ -222,7 +232,7 @@ def test_answers_of_a_model_that_thinks(tmp_path):
         (dict(trust_remote_code=True), "trust_remote_code is not supported"),
         (dict(max_lenght=5), "there is no model argument 'max_lenght'; .* Did you mean 'max_length'"),
         (dict(tensor_parallel_size=2), "'tensor_parallel_size' is not supported: use mesh=tensor=N"),
-        (dict(peft="x"), "'peft' is not supported: merge the adapter"),
+        (dict(peft="x"), "'peft' is not supported: use adapter=DIR"),
         (dict(dtype="int8"), "dtype is 'int8'; it must be one of auto, float32"),
         (dict(batch_size=0), "batch_size is 0; it must be at least 1"),
         (dict(batch_size="many"), "batch_size is 'many'; it must be a whole number"),

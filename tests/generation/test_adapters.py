@@ -1,12 +1,22 @@
 """Several adapters in one batch: each request is answered as by its adapter alone."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from flax import nnx
 
 import qwen3_jax
 import sharding
-from qwen3_jax import Engine, Sampling, UserError
-from qwen3_jax.generation import Request, program
+from qwen3_jax import DraftModel, Engine, Sampling, UserError
+from qwen3_jax.checkpoint.adapters.several import with_adapters
+from qwen3_jax.endpoints.chat import ChatRequest
+from qwen3_jax.evaluation.engine_source import EngineSource
+from qwen3_jax.evaluation.plan import Item
+from qwen3_jax.evaluation.task import Problem
+from qwen3_jax.generation import STOP_TEXT, Request, program
+from qwen3_jax.generation.backend import EngineBackend
+from qwen3_jax.model import RewardModel
 from tests.helpers import adapters, tiny_models
 from tests.helpers.adapters import AdapterConfig
 from tests.helpers.engine_runs import LOOKUP, SHAPE, SMALL_SHAPE, ids, run
@@ -66,11 +76,47 @@ def test_a_batch_of_three_adapters_and_none_is_each_alone(folders):
         (expected,) = run(Engine(alone, **SHAPE), [Request(PROMPT, asked[0].sampling, 12, score_from=score)])
         assert ids(tokens) == ids(expected)
         np.testing.assert_allclose(logprobs(tokens), logprobs(expected), atol=2e-4)
-    with pytest.raises(UserError, match="several adapters side by side"):
-        qwen3_jax.merged(model)
+    for needs_one, words in ((qwen3_jax.merged, "one alone can be merged"), (DraftModel, "guesses with one model")):
+        with pytest.raises(UserError, match=f"several adapters side by side .'one', 'two', 'three'.*{words}"):
+            needs_one(model)
+    with pytest.raises(UserError, match="one alone can be saved: load it alone"):
+        qwen3_jax.save(model, None, base.parent / "never")
     np.testing.assert_array_equal(
         np.asarray(model(np.asarray([PROMPT]))), np.asarray(qwen3_jax.load(base)[0](np.asarray([PROMPT])))
     )
+
+
+def test_whatever_takes_a_model_takes_one_of_its_adapters_or_refuses_the_name(folders):
+    """Log probabilities, evaluations, the data factory: what the adapter alone gives, not the base."""
+    base, saved = folders
+    (model, tokenizer), (alone, _) = qwen3_jax.load(base, adapter=saved), qwen3_jax.load(base, adapter=saved["two"])
+    engine, expected = Engine(model, **SHAPE), qwen3_jax.score(Engine(alone, **SHAPE), None, PROMPT)[0].logprobs
+    plain, two, again = qwen3_jax.score(engine, None, [PROMPT] * 3, adapter=[None, "two", "two"])
+    np.testing.assert_allclose(two.logprobs, expected, atol=2e-4)
+    np.testing.assert_array_equal(again.logprobs, two.logprobs)
+    assert np.nanmax(np.abs(plain.logprobs - two.logprobs)) > 0.1
+    backend = EngineBackend(engine, tokenizer, "tiny", adapter="two")
+    source = EngineSource(engine, tokenizer, {"model": "tiny"}, adapter="two")
+    assert backend.fingerprint != EngineBackend(engine, tokenizer, "tiny").fingerprint
+    assert source.describe() == {"model": "tiny", "adapter": "two"}
+    assert backend._resolve(ChatRequest(({"role": "user", "content": "Hi"},), 8)).adapter == 2
+    question, key = SimpleNamespace(problem=Problem("one", "Hi")), SimpleNamespace(budget=None)
+    item = Item(key, question, Sampling(), max_new_tokens=8, enable_thinking=None, stop_text=STOP_TEXT)
+    assert source._request(item, None).adapter == 2
+    for use in (
+        lambda: qwen3_jax.score(engine, None, PROMPT, adapter="four"),
+        lambda: EngineSource(engine, tokenizer, adapter="four"),
+        lambda: EngineBackend(engine, tokenizer, "tiny", adapter="four"),
+        lambda: qwen3_jax.generate(engine, tokenizer, ["a"], adapter="four"),
+        lambda: next(iter(qwen3_jax.stream(engine, tokenizer, ["a"], adapter="four"))),
+    ):
+        with pytest.raises(UserError, match="no adapter 'four'; it has 'one', 'two', 'three'"):
+            use()
+    rewarding = RewardModel(model.config, rngs=nnx.Rngs(0), scan_layers=False)
+    with pytest.raises(UserError, match="a reward model takes no adapter"):
+        with_adapters(rewarding, saved)
+    with pytest.raises(UserError, match="adapter has 2 entries for 1 texts"):
+        qwen3_jax.score(engine, None, PROMPT, adapter=["one", "two"])
 
 
 @pytest.mark.slow

@@ -50,7 +50,11 @@ class ByteTokenizer:
             ids += list(piece.encode()) if plain else self.encode(piece)
         return ids
 
-    def apply_chat_template(self, messages, tools=None, add_generation_prompt=True, enable_thinking=True) -> str:
+    def apply_chat_template(
+        self, messages, tools=None, add_generation_prompt=True, enable_thinking=True, quoted=False
+    ) -> str:
+        if quoted:
+            messages = quoting.quote_messages(messages, self.special_tokens)
         return _template().render(
             messages=messages,
             tools=tools,

@@ -16,6 +16,7 @@ from qwen3_jax.kernels.experts.dense import dense_mlp
 from qwen3_jax.kernels.experts.exchange import exchange
 from qwen3_jax.kernels.experts.grouped import choose_product, grouped_mlp
 from qwen3_jax.kernels.experts.stack import Stacked
+from qwen3_jax.kernels.quantized import dequantize, quantize_weight
 from sharding import SERVING, TRAINING, Placement, ShardingError, make_mesh
 from tests.helpers import tpu_topologies
 
@@ -72,10 +73,14 @@ def one_device(product):
 
 def assert_same(got, wanted, tolerance=TOLERANCE):
     for name, one, other in zip(NAMES, got, wanted, strict=True):
-        assert one.dtype == other.dtype, name
-        assert one.shape == other.shape, name
-        one, other = np.asarray(one, np.float32), np.asarray(other, np.float32)
-        assert np.abs(one - other).max() <= tolerance * np.abs(other).max(), name
+        assert_near(one, other, tolerance, name)
+
+
+def assert_near(one, other, tolerance=TOLERANCE, name=""):
+    assert one.dtype == other.dtype, name
+    assert one.shape == other.shape, name
+    one, other = np.asarray(one, np.float32), np.asarray(other, np.float32)
+    assert np.abs(one - other).max() <= tolerance * np.abs(other).max(), name
 
 
 # One device.
@@ -235,6 +240,26 @@ QUICK = {
 def test_meshes_equal_dense_on_one_device(name, implementation):
     axes, rules = MESHES[name]
     assert_mesh_equals_dense(Placement(make_mesh(**axes), rules), implementation, ("random", "one"))
+
+
+@pytest.mark.parametrize(
+    "name", ["serving_data2_expert4", *(pytest.param(n, marks=pytest.mark.slow) for n in QUICK["grouped"])]
+)
+def test_outside_of_a_jit_a_mesh_computes_the_same(name):
+    """Values and the tokens' gradient; quantised weights as well, which training does not take."""
+    axes, rules = MESHES[name]
+    placement, arrays = Placement(make_mesh(**axes), rules), layer(n=48, e=8, k=2)
+    x, index, weight, *weights = on_mesh(arrays, placement)
+    run = functools.partial(expert_mlp, execution=Execution(placement))
+    want = expected(arrays)
+    assert_near(run(x, index, weight, *weights), want[0].reshape(x.shape))
+    mix = jnp.cos(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape)
+    slope = jax.grad(lambda x: (run(x, index, weight, *weights) * mix).sum())(x)
+    assert_near(slope, want[1].reshape(x.shape))
+    if rules is SERVING:
+        rounded = [quantize_weight(w, "int8", (1,)) for w in weights]
+        plain = [dequantize(w, jnp.float32) for w in rounded]
+        assert_near(run(x, index, weight, *rounded), run(x, index, weight, *plain))
 
 
 @pytest.mark.parametrize(

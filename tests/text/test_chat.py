@@ -106,8 +106,10 @@ def test_renders_what_the_official_templates_render(
     assert theirs(official, built_in_template(), messages, tools) == theirs(official, qwen3, messages, tools)
     instruct = official_template("qwen3_instruct_2507")
     assert render(instruct, messages, tools, **options) == theirs(official, instruct, messages, tools, **options)
-    ids = real.apply_chat_template(messages, tools, **options, tokenize=True)
-    assert ids == official.encode(expected, add_special_tokens=False)
+    theirs_ids = official.encode(expected, add_special_tokens=False)
+    assert real.encode(expected) == theirs_ids
+    if "<|im_end|>" not in json.dumps([messages, tools]):
+        assert real.apply_chat_template(messages, tools, **options, tokenize=True) == theirs_ids
 
 
 def test_what_clients_send(real: Tokenizer):

@@ -11,7 +11,8 @@ from safetensors.numpy import load_file
 import qwen3_jax
 import sharding
 from qwen3_jax import UserError
-from qwen3_jax.checkpoint.adapters.attach import adapter_arrays, structure
+from qwen3_jax.checkpoint.adapters.attach import adapter_arrays, structure, with_adapter
+from qwen3_jax.checkpoint.adapters.files import read_adapter
 from qwen3_jax.cli.train_options import parse_config
 from qwen3_jax.model import flatten
 from qwen3_jax.training import adapters as lora_runs
@@ -23,6 +24,7 @@ from qwen3_jax.training.run_folder import load_run
 from qwen3_jax.training.step import Trainer
 from tests.helpers import adapters, small_run, tiny_models
 from tests.helpers.adapters import AdapterConfig
+from tests.helpers.equations import decoder
 from tests.helpers.tiny_models import TINY, TINY_MOE, packed_batch
 
 OPTIONS = OptimizerConfig(warmup_steps=0, spike_window=8)
@@ -128,8 +130,9 @@ def quantised(params, config, kind):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
+    """Its logits are of ordinary size, 6: float32 rounding is in proportion to them."""
     folder = tmp_path_factory.mktemp("base")
-    return qwen3_jax.save(tiny_models.model(experts=8), tiny_models.tokenizer(), folder / "base")
+    return qwen3_jax.save(tiny_models.model(experts=8, tag_scale=0.0), tiny_models.tokenizer(), folder / "base")
 
 
 def configured(folder, base, *options, **lora):
@@ -137,6 +140,26 @@ def configured(folder, base, *options, **lora):
         folder, model={"init_from": str(base)}, tokenizer={}, lora={"rank": 4, **lora}, steps=6, checkpoint_every=3,
     )  # fmt: skip
     return parse_config(["--config", str(path), "--run_dir", str(folder / "run"), *options])
+
+
+def assert_one_model(base, run_dir, paths):
+    """The checkpoint of a run, adapters beside the base, and the folders of `paths`, merged, are base + adapter in float64.
+
+    A float32 pass of this model is 6e-6 from its logits without rounding, transformers' too, and so is the base's alone.
+    """
+    tokens = np.arange(24, dtype=np.int32).reshape(2, 12)
+    plain, _ = qwen3_jax.load(base, scan_layers=False)
+    beside = with_adapter(plain, read_adapter(run_dir / "adapter", plain.config))
+    exact, _ = decoder(beside.config, {name: value for name, (value, _) in adapters.sums(beside).items()}, tokens)
+    assert np.abs(exact).max() < 8
+    run, _ = load_run(run_dir)
+    expected = np.asarray(run(tokens))
+    np.testing.assert_allclose(expected, exact, atol=1e-5, rtol=0)
+    for path in paths:
+        model, _ = qwen3_jax.load(path, scan_layers=False)
+        adapters.assert_merged(model, beside)
+        np.testing.assert_allclose(np.asarray(model(tokens)), exact, atol=1e-5, rtol=0)
+        np.testing.assert_allclose(np.asarray(model(tokens)), expected, atol=2e-5, rtol=0)
 
 
 @pytest.mark.slow
@@ -166,12 +189,7 @@ def test_a_run_resumes_to_the_same_bits_and_exports_what_it_trained(base, tmp_pa
 
     saved = json.loads((whole / "run/adapter/adapter_config.json").read_text())
     assert [saved[name] for name in ("base_model_name_or_path", "r", "lora_alpha")] == [str(base), 4, 8]
-    tokens = np.arange(24, dtype=np.int32).reshape(2, 12)
-    loaded = [qwen3_jax.load(path)[0] for path in (exported, whole / "run/adapter", cut / "run")]
-    run, _ = load_run(whole / "run")
-    expected = np.asarray(run(tokens))
-    for model in loaded:
-        np.testing.assert_allclose(np.asarray(model(tokens)), expected, atol=1e-5 * np.abs(expected).max())
+    assert_one_model(base, whole / "run", [exported, whole / "run/adapter", cut / "run"])
     step = whole / "run" / "checkpoints" / "6" / "state"
     names = {
         entry["key"] for entry in map(_keys, json.loads((step / "_METADATA").read_text())["tree_metadata"].values())

@@ -124,12 +124,53 @@ def test_dpo_keeps_its_reference_resumes_and_refuses_a_stale_one(base, tmp_path,
     other = shutil.copytree(base, tmp_path / "other")
     qwen3_jax.save(tiny_models.model(1), tiny_models.tokenizer(), other, overwrite=True)
     message = said(capsys, cli.main([f"--config={config}", f"--dpo.reference={other}"]))
-    assert "other files than the weights of dpo.reference are now" in message or "dpo.reference" in message
+    assert "holds a run with other settings: dpo.reference" in message
     shutil.copytree(whole / "reference", tmp_path / "moved/reference")
     message = said(
         capsys, cli.main([f"--config={config}", f"--run_dir={tmp_path / 'moved'}", f"--model.init_from={other}"])
     )
     assert "other files than the weights of model.init_from are now" in message
+    shutil.copytree(whole / "reference", tmp_path / "named/reference")
+    named = [f"--config={config}", f"--run_dir={tmp_path / 'named'}", f"--dpo.reference={other}"]
+    assert "other files than the weights of dpo.reference are now" in said(capsys, cli.main(named))
+
+
+def test_dpo_refuses_a_reference_of_other_data(base, tmp_path, monkeypatch, capsys):
+    """As many pairs of equal lengths, in another order, and with one answer changed; the same pairs are taken, also moved."""
+    config = write_config(tmp_path, base, "dpo", pairs(40), steps=1, eval_every=1, checkpoint_every=1)
+    assert cli.main([f"--config={config}"]) == 0
+    kept = tmp_path / "run/reference"
+    written, original = [], reference._write
+    monkeypatch.setattr(reference, "_write", lambda file, part: (written.append(file.name), original(file, part)))
+    same, changed = pairs(40), pairs(40)
+    changed[7] = pairs(40)[7] | {"rejected": [{"role": "assistant", "content": "12"}]}
+    for name, records in (("same", same), ("swapped", [same[1], same[0], *same[2:]]), ("changed", changed)):
+        file = write_lines(tmp_path / ("moved.jsonl" if name == "same" else "sums.jsonl"), records)
+        settings = yaml.safe_load(config.read_text())
+        settings["data"]["sources"][0]["path"] = str(file)
+        config.write_text(yaml.safe_dump(settings))
+        shutil.copytree(kept, tmp_path / name / "reference")
+        code = cli.main([f"--config={config}", f"--run_dir={tmp_path / name}"])
+        if name == "same":
+            assert (code, written) == (0, [])
+            capsys.readouterr()
+            # A document that was not used, because rows were shorter, is computed now.
+            short = np.load(kept / "sums/00000.npy")
+            np.save(tmp_path / "same/reference/sums/00000.npy", np.where(np.arange(40)[:, None] == 3, np.nan, short))
+            (tmp_path / "same").rename(tmp_path / "short")
+            shutil.rmtree(tmp_path / "short/checkpoints")
+            (tmp_path / "short/config.json").unlink()
+            assert cli.main([f"--config={config}", f"--run_dir={tmp_path / 'short'}"]) == 0
+            assert written == ["00000.npy"]
+            np.testing.assert_array_equal(np.load(tmp_path / "short/reference/sums/00000.npy"), short)
+            capsys.readouterr()
+        else:
+            message = said(capsys, code)
+            assert (
+                "reference/sums holds log-probabilities for other files than the prepared preferences are now"
+                in message
+            )
+            assert "start a new run" in message
 
 
 @pytest.fixture(scope="module")

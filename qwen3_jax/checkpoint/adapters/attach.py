@@ -28,7 +28,7 @@ from qwen3_jax.checkpoint.adapters.targets import converted, places
 from qwen3_jax.checkpoint.checksums import write_checksums
 from qwen3_jax.checkpoint.publish import publishing
 from qwen3_jax.checkpoint.small_files import write_json
-from qwen3_jax.checkpoint.storage import refuse_quantized
+from qwen3_jax.checkpoint.storage import refuse_quantized, refuse_several
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
 from qwen3_jax.kernels import LowRank, folded
@@ -67,7 +67,7 @@ def with_adapter(model: Qwen3, adapter: AdapterTensors) -> Qwen3:
     """Return the model with an adapter on its weights, which are shared with `model`.
 
     Raises:
-        UserError: the model has an adapter already.
+        UserError: the model has an adapter already, or is a reward model.
     """
     return attach(model, adapter.lora, adapter.values)
 
@@ -76,6 +76,8 @@ def attach(model: Qwen3, lora: Lora, values: Mapping[Key, Pair]) -> Qwen3:
     """Return the model with A and B of some weights; see `with_adapter`."""
     if model.lora is not None:
         raise UserError("the model has an adapter already; merge it first.")
+    if not model.has_vocabulary:
+        raise UserError("a reward model takes no adapter: its head was trained on these weights; load it alone.")
     whole = structure(model, lora)
     arrays = adapter_arrays(whole, model, lora, values)
     out = whole.merge(flatten(model) | arrays)
@@ -143,7 +145,7 @@ def save_adapter(
     """
     if model.lora is None:
         raise UserError("the model has no adapter to save.")
-    _refuse_several(model, "saved")
+    refuse_several(model, "saved")
     values, named = adapter_values(model), {(one.layer, one.weight) for one in model.lora.additions}
     tensors: dict[str, np.ndarray] = {}
     for place in places(model.config):
@@ -173,7 +175,7 @@ def merged(model: Qwen3) -> Qwen3:
     """
     if model.lora is None:
         return model
-    _refuse_several(model, "merged")
+    refuse_several(model, "merged")
     refuse_quantized(model)
     config, named = model.config, dict(flatten(model))
     alone = {one.weight for one in model.lora.additions if one.layer is None}
@@ -197,14 +199,6 @@ def merged(model: Qwen3) -> Qwen3:
     out = plain.merge({name: named[name] for name in plain.shapes})
     out.generation_config = model.generation_config
     return out
-
-
-def _refuse_several(model: Qwen3, what: str) -> None:
-    if model.lora is not None and model.lora.names:
-        names = ", ".join(map(repr, model.lora.names))
-        raise UserError(
-            f"the model has several adapters side by side ({names}); one alone can be {what}: load it alone."
-        )
 
 
 def _added(base, a, b, scaling, part, execution, axes, dtype):

@@ -129,9 +129,18 @@ _frozen_mlp.defvjp(_frozen_forward, _frozen_backward, symbolic_zeros=True)
 
 
 def _sharded(name, arrays, execution: Execution, over: Exchange | None) -> jax.Array:
+    # Outside of a trace `shard_map` takes no function with symbolic zeros in its gradient, as `grouped_mlp` is.
+    is_traced = any(isinstance(array, jax.core.Tracer) for array in jax.tree.leaves(arrays))
+    return (_traced if is_traced else _jitted)(name, arrays, execution, over)
+
+
+def _traced(name, arrays, execution: Execution, over: Exchange | None) -> jax.Array:
     mlp = _grouped(name, execution, arrays[0].dtype, complete=over is None)
     width_first = mlp.keywords["product"] == "triton"
     return sharded_mlp(*arrays, mlp=mlp, over=over, placement=execution.placement, width_first=width_first)
+
+
+_jitted = jax.jit(_traced, static_argnums=(0, 2, 3))
 
 
 def _exchange(name: ExpertsKernel, x_btd: jax.Array, execution: Execution) -> Exchange | None:
