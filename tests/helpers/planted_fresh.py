@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
 from typing import Any
 
-from tests.helpers.planted_faults import NAMES, PLACES, THINGS, answered, english, good, record, thinking
+from tests.helpers.planted_faults import NAMES, PLACES, THINGS, Maker, answered, english, good, record, thinking
 
 Records = list[dict[str, Any]]
 
@@ -177,7 +176,9 @@ def _near(rng: random.Random, held_out: list[str]) -> Records:
     elif form == 2:
         validation = text.replace(name, rng.choice([one for one in NAMES if one != name]))
     elif form == 3:
-        validation = f"Please help me with this. {sentences[0]} The weather was fine all day. {' '.join(sentences[1:])} Thanks!"
+        validation = (
+            f"Please help me with this. {sentences[0]} The weather was fine all day. {' '.join(sentences[1:])} Thanks!"
+        )
     else:
         validation = text.upper().replace(".", " !").replace(",", "")
     held_out.append(validation)
@@ -190,7 +191,7 @@ def _not_verifiable(rng: random.Random, held_out: list[str]) -> Records:
     return [{**one, "answer": reference}]
 
 
-MAKERS: dict[str, Callable[[random.Random, list[str]], Records]] = {
+MAKERS: dict[str, Maker] = {
     "several parts": _several_parts, "general writing": _writing, "repetitive": _repetitive, "guessed": _guessed,
     "inconsistent": _inconsistent, "mixed languages": _mixed, "near validation": _near, "not verifiable": _not_verifiable,
 }  # fmt: skip
