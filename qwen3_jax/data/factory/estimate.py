@@ -150,7 +150,7 @@ def _scaled(values: Sequence[float] | np.ndarray, units: int) -> Interval:
 
     values = np.asarray(values, np.float64)
     count = len(values)
-    middle = float(values.mean()) * units
+    middle = float(values.sum()) * units / count
     if count == 1 or count >= units:
         return Interval(middle, middle, middle) if count >= units else Interval(float(values[0]), middle, math.inf)
     error = float(values.std(ddof=1)) / math.sqrt(count) * math.sqrt(1 - count / units) * units
