@@ -101,7 +101,7 @@ def processes_of(process: int, depth: int = 0) -> list[tuple[str, int]]:
             role = "PDFium and parsers" if b"qwen3_jax.processes.worker" in above else "what starts these"
         else:
             role = "workers" if b"resource_tracker" not in command else ""
-        if role:
+        if role and resident:  # a process that has just ended has none
             out.append((role, resident))
         for task in Path(f"/proc/{process}/task").iterdir():
             for child in (task / "children").read_text().split():
@@ -163,7 +163,7 @@ def main() -> None:
             [size for at, size in values if START + third * width <= at < START + (third + 1) * width]
             for third in range(3)
         ]
-        if not all(thirds):
+        if min(map(len, thirds)) < 10:  # a process that was just forked
             continue
         most = [max(each) / 2**20 for each in thirds]
         table.add_row(role, *(f"{each:.1f}" for each in most), f"{most[2] / most[0]:.3f}")
