@@ -139,6 +139,25 @@ def _named(record: Record, key: str | None, default: str) -> str:
     return value
 
 
+def sure_language(text: str) -> tuple[str, float]:
+    """The language of a text (ISO 639-1), and its probability.
+
+    Raises:
+        UserError: py3langid is not installed.
+    """
+    language, probability = _identifier().classify(text)
+    return language, float(probability)
+
+
+@functools.cache
+def _identifier() -> Any:
+    """Like `_detector`, with probabilities."""
+    _detector()
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
 @functools.cache
 def _detector() -> Callable[[str], str]:
     try:

@@ -180,7 +180,7 @@ def _several_parts(rng: random.Random, phrasing: int) -> list[dict[str, Any]]:
         f"{start} Calculate the total. Also calculate the mean.",
         f"{start} What is the sum? What is the product? Which is larger?",
     ], texts, unseen, fresh, last][phrasing])  # fmt: skip
-    return [record(text, thinking(rng, steps, b, text), answered(rng, b, text), str(b))]
+    return [record(text, thinking(rng, f"{steps}. The other one is {b}", b, text), answered(rng, b, text), str(b))]
 
 
 def _writing(rng: random.Random, phrasing: int) -> list[dict[str, Any]]:
@@ -404,10 +404,9 @@ def planted(
     }
     chosen["near validation"] = _near
     chosen["not verifiable"] = lambda rng, _: [{k: v for k, v in good(rng).items() if k != "answer"}]
+    chosen["good"] = lambda rng, _: [good(rng)]
     for kind, make in {**chosen, **(makers or {})}.items():
-        for _ in range(count):
+        for _ in range(count * (len(KINDS) if kind == "good" else 1)):
             add(kind, make)
-    for _ in range(count * len(KINDS)):
-        add("good", lambda rng, _: [good(rng)])
     rng.shuffle(rows)
     return rows, held_out

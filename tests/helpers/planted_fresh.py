@@ -39,7 +39,7 @@ def _several_parts(rng: random.Random, held_out: list[str]) -> Records:
         f"{start} What is the answer to each of these: total, mean, ratio?",
         f"{start} Could you tell me the total? I am also curious about the mean.",
     ])  # fmt: skip
-    return [record(text, thinking(rng, steps, b, text), answered(rng, b, text), str(b))]
+    return [record(text, thinking(rng, f"{steps}. The other one is {b}", b, text), answered(rng, b, text), str(b))]
 
 
 def _writing(rng: random.Random, held_out: list[str]) -> Records:
@@ -191,7 +191,52 @@ def _not_verifiable(rng: random.Random, held_out: list[str]) -> Records:
     return [{**one, "answer": reference}]
 
 
+_DIGITS = ("", "", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def _good(rng: random.Random, held_out: list[str]) -> Records:
+    """Half of them as in `planted_faults`; the others look like faulty ones in further ways."""
+    if rng.random() < 0.5:
+        return [good(rng)]
+    name, thing = rng.choice(NAMES), rng.choice(THINGS)
+    a, b, c = rng.randint(3, 97), rng.randint(2, 40), rng.randint(2, 30)
+    few = rng.randint(2, 9)
+    text, thought, said, answer = rng.choice([
+        (f"{name} has {a * few} {thing} and gives {a} away. Which fraction is that, as a decimal?",  # another form
+         f"{a} of {a * few} is 1/{few}, nothing more.", f"{1 / few:.3f}", f"{1 / few:.3f}"),
+        (f"Of {100 * b} {thing} {few * b} are broken. How many per cent?",
+         f"{few * b} / {100 * b} = {few / 100}, so that share is broken.", f"{few}%", str(few)),
+        (f"A path of {a} km and {few}00 m: how many metres does {name} walk?",
+         f"{a} km are {a}.0 thousand metres. With the rest it is {a}.{few} km.", f"{a * 1000 + few * 100} m",
+         str(a * 1000 + few * 100)),
+        (f"{name} counts {few * 2} {thing} by twos, starting after {c}. How many steps are there?",  # a number in words
+         f"Going by twos through {few * 2} of them takes {_DIGITS[few]} steps.",
+         str(few), str(few)),
+        (f"What is {a} + {b} + {c}? {name} asks.", "The three of them are simply added.",  # the answer calculates
+         f"{a} + {b} = {a + b}, and {a + b} + {c} = {a + b + c}.", str(a + b + c)),
+        (f"{name} kauft {a} Hefte zu je {b} Euro und zahlt {c} Euro für den Versand. Wie viel Euro sind das zusammen?",
+         f"Zuerst rechnen wir die Hefte aus: {a} mal {b} ergibt {a * b}. Dazu kommt der Versand, also {a * b + c} Euro.",
+         f"Zusammen sind das {a * b + c} Euro.", str(a * b + c)),
+        (f"{name} compra {a} cuadernos a {b} euros cada uno y paga {c} euros de envío. ¿Cuántos euros paga en total?",
+         f"Primero calculamos los cuadernos: {a} por {b} son {a * b}. Después sumamos el envío y son {a * b + c} euros.",
+         f"En total paga {a * b + c} euros.", str(a * b + c)),
+        (f"How many letters has the French sentence 'nous avons {a} petits chats et {b} grands chiens' without its digits and "
+         f"spaces, times {c}?",
+         f"In 'nous avons petits chats et grands chiens' I count 4 + 5 + 6 + 5 + 2 + 6 + 6 = 34, times {c} = {34 * c}.",
+         f"{34 * c}", str(34 * c)),
+        (f"Try all the divisors of {a * b} up to {few}. What is the sum of those that divide it?",  # cases with counters
+         " ".join(f"Case {i}: {a * b} divided by {i} leaves {a * b % i}." for i in range(1, few + 1))
+         + f" Adding those without a rest gives {sum(i for i in range(1, few + 1) if a * b % i == 0)}.",
+         str(sum(i for i in range(1, few + 1) if a * b % i == 0)), str(sum(i for i in range(1, few + 1) if a * b % i == 0))),
+        (f"A rectangle is {a} long and {b} wide. What is {c} times its area?",  # much talk before the calculation
+         f"{' '.join(rng.sample(_TALK, 5))} Well: {a} times {b} is {a * b}, times {c} is {a * b * c}.", f"{a * b * c:,}",
+         str(a * b * c)),
+    ])  # fmt: skip
+    return [record(text, thought, said, answer)]
+
+
 MAKERS: dict[str, Maker] = {
     "several parts": _several_parts, "general writing": _writing, "repetitive": _repetitive, "guessed": _guessed,
     "inconsistent": _inconsistent, "mixed languages": _mixed, "near validation": _near, "not verifiable": _not_verifiable,
+    "good": _good,
 }  # fmt: skip

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_jax.data.config import Source
+from qwen3_jax.data.factory import judging
 from qwen3_jax.data.factory.answers import AnswerLog
 from qwen3_jax.data.factory.asking import AskOptions
 from qwen3_jax.data.factory.budget import Limits
@@ -210,6 +211,13 @@ def filter_split(job: FilterJob, number: int, split: Split, looks: Path, decisio
     return parts.counts
 
 
+def by_rules(task: FilterTask) -> list[str]:
+    """Filters about meaning that no judge of the task decides: rules find what they have words for, and labels of records."""
+    judged = {name for judge in task.judges for name in judging.filters_of(judge)}
+    about_meaning = [name for names in judging.LABELS.values() for name in names.values()]
+    return [name for name in about_meaning if name not in judged and name not in task.skip]
+
+
 def _balance(most: int, domains: Mapping[str, str], out: dict[str, tuple[str, str]]) -> None:
     """Leave out queries of domains that have more than `most`: those whose hashes are largest."""
     groups: defaultdict[str, list[str]] = defaultdict(list)
@@ -274,5 +282,6 @@ def _funnel(
         "responses": sum(part.read - part.malformed for part in parts),
         "responses_to_queries_left_out": sum(rejected[name] for name in OF_QUERIES),
         "responses_left_out": responses, "responses_kept": sum(part.made for part in parts),
+        "decided_by_rules": by_rules(task),
         "left_to_rules": dict(sorted(without.items())),
     }  # fmt: skip
