@@ -80,7 +80,7 @@ _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 _CHECK = re.compile(
     r"check|verif|confirm|\bfits?\b|consistent|works|earlier|instead|wrong|mistake|not\b", re.IGNORECASE
 )
-_VALUE = r"-?\d[\d,]*(?:\.\d+)?"
+_VALUE = r"-?\d+(?:,\d{3})*(?:\.\d+)?"
 _CONCLUSION = re.compile(
     r"\b(?:final answer|answer|result|solution|total)\s*"
     r"(?:is|must be|should be|will be|has to be|comes out (?:as|to)|of|:|=)\s*"
@@ -97,7 +97,7 @@ _LAST = re.compile(
     r"our|it|i|which|adding|together|in the end|ultimately|as a result|consequently|accordingly)\b",
     re.IGNORECASE,
 )
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_NUMBER = re.compile(_VALUE)
 _NUMBERS_IN_WORDS = (
     "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen",
     "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
@@ -129,8 +129,8 @@ def repetitive(text: str) -> str | None:
 
 
 def guessed(query: str, thinking: str, content: str) -> str | None:
-    """Whether the answer is a guess: it says so at its end and nothing confirms it, or the thinking calculates nothing: a short
-    one uses none of the numbers that are given, a long one has no number or quantity at all but the answer."""
+    """Whether the answer is a guess: it says so at its end and nothing confirms it, or the thinking calculates nothing: it
+    has no number but the answer, and a long one no quantity in words either."""
     for name, text in (("thinking", thinking[-_GUESS_TAIL:]), ("answer", content)):
         for match in _GUESS.finditer(text):
             if not _REASONED_GUESS.search(text[max(match.start() - 40, 0) : match.end() + 60]):
@@ -141,10 +141,9 @@ def guessed(query: str, thinking: str, content: str) -> str | None:
         return None
     if not thinking.strip() or len(given) < 2:
         return None
-    if len(thinking.split()) < _FEW_WORDS and not (given - answer) & used:
-        return "its thinking uses none of the numbers that are given"
+    is_long = len(thinking.split()) >= _FEW_WORDS
     in_words = _NUMBER_WORD.search(thinking) or _QUANTITY.search(thinking) or _CHINESE_NUMBER.search(thinking)
-    return None if used - answer or in_words else "its thinking has no number but the answer"
+    return None if used - answer or (is_long and in_words) else "its thinking has no number but the answer"
 
 
 def _values(text: str) -> set[str]:
