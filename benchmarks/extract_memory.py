@@ -2,6 +2,7 @@
 
     python -m benchmarks.extract_memory
     python -m benchmarks.extract_memory --files 3000 --processes 2
+    python -m benchmarks.extract_memory --pages 1000                    # one PDF of so many pages, in two columns
 
 Six files of ten are PDF, set with reportlab (2 to 6 pages: one and two columns, columns drawn by rows, tables, lists), three
 are HTML that this machine holds (/usr/share/doc, installed packages, documentation of Rust), one is an EPUB. They lie
@@ -144,18 +145,24 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=1000, help="documents (default: 1000)")
+    parser.add_argument("--pages", type=int, help="read one PDF of so many pages instead")
     parser.add_argument("--processes", type=int, default=1, help="of the command (default: 1)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         files = Path(work) / "files"
         files.mkdir()
-        made = make_files(files, args.files)
+        if args.pages is None:
+            made = make_files(files, args.files)
+        else:
+            typeset.two_columns(files / "long.pdf", args.pages)
+            made = {"pdf": 1}
         size = sum(file.stat().st_size for file in files.iterdir()) / 2**20
         print(f"{', '.join(f'{count:,} {kind}' for kind, count in made.items())}; {size:.0f} MB")
         program = "import sys; from qwen3_jax.cli.main import main; sys.exit(main())"
         options = ["--path", str(files), "--output", f"{work}/out", "--processes", str(args.processes)]
         took, found = watch([sys.executable, "-c", program, "data", "extract", *options])
-    print(f"{took:.0f} s, {args.files / took:.1f} files/s, beginning and end included")
+    each = f"{args.files / took:.1f} files/s" if args.pages is None else f"{args.pages / took:.1f} pages/s"
+    print(f"{took:.0f} s, {each}, beginning and end included")
     table = Table("largest resident memory, MB", "first third", "second third", "last third", "last / first")
     for role, values in found.items():
         width = (took - START) / 3
@@ -165,8 +172,8 @@ def main() -> None:
         ]
         if min(map(len, thirds)) < 10:  # a process that was just forked
             continue
-        most = [max(each) / 2**20 for each in thirds]
-        table.add_row(role, *(f"{each:.1f}" for each in most), f"{most[2] / most[0]:.3f}")
+        most = [max(third) / 2**20 for third in thirds]
+        table.add_row(role, *(f"{value:.1f}" for value in most), f"{most[2] / most[0]:.3f}")
     Console().print(table)
 
 
