@@ -139,14 +139,13 @@ def _named(record: Record, key: str | None, default: str) -> str:
     return value
 
 
-def sure_language(text: str) -> tuple[str, float]:
-    """The language of a text (ISO 639-1), and its probability.
+def language_probabilities(text: str) -> dict[str, float]:
+    """The probability of each language (ISO 639-1) that is known.
 
     Raises:
         UserError: py3langid is not installed.
     """
-    language, probability = _identifier().classify(text)
-    return language, float(probability)
+    return {language: float(probability) for language, probability in _identifier().rank(text)}
 
 
 @functools.cache

@@ -18,7 +18,7 @@ import numpy as np
 
 from qwen3_jax.data.cleaning import SIGNATURE, HeldOut, signature
 from qwen3_jax.data.factory.queries import without_flag
-from qwen3_jax.data.labels import sure_language
+from qwen3_jax.data.labels import language_probabilities
 from qwen3_jax.verifiers import verify
 from qwen3_jax.verifiers.style import prose_of
 
@@ -114,11 +114,13 @@ _RESULT = re.compile(
 _OTHER_UNITS = (1, 100, 0.01, 1000, 0.001)  # per cent, kilometres
 _CHINESE_NUMBER = re.compile(r"[〇零一二三四五六七八九十百千万两]")
 _COUNTER = re.compile(r"(?:^|(?<=[.?!:;\n]))(\s*(?:[^\W\d]+\s+)?#?)\d+(?=\s*[:.)–-])", re.MULTILINE)
+_NUMBERED = re.compile(r"([^\W\d_]+)\s*#?(\d{1,9})\b")
+_COUNTED = 4  # turns from which on numbers behind a word are a counter
 
 
 def repetitive(text: str) -> str | None:
     """Whether a response runs in a loop or says much again; a counter at its beginning makes no other sentence of one."""
-    counted = _COUNTER.sub(r"\g<1>0", text)
+    counted = _without_counters(text)
     for said, which in ((text, ""), (counted, "but for its counters ")):
         if which and counted == text:
             break
@@ -126,6 +128,20 @@ def repetitive(text: str) -> str | None:
         if verdict.status not in ("right", "unparsable"):
             return which + verdict.reason
     return None
+
+
+def _without_counters(text: str) -> str:
+    """A text with 0 in the place of one counter: numbers behind a word that count up, or else those that begin a sentence.
+
+    Where several numbers count up, as in "Case 3: 90 divided by 3", something is done with them: only the first is the counter.
+    """
+    found: dict[str, list[int]] = {}
+    for match in _NUMBERED.finditer(text):
+        found.setdefault(match.group(1).lower(), []).append(int(match.group(2)))
+    for word, values in found.items():
+        if len(values) >= _COUNTED and values == list(range(values[0], values[0] + len(values))):
+            return re.sub(rf"(\b{re.escape(word)}\s*#?)\d+", r"\g<1>0", text, flags=re.IGNORECASE)
+    return _COUNTER.sub(r"\g<1>0", text)
 
 
 def guessed(query: str, thinking: str, content: str) -> str | None:
@@ -281,8 +297,12 @@ def _language(words: Sequence[str], least: float = _PLAIN) -> str | None:
     """The first language of the group that words are of, or None where its probability is less than `least`."""
     if len(words) < _PLAIN_WORDS:
         return None
-    language, probability = sure_language(" ".join(words).lower())
-    return _GROUP.get(language) if probability >= least else None
+    likely: dict[str, float] = {}
+    for language, probability in language_probabilities(" ".join(words).lower()).items():
+        group = _GROUP.get(language, "")
+        likely[group] = likely.get(group, 0.0) + probability
+    best = max(likely, key=likely.__getitem__)
+    return best if best and likely[best] >= least else None
 
 
 # The same numbers, two or more or only one, and these shares of the shorter query's words; and the fewest words of a query.

@@ -109,6 +109,10 @@ def test_a_language_is_kept_unless_the_query_mixes_them():
     [
         ("What is 4 + 5?", " ".join(f"Try {i}: 4 + 5 is 9. Is it?" for i in range(40)), "9",
          "repetitive"),
+        ("What is 4 + 5?", " ".join(f"Again (round {i}): 4 + 5 is 9. I doubt it." for i in range(40)), "9", "repetitive"),
+        ("What is 4 + 5?", "\n".join(f"{i}. {90 * i} divided by {i} leaves 0." for i in range(1, 30)), "0", None),
+        ("What is 4 + 5?", "So it goes on. Agora somamos todos estes números e tiramos o resto. 4 + 5 = 9.", "9",
+         "mixed languages"),
         ("What is 4 + 5?", " ".join(f"Case {i}: {i} times 9 leaves {i * 9 % 7}." for i in range(20)), "9", None),
         ("What is 4 + 5?", "So we go on. Ensuite nous additionnons tous ces nombres et nous enlevons le reste. 4 + 5 = 9.", "9",
          "mixed languages"),
@@ -130,7 +134,7 @@ def test_a_language_is_kept_unless_the_query_mixes_them():
 )  # fmt: skip
 def test_faults_that_show_without_knowing_the_words(query, thinking, content, fault):
     found = {
-        "repetitive": repetitive(thinking) if fault == "repetitive" else None,
+        "repetitive": repetitive(thinking),
         "guessed": guessed(query, thinking, content), "inconsistent": inconsistent(thinking, content),
         "mixed languages": mixed_languages(query, thinking, content),
     }  # fmt: skip
