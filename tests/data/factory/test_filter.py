@@ -104,6 +104,13 @@ def test_a_language_is_kept_unless_the_query_mixes_them():
     assert mixed_languages("How is 'thank you very much' said: 谢谢 or 请？", "谢谢 is thanks.", "谢谢") is None
 
 
+TALK = (
+    "I talk about the weather today and about the long way home. My neighbour has a garden with roses and a bench. "
+    "Sometimes we sit there in the evening and say nothing at all. The bus drives past and children wave. It is a good place "
+    "to think about old friends, about music, and about what there is to eat tomorrow."
+)
+
+
 @pytest.mark.parametrize(
     ("query", "thinking", "content", "fault"),
     [
@@ -126,8 +133,8 @@ def test_a_language_is_kept_unless_the_query_mixes_them():
         ("How many per cent of 200 are 50?", "The quotient of 50 and 200 is 0.25, and it is exact.", "25", None),
         ("How many metres are 3 km and 200 m?", "That gives 3.2 km.", "3,200 m", None),
         ("How many primes are below 10?", "Those are 2, 3, 5 and 7. Four of them.", "4", None),
-        ("What is 12 + 30?", f"{'I talk about the weather and the long way home. ' * 9}Then 42.", "42", "guessed"),
-        ("What is 12 + 30?", f"{'I talk about the weather and the long way home. '}Twelve and thirty: 42.", "42", "guessed"),
+        ("What is 12 + 30?", f"{TALK} Then 42.", "42", "guessed"),
+        ("What is 12 + 30?", "I talk about the way home. Twelve and thirty: 42.", "42", "guessed"),
         ("What is 12 + 30?", "Let me see... 42, for lack of anything better.", "42", "guessed"),
         ("What is 12 + 30?", "Both are added.", "12 + 30 = 42", None),
     ],
