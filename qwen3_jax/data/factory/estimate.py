@@ -106,7 +106,7 @@ def estimate(
     usage: dict[int, Usage] = {}
     asking = ask(dataclasses.replace(opened, job=job), backend, limits, options, usage=usage, visible=visible)
     whole = [used for unit, used in usage.items() if used.records == sample.sizes[unit]]
-    if not whole:
+    if not whole or (asking.over_budget and not any(used.requests for used in whole)):
         raise DataError(f"the budget holds none of the sample: {asking.over_budget}")
 
     def scaled(value: Callable[[Usage], float]) -> Interval:

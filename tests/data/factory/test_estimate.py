@@ -9,9 +9,10 @@ import pytest
 
 from qwen3_jax.cli.main import main
 from qwen3_jax.data import Source
-from qwen3_jax.data.factory import FilterTask, GenerateTask, filter_records, filter_task, load_recipe, run
+from qwen3_jax.data.factory import FilterTask, GenerateTask, Limits, filter_records, filter_task, load_recipe, run
 from qwen3_jax.data.factory.estimate import estimate
 from qwen3_jax.data.factory.job import open_job
+from qwen3_jax.data.records import DataError
 from qwen3_jax.endpoints import Reply, Tokens
 from tests.helpers.fake_endpoint import fake_endpoint, reply
 
@@ -205,3 +206,15 @@ def test_every_answer_is_verified_once_with_a_judge_and_without(tmp_path, monkey
     again = FilterTask(verifier="number", judges=JUDGES, similarity=0.5)
     filter_records(source, again, tmp_path / "judged", None, split_bytes=1000, visible=False)
     assert sum(calls.values()) == records
+
+
+def test_a_budget_that_ends_the_sample_leaves_what_is_whole(tmp_path):
+    source = answers(tmp_path / "in.jsonl", random.Random(3), 30)
+    task, backend = FilterTask(verifier="number", judges=JUDGES), Scripted(said)
+    with open_job(source, task, tmp_path / "out", backend.fingerprint) as opened:
+        found = estimate(opened, backend, 20, Limits(tokens=6000), visible=False)
+        assert 0 < found.sampled < 20
+        assert "tokens are used" in found.asking.over_budget
+        assert found.total.low <= found.total.middle <= found.total.high
+        with pytest.raises(DataError, match="the budget holds none of the sample"):
+            estimate(opened, Scripted(said), 20, Limits(tokens=1), visible=False)
