@@ -216,5 +216,8 @@ def test_a_budget_that_ends_the_sample_leaves_what_is_whole(tmp_path):
         assert 0 < found.sampled < 20
         assert "tokens are used" in found.asking.over_budget
         assert found.total.low <= found.total.middle <= found.total.high
-        with pytest.raises(DataError, match="the budget holds none of the sample"):
-            estimate(opened, Scripted(said), 20, Limits(tokens=1), visible=False)
+    with (
+        open_job(source, task, tmp_path / "none", backend.fingerprint) as opened,
+        pytest.raises(DataError, match="the budget holds none of the sample"),
+    ):
+        estimate(opened, backend, 20, Limits(tokens=1), visible=False)
