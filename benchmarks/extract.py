@@ -1,4 +1,4 @@
-"""Text of PDF files against peers: how alike it is to the text that was set, its order, speed, and memory over many files.
+"""Text of PDF files against peers: how alike it is to the text that was set, its order, and speed.
 
     python -m venv peers && peers/bin/pip install pdftext pdfplumber pypdf     # and Debian's poppler-utils
     python -m benchmarks.extract --peers peers/bin/python
@@ -6,7 +6,7 @@
 Documents whose text is known: set with reportlab (`tests/helpers/typeset.py`), and this project's documentation, printed by
 Chromium in one and in two columns where it is installed. The text that is wanted has no running heads and no page numbers, and
 its words are whole; differences of white space do not count. Goals: more alike than every Python peer, ten times pdfplumber's
-speed, memory that does not grow over 1,000 files.
+speed. Memory over many files: `benchmarks/extract_memory.py`.
 """
 
 import argparse
@@ -18,8 +18,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
 from rich.console import Console
@@ -77,54 +75,11 @@ def read(name: str, python: str, files: list[Path], rounds: int) -> dict:
     return json.loads(done.stdout)
 
 
-def memory(folder: Path, documents: list[Path], count: int) -> None:
-    """Print the memory of an extraction of many files, in its first and last tenth."""
-    from qwen3_jax.data.extraction import extract
-
-    many = folder / "many"
-    many.mkdir()
-    for number in range(count):
-        shutil.copy(documents[number % len(documents)], many / f"{number:05d}.pdf")
-    sizes: list[tuple[float, int]] = []
-    stop = threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(0.1):
-            sizes.append((time.monotonic(), _resident(os.getpid())))
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    began = time.monotonic()
-    done = extract(str(many), folder / "out", processes=1, split_bytes=1 << 40, visible=False)
-    took = time.monotonic() - began
-    stop.set()
-    first = max(size for at, size in sizes if at < began + 0.2 * took)
-    last = max(size for at, size in sizes if at > began + 0.9 * took)
-    print(
-        f"{done.documents:,} files, {done.pages:,} pages by one worker in {took:.0f} s, processes included: "
-        f"{first / 2**20:.0f} MB at most in the first fifth, {last / 2**20:.0f} MB in the last tenth"
-    )
-
-
-def _resident(process: int) -> int:
-    """Bytes of a process and its descendants."""
-    total = 0
-    try:
-        fields = Path(f"/proc/{process}/statm").read_text().split()
-        total += int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
-        for task in Path(f"/proc/{process}/task").iterdir():
-            total += sum(_resident(int(child)) for child in (task / "children").read_text().split())
-    except OSError:
-        pass
-    return total
-
-
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", metavar="PYTHON", help="interpreter of an environment with the peers")
     parser.add_argument("--rounds", type=int, default=3, help="of timing, of which the best counts")
-    parser.add_argument("--files", type=int, default=1000, help="for the figure of memory; 0 leaves it out")
     parser.add_argument("--keep", metavar="DIR", help="keep the documents there, and use those that it has")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
@@ -138,8 +93,6 @@ def main() -> None:
             pythons["pdftotext"] = sys.executable
         found = {name: read(name, python, files, args.rounds) for name, python in pythons.items()}
         _show(truth, found, sum(_pages(file) for file in files))
-        if args.files:
-            memory(Path(work), files[:8], args.files)
 
 
 def _pages(file: Path) -> int:

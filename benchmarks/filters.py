@@ -35,8 +35,11 @@ from qwen3_jax.data.factory.judging import READY
 from qwen3_jax.data.factory.queries import without_flag
 from qwen3_jax.data.factory.query_rules import general_writing, several_parts
 from qwen3_jax.endpoints import Endpoint
+from tests.helpers import planted_fresh, planted_last
 from tests.helpers.fake_endpoint import fake_endpoint
 from tests.helpers.planted_faults import KINDS, Row, planted
+
+FRESH = {5: planted_fresh.MAKERS, 6: planted_last.MAKERS}  # by phrasing
 
 
 def measure(
@@ -47,7 +50,7 @@ def measure(
     Args:
         judge: a context manager of the backend that judges, made of the planted rows; None is rules.
     """
-    rows, held_out = planted(count, seed, phrasing=phrasing)
+    rows, held_out = planted(count, seed, phrasing=phrasing, makers=FRESH.get(phrasing))
     path, validation = folder / "answers.jsonl", folder / "validation.jsonl"
     path.write_text(
         "".join(json.dumps(record | {"n": n}) + "\n" for n, (_, record) in enumerate(rows)), encoding="utf-8"
@@ -121,8 +124,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="records of each fault (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="of the texts (default: 0)")
     parser.add_argument(
-        "--phrasing", type=int, choices=range(5), default=0,
-        help="words of the faults: 0 to 3, which the rules were written with, or 4, which they were not (default: 0)",
+        "--phrasing", type=int, choices=range(7), default=0,
+        help="words of the faults: 0 to 3, which the rules were written with, 4, which they were not; 5 has other ways "
+        "of making them besides, with which rules were mended; 6 has others again (default: 0)",
     )  # fmt: skip
     parser.add_argument("--judge", metavar="URL|loopback", help="who judges queries and responses (default: rules)")
     parser.add_argument("--judge-model", metavar="NAME", help="the model's name there (default: the one that it has)")

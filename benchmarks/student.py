@@ -6,11 +6,13 @@
 There is no annotating model here. The labels come from a rule (`education`) over what the student cannot see: lines, headings,
 indented examples, lengths of sentences. The student sees hashed words and pairs of the first 512 words, so it has to learn
 which words go with such a layout. The rate of the annotator is that of the engine in this process with the shape of Qwen3-0.6B
-and random weights: the `annotate` recipe, its JSON Schema enforced. Rates count processor time of all threads of this process.
-English documents alone are used, which the rule is about.
+and random weights: the `annotate` recipe, its JSON Schema enforced, answers as long as the recipe's example. Rates count
+processor time of all threads of this process. English documents alone are used, which the rule is about.
 """
 
 import argparse
+import contextlib
+import dataclasses
 import itertools
 import json
 import re
@@ -28,7 +30,7 @@ from qwen3_jax.config import Qwen3Config
 from qwen3_jax.data import Record, Source
 from qwen3_jax.data.factory import RecipeTask, load_recipe, run
 from qwen3_jax.data.factory.student import Labelled, scores
-from qwen3_jax.data.records import Malformed
+from qwen3_jax.data.records import DataError, Malformed
 from qwen3_jax.data.sources import read, splits
 from qwen3_jax.generation import Engine, end_tokens
 from qwen3_jax.generation.backend import EngineBackend
@@ -104,8 +106,8 @@ def measure(documents: list[str], count: int, held_out: int, seed: int) -> dict[
     }
 
 
-def annotate(documents: list[str], folder: Path) -> tuple[float, float]:
-    """Annotate documents with the engine; return (documents, seconds of processor time)."""
+def annotate(documents: list[str], folder: Path) -> tuple[float, dict[str, int]]:
+    """Annotate documents with the engine, answers as long as the recipe's example; return (processor seconds, cost.json)."""
     from tests.helpers.real_tokenizer import build_real_tokenizer
 
     tokenizer = Tokenizer.from_pretrained(build_real_tokenizer(folder / "tokenizer"))
@@ -117,15 +119,19 @@ def annotate(documents: list[str], folder: Path) -> tuple[float, float]:
         wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
         return grammars.of(ResponseFormat.model_validate(wanted), [], several=False)
 
+    recipe = load_recipe("annotate")
+    length = len(tokenizer.encode(recipe.example.strip()))
+    recipe = dataclasses.replace(recipe, max_new_tokens=length, attempts=1)  # random weights come to no end
     seconds = 0.0
     for turn in range(2):  # the first one compiles
         path = folder / f"{turn}.jsonl"
         path.write_text("".join(json.dumps({"text": f"{turn} {text}"}) + "\n" for text in documents))
         started = time.process_time()
         backend = EngineBackend(engine, tokenizer, "random", constrain)
-        run(Source("in", str(path)), RecipeTask(load_recipe("annotate"), "annotate"), folder / f"out-{turn}", backend)
+        with contextlib.suppress(DataError):  # no record was made of answers that are cut off
+            run(Source("in", str(path)), RecipeTask(recipe, "annotate"), folder / f"out-{turn}", backend)
         seconds = time.process_time() - started
-    return len(documents), seconds
+    return seconds, json.loads((folder / "out-1/cost.json").read_text())
 
 
 def main() -> None:
@@ -163,9 +169,12 @@ def main() -> None:
     if args.annotator_documents:
         with tempfile.TemporaryDirectory() as folder:
             middle = sorted(documents, key=len)[len(documents) // 2 :][: args.annotator_documents]
-            count, seconds = annotate(middle, Path(folder))
+            seconds, cost = annotate(middle, Path(folder))
+        count = len(middle)
         print(
-            f"the annotator: {count} documents in {seconds:.0f} s of processor time, {count / seconds:.4f} per second and core"
+            f"the annotator: {count} documents ({cost['prompt_tokens'] / count:.0f} tokens, answers of "
+            f"{cost['completion_tokens'] / count:.0f}) in {seconds:.0f} s of processor time, "
+            f"{count / seconds:.4f} per second and core"
         )
         print(f"the student is {one['rate'] * seconds / count:,.0f} times as fast")
 

@@ -67,6 +67,12 @@ def _show_funnel(done: Finished) -> None:
     unsolved = funnel["queries_left_out"].get("never solved", 0)
     if unsolved:
         print(f"{unsolved:,} queries that no answer solves are in {done.folder / NEVER_SOLVED}", file=sys.stderr)
+    if funnel["decided_by_rules"]:
+        print(
+            f"no model decided about: {', '.join(funnel['decided_by_rules'])}. Rules find what they have words for "
+            '("not verifiable": a reference that is missing or of no use); --model judges what is meant',
+            file=sys.stderr,
+        )
     if funnel["left_to_rules"]:
         why = ", ".join(f"{count:,} {name}" for name, count in funnel["left_to_rules"].items())
         print(f"requests of judges that gave no labels, so that rules decided: {why}", file=sys.stderr)

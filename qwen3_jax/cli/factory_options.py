@@ -64,12 +64,15 @@ def add_backend(parser: Parser, *, without: str = "") -> None:
     add("--price-out", type=_decimal, metavar="D", help="dollars for a million tokens of answers")
     add("--budget-hours", type=float, metavar="H", help="hours of this run, after which no request is sent")
     add("--max-failed", type=whole_number(0), metavar="N", help="most requests that may fail (default: any number)")
-    add("--sample", type=whole_number(1), metavar="N", help="take only N records, spread over all (default: all)")
+    add(
+        "--sample", type=whole_number(1), metavar="N",
+        help="take only N different records, spread over all; data filter: N queries with all their answers (default: all)",
+    )  # fmt: skip
     add(
         "--estimate",
         type=whole_number(1),
         metavar="N",
-        help="ask N records, and print what all would cost; makes nothing",
+        help="ask N records (data filter: N queries), and print what all would cost; makes nothing",
     )
     endpoint_options.add_endpoint(parser, retries=DEFAULT_RETRIES, timeout=DEFAULT_TIMEOUT)
     add = parser.add_argument_group("identity").add_argument
@@ -288,12 +291,32 @@ def _show_estimate(found: Estimate) -> None:
     def row(name: str, of: Interval, form: Callable[[float], str]) -> tuple[str, str, str, str]:
         return name, form(of.low), form(of.middle), form(of.high)
 
-    table = Table(f"{found.sampled:,} of {found.records:,} records asked", "95%: from", "estimate", "to")
+    def whole(value: float) -> str:
+        return f"{value:,.0f}"
+
+    table = Table(f"{found.sampled:,} of {found.of_units:,} {found.units} asked", "95%: from", "estimate", "to")
+    if len(found.purposes) > 1:
+        for name, of in found.purposes.items():
+            table.add_row(*row(f"{name}: requests", of.requests, whole))
+            table.add_row(*row(f"{name}: prompt tokens", of.prompt, whole))
+            table.add_row(*row(f"{name}: completion tokens", of.completion, whole))
+    table.add_row(*row("requests", found.requests, whole))
     for name in ("prompt", "completion", "total"):
-        table.add_row(*row(f"{name} tokens", getattr(found, name), lambda value: f"{value:,.0f}"))
+        table.add_row(*row(f"{name} tokens", getattr(found, name), whole))
     if found.usd is not None:
         table.add_row(*row("dollars", found.usd, lambda value: f"{value:,.4f}"))
     Console().print(table)
+    for name, of in found.purposes.items():
+        if of.left_out.middle:
+            print(
+                f"{name}: nothing is asked about {whole(of.left_out.middle)} of {found.records:,} records "
+                f"({whole(of.left_out.low)} to {whole(of.left_out.high)}), which verification, rules or labels settle before"
+            )
+    if found.doubtful is not None:
+        print(
+            f"replies that break off may cost {whole(found.doubtful.middle)} tokens more, at most "
+            f"({whole(found.doubtful.low)} to {whole(found.doubtful.high)})"
+        )
     for name, share in found.failed.items():
         print(f"{share:.1%} of the requests {name}")
     if found.asking.over_budget:

@@ -139,6 +139,24 @@ def _named(record: Record, key: str | None, default: str) -> str:
     return value
 
 
+def language_probabilities(text: str) -> dict[str, float]:
+    """The probability of each language (ISO 639-1) that is known.
+
+    Raises:
+        UserError: py3langid is not installed.
+    """
+    return {language: float(probability) for language, probability in _identifier().rank(text)}
+
+
+@functools.cache
+def _identifier() -> Any:
+    """Like `_detector`, with probabilities."""
+    _detector()
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
 @functools.cache
 def _detector() -> Callable[[str], str]:
     try:

@@ -160,6 +160,11 @@ class LanguageSettings:
         check_bounds(vars(self), "settings of 'language': ", most=between(0, 1), most_latin=between(0, 1))
 
 
+def prose_of(text: str) -> str:
+    """A text without code, formulas and addresses, which are of no language."""
+    return _NO_LANGUAGE.sub(" ", text)
+
+
 def verify_language(answer: str, reference: Any, settings: LanguageSettings) -> Verdict:
     """Whether the answer, with its thinking, keeps to the script of one language. Code, formulas and addresses are left out.
 
@@ -173,7 +178,7 @@ def verify_language(answer: str, reference: Any, settings: LanguageSettings) -> 
         not isinstance(reference, str) or not re.fullmatch(r"[A-Za-z]{2,3}([-_]\w+)*", reference)
     ):
         raise BadReference(f"'language' needs the code of a language, got {reference!r:.200}")
-    counts = Counter(_script(char) for char in _NO_LANGUAGE.sub(" ", answer) if char.isalpha())
+    counts = Counter(_script(char) for char in prose_of(answer) if char.isalpha())
     del counts[""]
     if not counts:
         return unparsable("the answer holds no text in a language")

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from tests.helpers.planted_guesses import GUESSES
 from tests.helpers.planted_queries import several_parts, writing
 
 KINDS = (
@@ -21,9 +23,9 @@ KINDS = (
     "guessed", "inconsistent", "mixed languages", "near validation",
 )  # fmt: skip
 # fmt: off
-_NAMES = "Ada Ben Chen Dana Emil Fatima Goran Hanna Igor Jana Kofi Lena Mara Nils Olga Pavel Rosa Samir Tara Uwe".split()  # noqa: SIM905
-_THINGS = "apples pencils stamps marbles tickets books coins eggs bottles bricks cards shells buttons plates lamps".split()  # noqa: SIM905
-_PLACES = "shop market school garden station library museum harbour bakery workshop farm office".split()  # noqa: SIM905
+NAMES = "Ada Ben Chen Dana Emil Fatima Goran Hanna Igor Jana Kofi Lena Mara Nils Olga Pavel Rosa Samir Tara Uwe".split()  # noqa: SIM905
+THINGS = "apples pencils stamps marbles tickets books coins eggs bottles bricks cards shells buttons plates lamps".split()  # noqa: SIM905
+PLACES = "shop market school garden station library museum harbour bakery workshop farm office".split()  # noqa: SIM905
 # fmt: on
 _EXTRA = (
     "The shop closes at six o'clock.",
@@ -38,12 +40,14 @@ _EXTRA = (
 )  # fmt: skip
 
 Row = tuple[str, dict[str, Any]]
+Maker = Callable[[random.Random, list[str]], list[dict[str, Any]]]
+"""Makes the records of one fault; a held-out query is appended to the list."""
 
 
 def problem(rng: random.Random) -> tuple[str, int, str]:
     """A word problem, its answer, and a calculation in words."""
-    name, other = rng.sample(_NAMES, 2)
-    thing, place, extra = rng.choice(_THINGS), rng.choice(_PLACES), rng.choice(_EXTRA)
+    name, other = rng.sample(NAMES, 2)
+    thing, place, extra = rng.choice(THINGS), rng.choice(PLACES), rng.choice(_EXTRA)
     a, b, c = rng.randint(3, 40), rng.randint(2, 12), rng.randint(1, 30)
     form = rng.randrange(8)
     if form == 0:
@@ -131,7 +135,7 @@ def good(rng: random.Random) -> dict[str, Any]:
     return record(text, thinking(rng, steps, answer, text), answered(rng, answer, text), str(answer))
 
 
-def _english(rng: random.Random) -> tuple[str, int, str]:
+def english(rng: random.Random) -> tuple[str, int, str]:
     while True:
         text, answer, steps = problem(rng)
         if text.isascii():
@@ -139,8 +143,8 @@ def _english(rng: random.Random) -> tuple[str, int, str]:
 
 
 def _several_parts(rng: random.Random, phrasing: int) -> list[dict[str, Any]]:
-    (one, a, steps), (two, b, _) = _english(rng), _english(rng)
-    name, thing = rng.choice(_NAMES), rng.choice(_THINGS)
+    (one, a, steps), (two, b, _) = english(rng), english(rng)
+    name, thing = rng.choice(NAMES), rng.choice(THINGS)
     start = f"{name} sells {a} {thing} on Monday and {b} on Tuesday."
     texts = [
         f"{start} Which day was the better one, and by how many {thing}? What would a week bring?",
@@ -176,11 +180,11 @@ def _several_parts(rng: random.Random, phrasing: int) -> list[dict[str, Any]]:
         f"{start} Calculate the total. Also calculate the mean.",
         f"{start} What is the sum? What is the product? Which is larger?",
     ], texts, unseen, fresh, last][phrasing])  # fmt: skip
-    return [record(text, thinking(rng, steps, b, text), answered(rng, b, text), str(b))]
+    return [record(text, thinking(rng, f"{steps}. The other one is {b}", b, text), answered(rng, b, text), str(b))]
 
 
 def _writing(rng: random.Random, phrasing: int) -> list[dict[str, Any]]:
-    name, thing, place = rng.choice(_NAMES), rng.choice(_THINGS), rng.choice(_PLACES)
+    name, thing, place = rng.choice(NAMES), rng.choice(THINGS), rng.choice(PLACES)
     texts = [
         f"Could you put together a short farewell speech for {name} of the {place}?",
         f"Write me something funny about {rng.randint(2, 40)} {thing}, a poem maybe.",
@@ -229,48 +233,6 @@ def _writing(rng: random.Random, phrasing: int) -> list[dict[str, Any]]:
     ]
 
 
-_GUESSES = (
-    "I really have no idea how to do this, so I'll just say {0}.", "Not sure at all. Let me guess {0}.",
-    "I can't work it out; I'd guess {0}.", "I'll take a wild guess: {0}.", "Time is short, so I'm going to pick {0} at random.",
-    "Honestly I'm just guessing here, but {0} seems fine.", "Hmm, {0} feels right, I'll go with it.",
-    "Let's just go with {0} and hope it's correct.", "It could be anything; I'll choose {0} arbitrarily.",
-    "I don't know the method but I'll put {0}.", "My gut says {0}.", "I'll randomly choose {0}.",
-    "It cannot be determined by me, so a guess: {0}.", "No clue, but I'd say {0}.",
-    "Probably {0}? I have not checked it, but I'll answer {0} anyway.", "This is a shot in the dark: {0}.",
-    "I'll skip the calculation and guess {0}.", "With some luck it is {0}; I did not calculate anything.",
-    "I haven't derived it, I simply assume it is {0}.", "Guess: {0}.", "The easiest is to guess, so {0}.",
-    "I am stuck, so I will just put down {0}.", "There is no time to calculate. I pick {0}.",
-    "Maybe {0}. I can't justify it, though.",
-)  # fmt: skip
-_FRESH_GUESSES = (
-    "I'm not able to do this one, I'd just say {0}.", "Let me just throw out a number: {0}.",
-    "I'll go with {0} without working it out.",
-    "No way to be sure here, so my guess is {0}.", "I give up on the calculation. {0} is my guess.",
-    "Since I can't solve it I will make something up: {0}.", "Eh, {0}? Just a guess.", "I guess it's {0}.",
-    "Let's say {0}, I don't see how to get it.", "Guessing {0} since the options are all similar.",
-    "I am unsure how to start, so I'm picking {0} randomly.", "{0} looks plausible; I won't verify it.",
-    "I'd wager it is {0}, though I did no calculation.", "Without any real reasoning I choose {0}.",
-    "Flip a coin... {0}.", "I don't remember the formula, so I'll go for {0}.",
-)  # fmt: skip
-_UNSEEN_GUESSES = (
-    "It's got to be something like {0}, let's move on.", "I'll choose {0}; it is as good as any other.",
-    "Whatever, {0}.", "Not worth calculating. {0}.", "I'd bet on {0} but that's only a feeling.",
-    "Eeny, meeny, miny, moe: {0}.",
-    "{0}, I suppose, although I have nothing to back it up.", "I would need more time for this, so let me answer {0}.",
-    "Just picking a plausible value: {0}.", "I never learned this. {0}?", "Can't be bothered to do the sums, {0} it is.",
-    "Going on instinct, {0}.",
-)  # fmt: skip
-_NEW_GUESSES = (
-    "There's nothing to go on, so {0} it shall be.", "I'm blanking on this one. {0}.", "Let me put down any number: {0}.",
-    "If I had to choose, {0}.", "My hunch is {0}.", "Could be {0}. Could be something else. {0} then.",
-    "I skip the working. {0}.", "{0} has a nice ring to it.", "The test wants a number, here is one: {0}.",
-    "I'd rather not do the arithmetic; {0} is close enough.", "{0}? Sure, why not.", "Instinctively I would say {0}.",
-)  # fmt: skip
-_LAST_GUESSES = (
-    "As good a number as any: {0}.", "Let me see... {0}, for lack of anything better.", "I'd lean towards {0}.",
-    "This is above my level. {0}.", "{0} came to mind first.", "No need to compute, {0} will do.",
-    "Call it {0}.", "Who knows. {0}.",
-)  # fmt: skip
 _OPENINGS = (
     "This looks hard.", "Let me look at the numbers.", "Okay, so there are several quantities here.",
     "I read the question twice and still do not see how the numbers are related.", "Hmm.",
@@ -279,17 +241,15 @@ _OPENINGS = (
 
 
 def _guessed(rng: random.Random, phrasing: int) -> list[dict[str, Any]]:
-    text, answer, _ = _english(rng)
-    guess = rng.choice([_GUESSES, _FRESH_GUESSES, _UNSEEN_GUESSES, _NEW_GUESSES, _LAST_GUESSES][phrasing]).format(
-        answer
-    )
+    text, answer, _ = english(rng)
+    guess = rng.choice(GUESSES[phrasing]).format(answer)
     if rng.random() < 0.2:
         return [record(text, rng.choice(_OPENINGS), f"{guess}", str(answer))]
     return [record(text, f"{rng.choice(_OPENINGS)} {guess}", answered(rng, answer, text), str(answer))]
 
 
 def _inconsistent(rng: random.Random, phrasing: int) -> list[dict[str, Any]]:
-    text, answer, steps = _english(rng)
+    text, answer, steps = english(rng)
     other = answer + rng.choice([-7, -2, -1, 1, 3, 10, 25])
     steps = steps.replace(str(answer), str(other))
     ends = [
@@ -318,7 +278,7 @@ def _inconsistent(rng: random.Random, phrasing: int) -> list[dict[str, Any]]:
 
 
 def _mixed(rng: random.Random, phrasing: int) -> list[dict[str, Any]]:
-    text, answer, steps = _english(rng)
+    text, answer, steps = english(rng)
     fresh_texts = [
         "这样就得到最后的结果，不用再算别的了。", "Теперь остаётся только сложить эти числа.", "計算は以上で終わりです。",
         "Τώρα προσθέτουμε τους αριθμούς.",
@@ -340,7 +300,7 @@ def _mixed(rng: random.Random, phrasing: int) -> list[dict[str, Any]]:
 
 
 def _repetitive(rng: random.Random, phrasing: int) -> list[dict[str, Any]]:
-    text, answer, steps = _english(rng)
+    text, answer, steps = english(rng)
     form = rng.randrange(3)
     if form == 0:
         loop = f"Wait, let me check again: {steps}. " * rng.randint(6, 30)
@@ -386,7 +346,7 @@ def _easy(rng: random.Random, phrasing: int) -> list[dict[str, Any]]:
 
 def _near(rng: random.Random, held_out: list[str]) -> list[dict[str, Any]]:
     a, b, c = rng.randint(3, 40), rng.randint(2, 12), rng.randint(1, 30)
-    town, name = rng.choice(_PLACES), rng.choice(_NAMES)
+    town, name = rng.choice(PLACES), rng.choice(NAMES)
     text, answer = rng.choice([
         (f"{name} walks from the {town} to the river at {a} metres a minute for {b} minutes. How long is the way?", a * b),
         (f"In a tournament at the {town} each of {b + 2} players meets every other once. How many games are there?",
@@ -404,13 +364,15 @@ def _near(rng: random.Random, held_out: list[str]) -> list[dict[str, Any]]:
         place = rng.randrange(len(words))
         validation = " ".join([*words[:place], "indeed", *words[place + 1 :]])
     else:  # with a sentence before it
-        validation = f"{rng.choice(_NAMES)} asked the teacher about this one. {text}"
+        validation = f"{rng.choice(NAMES)} asked the teacher about this one. {text}"
     held_out.append(validation)
     return [record(text, thinking(rng, steps, answer, text), answered(rng, answer, text), str(answer))]
 
 
-def planted(count: int, seed: int = 0, *, phrasing: int = 0) -> tuple[list[Row], list[str]]:
-    """Return (kind, record) pairs in random order, and the held-out queries.
+def planted(
+    count: int, seed: int = 0, *, phrasing: int = 0, makers: Mapping[str, Maker] | None = None
+) -> tuple[list[Row], list[str]]:
+    """Return (kind, record) pairs in random order, and the held-out queries. `makers` replaces those of some kinds.
 
     A fault that concerns a query brings several records: all are to be left out. Of "wrong" the first is to be left out; the
     second, which makes its query a solved one, is "good".
@@ -420,30 +382,31 @@ def planted(count: int, seed: int = 0, *, phrasing: int = 0) -> tuple[list[Row],
     rows: list[Row] = []
     seen: set[str] = set()
 
-    def add(kind: str, make: Any) -> None:
+    def add(kind: str, make: Maker) -> None:
         while True:
-            records = make()
+            before = len(held_out)
+            records = make(rng, held_out)
             text = records[0]["messages"][0]["content"]
             if text not in seen:
                 break
+            del held_out[before:]
         seen.add(text)
         for place, one in enumerate(records):
             rows.append(("good" if kind == "wrong" and place else kind, one))
 
-    makers = {
+    in_words = {
         "several parts": _several_parts, "general writing": _writing, "solved without thinking": _easy,
         "never solved": _never_solved, "wrong": _wrong, "repetitive": _repetitive, "guessed": _guessed,
         "inconsistent": _inconsistent, "mixed languages": _mixed,
     }  # fmt: skip
-    for kind, maker in makers.items():
-        for _ in range(count):
-            add(kind, lambda maker=maker: maker(rng, phrasing))
-    for _ in range(count):
-        before = len(held_out)
-        add("near validation", lambda: _near(rng, held_out))
-        del held_out[before:-1]
-        add("not verifiable", lambda: [{k: v for k, v in good(rng).items() if k != "answer"}])
-    for _ in range(count * len(KINDS)):
-        add("good", lambda: [good(rng)])
+    chosen: dict[str, Maker] = {
+        kind: lambda rng, _, maker=maker: maker(rng, phrasing) for kind, maker in in_words.items()
+    }
+    chosen["near validation"] = _near
+    chosen["not verifiable"] = lambda rng, _: [{k: v for k, v in good(rng).items() if k != "answer"}]
+    chosen["good"] = lambda rng, _: [good(rng)]
+    for kind, make in {**chosen, **(makers or {})}.items():
+        for _ in range(count * (len(KINDS) if kind == "good" else 1)):
+            add(kind, make)
     rng.shuffle(rows)
     return rows, held_out

@@ -9,10 +9,11 @@ paid. What fits no budget, and everything after it, is left unasked.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -59,8 +60,8 @@ class Asking:
         replayed: requests whose answers were recorded before.
         failed: by outcome, requests that ended otherwise than "ok".
         retries: tries that were repeated.
+        settled: answers that were given to records; equal requests of several records have one answer.
         over_budget: why the run ended before all records were asked, or "".
-        used: (prompt, completion) tokens of each record, where the job is about a sample.
     """
 
     records: int = 0
@@ -68,8 +69,28 @@ class Asking:
     replayed: int = 0
     failed: dict[str, int] = field(default_factory=dict)
     retries: int = 0
+    settled: int = 0
     over_budget: str = ""
-    used: list[tuple[int, int]] = field(default_factory=list)
+
+
+@dataclass
+class Usage:
+    """What the records of one unit of a sample have used.
+
+    Attributes:
+        records: that are finished.
+        requests, prompt, completion: by purpose (see `Task`), different requests and the tokens of their answers, each counted
+            once, whether it was recorded before or not.
+        left_out: by purpose, records about which nothing was asked.
+        doubtful: tokens, at most, of tries that brought no counts and may have been paid.
+    """
+
+    records: int = 0
+    requests: Counter[str] = field(default_factory=Counter)
+    prompt: Counter[str] = field(default_factory=Counter)
+    completion: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+    doubtful: Tokens = Tokens()  # noqa: RUF009 - frozen
 
 
 @dataclass
@@ -79,6 +100,7 @@ class _Shard:
     log: AnswerLog
     walks: int = 0  # that are not finished
     is_read: bool = False
+    charged: set[str] = field(default_factory=set)  # keys of requests whose usage is counted
 
 
 @dataclass
@@ -90,7 +112,7 @@ class _Open:
     walk: Walk
     asked: list[Asked] = field(default_factory=list)
     replies: dict[str, Reply] = field(default_factory=dict)
-    used: Tokens = Tokens()  # noqa: RUF009 - frozen
+    stages: int = 0  # in which something was asked
 
 
 @dataclass
@@ -114,6 +136,7 @@ class Asker:
         budget: what may be spent.
         options: tries and failures; None is the defaults.
         earlier: answers that were recorded while the corpus was split otherwise.
+        usage: filled with what each unit of a sample uses; None counts nothing.
         advance: of a progress bar over the splits.
     """
 
@@ -125,10 +148,11 @@ class Asker:
         options: AskOptions | None = None,
         *,
         earlier: EarlierAnswers | None = None,
+        usage: dict[int, Usage] | None = None,
         advance: Callable[[float, str], None] = lambda amount, note: None,
     ):
         self._job, self._backend, self._budget, self._options = job, backend, budget, options or AskOptions()
-        self._earlier, self._advance = earlier, advance
+        self._earlier, self._usage, self._advance = earlier, usage, advance
         self._ready: deque[_Pending] = deque()
         self._later: list[tuple[float, int, _Pending]] = []
         self._flying: dict[int, _Pending] = {}
@@ -176,7 +200,7 @@ class Asker:
         for number, split in splits:
             shard = _Shard(AnswerLog(self._job.answers(number), write=True))
             try:
-                for record in self._job.read(split):
+                for record in self._job.read(number, split):
                     if isinstance(record, Malformed):
                         self._count_malformed(record)
                     else:
@@ -223,6 +247,7 @@ class Asker:
                 self._finish(one)
                 return
             one.replies = {}
+            one.stages = one.asked[0].stage + 1
             for asked in one.asked:
                 if asked.key in one.replies:
                     continue
@@ -230,6 +255,7 @@ class Asker:
                 if recorded is not None:
                     self.result.replayed += 1
                     self._settled(one, asked.key, recorded)
+                    self._charge(one, asked.key, recorded)
                 else:
                     self._want(one, asked)
             if any(asked.key not in one.replies for asked in one.asked):
@@ -255,8 +281,11 @@ class Asker:
         self._ready.append(pending)
 
     def _finish(self, one: _Open) -> None:
-        if self._job.most_key is not None:
-            self.result.used.append((one.used.prompt, one.used.completion))
+        if self._usage is not None:
+            usage = self._usage_of(one)
+            usage.records += 1
+            with contextlib.suppress(DataError):  # it was counted as malformed
+                usage.left_out.update(self._job.task.purposes(one.record)[one.stages :])
         one.shard.walks -= 1
         self._release(one.shard)
         self._advance(0.0, f"{self.result.records:,} records, {self.result.sent:,} answers")
@@ -306,6 +335,10 @@ class Asker:
         self._budget.settle(pending.bound, _cost(pending, reply))
         if reply.may_cost:
             pending.shard.log.lost(pending.key, reply.reason)
+            if self._usage is not None:
+                usage = self._usage_of(pending.waiting[0])
+                cost, before = _cost(pending, reply), usage.doubtful
+                usage.doubtful = Tokens(before.prompt + cost.prompt, before.completion + cost.completion)
         else:
             pending.shard.log.free(pending.key, reply.reason)
         if pending.tries < self._options.tries and not self.result.over_budget:
@@ -320,6 +353,7 @@ class Asker:
 
     def _deliver(self, pending: _Pending, reply: Reply) -> None:
         del self._pending[id(pending.shard), pending.key]
+        self._charge(pending.waiting[0], pending.key, reply)
         for one in pending.waiting:
             self._settled(one, pending.key, reply)
             if all(asked.key in one.replies for asked in one.asked):
@@ -327,10 +361,24 @@ class Asker:
 
     def _settled(self, one: _Open, key: str, reply: Reply) -> None:
         one.replies[key] = reply
-        tokens = reply.tokens or Tokens()
-        one.used = Tokens(one.used.prompt + tokens.prompt, one.used.completion + tokens.completion)
+        self.result.settled += 1
         if reply.outcome != "ok":
             self._count_failed(reply.outcome, 1, reply.reason)
+
+    def _charge(self, one: _Open, key: str, reply: Reply) -> None:
+        """Count a request in the usage of its unit, once for all records of a split that share it."""
+        if self._usage is None or key in one.shard.charged:
+            return
+        one.shard.charged.add(key)
+        usage, tokens = self._usage_of(one), reply.tokens or Tokens()
+        purpose = self._job.task.purposes(one.record)[one.stages - 1]
+        usage.requests[purpose] += 1
+        usage.prompt[purpose] += tokens.prompt
+        usage.completion[purpose] += tokens.completion
+
+    def _usage_of(self, one: _Open) -> Usage:
+        assert self._usage is not None
+        return self._usage.setdefault(self._job.task.unit(one.record), Usage())
 
     def _count_failed(self, outcome: str, count: int, reason: str) -> None:
         """Note failures.

@@ -18,7 +18,7 @@ from qwen3_jax.data.factory import filters, judging, query_rules
 from qwen3_jax.data.factory.queries import query_of, response_of, without_flag
 from qwen3_jax.data.factory.recipe import Recipe
 from qwen3_jax.data.factory.recipe_task import RecipeTask
-from qwen3_jax.data.factory.task import Answers, Made
+from qwen3_jax.data.factory.task import Answers, Made, bits_of, record_bytes
 from qwen3_jax.data.records import PROVENANCE, DataError, Malformed, Record, texts
 from qwen3_jax.data.sources import read, splits
 from qwen3_jax.endpoints import ChatRequest, Reply
@@ -55,6 +55,7 @@ class FilterTask:
     """
 
     shares_answers: ClassVar[bool] = True
+    units: ClassVar[str] = "queries"
 
     verifier: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -122,7 +123,7 @@ class FilterTask:
             known = look_at_query(self, record, judging.written(record), judging.filters_of(judge))
         else:
             labels, _ = self.labels(record, answers)
-            one = look(self, record, labels, leave_out=judging.filters_of(judge))
+            one = look(self, seen(self, record), labels, leave_out=judging.filters_of(judge))
             known = one.query_fault or one.fault
         return [] if known else RecipeTask(judge).asks(record, [])
 
@@ -142,6 +143,17 @@ class FilterTask:
                 found[judging.kind_of(judge)] = labels
         return found, without
 
+    def unit(self, record: Record) -> int:
+        """Equal for all answers to a query, which share what is asked about it and are looked at together."""
+        try:
+            return bits_of(without_flag(query_of(record).text).encode("utf-8", "surrogatepass"))
+        except DataError:
+            return bits_of(record_bytes(record))
+
+    def purposes(self, record: Record) -> Sequence[str]:
+        """The names of the judges that a record may need."""
+        return [judge.name for judge in self._steps(record)]
+
     def _steps(self, record: Record) -> list[Recipe]:
         """The judges that a record needs: it has not their labels, and one of their filters is applied."""
         known = judging.written(record)
@@ -159,6 +171,21 @@ class FilterTask:
     def validation(self) -> filters.Validation:
         """The held-out queries."""
         return filters.Validation.of(_held_out_texts(self.held_out), self.ngram, self.similarity)
+
+
+@dataclass(frozen=True, slots=True)
+class SeenRecord(Record):
+    """A record with what no judge is needed for, which includes its verdict. It is looked at several times and verified once.
+
+    Attributes:
+        verdict, reason: of the verifier; the verdict is None where nothing judges.
+        before, after: (filter, reason), the first fault of the response by the filters in front of the judges', and behind.
+    """
+
+    verdict: str | None = None
+    reason: str = ""
+    before: tuple[str, str] | None = None
+    after: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -207,12 +234,36 @@ class _Case:
         return cls(identity, text, thinking, content, reference, about)
 
 
+def seen(task: FilterTask, record: Record) -> SeenRecord:
+    """Verify a record and apply all filters of responses that need no judge, unless this was done.
+
+    Raises:
+        DataError: it has no query, or no response.
+    """
+    if isinstance(record, SeenRecord):
+        return record
+    case, skip = _Case.of(task, record), set(task.skip)
+    verdict, reason = _verdict(task, case)
+    response = f"{case.thinking}\n\n{case.content}"
+    before = _first(skip, [
+        ("wrong", lambda: None if verdict in (None, "right") else f"{verdict}: {reason}"),
+        ("repetitive", lambda: filters.repetitive(response)),
+    ])  # fmt: skip
+    after = None if before is not None else _first(skip, [
+        ("mixed languages", lambda: filters.mixed_languages(case.text, case.thinking, case.content)),
+        ("near validation", lambda: task.validation.near(case.text, response) if task.held_out else None),
+    ])  # fmt: skip
+    return SeenRecord(record.location, record.body, record.key, verdict, reason, before, after)
+
+
 def look(
-    task: FilterTask, record: Record, labels: judging.Labels, without: Sequence[str] = (), leave_out: set[str] | None = None
+    task: FilterTask, record: SeenRecord, labels: judging.Labels, without: Sequence[str] = (),
+    leave_out: set[str] | None = None,
 ) -> Look:  # fmt: skip
     """What one record says.
 
     Args:
+        record: of `seen`.
         labels: of judges, see `FilterTask.labels`; of what has none, rules decide.
         without: see `Look`.
         leave_out: filters that are not applied yet.
@@ -223,20 +274,16 @@ def look(
     case = _Case.of(task, record)
     skip = {*task.skip, *(leave_out or ())}
     domain = str(record.body.get(task.domain_key, "")) if task.domain_key is not None else ""
-    verdict, reason = _verdict(task, case)
+    verdict = record.verdict
     said = labels.get(judging.RESPONSE, {})
     verifier = task.verifier if verdict == "right" else ""
     thinking, content = case.thinking, case.content
-    fault = _first(skip, [
-        ("wrong", lambda: None if verdict in (None, "right") else f"{verdict}: {reason}"),
-        ("repetitive", lambda: filters.repetitive(f"{thinking}\n\n{content}")),
+    fault = record.before or _first(skip, [
         ("guessed", lambda: _label(said, "guessed", True, lambda: filters.guessed(case.text, thinking, content))),
         ("inconsistent", lambda: _label(said, "consistent", False, lambda: filters.inconsistent(
             thinking, content, case.reference, verifier, task.settings))),
-        ("mixed languages", lambda: filters.mixed_languages(case.text, thinking, content)),
-        ("near validation", lambda: task.validation.near(case.text, f"{thinking}\n{content}") if task.held_out else None),
-    ])  # fmt: skip
-    query_fault = _query_fault(task, case, labels, skip, reason if verdict == "error" else None)
+    ]) or record.after  # fmt: skip
+    query_fault = _query_fault(task, case, labels, skip, record.reason if verdict == "error" else None)
     right = None if verdict is None else verdict == "right"
     return Look(case.query, domain, bool(thinking.strip()), right, query_fault, fault, tuple(without))
 

@@ -10,15 +10,17 @@ They are rules, not models: cheap, the same everywhere, and measured by `benchma
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from qwen3_jax.data.cleaning import SIGNATURE, HeldOut, signature
 from qwen3_jax.data.factory.queries import without_flag
+from qwen3_jax.data.labels import language_probabilities
 from qwen3_jax.verifiers import verify
+from qwen3_jax.verifiers.style import prose_of
 
 _SENTENCE = re.compile(r"(?<=[.?!。？！])[\s)*]+|\n+")
 
@@ -57,6 +59,20 @@ _REASONED_GUESS = re.compile(
     r"(?:number|game|player|person|friend)\w*[^.\n]{0,40}guess",
     re.IGNORECASE,
 )
+# Languages in Latin letters; those of one group are taken for each other.
+_ALIKE = (
+    "en", "de", "fr", "es pt gl ca it oc an", "nl af", "sv da nb nn no fo", "pl", "cs sk", "hr bs sr sl", "hu", "ro", "tr az",
+    "fi et", "lv lt", "vi", "id ms jv",
+)  # fmt: skip
+_GROUP = {language: group.split()[0] for group in _ALIKE for language in group.split()}
+_LETTERS = re.compile(r"[^\W\d_]{2,}")
+_PLAIN, _PLAIN_WORDS = 0.95, 6  # least probability of a language, in a sentence of so many words
+_LIKELY = 0.6  # that of all short sentences together
+_NAMES_LANGUAGE = re.compile(
+    r"\b(?:translat\w*|languages?|english|german|french|spanish|portuguese|italian|dutch|swedish|danish|norwegian|polish|czech|"
+    r"slovak|croatian|hungarian|romanian|turkish|finnish|estonian|latvian|lithuanian|vietnamese|indonesian|latin|catalan)\b",
+    re.IGNORECASE,
+)
 _GUESS_TAIL = 300  # characters of the thinking's end in which a guess decides the answer
 _FEW_WORDS = 60  # of a thinking section that may be no reasoning at all
 
@@ -64,7 +80,7 @@ _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 _CHECK = re.compile(
     r"check|verif|confirm|\bfits?\b|consistent|works|earlier|instead|wrong|mistake|not\b", re.IGNORECASE
 )
-_VALUE = r"-?\d[\d,]*(?:\.\d+)?"
+_VALUE = r"-?\d+(?:,\d{3})*(?:\.\d+)?"
 _CONCLUSION = re.compile(
     r"\b(?:final answer|answer|result|solution|total)\s*"
     r"(?:is|must be|should be|will be|has to be|comes out (?:as|to)|of|:|=)\s*"
@@ -81,28 +97,69 @@ _LAST = re.compile(
     r"our|it|i|which|adding|together|in the end|ultimately|as a result|consequently|accordingly)\b",
     re.IGNORECASE,
 )
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_NUMBER = re.compile(_VALUE)
+_NUMBERS_IN_WORDS = (
+    "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen",
+    "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
+)  # fmt: skip
+_NUMBER_WORDS = {word: value for value, word in enumerate(_NUMBERS_IN_WORDS, start=2)}
+_NUMBER_WORD = re.compile(rf"\b(?:{'|'.join(_NUMBER_WORDS)})\b", re.IGNORECASE)
+_QUANTITY = re.compile(
+    r"\b(?:half|halves|twice|double|triple|thrice|dozen|hundred|thousand|third|quarter)\b", re.IGNORECASE
+)
+_FRACTION = re.compile(rf"(?:\\d?frac\s*\{{\s*({_VALUE})\s*\}}\s*\{{\s*({_VALUE})\s*\}}|({_VALUE})\s*/\s*({_VALUE}))")
+_RESULT = re.compile(
+    rf"(?:=|≈|\b(?:is|are|be|makes?|gives?|get|leaves?|equals?|becomes?|at|to))\s*\$?\**({_VALUE})", re.IGNORECASE
+)
+_OTHER_UNITS = (1, 100, 0.01, 1000, 0.001)  # per cent, kilometres
+_CHINESE_NUMBER = re.compile(r"[〇零一二三四五六七八九十百千万两]")
+_COUNTER = re.compile(r"(?:^|(?<=[.?!:;\n]))(\s*(?:[^\W\d]+\s+)?#?)\d+(?=\s*[:.)–-])", re.MULTILINE)
+_NUMBERED = re.compile(r"([^\W\d_]+)\s*#?(\d{1,9})\b")
+_COUNTED = 4  # turns from which on numbers behind a word are a counter
 
 
 def repetitive(text: str) -> str | None:
-    """Whether a response runs in a loop or says much again."""
-    verdict = verify("repetition", text)
-    return None if verdict.status in ("right", "unparsable") else verdict.reason
+    """Whether a response runs in a loop or says much again; a counter at its beginning makes no other sentence of one."""
+    counted = _without_counters(text)
+    for said, which in ((text, ""), (counted, "but for its counters ")):
+        if which and counted == text:
+            break
+        verdict = verify("repetition", said)
+        if verdict.status not in ("right", "unparsable"):
+            return which + verdict.reason
+    return None
+
+
+def _without_counters(text: str) -> str:
+    """A text with 0 in the place of one counter: numbers behind a word that count up, or else those that begin a sentence.
+
+    Where several numbers count up, as in "Case 3: 90 divided by 3", something is done with them: only the first is the counter.
+    """
+    found: dict[str, list[int]] = {}
+    for match in _NUMBERED.finditer(text):
+        found.setdefault(match.group(1).lower(), []).append(int(match.group(2)))
+    for word, values in found.items():
+        if len(values) >= _COUNTED and values == list(range(values[0], values[0] + len(values))):
+            return re.sub(rf"(\b{re.escape(word)}\s*#?)\d+", r"\g<1>0", text, flags=re.IGNORECASE)
+    return _COUNTER.sub(r"\g<1>0", text)
 
 
 def guessed(query: str, thinking: str, content: str) -> str | None:
-    """Whether the answer is a guess: it says so at its end and nothing confirms it, or a short thinking section uses none of
-    the numbers that are given."""
+    """Whether the answer is a guess: it says so at its end and nothing confirms it, or the thinking calculates nothing: it
+    has no number but the answer, and a long one no quantity in words either."""
     for name, text in (("thinking", thinking[-_GUESS_TAIL:]), ("answer", content)):
         for match in _GUESS.finditer(text):
             if not _REASONED_GUESS.search(text[max(match.start() - 40, 0) : match.end() + 60]):
                 return f"its {name} says {' '.join(match.group().split())[:80]!r}"
     given, used = _values(query), _values(thinking)
     answer = set(_NUMBER.findall(content)[-1:])  # a guess may be one of the given numbers
-    is_short = bool(thinking.strip()) and len(thinking.split()) < _FEW_WORDS
-    if is_short and len(given) >= 2 and not (given - answer) & used:
-        return "its thinking uses none of the numbers that are given"
-    return None
+    if (given - answer) & _values(content):  # the answer itself calculates
+        return None
+    if not thinking.strip() or len(given) < 2:
+        return None
+    is_long = len(thinking.split()) >= _FEW_WORDS
+    in_words = _NUMBER_WORD.search(thinking) or _QUANTITY.search(thinking) or _CHINESE_NUMBER.search(thinking)
+    return None if used - answer or (is_long and in_words) else "its thinking has no number but the answer"
 
 
 def _values(text: str) -> set[str]:
@@ -112,13 +169,17 @@ def _values(text: str) -> set[str]:
 def inconsistent(
     thinking: str, content: str, reference: Any = None, verifier: str = "", settings: Mapping[str, Any] | None = None
 ) -> str | None:
-    """Whether the thinking ends with another answer than the response. Where it states none, nothing is said.
+    """Whether the thinking ends with another answer than the response. Where it states none, it must at least name the number
+    that the response gives, if it has calculated others.
 
     Args:
         reference, verifier, settings: of the query; the response is right. "" compares the two answers as they are written.
     """
     concluded = conclusion(thinking[-_CONCLUSION_TAIL:])
     if concluded is None:
+        return _unnamed(thinking, content)
+    last, said = _SENTENCE.split(thinking.strip())[-1], _NUMBER.findall(content)
+    if said and any(_NUMBER_WORDS[word.lower()] == _value(said[-1]) for word in _NUMBER_WORD.findall(last)):
         return None
     if verifier and reference is not None:
         boxed = f"\\boxed{{{concluded}}}" if verifier == "math" else concluded
@@ -133,11 +194,36 @@ def inconsistent(
     return f"its thinking concludes {concluded[:60]!r}, its answer {(conclusion(content) or content).strip()[:60]!r}"
 
 
+def _unnamed(thinking: str, content: str) -> str | None:
+    """Whether a thinking section calculates, and the one number of the answer does not occur in it in any form."""
+    said, results = _NUMBER.findall(content), _RESULT.findall(thinking)
+    if not results or not 1 <= len(said) <= 2 or len(set(said)) > 1 or _CHINESE_NUMBER.search(thinking):
+        return None
+    known = [_value(number) for number in _NUMBER.findall(thinking)]
+    known += [_NUMBER_WORDS[word.lower()] for word in _NUMBER_WORD.findall(thinking)]
+    for match in _FRACTION.finditer(thinking):
+        above, below = (_value(number) for number in match.groups() if number is not None)
+        known += [above / below] if below else []
+    if any(_same(value, said[-1]) for value in known):
+        return None
+    return f"its thinking comes to {results[-1]!r} and nowhere to its answer, {said[-1]!r}"
+
+
+def _same(value: float, number: str) -> bool:
+    """Whether a value is a number that is written, rounded to its places, perhaps in other units."""
+    places = len(number.partition(".")[2])
+    return any(round(abs(value) * factor, places) == abs(_value(number)) for factor in _OTHER_UNITS)
+
+
+def _value(number: str) -> float:
+    return float(number.replace(",", ""))
+
+
 def _says(content: str, concluded: str) -> bool:
     """Whether an answer has the conclusion in it: the last of its numbers, or its text where it has none."""
-    numbers = [float(number.replace(",", "")) for number in _NUMBER.findall(concluded)]
+    numbers = _NUMBER.findall(concluded)
     if numbers:
-        return numbers[-1] in [float(number.replace(",", "")) for number in _NUMBER.findall(content)]
+        return any(_same(_value(numbers[-1]), number) for number in _NUMBER.findall(content))
     return _plain(concluded) in _plain(content)
 
 
@@ -160,14 +246,72 @@ def conclusion(text: str) -> str | None:
 
 
 def mixed_languages(query: str, thinking: str, content: str) -> str | None:
-    """Whether a response changes its language; a query that has several may be answered in several."""
+    """Whether a response changes its language; a query that has several, or that names one, may be answered in several.
+
+    Raises:
+        UserError: py3langid is not installed, and languages of the same script are to be told apart.
+    """
     text = without_flag(query)
     # A short answer may hold more letters of the other script; the query says which one is meant.
     asked = verify("language", text, "en").status
     if asked == "wrong" and verify("language", text).status == "wrong":
         return None
-    verdict = verify("language", f"{thinking}\n\n{content}", "en" if asked == "right" else None)
-    return verdict.reason if verdict.status == "wrong" else None
+    response = f"{thinking}\n\n{content}"
+    verdict = verify("language", response, "en" if asked == "right" else None)
+    if verdict.status == "wrong":
+        return verdict.reason
+    return _other_language(text, response) if asked == "right" else None
+
+
+def _other_language(query: str, response: str) -> str | None:
+    """Whether a sentence of a response is of another language in Latin letters than its query."""
+    of_query, short = _languages(query)
+    if len(of_query.keys()) > 1 or _NAMES_LANGUAGE.search(query):
+        return None
+    every, more = _languages(response)
+    main = (
+        next(iter(of_query), None)
+        or _language([*short, *more], _LIKELY)
+        or max(every, key=lambda one: len(every[one]), default=None)
+    )
+    for language, sentences in every.items():
+        if language != main:
+            return f"it has a sentence of another language than its query: {sentences[0][:80]!r}"
+    return None
+
+
+def _languages(text: str) -> tuple[dict[str, list[str]], list[str]]:
+    """Sentences whose language is plain by the first language of its group; and the words of those that are too short."""
+    found: dict[str, list[str]] = {}
+    short: list[str] = []
+    for sentence in _SENTENCE.split(prose_of(text)):
+        words = _LETTERS.findall(sentence)
+        if len(words) < _PLAIN_WORDS:
+            short += words
+        elif (language := _language(words)) is not None:
+            found.setdefault(language, []).append(" ".join(sentence.split()))
+    return found, short
+
+
+def _language(words: Sequence[str], least: float = _PLAIN) -> str | None:
+    """The first language of the group that words are of, or None where its probability is less than `least`."""
+    if len(words) < _PLAIN_WORDS:
+        return None
+    likely: dict[str, float] = {}
+    for language, probability in language_probabilities(" ".join(words).lower()).items():
+        group = _GROUP.get(language, "")
+        likely[group] = likely.get(group, 0.0) + probability
+    best = max(likely, key=likely.__getitem__)
+    return best if best and likely[best] >= least else None
+
+
+# The same numbers, two or more or only one, and these shares of the shorter query's words; and the fewest words of a query.
+_WORDS_AND_NUMBERS, _WORDS_AND_NUMBER, _FEW_DIFFERENT = 0.7, 0.8, 8
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\d_\u3040-\u30ff\u3400-\u9fff]+")
+
+
+def _numbers_and_words(text: str) -> tuple[tuple[str, ...], frozenset[str]]:
+    return tuple(sorted(_NUMBER.findall(text))), frozenset(_WORD.findall(text.lower()))
 
 
 def _plain(text: str) -> str:
@@ -182,18 +326,24 @@ class Validation:
         grams: their n-grams.
         signatures: dtype `cleaning.SIGNATURE`, one for each.
         similarity: estimated Jaccard similarity of 5-word shingles from which on a query is too close.
+        same_numbers: by the numbers of a held-out query in order of their size, the different words of each.
     """
 
     grams: HeldOut
     signatures: np.ndarray
     similarity: float
+    same_numbers: Mapping[tuple[str, ...], list[frozenset[str]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, texts: Iterable[str], ngram: int = 13, similarity: float = 0.3) -> Validation:
         """From the texts of the queries."""
         every = [without_flag(text) for text in texts]
         signed = np.array([signature(text, near=True) for text in every], SIGNATURE)
-        return cls(HeldOut.of(every, ngram), signed, similarity)
+        same_numbers: dict[tuple[str, ...], list[frozenset[str]]] = {}
+        for text in every:
+            numbers, words = _numbers_and_words(text)
+            same_numbers.setdefault(numbers, []).append(words)
+        return cls(HeldOut.of(every, ngram), signed, similarity, same_numbers)
 
     def near(self, query: str, response: str = "") -> str | None:
         """Whether a query or a response comes close to one of them."""
@@ -205,6 +355,14 @@ class Validation:
             closest = float((self.signatures["minhash"] == signed["minhash"]).mean(axis=1).max())
             if closest >= self.similarity:
                 return f"its query resembles a held-out one ({closest:.0%} of its shingles)"
+        numbers, words = _numbers_and_words(query)
+        for other in self.same_numbers.get(numbers, ()) if numbers else ():
+            share = len(words & other) / max(min(len(words), len(other)), 1)
+            if (
+                share >= (_WORDS_AND_NUMBERS if len(numbers) > 1 else _WORDS_AND_NUMBER)
+                and len(words) >= _FEW_DIFFERENT
+            ):
+                return f"its query has the numbers of a held-out one, and {share:.0%} of the words"
         for name, text in (("query", query), ("response", response)):
             if self.grams.overlaps(text):
                 return f"its {name} shares {self.grams.n} words in a row with a held-out query"

@@ -12,11 +12,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from qwen3_jax.bounds import between, check_bounds, whole
 from qwen3_jax.data.factory.queries import Query, query_of
-from qwen3_jax.data.factory.task import Answers, Made, Rejection
+from qwen3_jax.data.factory.task import Answers, Independent, Made, Rejection
 from qwen3_jax.data.records import PROVENANCE, Record
 from qwen3_jax.data.rendering import END_OF_TURN
 from qwen3_jax.endpoints import ChatRequest, Reply
@@ -33,7 +33,7 @@ _THINK_END = "</think>"
 
 
 @dataclass(frozen=True)
-class GenerateTask:
+class GenerateTask(Independent):
     """Asks every query `samples` times in each mode and under each budget.
 
     Attributes:
@@ -52,7 +52,6 @@ class GenerateTask:
         carry: keys of the record that its records keep: a domain, labels.
     """
 
-    shares_answers: ClassVar[bool] = False
     samples: int = 1
     modes: tuple[str, ...] = ("thinking",)
     budgets: tuple[int | None, ...] = (None,)

@@ -28,7 +28,7 @@ from typing import Any
 
 from qwen3_jax.data.config import Source
 from qwen3_jax.data.factory.answers import AnswerLog, Spending
-from qwen3_jax.data.factory.asking import Asker, Asking, AskOptions
+from qwen3_jax.data.factory.asking import Asker, Asking, AskOptions, Usage
 from qwen3_jax.data.factory.budget import Budget, Limits
 from qwen3_jax.data.factory.task import Task
 from qwen3_jax.data.factory.work import (
@@ -38,7 +38,7 @@ from qwen3_jax.data.factory.work import (
     FactoryJob,
     PartCounts,
     make_split,
-    sample_key,
+    sample_of,
     total,
 )
 from qwen3_jax.data.records import DataError
@@ -117,7 +117,8 @@ def run(
         backend: answers; None for a task that asks nothing, or to use recorded answers alone.
         limits: what may be spent; None is no limit. Beyond it records are left out, and a run with a larger budget adds them.
         options: tries and failures.
-        sample: number of records to take, those with the smallest hashes; a larger number asks only for what is new.
+        sample: number of different records to take, those with the smallest hashes; a larger number asks only for what is
+            new. Of a task over queries it is their number, each with all its answers.
         processes: that make records of answers; None is one for each core.
         split_bytes: size of a split.
         visible: draw progress bars (see `progress_bar`).
@@ -147,6 +148,7 @@ def ask(
     limits: Limits,
     options: AskOptions,
     *,
+    usage: dict[int, Usage] | None = None,
     visible: bool | None = None,
 ) -> Asking:
     """Ask what is not recorded yet; see `Asker`."""
@@ -156,7 +158,7 @@ def ask(
     with progress_bar("asking", len(opened.splits), visible=visible) as bar:
         asker = Asker(
             opened.job, backend, budget, options, advance=bar.advance,
-            earlier=EarlierAnswers(earlier) if earlier.is_dir() else None,
+            earlier=EarlierAnswers(earlier) if earlier.is_dir() else None, usage=usage,
         )  # fmt: skip
         return asker.run(enumerate(opened.splits))
 
@@ -180,13 +182,13 @@ def open_job(
         raise UserError(f"{folder} exists and holds nothing of the data factory; choose another folder.")
     pieces = splits(source, 0, split_bytes)
     settings = _settings(source, task, fingerprint, pieces) | {"sample": sample}
-    most_key = None if sample is None else sample_key(source, pieces, sample)[0]
+    most_unit = None if sample is None else sample_of(source, task, pieces, sample).most_unit
     parts = folder / PARTS
     parts.mkdir(parents=True, exist_ok=True)
     with locked(parts / LOCK, f"another process is at work on {folder}; wait for it, or stop it."):
         remove_leftovers(folder, parts)
         is_done = _compare(folder, settings)
-        job = FactoryJob(source, task, folder, fingerprint, digest(settings), most_key)
+        job = FactoryJob(source, task, folder, fingerprint, digest(settings), most_unit)
         yield OpenJob(job, pieces, settings, is_done)
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from qwen3_jax.data.factory.parsing import Unreadable
 from qwen3_jax.data.factory.queries import query_of, response_of, without_flag
 from qwen3_jax.data.factory.recipe import Recipe
-from qwen3_jax.data.factory.task import Answers, Made, Rejection, record_bytes
+from qwen3_jax.data.factory.task import Answers, Independent, Made, Rejection, record_bytes
 from qwen3_jax.data.forms import Conversation, read_form
 from qwen3_jax.data.messages import FormError
 from qwen3_jax.data.records import DataError, Record, texts
@@ -23,7 +24,7 @@ _PASSAGE = 2000  # characters
 
 
 @dataclass(frozen=True)
-class RecipeTask:
+class RecipeTask(Independent):
     """Applies a recipe to every record.
 
     Attributes:
@@ -32,7 +33,6 @@ class RecipeTask:
         text_key: the key of a document's text.
     """
 
-    shares_answers: ClassVar[bool] = False
     of: Recipe
     name: str = "synthesize"
     text_key: str = "text"
@@ -187,12 +187,19 @@ def _check_tests(solution: Any, tests: Any) -> None:
     Raises:
         Unreadable: there are none, or the solution fails.
     """
-    lines = [line.strip() for line in str(tests or "").splitlines() if line.strip() and "```" not in line]
+    reason = _fault_of_tests(str(solution or ""), str(tests or ""))
+    if reason:
+        raise Unreadable(reason)
+
+
+@functools.lru_cache(maxsize=256)
+def _fault_of_tests(solution: str, tests: str) -> str:
+    """Why tests do not show that a solution is right, or ""; kept, as an answer is judged before a record is made of it."""
+    lines = [line.strip() for line in tests.splitlines() if line.strip() and "```" not in line]
     if not solution or not lines or not all(line.startswith("assert ") for line in lines):
-        raise Unreadable("its tests are not assert statements, one a line")
-    verdict = verify("code", str(solution), {"assertions": lines})
-    if verdict.status != "right":
-        raise Unreadable(f"its solution does not pass its tests: {verdict.reason}"[:300])
+        return "its tests are not assert statements, one a line"
+    verdict = verify("code", solution, {"assertions": lines})
+    return "" if verdict.status == "right" else f"its solution does not pass its tests: {verdict.reason}"[:300]
 
 
 def _check_messages(record: Mapping[str, Any]) -> None:

@@ -11,12 +11,12 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from qwen3_jax.bounds import at_least, between, check_bounds, whole
 from qwen3_jax.data.factory.parsing import Unreadable
 from qwen3_jax.data.factory.recipe import Recipe
-from qwen3_jax.data.factory.task import Answers, Made, Rejection
+from qwen3_jax.data.factory.task import Answers, Independent, Made, Rejection
 from qwen3_jax.data.records import DataError, Record
 from qwen3_jax.endpoints import ChatRequest, Reply
 
@@ -31,7 +31,7 @@ _BREAK = re.compile(r"\n[ \t]*\n\s*")
 
 
 @dataclass(frozen=True)
-class RefineTask:
+class RefineTask(Independent):
     """Corrects the text of every record.
 
     Attributes:
@@ -43,7 +43,6 @@ class RefineTask:
         names: share of the names in the middle of sentences that must survive; a few letters of a name may be corrected.
     """
 
-    shares_answers: ClassVar[bool] = False
     of: Recipe
     text_key: str = "text"
     passage: int = 2000

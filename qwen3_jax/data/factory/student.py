@@ -16,13 +16,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from qwen3_jax.data.cleaning import grams, words_of
 from qwen3_jax.data.config import Source
-from qwen3_jax.data.factory.task import Made, Rejection
+from qwen3_jax.data.factory.task import Independent, Made, Rejection
 from qwen3_jax.data.factory.work import FactoryJob, PartCounts, Parts
 from qwen3_jax.data.records import DataError, Malformed, Record, texts
 from qwen3_jax.data.sources import Split, records_of
@@ -154,7 +154,7 @@ def label_split(job: FactoryJob, number: int, split: Split, file: Path) -> PartC
                 write(record, Made([{**record.body, **labels}]))
 
         waiting: list[Record] = []
-        for record in job.read(split):
+        for record in job.read(number, split):
             try:
                 if isinstance(record, Malformed):
                     raise DataError(record.reason)
@@ -197,14 +197,13 @@ def _f1(pairs: Sequence[tuple[bool, bool]]) -> float:
 
 
 @dataclass(frozen=True)
-class LabelTask:
+class LabelTask(Independent):
     """Labels every record with a student; it asks nothing.
 
     Attributes:
         student: digest of its weights.
     """
 
-    shares_answers: ClassVar[bool] = False
     student: str
     name: str = "label"
     recipe: str = "label/1"

@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from qwen3_jax.data.records import Record
 from qwen3_jax.endpoints import ChatRequest, Reply
@@ -63,6 +63,7 @@ class Task(Protocol):
         asking: settings that requests depend on, as JSON values.
         reading: settings that only what is made of answers depends on.
         shares_answers: equal requests of different records have one answer; otherwise each record has its own.
+        units: what a sample of a corpus consists of, in the plural: "records", or "queries" with all their answers.
     """
 
     @property
@@ -83,6 +84,19 @@ class Task(Protocol):
     @property
     def shares_answers(self) -> bool: ...
 
+    @property
+    def units(self) -> str: ...
+
+    def unit(self, record: Record) -> int:
+        """64 bits that are equal for records which may share answers: a sample has all of them or none."""
+
+    def purposes(self, record: Record) -> Sequence[str]:
+        """What each stage that a record may need is for, in order; it may come to an end before.
+
+        Raises:
+            DataError: the record has not what the task needs.
+        """
+
     def asks(self, record: Record, answers: Answers) -> Sequence[ChatRequest]:
         """The requests of the next stage, without seeds; none when there are enough answers.
 
@@ -97,6 +111,21 @@ class Task(Protocol):
         """What the answers give."""
 
 
+class Independent:
+    """A part of tasks in which every record has answers of its own, asked for in one stage."""
+
+    shares_answers: ClassVar[bool] = False
+    units: ClassVar[str] = "records"
+
+    def unit(self, record: Record) -> int:
+        """Equal records of a split have the same answers."""
+        return bits_of(record_bytes(record))
+
+    def purposes(self, record: Record) -> Sequence[str]:
+        """One stage."""
+        return ("answers",)
+
+
 class Answered(NamedTuple):
     """The end of a walk: all answers of a record, and how many of them are invalid."""
 
@@ -105,10 +134,11 @@ class Answered(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """A request with its identity: 32 hexadecimal digits."""
+    """A request with its identity, 32 hexadecimal digits, and the stage that it belongs to."""
 
     key: str
     request: ChatRequest
+    stage: int
 
 
 Walk = Generator[list[Asked], Sequence[Reply], Answered]
@@ -135,7 +165,7 @@ def walk(task: Task, record: Record, fingerprint: str) -> Walk:
             asked = []
             for sample in wanted:
                 key = key_of(start, task, fingerprint, requests[sample], stage, sample, attempt)
-                asked.append(Asked(key, dataclasses.replace(requests[sample], seed=int(key[:8], 16) >> 1)))
+                asked.append(Asked(key, dataclasses.replace(requests[sample], seed=int(key[:8], 16) >> 1), stage))
             received = yield asked
             for sample, reply in zip(wanted, received, strict=True):
                 replies[sample] = reply
@@ -155,6 +185,11 @@ def walk(task: Task, record: Record, fingerprint: str) -> Walk:
 def record_bytes(record: Record) -> bytes:
     """What a record says, in one form; equal records have equal answers, wherever they stand."""
     return canonical_json(record.body)
+
+
+def bits_of(value: bytes) -> int:
+    """A hash of 64 bits, equal on every machine."""
+    return int.from_bytes(hashlib.blake2b(value, digest_size=8).digest(), "big")
 
 
 def key_of(

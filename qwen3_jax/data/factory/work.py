@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import heapq
 import json
 from array import array
 from collections import Counter
@@ -47,7 +46,7 @@ class FactoryJob:
         folder: OUTPUT.
         fingerprint: of the model.
         settings: digest of all that the result depends on, besides records and answers.
-        most_key: records with larger keys are passed over: a sample of the corpus. None takes all.
+        most_unit: records with larger units are passed over: a sample of the corpus (see `sample_of`). None takes all.
     """
 
     source: Source
@@ -55,12 +54,13 @@ class FactoryJob:
     folder: Path
     fingerprint: str
     settings: str = ""
-    most_key: int | None = None
+    most_unit: int | None = None
 
-    def read(self, split: Split) -> Iterator[Record | Malformed]:
+    def read(self, number: int, split: Split) -> Iterator[Record | Malformed]:
         """The records of a split, those of the sample alone where there is one; malformed ones count in any case."""
         for record in read(split, self.source):
-            if isinstance(record, Malformed) or self.most_key is None or record.key <= self.most_key:
+            most = self.most_unit
+            if isinstance(record, Malformed) or most is None or self.task.unit(record) <= most:
                 yield record
 
     def answers(self, number: int) -> Path:
@@ -119,25 +119,36 @@ class EarlierAnswers:
             return read_reply(stream.read(length))
 
 
-def sample_key(source: Source, pieces: Sequence[Split], count: int) -> tuple[int, int]:
-    """(the largest key of the `count` records with the smallest keys, the number of all records).
+@dataclass(frozen=True)
+class Sample:
+    """A sample of a corpus: the units (see `Task`) with the smallest hashes.
+
+    Attributes:
+        most_unit: the largest of them.
+        sizes: of each of them, its number of records.
+        units, records: of the whole corpus.
+    """
+
+    most_unit: int
+    sizes: dict[int, int]
+    units: int
+    records: int
+
+
+def sample_of(source: Source, task: Task, pieces: Sequence[Split], count: int) -> Sample:
+    """The sample of `count` units, or of all where there are fewer. It holds 8 bytes for each record of the corpus.
 
     Raises:
         DataError: there are no records.
     """
-    keys: list[int] = []
-    records = 0
+    every = array("Q")
     for split in pieces:
-        for record in read(split, source):
-            if isinstance(record, Record):
-                records += 1
-                if len(keys) < count:
-                    heapq.heappush(keys, -record.key)
-                elif record.key < -keys[0]:
-                    heapq.heapreplace(keys, -record.key)
-    if not records:
+        every.extend(task.unit(record) for record in read(split, source) if isinstance(record, Record))
+    if not every:
         raise DataError("there are no records to take a sample of")
-    return -keys[0], records
+    units, sizes = np.unique(np.asarray(every, np.uint64), return_counts=True)
+    taken = {int(unit): int(size) for unit, size in zip(units[:count], sizes[:count], strict=True)}
+    return Sample(max(taken), taken, len(units), len(every))
 
 
 def make_split(job: FactoryJob, number: int, split: Split) -> PartCounts:
@@ -157,7 +168,7 @@ def make_split(job: FactoryJob, number: int, split: Split) -> PartCounts:
     making = _Making(job, recorded)
     parts = Parts(job, number, state)
     with parts.writing() as write:
-        for record in job.read(split):
+        for record in job.read(number, split):
             made, unread = making.made(record), isinstance(record, Malformed)
             write(record, made, not unread and recorded.unasked, 0 if unread else recorded.used_tokens)
     log.close()

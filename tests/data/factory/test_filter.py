@@ -9,20 +9,23 @@ from benchmarks.filters import measure
 from qwen3_jax.cli.main import main as qwen3
 from qwen3_jax.data import Source
 from qwen3_jax.data.factory import AskOptions, FilterTask, Limits, filter_records, load_recipe
-from qwen3_jax.data.factory.filters import conclusion, guessed, inconsistent, mixed_languages
+from qwen3_jax.data.factory.filters import Validation, conclusion, guessed, inconsistent, mixed_languages, repetitive
 from qwen3_jax.data.factory.query_rules import general_writing, several_parts
 from qwen3_jax.endpoints import Endpoint
 from qwen3_jax.errors import UserError
 from tests.helpers.fake_endpoint import fake_endpoint
 
 
-@pytest.mark.parametrize("phrasing", [0, 1])
+@pytest.mark.parametrize("phrasing", [0, 1, 5])
 @pytest.mark.parametrize("count", [30, pytest.param(200, marks=pytest.mark.slow)])
 def test_planted_faults_are_sorted_out_and_good_answers_stay(phrasing, count, tmp_path):
     found = measure(tmp_path, count, 1, phrasing)
     total, lost, _ = found.pop("good")
     assert lost <= 0.02 * total
+    only_words = ("several parts", "general writing") if phrasing == 5 else ()  # what a model must judge
     for kind, (total, left_out, named) in found.items():
+        if kind in only_words:
+            continue
         assert left_out >= 0.95 * total, kind
         assert named >= 0.8 * total, kind
     funnel = json.loads((tmp_path / "out/funnel.json").read_text())
@@ -99,6 +102,66 @@ def test_a_language_is_kept_unless_the_query_mixes_them():
     assert mixed_languages("二加二等于多少？", "我们先把两个数相加。", "答案是四。") is None
     assert mixed_languages("What is 2 + 2?", "We add them up: $2 + 2$.", "It is four.") is None
     assert mixed_languages("How is 'thank you very much' said: 谢谢 or 请？", "谢谢 is thanks.", "谢谢") is None
+
+
+TALK = (
+    "I talk about the weather today and about the long way home. My neighbour has a garden with roses and a bench. "
+    "Sometimes we sit there in the evening and say nothing at all. The bus drives past and children wave. It is a good place "
+    "to think about old friends, about music, and about what there is to eat tomorrow."
+)
+
+
+@pytest.mark.parametrize(
+    ("query", "thinking", "content", "fault"),
+    [
+        ("What is 4 + 5?", " ".join(f"Try {i}: 4 + 5 is 9. Is it?" for i in range(40)), "9",
+         "repetitive"),
+        ("What is 4 + 5?", " ".join(f"Again (round {i}): 4 + 5 is 9. I doubt it." for i in range(40)), "9", "repetitive"),
+        ("What is 4 + 5?", "\n".join(f"{i}. {90 * i} divided by {i} leaves 0." for i in range(1, 30)), "0", None),
+        ("What is 4 + 5?", "So it goes on. Agora somamos todos estes números e tiramos o resto. 4 + 5 = 9.", "9",
+         "mixed languages"),
+        ("What is 4 + 5?", " ".join(f"Case {i}: {i} times 9 leaves {i * 9 % 7}." for i in range(20)), "9", None),
+        ("What is 4 + 5?", "So we go on. Ensuite nous additionnons tous ces nombres et nous enlevons le reste. 4 + 5 = 9.", "9",
+         "mixed languages"),
+        ("Wie viel sind 4 und 5 zusammen, wenn man beide Zahlen addiert?",
+         "Zuerst nehmen wir die vier und zählen dann fünf weitere dazu: 4 + 5 = 9.", "Das sind 9.", None),
+        ("Translate into French: we add 4 and 5 to all of it.", "Nous ajoutons quatre et cinq, 4 et 5, à tout.", "ok", None),
+        ("What do we have when 4 and 5 are added?", "Das ist eine leichte Aufgabe aus der ersten Klasse: 4 + 5 = 9.", "9",
+         "mixed languages"),
+        ("What is 45 * 5?", "45 * 5 = 220, nothing else to do here.", "225", "inconsistent"),
+        ("How many per cent of 200 are 50?", "50/200 = 1/4 of them.", "25%", None),
+        ("How many per cent of 200 are 50?", "The quotient of 50 and 200 is 0.25, and it is exact.", "25", None),
+        ("How many metres are 3 km and 200 m?", "That gives 3.2 km.", "3,200 m", None),
+        ("How many primes are below 10?", "Those are 2, 3, 5 and 7. Four of them.", "4", None),
+        ("What is 12 + 30?", f"{TALK} Then 42.", "42", "guessed"),
+        ("What is 12 + 30?", "I talk about the way home. Twelve and thirty: 42.", "42", "guessed"),
+        ("What is 12 + 30?", "Let me see... 42, for lack of anything better.", "42", "guessed"),
+        ("What is 12 + 30?", "Both are added.", "12 + 30 = 42", None),
+    ],
+)  # fmt: skip
+def test_faults_that_show_without_knowing_the_words(query, thinking, content, fault):
+    found = {
+        "repetitive": repetitive(thinking),
+        "guessed": guessed(query, thinking, content), "inconsistent": inconsistent(thinking, content),
+        "mixed languages": mixed_languages(query, thinking, content),
+    }  # fmt: skip
+    assert {name for name, reason in found.items() if reason} == ({fault} if fault else set()), found
+
+
+def test_a_held_out_query_is_near_in_other_words_and_not_with_other_numbers():
+    held_out = Validation.of(
+        ["A lorry brings 33 boxes of cards to the school, every box has 2 cards. 30 are lost. How many are left?"]
+    )
+    assert held_out.near(
+        "30 are lost of 33 boxes that a truck brings to the school. Every box has 2 cards. How many are left?"
+    )
+    assert (
+        held_out.near(
+            "A lorry brings 31 boxes of eggs to the farm, each box holds 6 eggs. 20 are lost. How many are left?"
+        )
+        is None
+    )
+    assert held_out.near("Solve x^2 - 33x + 30 = 2.") is None
 
 
 def test_domains_are_balanced_and_labels_of_a_model_are_believed(tmp_path):
@@ -212,6 +275,13 @@ def test_the_command_judges_with_a_model_and_refuses_what_needs_one(tmp_path, ca
     with fake_endpoint(answer=judge) as endpoint:
         served = ("--model", endpoint.url, "--endpoint-model", "m")
         assert qwen3([*command, *served]) == 0
-        assert [len(endpoint.requests), "2 requests answered" in capsys.readouterr().err] == [2, True]
+        said = capsys.readouterr().err
+        assert [len(endpoint.requests), "2 requests answered" in said, "no model decided" in said] == [2, True, False]
         assert qwen3([*command[:-1], str(tmp_path / "two"), *served, "--judge", "response_kind"]) == 0
         assert len(endpoint.requests) == 3
+    # What no model has decided about is named.
+    assert "no model decided about: not verifiable, several parts, general writing." in capsys.readouterr().err
+    assert qwen3([*command[:-1], str(tmp_path / "three"), "--skip", "guessed"]) == 0
+    named = "not verifiable, several parts, general writing, inconsistent"
+    assert f"no model decided about: {named}." in capsys.readouterr().err
+    assert ", ".join(json.loads((tmp_path / "three/funnel.json").read_text())["decided_by_rules"]) == named

@@ -62,18 +62,20 @@ def recorded(folder: Path) -> dict[str, int]:
 def killed_until_done(command: list[str], folder: Path, kills: int, requests: int, start: float, seed: int) -> str:
     """Run a command again and again, killed `kills` times, and then to its end; return what the last run said.
 
-    A quarter of the kills come at a random time within `start` seconds, the others when a random number of the answers is
-    recorded, and up to a tenth of `start` later.
+    A quarter of the kills, among the first half, come at a random time within `start` seconds, the others when a random number
+    of the answers is recorded, and up to a tenth of `start` later; all of them before 97% of the answers are recorded.
     """
     rng = random.Random(seed)
-    early = set(rng.sample(range(kills), kills // 4))
+    early = set(rng.sample(range(kills // 2), kills // 4))
     marks = iter(sorted(rng.sample(range(requests * 9 // 10), kills - len(early))))
     for kill in range(kills):
         mark = 0 if kill in early else next(marks)
         life = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while life.poll() is None and len(recorded(folder)) < mark:
             time.sleep(0.01)
-        time.sleep(rng.uniform(0, start if kill in early else start / 10))
+        until = time.monotonic() + rng.uniform(0, start if kill in early else start / 10)
+        while time.monotonic() < until and len(recorded(folder)) < 0.97 * requests:
+            time.sleep(0.01)
         assert life.poll() is None, f"it ended with {life.returncode} before kill {kill}, at {mark} answers"
         life.send_signal(signal.SIGKILL)
         life.wait()
