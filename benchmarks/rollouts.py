@@ -27,13 +27,13 @@ SAMPLES, MAX_NEW_TOKENS = 8, 160
 class Ours:
     """An engine that is kept, as the loop of training keeps it."""
 
-    def __init__(self, folder: str, rows: int, budget: int | None, logprobs: bool):
+    def __init__(self, folder: str, rows: int, budget: int | None, logprobs: bool, mesh=None):
         import jax
 
         import qwen3_jax
         from qwen3_jax import Engine
 
-        self.model, self.tokenizer = qwen3_jax.load(folder, dtype="float32")
+        self.model, self.tokenizer = qwen3_jax.load(folder, dtype="float32", mesh=mesh)
         self.engine = Engine(self.model, rows=rows, offline=True, max_length=512)
         self.budget, self.logprobs = budget, logprobs
         self.compiled = 0
@@ -87,7 +87,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=os.environ.get("QWEN3_MODEL"), help="a trained model (default: QWEN3_MODEL)")
     parser.add_argument("--rows", type=int, nargs="+", default=[64, 256], help="answers sampled together")
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of each side, in turn (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="measurements of each side, in turn (default: %(default)s)"
+    )
     parser.add_argument("--budget", type=int, help="thinking budget of our side (default: none)")
     parser.add_argument("--logprobs", action="store_true", help="our side reports log probabilities")
     parser.add_argument("--no-peer", action="store_true", help="our side alone")
