@@ -126,7 +126,7 @@ class Engine:
         self.rows = shards * shard_rows
         self._runner = Runner(
             model, speculation, cache_type, rows=shard_rows, page_size=size, max_length=max_length or context,
-            offline=offline,
+            chunk=prefill_chunk, offline=offline,
         )  # fmt: skip
         if cache_tokens is None:
             max_pages = self._runner.max_pages()
@@ -322,7 +322,7 @@ class Engine:
             prompt_logprobs: of requests with `score_from` too.
         """
         needs = dict(constraints=constraints, prompt_logprobs=prompt_logprobs)
-        return self._runner.programs(self._scheduler.chunk, self._scheduler.steps, **needs)
+        return self._runner.programs(self._scheduler.steps, **needs)
 
     def _prepare(self) -> None:
         """Compile the decode step that follows a prefill, so that an answer does not stop after its first token."""

@@ -410,9 +410,9 @@ def row_size(count: int, most: int) -> int:
     return min(count if count <= 2 else size_of(count, 8), most)
 
 
-def size_of(count: int, least: int = 1) -> int:
-    """Round up to `least` times a power of two: few shapes, at most twice the work."""
+def size_of(count: int, least: int = 1, factor: int = 2) -> int:
+    """Round up to `least` times a power of `factor`: few shapes, at most that many times the work."""
     size = least
     while size < count:
-        size *= 2
+        size *= factor
     return size

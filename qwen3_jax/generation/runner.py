@@ -45,7 +45,7 @@ class Runner:
 
     def __init__(
         self, model: Qwen3, speculation: Speculation | None, cache_type: CacheType | None, *, rows: int, page_size: int,
-        max_length: int, offline: bool = False,
+        max_length: int, chunk: int, offline: bool = False,
     ):  # fmt: skip
         models = (model, speculation.model) if isinstance(speculation, DraftModel) else (model,)
         sizes = [m.config.vocab_size for m in models]
@@ -53,7 +53,9 @@ class Runner:
             counts = f"the draft model has {sizes[-1]} vocabulary rows and the model {sizes[0]}"
             raise UserError(f"{counts}; a draft model needs the same vocabulary.")
         self.prefill_rows = min(_PREFILL_ROWS[offline], rows)
-        self._prefill_sizes = sorted({min(size, self.prefill_rows) for size in (1, *_PREFILL_ROWS)})
+        # Offline a program that is not compiled saves more than the padding of the next size costs.
+        self._factor, self._chunk = 4 if offline else 2, chunk
+        self._prefill_sizes = [self.prefill_rows] if offline else sorted({min(n, self.prefill_rows) for n in (1, 8)})
         self.guessed = 0
         self._model, self._speculation, self._cache_type = model, speculation, cache_type
         self._shards, self._rows = model.execution.placement.parts("batch"), rows
@@ -119,7 +121,7 @@ class Runner:
     def prefill(self, plan: Prefill[ActiveRequest]) -> tuple[ActiveBatch, Progress, Output, jax.Array]:
         """Compute parts of prompts; returns the rows, and their progress, output and hidden states on the device."""
         rows = next(size for size in self._prefill_sizes if size >= max(map(len, plan.parts)))
-        width = size_of(max(sum(count for _, count in parts) for parts in plan.parts), MIN_PREFILL_TOKENS)
+        width = self._prefill_width(max(sum(count for _, count in parts) for parts in plan.parts))
         tokens = np.zeros((self._shards, width), np.int32)
         counts = np.zeros((self._shards, rows), np.int32)
         batch: ActiveBatch = [None] * (self._shards * rows)
@@ -170,7 +172,7 @@ class Runner:
 
     def decode(self, plan: Decode[ActiveRequest], max_steps: int) -> tuple[ActiveBatch, Progress, Output]:
         """Generate tokens, or check guesses if there are any; returns as `prefill`."""
-        rows = row_size(max(map(len, plan.sequences)), self._rows)
+        rows = self._decode_size(max(map(len, plan.sequences)))
         batch: ActiveBatch = [None] * (self._shards * rows)
         for shard, sequences in enumerate(plan.sequences):
             batch[shard * rows : shard * rows + len(sequences)] = sequences
@@ -190,9 +192,22 @@ class Runner:
 
     def prepare(self, count: int, max_steps: int, kind: DecodeKind) -> None:
         """Compile the decode step of `count` rows per shard, unless it is: before the first token, not behind it."""
-        rows = row_size(count, self._rows)
+        rows = self._decode_size(count)
         if (kind, rows, self._pages) not in self._called:
             self._compile_decode(rows, max_steps, kind)
+
+    def _prefill_width(self, count: int) -> int:
+        """Return the tokens per shard of the prefill that takes `count` of them."""
+        return min(size_of(count, MIN_PREFILL_TOKENS, self._factor), self._chunk)
+
+    def _decode_size(self, count: int) -> int:
+        """Return the rows per shard of the decode step that takes `count` of them."""
+        if self._factor == 2:
+            return row_size(count, self._rows)
+        size = self._rows
+        while size >= self._factor * count:
+            size //= self._factor
+        return size
 
     def _compile_decode(self, rows: int, max_steps: int, kind: DecodeKind) -> None:
         """Call a decode step with nothing but padding."""
@@ -226,20 +241,18 @@ class Runner:
         requested = any(active is not None and active.request.sampling.logprobs is not None for active in batch)
         return jax.device_get((progress, output if requested else output.replace(logprobs=None), scores))
 
-    def programs(
-        self, chunk: int, max_steps: int, *, constraints: bool, prompt_logprobs: bool
-    ) -> list[Callable[[], None]]:
+    def programs(self, max_steps: int, *, constraints: bool, prompt_logprobs: bool) -> list[Callable[[], None]]:
         """Return a call for every program in every shape, which compiles it. See `Engine.programs`."""
-        widths = _sizes(MIN_PREFILL_TOKENS, chunk)
-        decodes = sorted({row_size(count, self._rows) for count in range(1, self._rows + 1)})
-        widths.sort(key=lambda width: (width != min(_FIRST_WIDTH, chunk), width))
-        several = self._prefill_sizes[1:]
+        widths = sorted({self._prefill_width(count) for count in range(1, self._chunk + 1)})
+        decodes = sorted({self._decode_size(count) for count in range(1, self._rows + 1)})
+        widths.sort(key=lambda width: (width != self._prefill_width(_FIRST_WIDTH), width))
+        first_rows, *several = self._prefill_sizes
         kinds: list[DecodeKind] = ["plain"]
         kinds += ["guesses"] if self._speculation is not None else []
         kinds += ["constrained"] if constraints else []
         scores = [(size, few) for size in _SCORED for few in (1, MAX_LOGPROBS)] if prompt_logprobs else []
-        one, *others = [functools.partial(self._compile_prefill, 1, width) for width in widths]
-        first, *rest = [functools.partial(self._compile_decode, 1, max_steps, kind) for kind in kinds]
+        one, *others = [functools.partial(self._compile_prefill, first_rows, width) for width in widths]
+        first, *rest = [functools.partial(self._compile_decode, decodes[0], max_steps, kind) for kind in kinds]
         return [
             one, first, self._compile_enter, *others, *rest,
             *(functools.partial(self._compile_decode, n, max_steps, kind) for n in decodes[1:] for kind in kinds),
@@ -262,13 +275,13 @@ class Runner:
 
     def _compile_picks(self, widths: Sequence[int]) -> None:
         for width in widths:
-            states = self._prefill_nothing(1, width)
+            states = self._prefill_nothing(self._prefill_sizes[0], width)
             for size in _SCORED:
                 program.pick(states, np.zeros((self._shards, size), np.int32))
 
     def _compile_score(self, size: int, few: int) -> None:
         nothing = np.zeros((self._shards, size), np.int32)
-        states = self._prefill_nothing(1, MIN_PREFILL_TOKENS)
+        states = self._prefill_nothing(self._prefill_sizes[0], MIN_PREFILL_TOKENS)
         with self._announced("score", size * few, "compiling log probabilities of prompts"):
             self._score(states, nothing, nothing, nothing, few)
 
@@ -337,7 +350,3 @@ class Runner:
                     active.indexed = len(active.tokens)
                     row[: len(proposed)] = proposed
         return guesses if (guesses >= 0).any() else None
-
-
-def _sizes(least: int, most: int) -> list[int]:
-    return [least << i for i in range((size_of(most, least) // least).bit_length())]

@@ -168,7 +168,10 @@ def _draw_seed() -> int:
 
 @struct.dataclass
 class SamplingRows:
-    """`Sampling` of each row as arrays [B]; `key` is uint32 [B, 2], `bias_tokens` int32 [B, MAX_BIASES], padded with -1."""
+    """`Sampling` of each row as arrays [B]; `key` is uint32 [B, 2], `bias_tokens` int32 [B, MAX_BIASES], padded with -1.
+
+    `logprobs` is int32, -1 where none are requested.
+    """
 
     temperature: jax.Array
     top_k: jax.Array
@@ -200,7 +203,7 @@ class SamplingRows:
         def column(name: str, dtype: type) -> Any:
             return np.asarray([getattr(row, name) for row in rows], dtype)
 
-        requested: Any = np.asarray([row.logprobs is not None for row in rows])
+        alternatives: Any = np.asarray([-1 if row.logprobs is None else row.logprobs for row in rows], np.int32)
         seeds = [np.random.SeedSequence(row.seed, spawn_key=(i,)) for row, i in zip(rows, sample_indices, strict=True)]
         tokens: Any = np.full((len(rows), MAX_BIASES), -1, np.int32)
         biases: Any = np.zeros((len(rows), MAX_BIASES), np.float32)
@@ -212,7 +215,7 @@ class SamplingRows:
             top_k=column("top_k", np.int32),
             bias_tokens=tokens,
             biases=biases,
-            logprobs=requested,
+            logprobs=alternatives,
             sampled_logprobs=column("sampled_logprobs", bool),
             key=np.stack([seed.generate_state(2, np.uint32) for seed in seeds]),  # type: ignore[arg-type]
         )
@@ -273,13 +276,17 @@ def sample(logits_bv: jax.Array, rows: SamplingRows, position_b: jax.Array) -> j
         rows: settings.
         position_b: int32, tokens that the row has generated; each position has random numbers of its own.
     """
-    greedy_b = jnp.argmax(logits_bv, axis=-1).astype(jnp.int32)
+
+    def greedy(_: None) -> jax.Array:
+        return _largest(logits_bv)
 
     def draw(_: None) -> jax.Array:
         scaled_bv, few, few_b, whole_b = _scaled(logits_bv, rows)
         noise = jax.vmap(_noise)
-        sorted_bc, index_bc = jax.lax.top_k(scaled_bv, few)
-        from_few_b = _choose(sorted_bc, index_bc, noise(rows.key, position_b, index_bc), rows)
+
+        def from_few(_: None) -> jax.Array:
+            sorted_bc, index_bc = jax.lax.top_k(scaled_bv, few)
+            return _choose(sorted_bc, index_bc, noise(rows.key, position_b, index_bc), rows)
 
         def from_all(_: None) -> jax.Array:
             token_bv = jnp.broadcast_to(jnp.arange(scaled_bv.shape[-1]), scaled_bv.shape)
@@ -291,19 +298,31 @@ def sample(logits_bv: jax.Array, rows: SamplingRows, position_b: jax.Array) -> j
                 return _choose(sorted_bv, index_bv, noise_sorted_bv, rows)
 
             def unsorted(_: None) -> jax.Array:
-                return jnp.argmax(scaled_bv + noise_bv, axis=-1).astype(jnp.int32)
+                # Written out first: XLA:CPU would draw the noise once more for the second pass of `_largest`.
+                return _largest(jax.lax.optimization_barrier(scaled_bv + noise_bv))
 
             return jax.lax.cond(jnp.all(few_b | whole_b | rows.is_greedy), unsorted, from_sorted, None)
 
-        return jax.lax.cond(
-            jnp.all(few_b | rows.is_greedy),
-            lambda _: from_few_b,
-            lambda _: jnp.where(few_b, from_few_b, from_all(None)),
-            None,
-        )
+        # What no row needs is not computed: a partial sort, or noise for the whole vocabulary.
+        from_few_b = jax.lax.cond(jnp.any(few_b), from_few, none, None)
+        from_all_b = jax.lax.cond(jnp.all(few_b | rows.is_greedy), none, from_all, None)
+        drawn_b = jnp.where(few_b, from_few_b, from_all_b)
+        return jnp.where(rows.is_greedy, jax.lax.cond(jnp.any(rows.is_greedy), greedy, none, None), drawn_b)
 
-    drawn_b = jax.lax.cond(jnp.all(rows.is_greedy), lambda _: greedy_b, draw, None)
-    return jnp.where(rows.is_greedy, greedy_b, drawn_b)
+    def none(_: None) -> jax.Array:
+        return jnp.zeros(len(logits_bv), jnp.int32)
+
+    return jax.lax.cond(jnp.all(rows.is_greedy), greedy, draw, None)
+
+
+def _largest(x_bv: jax.Array) -> jax.Array:
+    """Return what argmax does: the first place of the largest value in each row, or of a NaN; int32 [B].
+
+    Two reductions of one value each, which XLA:CPU computes several elements at a time; argmax's of a pair it does not.
+    """
+    place_bv = jax.lax.broadcasted_iota(jnp.int32, x_bv.shape, 1)
+    found_bv = (x_bv == x_bv.max(axis=-1, keepdims=True)) | jnp.isnan(x_bv)
+    return jnp.where(found_bv, place_bv, x_bv.shape[-1]).min(axis=-1)
 
 
 def sampled_logprobs(logits_bv: jax.Array, rows: SamplingRows, token_b: jax.Array) -> jax.Array:
@@ -314,7 +333,9 @@ def sampled_logprobs(logits_bv: jax.Array, rows: SamplingRows, token_b: jax.Arra
 
     def compute(_: None) -> jax.Array:
         scaled_bv, few, few_b, whole_b = _scaled(logits_bv, rows)
-        from_few_b = _log_total(jax.lax.top_k(scaled_bv, few)[0], rows)
+
+        def from_few(_: None) -> jax.Array:
+            return _log_total(jax.lax.top_k(scaled_bv, few)[0], rows)
 
         def from_all(_: None) -> jax.Array:
             return jax.lax.cond(
@@ -324,16 +345,16 @@ def sampled_logprobs(logits_bv: jax.Array, rows: SamplingRows, token_b: jax.Arra
                 None,
             )
 
-        total_b = jax.lax.cond(
-            jnp.all(few_b | rows.is_greedy),
-            lambda _: from_few_b,
-            lambda _: jnp.where(few_b, from_few_b, from_all(None)),
-            None,
-        )
+        from_few_b = jax.lax.cond(jnp.any(few_b), from_few, none, None)
+        from_all_b = jax.lax.cond(jnp.all(few_b | rows.is_greedy), none, from_all, None)
+        total_b = jnp.where(few_b, from_few_b, from_all_b)
         chosen_b = jnp.take_along_axis(scaled_bv, token_b[:, None], axis=-1)[:, 0]
         return jnp.where(rows.is_greedy, 0.0, chosen_b - total_b)
 
-    return jax.lax.cond(jnp.any(rows.sampled_logprobs), compute, lambda _: jnp.zeros(len(logits_bv)), None)
+    def none(_: None) -> jax.Array:
+        return jnp.zeros(len(logits_bv))
+
+    return jax.lax.cond(jnp.any(rows.sampled_logprobs), compute, none, None)
 
 
 def _scaled(logits_bv: jax.Array, rows: SamplingRows) -> tuple[jax.Array, int, jax.Array, jax.Array]:
@@ -398,14 +419,27 @@ class Logprobs(struct.PyTreeNode):
     sampled: jax.Array | None = None
 
 
-def logprobs(logits_bv: jax.Array, tokens_b: jax.Array, wanted_b: jax.Array) -> Logprobs:
-    """Return the log probabilities of `tokens_b` and of the most likely tokens, if `wanted_b` is set for any row."""
+def logprobs(logits_bv: jax.Array, tokens_b: jax.Array, alternatives_b: jax.Array) -> Logprobs:
+    """Return the log probabilities of `tokens_b` and of the most likely tokens.
+
+    `alternatives_b` is `SamplingRows.logprobs`: where no row asks for log probabilities, or for alternatives, these are zeros.
+    """
     rows, few = logits_bv.shape[0], min(MAX_LOGPROBS, logits_bv.shape[1])
 
     def zeros(_: None) -> Logprobs:
         return Logprobs(jnp.zeros(rows), jnp.zeros((rows, few)), jnp.zeros((rows, few), jnp.int32))
 
-    return jax.lax.cond(jnp.any(wanted_b), lambda _: own_logprobs(logits_bv, tokens_b, few), zeros, None)
+    def chosen_alone(_: None) -> Logprobs:
+        below_bv = logits_bv - logits_bv.max(axis=-1, keepdims=True)  # as log_softmax does, to the same bits
+        below_b = jnp.take_along_axis(below_bv, tokens_b[:, None], axis=-1)[:, 0]
+        return zeros(None).replace(chosen=below_b - jnp.log(jnp.exp(below_bv).sum(axis=-1)))
+
+    def compute(_: None) -> Logprobs:
+        return jax.lax.cond(
+            jnp.any(alternatives_b > 0), lambda _: own_logprobs(logits_bv, tokens_b, few), chosen_alone, None
+        )
+
+    return jax.lax.cond(jnp.any(alternatives_b >= 0), compute, zeros, None)
 
 
 def own_logprobs(logits_bv: jax.Array, tokens_b: jax.Array, few: int) -> Logprobs:

@@ -50,12 +50,16 @@ def decode(
     used_r = jnp.minimum((lengths_r + t - 1) // c + 1, tables_rw.shape[1])
     ends_r = jnp.cumsum(used_r)
 
+    window = min(items, r)  # each row has an item, so the rows of consecutive items are no more than these
+
     def page_block(step, carry):
         max_rkm, sum_rkm, acc_rkmh, pages = carry
         pages = jax.lax.optimization_barrier(pages)  # or JAX would hoist them out of the carry
         item_i = step * items + jnp.arange(items)
         row_i = jnp.searchsorted(ends_r, item_i, side="right", method="compare_all")
-        in_row_ir = row_i[:, None] == jnp.arange(r)  # all False for an item past the last
+        first = row_i[0]
+        in_row_iw = row_i[:, None] == first + jnp.arange(window)  # all False for an item past the last
+        in_row_iw &= (row_i < r)[:, None]
         row_i = jnp.minimum(row_i, r - 1)
         place_i = jnp.clip(item_i - (ends_r - used_r)[row_i], 0, tables_rw.shape[1] - 1)
         slot_ic = place_i[:, None] * c + jnp.arange(c)
@@ -63,7 +67,7 @@ def decode(
         # Unwritten slots hold values of an earlier row, and 0 times infinity is not 0.
         v_ikch = jnp.where((slot_ic < lengths_r[row_i][:, None] + t)[:, None, :, None], v_ikch, 0)
         seen_imc = slot_ic[:, None, :] <= position_rm[row_i][:, :, None]
-        seen_ikmc = (seen_imc & in_row_ir.any(axis=1)[:, None, None])[:, None]
+        seen_ikmc = (seen_imc & in_row_iw.any(axis=1)[:, None, None])[:, None]
         q_ikmh = _select_rotation(q_crkmh[:, row_i], position_rm[row_i][:, None], (place_i * c)[:, None, None], chunk)
         scores_ikmc = jnp.where(seen_ikmc, _product("ikmh,ikch->ikmc", q_ikmh, k_ikch), _HIDDEN)
         max_ikm = scores_ikmc.max(axis=-1)
@@ -71,20 +75,28 @@ def decode(
         acc_ikmh = _product("ikmc,ikch->ikmh", probs_ikmc, v_ikch)
 
         # Rescale the items' results from their own maximum to their row's, and sum them by row.
-        new_max_rkm = jnp.maximum(
-            max_rkm, jnp.where(in_row_ir[:, :, None, None], max_ikm[:, None], _HIDDEN).max(axis=0)
+        max_wkm, sum_wkm, acc_wkmh = (
+            jax.lax.dynamic_slice_in_dim(x, first, window) for x in (max_rkm, sum_rkm, acc_rkmh)
         )
-        factor_ikm = jnp.exp(max_ikm - new_max_rkm[row_i])
-        shrink_rkm = jnp.exp(max_rkm - new_max_rkm)
-        to_row_ir = in_row_ir.astype(jnp.float32)
-        sum_rkm = sum_rkm * shrink_rkm + _einsum("ir,ikm->rkm", to_row_ir, probs_ikmc.sum(axis=-1) * factor_ikm)
-        parts_rkmh = _einsum("ir,ikmh->rkmh", to_row_ir, acc_ikmh * factor_ikm[..., None])
-        return new_max_rkm, sum_rkm, acc_rkmh * shrink_rkm[..., None] + parts_rkmh, pages
+        new_max_wkm = jnp.maximum(
+            max_wkm, jnp.where(in_row_iw[:, :, None, None], max_ikm[:, None], _HIDDEN).max(axis=0)
+        )
+        factor_ikm = jnp.exp(max_ikm - new_max_wkm[jnp.minimum(row_i - first, window - 1)])
+        shrink_wkm = jnp.exp(max_wkm - new_max_wkm)
+        to_row_iw = in_row_iw.astype(jnp.float32)
+        sum_wkm = sum_wkm * shrink_wkm + _einsum("iw,ikm->wkm", to_row_iw, probs_ikmc.sum(axis=-1) * factor_ikm)
+        parts_wkmh = _einsum("iw,ikmh->wkmh", to_row_iw, acc_ikmh * factor_ikm[..., None])
+        after = new_max_wkm, sum_wkm, acc_wkmh * shrink_wkm[..., None] + parts_wkmh
+        return *(
+            jax.lax.dynamic_update_slice_in_dim(old, new, first, axis=0)
+            for old, new in zip((max_rkm, sum_rkm, acc_rkmh), after, strict=True)
+        ), pages
 
-    zeros_rkm = jnp.zeros(q_crkmh.shape[1:4], jnp.float32)
-    start = zeros_rkm + _HIDDEN, zeros_rkm, jnp.zeros(q_crkmh.shape[1:], jnp.float32), pages
+    # `window` rows more: a slice that ends past the last row would begin at an earlier one.
+    zeros_rkm = jnp.zeros((r + window, *q_crkmh.shape[2:4]), jnp.float32)
+    start = zeros_rkm + _HIDDEN, zeros_rkm, jnp.zeros((*zeros_rkm.shape, h), jnp.float32), pages
     _, sum_rkm, acc_rkmh, pages = jax.lax.fori_loop(0, -(-ends_r[-1] // items), page_block, start)
-    out_rkmh = acc_rkmh / sum_rkm[..., None]
+    out_rkmh = acc_rkmh[:r] / sum_rkm[:r, ..., None]
     out_rtnh = out_rkmh.reshape(r, k, n // k, t, h).transpose(0, 3, 1, 2, 4).reshape(r, t, n, h)
     return out_rtnh.astype(q_crtnh.dtype), pages
 
