@@ -12,7 +12,7 @@ from flax import nnx
 
 import qwen3_jax
 import sharding
-from qwen3_jax import DraftModel, Engine, PromptLookup, Request, Sampling
+from qwen3_jax import DraftModel, Engine, Request, Sampling
 from qwen3_jax.generation import ThinkingTokens
 from qwen3_jax.generation.stats import Clock
 from tests.helpers import hf_checkpoints, tiny_models
@@ -332,11 +332,11 @@ def test_guessed_tokens_follow_the_distribution(count):
     prompt = tuple([5, 6, 7, 8] * 4)
 
     def draw(first: int, **options) -> np.ndarray:
-        engine = Engine(model, rows=64, cache_tokens=64 * 64, **options)
+        engine = Engine(model, **SHAPE | options)
         sampling = [Sampling(temperature=0.8, top_k=8, seed=first + seed) for seed in range(count)]
         return np.asarray([ids(tokens) for tokens in run(engine, [Request(prompt, s, 6) for s in sampling])])
 
-    plain, guessed = draw(0), draw(10_000, speculation=PromptLookup(4, shortest=1))
+    plain, guessed = draw(0), draw(10_000, speculation=LOOKUP)
     for place in (1, 3, 5):
         tokens, counts = np.unique(plain[:, place], return_counts=True)
         common = tokens[counts > 10]

@@ -144,10 +144,26 @@ def sft_batch(documents: list[Encoded], length: int, rows: int) -> dict[str, np.
     return read_rows(packed + [()] * (rows - len(packed)), [corpus], length)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "moe"])
-@pytest.mark.parametrize("method", ["sft", "dpo", "reward_model"])
-def test_micro_batches_packing_and_eight_meshes_give_the_gradients_of_one_batch(method, config):
+METHODS = "sft", "dpo", "reward_model"
+# Each mesh once for dense models (those with experts are others without them) and once for experts; `soak` has every method
+# on every mesh.
+SPREAD = {
+    ("sft", TINY): (1, 2), ("dpo", TINY): (3, 5), ("reward_model", TINY): (0, 7),
+    ("sft", TINY_MOE): (0, 4, 7), ("dpo", TINY_MOE): (1, 2, 6), ("reward_model", TINY_MOE): (3, 4, 5),
+}  # fmt: skip
+SPREAD_CASES = [(method, config, [MESHES[i] for i in places]) for (method, config), places in SPREAD.items()]
+
+
+@pytest.mark.parametrize(
+    ("method", "config", "meshes"),
+    [pytest.param(*case, marks=pytest.mark.slow) for case in SPREAD_CASES]
+    + [
+        pytest.param(method, config, MESHES, marks=pytest.mark.soak)
+        for method in METHODS
+        for config in (TINY, TINY_MOE)
+    ],
+)
+def test_micro_batches_packing_and_eight_meshes_give_the_gradients_of_one_batch(method, config, meshes):
     """With the load-balancing loss of experts, whose counts are the global batch's."""
     objective = {"sft": LANGUAGE_MODEL, "dpo": dpo(BETA), "reward_model": REWARD_MODEL}[method]
     pairs = preferences(8, seed=4)
@@ -174,7 +190,7 @@ def test_micro_batches_packing_and_eight_meshes_give_the_gradients_of_one_batch(
 
     check(trainer(config, objective, 4), made(48, 8), "micro-batches")
     check(whole, made(24, 16), "shorter rows")
-    for sizes in MESHES:
+    for sizes in meshes:
         if "expert" in sizes and config is TINY:
             sizes = sizes | {"expert": 1}
         placement = sharding.Placement(sharding.make_mesh(**sizes), sharding.TRAINING)
