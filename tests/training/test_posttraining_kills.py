@@ -75,11 +75,9 @@ def test_two_processes_compute_the_same_reference_together(tmp_path):
     np.testing.assert_allclose(*parts, rtol=1e-5)
     shutil.copytree(tmp_path / "two/reference", tmp_path / "again/reference")
     assert small_run.ended(small_run.start_pair(config, tmp_path / "again", tmp_path, devices=2)) == [0, 0]
-    rows = [
-        json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0]) for name in ("one", "two", "again")
-    ]
-    for row in rows:
-        np.testing.assert_allclose(row["train.preference"], np.log(2), rtol=1e-5)
+    for name in ("one", "two", "again"):
+        (first,) = [row["train.preference"] for row in lines(tmp_path / name) if "train.preference" in row]
+        np.testing.assert_allclose(first, np.log(2), rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -95,7 +93,7 @@ def test_the_laptop_configurations_run_and_learn(tmp_path, monkeypatch):
     ):
         saved = yaml.safe_load((CONFIGS / f"{name}-laptop.yaml").read_text())
         options = ["--steps=24", "--eval_every=12", "--checkpoint_every=12", "--optimizer.learning_rate=3e-3"]
-        options += ["--data.sequence_length=192", "--data.batch_size=4", "--data.packing_rows=16"]
+        options += ["--data.sequence_length=320", "--data.batch_size=4", "--data.packing_rows=16"]
         assert saved["model"]["init_from"] == "runs/quickstart/hf"
         assert cli.main([f"--config={CONFIGS / f'{name}-laptop.yaml'}", *options]) == 0
         rows = [json.loads(line) for line in (tmp_path / saved["run_dir"] / "metrics.jsonl").read_text().splitlines()]
