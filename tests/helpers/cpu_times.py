@@ -19,7 +19,6 @@ import os
 import threading
 import time
 
-import jax
 import pytest
 
 _PROPERTY = "cpu_seconds"
@@ -42,6 +41,8 @@ class _Phases:
     def __init__(self):
         self.seconds: collections.Counter[str] = collections.Counter()
         self._ended = threading.local()  # start and length of the events that no later event has contained yet
+        import jax  # when conftest.py has set what JAX reads as it is imported
+
         jax.monitoring.register_event_duration_secs_listener(self._add)
 
     def _add(self, event: str, seconds: float, **_details) -> None:
@@ -58,6 +59,7 @@ class _Phases:
         self.seconds["programs"] += phase == "compiling" and not read
 
     def now(self) -> dict[str, float]:
+        """All columns up to now, of this process and the children that it waited for."""
         return {"all": _now(), "children": sum(os.times()[2:4]), **self.seconds}
 
 
@@ -78,7 +80,8 @@ def pytest_configure(config: pytest.Config) -> None:
 class _CpuTimes:
     def __init__(self, config: pytest.Config):
         self.config = config
-        self.phases = _Phases()
+        if not config.getoption("numprocesses", None):  # else this process runs no test
+            self.phases = _Phases()
         self.tests: dict[str, dict[str, float]] = {}
         self.marked: set[str] = set()  # slow or soak
         self.whole = 0.0  # of the workers, where there are some
