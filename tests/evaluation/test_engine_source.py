@@ -45,7 +45,7 @@ slow = pytest.mark.slow
         ("greedy", {}),
         ("hot", {"tight": True}),
         pytest.param("penalties", {"offline": True}, marks=slow),
-        ("hot", {"tight": True, "offline": True}),
+        pytest.param("hot", {"tight": True, "offline": True}, marks=slow),
         pytest.param("hot", {"rows": 3}, marks=pytest.mark.soak),
         pytest.param("greedy", {"prefix_cache": False, "rows": 1}, marks=slow),
         pytest.param("hot", {"speculation": PromptLookup(3, shortest=1)}, marks=slow),

@@ -156,6 +156,7 @@ def test_requests_at_their_edges(dense):
         ours.loglikelihood([instance("one", long)])
 
 
+@pytest.mark.slow
 def test_generation_settings(dense, capsys):
     from lm_eval.models.huggingface import HFLM
 

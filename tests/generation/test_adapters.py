@@ -43,6 +43,7 @@ def logprobs(tokens) -> list[float]:
     return [token.logprob.logprob for token in tokens if token.logprob is not None]
 
 
+@pytest.mark.slow
 def test_a_batch_of_three_adapters_and_none_is_each_alone(folders):
     base, saved = folders
     model, _ = qwen3_jax.load(base, adapter=saved)

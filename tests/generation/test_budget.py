@@ -340,7 +340,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "draft": dict(speculation="itself"),
     "draft_and_preemptions": dict(speculation="another"),
 }
-MARKS = {"draft": pytest.mark.soak, "draft_and_preemptions": pytest.mark.slow}
+MARKS = {"draft": pytest.mark.soak, "draft_and_preemptions": pytest.mark.slow, "preemptions": pytest.mark.slow}
 WITH_MARKS = [pytest.param(way, marks=MARKS.get(way, ())) for way in WAYS]
 
 

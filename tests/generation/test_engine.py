@@ -176,8 +176,8 @@ def constrained_requests() -> list[tuple[Request, Expected]]:
 @pytest.mark.parametrize(
     ("mesh", "way"),
     [
-        ("1_device", "lookup_and_preemptions"),
         ("1_device", "offline"),
+        pytest.param("1_device", "lookup_and_preemptions", marks=pytest.mark.slow),
         pytest.param("1_device", "small_chunks", marks=pytest.mark.slow),
         pytest.param("data_2_tensor_2", "preemptions", marks=pytest.mark.slow),
         pytest.param("1_device", "single_steps", marks=pytest.mark.soak),
@@ -198,10 +198,6 @@ def test_constraints_and_biases_hold_in_any_company(mesh, way, folder):
 
 
 QUICK = [("dense_tied", "1_device", way, FEW) for way in WAYS if way in FEW_WAYS]
-QUICK += [
-    ("moe", "1_device", "lookup_and_preemptions", FEW),
-    ("dense_tied", "data_2_tensor_2", "preemptions", FEW),
-]
 MORE = pytest.mark.soak  # the same cases with more requests
 EVERY = [("dense_tied", "1_device", way) for way in WAYS]
 EVERY += [("moe", "8_devices", "as_it_is")]

@@ -218,7 +218,7 @@ def test_bf16_keeps_float32_gradients_and_close_losses(single):
         assert (q != q.astype(jnp.bfloat16).astype(np.float32)).mean() > 0.9
 
 
-@pytest.mark.parametrize("quantization", ["int8", "fp8"])
+@pytest.mark.parametrize("quantization", ["int8", pytest.param("fp8", marks=pytest.mark.slow)])
 def test_quantised_products_are_close_and_learn(quantization, single):
     pytest.importorskip("qwix")
     batch, expected = single
