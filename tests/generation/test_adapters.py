@@ -21,7 +21,7 @@ def settings(config, index: int) -> AdapterConfig:
     return AdapterConfig((2, 4, 3)[index], (4.0, 8.0, 16.0)[index], targets)
 
 
-@pytest.fixture(scope="module", params=[0, pytest.param(8, marks=pytest.mark.slow)], ids=["dense", "moe"])
+@pytest.fixture(scope="module")
 def folders(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapters")
     model = tiny_models.model(eos=False, experts=request.param)
@@ -44,6 +44,7 @@ def logprobs(tokens) -> list[float]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("folders", [0, 8], ids=["dense", "moe"], indirect=True)
 def test_a_batch_of_three_adapters_and_none_is_each_alone(folders):
     base, saved = folders
     model, _ = qwen3_jax.load(base, adapter=saved)
@@ -75,13 +76,16 @@ def test_a_batch_of_three_adapters_and_none_is_each_alone(folders):
 
 
 @pytest.mark.parametrize(
-    ("kind", "axes", "compared"),
+    ("folders", "kind", "axes", "compared"),
     [
-        pytest.param("int4", None, (2,), marks=pytest.mark.slow),
-        pytest.param("int8", dict(data=2, tensor=2), (0, 3), marks=pytest.mark.slow),
-        pytest.param("int4", None, (0, 1, 3), marks=pytest.mark.soak),
-        pytest.param("int8", dict(data=2, tensor=2), (1, 2), marks=pytest.mark.soak),
+        pytest.param(8, "int4", None, (2,), marks=pytest.mark.slow),
+        pytest.param(8, "int8", dict(data=2, tensor=2), (0, 3), marks=pytest.mark.slow),
+        pytest.param(8, "int4", None, (0, 1, 3), marks=pytest.mark.soak),
+        pytest.param(8, "int8", dict(data=2, tensor=2), (1, 2), marks=pytest.mark.soak),
+        pytest.param(0, "int4", None, range(4), marks=pytest.mark.soak),
+        pytest.param(0, "int8", dict(data=2, tensor=2), range(4), marks=pytest.mark.soak),
     ],
+    indirect=["folders"],
 )
 def test_quantised_bases_and_meshes(folders, kind, axes, compared):
     """Logits of a batch with an adapter per row are those of each adapter alone over the same base.

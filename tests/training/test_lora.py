@@ -60,8 +60,14 @@ def test_the_state_holds_the_adapters_alone():
             LoraConfig(**changes)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "moe"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(TINY, marks=pytest.mark.soak),  # PEFT's steps in test_adapters_against_peft.py have its gradients
+        pytest.param(TINY_MOE, marks=pytest.mark.slow),
+    ],
+    ids=["dense", "moe"],
+)
 def test_gradients_agree_on_meshes_layouts_and_quantised_bases(config):
     """And equal those of the whole weights, by the chain rule: dA = scaling dW B^T."""
     settings = AdapterConfig(4, 8.0, adapters.names(config))
