@@ -82,6 +82,12 @@ def dense(tmp_path_factory) -> Path:
     return write(tmp_path_factory.mktemp("dense") / "model")
 
 
+@pytest.fixture(scope="module")
+def real_moe(tmp_path_factory) -> Path:
+    """Experts and Qwen3's tokenizer, whose vocabulary makes each program dear."""
+    return write(tmp_path_factory.mktemp("real_moe") / "model", moe=True, real=True)
+
+
 @functools.cache
 def dense_model(folder: Path) -> HarnessModel:
     return HarnessModel(str(folder), dtype="float32", max_length=LENGTH)
@@ -109,8 +115,8 @@ def test_equal_to_transformers(dense, tasks):
         pytest.param(False, True, marks=pytest.mark.soak),
     ],
 )
-def test_equal_to_transformers_on_other_checkpoints(moe, real, tmp_path, tasks):
-    assert_same(*both(write(tmp_path / "model", moe=moe, real=real), tasks))
+def test_equal_to_transformers_on_other_checkpoints(moe, real, tmp_path, tasks, real_moe):
+    assert_same(*both(real_moe if moe and real else write(tmp_path / "model", moe=moe, real=real), tasks))
 
 
 @pytest.mark.parametrize(
@@ -121,11 +127,11 @@ def test_equal_to_transformers_on_other_checkpoints(moe, real, tmp_path, tasks):
         pytest.param(False, True, marks=pytest.mark.soak),
     ],
 )
-def test_equal_under_the_chat_template(multiturn, real, tmp_path, tasks, dense):
+def test_equal_under_the_chat_template(multiturn, real, tasks, request):
     """With a system message and examples, as turns of their own or in one; on Qwen3's own template."""
     names = ["local_choice", "local_letters", "local_answers"]
     options = dict(apply_chat_template=True, system_instruction="Be brief.", fewshot_as_multiturn=multiturn)
-    theirs, ours = both(write(tmp_path / "model", real=True) if real else dense, tasks, names, **options)
+    theirs, ours = both(request.getfixturevalue("real_moe" if real else "dense"), tasks, names, **options)
     assert_same(theirs, ours)
     (text, _), *_ = harness_tasks.prompts(ours, "local_choice")[0]
     assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>")
