@@ -249,7 +249,7 @@ def test_estimates_order_settings_as_they_should():
 @pytest.mark.parametrize(
     ("remat", "limit"),
     [
-        pytest.param("none", 1, marks=pytest.mark.slow),
+        pytest.param("none", 2, marks=pytest.mark.slow),
         pytest.param("dots", 2, marks=pytest.mark.soak),
         pytest.param("full", 3, marks=pytest.mark.soak),
     ],
