@@ -173,6 +173,7 @@ def test_a_stream_that_is_closed_leaves_the_engine_idle():
     assert isinstance(source, EngineSource)
 
 
+@slow
 def test_a_sample_does_not_depend_on_the_tasks_and_samples_beside_it():
     alone = planned(sums(2), sampling=HOT, samples=1, budgets=(9,))
     other = dataclasses.replace(SUMS, name="other")

@@ -32,7 +32,8 @@ MESHES = [
     {"replica": 2, "expert": 4},
     {"expert": 8},
 ]
-# (model, place of the mesh, micro-batches, remat): every pair of axes that training uses, and every policy of remat.
+# (model, place of the mesh, micro-batches, remat): every pair of axes that training uses, and every policy of remat. The last
+# one is slow.
 QUICK = [("dense", 6, 8, "dots"), ("moe", 3, 8, "qkv"), ("moe", 4, 2, "full"), ("moe", 7, 1, "attention")]
 ROWS = 64
 # One window for all, so that they begin with the same state.
@@ -97,7 +98,8 @@ def _cases():
         remat = case[3] if case else "none"
         turn = (index + (name == "moe") + (count == 8)) % 2  # half of the other cases are for CI
         turn &= name == "moe" or "expert" not in MESHES[index]
-        marks = () if case else pytest.mark.slow if turn else pytest.mark.soak
+        marks = pytest.mark.slow if turn or case == QUICK[-1] else pytest.mark.soak
+        marks = () if case in QUICK[:-1] else marks
         yield pytest.param(name, MESHES[index], count, remat, id=f"{name}-{label}-{count}-{remat}", marks=marks)
 
 
