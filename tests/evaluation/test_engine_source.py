@@ -47,7 +47,7 @@ slow = pytest.mark.slow
         pytest.param("penalties", {"offline": True}, marks=slow),
         pytest.param("hot", {"tight": True, "offline": True}, marks=slow),
         pytest.param("hot", {"rows": 3}, marks=pytest.mark.soak),
-        pytest.param("greedy", {"prefix_cache": False, "rows": 1}, marks=pytest.mark.soak),
+        pytest.param("greedy", {"prefix_cache": False, "rows": 1}, marks=slow),
         pytest.param("hot", {"speculation": PromptLookup(3, shortest=1)}, marks=slow),
         pytest.param("stops", {}, marks=slow),
     ],
