@@ -64,7 +64,10 @@ _FIRST = ("test_notebooks.py", "test_processes.py", "test_load.py", "test_sweeps
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in _FIRST)
+    """A module's slow tests follow its others, whose programs and fixtures they share: `-m "not soak"` runs both tiers."""
+    modules = {path: number for number, path in enumerate(dict.fromkeys(item.path for item in items))}
+    slow = {item: item.get_closest_marker("slow") is not None for item in items}
+    items.sort(key=lambda item: (item.path.name not in _FIRST, modules[item.path], slow[item]))
 
 
 def pytest_collection_finish() -> None:

@@ -240,8 +240,15 @@ def test_targets_are_peft_s_names():
         weights(TINY_MOE, target_modules=("gate_proj",))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("config", [TINY, TINY_MOE, MIXED], ids=["dense", "moe", "mixed"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(TINY, marks=pytest.mark.soak),
+        pytest.param(TINY_MOE, marks=pytest.mark.soak),
+        pytest.param(MIXED, marks=pytest.mark.slow),  # has layers of both kinds
+    ],
+    ids=["dense", "moe", "mixed"],
+)
 def test_layouts_meshes_and_quantised_bases_agree(config, tmp_path):
     """Stacked or not, split over devices or not; over int8 and int4 as over the numbers that these stand for."""
     import sharding

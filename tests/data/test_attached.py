@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from qwen3_jax.cli.main import main
+from qwen3_jax.cli.train import main as train_command
 from qwen3_jax.data import DataConfig, Prepared, Source, make_train_loader, open_sources
 from qwen3_jax.data.attached import attach
 from qwen3_jax.data.pipeline import _check_same_text, _sizes
@@ -130,7 +131,7 @@ def test_training_reads_what_the_labels_select_and_names_what_has_none(made, pre
 
 
 @pytest.mark.slow
-def test_train_py_mixes_by_an_attached_label(made, tmp_path):
+def test_train_py_mixes_by_an_attached_label(made, tmp_path, capsys):
     """The command: it prepares nothing anew, and reads only what the label selects."""
     from qwen3_jax.data import Cleaning, prepare
     from qwen3_jax.text import Tokenizer, train_tokenizer
@@ -143,22 +144,25 @@ def test_train_py_mixes_by_an_attached_label(made, tmp_path):
     before = {file.name: file.stat().st_mtime_ns for file in corpus.folder.glob("*.arrayrecord")}
     source = {"name": "c", "path": str(corpus.folder), "where": {"education": [5, None]}, "eval_fraction": 0}
     config = small_run.write_config(
-        tmp_path, steps=3, tokenizer={"path": str(tmp_path / "tokenizer")}, micro_batches=1, mesh={},
+        tmp_path, steps=3, tokenizer={"path": str(tmp_path / "tokenizer")}, micro_batches=1, mesh={"data": 1},
         data={"batch_size": 2, "sequence_length": 64, "sources": [source]},
     )  # fmt: skip
-    log = tmp_path / "log"
-    assert small_run.ended([small_run.start(config, tmp_path / "run", 1, log=log)]) == [0], log.read_text()
-    said = " ".join(log.read_text().split())
+
+    def train(run_dir: str, code: int) -> str:
+        assert train_command([f"--config={config}", f"--run_dir={tmp_path / run_dir}"]) == code
+        return " ".join("".join(capsys.readouterr()).split())
+
+    said = train("run", 0)
     assert "documents have no label 'education', and where.education leaves them out" in said
     assert {file.name: file.stat().st_mtime_ns for file in corpus.folder.glob("*.arrayrecord")} == before
     wrong = {**source, "where": {"educaton": [5, None]}}
     config = small_run.write_config(
-        tmp_path, steps=3, tokenizer={"path": str(tmp_path / "tokenizer")}, mesh={},
+        tmp_path, steps=3, tokenizer={"path": str(tmp_path / "tokenizer")}, mesh={"data": 1},
         data={"sequence_length": 64, "sources": [wrong]},
     )  # fmt: skip
-    assert small_run.ended([small_run.start(config, tmp_path / "wrong", 1, log=log)]) == [2]
-    assert "has no label 'educaton'" in " ".join(log.read_text().split())
-    assert "Did you mean 'education'?" in " ".join(log.read_text().split())
+    said = train("wrong", 2)
+    assert "has no label 'educaton'" in said
+    assert "Did you mean 'education'?" in said
 
 
 def test_what_does_not_fit_is_refused_in_one_sentence(made, prepared, tmp_path):

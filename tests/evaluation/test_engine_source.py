@@ -45,7 +45,7 @@ slow = pytest.mark.slow
         ("greedy", {}),
         ("hot", {"tight": True}),
         pytest.param("penalties", {"offline": True}, marks=slow),
-        ("hot", {"tight": True, "offline": True}),
+        pytest.param("hot", {"tight": True, "offline": True}, marks=slow),
         pytest.param("hot", {"rows": 3}, marks=pytest.mark.soak),
         pytest.param("greedy", {"prefix_cache": False, "rows": 1}, marks=slow),
         pytest.param("hot", {"speculation": PromptLookup(3, shortest=1)}, marks=slow),
@@ -173,6 +173,7 @@ def test_a_stream_that_is_closed_leaves_the_engine_idle():
     assert isinstance(source, EngineSource)
 
 
+@slow
 def test_a_sample_does_not_depend_on_the_tasks_and_samples_beside_it():
     alone = planned(sums(2), sampling=HOT, samples=1, budgets=(9,))
     other = dataclasses.replace(SUMS, name="other")

@@ -31,7 +31,7 @@ def settings(config, index: int) -> AdapterConfig:
     return AdapterConfig((2, 4, 3)[index], (4.0, 8.0, 16.0)[index], targets)
 
 
-@pytest.fixture(scope="module", params=[0, pytest.param(8, marks=pytest.mark.slow)], ids=["dense", "moe"])
+@pytest.fixture(scope="module")
 def folders(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapters")
     model = tiny_models.model(eos=False, experts=request.param)
@@ -53,6 +53,8 @@ def logprobs(tokens) -> list[float]:
     return [token.logprob.logprob for token in tokens if token.logprob is not None]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("folders", [0, 8], ids=["dense", "moe"], indirect=True)
 def test_a_batch_of_three_adapters_and_none_is_each_alone(folders):
     base, saved = folders
     model, _ = qwen3_jax.load(base, adapter=saved)
@@ -119,16 +121,30 @@ def test_whatever_takes_a_model_takes_one_of_its_adapters_or_refuses_the_name(fo
         qwen3_jax.score(engine, None, PROMPT, adapter=["one", "two"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("kind", "axes"), [("int4", None), ("int8", dict(data=2, tensor=2))])
-def test_quantised_bases_and_meshes(folders, kind, axes):
-    """Logits of a batch with an adapter per row are those of each adapter alone over the same base."""
+@pytest.mark.parametrize(
+    ("folders", "kind", "axes", "compared"),
+    [
+        pytest.param(8, "int4", None, (2,), marks=pytest.mark.slow),
+        pytest.param(8, "int8", dict(data=2, tensor=2), (0, 3), marks=pytest.mark.slow),
+        pytest.param(8, "int4", None, (0, 1, 3), marks=pytest.mark.soak),
+        pytest.param(8, "int8", dict(data=2, tensor=2), (1, 2), marks=pytest.mark.soak),
+        pytest.param(0, "int4", None, range(4), marks=pytest.mark.soak),
+        pytest.param(0, "int8", dict(data=2, tensor=2), range(4), marks=pytest.mark.soak),
+    ],
+    indirect=["folders"],
+)
+def test_quantised_bases_and_meshes(folders, kind, axes, compared):
+    """Logits of a batch with an adapter per row are those of each adapter alone over the same base.
+
+    `compared` are the rows that are computed alone as well: each compiles a model of another structure.
+    """
     base, saved = folders
     mesh = None if axes is None else sharding.make_mesh(**axes)
     model, _ = qwen3_jax.load(base, adapter=saved, quantize=kind, mesh=mesh)
     engine = Engine(model, **SHAPE)
     got = run(engine, requests(score=4))
-    for index, tokens in enumerate(got):
+    for index in compared:
+        tokens = got[index]
         alone, _ = qwen3_jax.load(base, adapter=saved[NAMES[index - 1]] if index else None, quantize=kind)
         # The same tokens, since rounding may choose another among equal ones.
         (expected,) = run(

@@ -340,7 +340,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "draft": dict(speculation="itself"),
     "draft_and_preemptions": dict(speculation="another"),
 }
-MARKS = {"draft": pytest.mark.soak, "draft_and_preemptions": pytest.mark.slow}
+MARKS = {"draft": pytest.mark.soak, "draft_and_preemptions": pytest.mark.slow, "preemptions": pytest.mark.slow}
 WITH_MARKS = [pytest.param(way, marks=MARKS.get(way, ())) for way in WAYS]
 
 
@@ -415,6 +415,7 @@ def test_another_stop_text_is_inserted_verbatim():
     assert result.content.startswith("So: ")
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_after_warm_up_whatever_the_budget_the_setting_or_the_weights():
     """Tracing, lowering and compiling all report to `jax.monitoring`. No other engine has this shape."""
     shape = SMALL_SHAPE | dict(cache_tokens=644, speculation=LOOKUP)

@@ -13,7 +13,7 @@ from tests.helpers import tiny_models
 from tests.helpers.engine_runs import run
 
 
-@pytest.mark.parametrize("cache_type", ["int8", "fp8"])
+@pytest.mark.parametrize("cache_type", ["int8", pytest.param("fp8", marks=pytest.mark.slow)])
 def test_a_quantised_cache_is_near(cache_type):
     """Log probabilities of the same tokens, with 8-bit keys and values."""
     model = tiny_models.model(1, eos=False)

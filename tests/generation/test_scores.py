@@ -45,7 +45,7 @@ def texts() -> tuple[list[list[int]], list[int]]:
     return rows, [10, 10, 10, 10, 0, 1, 0, CONTEXT - 300, 2]
 
 
-@pytest.mark.parametrize("experts", [0, 8], ids=["dense", "moe"])
+@pytest.mark.parametrize("experts", [0, pytest.param(8, marks=pytest.mark.slow)], ids=["dense", "moe"])
 def test_log_probabilities_of_texts(experts):
     model, (rows, starts) = tiny_models.model(1, experts=experts), texts()
     engine = Engine(model, **SHAPE)

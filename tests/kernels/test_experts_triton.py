@@ -27,7 +27,7 @@ from tests.kernels.test_experts import (
 )
 
 
-@pytest.mark.parametrize("name", ["l4", "h100"])
+@pytest.mark.parametrize("name", [pytest.param("l4", marks=pytest.mark.slow), "h100"])
 @pytest.mark.parametrize("sizes", [(1, 128, 8, 64, 4), (40, 72, 4, 200, 2), (600, 96, 3, 40, 2)], ids=str)
 def test_the_gpu_product_with_the_blocks_of_a_card(sizes, name, pallas_anywhere):
     """Decode steps and batches; widths and groups that end within a tile, and groups of several tiles."""

@@ -56,7 +56,12 @@ def test_every_form_compiles_for_every_card_or_is_refused(name, on):
 
 @pytest.mark.parametrize(
     ("config", "rows", "axes"),
-    [(DENSE, 1, {}), (MOE, 4, {}), (DENSE, 1, {"tensor": 4}), (MOE, 8, {"data": 2, "expert": 4})],
+    [
+        pytest.param(DENSE, 1, {}, marks=pytest.mark.soak),
+        (MOE, 4, {}),
+        (DENSE, 1, {"tensor": 4}),
+        (MOE, 8, {"data": 2, "expert": 4}),
+    ],
     ids=["dense", "moe", "dense over 4", "moe over 8"],
 )
 def test_a_decode_step_reads_each_weight_once(config, rows, axes):

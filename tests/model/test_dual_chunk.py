@@ -160,6 +160,7 @@ def test_the_engine_gives_the_statements_greedy_tokens(kind, way, folder):
         assert got[number] == logits.argmax(axis=-1).tolist()
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_the_same(folder):
     _, hf = pair("everything", folder)
     placed, _ = qwen3_jax.load(folder / "everything", mesh=sharding.make_mesh(data=2, tensor=2), scan_layers=True)

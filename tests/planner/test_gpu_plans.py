@@ -55,12 +55,12 @@ def test_training_of_the_smallest_model_on_eight_gpus():
     assert plan.compiled.roofline.dcn_bytes == 0
 
 
-@pytest.mark.parametrize("layers", [4, pytest.param(36, marks=pytest.mark.soak)])
-def test_decoding_on_one_gpu(layers):
-    """Qwen3-8B, 16 rows with 4,096 slots: layers of width 4,096, 32 heads over 8."""
-    model = dataclasses.replace(Qwen3Config.preset("Qwen3-8B"), num_hidden_layers=layers)
+@pytest.mark.parametrize(("layers", "vocabulary"), [(4, 8192), pytest.param(36, 151_936, marks=pytest.mark.soak)])
+def test_decoding_on_one_gpu(layers, vocabulary):
+    """Qwen3-8B, 16 rows with 4,096 slots: layers of width 4,096, 32 heads over 8. Sorting a large vocabulary compiles long."""
+    model = dataclasses.replace(Qwen3Config.preset("Qwen3-8B"), num_hidden_layers=layers, vocab_size=vocabulary)
     plan = plan_decoding(model, topology("h100:1"), MeshConfig(), 16, 4096)
-    d, q, kv, mlp, vocabulary = 4096, 32 * 128, 8 * 128, 12_288, 151_936
+    d, q, kv, mlp = 4096, 32 * 128, 8 * 128, 12_288
     matrices = layers * d * (2 * q + 2 * kv + 3 * mlp)
     norms = layers * (2 * d + 2 * 128) + d
     assert plan.holds["weights"] == 2 * (matrices + 2 * vocabulary * d + norms)
@@ -72,8 +72,7 @@ def test_decoding_on_one_gpu(layers):
     assert kernel in (4 * one_head, 16 * one_head), "of 4 query heads a key/value head, which a kernel may pad to 16"
     used = layers * 2 * kv * 2 * 16 * 4096
     read = 2 * (matrices + vocabulary * d) + used
-    most = 1.15 if layers == 36 else 1.2  # sampling weighs more beside few layers
-    assert read < plan.compiled.program.hbm_bytes < most * read
+    assert read < plan.compiled.program.hbm_bytes < 1.15 * read
     assert plan.compiled.memory.peak == pytest.approx(plan.holds["weights"] + plan.holds["cache"], rel=0.05)
     assert plan.compiled.program.unpriced == {}
 

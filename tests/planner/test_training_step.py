@@ -248,7 +248,11 @@ def test_estimates_order_settings_as_they_should():
 @needs_libtpu
 @pytest.mark.parametrize(
     ("remat", "limit"),
-    [pytest.param("dots", 2, marks=pytest.mark.slow), pytest.param("full", 3, marks=pytest.mark.soak)],
+    [
+        pytest.param("none", 2, marks=pytest.mark.slow),
+        pytest.param("dots", 2, marks=pytest.mark.soak),
+        pytest.param("full", 3, marks=pytest.mark.soak),
+    ],
 )
 def test_search_compiles_the_promising_and_ranks_them(remat, limit):
     slice = topology("v5e:2x2")

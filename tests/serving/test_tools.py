@@ -8,19 +8,29 @@ import sys
 import httpx
 import pytest
 
+from tests.helpers.served import SMALL, serve
 
-@pytest.mark.slow
-def test_schemathesis_finds_no_server_error(server, tmp_path):
-    """Requests made from the OpenAPI document, valid and not: no status of 500, and all responses match it."""
+
+@pytest.mark.parametrize(
+    "examples", [pytest.param(20, marks=pytest.mark.slow), pytest.param(60, marks=pytest.mark.soak)]
+)
+def test_schemathesis_finds_no_server_error(tiny_folder, tmp_path, examples):
+    """Requests made from the OpenAPI document, valid and not: no status of 500, and all responses match it.
+
+    Most name no limit of tokens, so the server has a low one: the time of whole answers tells nothing more.
+    """
     pytest.importorskip("schemathesis")
-    command = [
-        sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", "--phases", "examples,coverage,fuzzing",
-        "--checks", "not_a_server_error,status_code_conformance,content_type_conformance",
-        "--max-examples", "60", "--seed", "1", "--request-timeout", "60",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout[-6000:]
-    assert "Traceback" not in server.log
+    with serve(tiny_folder, tmp_path, *SMALL, "--max-tokens", "8") as server:
+        command = [
+            sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json",
+            "--phases", "examples,coverage,fuzzing",
+            "--checks", "not_a_server_error,status_code_conformance,content_type_conformance",
+            "--max-examples", str(examples), "--seed", "1", "--request-timeout", "60",
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, timeout=500, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout[-6000:]
+        assert server.process.poll() is None
+        assert "Traceback" not in server.log
 
 
 @pytest.mark.slow

@@ -62,8 +62,14 @@ def test_the_state_holds_the_adapters_alone():
             LoraConfig(**changes)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "moe"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(TINY, marks=pytest.mark.soak),  # PEFT's steps in test_adapters_against_peft.py have its gradients
+        pytest.param(TINY_MOE, marks=pytest.mark.slow),
+    ],
+    ids=["dense", "moe"],
+)
 def test_gradients_agree_on_meshes_layouts_and_quantised_bases(config):
     """And equal those of the whole weights, by the chain rule: dA = scaling dW B^T."""
     settings = AdapterConfig(4, 8.0, adapters.names(config))
@@ -217,26 +223,43 @@ def _keys(entry):
     return {"key": ".".join(str(part["key"]) for part in entry["key_metadata"])}
 
 
-@pytest.mark.slow
-def test_a_plan_counts_no_moments_of_the_base():
+SIZES = dict(
+    model_type="qwen3", vocab_size=2048, hidden_size=512, intermediate_size=2048, num_hidden_layers=4, num_attention_heads=8,
+    num_key_value_heads=4, head_dim=64, max_position_embeddings=512, tie_word_embeddings=True,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "rank"),
+    [pytest.param(None, 4, marks=pytest.mark.slow), pytest.param("Qwen/Qwen3-0.6B", 16, marks=pytest.mark.soak)],
+    ids=["small", "0.6b"],
+)
+def test_a_plan_counts_no_moments_of_the_base(model, rank, tmp_path):
     from qwen3_jax import planner
     from qwen3_jax.data import DataConfig, Source
     from qwen3_jax.training import TrainConfig
     from sharding import MeshConfig
 
+    if model is None:
+        (tmp_path / "config.json").write_text(json.dumps(SIZES))
+        model = str(tmp_path)
+
     def holds(lora):
         config = TrainConfig(
             DataConfig([Source("text", "x.txt")], sequence_length=256, batch_size=4), steps=10,
-            model=ModelConfig(init_from="Qwen/Qwen3-0.6B", dtype="bfloat16", param_dtype="bfloat16", remat="full"),
+            model=ModelConfig(init_from=model, dtype="bfloat16", param_dtype="bfloat16", remat="full"),
             optimizer=OptimizerConfig(warmup_steps=0), mesh=MeshConfig(data=4), lora=lora,
         )  # fmt: skip
         plan = planner.plan_training(config, planner.topology("v5e:2x2"))
         assert plan.fits
         return plan
 
-    full, adapters_only = holds(None), holds(LoraConfig(rank=16))
-    int4 = holds(LoraConfig(rank=16, quantize="int8"))
+    full, adapters_only = holds(None), holds(LoraConfig(rank=rank))
+    int8 = holds(LoraConfig(rank=rank, quantize="int8"))
     assert adapters_only.holds["optimizer"] < full.holds["optimizer"] / 9  # of which those of the base are bfloat16
-    assert adapters_only.compiled.memory.peak < full.compiled.memory.peak / 2
-    assert int4.holds["weights"] < adapters_only.holds["weights"]
+    ours, theirs = adapters_only.compiled.memory, full.compiled.memory
+    assert ours.arguments < theirs.arguments / 2
+    # Activations weigh more beside few weights.
+    assert ours.peak - ours.code < (theirs.peak - theirs.code) * (0.65 if rank == 4 else 0.5)
+    assert int8.holds["weights"] < adapters_only.holds["weights"]
     assert adapters_only.model_flops < full.model_flops

@@ -255,7 +255,8 @@ def test_a_reward_model_judges_and_answers_nothing(rewards, base, tmp_path, caps
         qwen3_jax.generate(model, tokenizer, ["a"])
 
 
-@pytest.mark.parametrize("method", [pytest.param("sft", marks=pytest.mark.slow), "dpo"])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sft", "dpo"])
 def test_adapters_are_trained_and_the_reference_is_the_base_without_them(method, base, tmp_path, monkeypatch):
     """Over a base that is rounded to int8: the first step of dpo sees no margin, so the reference is rounded alike."""
     records = chats(40) if method == "sft" else pairs(40)

@@ -24,7 +24,7 @@ from tests.helpers.tiny_models import TINY, TINY_MOE, drawn
 BETA = 0.3
 
 
-def preferences(count: int = 6, seed: int = 0) -> list[Encoded]:
+def preferences(count: int = 4, seed: int = 0) -> list[Encoded]:
     """Pairs of a prompt of 2 to 5 tokens, not learned, with two answers of 1 to 6."""
     random, out = np.random.default_rng(seed), []
     for _ in range(count):
@@ -144,10 +144,23 @@ def sft_batch(documents: list[Encoded], length: int, rows: int) -> dict[str, np.
     return read_rows(packed + [()] * (rows - len(packed)), [corpus], length)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "moe"])
-@pytest.mark.parametrize("method", ["sft", "dpo", "reward_model"])
-def test_micro_batches_packing_and_eight_meshes_give_the_gradients_of_one_batch(method, config):
+# Each mesh once for dense models (those with experts are others without them) and once for experts; `soak` has every method
+# on every mesh.
+SPREAD = {
+    ("sft", TINY): (1, 2), ("dpo", TINY): (3, 5), ("reward_model", TINY): (0, 7),
+    ("sft", TINY_MOE): (0, 4, 7), ("dpo", TINY_MOE): (1, 2, 6), ("reward_model", TINY_MOE): (3, 4, 5),
+}  # fmt: skip
+
+
+def mesh_cases():
+    for (method, config), places in SPREAD.items():
+        name = f"{method}-{'moe' if config.num_experts else 'dense'}"
+        yield pytest.param(method, config, [MESHES[i] for i in places], id=f"{name}-some", marks=pytest.mark.slow)
+        yield pytest.param(method, config, MESHES, id=f"{name}-all", marks=pytest.mark.soak)
+
+
+@pytest.mark.parametrize(("method", "config", "meshes"), list(mesh_cases()))
+def test_micro_batches_packing_and_eight_meshes_give_the_gradients_of_one_batch(method, config, meshes):
     """With the load-balancing loss of experts, whose counts are the global batch's."""
     objective = {"sft": LANGUAGE_MODEL, "dpo": dpo(BETA), "reward_model": REWARD_MODEL}[method]
     pairs = preferences(8, seed=4)
@@ -174,7 +187,7 @@ def test_micro_batches_packing_and_eight_meshes_give_the_gradients_of_one_batch(
 
     check(trainer(config, objective, 4), made(48, 8), "micro-batches")
     check(whole, made(24, 16), "shorter rows")
-    for sizes in MESHES:
+    for sizes in meshes:
         if "expert" in sizes and config is TINY:
             sizes = sizes | {"expert": 1}
         placement = sharding.Placement(sharding.make_mesh(**sizes), sharding.TRAINING)

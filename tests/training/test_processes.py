@@ -57,13 +57,12 @@ def one_process(tmp_path_factory):
     """A finished run of one process."""
     folder = tmp_path_factory.mktemp("processes")
     config = small_run.write_config(folder, steps=STEPS, mesh=MESH)
-    process = small_run.start(config, folder / "one", DEVICES, log=folder / "one-0.log")
-    assert process.wait(240) == 0, output(folder / "one")
+    assert train(["--config", str(config), "--run_dir", str(folder / "one")]) == 0
     return folder, config, metrics(folder / "one")
 
 
 @pytest.mark.slow
-def test_two_processes_survive_a_loss_and_a_request_to_end_and_one_goes_on_alone(one_process):
+def test_two_processes_survive_a_loss_and_a_request_to_end_and_one_goes_on_alone(one_process, capsys):
     """2 x 2 devices give the losses of 1 x 4. After SIGKILL of one process the other says so and ends within a minute. The same
     command resumes from the last checkpoint; SIGTERM to one stops both after the same step with the checkpoint of that step.
     Another host count continues."""
@@ -99,9 +98,9 @@ def test_two_processes_survive_a_loss_and_a_request_to_end_and_one_goes_on_alone
     assert f"stopped at step {step} as asked (SIGTERM)" in output(run_dir)
     assert step < STEPS
 
-    process = small_run.start(config, run_dir, DEVICES, log=folder / "two-0.log")
-    assert process.wait(200) == 0, output(run_dir)
-    assert f"resumed at step {step}" in output(run_dir)
+    capsys.readouterr()
+    assert train(["--config", str(config), "--run_dir", str(run_dir)]) == 0
+    assert f"resumed at step {step}" in "".join(capsys.readouterr())
     assert_same_curve(run_dir, expected)
     one, two = ((folder / name / "hf" / "config.json").read_text() for name in ("one", "two"))
     assert one == two
