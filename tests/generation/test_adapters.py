@@ -88,6 +88,7 @@ def test_a_batch_of_three_adapters_and_none_is_each_alone(folders):
     )
 
 
+@pytest.mark.parametrize("folders", [0], ids=["dense"], indirect=True)
 def test_whatever_takes_a_model_takes_one_of_its_adapters_or_refuses_the_name(folders):
     """Log probabilities, evaluations, the data factory: what the adapter alone gives, not the base."""
     base, saved = folders
