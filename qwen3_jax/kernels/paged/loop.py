@@ -49,7 +49,6 @@ def decode(
     items = min(max(r // 2, ITEMS[0]), ITEMS[1])
     used_r = jnp.minimum((lengths_r + t - 1) // c + 1, tables_rw.shape[1])
     ends_r = jnp.cumsum(used_r)
-
     window = min(items, r)  # each row has an item, so the rows of consecutive items are no more than these
 
     def page_block(step, carry):
@@ -57,8 +56,7 @@ def decode(
         pages = jax.lax.optimization_barrier(pages)  # or JAX would hoist them out of the carry
         item_i = step * items + jnp.arange(items)
         row_i = jnp.searchsorted(ends_r, item_i, side="right", method="compare_all")
-        first = row_i[0]
-        in_row_iw = row_i[:, None] == first + jnp.arange(window)  # all False for an item past the last
+        in_row_iw = row_i[:, None] == row_i[0] + jnp.arange(window)  # all False for an item past the last
         in_row_iw &= (row_i < r)[:, None]
         row_i = jnp.minimum(row_i, r - 1)
         place_i = jnp.clip(item_i - (ends_r - used_r)[row_i], 0, tables_rw.shape[1] - 1)
@@ -74,22 +72,8 @@ def decode(
         probs_ikmc = jnp.where(seen_ikmc, jnp.exp(scores_ikmc - max_ikm[..., None]), 0)
         acc_ikmh = _product("ikmc,ikch->ikmh", probs_ikmc, v_ikch)
 
-        # Rescale the items' results from their own maximum to their row's, and sum them by row.
-        max_wkm, sum_wkm, acc_wkmh = (
-            jax.lax.dynamic_slice_in_dim(x, first, window) for x in (max_rkm, sum_rkm, acc_rkmh)
-        )
-        new_max_wkm = jnp.maximum(
-            max_wkm, jnp.where(in_row_iw[:, :, None, None], max_ikm[:, None], _HIDDEN).max(axis=0)
-        )
-        factor_ikm = jnp.exp(max_ikm - new_max_wkm[jnp.minimum(row_i - first, window - 1)])
-        shrink_wkm = jnp.exp(max_wkm - new_max_wkm)
-        to_row_iw = in_row_iw.astype(jnp.float32)
-        sum_wkm = sum_wkm * shrink_wkm + _einsum("iw,ikm->wkm", to_row_iw, probs_ikmc.sum(axis=-1) * factor_ikm)
-        parts_wkmh = _einsum("iw,ikmh->wkmh", to_row_iw, acc_ikmh * factor_ikm[..., None])
-        after = new_max_wkm, sum_wkm, acc_wkmh * shrink_wkm[..., None] + parts_wkmh
-        return *(
-            jax.lax.dynamic_update_slice_in_dim(old, new, first, axis=0)
-            for old, new in zip((max_rkm, sum_rkm, acc_rkmh), after, strict=True)
+        return *_merged(
+            (max_rkm, sum_rkm, acc_rkmh), (max_ikm, probs_ikmc.sum(axis=-1), acc_ikmh), row_i, in_row_iw
         ), pages
 
     # `window` rows more: a slice that ends past the last row would begin at an earlier one.
@@ -99,6 +83,28 @@ def decode(
     out_rkmh = acc_rkmh[:r] / sum_rkm[:r, ..., None]
     out_rtnh = out_rkmh.reshape(r, k, n // k, t, h).transpose(0, 3, 1, 2, 4).reshape(r, t, n, h)
     return out_rtnh.astype(q_crtnh.dtype), pages
+
+
+def _merged(carry, block, row_i: jax.Array, in_row_iw: jax.Array):
+    """Return the running maximum, sum and result of all rows with those of a block of items.
+
+    The items are of consecutive rows from row_i[0] on, so only these W rows are read and written.
+    """
+    max_ikm, sum_ikm, acc_ikmh = block
+    first, window = row_i[0], in_row_iw.shape[1]
+    max_wkm, sum_wkm, acc_wkmh = (jax.lax.dynamic_slice_in_dim(x, first, window) for x in carry)
+    # Rescale the items' results from their own maximum to their row's, and sum them by row.
+    in_block_wkm = jnp.where(in_row_iw[:, :, None, None], max_ikm[:, None], _HIDDEN).max(axis=0)
+    new_max_wkm = jnp.maximum(max_wkm, in_block_wkm)
+    factor_ikm = jnp.exp(max_ikm - new_max_wkm[jnp.minimum(row_i - first, window - 1)])
+    shrink_wkm = jnp.exp(max_wkm - new_max_wkm)
+    to_row_iw = in_row_iw.astype(jnp.float32)
+    sum_wkm = sum_wkm * shrink_wkm + _einsum("iw,ikm->wkm", to_row_iw, sum_ikm * factor_ikm)
+    parts_wkmh = _einsum("iw,ikmh->wkmh", to_row_iw, acc_ikmh * factor_ikm[..., None])
+    after = new_max_wkm, sum_wkm, acc_wkmh * shrink_wkm[..., None] + parts_wkmh
+    return tuple(
+        jax.lax.dynamic_update_slice_in_dim(old, new, first, axis=0) for old, new in zip(carry, after, strict=True)
+    )
 
 
 def prefill(
