@@ -8,8 +8,9 @@
 | transformers | its `generate`, in batches, for one budget after the other                               | >= 5x   |
 
 All sides decode greedily, have compiled their programs, and give the same accuracies (which is checked). They run in turn.
-transformers has no thinking budget: it generates thinking up to the budget, and then, for the answers that were halted, behind
-the stop text.
+XLA computes a small model's products on one core; `--devices 2` divides the rows over two devices of the CPU, a mesh as in
+training, and so over its cores. transformers has no thinking budget: it generates thinking up to the budget, and then, for the
+answers that were halted, behind the stop text.
 """
 
 import argparse
@@ -25,12 +26,14 @@ PROBLEMS, MAX_NEW_TOKENS = 300, 112
 class Ours:
     """The same problems through the runner, or through `generate`."""
 
-    def __init__(self, folder: str, count: int, rows: int):
+    def __init__(self, folder: str, count: int, rows: int, devices: int):
         import qwen3_jax
+        import sharding
         from qwen3_jax.evaluation.plan import EvalConfig, Plan
         from qwen3_jax.evaluation.tasks import find, load
 
-        self.model, self.tokenizer = qwen3_jax.load(folder, dtype="float32")
+        mesh = None if devices == 1 else sharding.make_mesh(data=devices)
+        self.model, self.tokenizer = qwen3_jax.load(folder, dtype="float32", mesh=mesh)
         self.rows = rows
         task = find("running_sum")
         self.problems = load(task, None, {"problems": count})
@@ -157,10 +160,14 @@ def main() -> None:
         "--only", nargs="+", choices=["one_by_one", "whole", "transformers"], default=["one_by_one", "transformers"],
         help="sides; whole is the runner without shared thinking (default: one_by_one and transformers)",
     )  # fmt: skip
+    parser.add_argument("--devices", type=int, default=1, help="our rows are divided over this many devices of the CPU")
     options = parser.parse_args()
+    if options.devices > 1:  # before JAX starts
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={options.devices}"
     if not options.model:
         parser.error("--model or QWEN3_MODEL: train one with `python train.py --config configs/quickstart.yaml`")
-    ours = Ours(options.model, options.problems, options.batch_size)
+    ours = Ours(options.model, options.problems, options.batch_size, options.devices)
     sides = {"stream": ours.stream}
     if "one_by_one" in options.only:
         sides["one_by_one"] = ours.one_by_one

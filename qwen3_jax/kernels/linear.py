@@ -84,7 +84,35 @@ def _addition(equation: str, x: jax.Array, w: LowRank, execution: Execution) -> 
     if execution.quantization is not None:
         execution = dataclasses.replace(execution, quantization=None)
     first, second = split_equation(equation)
+    if x.dtype == jnp.float32 and execution.platform == "cpu":
+        return _thin(second, execution, w.masked(_thin(first, execution, x, w.a)), w.b) * w.scaling
     return project(second, w.masked(linear(first, x, w.a, execution)), w.b, execution) * w.scaling
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _thin(equation: str, execution: Execution, x: jax.Array, w: jax.Array) -> jax.Array:
+    """Return a float32 product with a weight of few rows or columns, as `project`.
+
+    Its gradient by the weight sums over all tokens. XLA:CPU transposes the first operand of such a product, element by element:
+    with the large one in second place a LoRA step takes a quarter less time.
+    """
+    return _project(equation, execution, x, w)
+
+
+def _thin_backward(equation: str, execution: Execution, residuals: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, w = residuals
+    (dx,) = jax.vjp(lambda x: _in_float32(equation, execution, x, w), x)[1](dy)
+    inputs, of_y = equation.split("->")
+    of_x, of_w = inputs.split(",")
+    (small, few), (large, many) = sorted([(of_x, x), (of_y, dy)], key=lambda pair: pair[1].size)
+    tokens = [letter for letter in of_x if letter not in of_w]
+    of_few, of_many = ([letters.index(letter) for letter in tokens] for letters in (small, large))
+    product = jax.lax.dot_general(few, many, ((of_few, of_many), ((), ())), preferred_element_type=jnp.float32)
+    kept = [letter for letter in small + large if letter not in tokens]
+    return dx, product.transpose([kept.index(letter) for letter in of_w]).astype(w.dtype)
+
+
+_thin.defvjp(lambda equation, execution, x, w: (_thin(equation, execution, x, w), (x, w)), _thin_backward)
 
 
 def _in_float32(equation: str, execution: Execution, x: jax.Array, w: jax.Array) -> jax.Array:
