@@ -6,6 +6,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -47,6 +48,25 @@ def add_shape(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rounds", type=int, default=10, help="measurements of each side, in turn (default: %(default)s)"
     )
+
+
+def add_devices(parser: argparse.ArgumentParser) -> None:
+    """Add the number of devices of the CPU that our rows are divided over; see `cpu_mesh`."""
+    parser.add_argument(
+        "--devices", type=int, default=1, help="divide our rows over this number of devices of the CPU (default: 1)"
+    )
+
+
+def cpu_mesh(devices: int) -> Any:
+    """Return a mesh that divides the batch over devices of the CPU, None for one; the first call comes before JAX starts."""
+    if devices == 1:
+        return None
+    import jax
+
+    import sharding
+
+    jax.config.update("jax_num_cpu_devices", devices)
+    return sharding.make_mesh(data=devices)
 
 
 def card_of_kind(kind: str) -> str | None:

@@ -16,8 +16,9 @@ answers that were halted, behind the stop text.
 import argparse
 import os
 from collections.abc import Sequence
+from typing import Any
 
-from benchmarks.common import interleaved, show
+from benchmarks.common import add_devices, cpu_mesh, interleaved, show
 
 BUDGETS: tuple[int | None, ...] = (0, 8, 16, 24, 32, 40, 48, None)
 PROBLEMS, MAX_NEW_TOKENS = 300, 112
@@ -26,13 +27,11 @@ PROBLEMS, MAX_NEW_TOKENS = 300, 112
 class Ours:
     """The same problems through the runner, or through `generate`."""
 
-    def __init__(self, folder: str, count: int, rows: int, devices: int):
+    def __init__(self, folder: str, count: int, rows: int, mesh: Any):
         import qwen3_jax
-        import sharding
         from qwen3_jax.evaluation.plan import EvalConfig, Plan
         from qwen3_jax.evaluation.tasks import find, load
 
-        mesh = None if devices == 1 else sharding.make_mesh(data=devices)
         self.model, self.tokenizer = qwen3_jax.load(folder, dtype="float32", mesh=mesh)
         self.rows = rows
         task = find("running_sum")
@@ -160,14 +159,11 @@ def main() -> None:
         "--only", nargs="+", choices=["one_by_one", "whole", "transformers"], default=["one_by_one", "transformers"],
         help="sides; whole is the runner without shared thinking (default: one_by_one and transformers)",
     )  # fmt: skip
-    parser.add_argument("--devices", type=int, default=1, help="our rows are divided over this many devices of the CPU")
+    add_devices(parser)
     options = parser.parse_args()
-    if options.devices > 1:  # before JAX starts
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={options.devices}"
     if not options.model:
         parser.error("--model or QWEN3_MODEL: train one with `python train.py --config configs/quickstart.yaml`")
-    ours = Ours(options.model, options.problems, options.batch_size, options.devices)
+    ours = Ours(options.model, options.problems, options.batch_size, cpu_mesh(options.devices))
     sides = {"stream": ours.stream}
     if "one_by_one" in options.only:
         sides["one_by_one"] = ours.one_by_one

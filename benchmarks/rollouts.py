@@ -18,8 +18,9 @@ import os
 import statistics
 import time
 from collections.abc import Sequence
+from typing import Any
 
-from benchmarks.common import show
+from benchmarks.common import add_devices, cpu_mesh, show
 from qwen3_jax.progress import progress_bar
 
 SAMPLES, MAX_NEW_TOKENS = 8, 160
@@ -28,14 +29,12 @@ SAMPLES, MAX_NEW_TOKENS = 8, 160
 class Ours:
     """An engine that is kept, as the loop of training keeps it."""
 
-    def __init__(self, folder: str, rows: int, budget: int | None, logprobs: bool, devices: int):
+    def __init__(self, folder: str, rows: int, budget: int | None, logprobs: bool, mesh: Any):
         import jax
 
         import qwen3_jax
-        import sharding
         from qwen3_jax import Engine
 
-        mesh = None if devices == 1 else sharding.make_mesh(data=devices)
         self.model, self.tokenizer = qwen3_jax.load(folder, dtype="float32", mesh=mesh)
         self.engine = Engine(self.model, rows=rows, offline=True, max_length=512)
         self.budget, self.logprobs = budget, logprobs
@@ -95,20 +94,18 @@ def main() -> None:
     )
     parser.add_argument("--budget", type=int, help="thinking budget of our side (default: none)")
     parser.add_argument("--logprobs", action="store_true", help="our side reports log probabilities")
-    parser.add_argument("--devices", type=int, default=1, help="our rows are divided over this many devices of the CPU")
+    add_devices(parser)
     parser.add_argument("--no-peer", action="store_true", help="our side alone")
     options = parser.parse_args()
     if not options.model:
         parser.error("--model or QWEN3_MODEL: train one with `python train.py --config configs/quickstart.yaml`")
-    if options.devices > 1:  # before JAX starts
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={options.devices}"
     from qwen3_jax.evaluation.tasks import find, load
 
+    mesh = cpu_mesh(options.devices)
     theirs = None if options.no_peer else Theirs(options.model)
     rows = []
     for size in options.rows:
-        ours = Ours(options.model, size, options.budget, options.logprobs, options.devices)
+        ours = Ours(options.model, size, options.budget, options.logprobs, mesh)
         count = size // SAMPLES
         problems = load(find("running_sum"), None, {"problems": count * (options.rounds + 1)})
         rates: dict[str, list[float]] = {"qwen3-jax": []} | ({} if theirs is None else {"transformers": []})

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from tests.helpers.planted_faults import NAMES, PLACES, THINGS, Maker, answered, english, good, record, thinking
@@ -92,18 +93,36 @@ def _guessed(rng: random.Random, held_out: list[str]) -> Records:
     return [record(text, f"{talk} {guess}".strip(), answered(rng, answer, text), str(answer))]
 
 
-def _inconsistent(rng: random.Random, held_out: list[str]) -> Records:
+def contradicted(rng: random.Random, offsets: Sequence[int], thought: str, ends: Sequence[str]) -> Records:
+    """A response whose thinking has another value than its answer; `thought` has {steps} and {end}, `ends` have {other}."""
     text, answer, steps = english(rng)
-    other = answer + rng.choice([-7, -2, -1, 1, 3, 10, 25])
-    steps = steps.replace(str(answer), str(other))
-    end = rng.choice([
-        f"Which brings us to {other}, done.", f"So at the end there are {other} of them.", f"{other}: that is my final word.",
-        f"All told: {other}.", f"Right, {other} then.", f"Our target quantity works out at {other}.",
-        f"I will write down the computed value {other}.", f"Great. Final tally {other}.", f"= {other}",
-        f"The count stands at {other}. Nothing else to do.", f"Good, all steps are fine and it is {other}!",
-        f"I double-checked every line, and {other} survives.", "Nothing is left to calculate.",
-    ])  # fmt: skip
-    return [record(text, f"We go step by step. {steps}. {end}", answered(rng, answer, text), str(answer))]
+    other = answer + rng.choice(offsets)
+    end = rng.choice(ends).format(other=other)
+    thinking_text = thought.format(steps=steps.replace(str(answer), str(other)), end=end)
+    return [record(text, thinking_text, answered(rng, answer, text), str(answer))]
+
+
+def in_two_languages(rng: random.Random, foreign_texts: Sequence[str], forms: Sequence[tuple[str, str]]) -> Records:
+    """A response with a sentence of another language; a form is its thinking and its answer, with {steps}, {answer}, {foreign},
+    {said}."""
+    text, answer, steps = english(rng)
+    foreign = rng.choice(foreign_texts)
+    values = dict(steps=steps, answer=answer, foreign=foreign, said=answered(rng, answer, text))
+    thought, said = (part.format(**values) for part in rng.choice(forms))
+    return [record(text, thought, said, str(answer))]
+
+
+_ENDS = (
+    "Which brings us to {other}, done.", "So at the end there are {other} of them.", "{other}: that is my final word.",
+    "All told: {other}.", "Right, {other} then.", "Our target quantity works out at {other}.",
+    "I will write down the computed value {other}.", "Great. Final tally {other}.", "= {other}",
+    "The count stands at {other}. Nothing else to do.", "Good, all steps are fine and it is {other}!",
+    "I double-checked every line, and {other} survives.", "Nothing is left to calculate.",
+)  # fmt: skip
+
+
+def _inconsistent(rng: random.Random, held_out: list[str]) -> Records:
+    return contradicted(rng, (-7, -2, -1, 1, 3, 10, 25), "We go step by step. {steps}. {end}", _ENDS)
 
 
 _FOREIGN = (
@@ -116,18 +135,15 @@ _FOREIGN = (
 )  # fmt: skip
 
 
+_FORMS = (
+    ("We go step by step. {steps}. {foreign} So the answer is {answer}.", "{said}"),
+    ("We go step by step. {steps}. So the answer is {answer}.", "{said} {foreign}"),
+    ("{foreign}\n\n{steps}. So the answer is {answer}.", "{said}"),
+)
+
+
 def _mixed(rng: random.Random, held_out: list[str]) -> Records:
-    text, answer, steps = english(rng)
-    foreign = rng.choice(_FOREIGN)
-    thought, said = f"We go step by step. {steps}. So the answer is {answer}.", answered(rng, answer, text)
-    form = rng.randrange(3)
-    if form == 0:
-        thought = f"We go step by step. {steps}. {foreign} So the answer is {answer}."
-    elif form == 1:
-        said = f"{said} {foreign}"
-    else:
-        thought = f"{foreign}\n\n{steps}. So the answer is {answer}."
-    return [record(text, thought, said, str(answer))]
+    return in_two_languages(rng, _FOREIGN, _FORMS)
 
 
 def _repetitive(rng: random.Random, held_out: list[str]) -> Records:

@@ -9,7 +9,7 @@ import random
 
 from tests.helpers.planted_faults import NAMES, PLACES, THINGS, Maker, answered, english, record, thinking
 from tests.helpers.planted_fresh import MAKERS as FRESH
-from tests.helpers.planted_fresh import Records
+from tests.helpers.planted_fresh import Records, contradicted, in_two_languages
 
 _FOREIGN = (
     "Adesso aggiungiamo tutti questi numeri e togliamo quello che resta.",
@@ -46,28 +46,23 @@ def _guessed(rng: random.Random, held_out: list[str]) -> Records:
     ]
 
 
+_ENDS = (
+    "That was easy.", "I keep {other}.", "Every step is checked.", "{other}, no doubt about it.", "It is {other}!",
+    "The other way round it is {other} as well.", "Reading off the last line: {other}.", "Next, I write it down.",
+)  # fmt: skip
+_FORMS = (
+    ("First things first. {foreign} {steps}. It is {answer} then.", "{said}"),
+    ("First things first. {steps}. It is {answer} then.\n{foreign}", "{said}"),
+    ("First things first. {steps}. It is {answer} then.", "{foreign} {said}"),
+)
+
+
 def _inconsistent(rng: random.Random, held_out: list[str]) -> Records:
-    text, answer, steps = english(rng)
-    other = answer + rng.choice([-6, -3, 2, 4, 20, 60])
-    end = rng.choice([
-        "That was easy.", f"I keep {other}.", "Every step is checked.", f"{other}, no doubt about it.", f"It is {other}!",
-        f"The other way round it is {other} as well.", f"Reading off the last line: {other}.", "Next, I write it down.",
-    ])  # fmt: skip
-    return [record(text, f"{steps.replace(str(answer), str(other))}. {end}", answered(rng, answer, text), str(answer))]
+    return contradicted(rng, (-6, -3, 2, 4, 20, 60), "{steps}. {end}", _ENDS)
 
 
 def _mixed(rng: random.Random, held_out: list[str]) -> Records:
-    text, answer, steps = english(rng)
-    foreign = rng.choice(_FOREIGN)
-    thought, said = f"First things first. {steps}. It is {answer} then.", answered(rng, answer, text)
-    form = rng.randrange(3)
-    if form == 0:
-        thought = f"First things first. {foreign} {steps}. It is {answer} then."
-    elif form == 1:
-        thought = f"{thought}\n{foreign}"
-    else:
-        said = f"{foreign} {said}"
-    return [record(text, thought, said, str(answer))]
+    return in_two_languages(rng, _FOREIGN, _FORMS)
 
 
 def _repetitive(rng: random.Random, held_out: list[str]) -> Records:
