@@ -2,7 +2,7 @@
 
     python -m benchmarks.extract_memory
     python -m benchmarks.extract_memory --files 3000 --processes 2
-    python -m benchmarks.extract_memory --pages 1000                    # one PDF of so many pages, in two columns
+    python -m benchmarks.extract_memory --pages 1000                    # one PDF of 1,000 pages, in two columns
 
 Six files of ten are PDF, set with reportlab (2 to 6 pages: one and two columns, columns drawn by rows, tables, lists), three
 are HTML that this machine holds (/usr/share/doc, installed packages, documentation of Rust), one is an EPUB. They lie
@@ -145,7 +145,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=1000, help="documents (default: 1000)")
-    parser.add_argument("--pages", type=int, help="read one PDF of so many pages instead")
+    parser.add_argument("--pages", type=int, help="read one PDF with this number of pages instead")
     parser.add_argument("--processes", type=int, default=1, help="of the command (default: 1)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:

@@ -80,7 +80,7 @@ def test_a_notebook_runs_where_the_project_is_not_installed_from_another_folder(
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     monkeypatch.setenv("PYTHONUNBUFFERED", "1")
     if form == "short" and notebook != NOTEBOOKS[0]:  # one of them builds the package with tools that pip fetches
-        monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # which means that there is none
+        monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # pip reads 0 as: no isolation
     cells = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
     if not any("planner" in source for source in cells):  # it loads libtpu, which does not know all of these
         monkeypatch.setenv("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {quick_xla.FLAGS}")

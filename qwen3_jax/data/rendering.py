@@ -11,7 +11,7 @@ The text that follows is a string, or segments `[{"text": "...", "loss": true}, 
 A preference is two of the first two in one document.
 
 The invariant: tokens are what generation would have seen. Thinking of earlier turns disappears from later prompts, so a
-conversation becomes one document per user turn, or several where the prompt of a step does not go on from the step before, each
+conversation becomes one document per user turn, or several where the prompt of a step does not extend the step before, each
 rendered as generation would render it; or, with `history="keep"`, one document that keeps it. The empty think block that a
 template writes into a non-thinking prompt is prompt.
 The text of a special token inside of a message is plain characters, unless the source says otherwise.
@@ -229,7 +229,7 @@ def _by_turn(form: Conversation, learned: list[int]) -> list[list[int]]:
 def _turn(
     record: Record, tokenizer: TextTokenizer, form: Conversation, learned: list[int], *, keep: bool
 ) -> list[Document]:
-    """Each answer at `learned` behind its prompt to the letter; answers share a document where prompts go on from one another.
+    """Each answer at `learned` behind its prompt to the letter; answers share a document where each prompt extends the one before.
 
     They do not where a template drops something of an answer once others follow: its thinking, or its empty think block.
     keep: prompts are those of preserve_thinking.
@@ -253,7 +253,7 @@ def _in_one(record: Record, tokenizer: TextTokenizer, form: Conversation, learne
     """All answers in one document, with all thinking.
 
     Raises:
-        DataError: the prompts do not go on from one another.
+        DataError: a prompt does not extend the one before.
     """
     first, *others = _turn(record, tokenizer, form, learned, keep=True)
     if others:
