@@ -229,7 +229,7 @@ def _by_turn(form: Conversation, learned: list[int]) -> list[list[int]]:
 def _turn(
     record: Record, tokenizer: TextTokenizer, form: Conversation, learned: list[int], *, keep: bool
 ) -> list[Document]:
-    """Each answer at `learned` behind its prompt to the letter; answers share a document where each prompt extends the one before.
+    """Each answer at `learned` behind its prompt to the letter; answers share a document where each prompt extends the last.
 
     They do not where a template drops something of an answer once others follow: its thinking, or its empty think block.
     keep: prompts are those of preserve_thinking.
