@@ -105,13 +105,14 @@ def _scheme(text: str | os.PathLike, name: str) -> str | None:
     return match[1]
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write UTF-8 text, newlines as they are, so that the file appears whole or not at all."""
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Write bytes, or text as UTF-8 with its newlines as they are, so that the file appears whole or not at all."""
+    raw = content.encode("utf-8") if isinstance(content, str) else content
     if is_url(path):
-        path.write_bytes(text.encode("utf-8"))
+        path.write_bytes(raw)
         return
     with written_whole(path) as temporary:
-        temporary.write_bytes(text.encode("utf-8"))
+        temporary.write_bytes(raw)
 
 
 def visible_files(folder: Path, pattern: str) -> list[Path]:

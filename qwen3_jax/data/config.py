@@ -265,7 +265,7 @@ class DataConfig:
     """The whole pipeline.
 
     Attributes:
-        sources: the mixture.
+        sources: the mixture; empty only for the method grpo, which samples what it learns from.
         sequence_length: T, tokens in a row.
         batch_size: rows in the global batch, over all hosts.
         lengths: classes of text by length with their shares of the tokens of every source; empty is all text as it comes.
@@ -275,7 +275,7 @@ class DataConfig:
         prefetch_batches: finished batches kept ready by a background thread; 0 builds each batch on demand.
     """
 
-    sources: list[Source]
+    sources: list[Source] = field(default_factory=list)
     sequence_length: int = 512
     batch_size: int = 32
     lengths: list[LengthShare] = field(default_factory=list)
@@ -285,8 +285,6 @@ class DataConfig:
     prefetch_batches: int = 4
 
     def __post_init__(self) -> None:
-        if not self.sources:
-            raise UserError("data.sources is empty: nothing to train on")
         names = [source.name for source in self.sources]
         for name in names:
             if names.count(name) > 1:

@@ -145,6 +145,22 @@ class Engine:
         self._in_flight: _Computation | None = None  # offline, between two steps
         self._ready: list[Token] = []  # tokens of prompts that need no computation; the next step returns them
 
+    def take_weights(self, model: Qwen3) -> None:
+        """Answer with another model of the same structure from now on, as training updates it. Nothing is compiled.
+
+        What is in the prefix cache was computed with the weights before, and is dropped.
+
+        Raises:
+            UserError: requests are unfinished, or the models differ in more than the values of their weights.
+        """
+        if self.busy:
+            raise UserError(f"the engine has {len(self._active)} unfinished requests; finish or cancel them before its weights change.")
+        self._in_flight = None  # padding of a finished computation
+        self._runner.take_weights(model)
+        self.model = model
+        for pool in self._scheduler.pools:
+            pool.forget()
+
     @property
     def cache_usage(self) -> tuple[int, int]:
         """Pages held by requests, and pages in all; over all shards."""

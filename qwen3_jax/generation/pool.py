@@ -121,6 +121,16 @@ class Pool:
             self._names += 1
             self._page_of[key], self._key_of[page], self._name_of[page] = page, key, self._names
 
+    def forget(self) -> None:
+        """Drop the index, for weights that have changed: what the pages hold is shared with no later sequence.
+
+        Pages that are held stay with their holders and are freed when released.
+        """
+        self._free += self._idle
+        self._free.sort(reverse=True)  # as at the start, so that equal requests take equal pages
+        self._idle.clear()
+        self._page_of, self._key_of, self._name_of = {}, {}, {}
+
     def extend(self, pages: int) -> None:
         """Increase the number of pages to `pages`."""
         self._free[:0] = range(pages - 1, self.capacity, -1)

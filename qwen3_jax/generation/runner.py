@@ -112,6 +112,18 @@ class Runner:
             # Committed, as the parameters are: the programs return committed state, which would compile them once more.
             self.state = jax.device_put(self.state, *jax.tree.leaves(self._params)[0].devices())
 
+    def take_weights(self, model: Qwen3) -> None:
+        """Use another model's parameters from the next program on.
+
+        Raises:
+            UserError: its structure, shapes, types or placement differ, which would compile every program anew.
+        """
+        graphdef, params = nnx.split(model)
+        before = self._params[0]
+        if graphdef != self._graphdefs[0] or jax.tree.map(_form, params) != jax.tree.map(_form, before):
+            raise UserError("the new weights differ from the engine's model in more than their values; make a new Engine.")
+        self._model, self._params = model, (params, *self._params[1:])
+
     def grow(self, plan: Grow) -> None:
         """Extend the cache; its contents stay."""
         self._pages = plan.pages
@@ -350,3 +362,8 @@ class Runner:
                     active.indexed = len(active.tokens)
                     row[: len(proposed)] = proposed
         return guesses if (guesses >= 0).any() else None
+
+
+def _form(leaf: jax.Array) -> tuple[tuple[int, ...], str, jax.sharding.Sharding]:
+    """What the compiled programs depend on."""
+    return leaf.shape, str(leaf.dtype), leaf.sharding

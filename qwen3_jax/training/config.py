@@ -18,6 +18,8 @@ from qwen3_jax.kernels import Kernels
 from qwen3_jax.kernels.execution import Quantization
 from qwen3_jax.model import Remat
 from qwen3_jax.training.methods import LEARNING_RATES, DpoConfig, LoraConfig, Method
+from qwen3_jax.training.rl_config import RlConfig
+from qwen3_jax.training.stage_config import StageConfig
 from sharding import MeshConfig
 
 _VOCABULARY_MULTIPLE = 128  # embedding rows are padded to a multiple of this, so that they divide over usual meshes
@@ -179,57 +181,6 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
-class StageOptimizer:
-    """The learning rate of one stage. null is the run's value, except warmup_steps, which is 0 after the first stage.
-
-    Attributes:
-        learning_rate, warmup_steps, schedule, final_learning_rate, decay_share: see `OptimizerConfig`; steps and shares are the
-            stage's.
-    """
-
-    learning_rate: float | None = None
-    warmup_steps: int | None = None
-    schedule: Literal["cosine", "linear", "constant", "wsd"] | None = None
-    final_learning_rate: float | None = None
-    decay_share: float | None = None
-
-
-@dataclass(frozen=True)
-class StageConfig:
-    """One stage of a run, as differences from the run's settings; null is the run's value.
-
-    Attributes:
-        name: a unique label.
-        steps: optimizer steps of this stage.
-        sequence_length, batch_size, lengths: of its data, see `DataConfig`.
-        weights: shares of the sources by name, instead of their own; a source left out is not used.
-        rope_theta: base of the rotary embedding from this stage on (ABF: Xiong et al. 2023, arXiv 2309.16039).
-        optimizer: its learning rate.
-        micro_batches, mesh, remat: for longer sequences.
-    """
-
-    name: str
-    steps: int
-    sequence_length: int | None = None
-    batch_size: int | None = None
-    lengths: list[LengthShare] | None = None
-    weights: dict[str, float] | None = None
-    rope_theta: float | None = None
-    optimizer: StageOptimizer = field(default_factory=StageOptimizer)
-    micro_batches: int | None = None
-    mesh: MeshConfig | None = None
-    remat: Remat | None = None
-
-    def __post_init__(self) -> None:
-        check_bounds(vars(self), f"stage {self.name!r}: ", steps=whole(1), rope_theta=above(0))
-        if self.weights is not None:
-            if not self.weights:
-                raise UserError(f"stage {self.name!r}: weights names no source; leave it out for the sources' own.")
-            bounds = dict.fromkeys(self.weights, above(0))
-            check_bounds(self.weights, f"stage {self.name!r}: weights.", **bounds)
-
-
-@dataclass(frozen=True)
 class Stage:
     """A stage with the run's settings filled in.
 
@@ -256,7 +207,7 @@ class TrainConfig:
 
     Attributes:
         method: pretrain; sft, the same on records of which a part is learned; dpo, on preferences against a reference model;
-            reward_model, a scalar head on preferences.
+            reward_model, a scalar head on preferences; grpo, reinforcement learning on answers that it samples (`rl`).
         run_dir: output folder: checkpoints/, hf/ (or adapter/), metrics.jsonl, tensorboard/, loss.png, config.json. If it
             holds a run, that run is resumed.
         steps: optimizer steps of a run without stages.
@@ -268,6 +219,7 @@ class TrainConfig:
         optimizer: AdamW and its learning rate.
         loss: terms of the loss.
         dpo: settings of the method dpo.
+        rl: settings of the method grpo.
         lora: train adapters over the frozen weights of model.init_from; null trains all parameters.
         micro_batches: number of parts in which a batch is computed; the result is that of one part.
         mesh: devices; -1 on one axis takes all that are left.
@@ -294,6 +246,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     dpo: DpoConfig | None = None
+    rl: RlConfig | None = None
     lora: LoraConfig | None = None
     micro_batches: int = 1
     mesh: MeshConfig = field(default_factory=lambda: MeshConfig(data=-1))
@@ -339,6 +292,12 @@ class TrainConfig:
 
     def _check_method(self) -> None:
         """Refuse settings that the method does not read, and say to the sources what their records are."""
+        if (self.rl is not None) != (self.method == "grpo"):
+            raise UserError(f"rl is what method: grpo reads, and this run has method: {self.method} {'and no rl' if self.rl is None else ''}".rstrip() + ".")
+        if self.rl is not None:
+            self._check_rl(self.rl)
+        elif not self.data.sources:
+            raise UserError("data.sources is empty: nothing to train on")
         pairs = self.method in ("dpo", "reward_model")
         for source in self.data.sources:
             if source.pairs and not pairs:
@@ -364,6 +323,31 @@ class TrainConfig:
             )
         if self.budget_curve is not None and self.method == "reward_model":
             raise UserError("budget_curve generates answers, which a reward model cannot; leave it out.")
+
+    def _check_rl(self, rl: RlConfig) -> None:
+        """Refuse what reinforcement learning does not read, and rows that cannot hold its samples."""
+        unread = {
+            "stages": self.stages != [], "data.sources": self.data.sources != [], "data.lengths": self.data.lengths != [],
+            "data.packing_rows": self.data.packing_rows != 256, "data.cache": self.data.cache is not None,
+            "data.prefetch_batches": self.data.prefetch_batches != 4, "loss.z_loss": self.loss.z_loss != 0,
+            "budget_curve": self.budget_curve is not None, "eval_batches": self.eval_batches != 8,
+        }  # fmt: skip
+        for name, given in unread.items():
+            if given:
+                raise UserError(f"{name} is not read by method: grpo; leave it out.")
+        if self.model.init_from is None:
+            raise UserError("method: grpo trains a model that can already answer; set model.init_from.")
+        if rl.rollouts.max_new_tokens >= self.data.sequence_length:
+            raise UserError(
+                f"rl.rollouts.max_new_tokens ({rl.rollouts.max_new_tokens}) leaves no room for a prompt in "
+                f"data.sequence_length ({self.data.sequence_length})."
+            )
+        if self.data.batch_size < rl.rollouts.samples_per_step:
+            raise UserError(
+                f"data.batch_size is {self.data.batch_size}; a step learns from {rl.rollouts.samples_per_step} answers "
+                "(rl.rollouts.prompts / updates * group_size), each of which may fill a row: set it to at least that. Rows that "
+                "stay empty cost no time where micro_batches divides them."
+            )
 
     def _fill_learning_rate(self) -> None:
         if self.optimizer.learning_rate is None:

@@ -38,13 +38,17 @@ from qwen3_jax.training.step import Trainer, TrainState
 from qwen3_jax.training.stopping import StopSignals
 
 
-def train(config: TrainConfig, watch: Watch | None = None, stop: StopSignals | None = None) -> Path:
+def train(
+    config: TrainConfig, watch: Watch | None = None, stop: StopSignals | None = None,
+    make_loop: type[StageLoop] | None = None,
+) -> Path:
     """Run (or resume, or finish) a training run and return the exported folder: RUN/hf, or of a run with adapters RUN/adapter.
 
     Args:
         config: the run.
         watch: called with (step, metrics) whenever metrics are logged, on every process.
         stop: says when the run is to end; None is SIGTERM.
+        make_loop: the class that runs the stages; None is `StageLoop`, and reinforcement learning has its own.
 
     Raises:
         UserError: the configuration, data, weights or an existing run directory do not fit, or the disk is full.
@@ -75,8 +79,9 @@ def train(config: TrainConfig, watch: Watch | None = None, stop: StopSignals | N
     with contextlib.closing(checkpoints), checkpoints.disk_full_is_user_error(None), signals as stop:
         step, state, position = _first_state(config, stages, trainers, checkpoints, source)
         with Journal(run_dir, config, step, started) as journal:
-            stage_loop = StageLoop(
-                config, run_dir, stages, architecture, corpora, checkpoints, journal, watch, _asked_to_end(stop), reference
+            stage_loop = (make_loop or StageLoop)(
+                config, run_dir, stages, architecture, corpora, checkpoints, journal, watch, _asked_to_end(stop), reference,
+                tokenizer,
             )  # fmt: skip
             for stage, trainer in zip(stages, trainers, strict=True):
                 if step < stage.last:
@@ -107,7 +112,7 @@ def _prepare(
         _trainers(stages, run_folder.expected_architecture(config, stages))
     tokenizer = run_folder.load_or_train_tokenizer(run_dir, config, source)
     architecture = run_folder.architecture(config, stages, source, tokenizer)
-    return tokenizer, architecture, _trainers(stages, architecture)
+    return tokenizer, architecture, _trainers(stages, architecture, tokenizer)
 
 
 def _asked_to_end(stop: StopSignals) -> Callable[[int], str]:
@@ -124,13 +129,15 @@ def _asked_to_end(stop: StopSignals) -> Callable[[int], str]:
     return asked
 
 
-def _trainers(stages: Sequence[Stage], architecture: Qwen3Config) -> list[Trainer]:
+def _trainers(
+    stages: Sequence[Stage], architecture: Qwen3Config, tokenizer: Tokenizer | None = None
+) -> list[Trainer]:
     """Return the trainer of every stage.
 
     Raises:
         ShardingError: parameters or a batch do not divide over the mesh of a stage.
     """
-    trainers = [stage_trainer(stage, stages, architecture) for stage in stages]
+    trainers = [stage_trainer(stage, stages, architecture, tokenizer) for stage in stages]
     for stage, trainer in zip(stages, trainers, strict=True):
         trainer.abstract_batch(stage.run.data.batch_size, stage.run.data.sequence_length)
     return trainers

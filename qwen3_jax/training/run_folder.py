@@ -5,6 +5,7 @@ The folder is local or in a bucket (gs://).
 RUN/config.json         the configuration, and of a run that was extended the settings of its earlier steps
 RUN/architecture.json   the model's config.json
 RUN/tokenizer/          the tokenizer
+RUN/rollouts/           of the method grpo, the answers of the newest rounds
 RUN/data/               prepared corpora of raw sources
 RUN/checkpoints/STEP/   state and data position (Orbax)
 RUN/metrics.jsonl, router.jsonl, history.jsonl, tensorboard/, loss.png
@@ -47,9 +48,12 @@ from qwen3_jax.training.preferences import REWARD_MODEL
 from qwen3_jax.training.step import Trainer, TrainState
 
 # What a resumed run must not change,
-_FIXED = ("method", "model", "tokenizer", "data", "optimizer", "loss", "dpo", "lora", "seed", "steps", "stages")
+_FIXED = ("method", "model", "tokenizer", "data", "optimizer", "loss", "dpo", "lora", "rl", "seed", "steps", "stages")
 # except these, which change no result: the restart may be on other hardware.
-_FREE = ("model.remat", "model.kernels", "lora.merge", "data.cache", "data.prefetch_batches")
+_FREE = (
+    "model.remat", "model.kernels", "lora.merge", "data.cache", "data.prefetch_batches", "rl.rollouts.keep", "rl.eval_prompts",
+    "rl.eval_samples",
+)  # fmt: skip
 _FREE_IN_STAGES = ("mesh", "remat", "micro_batches")
 
 
@@ -202,12 +206,17 @@ def check_lengths(stages: Sequence[Stage], architecture: Qwen3Config) -> None:
 def exportable_model(trainer: Trainer, state: TrainState, tokenizer: Tokenizer) -> Qwen3:
     """Return the model with the state's parameters and the generation config that belongs to the tokenizer."""
     model = trainer.model(state.params)
-    model.generation_config = GenerationConfig(
+    model.generation_config = generation_config_of(tokenizer)
+    return model
+
+
+def generation_config_of(tokenizer: Tokenizer) -> GenerationConfig:
+    """Return the generation config of a model that is trained with a tokenizer."""
+    return GenerationConfig(
         eos_token_id=tuple(i for i in (tokenizer.im_end_id, tokenizer.endoftext_id) if i is not None),
         bos_token_id=tokenizer.endoftext_id,
         pad_token_id=tokenizer.endoftext_id,
     )
-    return model
 
 
 def load_run(run_dir: Path, step: int | None = None) -> tuple[Qwen3, Tokenizer]:

@@ -19,6 +19,7 @@ from qwen3_jax.data import Prepared, make_train_loader
 from qwen3_jax.data.pipeline import at_boundary
 from qwen3_jax.errors import Diverged, Interrupted
 from qwen3_jax.progress import Bar, doing, progress_bar
+from qwen3_jax.text import Tokenizer
 from qwen3_jax.training import guard
 from qwen3_jax.training.adapters import lora_of
 from qwen3_jax.training.config import Stage, TrainConfig
@@ -29,7 +30,7 @@ from qwen3_jax.training.metrics import TRAINING_LOSSES
 from qwen3_jax.training.optimizer import run_schedule
 from qwen3_jax.training.preferences import objective_of
 from qwen3_jax.training.profiler import Profiler
-from qwen3_jax.training.step import Trainer, TrainState, fetch_metrics
+from qwen3_jax.training.step import DeviceBatch, Metrics, Trainer, TrainState, fetch_metrics
 
 Watch = Callable[[int, dict[str, float]], None]
 
@@ -49,6 +50,7 @@ class StageLoop:
         watch: called with (step, metrics) whenever metrics are logged.
         asked_to_end: called after a step; what has asked the run to end there ("SIGTERM"), or "".
         reference: of the method dpo, for each corpus the log-probabilities under the reference model.
+        tokenizer: of the run.
     """
 
     config: TrainConfig
@@ -61,6 +63,7 @@ class StageLoop:
     watch: Watch | None
     asked_to_end: Callable[[int], str]
     reference: Sequence[np.ndarray] | None = None
+    tokenizer: Tokenizer | None = None
 
     def run(
         self, stage: Stage, trainer: Trainer, state: TrainState, position: dict[str, Any] | None
@@ -79,28 +82,44 @@ class StageLoop:
             state = dataclasses.replace(state, guard=guard.restarted(state.guard))
         state = jax.device_put(state, trainer.shardings)  # another stage may have another mesh
         with doing("planning rows"):
-            loader = make_train_loader(
-                data,
-                self.corpora,
-                weights=stage.weights,
-                rows=trainer.local_rows(data.batch_size),
-                reference=self.reference,
-            )
+            loader = self.loader(stage, trainer)
             peak = device_peak(self.run_dir)
         flops = trainer.flops_per_token(data.sequence_length)
         meter = Meter(data.batch_size * data.sequence_length, flops, peak, jax.device_count())
         label = stage.name if len(self.stages) > 1 else "training"
         with (
-            contextlib.closing(iter(loader)) as batches,
+            contextlib.closing(loader) as batches,
             meter,
             progress_bar(label, stage.last - stage.first, done=step - stage.first) as bar,
             Profiler(self.config.profile, self.run_dir / "profile", step, stage.last, bar.print) as profiler,
         ):
             if position is not None:
-                batches.set_state(self._data_position(position, stage))
+                batches.set_state(self.data_position(position, stage))
             return self._steps(stage, trainer, state, batches, meter, bar, profiler)
 
-    def _data_position(self, position: dict[str, Any], stage: Stage) -> dict[str, Any]:
+    def loader(self, stage: Stage, trainer: Trainer) -> Any:
+        """Return the batches of a stage: an iterator with `get_state`, `set_state` and `close`."""
+        data = stage.run.data
+        rows = trainer.local_rows(data.batch_size)
+        return iter(make_train_loader(data, self.corpora, weights=stage.weights, rows=rows, reference=self.reference))
+
+    def next_batch(self, batches: Any, stage: Stage, trainer: Trainer, state: TrainState) -> DeviceBatch:
+        """Return the batch of the next step, placed; `state` is what that step begins with."""
+        del state
+        return trainer.place(next(batches), stage.run.data.batch_size)
+
+    def taken(self, step: int, metrics: Metrics) -> None:
+        """Called after each step with its metrics, which are still on the device."""
+
+    def figures(self) -> dict[str, float]:
+        """Return further figures of the steps since the last call, for the line of metrics that is written now."""
+        return {}
+
+    def held_out(self, stage: Stage) -> HeldOut:
+        """Return the held-out data of a stage."""
+        return HeldOut(stage, self.corpora, self.config.eval_batches, self.reference)
+
+    def data_position(self, position: dict[str, Any], stage: Stage) -> dict[str, Any]:
         """Return the state of a stage's loader. It takes the rows that follow those of the stage of `position` if it is
         that one, or if the run was extended with rows of the same length (how many make a batch does not matter)."""
         if position["stage"] == stage.name:
@@ -121,24 +140,24 @@ class StageLoop:
         bar: Bar,
         profiler: Profiler,
     ) -> tuple[TrainState, dict[str, Any]]:
-        config, rows = self.config, stage.run.data.batch_size
-        held_out = HeldOut(stage, self.corpora, config.eval_batches, self.reference)
+        config, held_out = self.config, self.held_out(stage)
         step = logged = started = int(state.step)
         while step < stage.last:
             profiler.before(step)
-            batch = meter.fetch(lambda: trainer.place(next(batches), rows))
+            batch = meter.fetch(functools.partial(self.next_batch, batches, stage, trainer, state))
             if step == started:
                 bar.advance(0, "compiling")
             state, step_metrics = meter.step(functools.partial(trainer.step, state, batch))
             if step == started:
                 bar.advance(0, "")
             step += 1
+            self.taken(step, step_metrics)
             profiler.after(step, step_metrics)
             last, ending = step == stage.last, self.asked_to_end(step)
             losses: dict[str, float] = {}
             if last or _due(step, config.eval_every):
                 with meter.during("eval"):
-                    losses = self._evaluate(step, stage, trainer, state, held_out, bar)
+                    losses = self.evaluate(step, stage, trainer, state, held_out, bar)
                     if (load := step_metrics.loss.router_load) is not None:
                         self.journal.write_routers(step, jax.device_get(load))
             if last or step % config.log_every == 0:
@@ -164,7 +183,8 @@ class StageLoop:
             Diverged: too many steps in a row were skipped.
         """
         values = fetch_metrics(step_metrics)  # blocks until the step has ended
-        row = {f"train.{name.removeprefix('loss.')}": value for name, value in values.items()} | meter.read_and_reset()
+        row = {f"train.{name.removeprefix('loss.')}": value for name, value in values.items()}
+        row |= meter.read_and_reset() | self.figures()
         self.journal.write(step, row)
         if self.watch:
             self.watch(step, row)
@@ -174,7 +194,7 @@ class StageLoop:
                 f"(loss {values['loss.total']:.4g}, gradient norm {values['gradient_norm']:.4g}); lower "
                 "optimizer.learning_rate, or inspect the data, and restart from an earlier checkpoint."
             )
-        note = _note(row)
+        note = self.note(row)
         bar.advance(advanced, note)
         total = self.config.total_steps
         # Without a bar (output to a file), print about twenty lines over a run instead.
@@ -182,7 +202,11 @@ class StageLoop:
             name = f"{stage.name}, " if len(self.stages) > 1 else ""
             bar.print(f"{name}step {step}/{total}: {note}")
 
-    def _evaluate(
+    def note(self, row: dict[str, float]) -> str:
+        """Return what the progress bar says of a line of metrics."""
+        return _note(row)
+
+    def evaluate(
         self, step: int, stage: Stage, trainer: Trainer, state: TrainState, held_out: HeldOut, bar: Bar
     ) -> dict[str, float]:
         """Measure the held-out losses; write, print and return them."""
@@ -219,7 +243,7 @@ class StageLoop:
         if stage.run.data.sequence_length < longest.run.data.sequence_length:
             own = trainer
             trainer = stage_trainer(
-                dataclasses.replace(longest, rope_theta=stage.rope_theta), self.stages, self.architecture
+                dataclasses.replace(longest, rope_theta=stage.rope_theta), self.stages, self.architecture, self.tokenizer
             )
             params = jax.device_put(params, trainer.shardings.params)
             if own.lora is not None:
@@ -227,8 +251,13 @@ class StageLoop:
         return HeldOut(longest, self.corpora, self.config.eval_batches).by_position(trainer, params, edges)
 
 
-def stage_trainer(stage: Stage, stages: Sequence[Stage], architecture: Qwen3Config) -> Trainer:
-    """Return the trainer of a stage, with the schedule of the whole run."""
+def stage_trainer(
+    stage: Stage, stages: Sequence[Stage], architecture: Qwen3Config, tokenizer: Tokenizer | None = None
+) -> Trainer:
+    """Return the trainer of a stage, with the schedule of the whole run.
+
+    tokenizer: of the run; only the method grpo needs it, for the think tags.
+    """
     run = stage.run
     config = (
         architecture if stage.rope_theta is None else dataclasses.replace(architecture, rope_theta=stage.rope_theta)
@@ -237,7 +266,7 @@ def stage_trainer(stage: Stage, stages: Sequence[Stage], architecture: Qwen3Conf
     rate = run_schedule([(one.run.optimizer, one.last - one.first) for one in stages])
     return Trainer(
         config, run.model, run.optimizer, rate, placement, run.loss, run.micro_batches, lora_of(run.lora, config),
-        objective_of(run),
+        objective_of(run, tokenizer),
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from qwen3_jax.checkpoint.described import described
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
-from qwen3_jax.kernels import Execution, WeightType
+from qwen3_jax.kernels import Execution, Kernels, WeightType
 from qwen3_jax.model import Lora, Qwen3, RewardModel, Structure, abstract, flatten
 from qwen3_jax.training import guard, losses
 from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig
@@ -109,7 +109,7 @@ class Trainer:
         # A split sequence is computed in the order that gives each device the same share of causal attention.
         balanced = placement.parts("length") > 1
         self._execution = Execution(placement, model.kernels, model.quantization, balanced)
-        self.structure = Structure(lambda: self._build(nnx.Rngs(0), self._execution))
+        self.structure = Structure(lambda: self.build(nnx.Rngs(0), self._execution))
         self.optimizer = make_optimizer(optimizer, rate)
         self._schedule = rate
         self.peaks = rate.peaks  # third argument of the compiled step
@@ -126,7 +126,8 @@ class Trainer:
         # (params, batch[, base]) -> (gradients, Loss)
         self._gradient: jax.stages.Wrapped = jax.jit(self._gradients, out_shardings=(self.shardings.params, None))
 
-    def _build(self, rngs: nnx.Rngs, execution: Execution) -> Qwen3:
+    def build(self, rngs: nnx.Rngs, execution: Execution) -> Qwen3:
+        """Build the model that is trained, with initial weights, for another execution; trace it where weights do not matter."""
         return self.objective.model(
             self.config,
             rngs=rngs,
@@ -142,6 +143,16 @@ class Trainer:
         """FLOPs per token of forward and backward pass in rows of a length, see `training_flops_per_token`."""
         outputs = 1 if self.objective.model is RewardModel else None
         return training_flops_per_token(self.config, sequence_length, self.lora, outputs=outputs)
+
+    @property
+    def kernels(self) -> Kernels:
+        """Implementations that the model runs with."""
+        return self._model_config.kernels
+
+    @property
+    def compute_type(self) -> jnp.dtype:
+        """Type of activations, to which weights are cast for products."""
+        return jnp.dtype(self._model_config.dtype)
 
     @property
     def _trained(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -164,7 +175,7 @@ class Trainer:
         """Return an initial state; each device initialises only its own part."""
 
         def make() -> TrainState:
-            params = flatten(self._build(nnx.Rngs(seed), self._execution))
+            params = flatten(self.build(nnx.Rngs(seed), self._execution))
             return self._start({name: params[name] for name in self.structure.trained})
 
         return jax.jit(make, out_shardings=self.shardings)()
@@ -173,7 +184,7 @@ class Trainer:
         """Return the initial value of one parameter, placed."""
 
         def make() -> jax.Array:
-            return flatten(self._build(nnx.Rngs(seed), self._execution))[name]
+            return flatten(self.build(nnx.Rngs(seed), self._execution))[name]
 
         return jax.jit(make, out_shardings=self.shardings.params[name])()
 
@@ -202,7 +213,7 @@ class Trainer:
         names = [name for name in every if "adapters." in name and name not in self.shardings.params]
 
         def make() -> Params:
-            values = flatten(self._build(nnx.Rngs(0), self._execution))
+            values = flatten(self.build(nnx.Rngs(0), self._execution))
             return {name: values[name] for name in names}
 
         return jax.jit(make, out_shardings={name: every[name] for name in names})()
@@ -211,7 +222,7 @@ class Trainer:
         """Shapes, types and shardings of the frozen parameters, for compiling a step without them; None without adapters."""
         if self.lora is None:
             return None
-        _, state = abstract(lambda: self._build(nnx.Rngs(0), self._execution))
+        _, state = abstract(lambda: self.build(nnx.Rngs(0), self._execution))
         base = described(state, self.config, self._model_config.scan_layers, self.placement, quantize)
         shapes, every = self.structure.shapes, self.structure.shardings(self.placement)
         for name, shape in shapes.items():
@@ -429,7 +440,7 @@ class Trainer:
         structure = self.structure
         if self._execution.balanced:
             in_order = dataclasses.replace(self._execution, balanced=False)
-            structure = Structure(lambda: self._build(nnx.Rngs(0), in_order))
+            structure = Structure(lambda: self.build(nnx.Rngs(0), in_order))
         return structure.merge(params if self.base is None else params | self.base)
 
 

@@ -1,0 +1,241 @@
+"""Reinforcement learning: the training loop whose batches are answers that the model under training samples.
+
+    python train.py --config configs/posttrain/reasoning-rl-laptop.yaml
+
+Qwen3 technical report, sections 4.2 and 4.4. Engine and trainer share the devices: a round of answers is sampled with the
+weights of the training state (`serving_weights`), scored (`rewards`), and learned from in `updates` optimizer steps.
+
+Invariant: parameters, answers and metrics after step s depend on the configuration alone, not on interruptions of the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qwen3_jax.posttraining.log_probs import batch_of, log_probs_of_state, reference_log_probs
+from qwen3_jax.posttraining.prompts import Draw, Mode, Prompt, Prompts
+from qwen3_jax.posttraining.rewards import Scorer
+from qwen3_jax.posttraining.rollouts import Rollouts, engine_for
+from qwen3_jax.posttraining.round_figures import figures_of
+from qwen3_jax.posttraining.rounds import LogProbs, Round, Rounds
+from qwen3_jax.posttraining.serving_weights import ServingWeights
+from qwen3_jax.progress import Bar, progress_bar
+from qwen3_jax.training import loop
+from qwen3_jax.training.config import Stage, TrainConfig
+from qwen3_jax.training.held_out import HeldOut
+from qwen3_jax.training.policy_config import applied_coefficient, next_coefficient
+from qwen3_jax.training.rl_config import RlConfig
+from qwen3_jax.training.run_folder import generation_config_of
+from qwen3_jax.training.stage_loop import StageLoop, Watch
+from qwen3_jax.training.step import DeviceBatch, Metrics, Trainer, TrainState
+from qwen3_jax.training.stopping import StopSignals
+
+
+def train(config: TrainConfig, watch: Watch | None = None, stop: StopSignals | None = None) -> Path:
+    """Run, resume or finish a run of any method; see `qwen3_jax.training.loop.train`."""
+    return loop.train(config, watch, stop, PolicyLoop if config.method == "grpo" else StageLoop)
+
+
+@dataclasses.dataclass
+class PolicyLoop(StageLoop):
+    """Runs the steps of the method grpo."""
+
+    def __post_init__(self) -> None:
+        assert self.config.rl is not None
+        assert self.tokenizer is not None
+        self.rl: RlConfig = self.config.rl
+        self._figures: list[dict[str, float]] = []
+        self._batches: RoundBatches | None = None
+
+    def loader(self, stage: Stage, trainer: Trainer) -> RoundBatches:
+        """Return the batches of the run; makes the engine."""
+        assert self.tokenizer is not None
+        rl = self.rl
+        prompts = Prompts(rl.prompts, rl.rollouts, stage.run.data.seed)
+        reference = reference_log_probs(self.config, trainer, self.tokenizer) if rl.policy.kl.coefficient else None
+        scorer = Scorer(rl.rewards, self.run_dir / "judge", max_new_tokens=rl.rollouts.max_new_tokens)
+        self._batches = RoundBatches(self, trainer, stage, prompts, scorer, reference)
+        return self._batches
+
+    def next_batch(self, batches: Any, stage: Stage, trainer: Trainer, state: TrainState) -> DeviceBatch:
+        """Return the next batch; at the beginning of a round it is sampled with the weights of `state`."""
+        del stage, trainer
+        return batches.next(state)
+
+    def taken(self, step: int, metrics: Metrics) -> None:
+        """Move the coefficient of the entropy by the entropy of the step."""
+        del step
+        assert self._batches is not None
+        if self.rl.entropy is not None:
+            self._batches.note_entropy(float(metrics.loss.entropy))
+
+    def figures(self) -> dict[str, float]:
+        """Return the figures of the rounds since the last line of metrics."""
+        assert self._batches is not None
+        rounds, self._figures = self._figures, []
+        names = {name for figures in rounds for name in figures}
+        out = {f"rl.{name}": float(np.mean([one[name] for one in rounds if name in one])) for name in sorted(names)}
+        if self.rl.entropy is not None:
+            out["rl.entropy_coefficient"] = self._batches.applied
+        return out | {f"rl.epoch.{name}": value for name, value in self._batches.epochs.items()}
+
+    def add_figures(self, figures: dict[str, float]) -> None:
+        """Keep the figures of a round for the next line of metrics."""
+        self._figures.append(figures)
+
+    def data_position(self, position: dict[str, Any], stage: Stage) -> dict[str, Any]:
+        """Return the position of the data; a run that was given more steps goes on where it stood."""
+        del stage
+        return position["data"]
+
+    def held_out(self, stage: Stage) -> HeldOut | None:  # type: ignore[override]
+        """Nothing is prepared: held-out prompts are asked by the engine."""
+        del stage
+        return None
+
+    def evaluate(
+        self, step: int, stage: Stage, trainer: Trainer, state: TrainState, held_out: Any, bar: Bar
+    ) -> dict[str, float]:
+        """Ask the held-out prompts; write, print and return minus the mean reward of each source."""
+        del stage, trainer, held_out
+        assert self._batches is not None
+        rewards = self._batches.evaluate(state)
+        row: dict[str, float] = {}
+        for name, figures in rewards.items():
+            row |= {f"held_out.{name}.{key}": value for key, value in figures.items()}
+        means = {name: figures["reward"] for name, figures in rewards.items() if "reward" in figures}
+        text = ", ".join(f"{name} {value:.3f} (right {rewards[name]['pass_rate']:.1%})" for name, value in means.items())
+        if text:
+            bar.print(f"step {step}: held-out reward {text}")
+        if row:
+            self.journal.write(step, row)
+        return {name: -value for name, value in means.items()}
+
+    def note(self, row: dict[str, float]) -> str:
+        """Return what the progress bar says."""
+        parts = [f"reward {row['rl.reward']:.3f}"] if "rl.reward" in row else []
+        if "train.entropy" in row:
+            parts.append(f"entropy {row['train.entropy']:.2f}")
+        if "rl.tokens" in row:
+            parts.append(f"{row['rl.tokens']:.0f} tokens")
+        if "rl.rollout_tokens_per_second" in row:
+            parts.append(f"{row['rl.rollout_tokens_per_second']:,.0f} tok/s")
+        return " | ".join(parts)
+
+
+class RoundBatches:
+    """The batches of a run: `next` gives the one of the next step, and begins a round where the last one is used up.
+
+    Args:
+        owner: the loop, which gets the figures.
+        trainer, stage: of the run.
+        prompts, scorer, reference: see `Rounds`.
+    """
+
+    def __init__(
+        self, owner: PolicyLoop, trainer: Trainer, stage: Stage, prompts: Prompts, scorer: Scorer, reference: LogProbs | None
+    ):
+        assert owner.tokenizer is not None
+        self._owner, self._trainer, self._stage, self._tokenizer = owner, trainer, stage, owner.tokenizer
+        self._prompts, self._scorer, self._reference = prompts, scorer, reference
+        self._rl, self._updates = owner.rl, owner.rl.rollouts.updates
+        self._weights = ServingWeights(trainer, generation_config_of(owner.tokenizer))
+        # With one update a round the first forward pass of the update gives them.
+        self._old = log_probs_of_state(trainer, owner.config, owner.tokenizer) if self._updates > 1 else None
+        self._rounds: Rounds | None = None
+        self._round: Round | None = None
+        self._step = self._start = stage.first  # of the next batch, and of the round that it belongs to
+        band = self._rl.entropy
+        self._coefficient = 0.0 if band is None else band.start
+        self.applied = self._coefficient
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the position behind the last batch, as JSON values."""
+        return {
+            "step": self._step, "round": self._start, "prompts": self._prompts.state, "entropy_coefficient": self._coefficient,
+            "entropy_applied": self.applied,
+        }  # fmt: skip
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Move to a position."""
+        self._step, self._start, self._prompts.state = state["step"], state["round"], state["prompts"]
+        self._coefficient, self.applied, self._round = state["entropy_coefficient"], state["entropy_applied"], None
+
+    def close(self) -> None:
+        """End what scores answers."""
+        self._scorer.close()
+
+    @property
+    def epochs(self) -> dict[str, float]:
+        """How often the prompts of each source have been asked."""
+        return dict(zip([source.name for source in self._rl.prompts], self._prompts.epochs, strict=True))
+
+    def next(self, state: TrainState) -> DeviceBatch:
+        """Return the batch of the step after `state`, placed."""
+        if self._step >= self._start + self._updates:
+            self._round, self._start = None, self._step
+        if self._round is None:
+            self._round = self._resumed_or_new(state)
+        samples = self._round.parts[self._step - self._start]
+        self._step += 1
+        data = self._stage.run.data
+        batch, _ = batch_of(samples, self._trainer, data.batch_size, data.sequence_length)
+        batch["entropy_weights"] = batch["loss_mask"] * np.float32(self.applied)
+        return self._trainer.place(batch)
+
+    def note_entropy(self, entropy: float) -> None:
+        """Move the coefficient of the entropy term by the entropy of a step, in nats per token."""
+        if self._rl.entropy is not None:
+            self._coefficient = next_coefficient(self._rl.entropy, self._coefficient, entropy)
+            self.applied = applied_coefficient(self._rl.entropy, self._coefficient, entropy)
+
+    def evaluate(self, state: TrainState) -> dict[str, dict[str, float]]:
+        """Ask the held-out prompts of every source; return the figures of their answers."""
+        draws = {name: self._held_out(name, prompts) for name, prompts in self._prompts.held_out.items()}
+        count = sum(map(len, draws.values())) * self._rl.eval_samples
+        if not count:
+            return {}
+        rounds = self._with_weights(state)
+        with progress_bar("held-out prompts", count, visible=False) as bar:
+            return {name: figures_of(rounds.measure(some, bar)) for name, some in draws.items()}
+
+    def _held_out(self, name: str, prompts: Sequence[Prompt]) -> list[Draw]:
+        usual: Mode = "thinking" if self._rl.rollouts.thinking >= 0.5 else "non-thinking"
+        some = prompts[: self._rl.eval_prompts]
+        return [Draw(number, prompt, prompt.mode or usual, None, int(prompt.id, 16) >> 1) for number, prompt in enumerate(some)]
+
+    def _resumed_or_new(self, state: TrainState) -> Round:
+        if self._step > self._start:  # the run was interrupted in the middle of the round
+            return self._all(state).resume(self._start)
+        rounds = self._with_weights(state)
+        old = None if self._old is None else functools.partial(self._old, state.params)
+        made = rounds.make(self._step, old)
+        self._owner.add_figures(made.figures)
+        return made
+
+    def _with_weights(self, state: TrainState) -> Rounds:
+        """Return the rounds, whose engine answers with the weights of a state."""
+        if self._rounds is not None:
+            started = time.perf_counter()
+            self._rounds.engine.take_weights(self._weights.model(state.params))
+            self._owner.add_figures({"seconds_transfer": time.perf_counter() - started})
+        return self._all(state)
+
+    def _all(self, state: TrainState) -> Rounds:
+        """Return the rounds; at the first call the engine is made and all of its programs are compiled."""
+        if self._rounds is None:
+            rollouts = self._rl.rollouts
+            engine = engine_for(self._weights.model(state.params), rollouts, self._stage.run.data.sequence_length)
+            engine.warm_up()
+            self._rounds = Rounds(
+                self._rl, self._prompts, Rollouts(engine, self._tokenizer, rollouts), self._scorer,
+                self._owner.run_dir / "rollouts", reference=self._reference,
+            )  # fmt: skip
+        return self._rounds

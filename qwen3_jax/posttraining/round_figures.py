@@ -1,0 +1,102 @@
+"""Figures of a round, for metrics.jsonl: rewards and their parts, lengths, pass rates, and what the time went to."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from qwen3_jax.posttraining.rounds import Group
+
+PASS_RATE_BINS = ("0", "0-25", "25-50", "50-75", "75-100", "100")  # percent; the first and the last are those numbers alone
+
+
+class RoundFigures:
+    """Collects the figures of one round; `row` has them by the names of metrics.
+
+        reward, reward_std, pass_rate                mean over answers, spread over answers, mean over prompts
+        part.NAME, part.NAME.STATUS                  mean score of a part, share of the answers with a status
+        lost                                         share of the answers without a reward
+        tokens, thinking_tokens                      sampled tokens of an answer; forced ones do not count
+        halted, truncated                            share of the answers that the budget or the limit of tokens ended
+        pass_rates.BIN                               share of the prompts by the share of their answers that are right
+        equal                                        share of the prompts whose answers all have the same reward
+        seconds_rollout, _rewards, _log_probabilities, _round, rollout_tokens_per_second
+
+    Figures of rewards and lengths are over all answers that were sampled, those of groups that dynamic sampling replaced
+    included: they are the policy's.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+        self._seconds: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Add the time of a block."""
+        started = time.perf_counter()
+        yield
+        self._seconds[what] += time.perf_counter() - started
+
+    def add_groups(self, groups: Sequence[Group], left_out: Sequence[Group] = ()) -> None:
+        """Add what the answers of a round are like."""
+        self.values["groups"] = len(groups)
+        self.values |= figures_of([*groups, *left_out])
+
+    def row(self) -> dict[str, float]:
+        """Return all figures."""
+        seconds = {f"seconds_{name}": value for name, value in self._seconds.items()}
+        out = self.values | seconds
+        if self._seconds["rollout"] > 0 and "sampled_tokens" in out:
+            out["rollout_tokens_per_second"] = out["sampled_tokens"] / self._seconds["rollout"]
+        return out
+
+
+def figures_of(groups: Sequence[Group]) -> dict[str, float]:
+    """Return the figures of the answers of some groups; see `RoundFigures`."""
+    from qwen3_jax.posttraining.advantages import teaches
+
+    answers = [(rollout, scored) for group in groups for rollout, scored in zip(group.rollouts, group.scored, strict=True)]
+    if not answers:
+        return {}
+    rewards = [scored.reward for _, scored in answers if scored.reward is not None]
+    tokens = [len(one.generation.token_ids) - one.generation.usage.forced_tokens for one, _ in answers]
+    rates = [group.pass_rate for group in groups]
+    out = {
+        "lost": 1 - len(rewards) / len(answers), "tokens": float(np.mean(tokens)), "sampled_tokens": float(sum(tokens)),
+        "thinking_tokens": float(np.mean([one.generation.usage.thinking_tokens for one, _ in answers])),
+        "halted": float(np.mean([one.halted for one, _ in answers])),
+        "truncated": float(np.mean([one.generation.finish_reason == "length" for one, _ in answers])),
+        "pass_rate": float(np.mean(rates)), "equal": float(np.mean([not teaches(group.rewards) for group in groups])),
+    }  # fmt: skip
+    if rewards:
+        out |= {"reward": float(np.mean(rewards)), "reward_std": float(np.std(rewards))}
+    counts = Counter(_bin(rate) for rate in rates)
+    out |= {f"pass_rates.{name}": counts[name] / len(rates) for name in PASS_RATE_BINS}
+    return out | _parts(answers)
+
+
+def _parts(answers: Sequence[tuple[object, object]]) -> dict[str, float]:
+    """Return the mean score and the share of every status of each part of the rewards."""
+    scores: dict[str, list[float]] = {}
+    statuses: dict[str, Counter[str]] = {}
+    for _, scored in answers:
+        for part in scored.parts:  # type: ignore[attr-defined]
+            statuses.setdefault(part.name, Counter())[part.status] += 1
+            if part.score is not None:
+                scores.setdefault(part.name, []).append(part.score)
+    out = {f"part.{name}": float(np.mean(values)) for name, values in scores.items()}
+    for name, counts in statuses.items():
+        out |= {f"part.{name}.{status.replace(' ', '_')}": count / counts.total() for status, count in counts.items()}
+    return out
+
+
+def _bin(rate: float) -> str:
+    if rate in (0, 1):
+        return PASS_RATE_BINS[0 if rate == 0 else -1]
+    return PASS_RATE_BINS[1 + min(int(rate * 4), 3)]

@@ -1,0 +1,227 @@
+"""Rounds of reinforcement learning: draw prompts, sample answers, score them, and give them to the trainer in batches.
+
+    draw -> sample -> score -> advantages -> [log probabilities] -> pack -> `updates` batches
+
+Invariants: a round depends on the configuration, the weights at its beginning and the position of the prompts alone. It is
+written whole to RUN/rollouts before its first update, so a run that is killed in the middle of a round resumes with the same
+answers, and with the log probabilities of the weights that it began with.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from qwen3_jax.errors import UserError, warn
+from qwen3_jax.generation import Engine
+from qwen3_jax.posttraining import samples as storage
+from qwen3_jax.posttraining.advantages import advantages, teaches
+from qwen3_jax.posttraining.hosts import from_first
+from qwen3_jax.posttraining.prompts import Draw, Prompts, reference_of
+from qwen3_jax.posttraining.rewards import Sampled, Scored, Scorer
+from qwen3_jax.posttraining.rollouts import Rollout, Rollouts, about_of
+from qwen3_jax.posttraining.round_figures import RoundFigures
+from qwen3_jax.posttraining.samples import Sample
+from qwen3_jax.progress import Bar, progress_bar
+from qwen3_jax.training.rl_config import RlConfig
+
+# (samples) -> log probabilities of each sample's tokens
+LogProbs = Callable[[Sequence[Sample]], list[np.ndarray]]
+_MOST_SKIPPED = 1000  # prompts in a row that cannot be asked
+
+
+@dataclass
+class Group:
+    """The scored answers to one prompt."""
+
+    draw: Draw
+    rollouts: list[Rollout]
+    scored: list[Scored]
+
+    @property
+    def rewards(self) -> list[float | None]:
+        """Of each answer; None where it has none."""
+        return [one.reward for one in self.scored]
+
+    @property
+    def pass_rate(self) -> float:
+        """Share of the answers that have the full score of every verifier; of all rewards the share that is at least 1."""
+        kept = [reward for reward in self.rewards if reward is not None]
+        return sum(reward >= 1 for reward in kept) / len(kept) if kept else 0.0
+
+
+@dataclass
+class Round:
+    """What the updates of a round read.
+
+    Attributes:
+        step: steps taken before its first update.
+        parts: the samples of each update.
+        figures: see `RoundFigures`; {} of a round that was read from the disk.
+    """
+
+    step: int
+    parts: list[list[Sample]]
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+class Rounds:
+    """Makes rounds.
+
+    Args:
+        config: of the run.
+        prompts: what is drawn; its position moves.
+        rollouts: the engine.
+        scorer: judges answers; only the first process asks it.
+        folder: RUN/rollouts.
+        reference: log probabilities under the reference model; None without a KL term.
+    """
+
+    def __init__(
+        self, config: RlConfig, prompts: Prompts, rollouts: Rollouts, scorer: Scorer, folder: Path,
+        reference: LogProbs | None = None,
+    ):  # fmt: skip
+        self._config, self._prompts, self._rollouts, self._scorer = config, prompts, rollouts, scorer
+        self._folder, self._reference = folder, reference
+
+    @property
+    def engine(self) -> Engine:
+        """What samples."""
+        return self._rollouts.engine
+
+    def make(self, step: int, old: LogProbs | None = None) -> Round:
+        """Sample a round with the engine's weights, and write it; the position of the prompts moves behind it.
+
+        Args:
+            step: steps taken so far.
+            old: log probabilities under the trainer's weights; None where the only update of the round computes them itself.
+        """
+        figures = RoundFigures()
+        started = time.perf_counter()
+        count = self._config.rollouts.prompts * self._config.rollouts.group_size
+        with progress_bar("rollouts", count, visible=False) as bar:
+            groups, left_out = self._groups(figures, bar)
+        samples = [sample for group in groups for sample in self._samples(group)]
+        with figures.timed("log_probabilities"):
+            for name, compute in (("old", old), ("reference", self._reference)):
+                if compute is not None and samples:
+                    for sample, values in zip(samples, compute(samples), strict=True):
+                        setattr(sample, name, values)
+        figures.add_groups(groups, left_out)
+        if jax.process_index() == 0:
+            storage.save(self._folder, step, samples, self._prompts.state)
+            self._prune(step)
+        figures.values["seconds_round"] = time.perf_counter() - started
+        return Round(step, self._parts(samples), figures.row())
+
+    def resume(self, step: int) -> Round:
+        """Return the round that began at a step, as it was written; the position of the prompts is behind it.
+
+        Raises:
+            UserError: it is not there, or damaged.
+        """
+        loaded = storage.load(self._folder, step)
+        if loaded is None:
+            raise UserError(
+                f"{self._folder} lacks {step}.npz, the answers of the round that the checkpoint is in the middle of; restore "
+                f"it, or delete the checkpoints after step {step}."
+            )
+        samples, self._prompts.state = loaded
+        return Round(step, self._parts(samples))
+
+    def measure(self, draws: Sequence[Draw], bar: Bar | None = None) -> list[Group]:
+        """Answer and score prompts that nothing is learned from."""
+        groups, refused = self._answered(draws, RoundFigures(), self._config.eval_samples, bar)
+        for draw, reason in refused:
+            warn(f"rl.prompts {draw.prompt.source!r}: a held-out prompt cannot be asked: {reason}")
+        return groups
+
+    def _groups(self, figures: RoundFigures, bar: Bar | None) -> tuple[list[Group], list[Group]]:
+        """Return the groups to learn from, in the order of their draws, and those that were left out."""
+        rollouts = self._config.rollouts
+        kept: list[Group] = []
+        left_out: list[Group] = []
+        skipped, waves = 0, 0
+        while len(kept) < rollouts.prompts and waves <= rollouts.refill:
+            groups, refused = self._answered(self._prompts.draw(rollouts.prompts - len(kept)), figures, None, bar)
+            skipped += len(refused)
+            for draw, reason in refused:
+                warn(f"rl.prompts {draw.prompt.source!r}: a prompt is left out: {reason}")
+            if skipped > _MOST_SKIPPED:
+                raise UserError(f"rl.prompts: {skipped:,} prompts of one round cannot be asked; the last: {refused[-1][1]}")
+            for group in groups:
+                self._prompts.note(group.draw, group.pass_rate)
+                useful = not rollouts.refill or teaches(group.rewards)
+                (kept if useful else left_out).append(group)
+            waves += bool(groups)  # prompts that cannot be asked are always replaced
+        figures.values["waves"] = waves
+        figures.values["prompts_skipped"] = skipped
+        return kept, left_out
+
+    def _answered(
+        self, draws: Sequence[Draw], figures: RoundFigures, samples: int | None, bar: Bar | None
+    ) -> tuple[list[Group], list[tuple[Draw, str]]]:
+        """Answer and score prompts; return the groups, and the prompts that cannot be asked with the reasons."""
+        answers: dict[int, list[Rollout]] = {}
+        refused: list[tuple[Draw, str]] = []
+        with figures.timed("rollout"):
+            for draw, result in self._rollouts.sample(draws, samples, bar):
+                if isinstance(result, str):
+                    refused.append((draw, result))
+                else:
+                    answers[draw.number] = result
+        ordered = [answers[draw.number] for draw in draws if draw.number in answers]
+        with figures.timed("rewards"):
+            scored = iter(self._scores([one for rollouts in ordered for one in rollouts]))
+        groups = [Group(rollouts[0].draw, rollouts, [next(scored) for _ in rollouts]) for rollouts in ordered]
+        return groups, sorted(refused, key=lambda one: one[0].number)
+
+    def _scores(self, rollouts: Sequence[Rollout]) -> list[Scored]:
+        """Score answers on the first process, for all: a verifier that is out of time on one host must not be on another."""
+        return from_first(lambda: self._scorer.score([sampled(one) for one in rollouts]))
+
+    def _samples(self, group: Group) -> list[Sample]:
+        """Return the samples of a group with their advantages; an answer without a reward is left out."""
+        values = advantages(group.rewards, bool(self._config.policy.normalize_std))
+        out = []
+        for rollout, scored, value in zip(group.rollouts, group.scored, values, strict=True):
+            if scored.reward is None:
+                continue
+            sample = rollout.sample
+            sample.advantage = float(value)
+            parts = [{"name": p.name, "score": p.score, "status": p.status, "reason": p.reason} for p in scored.parts]
+            reference = reference_of(rollout.draw.prompt.record)
+            sample.about = about_of(rollout) | {"reward": scored.reward, "parts": parts, "answer": reference}
+            out.append(sample)
+        return out
+
+    def _parts(self, samples: Sequence[Sample]) -> list[list[Sample]]:
+        """Divide a round into its updates, group by group in the order of the draws."""
+        groups: dict[int, list[Sample]] = {}
+        for sample in samples:
+            groups.setdefault(sample.group, []).append(sample)
+        pieces = np.array_split(np.arange(len(groups)), self._config.rollouts.updates)
+        every = list(groups.values())
+        return [[sample for number in piece for sample in every[number]] for piece in pieces]
+
+    def _prune(self, step: int) -> None:
+        """Delete old rounds; the newest, and those that a checkpoint may be in the middle of, stay."""
+        steps = sorted(int(file.stem) for file in self._folder.glob("*.npz") if file.stem.isdigit() and int(file.stem) < step)
+        for old in steps[: max(len(steps) - max(self._config.rollouts.keep, 1), 0)]:
+            for suffix in (".npz", ".jsonl"):
+                (self._folder / f"{old}{suffix}").unlink(missing_ok=True)
+
+
+def sampled(rollout: Rollout) -> Sampled:
+    """Return what a reward sees of an answer."""
+    draw = rollout.draw
+    return Sampled(
+        record=draw.prompt.record, messages=draw.prompt.messages, generation=rollout.generation, mode=draw.mode,
+        budget=draw.budget, halted=rollout.halted,
+    )  # fmt: skip
