@@ -40,9 +40,7 @@ def verify_checks(answer: str, reference: Any, settings: ChecksSettings) -> Verd
         raise BadReference("'checks' needs a list of objects with verifier, reference and settings")
     for check in reference:
         _refuse(check)
-    verdicts = [
-        verify(check["verifier"], answer, check.get("reference"), check.get("settings")) for check in reference
-    ]
+    verdicts = [verify(check["verifier"], answer, check.get("reference"), check.get("settings")) for check in reference]
     parts = tuple(verdict.status == "right" for verdict in verdicts)
     reasons = [
         f"{check['verifier']}: {verdict.reason}"

