@@ -22,11 +22,12 @@ MAY_IMPORT = {
     "verifiers": {"processes", "sandbox", "text"},
     "evaluation": {"checkpoint", "data", "endpoints", "generation", "model", "text", "verifiers"},
     "serving": {"generation", "text"},
-    "training": {"checkpoint", "data", "evaluation", "kernels", "model", "text"},
+    "training": {"checkpoint", "data", "endpoints", "evaluation", "kernels", "model", "text", "verifiers"},
+    "posttraining": {"checkpoint", "data", "endpoints", "evaluation", "generation", "model", "text", "training", "verifiers"},
     "sweeps": {"checkpoint", "data", "model", "text", "training"},
     "planner": {"checkpoint", "generation", "kernels", "model", "training"},
-    "cli": {"checkpoint", "data", "endpoints", "evaluation", "sweeps", "generation", "kernels", "model", "planner", "serving",
-            "text", "training", "verifiers"},
+    "cli": {"checkpoint", "data", "endpoints", "evaluation", "sweeps", "generation", "kernels", "model", "planner",
+            "posttraining", "serving", "text", "training", "verifiers"},
 }  # fmt: skip
 ALL_MAY_IMPORT = {
     "absent_tpu", "bounds", "config", "errors", "file_writes", "generation_config", "json_fields", "paths", "position_config",

@@ -27,6 +27,7 @@ from qwen3_jax.sandbox import Limits
 from qwen3_jax.sweeps.config import MixtureConfig, ScalingConfig
 from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig, TokenizerConfig, TrainConfig
 from qwen3_jax.training.methods import LEARNING_RATES, DpoConfig
+from qwen3_jax.verifiers.checks import ChecksSettings
 from qwen3_jax.verifiers.content import PremiseSettings, RecallSettings
 from qwen3_jax.verifiers.ifeval import IFEvalSettings
 from qwen3_jax.verifiers.mathematics import MathSettings
@@ -35,6 +36,7 @@ from qwen3_jax.verifiers.plain import ChoiceSettings, ExactSettings, NumberSetti
 from qwen3_jax.verifiers.programs import CodeSettings
 from qwen3_jax.verifiers.reasoning_gym import ReasoningGymSettings
 from qwen3_jax.verifiers.style import LanguageSettings, LengthSettings, RepetitionSettings, ThinkingSettings
+from qwen3_jax.verifiers.tables import TableSettings
 from qwen3_jax.verifiers.tool_calls import ToolCallSettings
 
 # The fields whose default is a plain value other than None.
@@ -95,6 +97,8 @@ DEFAULTS = {
     RepetitionSettings: dict(n=20, most=0.2, times=4, loop_units=40, longest=200),
     LanguageSettings: dict(most=0.02, most_latin=0.5),
     LengthSettings: dict(unit="words", tolerance=0.1),
+    TableSettings: dict(ordered=True, fenced=True, seconds=2.0),
+    ChecksSettings: dict(partial=False),
     Subjects: dict(subjects=()),
     ReduxOptions: dict(answers="ok", subjects=()),
     Languages: dict(languages=(), share=1.0),

@@ -137,7 +137,8 @@ class Endpoint:
         return reply
 
     def ask_again(
-        self, request: ChatRequest, tries: int, *, first_pause: float = FIRST_PAUSE, stopped: threading.Event | None = None
+        self, request: ChatRequest, tries: int, *, first_pause: float = FIRST_PAUSE, stopped: threading.Event | None = None,
+        key: str = "",
     ) -> Reply:  # fmt: skip
         """Send one request until there is a usable reply, in this thread; "unreachable" says how often it was sent.
 
@@ -146,13 +147,14 @@ class Endpoint:
             tries: at most.
             first_pause: seconds before the second try; longer each time, or as the server asks.
             stopped: is set when no further try is wanted.
+            key: equal for repetitions of one request; sent as Idempotency-Key.
 
         Raises:
             EndpointError: see `ask`.
         """
         stopped, tried = stopped or threading.Event(), 0
         while True:
-            reply = self.ask(request)
+            reply = self.ask(request, key)
             tried += 1
             if reply.outcome != "unreachable":
                 return reply

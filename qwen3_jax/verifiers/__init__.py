@@ -5,6 +5,8 @@ verify("math", r"<think>...</think>So it is \\boxed{1/2}.", "0.5")        # Verd
 verify("number", "#### 1,234", 1234, {"take": "marked"})
 """
 
+from qwen3_jax.verifiers import checks  # noqa: F401 - registers the verifier
+from qwen3_jax.verifiers.packages import missing_package
 from qwen3_jax.verifiers.registry import names, register, settings_of, verify, verify_all
 from qwen3_jax.verifiers.verdict import STATUSES, BadReference, Status, Verdict, graded, right, unparsable, wrong
 
@@ -14,6 +16,7 @@ __all__ = [
     "Status",
     "Verdict",
     "graded",
+    "missing_package",
     "names",
     "register",
     "right",

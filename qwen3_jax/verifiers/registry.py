@@ -36,6 +36,7 @@ from qwen3_jax.verifiers import (
     programs,
     reasoning_gym,
     style,
+    tables,
     tool_calls,
     tool_use,
 )
@@ -79,6 +80,7 @@ _VERIFIERS: dict[str, Verifier] = {
     "repetition": Verifier(style.verify_repetition, reads="text"),
     "language": Verifier(style.verify_language, reads="text"),
     "length": Verifier(style.verify_length),
+    "table": Verifier(tables.verify_table, killable=True),
 }
 _LOCK = threading.Lock()
 

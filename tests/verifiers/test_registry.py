@@ -236,6 +236,8 @@ REFERENCES = {
     "livecodebench": {"public_test_cases": [{"input": "[1]", "output": "1"}], "func_name": "f"},
     "tool_use": {"calls": [], "tools": []},
     "premise": {"premise": False},
+    "table": {"format": "csv", "columns": ["a"], "rows": []},
+    "checks": [{"verifier": "exact", "reference": "b"}, {"verifier": "language", "reference": "en"}],
 }
 ELSEWHERE = {"reasoning_gym", "reward"}  # one takes seconds to load, the other asks a model: tests/training
 ALL = [name for name in names() if not name.startswith("test_") and name not in ELSEWHERE]
