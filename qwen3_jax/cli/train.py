@@ -40,7 +40,7 @@ def _train(words: list[str], prog: str, stop: StopSignals) -> int:
         return plan.run(command.config, command.plan)
     with doing("starting JAX"):
         import sharding
-        from qwen3_jax.training.loop import train
+        from qwen3_jax.posttraining.reinforcement import train
 
         sharding.initialize(**command.process)  # one process, or what the scheduler announces
         compile_cache.enable(command.compile_cache)

@@ -7,7 +7,7 @@ Invariant: what is drawn depends on the configuration and the number of the draw
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,7 +22,6 @@ from qwen3_jax.training.rl_config import PromptSource, RolloutConfig
 
 Mode = Literal["thinking", "non-thinking"]
 _MODES = ("thinking", "non-thinking")
-_REFERENCES = ("answer", "reference", "solution", "expected_answer", "target", "ground_truth")
 _LONGEST_SKIP = 10_000  # draws in a row that `keep_rate` may pass over
 
 
@@ -37,6 +36,7 @@ class Prompt:
         tools: that the model may call, in OpenAI's form.
         record: as in its file.
         mode: that the record asks for; None leaves it to the configuration.
+        location: file and line of the record.
     """
 
     id: str
@@ -45,6 +45,7 @@ class Prompt:
     tools: tuple[Mapping[str, Any], ...] = ()
     record: Mapping[str, Any] = field(default_factory=dict)
     mode: Mode | None = None
+    location: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,17 @@ class Prompts:
         self._draws, self._places = [0] * len(sources), [0] * len(sources)
         self._solved: set[str] = set()
 
+    def check(self, unusable: Callable[[Mapping[str, Any]], str]) -> None:
+        """Refuse a prompt whose answers cannot be scored.
+
+        Raises:
+            UserError: names its file and line.
+        """
+        for source in (*self.training, *self.held_out.values()):
+            for prompt in source:
+                if reason := unusable(prompt.record):
+                    raise UserError(f"{prompt.location}: its answers cannot be scored: {reason}.")
+
     @property
     def state(self) -> dict[str, Any]:
         """The position, as JSON values."""
@@ -134,6 +146,8 @@ class Prompts:
         if mode == "thinking" and self._rollouts.budgets and self._uniform("share", number) < self._rollouts.budget_share:
             low, high = self._rollouts.budgets
             budget = low + int(self._uniform("budget", number) * (high - low + 1))
+            if budget == 0:
+                mode, budget = "non-thinking", None  # which is what no thinking tokens are
         return Draw(number, prompt, mode, budget, self._number("seed", number) >> 1)
 
     def _pass(self, source: int) -> Prompt:
@@ -182,11 +196,6 @@ def read_prompts(source: PromptSource) -> list[Prompt]:
     return list(prompts.values())
 
 
-def reference_of(record: Mapping[str, Any]) -> Any:
-    """What a record's answers are compared with; None where it has nothing."""
-    return next((record[key] for key in _REFERENCES if record.get(key) is not None), None)
-
-
 def split(source: PromptSource, prompts: Iterable[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
     """Return the prompts to train on, and those that are held out by a hash of their id."""
     sides: tuple[list[Prompt], list[Prompt]] = [], []
@@ -200,7 +209,7 @@ def _prompt(source: PromptSource, record: Record) -> Prompt:
     mode = record.body.get("mode")
     if mode is not None and mode not in _MODES:
         raise UserError(f"{record.location}: mode is {mode!r}; it must be one of {', '.join(_MODES)}.")
-    return Prompt(query.id, source.name, query.messages, query.tools, record.body, mode)
+    return Prompt(query.id, source.name, query.messages, query.tools, record.body, mode, record.location)
 
 
 def _is_within(record: Record, rates: list[float]) -> bool:

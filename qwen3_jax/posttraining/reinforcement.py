@@ -61,6 +61,7 @@ class PolicyLoop(StageLoop):
         prompts = Prompts(rl.prompts, rl.rollouts, stage.run.data.seed)
         reference = reference_log_probs(self.config, trainer, self.tokenizer) if rl.policy.kl.coefficient else None
         scorer = Scorer(rl.rewards, self.run_dir / "judge", max_new_tokens=rl.rollouts.max_new_tokens)
+        prompts.check(scorer.unusable)
         self._batches = RoundBatches(self, trainer, stage, prompts, scorer, reference)
         return self._batches
 
@@ -148,7 +149,7 @@ class RoundBatches:
         self._rl, self._updates = owner.rl, owner.rl.rollouts.updates
         self._weights = ServingWeights(trainer, generation_config_of(owner.tokenizer))
         # With one update a round the first forward pass of the update gives them.
-        self._old = log_probs_of_state(trainer, owner.config, owner.tokenizer) if self._updates > 1 else None
+        self._old = log_probs_of_state(trainer, owner.config, owner.tokenizer)
         self._rounds: Rounds | None = None
         self._round: Round | None = None
         self._step = self._start = stage.first  # of the next batch, and of the round that it belongs to

@@ -23,10 +23,11 @@ from qwen3_jax.generation import Engine
 from qwen3_jax.posttraining import samples as storage
 from qwen3_jax.posttraining.advantages import advantages, teaches
 from qwen3_jax.posttraining.hosts import from_first
-from qwen3_jax.posttraining.prompts import Draw, Prompts, reference_of
-from qwen3_jax.posttraining.rewards import Sampled, Scored, Scorer
+from qwen3_jax.posttraining.prompts import Draw, Prompts
+from qwen3_jax.posttraining.rewards import Scorer
 from qwen3_jax.posttraining.rollouts import Rollout, Rollouts, about_of
 from qwen3_jax.posttraining.round_figures import RoundFigures
+from qwen3_jax.posttraining.sampled import Sampled, Scored
 from qwen3_jax.posttraining.samples import Sample
 from qwen3_jax.progress import Bar, progress_bar
 from qwen3_jax.training.rl_config import RlConfig
@@ -196,7 +197,8 @@ class Rounds:
             sample = rollout.sample
             sample.advantage = float(value)
             parts = [{"name": p.name, "score": p.score, "status": p.status, "reason": p.reason} for p in scored.parts]
-            reference = reference_of(rollout.draw.prompt.record)
+            record = rollout.draw.prompt.record
+            reference = record.get("answer", record.get("reference"))
             sample.about = about_of(rollout) | {"reward": scored.reward, "parts": parts, "answer": reference}
             out.append(sample)
         return out

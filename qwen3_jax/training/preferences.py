@@ -22,11 +22,10 @@ import jax.numpy as jnp
 from flax import struct
 
 from qwen3_jax.model import Qwen3, RewardModel, RouterStats
-from qwen3_jax.training.config import LossConfig, TrainConfig
+from qwen3_jax.training.config import LossConfig
 from qwen3_jax.training.cross_entropy import token_log_probs, token_loss
 from qwen3_jax.training.losses import (
     BATCH_FIELDS,
-    LANGUAGE_MODEL,
     Objective,
     Whole,
     balance_share,
@@ -34,7 +33,6 @@ from qwen3_jax.training.losses import (
     is_output_frozen,
     router_means,
 )
-from qwen3_jax.training.methods import DpoConfig
 
 DeviceBatch = dict[str, jax.Array]
 
@@ -175,10 +173,3 @@ def _finish(sums: PairSums, whole: Whole, _: LossConfig, balance_coefficient: fl
 
 _SEEN = {name: BATCH_FIELDS[name] for name in ("tokens", "segment_ids", "positions")}
 REWARD_MODEL = Objective(_SEEN | {"last": jnp.float32}, whole_pairs, _reward_share, _finish, RewardModel)
-
-
-def objective_of(config: TrainConfig) -> Objective:
-    """Return what a run's method minimises."""
-    if config.method == "dpo":
-        return dpo((config.dpo or DpoConfig()).beta)
-    return REWARD_MODEL if config.method == "reward_model" else LANGUAGE_MODEL

@@ -18,7 +18,7 @@ from qwen3_jax.bounds import above, at_least, between, check_bounds, whole
 from qwen3_jax.data.config import Format
 from qwen3_jax.errors import UserError
 from qwen3_jax.training.policy_config import EntropyBand, PolicyConfig
-from qwen3_jax.training.reward_config import RewardPart
+from qwen3_jax.training.reward_config import RewardPart, check_rewards
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class RlConfig:
     Attributes:
         prompts: what is asked.
         rollouts: how answers are sampled.
-        rewards: what they are judged by; empty is the verifier of each record.
+        rewards: what they are judged by; by default the verifier that each record names.
         policy: the objective.
         entropy: the band in which the entropy of the sampled distribution is held; null adds no entropy term.
         reference: the model of the KL term, a Hugging Face folder or hub id; null is model.init_from.
@@ -143,7 +143,7 @@ class RlConfig:
 
     prompts: list[PromptSource]
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)
-    rewards: list[RewardPart] = field(default_factory=list)
+    rewards: list[RewardPart] = field(default_factory=lambda: [RewardPart()])
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     entropy: EntropyBand | None = None
     reference: str | None = None
@@ -152,6 +152,7 @@ class RlConfig:
 
     def __post_init__(self) -> None:
         check_bounds(vars(self), "rl.", eval_prompts=whole(1), eval_samples=whole(1))
+        check_rewards(self.rewards, self.rollouts.max_new_tokens)
         names = [source.name for source in self.prompts]
         if not names:
             raise UserError("rl.prompts is empty: nothing to ask.")

@@ -27,8 +27,8 @@ from qwen3_jax.training.held_out import HeldOut, position_edges
 from qwen3_jax.training.journal import Journal
 from qwen3_jax.training.meter import Meter, device_peak
 from qwen3_jax.training.metrics import TRAINING_LOSSES
+from qwen3_jax.training.objectives import objective_of
 from qwen3_jax.training.optimizer import run_schedule
-from qwen3_jax.training.preferences import objective_of
 from qwen3_jax.training.profiler import Profiler
 from qwen3_jax.training.step import DeviceBatch, Metrics, Trainer, TrainState, fetch_metrics
 

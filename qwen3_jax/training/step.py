@@ -33,6 +33,7 @@ from sharding import Placement, ShardingError, compiler_options
 
 Params = dict[str, jax.Array]
 DeviceBatch = dict[str, jax.Array]
+TokenFunction = Callable[[Qwen3, DeviceBatch], jax.Array]
 
 
 @struct.dataclass
@@ -356,13 +357,12 @@ class Trainer:
 
     def _gradients(self, params: Params, batch: DeviceBatch, base: Params | None = None) -> tuple[Params, Any]:
         """Return the gradient of the loss of a global batch, in the type of the parameters, and the loss."""
-        objective = self.objective
-        whole = objective.whole(batch)
+        objective, whole = self.objective, self.objective.whole(batch)
 
         def share(params: Params, rows: DeviceBatch, whole: losses.Whole) -> tuple[jax.Array, Any]:
             return objective.share(self._merge(params, base), rows, whole, self._loss_config)
 
-        gradient = jax.grad(share, has_aux=True)
+        gradient = objective.skipping(jax.grad(share, has_aux=True), bool(self.config.num_experts))
         if self.micro_batches == 1:
             gradients, sums = gradient(params, batch, whole)
         else:
@@ -385,7 +385,7 @@ class Trainer:
             total, seen = carry
             counts = whole
             if seen is not None:
-                counts = losses.Whole(whole.tokens, whole.valid, seen[0], seen[1], buffer)
+                counts = whole.replace(load=seen[0], load_tokens=seen[1], add_own=buffer)
             gradients, sums = gradient(params, rows, counts)
             if buffer:
                 seen = seen[0] + sums.router.load, seen[1] + sums.router.tokens[0]
@@ -397,7 +397,7 @@ class Trainer:
         return gradients, jax.tree.map(lambda x: x.sum(axis=0), sums)
 
     def _count(self, params: Params, base: Params | None, rows: DeviceBatch) -> jax.Array:
-        return losses.router_load(self._merge(params, base), rows)
+        return self.objective.skipping(losses.router_load, True)(self._merge(params, base), rows)
 
     def _count_all(self, params: Params, base: Params | None, parts: DeviceBatch, seen: Any) -> jax.Array:
         """Return the expert choices of the global batch, [L, E]: one forward pass over all micro-batches."""
@@ -424,16 +424,59 @@ class Trainer:
 
         return {name: split(x) for name, x in batch.items()}
 
+    def _joined(self, parts_mrt: jax.Array) -> jax.Array:
+        """The inverse of `_split`, of one array: [micro-batches, rows, T] -> [B, T]."""
+        parts = self.placement.parts("batch")
+        count, rows, length = parts_mrt.shape
+        whole = parts_mrt.reshape(count, parts, rows // parts, length).swapaxes(0, 1).reshape(-1, length)
+        return self.placement.constrain(whole, ("batch", "length"))
+
     def _evaluate(self, params: Params, batch: DeviceBatch, base: Params | None = None) -> Any:
         """Return the loss of a global batch, one micro-batch at a time; its balance counts each micro-batch by itself."""
         model, whole = self._merge(params, base), self.objective.whole(batch)
+        share = self.objective.skipping(self.objective.share, bool(self.config.num_experts))
 
         def body(_: None, rows: DeviceBatch) -> tuple[None, Any]:
-            return None, self.objective.share(model, rows, whole, self._loss_config)[1]
+            return None, share(model, rows, whole, self._loss_config)[1]
 
         _, sums = jax.lax.scan(body, None, self._split(batch))
         sums = jax.tree.map(lambda x: x.sum(axis=0), sums)
         return self.objective.finish(sums, whole, self._loss_config, self.config.router_aux_loss_coef)
+
+    def per_token(self, function: TokenFunction) -> Callable[[Params, DeviceBatch], jax.Array]:
+        """Return a compiled function of (parameters, placed global batch): values of every token, [B, T].
+
+        Computed as a step computes its loss, one micro-batch at a time; one without a learned token gives zeros.
+
+        Args:
+            function: (model, rows) -> float32 [rows, T].
+        """
+
+        def compute(params: Params, batch: DeviceBatch, base: Params | None = None) -> jax.Array:
+            model = self._merge(params, base)
+
+            def of(rows: DeviceBatch) -> jax.Array:
+                zeros = jnp.zeros(rows["tokens"].shape, jnp.float32)
+                return jax.lax.cond(rows["loss_mask"].any(), lambda: function(model, rows), lambda: zeros)
+
+            return self._joined(jax.lax.map(of, self._split(batch)))
+
+        program = jax.jit(compute)
+        return lambda params, batch: program(params, batch, *self._frozen)
+
+    def fetch_tokens(self, values: jax.Array) -> np.ndarray:
+        """Return values of every token [B, T] on the host of every process, with the tokens in order."""
+        if values.is_fully_addressable:
+            whole = np.asarray(values)
+        else:
+            from jax.experimental.multihost_utils import process_allgather
+
+            whole = np.asarray(process_allgather(values, tiled=True))
+        if not self._execution.balanced:
+            return whole
+        in_order = np.empty_like(whole)
+        in_order[:, self._execution.order(whole.shape[1])] = whole
+        return in_order
 
     def model(self, params: Params) -> Qwen3:
         """Return the model with these parameters, for rows whose tokens come in order."""
