@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -64,7 +64,7 @@ class Engine:
         rows: requests decoded together; divided over the mesh axes of the batch, rounded up.
         cache_tokens: tokens in the cache, of all requests together; divided likewise. None starts with 512 a row, on CPU with
             at most 1 GiB, and doubles whenever that is full, up to `rows` requests of `max_length` or the free memory; each
-            size is compiled anew.
+            size is compiled anew. "most" takes what that would end with at once, so that no size is compiled anew.
         max_length: tokens of the longest request, prompt and answer; None is the model's context length.
         prefill_chunk: prompt tokens computed at a time, None is 512, or 1,024 offline; running requests get a token between two
             chunks, but not offline.
@@ -91,7 +91,7 @@ class Engine:
         model: Qwen3,
         *,
         rows: int = 32,
-        cache_tokens: int | None = None,
+        cache_tokens: int | Literal["most"] | None = None,
         max_length: int | None = None,
         prefill_chunk: int | None = None,
         decode_steps: int | None = None,
@@ -107,6 +107,7 @@ class Engine:
         chunk, steps = _OFFLINE if offline else _ONLINE
         prefill_chunk = chunk if prefill_chunk is None else prefill_chunk
         decode_steps = steps if decode_steps is None else decode_steps
+        most, cache_tokens = cache_tokens == "most", None if cache_tokens == "most" else cache_tokens
         options = dict(
             rows=rows, cache_tokens=cache_tokens, max_length=max_length, prefill_chunk=prefill_chunk,
             decode_steps=decode_steps, slots_per_page=slots_per_page,
@@ -130,7 +131,7 @@ class Engine:
         )  # fmt: skip
         if cache_tokens is None:
             max_pages = self._runner.max_pages()
-            pages = min(self._runner.first_pages(_INITIAL_TOKENS), max_pages)
+            pages = max_pages if most else min(self._runner.first_pages(_INITIAL_TOKENS), max_pages)
         else:
             pages = max_pages = 1 + max(cache_tokens // shards // size, 1)
         self.max_length = min(max_length or context, (max_pages - 1) * size)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -60,9 +60,9 @@ def engine_for(model: Qwen3, config: RolloutConfig, length: int, *, samples: int
     """
     wanted = config.rows or min(samples or config.prompts * config.group_size, _MOST_ROWS)
     rows = row_size(wanted, wanted)
-    tokens = config.cache_tokens or rows * length
+    cache_tokens: int | Literal["most"] = config.cache_tokens or "most"
     return Engine(
-        model, rows=rows, max_length=length, cache_tokens=tokens, cache_type=config.cache_type, offline=True
+        model, rows=rows, max_length=length, cache_tokens=cache_tokens, cache_type=config.cache_type, offline=True
     )  # fmt: skip
 
 

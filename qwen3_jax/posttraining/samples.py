@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,6 +196,6 @@ def load(folder: Path, step: int) -> tuple[list[Sample], dict[str, Any]] | None:
             )
             for number, text in enumerate(about["about"])
         ]  # fmt: skip
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{file} is damaged ({error}); delete it, and the same command samples the round again.") from None
     return samples, about["position"]
