@@ -1,9 +1,13 @@
-"""Output projection and cross-entropy in one function, chunk by chunk: only one chunk of logits is in memory.
+"""Output projection and what is read from its logits, chunk by chunk: only one chunk of logits is in memory.
 
     loss = sum_n w_n (log Z_n - z_n[target_n])  +  z_loss sum_n w_n (log Z_n)^2        z_n = W x_n,  Z_n = sum_v exp z_nv
 
 (z-loss: Chowdhery et al. 2022, arXiv 2204.02311, section 5.) The gradient is linear in the incoming
 gradient, a scalar, so the forward pass computes it with the loss, and logits are computed once.
+
+    scores of token n: log p_n[target_n] and H_n = -sum_v p_nv log p_nv                p_n = softmax(z_n / temperature)
+
+Their incoming gradients are one number per token, which only the backward pass knows, so it computes the logits again.
 
 Invariants: [B, T, V] logits never exist; products run in the compute type, and all sums (softmax, loss, the weight's
 gradient, also across devices) are float32. On a mesh each device computes its own tokens and its own part of the vocabulary;
@@ -37,6 +41,18 @@ class TokenLoss(NamedTuple):
     log_z_squared: jax.Array
 
 
+class TokenScores(NamedTuple):
+    """What a model's distribution says of every token; gradients flow through both.
+
+    Attributes:
+        log_probs: float32 [B, T], log p(target), in nats.
+        entropy: float32 [B, T], of the whole distribution, in nats.
+    """
+
+    log_probs: jax.Array
+    entropy: jax.Array
+
+
 class _Settings(NamedTuple):
     """Static settings. `vocab` and `embed` are the mesh axes that split the weight; `parts` is the size of `vocab`; a `frozen`
     weight has no gradient."""
@@ -48,6 +64,17 @@ class _Settings(NamedTuple):
     embed: tuple[str, ...]
     parts: int
     frozen: bool
+    temperature: float = 1.0
+    banned: tuple[int, ...] = ()
+
+
+def _settings(placement: Placement, tied: bool, chunk: int, frozen: bool, z_loss: float = 0.0) -> _Settings:
+    vocab, embed = placement.axes("vocab"), placement.axes("embed")
+    return _Settings(tied, z_loss, chunk, vocab, embed, placement.parts("vocab"), frozen)
+
+
+def _weight_spec(placement: Placement, tied: bool) -> PartitionSpec:
+    return placement.spec(("vocab", "embed") if tied else ("embed", "vocab"))
 
 
 def token_loss(
@@ -75,15 +102,11 @@ def token_loss(
         placement: of the arrays.
         frozen: the weight is not trained: its gradient is neither computed nor returned.
     """
-    mesh = placement.mesh
+    mesh, local = placement.mesh, _settings(placement, tied, chunk, frozen, z_loss)
     if mesh is None or mesh.size == 1:
-        local = _Settings(tied, z_loss, chunk, (), (), 1, frozen)
         total, parts = _token_loss(local, states_btd, weight, targets_bt, weights_bt)
         return TokenLoss(total, *parts)
-
-    tokens, vocab, embed = placement.spec(("batch", "length")), placement.axes("vocab"), placement.axes("embed")
-    names = ("vocab", "embed") if tied else ("embed", "vocab")
-    local = _Settings(tied, z_loss, chunk, vocab, embed, placement.parts("vocab"), frozen)
+    tokens = placement.spec(("batch", "length"))
 
     # Each device returns its own part, and the parts are summed outside the shard_map, so that the incoming gradient is
     # equal on all devices, whichever axes split or replicate an input.
@@ -94,12 +117,12 @@ def token_loss(
     shares = jax.shard_map(
         share,
         mesh=mesh,
-        in_specs=(PartitionSpec(*tokens, None), placement.spec(names), tokens, tokens),
+        in_specs=(PartitionSpec(*tokens, None), _weight_spec(placement, tied), tokens, tokens),
         out_specs=PartitionSpec(mesh.axis_names),
         check_vma=False,
     )(states_btd, weight, targets_bt, weights_bt)
     # Devices along axes that split neither tokens nor vocabulary return equal parts.
-    used = {*placement.axes("batch"), *placement.axes("length"), *vocab}
+    used = {*placement.axes("batch"), *placement.axes("length"), *local.vocab}
     copies = math.prod(size for axis, size in mesh.shape.items() if axis not in used)
     return TokenLoss(*(x.sum() / copies for x in shares))
 
@@ -115,37 +138,141 @@ def token_log_probs(
 ) -> jax.Array:
     """Return log p(target) of every token, float32 [B, T], without a gradient; arguments as for `token_loss`."""
     states_btd, weight = jax.lax.stop_gradient((states_btd, weight))
+    return token_scores(states_btd, weight, targets_bt, tied=tied, chunk=chunk, placement=placement).log_probs
+
+
+def token_scores(
+    states_btd: jax.Array,
+    weight: jax.Array,
+    targets_bt: jax.Array,
+    *,
+    tied: bool,
+    chunk: int = 1024,
+    placement: Placement = Placement(),
+    frozen: bool = False,
+    temperature: float = 1.0,
+    banned_bt: jax.Array | None = None,
+    banned_ids: tuple[int, ...] = (),
+) -> TokenScores:
+    """Return log p(target) and the entropy of every token's distribution, differentiable by the states and the weight.
+
+    Args:
+        states_btd, weight, targets_bt, tied, chunk, placement, frozen: as for `token_loss`.
+        temperature: logits are divided by it.
+        banned_bt: bool [B, T], where the tokens `banned_ids` are left out of the distribution; None is nowhere. A target
+            that is left out has log p = -inf.
+        banned_ids: the tokens, ascending or not.
+
+    Raises:
+        ValueError: the temperature is not above 0, or only one of `banned_bt` and `banned_ids` is given.
+    """
+    if not temperature > 0:
+        raise ValueError(f"the temperature is {temperature}; a distribution needs one above 0.")
+    if (banned_bt is None) != (not banned_ids):
+        raise ValueError("give banned_bt and banned_ids together.")
+    settings = _settings(placement, tied, chunk, frozen)._replace(temperature=temperature, banned=tuple(banned_ids))
+    return TokenScores(*_token_scores(settings, placement, states_btd, weight, targets_bt, banned_bt))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _token_scores(settings: _Settings, placement: Placement, states_btd, weight, targets_bt, banned_bt):
+    """Return (log p, entropy). Outside of shard_map, so that the backward pass says itself what is summed over which axes."""
+    tokens = placement.spec(("batch", "length"))
+    inputs = PartitionSpec(*tokens, None), _weight_spec(placement, settings.tied), tokens, tokens
+    compute = _on_devices(placement, functools.partial(_scores, settings), inputs, (tokens, tokens))
+    return compute(states_btd, weight, targets_bt, banned_bt)
+
+
+def _scores_forward(settings, placement, states_btd, weight, targets_bt, banned_bt):
+    log_prob_bt, entropy_bt = _token_scores(settings, placement, states_btd, weight, targets_bt, banned_bt)
+    return (log_prob_bt, entropy_bt), (states_btd, weight, targets_bt, banned_bt, entropy_bt)
+
+
+def _scores_backward(settings, placement, residuals, above):
+    tokens, matrix = placement.spec(("batch", "length")), _weight_spec(placement, settings.tied)
+    states = PartitionSpec(*tokens, None)
+    axes = *placement.axes("batch"), *placement.axes("length")
+    # The weight's gradient is a sum over devices with other tokens; those with the same tokens must count once.
+    summed = tuple(axis for axis in axes if axis not in settings.embed)
+    copies = math.prod(placement.mesh.shape[axis] for axis in settings.embed if axis not in axes)
+    gradients = _on_devices(
+        placement,
+        functools.partial(_scores_gradients, settings, summed, copies),
+        (states, matrix, *(tokens,) * 5),
+        (states, None if settings.frozen else matrix),
+    )
+    return *gradients(*residuals, *above), None, None
+
+
+_token_scores.defvjp(_scores_forward, _scores_backward)
+
+
+def _on_devices(placement: Placement, function, inputs, outputs):
+    """A function of each device's part of arrays as one of the whole arrays."""
     mesh = placement.mesh
     if mesh is None or mesh.size == 1:
-        return _log_probs(_Settings(tied, 0.0, chunk, (), (), 1, True), states_btd, weight, targets_bt)
-    tokens = placement.spec(("batch", "length"))
-    vocab, embed = placement.axes("vocab"), placement.axes("embed")
-    local = _Settings(tied, 0.0, chunk, vocab, embed, placement.parts("vocab"), True)
-    return jax.shard_map(
-        functools.partial(_log_probs, local),
-        mesh=mesh,
-        in_specs=(
-            PartitionSpec(*tokens, None),
-            placement.spec(("vocab", "embed") if tied else ("embed", "vocab")),
-            tokens,
-        ),
-        out_specs=tokens,
-        check_vma=False,
-    )(states_btd, weight, targets_bt)
+        return function
+    return jax.shard_map(function, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
 
 
-def _log_probs(settings: _Settings, states_btd, weight, targets_bt):
-    b, t, d = states_btd.shape
+def _scores(settings: _Settings, states_btd, weight, targets_bt, banned_bt):
+    """Return (log p, entropy) of this device's tokens, equal on all parts of the vocabulary."""
     weight = _whole(settings, weight.astype(states_btd.dtype))
 
-    def chunk_of(rows):
-        _, log_z_c, _, chosen_c = _logits(settings, rows[0], weight, rows[1])
-        return chosen_c - log_z_c
+    def chunk_of(_, rows):
+        x_cd, target_c, banned_c = rows
+        logits_cv, log_z_c, _, chosen_c = _logits(settings, x_cd, weight, target_c, banned_c)
+        log_prob_cv = logits_cv - log_z_c[:, None]
+        entropy_c = -_over(jax.lax.psum, _times_log(log_prob_cv, log_prob_cv).sum(axis=-1), settings.vocab)
+        return None, (chosen_c - log_z_c, entropy_c)
 
-    rows = states_btd.reshape(b * t, d), targets_bt.reshape(-1)
+    return _by_chunks(settings, chunk_of, None, (states_btd, targets_bt, banned_bt))[1]
+
+
+def _scores_gradients(
+    settings: _Settings, summed: tuple[str, ...], copies: int,
+    states_btd, weight, targets_bt, banned_bt, entropy_bt, dlog_prob_bt, dentropy_bt,
+):  # fmt: skip
+    """Return the gradients of the states and of this device's part of the weight.
+
+    d log p[target] / d z_v = [v = target] - p_v            d H / d z_v = -p_v (log p_v + H)
+    """
+    dtype, like = states_btd.dtype, weight.dtype
+    weight = _whole(settings, weight.astype(dtype))
+
+    def chunk_of(dweight, rows):
+        x_cd, target_c, banned_c, entropy_c, dlog_prob_c, dentropy_c = rows
+        logits_cv, log_z_c, hit_cv, _ = _logits(settings, x_cd, weight, target_c, banned_c)
+        log_prob_cv = logits_cv - log_z_c[:, None]
+        slope_cv = dlog_prob_c[:, None] * (hit_cv - jnp.exp(log_prob_cv))
+        slope_cv -= dentropy_c[:, None] * _times_log(log_prob_cv, log_prob_cv + entropy_c[:, None])
+        dx_cd, dweight = _products(settings, (slope_cv / settings.temperature).astype(dtype), x_cd, weight, dweight)
+        return dweight, _over(jax.lax.psum, dx_cd, settings.vocab).astype(dtype)
+
+    dweight = None if settings.frozen else jnp.zeros(weight.shape, jnp.float32)
+    rows = states_btd, targets_bt, banned_bt, entropy_bt, dlog_prob_bt, dentropy_bt
+    dweight, dstates_btd = _by_chunks(settings, chunk_of, dweight, rows)
+    if settings.frozen:
+        return dstates_btd, None
+    dweight = _over(jax.lax.psum, dweight, summed)
+    return dstates_btd, (_scattered(settings, dweight) / copies).astype(like)
+
+
+def _times_log(log_prob_cv, factor_cv):
+    """p times a factor, 0 where p is: a token that is left out has log p = -inf."""
+    return jnp.where(log_prob_cv > -jnp.inf, jnp.exp(log_prob_cv) * factor_cv, 0)
+
+
+def _by_chunks(settings: _Settings, chunk_of, carry, arrays):
+    """Scan a function (carry, rows) -> (carry, rows) over chunks of arrays [B, T, ...]; return what it returns, [B, T, ...]."""
+    b, t = arrays[0].shape[:2]
+    rows = jax.tree.map(lambda x: x.reshape(b * t, *x.shape[2:]), arrays)
     if b * t <= settings.chunk:
-        return chunk_of(rows).reshape(b, t)
-    return jax.lax.map(chunk_of, _chunked(rows, b * t, settings.chunk)).reshape(-1)[: b * t].reshape(b, t)
+        carry, out = chunk_of(carry, rows)
+    else:
+        carry, out = jax.lax.scan(chunk_of, carry, _chunked(rows, b * t, settings.chunk))
+        out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: b * t], out)
+    return carry, jax.tree.map(lambda x: x.reshape(b, t, *x.shape[1:]), out)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -166,10 +293,7 @@ def _backward(settings, residuals, above):
     dstates_btd = (above * dstates_btd.astype(jnp.float32)).astype(dstates_btd.dtype)
     if settings.frozen:
         return dstates_btd, None, None, None
-    dweight = above * dweight
-    if settings.embed:
-        dweight = jax.lax.psum_scatter(dweight, settings.embed, scatter_dimension=1 if settings.tied else 0, tiled=True)
-    return dstates_btd, dweight.astype(like.dtype), None, None
+    return dstates_btd, _scattered(settings, above * dweight).astype(like.dtype), None, None
 
 
 _token_loss.defvjp(_forward, _backward)
@@ -180,8 +304,6 @@ def _scan(settings: _Settings, states_btd, weight, targets_bt, weights_bt, gradi
     b, t, d = states_btd.shape
     dtype = states_btd.dtype
     weight = _whole(settings, weight.astype(dtype))
-    back = "cv,vd->cd" if settings.tied else "cv,dv->cd"
-    outer = "cv,cd->vd" if settings.tied else "cd,cv->dv"
 
     def chunk_of(dweight, rows):
         x_cd, target_c, w_c = rows
@@ -192,16 +314,8 @@ def _scan(settings: _Settings, states_btd, weight, targets_bt, weights_bt, gradi
             return None, (cross_entropy, log_z_squared, None)
         prob_cv = jnp.exp(logits_cv - log_z_c[:, None])
         dlogits_cv = (prob_cv * (1 + 2 * settings.z_loss * log_z_c)[:, None] - hit_cv) * w_c[:, None]
-        dlogits_cv = dlogits_cv.astype(dtype)
-        x_gradient_cd = jnp.einsum(back, dlogits_cv, weight, preferred_element_type=jnp.float32).astype(dtype)
-        if settings.frozen:
-            return None, (cross_entropy, log_z_squared, x_gradient_cd)
-        pair = (dlogits_cv, x_cd) if settings.tied else (x_cd, dlogits_cv)
-        return dweight + jnp.einsum(outer, *pair, preferred_element_type=jnp.float32), (
-            cross_entropy,
-            log_z_squared,
-            x_gradient_cd,
-        )
+        dx_cd, dweight = _products(settings, dlogits_cv.astype(dtype), x_cd, weight, dweight)
+        return dweight, (cross_entropy, log_z_squared, dx_cd.astype(dtype))
 
     rows = states_btd.reshape(b * t, d), targets_bt.reshape(-1), weights_bt.reshape(-1)
     dweight = jnp.zeros(weight.shape, jnp.float32) if gradients and not settings.frozen else None
@@ -217,6 +331,24 @@ def _scan(settings: _Settings, states_btd, weight, targets_bt, weights_bt, gradi
     return sums, (None if dx_nd is None else dx_nd.reshape(b, t, d), dweight)
 
 
+def _products(settings: _Settings, dlogits_cv, x_cd, weight, dweight):
+    """Return the gradient of the states, float32, of this part of the vocabulary; and that of the weight, added to `dweight`
+    (None where it is frozen)."""
+    back, outer = ("cv,vd->cd", "cv,cd->vd") if settings.tied else ("cv,dv->cd", "cd,cv->dv")
+    dx_cd = jnp.einsum(back, dlogits_cv, weight, preferred_element_type=jnp.float32)
+    if dweight is not None:
+        pair = (dlogits_cv, x_cd) if settings.tied else (x_cd, dlogits_cv)
+        dweight += jnp.einsum(outer, *pair, preferred_element_type=jnp.float32)
+    return dx_cd, dweight
+
+
+def _scattered(settings: _Settings, dweight):
+    """The sum of gradients of the gathered weight over the axes that split "embed", this device's part of it."""
+    if settings.embed:
+        dweight = jax.lax.psum_scatter(dweight, settings.embed, scatter_dimension=1 if settings.tied else 0, tiled=True)
+    return dweight
+
+
 def _whole(settings: _Settings, weight):
     """The weight gathered over the axes that split "embed"."""
     if settings.embed:
@@ -224,14 +356,22 @@ def _whole(settings: _Settings, weight):
     return weight
 
 
-def _logits(settings: _Settings, x_cd, weight, target_c):
-    """Return logits [C, V], log Z [C], where the target is [C, V] and its logit [C]; V is this device's part."""
+def _logits(settings: _Settings, x_cd, weight, target_c, banned_c=None):
+    """Return logits [C, V], log Z [C], where the target is [C, V] and its logit [C]; V is this device's part.
+
+    They are divided by the temperature; those of the banned tokens are -inf where `banned_c`.
+    """
     logits_cv = jnp.einsum(
         "cd,vd->cv" if settings.tied else "cd,dv->cv", x_cd, weight, preferred_element_type=jnp.float32
     )
+    if settings.temperature != 1:
+        logits_cv /= settings.temperature
+    first = jax.lax.axis_index(settings.vocab) * logits_cv.shape[-1] if settings.vocab else 0
+    if banned_c is not None:
+        banned_v = jnp.isin(jnp.arange(logits_cv.shape[-1]) + first, jnp.asarray(settings.banned))
+        logits_cv = jnp.where((banned_c[:, None] != 0) & banned_v[None], -jnp.inf, logits_cv)
     top_c = _over(jax.lax.pmax, logits_cv.max(axis=-1), settings.vocab)
     log_z_c = jnp.log(_over(jax.lax.psum, jnp.exp(logits_cv - top_c[:, None]).sum(axis=-1), settings.vocab)) + top_c
-    first = jax.lax.axis_index(settings.vocab) * logits_cv.shape[-1] if settings.vocab else 0
     hit_cv = jnp.arange(logits_cv.shape[-1])[None] == target_c[:, None] - first
     return logits_cv, log_z_c, hit_cv, _over(jax.lax.psum, jnp.where(hit_cv, logits_cv, 0).sum(axis=-1), settings.vocab)
 

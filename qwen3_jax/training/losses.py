@@ -34,6 +34,7 @@ class Objective:
         share: (model, batch, whole, config) -> (share of the loss, whose gradient is taken; sums).
         finish: (sums, whole, config, coefficient of the balancing loss) -> means, a struct with `total`, `measure`, `tokens`.
         model: the class of the model.
+        sparse: batches are filled up to a fixed number of rows: a micro-batch that adds nothing to the loss is not computed.
     """
 
     fields: Mapping[str, Any]
@@ -41,6 +42,26 @@ class Objective:
     share: Callable[..., tuple[jax.Array, Any]]
     finish: Callable[..., Any]
     model: type[Qwen3] = Qwen3
+    sparse: bool = False
+
+    def skipping(self, function: Callable[..., Any], has_experts: bool) -> Callable[..., Any]:
+        """Return a function of (anything, micro-batch, anything) that is 0 without being computed where that adds nothing.
+
+        A micro-batch adds nothing if no token of it is learned; with experts, whose load-balancing loss counts all tokens, if
+        it is padding alone. The result is that of `function`. All of it is one branch: a gradient's backward pass too.
+        """
+        if not self.sparse:
+            return function
+
+        def skip_empty(model: Any, rows: dict[str, jax.Array], *others: Any) -> Any:
+            like = jax.eval_shape(lambda: function(model, rows, *others))
+            return jax.lax.cond(
+                (rows["segment_ids"] > 0).any() if has_experts else (rows["loss_mask"] > 0).any(),
+                lambda: function(model, rows, *others),
+                lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like),
+            )
+
+        return skip_empty
 
 
 @struct.dataclass

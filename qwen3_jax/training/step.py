@@ -345,13 +345,12 @@ class Trainer:
 
     def _gradients(self, params: Params, batch: DeviceBatch, base: Params | None = None) -> tuple[Params, Any]:
         """Return the gradient of the loss of a global batch, in the type of the parameters, and the loss."""
-        objective = self.objective
-        whole = objective.whole(batch)
+        objective, whole = self.objective, self.objective.whole(batch)
 
         def share(params: Params, rows: DeviceBatch, whole: losses.Whole) -> tuple[jax.Array, Any]:
             return objective.share(self._merge(params, base), rows, whole, self._loss_config)
 
-        gradient = jax.grad(share, has_aux=True)
+        gradient = objective.skipping(jax.grad(share, has_aux=True), bool(self.config.num_experts))
         if self.micro_batches == 1:
             gradients, sums = gradient(params, batch, whole)
         else:
@@ -374,7 +373,7 @@ class Trainer:
             total, seen = carry
             counts = whole
             if seen is not None:
-                counts = losses.Whole(whole.tokens, whole.valid, seen[0], seen[1], buffer)
+                counts = dataclasses.replace(whole, load=seen[0], load_tokens=seen[1], add_own=buffer)
             gradients, sums = gradient(params, rows, counts)
             if buffer:
                 seen = seen[0] + sums.router.load, seen[1] + sums.router.tokens[0]
@@ -386,7 +385,7 @@ class Trainer:
         return gradients, jax.tree.map(lambda x: x.sum(axis=0), sums)
 
     def _count(self, params: Params, base: Params | None, rows: DeviceBatch) -> jax.Array:
-        return losses.router_load(self._merge(params, base), rows)
+        return self.objective.skipping(losses.router_load, True)(self._merge(params, base), rows)
 
     def _count_all(self, params: Params, base: Params | None, parts: DeviceBatch, seen: Any) -> jax.Array:
         """Return the expert choices of the global batch, [L, E]: one forward pass over all micro-batches."""
@@ -416,9 +415,10 @@ class Trainer:
     def _evaluate(self, params: Params, batch: DeviceBatch, base: Params | None = None) -> Any:
         """Return the loss of a global batch, one micro-batch at a time; its balance counts each micro-batch by itself."""
         model, whole = self._merge(params, base), self.objective.whole(batch)
+        share = self.objective.skipping(self.objective.share, bool(self.config.num_experts))
 
         def body(_: None, rows: DeviceBatch) -> tuple[None, Any]:
-            return None, self.objective.share(model, rows, whole, self._loss_config)[1]
+            return None, share(model, rows, whole, self._loss_config)[1]
 
         _, sums = jax.lax.scan(body, None, self._split(batch))
         sums = jax.tree.map(lambda x: x.sum(axis=0), sums)

@@ -1,0 +1,377 @@
+"""Policy objectives of reinforcement learning: GRPO, Dr. GRPO, DAPO, GSPO, CISPO and their corrections (`PolicyConfig`).
+
+Answers are packed: an answer's learned tokens lie in one segment of one row, and one segment is one answer. `loss_mask` is 1
+for tokens that were sampled and are trained, 0 for prompts, forced tokens, tool results and padding; nothing that a batch
+holds under a mask of 0 changes anything, not even NaN.
+
+Fields of a batch besides `losses.BATCH_FIELDS`, float32 [B, T], at the place where the token is a target:
+
+    advantages        A of the token's answer, the same for all its tokens
+    behaviour         log mu: of the policy that sampled, as the rollout measured it
+    old               log pi_o: of the trainer's parameters at the round's start (`log_probs_of`)
+    reference         log ref; where `kl.coefficient` is above 0
+    entropy_weights   coefficient of the token's entropy: positive is a bonus
+    banned            int32, 1 where the rollout left `banned_ids` out; where there are any
+
+Sums over answers or tokens are divided once, by those of the global batch.
+
+Shapes: b batch, t length, s segments of a row (T + 1, the first of which is padding).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from qwen3_jax.errors import UserError
+from qwen3_jax.model import Qwen3, RouterStats
+from qwen3_jax.training.config import LossConfig
+from qwen3_jax.training.cross_entropy import TokenScores, token_scores
+from qwen3_jax.training.losses import (
+    BATCH_FIELDS,
+    Objective,
+    Whole,
+    balance_share,
+    hidden_of,
+    is_output_frozen,
+    router_means,
+)
+from qwen3_jax.training.policy_config import KlConfig, PolicyConfig
+
+DeviceBatch = dict[str, jax.Array]
+
+
+@struct.dataclass(kw_only=True)
+class PolicyWhole(Whole):
+    """Counts of the global batch, and how far the rollout's log-probabilities are from the trainer's.
+
+    Attributes:
+        tokens: learned tokens.
+        answers: answers with a learned token.
+        mismatch: sum of |log pi_o - log mu| over learned tokens, in nats.
+        mismatch_max: the largest.
+    """
+
+    answers: jax.Array
+    mismatch: jax.Array
+    mismatch_max: jax.Array
+
+
+@struct.dataclass
+class PolicySums:
+    """Sums over the learned tokens of one micro-batch, float32 scalars; terms of the loss are weighted as `aggregation` says.
+
+    Attributes:
+        policy: the policy loss.
+        kl: the estimator's term, without its coefficient; None without a coefficient.
+        bonus: coefficient x entropy.
+        entropy: of the tokens' distributions.
+        ratio: r of tokens or sequences.
+        kl_old: r - 1 - log r of tokens.
+        clipped_low, clipped_high, clipped_dual: tokens whose r is replaced by 1 - clip_low, 1 + clip_high, or `dual_clip`.
+        capped: tokens whose pi_o / mu is above `importance_cap`, with importance_level token.
+        masked: answers that importance_level sequence masks.
+        dropped: answers that `drop_off_policy` drops.
+        balance, router: as in `losses.Sums`.
+    """
+
+    policy: jax.Array
+    kl: jax.Array | None
+    bonus: jax.Array
+    entropy: jax.Array
+    ratio: jax.Array
+    kl_old: jax.Array
+    clipped_low: jax.Array
+    clipped_high: jax.Array
+    clipped_dual: jax.Array
+    capped: jax.Array
+    masked: jax.Array
+    dropped: jax.Array
+    balance: jax.Array
+    router: RouterStats | None
+
+
+@struct.dataclass
+class PolicyLoss:
+    """Means over a global batch, float32 scalars except those of routers; see `losses.Loss` for those.
+
+    Attributes:
+        total: policy + kl.coefficient * kl - bonus + router_aux_loss_coef * balance; its gradient is taken.
+        policy, kl, bonus: terms of the loss, aggregated as `PolicyConfig.aggregation` says; kl is None without a coefficient.
+        entropy: mean over learned tokens of the whole distribution's entropy, in nats.
+        ratio: mean of r over learned tokens.
+        kl_old: mean of r - 1 - log r over learned tokens: KL(pi_o || pi), in nats.
+        clipped_low, clipped_high, clipped_dual: shares of learned tokens, see `PolicySums`.
+        capped: share of learned tokens.
+        masked, dropped: shares of answers.
+        mismatch: mean of |log pi_o - log mu| over learned tokens, in nats.
+        mismatch_max: the largest.
+        answers: their number.
+        tokens: learned tokens.
+    """
+
+    total: jax.Array
+    policy: jax.Array
+    kl: jax.Array | None
+    bonus: jax.Array
+    entropy: jax.Array
+    ratio: jax.Array
+    kl_old: jax.Array
+    clipped_low: jax.Array
+    clipped_high: jax.Array
+    clipped_dual: jax.Array
+    capped: jax.Array
+    masked: jax.Array
+    dropped: jax.Array
+    mismatch: jax.Array
+    mismatch_max: jax.Array
+    balance: jax.Array
+    answers: jax.Array
+    tokens: jax.Array
+    router_entropy: jax.Array | None
+    router_max_load: jax.Array | None
+    router_min_load: jax.Array | None
+    router_load: jax.Array | None
+
+    @property
+    def measure(self) -> jax.Array:
+        """What held-out data is measured by."""
+        return self.policy
+
+
+class _Answers:
+    """Sums over the learned tokens of each answer of a batch."""
+
+    def __init__(self, batch: DeviceBatch):
+        self.learned_bt = batch["loss_mask"] > 0
+        self._segments_bt = batch["segment_ids"]
+        self.length_bs = self._total(self.learned_bt.astype(jnp.float32))
+        self.is_answer_bs = self.length_bs > 0
+        self.length_bt = jnp.maximum(self._spread(self.length_bs), 1)
+
+    def values(self, field_bt: jax.Array) -> jax.Array:
+        """A field in float32, 0 where nothing is learned."""
+        return jnp.where(self.learned_bt, field_bt.astype(jnp.float32), 0)
+
+    def total(self, values_bt: jax.Array) -> jax.Array:
+        """For each token the sum over its answer."""
+        return self._spread(self._total(jnp.where(self.learned_bt, values_bt, 0)))
+
+    def mean(self, values_bt: jax.Array) -> jax.Array:
+        """For each token the mean over its answer."""
+        return self.total(values_bt) / self.length_bt
+
+    def count(self, where_bt: jax.Array) -> jax.Array:
+        """The number of answers with a condition, which is the same for all tokens of one."""
+        return jnp.where(self.learned_bt & where_bt, 1 / self.length_bt, 0).sum()
+
+    def _total(self, values_bt: jax.Array) -> jax.Array:
+        of_row = functools.partial(jax.ops.segment_sum, num_segments=values_bt.shape[1] + 1)
+        return jax.vmap(of_row)(values_bt, self._segments_bt)
+
+    def _spread(self, values_bs: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(values_bs, self._segments_bt, axis=1)
+
+
+def policy(config: PolicyConfig, temperature: float, banned_ids: tuple[int, ...]) -> Objective:
+    """Return a policy objective.
+
+    Args:
+        config: its settings.
+        temperature: of the rollouts.
+        banned_ids: tokens that rollouts leave out of the distribution where the batch has `banned`.
+
+    Raises:
+        UserError: `constant_length` is needed and not filled in.
+    """
+    if config.aggregation == "constant_length" and config.constant_length is None:
+        raise UserError(
+            "rl.policy.aggregation constant_length needs a length; set rl.policy.constant_length to the longest answer's."
+        )
+    coefficient = config.kl.coefficient
+    names = ["advantages", "behaviour", "old", "entropy_weights", *(["reference"] if coefficient else [])]
+    fields = BATCH_FIELDS | dict.fromkeys(names, jnp.float32) | ({"banned": jnp.int32} if banned_ids else {})
+
+    def share(model: Qwen3, batch: DeviceBatch, whole: PolicyWhole, loss: LossConfig) -> tuple[jax.Array, PolicySums]:
+        hidden = hidden_of(model, batch)
+        scores = _scores(model, hidden.states, batch, temperature, banned_ids, loss.chunk_tokens)
+        total, sums = policy_sums(config, scores.log_probs, scores.entropy, batch)
+        balance = balance_share(hidden.router, whole)
+        total = total / _count(config, whole) + model.config.router_aux_loss_coef * balance
+        return total, dataclasses.replace(sums, balance=balance, router=hidden.router)
+
+    def finish(sums: PolicySums, whole: PolicyWhole, _: LossConfig, balance_coefficient: float) -> PolicyLoss:
+        count, tokens, answers = _count(config, whole), jnp.maximum(whole.tokens, 1), jnp.maximum(whole.answers, 1)
+        terms, kl, bonus = sums.policy / count, None if sums.kl is None else sums.kl / count, sums.bonus / count
+        total = terms + (0 if kl is None else coefficient * kl) - bonus + balance_coefficient * sums.balance
+        return PolicyLoss(
+            total, terms, kl, bonus, sums.entropy / tokens, sums.ratio / tokens, sums.kl_old / tokens,
+            sums.clipped_low / tokens, sums.clipped_high / tokens, sums.clipped_dual / tokens, sums.capped / tokens,
+            sums.masked / answers, sums.dropped / answers, whole.mismatch / tokens, whole.mismatch_max,
+            sums.balance, whole.answers, whole.tokens, *router_means(sums.router),
+        )  # fmt: skip
+
+    return Objective(fields, _whole, share, finish, sparse=True)
+
+
+def log_probs_of(
+    model: Qwen3,
+    batch: DeviceBatch,
+    *,
+    temperature: float = 1.0,
+    banned_ids: tuple[int, ...] = (),
+    chunk: int = 1024,
+) -> TokenScores:
+    """Return log p(target) and entropy of every token, float32 [B, T], as the objective computes them, without a gradient.
+
+    With the trainer's parameters they are `old`, with the reference model's `reference`. Values at tokens that are not learned
+    mean nothing; log p is -inf where a target is left out.
+
+    Args:
+        model: with its parameters.
+        batch: `BATCH_FIELDS`, and `banned` where there are `banned_ids`.
+        temperature, banned_ids: as for `policy`.
+        chunk: tokens per device whose logits are in memory at a time.
+    """
+    states = hidden_of(model, batch).states
+    return jax.lax.stop_gradient(_scores(model, states, batch, temperature, banned_ids, chunk))
+
+
+def policy_sums(
+    config: PolicyConfig, log_prob_bt: jax.Array, entropy_bt: jax.Array, batch: DeviceBatch
+) -> tuple[jax.Array, PolicySums]:
+    """Return the sum whose gradient is taken, not divided yet, and all sums (of experts none).
+
+    Args:
+        config: the objective.
+        log_prob_bt: log pi, float32, differentiable.
+        entropy_bt: of its distributions, in nats, differentiable.
+        batch: the fields of the objective without tokens and targets.
+    """
+    answers = _Answers(batch)
+    learned = answers.learned_bt
+    log_pi, old, behaviour = (answers.values(x) for x in (log_prob_bt, batch["old"], batch["behaviour"]))
+    advantage, entropy = answers.values(batch["advantages"]), answers.values(entropy_bt)
+    log_token_ratio = log_pi - old
+    log_ratio = answers.mean(log_token_ratio) if config.ratio == "sequence" else log_token_ratio
+    weight, capped, masked = _importance(config, old - behaviour, answers)
+    dropped = jnp.zeros(learned.shape, bool)
+    if config.drop_off_policy is not None:
+        dropped = (advantage < 0) & (answers.mean(behaviour - log_pi) > config.drop_off_policy)
+    policy_bt = jnp.where(dropped, 0, _policy_loss(config, log_ratio, log_pi, advantage) * weight)
+    bonus_bt = answers.values(batch["entropy_weights"]) * entropy
+    loss_bt, kl_bt = policy_bt - bonus_bt, None
+    if config.kl.coefficient:
+        kl_bt = _kl(config.kl, log_pi - answers.values(batch["reference"]), log_token_ratio)
+        loss_bt += config.kl.coefficient * kl_bt
+
+    def aggregated(values_bt: jax.Array) -> jax.Array:
+        return jnp.where(learned, values_bt * _weights(config, answers), 0).sum()
+
+    def over(values_bt: jax.Array) -> jax.Array:
+        return jnp.where(learned, values_bt, 0).astype(jnp.float32).sum()
+
+    low, high, dual = _clipped(config, log_ratio, advantage)
+    sums = PolicySums(
+        aggregated(policy_bt), None if kl_bt is None else aggregated(kl_bt), aggregated(bonus_bt), over(entropy),
+        over(jnp.exp(log_ratio)), over(jnp.expm1(log_token_ratio) - log_token_ratio), over(low), over(high), over(dual),
+        over(capped), answers.count(masked), answers.count(dropped), jnp.zeros(()), None,
+    )  # fmt: skip
+    return aggregated(loss_bt), jax.lax.stop_gradient(sums)
+
+
+def _policy_loss(config: PolicyConfig, log_ratio: jax.Array, log_pi: jax.Array, advantage: jax.Array) -> jax.Array:
+    """The loss of each token. r is bounded as a logarithm: one that overflows has a gradient of NaN behind a minimum."""
+    low, high = _log(1 - config.clip_low), math.log1p(config.clip_high)  # type: ignore[operator,arg-type]
+    if config.clipping == "cispo":
+        return -jax.lax.stop_gradient(jnp.exp(jnp.clip(log_ratio, low, high))) * advantage * log_pi
+    top = math.inf if config.dual_clip is None else math.log(config.dual_clip)
+    bounded = jnp.where(advantage >= 0, jnp.minimum(log_ratio, high), jnp.clip(log_ratio, low, top))
+    return -jnp.exp(bounded) * advantage
+
+
+def _clipped(
+    config: PolicyConfig, log_ratio: jax.Array, advantage: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Where r is replaced by the lower bound, by the upper one, and by that of the dual clip."""
+    low, high = log_ratio < _log(1 - config.clip_low), log_ratio > math.log1p(config.clip_high)  # type: ignore[operator,arg-type]
+    if config.clipping == "cispo":
+        return low, high, jnp.zeros_like(low)
+    top = math.inf if config.dual_clip is None else math.log(config.dual_clip)
+    return low & (advantage < 0), high & (advantage > 0), (log_ratio > top) & (advantage < 0)
+
+
+def _importance(
+    config: PolicyConfig, difference_bt: jax.Array, answers: _Answers
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return the importance weight of each token, where it is capped, and where its answer is masked.
+
+    Args:
+        difference_bt: log pi_o - log mu.
+    """
+    nowhere = jnp.zeros(difference_bt.shape, bool)
+    if config.importance_cap is None:
+        return jnp.ones_like(difference_bt), nowhere, nowhere
+    limit = math.log(config.importance_cap)
+    if config.importance_level == "token":
+        return jnp.exp(jnp.minimum(difference_bt, limit)), difference_bt > limit, nowhere
+    difference_bt = answers.total(difference_bt)
+    masked = difference_bt > limit
+    return jnp.where(masked, 0, jnp.exp(difference_bt)), nowhere, masked
+
+
+def _kl(config: KlConfig, d: jax.Array, log_ratio: jax.Array) -> jax.Array:
+    """The term of each token, see `KlConfig`; `d` is log pi - log ref."""
+    if config.estimator == "k3":
+        term = jnp.expm1(-d) + d
+    else:
+        term = d if config.estimator == "k1" else d * d / 2
+    if not config.unbiased:
+        return term
+    ratio = jnp.exp(log_ratio)
+    return (jax.lax.stop_gradient(ratio) if config.estimator == "k2" else ratio) * term
+
+
+def _weights(config: PolicyConfig, answers: _Answers) -> Any:
+    """What each token's term is multiplied by, before the sum is divided by `_count`."""
+    if config.aggregation == "sample_mean":
+        return 1 / answers.length_bt
+    return 1 if config.aggregation == "token_mean" else 1 / config.constant_length  # type: ignore[operator]
+
+
+def _count(config: PolicyConfig, whole: PolicyWhole) -> jax.Array:
+    """What sums of the loss are divided by: tokens or answers of the global batch."""
+    return jnp.maximum(whole.tokens if config.aggregation == "token_mean" else whole.answers, 1)
+
+
+def _whole(batch: DeviceBatch) -> PolicyWhole:
+    answers = _Answers(batch)
+    mismatch = jnp.abs(answers.values(batch["old"]) - answers.values(batch["behaviour"]))
+    return PolicyWhole(
+        tokens=answers.length_bs.sum(),
+        valid=(batch["segment_ids"] > 0).sum().astype(jnp.float32),
+        answers=answers.is_answer_bs.sum().astype(jnp.float32),
+        mismatch=mismatch.sum(),
+        mismatch_max=mismatch.max(),
+    )
+
+
+def _scores(
+    model: Qwen3, states: jax.Array, batch: DeviceBatch, temperature: float, banned_ids: tuple[int, ...], chunk: int
+) -> TokenScores:
+    weight, tied = model.output_matrix()
+    return token_scores(
+        states.astype(model.dtype), weight, batch["targets"], tied=tied, chunk=chunk,
+        placement=model.execution.placement, frozen=is_output_frozen(model), temperature=temperature,
+        banned_bt=batch["banned"] if banned_ids else None, banned_ids=banned_ids,
+    )  # fmt: skip
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf
