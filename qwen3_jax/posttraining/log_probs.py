@@ -21,8 +21,10 @@ from qwen3_jax.progress import doing
 from qwen3_jax.text import Tokenizer
 from qwen3_jax.training.config import Stage, TrainConfig
 from qwen3_jax.training.optimizer import schedule
-from qwen3_jax.training.policy import banned_tokens, log_probs_of
+from qwen3_jax.training.objectives import banned_tokens
+from qwen3_jax.training.policy import log_probs_of
 from qwen3_jax.training.step import DeviceBatch, Params, Trainer
+from qwen3_jax.training.token_values import TokenValues
 
 OfParams = Callable[[Params, Sequence[Sample]], list[np.ndarray]]
 
@@ -53,7 +55,7 @@ def log_probs_of_state(trainer: Trainer, config: TrainConfig, tokenizer: Tokeniz
     def of(model: Qwen3, batch: DeviceBatch) -> jax.Array:
         return log_probs_of(model, batch, **options).log_probs  # type: ignore[arg-type]
 
-    compute = trainer.per_token(of)
+    compute = TokenValues(trainer, of)
     rows, length = config.data.batch_size, config.data.sequence_length
 
     def of_samples(params: Params, samples: Sequence[Sample]) -> list[np.ndarray]:
@@ -61,8 +63,7 @@ def log_probs_of_state(trainer: Trainer, config: TrainConfig, tokenizer: Tokeniz
         for start in range(0, len(samples), rows):
             some = samples[start : start + rows]
             batch, packed = batch_of(some, trainer, rows, length)
-            values = trainer.fetch_tokens(compute(params, trainer.place(batch)))
-            out += take_back(values, some, packed)
+            out += take_back(compute(params, trainer.place(batch)), some, packed)
         return out
 
     return of_samples

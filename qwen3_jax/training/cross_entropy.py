@@ -235,7 +235,7 @@ def _scores_gradients(
 ):  # fmt: skip
     """Return the gradients of the states and of this device's part of the weight.
 
-        d log p[target] / d z_v = [v = target] - p_v            d H / d z_v = -p_v (log p_v + H)
+    d log p[target] / d z_v = [v = target] - p_v            d H / d z_v = -p_v (log p_v + H)
     """
     dtype, like = states_btd.dtype, weight.dtype
     weight = _whole(settings, weight.astype(dtype))

@@ -8,7 +8,7 @@ from qwen3_jax.text import Tokenizer
 from qwen3_jax.training.config import TrainConfig
 from qwen3_jax.training.losses import LANGUAGE_MODEL, Objective
 from qwen3_jax.training.methods import DpoConfig
-from qwen3_jax.training.policy import banned_tokens, policy
+from qwen3_jax.training.policy import policy
 from qwen3_jax.training.preferences import REWARD_MODEL, dpo
 
 
@@ -27,3 +27,8 @@ def objective_of(config: TrainConfig, tokenizer: Tokenizer | None = None) -> Obj
         banned = () if tokenizer is None else banned_tokens(tokenizer)
         return policy(settings, rl.rollouts.temperature, banned)
     return REWARD_MODEL if config.method == "reward_model" else LANGUAGE_MODEL
+
+
+def banned_tokens(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return the tokens that a rollout cannot sample once its thinking budget is used up (`generation.budget`): `<think>`."""
+    return () if tokenizer.think_start_id is None else (tokenizer.think_start_id,)

@@ -1,8 +1,8 @@
 """Policy objectives of reinforcement learning: GRPO, Dr. GRPO, DAPO, GSPO, CISPO and their corrections (`PolicyConfig`).
 
-Answers are packed: an answer's learned tokens lie in one segment of one row, and one segment is one answer. `loss_mask` is 1 for
-tokens that were sampled and are trained, 0 for prompts, forced tokens, tool results and padding; nothing that a batch holds
-under a mask of 0 changes anything, not even NaN.
+Answers are packed: an answer's learned tokens lie in one segment of one row, and one segment is one answer. `loss_mask` is 1
+for tokens that were sampled and are trained, 0 for prompts, forced tokens, tool results and padding; nothing that a batch
+holds under a mask of 0 changes anything, not even NaN.
 
 Fields of a batch besides `losses.BATCH_FIELDS`, float32 [B, T], at the place where the token is a target:
 
@@ -20,6 +20,7 @@ Shapes: b batch, t length, s segments of a row (T + 1, the first of which is pad
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -30,7 +31,6 @@ from flax import struct
 
 from qwen3_jax.errors import UserError
 from qwen3_jax.model import Qwen3, RouterStats
-from qwen3_jax.text import Tokenizer
 from qwen3_jax.training.config import LossConfig
 from qwen3_jax.training.cross_entropy import TokenScores, token_scores
 from qwen3_jax.training.losses import (
@@ -65,7 +65,7 @@ class PolicyWhole(Whole):
 
 @struct.dataclass
 class PolicySums:
-    """Sums over the learned tokens of one micro-batch, float32 scalars; the terms of the loss are weighted as `aggregation` says.
+    """Sums over the learned tokens of one micro-batch, float32 scalars; terms of the loss are weighted as `aggregation` says.
 
     Attributes:
         policy: the policy loss.
@@ -192,7 +192,7 @@ def policy(config: PolicyConfig, temperature: float, banned_ids: tuple[int, ...]
     """
     if config.aggregation == "constant_length" and config.constant_length is None:
         raise UserError(
-            "rl.policy.aggregation constant_length needs a length; set rl.policy.constant_length to the rollouts' longest answer."
+            "rl.policy.aggregation constant_length needs a length; set rl.policy.constant_length to the longest answer's."
         )
     coefficient = config.kl.coefficient
     names = ["advantages", "behaviour", "old", "entropy_weights", *(["reference"] if coefficient else [])]
@@ -204,7 +204,7 @@ def policy(config: PolicyConfig, temperature: float, banned_ids: tuple[int, ...]
         total, sums = policy_sums(config, scores.log_probs, scores.entropy, batch)
         balance = balance_share(hidden.router, whole)
         total = total / _count(config, whole) + model.config.router_aux_loss_coef * balance
-        return total, sums.replace(balance=balance, router=hidden.router)
+        return total, dataclasses.replace(sums, balance=balance, router=hidden.router)
 
     def finish(sums: PolicySums, whole: PolicyWhole, _: LossConfig, balance_coefficient: float) -> PolicyLoss:
         count, tokens, answers = _count(config, whole), jnp.maximum(whole.tokens, 1), jnp.maximum(whole.answers, 1)
@@ -228,8 +228,10 @@ def log_probs_of(
     banned_ids: tuple[int, ...] = (),
     chunk: int = 1024,
 ) -> TokenScores:
-    """Return log p(target) and entropy of every token, float32 [B, T], as the objective computes them, without a gradient: `old`
-    of the trainer's parameters, `reference` of the reference model's. Values at tokens that are not learned mean nothing.
+    """Return log p(target) and entropy of every token, float32 [B, T], as the objective computes them, without a gradient.
+
+    With the trainer's parameters they are `old`, with the reference model's `reference`. Values at tokens that are not learned
+    mean nothing; log p is -inf where a target is left out.
 
     Args:
         model: with its parameters.
@@ -373,8 +375,3 @@ def _scores(
 
 def _log(value: float) -> float:
     return math.log(value) if value > 0 else -math.inf
-
-
-def banned_tokens(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Return the tokens that a rollout cannot sample once its thinking budget is used up (`generation.budget`): `<think>`."""
-    return () if tokenizer.think_start_id is None else (tokenizer.think_start_id,)

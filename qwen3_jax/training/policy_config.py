@@ -70,8 +70,10 @@ class KlConfig:
 class PolicyConfig:
     """The policy objective. A field that is null is the algorithm's, which config.json then has.
 
-        loss of a token = -f A w m + kl.coefficient KL - c H            clip:  f A = min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)
-                                                                        cispo: f   = sg(clip(r, 1 - clip_low, 1 + clip_high)) log pi
+        loss of a token = -f w m + kl.coefficient KL - c H
+
+        clip    f = min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)
+        cispo   f = sg(clip(r, 1 - clip_low, 1 + clip_high)) A log pi
 
     with w the importance weight (`importance_cap`), m the mask of `drop_off_policy`, and H the entropy of the token's
     distribution with its coefficient c (`EntropyBand`).
@@ -83,8 +85,8 @@ class PolicyConfig:
         gspo       true           sequence  clip      3e-4      4e-4       sample_mean      arXiv 2507.18071, equation 5
         cispo      true           token     cispo     1.0       4.0        token_mean       arXiv 2506.13585, equation 4
 
-    GRPO's paper does not state its 0.2, which is PPO's (arXiv 1707.06347). CISPO's paper states no clip_high; 4.0 caps r at 5, as
-    ScaleRL does (arXiv 2510.13786). Its clip_low of 1 is no lower bound, as in its paper.
+    GRPO's paper does not state its 0.2, which is PPO's (arXiv 1707.06347). CISPO's paper states no clip_high; 4.0 caps r at 5,
+    which TRL takes from ScaleRL (arXiv 2510.13786). Its clip_low of 1 is no lower bound, as in its paper.
 
     Attributes:
         algorithm: which publication's definition fills the fields that are null.
@@ -136,9 +138,7 @@ class PolicyConfig:
         if self.dual_clip is not None and self.clipping != "clip":
             raise UserError(f"{_PREFIX}dual_clip is read by {_PREFIX}clipping: clip; leave it out.")
         if self.constant_length is not None and self.aggregation != "constant_length":
-            raise UserError(
-                f"{_PREFIX}constant_length is read by {_PREFIX}aggregation: constant_length; leave it out."
-            )
+            raise UserError(f"{_PREFIX}constant_length is read by {_PREFIX}aggregation: constant_length; leave it out.")
         if self.importance_level != "token" and self.importance_cap is None:
             raise UserError(f"{_PREFIX}importance_level is read with {_PREFIX}importance_cap; set that too.")
 

@@ -33,7 +33,6 @@ from sharding import Placement, ShardingError, compiler_options
 
 Params = dict[str, jax.Array]
 DeviceBatch = dict[str, jax.Array]
-TokenFunction = Callable[[Qwen3, DeviceBatch], jax.Array]
 
 
 @struct.dataclass
@@ -109,8 +108,8 @@ class Trainer:
         self._optimizer_config = optimizer
         # A split sequence is computed in the order that gives each device the same share of causal attention.
         balanced = placement.parts("length") > 1
-        self._execution = Execution(placement, model.kernels, model.quantization, balanced)
-        self.structure = Structure(lambda: self.build(nnx.Rngs(0), self._execution))
+        self.execution = Execution(placement, model.kernels, model.quantization, balanced)
+        self.structure = Structure(lambda: self.build(nnx.Rngs(0), self.execution))
         self.optimizer = make_optimizer(optimizer, rate)
         self._schedule = rate
         self.peaks = rate.peaks  # third argument of the compiled step
@@ -176,7 +175,7 @@ class Trainer:
         """Return an initial state; each device initialises only its own part."""
 
         def make() -> TrainState:
-            params = flatten(self.build(nnx.Rngs(seed), self._execution))
+            params = flatten(self.build(nnx.Rngs(seed), self.execution))
             return self._start({name: params[name] for name in self.structure.trained})
 
         return jax.jit(make, out_shardings=self.shardings)()
@@ -185,7 +184,7 @@ class Trainer:
         """Return the initial value of one parameter, placed."""
 
         def make() -> jax.Array:
-            return flatten(self.build(nnx.Rngs(seed), self._execution))[name]
+            return flatten(self.build(nnx.Rngs(seed), self.execution))[name]
 
         return jax.jit(make, out_shardings=self.shardings.params[name])()
 
@@ -214,7 +213,7 @@ class Trainer:
         names = [name for name in every if "adapters." in name and name not in self.shardings.params]
 
         def make() -> Params:
-            values = flatten(self.build(nnx.Rngs(0), self._execution))
+            values = flatten(self.build(nnx.Rngs(0), self.execution))
             return {name: values[name] for name in names}
 
         return jax.jit(make, out_shardings={name: every[name] for name in names})()
@@ -223,7 +222,7 @@ class Trainer:
         """Shapes, types and shardings of the frozen parameters, for compiling a step without them; None without adapters."""
         if self.lora is None:
             return None
-        _, state = abstract(lambda: self.build(nnx.Rngs(0), self._execution))
+        _, state = abstract(lambda: self.build(nnx.Rngs(0), self.execution))
         base = described(state, self.config, self._model_config.scan_layers, self.placement, quantize)
         shapes, every = self.structure.shapes, self.structure.shardings(self.placement)
         for name, shape in shapes.items():
@@ -233,14 +232,14 @@ class Trainer:
 
     def evaluate(self, params: Params, batch: DeviceBatch) -> losses.Loss:
         """Return the loss of a placed global batch."""
-        return self._evaluation(params, batch, *self._frozen)
+        return self._evaluation(params, batch, *self.frozen)
 
     def gradients(self, params: Params, batch: DeviceBatch) -> tuple[Params, losses.Loss]:
         """Return the gradients of what is trained, and the loss of a placed global batch."""
-        return self._gradient(params, batch, *self._frozen)
+        return self._gradient(params, batch, *self.frozen)
 
     @property
-    def _frozen(self) -> tuple[Params, ...]:
+    def frozen(self) -> tuple[Params, ...]:
         """The last argument of the compiled functions, where there are adapters."""
         if self.lora is None:
             return ()
@@ -299,8 +298,8 @@ class Trainer:
         sharding = self._batch_sharding(shape)
         if self.placement.mesh is None:
             return jax.device_put(batch)
-        if self._execution.balanced:
-            order = self._execution.order(length)
+        if self.execution.balanced:
+            order = self.execution.order(length)
             batch = {name: rows[:, order] for name, rows in batch.items()}
         # Global row -> index into this process's rows; its devices read no others.
         place = np.full(shape[0], -1)
@@ -323,16 +322,16 @@ class Trainer:
                 f"a global batch of {rows} rows (data.batch_size) does not divide by {parts} x {self.micro_batches}, the parts "
                 f"of the mesh times micro_batches; choose a multiple of {parts * self.micro_batches}."
             )
-        self._execution.order(length)  # raises where it cannot be balanced
+        self.execution.order(length)  # raises where it cannot be balanced
         return self.placement.sharding(("batch", "length"), shape, "the global batch")
 
     def step(self, state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
         """Take one optimizer step on a placed global batch. `state` is donated; do not reuse it."""
-        return self._program(state, batch, self.peaks, *self._frozen)
+        return self._program(state, batch, self.peaks, *self.frozen)
 
     def lower(self, state: Any, batch: Any) -> jax.stages.Lowered:
         """Lower the step for a state and batch, abstract or not; the compiled step takes (state, batch, `peaks`[, `base`])."""
-        return self._program.lower(state, batch, self.peaks, *self._frozen)
+        return self._program.lower(state, batch, self.peaks, *self.frozen)
 
     def _step(
         self, state: TrainState, batch: DeviceBatch, peaks: jax.Array, base: Params | None = None
@@ -352,7 +351,8 @@ class Trainer:
         metrics = Metrics(loss, norm, optax.tree.norm(params), rate, watched.skipped, watched.in_row)
         return TrainState(params, optimizer, watched, state.step + 1), metrics
 
-    def _merge(self, params: Params, base: Params | None) -> Qwen3:
+    def merge(self, params: Params, base: Params | None) -> Qwen3:
+        """Return the model with these parameters, and those that are frozen, as the compiled functions see it."""
         return self.structure.merge(params if base is None else params | base)
 
     def _gradients(self, params: Params, batch: DeviceBatch, base: Params | None = None) -> tuple[Params, Any]:
@@ -360,13 +360,13 @@ class Trainer:
         objective, whole = self.objective, self.objective.whole(batch)
 
         def share(params: Params, rows: DeviceBatch, whole: losses.Whole) -> tuple[jax.Array, Any]:
-            return objective.share(self._merge(params, base), rows, whole, self._loss_config)
+            return objective.share(self.merge(params, base), rows, whole, self._loss_config)
 
         gradient = objective.skipping(jax.grad(share, has_aux=True), bool(self.config.num_experts))
         if self.micro_batches == 1:
             gradients, sums = gradient(params, batch, whole)
         else:
-            gradients, sums = self._accumulate(gradient, params, self._split(batch), whole, base)
+            gradients, sums = self._accumulate(gradient, params, self.split(batch), whole, base)
         return gradients, objective.finish(sums, whole, self._loss_config, self.config.router_aux_loss_coef)
 
     def _accumulate(
@@ -385,7 +385,7 @@ class Trainer:
             total, seen = carry
             counts = whole
             if seen is not None:
-                counts = whole.replace(load=seen[0], load_tokens=seen[1], add_own=buffer)
+                counts = dataclasses.replace(whole, load=seen[0], load_tokens=seen[1], add_own=buffer)
             gradients, sums = gradient(params, rows, counts)
             if buffer:
                 seen = seen[0] + sums.router.load, seen[1] + sums.router.tokens[0]
@@ -397,7 +397,7 @@ class Trainer:
         return gradients, jax.tree.map(lambda x: x.sum(axis=0), sums)
 
     def _count(self, params: Params, base: Params | None, rows: DeviceBatch) -> jax.Array:
-        return self.objective.skipping(losses.router_load, True)(self._merge(params, base), rows)
+        return self.objective.skipping(losses.router_load, True)(self.merge(params, base), rows)
 
     def _count_all(self, params: Params, base: Params | None, parts: DeviceBatch, seen: Any) -> jax.Array:
         """Return the expert choices of the global batch, [L, E]: one forward pass over all micro-batches."""
@@ -413,7 +413,7 @@ class Trainer:
             return tree
         return jax.lax.with_sharding_constraint(tree, self.shardings.params)
 
-    def _split(self, batch: DeviceBatch) -> DeviceBatch:
+    def split(self, batch: DeviceBatch) -> DeviceBatch:
         """[B, T] -> [micro-batches, rows, T]; each micro-batch has an equal part of every device's rows."""
         parts, count = self.placement.parts("batch"), self.micro_batches
 
@@ -424,65 +424,23 @@ class Trainer:
 
         return {name: split(x) for name, x in batch.items()}
 
-    def _joined(self, parts_mrt: jax.Array) -> jax.Array:
-        """The inverse of `_split`, of one array: [micro-batches, rows, T] -> [B, T]."""
-        parts = self.placement.parts("batch")
-        count, rows, length = parts_mrt.shape
-        whole = parts_mrt.reshape(count, parts, rows // parts, length).swapaxes(0, 1).reshape(-1, length)
-        return self.placement.constrain(whole, ("batch", "length"))
-
     def _evaluate(self, params: Params, batch: DeviceBatch, base: Params | None = None) -> Any:
         """Return the loss of a global batch, one micro-batch at a time; its balance counts each micro-batch by itself."""
-        model, whole = self._merge(params, base), self.objective.whole(batch)
+        model, whole = self.merge(params, base), self.objective.whole(batch)
         share = self.objective.skipping(self.objective.share, bool(self.config.num_experts))
 
         def body(_: None, rows: DeviceBatch) -> tuple[None, Any]:
             return None, share(model, rows, whole, self._loss_config)[1]
 
-        _, sums = jax.lax.scan(body, None, self._split(batch))
+        _, sums = jax.lax.scan(body, None, self.split(batch))
         sums = jax.tree.map(lambda x: x.sum(axis=0), sums)
         return self.objective.finish(sums, whole, self._loss_config, self.config.router_aux_loss_coef)
-
-    def per_token(self, function: TokenFunction) -> Callable[[Params, DeviceBatch], jax.Array]:
-        """Return a compiled function of (parameters, placed global batch): values of every token, [B, T].
-
-        Computed as a step computes its loss, one micro-batch at a time; one without a learned token gives zeros.
-
-        Args:
-            function: (model, rows) -> float32 [rows, T].
-        """
-
-        def compute(params: Params, batch: DeviceBatch, base: Params | None = None) -> jax.Array:
-            model = self._merge(params, base)
-
-            def of(rows: DeviceBatch) -> jax.Array:
-                zeros = jnp.zeros(rows["tokens"].shape, jnp.float32)
-                return jax.lax.cond(rows["loss_mask"].any(), lambda: function(model, rows), lambda: zeros)
-
-            return self._joined(jax.lax.map(of, self._split(batch)))
-
-        program = jax.jit(compute)
-        return lambda params, batch: program(params, batch, *self._frozen)
-
-    def fetch_tokens(self, values: jax.Array) -> np.ndarray:
-        """Return values of every token [B, T] on the host of every process, with the tokens in order."""
-        if values.is_fully_addressable:
-            whole = np.asarray(values)
-        else:
-            from jax.experimental.multihost_utils import process_allgather
-
-            whole = np.asarray(process_allgather(values, tiled=True))
-        if not self._execution.balanced:
-            return whole
-        in_order = np.empty_like(whole)
-        in_order[:, self._execution.order(whole.shape[1])] = whole
-        return in_order
 
     def model(self, params: Params) -> Qwen3:
         """Return the model with these parameters, for rows whose tokens come in order."""
         structure = self.structure
-        if self._execution.balanced:
-            in_order = dataclasses.replace(self._execution, balanced=False)
+        if self.execution.balanced:
+            in_order = dataclasses.replace(self.execution, balanced=False)
             structure = Structure(lambda: self.build(nnx.Rngs(0), in_order))
         return structure.merge(params if self.base is None else params | self.base)
 

@@ -1,0 +1,63 @@
+"""A value of every token of a global batch, computed as a step computes its loss: in the same rows and micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qwen3_jax.model import Qwen3
+from qwen3_jax.training.step import DeviceBatch, Params, Trainer
+
+
+class TokenValues:
+    """A compiled function of (parameters, placed global batch), which returns values [B, T] on the host of every process.
+
+    A micro-batch without a learned token is skipped and gives zeros.
+
+    Args:
+        trainer: whose model, mesh and micro-batches are used.
+        function: (model, rows) -> float32 [rows, T].
+    """
+
+    def __init__(self, trainer: Trainer, function: Callable[[Qwen3, DeviceBatch], jax.Array]):
+        self._trainer = trainer
+
+        def compute(params: Params, batch: DeviceBatch, base: Params | None = None) -> jax.Array:
+            model = trainer.merge(params, base)
+
+            def of(rows: DeviceBatch) -> jax.Array:
+                zeros = jnp.zeros(rows["tokens"].shape, jnp.float32)
+                return jax.lax.cond(rows["loss_mask"].any(), lambda: function(model, rows), lambda: zeros)
+
+            return self._joined(jax.lax.map(of, trainer.split(batch)))
+
+        self._program = jax.jit(compute)
+
+    def __call__(self, params: Params, batch: DeviceBatch) -> np.ndarray:
+        """Return the values, float32 [B, T], with the tokens of each row in order."""
+        return self._fetch(self._program(params, batch, *self._trainer.frozen))
+
+    def _joined(self, parts_mrt: jax.Array) -> jax.Array:
+        """The inverse of `Trainer.split`: [micro-batches, rows, T] -> [B, T]."""
+        placement = self._trainer.placement
+        parts = placement.parts("batch")
+        count, rows, length = parts_mrt.shape
+        whole = parts_mrt.reshape(count, parts, rows // parts, length).swapaxes(0, 1).reshape(-1, length)
+        return placement.constrain(whole, ("batch", "length"))
+
+    def _fetch(self, values: jax.Array) -> np.ndarray:
+        if values.is_fully_addressable:
+            whole = np.asarray(values)
+        else:
+            from jax.experimental.multihost_utils import process_allgather
+
+            whole = np.asarray(process_allgather(values, tiled=True))
+        execution = self._trainer.execution
+        if not execution.balanced:
+            return whole
+        in_order = np.empty_like(whole)
+        in_order[:, execution.order(whole.shape[1])] = whole
+        return in_order
