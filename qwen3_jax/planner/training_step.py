@@ -22,8 +22,8 @@ from qwen3_jax.planner.plan import Plan
 from qwen3_jax.planner.topologies import Topology, topology_mesh
 from qwen3_jax.training.adapters import lora_of
 from qwen3_jax.training.config import TrainConfig
-from qwen3_jax.training.optimizer import schedule
 from qwen3_jax.training.objectives import objective_of
+from qwen3_jax.training.optimizer import schedule
 from qwen3_jax.training.step import Trainer
 from sharding import Placement, ShardingError
 from sharding.hardware import Gpu

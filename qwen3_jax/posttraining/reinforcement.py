@@ -34,7 +34,8 @@ from qwen3_jax.training.policy_config import applied_coefficient, next_coefficie
 from qwen3_jax.training.rl_config import RlConfig
 from qwen3_jax.training.run_folder import generation_config_of
 from qwen3_jax.training.stage_loop import StageLoop, Watch
-from qwen3_jax.training.step import DeviceBatch, Metrics, Trainer, TrainState
+from qwen3_jax.training.step import DeviceBatch, Trainer, TrainState
+from qwen3_jax.training.step_metrics import Metrics
 from qwen3_jax.training.stopping import StopSignals
 
 
@@ -112,7 +113,9 @@ class PolicyLoop(StageLoop):
         for name, figures in rewards.items():
             row |= {f"held_out.{name}.{key}": value for key, value in figures.items()}
         means = {name: figures["reward"] for name, figures in rewards.items() if "reward" in figures}
-        text = ", ".join(f"{name} {value:.3f} (right {rewards[name]['pass_rate']:.1%})" for name, value in means.items())
+        text = ", ".join(
+            f"{name} {value:.3f} (right {rewards[name]['pass_rate']:.1%})" for name, value in means.items()
+        )
         if text:
             bar.print(f"step {step}: held-out reward {text}")
         if row:
@@ -141,7 +144,13 @@ class RoundBatches:
     """
 
     def __init__(
-        self, owner: PolicyLoop, trainer: Trainer, stage: Stage, prompts: Prompts, scorer: Scorer, reference: LogProbs | None
+        self,
+        owner: PolicyLoop,
+        trainer: Trainer,
+        stage: Stage,
+        prompts: Prompts,
+        scorer: Scorer,
+        reference: LogProbs | None,
     ):
         assert owner.tokenizer is not None
         self._owner, self._trainer, self._stage, self._tokenizer = owner, trainer, stage, owner.tokenizer
@@ -210,7 +219,10 @@ class RoundBatches:
     def _held_out(self, name: str, prompts: Sequence[Prompt]) -> list[Draw]:
         usual: Mode = "thinking" if self._rl.rollouts.thinking >= 0.5 else "non-thinking"
         some = prompts[: self._rl.eval_prompts]
-        return [Draw(number, prompt, prompt.mode or usual, None, int(prompt.id, 16) >> 1) for number, prompt in enumerate(some)]
+        return [
+            Draw(number, prompt, prompt.mode or usual, None, int(prompt.id, 16) >> 1)
+            for number, prompt in enumerate(some)
+        ]
 
     def _resumed_or_new(self, state: TrainState) -> Round:
         if self._step > self._start:  # the run was interrupted in the middle of the round

@@ -6,10 +6,10 @@
             scored.reward, scored.lost, scored.parts
         scorer.statistics.metrics()
 
-The formula is that of `qwen3_jax.training.reward_config`: R = sum of weight_i * score_i over the parts that are no gates, or the
-`below` of a gate that fails. Verifiers judge in the processes and sandboxes of `qwen3_jax.verifiers`, judges are asked and reward
-models run at the same time. What fails, hangs or lies costs its own sample, which then has no reward and says why: it never is
-a wrong answer.
+The formula is that of `qwen3_jax.training.reward_config`: R = sum of weight_i * score_i over the parts that are no gates, or
+the `below` of a gate that fails. Verifiers judge in the processes and sandboxes of `qwen3_jax.verifiers`; judges are asked
+and reward models run at the same time. What fails, hangs or lies costs its own sample, which then has no reward and says
+why: it never is a wrong answer.
 """
 
 from __future__ import annotations

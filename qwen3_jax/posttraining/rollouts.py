@@ -163,7 +163,9 @@ class _Running:
             tokens=np.asarray(generation.token_ids, np.int32),
             learned=~forced,
             banned=banned_places(request, forced, self._thinking),
-            behaviour=np.asarray([math.nan if one.sampled is None else one.sampled for one in generation.logprobs], np.float32),
+            behaviour=np.asarray(
+                [math.nan if one.sampled is None else one.sampled for one in generation.logprobs], np.float32
+            ),
             group=self.draw.number,
             episode=self.episode,
         )

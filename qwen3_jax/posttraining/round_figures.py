@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,14 @@ import numpy as np
 if TYPE_CHECKING:
     from qwen3_jax.posttraining.rounds import Group
 
-PASS_RATE_BINS = ("0", "0-25", "25-50", "50-75", "75-100", "100")  # percent; the first and the last are those numbers alone
+PASS_RATE_BINS = (
+    "0",
+    "0-25",
+    "25-50",
+    "50-75",
+    "75-100",
+    "100",
+)  # percent; the first and the last are those numbers alone
 
 
 class RoundFigures:
@@ -34,7 +41,7 @@ class RoundFigures:
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
 
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -61,7 +68,9 @@ def figures_of(groups: Sequence[Group]) -> dict[str, float]:
     """Return the figures of the answers of some groups; see `RoundFigures`."""
     from qwen3_jax.posttraining.advantages import teaches
 
-    answers = [(rollout, scored) for group in groups for rollout, scored in zip(group.rollouts, group.scored, strict=True)]
+    answers = [
+        (rollout, scored) for group in groups for rollout, scored in zip(group.rollouts, group.scored, strict=True)
+    ]
     if not answers:
         return {}
     rewards = [scored.reward for _, scored in answers if scored.reward is not None]
