@@ -51,7 +51,7 @@ def of_trl(algorithm: str, batch: dict[str, np.ndarray], log_prob: torch.Tensor,
         ratio = ratio.masked_fill(ratio > 1.5, 0.0)
     inputs = dict(
         prompt_ids=tensor["tokens"][:, :0], prompt_mask=tensor["tokens"][:, :0], completion_ids=tensor["targets"],
-        completion_mask=mask, advantages=tensor["advantages"].max(1).values + tensor["advantages"].min(1).values,
+        completion_mask=mask, advantages=tensor["advantages"][:, 0],
         old_per_token_logps=tensor["old"], sampling_per_token_logps=tensor["behaviour"],
         ref_per_token_logps=tensor["reference"], num_items_in_batch=mask.sum(),
         importance_sampling_ratio=ratio.clamp(max=1.2) if given.get("ratio") == "token" else ratio,
