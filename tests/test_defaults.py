@@ -27,6 +27,7 @@ from qwen3_jax.sandbox import Limits
 from qwen3_jax.sweeps.config import MixtureConfig, ScalingConfig
 from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig, TokenizerConfig, TrainConfig
 from qwen3_jax.training.methods import LEARNING_RATES, DpoConfig
+from qwen3_jax.training.policy_config import EntropyBand, KlConfig, PolicyConfig
 from qwen3_jax.verifiers.checks import ChecksSettings
 from qwen3_jax.verifiers.content import PremiseSettings, RecallSettings
 from qwen3_jax.verifiers.ifeval import IFEvalSettings
@@ -49,6 +50,9 @@ DEFAULTS = {
         max_skips=20,
     ),
     DpoConfig: dict(beta=0.1),  # the paper's, and TRL's
+    PolicyConfig: dict(algorithm="grpo", importance_level="token"),
+    KlConfig: dict(coefficient=0.0, estimator="k3", unbiased=True),  # DeepSeek-V3.2's form
+    EntropyBand: dict(start=0.0),
     LossConfig: dict(z_loss=0.0, chunk_tokens=1024, balance_counts="exact"),
     TrainConfig: dict(
         method="pretrain", run_dir="runs/default",
