@@ -23,16 +23,16 @@ from qwen3_jax.training.stage_loop import stage_trainer
 from sharding import MeshConfig
 from tests.helpers import tiny_models
 
-ROLLOUTS = RolloutConfig(prompts=6, group_size=3, max_new_tokens=40, temperature=0.8, updates=2)
+ROLLOUTS = RolloutConfig(prompts=6, group_size=3, max_new_tokens=72, temperature=0.8, updates=2)
 
 
 def draws() -> list[Draw]:
     """Prompts of two lengths that begin alike, in both modes, with and without budgets."""
     out = []
     for number, (mode, budget) in enumerate(
-        [("thinking", None), ("thinking", 3), ("thinking", 9), ("non-thinking", None)] * 2
+        [("thinking", None), ("thinking", 1), ("thinking", 4), ("non-thinking", None)] * 2
     ):
-        text = f"What is {number} + 3?" + " What is 2 + 3?" * (number % 2)
+        text = "What is 2 + 3? " * (8 if number % 2 else 1) + f"What is {number} + 3?"
         out.append(
             Draw(number, Prompt(str(number), "sums", ({"role": "user", "content": text},)), mode, budget, 100 + number)
         )
@@ -42,7 +42,7 @@ def draws() -> list[Draw]:
 @pytest.mark.parametrize(
     ("experts", "mesh", "options", "dtype"),
     [
-        pytest.param(0, {}, {"cache_tokens": 256, "rows": 8}, "float32", id="dense-preempted"),
+        pytest.param(0, {}, {"cache_tokens": 704, "rows": 8}, "float32", id="dense-preempted"),
         pytest.param(0, {"data": 2, "context": 2, "tensor": 2}, {}, "float32", id="dense-mesh"),
         pytest.param(8, {"data": 2, "expert": 2, "tensor": 2}, {"rows": 16}, "float32", id="moe-mesh"),
         pytest.param(0, {}, {}, "bfloat16", id="bfloat16"),
@@ -51,7 +51,7 @@ def draws() -> list[Draw]:
 def test_sampled_tokens_have_the_trainers_log_probabilities(experts, mesh, options, dtype, tmp_path):
     folder = qwen3_jax.save(tiny_models.model(experts=experts), tiny_models.tokenizer(), tmp_path / "hf")
     config = TrainConfig(
-        method="grpo", steps=1, optimizer=OptimizerConfig(warmup_steps=0), data=DataConfig(sequence_length=128, batch_size=24), micro_batches=3,
+        method="grpo", steps=1, optimizer=OptimizerConfig(warmup_steps=0), data=DataConfig(sequence_length=256, batch_size=24), micro_batches=3,
         model=ModelConfig(init_from=str(folder), scan_layers=bool(experts), dtype=dtype), mesh=MeshConfig(**({"data": 1} | mesh)),
         rl=RlConfig([PromptSource("sums", "nowhere")], dataclasses.replace(ROLLOUTS, **options)),
     )  # fmt: skip
@@ -60,17 +60,17 @@ def test_sampled_tokens_have_the_trainers_log_probabilities(experts, mesh, optio
     trainer = stage_trainer(stage, [stage], model.config, tok)
     params = flatten(load_model(folder, execution=Execution(trainer.placement), scan_layers=bool(experts)))
     weights = ServingWeights(trainer, generation_config_of(tok))
-    engine = engine_for(weights.model(params), config.rl.rollouts, 128)
+    engine = engine_for(weights.model(params), config.rl.rollouts, 256)
     answers = dict(
         (draw.number, rollouts) for draw, rollouts in Rollouts(engine, tok, config.rl.rollouts).sample(draws())
     )
-    assert len(answers) == 8
+    assert len(answers) == 24
     if "cache_tokens" in options:
         assert engine.stats.preemptions
         assert engine.stats.cached_tokens  # prompts of a group share their beginning
     samples = [rollout.sample for number in sorted(answers) for rollout in answers[number]]
     halted = [rollout for rollouts in answers.values() for rollout in rollouts if rollout.halted]
-    assert 3 <= len(halted) < len(samples) - 3
+    assert 2 <= len(halted) < len(samples) - 3
     assert any(one.banned.any() for one in samples)
     computed = log_probs_of_state(trainer, config, tok)(params, samples)
     differences = []
