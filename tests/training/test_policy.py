@@ -92,6 +92,28 @@ def test_every_option_has_the_value_and_the_gradient_of_its_definition(algorithm
             assert np.abs(wanted).max() > 1e-4
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_nothing_under_the_mask_counts(algorithm):
+    """NaN and infinity there change no gradient; without jit, whose compiler may itself drop a product with a mask."""
+    config = config_of(algorithm, importance_cap=1.2, importance_level="sequence", drop_off_policy=0.05, kl=K3)
+    answers = answers_of(16)
+    batch = batch_of(around(answers, [np.full(len(one.learned), -1, np.float32) for one in answers]), 8, 40)
+    learned = batch["loss_mask"] > 0
+    score = np.where(learned, -1, 0).astype(np.float32)
+
+    def gradients(batch, score):
+        return jax.grad(lambda a, b: policy_sums(config, a, b, batch)[0], (0, 1))(score, score)
+
+    expected = gradients(batch, score)
+    for value in (np.nan, np.inf, -np.inf):
+        planted = {name: np.where(learned, batch[name], value).astype(np.float32) for name in ("advantages", *FIELDS)}
+        got = gradients(batch | planted, np.where(learned, score, value).astype(np.float32))
+        jax.tree.map(np.testing.assert_array_equal, got, expected)
+        assert np.abs(got[0]).max() > 0.01
+        whole = [policy(config, 1.0, ()).whole(x) for x in (batch, batch | planted)]
+        jax.tree.map(np.testing.assert_array_equal, *whole)
+
+
 def test_each_bound_is_reached_and_counted():
     """The options of the test above change something, and the shares are those of NumPy."""
     answers = answers_of(16)
