@@ -27,6 +27,7 @@ from qwen3_jax.sandbox import Limits
 from qwen3_jax.sweeps.config import MixtureConfig, ScalingConfig
 from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig, TokenizerConfig, TrainConfig
 from qwen3_jax.training.methods import LEARNING_RATES, DpoConfig
+from qwen3_jax.training.reward_config import RewardPart
 from qwen3_jax.verifiers.checks import ChecksSettings
 from qwen3_jax.verifiers.content import PremiseSettings, RecallSettings
 from qwen3_jax.verifiers.ifeval import IFEvalSettings
@@ -49,6 +50,11 @@ DEFAULTS = {
         max_skips=20,
     ),
     DpoConfig: dict(beta=0.1),  # the paper's, and TRL's
+    RewardPart: dict(
+        weight=1.0, gate=False, pass_at=1.0, below=0.0, rubric="quality", reference=False, samples=1, combine="mean",
+        highest=10, attempts=3, tries=3, timeout=60.0, concurrency=16, max_new_tokens=4096, scale=1.0, offset=0.0,
+        sigmoid=False,
+    ),
     LossConfig: dict(z_loss=0.0, chunk_tokens=1024, balance_counts="exact"),
     TrainConfig: dict(
         method="pretrain", run_dir="runs/default",

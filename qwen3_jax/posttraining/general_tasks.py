@@ -3,8 +3,8 @@
     for record in records(1000, seed=0):                 # all tasks in turn
         {"messages": [...], "verifier": "checks", "answer": [...], "task": "persona"}
 
-The report has more than 20 tasks: instruction following, formats, preference, use of tools, and specialised scenarios such
-as answers from given texts; it publishes none of them. These are made from a seed; each problem has a verifier and its reference,
+The report has more than 20 tasks: instruction following, formats, preference, use of tools, and specialised scenarios such as
+answers from given texts. It publishes none of them. These are made from a seed; each problem has a verifier and its reference,
 so a reward of `verifier: record` judges them. `qwen3 data tasks` writes them to a file.
 """
 
@@ -17,7 +17,6 @@ from qwen3_jax.bounds import check_bounds, whole
 from qwen3_jax.errors import UserError, nearest, repeated
 from qwen3_jax.posttraining.general import formats, instructions, modes, reading, reasoning, tools
 from qwen3_jax.posttraining.general.task import Drawn, GeneralTask
-from qwen3_jax.verifiers import missing_package
 
 __all__ = ["Drawn", "GeneralTask", "find", "names", "records"]
 
@@ -54,15 +53,10 @@ def records(count: int, seed: int = 0, tasks: Sequence[str] = ()) -> Iterator[di
     if twice is not None:
         raise UserError(f"the task {twice!r} is named twice.")
     chosen = [find(name) for name in tasks or names()]
-    streams = [(task.name, _checked(task, seed)) for task in chosen]
+    for task in chosen:
+        if task.missing:
+            raise UserError(f"the task {task.name}: {task.missing}; or name other tasks.")
+    streams = [(task.name, task.problems(seed)) for task in chosen]
     for number in range(count):
         name, problems = streams[number % len(streams)]
         yield next(problems).record(name)
-
-
-def _checked(task: GeneralTask, seed: int) -> Iterator[Drawn]:
-    if task.stream is not None:
-        missing = missing_package("reasoning_gym")
-        if missing is not None:
-            raise UserError(f"the task {task.name}: {missing}; or name other tasks.")
-    return task.problems(seed)

@@ -27,6 +27,12 @@ NAMES = (
 )
 CITIES = ("Lisbon", "Oslo", "Nairobi", "Lima", "Osaka", "Turin", "Accra", "Quito", "Perth", "Riga", "Cairo", "Boston")
 JOBS = ("baker", "nurse", "welder", "teacher", "pilot", "tailor", "chemist", "farmer", "lawyer", "miner")
+_MASS = (
+    "bread butter cheese salt sugar honey coffee tea milk water sand clay iron copper silk cotton wool leather glass coal oil "
+    "rain snow wind thunder"
+)
+THINGS = tuple(noun for noun in NOUNS if noun not in _MASS.split())
+"""Nouns that can be counted."""
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -141,7 +147,7 @@ def _bullet_list(rng: random.Random) -> Drawn:
 
 def _numbered_list(rng: random.Random) -> Drawn:
     count = rng.randrange(3, 8)
-    topic = f"{rng.choice(('clean', 'paint', 'choose', 'store', 'describe'))} {a(rng.choice(NOUNS))}"
+    topic = f"{rng.choice(('clean', 'paint', 'choose', 'store', 'describe'))} {a(rng.choice(THINGS))}"
     mark, example = rng.choice(((r"\.", "1."), (r"\)", "1)")))
     text = (
         f"How do you {topic}? Answer with exactly {_NUMBERS[count]} numbered steps, one on each line, beginning with "
@@ -204,7 +210,7 @@ def _labelled_fields(rng: random.Random) -> Drawn:
 
 def _title_and_tags(rng: random.Random) -> Drawn:
     tags = rng.sample(("title", "summary", "keywords", "answer", "note", "topic"), 2)
-    subject = f"{a(rng.choice(ADJECTIVES))} {rng.choice(NOUNS)}"
+    subject = f"{a(rng.choice(ADJECTIVES))} {rng.choice(THINGS)}"
     text = (
         f"Write about {subject}: first a few words in <{tags[0]}> and </{tags[0]}>, then one or two sentences in <{tags[1]}> "
         f"and </{tags[1]}>. Each pair of tags stands once, in this order, and nothing stands outside of them."

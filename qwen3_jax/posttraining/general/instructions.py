@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from qwen3_jax.evaluation.tasks.conversations import LengthOptions, generate_length_ctrl
 from qwen3_jax.evaluation.tasks.words import ADJECTIVES, NOUNS, PEOPLE
-from qwen3_jax.posttraining.general.formats import a
+from qwen3_jax.posttraining.general.formats import THINGS, a
 from qwen3_jax.posttraining.general.task import Drawn, GeneralTask, check, instruction, user
 
 _UNSEEN = 1_000_000  # seeds of evaluation's generators from here on: an evaluation asks other problems
@@ -31,7 +31,7 @@ _PLAIN = "the {noun} stands near the house and many people like it because it is
 
 def _topic(rng: random.Random) -> tuple[str, str]:
     """A request for a text, and a text that answers it: without commas, in small letters."""
-    noun = rng.choice(NOUNS)
+    noun = rng.choice(THINGS)
     ask = rng.choice(
         ("Describe {}.", "Write a short text about {}.", "Tell me something about {}.", "Explain what {} is for.")
     )
@@ -166,7 +166,7 @@ def _quotation(rng: random.Random, text: str) -> _Rule:
 
 
 def _repeat(rng: random.Random, text: str) -> _Rule:
-    line = f"question {rng.randrange(10, 1000)} about {a(rng.choice(NOUNS))}"
+    line = f"question {rng.randrange(10, 1000)} about {a(rng.choice(THINGS))}"
     return _Rule(
         instruction("combination:repeat_prompt", prompt_to_repeat=line), f"Begin with this line, word for word: {line}",
         lambda written: f"{line}\n{written}", (text, f"here it is: {line}\n{text}", f"{text}\n{line}"),
@@ -236,7 +236,7 @@ def _length_words(rng: random.Random) -> Drawn:
 
 def _length_limit(rng: random.Random) -> Drawn:
     """At most, or exactly, a number of words, sentences, lines or paragraphs; what is more is wrong, not half right."""
-    noun, unit = rng.choice(NOUNS), rng.choice(("words", "sentences", "lines", "paragraphs"))
+    noun, unit = rng.choice(THINGS), rng.choice(("words", "sentences", "lines", "paragraphs"))
     count = rng.randrange(12, 60) if unit == "words" else rng.randrange(2, 7)
     exactly = rng.random() < 0.4
     bounds = {"min": count if exactly else 1, "max": count}
@@ -275,7 +275,7 @@ def _answer_language(rng: random.Random) -> Drawn:
     """The language by name, or that of the question; told by langdetect and by script."""
     code = rng.choice(sorted(_LANGUAGES))
     name, text = _LANGUAGES[code]
-    ask = f"{rng.choice(('Describe', 'Say something about', 'Write two sentences about'))} {a(rng.choice(NOUNS))}."
+    ask = f"{rng.choice(('Describe', 'Say something about', 'Write two sentences about'))} {a(rng.choice(THINGS))}."
     asked = rng.choice(
         (f"{ask} Answer in {name}.", f"Answer in {name}: {ask}", f"{ask} Your answer must be in {name} only.")
     )
@@ -305,13 +305,13 @@ def _persona(rng: random.Random) -> Drawn:
     names = {name for _, name in chosen}
     system = f"You are {who}. " + " ".join(text.format(start=start, end=end) for text, _ in chosen)
     patterns = {
-        "start": rf"(?s){start}\b.*", "end": rf"(?s).*{end[:-1]}\.", "no_i": r"(?s)(?!.*\bI\b).+", "no_question": r"[^?？]+",
-        "one_line": r"[^\n]+",
+        "start": rf"(?si){start}\b.*", "end": rf"(?si).*{end[:-1]}[.!]?", "no_i": r"(?s)(?!.*\bI\b).+",
+        "no_question": r"[^?？]+", "one_line": r"[^\n]+",
     }  # fmt: skip
     checks = [check("regex", patterns[name]) for _, name in chosen] + [check("regex", r"(?s).*\w.*")]
     first = f"{start}, all is well here, {end}"
-    turns = ["How are you?", first, f"Tell me about {a(rng.choice(NOUNS))}."] if rng.random() < 0.5 else [
-        f"Tell me about {a(rng.choice(NOUNS))}."
+    turns = ["How are you?", first, f"Tell me about {a(rng.choice(THINGS))}."] if rng.random() < 0.5 else [
+        f"Tell me about {a(rng.choice(THINGS))}."
     ]  # fmt: skip
     right = f"{start}, it is a fine thing, {end}"
     breaks = {
@@ -331,7 +331,7 @@ def _audience(rng: random.Random) -> str:
 
 def _word_ban(rng: random.Random) -> Drawn:
     """A description that must not name its thing."""
-    noun = rng.choice(NOUNS)
+    noun = rng.choice(THINGS)
     text = f"Write a riddle {_audience(rng)} whose solution is {noun}. Do not use the word {noun}, nor a word that holds it."
     right = "What am I? Many have seen me, and few have asked my name."
     wrong = (f"What am I? I am {a(noun)}.", f"What am I? They call me {noun}s.", f"{noun.upper()}? What am I?", "")

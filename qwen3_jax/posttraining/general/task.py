@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from qwen3_jax.verifiers import missing_package
+
 Message = Mapping[str, Any]
 
 
@@ -53,13 +55,18 @@ class GeneralTask:
         name: of the task.
         about: one line.
         draw: one problem from a source of random numbers; or None.
-        stream: all problems of a seed, where they cannot be drawn one by one.
+        stream: all problems of a seed, where they cannot be drawn one by one: those of reasoning-gym (extra `reasoning`).
     """
 
     name: str
     about: str
     draw: Callable[[random.Random], Drawn] | None = None
     stream: Callable[[int], Iterator[Drawn]] | None = None
+
+    @property
+    def missing(self) -> str:
+        """What must be installed to draw problems, as a sentence without its end; "" if nothing is missing."""
+        return (missing_package("reasoning_gym") or "") if self.stream is not None else ""
 
     def problems(self, seed: int) -> Iterator[Drawn]:
         """All problems of a seed, without end; the first n are the same however many are read."""
