@@ -28,6 +28,7 @@ from qwen3_jax.sweeps.config import MixtureConfig, ScalingConfig
 from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig, TokenizerConfig, TrainConfig
 from qwen3_jax.training.methods import LEARNING_RATES, DpoConfig
 from qwen3_jax.training.policy_config import EntropyBand, KlConfig, PolicyConfig
+from qwen3_jax.training.reward_config import RewardPart
 from qwen3_jax.verifiers.checks import ChecksSettings
 from qwen3_jax.verifiers.content import PremiseSettings, RecallSettings
 from qwen3_jax.verifiers.ifeval import IFEvalSettings
@@ -50,9 +51,14 @@ DEFAULTS = {
         max_skips=20,
     ),
     DpoConfig: dict(beta=0.1),  # the paper's, and TRL's
-    PolicyConfig: dict(algorithm="grpo", importance_level="token"),
-    KlConfig: dict(coefficient=0.0, estimator="k3", unbiased=True),  # DeepSeek-V3.2's form
+        highest=10, attempts=3, tries=3, timeout=60.0, concurrency=16, max_new_tokens=4096, scale=1.0, offset=0.0,
+        sigmoid=False,
+        weight=1.0, gate=False, pass_at=1.0, below=0.0, rubric="quality", reference=False, samples=1, combine="mean",
+    ),
     EntropyBand: dict(start=0.0),
+    KlConfig: dict(coefficient=0.0, estimator="k3", unbiased=True),  # DeepSeek-V3.2's form
+    PolicyConfig: dict(algorithm="grpo", importance_level="token"),
+    RewardPart: dict(
     LossConfig: dict(z_loss=0.0, chunk_tokens=1024, balance_counts="exact"),
     TrainConfig: dict(
         method="pretrain", run_dir="runs/default",

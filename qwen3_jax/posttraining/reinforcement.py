@@ -158,7 +158,7 @@ class RoundBatches:
         self._rl, self._updates = owner.rl, owner.rl.rollouts.updates
         self._weights = ServingWeights(trainer, generation_config_of(owner.tokenizer))
         # With one update a round the first forward pass of the update gives them.
-        self._old = log_probs_of_state(trainer, owner.config, owner.tokenizer)
+        self._old = log_probs_of_state(trainer, owner.config, owner.tokenizer) if self._updates > 1 else None
         self._rounds: Rounds | None = None
         self._round: Round | None = None
         self._step = self._start = stage.first  # of the next batch, and of the round that it belongs to

@@ -377,7 +377,7 @@ class Trainer:
 
         zeros = {name: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)) for name, p in params.items()}
         (gradients, _), sums = jax.lax.scan(body, (self._like_params(zeros), seen), parts)
-        return gradients, jax.tree.map(lambda x: x.sum(axis=0), sums)
+        return gradients, self.objective.combine(sums)
 
     def _count(self, params: Params, base: Params | None, rows: DeviceBatch) -> jax.Array:
         return self.objective.skipping(losses.router_load, True)(self.merge(params, base), rows)
@@ -416,7 +416,7 @@ class Trainer:
             return None, share(model, rows, whole, self._loss_config)[1]
 
         _, sums = jax.lax.scan(body, None, self.split(batch))
-        sums = jax.tree.map(lambda x: x.sum(axis=0), sums)
+        sums = self.objective.combine(sums)
         return self.objective.finish(sums, whole, self._loss_config, self.config.router_aux_loss_coef)
 
     def model(self, params: Params) -> Qwen3:

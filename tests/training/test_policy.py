@@ -144,12 +144,18 @@ def test_each_bound_is_reached_and_counted():
     masked = sum(np.exp(x.sum()) > 1.2 for x in gap)
     assert 0 < masked < len(some)
     np.testing.assert_allclose([sequence.masked, sequence.capped, every.masked], [masked, 0, 0], rtol=1e-6)
-    whole = policy(config_of("dapo"), 1.0, ()).whole(batch)
-    gaps = np.abs(np.concatenate(gap))
+    objective = policy(config_of("dapo"), 1.0, ())
+    whole, gaps = objective.whole(batch), np.abs(np.concatenate(gap))
     np.testing.assert_allclose(
-        [whole.tokens, whole.answers, whole.mismatch, whole.mismatch_max], [len(r), len(some), gaps.sum(), gaps.max()],
+        [whole.tokens, whole.answers, every.mismatch, every.mismatch_max], [len(r), len(some), gaps.sum(), gaps.max()],
         rtol=1e-5,
     )  # fmt: skip
+    loss = objective.finish(every, whole, LossConfig(), 0.0)
+    largest = np.quantile(gaps, 0.999, method="inverted_cdf")
+    assert largest <= loss.mismatch_999 <= 1.26 * largest
+    # Of micro-batches everything is the sum, but for the largest.
+    twice = objective.combine(jax.tree.map(lambda x: jnp.stack([x, 2 * x]), every))
+    np.testing.assert_allclose([twice.mismatch, twice.mismatch_max], [3 * gaps.sum(), 2 * gaps.max()], rtol=1e-5)
     cispo = policy_sums(config_of("cispo", clip_low=0.2, clip_high=0.3), log_prob_bt, 0 * log_prob_bt, batch)[1]
     np.testing.assert_allclose([cispo.clipped_low, cispo.clipped_high], [(r < 0.8).sum(), (r > 1.3).sum()])
 
