@@ -223,7 +223,8 @@ def policy(
             total, terms, kl, bonus, sums.entropy / tokens, sums.ratio / tokens, sums.kl_old / tokens,
             sums.clipped_low / tokens, sums.clipped_high / tokens, sums.clipped_dual / tokens, sums.capped / tokens,
             sums.masked / answers, sums.dropped / answers, sums.mismatch / tokens,
-            _percentile(sums.mismatch_counts, 0.999), sums.mismatch_max, sums.balance, whole.answers, whole.tokens, *router_means(sums.router),
+            _percentile(sums.mismatch_counts, 0.999), sums.mismatch_max, sums.balance, whole.answers, whole.tokens,
+            *router_means(sums.router),
         )  # fmt: skip
 
     return Objective(fields, _whole, share, finish, sparse=True, combine=_combine)

@@ -30,7 +30,7 @@ def draws() -> list[Draw]:
     """Prompts of two lengths that begin alike, in both modes, with and without budgets."""
     out = []
     for number, (mode, budget) in enumerate(
-        [("thinking", None), ("thinking", 1), ("thinking", 4), ("non-thinking", None)] * 2
+        [("thinking", None), ("thinking", 1), ("thinking", 4), ("non-thinking", None)] * 6
     ):
         text = "What is 2 + 3? " * (8 if number % 2 else 1) + f"What is {number} + 3?"
         out.append(
@@ -51,8 +51,9 @@ def draws() -> list[Draw]:
 def test_sampled_tokens_have_the_trainers_log_probabilities(experts, mesh, options, dtype, tmp_path):
     folder = qwen3_jax.save(tiny_models.model(experts=experts), tiny_models.tokenizer(), tmp_path / "hf")
     config = TrainConfig(
-        method="grpo", steps=1, optimizer=OptimizerConfig(warmup_steps=0), data=DataConfig(sequence_length=256, batch_size=24), micro_batches=3,
-        model=ModelConfig(init_from=str(folder), scan_layers=bool(experts), dtype=dtype), mesh=MeshConfig(**({"data": 1} | mesh)),
+        method="grpo", steps=1, optimizer=OptimizerConfig(warmup_steps=0), data=DataConfig(sequence_length=256, batch_size=24),
+        model=ModelConfig(init_from=str(folder), scan_layers=bool(experts), dtype=dtype),
+        mesh=MeshConfig(**({"data": 1} | mesh)), micro_batches=3,
         rl=RlConfig([PromptSource("sums", "nowhere")], dataclasses.replace(ROLLOUTS, **options)),
     )  # fmt: skip
     tok, (stage,) = tiny_models.tokenizer(), config.resolved()

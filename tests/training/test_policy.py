@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from qwen3_jax.errors import UserError
 from qwen3_jax.model import flatten
+from qwen3_jax.training.config import LossConfig
 from qwen3_jax.training.policy import log_probs_of, policy, policy_sums
 from qwen3_jax.training.policy_config import (
     EntropyBand,
