@@ -108,7 +108,8 @@ def lengths(axes: Any, run: RunLog) -> None:
 
 def ended(axes: Any, run: RunLog) -> None:
     names = [
-        ("rl.halted", "thinking halted by the budget"), ("rl.truncated", "cut off by the limit"), ("rl.equal", "prompts without signal"),
+        ("rl.halted", "thinking halted by the budget"), ("rl.truncated", "cut off by the limit"),
+        ("rl.equal", "prompts without signal"),
     ]  # fmt: skip
     drawn = _lines(axes, run, names)
     axes.set(ylabel="share", title="how answers end", ylim=(-0.02, 1.02))
@@ -217,7 +218,8 @@ def _answer(row: dict[str, Any]) -> str:
     )
     thinking = f'<pre class="thinking">{html.escape(_short(row["thinking"]))}</pre>' if row.get("thinking") else ""
     content = row["content"] + "".join(f"\n{json.dumps(call)}" for call in row.get("tool_calls", []))
-    return f"<p>{html.escape(head)}</p>{expected}{thinking}<pre>{html.escape(_short(content))}</pre><p>{html.escape(verdicts)}</p>"
+    written = f"{thinking}<pre>{html.escape(_short(content))}</pre>"
+    return f"<p>{html.escape(head)}</p>{expected}{written}<p>{html.escape(verdicts)}</p>"
 
 
 def _short(text: str) -> str:

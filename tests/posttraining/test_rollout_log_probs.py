@@ -62,9 +62,8 @@ def test_sampled_tokens_have_the_trainers_log_probabilities(experts, mesh, optio
     params = flatten(load_model(folder, execution=Execution(trainer.placement), scan_layers=bool(experts)))
     weights = ServingWeights(trainer, generation_config_of(tok))
     engine = engine_for(weights.model(params), config.rl.rollouts, 256)
-    answers = dict(
-        (draw.number, rollouts) for draw, rollouts in Rollouts(engine, tok, config.rl.rollouts).sample(draws())
-    )
+    sampled = Rollouts(engine, tok, config.rl.rollouts).sample(draws())
+    answers = {draw.number: rollouts for draw, rollouts in sampled}
     assert len(answers) == 24
     if "cache_tokens" in options:
         assert engine.stats.preemptions
