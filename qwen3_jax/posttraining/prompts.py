@@ -120,6 +120,11 @@ class Prompts:
         """How often each source's prompts have been passed."""
         return [count / len(prompts) for count, prompts in zip(self._places, self.training, strict=True)]
 
+    @property
+    def count(self) -> int:
+        """Number of prompts to train on."""
+        return sum(map(len, self.training))
+
     def draw(self, count: int) -> list[Draw]:
         """Return the next prompts."""
         return [self._draw() for _ in range(count)]
