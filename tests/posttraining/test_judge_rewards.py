@@ -205,6 +205,15 @@ def test_a_judge_that_is_gone_costs_the_answers_and_one_that_refuses_ends_the_ru
             scorer.score([sampled("4", RECORD)])
 
 
+def test_an_unfinished_answer_is_not_judged_and_each_answer_has_its_own_nonce(tmp_path):
+    answers = [sampled("abc", RECORD, finish="length"), sampled("four", RECORD), sampled("five", RECORD)]
+    with fake_endpoint(answer=by_length) as endpoint:
+        parts = [part(endpoint), RewardPart(unfinished=-1.0)]
+        with Scorer(parts, tmp_path / "judge") as scorer:
+            assert [one.reward for one in scorer.score(answers)] == [-1.0, 0.4, 0.4]
+    assert len(endpoint.bodies) == len({nonce_of(user_text(body)) for body in endpoint.bodies}) == 2
+
+
 def test_a_gate_that_is_a_judge(tmp_path):
     with fake_endpoint(answer=by_length) as endpoint:
         parts = [RewardPart(verifier="exact"), part(endpoint, gate=True, pass_at=0.3, below=-1.0)]

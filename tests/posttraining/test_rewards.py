@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 import time
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ from qwen3_jax.cli.configuration import parse_configuration
 from qwen3_jax.errors import UserError
 from qwen3_jax.model import RewardModel
 from qwen3_jax.posttraining import rewards
+from qwen3_jax.posttraining.jobs import Jobs, TimeIsUp
 from qwen3_jax.posttraining.rewards import PartScore, Scorer, combine, overlong_penalty
 from qwen3_jax.posttraining.verifier_inputs import verifier_input
 from qwen3_jax.training.reward_config import RewardPart, check_rewards
@@ -196,6 +198,25 @@ def test_the_reward_is_the_weighted_sum_and_a_failed_gate_decides(plain, gates):
         assert reward is None
     else:
         assert reward == pytest.approx(np.dot(*np.array(plain, float).T), abs=1e-12)
+
+
+def test_of_several_failed_gates_the_least_value_holds():
+    parts = [
+        RewardPart(),
+        *(RewardPart(verifier="exact", name=f"g{to}", gate=True, below=to) for to in (0.5, -0.5, 0.25)),
+    ]
+    scores = [PartScore(part.label, float(part.label == "record"), "scored", "") for part in parts]
+    assert combine(parts, scores) == -0.5
+
+
+def test_a_thread_that_does_not_return_is_replaced():
+    ended = threading.Event()
+    jobs = Jobs({"hangs": lambda: ended.wait(30), "good": lambda: 7, "raises": lambda: int("x")}, 1, 0.5, "test")
+    results = jobs.results()
+    ended.set()
+    assert isinstance(results["hangs"], TimeIsUp)
+    assert results["good"] == 7
+    assert isinstance(results["raises"], ValueError)
 
 
 def test_gates_weights_and_penalties_of_real_answers():
