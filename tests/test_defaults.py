@@ -140,7 +140,7 @@ def test_defaults_of_configurations(kind):
 
 
 def test_default_learning_rates_of_methods():  # TRL 1.16's for DPO is 1e-6, for SFT 2e-5
-    assert dict(pretrain=3e-4, sft=1e-5, dpo=1e-6, reward_model=1e-5) == LEARNING_RATES
+    assert dict(pretrain=3e-4, sft=1e-5, dpo=1e-6, reward_model=1e-5, grpo=1e-6) == LEARNING_RATES
 
 
 def test_defaults_of_the_engine_and_the_server():

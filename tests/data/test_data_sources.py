@@ -221,7 +221,6 @@ def test_paths_that_cannot_be_read_are_named(tmp_path):
         (lambda: Source("s", ["synthetic:running_sum", "x"]), "stands alone"),
         (lambda: RunningSum(min_digits=5, max_digits=4), "running_sum.max_digits is 4; it must be between 5 and 26"),
         (lambda: RunningSum(thinking=-1), "running_sum.thinking is -1; it must be at least 0"),
-        (lambda: DataConfig([]), "sources is empty"),
         (lambda: DataConfig([Source("s", "x"), Source("s", "y")]), "two sources named 's'"),
         (lambda: DataConfig([Source("s", "x")], batch_size=0), "data.batch_size is 0; it must be at least 1"),
         (lambda: DataConfig([Source("s", "x")], packing_rows=0), "data.packing_rows is 0; it must be at least 1"),

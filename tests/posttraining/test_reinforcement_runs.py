@@ -152,15 +152,17 @@ def test_what_a_run_does_not_read_is_refused(changes, message, base, tmp_path, c
 
 
 def test_prompts_that_cannot_be_scored_or_asked_are_named(base, tmp_path, capsys):
-    config = write_config(tmp_path, base)
-    (tmp_path / "prompts.jsonl").write_text('{"question": "One?", "answer": "1"}\n')
-    assert cli.main([f"--config={config}"]) == 2
-    assert "prompts.jsonl:1: its answers cannot be scored" in capsys.readouterr().err
-    rl = yaml.safe_load(config.read_text())["rl"]
+    rl = yaml.safe_load(write_config(tmp_path, base).read_text())["rl"]
     rl["prompts"][0]["eval_fraction"] = 0.0
-    write_config(tmp_path, base, rl=rl)
+    config = write_config(tmp_path, base, rl=rl)
     long = {"question": "What is 2 + 3? " * 60, "verifier": "number", "answer": "5"}
-    (tmp_path / "prompts.jsonl").write_text(json.dumps(long) + "\n")
-    assert cli.main([f"--config={config}"]) == 2
-    said = capsys.readouterr().err
-    assert "of one round cannot be asked; the last: the prompt has" in said
+    for record, message in (
+        ({"question": "One?", "answer": "1"}, "prompts.jsonl:1: its answers cannot be scored"),
+        (long, "of one round cannot be asked; the last: the prompt has"),
+    ):
+        (tmp_path / "prompts.jsonl").write_text(json.dumps(record) + "\n")
+        assert cli.main([f"--config={config}"]) == 2
+        assert message in capsys.readouterr().err
+    config = write_config(tmp_path, base, method="pretrain", rl=None)
+    assert cli.main([f"--config={config}", f"--run_dir={tmp_path / 'other'}"]) == 2
+    assert "data.sources is empty: nothing to train on" in capsys.readouterr().err

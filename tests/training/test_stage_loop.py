@@ -264,7 +264,7 @@ def test_loss_by_position_is_that_of_the_stages_own_rotary_base_on_the_longest_r
             measured.append((trainer, self.length, edges))
             return {"0-4": 1.0}
 
-    def trainer(stage, stages, architecture):
+    def trainer(stage, stages, architecture, tokenizer=None):
         built.append((stage.name, stage.rope_theta))
         return SimpleNamespace(shardings=SimpleNamespace(params=None))
 

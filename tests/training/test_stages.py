@@ -236,7 +236,7 @@ def faked(monkeypatch, tmp_path):
         def close(self):
             pass
 
-    def trainer(stage, stages, architecture):
+    def trainer(stage, stages, architecture, tokenizer=None):
         return SimpleNamespace(
             name=f"trainer of {stage.name}", abstract_batch=lambda *shape: calls.append(("checked", *shape)),
             abstract_state=lambda: f"state of {stage.name}", structure=SimpleNamespace(shapes={}), config=TINY,
