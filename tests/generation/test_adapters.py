@@ -75,8 +75,6 @@ def test_a_batch_of_three_adapters_and_none_is_each_alone(folders):
     assert len({tuple(ids(tokens)) for tokens in first}) == 4
     for index, tokens in enumerate(first):
         alone, _ = qwen3_jax.load(base, adapter=saved[NAMES[index - 1]] if index else None)
-        # Merged, all four have the programs of the base; tests/checkpoint/test_adapters.py compares them with adapters alone.
-        alone = qwen3_jax.merged(alone) if index else alone
         (expected,) = run(Engine(alone, **SHAPE), [Request(PROMPT, asked[0].sampling, 12, score_from=score)])
         assert ids(tokens) == ids(expected)
         np.testing.assert_allclose(logprobs(tokens), logprobs(expected), atol=2e-4)
