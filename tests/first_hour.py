@@ -7,7 +7,7 @@
 
 A case fails when its command writes nothing for more than 3 s while it works, needs more than 5 s to end after Ctrl-C or
 SIGTERM, prints a traceback or a library's log, dies of a signal that was not sent, or ends with another exit code than
-documented. Caches are empty, and nothing else should run. It needs only the standard library: a plain install is enough.
+documented. Caches are empty, and nothing of the same priority should run. It needs only the standard library.
 
 Both limits follow the speed of the machine, because no command can write before Python has read it: importing JAX and Flax is
 timed first, and where it takes longer than 2 s the limits are longer by that ratio. A case in which nothing but a time was

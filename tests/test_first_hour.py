@@ -10,7 +10,7 @@ import pytest
 from tests import first_hour
 from tests.helpers.repository_url import ROOT
 
-ALONE = "it measures times, so it runs alone: .ci/run does, and `python -m pytest -m slow tests/test_first_hour.py`"
+ALONE = "it measures times, so no worker runs it: .ci/run does, and `python -m pytest -m slow tests/test_first_hour.py`"
 
 
 @pytest.mark.slow

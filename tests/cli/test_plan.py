@@ -40,19 +40,6 @@ def tiny(tmp_path) -> str:
 
 
 @needs_libtpu
-@pytest.mark.slow
-def test_two_slices_hold_a_copy_each(tiny, capsys):
-    arguments = ["plan", "--config", tiny, "--topology", "v5e:2x2", "--slices", "2"]
-    assert qwen3(arguments) == 0
-    out = capsys.readouterr().out
-    assert "on 2 x v5e:2x2: 8 chips, mesh replica=2, data=4" in out
-    assert "2 slices hold one copy each: mesh.replica=2" in out
-    for line in ("HBM  ", "arithmetic", "ICI  ", "DCN  ", "step  ", "MFU  ", "assumptions"):
-        assert f"\n  {line}" in out
-    assert "DCN          sent per chip: 0.00 GB (0.0 us" not in out
-
-
-@needs_libtpu
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

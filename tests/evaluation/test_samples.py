@@ -280,7 +280,8 @@ def test_a_run_that_is_killed_gives_the_same_file(tmp_path, kills):
     assert (tmp_path / "parts/samples.jsonl").read_bytes() == (tmp_path / "whole/samples.jsonl").read_bytes()
 
 
-def test_a_run_on_the_engine_that_is_interrupted_twenty_times_gives_the_same_file(tmp_path):
+@pytest.mark.parametrize("times", [6, pytest.param(20, marks=pytest.mark.soak)])
+def test_a_run_on_the_engine_that_is_interrupted_often_gives_the_same_file(tmp_path, times):
     """Wherever it ends: thinking that budgets share is then generated anew for those that are left."""
     of = planned(sums(6), sampling={"temperature": 0.9, "top_k": 40}, budgets=(None, 0, 3, 64))
 
@@ -295,7 +296,7 @@ def test_a_run_on_the_engine_that_is_interrupted_twenty_times_gives_the_same_fil
 
     source = engine_source()
     assert part("whole", source, None) == len(of) == 48
-    for number in range(20):
+    for number in range(times):
         part("parts", engine_source() if number % 7 == 3 else source, number % 3)
     part("parts", source, None)
     assert (tmp_path / "parts/samples.jsonl").read_bytes() == (tmp_path / "whole/samples.jsonl").read_bytes()

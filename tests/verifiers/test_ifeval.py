@@ -13,7 +13,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
-@pytest.mark.parametrize("number", [80, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [80, pytest.param(500, marks=pytest.mark.slow), pytest.param(2000, marks=pytest.mark.soak)]
+)
 def test_verdicts_are_those_of_lm_evaluation_harness(number):
     cases = ifeval_cases.cases(number, seed=number)
     assert {name for row, _ in cases for name in row["instruction_id_list"]} == set(INSTRUCTIONS)

@@ -14,7 +14,9 @@ pytest.importorskip("math_verify")
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("number", [40, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [40, pytest.param(150, marks=pytest.mark.slow), pytest.param(500, marks=pytest.mark.soak)]
+)
 def test_verdicts_are_math_verifys_own(number):
     pairs = math_peer.pairs(number, seed=number)
     verdicts = verify_all("math", pairs, {"seconds": 20.0}, threads=1 if number < 100 else None)
@@ -26,7 +28,10 @@ def test_verdicts_are_math_verifys_own(number):
     assert min(counts["right"], counts["wrong"], counts["unparsable"]) > number / 15, counts
 
 
-@pytest.mark.parametrize(("number", "seconds"), [(10, 0.4), pytest.param(200, 1.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("number", "seconds"),
+    [(10, 0.4), pytest.param(100, 0.4, marks=pytest.mark.slow), pytest.param(200, 1.0, marks=pytest.mark.soak)],
+)
 def test_hostile_answers_neither_hang_nor_fail_the_pool(number, seconds):
     pairs = math_peer.hostile(number)
     assert verify("math", "$2$", "$2$").status == "right"  # the pool is there

@@ -92,7 +92,9 @@ def used(cost):
     return cost["requests"], cost["prompt_tokens"], cost["completion_tokens"]
 
 
-@pytest.mark.parametrize("count", [6, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "count", [2, pytest.param(16, marks=pytest.mark.slow), pytest.param(60, marks=pytest.mark.soak)]
+)
 def test_estimates_of_judged_answers_hold_what_the_job_uses(count, tmp_path):
     """Intervals of 15 queries hold the use of the job in 95% of corpora, their mean is right; of all queries it is exact."""
     held, ratios = Counter(), []

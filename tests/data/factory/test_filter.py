@@ -16,8 +16,14 @@ from qwen3_jax.errors import UserError
 from tests.helpers.fake_endpoint import fake_endpoint
 
 
-@pytest.mark.parametrize("phrasing", [0, 1, 5])
-@pytest.mark.parametrize("count", [30, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("phrasing", "count"),
+    [
+        *((phrasing, 30) for phrasing in (0, 1, 5)),
+        pytest.param(1, 200, marks=pytest.mark.slow),
+        *(pytest.param(phrasing, 200, marks=pytest.mark.soak) for phrasing in (0, 5)),
+    ],
+)
 def test_planted_faults_are_sorted_out_and_good_answers_stay(phrasing, count, tmp_path):
     found = measure(tmp_path, count, 1, phrasing)
     total, lost, _ = found.pop("good")
