@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 import yaml
@@ -115,20 +116,28 @@ def test_a_run_resumes_to_the_same_bits_in_the_middle_of_a_round(base, tmp_path,
     assert "lacks 2.npz, the answers of the round that the checkpoint is in the middle of" in capsys.readouterr().err
 
 
-def test_rewards_rise_and_a_lost_verifier_costs_its_samples(base, tmp_path):
+def test_rewards_rise_and_nothing_is_compiled_after_the_first_round(base, tmp_path):
     rl = yaml.safe_load(write_config(tmp_path, base).read_text())["rl"]
     rl["rollouts"] |= {"prompts": 8, "group_size": 8, "updates": 1, "refill": 0, "budget": None}
     rl |= {"policy": {"algorithm": "grpo"}, "entropy": None}
-    config = write_config(
-        tmp_path,
-        base,
-        steps=16,
-        checkpoint_every=0,
-        data={"sequence_length": 160, "batch_size": 64},
-        micro_batches=8,
-        rl=rl,
-    )
-    run = train(parse_train([f"--config={config}"], "train").config).parent
+    data = {"sequence_length": 160, "batch_size": 64}
+    config = write_config(tmp_path, base, steps=16, eval_every=0, checkpoint_every=0, data=data, micro_batches=8, rl=rl)
+    compiled: list[str] = []
+    by_step: dict[int, int] = {}
+
+    def note(name: str, _seconds: float, **_: object) -> None:
+        if name.endswith("backend_compile_duration"):
+            compiled.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        run = train(
+            parse_train([f"--config={config}"], "train").config, lambda step, _: by_step.update({step: len(compiled)})
+        ).parent
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+    assert by_step[1] > 5
+    assert by_step[15] == by_step[2]
     rewards = [row["rl.reward"] for row in metrics(run) if "rl.reward" in row]
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.2, rewards
     assert all(row["train.ratio"] == 1 for row in metrics(run) if "train.ratio" in row)
