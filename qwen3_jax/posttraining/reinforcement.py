@@ -19,10 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from qwen3_jax.posttraining.environment_source import EnvironmentSource
+from qwen3_jax.posttraining.episodes import rollouts_for
 from qwen3_jax.posttraining.log_probs import batch_of, log_probs_of_state, reference_log_probs
 from qwen3_jax.posttraining.prompts import Draw, Mode, Prompt, Prompts
 from qwen3_jax.posttraining.rewards import Scorer
-from qwen3_jax.posttraining.rollouts import Rollouts, engine_for
+from qwen3_jax.posttraining.rollouts import engine_for
 from qwen3_jax.posttraining.round_figures import figures_of
 from qwen3_jax.posttraining.rounds import LogProbs, Round, Rounds
 from qwen3_jax.posttraining.serving_weights import ServingWeights
@@ -112,7 +114,9 @@ class PolicyLoop(StageLoop):
         for name, figures in rewards.items():
             row |= {f"held_out.{name}.{key}": value for key, value in figures.items()}
         means = {name: figures["reward"] for name, figures in rewards.items() if "reward" in figures}
-        text = ", ".join(f"{name} {value:.3f} (right {rewards[name]['pass_rate']:.1%})" for name, value in means.items())
+        text = ", ".join(
+            f"{name} {value:.3f} (right {rewards[name]['pass_rate']:.1%})" for name, value in means.items()
+        )
         if text:
             bar.print(f"step {step}: held-out reward {text}")
         if row:
@@ -141,7 +145,13 @@ class RoundBatches:
     """
 
     def __init__(
-        self, owner: PolicyLoop, trainer: Trainer, stage: Stage, prompts: Prompts, scorer: Scorer, reference: LogProbs | None
+        self,
+        owner: PolicyLoop,
+        trainer: Trainer,
+        stage: Stage,
+        prompts: Prompts,
+        scorer: Scorer,
+        reference: LogProbs | None,
     ):
         assert owner.tokenizer is not None
         self._owner, self._trainer, self._stage, self._tokenizer = owner, trainer, stage, owner.tokenizer
@@ -150,6 +160,8 @@ class RoundBatches:
         self._weights = ServingWeights(trainer, generation_config_of(owner.tokenizer))
         # With one update a round the first forward pass of the update gives them.
         self._old = log_probs_of_state(trainer, owner.config, owner.tokenizer)
+        # Before anything is sampled: a server or a sandbox that does not start ends the run.
+        self._environments = None if owner.rl.environment is None else EnvironmentSource(owner.rl.environment)
         self._rounds: Rounds | None = None
         self._round: Round | None = None
         self._step = self._start = stage.first  # of the next batch, and of the round that it belongs to
@@ -170,8 +182,10 @@ class RoundBatches:
         self._coefficient, self.applied, self._round = state["entropy_coefficient"], state["entropy_applied"], None
 
     def close(self) -> None:
-        """End what scores answers."""
+        """End what scores answers, and environments."""
         self._scorer.close()
+        if self._environments is not None:
+            self._environments.close()
 
     @property
     def epochs(self) -> dict[str, float]:
@@ -210,7 +224,10 @@ class RoundBatches:
     def _held_out(self, name: str, prompts: Sequence[Prompt]) -> list[Draw]:
         usual: Mode = "thinking" if self._rl.rollouts.thinking >= 0.5 else "non-thinking"
         some = prompts[: self._rl.eval_prompts]
-        return [Draw(number, prompt, prompt.mode or usual, None, int(prompt.id, 16) >> 1) for number, prompt in enumerate(some)]
+        return [
+            Draw(number, prompt, prompt.mode or usual, None, int(prompt.id, 16) >> 1)
+            for number, prompt in enumerate(some)
+        ]
 
     def _resumed_or_new(self, state: TrainState) -> Round:
         if self._step > self._start:  # the run was interrupted in the middle of the round
@@ -236,7 +253,7 @@ class RoundBatches:
             engine = engine_for(self._weights.model(state.params), rollouts, self._stage.run.data.sequence_length)
             engine.warm_up()
             self._rounds = Rounds(
-                self._rl, self._prompts, Rollouts(engine, self._tokenizer, rollouts), self._scorer,
+                self._rl, self._prompts, rollouts_for(engine, self._tokenizer, self._rl, self._environments), self._scorer,
                 self._owner.run_dir / "rollouts", reference=self._reference,
             )  # fmt: skip
         return self._rounds

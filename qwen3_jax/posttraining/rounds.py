@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -155,7 +154,9 @@ class Rounds:
             for draw, reason in refused:
                 warn(f"rl.prompts {draw.prompt.source!r}: a prompt is left out: {reason}")
             if skipped > _MOST_SKIPPED:
-                raise UserError(f"rl.prompts: {skipped:,} prompts of one round cannot be asked; the last: {refused[-1][1]}")
+                raise UserError(
+                    f"rl.prompts: {skipped:,} prompts of one round cannot be asked; the last: {refused[-1][1]}"
+                )
             for group in groups:
                 self._prompts.note(group.draw, group.pass_rate)
                 useful = not rollouts.refill or teaches(group.rewards)
@@ -194,13 +195,13 @@ class Rounds:
         for rollout, scored, value in zip(group.rollouts, group.scored, values, strict=True):
             if scored.reward is None:
                 continue
-            sample = rollout.sample
-            sample.advantage = float(value)
             parts = [{"name": p.name, "score": p.score, "status": p.status, "reason": p.reason} for p in scored.parts]
             record = rollout.draw.prompt.record
             reference = record.get("answer", record.get("reference"))
-            sample.about = about_of(rollout) | {"reward": scored.reward, "parts": parts, "answer": reference}
-            out.append(sample)
+            about = about_of(rollout) | {"reward": scored.reward, "parts": parts, "answer": reference}
+            for sample in rollout.samples:
+                sample.advantage, sample.about = float(value), about
+                out.append(sample)
         return out
 
     def _parts(self, samples: Sequence[Sample]) -> list[list[Sample]]:
@@ -214,7 +215,9 @@ class Rounds:
 
     def _prune(self, step: int) -> None:
         """Delete old rounds; the newest, and those that a checkpoint may be in the middle of, stay."""
-        steps = sorted(int(file.stem) for file in self._folder.glob("*.npz") if file.stem.isdigit() and int(file.stem) < step)
+        steps = sorted(
+            int(file.stem) for file in self._folder.glob("*.npz") if file.stem.isdigit() and int(file.stem) < step
+        )
         for old in steps[: max(len(steps) - max(self._config.rollouts.keep, 1), 0)]:
             for suffix in (".npz", ".jsonl"):
                 (self._folder / f"{old}{suffix}").unlink(missing_ok=True)
@@ -224,6 +227,6 @@ def sampled(rollout: Rollout) -> Sampled:
     """Return what a reward sees of an answer."""
     draw = rollout.draw
     return Sampled(
-        record=draw.prompt.record, messages=draw.prompt.messages, generation=rollout.generation, mode=draw.mode,
-        budget=draw.budget, halted=rollout.halted,
+        record=draw.prompt.record, messages=draw.prompt.messages if rollout.trace is None else rollout.trace.messages,
+        generation=rollout.generation, mode=draw.mode, budget=draw.budget, halted=rollout.halted, trace=rollout.trace,
     )  # fmt: skip
