@@ -31,6 +31,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from qwen3_jax.text.byte_level import TOOL_CALL_START
+
 Message = Mapping[str, Any]
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -110,7 +112,10 @@ def tool(function: F) -> F:
 
 
 class ToolEnvironment(Environment):
-    """An environment of tools: its calls are done one after the other, and an answer without a call ends the episode."""
+    """An environment of tools: calls are done one after the other, and an answer without one ends the episode.
+
+    An answer with a call that cannot be read is told so; the call is counted as failed.
+    """
 
     @property
     def tools(self) -> list[dict[str, Any]]:
@@ -138,6 +143,9 @@ class ToolEnvironment(Environment):
     def step(self, message: Message) -> Step:
         """Do the calls of an answer."""
         calls = message.get("tool_calls") or ()
+        if not calls and TOOL_CALL_START in message.get("content", ""):
+            text = 'Error: the call could not be read; it must be a JSON object with "name" and "arguments".'
+            return Step([{"role": "tool", "content": text}], failed=1)
         if not calls:
             return Step(done=True)
         results: list[Message] = []

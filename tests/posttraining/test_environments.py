@@ -1,6 +1,7 @@
 """Episodes of several turns: their tokens, their environments, and what hangs, dies or lies."""
 
 import copy
+import dataclasses
 import itertools
 import json
 import re
@@ -18,13 +19,13 @@ from qwen3_jax.generation import Engine
 from qwen3_jax.model import flatten
 from qwen3_jax.posttraining.environment_source import EnvironmentSource
 from qwen3_jax.posttraining.environments import Environment, Start, Step, ToolEnvironment, ToolError, tool
-from qwen3_jax.posttraining.episodes import EpisodeRollouts, seed_of
+from qwen3_jax.posttraining.episodes import EpisodeRollouts, rollouts_for, seed_of
 from qwen3_jax.posttraining.jobs import TimeIsUp
 from qwen3_jax.posttraining.log_probs import log_probs_of_state
-from qwen3_jax.posttraining.prompts import Draw, Prompt
+from qwen3_jax.posttraining.prompts import Draw, Prompt, Prompts
 from qwen3_jax.posttraining.rewards import Scorer
 from qwen3_jax.posttraining.round_figures import figures_of
-from qwen3_jax.posttraining.rounds import Group, sampled
+from qwen3_jax.posttraining.rounds import Group, Rounds, sampled
 from qwen3_jax.posttraining.samples import arrange
 from qwen3_jax.posttraining.timed_calls import TimedCalls
 from qwen3_jax.posttraining.transcripts import Transcript, shortened, tokens_behind
@@ -317,6 +318,40 @@ def test_what_a_tool_says_is_not_learned(engine):
         np.testing.assert_array_equal(one[name], two[name])
 
 
+def test_a_round_of_episodes_is_written_with_all_that_its_updates_read(engine, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    records = [{"question": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(8)]
+    prompts.write_text("".join(json.dumps(one) + "\n" for one in records))
+    rl = RlConfig(
+        [PromptSource("sums", str(prompts))], RolloutConfig(prompts=2, group_size=3, max_new_tokens=150, budget=[4, 20]),
+        rewards=[RewardPart(environment=True), RewardPart(verifier="number", weight=2.0)],
+        environment=EnvironmentConfig(python=f"{HERE}:Talk", history="new_sample"),
+    )  # fmt: skip
+    rollouts = rollouts_for(engine, tiny_models.tokenizer(), rl, EnvironmentSource(rl.environment))
+    with Scorer(rl.rewards, max_new_tokens=150) as scorer:
+        rounds = Rounds(rl, Prompts(rl.prompts, rl.rollouts, 0), rollouts, scorer, tmp_path / "rollouts")
+        made = rounds.make(0)
+        again = Rounds(rl, Prompts(rl.prompts, rl.rollouts, 0), rollouts, scorer, tmp_path / "rollouts").resume(0)
+    samples = made.parts[0]
+    assert len(samples) > 6, "some episode is several samples"
+    episodes = {(one.group, one.episode): [] for one in samples}
+    for one, read in zip(samples, again.parts[0], strict=True):
+        episodes[one.group, one.episode].append(one)
+        for field in dataclasses.fields(one):
+            np.testing.assert_array_equal(getattr(one, field.name), getattr(read, field.name))
+    assert len(episodes) == 6
+    for of in episodes.values():
+        assert len({one.advantage for one in of}) == 1
+        parts = {part["name"]: part["score"] for part in of[0].about["parts"]}
+        assert of[0].about["reward"] == pytest.approx(parts["environment"] + 2 * parts["number"])
+        assert parts["environment"] == (of[0].about["environment"]["reward"] or 0)
+        assert of[0].about["tokens"] == sum(int(one.learned.sum()) for one in of) <= 150
+    assert made.figures["environment.turns"] == pytest.approx(
+        np.mean([of[0].about["environment"]["turns"] for of in episodes.values()])
+    )
+    assert made.figures["part.environment.scored"] == 1
+
+
 def test_limits_of_turns_and_tokens(engine):
     (one,) = sampled_by(engine, [draw(1)], 1, python=f"{HERE}:Talk", settings={"turns": 99}, max_turns=2, tokens=300)[1]
     assert (one.trace.ending, one.trace.turns) == ("turns", 2)
@@ -483,6 +518,9 @@ def test_tools_of_a_class_are_described_and_what_the_model_did_wrong_is_told():
     ]  # fmt: skip
     assert (step.failed, step.done) == (6, False)
     assert step_of(environment).done
+    step = environment.step({"role": "assistant", "content": "<tool_call>\n{get a}\n</tool_call>"})
+    assert step.messages[0]["content"].startswith("Error: the call could not be read")
+    assert (step.failed, step.done) == (1, False)
 
 
 @pytest.fixture(scope="module")
