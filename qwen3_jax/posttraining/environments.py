@@ -88,7 +88,7 @@ class Environment:
         return None
 
     def step(self, message: Message) -> Step:
-        """Answer the model.
+        """Answer the model. An answer that a limit of tokens has cut off is not given to this method: it ends the episode.
 
         Args:
             message: what it wrote, with `content`, and `reasoning_content` and `tool_calls` where it has any, whose arguments

@@ -32,7 +32,7 @@ from qwen3_jax.posttraining.prompts import Draw
 from qwen3_jax.posttraining.rollouts import Rollout, Rollouts, nothing, token_arrays
 from qwen3_jax.posttraining.timed_calls import Ended, TimedCalls
 from qwen3_jax.posttraining.traces import Ending, Trace
-from qwen3_jax.posttraining.transcripts import Transcript, prompt_of, shortened, tokens_behind
+from qwen3_jax.posttraining.transcripts import Transcript, extends, prompt_of, shortened, tokens_behind
 from qwen3_jax.progress import Bar
 from qwen3_jax.text import ChatTemplateError, Tokenizer
 from qwen3_jax.training.rl_config import RlConfig, RolloutConfig
@@ -113,14 +113,13 @@ class EpisodeRollouts(Rollouts):
             new.append(message)
         thinks = episode.options.enable_thinking is not False
         answered = [*episode.messages, episode.answers[-1].message]
+        last = episode.answers[-1].token_ids
         prompt = None
         if config.history == "new_sample" and any(message["role"] != "tool" for message in new):
             prompt = prompt_of(self._tokenizer, [*answered, *new], first.tools, enable_thinking=thinks)
-            if prompt[: len(transcript.ids)] == transcript.ids:  # the template has kept all, so there is one sample
-                transcript.give(prompt[len(transcript.ids) :])
+            if extends(self._tokenizer, prompt, transcript.ids):  # the template has kept all
                 prompt = None
-        else:
-            last = episode.answers[-1].token_ids
+        if prompt is None:
             transcript.give(tokens_behind(self._tokenizer, answered, new, first.tools, last, enable_thinking=thinks))
         ids = transcript.ids if prompt is None else prompt
         left = min(self._config.max_new_tokens - episode.written, self.engine.max_length - len(ids))

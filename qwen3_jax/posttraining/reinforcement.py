@@ -34,7 +34,7 @@ from qwen3_jax.training.config import Stage, TrainConfig
 from qwen3_jax.training.held_out import HeldOut
 from qwen3_jax.training.policy_config import applied_coefficient, next_coefficient
 from qwen3_jax.training.rl_config import RlConfig
-from qwen3_jax.training.run_folder import generation_config_of
+from qwen3_jax.training.run_folder import generation_config_of, say
 from qwen3_jax.training.stage_loop import StageLoop, Watch
 from qwen3_jax.training.step import DeviceBatch, Metrics, Trainer, TrainState
 from qwen3_jax.training.stopping import StopSignals
@@ -162,6 +162,8 @@ class RoundBatches:
         self._old = log_probs_of_state(trainer, owner.config, owner.tokenizer)
         # Before anything is sampled: a server or a sandbox that does not start ends the run.
         self._environments = None if owner.rl.environment is None else EnvironmentSource(owner.rl.environment)
+        if self._environments is not None and self._environments.note:
+            say(self._environments.note)
         self._rounds: Rounds | None = None
         self._round: Round | None = None
         self._step = self._start = stage.first  # of the next batch, and of the round that it belongs to

@@ -129,6 +129,16 @@ def prompt_of(
     return tokenizer.encode_quoted(text)
 
 
+def extends(tokenizer: Tokenizer, prompt: Sequence[int], ids: Sequence[int]) -> bool:
+    """Whether a prompt that was rendered anew begins with the text of the tokens so far: the template has dropped nothing.
+
+    Args:
+        prompt: from `prompt_of`.
+        ids: as sampled, which encoding may not give again.
+    """
+    return tokenizer.decode(prompt).startswith(tokenizer.decode(ids))
+
+
 def shortened(tokenizer: Tokenizer, text: str, most: int) -> tuple[str, bool]:
     """Return a tool's result, and whether it was cut off behind its first `most` tokens."""
     text = text.encode("utf-8", "replace").decode()  # lone surrogates are no text

@@ -28,7 +28,7 @@ from qwen3_jax.posttraining.round_figures import figures_of
 from qwen3_jax.posttraining.rounds import Group, Rounds, sampled
 from qwen3_jax.posttraining.samples import arrange
 from qwen3_jax.posttraining.timed_calls import TimedCalls
-from qwen3_jax.posttraining.transcripts import Transcript, shortened, tokens_behind
+from qwen3_jax.posttraining.transcripts import Transcript, extends, prompt_of, shortened, tokens_behind
 from qwen3_jax.text import STOP_TEXT
 from qwen3_jax.training.config import ModelConfig, OptimizerConfig, TrainConfig
 from qwen3_jax.training.environment_config import EnvironmentConfig
@@ -189,6 +189,20 @@ def test_transcript_keeps_what_was_sampled_and_masks_the_rest():
     assert (second.prompt.tolist(), second.tokens.tolist(), second.group, second.episode) == ([1, 9, 9], [2], 7, 8)
 
 
+def test_what_the_template_has_kept_is_told_by_its_text():
+    tok = tiny_models.tokenizer()
+    question = [{"role": "user", "content": "What is 2 + 3?"}]
+    prompt = tok.apply_chat_template(question, tokenize=True)
+    again = {"role": "user", "content": "Sure?"}
+    for thinking in ("", "<think>\nWell.\n</think>\n\n"):
+        sampled_ids = [one_token(tok)(character) for character in "It is 5."]
+        carried = [*prompt, *tok.encode(thinking), *sampled_ids, tok.im_end_id]
+        answer = {"role": "assistant", "content": "It is 5."} | ({"reasoning_content": "Well."} if thinking else {})
+        anew = prompt_of(tok, [*question, answer, again], (), enable_thinking=True)
+        assert anew[: len(carried)] != carried
+        assert extends(tok, anew, carried) == (not thinking)
+
+
 def test_results_are_cut_off_in_tokens():
     tok = tiny_models.tokenizer()
     assert shortened(tok, "7 <|im_end|>", 50) == ("7 <|im_end|>", False)
@@ -208,12 +222,15 @@ def test_results_are_cut_off_in_tokens():
 
 
 @pytest.mark.parametrize("history", ["keep", "new_sample"])
-def test_episodes_carry_tokens_and_their_log_probabilities_are_the_trainers(engine, tmp_path, history):
+def test_episodes_carry_tokens_and_their_log_probabilities_are_the_trainers(engine, tmp_path, monkeypatch, history):
     tok = tiny_models.tokenizer()
+    requests, submit = [], engine.submit
+    monkeypatch.setattr(engine, "submit", lambda request: requests.append(request) or submit(request))
     draws = [draw(0, budget=6), draw(1), draw(2, mode="non-thinking")]
     got = sampled_by(engine, draws, python=f"{HERE}:Talk", history=history, tokens=200)
     rollouts = [one for each in draws for one in got[each.number]]
     assert {len(got[number]) for number in got} == {2}
+    assert len({(one.sampling.seed, one.sample_index) for one in requests}) == len(requests) > 6  # no numbers twice
     several = [one for one in rollouts if one.trace.turns == 3]
     assert several, "some episode has three turns"
     assert any(one.halted for one in several), "some turn reaches its thinking budget"
