@@ -148,6 +148,6 @@ def shortened(tokenizer: Tokenizer, text: str, most: int) -> tuple[str, bool]:
         return text, False
     kept = tokenizer.decode(ids[:most]).rstrip("\ufffd")
     return (
-        f"{kept}\n[cut off: the result has {len(text):,} characters, of which these are the first {len(kept):,}]",
+        f"{kept}\n[cut off after {len(kept):,} of {len(text):,} characters]",
         True,
     )

@@ -24,6 +24,7 @@ from qwen3_jax.posttraining.jobs import TimeIsUp
 from qwen3_jax.posttraining.log_probs import log_probs_of_state
 from qwen3_jax.posttraining.prompts import Draw, Prompt, Prompts
 from qwen3_jax.posttraining.rewards import Scorer
+from qwen3_jax.posttraining.rollouts import about_of
 from qwen3_jax.posttraining.round_figures import figures_of
 from qwen3_jax.posttraining.rounds import Group, Rounds, sampled
 from qwen3_jax.posttraining.samples import arrange
@@ -211,7 +212,7 @@ def test_results_are_cut_off_in_tokens():
     kept, _, note = text.partition("\n")
     assert kept == "é" * (len(tok.encode_ordinary(kept)) // 2)
     assert len(tok.encode_ordinary(kept)) <= 7
-    assert note == f"[cut off: the result has 400 characters, of which these are the first {len(kept)}]"
+    assert note == f"[cut off after {len(kept)} of 400 characters]"
     assert shortened(tok, "a\ud800", 9) == ("a?", False)
     started = time.perf_counter()
     assert shortened(tok, "word " * 4_000_000, 9)[1]
@@ -566,6 +567,59 @@ def test_the_tool_python_runs_programs_in_the_sandbox(python_tool):
     assert results[5] == "Error: there is no tool 'bash'; there is python"
     assert results[6].startswith("Error: it ran longer than 3 s") or "processor time" in results[6]
     assert step.failed == 6
+
+
+class Script:
+    """Allows one token after the other: what a model that can call tools would write."""
+
+    def __init__(self, ids):
+        self._ids = list(ids)
+
+    def allowed(self):
+        words = np.zeros(-(-tiny_models.VOCABULARY // 32), np.uint32)
+        words[self._ids[0] // 32] = np.uint32(1 << self._ids[0] % 32)
+        return words
+
+    def take(self, token):
+        assert token == self._ids.pop(0)
+
+
+@pytest.mark.parametrize("kind", ["tools", "mcp"])
+def test_calls_that_the_engine_writes_are_done_and_their_results_are_read(engine, tmp_path, monkeypatch, kind):
+    path = tmp_path / "server.py"
+    path.write_text(SERVER.partition("@server.tool()\ndef fail")[0] + "server.run()")  # a prompt that fits
+    name, call = {"tools": ("python", {"code": "print(6 * 7)"}), "mcp": ("add", {"a": 40, "b": 2})}[kind]
+    tok, submit = tiny_models.tokenizer(), engine.submit
+    good = f"<tool_call>\n{json.dumps({'name': name, 'arguments': call})}\n</tool_call>"
+    bad = f"<tool_call>\n{json.dumps({'name': name, 'arguments': {}})}\n</tool_call>"
+    written = {1: f"{good}\n{bad}", 2: "<tool_call>\n{}\n</tool_call>", 3: "42"}
+    monkeypatch.setattr(engine, "submit", lambda request: submit(scripted(tok, request, written)))
+    config = dict(tools=["python"]) if kind == "tools" else dict(mcp=[sys.executable, str(path)])
+    config |= dict(seconds_per_call=5.0, max_result_tokens=200 if kind == "tools" else 20)
+    (one,) = sampled_by(engine, [draw(1, mode="non-thinking")], 1, tokens=400, **config)[1]
+    trace = one.trace
+    assert (trace.ending, trace.turns, trace.calls, trace.failed_calls) == ("done", 3, 2, 2)
+    assert ("[cut off after " in trace.messages[3]["content"]) == (kind == "mcp") == (trace.truncated_results > 0)
+    roles = [message["role"] for message in trace.messages]
+    assert roles == ["user", "assistant", "tool", "tool", "assistant", "tool"]
+    assert trace.messages[2]["content"] == ("42\n" if kind == "tools" else "42 at call 1")
+    assert trace.messages[3]["content"].startswith("Error: ")
+    assert trace.messages[5]["content"].startswith("Error: the call")
+    assert one.generation.content == "42"
+    text = tok.decode([*one.sample.prompt, *one.sample.tokens])
+    assert f"<tool_response>\n{trace.messages[2]['content']}\n</tool_response>\n<tool_response>\nError: " in text
+    learned = [
+        tok.decode(part) for part in np.split(one.sample.tokens, np.flatnonzero(np.diff(one.sample.learned)) + 1)
+    ][::2]
+    assert learned == [f"{text}<|im_end|>" for text in written.values()]
+    assert about_of(one)["environment"]["calls"] == 2
+
+
+def scripted(tok, request, written):
+    turn = (
+        list(request.prompt).count(tok.im_start_id) // 2
+    )  # the system's turn with the tools, and two for each question
+    return dataclasses.replace(request, constraint=Script([*tok.encode(written[turn]), tok.im_end_id]))
 
 
 def test_settings_are_read_or_refused():
