@@ -13,7 +13,8 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.evaluation.config import BudgetCurveConfig
 from qwen3_jax.serving.guard import Limits
 from qwen3_jax.sweeps.config import MixtureConfig, ScalingConfig, Target, Verify
-from qwen3_jax.training.config import LossConfig, OptimizerConfig, StageConfig, TrainConfig
+from qwen3_jax.training.config import LossConfig, OptimizerConfig, TrainConfig
+from qwen3_jax.training.stage_config import StageConfig
 
 CASES = {
     "at least": (at_least(2), [2, 2.5, math.inf], {1: "at least 2", 1.99: "at least 2", math.nan: "at least 2"}),

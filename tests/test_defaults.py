@@ -28,6 +28,9 @@ from qwen3_jax.sweeps.config import MixtureConfig, ScalingConfig
 from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig, TokenizerConfig, TrainConfig
 from qwen3_jax.training.environment_config import EnvironmentConfig
 from qwen3_jax.training.methods import LEARNING_RATES, DpoConfig
+from qwen3_jax.training.policy_config import EntropyBand, KlConfig, PolicyConfig
+from qwen3_jax.training.reward_config import RewardPart
+from qwen3_jax.training.rl_config import PromptSource, RlConfig, RolloutConfig
 from qwen3_jax.verifiers.checks import ChecksSettings
 from qwen3_jax.verifiers.content import PremiseSettings, RecallSettings
 from qwen3_jax.verifiers.ifeval import IFEvalSettings
@@ -53,6 +56,20 @@ DEFAULTS = {
     EnvironmentConfig: dict(
         shared=False, max_turns=8, seconds_per_call=30.0, seconds_per_episode=300.0, max_result_tokens=1024, concurrency=16,
         history="keep",
+    ),
+    PolicyConfig: dict(algorithm="grpo", importance_level="token"),
+    KlConfig: dict(coefficient=0.0, estimator="k3", unbiased=True),  # DeepSeek-V3.2's form
+    EntropyBand: dict(start=0.0),
+    PromptSource: dict(format="auto", weight=1.0, eval_fraction=0.0),
+    RolloutConfig: dict(
+        prompts=32, group_size=8, updates=1, max_new_tokens=1024, temperature=1.0, thinking=1.0, budget_share=1.0, refill=0,
+        keep_rate=1.0, keep=20,
+    ),
+    RlConfig: dict(eval_prompts=64, eval_samples=1),
+    RewardPart: dict(
+        weight=1.0, gate=False, pass_at=1.0, below=0.0, rubric="quality", reference=False, samples=1, combine="mean",
+        highest=10, attempts=3, tries=3, timeout=60.0, concurrency=16, max_new_tokens=4096, scale=1.0, offset=0.0,
+        sigmoid=False,
     ),
     LossConfig: dict(z_loss=0.0, chunk_tokens=1024, balance_counts="exact"),
     TrainConfig: dict(

@@ -20,7 +20,7 @@ import pytest
 
 import qwen3_jax
 import sharding
-from qwen3_jax import endpoints, evaluation, planner, sandbox, verifiers
+from qwen3_jax import endpoints, evaluation, planner, posttraining, sandbox, verifiers
 from qwen3_jax.cli import data_factory, infer, scaling, serve, train
 from qwen3_jax.cli.configuration import parse_configuration
 from qwen3_jax.cli.main import main as qwen3
@@ -32,7 +32,7 @@ from tests.helpers.documented import PAGES, ROOT, blocks
 from tests.helpers.isolated import require_isolation
 
 PUBLIC = [  # documented on pages of docs/api
-    qwen3_jax, sharding, planner, evaluation, verifiers, sandbox, endpoints, factory, extraction,
+    qwen3_jax, sharding, planner, evaluation, posttraining, verifiers, sandbox, endpoints, factory, extraction,
 ]  # fmt: skip
 NEED_A_SERVER = {
     "serving.md": "tests/serving/test_docs.py",

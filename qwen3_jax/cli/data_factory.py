@@ -11,7 +11,7 @@ import argparse
 import functools
 from collections.abc import Callable
 
-from qwen3_jax.cli import data_fuse, data_label, model_options
+from qwen3_jax.cli import data_fuse, data_label, data_tasks, model_options
 from qwen3_jax.cli.arguments import Parser, number_or_none, whole_number
 from qwen3_jax.cli.data_distil import add_distil
 from qwen3_jax.cli.data_filter import add_filter
@@ -163,5 +163,6 @@ COMMANDS: dict[str, tuple[Callable[[Parser], None], str]] = {
     "label": (data_label.add_label, data_label.HELP),
     "recipes": (add_recipes, "list the recipes, or print one"),
     "fuse": (data_fuse.add_fuse, data_fuse.HELP),
+    "tasks": (data_tasks.add_tasks, data_tasks.HELP),
     "filter": (add_filter, "leave out queries and answers as the report's section 4.1 does"),
 }

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from qwen3_jax.cli import background
 from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.cli.train_options import PlanOptions, parse_plan
-from qwen3_jax.errors import warn
+from qwen3_jax.errors import UserError, warn
 from qwen3_jax.progress import doing
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ def run(config: TrainConfig, options: PlanOptions) -> int:
     config = config.stage(options.stage)
     topology = planner.topology(options.topology, options.slices)
     with doing(f"compiling for {options.topology}"):
+        if options.search and config.rl is not None:
+            raise UserError("--search is for one program, and method: grpo has several; plan each mesh by itself.")
         if options.search:
             from qwen3_jax.planner import search
 
@@ -65,7 +67,9 @@ def run(config: TrainConfig, options: PlanOptions) -> int:
             lines = [json.dumps(result.plan.json()) for result in ranking]
             text = "\n".join(lines) if options.json else search.table(ranking, topology)
         else:
-            plan = planner.plan_training(config, topology)
-            text = json.dumps(plan.json()) if options.json else plan.text()
+            is_rl = config.rl is not None
+            plans = planner.plan_reinforcement(config, topology) if is_rl else [planner.plan_training(config, topology)]
+            lines = [json.dumps(plan.json()) if options.json else plan.text() for plan in plans]
+            text = "\n".join(lines) if options.json else "\n\n".join(lines)
     print(text)
     return 0

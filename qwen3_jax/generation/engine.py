@@ -155,7 +155,9 @@ class Engine:
             UserError: requests are unfinished, or the models differ in more than the values of their weights.
         """
         if self.busy:
-            raise UserError(f"the engine has {len(self._active)} unfinished requests; finish or cancel them before its weights change.")
+            raise UserError(
+                f"the engine has {len(self._active)} unfinished requests; finish or cancel them, then change its weights."
+            )
         self._in_flight = None  # padding of a finished computation
         self._runner.take_weights(model)
         self.model = model

@@ -121,7 +121,9 @@ class Runner:
         graphdef, params = nnx.split(model)
         before = self._params[0]
         if graphdef != self._graphdefs[0] or jax.tree.map(_form, params) != jax.tree.map(_form, before):
-            raise UserError("the new weights differ from the engine's model in more than their values; make a new Engine.")
+            raise UserError(
+                "the new weights differ from the engine's model in more than their values; make a new Engine."
+            )
         self._model, self._params = model, (params, *self._params[1:])
 
     def grow(self, plan: Grow) -> None:

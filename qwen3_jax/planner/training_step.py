@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -22,15 +23,19 @@ from qwen3_jax.planner.plan import Plan
 from qwen3_jax.planner.topologies import Topology, topology_mesh
 from qwen3_jax.training.adapters import lora_of
 from qwen3_jax.training.config import TrainConfig
-from qwen3_jax.training.optimizer import schedule
 from qwen3_jax.training.objectives import objective_of
-from qwen3_jax.training.step import Trainer
+from qwen3_jax.training.optimizer import schedule
+from qwen3_jax.training.policy import log_probs_of
+from qwen3_jax.training.step import Trainer, TrainState
+from qwen3_jax.training.token_values import TokenValues
 from sharding import Placement, ShardingError
 from sharding.hardware import Gpu
 
 
 def plan_training(config: TrainConfig, topology: Topology) -> Plan:
     """Compile the training step of a configuration without stages for the slice(s) or nodes.
+
+    Of the method grpo every row of the batch is counted as full; a step skips micro-batches without answers.
 
     Raises:
         UserError: the architecture cannot be known without the data or tokenizer, or options exclude each other.
@@ -48,28 +53,56 @@ def plan_training(config: TrainConfig, topology: Topology) -> Plan:
     trainer.base = trainer.abstract_base(config.lora.quantize if config.lora is not None else None)
     with lowering_for(topology):
         lowered = trainer.lower(state, batch)
-    lowering_seconds = time.perf_counter() - started
-    mesh = trainer.placement.mesh
+    return _planned(config, topology, trainer, state, lowered, "training", time.perf_counter() - started, notes)
+
+
+def plan_log_probs(config: TrainConfig, topology: Topology) -> Plan:
+    """Compile the pass of the method grpo that gives the log probabilities of a step's rows, before its updates.
+
+    Raises:
+        UserError, ShardingError: as `plan_training`.
+    """
+    started = time.perf_counter()
+    config, notes = across_slices(config, topology)
+    assert config.rl is not None
+    trainer = make_trainer(config, training_architecture(config), topology)
+    batch = trainer.abstract_batch(config.data.batch_size, config.data.sequence_length)
+    state = trainer.abstract_state()
+    trainer.base = trainer.abstract_base(config.lora.quantize if config.lora is not None else None)
+    options = dict(temperature=config.rl.rollouts.temperature, chunk=config.loss.chunk_tokens)
+    values = TokenValues(trainer, lambda model, rows: log_probs_of(model, rows, **options).log_probs)  # type: ignore[arg-type]
+    with lowering_for(topology):
+        lowered = values.lower(state.params, batch)
+    seconds = time.perf_counter() - started
+    return _planned(config, topology, trainer, state, lowered, "log probabilities", seconds, notes, passes=1)
+
+
+def _planned(
+    config: TrainConfig, topology: Topology, trainer: Trainer, state: TrainState, lowered: Any, what: str, seconds: float,
+    notes: tuple[str, ...], passes: int = 3,
+) -> Plan:  # fmt: skip
+    """Compile a program of a trainer over a global batch; `passes` is 3 for a forward and a backward pass, 1 for the first."""
+    model, mesh = trainer.config, trainer.placement.mesh
     assert mesh is not None
     tokens = config.data.batch_size * config.data.sequence_length
     parts = trainer.placement.parts("batch") * trainer.placement.parts("length") * config.micro_batches
     expert_rows = tokens / parts * model.num_experts_per_tok if model.num_experts else None
     on_gpus = isinstance(topology.chip, Gpu)  # their kernels take the experts of all layers in one array
     experts = model.num_experts // trainer.placement.parts("expert") if on_gpus and model.num_experts else None
-    compiled = compile_for(lowered, topology, mesh, pricer(expert_rows, experts), lowering_seconds)
+    compiled = compile_for(lowered, topology, mesh, pricer(expert_rows, experts), seconds)
     name = config.model.preset or config.model.init_from or "the configured model"
     devices = topology.chip.devices
     return Plan(
-        title=f"{name}, training {'adapters ' if trainer.lora else ''}with sequences of {config.data.sequence_length:,}",
+        title=f"{name}, {what} {'of adapters ' if trainer.lora else ''}with sequences of {config.data.sequence_length:,}",
         topology=topology,
         mesh=dict(mesh.shape),
         compiled=compiled,
         holds={
             "weights": devices * (bytes_per_device(state.params) + bytes_per_device(trainer.base)),
-            "optimizer": devices * bytes_per_device(state.optimizer),
-        },
+        }
+        | ({"optimizer": devices * bytes_per_device(state.optimizer)} if passes == 3 else {}),
         tokens=tokens,
-        model_flops=tokens * trainer.flops_per_token(config.data.sequence_length),
+        model_flops=tokens * trainer.flops_per_token(config.data.sequence_length) * passes / 3,
         notes=(*notes, *_sparse_cores(mesh)),
     )
 

@@ -79,7 +79,7 @@ class Replies:
         except BaseException:
             self._files.close()
             raise
-        self.asked = 0
+        self._pending: dict[str, threading.Lock] = {}
 
     def get(self, key: str) -> Reply | None:
         """The recorded reply to a request, or None."""
@@ -93,16 +93,22 @@ class Replies:
             EndpointError: the endpoint refuses every request.
         """
         with self._lock:
-            self._log.sent(key, Tokens(prompt_bound(request), request.max_new_tokens))
-            self.asked += 1
-        reply = endpoint.ask_again(request, tries, key=key)
-        with self._lock:
-            if reply.outcome == "unreachable":
-                self._log.lost(key, reply.reason)
-                self._log.failed(key, reply.reason)
-            else:
-                self._log.answer(key, reply)
-        return reply
+            pending = self._pending.setdefault(key, threading.Lock())
+        with pending:  # two parts may ask the same
+            reply = self.get(key)
+            if reply is not None:
+                return reply
+            with self._lock:
+                self._log.sent(key, Tokens(prompt_bound(request), request.max_new_tokens))
+            reply = endpoint.ask_again(request, tries, key=key)
+            with self._lock:
+                self._pending.pop(key, None)
+                if reply.outcome == "unreachable":
+                    self._log.lost(key, reply.reason)
+                    self._log.failed(key, reply.reason)
+                else:
+                    self._log.answer(key, reply)
+            return reply
 
     def close(self) -> None:
         """Write everything to the disk and let other processes have the folder."""

@@ -19,9 +19,9 @@ from qwen3_jax.model import Qwen3, flatten
 from qwen3_jax.posttraining.samples import Sample, arrange, pack, spread, take_back
 from qwen3_jax.progress import doing
 from qwen3_jax.text import Tokenizer
-from qwen3_jax.training.config import Stage, TrainConfig
-from qwen3_jax.training.optimizer import schedule
+from qwen3_jax.training.config import TrainConfig
 from qwen3_jax.training.objectives import banned_tokens
+from qwen3_jax.training.optimizer import schedule
 from qwen3_jax.training.policy import log_probs_of
 from qwen3_jax.training.step import DeviceBatch, Params, Trainer
 from qwen3_jax.training.token_values import TokenValues

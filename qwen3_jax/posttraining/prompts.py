@@ -120,6 +120,11 @@ class Prompts:
         """How often each source's prompts have been passed."""
         return [count / len(prompts) for count, prompts in zip(self._places, self.training, strict=True)]
 
+    @property
+    def count(self) -> int:
+        """Number of prompts to train on."""
+        return sum(map(len, self.training))
+
     def draw(self, count: int) -> list[Draw]:
         """Return the next prompts."""
         return [self._draw() for _ in range(count)]
@@ -139,11 +144,18 @@ class Prompts:
         self._draws[source] += 1
         prompt = self._pass(source)
         for _ in range(_LONGEST_SKIP):
-            if prompt.id not in self._solved or self._uniform("keep", source, self._places[source]) < self._rollouts.keep_rate:
+            if (
+                prompt.id not in self._solved
+                or self._uniform("keep", source, self._places[source]) < self._rollouts.keep_rate
+            ):
                 break
             prompt = self._pass(source)
         mode, budget = self._mode(prompt, number), None
-        if mode == "thinking" and self._rollouts.budgets and self._uniform("share", number) < self._rollouts.budget_share:
+        if (
+            mode == "thinking"
+            and self._rollouts.budgets
+            and self._uniform("share", number) < self._rollouts.budget_share
+        ):
             low, high = self._rollouts.budgets
             budget = low + int(self._uniform("budget", number) * (high - low + 1))
             if budget == 0:

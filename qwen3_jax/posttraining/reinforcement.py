@@ -36,7 +36,8 @@ from qwen3_jax.training.policy_config import applied_coefficient, next_coefficie
 from qwen3_jax.training.rl_config import RlConfig
 from qwen3_jax.training.run_folder import generation_config_of, say
 from qwen3_jax.training.stage_loop import StageLoop, Watch
-from qwen3_jax.training.step import DeviceBatch, Metrics, Trainer, TrainState
+from qwen3_jax.training.step import DeviceBatch, Trainer, TrainState
+from qwen3_jax.training.step_metrics import Metrics
 from qwen3_jax.training.stopping import StopSignals
 
 
@@ -159,7 +160,7 @@ class RoundBatches:
         self._rl, self._updates = owner.rl, owner.rl.rollouts.updates
         self._weights = ServingWeights(trainer, generation_config_of(owner.tokenizer))
         # With one update a round the first forward pass of the update gives them.
-        self._old = log_probs_of_state(trainer, owner.config, owner.tokenizer)
+        self._old = log_probs_of_state(trainer, owner.config, owner.tokenizer) if self._updates > 1 else None
         # Before anything is sampled: a server or a sandbox that does not start ends the run.
         self._environments = None if owner.rl.environment is None else EnvironmentSource(owner.rl.environment)
         if self._environments is not None and self._environments.note:

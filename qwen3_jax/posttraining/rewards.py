@@ -6,10 +6,10 @@
             scored.reward, scored.lost, scored.parts
         scorer.statistics.metrics()
 
-The formula is that of `qwen3_jax.training.reward_config`: R = sum of weight_i * score_i over the parts that are no gates, or the
-`below` of a gate that fails. Verifiers judge in the processes and sandboxes of `qwen3_jax.verifiers`, judges are asked and reward
-models run at the same time. What fails, hangs or lies costs its own sample, which then has no reward and says why: it never is
-a wrong answer.
+The formula is that of `qwen3_jax.training.reward_config`: R = sum of weight_i * score_i over the parts that are no gates, or
+the `below` of a gate that fails. Verifiers judge in the processes and sandboxes of `qwen3_jax.verifiers`; judges are asked and
+reward models run at the same time. What fails, hangs or lies costs its own sample, which then has no reward and says why: it
+never is a wrong answer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import math
 import os
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from qwen3_jax.endpoints import EndpointError
@@ -76,7 +75,7 @@ class Scorer:
         if any(part.kind == "judge" for part in self._parts):
             if folder is None:
                 raise UserError("rl.rewards has a judge, whose replies need a folder.")
-            self._replies = Replies(Path(folder))
+            self._replies = Replies(folder)
         try:
             for part in self._parts:
                 if part.kind == "judge":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -44,7 +44,7 @@ class RoundFigures:
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
 
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:

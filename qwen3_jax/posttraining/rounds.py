@@ -33,7 +33,6 @@ from qwen3_jax.training.rl_config import RlConfig
 
 # (samples) -> log probabilities of each sample's tokens
 LogProbs = Callable[[Sequence[Sample]], list[np.ndarray]]
-_MOST_SKIPPED = 1000  # prompts in a row that cannot be asked
 
 
 @dataclass
@@ -89,6 +88,7 @@ class Rounds:
     ):  # fmt: skip
         self._config, self._prompts, self._rollouts, self._scorer = config, prompts, rollouts, scorer
         self._folder, self._reference = folder, reference
+        self._refused: set[str] = set()
 
     @property
     def engine(self) -> Engine:
@@ -138,9 +138,15 @@ class Rounds:
     def measure(self, draws: Sequence[Draw], bar: Bar | None = None) -> list[Group]:
         """Answer and score prompts that nothing is learned from."""
         groups, refused = self._answered(draws, RoundFigures(), self._config.eval_samples, bar)
-        for draw, reason in refused:
-            warn(f"rl.prompts {draw.prompt.source!r}: a held-out prompt cannot be asked: {reason}")
+        self._warn(refused)
         return groups
+
+    def _warn(self, refused: Sequence[tuple[Draw, str]]) -> None:
+        """Say once of each prompt that it cannot be asked, and why."""
+        for draw, reason in refused:
+            if draw.prompt.id not in self._refused:
+                self._refused.add(draw.prompt.id)
+                warn(f"{draw.prompt.location}: the prompt is left out: {reason}")
 
     def _groups(self, figures: RoundFigures, bar: Bar | None) -> tuple[list[Group], list[Group]]:
         """Return the groups to learn from, in the order of their draws, and those that were left out."""
@@ -151,9 +157,8 @@ class Rounds:
         while len(kept) < rollouts.prompts and waves <= rollouts.refill:
             groups, refused = self._answered(self._prompts.draw(rollouts.prompts - len(kept)), figures, None, bar)
             skipped += len(refused)
-            for draw, reason in refused:
-                warn(f"rl.prompts {draw.prompt.source!r}: a prompt is left out: {reason}")
-            if skipped > _MOST_SKIPPED:
+            self._warn(refused)
+            if skipped > self._prompts.count:
                 raise UserError(
                     f"rl.prompts: {skipped:,} prompts of one round cannot be asked; the last: {refused[-1][1]}"
                 )

@@ -23,6 +23,11 @@ _ARRAYS = {
     "prompt": np.int32, "tokens": np.int32, "learned": np.bool_, "banned": np.bool_, "behaviour": np.float32,
     "old": np.float32, "reference": np.float32,
 }  # fmt: skip
+_FIELDS = {
+    "tokens": np.int32, "targets": np.int32, "segment_ids": np.int32, "positions": np.int32, "loss_mask": np.float32,
+    "advantages": np.float32, "behaviour": np.float32, "old": np.float32, "reference": np.float32,
+    "entropy_weights": np.float32, "banned": np.int32,
+}  # fmt: skip
 _NUMBERS = {"group": np.int64, "episode": np.int64, "advantage": np.float32}
 
 
@@ -104,14 +109,7 @@ def arrange(samples: Sequence[Sample], rows: Sequence[Sequence[int]], length: in
     input whose target they are of; `entropy_weights` are 0.
     """
     shape = len(rows), length
-    batch: dict[str, np.ndarray] = {
-        name: np.zeros(shape, kind)
-        for name, kind in (
-            ("tokens", np.int32), ("targets", np.int32), ("segment_ids", np.int32), ("positions", np.int32),
-            ("loss_mask", np.float32), ("advantages", np.float32), ("behaviour", np.float32), ("old", np.float32),
-            ("reference", np.float32), ("entropy_weights", np.float32), ("banned", np.int32),
-        )  # fmt: skip
-    }
+    batch: dict[str, np.ndarray] = {name: np.zeros(shape, kind) for name, kind in _FIELDS.items()}
     for row, numbers in enumerate(rows):
         start = 0
         for segment, number in enumerate(numbers, start=1):
@@ -158,7 +156,9 @@ def save(folder: Path, step: int, samples: Sequence[Sample], position: Mapping[s
         folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"group": one.group, "episode": one.episode, **one.about}) + "\n" for one in samples]
     replace_file(folder / f"{step}.jsonl", "".join(lines))
-    arrays: dict[str, np.ndarray] = {name: np.asarray([getattr(s, name) for s in samples], kind) for name, kind in _NUMBERS.items()}
+    arrays: dict[str, np.ndarray] = {
+        name: np.asarray([getattr(s, name) for s in samples], kind) for name, kind in _NUMBERS.items()
+    }
     for name, kind in _ARRAYS.items():
         parts = [getattr(one, name) for one in samples]
         arrays[name] = np.concatenate(parts).astype(kind) if parts else np.zeros(0, kind)
@@ -197,5 +197,7 @@ def load(folder: Path, step: int) -> tuple[list[Sample], dict[str, Any]] | None:
             for number, text in enumerate(about["about"])
         ]  # fmt: skip
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file} is damaged ({error}); delete it, and the same command samples the round again.") from None
+        raise UserError(
+            f"{file} is damaged ({error}); delete it, and the same command samples the round again."
+        ) from None
     return samples, about["position"]

@@ -6,7 +6,6 @@ both types agree, the engine uses the very arrays of the training state, and no 
 
 from __future__ import annotations
 
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -38,7 +37,9 @@ class ServingWeights:
         own = trainer.structure.shardings(trainer.placement)
         kinds = {name: self._kind(name, shape) for name, shape in shapes.items()}
         self._moved = {
-            name for name in shapes if kinds[name] != shapes[name].dtype or not _agree(shardings[name], own[name], shapes[name])
+            name
+            for name in shapes
+            if kinds[name] != shapes[name].dtype or not _agree(shardings[name], own[name], shapes[name])
         }
 
         def moved(params: Params) -> Params:

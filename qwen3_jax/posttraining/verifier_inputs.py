@@ -23,7 +23,7 @@ REFERENCE_KEYS = ("answer", "reference")
 # Verifiers whose reference is an object: the fields of it that a record may have itself. The first must be there.
 _FIELDS: dict[str, tuple[str, ...]] = {
     "ifeval": ("instruction_id_list", "kwargs"),
-    "code": ("tests", "assertions", "setup", "entry_point", "prompt"),
+    "code": ("tests", "assertions", "setup", "entry_point"),
     "livecodebench": ("public_test_cases", "private_test_cases", "func_name"),
     "reasoning_gym": ("set", "config", "index", "question", "answer"),
     "tool_use": ("calls", "says"),
@@ -117,6 +117,9 @@ def _reference(name: str, part: RewardPart, record: Mapping[str, Any], is_own: b
         fields = f", nor {' and '.join(_FIELDS[name][:2])}" if name in _FIELDS else ""
         raise NoReference(f"the verifier {name!r} needs a reference, and the record has no {' or '.join(keys)}{fields}")
     value = _decoded(value) if name in _OBJECTS else value
+    if name in _FIELDS and not isinstance(value, Mapping | list):  # an `answer` in words, beside the fields
+        fields_there = _gathered(name, record)
+        value = value if fields_there is None else fields_there
     return _with_tools(name, value, record.get("tools"))
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from qwen3_jax.bounds import above, at_least, between, check_bounds, whole
 from qwen3_jax.config import Qwen3Config
-from qwen3_jax.data import DataConfig, LengthShare
+from qwen3_jax.data import DataConfig
 from qwen3_jax.errors import UserError, nearest
 from qwen3_jax.evaluation.config import BudgetCurveConfig
 from qwen3_jax.kernels import Kernels
@@ -293,7 +293,11 @@ class TrainConfig:
     def _check_method(self) -> None:
         """Refuse settings that the method does not read, and say to the sources what their records are."""
         if (self.rl is not None) != (self.method == "grpo"):
-            raise UserError(f"rl is what method: grpo reads, and this run has method: {self.method} {'and no rl' if self.rl is None else ''}".rstrip() + ".")
+            raise UserError(
+                "method: grpo reads its prompts from rl; add that."
+                if self.rl is None
+                else f"rl is read by method: grpo, and this run has method: {self.method}."
+            )
         if self.rl is not None:
             self._check_rl(self.rl)
         elif not self.data.sources:
@@ -347,8 +351,8 @@ class TrainConfig:
             turns = " * rl.environment.max_turns" if samples > rl.rollouts.samples_per_step else ""
             raise UserError(
                 f"data.batch_size is {self.data.batch_size}; a step learns from {samples} answers "
-                f"(rl.rollouts.prompts / updates * group_size{turns}), each of which may fill a row: set it to at least that. Rows "
-                "that stay empty cost no time where micro_batches divides them."
+                f"(rl.rollouts.prompts / updates * group_size{turns}), each of which may fill a row: set it to at least that. "
+                "Rows that stay empty cost no time where micro_batches divides them."
             )
 
     def _fill_learning_rate(self) -> None:

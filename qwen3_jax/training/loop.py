@@ -22,6 +22,7 @@ from qwen3_jax.checkpoint.training import TrainCheckpoints, restore_newest
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
 from qwen3_jax.evaluation import budget_curve
+from qwen3_jax.evaluation.config import BudgetCurveConfig
 from qwen3_jax.kernels import Execution
 from qwen3_jax.model import RewardModel, flatten
 from qwen3_jax.paths import run_path
@@ -39,7 +40,9 @@ from qwen3_jax.training.stopping import StopSignals
 
 
 def train(
-    config: TrainConfig, watch: Watch | None = None, stop: StopSignals | None = None,
+    config: TrainConfig,
+    watch: Watch | None = None,
+    stop: StopSignals | None = None,
     make_loop: type[StageLoop] | None = None,
 ) -> Path:
     """Run (or resume, or finish) a training run and return the exported folder: RUN/hf, or of a run with adapters RUN/adapter.
@@ -94,10 +97,17 @@ def train(
         exported = _export(last, state, tokenizer, run_dir, config)
     say(f"exported {exported} after {time.perf_counter() - since:.0f} s")
     if config.budget_curve is not None and jax.process_index() == 0:
-        budget_curve.measure(exported, config.budget_curve, config.data, run_dir)
-        next_command = budget_curve.suggestion(exported, config.budget_curve, config.data)
-        say(f"done after {time.perf_counter() - since:.0f} s. Try next:\n  {next_command}")
+        _measure_budgets(exported, config.budget_curve, config, run_dir, since)
     return exported
+
+
+def _measure_budgets(
+    exported: Path, settings: BudgetCurveConfig, config: TrainConfig, run_dir: Path, since: float
+) -> None:
+    """Draw accuracy against the thinking budget; `since` is when the run began, by `time.perf_counter`."""
+    budget_curve.measure(exported, settings, config.data, run_dir)
+    next_command = budget_curve.suggestion(exported, settings, config.data)
+    say(f"done after {time.perf_counter() - since:.0f} s. Try next:\n  {next_command}")
 
 
 def _prepare(
@@ -129,9 +139,7 @@ def _asked_to_end(stop: StopSignals) -> Callable[[int], str]:
     return asked
 
 
-def _trainers(
-    stages: Sequence[Stage], architecture: Qwen3Config, tokenizer: Tokenizer | None = None
-) -> list[Trainer]:
+def _trainers(stages: Sequence[Stage], architecture: Qwen3Config, tokenizer: Tokenizer | None = None) -> list[Trainer]:
     """Return the trainer of every stage.
 
     Raises:

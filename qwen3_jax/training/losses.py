@@ -24,6 +24,11 @@ BATCH_FIELDS = {
 }  # fmt: skip
 
 
+def total_of(sums: Any) -> Any:
+    """Return the total over micro-batches, the first axis of every array."""
+    return jax.tree.map(lambda x: x.sum(axis=0), sums)
+
+
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """What a trainer minimises. Sums of micro-batches add up; what they are divided by is counted over the global batch.
@@ -34,6 +39,7 @@ class Objective:
         share: (model, batch, whole, config) -> (share of the loss, whose gradient is taken; sums).
         finish: (sums, whole, config, coefficient of the balancing loss) -> means, a struct with `total`, `measure`, `tokens`.
         model: the class of the model.
+        combine: sums of every micro-batch, along the first axis -> sums of the global batch.
         sparse: batches are filled up to a fixed number of rows: a micro-batch that adds nothing to the loss is not computed.
     """
 
@@ -42,6 +48,7 @@ class Objective:
     share: Callable[..., tuple[jax.Array, Any]]
     finish: Callable[..., Any]
     model: type[Qwen3] = Qwen3
+    combine: Callable[[Any], Any] = total_of
     sparse: bool = False
 
     def skipping(self, function: Callable[..., Any], has_experts: bool) -> Callable[..., Any]:

@@ -159,7 +159,11 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 # The metric that is a run's training loss, by its unit: of tokens, or of preferences.
-TRAINING_LOSSES = {"train.cross_entropy": "nats per token", "train.preference": "nats per pair"}
+TRAINING_LOSSES = {
+    "train.cross_entropy": "nats per token",
+    "train.preference": "nats per pair",
+    "train.policy": "policy loss",
+}
 
 
 def training_losses(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], str, str]:

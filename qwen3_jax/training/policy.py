@@ -8,7 +8,7 @@ Fields of a batch besides `losses.BATCH_FIELDS`, float32 [B, T], at the place wh
 
     advantages        A of the token's answer, the same for all its tokens
     behaviour         log mu: of the policy that sampled, as the rollout measured it
-    old               log pi_o: of the trainer's parameters at the round's start (`log_probs_of`)
+    old               log pi_o: of the trainer's parameters at the round's start (`log_probs_of`); absent: pi_o is pi
     reference         log ref; where `kl.coefficient` is above 0
     entropy_weights   coefficient of the token's entropy: positive is a bonus
     banned            int32, 1 where the rollout left `banned_ids` out; where there are any
@@ -41,6 +41,7 @@ from qwen3_jax.training.losses import (
     hidden_of,
     is_output_frozen,
     router_means,
+    total_of,
 )
 from qwen3_jax.training.policy_config import KlConfig, PolicyConfig
 
@@ -49,18 +50,14 @@ DeviceBatch = dict[str, jax.Array]
 
 @struct.dataclass(kw_only=True)
 class PolicyWhole(Whole):
-    """Counts of the global batch, and how far the rollout's log-probabilities are from the trainer's.
+    """Counts of the global batch.
 
     Attributes:
         tokens: learned tokens.
         answers: answers with a learned token.
-        mismatch: sum of |log pi_o - log mu| over learned tokens, in nats.
-        mismatch_max: the largest.
     """
 
     answers: jax.Array
-    mismatch: jax.Array
-    mismatch_max: jax.Array
 
 
 @struct.dataclass
@@ -78,6 +75,9 @@ class PolicySums:
         capped: tokens whose pi_o / mu is above `importance_cap`, with importance_level token.
         masked: answers that importance_level sequence masks.
         dropped: answers that `drop_off_policy` drops.
+        mismatch: of |log pi_o - log mu|: how far the rollout's log-probabilities are from the trainer's, in nats.
+        mismatch_max: the largest, not a sum.
+        mismatch_counts: [100], learned tokens by their |log pi_o - log mu|, see `_histogram`.
         balance, router: as in `losses.Sums`.
     """
 
@@ -93,6 +93,9 @@ class PolicySums:
     capped: jax.Array
     masked: jax.Array
     dropped: jax.Array
+    mismatch: jax.Array
+    mismatch_max: jax.Array
+    mismatch_counts: jax.Array
     balance: jax.Array
     router: RouterStats | None
 
@@ -111,6 +114,7 @@ class PolicyLoss:
         capped: share of learned tokens.
         masked, dropped: shares of answers.
         mismatch: mean of |log pi_o - log mu| over learned tokens, in nats.
+        mismatch_999: a bound that 99.9% of the learned tokens do not exceed, at most 26% above the percentile.
         mismatch_max: the largest.
         answers: their number.
         tokens: learned tokens.
@@ -130,6 +134,7 @@ class PolicyLoss:
     masked: jax.Array
     dropped: jax.Array
     mismatch: jax.Array
+    mismatch_999: jax.Array
     mismatch_max: jax.Array
     balance: jax.Array
     answers: jax.Array
@@ -179,13 +184,16 @@ class _Answers:
         return jnp.take_along_axis(values_bs, self._segments_bt, axis=1)
 
 
-def policy(config: PolicyConfig, temperature: float, banned_ids: tuple[int, ...]) -> Objective:
+def policy(
+    config: PolicyConfig, temperature: float, banned_ids: tuple[int, ...], *, on_policy: bool = False
+) -> Objective:
     """Return a policy objective.
 
     Args:
         config: its settings.
         temperature: of the rollouts.
         banned_ids: tokens that rollouts leave out of the distribution where the batch has `banned`.
+        on_policy: every batch is the first that is learned from its rollouts, so that pi_o is pi: the batch has no `old`.
 
     Raises:
         UserError: `constant_length` is needed and not filled in.
@@ -195,7 +203,8 @@ def policy(config: PolicyConfig, temperature: float, banned_ids: tuple[int, ...]
             "rl.policy.aggregation constant_length needs a length; set rl.policy.constant_length to the longest answer's."
         )
     coefficient = config.kl.coefficient
-    names = ["advantages", "behaviour", "old", "entropy_weights", *(["reference"] if coefficient else [])]
+    names = ["advantages", "behaviour", "entropy_weights", *([] if on_policy else ["old"])]
+    names += ["reference"] if coefficient else []
     fields = BATCH_FIELDS | dict.fromkeys(names, jnp.float32) | ({"banned": jnp.int32} if banned_ids else {})
 
     def share(model: Qwen3, batch: DeviceBatch, whole: PolicyWhole, loss: LossConfig) -> tuple[jax.Array, PolicySums]:
@@ -213,11 +222,12 @@ def policy(config: PolicyConfig, temperature: float, banned_ids: tuple[int, ...]
         return PolicyLoss(
             total, terms, kl, bonus, sums.entropy / tokens, sums.ratio / tokens, sums.kl_old / tokens,
             sums.clipped_low / tokens, sums.clipped_high / tokens, sums.clipped_dual / tokens, sums.capped / tokens,
-            sums.masked / answers, sums.dropped / answers, whole.mismatch / tokens, whole.mismatch_max,
-            sums.balance, whole.answers, whole.tokens, *router_means(sums.router),
+            sums.masked / answers, sums.dropped / answers, sums.mismatch / tokens,
+            _percentile(sums.mismatch_counts, 0.999), sums.mismatch_max, sums.balance, whole.answers, whole.tokens,
+            *router_means(sums.router),
         )  # fmt: skip
 
-    return Objective(fields, _whole, share, finish, sparse=True)
+    return Objective(fields, _whole, share, finish, sparse=True, combine=_combine)
 
 
 def log_probs_of(
@@ -256,7 +266,8 @@ def policy_sums(
     """
     answers = _Answers(batch)
     learned = answers.learned_bt
-    log_pi, old, behaviour = (answers.values(x) for x in (log_prob_bt, batch["old"], batch["behaviour"]))
+    log_pi, behaviour = answers.values(log_prob_bt), answers.values(batch["behaviour"])
+    old = answers.values(batch["old"]) if "old" in batch else jax.lax.stop_gradient(log_pi)
     advantage, entropy = answers.values(batch["advantages"]), answers.values(entropy_bt)
     log_token_ratio = log_pi - old
     log_ratio = answers.mean(log_token_ratio) if config.ratio == "sequence" else log_token_ratio
@@ -278,10 +289,12 @@ def policy_sums(
         return jnp.where(learned, values_bt, 0).astype(jnp.float32).sum()
 
     low, high, dual = _clipped(config, log_ratio, advantage)
+    mismatch = jnp.abs(old - behaviour)
     sums = PolicySums(
         aggregated(policy_bt), None if kl_bt is None else aggregated(kl_bt), aggregated(bonus_bt), over(entropy),
         over(jnp.exp(log_ratio)), over(jnp.expm1(log_token_ratio) - log_token_ratio), over(low), over(high), over(dual),
-        over(capped), answers.count(masked), answers.count(dropped), jnp.zeros(()), None,
+        over(capped), answers.count(masked), answers.count(dropped), over(mismatch), jnp.where(learned, mismatch, 0).max(),
+        _histogram(mismatch, learned), jnp.zeros(()), None,
     )  # fmt: skip
     return aggregated(loss_bt), jax.lax.stop_gradient(sums)
 
@@ -352,14 +365,32 @@ def _count(config: PolicyConfig, whole: PolicyWhole) -> jax.Array:
 
 def _whole(batch: DeviceBatch) -> PolicyWhole:
     answers = _Answers(batch)
-    mismatch = jnp.abs(answers.values(batch["old"]) - answers.values(batch["behaviour"]))
     return PolicyWhole(
         tokens=answers.length_bs.sum(),
         valid=(batch["segment_ids"] > 0).sum().astype(jnp.float32),
         answers=answers.is_answer_bs.sum().astype(jnp.float32),
-        mismatch=mismatch.sum(),
-        mismatch_max=mismatch.max(),
     )
+
+
+def _combine(sums: PolicySums) -> PolicySums:
+    """The sums of all micro-batches, from those of each along the first axis."""
+    return dataclasses.replace(total_of(sums), mismatch_max=sums.mismatch_max.max(axis=0))
+
+
+_BINS, _PER_DECADE, _LEAST = 100, 10, -8.0  # of the histogram, from 1e-8 to 100 nats
+
+
+def _histogram(values_bt: jax.Array, learned_bt: jax.Array) -> jax.Array:
+    """Count learned tokens by their value: ten bins in each power of ten, float32 [100]."""
+    place_bt = (jnp.log10(jnp.maximum(values_bt, 1e-30)) - _LEAST) * _PER_DECADE
+    place_bt = jnp.clip(jnp.floor(place_bt), 0, _BINS - 1).astype(jnp.int32)
+    return jnp.zeros(_BINS).at[place_bt.reshape(-1)].add(learned_bt.reshape(-1).astype(jnp.float32))
+
+
+def _percentile(counts: jax.Array, share: float) -> jax.Array:
+    """Return the upper end of the bin that holds the value of a share of all tokens."""
+    place = jnp.argmax(jnp.cumsum(counts) >= share * counts.sum())
+    return 10 ** (_LEAST + (place + 1) / _PER_DECADE)
 
 
 def _scores(

@@ -17,7 +17,7 @@ from typing import Any
 
 from qwen3_jax import report_page
 from qwen3_jax.paths import replace_file
-from qwen3_jax.training import report_panels
+from qwen3_jax.training import report_panels, report_rl
 from qwen3_jax.training.metrics import last_held_out
 from qwen3_jax.training.report_panels import PART_NAMES, finite_losses
 from qwen3_jax.training.run_log import RunLog, read_run
@@ -41,6 +41,8 @@ def write_report(run_dir: Path) -> Path:
         report_panels.throughput,
         report_panels.time,
     ]
+    if run.config.get("method") == "grpo":
+        panels = report_rl.panels(run)
     if any(name.startswith("position.") for row in run.rows for name in row):
         panels.insert(2, report_panels.position)
     if run.routers:
@@ -96,7 +98,9 @@ def _sentence(run: RunLog) -> str:
     numbers = _summary(run)
     parts = [
         f"{run.folder.name}: step {numbers['step']:,} of {numbers['steps']:,}",
-        f"training loss {_loss_text(numbers['training_loss'])}",
+        f"reward {run.train[-1]['rl.reward']:.3f}"
+        if "rl.reward" in run.train[-1]
+        else f"training loss {_loss_text(numbers['training_loss'])}",
     ]
     if "tokens_per_second" in numbers:
         parts.append(f"{numbers['tokens_per_second']:,.0f} tokens/s")
@@ -136,5 +140,6 @@ def _page(run: RunLog, drawings: Sequence[str]) -> str:
         report_page.table(heads, stages),
         report_page.table(["activity", "seconds", "share"], time),
         report_page.panels(drawings),
+        report_rl.transcripts(run.folder),
     ]
-    return report_page.page(run.folder.name, parts)
+    return report_page.page(run.folder.name, parts, style=report_rl.STYLE)

@@ -26,7 +26,7 @@ def finite_losses(losses: dict[str, float | None]) -> dict[str, float]:
     return {name: value for name, value in losses.items() if value is not None}
 
 
-def _over_steps(axes: Any, run: RunLog) -> None:
+def over_steps(axes: Any, run: RunLog) -> None:
     """Draw what all panels over steps share: shaded stages, lines at restarts, the x axis."""
     last = max(run.steps)
     stages = list(run.stages())
@@ -51,7 +51,7 @@ def loss(axes: Any, run: RunLog) -> None:
     for step in run.starts()[1:2]:
         axes.plot([], [], color="C3", linewidth=0.7, linestyle=":", label=f"resumed (first at step {step:,})")
     axes.set(ylabel=run.unit, title="training loss")
-    _over_steps(axes, run)
+    over_steps(axes, run)
     axes.legend(fontsize=8)
 
 
@@ -62,7 +62,7 @@ def held_out(axes: Any, run: RunLog) -> None:
         style = "-" if number < 10 else "--"
         axes.plot(*zip(*points, strict=True), style, marker="o", markersize=3, label=name)
     axes.set(ylabel=run.unit, title="held-out loss by source and domain")
-    _over_steps(axes, run)
+    over_steps(axes, run)
     if names:
         axes.legend(fontsize=7.5, ncols=1 + len(names) // 7)
 
@@ -83,7 +83,7 @@ def norms(axes: Any, run: RunLog) -> None:
     values = nan_for_null(row["train.gradient_norm"] for row in run.train)
     axes.plot(run.steps, values, color="C1", linewidth=0.9, label="gradient (left)")
     axes.set(ylabel="gradient norm", yscale="log", title="global norms")
-    _over_steps(axes, run)
+    over_steps(axes, run)
     right = axes.twinx()
     right.plot(run.steps, [row["train.parameter_norm"] for row in run.train], color="C4", label="parameters (right)")
     right.set_ylabel("parameter norm")
@@ -95,7 +95,7 @@ def norms(axes: Any, run: RunLog) -> None:
 def learning_rate(axes: Any, run: RunLog) -> None:
     axes.plot(run.steps, [row["train.learning_rate"] for row in run.train], color="C2")
     axes.set(title="learning rate", ylim=(0, None))
-    _over_steps(axes, run)
+    over_steps(axes, run)
 
 
 def throughput(axes: Any, run: RunLog) -> None:
@@ -103,7 +103,7 @@ def throughput(axes: Any, run: RunLog) -> None:
     if points:
         axes.plot(*zip(*points, strict=True), color="C3", linewidth=0.9)
     axes.set(ylabel="tokens per second", title="throughput", ylim=(0, None))
-    _over_steps(axes, run)
+    over_steps(axes, run)
     scaled, unit = [(row["step"], 100 * row["mfu"]) for row in run.train if "mfu" in row], "MFU (%), dashed"
     if not scaled:
         scaled = [(row["step"], 1e3 * row["tflops_per_device"]) for row in run.train if "tflops_per_device" in row]

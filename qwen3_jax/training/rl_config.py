@@ -1,12 +1,12 @@
 """What reinforcement learning reads besides the rest of a run's configuration: the key `rl:`.
 
-    method: grpo
-    rl:
-      prompts:
-        - {name: sums, path: queries.jsonl, eval_fraction: 0.1}
-      rollouts: {prompts: 32, group_size: 8, max_new_tokens: 96, budget: [8, 64]}
-      rewards:
-        - {verifier: number}
+method: grpo
+rl:
+  prompts:
+    - {name: sums, path: queries.jsonl, eval_fraction: 0.1}
+  rollouts: {prompts: 32, group_size: 8, max_new_tokens: 96, budget: [8, 64]}
+  rewards:
+    - {verifier: number}
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class PromptSource:
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """How answers are sampled. Temperature alone shapes the distribution, so that the trainer's is the same: no top-k, no top-p.
+    """How answers are sampled. Temperature alone shapes the distribution, as it does the trainer's: no top-k, no top-p.
 
     Attributes:
         prompts: number of prompts of a round.
@@ -103,7 +103,9 @@ class RolloutConfig:
         )  # fmt: skip
         low, high = self.budgets or (0, 0)
         if not 0 <= low <= high:
-            raise UserError(f"rl.rollouts.budget is {self.budget}; it must be a number or [lowest, highest], of 0 or more.")
+            raise UserError(
+                f"rl.rollouts.budget is {self.budget}; it must be a number or [lowest, highest], of 0 or more."
+            )
         if self.prompts % self.updates:
             raise UserError(
                 f"rl.rollouts.prompts ({self.prompts}) does not divide by rl.rollouts.updates ({self.updates}); a group stays "
@@ -157,7 +159,9 @@ class RlConfig:
         check_bounds(vars(self), "rl.", eval_prompts=whole(1), eval_samples=whole(1))
         check_rewards(self.rewards, self.rollouts.max_new_tokens)
         if self.environment is None and any(part.environment for part in self.rewards):
-            raise UserError("rl.rewards has a part environment, and there is no rl.environment; set it, or leave the part out.")
+            raise UserError(
+                "rl.rewards has a part environment, and there is no rl.environment; set it, or leave the part out."
+            )
         names = [source.name for source in self.prompts]
         if not names:
             raise UserError("rl.prompts is empty: nothing to ask.")
@@ -165,4 +169,6 @@ class RlConfig:
             if names.count(name) > 1:
                 raise UserError(f"rl.prompts has two sources named {name!r}.")
         if self.reference is not None and self.policy.kl.coefficient == 0:
-            raise UserError("rl.reference is the model of the KL term, and rl.policy.kl.coefficient is 0; leave one out.")
+            raise UserError(
+                "rl.reference is the model of the KL term, and rl.policy.kl.coefficient is 0; leave one out."
+            )

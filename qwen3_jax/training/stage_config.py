@@ -17,8 +17,8 @@ class StageOptimizer:
     """The learning rate of one stage. null is the run's value, except warmup_steps, which is 0 after the first stage.
 
     Attributes:
-        learning_rate, warmup_steps, schedule, final_learning_rate, decay_share: see `qwen3_jax.training.config.OptimizerConfig`; steps and shares are the
-            stage's.
+        learning_rate, warmup_steps, schedule, final_learning_rate, decay_share: see
+            `qwen3_jax.training.config.OptimizerConfig`; steps and shares are the stage's.
     """
 
     learning_rate: float | None = None

@@ -30,7 +30,8 @@ from qwen3_jax.training.metrics import TRAINING_LOSSES
 from qwen3_jax.training.objectives import objective_of
 from qwen3_jax.training.optimizer import run_schedule
 from qwen3_jax.training.profiler import Profiler
-from qwen3_jax.training.step import DeviceBatch, Metrics, Trainer, TrainState, fetch_metrics
+from qwen3_jax.training.step import DeviceBatch, Trainer, TrainState
+from qwen3_jax.training.step_metrics import Metrics, fetch_metrics
 
 Watch = Callable[[int, dict[str, float]], None]
 
@@ -243,7 +244,10 @@ class StageLoop:
         if stage.run.data.sequence_length < longest.run.data.sequence_length:
             own = trainer
             trainer = stage_trainer(
-                dataclasses.replace(longest, rope_theta=stage.rope_theta), self.stages, self.architecture, self.tokenizer
+                dataclasses.replace(longest, rope_theta=stage.rope_theta),
+                self.stages,
+                self.architecture,
+                self.tokenizer,
             )
             params = jax.device_put(params, trainer.shardings.params)
             if own.lora is not None:

@@ -29,6 +29,7 @@ from qwen3_jax.training import guard, losses
 from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig
 from qwen3_jax.training.flops import training_flops_per_token
 from qwen3_jax.training.optimizer import Schedule, make_optimizer
+from qwen3_jax.training.step_metrics import Metrics
 from sharding import Placement, ShardingError, compiler_options
 
 Params = dict[str, jax.Array]
@@ -43,24 +44,6 @@ class TrainState:
     optimizer: Any
     guard: Any
     step: Any
-
-
-@struct.dataclass
-class Metrics:
-    """Metrics of one step, float32 scalars except those of routers.
-
-    Attributes:
-        gradient_norm: global norm before clipping.
-        skipped: steps skipped so far.
-        skipped_in_row: steps skipped since the last one that was taken; 0 if this one was.
-    """
-
-    loss: Any
-    gradient_norm: jax.Array
-    parameter_norm: jax.Array
-    learning_rate: jax.Array
-    skipped: jax.Array
-    skipped_in_row: jax.Array
 
 
 class Trainer:
@@ -127,7 +110,7 @@ class Trainer:
         self._gradient: jax.stages.Wrapped = jax.jit(self._gradients, out_shardings=(self.shardings.params, None))
 
     def build(self, rngs: nnx.Rngs, execution: Execution) -> Qwen3:
-        """Build the model that is trained, with initial weights, for another execution; trace it where weights do not matter."""
+        """Build the model that is trained, with initial weights; where weights do not matter, trace it."""
         return self.objective.model(
             self.config,
             rngs=rngs,
@@ -394,7 +377,7 @@ class Trainer:
 
         zeros = {name: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)) for name, p in params.items()}
         (gradients, _), sums = jax.lax.scan(body, (self._like_params(zeros), seen), parts)
-        return gradients, jax.tree.map(lambda x: x.sum(axis=0), sums)
+        return gradients, self.objective.combine(sums)
 
     def _count(self, params: Params, base: Params | None, rows: DeviceBatch) -> jax.Array:
         return self.objective.skipping(losses.router_load, True)(self.merge(params, base), rows)
@@ -433,7 +416,7 @@ class Trainer:
             return None, share(model, rows, whole, self._loss_config)[1]
 
         _, sums = jax.lax.scan(body, None, self.split(batch))
-        sums = jax.tree.map(lambda x: x.sum(axis=0), sums)
+        sums = self.objective.combine(sums)
         return self.objective.finish(sums, whole, self._loss_config, self.config.router_aux_loss_coef)
 
     def model(self, params: Params) -> Qwen3:
@@ -443,20 +426,3 @@ class Trainer:
             in_order = dataclasses.replace(self.execution, balanced=False)
             structure = Structure(lambda: self.build(nnx.Rngs(0), in_order))
         return structure.merge(params if self.base is None else params | self.base)
-
-
-def fetch_metrics(metrics: Metrics) -> dict[str, float]:
-    """Fetch metrics and flatten them: {"loss.total": 3.2, "loss.router_entropy": 4.1, "loss.router_entropy.00": 4.0, ...}.
-
-    A metric of each layer becomes its mean and one value for each layer. The load of each expert is left out.
-    """
-    flat: dict[str, float] = {}
-    for key, value in dataclasses.asdict(jax.device_get(metrics)).items():
-        for name, number in value.items() if isinstance(value, dict) else [(None, value)]:
-            if number is None or np.ndim(number) > 1:
-                continue
-            label = key if name is None else f"{key}.{name}"
-            flat[label] = float(np.mean(number))
-            if np.ndim(number):
-                flat |= {f"{label}.{layer:02d}": float(x) for layer, x in enumerate(number)}
-    return flat

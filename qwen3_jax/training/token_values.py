@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,10 @@ class TokenValues:
     def __call__(self, params: Params, batch: DeviceBatch) -> np.ndarray:
         """Return the values, float32 [B, T], with the tokens of each row in order."""
         return self._fetch(self._program(params, batch, *self._trainer.frozen))
+
+    def lower(self, params: Any, batch: Any) -> jax.stages.Lowered:
+        """Lower the program for parameters and a batch, abstract or not."""
+        return self._program.lower(params, batch, *self._trainer.frozen)
 
     def _joined(self, parts_mrt: jax.Array) -> jax.Array:
         """The inverse of `Trainer.split`: [micro-batches, rows, T] -> [B, T]."""

@@ -10,7 +10,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,19 +82,30 @@ def generate(name: str, config: Mapping[str, Any], size: int) -> list[tuple[str,
     Raises:
         UserError: the set refuses its configuration, or fails.
     """
-    command = [sys.executable, "-m", "qwen3_jax.verifiers.reasoning_gym", name, json.dumps(config), str(size)]
+    return generate_several([(name, config, size)])[0]
+
+
+def generate_several(sets: Sequence[tuple[str, Mapping[str, Any], int]]) -> list[list[tuple[str, str]]]:
+    """The same for several sets at once, in one process: (name, configuration, number of problems) of each.
+
+    Raises:
+        UserError: as `generate`.
+    """
+    asked = json.dumps([[name, json.dumps(config), size] for name, config, size in sets])
+    command = [sys.executable, "-m", "qwen3_jax.verifiers.reasoning_gym", asked]
     done = subprocess.run(command, capture_output=True, text=True, env=child_environment(), check=False)
     if done.returncode:
         reason = (done.stderr.strip() or "no message").splitlines()[-1][:300]
-        raise UserError(f"reasoning_gym's {name} could not be made ({reason}).")
-    return [(question, answer) for question, answer in json.loads(done.stdout.splitlines()[-1])]
+        names = ", ".join(name for name, _, _ in sets)
+        raise UserError(f"reasoning_gym's {names} could not be made ({reason}).")
+    made = json.loads(done.stdout.splitlines()[-1])
+    return [[(question, answer) for question, answer in problems] for problems in made]
 
 
 def main() -> None:
-    """Print the problems as one line of JSON."""
-    name, config, size = sys.argv[1:]
-    made = [_dataset(name, config)[index] for index in range(int(size))]
-    print(json.dumps([[str(entry["question"]), str(entry["answer"])] for entry in made]))
+    """Print the problems of each set as one line of JSON."""
+    made = [[_dataset(name, config)[index] for index in range(size)] for name, config, size in json.loads(sys.argv[1])]
+    print(json.dumps([[[str(one["question"]), str(one["answer"])] for one in problems] for problems in made]))
 
 
 def verify_reasoning_gym(answer: str, reference: Any, settings: ReasoningGymSettings) -> Verdict:

@@ -108,7 +108,10 @@ def test_records_say_mode_tools_and_pass_rate(tmp_path):
     assert [prompt.messages[0]["content"] for prompt in some] == ["One?"]
     for record, reason in (
         ({"answer": "1"}, r"bad.jsonl:1: .*no question"),
-        ({"question": "One?", "mode": "slow"}, r"bad.jsonl:1: mode is 'slow'; it must be one of thinking, non-thinking"),
+        (
+            {"question": "One?", "mode": "slow"},
+            r"bad.jsonl:1: mode is 'slow'; it must be one of thinking, non-thinking",
+        ),
         ({"question": "One?"}, r"bad.jsonl:1: it has no pass_rate"),
     ):
         bad = PromptSource("bad", write(tmp_path / "bad.jsonl", [record]), pass_rate=[0, 1])
@@ -117,4 +120,6 @@ def test_records_say_mode_tools_and_pass_rate(tmp_path):
     with pytest.raises(UserError, match="'some': no prompt is left to train on"):
         Prompts([PromptSource("some", path, pass_rate=[0.6, 0.7])], RolloutConfig(), 0)
     with pytest.raises(UserError, match=r"two\.jsonl:1: its answers cannot be scored: why\."):
-        Prompts([PromptSource("two", write(tmp_path / "two.jsonl", records))], RolloutConfig(), 0).check(lambda _: "why")
+        Prompts([PromptSource("two", write(tmp_path / "two.jsonl", records))], RolloutConfig(), 0).check(
+            lambda _: "why"
+        )

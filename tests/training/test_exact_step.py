@@ -15,7 +15,8 @@ from qwen3_jax.kernels import Execution
 from qwen3_jax.training import guard, losses
 from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig
 from qwen3_jax.training.optimizer import decayed, schedule
-from qwen3_jax.training.step import Trainer, fetch_metrics
+from qwen3_jax.training.step import Trainer
+from qwen3_jax.training.step_metrics import fetch_metrics
 from tests.helpers.tiny_models import TINY, TINY_MOE, packed_batch
 
 # The balancing loss weighs a thousand times more than in training, so that its gradient shows.

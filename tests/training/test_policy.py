@@ -1,5 +1,4 @@
-"""Policy objectives: values and gradients equal NumPy statements of the papers' definitions, whatever the micro-batches, the
-packing, the padding and the mesh; nothing under the mask counts."""
+"""Policy objectives: values and gradients equal NumPy statements of the papers' definitions; nothing under the mask counts."""
 
 import dataclasses
 import functools
@@ -11,12 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import sharding
 from qwen3_jax.errors import UserError
 from qwen3_jax.model import flatten
-from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig
-from qwen3_jax.training.cross_entropy import token_log_probs, token_scores
-from qwen3_jax.training.optimizer import schedule
+from qwen3_jax.training.config import LossConfig
 from qwen3_jax.training.policy import log_probs_of, policy, policy_sums
 from qwen3_jax.training.policy_config import (
     EntropyBand,
@@ -25,164 +21,22 @@ from qwen3_jax.training.policy_config import (
     applied_coefficient,
     next_coefficient,
 )
-from qwen3_jax.training.step import Trainer
-from tests.helpers.tiny_models import TINY, TINY_MOE, drawn
+from tests.helpers.answers import (
+    BANNED,
+    FIELDS,
+    K3,
+    Answer,
+    answers_of,
+    around,
+    batch_of,
+    config_of,
+    learned_only,
+    loss_statement,
+    slopes,
+    trainer,
+)  # fmt: skip
+from tests.helpers.tiny_models import TINY, drawn
 
-MAX_TOKENS = 17  # the constant length of Dr. GRPO
-BANNED = (5, 40)
-FIELDS = ("behaviour", "old", "reference", "entropy_weights")
-
-
-@dataclasses.dataclass
-class Answer:
-    """A prompt with its answer; arrays are those of its targets, [N]."""
-
-    tokens: np.ndarray  # [N + 1]
-    learned: np.ndarray
-    advantage: float
-    banned: np.ndarray
-    fields: dict[str, np.ndarray]
-
-
-def answers_of(count: int = 10, seed: int = 0) -> list[Answer]:
-    """Answers of 1 to 9 tokens after prompts of 2 to 4, some tokens of them forced; fields are differences to log pi.
-
-    Advantages have both signs; the last answer has no learned token.
-    """
-    random, out = np.random.default_rng(seed), []
-    for number in range(count):
-        prompt, length = random.integers(2, 5), random.integers(1, 10)
-        tokens = random.integers(0, TINY.vocab_size, prompt + length).astype(np.int32)
-        learned = np.arange(1, len(tokens)) >= prompt
-        learned[prompt:] &= random.random(length - 1) < 0.8
-        banned = (random.random(len(learned)) < 0.5) & ~np.isin(tokens[1:], BANNED)
-        banned |= ~learned & np.isin(tokens[1:], BANNED)  # forced tags: log pi is -inf
-        noise = {name: random.normal(size=len(learned)) for name in FIELDS}
-        shift = 0.5 * random.normal()
-        fields = {
-            "old": 0.4 * noise["old"] + shift,
-            "behaviour": 0.4 * noise["old"] + shift + 0.3 * noise["behaviour"] + 0.1 * random.normal(),
-            "reference": 0.5 * noise["reference"],
-            "entropy_weights": 0.1 * noise["entropy_weights"],
-        }
-        if number == count - 1:
-            learned[:] = False
-        out.append(Answer(tokens, learned, float(random.normal()) + 0.3 * (-1) ** number, banned, fields))
-    return out
-
-
-def around(answers: list[Answer], log_probs: list[np.ndarray]) -> list[Answer]:
-    """The answers with log-probabilities near these."""
-    out = []
-    for one, log_prob in zip(answers, log_probs, strict=True):
-        near = {name: value + log_prob * (name != "entropy_weights") for name, value in one.fields.items()}
-        near = {name: np.where(one.learned, value, 0).astype(np.float32) for name, value in near.items()}
-        out.append(dataclasses.replace(one, fields=near, advantage=float(np.float32(one.advantage))))
-    return out
-
-
-def batch_of(answers: list[Answer], rows: int, length: int, order=None) -> dict[str, np.ndarray]:
-    """The answers, first fit, in rows filled up with padding."""
-    names = ("tokens", "targets", "segment_ids", "positions", "banned")
-    batch = {name: np.zeros((rows, length), np.int32) for name in names}
-    batch |= {name: np.zeros((rows, length), np.float32) for name in ("loss_mask", "advantages", *FIELDS)}
-    used, segments = [0] * rows, [0] * rows
-    for number in range(len(answers)) if order is None else order:
-        one = answers[number]
-        size = len(one.learned)
-        row = next(row for row in range(rows) if used[row] + size <= length)
-        place = row, slice(used[row], used[row] + size)
-        used[row], segments[row] = used[row] + size, segments[row] + 1
-        values = dict(
-            tokens=one.tokens[:-1], targets=one.tokens[1:], segment_ids=segments[row], positions=np.arange(size),
-            banned=one.banned, loss_mask=one.learned, advantages=one.advantage, **one.fields,
-        )  # fmt: skip
-        for name, value in values.items():
-            batch[name][place] = value
-    return batch
-
-
-def policy_statement(config: PolicyConfig, one: Answer, live: np.ndarray, frozen: np.ndarray) -> np.ndarray:
-    """The policy loss of each learned token, as the papers have it; `frozen` is log pi where no gradient flows."""
-    a, old, mu = one.advantage, *(one.fields[name][one.learned].astype(np.float64) for name in ("old", "behaviour"))
-    r = np.exp(live - old)
-    if config.algorithm == "cispo":
-        loss = -np.minimum(np.exp(frozen - old), 5) * a * live
-    else:
-        low, high = {"dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4)}.get(config.algorithm, (0.2, 0.2))
-        if config.algorithm == "gspo":
-            r = np.full(len(live), np.exp((live - old).mean()))
-        objective = np.minimum(r * a, np.clip(r, 1 - low, 1 + high) * a)
-        if config.dual_clip is not None and a < 0:
-            objective = np.maximum(objective, config.dual_clip * a)
-        loss = -objective
-    if config.importance_cap is not None:
-        ratio = np.exp(old - mu)
-        if config.importance_level == "sequence":
-            ratio = ratio.prod() * np.ones(len(live))
-            loss = loss * np.where(ratio > config.importance_cap, 0, ratio)
-        else:
-            loss = loss * np.minimum(ratio, config.importance_cap)
-    if config.drop_off_policy is not None and a < 0 and (mu - frozen).mean() > config.drop_off_policy:
-        loss = 0 * loss
-    return loss
-
-
-def kl_statement(config: KlConfig, one: Answer, live: np.ndarray, frozen: np.ndarray) -> np.ndarray:
-    old, reference = (one.fields[name][one.learned].astype(np.float64) for name in ("old", "reference"))
-    d = live - reference
-    k = {"k1": d, "k2": d**2 / 2, "k3": np.exp(-d) + d - 1}[config.estimator]
-    if not config.unbiased:
-        return k
-    return np.exp((frozen if config.estimator == "k2" else live) - old) * k
-
-
-def loss_statement(config: PolicyConfig, answers, live, frozen, entropy) -> dict[str, float]:
-    """The loss and its terms from the log-probabilities and entropies of the learned tokens of each answer."""
-    terms: dict[str, list[np.ndarray]] = {"policy": [], "kl": [], "bonus": []}
-    for one, lp, held, h in zip(answers, live, frozen, entropy, strict=True):
-        if one.learned.any():
-            terms["policy"].append(policy_statement(config, one, lp, held))
-            terms["kl"].append(kl_statement(config.kl, one, lp, held))
-            terms["bonus"].append(one.fields["entropy_weights"][one.learned].astype(np.float64) * h)
-    out = {}
-    for name, values in terms.items():
-        if config.algorithm in ("grpo", "gspo"):
-            out[name] = np.mean([x.mean() for x in values])
-        elif config.algorithm == "dr_grpo":
-            out[name] = sum(x.sum() for x in values) / (len(values) * MAX_TOKENS)
-        else:
-            out[name] = np.concatenate(values).mean()
-    out["total"] = out["policy"] + config.kl.coefficient * out["kl"] - out["bonus"]
-    return out
-
-
-def slopes(config: PolicyConfig, answers, log_probs, entropy) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Derivatives of the statement by every log-probability and entropy of a learned token, by central differences."""
-
-    def derivative(of, values):
-        out = [np.zeros(len(x)) for x in values]
-        for number, x in enumerate(values):
-            for i in range(len(x)):
-                moved = []
-                for sign in (1, -1):
-                    copy = [y.copy() for y in values]
-                    copy[number][i] += sign * 1e-6
-                    moved.append(of(copy)["total"])
-                out[number][i] = (moved[0] - moved[1]) / 2e-6
-        return out
-
-    by_log_prob = derivative(lambda x: loss_statement(config, answers, x, log_probs, entropy), log_probs)
-    return by_log_prob, derivative(lambda x: loss_statement(config, answers, log_probs, log_probs, x), entropy)
-
-
-def config_of(algorithm: str, **options) -> PolicyConfig:
-    kl = KlConfig(**options.pop("kl", {}))
-    length = {"constant_length": MAX_TOKENS} if algorithm == "dr_grpo" else {}
-    return PolicyConfig(algorithm, kl=kl, **length, **options)
-
-
-K3 = dict(coefficient=0.2)
 OPTIONS = [
     {}, dict(dual_clip=1.3), dict(importance_cap=1.2), dict(importance_cap=1.5, importance_level="sequence"),
     dict(drop_off_policy=0.05), dict(kl=K3), dict(kl=K3 | dict(unbiased=False)), dict(kl=K3 | dict(estimator="k2")),
@@ -190,10 +44,6 @@ OPTIONS = [
     dict(dual_clip=1.3, importance_cap=1.2, drop_off_policy=0.05, kl=K3),
 ]  # fmt: skip
 ALGORITHMS = ("grpo", "dr_grpo", "dapo", "gspo", "cispo")
-
-
-def learned_only(values: list[np.ndarray], answers: list[Answer]) -> list[np.ndarray]:
-    return [np.asarray(x, np.float64)[one.learned] for x, one in zip(values, answers, strict=True)]
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -243,6 +93,28 @@ def test_every_option_has_the_value_and_the_gradient_of_its_definition(algorithm
             assert np.abs(wanted).max() > 1e-4
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_nothing_under_the_mask_counts(algorithm):
+    """NaN and infinity there change no gradient; without jit, whose compiler may itself drop a product with a mask."""
+    config = config_of(algorithm, importance_cap=1.2, importance_level="sequence", drop_off_policy=0.05, kl=K3)
+    answers = answers_of(16)
+    batch = batch_of(around(answers, [np.full(len(one.learned), -1, np.float32) for one in answers]), 8, 40)
+    learned = batch["loss_mask"] > 0
+    score = np.where(learned, -1, 0).astype(np.float32)
+
+    def gradients(batch, score):
+        return jax.grad(lambda a, b: policy_sums(config, a, b, batch)[0], (0, 1))(score, score)
+
+    expected = gradients(batch, score)
+    for value in (np.nan, np.inf, -np.inf):
+        planted = {name: np.where(learned, batch[name], value).astype(np.float32) for name in ("advantages", *FIELDS)}
+        got = gradients(batch | planted, np.where(learned, score, value).astype(np.float32))
+        jax.tree.map(np.testing.assert_array_equal, got, expected)
+        assert np.abs(got[0]).max() > 0.01
+        whole = [policy(config, 1.0, ()).whole(x) for x in (batch, batch | planted)]
+        jax.tree.map(np.testing.assert_array_equal, *whole)
+
+
 def test_each_bound_is_reached_and_counted():
     """The options of the test above change something, and the shares are those of NumPy."""
     answers = answers_of(16)
@@ -273,12 +145,18 @@ def test_each_bound_is_reached_and_counted():
     masked = sum(np.exp(x.sum()) > 1.2 for x in gap)
     assert 0 < masked < len(some)
     np.testing.assert_allclose([sequence.masked, sequence.capped, every.masked], [masked, 0, 0], rtol=1e-6)
-    whole = policy(config_of("dapo"), 1.0, ()).whole(batch)
-    gaps = np.abs(np.concatenate(gap))
+    objective = policy(config_of("dapo"), 1.0, ())
+    whole, gaps = objective.whole(batch), np.abs(np.concatenate(gap))
     np.testing.assert_allclose(
-        [whole.tokens, whole.answers, whole.mismatch, whole.mismatch_max], [len(r), len(some), gaps.sum(), gaps.max()],
+        [whole.tokens, whole.answers, every.mismatch, every.mismatch_max], [len(r), len(some), gaps.sum(), gaps.max()],
         rtol=1e-5,
     )  # fmt: skip
+    loss = objective.finish(every, whole, LossConfig(), 0.0)
+    largest = np.quantile(gaps, 0.999, method="inverted_cdf")
+    assert largest <= loss.mismatch_999 <= 1.26 * largest
+    # Of micro-batches everything is the sum, but for the largest.
+    twice = objective.combine(jax.tree.map(lambda x: jnp.stack([x, 2 * x]), every))
+    np.testing.assert_allclose([twice.mismatch, twice.mismatch_max], [3 * gaps.sum(), 2 * gaps.max()], rtol=1e-5)
     cispo = policy_sums(config_of("cispo", clip_low=0.2, clip_high=0.3), log_prob_bt, 0 * log_prob_bt, batch)[1]
     np.testing.assert_allclose([cispo.clipped_low, cispo.clipped_high], [(r < 0.8).sum(), (r > 1.3).sum()])
 
@@ -316,16 +194,6 @@ def test_a_kl_penalty_has_in_expectation_the_gradient_that_its_description_state
     np.testing.assert_allclose(gradient, jax.grad(wanted)(logits), atol=1e-6)
     if estimator != "k2":
         np.testing.assert_allclose(value, divergence(logits, reference), rtol=1e-5)
-
-
-def trainer(config, objective, micro_batches: int = 1, mesh: dict | None = None, chunk: int = 1024) -> Trainer:
-    settings, placement = OptimizerConfig(), sharding.Placement()
-    if mesh is not None:
-        placement = sharding.Placement(sharding.make_mesh(**mesh), sharding.TRAINING)
-    return Trainer(
-        config, ModelConfig(scan_layers=False), settings, schedule(settings, 10**3), placement,
-        LossConfig(chunk_tokens=chunk), micro_batches, objective=objective,
-    )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
@@ -431,152 +299,6 @@ def test_log_probs_of_are_those_of_the_rollout_s_distribution_and_give_a_ratio_o
     np.testing.assert_allclose(scores.entropy[learned], expected["behaviour"][learned], rtol=1e-5)
     loss = one.evaluate(params, one.place(batch | {"old": scores.log_probs}))
     np.testing.assert_allclose([loss.ratio, loss.kl_old, loss.clipped_low, loss.clipped_high], [1, 0, 0, 0], atol=1e-6)
-
-
-MESHES = [
-    dict(data=2), dict(data=8), dict(tensor=2), dict(data=4, tensor=2), dict(data=2, expert=4), dict(data=2, context=2),
-    dict(expert=2, tensor=2), dict(replica=2, data=2, tensor=2),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("config", "meshes"),
-    [
-        pytest.param(TINY, (), id="dense"),
-        pytest.param(TINY_MOE, (), id="moe", marks=pytest.mark.slow),
-        pytest.param(TINY, (3, 5, 7), id="dense-some", marks=pytest.mark.slow),
-        pytest.param(TINY_MOE, (0, 1, 2, 4, 6), id="moe-some", marks=pytest.mark.slow),
-        pytest.param(TINY, range(8), id="dense-all", marks=pytest.mark.soak),
-        pytest.param(TINY_MOE, range(8), id="moe-all", marks=pytest.mark.soak),
-    ],
-)
-def test_micro_batches_packing_padding_and_eight_meshes_give_the_gradients_of_one_batch(config, meshes):
-    """With every term of the loss, and the load-balancing loss of experts."""
-    algorithm = "gspo" if config is TINY else "dr_grpo"
-    settings = config_of(algorithm, importance_cap=1.5, drop_off_policy=0.2, kl=K3)
-    objective = policy(settings, 0.7, BANNED)
-    whole = trainer(config, objective)
-    params = whole.init(0).params
-    answers = answers_of(16, seed=4)
-    guess = [np.full(len(one.learned), -np.log(TINY.vocab_size), np.float32) for one in answers]
-    answers = around(answers, guess)
-    batch = batch_of(answers, 8, 48)
-    expected, loss = whole.gradients(params, whole.place(batch))
-    assert (loss.balance > 0) == (config is TINY_MOE)
-    assert (batch["segment_ids"].max(axis=1) == 0).sum() >= 2  # rows of padding, whose micro-batches are not computed
-
-    def check(other: Trainer, batch: dict[str, np.ndarray], where: object) -> None:
-        held = jax.device_put(params, other.shardings.params)
-        gradients, got = other.gradients(held, other.place(batch))
-        for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(loss), strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-6, err_msg=str(where))
-        for name, value in gradients.items():
-            wanted = np.asarray(expected[name])
-            worst = np.abs(np.asarray(value) - wanted).max()
-            assert worst <= 2e-5 * np.abs(wanted).max() + 1e-9, (where, name)
-
-    if not meshes:
-        order = np.random.default_rng(0).permutation(len(answers))
-        check(trainer(config, objective, 4), batch, "micro-batches")
-        check(trainer(config, objective, 8, chunk=13), batch_of(answers, 8, 48, order), "another order, small chunks")
-        check(whole, batch_of(answers, 16, 24, order), "shorter rows, more padding")
-    for sizes in (MESHES[i] for i in meshes):
-        if "expert" in sizes and config is TINY:
-            sizes = sizes | {"expert": 1}
-        check(trainer(config, objective, mesh=sizes), batch, sizes)
-
-
-@pytest.mark.parametrize(
-    "config", [pytest.param(TINY, id="dense"), pytest.param(TINY_MOE, id="moe", marks=pytest.mark.slow)]
-)
-def test_an_empty_micro_batch_is_not_computed_and_the_result_is_the_same(config):
-    """Counted by a callback in the objective: micro-batches with a learned token; with experts those with any."""
-    computed: list[int] = []
-    sparse = policy(config_of("grpo"), 1.0, ())
-    share = sparse.share
-
-    def counted(model, rows, whole, loss, share=share, computed=computed):
-        jax.debug.callback(lambda _: computed.append(1), rows["loss_mask"].sum())
-        return share(model, rows, whole, loss)
-
-    answers = answers_of(9, seed=5)
-    answers = around(answers, [np.full(len(one.learned), -4, np.float32) for one in answers])
-    batch = batch_of(answers, 8, 24)
-    rows = int((batch["segment_ids"].max(axis=1) > 0).sum())
-    assert 3 <= rows <= 6
-    if config is TINY_MOE:
-        batch["loss_mask"][0] = 0  # its tokens count in the load-balancing loss
-    results = []
-    for objective in (sparse, dataclasses.replace(sparse, sparse=False)):
-        one = trainer(config, dataclasses.replace(objective, share=counted), 8)
-        params = one.init(0).params
-        computed.clear()
-        results.append(jax.device_get(one.gradients(params, one.place(batch))))
-        jax.effects_barrier()
-        assert len(computed) == (rows if objective.sparse else 8)
-        computed.clear()
-        results.append(jax.device_get(one.evaluate(params, one.place(batch))))
-        jax.effects_barrier()
-        assert len(computed) == (rows if objective.sparse else 8)
-    for skipped, full in ((results[0], results[2]), (results[1], results[3])):
-        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-9), skipped, full)
-
-
-PLACED = [None, *MESHES[1:6], dict(context=2, tensor=2, data=2), dict(replica=2, expert=2, tensor=2)]
-
-
-@pytest.mark.parametrize("tied", [False, True])
-def test_scores_and_their_gradients_equal_those_of_all_logits(tied):
-    """Chunk by chunk, on meshes that split the vocabulary, the embedding and the tokens; also with a frozen weight."""
-    random = np.random.default_rng(0)
-    b, t, d, v = 8, 12, 16, 32
-    states = random.normal(size=(b, t, d)).astype(np.float32)
-    weight = random.normal(size=(v, d) if tied else (d, v)).astype(np.float32)
-    targets = random.integers(0, v, (b, t)).astype(np.int32)
-    left_out = (random.random((b, t)) < 0.5) & ~np.isin(targets, (3, 20))
-    above = tuple(random.normal(size=(2, b, t)).astype(np.float32))
-
-    def plain(states, weight, temperature, banned_ids):
-        logits = states @ (weight.T if tied else weight) / temperature
-        drop = left_out[..., None] & np.isin(np.arange(v), banned_ids)
-        log_p = jax.nn.log_softmax(jnp.where(drop, -jnp.inf, logits))
-        entropy = -(jnp.exp(log_p) * jnp.where(drop, 0, log_p)).sum(axis=-1)
-        return jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0], entropy
-
-    for mesh in PLACED:
-        placement = sharding.Placement(None if mesh is None else sharding.make_mesh(**mesh), sharding.TRAINING)
-        for temperature, banned_ids in ((1.0, ()), (0.6, (3, 20))) if mesh is None else ((0.6, (3, 20)),):
-            options = dict(tied=tied, placement=placement, chunk=7, temperature=temperature, banned_ids=banned_ids)
-
-            @functools.partial(jax.jit, static_argnums=2)
-            def ours(states, weight, frozen, options=options):
-                def scores(states, weight):
-                    banned = jnp.asarray(left_out) if options["banned_ids"] else None
-                    return tuple(token_scores(states, weight, targets, banned_bt=banned, frozen=frozen, **options))
-
-                values, pull = jax.vjp(scores, states, weight)
-                return values, pull(above)
-
-            def all_logits(states, weight, temperature=temperature, banned_ids=banned_ids):
-                values, pull = jax.vjp(lambda *x: plain(*x, temperature, banned_ids), states, weight)
-                return values, pull(above)
-
-            placed = (
-                jax.device_put(states, placement.sharding(("batch", "length", None), states.shape)),
-                jax.device_put(
-                    weight, placement.sharding(("vocab", "embed") if tied else ("embed", "vocab"), weight.shape)
-                ),
-            )
-            expected = jax.jit(all_logits)(states, weight)
-            for frozen in (False, True):
-                got = ours(*placed, frozen)
-                for a, e in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-                    if frozen and a.shape == weight.shape:
-                        e = np.zeros_like(e)
-                    np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5 * np.abs(e).max(), err_msg=str(mesh))
-            if not banned_ids:
-                found = token_log_probs(states, weight, targets, tied=tied, chunk=7)
-                np.testing.assert_allclose(found, expected[0][0], rtol=1e-5, atol=1e-5)
 
 
 finite = st.floats(-3, 3)

@@ -13,10 +13,12 @@ import sharding
 from qwen3_jax.data import DataConfig, Source
 from qwen3_jax.errors import Diverged, Interrupted
 from qwen3_jax.training import guard, journal, losses, stage_loop
-from qwen3_jax.training.config import OptimizerConfig, StageConfig, TrainConfig
+from qwen3_jax.training.config import OptimizerConfig, TrainConfig
 from qwen3_jax.training.journal import Journal
+from qwen3_jax.training.stage_config import StageConfig
 from qwen3_jax.training.stage_loop import StageLoop, stage_trainer
-from qwen3_jax.training.step import Metrics, TrainState, fetch_metrics
+from qwen3_jax.training.step import TrainState
+from qwen3_jax.training.step_metrics import Metrics, fetch_metrics
 from sharding import MeshConfig
 from tests.helpers.tiny_models import TINY
 

@@ -16,14 +16,13 @@ from qwen3_jax.training import loop, run_folder
 from qwen3_jax.training.config import (
     ModelConfig,
     OptimizerConfig,
-    StageConfig,
-    StageOptimizer,
     TrainConfig,
     padded_vocabulary,
 )
 from qwen3_jax.training.optimizer import run_schedule
 from qwen3_jax.training.run_folder import architecture_after
 from qwen3_jax.training.run_log import RunLog
+from qwen3_jax.training.stage_config import StageConfig, StageOptimizer
 from sharding import MeshConfig
 from tests.helpers import tiny_models
 from tests.helpers.tiny_models import TINY

@@ -1,0 +1,166 @@
+"""Runs of the method grpo: they learn, resume to the same bits in the middle of a round, and refuse what they do not read."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+
+import qwen3_jax
+from qwen3_jax.cli import train as cli
+from qwen3_jax.cli.main import main
+from qwen3_jax.cli.train_options import parse_train
+from qwen3_jax.errors import Interrupted
+from qwen3_jax.posttraining import samples as storage
+from qwen3_jax.posttraining.reinforcement import train
+from tests.helpers import tiny_models
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A tiny model's folder."""
+    return qwen3_jax.save(tiny_models.model(), tiny_models.tokenizer(), tmp_path_factory.mktemp("base") / "hf")
+
+
+def write_config(folder: Path, base: Path, **changes) -> Path:
+    """Answers are right if they are short, which a random model can learn in a few steps."""
+    records = [{"question": f"What is {i} + 3?", "verifier": "length", "answer": {"max": 3}} for i in range(30)]
+    path = folder / "prompts.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    config = {
+        "method": "grpo", "run_dir": str(folder / "run"), "steps": 6, "log_every": 1, "eval_every": 3, "checkpoint_every": 1,
+        "checkpoint_keep": 20, "model": {"init_from": str(base), "scan_layers": False},
+        "data": {"sequence_length": 160, "batch_size": 8}, "micro_batches": 2,
+        "optimizer": {"learning_rate": 3e-3, "warmup_steps": 0, "weight_decay": 0.0, "schedule": "constant"},
+        "mesh": {"data": 1},
+        "rl": {
+            "prompts": [{"name": "short", "path": str(path), "eval_fraction": 0.2}],
+            "rollouts": {
+                "prompts": 4, "group_size": 4, "updates": 2, "max_new_tokens": 64, "budget": [0, 8], "thinking": 0.7,
+                "refill": 1, "keep_rate": 0.5,
+            },
+            "policy": {"algorithm": "dapo", "kl": {"coefficient": 0.01}, "importance_cap": 2.0},
+            "entropy": {"low": 1.0, "high": 9.0, "step": 0.001, "maximum": 0.01},
+            "eval_prompts": 4,
+        },
+    }  # fmt: skip
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(config | changes))
+    return file
+
+
+def metrics(run_dir: Path) -> list[dict]:
+    """Without what depends on the clock."""
+    kept = ("step", "train.", "held_out.", "rl.")
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {name: value for name, value in row.items() if name.startswith(kept) and "second" not in name} for row in rows
+    ]
+
+
+def rollouts(run_dir: Path) -> dict[str, list]:
+    return {file.name: file.read_text().splitlines() for file in sorted((run_dir / "rollouts").glob("*.jsonl"))}
+
+
+def test_a_run_resumes_to_the_same_bits_in_the_middle_of_a_round(base, tmp_path, capsys):
+    config = parse_train([f"--config={write_config(tmp_path, base)}"], "train").config
+    whole = train(config).parent
+    rows = metrics(whole)
+    trained = [row for row in rows if "train.total" in row]
+    assert [row["step"] for row in trained] == list(range(1, 7))
+    # A round is every second step; its figures stand on the line of its first step.
+    assert [("rl.reward" in row) for row in trained] == [True, False] * 3
+    assert [row["step"] for row in rows if "held_out.short.reward" in row] == [3, 6]
+    for row in trained:
+        assert row["train.mismatch_max"] < 1e-4
+        assert row["train.mismatch"] <= row["train.mismatch_999"]
+        assert (abs(row["train.ratio"] - 1) < 1e-5) == (row["step"] % 2 == 1)
+    assert [file.removesuffix(".jsonl") for file in rollouts(whole)] == ["0", "2", "4"]
+    some, position = storage.load(whole / "rollouts", 2)
+    assert sum(position["draws"]) >= 8
+    assert {one.about["source"] for one in some} == {"short"}
+
+    for stops in ((3,), (2, 5)):
+        broken = tmp_path / f"broken-{len(stops)}"
+        asked = SimpleNamespace(reason=None, saves=False)
+        here = parse_train([f"--config={tmp_path / 'config.yaml'}", f"--run_dir={broken}"], "train").config
+        for stop in stops:
+
+            def watch(step: int, _row: dict, stop=stop, asked=asked) -> None:
+                asked.reason = "a test" if step == stop - 1 else None  # it is asked after the next step
+
+            with pytest.raises(Interrupted, match=f"stopped at step {stop}"):
+                train(here, watch, asked)
+            asked.reason = None
+        train(here)
+        assert metrics(broken) == rows
+        assert rollouts(broken) == rollouts(whole)
+        assert (broken / "hf/model.safetensors").read_bytes() == (whole / "hf/model.safetensors").read_bytes()
+        shutil.rmtree(broken)
+    capsys.readouterr()
+
+    # The report has the answers; a page is written while the run goes on, too.
+    assert main(["report", str(whole)]) == 0
+    page = (whole / "report.html").read_text()
+    assert "Answers of the round before step 5" in page
+    assert "reward of sampled answers" in page
+    # Without its round a checkpoint in the middle of it cannot be resumed from, and says so.
+    (whole / "rollouts" / "2.npz").unlink()
+    for step in (4, 5, 6):
+        shutil.rmtree(whole / "checkpoints" / str(step))
+    assert cli.main([f"--config={tmp_path / 'config.yaml'}"]) == 2
+    assert "lacks 2.npz, the answers of the round that the checkpoint is in the middle of" in capsys.readouterr().err
+
+
+def test_rewards_rise_and_a_lost_verifier_costs_its_samples(base, tmp_path):
+    rl = yaml.safe_load(write_config(tmp_path, base).read_text())["rl"]
+    rl["rollouts"] |= {"prompts": 8, "group_size": 8, "updates": 1, "refill": 0, "budget": None}
+    rl |= {"policy": {"algorithm": "grpo"}, "entropy": None}
+    config = write_config(
+        tmp_path,
+        base,
+        steps=16,
+        checkpoint_every=0,
+        data={"sequence_length": 160, "batch_size": 64},
+        micro_batches=8,
+        rl=rl,
+    )
+    run = train(parse_train([f"--config={config}"], "train").config).parent
+    rewards = [row["rl.reward"] for row in metrics(run) if "rl.reward" in row]
+    assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.2, rewards
+    assert all(row["train.ratio"] == 1 for row in metrics(run) if "train.ratio" in row)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "sft"}, "rl is read by method: grpo, and this run has method: sft"),
+        ({"rl": None}, "method: grpo reads its prompts from rl; add that"),
+        ({"data": {"sequence_length": 160, "batch_size": 7}}, "data.batch_size is 7; a step learns from 8 answers"),
+        ({"data": {"sequence_length": 64, "batch_size": 8}}, "max_new_tokens (64) leaves no room for a prompt"),
+        ({"data": {"sequence_length": 160, "batch_size": 8, "packing_rows": 8}}, "data.packing_rows is not read"),
+        ({"loss": {"z_loss": 0.1}}, "loss.z_loss is not read by method: grpo"),
+        ({"model": {}}, "method: grpo trains a model that can already answer; set model.init_from"),
+    ],
+)  # fmt: skip
+def test_what_a_run_does_not_read_is_refused(changes, message, base, tmp_path, capsys):
+    assert cli.main([f"--config={write_config(tmp_path, base, **changes)}"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_prompts_that_cannot_be_scored_or_asked_are_named(base, tmp_path, capsys):
+    config = write_config(tmp_path, base)
+    (tmp_path / "prompts.jsonl").write_text('{"question": "One?", "answer": "1"}\n')
+    assert cli.main([f"--config={config}"]) == 2
+    assert "prompts.jsonl:1: its answers cannot be scored" in capsys.readouterr().err
+    rl = yaml.safe_load(config.read_text())["rl"]
+    rl["prompts"][0]["eval_fraction"] = 0.0
+    write_config(tmp_path, base, rl=rl)
+    long = {"question": "What is 2 + 3? " * 60, "verifier": "number", "answer": "5"}
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(long) + "\n")
+    assert cli.main([f"--config={config}"]) == 2
+    said = capsys.readouterr().err
+    assert "of one round cannot be asked; the last: the prompt has" in said
