@@ -26,6 +26,7 @@ from qwen3_jax.generation import STOP_TEXT, DraftModel, Engine, PromptLookup, Sa
 from qwen3_jax.sandbox import Limits
 from qwen3_jax.sweeps.config import MixtureConfig, ScalingConfig
 from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig, TokenizerConfig, TrainConfig
+from qwen3_jax.training.environment_config import EnvironmentConfig
 from qwen3_jax.training.methods import LEARNING_RATES, DpoConfig
 from qwen3_jax.training.policy_config import EntropyBand, KlConfig, PolicyConfig
 from qwen3_jax.training.reward_config import RewardPart
@@ -52,6 +53,10 @@ DEFAULTS = {
         max_skips=20,
     ),
     DpoConfig: dict(beta=0.1),  # the paper's, and TRL's
+    EnvironmentConfig: dict(
+        shared=False, max_turns=8, seconds_per_call=30.0, seconds_per_episode=300.0, max_result_tokens=1024, concurrency=16,
+        history="keep",
+    ),
     PolicyConfig: dict(algorithm="grpo", importance_level="token"),
     KlConfig: dict(coefficient=0.0, estimator="k3", unbiased=True),  # DeepSeek-V3.2's form
     EntropyBand: dict(start=0.0),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import itertools
 import json
 import re
 import runpy
@@ -45,6 +46,35 @@ def test_queries_have_their_references(tmp_path):
     digits = [[int(digit) for digit in re.findall(r"[a-z](\d)", line["question"])] for line in lines]
     assert [str(sum(each) % 10) for each in digits] == [line["answer"] for line in lines]
     assert len(lines) == 5
+
+
+def test_rows_are_looked_up_and_added(tmp_path):
+    module = runpy.run_path(str(EXAMPLES / "row_lookup.py"))
+    folder = module["main"](["--output", str(tmp_path / "rows"), "--demonstrations", "20", "--prompts", "30"])
+    shown, asked = (
+        [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("demonstrations", "prompts")
+    )
+    assert (len(shown), len(asked)) == (20, 30)
+    assert len({each["messages"][0]["content"] for each in shown + asked}) == 50
+    for each in shown:
+        *rest, answer = each["messages"]
+        digits = [
+            int(digit)
+            for digit in re.findall(r"[a-z](\d)", " ".join(m["content"] for m in rest if m["role"] == "tool"))
+        ]
+        assert answer["content"] == str(sum(digits) % 10)
+        assert answer["reasoning_content"].endswith(f":{answer['content']}")
+    # The environment answers the demonstrated calls as it was demonstrated.
+    environment = module["Rows"]()
+    record = asked[0]
+    environment.reset(record, 0)
+    demonstrated = module["demonstration"](record)["messages"]
+    for message, result in itertools.pairwise(demonstrated):
+        if message.get("tool_calls"):
+            assert environment.step(message).messages == [result]
+    assert environment.step(demonstrated[-1]).done
+    assert environment.call("row", {"number": int(next(iter(record["rows"])))}) in demonstrated[2]["content"]
 
 
 @pytest.mark.slow

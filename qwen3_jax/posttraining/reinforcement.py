@@ -19,10 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from qwen3_jax.posttraining.environment_source import EnvironmentSource
+from qwen3_jax.posttraining.episodes import rollouts_for
 from qwen3_jax.posttraining.log_probs import batch_of, log_probs_of_state, reference_log_probs
 from qwen3_jax.posttraining.prompts import Draw, Mode, Prompt, Prompts
 from qwen3_jax.posttraining.rewards import Scorer
-from qwen3_jax.posttraining.rollouts import Rollouts, engine_for
+from qwen3_jax.posttraining.rollouts import engine_for
 from qwen3_jax.posttraining.round_figures import figures_of
 from qwen3_jax.posttraining.rounds import LogProbs, Round, Rounds
 from qwen3_jax.posttraining.serving_weights import ServingWeights
@@ -32,7 +34,7 @@ from qwen3_jax.training.config import Stage, TrainConfig
 from qwen3_jax.training.held_out import HeldOut
 from qwen3_jax.training.policy_config import applied_coefficient, next_coefficient
 from qwen3_jax.training.rl_config import RlConfig
-from qwen3_jax.training.run_folder import generation_config_of
+from qwen3_jax.training.run_folder import generation_config_of, say
 from qwen3_jax.training.stage_loop import StageLoop, Watch
 from qwen3_jax.training.step import DeviceBatch, Trainer, TrainState
 from qwen3_jax.training.step_metrics import Metrics
@@ -159,6 +161,10 @@ class RoundBatches:
         self._weights = ServingWeights(trainer, generation_config_of(owner.tokenizer))
         # With one update a round the first forward pass of the update gives them.
         self._old = log_probs_of_state(trainer, owner.config, owner.tokenizer) if self._updates > 1 else None
+        # Before anything is sampled: a server or a sandbox that does not start ends the run.
+        self._environments = None if owner.rl.environment is None else EnvironmentSource(owner.rl.environment)
+        if self._environments is not None and self._environments.note:
+            say(self._environments.note)
         self._rounds: Rounds | None = None
         self._round: Round | None = None
         self._step = self._start = stage.first  # of the next batch, and of the round that it belongs to
@@ -179,8 +185,10 @@ class RoundBatches:
         self._coefficient, self.applied, self._round = state["entropy_coefficient"], state["entropy_applied"], None
 
     def close(self) -> None:
-        """End what scores answers."""
+        """End what scores answers, and environments."""
         self._scorer.close()
+        if self._environments is not None:
+            self._environments.close()
 
     @property
     def epochs(self) -> dict[str, float]:
@@ -248,7 +256,7 @@ class RoundBatches:
             engine = engine_for(self._weights.model(state.params), rollouts, self._stage.run.data.sequence_length)
             engine.warm_up()
             self._rounds = Rounds(
-                self._rl, self._prompts, Rollouts(engine, self._tokenizer, rollouts), self._scorer,
+                self._rl, self._prompts, rollouts_for(engine, self._tokenizer, self._rl, self._environments), self._scorer,
                 self._owner.run_dir / "rollouts", reference=self._reference,
             )  # fmt: skip
         return self._rounds

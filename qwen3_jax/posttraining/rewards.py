@@ -108,7 +108,10 @@ class Scorer:
         Raises:
             EndpointError: a judge's endpoint refuses every request: a wrong key, an unknown model.
         """
-        asked = [i for i, one in enumerate(samples) if self._unfinished is None or one.is_finished]
+        asked = [
+            i for i, one in enumerate(samples)
+            if (self._unfinished is None or one.is_finished) and not (one.trace and one.trace.is_lost)
+        ]  # fmt: skip
         table: dict[tuple[str, int], PartScore] = {}
         running: list[tuple[RewardPart, Jobs, Mapping[int, Hashable]]] = []
         try:
@@ -163,6 +166,15 @@ class Scorer:
         return started
 
     def _scored(self, number: int, sampled: Sampled, table: Mapping[tuple[str, int], PartScore]) -> Scored:
+        trace = sampled.trace
+        if trace is not None and trace.is_lost:
+            status = "timed_out" if trace.ending == "timed_out" else "error"
+            return Scored(None, (PartScore("environment", None, status, trace.reason),))
+        if trace is not None and trace.reward is not None and not any(part.environment for part in self._parts):
+            raise UserError(
+                "rl.environment gives rewards, and rl.rewards has no part `environment: true`; add it, with weight 0 "
+                "where it is for figures alone."
+            )
         if self._unfinished is not None and not sampled.is_finished:
             name, value = self._unfinished.label, self._unfinished.unfinished
             reason = "the answer reached its limit of tokens"
@@ -173,7 +185,11 @@ class Scorer:
         for part in self._parts:
             if part.kind == "unfinished":
                 continue
-            if part.overlong is not None:
+            if part.environment:
+                score = 0.0 if trace is None or trace.reward is None else trace.reward
+                reason = f"after {trace.turns} turns" if trace is not None else "there is no environment"
+                scores.append(PartScore(part.label, score, "scored", reason))
+            elif part.overlong is not None:
                 limit = part.max_tokens or self._max_new_tokens
                 assert limit is not None
                 penalty = overlong_penalty(sampled.tokens, limit, part.overlong)

@@ -10,7 +10,7 @@ where the checkpoint's generation_config.json has them. Tokens that the budget f
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,12 +18,13 @@ import numpy as np
 
 from qwen3_jax.errors import RequestError
 from qwen3_jax.generation import Engine, Options, Request, Sampling, resolve
-from qwen3_jax.generation.answer import Answer, Generation
+from qwen3_jax.generation.answer import Answer, Generation, Usage
 from qwen3_jax.generation.program import row_size
 from qwen3_jax.generation.tokens import Token
 from qwen3_jax.model import Qwen3
 from qwen3_jax.posttraining.prompts import Draw
 from qwen3_jax.posttraining.samples import Sample
+from qwen3_jax.posttraining.traces import Trace
 from qwen3_jax.progress import Bar
 from qwen3_jax.text import ChatTemplateError, Tokenizer
 from qwen3_jax.training.rl_config import RolloutConfig
@@ -41,6 +42,7 @@ class Rollout:
         sample: its tokens.
         generation: its text.
         halted: the budget forced the end of its thinking.
+        trace: of an episode with an environment, whose last answer `sample` and `generation` are; None of a single answer.
     """
 
     draw: Draw
@@ -48,6 +50,29 @@ class Rollout:
     sample: Sample
     generation: Generation
     halted: bool
+    trace: Trace | None = None
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """All samples of the episode, in order."""
+        return (*(self.trace.earlier if self.trace else ()), self.sample)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that were sampled, in all turns; forced ones do not count."""
+        if self.trace is not None:
+            return self.trace.tokens
+        return self.generation.usage.completion_tokens - self.generation.usage.forced_tokens
+
+    @property
+    def thinking_tokens(self) -> int:
+        """Those of them that are thinking."""
+        return self.generation.usage.thinking_tokens if self.trace is None else self.trace.thinking_tokens
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether a limit of tokens or turns ended it."""
+        return self.generation.finish_reason == "length" if self.trace is None else self.trace.is_cut
 
 
 def engine_for(model: Qwen3, config: RolloutConfig, length: int, *, samples: int | None = None) -> Engine:
@@ -84,19 +109,28 @@ class Rollouts:
         Raises:
             RequestError, ChatTemplateError: the prompt is too long, or cannot be asked.
         """
+        options = self.options(draw, draw.prompt.tools, samples or self._config.group_size)
+        messages = list(draw.prompt.messages)
+        return resolve(messages, options, self.engine.model, self._tokenizer, max_length=self.engine.max_length)
+
+    def options(self, draw: Draw, tools: Sequence[Mapping[str, Any]], samples: int) -> Options:
+        """Return how a prompt is asked.
+
+        Args:
+            tools: that the model may call.
+            samples: answers to it.
+        """
         config = self._config
         sampling = Sampling(
             temperature=config.temperature, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=draw.seed, logprobs=0,
-            sampled_logprobs=True, n=samples or config.group_size,
+            sampled_logprobs=True, n=samples,
         )  # fmt: skip
         thinks = self._tokenizer.supports_thinking
-        options = Options(
-            sampling=sampling, max_new_tokens=config.max_new_tokens, tools=list(draw.prompt.tools) or None,
+        return Options(
+            sampling=sampling, max_new_tokens=config.max_new_tokens, tools=list(tools) or None,
             enable_thinking=draw.mode == "thinking" if thinks else None, thinking_budget=draw.budget, fit_limit=True,
             fit_budget=True,
         )  # fmt: skip
-        messages = list(draw.prompt.messages)
-        return resolve(messages, options, self.engine.model, self._tokenizer, max_length=self.engine.max_length)
 
     def sample(
         self, draws: Sequence[Draw], samples: int | None = None, bar: Bar | None = None
@@ -156,20 +190,34 @@ class _Running:
         """Return the finished answer."""
         generation, request = self.answer.result, self.answer.request
         assert generation is not None
-        assert generation.logprobs is not None
-        forced = np.asarray(generation.forced_mask, bool)
+        arrays = token_arrays(self.answer, self._thinking)
         sample = Sample(
-            prompt=np.asarray(request.prompt, np.int32),
-            tokens=np.asarray(generation.token_ids, np.int32),
-            learned=~forced,
-            banned=banned_places(request, forced, self._thinking),
-            behaviour=np.asarray(
-                [math.nan if one.sampled is None else one.sampled for one in generation.logprobs], np.float32
-            ),
-            group=self.draw.number,
-            episode=self.episode,
+            prompt=np.asarray(request.prompt, np.int32), **arrays, group=self.draw.number, episode=self.episode
         )
-        return Rollout(self.draw, self.episode, sample, generation, bool(forced.any()))
+        return Rollout(self.draw, self.episode, sample, generation, not arrays["learned"].all())
+
+
+def token_arrays(answer: Answer, thinking: Sequence[bool]) -> dict[str, Any]:
+    """Return the arrays [N] of a finished answer that are fields of `Sample`.
+
+    Args:
+        answer: finished, with log probabilities.
+        thinking: [N], whether each token was sampled and counted against the budget.
+    """
+    generation = answer.result
+    assert generation is not None
+    assert generation.logprobs is not None
+    forced = np.asarray(generation.forced_mask, bool)
+    behaviour = [math.nan if one.sampled is None else one.sampled for one in generation.logprobs]
+    return dict(
+        tokens=np.asarray(generation.token_ids, np.int32), learned=~forced,
+        banned=banned_places(answer.request, forced, thinking), behaviour=np.asarray(behaviour, np.float32),
+    )  # fmt: skip
+
+
+def nothing() -> Generation:
+    """Return an answer without tokens: of an episode that failed before its first."""
+    return Generation("", None, "", (), [], [], [], "stop", Usage(0, 0, 0, 0))
 
 
 def banned_places(request: Request, forced: np.ndarray, thinking: Sequence[bool]) -> np.ndarray:
@@ -189,12 +237,19 @@ def banned_places(request: Request, forced: np.ndarray, thinking: Sequence[bool]
 
 def about_of(rollout: Rollout) -> dict[str, Any]:
     """Return what people want to see of an answer, JSON values."""
-    generation, draw = rollout.generation, rollout.draw
-    usage = generation.usage
-    return {
-        "source": draw.prompt.source, "prompt_id": draw.prompt.id, "messages": [dict(one) for one in draw.prompt.messages],
+    generation, draw, trace = rollout.generation, rollout.draw, rollout.trace
+    messages = draw.prompt.messages if trace is None else trace.messages
+    about: dict[str, Any] = {
+        "source": draw.prompt.source, "prompt_id": draw.prompt.id, "messages": [dict(one) for one in messages],
         "mode": draw.mode, "budget": draw.budget, "thinking": generation.thinking, "content": generation.content,
         "tool_calls": [{"name": call.name, "arguments": call.arguments} for call in generation.tool_calls],
-        "finish_reason": generation.finish_reason, "tokens": len(generation.token_ids) - usage.forced_tokens,
-        "thinking_tokens": usage.thinking_tokens, "halted": rollout.halted,
+        "finish_reason": generation.finish_reason, "tokens": rollout.tokens, "thinking_tokens": rollout.thinking_tokens,
+        "halted": rollout.halted,
     }  # fmt: skip
+    if trace is not None:
+        about["environment"] = {
+            "ending": trace.ending, "turns": trace.turns, "calls": trace.calls, "failed_calls": trace.failed_calls,
+            "truncated_results": trace.truncated_results, "reward": trace.reward,
+            "infos": list(trace.infos),
+        }  # fmt: skip
+    return about

@@ -12,6 +12,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from qwen3_jax.posttraining.rounds import Group
+    from qwen3_jax.posttraining.traces import Trace
 
 PASS_RATE_BINS = (
     "0",
@@ -32,6 +33,8 @@ class RoundFigures:
         tokens, thinking_tokens                      sampled tokens of an answer; forced ones do not count
         halted, truncated                            share of the answers that the budget or the limit of tokens ended
         pass_rates.BIN                               share of the prompts by the share of their answers that are right
+        environment.turns, .calls, .truncated_results, .seconds    of an episode, means; seconds are those of its environment
+        environment.failed_calls, .ended.ENDING      share of the calls that brought an error, of the episodes by how they ended
         equal                                        share of the prompts whose answers all have the same reward
         seconds_rollout, _rewards, _log_probabilities, _round, rollout_tokens_per_second
 
@@ -74,20 +77,35 @@ def figures_of(groups: Sequence[Group]) -> dict[str, float]:
     if not answers:
         return {}
     rewards = [scored.reward for _, scored in answers if scored.reward is not None]
-    tokens = [len(one.generation.token_ids) - one.generation.usage.forced_tokens for one, _ in answers]
+    tokens = [one.tokens for one, _ in answers]
     rates = [group.pass_rate for group in groups]
     out = {
         "lost": 1 - len(rewards) / len(answers), "tokens": float(np.mean(tokens)), "sampled_tokens": float(sum(tokens)),
-        "thinking_tokens": float(np.mean([one.generation.usage.thinking_tokens for one, _ in answers])),
+        "thinking_tokens": float(np.mean([one.thinking_tokens for one, _ in answers])),
         "halted": float(np.mean([one.halted for one, _ in answers])),
-        "truncated": float(np.mean([one.generation.finish_reason == "length" for one, _ in answers])),
+        "truncated": float(np.mean([one.is_cut for one, _ in answers])),
         "pass_rate": float(np.mean(rates)), "equal": float(np.mean([not teaches(group.rewards) for group in groups])),
     }  # fmt: skip
     if rewards:
         out |= {"reward": float(np.mean(rewards)), "reward_std": float(np.std(rewards))}
     counts = Counter(_bin(rate) for rate in rates)
     out |= {f"pass_rates.{name}": counts[name] / len(rates) for name in PASS_RATE_BINS}
-    return out | _parts(answers)
+    return out | _parts(answers) | _episodes([one.trace for one, _ in answers if one.trace is not None])
+
+
+def _episodes(traces: Sequence[Trace]) -> dict[str, float]:
+    """Return the figures of environments."""
+    if not traces:
+        return {}
+    calls = sum(one.calls for one in traces)
+    out = {
+        name: float(np.mean([getattr(one, name) for one in traces]))
+        for name in ("turns", "calls", "truncated_results", "seconds")
+    }
+    out["failed_calls"] = sum(one.failed_calls for one in traces) / max(calls, 1)
+    endings = Counter(one.ending for one in traces)
+    out |= {f"ended.{ending}": count / len(traces) for ending, count in endings.items()}
+    return {f"environment.{name}": value for name, value in out.items()}
 
 
 def _parts(answers: Sequence[tuple[object, object]]) -> dict[str, float]:

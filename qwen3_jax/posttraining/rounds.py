@@ -200,13 +200,13 @@ class Rounds:
         for rollout, scored, value in zip(group.rollouts, group.scored, values, strict=True):
             if scored.reward is None:
                 continue
-            sample = rollout.sample
-            sample.advantage = float(value)
             parts = [{"name": p.name, "score": p.score, "status": p.status, "reason": p.reason} for p in scored.parts]
             record = rollout.draw.prompt.record
             reference = record.get("answer", record.get("reference"))
-            sample.about = about_of(rollout) | {"reward": scored.reward, "parts": parts, "answer": reference}
-            out.append(sample)
+            about = about_of(rollout) | {"reward": scored.reward, "parts": parts, "answer": reference}
+            for sample in rollout.samples:
+                sample.advantage, sample.about = float(value), about
+                out.append(sample)
         return out
 
     def _parts(self, samples: Sequence[Sample]) -> list[list[Sample]]:
@@ -232,6 +232,6 @@ def sampled(rollout: Rollout) -> Sampled:
     """Return what a reward sees of an answer."""
     draw = rollout.draw
     return Sampled(
-        record=draw.prompt.record, messages=draw.prompt.messages, generation=rollout.generation, mode=draw.mode,
-        budget=draw.budget, halted=rollout.halted,
+        record=draw.prompt.record, messages=draw.prompt.messages if rollout.trace is None else rollout.trace.messages,
+        generation=rollout.generation, mode=draw.mode, budget=draw.budget, halted=rollout.halted, trace=rollout.trace,
     )  # fmt: skip

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen3_jax.generation import Generation
+from qwen3_jax.posttraining.traces import Trace
 
 STATUSES = ("right", "wrong", "unparsable", "timed_out", "error", "scored", "not judged")
 """Of a part: those of `qwen3_jax.verifiers.STATUSES`; "scored", a number of a judge, a model or a penalty; "not judged"."""
@@ -23,6 +24,7 @@ class Sampled:
         mode: "thinking" or "non-thinking": what the chat template was asked for.
         budget: most thinking tokens; None is no limit.
         halted: the budget's stop text was forced.
+        trace: of an episode of several turns, whose last answer `generation` is; None of a single answer.
     """
 
     record: Mapping[str, Any]
@@ -31,10 +33,13 @@ class Sampled:
     mode: str
     budget: int | None = None
     halted: bool = False
+    trace: Trace | None = None
 
     @property
     def tokens(self) -> int:
-        """Tokens of the answer that were sampled: forced ones do not count."""
+        """Tokens that were sampled, in all turns: forced ones do not count."""
+        if self.trace is not None:
+            return self.trace.tokens
         return len(self.generation.token_ids) - sum(self.generation.forced_mask)
 
     @property
@@ -45,7 +50,9 @@ class Sampled:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the answer ended by itself and not at its limit of tokens."""
+        """Whether the answer ended by itself and not at its limit of tokens, or the episode at one of tokens or turns."""
+        if self.trace is not None and self.trace.is_cut:
+            return False
         return self.generation.finish_reason != "length"
 
 

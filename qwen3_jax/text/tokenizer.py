@@ -10,7 +10,7 @@ Every special id is looked up in the vocabulary by the token's text: no id is ha
 import functools
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, overload
 
 from tokenizers import Tokenizer as Backend
@@ -101,6 +101,11 @@ class Tokenizer:
         every = self._backend.get_added_tokens_decoder().values()
         return tuple(token.content for token in every if token.special and token.content)
 
+    @property
+    def added_tokens(self) -> tuple[str, ...]:
+        """The texts of all tokens that are no byte pairs: the special ones, `<think>`, `<tool_response>` and the like."""
+        return tuple(text for text in self._added if text)
+
     def offsets(self, text: str) -> list[int]:
         """Return for each token of `encode(text)` the place in `text` of its first character.
 
@@ -137,7 +142,7 @@ class Tokenizer:
         tokenize: Literal[False] = False,
         *,
         preserve_thinking: bool | None = None,
-        quoted: bool = False,
+        quoted: bool | Collection[str] = False,
     ) -> str: ...
 
     @overload
@@ -151,7 +156,7 @@ class Tokenizer:
         *,
         tokenize: Literal[True],
         preserve_thinking: bool | None = None,
-        quoted: bool = False,
+        quoted: bool | Collection[str] = False,
     ) -> list[int]: ...
 
     @overload
@@ -165,7 +170,7 @@ class Tokenizer:
         tokenize: bool = False,
         *,
         preserve_thinking: bool | None = None,
-        quoted: bool = False,
+        quoted: bool | Collection[str] = False,
     ) -> str | list[int]: ...
 
     def apply_chat_template(
@@ -178,7 +183,7 @@ class Tokenizer:
         tokenize: bool = False,
         *,
         preserve_thinking: bool | None = None,
-        quoted: bool = False,
+        quoted: bool | Collection[str] = False,
     ) -> str | list[int]:
         """Return the prompt of a conversation, as text or as ids.
 
@@ -193,7 +198,7 @@ class Tokenizer:
             tokenize: return ids instead of text. Special tokens are the template's alone: the text `<|im_end|>` in a message or
                 a tool is those characters. `encode` of the text reads all of them as tokens, as transformers does.
             preserve_thinking: keep the thinking of earlier turns; None is up to the template.
-            quoted: of the text: mark the special tokens that messages and tools have in them, for `encode_quoted`.
+            quoted: mark the special tokens that messages and tools have in them, for `encode_quoted`; or these tokens.
 
         Raises:
             ChatTemplateError: a message is malformed, or the template refuses the conversation.
@@ -207,7 +212,7 @@ class Tokenizer:
             continue_final_message=continue_final_message,
             preserve_thinking=preserve_thinking,
             special_tokens=self._named,
-            quoted=self.special_tokens if tokenize or quoted else None,
+            quoted=quoted if not isinstance(quoted, bool) else self.special_tokens if tokenize or quoted else None,
         )
         return self.encode_quoted(text) if tokenize else text
 

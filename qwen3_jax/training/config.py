@@ -346,11 +346,13 @@ class TrainConfig:
                 f"rl.rollouts.max_new_tokens ({rl.rollouts.max_new_tokens}) leaves no room for a prompt in "
                 f"data.sequence_length ({self.data.sequence_length})."
             )
-        if self.data.batch_size < rl.rollouts.samples_per_step:
+        samples = rl.rollouts.samples_per_step * (rl.environment.most_samples if rl.environment is not None else 1)
+        if self.data.batch_size < samples:
+            turns = " * rl.environment.max_turns" if samples > rl.rollouts.samples_per_step else ""
             raise UserError(
-                f"data.batch_size is {self.data.batch_size}; a step learns from {rl.rollouts.samples_per_step} answers "
-                "(rl.rollouts.prompts / updates * group_size), each of which may fill a row: set it to at least that. Rows "
-                "that stay empty cost no time where micro_batches divides them."
+                f"data.batch_size is {self.data.batch_size}; a step learns from {samples} answers "
+                f"(rl.rollouts.prompts / updates * group_size{turns}), each of which may fill a row: set it to at least that. "
+                "Rows that stay empty cost no time where micro_batches divides them."
             )
 
     def _fill_learning_rate(self) -> None:

@@ -13,6 +13,7 @@
       - reward_model: runs/reward/hf
         sigmoid: true
         weight: 0.2
+      - environment: true                 # what rl.environment says
       - overlong: 512
       - unfinished: drop
 
@@ -43,7 +44,7 @@ from qwen3_jax.verifiers.registry import names
 
 RECORD = "record"
 """The verifier of a part that leaves the choice to each record."""
-KINDS = ("verifier", "judge", "reward_model", "overlong", "unfinished")
+KINDS = ("verifier", "judge", "reward_model", "environment", "overlong", "unfinished")
 
 MATCHES_REFERENCE, INSTRUCTIONS, QUALITY, HARMLESS = "matches_reference", "instructions", "quality", "harmless"
 RUBRICS: dict[str, str] = {
@@ -77,26 +78,28 @@ _READ_BY: dict[str, tuple[str, ...]] = {
     "temperature": ("judge",), "max_new_tokens": ("judge",), "api_key_env": ("judge",),
     "scale": ("reward_model",), "offset": ("reward_model",), "sigmoid": ("reward_model",), "dtype": ("reward_model",),
     "max_tokens": ("overlong",),
-    "weight": ("verifier", "judge", "reward_model", "overlong"),
-    "gate": ("verifier", "judge", "reward_model"), "pass_at": ("verifier", "judge", "reward_model"),
-    "below": ("verifier", "judge", "reward_model"),
+    "weight": ("verifier", "judge", "reward_model", "environment", "overlong"),
+    "gate": ("verifier", "judge", "reward_model", "environment"),
+    "pass_at": ("verifier", "judge", "reward_model", "environment"),
+    "below": ("verifier", "judge", "reward_model", "environment"),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class RewardPart:
-    """One part of a reward. It has exactly one of verifier, judge, reward_model, overlong and unfinished; none is `verifier:
-    record`.
+    """One part of a reward. It has exactly one of verifier, judge, reward_model, environment, overlong and unfinished; none is
+    `verifier: record`.
 
     Attributes:
         verifier: name of a verifier; record (or null) is the one that the record names under `verifier`.
         judge: address of an OpenAI-compatible server whose model scores answers.
         reward_model: folder or hub id of a reward model (method: reward_model), which runs in this process.
+        environment: true; the score is the sum of the rewards that rl.environment gives in an episode, 0 where it gives none.
         overlong: tokens before the limit in which an answer is punished: min(0, -(tokens - (max_tokens - overlong)) /
             overlong), at least -1 (DAPO: Yu et al. 2025, arXiv 2503.14476, equation 13). Forced tokens do not count.
         unfinished: the whole reward of an answer that reached its limit of tokens, which no other part scores then; drop: it
             has no reward.
-        name: of the part in metrics; null is that of the verifier, or judge, reward_model, overlong, unfinished.
+        name: of the part in metrics; null is that of the verifier, or judge, reward_model, environment, overlong, unfinished.
         weight: factor of the score in the sum.
         gate: the score is not added; below pass_at it decides the reward.
         pass_at: least score of a gate that is passed.
@@ -125,6 +128,7 @@ class RewardPart:
     verifier: str | None = None
     judge: str | None = None
     reward_model: str | None = None
+    environment: bool | None = None
     overlong: int | None = None
     unfinished: float | Literal["drop"] | None = None
     name: str | None = None
@@ -154,6 +158,8 @@ class RewardPart:
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        if self.environment is False:
+            object.__setattr__(self, "environment", None)
         given = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(given) > 1:
             raise UserError(f"rl.rewards: one part has {' and '.join(given)}; make a part of each.")
@@ -261,9 +267,9 @@ def check_rewards(parts: Sequence[RewardPart], max_new_tokens: int | None = None
     Raises:
         UserError: no part that is added, two parts of one name, two penalties of a kind, a buffer that is longer than answers.
     """
-    if not any(not part.gate and part.kind in ("verifier", "judge", "reward_model") for part in parts):
+    if not any(not part.gate and part.kind in ("verifier", "judge", "reward_model", "environment") for part in parts):
         raise UserError("rl.rewards has no part that scores answers; add one, such as `verifier: record`.")
-    for kind in ("overlong", "unfinished"):
+    for kind in ("environment", "overlong", "unfinished"):
         if sum(part.kind == kind for part in parts) > 1:
             raise UserError(f"rl.rewards has two parts {kind}; keep one.")
     twice = repeated([part.label for part in parts])

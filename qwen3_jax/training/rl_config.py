@@ -17,6 +17,7 @@ from typing import Literal
 from qwen3_jax.bounds import above, at_least, between, check_bounds, whole
 from qwen3_jax.data.config import Format
 from qwen3_jax.errors import UserError
+from qwen3_jax.training.environment_config import EnvironmentConfig
 from qwen3_jax.training.policy_config import EntropyBand, PolicyConfig
 from qwen3_jax.training.reward_config import RewardPart, check_rewards
 
@@ -63,11 +64,11 @@ class RolloutConfig:
         prompts: number of prompts of a round.
         group_size: answers to each prompt.
         updates: optimizer steps that a round is divided into; above 1 the later ones are off-policy.
-        max_new_tokens: most tokens of an answer.
+        max_new_tokens: most tokens of an answer; with rl.environment of all answers of an episode together.
         temperature: of sampling; the trainer divides its logits by it too.
         thinking: share of the prompts that are asked in thinking mode, where the record does not say (`mode`).
-        budget: thinking budget of an answer in thinking mode: null is none; a number; [lowest, highest], drawn evenly for each
-            prompt.
+        budget: thinking budget of an answer in thinking mode, of each turn where there are several: null is none; a number;
+            [lowest, highest], drawn evenly for each prompt.
         budget_share: share of the prompts in thinking mode that get the budget; the others have none.
         refill: how often a round may sample further prompts in place of those whose answers all have the same reward, which
             teach nothing (dynamic sampling: DAPO, arXiv 2503.14476, section 3.2); 0 keeps those.
@@ -137,6 +138,7 @@ class RlConfig:
         rollouts: how answers are sampled.
         rewards: what they are judged by; by default the verifier that each record names.
         policy: the objective.
+        environment: what answers the model in episodes of several turns; null is a single answer to each prompt.
         entropy: the band in which the entropy of the sampled distribution is held; null adds no entropy term.
         reference: the model of the KL term, a Hugging Face folder or hub id; null is model.init_from.
         eval_prompts: most held-out prompts of each source that are asked in an evaluation.
@@ -147,6 +149,7 @@ class RlConfig:
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)
     rewards: list[RewardPart] = field(default_factory=lambda: [RewardPart()])
     policy: PolicyConfig = field(default_factory=PolicyConfig)
+    environment: EnvironmentConfig | None = None
     entropy: EntropyBand | None = None
     reference: str | None = None
     eval_prompts: int = 64
@@ -155,6 +158,10 @@ class RlConfig:
     def __post_init__(self) -> None:
         check_bounds(vars(self), "rl.", eval_prompts=whole(1), eval_samples=whole(1))
         check_rewards(self.rewards, self.rollouts.max_new_tokens)
+        if self.environment is None and any(part.environment for part in self.rewards):
+            raise UserError(
+                "rl.rewards has a part environment, and there is no rl.environment; set it, or leave the part out."
+            )
         names = [source.name for source in self.prompts]
         if not names:
             raise UserError("rl.prompts is empty: nothing to ask.")

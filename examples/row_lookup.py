@@ -1,0 +1,112 @@
+"""A task for reinforcement learning with a tool: look rows up, and add their digits.
+
+    python examples/row_lookup.py --output rows --demonstrations 400 --prompts 4000
+
+    user       Add the digits of these rows one by one and give the last digit of the sum: 371 524
+    assistant  (thinks: 371) row(number=371)
+    tool       a7 b3
+    assistant  (thinks: 524) row(number=524)
+    tool       c9 d2
+    assistant  (thinks: a7:7 b3:0 c9:9 d2:1) 1
+
+Digits are drawn anew for each question, so the answer cannot be learned by heart: a model that calls no tool is right one time
+in ten. `demonstrations.jsonl` is for supervised fine-tuning, `prompts.jsonl` for reinforcement learning with the class `Rows`
+below (configs/posttrain/tool-rl-laptop.yaml); no question is in both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import string
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qwen3_jax.posttraining.environments import Start, ToolEnvironment, ToolError, tool
+
+QUESTION = "Add the digits of these rows one by one and give the last digit of the sum: "
+
+
+class Rows(ToolEnvironment):
+    """Has the rows of one question: `rows` of its record, texts by number."""
+
+    def reset(self, record: Mapping[str, Any], seed: int) -> Start | None:
+        """Take the rows of the question."""
+        self._rows = record["rows"]
+        return super().reset(record, seed)
+
+    @tool
+    def row(self, number: int) -> str:
+        """Return the digits of a row."""
+        if str(number) not in self._rows:
+            raise ToolError(f"there is no row {number}")
+        return self._rows[str(number)]
+
+
+def question(index: int, seed: int = 0, *, most_rows: int = 2, most_digits: int = 3) -> dict[str, Any]:
+    """Return a prompt: `messages`, the `rows` behind it, its `answer`, and the verifier that compares.
+
+    Args:
+        index, seed: determine it.
+        most_rows: one to so many rows are asked for.
+        most_digits: a row has two to so many digits.
+    """
+    rng = random.Random(f"rows/{seed}/{index}")
+    numbers = rng.sample(range(100, 1000), rng.randint(1, most_rows))
+    names = iter(string.ascii_lowercase)
+    digits = [[rng.randrange(10) for _ in range(rng.randint(2, most_digits))] for _ in numbers]
+    rows = [" ".join(f"{next(names)}{digit}" for digit in row) for row in digits]
+    return {
+        "messages": [{"role": "user", "content": QUESTION + " ".join(map(str, numbers))}],
+        "rows": dict(zip(map(str, numbers), rows, strict=True)),
+        "answer": str(sum(map(sum, digits)) % 10),
+        "verifier": "number",
+    }
+
+
+def demonstration(prompt: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a prompt with the calls, the steps and the answer, as a record for supervised fine-tuning."""
+    messages = list(prompt["messages"])
+    for number, row in prompt["rows"].items():
+        call = {"type": "function", "function": {"name": "row", "arguments": json.dumps({"number": int(number)})}}
+        messages.append({"role": "assistant", "reasoning_content": number, "content": "", "tool_calls": [call]})
+        messages.append({"role": "tool", "name": "row", "content": row})
+    total, steps = 0, []
+    for digit in " ".join(prompt["rows"].values()).split():
+        total = (total + int(digit[1:])) % 10
+        steps.append(f"{digit}:{total}")
+    messages.append({"role": "assistant", "reasoning_content": " ".join(steps), "content": prompt["answer"]})
+    return {"messages": messages, "tools": Rows().tools}
+
+
+def main(arguments: Sequence[str] | None = None) -> Path:
+    """Write both files; return their folder."""
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--output", default="rows", help="folder (default: rows)")
+    parser.add_argument("--demonstrations", type=int, default=400, help="their number (default: 400)")
+    parser.add_argument("--prompts", type=int, default=4000, help="their number (default: 4000)")
+    parser.add_argument("--seed", type=int, default=0, help="of the questions (default: 0)")
+    options = parser.parse_args(arguments)
+    folder = Path(options.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    unique: dict[str, dict[str, Any]] = {}
+    index = 0
+    while len(unique) < options.demonstrations + options.prompts:
+        prompt = question(index, options.seed)
+        unique.setdefault(prompt["messages"][0]["content"], prompt)
+        index += 1
+    prompts = list(unique.values())
+    shown, asked = prompts[: options.demonstrations], prompts[options.demonstrations :]
+    _write(folder / "demonstrations.jsonl", [demonstration(prompt) for prompt in shown])
+    _write(folder / "prompts.jsonl", asked)
+    return folder
+
+
+def _write(file: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    print(f"written to {main()}")
