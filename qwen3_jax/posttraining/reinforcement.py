@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from qwen3_jax.errors import UserError
+from qwen3_jax.generation import ThinkingTokens
 from qwen3_jax.posttraining.environment_source import EnvironmentSource
 from qwen3_jax.posttraining.episodes import rollouts_for
 from qwen3_jax.posttraining.log_probs import batch_of, log_probs_of_state, reference_log_probs
@@ -29,11 +31,12 @@ from qwen3_jax.posttraining.round_figures import figures_of
 from qwen3_jax.posttraining.rounds import LogProbs, Round, Rounds
 from qwen3_jax.posttraining.serving_weights import ServingWeights
 from qwen3_jax.progress import Bar, progress_bar
+from qwen3_jax.text import Tokenizer
 from qwen3_jax.training import loop
 from qwen3_jax.training.config import Stage, TrainConfig
 from qwen3_jax.training.held_out import HeldOut
 from qwen3_jax.training.policy_config import applied_coefficient, next_coefficient
-from qwen3_jax.training.rl_config import RlConfig
+from qwen3_jax.training.rl_config import RlConfig, RolloutConfig
 from qwen3_jax.training.run_folder import generation_config_of, say
 from qwen3_jax.training.stage_loop import StageLoop, Watch
 from qwen3_jax.training.step import DeviceBatch, Trainer, TrainState
@@ -61,6 +64,7 @@ class PolicyLoop(StageLoop):
         """Return the batches of the run; makes the engine."""
         assert self.tokenizer is not None
         rl = self.rl
+        _check_budget(rl.rollouts, self.tokenizer)
         prompts = Prompts(rl.prompts, rl.rollouts, stage.run.data.seed)
         reference = reference_log_probs(self.config, trainer, self.tokenizer) if rl.policy.kl.coefficient else None
         scorer = Scorer(rl.rewards, self.run_dir / "judge", max_new_tokens=rl.rollouts.max_new_tokens)
@@ -134,6 +138,22 @@ class PolicyLoop(StageLoop):
         if "rl.rollout_tokens_per_second" in row:
             parts.append(f"{row['rl.rollout_tokens_per_second']:,.0f} tok/s")
         return " | ".join(parts)
+
+
+def _check_budget(rollouts: RolloutConfig, tokenizer: Tokenizer) -> None:
+    """Refuse a budget that leaves no room for an answer: it would be lowered without a word.
+
+    Raises:
+        UserError: says what the most is.
+    """
+    if rollouts.budgets is None:
+        return
+    most = rollouts.max_new_tokens - len(ThinkingTokens.of(tokenizer).stop) - 2  # the stop text, `<think>` and a token
+    if rollouts.budgets[1] > most:
+        raise UserError(
+            f"rl.rollouts.budget goes up to {rollouts.budgets[1]}; with the stop text and an answer of one token "
+            f"rl.rollouts.max_new_tokens ({rollouts.max_new_tokens}) has room for at most {max(most, 0)}."
+        )
 
 
 class RoundBatches:
