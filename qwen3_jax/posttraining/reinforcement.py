@@ -23,6 +23,7 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.generation import ThinkingTokens
 from qwen3_jax.posttraining.environment_source import EnvironmentSource
 from qwen3_jax.posttraining.episodes import rollouts_for
+from qwen3_jax.posttraining.hosts import from_first
 from qwen3_jax.posttraining.log_probs import batch_of, log_probs_of_state, reference_log_probs
 from qwen3_jax.posttraining.prompts import Draw, Mode, Prompt, Prompts
 from qwen3_jax.posttraining.rewards import Scorer
@@ -67,9 +68,15 @@ class PolicyLoop(StageLoop):
         _check_budget(rl.rollouts, self.tokenizer)
         prompts = Prompts(rl.prompts, rl.rollouts, stage.run.data.seed)
         reference = reference_log_probs(self.config, trainer, self.tokenizer) if rl.policy.kl.coefficient else None
-        scorer = Scorer(rl.rewards, self.run_dir / "judge", max_new_tokens=rl.rollouts.max_new_tokens)
-        prompts.check(scorer.unusable)
-        self._batches = RoundBatches(self, trainer, stage, prompts, scorer, reference)
+        # Only the first host judges answers: judges keep their replies in a folder that one process may write.
+        scorers: list[Scorer] = []
+
+        def begin_scoring() -> None:
+            scorers.append(Scorer(rl.rewards, self.run_dir / "judge", max_new_tokens=rl.rollouts.max_new_tokens))
+            prompts.check(scorers[0].unusable)
+
+        from_first(begin_scoring)
+        self._batches = RoundBatches(self, trainer, stage, prompts, scorers[0] if scorers else None, reference)
         return self._batches
 
     def next_batch(self, batches: Any, stage: Stage, trainer: Trainer, state: TrainState) -> DeviceBatch:
@@ -171,7 +178,7 @@ class RoundBatches:
         trainer: Trainer,
         stage: Stage,
         prompts: Prompts,
-        scorer: Scorer,
+        scorer: Scorer | None,
         reference: LogProbs | None,
     ):
         assert owner.tokenizer is not None
@@ -206,7 +213,8 @@ class RoundBatches:
 
     def close(self) -> None:
         """End what scores answers, and environments."""
-        self._scorer.close()
+        if self._scorer is not None:
+            self._scorer.close()
         if self._environments is not None:
             self._environments.close()
 

@@ -77,13 +77,13 @@ class Rounds:
         config: of the run.
         prompts: what is drawn; its position moves.
         rollouts: the engine.
-        scorer: judges answers; only the first process asks it.
+        scorer: judges answers; only the first process asks it, and None on the others.
         folder: RUN/rollouts.
         reference: log probabilities under the reference model; None without a KL term.
     """
 
     def __init__(
-        self, config: RlConfig, prompts: Prompts, rollouts: Rollouts, scorer: Scorer, folder: Path,
+        self, config: RlConfig, prompts: Prompts, rollouts: Rollouts, scorer: Scorer | None, folder: Path,
         reference: LogProbs | None = None,
     ):  # fmt: skip
         self._config, self._prompts, self._rollouts, self._scorer = config, prompts, rollouts, scorer
@@ -191,7 +191,12 @@ class Rounds:
 
     def _scores(self, rollouts: Sequence[Rollout]) -> list[Scored]:
         """Score answers on the first process, for all: a verifier that is out of time on one host must not be on another."""
-        return from_first(lambda: self._scorer.score([sampled(one) for one in rollouts]))
+
+        def score() -> list[Scored]:
+            assert self._scorer is not None
+            return self._scorer.score([sampled(one) for one in rollouts])
+
+        return from_first(score)
 
     def _samples(self, group: Group) -> list[Sample]:
         """Return the samples of a group with their advantages; an answer without a reward is left out."""

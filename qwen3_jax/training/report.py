@@ -19,7 +19,7 @@ from qwen3_jax import report_page
 from qwen3_jax.paths import replace_file
 from qwen3_jax.training import report_panels, report_rl
 from qwen3_jax.training.metrics import last_held_out
-from qwen3_jax.training.report_panels import PART_NAMES, finite_losses
+from qwen3_jax.training.report_panels import finite_losses
 from qwen3_jax.training.run_log import RunLog, read_run
 
 
@@ -133,7 +133,9 @@ def _page(run: RunLog, drawings: Sequence[str]) -> str:
         ])  # fmt: skip
     spent = run.time_spent()
     total = max(sum(spent.values()), 1e-9)
-    time = [[PART_NAMES[name], f"{value:,.1f}", f"{value / total:.1%}"] for name, value in spent.items()]
+    time = [
+        [report_panels.part_name(name, run), f"{value:,.1f}", f"{value / total:.1%}"] for name, value in spent.items()
+    ]
     heads = ["stage", "steps", "tokens", "training loss", "held-out loss", "tokens/s"]
     parts = [
         f"<p>{html.escape(_sentence(run))}</p>",

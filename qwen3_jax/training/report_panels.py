@@ -21,6 +21,11 @@ PART_NAMES = {
 }
 
 
+def part_name(part: str, run: RunLog) -> str:
+    """Return what an activity is called; the input of the method grpo is what it samples."""
+    return "rollouts and rewards" if part == "input" and run.config.get("method") == "grpo" else PART_NAMES[part]
+
+
 def finite_losses(losses: dict[str, float | None]) -> dict[str, float]:
     """Leave out losses that are not finite (null in metrics.jsonl)."""
     return {name: value for name, value in losses.items() if value is not None}
@@ -118,7 +123,7 @@ def throughput(axes: Any, run: RunLog) -> None:
 def time(axes: Any, run: RunLog) -> None:
     spent = run.time_spent()
     total = max(sum(spent.values()), 1e-9)
-    names = [PART_NAMES[part] for part in spent][::-1]
+    names = [part_name(part, run) for part in spent][::-1]
     values = list(spent.values())[::-1]
     axes.barh(names, values, color=["C0" if name == PART_NAMES["step"] else "0.7" for name in names])
     for place, value in enumerate(values):
