@@ -285,6 +285,6 @@ class RoundBatches:
             engine.warm_up()
             self._rounds = Rounds(
                 self._rl, self._prompts, rollouts_for(engine, self._tokenizer, self._rl, self._environments), self._scorer,
-                self._owner.run_dir / "rollouts", reference=self._reference,
+                self._owner.run_dir / "rollouts", self._reference, self._owner.checkpoints.steps,
             )  # fmt: skip
         return self._rounds

@@ -30,6 +30,7 @@ from qwen3_jax.posttraining.sampled import Sampled, Scored
 from qwen3_jax.posttraining.samples import Sample
 from qwen3_jax.progress import Bar, progress_bar
 from qwen3_jax.training.rl_config import RlConfig
+from qwen3_jax.verifiers import STATUSES
 
 # (samples) -> log probabilities of each sample's tokens
 LogProbs = Callable[[Sequence[Sample]], list[np.ndarray]]
@@ -50,9 +51,18 @@ class Group:
 
     @property
     def pass_rate(self) -> float:
-        """Share of the answers that have the full score of every verifier; of all rewards the share that is at least 1."""
-        kept = [reward for reward in self.rewards if reward is not None]
-        return sum(reward >= 1 for reward in kept) / len(kept) if kept else 0.0
+        """Share of the answers that are right, of those with a reward; 0 where none has any.
+
+        An answer is right if all verifiers say so; without verifiers, if its reward is at least 1.
+        """
+        kept = [one for one in self.scored if one.reward is not None]
+        return sum(map(_is_right, kept)) / len(kept) if kept else 0.0
+
+
+def _is_right(scored: Scored) -> bool:
+    verdicts = [part.status for part in scored.parts if part.status in STATUSES]
+    assert scored.reward is not None
+    return all(status == "right" for status in verdicts) if verdicts else scored.reward >= 1
 
 
 @dataclass
@@ -80,14 +90,15 @@ class Rounds:
         scorer: judges answers; only the first process asks it, and None on the others.
         folder: RUN/rollouts.
         reference: log probabilities under the reference model; None without a KL term.
+        saved_steps: gives the steps of the checkpoints; the rounds that they are in the middle of are never deleted.
     """
 
     def __init__(
         self, config: RlConfig, prompts: Prompts, rollouts: Rollouts, scorer: Scorer | None, folder: Path,
-        reference: LogProbs | None = None,
+        reference: LogProbs | None = None, saved_steps: Callable[[], Sequence[int]] = tuple,
     ):  # fmt: skip
         self._config, self._prompts, self._rollouts, self._scorer = config, prompts, rollouts, scorer
-        self._folder, self._reference = folder, reference
+        self._folder, self._reference, self._saved_steps = folder, reference, saved_steps
         self._refused: set[str] = set()
 
     @property
@@ -155,18 +166,20 @@ class Rounds:
         left_out: list[Group] = []
         skipped, waves = 0, 0
         while len(kept) < rollouts.prompts and waves <= rollouts.refill:
-            groups, refused = self._answered(self._prompts.draw(rollouts.prompts - len(kept)), figures, None, bar)
-            skipped += len(refused)
-            self._warn(refused)
-            if skipped > self._prompts.count:
-                raise UserError(
-                    f"rl.prompts: {skipped:,} prompts of one round cannot be asked; the last: {refused[-1][1]}"
-                )
-            for group in groups:
-                self._prompts.note(group.draw, group.pass_rate)
-                useful = not rollouts.refill or teaches(group.rewards)
-                (kept if useful else left_out).append(group)
-            waves += bool(groups)  # prompts that cannot be asked are always replaced
+            missing = rollouts.prompts - len(kept)
+            while missing:  # prompts that cannot be asked are always replaced
+                groups, refused = self._answered(self._prompts.draw(missing), figures, None, bar)
+                skipped, missing = skipped + len(refused), len(refused)
+                self._warn(refused)
+                if skipped > self._prompts.count:
+                    raise UserError(
+                        f"rl.prompts: {skipped:,} prompts of one round cannot be asked; the last: {refused[-1][1]}"
+                    )
+                for group in groups:
+                    self._prompts.note(group.draw, group.pass_rate)
+                    useful = not rollouts.refill or teaches(group.rewards)
+                    (kept if useful else left_out).append(group)
+            waves += 1
         figures.values["waves"] = waves
         figures.values["prompts_skipped"] = skipped
         return kept, left_out
@@ -228,7 +241,11 @@ class Rounds:
         steps = sorted(
             int(file.stem) for file in self._folder.glob("*.npz") if file.stem.isdigit() and int(file.stem) < step
         )
+        updates = self._config.rollouts.updates
+        needed = {saved // updates * updates for saved in self._saved_steps()}
         for old in steps[: max(len(steps) - max(self._config.rollouts.keep, 1), 0)]:
+            if old in needed:
+                continue
             for suffix in (".npz", ".jsonl"):
                 (self._folder / f"{old}{suffix}").unlink(missing_ok=True)
 

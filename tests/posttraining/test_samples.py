@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from qwen3_jax.generation import Request, Sampling, ThinkingTokens
 from qwen3_jax.posttraining import samples as storage
 from qwen3_jax.posttraining.advantages import advantages, teaches
 from qwen3_jax.posttraining.rollouts import banned_places
+from qwen3_jax.posttraining.rounds import Rounds
 from qwen3_jax.posttraining.samples import Sample, arrange, pack, spread, take_back
+from qwen3_jax.training.rl_config import RolloutConfig
 
 LENGTH = 24
 
@@ -99,6 +102,18 @@ def test_advantages_are_their_definition():
         assert not np.nansum(np.abs(advantages(equal, True)))
         assert not teaches(equal)
     assert teaches([0.1, None, 0.2])
+
+
+def test_rounds_that_a_checkpoint_needs_are_kept(tmp_path):
+    """Ten rounds of three updates; the checkpoint of step 4 is in the middle of the second one."""
+    config = SimpleNamespace(rollouts=RolloutConfig(prompts=3, updates=3, keep=2))
+    rounds = Rounds(config, None, None, None, tmp_path, saved_steps=lambda: [4])
+    for step in range(0, 30, 3):
+        storage.save(tmp_path, step, [], {})
+        rounds._prune(step)
+    left = sorted(int(file.stem) for file in tmp_path.glob("*.npz"))
+    assert left == [3, 21, 24, 27]
+    assert left == sorted(int(file.stem) for file in tmp_path.glob("*.jsonl"))
 
 
 def test_where_think_was_banned():
