@@ -198,6 +198,7 @@ def policy(
     Raises:
         UserError: `constant_length` is needed and not filled in.
     """
+    config = config.filled()
     if config.aggregation == "constant_length" and config.constant_length is None:
         raise UserError(
             "rl.policy.aggregation constant_length needs a length; set rl.policy.constant_length to the longest answer's."

@@ -6,6 +6,7 @@ start, pi the policy that is trained, r = pi / pi_o of a token, A the advantage 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -68,7 +69,7 @@ class KlConfig:
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """The policy objective. A field that is null is the algorithm's, which config.json then has.
+    """The policy objective. A field that is null is the algorithm's; `RlConfig` fills it in, so that config.json has it.
 
         loss of a token = -f w m + kl.coefficient KL - c H
 
@@ -127,20 +128,30 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
             raise UserError(f"{_PREFIX}algorithm is {self.algorithm!r}; it must be one of {', '.join(ALGORITHMS)}.")
-        for name, value in ALGORITHMS[self.algorithm].items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
+        filled = self._missing | {name: value for name, value in vars(self).items() if value is not None}
         check_bounds(
-            vars(self), _PREFIX, clip_low=Bound(0, 1, low_excluded=True), clip_high=above(0, finite=True),
+            vars(self) | self._missing, _PREFIX, clip_low=Bound(0, 1, low_excluded=True), clip_high=above(0, finite=True),
             dual_clip=above(1, finite=True), constant_length=whole(1), importance_cap=Bound(1, high_excluded=True),
             drop_off_policy=Bound(0, high_excluded=True),
         )  # fmt: skip
-        if self.dual_clip is not None and self.clipping != "clip":
+        if self.dual_clip is not None and filled["clipping"] != "clip":
             raise UserError(f"{_PREFIX}dual_clip is read by {_PREFIX}clipping: clip; leave it out.")
-        if self.constant_length is not None and self.aggregation != "constant_length":
+        if self.constant_length is not None and filled["aggregation"] != "constant_length":
             raise UserError(f"{_PREFIX}constant_length is read by {_PREFIX}aggregation: constant_length; leave it out.")
         if self.importance_level != "token" and self.importance_cap is None:
             raise UserError(f"{_PREFIX}importance_level is read with {_PREFIX}importance_cap; set that too.")
+
+    @property
+    def _missing(self) -> dict[str, Any]:
+        """The algorithm's values of the fields that are null."""
+        return {name: value for name, value in ALGORITHMS[self.algorithm].items() if getattr(self, name) is None}
+
+    def filled(self) -> PolicyConfig:
+        """Return a copy whose null fields have the algorithm's values.
+
+        Not done when it is made: a configuration file is laid over the values of a default instance, which must be null.
+        """
+        return dataclasses.replace(self, **self._missing)
 
 
 @dataclass(frozen=True)

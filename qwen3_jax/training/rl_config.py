@@ -157,6 +157,7 @@ class RlConfig:
 
     def __post_init__(self) -> None:
         check_bounds(vars(self), "rl.", eval_prompts=whole(1), eval_samples=whole(1))
+        object.__setattr__(self, "policy", self.policy.filled())
         check_rewards(self.rewards, self.rollouts.max_new_tokens)
         if self.environment is None and any(part.environment for part in self.rewards):
             raise UserError(

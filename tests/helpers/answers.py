@@ -165,7 +165,7 @@ def slopes(config: PolicyConfig, answers, log_probs, entropy) -> tuple[list[np.n
 def config_of(algorithm: str, **options) -> PolicyConfig:
     kl = KlConfig(**options.pop("kl", {}))
     length = {"constant_length": MAX_TOKENS} if algorithm == "dr_grpo" else {}
-    return PolicyConfig(algorithm, kl=kl, **length, **options)
+    return PolicyConfig(algorithm, kl=kl, **length, **options).filled()
 
 
 def learned_only(values: list[np.ndarray], answers: list[Answer]) -> list[np.ndarray]:

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwen3_jax.cli.train_options import parse_train
 from qwen3_jax.errors import UserError
 from qwen3_jax.model import flatten
 from qwen3_jax.training.config import LossConfig
@@ -323,10 +325,10 @@ def test_the_entropy_s_coefficient_moves_towards_the_band_and_only_outside_it(co
         assert reflected == -after
 
 
-def test_each_algorithm_fills_what_is_null_and_keeps_what_is_given():
+def test_each_algorithm_fills_what_is_null_and_keeps_what_is_given(tmp_path):
     filled = {
         name: (c.normalize_std, c.ratio, c.clipping, c.clip_low, c.clip_high, c.aggregation)
-        for name, c in ((name, PolicyConfig(name)) for name in ALGORITHMS)
+        for name, c in ((name, PolicyConfig(name).filled()) for name in ALGORITHMS)
     }
     assert filled == {
         "grpo": (True, "token", "clip", 0.2, 0.2, "sample_mean"),
@@ -335,9 +337,18 @@ def test_each_algorithm_fills_what_is_null_and_keeps_what_is_given():
         "gspo": (True, "sequence", "clip", 3e-4, 4e-4, "sample_mean"),
         "cispo": (True, "token", "cispo", 1.0, 4.0, "token_mean"),
     }
-    own = PolicyConfig("dapo", clip_high=0.3, normalize_std=False)
+    own = PolicyConfig("dapo", clip_high=0.3, normalize_std=False).filled()
     assert (own.clip_high, own.normalize_std, own.clip_low) == (0.3, False, 0.2)
-    assert dataclasses.replace(own) == own
+    assert dataclasses.replace(own) == own == own.filled()
+    # Of a file, whose values are laid over those of a default instance; config.json has them all.
+    source = {"name": "s", "path": "x"}
+    for name, values in filled.items():
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump({
+            "method": "grpo", "steps": 1, "optimizer": {"warmup_steps": 0}, "model": {"init_from": "m"},
+            "data": {"sequence_length": 2048, "batch_size": 256}, "rl": {"prompts": [source], "policy": {"algorithm": name}},
+        }))  # fmt: skip
+        c = parse_train([f"--config={tmp_path / 'c.yaml'}"], "train").config.rl.policy
+        assert (c.normalize_std, c.ratio, c.clipping, c.clip_low, c.clip_high, c.aggregation) == values
 
 
 REFUSED = [
