@@ -193,7 +193,7 @@ def _train(script, arguments, monkeypatch):
         assert command.config.total_steps > 0
         return
     given = []
-    monkeypatch.setattr("qwen3_jax.training.loop.train", lambda config, **_: given.append(config))
+    monkeypatch.setattr("qwen3_jax.posttraining.reinforcement.train", lambda config, **_: given.append(config))
     monkeypatch.setattr("sharding.initialize", lambda **_: None)
     if "--help" in arguments:
         with pytest.raises(SystemExit, match="0"):

@@ -22,7 +22,8 @@ def plan_reinforcement(config: TrainConfig, topology: Topology) -> list[Plan]:
     """Compile the phases of a run of the method grpo, in the order in which they run.
 
     Raises:
-        UserError, ShardingError: as `plan_training` and `plan_decoding`.
+        UserError: as `plan_training` and `plan_decoding`.
+        ShardingError: likewise.
     """
     assert config.rl is not None
     rollouts, model = config.rl.rollouts, training_architecture(config)

@@ -85,7 +85,8 @@ class EpisodeRollouts(Rollouts):
         """Make the first request of an episode.
 
         Raises:
-            RequestError, ChatTemplateError: the prompt is too long, or cannot be asked.
+            RequestError: the prompt is too long, or an option does not fit it.
+            ChatTemplateError: the template refuses it.
         """
         draw = episode.draw
         episode.messages = [*draw.prompt.messages, *start.messages]

@@ -107,7 +107,8 @@ class Rollouts:
         """Return a request for each answer to a prompt.
 
         Raises:
-            RequestError, ChatTemplateError: the prompt is too long, or cannot be asked.
+            RequestError: the prompt is too long, or an option does not fit it.
+            ChatTemplateError: the template refuses it.
         """
         options = self.options(draw, draw.prompt.tools, samples or self._config.group_size)
         messages = list(draw.prompt.messages)
