@@ -50,8 +50,8 @@ def question(index: int, seed: int = 0, *, most_rows: int = 2, most_digits: int 
 
     Args:
         index, seed: determine it.
-        most_rows: one to so many rows are asked for.
-        most_digits: a row has two to so many digits.
+        most_rows: the number of rows asked for is 1 to this.
+        most_digits: a row has 2 to this number of digits.
     """
     rng = random.Random(f"rows/{seed}/{index}")
     numbers = rng.sample(range(100, 1000), rng.randint(1, most_rows))

@@ -60,7 +60,7 @@ class EnvironmentSource:
         return McpEnvironment(self._servers)
 
     def seconds(self, calls: int) -> float:
-        """Seconds after which a step with so many calls is given up."""
+        """Time limit of a step with a number of calls, in seconds."""
         return self.config.seconds_per_call * max(calls, 1) + self._slack
 
     def close(self) -> None:

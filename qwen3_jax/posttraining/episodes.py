@@ -150,7 +150,7 @@ def seed_of(seed: int, turn: int) -> int:
 
 
 class _Episode:
-    """An episode while it goes on."""
+    """An episode that is not finished."""
 
     options: Options
     request: Request
@@ -259,7 +259,7 @@ class _Wave:
             self._calls.ended(wait=True)
 
     def close(self) -> None:
-        """Stop what goes on, where it is given up."""
+        """Cancel the unfinished episodes of a round that is abandoned."""
         for number in self._running:
             self._engine.cancel(number)
         for number in list(self._open):

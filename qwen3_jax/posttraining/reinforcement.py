@@ -106,7 +106,7 @@ class PolicyLoop(StageLoop):
         self._figures.append(figures)
 
     def data_position(self, position: dict[str, Any], stage: Stage) -> dict[str, Any]:
-        """Return the position of the data; a run that was given more steps goes on where it stood."""
+        """Return the position of the data; a run that was given more steps resumes there."""
         del stage
         return position["data"]
 

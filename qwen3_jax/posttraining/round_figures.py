@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qwen3_jax.posttraining.advantages import teaches
+from qwen3_jax.posttraining.sampled import Scored
+
 if TYPE_CHECKING:
+    from qwen3_jax.posttraining.rollouts import Rollout
     from qwen3_jax.posttraining.rounds import Group
     from qwen3_jax.posttraining.traces import Trace
 
@@ -69,8 +73,6 @@ class RoundFigures:
 
 def figures_of(groups: Sequence[Group]) -> dict[str, float]:
     """Return the figures of the answers of some groups; see `RoundFigures`."""
-    from qwen3_jax.posttraining.advantages import teaches
-
     answers = [
         (rollout, scored) for group in groups for rollout, scored in zip(group.rollouts, group.scored, strict=True)
     ]
@@ -108,12 +110,12 @@ def _episodes(traces: Sequence[Trace]) -> dict[str, float]:
     return {f"environment.{name}": value for name, value in out.items()}
 
 
-def _parts(answers: Sequence[tuple[object, object]]) -> dict[str, float]:
+def _parts(answers: Sequence[tuple[Rollout, Scored]]) -> dict[str, float]:
     """Return the mean score and the share of every status of each part of the rewards."""
     scores: dict[str, list[float]] = {}
     statuses: dict[str, Counter[str]] = {}
     for _, scored in answers:
-        for part in scored.parts:  # type: ignore[attr-defined]
+        for part in scored.parts:
             statuses.setdefault(part.name, Counter())[part.status] += 1
             if part.score is not None:
                 scores.setdefault(part.name, []).append(part.score)
