@@ -15,6 +15,7 @@ Nothing is compiled after `warm_up`: every program has a few shapes.
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
@@ -65,7 +66,8 @@ class Engine:
         cache_tokens: tokens in the cache, of all requests together; divided likewise. None starts with 512 a row, on CPU with
             at most 1 GiB, and doubles whenever that is full, up to `rows` requests of `max_length` or the free memory; each
             size is compiled anew. "most" takes what that would end with at once, so that no size is compiled anew.
-        max_length: tokens of the longest request, prompt and answer; None is the model's context length.
+        max_length: tokens of the longest request, prompt and answer; None is the model's context length, or what the cache
+            holds if that is less, with a warning if it is the memory that limits it.
         prefill_chunk: prompt tokens computed at a time, None is 512, or 1,024 offline; running requests get a token between two
             chunks, but not offline.
         decode_steps: tokens that running requests generate between two scheduling decisions; None is 8, or 32 offline.
@@ -81,7 +83,7 @@ class Engine:
         stats: totals so far.
 
     Raises:
-        UserError: an invalid option, by name; or a reward model.
+        UserError: an invalid option, by name; a cache that holds less than a given `max_length`; or a reward model.
     """
 
     FIRST_PROGRAMS: ClassVar[int] = 2  # of `programs`: one prefill and one decode step
@@ -134,7 +136,7 @@ class Engine:
             pages = max_pages if most else min(self._runner.first_pages(_INITIAL_TOKENS), max_pages)
         else:
             pages = max_pages = 1 + max(cache_tokens // shards // size, 1)
-        self.max_length = min(max_length or context, (max_pages - 1) * size)
+        self.max_length = _length_that_fits(max_length, context, (max_pages - 1) * size, cache_tokens)
         steps = decode_steps if speculation is None else speculation.guesses + 1
         self._scheduler: Scheduler[ActiveRequest] = Scheduler(
             shards=shards, pages=pages, max_pages=max_pages, page_size=size, rows=shard_rows, chunk=prefill_chunk,
@@ -399,3 +401,32 @@ def can_continue(request: Request, count: int) -> bool:
     plain = request.constraint is None and request.sampling.logprobs is None and request.score_from is None
     begun = count + len(request.thinking_tokens.stop)
     return plain and bool(request.budget) and count > 0 and begun < request.max_new_tokens
+
+
+def _length_that_fits(max_length: int | None, context: int, slots: int, cache_tokens: int | None) -> int:
+    """Return the tokens of the longest request, in a cache of `slots` tokens.
+
+    Raises:
+        UserError: `max_length` is more than that.
+    """
+    if slots >= (max_length or context):
+        return max_length or context
+    advice = "quantise the cache or the weights, or use more devices"
+    if max_length is not None:
+        if cache_tokens is not None:
+            raise UserError(
+                f"engine option max_length is {max_length}, but a cache of cache_tokens={cache_tokens} holds requests of"
+                f" {slots} tokens at most; lower the one or raise the other."
+            )
+        raise UserError(
+            f"engine option max_length is {max_length}, but half of the free memory holds a cache of {slots} tokens; lower it,"
+            f" {advice}."
+        )
+    if cache_tokens is None:
+        warnings.warn(
+            f"requests may have {slots:,} tokens and not the {context:,} of the model's context, because half of the free"
+            f" memory holds no larger cache; {advice}.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return slots

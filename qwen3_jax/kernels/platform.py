@@ -3,8 +3,10 @@
 import ctypes
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -59,11 +61,59 @@ def free_memory(placement: Placement) -> int | None:
         return stats["bytes_limit"] - stats["bytes_in_use"]
     if device.platform != "cpu":
         return None
+    free = available_host_memory()
+    return None if free is None else _share_of_host(free, placement)
+
+
+def available_host_memory() -> int | None:
+    """Return the bytes that this process can still allocate in the host's memory, or None where the system does not say.
+
+    Cached file pages count as available: the kernel drops them when a program needs memory. A container's limit counts too.
+    """
+    available = _meminfo("MemAvailable")
+    if available is None:
+        try:
+            available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (ValueError, OSError):  # not on every system
+            return None
+    for limit, used, stats, cached in _CONTAINER:
+        left = _container_memory(limit, used, stats, cached)
+        available = available if left is None else min(available, left)
+    return available
+
+
+# Files of the control group of a container, versions 2 and 1: the limit, what is used, and the file whose entry has the cached
+# file pages among the used ones.
+_CONTAINER = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat", "inactive_file"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+        "total_inactive_file",
+    ),
+)
+
+
+def _meminfo(name: str) -> int | None:
+    """Bytes of an entry of /proc/meminfo, which gives KiB."""
     try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # not on every system
+        text = Path("/proc/meminfo").read_text("ascii")
+    except OSError:
         return None
-    return _share_of_host(free, placement)
+    entry = re.search(rf"^{name}:\s+(\d+) kB$", text, re.MULTILINE)
+    return None if entry is None else int(entry[1]) * 1024
+
+
+def _container_memory(limit: str, used: str, stats: str, cached: str) -> int | None:
+    """Bytes that a control group may still use; None without one, or without a limit."""
+    try:
+        most = int(Path(limit).read_text("ascii"))  # or the word "max"
+        held = int(Path(used).read_text("ascii"))
+        entry = re.search(rf"^{cached} (\d+)$", Path(stats).read_text("ascii"), re.MULTILINE)
+    except (OSError, ValueError):
+        return None
+    return max(most - held + (0 if entry is None else int(entry[1])), 0)
 
 
 def early_cache_bytes(placement: Placement) -> int | None:

@@ -1,14 +1,19 @@
 """Counters and limits of an engine in exact numbers; plans of the scheduler step by step."""
 
 import dataclasses
+import os
+from pathlib import Path
 
 import pytest
 
 import qwen3_jax
 from qwen3_jax import Engine, PromptLookup, Request, Sampling
+from qwen3_jax.errors import UserError
 from qwen3_jax.generation import Stats
 from qwen3_jax.generation.scheduler import Decode, Grow, Prefill, Scheduler, TokenSequence
 from qwen3_jax.generation.stats import Clock
+from qwen3_jax.kernels import platform
+from qwen3_jax.kernels.platform import available_host_memory
 from tests.helpers import tiny_models
 
 SEVEN = 7
@@ -130,14 +135,40 @@ def test_since_subtracts_every_field():
         (10**9, 2, 62, 1 + 2 * 16),
         (2 * 20 * PAGE_BYTES, 2, 64, 20),
         (2 * 20 * PAGE_BYTES - 1, 2, 64, 19),
-        (1, 2, 64, 2),
+        (2 * 17 * PAGE_BYTES, 2, 64, 17),
     ],
 )
 def test_a_cache_grows_to_what_half_of_the_memory_holds(free, rows, max_length, pages, monkeypatch):
     monkeypatch.setattr("qwen3_jax.generation.runner.free_memory", lambda placement: free)
     engine = Engine(tiny_models.model(2), rows=rows, max_length=max_length, slots_per_page=4)
     assert engine._scheduler.max_pages == pages
-    assert engine.max_length == min(max_length, (pages - 1) * 4)
+    assert engine.max_length == max_length
+
+
+def test_a_shorter_length_than_was_asked_for_is_refused_or_said(monkeypatch):
+    """Answers would be cut without a word: rollouts and evaluations ask for at most what the engine holds."""
+    model = tiny_models.model(2)
+    with pytest.raises(UserError, match="max_length is 64, but a cache of cache_tokens=40 holds requests of 40 tokens"):
+        Engine(model, rows=2, max_length=64, cache_tokens=40, slots_per_page=4)
+    monkeypatch.setattr("qwen3_jax.generation.runner.free_memory", lambda placement: 2 * 16 * PAGE_BYTES)
+    with pytest.raises(UserError, match="max_length is 64, but half of the free memory holds a cache of 60 tokens"):
+        Engine(model, rows=2, max_length=64, slots_per_page=4)
+    with pytest.warns(UserWarning, match="requests may have 60 tokens and not the"):
+        assert Engine(model, rows=2, slots_per_page=4).max_length == 60
+
+
+def test_cached_file_pages_are_available_memory(tmp_path, monkeypatch):
+    """A machine that has just written many files has little free memory and much available memory."""
+    assert available_host_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    (tmp_path / "limit").write_text("5000\n")
+    (tmp_path / "used").write_text("4000\n")
+    (tmp_path / "stats").write_text("anon 100\ninactive_file 600\n")
+    files = (*(str(tmp_path / name) for name in ("limit", "used", "stats")), "inactive_file")
+    monkeypatch.setattr(platform, "_CONTAINER", (files,))
+    assert available_host_memory() == 1600
+    (tmp_path / "limit").write_text("max\n")
+    entries = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    assert available_host_memory() == pytest.approx(int(entries["MemAvailable"].split()[0]) * 1024, rel=0.1)
 
 
 def test_how_many_pages_a_cache_has():
