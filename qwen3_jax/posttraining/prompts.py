@@ -103,7 +103,7 @@ class Prompts:
         """
         for source in (*self.training, *self.held_out.values()):
             for prompt in source:
-                if reason := unusable(prompt.record):
+                if reason := unusable(prompt.record, prompt.messages):
                     raise UserError(f"{prompt.location}: its answers cannot be scored: {reason}.")
 
     @property

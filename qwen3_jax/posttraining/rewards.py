@@ -87,15 +87,19 @@ class Scorer:
             self.close()
             raise
 
-    def unusable(self, record: Mapping[str, Any]) -> str:
+    def unusable(self, record: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> str:
         """Why no answer to a record's prompt can be scored, as that it has no reference; "" if nothing is wrong.
 
         A reference in the wrong form is found when the first answer is judged, and costs it.
+
+        Args:
+            record: as in its file.
+            messages: of the prompt, whatever the form of the record.
         """
         for part in self._parts:
             try:
                 if part.kind == "verifier":
-                    verifier_input(part, record, record.get("messages") or (), "thinking", None)
+                    verifier_input(part, record, messages, "thinking", None)
                 elif part.kind == "judge" and part.reference:
                     reference_of(part, record)
             except UserError as error:

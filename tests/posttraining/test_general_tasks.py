@@ -96,7 +96,7 @@ def test_rewards_judge_the_records():
     drawn = [next(find(name).problems(5)) for name in OWN]
     pairs = [(problem, problem.record(name)) for problem, name in zip(drawn, OWN, strict=True)]
     with Scorer([RewardPart()]) as scorer:
-        assert [scorer.unusable(record) for _, record in pairs] == [""] * len(pairs)
+        assert [scorer.unusable(record, record["messages"]) for _, record in pairs] == [""] * len(pairs)
         scored = scorer.score([sampled(problem.right, record) for problem, record in pairs])
         assert [one.reward for one in scored] == [1.0] * len(pairs)
         scored = scorer.score([sampled(problem.wrong[-1], record) for problem, record in pairs])

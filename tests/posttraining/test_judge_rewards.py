@@ -233,9 +233,9 @@ def test_folders_and_keys_are_refused(tmp_path):
         with Scorer([part(endpoint)], tmp_path / "b"), pytest.raises(UserError, match="in use by another run"):
             Scorer([part(endpoint)], tmp_path / "b")
         scorer = Scorer([part(endpoint, reference=True, reference_key="gold")], tmp_path / "a")  # the folder was let go
-        assert "the record has no reference, under 'gold'" in scorer.unusable(RECORD)
+        assert "the record has no reference, under 'gold'" in scorer.unusable(RECORD, RECORD["messages"])
         assert "under 'gold'" in scorer.score([sampled("4", RECORD)])[0].lost
-        assert scorer.unusable({**RECORD, "gold": ["4", "four"]}) == ""
+        assert scorer.unusable({**RECORD, "gold": ["4", "four"]}, RECORD["messages"]) == ""
         scorer.score([sampled("4", {**RECORD, "gold": ["4", "four"]})])
         scorer.close()
     assert json.dumps(["4", "four"]) in endpoint.bodies[0]["messages"][-1]["content"]

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from qwen3_jax.errors import UserError
 from qwen3_jax.posttraining.prompts import Prompts, read_prompts
+from qwen3_jax.posttraining.rewards import Scorer
+from qwen3_jax.training.reward_config import RewardPart
 from qwen3_jax.training.rl_config import PromptSource, RolloutConfig
 
 
@@ -121,5 +123,16 @@ def test_records_say_mode_tools_and_pass_rate(tmp_path):
         Prompts([PromptSource("some", path, pass_rate=[0.6, 0.7])], RolloutConfig(), 0)
     with pytest.raises(UserError, match=r"two\.jsonl:1: its answers cannot be scored: why\."):
         Prompts([PromptSource("two", write(tmp_path / "two.jsonl", records))], RolloutConfig(), 0).check(
-            lambda _: "why"
+            lambda _record, _messages: "why"
         )
+
+
+def test_verifiers_read_the_prompt_in_every_form_of_record(tmp_path):
+    """`thinking` and `reward` judge by the messages of the prompt, which a record with a question alone does not have."""
+    asked = [
+        {"question": "What is 2 + 3?", "answer": "5"},
+        {"messages": [{"role": "user", "content": "What is 3 + 3?"}], "answer": "6"},
+    ]
+    prompts = Prompts([PromptSource("sums", write(tmp_path / "sums.jsonl", asked))], RolloutConfig(), 0)
+    with Scorer([RewardPart(verifier="number"), RewardPart(verifier="thinking", gate=True)]) as scorer:
+        prompts.check(scorer.unusable)

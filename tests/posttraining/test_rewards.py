@@ -89,7 +89,7 @@ def test_every_verifier_is_usable_from_a_record():
     records = {name: {"messages": hi, "verifier": name, **fields} for name, (fields, _, _) in table.items()}
     answers = {name: [sampled(text, records[name]) for text in texts] for name, (_, *texts) in table.items()}
     with Scorer([RewardPart()]) as scorer:
-        assert [scorer.unusable(record) for record in records.values()] == [""] * len(table)
+        assert [scorer.unusable(record, hi) for record in records.values()] == [""] * len(table)
         flat = scorer.score([one for several in answers.values() for one in several])
     for place, (name, several) in enumerate(answers.items()):
         scored = flat[2 * place : 2 * place + 2]
@@ -103,12 +103,11 @@ def test_a_named_verifier_of_form_does_not_take_the_answer_of_another():
     record = {"verifier": "number", "answer": "42", "settings": {"take": "only"}, "messages": []}
     style = [RewardPart(verifier=name) for name in ("language", "json", "repetition")]
     with Scorer([RewardPart(), *style]) as scorer:
-        assert scorer.unusable(record) == ""
+        assert scorer.unusable(record, ()) == ""
         (scored,) = scorer.score([sampled("42", record)])
         assert [part.status for part in scored.parts] == ["right", "unparsable", "right", "right"]
-        assert "the record has no answer or reference or length" in Scorer([RewardPart(verifier="length")]).unusable(
-            record
-        )
+        without = Scorer([RewardPart(verifier="length")]).unusable(record, ())
+        assert "the record has no answer or reference or length" in without
     assert verifier_input(style[0], {"language": "de", **record}, (), "thinking", None)[1] == "de"
 
 
@@ -133,7 +132,7 @@ def test_a_record_that_cannot_be_judged_says_why_and_costs_itself():
     ]
     with Scorer([RewardPart()]) as scorer:
         for record, reason in records:
-            assert reason in scorer.unusable(record)
+            assert reason in scorer.unusable(record, ())
         whole = {"verifier": "number", "answer": 4}
         scored = scorer.score([sampled("4", record) for record, _ in records] + [sampled("4", whole)])
     assert [one.reward for one in scored] == [None, None, None, None, 1.0]
