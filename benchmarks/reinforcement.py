@@ -5,17 +5,17 @@
 
 Both sides have the same model in float32, prompts, verifier, temperature 1, group size, learning rate, AdamW and clipping; one
 update of all answers a step, no KL term. Each seed is run by both sides in turn. Samples differ, so rewards are compared as
-curves: the mean of the last third of the steps, with its spread over seeds. The first two steps of a run, which compile, are not
-timed.
+curves: the mean of the last third of the steps, with its spread over seeds. The first two steps, which compile, are not timed.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,11 @@ def write_prompts(path: Path, count: int, seed: int) -> list[dict[str, str]]:
     from qwen3_jax.evaluation.tasks import find, load
 
     problems = load(find("running_sum"), None, {"problems": count, "seed": seed})
-    records = [{"question": one.prompt[-1]["content"], "answer": str(one.reference)} for one in problems]
+    chats: list[Any] = [one.prompt for one in problems]
+    records = [
+        {"question": chat[-1]["content"], "answer": str(one.reference)}
+        for chat, one in zip(chats, problems, strict=True)
+    ]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return records
 
@@ -91,20 +95,20 @@ def theirs(options: argparse.Namespace, records: list[dict[str, str]], seed: int
     seconds: Step = dict.fromkeys((*PHASES, "tokens", "reward"), 0.0)
     steps: list[Step] = []
 
-    def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def timer(*args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
-            out = call(*args, **kwargs)
-            seconds[name] += time.perf_counter() - started
-            return out
-
-        return timer
+    @contextlib.contextmanager
+    def timed(name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        seconds[name] += time.perf_counter() - started
 
     class Trainer(GRPOTrainer):
-        def __init__(self, *args: Any, **kwargs: Any):
-            super().__init__(*args, **kwargs)
-            self._generate = timed("rollout", self._generate)
-            self._calculate_rewards = timed("rewards", self._calculate_rewards)
+        def _generate(self, *args: Any, **kwargs: Any) -> Any:
+            with timed("rollout"):
+                return super()._generate(*args, **kwargs)
+
+        def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Any:
+            with timed("rewards"):
+                return super()._calculate_rewards(*args, **kwargs)
 
     class Clock(TrainerCallback):
         started = 0.0
@@ -119,11 +123,11 @@ def theirs(options: argparse.Namespace, records: list[dict[str, str]], seed: int
 
     tokenizer = AutoTokenizer.from_pretrained(options.model, padding_side="left")
 
-    def reward(completion_ids: list[list[int]], answer: list[str], **_: Any) -> list[float]:
+    def reward(completion_ids: list[list[int]], answer: list[str], **_: Any) -> list[float | None]:
         texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
         scores = [float(verify("number", one, right).score or 0.0) for one, right in zip(texts, answer, strict=True)]
         seconds["reward"], seconds["tokens"] = statistics.fmean(scores), float(sum(map(len, completion_ids)))
-        return scores
+        return [*scores]
 
     config = GRPOConfig(
         output_dir=str(folder / f"trl-{seed}"), seed=seed, use_cpu=True, bf16=False, report_to="none", save_strategy="no",
