@@ -7,7 +7,7 @@ Invariant: what is drawn depends on the configuration and the number of the draw
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -95,8 +95,11 @@ class Prompts:
         self._draws, self._places = [0] * len(sources), [0] * len(sources)
         self._solved: set[str] = set()
 
-    def check(self, unusable: Callable[[Mapping[str, Any]], str]) -> None:
+    def check(self, unusable: Callable[[Mapping[str, Any], Sequence[Mapping[str, Any]]], str]) -> None:
         """Refuse a prompt whose answers cannot be scored.
+
+        Args:
+            unusable: of a record and the messages of its prompt; the reason, or "".
 
         Raises:
             UserError: names its file and line.

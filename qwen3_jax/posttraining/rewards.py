@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +24,7 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.posttraining.jobs import Jobs, TimeIsUp
 from qwen3_jax.posttraining.judge_rewards import Case, Judge, Replies
 from qwen3_jax.posttraining.model_rewards import ModelPart
-from qwen3_jax.posttraining.sampled import STATUSES, PartScore, PartStatistics, Sampled, Scored, Statistics
+from qwen3_jax.posttraining.sampled import PartScore, PartStatistics, Sampled, Scored, Statistics
 from qwen3_jax.posttraining.verifier_inputs import reference_of, verifier_input
 from qwen3_jax.training.reward_config import RECORD, RewardPart, check_rewards
 from qwen3_jax.verifiers import Verdict, verify
@@ -60,7 +59,7 @@ class Scorer:
         self._parts = tuple(parts)
         check_rewards(self._parts, max_new_tokens)
         self._seconds, self._max_new_tokens = seconds, max_new_tokens
-        self.statistics = Statistics(0, None, 0.0, {})
+        self.statistics = Statistics.of(())
         self._unfinished = next((part for part in self._parts if part.kind == "unfinished"), None)
         self._replies: Replies | None = None
         self._judges: dict[str, Judge] = {}
@@ -133,7 +132,7 @@ class Scorer:
             for _, jobs, _ in running:
                 jobs.stop()
         scored = [self._scored(i, sampled, table) for i, sampled in enumerate(samples)]
-        self.statistics = statistics_of(self._parts, scored)
+        self.statistics = Statistics.of(scored)
         return scored
 
     def _start_verifiers(self, samples: Sequence[tuple[int, Sampled]]) -> Jobs:
@@ -311,20 +310,3 @@ def combine(parts: Sequence[RewardPart], scores: Sequence[PartScore]) -> float |
     if any(score is None for score in by_name.values()):
         return None
     return math.fsum(part.weight * (by_name[part.label] or 0.0) for part in scoring if not part.gate)
-
-
-def statistics_of(parts: Sequence[RewardPart], scored: Sequence[Scored]) -> Statistics:
-    """Means and shares of statuses over the answers of a call."""
-    by_part: dict[str, list[PartScore]] = {part.label: [] for part in parts}
-    for one in scored:
-        for score in one.parts:
-            by_part[score.name].append(score)
-    out = {}
-    for name, scores in by_part.items():
-        values = [score.score for score in scores if score.score is not None]
-        counts = Counter(score.status for score in scores)
-        shares = {status: counts[status] / len(scores) if scores else 0.0 for status in STATUSES}
-        out[name] = PartStatistics(len(scores), math.fsum(values) / len(values) if values else None, shares)
-    rewards = [one.reward for one in scored if one.reward is not None]
-    lost = (len(scored) - len(rewards)) / len(scored) if scored else 0.0
-    return Statistics(len(scored), math.fsum(rewards) / len(rewards) if rewards else None, lost, out)

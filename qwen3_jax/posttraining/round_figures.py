@@ -11,21 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qwen3_jax.posttraining.advantages import teaches
-from qwen3_jax.posttraining.sampled import Scored
+from qwen3_jax.posttraining.sampled import Statistics
+from qwen3_jax.training.rl_config import PASS_RATE_BINS
 
 if TYPE_CHECKING:
-    from qwen3_jax.posttraining.rollouts import Rollout
     from qwen3_jax.posttraining.rounds import Group
     from qwen3_jax.posttraining.traces import Trace
-
-PASS_RATE_BINS = (
-    "0",
-    "0-25",
-    "25-50",
-    "50-75",
-    "75-100",
-    "100",
-)  # percent; the first and the last are those numbers alone
 
 
 class RoundFigures:
@@ -78,21 +69,23 @@ def figures_of(groups: Sequence[Group]) -> dict[str, float]:
     ]
     if not answers:
         return {}
+    statistics = Statistics.of([scored for _, scored in answers])
     rewards = [scored.reward for _, scored in answers if scored.reward is not None]
     tokens = [one.tokens for one, _ in answers]
     rates = [group.pass_rate for group in groups]
     out = {
-        "lost": 1 - len(rewards) / len(answers), "tokens": float(np.mean(tokens)), "sampled_tokens": float(sum(tokens)),
+        "lost": statistics.lost, "tokens": float(np.mean(tokens)), "sampled_tokens": float(sum(tokens)),
         "thinking_tokens": float(np.mean([one.thinking_tokens for one, _ in answers])),
         "halted": float(np.mean([one.halted for one, _ in answers])),
         "truncated": float(np.mean([one.is_cut for one, _ in answers])),
         "pass_rate": float(np.mean(rates)), "equal": float(np.mean([not teaches(group.rewards) for group in groups])),
     }  # fmt: skip
-    if rewards:
-        out |= {"reward": float(np.mean(rewards)), "reward_std": float(np.std(rewards))}
+    if statistics.mean is not None:
+        out |= {"reward": statistics.mean, "reward_std": float(np.std(rewards))}
     counts = Counter(_bin(rate) for rate in rates)
     out |= {f"pass_rates.{name}": counts[name] / len(rates) for name in PASS_RATE_BINS}
-    return out | _parts(answers) | _episodes([one.trace for one, _ in answers if one.trace is not None])
+    out |= {f"part.{name}": value for name, value in statistics.part_metrics().items()}
+    return out | _episodes([one.trace for one, _ in answers if one.trace is not None])
 
 
 def _episodes(traces: Sequence[Trace]) -> dict[str, float]:
@@ -108,21 +101,6 @@ def _episodes(traces: Sequence[Trace]) -> dict[str, float]:
     endings = Counter(one.ending for one in traces)
     out |= {f"ended.{ending}": count / len(traces) for ending, count in endings.items()}
     return {f"environment.{name}": value for name, value in out.items()}
-
-
-def _parts(answers: Sequence[tuple[Rollout, Scored]]) -> dict[str, float]:
-    """Return the mean score and the share of every status of each part of the rewards."""
-    scores: dict[str, list[float]] = {}
-    statuses: dict[str, Counter[str]] = {}
-    for _, scored in answers:
-        for part in scored.parts:
-            statuses.setdefault(part.name, Counter())[part.status] += 1
-            if part.score is not None:
-                scores.setdefault(part.name, []).append(part.score)
-    out = {f"part.{name}": float(np.mean(values)) for name, values in scores.items()}
-    for name, counts in statuses.items():
-        out |= {f"part.{name}.{status.replace(' ', '_')}": count / counts.total() for status, count in counts.items()}
-    return out
 
 
 def _bin(rate: float) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +101,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class PartStatistics:
-    """A part over the answers of one call.
+    """What one part says of some answers.
 
     Attributes:
         answers: that the part was asked about.
@@ -114,7 +116,7 @@ class PartStatistics:
 
 @dataclass(frozen=True)
 class Statistics:
-    """The last call of `Scorer.score`.
+    """Scored answers together.
 
     Attributes:
         answers: their number.
@@ -128,13 +130,38 @@ class Statistics:
     lost: float
     parts: Mapping[str, PartStatistics]
 
+    @classmethod
+    def of(cls, scored: Sequence[Scored]) -> Statistics:
+        """Return the means, and the shares of statuses, over some answers."""
+        by_part: dict[str, list[PartScore]] = {}
+        for one in scored:
+            for part in one.parts:
+                by_part.setdefault(part.name, []).append(part)
+        rewards = [one.reward for one in scored if one.reward is not None]
+        lost = (len(scored) - len(rewards)) / len(scored) if scored else 0.0
+        return cls(len(scored), _mean(rewards), lost, {name: _part(parts) for name, parts in by_part.items()})
+
     def metrics(self) -> dict[str, float]:
-        """As numbers by name: `mean`, `lost`, and for each part NAME.mean and NAME.STATUS ("not_judged") where it occurs."""
-        out = {"lost": self.lost} | ({} if self.mean is None else {"mean": self.mean})
+        """Return `mean`, `lost` and the numbers of `part_metrics`."""
+        return {"lost": self.lost} | ({} if self.mean is None else {"mean": self.mean}) | self.part_metrics()
+
+    def part_metrics(self) -> dict[str, float]:
+        """Return for each part NAME, its mean score, and NAME.STATUS ("not_judged"), the share of a status that occurs."""
+        out = {}
         for name, part in self.parts.items():
             if part.mean is not None:
-                out[f"{name}.mean"] = part.mean
+                out[name] = part.mean
             for status, share in part.shares.items():
                 if share:
                     out[f"{name}.{status.replace(' ', '_')}"] = share
         return out
+
+
+def _part(scores: Sequence[PartScore]) -> PartStatistics:
+    counts = Counter(score.status for score in scores)
+    shares = {status: counts[status] / len(scores) for status in STATUSES}
+    return PartStatistics(len(scores), _mean([one.score for one in scores if one.score is not None]), shares)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None

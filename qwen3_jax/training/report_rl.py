@@ -12,6 +12,7 @@ from qwen3_jax.training import report_panels
 from qwen3_jax.training.loss_plot import nan_for_null, running_mean
 from qwen3_jax.training.metrics import read as read_lines
 from qwen3_jax.training.report_panels import over_steps
+from qwen3_jax.training.rl_config import PASS_RATE_BINS
 from qwen3_jax.training.run_log import RunLog
 
 Panel = Callable[[Any, RunLog], None]
@@ -73,8 +74,8 @@ def held_out_reward(axes: Any, run: RunLog) -> None:
 
 
 def parts(axes: Any, run: RunLog) -> None:
-    names = sorted({name for row in run.train for name in row if name.startswith("rl.part.") and name.count(".") == 2})
-    drawn = _lines(axes, run, [(name, name.removeprefix("rl.part.")) for name in names])
+    sorted({name for row in run.train for name in row if name.startswith("rl.part.") and name.count(".") == 2})
+    drawn = _lines(axes, run, [(name, name.removeprefix("rl.part.")) for name in PASS_RATE_BINS])
     for status in ("timed_out", "error", "not_judged"):
         failing = sorted({name for row in run.train for name in row if name.endswith(f".{status}")})
         drawn |= _lines(axes, run, [(name, name.removeprefix("rl.part.")) for name in failing])
@@ -86,13 +87,12 @@ def parts(axes: Any, run: RunLog) -> None:
 
 
 def pass_rates(axes: Any, run: RunLog) -> None:
-    names = ["0", "0-25", "25-50", "50-75", "75-100", "100"]
     rows = [row for row in run.train if "rl.pass_rates.0" in row]
     if rows:
         steps = [row["step"] for row in rows]
-        shares = [[row[f"rl.pass_rates.{name}"] for row in rows] for name in names]
+        shares = [[row[f"rl.pass_rates.{name}"] for row in rows] for name in PASS_RATE_BINS]
         colours = ["#b2182b", "#ef8a62", "#fddbc7", "#d1e5f0", "#67a9cf", "#2166ac"]
-        axes.stackplot(steps, shares, labels=[f"{name}% right" for name in names], colors=colours)
+        axes.stackplot(steps, shares, labels=[f"{name}% right" for name in PASS_RATE_BINS], colors=colours)
         axes.legend(fontsize=7, loc="lower left")
     axes.set(ylabel="share of prompts", title="pass rate of prompts", ylim=(0, 1))
     over_steps(axes, run)

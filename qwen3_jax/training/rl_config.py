@@ -21,6 +21,9 @@ from qwen3_jax.training.environment_config import EnvironmentConfig
 from qwen3_jax.training.policy_config import EntropyBand, PolicyConfig
 from qwen3_jax.training.reward_config import RewardPart, check_rewards
 
+PASS_RATE_BINS = ("0", "0-25", "25-50", "50-75", "75-100", "100")
+"""Of prompts by the share of their answers that are right, in percent; the first and the last are those numbers alone."""
+
 
 @dataclass(frozen=True)
 class PromptSource:

@@ -140,9 +140,7 @@ def test_what_cannot_be_read_is_asked_again_and_then_costs_its_own_answer(tmp_pa
         assert len(endpoint.bodies) == 1 + 3 + 3
         assert len({body["seed"] for body in endpoint.bodies}) == 7
         metrics = scorer.statistics.metrics()
-        assert (metrics["judge.not_judged"], metrics["judge.mean"], metrics["lost"]) == pytest.approx(
-            (1 / 3, 0.5, 1 / 3)
-        )
+        assert (metrics["judge.not_judged"], metrics["judge"], metrics["lost"]) == pytest.approx((1 / 3, 0.5, 1 / 3))
         with Scorer([part(endpoint)], tmp_path / "judge") as again:
             assert again.score([sampled("never", RECORD)])[0].lost == scored[2].lost
         assert len(endpoint.bodies) == 7
