@@ -74,8 +74,8 @@ def held_out_reward(axes: Any, run: RunLog) -> None:
 
 
 def parts(axes: Any, run: RunLog) -> None:
-    sorted({name for row in run.train for name in row if name.startswith("rl.part.") and name.count(".") == 2})
-    drawn = _lines(axes, run, [(name, name.removeprefix("rl.part.")) for name in PASS_RATE_BINS])
+    names = sorted({name for row in run.train for name in row if name.startswith("rl.part.") and name.count(".") == 2})
+    drawn = _lines(axes, run, [(name, name.removeprefix("rl.part.")) for name in names])
     for status in ("timed_out", "error", "not_judged"):
         failing = sorted({name for row in run.train for name in row if name.endswith(f".{status}")})
         drawn |= _lines(axes, run, [(name, name.removeprefix("rl.part.")) for name in failing])

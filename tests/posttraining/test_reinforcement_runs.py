@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
 import qwen3_jax
 from qwen3_jax.cli import train as cli
@@ -17,6 +18,9 @@ from qwen3_jax.cli.train_options import parse_train
 from qwen3_jax.errors import Interrupted
 from qwen3_jax.posttraining import samples as storage
 from qwen3_jax.posttraining.reinforcement import train
+from qwen3_jax.training import report_rl
+from qwen3_jax.training.rl_config import PASS_RATE_BINS
+from qwen3_jax.training.run_log import read_run
 from tests.helpers import tiny_models
 
 
@@ -108,6 +112,15 @@ def test_a_run_resumes_to_the_same_bits_in_the_middle_of_a_round(base, tmp_path,
     page = (whole / "report.html").read_text()
     assert "Answers of the round before step 5" in page
     assert "reward of sampled answers" in page
+    labels = {}
+    for panel in report_rl.panels(read_run(whole)):
+        axes = Figure().subplots()
+        panel(axes, read_run(whole))
+        assert axes.has_data(), panel.__name__
+        labels[panel.__name__] = axes.get_legend_handles_labels()[1]
+    assert labels["parts"] == ["record", "answers without a reward"]
+    assert labels["pass_rates"] == [f"{name}% right" for name in PASS_RATE_BINS]
+    assert len(labels) >= 10
     # Without its round a checkpoint in the middle of it cannot be resumed from, and says so.
     (whole / "rollouts" / "2.npz").unlink()
     for step in (4, 5, 6):
