@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from qwen3_jax.progress import doing
 from qwen3_jax.training.config import TrainConfig
 from qwen3_jax.training.loss_plot import plot_loss
 from qwen3_jax.training.metrics import MetricsWriter
@@ -26,7 +27,8 @@ class Journal:
     def __init__(self, run_dir: Path, config: TrainConfig, step: int, started: float):
         self._writer = None
         if jax.process_index() == 0:
-            self._writer = MetricsWriter(run_dir, step, started, config.wandb)
+            with doing("opening the logs"):  # tensorboardX imports torch where that is installed, which takes seconds
+                self._writer = MetricsWriter(run_dir, step, started, config.wandb)
 
     def __enter__(self) -> Journal:
         return self
