@@ -83,7 +83,8 @@ class Runner:
         if jax.process_count() > 1:  # all processes must agree
             from jax.experimental.multihost_utils import process_allgather
 
-            free = int(process_allgather(np.asarray(free)).min())
+            # In MiB: JAX makes 32-bit numbers of what is gathered.
+            free = int(process_allgather(np.asarray(free >> 20, np.int32)).min()) << 20
         return max(min(pages, int(free * 0.5) // self._page_bytes()), 2)
 
     def first_pages(self, tokens: int) -> int:

@@ -4,7 +4,11 @@ import dataclasses
 import os
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 import qwen3_jax
 from qwen3_jax import Engine, PromptLookup, Request, Sampling
@@ -169,6 +173,14 @@ def test_cached_file_pages_are_available_memory(tmp_path, monkeypatch):
     (tmp_path / "limit").write_text("max\n")
     entries = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     assert available_host_memory() == pytest.approx(int(entries["MemAvailable"].split()[0]) * 1024, rel=0.1)
+
+
+def test_processes_agree_on_free_memory_of_more_than_32_bits(monkeypatch):
+    """Two hosts with 12 GiB and a few bytes, of which 32 bits are a few bytes."""
+    monkeypatch.setattr("qwen3_jax.generation.runner.free_memory", lambda placement: (3 << 32) + 1000)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda x: np.asarray(jnp.stack([x, x])))
+    assert Engine(tiny_models.model(2), rows=2, max_length=64, slots_per_page=4).max_length == 64
 
 
 def test_how_many_pages_a_cache_has():

@@ -180,7 +180,7 @@ def test_a_killed_run_asks_what_it_had_not_written(tmp_path):
 
 def test_a_judge_that_is_gone_costs_the_answers_and_one_that_refuses_ends_the_run(tmp_path):
     with fake_endpoint(answer=by_length) as endpoint:
-        gone = part(endpoint, tries=1)
+        gone = part(endpoint, tries=1, concurrency=4)  # else all may be under way before the first fails
         refused = sampled("REFUSE", RECORD)
         with Scorer([part(endpoint, name="kind")], tmp_path / "refused") as scorer:
             assert "HTTP 400" in scorer.score([refused])[0].lost
