@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from tests.helpers import quick_xla
+from tests.helpers.long_tests import is_long
 
 # Before JAX is imported anywhere: the device count is read once, at backend start.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -56,6 +57,11 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     whole = {Path(name).resolve() for name in config.args} & {config.rootpath, config.rootpath / "tests"}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return cores + 1 if whole else 0
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if is_long(item.nodeid):
+        item.add_marker("soak")
 
 
 # Tests of a minute or more: at the end they would run while all other workers have ended.

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.long_tests import LONG
+
 ROOT = Path(__file__).parent.parent
 # package -> packages of qwen3_jax that it may import, besides itself and the modules that all may import
 MAY_IMPORT = {
@@ -146,6 +148,13 @@ def test_planted_bugs_follow_the_code():
     from tests.mutation.planted import PLANTED
 
     assert all(planted.source(ROOT) for planted in PLANTED)
+
+
+def test_the_tests_that_are_left_to_the_soak_tier_exist():
+    """A key of `LONG` that names no test would leave nothing to anybody."""
+    for name in LONG:
+        file, _, test = name.partition("::")
+        assert f"def {test.partition('[')[0]}(" in (ROOT / file).read_text("utf-8"), name
 
 
 def test_importing_the_package_imports_nothing_heavy():
