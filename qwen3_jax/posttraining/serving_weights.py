@@ -1,10 +1,13 @@
 """The weights of a training state as the engine serves them: on the same devices, under the rules of serving.
 
 Training splits large parameters over `data` too; serving keeps whole copies along it (`sharding.SERVING`). Where both rules and
-both types agree, the engine uses the very arrays of the training state, and no copy exists.
+both types agree, the engine uses the very arrays of the training state, and no copy exists. Layers that are trained as a stack
+are served one by one where decoding is faster so (`kernels.prefers_unrolled_decoding`), which copies them.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +15,11 @@ from flax import nnx
 
 import sharding
 from qwen3_jax.generation_config import GenerationConfig
-from qwen3_jax.kernels import Execution
+from qwen3_jax.kernels import Execution, prefers_unrolled_decoding
 from qwen3_jax.model import Qwen3, Structure
 from qwen3_jax.training.step import Params, Trainer
+
+Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
 
 class ServingWeights:
@@ -32,43 +37,80 @@ class ServingWeights:
         placement = sharding.Placement(trainer.placement.mesh, sharding.SERVING)
         execution = Execution(placement, trainer.kernels)
         self._trainer, self._generation_config = trainer, generation_config
-        self._structure = Structure(lambda: trainer.build(nnx.Rngs(0), execution))
+        scan_layers = False if prefers_unrolled_decoding(placement) else None
+        self._structure = Structure(lambda: trainer.build(nnx.Rngs(0), execution, scan_layers=scan_layers))
         shardings, shapes = self._structure.shardings(placement), self._structure.shapes
-        own = trainer.structure.shardings(trainer.placement)
+        own_shapes, own = trainer.structure.shapes, trainer.structure.shardings(trainer.placement)
+        self._sources = _sources(shapes, own_shapes)
         kinds = {name: self._kind(name, shape) for name, shape in shapes.items()}
         self._moved = {
             name
-            for name in shapes
-            if kinds[name] != shapes[name].dtype or not _agree(shardings[name], own[name], shapes[name])
+            for name, (source, layer) in self._sources.items()
+            if layer is not None
+            or kinds[name] != own_shapes[source].dtype
+            or not _agree(shardings[name], own[source], shapes[name])
         }
 
         def moved(params: Params) -> Params:
-            return {name: value.astype(kinds[name]) for name, value in params.items()}
+            out = {}
+            for name in sorted(self._moved):
+                source, layer = self._sources[name]
+                value = params[source]
+                value = value if layer is None else jax.tree.map(lambda x, layer=layer: x[layer], value)
+                out[name] = value.astype(kinds[name]) if isinstance(value, jax.Array) else value
+            return out
 
         self._move = jax.jit(moved, out_shardings={name: shardings[name] for name in sorted(self._moved)})
 
     @property
     def copied(self) -> set[str]:
-        """Names of the parameters that are copied to other devices or into another type."""
+        """Names of the served parameters that are copied: to other devices, into another type, or out of a stack of layers."""
         return set(self._moved)
 
     def model(self, params: Params) -> Qwen3:
         """Return the model with these parameters; arrays that are not copied are the trainer's, which its next step donates."""
         every = params if self._trainer.base is None else params | self._trainer.base
+        served = {name: every[source] for name, (source, layer) in self._sources.items() if layer is None}
         if self._moved:
-            every = every | self._move({name: every[name] for name in self._moved})
-        model = self._structure.merge(every)
+            served |= self._move({source: every[source] for source in {self._sources[name][0] for name in self._moved}})
+        model = self._structure.merge(served)
         model.generation_config = self._generation_config
         return model
 
     def _kind(self, name: str, shape: jax.ShapeDtypeStruct) -> jnp.dtype:
         compute = self._trainer.compute_type
         base = self._trainer.base
-        if base is not None and name in base and not isinstance(base[name], jax.Array):
+        source = self._sources[name][0]
+        if base is not None and source in base and not isinstance(base[source], jax.Array):
             return shape.dtype  # quantised
         axes = [axis for axis in self._structure.logical_axes[name] if axis != "layers"]
         is_matrix = len(axes) > 1 and "router" not in axes and "adapters." not in name
         return compute if is_matrix else shape.dtype
+
+
+def _sources(served: Shapes, trained: Shapes) -> dict[str, tuple[str, int | None]]:
+    """Return where each served parameter comes from: a trained one, and which layer of its stack; None is the whole of it."""
+    if {name: one.shape for name, one in served.items()} == {name: one.shape for name, one in trained.items()}:
+        return {name: (name, None) for name in served}
+    places: list[tuple[str, int | None]] = []  # of each layer: "groups.1", and its place in that stack
+    groups = sorted({int(name.split(".")[1]) for name in trained if name.startswith("groups.")})
+    for group in groups:
+        prefix = f"groups.{group}."
+        one = next(name for name in trained if name.startswith(prefix))
+        single = served[f"groups.{len(places)}.{one.removeprefix(prefix)}"]
+        stacked = len(trained[one].shape) > len(single.shape)
+        count = trained[one].shape[0] if stacked else 1
+        places += [(f"groups.{group}", layer if stacked else None) for layer in range(count)]
+    out: dict[str, tuple[str, int | None]] = {}
+    for name in served:
+        kind, _, rest = name.partition(".")
+        if kind != "groups":
+            out[name] = name, None
+            continue
+        number, _, rest = rest.partition(".")
+        group_name, layer = places[int(number)]
+        out[name] = f"{group_name}.{rest}", layer
+    return out
 
 
 def _agree(one: jax.sharding.Sharding, other: jax.sharding.Sharding, shape: jax.ShapeDtypeStruct) -> bool:

@@ -109,14 +109,18 @@ class Trainer:
         # (params, batch[, base]) -> (gradients, Loss)
         self._gradient: jax.stages.Wrapped = jax.jit(self._gradients, out_shardings=(self.shardings.params, None))
 
-    def build(self, rngs: nnx.Rngs, execution: Execution) -> Qwen3:
-        """Build the model that is trained, with initial weights; where weights do not matter, trace it."""
+    def build(self, rngs: nnx.Rngs, execution: Execution, *, scan_layers: bool | None = None) -> Qwen3:
+        """Build the model that is trained, with initial weights; where weights do not matter, trace it.
+
+        Args:
+            scan_layers: another layout of the layers than the one that is trained; None is that.
+        """
         return self.objective.model(
             self.config,
             rngs=rngs,
             dtype=self._model_config.dtype,
             param_dtype=self._model_config.param_dtype,
-            scan_layers=self._model_config.scan_layers,
+            scan_layers=self._model_config.scan_layers if scan_layers is None else scan_layers,
             remat=self._model_config.remat,
             execution=execution,
             lora=self.lora,
