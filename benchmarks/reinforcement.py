@@ -1,7 +1,7 @@
 """GRPO against TRL's GRPOTrainer: rewards over the steps, and seconds of a step by phase.
 
     python -m benchmarks.reinforcement --model runs/cold-start-laptop/hf       # goal: at least 3x TRL
-    python -m benchmarks.reinforcement --model DIR --steps 10 --seeds 1
+    python -m benchmarks.reinforcement --model DIR --steps 10 --seeds 1 --devices 2
 
 Both sides have the same model in float32, prompts, verifier, temperature 1, group size, learning rate, AdamW and clipping; one
 update of all answers a step, no KL term. Each seed is run by both sides in turn. Samples differ, so rewards are compared as
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import show
+from benchmarks.common import add_devices, cpu_mesh, show
 from qwen3_jax.verifiers import verify
 
 RATE, BETAS, CLIP = 4e-4, (0.9, 0.99), 1.0
@@ -30,16 +30,15 @@ FIRST = 2  # steps that are not timed
 Step = dict[str, float]  # reward, tokens, rollout, rewards, update, whole
 
 
-def write_prompts(path: Path, count: int, seed: int) -> list[dict[str, str]]:
+def write_prompts(path: Path, count: int, digits: int, seed: int) -> list[dict[str, str]]:
     """Write questions with their answers; return them."""
-    from qwen3_jax.evaluation.tasks import find, load
+    from qwen3_jax.data import running_sum_problem
 
-    problems = load(find("running_sum"), None, {"problems": count, "seed": seed})
-    chats: list[Any] = [one.prompt for one in problems]
-    records = [
-        {"question": chat[-1]["content"], "answer": str(one.reference)}
-        for chat, one in zip(chats, problems, strict=True)
+    problems = [
+        running_sum_problem(index, seed, "train", min_digits=2, max_digits=digits, eval_fraction=0.01)
+        for index in range(count)
     ]
+    records = [{"question": one.question, "answer": str(one.answer)} for one in problems]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return records
 
@@ -58,7 +57,7 @@ def ours(options: argparse.Namespace, prompts: Path, seed: int, folder: Path) ->
             "learning_rate": RATE, "warmup_steps": 0, "schedule": "constant", "beta1": BETAS[0], "beta2": BETAS[1],
             "weight_decay": 0.0, "clip_norm": CLIP,
         },
-        "mesh": {"data": 1},
+        "mesh": {"data": options.devices},
         "rl": {
             "prompts": [{"name": "sums", "path": str(prompts)}],
             "rollouts": {
@@ -152,11 +151,13 @@ def main() -> None:
     parser.add_argument(
         "--model", default=os.environ.get("QWEN3_MODEL"), help="a model that answers some (default: QWEN3_MODEL)"
     )
-    parser.add_argument("--steps", type=int, default=45, help="(default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=30, help="(default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each side, in turn (default: %(default)s)")
-    parser.add_argument("--prompts", type=int, default=16, help="of a step (default: %(default)s)")
+    parser.add_argument("--prompts", type=int, default=32, help="of a step (default: %(default)s)")
     parser.add_argument("--group-size", type=int, default=8, help="answers to a prompt (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=96, help="(default: %(default)s)")
+    parser.add_argument("--digits", type=int, default=8, help="most digits of a problem (default: %(default)s)")
+    add_devices(parser)
     parser.add_argument(
         "--accumulate", type=int, default=1, help="micro-batches of a step in TRL; 1 was its fastest (default: 1)"
     )
@@ -165,13 +166,14 @@ def main() -> None:
         parser.error("--model or QWEN3_MODEL: a folder with a model that answers some of the questions")
     if options.steps < 2 * FIRST:
         parser.error(f"--steps must be at least {2 * FIRST}")
+    cpu_mesh(options.devices)
     options.model = str(Path(options.model).resolve())
     runs: dict[str, list[list[Step]]] = {"qwen3-jax": [], "TRL": []}
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         for seed in range(options.seeds):
             prompts = folder / f"prompts-{seed}.jsonl"
-            records = write_prompts(prompts, options.prompts * options.steps, seed)
+            records = write_prompts(prompts, options.prompts * options.steps, options.digits, seed)
             runs["qwen3-jax"].append(ours(options, prompts, seed, folder))
             runs["TRL"].append(theirs(options, records, seed, folder))
     rows = []
