@@ -209,7 +209,9 @@ def measure(config: Qwen3Config, dtype: str, folder: str, parts: list[str], roun
         compare("budget", lambda: ours.run(limited), lambda: ours.run(plain), 65)
     if "context" in parts:
         text = prompt(128)
-        long, short = (Ours(model, rows=1, cache_tokens=max(n, 2048), prefix_cache=False, max_length=n) for n in (32_768, 512))
+        long, short = (
+            Ours(model, rows=1, cache_tokens=max(n, 2048), prefix_cache=False, max_length=n) for n in (32_768, 512)
+        )
         compare("context", lambda: long.run(long.request(text, 65)), lambda: short.run(short.request(text, 65)), 65)
     if "prefix" in parts:
         hit, miss, text = Ours(model, rows=1, cache_tokens=4096), Ours(model, **one), prompt(512)
