@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from tests.helpers import quick_xla
-from tests.helpers.long_tests import is_long
+from tests.helpers.long_tests import LONG
 
 # Before JAX is imported anywhere: the device count is read once, at backend start.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -60,7 +60,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    if is_long(item.nodeid):
+    if item.nodeid in LONG:
         item.add_marker("soak")
 
 

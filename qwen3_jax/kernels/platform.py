@@ -66,7 +66,7 @@ def free_memory(placement: Placement) -> int | None:
 
 
 def available_host_memory() -> int | None:
-    """Return the bytes that this process can still allocate in the host's memory, or None where the system does not say.
+    """Return the available host memory in bytes; None where the operating system does not report it.
 
     Cached file pages count as available: the kernel drops them when a program needs memory. A container's limit counts too.
     """

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 import sharding
+from qwen3_jax.config import Qwen3Config
 from qwen3_jax.generation_config import GenerationConfig
 from qwen3_jax.kernels import Execution, prefers_unrolled_decoding
-from qwen3_jax.model import Qwen3, Structure
+from qwen3_jax.model import Qwen3, Structure, layer_groups
 from qwen3_jax.training.step import Params, Trainer
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
@@ -41,7 +42,7 @@ class ServingWeights:
         self._structure = Structure(lambda: trainer.build(nnx.Rngs(0), execution, scan_layers=scan_layers))
         shardings, shapes = self._structure.shardings(placement), self._structure.shapes
         own_shapes, own = trainer.structure.shapes, trainer.structure.shardings(trainer.placement)
-        self._sources = _sources(shapes, own_shapes)
+        self._sources = _sources(trainer.config, shapes, own_shapes)
         kinds = {name: self._kind(name, shape) for name, shape in shapes.items()}
         self._moved = {
             name
@@ -88,28 +89,21 @@ class ServingWeights:
         return compute if is_matrix else shape.dtype
 
 
-def _sources(served: Shapes, trained: Shapes) -> dict[str, tuple[str, int | None]]:
+def _sources(config: Qwen3Config, served: Shapes, trained: Shapes) -> dict[str, tuple[str, int | None]]:
     """Return where each served parameter comes from: a trained one, and which layer of its stack; None is the whole of it."""
     if {name: one.shape for name, one in served.items()} == {name: one.shape for name, one in trained.items()}:
         return {name: (name, None) for name in served}
-    places: list[tuple[str, int | None]] = []  # of each layer: "groups.1", and its place in that stack
-    groups = sorted({int(name.split(".")[1]) for name in trained if name.startswith("groups.")})
-    for group in groups:
-        prefix = f"groups.{group}."
-        one = next(name for name in trained if name.startswith(prefix))
-        single = served[f"groups.{len(places)}.{one.removeprefix(prefix)}"]
-        stacked = len(trained[one].shape) > len(single.shape)
-        count = trained[one].shape[0] if stacked else 1
-        places += [(f"groups.{group}", layer if stacked else None) for layer in range(count)]
+    groups = enumerate(layer_groups(config, True))
+    places = [(group, place) for group, (_, layers) in groups for place in range(len(layers))]  # of each layer
     out: dict[str, tuple[str, int | None]] = {}
     for name in served:
         kind, _, rest = name.partition(".")
-        if kind != "groups":
+        if kind == "groups":
+            layer, _, rest = rest.partition(".")
+            group, place = places[int(layer)]
+            out[name] = f"groups.{group}.{rest}", place
+        else:
             out[name] = name, None
-            continue
-        number, _, rest = rest.partition(".")
-        group_name, layer = places[int(number)]
-        out[name] = f"{group_name}.{rest}", layer
     return out
 
 

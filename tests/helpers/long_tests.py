@@ -97,8 +97,3 @@ LONG: dict[str, tuple[float, str]] = {
     ),
     f"tests/training/test_preferences.py::{_MESHES}[reward_model-moe-some]": (17, "the same for sft and dpo"),
 }  # fmt: skip
-
-
-def is_long(node_id: str) -> bool:
-    """Whether a test is left to the soak tier."""
-    return node_id in LONG
