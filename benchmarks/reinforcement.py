@@ -158,9 +158,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=96, help="(default: %(default)s)")
     parser.add_argument("--digits", type=int, default=8, help="most digits of a problem (default: %(default)s)")
     add_devices(parser)
-    parser.add_argument(
-        "--accumulate", type=int, default=1, help="micro-batches of a step in TRL; 1 was its fastest (default: 1)"
-    )
+    parser.add_argument("--accumulate", type=int, default=1, help="micro-batches of a step in TRL (default: 1)")
     options = parser.parse_args()
     if not options.model:
         parser.error("--model or QWEN3_MODEL: a folder with a model that answers some of the questions")
