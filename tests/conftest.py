@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from tests.helpers import quick_xla
-from tests.helpers.long_tests import LONG
+from tests.helpers.tiers import LONG, MOVED_TO_SLOW
 
 # Before JAX is imported anywhere: the device count is read once, at backend start.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -62,6 +62,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 def pytest_itemcollected(item: pytest.Item) -> None:
     if item.nodeid in LONG:
         item.add_marker("soak")
+    if item.nodeid in MOVED_TO_SLOW:
+        item.add_marker("slow")
 
 
 # Tests of a minute or more: at the end they would run while all other workers have ended.

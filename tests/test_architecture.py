@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.long_tests import LONG
+from tests.helpers.tiers import LONG, MOVED_TO_SLOW
 
 ROOT = Path(__file__).parent.parent
 # package -> packages of qwen3_jax that it may import, besides itself and the modules that all may import
@@ -150,9 +150,8 @@ def test_planted_bugs_follow_the_code():
     assert all(planted.source(ROOT) for planted in PLANTED)
 
 
-def test_the_tests_that_are_left_to_the_soak_tier_exist():
-    """A key of `LONG` that names no test would leave nothing to anybody."""
-    for name in LONG:
+def test_the_tests_that_a_table_moves_to_another_tier_exist():
+    for name in [*LONG, *MOVED_TO_SLOW]:
         file, _, test = name.partition("::")
         assert f"def {test.partition('[')[0]}(" in (ROOT / file).read_text("utf-8"), name
 
