@@ -114,6 +114,11 @@ class Qwen3Config:
                     f"config field 'mlp_only_layers' names layer {layer}; there are {self.num_hidden_layers}."
                 )
 
+    @property
+    def moe_layers(self) -> int:
+        """Number of layers with experts; 0 in a dense model."""
+        return sum(map(self.is_moe_layer, range(self.num_hidden_layers)))
+
     def is_moe_layer(self, layer: int) -> bool:
         """Whether the layer with this index (from 0) holds experts (HF Qwen3MoeDecoderLayer)."""
         return (

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from qwen3_jax.generation.request import Request
 from qwen3_jax.generation.stop_texts import StopTexts
 from qwen3_jax.generation.tokens import FinishReason, Token, TokenLogprob
@@ -115,6 +117,7 @@ class Answer:
         request: as given.
         logprobs: of each token so far; empty unless requested.
         prompt_logprobs: of each token of the prompt so far that the request reports; None for the first token of all.
+        experts: see `Token.experts`; None until the answer is finished.
         result: the finished answer, None until then.
     """
 
@@ -124,6 +127,7 @@ class Answer:
         self.logprobs: list[TokenLogprob] = []
         self.prompt_logprobs: list[TokenLogprob | None] = []
         self.result: Generation | None = None
+        self.experts: np.ndarray | None = None
         self._tokens: list[int] = []
         self._forced: list[bool] = []
         self._ends: list[int] = []  # the length of the text after each token, with stop texts
@@ -142,7 +146,7 @@ class Answer:
         """Take the next token; return the deltas that are certain. Tokens after the end are dropped."""
         if self.result is not None:
             return []
-        self._cached_tokens = token.cached
+        self._cached_tokens, self.experts = token.cached, token.experts
         if token.prompt:
             if self.request.score_from is not None and self.request.score_from < len(self.request.prompt):
                 self.prompt_logprobs.append(token.logprob)

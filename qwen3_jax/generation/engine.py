@@ -14,6 +14,7 @@ Nothing is compiled after `warm_up`: every program has a few shapes.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from qwen3_jax.bounds import check_bounds, whole
 from qwen3_jax.errors import RequestError, UserError
 from qwen3_jax.generation.active import ActiveRequest, first_scored
 from qwen3_jax.generation.budget import may_force
+from qwen3_jax.generation.expert_record import ExpertRecord, Run
 from qwen3_jax.generation.program import MAX_EOS, Output, Progress, size_of
 from qwen3_jax.generation.prompt_scores import Scored, prompt_token, scored_by, tokens_of
 from qwen3_jax.generation.request import Request, require
@@ -55,6 +57,8 @@ class _Computation(NamedTuple):
     scores: Sequence[Logprobs]
     guessed: int
     clock: Clock
+    runs: list[list[Run]]
+    experts: jax.Array | None
 
 
 class Engine:
@@ -76,6 +80,7 @@ class Engine:
         cache_type: "int8" or "fp8" keys and values, with a scale for each token and head; None is the compute type.
         slots_per_page: tokens per page; None is a size that suits the platform.
         offline: nobody waits for single tokens: more tokens per second, but in bursts. Changes no answer. See `Scheduler`.
+        report_experts: the last token of a request reports the experts of all tokens (`Token.experts`).
 
     Attributes:
         rows: as given, rounded up to what the mesh and the compiled sizes allow.
@@ -102,9 +107,12 @@ class Engine:
         cache_type: CacheType | None = None,
         slots_per_page: int | None = None,
         offline: bool = False,
+        report_experts: bool = False,
     ):
         if not model.has_vocabulary:
             raise UserError("this is a reward model, which writes no text; `qwen3_jax.reward` reads its rewards.")
+        if report_experts and not model.config.moe_layers:
+            raise UserError("engine option report_experts: this model is dense; leave it out.")
         context = model.config.max_position_embeddings
         chunk, steps = _OFFLINE if offline else _ONLINE
         prefill_chunk = chunk if prefill_chunk is None else prefill_chunk
@@ -129,7 +137,7 @@ class Engine:
         self.rows = shards * shard_rows
         self._runner = Runner(
             model, speculation, cache_type, rows=shard_rows, page_size=size, max_length=max_length or context,
-            chunk=prefill_chunk, offline=offline,
+            chunk=prefill_chunk, offline=offline, report_experts=report_experts,
         )  # fmt: skip
         if cache_tokens is None:
             max_pages = self._runner.max_pages()
@@ -144,6 +152,7 @@ class Engine:
             offline=offline,
         )  # fmt: skip
         self._runner.allocate(pages)
+        self._experts = ExpertRecord(shards, size) if report_experts else None
         self._active: dict[int, ActiveRequest] = {}
         self._in_flight: _Computation | None = None  # offline, between two steps
         self._ready: list[Token] = []  # tokens of prompts that need no computation; the next step returns them
@@ -269,10 +278,12 @@ class Engine:
         clock = Clock()
         scored: list[Scored] = []
         scores: Sequence[Logprobs] = ()
+        experts: jax.Array | None = None
         if isinstance(plan, Prefill):
             self._start([active for parts in plan.parts for active, _ in parts])
             scored = scored_by(plan)
-            batch, progress, output, states = self._runner.prefill(plan)
+            runs = ExpertRecord.runs(plan.parts)
+            batch, progress, output, states, experts = self._runner.prefill(plan)
             scores = self._score(scored, states)
             for active, count in (pair for parts in plan.parts for pair in parts):
                 self.stats.prefill_tokens += count
@@ -283,18 +294,22 @@ class Engine:
             # A prompt whose last token comes here had all others in the cache, or in prefill chunks.
             self.stats.prefill_tokens += sum(len(active.tokens) == len(active.request.prompt) for active in decoding)
             self._start(decoding)
+            runs = ExpertRecord.runs([[(active, 0) for active in sequences] for sequences in plan.sequences])
             batch, progress, output = self._runner.decode(plan, self._scheduler.steps)
         clock.dispatched()
         guessed = 0 if isinstance(plan, Prefill) else self._runner.guessed
-        return _Computation(isinstance(plan, Prefill), batch, progress, output, scored, scores, guessed, clock)
+        is_prefill = isinstance(plan, Prefill)
+        return _Computation(is_prefill, batch, progress, output, scored, scores, guessed, clock, runs, experts)
 
     def _finish(self, computation: _Computation | None) -> list[Token]:
         """Wait for a computation; return its tokens, without those of requests that were cancelled since."""
         if computation is None:
             return []
-        is_prefill, batch, progress, output, scored, scores, guessed, clock = computation
-        progress, output, scores = self._runner.fetch(batch, progress, output, scores)
+        is_prefill, batch, progress, output, scored, scores, guessed, clock, runs, experts = computation
+        progress, output, scores, fetched = self._runner.fetch(batch, progress, output, scores, experts)
         running, compiling = clock.stop()
+        if self._experts is not None:
+            self._experts.take(runs, fetched, output)
         tokens = self._reported(scored, scores) + self._postprocess(batch, progress, output)
         self.stats.compile_seconds += compiling
         if is_prefill:
@@ -379,7 +394,10 @@ class Engine:
                 active = batch[row]
                 assert active is not None
                 ended = step == steps[row] - 1 and not progress.active[row]
-                tokens.append(active.append(output, step, row, ended))
+                token = active.append(output, step, row, ended)
+                if ended and self._experts is not None:
+                    token = dataclasses.replace(token, experts=self._experts.of(active))
+                tokens.append(token)
         for row in np.flatnonzero(steps).tolist():
             active = batch[row]
             assert active is not None

@@ -95,6 +95,8 @@ class Output(struct.PyTreeNode):
         forced: bool, the token is part of the stop text.
         thinking: bool, the token was sampled and counted against the budget.
         logprobs: see `Logprobs`.
+        experts: int16 [B, L, K], the experts that each MoE layer sent the step's input token to; None unless asked for, and in
+            a prefill, which reports those of all its tokens.
     """
 
     valid: jax.Array
@@ -102,6 +104,7 @@ class Output(struct.PyTreeNode):
     forced: jax.Array
     thinking: jax.Array
     logprobs: Logprobs
+    experts: jax.Array | None = None
 
 
 class State(struct.PyTreeNode):
@@ -132,11 +135,11 @@ def begin(
     return State(groups, draft[0] if draft else (), seen)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2, static_argnames="report_experts")
 def prefill(
     graphdefs: tuple[Any, ...], params: tuple[Any, ...], state: State, settings: Settings, progress: Progress,
-    tokens_df: jax.Array, counts_dr: jax.Array, tables_drw: jax.Array,
-) -> tuple[State, Progress, Output, jax.Array]:  # fmt: skip
+    tokens_df: jax.Array, counts_dr: jax.Array, tables_drw: jax.Array, *, report_experts: bool = False,
+) -> tuple[State, Progress, Output, jax.Array, jax.Array | None]:  # fmt: skip
     """Compute parts of prompts; sample the next token of `active` rows, whose prompt is then complete.
 
     Args:
@@ -146,12 +149,16 @@ def prefill(
         counts_dr: int32, tokens of each row.
         tables_drw: int32, page table.
 
-    Returns next state, progress, output with a leading axis of one step, and the hidden state of each token, [D, F, hidden].
+        report_experts: return the experts of each token.
+
+    Returns next state, progress, output with a leading axis of one step, and of each token the hidden state, [D, F, hidden],
+    and the experts, int16 [D, F, L, K].
     """
     model = nnx.merge(graphdefs[0], params[0])
     rows = Rows(tables_drw, progress.length.reshape(counts_dr.shape), counts_dr)
     adapter_df = rows.of_tokens(settings.adapter.reshape(counts_dr.shape), *tokens_df.shape)
-    hidden = model.hidden(tokens_df, cache=KVCache(state.groups, rows), adapter=adapter_df)
+    cache = KVCache(state.groups, rows)
+    hidden = model.hidden(tokens_df, cache=cache, adapter=adapter_df, report_experts=report_experts)
     state = state.replace(groups=_pages(hidden))
     if len(graphdefs) > 1:
         draft = nnx.merge(graphdefs[1], params[1])
@@ -162,13 +169,15 @@ def prefill(
     progress = progress.replace(length=progress.length + counts_dr.reshape(-1) - 1)
     seen, progress, output = _take(model, settings, state.seen, progress, model.logits(last_bd, settings.adapter))
     output = jax.tree.map(lambda x: x[None], output)
-    return _after(model, state, seen), *_to_all(model, (progress, output)), hidden.states
+    experts = _small(hidden.experts)
+    return _after(model, state, seen), *_to_all(model, (progress, output)), hidden.states, _to_all(model, experts)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3, static_argnames="report_experts")
 def decode(
     graphdefs: tuple[Any, ...], most: int, params: tuple[Any, ...], state: State, settings: Settings, progress: Progress,
-    tables_drw: jax.Array, steps: jax.Array, least: jax.Array, allowed_bw: jax.Array | None = None,
+    tables_drw: jax.Array, steps: jax.Array, least: jax.Array, allowed_bw: jax.Array | None = None, *,
+    report_experts: bool = False,
 ) -> tuple[State, Progress, Output]:  # fmt: skip
     """Generate tokens until fewer than `least` rows are unfinished, for at most `steps` steps.
 
@@ -178,6 +187,7 @@ def decode(
         steps, least: int32 [].
         allowed_bw: uint32 words of `Constraint.allowed`, for the next token of `constrained` rows that are not thinking; None
             if no row is constrained.
+        report_experts: return the experts of each step's input tokens.
 
     Returns next state, progress, and output with a leading axis of `most` steps.
     """
@@ -186,14 +196,15 @@ def decode(
     def step(carry):
         i, state, progress, waits_b, outputs = carry
         running = progress.replace(active=progress.active & ~waits_b)
-        states_bd, groups = _forward_one(model, state.groups, running, tables_drw, settings.adapter)
-        logits_bv = model.logits(states_bd, settings.adapter)
+        hidden = _forward_one(model, state.groups, running, tables_drw, settings.adapter, report_experts)
+        logits_bv = model.logits(hidden.states[:, 0], settings.adapter)
         seen, after, output = _take(model, settings, state.seen, running, logits_bv, allowed_bw)
+        output = output.replace(experts=_small(hidden.experts, 0))
         outputs = jax.tree.map(lambda all_nb, x_b: all_nb.at[i].set(x_b), outputs, output)
         after = after.replace(active=after.active | (progress.active & waits_b))
         if allowed_bw is not None:
             waits_b = settings.constrained & ~after.budget.busy
-        return i + 1, state.replace(groups=groups, seen=seen), after, waits_b, outputs
+        return i + 1, state.replace(groups=_pages(hidden), seen=seen), after, waits_b, outputs
 
     def unfinished(carry):
         i, _, progress, waits_b, _ = carry
@@ -201,16 +212,19 @@ def decode(
 
     logits = jax.ShapeDtypeStruct((progress.token.size, model.config.vocab_size), jnp.float32)
     shapes = jax.eval_shape(lambda logits_bv: _take(model, settings, state.seen, progress, logits_bv)[2], logits)
+    if report_experts:
+        shape = progress.token.size, model.config.moe_layers, model.config.num_experts_per_tok
+        shapes = shapes.replace(experts=jax.ShapeDtypeStruct(shape, jnp.int16))
     outputs = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
     start = jnp.int32(0), state, progress, jnp.zeros_like(progress.active), outputs
     _, state, progress, _, outputs = jax.lax.while_loop(unfinished, step, start)
     return _after(model, state, state.seen), *_to_all(model, (progress, outputs))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3, static_argnames="report_experts")
 def verify(
     graphdefs: tuple[Any, ...], guesses: int, params: tuple[Any, ...], state: State, settings: Settings, progress: Progress,
-    tables_drw: jax.Array, guess_bg: jax.Array,
+    tables_drw: jax.Array, guess_bg: jax.Array, *, report_experts: bool = False,
 ) -> tuple[State, Progress, Output]:  # fmt: skip
     """Check guesses of the next tokens in one pass; returns the tokens that `decode` would, one more than were accepted.
 
@@ -221,6 +235,7 @@ def verify(
     Args:
         state: donated.
         guess_bg: int32 [B, guesses], -1 for none; ignored with a draft model, which makes its own.
+        report_experts: return the experts of each step's input tokens.
 
     Returns next state, progress, and output with a leading axis of `guesses` + 1 steps.
     """
@@ -230,7 +245,8 @@ def verify(
         state = state.replace(draft=draft)
     tokens_bt = jnp.concatenate([progress.token[:, None], jnp.maximum(guess_bg, 0)], axis=1)
     adapter_bt = jnp.broadcast_to(settings.adapter[:, None], tokens_bt.shape)
-    hidden = model.hidden(tokens_bt, cache=KVCache(state.groups, _rows(progress, tables_drw)), adapter=adapter_bt)
+    cache = KVCache(state.groups, _rows(progress, tables_drw))
+    hidden = model.hidden(tokens_bt, cache=cache, adapter=adapter_bt, report_experts=report_experts)
     logits_btv = model.logits(hidden.states, adapter_bt)
     started_b = progress.active
 
@@ -246,6 +262,8 @@ def verify(
     guesses_tb = jnp.concatenate([guess_bg, jnp.full_like(guess_bg[:, :1], -1)], axis=1).T
     start = state.seen, progress, started_b
     (seen, progress, _), outputs = jax.lax.scan(place, start, (logits_btv.swapaxes(0, 1), guesses_tb))
+    if (experts := _small(hidden.experts)) is not None:
+        outputs = outputs.replace(experts=experts.swapaxes(0, 1))
     return _after(model, state.replace(groups=_pages(hidden)), seen), *_to_all(model, (progress, outputs))
 
 
@@ -298,23 +316,29 @@ def _draft(draft: Qwen3, guesses: int, state: State, settings: Settings, progres
 
     def step(carry, i):
         groups, progress = carry
-        states_bd, groups = _forward_one(draft, groups, progress, tables_drw)
-        _, after, _ = _take(draft, settings, state.seen, progress, draft.logits(states_bd))
+        hidden = _forward_one(draft, groups, progress, tables_drw)
+        _, after, _ = _take(draft, settings, state.seen, progress, draft.logits(hidden.states[:, 0]))
         # Only the model ends an answer.
         after = after.replace(active=progress.active, remaining=progress.remaining)
-        return (groups, after), after.token
+        return (_pages(hidden), after), after.token
 
     # One more step than guesses: the last guess's keys are needed if all are accepted.
     (groups, _), tokens_gb = jax.lax.scan(step, (state.draft, progress), jnp.arange(guesses + 1))
     return tokens_gb[:-1].T, groups
 
 
-def _forward_one(model: Qwen3, groups, progress: Progress, tables_drw, adapter_b=None):
-    """Run the model on the newest token of each row; returns (hidden states [B, D], pages)."""
+def _forward_one(model: Qwen3, groups, progress: Progress, tables_drw, adapter_b=None, report_experts=False) -> Hidden:
+    """Run the model on the newest token of each row."""
     adapter_b1 = None if adapter_b is None else adapter_b[:, None]
     cache = KVCache(groups, _rows(progress, tables_drw))
-    hidden = model.hidden(progress.token[:, None], cache=cache, adapter=adapter_b1)
-    return hidden.states[:, 0], _pages(hidden)
+    return model.hidden(progress.token[:, None], cache=cache, adapter=adapter_b1, report_experts=report_experts)
+
+
+def _small(experts_btlk: jax.Array | None, place: int | None = None) -> jax.Array | None:
+    """Return experts as they are sent to the host, int16, of all places or of one."""
+    if experts_btlk is None:
+        return None
+    return (experts_btlk if place is None else experts_btlk[:, place]).astype(jnp.int16)
 
 
 def _pages(hidden: Hidden) -> tuple[Pages, ...]:

@@ -45,7 +45,7 @@ class Runner:
 
     def __init__(
         self, model: Qwen3, speculation: Speculation | None, cache_type: CacheType | None, *, rows: int, page_size: int,
-        max_length: int, chunk: int, offline: bool = False,
+        max_length: int, chunk: int, offline: bool = False, report_experts: bool = False,
     ):  # fmt: skip
         models = (model, speculation.model) if isinstance(speculation, DraftModel) else (model,)
         sizes = [m.config.vocab_size for m in models]
@@ -57,6 +57,7 @@ class Runner:
         self._factor, self._chunk = 4 if offline else 2, chunk
         self._prefill_sizes = [self.prefill_rows] if offline else sorted({min(n, self.prefill_rows) for n in (1, 8)})
         self.guessed = 0
+        self._reporting = {"report_experts": report_experts}
         self._model, self._speculation, self._cache_type = model, speculation, cache_type
         self._shards, self._rows = model.execution.placement.parts("batch"), rows
         self._page_size = page_size
@@ -133,8 +134,10 @@ class Runner:
         with doing("growing the cache"):
             self.state = program.extend(self.state, plan.before, plan.pages)
 
-    def prefill(self, plan: Prefill[ActiveRequest]) -> tuple[ActiveBatch, Progress, Output, jax.Array]:
-        """Compute parts of prompts; returns the rows, and their progress, output and hidden states on the device."""
+    def prefill(
+        self, plan: Prefill[ActiveRequest]
+    ) -> tuple[ActiveBatch, Progress, Output, jax.Array, jax.Array | None]:
+        """Compute parts of prompts; returns the rows, and their progress, output, states and experts on the device."""
         rows = next(size for size in self._prefill_sizes if size >= max(map(len, plan.parts)))
         width = self._prefill_width(max(sum(count for _, count in parts) for parts in plan.parts))
         tokens = np.zeros((self._shards, width), np.int32)
@@ -152,8 +155,10 @@ class Runner:
         settings, progress = self._stacked(batch)
         arrays = settings, progress.replace(active=ends), tokens, counts, self._tables(batch)
         with self._announced("prefill", width, f"compiling prefill, {width} tokens"):
-            self.state, progress, output, states = program.prefill(self._graphdefs, self._params, self.state, *arrays)
-        return batch, progress, output, states
+            self.state, progress, output, states, experts = program.prefill(
+                self._graphdefs, self._params, self.state, *arrays, **self._reporting
+            )
+        return batch, progress, output, states, experts
 
     def score(self, states: jax.Array, wanted: Sequence[Sequence[tuple[int, int, int]]], few: int) -> list[Logprobs]:
         """Return log probabilities of prompt tokens, in pieces, on the device.
@@ -199,10 +204,12 @@ class Runner:
         if guesses is None:
             rest = *arrays, np.int32(plan.steps), np.int32(plan.least), allowed
             with self._announced("plain" if allowed is None else "constrained", rows):
-                self.state, progress, output = program.decode(self._graphdefs, max_steps, *rest)
+                self.state, progress, output = program.decode(self._graphdefs, max_steps, *rest, **self._reporting)
         else:
             with self._announced("guesses", rows):
-                self.state, progress, output = program.verify(self._graphdefs, guesses.shape[1], *arrays, guesses)
+                self.state, progress, output = program.verify(
+                    self._graphdefs, guesses.shape[1], *arrays, guesses, **self._reporting
+                )
         return batch, progress, output
 
     def prepare(self, count: int, max_steps: int, kind: DecodeKind) -> None:
@@ -232,10 +239,11 @@ class Runner:
             if kind == "guesses":
                 assert self._speculation is not None
                 none = np.full((len(batch), self._speculation.guesses), -1, np.int32)
-                self.state, *_ = program.verify(self._graphdefs, none.shape[1], *arrays, none)
+                self.state, *_ = program.verify(self._graphdefs, none.shape[1], *arrays, none, **self._reporting)
             else:
                 allowed = np.zeros((len(batch), self._words), np.uint32) if kind == "constrained" else None
-                self.state, *_ = program.decode(self._graphdefs, max_steps, *arrays, np.int32(1), np.int32(1), allowed)
+                rest = *arrays, np.int32(1), np.int32(1), allowed
+                self.state, *_ = program.decode(self._graphdefs, max_steps, *rest, **self._reporting)
 
     @contextmanager
     def _announced(self, name: str, size: int, text: str | None = None) -> Iterator[None]:
@@ -250,11 +258,16 @@ class Runner:
         return_freed_memory()
 
     def fetch(
-        self, batch: ActiveBatch, progress: Progress, output: Output, scores: Sequence[Logprobs] = ()
-    ) -> tuple[Progress, Output, Sequence[Logprobs]]:
+        self,
+        batch: ActiveBatch,
+        progress: Progress,
+        output: Output,
+        scores: Sequence[Logprobs],
+        experts: jax.Array | None,
+    ) -> tuple[Progress, Output, Sequence[Logprobs], np.ndarray | None]:
         """Wait for a program's results and copy them to the host; log probabilities only if a row requested them."""
         requested = any(active is not None and active.request.sampling.logprobs is not None for active in batch)
-        return jax.device_get((progress, output if requested else output.replace(logprobs=None), scores))
+        return jax.device_get((progress, output if requested else output.replace(logprobs=None), scores, experts))
 
     def programs(self, max_steps: int, *, constraints: bool, prompt_logprobs: bool) -> list[Callable[[], None]]:
         """Return a call for every program in every shape, which compiles it. See `Engine.programs`."""
@@ -285,7 +298,9 @@ class Runner:
         tokens, counts = np.zeros((self._shards, width), np.int32), np.zeros((self._shards, rows), np.int32)
         rest = *self._stacked(batch), tokens, counts, self._tables(batch)
         with self._announced("prefill", width, f"compiling prefill, {width} tokens"):
-            self.state, *_, states = program.prefill(self._graphdefs, self._params, self.state, *rest)
+            self.state, _, _, states, _ = program.prefill(
+                self._graphdefs, self._params, self.state, *rest, **self._reporting
+            )
         return states
 
     def _compile_picks(self, widths: Sequence[int]) -> None:

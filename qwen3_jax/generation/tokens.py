@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
@@ -36,6 +38,8 @@ class Token:
         finish: the reason if this token finishes the request, else None.
         cached: prompt tokens of the request whose keys and values were in the cache.
         prompt: it is a token of the prompt (`Request.score_from`), and none of the answer.
+        experts: int16 [N - 1, L, K], the K experts that each of L MoE layers sent each of the N tokens of prompt and answer to,
+            but the last, which no program has read; on the token that finishes a request of an engine with `report_experts`.
     """
 
     number: int
@@ -46,3 +50,4 @@ class Token:
     finish: FinishReason | None
     cached: int = 0
     prompt: bool = False
+    experts: np.ndarray | None = None

@@ -5,7 +5,7 @@ from qwen3_jax.model.decoder import Hidden, Qwen3, abstract, parameter_count
 from qwen3_jax.model.flat import Structure, flatten
 from qwen3_jax.model.layer_loop import REMAT, Remat, layer_groups
 from qwen3_jax.model.lora import Addition, Lora, is_adapter
-from qwen3_jax.model.moe import RouterStats
+from qwen3_jax.model.moe import RouterStats, Routes
 from qwen3_jax.model.reward import RewardModel
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Remat",
     "RewardModel",
     "RouterStats",
+    "Routes",
     "Structure",
     "abstract",
     "flatten",

@@ -11,7 +11,7 @@ from qwen3_jax.kernels import Execution, Pages
 from qwen3_jax.model.attention import Attention
 from qwen3_jax.model.cache import LayerCache
 from qwen3_jax.model.layers import MLP, RMSNorm
-from qwen3_jax.model.moe import MoE, RouterStats
+from qwen3_jax.model.moe import MoE, Routed, Routes
 from qwen3_jax.model.params import Declare
 from qwen3_jax.model.rope import Angles
 
@@ -35,12 +35,13 @@ class Block(nnx.Module):
         segment_ids_bt: jax.Array | None,
         cache: LayerCache | None,
         chosen_btn: jax.Array | None = None,
-    ) -> tuple[jax.Array, Pages | None, RouterStats | None]:
-        """Return the block's output [B, T, D], the pages of its cache, and the statistics of its router."""
+        routes: Routes | None = None,
+    ) -> tuple[jax.Array, Pages | None, Routed | None]:
+        """Return the block's output [B, T, D], the pages of its cache, and where its router sent the tokens."""
         attended_btd, pages = self.attention(self.attention_norm(x_btd), rope, segment_ids_bt, cache, chosen_btn)
         x_btd = self._placed(x_btd + attended_btd)
-        mlp_btd, stats = self.mlp(self.mlp_norm(x_btd), segment_ids_bt, chosen_btn)
-        return self._placed(x_btd + mlp_btd), pages, stats
+        mlp_btd, routed = self.mlp(self.mlp_norm(x_btd), segment_ids_bt, chosen_btn, routes)
+        return self._placed(x_btd + mlp_btd), pages, routed
 
     def _placed(self, x_btd: jax.Array) -> jax.Array:
         return self.execution.placement.constrain(x_btd, ("batch", "length", "hidden"))

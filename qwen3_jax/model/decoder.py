@@ -41,7 +41,7 @@ from qwen3_jax.model.cache import KVCache
 from qwen3_jax.model.layer_loop import REMAT, Remat, layer_groups, run_layers
 from qwen3_jax.model.layers import RMSNorm
 from qwen3_jax.model.lora import Lora, adapted
-from qwen3_jax.model.moe import RouterStats
+from qwen3_jax.model.moe import RouterStats, Routes
 from qwen3_jax.model.params import Declare
 from qwen3_jax.model.rope import angles
 
@@ -54,11 +54,13 @@ class Hidden:
         states: [B, T, D], after the final norm, in the compute type.
         cache: the cache with this call's keys and values; None if the call had no cache.
         router: statistics with a leading axis of MoE layers; None for a dense model.
+        experts: int32 [B, T, L, K], the experts that each MoE layer sent each token to; None unless they were asked for.
     """
 
     states: jax.Array
     cache: KVCache | None
     router: RouterStats | None
+    experts: jax.Array | None = None
 
 
 class Qwen3(nnx.Module):
@@ -165,6 +167,8 @@ class Qwen3(nnx.Module):
         segment_ids: jax.Array | None = None,
         cache: KVCache | None = None,
         adapter: jax.Array | None = None,
+        routes: Routes | None = None,
+        report_experts: bool = False,
     ) -> Hidden:
         """Everything but the output projection; arguments as for a call.
 
@@ -173,6 +177,8 @@ class Qwen3(nnx.Module):
 
         Args:
             adapter: int32 [B, T], which of several adapters (`lora.names`) each token has, counted from 1; 0 is the base model.
+            routes: experts that tokens were sent to before, to compare with or to send them to again.
+            report_experts: return the experts of each token.
         """
         b, t = tokens.shape
         if positions is None and cache is not None:
@@ -193,8 +199,10 @@ class Qwen3(nnx.Module):
         embed = adapted(self.embed[...], self.adapters, "embed", chosen_btn)
         x_btd = take_rows(embed, tokens, self.dtype, self.execution)
         x_btd = self.execution.placement.constrain(x_btd, ("batch", "length", "hidden"))
-        x_btd, cache, router = run_layers(self.groups, x_btd, rope, segment_ids, cache, self.remat, chosen_btn)
-        return Hidden(self.norm(x_btd), cache, router)
+        x_btd, cache, router, experts = run_layers(
+            self.groups, x_btd, rope, segment_ids, cache, self.remat, chosen_btn, routes, report_experts
+        )
+        return Hidden(self.norm(x_btd), cache, router, experts)
 
     def logits(self, states: jax.Array, adapter: jax.Array | None = None) -> jax.Array:
         """Project hidden states [..., D] to float32 logits [..., V]; `adapter` as in `hidden`, int32 [...]."""
@@ -282,6 +290,5 @@ def parameter_count(config: Qwen3Config, active: bool = False) -> int:
     total = sum(leaf.size for leaf in jax.tree.leaves(state))
     if not active or not config.num_experts:
         return total
-    moe_layers = sum(config.is_moe_layer(i) for i in range(config.num_hidden_layers))
     idle = config.num_experts - config.num_experts_per_tok
-    return total - moe_layers * idle * 3 * config.hidden_size * config.moe_intermediate_size
+    return total - config.moe_layers * idle * 3 * config.hidden_size * config.moe_intermediate_size

@@ -18,7 +18,7 @@ from qwen3_jax.kernels.attention.partition import SAVE_NAME
 from qwen3_jax.model.attention import QKV
 from qwen3_jax.model.block import Block
 from qwen3_jax.model.cache import KVCache, LayerCache
-from qwen3_jax.model.moe import RouterStats
+from qwen3_jax.model.moe import Routed, RouterStats, Routes
 from qwen3_jax.model.rope import Angles
 
 Remat = Literal["none", "dots", "qkv", "attention", "full"]
@@ -48,25 +48,42 @@ def run_layers(
     cache: KVCache | None,
     remat: Remat,
     chosen_btn: jax.Array | None = None,
-) -> tuple[jax.Array, KVCache | None, RouterStats | None]:
-    """Return the last layer's output, the cache with this call's keys and values, and the statistics of every MoE layer."""
-    t = x_btd.shape[1]
+    routes: Routes | None = None,
+    report_experts: bool = False,
+) -> tuple[jax.Array, KVCache | None, RouterStats | None, jax.Array | None]:
+    """Return the last layer's output, the cache with this call's keys and values, and of all MoE layers the statistics.
+
+    Args:
+        routes: of all MoE layers.
+        report_experts: return int32 [B, T, L, K] last, the experts of each token in each MoE layer; else None.
+    """
+    t, moe_layers = x_btd.shape[1], 0
     pools: list[Pages] = []
-    router: list[RouterStats] = []
+    routed: list[Routed] = []
     for index, group in enumerate(groups):
         pages, rows = (None, None) if cache is None else (cache.groups[index], cache.rows)
-        x_btd, pages, stats = _run_group(group, x_btd, rope, segment_ids_bt, pages, rows, remat, chosen_btn)
+        own, layers = None, (group.stack or 1) * group.moe
+        if routes is not None and group.moe:
+            own = Routes(routes.experts[:, :, moe_layers : moe_layers + layers], routes.replay)
+        moe_layers += layers
+        x_btd, pages, of_group = _run_group(
+            group, x_btd, rope, segment_ids_bt, pages, rows, remat, chosen_btn, own, report_experts
+        )
         if pages is not None:
             pools.append(pages)
-        if stats is not None:
-            router.append(stats if group.stack else jax.tree.map(lambda s: s[None], stats))
+        if of_group is not None:
+            routed.append(of_group if group.stack else jax.tree.map(lambda s: s[None], of_group))
     new_cache = None if cache is None else KVCache(tuple(pools), cache.rows.after(t))
-    return x_btd, new_cache, jax.tree.map(lambda *s: jnp.concatenate(s), *router) if router else None
+    if not routed:
+        return x_btd, new_cache, None, None
+    stats, experts = jax.tree.map(lambda *s: jnp.concatenate(s), *routed)
+    return x_btd, new_cache, stats, None if experts is None else jnp.moveaxis(experts, 0, 2)
 
 
 def _run_group(
-    group: Block, x_btd, rope: Angles, segment_ids_bt, pages: Pages | None, rows: Rows | None, remat: Remat, chosen_btn
-) -> tuple[jax.Array, Pages | None, RouterStats | None]:
+    group: Block, x_btd, rope: Angles, segment_ids_bt, pages: Pages | None, rows: Rows | None, remat: Remat, chosen_btn,
+    routes: Routes | None, report_experts: bool,
+) -> tuple[jax.Array, Pages | None, Routed | None]:  # fmt: skip
     """Run one group of layers: a single block, or a scan over a stack."""
     layers = group.stack or 1
     # Experts may stay in their stack: a kernel then reads a layer's experts in place, where a scan would copy them.
@@ -77,20 +94,25 @@ def _run_group(
 
     def body(carry, layer):
         x_btd, pages = carry
-        layer_state, first_page, index = layer
+        layer_state, first_page, index, experts_btk = layer
         layer_experts = jax.tree.map(lambda w: Stacked(w, index), experts)
         block = nnx.merge(graphdef, layer_experts, layer_state)
         cache = None if pages is None or rows is None else LayerCache(pages, rows, first_page)
-        x_btd, pages, stats = block(x_btd, rope, segment_ids_bt, cache, chosen_btn)
-        return (x_btd, pages), stats
+        given = None if routes is None else Routes(experts_btk, routes.replay)
+        x_btd, pages, routed = block(x_btd, rope, segment_ids_bt, cache, chosen_btn, given)
+        if routed is not None and not report_experts:
+            routed = routed._replace(experts=None)
+        return (x_btd, pages), routed
 
     if remat != "none":
         body = jax.checkpoint(body, policy=_POLICIES[remat], prevent_cse=group.stack is None)
+    experts_lbtk = None if routes is None else jnp.moveaxis(routes.experts, 2, 0)
     if group.stack is None:
-        (x_btd, pages), stats = body((x_btd, pages), (state, 0, 0))
+        (x_btd, pages), routed = body((x_btd, pages), (state, 0, 0, None if experts_lbtk is None else experts_lbtk[0]))
     else:
-        (x_btd, pages), stats = jax.lax.scan(body, (x_btd, pages), (state, first_page_l, np.arange(layers)))
-    return x_btd, pages, stats
+        each = state, first_page_l, np.arange(layers), experts_lbtk
+        (x_btd, pages), routed = jax.lax.scan(body, (x_btd, pages), each)
+    return x_btd, pages, routed
 
 
 def _is_expert(path, variable) -> bool:

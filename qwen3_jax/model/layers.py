@@ -42,9 +42,14 @@ class MLP(nnx.Module):
         self.execution = execution
 
     def __call__(
-        self, x_btd: jax.Array, segment_ids_bt: jax.Array | None = None, chosen_btn: jax.Array | None = None
+        self,
+        x_btd: jax.Array,
+        segment_ids_bt: jax.Array | None = None,
+        chosen_btn: jax.Array | None = None,
+        routes: object = None,
     ) -> tuple[jax.Array, None]:
-        """Return (output [B, T, D], None): the signature of `MoE`, which returns statistics of its router."""
+        """Return (output [B, T, D], None): the signature of `MoE`, which has a router."""
+        del segment_ids_bt, routes
         gate_btf = self._linear("btd,df->btf", x_btd, "gate", chosen_btn)
         up_btf = self._linear("btd,df->btf", x_btd, "up", chosen_btn)
         hidden_btf = jax.nn.silu(gate_btf) * up_btf

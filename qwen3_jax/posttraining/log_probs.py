@@ -20,6 +20,7 @@ from qwen3_jax.posttraining.samples import Sample, arrange, pack, spread, take_b
 from qwen3_jax.progress import doing
 from qwen3_jax.text import Tokenizer
 from qwen3_jax.training.config import TrainConfig
+from qwen3_jax.training.losses import REPLAYED
 from qwen3_jax.training.objectives import banned_tokens
 from qwen3_jax.training.optimizer import schedule
 from qwen3_jax.training.policy import log_probs_of
@@ -42,17 +43,28 @@ def batch_of(
         rows, length: of the batch.
     """
     packed = spread(pack([one.pairs for one in samples], rows, length), trainer.placement.parts("batch"))
-    return arrange(samples, packed, length), packed
+    batch = arrange(samples, packed, length)
+    for name, (kind, *rest) in trainer.fields.items():
+        batch.setdefault(name, np.full((rows, length, *rest), -1, kind))  # experts, where there is no sample
+    return batch, packed
 
 
-def log_probs_of_state(trainer: Trainer, config: TrainConfig, tokenizer: Tokenizer) -> OfParams:
-    """Return a function of (parameters, samples): the log probability of each sample's tokens, NaN where not learned."""
+def log_probs_of_state(
+    trainer: Trainer, config: TrainConfig, tokenizer: Tokenizer, *, own_experts: bool = False
+) -> OfParams:
+    """Return a function of (parameters, samples): the log probability of each sample's tokens, NaN where not learned.
+
+    Args:
+        own_experts: the router chooses, also where the trainer replays those of the rollout.
+    """
     assert config.rl is not None
     options = dict(
         temperature=config.rl.rollouts.temperature, banned_ids=banned_tokens(tokenizer), chunk=config.loss.chunk_tokens
     )
 
     def of(model: Qwen3, batch: DeviceBatch) -> jax.Array:
+        if own_experts:
+            batch = {name: value for name, value in batch.items() if name != REPLAYED}
         return log_probs_of(model, batch, **options).log_probs  # type: ignore[arg-type]
 
     compute = TokenValues(trainer, of)
@@ -101,5 +113,5 @@ def reference_log_probs(
         architecture, model, config.optimizer, schedule(config.optimizer, 10**6), trainer.placement, config.loss,
         config.micro_batches, objective=trainer.objective,
     )  # fmt: skip
-    compute = log_probs_of_state(judge, config, tokenizer)
+    compute = log_probs_of_state(judge, config, tokenizer, own_experts=True)
     return lambda samples: compute(params, samples)

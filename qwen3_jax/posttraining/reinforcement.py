@@ -66,6 +66,8 @@ class PolicyLoop(StageLoop):
         assert self.tokenizer is not None
         rl = self.rl
         _check_budget(rl.rollouts, self.tokenizer)
+        if rl.policy.replay_experts and not trainer.config.moe_layers:
+            raise UserError("rl.policy.replay_experts: the model is dense; leave it out.")
         prompts = Prompts(rl.prompts, rl.rollouts, stage.run.data.seed)
         reference = reference_log_probs(self.config, trainer, self.tokenizer) if rl.policy.kl.coefficient else None
         # Only the first host judges answers: judges keep their replies in a folder that one process may write.

@@ -87,7 +87,8 @@ def engine_for(model: Qwen3, config: RolloutConfig, length: int, *, samples: int
     rows = row_size(wanted, wanted)
     cache_tokens: int | Literal["most"] = config.cache_tokens or "most"
     return Engine(
-        model, rows=rows, max_length=length, cache_tokens=cache_tokens, cache_type=config.cache_type, offline=True
+        model, rows=rows, max_length=length, cache_tokens=cache_tokens, cache_type=config.cache_type, offline=True,
+        report_experts=model.config.moe_layers > 0,
     )  # fmt: skip
 
 
@@ -199,7 +200,7 @@ class _Running:
 
 
 def token_arrays(answer: Answer, thinking: Sequence[bool]) -> dict[str, Any]:
-    """Return the arrays [N] of a finished answer that are fields of `Sample`.
+    """Return the arrays of a finished answer that are fields of `Sample`.
 
     Args:
         answer: finished, with log probabilities.
@@ -213,6 +214,7 @@ def token_arrays(answer: Answer, thinking: Sequence[bool]) -> dict[str, Any]:
     return dict(
         tokens=np.asarray(generation.token_ids, np.int32), learned=~forced,
         banned=banned_places(answer.request, forced, thinking), behaviour=np.asarray(behaviour, np.float32),
+        experts=answer.experts,
     )  # fmt: skip
 
 

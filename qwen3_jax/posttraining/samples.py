@@ -18,6 +18,7 @@ import numpy as np
 
 from qwen3_jax.errors import UserError
 from qwen3_jax.paths import is_url, replace_file
+from qwen3_jax.training.losses import EXPERTS, REPLAYED
 
 _ARRAYS = {
     "prompt": np.int32, "tokens": np.int32, "learned": np.bool_, "banned": np.bool_, "behaviour": np.float32,
@@ -28,6 +29,7 @@ _FIELDS = {
     "advantages": np.float32, "behaviour": np.float32, "old": np.float32, "reference": np.float32,
     "entropy_weights": np.float32, "banned": np.int32,
 }  # fmt: skip
+_UNKNOWN = -1  # expert
 _NUMBERS = {"group": np.int64, "episode": np.int64, "advantage": np.float32}
 
 
@@ -46,6 +48,8 @@ class Sample:
         advantage: of every learned token; 0 until it is set.
         old: float32, log probability under the trainer's weights at the beginning of the round; NaN until it is computed.
         reference: float32, the same under the reference model.
+        experts: int16 [P + N - 1, L, K], the experts that the engine's MoE layers sent each token but the last to; None for a
+            dense model.
         about: what people want to see of it: texts, reward and its parts, JSON values.
     """
 
@@ -59,6 +63,7 @@ class Sample:
     advantage: float = 0.0
     old: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     reference: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    experts: np.ndarray | None = None
     about: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -106,10 +111,14 @@ def arrange(samples: Sequence[Sample], rows: Sequence[Sequence[int]], length: in
     """Return the batch of samples in rows: the fields of `qwen3_jax.data.Batch`, and of a policy.
 
     Arrays are [rows, T]; `advantages`, `behaviour`, `old`, `reference` float32 and `banned` int32 stand at the place of the
-    input whose target they are of; `entropy_weights` are 0.
+    input whose target they are of; `entropy_weights` are 0. Of a model with experts both fields of them are there, the same
+    int16 [rows, T, L K].
     """
     shape = len(rows), length
     batch: dict[str, np.ndarray] = {name: np.zeros(shape, kind) for name, kind in _FIELDS.items()}
+    known = next((one.experts for one in samples if one.experts is not None), None)
+    if known is not None:
+        batch[EXPERTS] = batch[REPLAYED] = np.full((*shape, known[0].size), _UNKNOWN, np.int16)
     for row, numbers in enumerate(rows):
         start = 0
         for segment, number in enumerate(numbers, start=1):
@@ -123,6 +132,8 @@ def arrange(samples: Sequence[Sample], rows: Sequence[Sequence[int]], length: in
             batch["loss_mask"][row, answer:stop] = one.learned
             batch["banned"][row, answer:stop] = one.banned
             batch["advantages"][row, answer:stop] = np.where(one.learned, one.advantage, 0)
+            if one.experts is not None:
+                batch[EXPERTS][row, start:stop] = one.experts.reshape(one.pairs, -1)
             for name in ("behaviour", "old", "reference"):
                 batch[name][row, answer:stop] = np.where(one.learned, getattr(one, name), 0)
             start = stop
@@ -164,6 +175,10 @@ def save(folder: Path, step: int, samples: Sequence[Sample], position: Mapping[s
         arrays[name] = np.concatenate(parts).astype(kind) if parts else np.zeros(0, kind)
     arrays["prompt_lengths"] = np.asarray([len(one.prompt) for one in samples], np.int64)
     arrays["token_lengths"] = np.asarray([len(one.tokens) for one in samples], np.int64)
+    known = [one.experts for one in samples if one.experts is not None]
+    if known:
+        arrays["experts"] = np.concatenate(known)
+        arrays["expert_lengths"] = np.asarray([0 if s.experts is None else len(s.experts) for s in samples], np.int64)
     about = {"position": position, "about": [one.about for one in samples]}
     arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
     raw = io.BytesIO()
@@ -187,12 +202,16 @@ def load(folder: Path, step: int) -> tuple[list[Sample], dict[str, Any]] | None:
         cuts = {
             name: np.cumsum(arrays["prompt_lengths" if name == "prompt" else "token_lengths"])[:-1] for name in _ARRAYS
         }
-        parts = {name: np.split(arrays[name], cuts[name]) for name in _ARRAYS}
+        parts: dict[str, Sequence[Any]] = {name: np.split(arrays[name], cuts[name]) for name in _ARRAYS}
+        experts: Sequence[np.ndarray | None] = [None] * len(about["about"])
+        if "experts" in arrays:
+            pieces = np.split(arrays["experts"], np.cumsum(arrays["expert_lengths"])[:-1])
+            experts = [piece if len(piece) else None for piece in pieces]
         samples = [
             Sample(
                 **{name: parts[name][number] for name in _ARRAYS},
                 group=int(arrays["group"][number]), episode=int(arrays["episode"][number]),
-                advantage=float(arrays["advantage"][number]), about=text,
+                advantage=float(arrays["advantage"][number]), experts=experts[number], about=text,
             )
             for number, text in enumerate(about["about"])
         ]  # fmt: skip

@@ -40,6 +40,7 @@ class Transcript:
         self._learned: list[bool] = []
         self._banned: list[bool] = []
         self._behaviour: list[float] = []
+        self._experts: np.ndarray | None = None  # of all tokens up to the end of the last answer
         self._given: list[int] = []  # tokens behind the last answer
 
     @property
@@ -47,8 +48,12 @@ class Transcript:
         """All tokens of the present sample: the prompt of the next answer."""
         return self._prompt + self._tokens + self._given
 
-    def answer(self, *, tokens: np.ndarray, learned: np.ndarray, banned: np.ndarray, behaviour: np.ndarray) -> None:
-        """Append an answer; see `Sample` for the arguments, [N]."""
+    def answer(
+        self, *, tokens: np.ndarray, learned: np.ndarray, banned: np.ndarray, behaviour: np.ndarray,
+        experts: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        """Append an answer; see `Sample` for the arguments. `experts` are of all tokens so far."""
+        self._experts = experts
         for token in self._given:
             self._append(token, False, False, float("nan"))
         self._given = []
@@ -74,7 +79,7 @@ class Transcript:
         return dict(
             prompt=np.asarray(self._prompt, np.int32), tokens=np.asarray(self._tokens, np.int32),
             learned=np.asarray(self._learned, bool), banned=np.asarray(self._banned, bool),
-            behaviour=np.asarray(self._behaviour, np.float32),
+            behaviour=np.asarray(self._behaviour, np.float32), experts=self._experts,
         )  # fmt: skip
 
     def samples(self, group: int, episode: int) -> list[Sample]:

@@ -15,9 +15,13 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from qwen3_jax.model import Hidden, Qwen3, RouterStats
+from qwen3_jax.model import Hidden, Qwen3, RouterStats, Routes
 from qwen3_jax.training.config import LossConfig
 from qwen3_jax.training.cross_entropy import token_loss
+
+# int16 [B, T, L * K]: the experts that a rollout's engine sent each token to, in each MoE layer; -1 where they are unknown.
+EXPERTS = "experts"  # the router's own choices are compared with them
+REPLAYED = "replayed_experts"  # tokens are sent to them again
 
 BATCH_FIELDS = {
     "tokens": jnp.int32, "targets": jnp.int32, "segment_ids": jnp.int32, "positions": jnp.int32, "loss_mask": jnp.float32,
@@ -41,6 +45,7 @@ class Objective:
         model: the class of the model.
         combine: sums of every micro-batch, along the first axis -> sums of the global batch.
         sparse: batches are filled up to a fixed number of rows: a micro-batch that adds nothing to the loss is not computed.
+        experts: one more field of the batches of models with experts, `EXPERTS` or `REPLAYED`; "" for none.
     """
 
     fields: Mapping[str, Any]
@@ -50,6 +55,7 @@ class Objective:
     model: type[Qwen3] = Qwen3
     combine: Callable[[Any], Any] = total_of
     sparse: bool = False
+    experts: str = ""
 
     def skipping(self, function: Callable[..., Any], has_experts: bool) -> Callable[..., Any]:
         """Return a function of (anything, micro-batch, anything) that is 0 without being computed where that adds nothing.
@@ -238,7 +244,11 @@ def is_output_frozen(model: Qwen3) -> bool:
 
 def hidden_of(model: Qwen3, batch: dict[str, jax.Array]) -> Hidden:
     """Return the final hidden states of a packed batch."""
-    return model.hidden(batch["tokens"], positions=batch["positions"], segment_ids=batch["segment_ids"])
+    routes = None
+    if (name := REPLAYED if REPLAYED in batch else EXPERTS) in batch:
+        shape = *batch["tokens"].shape, model.config.moe_layers, model.config.num_experts_per_tok
+        routes = Routes(batch[name].reshape(shape), replay=name == REPLAYED)
+    return model.hidden(batch["tokens"], positions=batch["positions"], segment_ids=batch["segment_ids"], routes=routes)
 
 
 LANGUAGE_MODEL = Objective(BATCH_FIELDS, whole, objective, finish)

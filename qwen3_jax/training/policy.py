@@ -12,6 +12,7 @@ Fields of a batch besides `losses.BATCH_FIELDS`, float32 [B, T], at the place wh
     reference         log ref; where `kl.coefficient` is above 0
     entropy_weights   coefficient of the token's entropy: positive is a bonus
     banned            int32, 1 where the rollout left `banned_ids` out; where there are any
+    experts, replayed_experts       see `losses.EXPERTS`; one of them, of a model with experts
 
 Sums over answers or tokens are divided once, by those of the global batch.
 
@@ -35,6 +36,8 @@ from qwen3_jax.training.config import LossConfig
 from qwen3_jax.training.cross_entropy import TokenScores, token_scores
 from qwen3_jax.training.losses import (
     BATCH_FIELDS,
+    EXPERTS,
+    REPLAYED,
     Objective,
     Whole,
     balance_share,
@@ -118,6 +121,8 @@ class PolicyLoss:
         mismatch_max: the largest.
         answers: their number.
         tokens: learned tokens.
+        router_agreement: [L], share of the experts that the rollout sent tokens to which the router chooses itself, over tokens
+            of which they are known, prompts included; None for a dense model.
     """
 
     total: jax.Array
@@ -143,6 +148,7 @@ class PolicyLoss:
     router_max_load: jax.Array | None
     router_min_load: jax.Array | None
     router_load: jax.Array | None
+    router_agreement: jax.Array | None
 
     @property
     def measure(self) -> jax.Array:
@@ -225,10 +231,11 @@ def policy(
             sums.clipped_low / tokens, sums.clipped_high / tokens, sums.clipped_dual / tokens, sums.capped / tokens,
             sums.masked / answers, sums.dropped / answers, sums.mismatch / tokens,
             _percentile(sums.mismatch_counts, 0.999), sums.mismatch_max, sums.balance, whole.answers, whole.tokens,
-            *router_means(sums.router),
+            *(*router_means(sums.router), _agreement(sums.router)),
         )  # fmt: skip
 
-    return Objective(fields, _whole, share, finish, sparse=True, combine=_combine)
+    experts = REPLAYED if config.replay_experts else EXPERTS
+    return Objective(fields, _whole, share, finish, sparse=True, combine=_combine, experts=experts)
 
 
 def log_probs_of(
@@ -376,6 +383,12 @@ def _whole(batch: DeviceBatch) -> PolicyWhole:
 def _combine(sums: PolicySums) -> PolicySums:
     """The sums of all micro-batches, from those of each along the first axis."""
     return dataclasses.replace(total_of(sums), mismatch_max=sums.mismatch_max.max(axis=0))
+
+
+def _agreement(router: RouterStats | None) -> jax.Array | None:
+    if router is None or router.agreed is None or router.compared is None:
+        return None
+    return router.agreed / jnp.maximum(router.compared, 1)
 
 
 _BINS, _PER_DECADE, _LEAST = 100, 10, -8.0  # of the histogram, from 1e-8 to 100 nats

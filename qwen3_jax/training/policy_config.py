@@ -108,7 +108,10 @@ class PolicyConfig:
             Neither changes what the mean is divided by, nor the KL and entropy terms.
         drop_off_policy: delta: an answer with A < 0 whose mean of log mu - log pi is above it has no policy loss (off-policy
             sequence masking, arXiv 2512.02556, section 3.1). It counts in the mean, and keeps its KL and entropy terms.
-        kl: the penalty on the distance from a reference model.
+        replay_experts: of a model with experts: send each token to the experts that the rollout's engine sent it to, with the
+            router's own probabilities of them (rollout routing replay, arXiv 2510.11370), in the updates and in log pi_o. Else
+            the router chooses again, and rounding may choose otherwise than the rollout did.
+        kl: the penalty on the distance from a reference model, whose own router chooses.
     """
 
     algorithm: Algorithm = "grpo"
@@ -123,6 +126,7 @@ class PolicyConfig:
     importance_cap: float | None = None
     importance_level: Literal["token", "sequence"] = "token"
     drop_off_policy: float | None = None
+    replay_experts: bool = False
     kl: KlConfig = field(default_factory=KlConfig)
 
     def __post_init__(self) -> None:

@@ -142,8 +142,16 @@ def agreement(axes: Any, run: RunLog) -> None:
     axes.set(ylabel="nats", title="|log p| of rollout and trainer; KL", yscale="symlog")
     axes.set_yscale("symlog", linthresh=1e-7)
     over_steps(axes, run)
+    handles = axes.get_legend_handles_labels()
+    steps, values = _series(run, "train.router_agreement")
+    if steps:
+        right = axes.twinx()
+        right.plot(steps, values, color="C5", linewidth=0.8, label="experts of the rollout chosen (right)")
+        right.set_ylim(0, 1.02)
+        right.spines["top"].set_visible(False)
+        handles = tuple(one + other for one, other in zip(handles, right.get_legend_handles_labels(), strict=True))
     if drawn:
-        axes.legend(fontsize=7.5)
+        axes.legend(*handles, fontsize=7.5)
 
 
 def clipping(axes: Any, run: RunLog) -> None:

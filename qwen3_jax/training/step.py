@@ -258,8 +258,21 @@ class Trainer:
             ShardingError: the batch does not divide over the mesh and the micro-batches.
         """
         sharding = self._batch_sharding((batch_size, length))
-        fields = self.objective.fields
-        return {name: jax.ShapeDtypeStruct((batch_size, length), fields[name], sharding=sharding) for name in fields}
+        return {
+            name: jax.ShapeDtypeStruct((batch_size, length, *rest), kind, sharding=sharding)
+            for name, (kind, *rest) in self.fields.items()
+        }
+
+    @property
+    def fields(self) -> dict[str, tuple[Any, ...]]:
+        """The fields of a batch: type, and what [B, T] is followed by."""
+        experts, config = self.objective.experts, self.config
+        more = (
+            {experts: (jnp.int16, config.moe_layers * config.num_experts_per_tok)}
+            if config.moe_layers and experts
+            else {}
+        )
+        return {name: (kind,) for name, kind in self.objective.fields.items()} | more
 
     def local_rows(self, batch_size: int) -> list[int]:
         """The rows of a global batch that this process's devices need, ascending."""
@@ -279,7 +292,7 @@ class Trainer:
         Raises:
             ShardingError: the batch does not divide over the mesh and the micro-batches.
         """
-        batch = {name: batch[name] for name in self.objective.fields}
+        batch = {name: batch[name] for name in self.fields}
         held, length = batch["tokens"].shape
         shape = (held if batch_size is None else batch_size, length)
         sharding = self._batch_sharding(shape)
@@ -297,7 +310,7 @@ class Trainer:
                 assert index is not None
                 return rows[place[index[0]]][:, index[1]]
 
-            return jax.make_array_from_callback(shape, sharding, part)
+            return jax.make_array_from_callback((*shape, *rows.shape[2:]), sharding, part)
 
         return {name: put(np.asarray(rows)) for name, rows in batch.items()}
 
@@ -401,13 +414,14 @@ class Trainer:
         return jax.lax.with_sharding_constraint(tree, self.shardings.params)
 
     def split(self, batch: DeviceBatch) -> DeviceBatch:
-        """[B, T] -> [micro-batches, rows, T]; each micro-batch has an equal part of every device's rows."""
+        """[B, T, ...] -> [micro-batches, rows, T, ...]; each micro-batch has an equal part of every device's rows."""
         parts, count = self.placement.parts("batch"), self.micro_batches
 
         def split(x: jax.Array) -> jax.Array:
-            rows, length = x.shape
-            x = x.reshape(parts, count, rows // parts // count, length).swapaxes(0, 1)
-            return self.placement.constrain(x.reshape(count, rows // count, length), (None, "batch", "length"))
+            rows, *rest = x.shape
+            x = x.reshape(parts, count, rows // parts // count, *rest).swapaxes(0, 1)
+            axes = (None, "batch", "length", *(None for _ in rest[1:]))
+            return self.placement.constrain(x.reshape(count, rows // count, *rest), axes)
 
         return {name: split(x) for name, x in batch.items()}
 

@@ -37,12 +37,17 @@ def attention(config, p, x_btd, positions_bt, segments_bt):
     return y + p["attention.o_bias"] if config.attention_bias else y
 
 
-def experts(config, p, x_btd, segments_bt):
-    """The layer's output, and the statistics of its router over tokens that are not padding."""
+def experts(config, p, x_btd, segments_bt, given_btk=None):
+    """The layer's output, its router's statistics over tokens that are not padding, and the experts that tokens are sent to.
+
+    Tokens with experts in `given_btk` are sent there; -1 in the first place leaves the choice to the router.
+    """
     logits = x_btd @ p["mlp.router"]
     probs = np.exp(logits - logits.max(-1, keepdims=True))
     probs /= probs.sum(-1, keepdims=True)
     chosen = np.argsort(-probs, axis=-1)[..., : config.num_experts_per_tok]
+    if given_btk is not None:
+        chosen = np.where(given_btk[..., :1] >= 0, given_btk, chosen)
     share = np.zeros_like(probs)
     np.put_along_axis(share, chosen, np.take_along_axis(probs, chosen, -1), -1)
     load = (share > 0).astype(float)
@@ -57,16 +62,17 @@ def experts(config, p, x_btd, segments_bt):
         entropy=-(probs * np.log(probs))[valid].sum(),
         tokens=valid.sum(),
     )
-    return y, stats
+    return y, stats, chosen
 
 
-def decoder(config, params, tokens_bt, positions_bt=None, segments_bt=None):
-    """Logits [B, T, V] and the routers' statistics, one dictionary per MoE layer.
+def decoder(config, params, tokens_bt, positions_bt=None, segments_bt=None, given_btlk=None):
+    """Logits [B, T, V] and the routers' statistics, one dictionary per MoE layer, with its experts under "chosen".
 
     Args:
         config: the architecture.
         params: `flatten` of a model whose layers are not stacked, or such values in float64.
         tokens_bt: token ids; by default rows are one document each, from position 0.
+        given_btlk: of each MoE layer, see `experts`.
     """
     if positions_bt is None:
         positions_bt = np.tile(np.arange(tokens_bt.shape[1]), (len(tokens_bt), 1))
@@ -82,8 +88,9 @@ def decoder(config, params, tokens_bt, positions_bt=None, segments_bt=None):
         normed = rms_norm(config, x, p["mlp_norm.scale"])
         sparse = config.num_experts and (layer + 1) % config.decoder_sparse_step == 0
         if sparse and layer not in config.mlp_only_layers:
-            y, stats = experts(config, p, normed, segments_bt)
-            router.append(stats)
+            given = None if given_btlk is None else given_btlk[:, :, len(router)]
+            y, stats, chosen = experts(config, p, normed, segments_bt, given)
+            router.append(stats | {"chosen": chosen})
         else:
             y = (silu(normed @ p["mlp.gate"]) * (normed @ p["mlp.up"])) @ p["mlp.down"]
         x = x + y

@@ -11,7 +11,7 @@ import transformers
 from flax import nnx
 
 from qwen3_jax.config import PRESETS, Qwen3Config
-from qwen3_jax.model import Qwen3, flatten
+from qwen3_jax.model import Qwen3, Routes, flatten
 from tests.helpers.equations import decoder
 
 # No field has its default or a value that follows from another: head_dim is not hidden_size / num_attention_heads.
@@ -95,6 +95,62 @@ def test_logits_and_router_statistics_equal_the_equations(name):
     assert (router is None) == (not stats)
     for field in ("load", "prob", "entropy", "tokens") if stats else ():
         assert_near(getattr(router, field), np.stack([layer[field] for layer in stats]))
+
+
+@pytest.mark.parametrize(("kind", "stacked"), [("moe", True), ("mixed", False)])
+def test_experts_are_reported_compared_and_replayed(kind, stacked):
+    single, (logits, stats) = case(kind)
+    config = CONFIGS[kind]
+    params = {path: np.asarray(value) for path, value in flatten(single).items()}
+    model = single
+    if stacked:  # a scan over the layers
+        model = Qwen3(config, rngs=nnx.Rngs(0), scan_layers=True)
+        for path, variable in nnx.to_flat_state(nnx.state(model)):
+            name = ".".join(map(str, path))
+            rest = name.removeprefix("groups.0.")
+            layers = [params[f"groups.{i}.{rest}"] for i in range(config.num_hidden_layers)] if rest != name else None
+            variable.set_value(jax.numpy.asarray(params[name] if layers is None else np.stack(layers)))
+
+    @functools.partial(jax.jit, static_argnames="replay")
+    def run(experts, replay=False):
+        routes = None if experts is None else Routes(experts, replay)
+        arguments = dict(positions=POSITIONS, segment_ids=SEGMENTS, routes=routes, report_experts=True)
+        hidden = model.hidden(TOKENS, **arguments)
+        return model.logits(hidden.states), hidden.router, hidden.experts
+
+    found, router, experts = run(None)
+    own = np.stack([layer["chosen"] for layer in stats], axis=2)
+    assert_near(found, logits)
+    assert router.agreed is None
+    np.testing.assert_array_equal(np.sort(experts), np.sort(own))
+
+    # Sending tokens where they went changes nothing.
+    again, router, _ = run(experts.astype(np.int16), replay=True)
+    np.testing.assert_array_equal(again, found)
+    valid = (SEGMENTS > 0).sum()
+    np.testing.assert_array_equal(router.agreed, router.compared)
+    np.testing.assert_array_equal(router.compared, valid)
+
+    # Other experts; those of every third token are unknown.
+    random = np.random.default_rng(2)
+    given = random.permuted(
+        np.broadcast_to(np.arange(config.num_experts), (*own.shape[:3], config.num_experts)), axis=-1
+    )
+    given = given[..., : config.num_experts_per_tok].copy()
+    given[:, ::3] = -1
+    expected, sent = decoder(config, params, TOKENS, POSITIONS, SEGMENTS, given)
+    compared, router, _ = run(given)
+    np.testing.assert_array_equal(compared, found)
+    same = (
+        (given[..., :, None] == own[..., None, :]).any(-1).mean(-1) * (given[..., 0] >= 0) * (SEGMENTS > 0)[..., None]
+    )
+    np.testing.assert_allclose(router.agreed, same.sum((0, 1)), rtol=1e-6)
+    replayed, router, experts = run(given, replay=True)
+    assert_near(replayed, expected)
+    assert np.abs(np.asarray(replayed) - logits).max() > 0.1
+    np.testing.assert_array_equal(np.sort(experts), np.sort(np.stack([layer["chosen"] for layer in sent], axis=2)))
+    for field in ("load", "prob", "entropy", "tokens"):
+        assert_near(getattr(router, field), np.stack([layer[field] for layer in sent]))
 
 
 def test_positions_count_from_zero_and_continue_in_a_cache():

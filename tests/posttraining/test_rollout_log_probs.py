@@ -12,11 +12,12 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.generation import Engine, Sampling, generate
 from qwen3_jax.kernels import Execution
 from qwen3_jax.model import flatten
-from qwen3_jax.posttraining.log_probs import log_probs_of_state
+from qwen3_jax.posttraining.log_probs import batch_of, log_probs_of_state
 from qwen3_jax.posttraining.prompts import Draw, Prompt
 from qwen3_jax.posttraining.rollouts import Rollouts, engine_for
 from qwen3_jax.posttraining.serving_weights import ServingWeights
 from qwen3_jax.training.config import ModelConfig, OptimizerConfig, TrainConfig
+from qwen3_jax.training.losses import EXPERTS
 from qwen3_jax.training.rl_config import PromptSource, RlConfig, RolloutConfig
 from qwen3_jax.training.run_folder import generation_config_of
 from qwen3_jax.training.stage_loop import stage_trainer
@@ -78,6 +79,8 @@ def test_sampled_tokens_have_the_trainers_log_probabilities(experts, mesh, optio
     assert 1 <= len(halted) < len(samples) - 3
     assert any(one.banned.any() for one in samples)
     computed = log_probs_of_state(trainer, config, tok)(params, samples)
+    if experts:
+        check_experts(samples, model, trainer, params, config)
     differences = []
     for one, values in zip(samples, computed, strict=True):
         assert np.isnan(values[~one.learned]).all()
@@ -97,6 +100,24 @@ def test_sampled_tokens_have_the_trainers_log_probabilities(experts, mesh, optio
         )
         moved = log_probs_of_state(trainer, config, tok)(other, samples)
         assert max(np.abs(a - b)[s.learned].max() for a, b, s in zip(moved, computed, samples, strict=True)) > 0.01
+
+
+def check_experts(samples, model, trainer, params, config):
+    """They are those of a plain pass; the trainer's router chooses them too, unless they are changed."""
+    for one in samples[::7]:
+        whole = np.concatenate([one.prompt, one.tokens])[:-1]
+        padded = np.pad(whole, (0, -len(whole) % 128))[None]
+        own = np.asarray(model.hidden(padded, report_experts=True).experts)[0, : len(whole)]
+        assert (np.sort(one.experts) == np.sort(own)).mean() > 0.999
+    rows, length = config.data.batch_size, config.data.sequence_length
+    some = [dataclasses.replace(one, old=one.behaviour) for one in samples[:rows]]
+    batch, _ = batch_of(some, trainer, rows, length)
+    agreement = trainer.evaluate(params, trainer.place(batch)).router_agreement
+    assert agreement.shape == (model.config.moe_layers,)
+    assert (np.asarray(agreement) > 0.999).all()
+    batch[EXPERTS] = np.where(batch[EXPERTS] >= 0, (batch[EXPERTS] + 4) % 8, -1)
+    changed = trainer.evaluate(params, trainer.place(batch)).router_agreement
+    assert (np.asarray(changed) < 0.5).all()
 
 
 def test_new_weights_answer_as_a_fresh_engine_and_share_nothing_with_the_old_ones():
