@@ -126,18 +126,24 @@ class ConfigurationParser(jsonargparse.ArgumentParser):
         return "\n".join([super().format_help(*args, **kwargs), *lists])
 
     def instance(self, namespace: jsonargparse.Namespace) -> Any:
-        """Return the dataclass filled with parsed values; options that are not its fields are left out."""
+        """Return the dataclass filled with parsed values; options that are not its fields are left out.
+
+        Raises:
+            UserError: a dataclass refuses its values; of an optional one, jsonargparse would report every alternative.
+        """
         assert self.kind is not None
-        values = vars(self.instantiate(namespace))
+        try:
+            values = vars(self.instantiate(namespace))
+        except ValueError as error:
+            if (reason := _user_error(error)) is None:
+                raise
+            raise reason from None
         return self.kind(**{field.name: values[field.name] for field in dataclasses.fields(self.kind)})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a UserError: the one that caused this, or one that names an unknown option, or the message itself."""
-        cause: BaseException | None = ex
-        while cause is not None:
-            if isinstance(cause, UserError):
-                raise cause
-            cause = cause.__cause__ or cause.__context__
+        if (reason := _user_error(ex)) is not None:
+            raise reason
         if (
             self.kind is None
         ):  # a parser that jsonargparse creates for a nested type; it hands its error to the outer one
@@ -149,6 +155,13 @@ class ConfigurationParser(jsonargparse.ArgumentParser):
                 check_option(self.kind, option[2:].split("."), "--", own)
         sentence = " ".join(message.split())
         raise UserError(sentence if sentence.endswith(".") else sentence + ".")
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """Return the UserError that caused an error, if one did."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 class _ConfigFile(jsonargparse.ActionConfigFile):

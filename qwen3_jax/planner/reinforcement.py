@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from qwen3_jax.errors import UserError
 from qwen3_jax.planner.architecture import training_architecture
 from qwen3_jax.planner.decode_step import plan_decoding
 from qwen3_jax.planner.plan import GIB, Plan
@@ -27,6 +28,8 @@ def plan_reinforcement(config: TrainConfig, topology: Topology) -> list[Plan]:
     """
     assert config.rl is not None
     rollouts, model = config.rl.rollouts, training_architecture(config)
+    if rollouts.mesh is not None:
+        raise UserError("rl.rollouts.mesh is not planned; plan the run without it, on the devices of each part.")
     mesh = across_slices(config, topology)[0].mesh
     rows = rollouts.rows or min(rollouts.prompts * rollouts.group_size, 256)
     name = str(config.model.preset or config.model.init_from)

@@ -17,10 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
+import sharding
 from qwen3_jax.errors import UserError
 from qwen3_jax.generation import ThinkingTokens
+from qwen3_jax.posttraining.ahead import Ahead
 from qwen3_jax.posttraining.environment_source import EnvironmentSource
 from qwen3_jax.posttraining.episodes import rollouts_for
 from qwen3_jax.posttraining.hosts import from_first
@@ -29,7 +33,7 @@ from qwen3_jax.posttraining.prompts import Draw, Mode, Prompt, Prompts
 from qwen3_jax.posttraining.rewards import Scorer
 from qwen3_jax.posttraining.rollouts import engine_for
 from qwen3_jax.posttraining.round_figures import figures_of
-from qwen3_jax.posttraining.rounds import LogProbs, Round, Rounds
+from qwen3_jax.posttraining.rounds import Answers, LogProbs, Round, Rounds
 from qwen3_jax.posttraining.serving_weights import ServingWeights
 from qwen3_jax.progress import Bar, progress_bar
 from qwen3_jax.text import Tokenizer
@@ -165,6 +169,27 @@ def _check_budget(rollouts: RolloutConfig, tokenizer: Tokenizer) -> None:
         )
 
 
+def _rollout_mesh(config: TrainConfig) -> Mesh | None:
+    """Return the mesh of the devices that sample and do not train; None where all do both.
+
+    Raises:
+        UserError: several processes, or a quantised base, whose weights are not copied to other devices.
+        ShardingError: it does not fit the devices.
+    """
+    assert config.rl is not None
+    sizes, count = config.rl.rollouts.mesh, config.rl.rollouts.own_devices
+    if sizes is None:
+        return None
+    if jax.process_count() > 1:
+        raise UserError(
+            f"rl.rollouts.mesh is for one process, and this run has {jax.process_count()}; leave it out, and all devices "
+            "sample and train in turn."
+        )
+    if config.lora is not None and config.lora.quantize is not None:
+        raise UserError("rl.rollouts.mesh does not copy a quantised base; leave out lora.quantize or rl.rollouts.mesh.")
+    return sharding.make_mesh(**dataclasses.asdict(sizes), devices=jax.devices()[-count:])
+
+
 class RoundBatches:
     """The batches of a run: `next` gives the one of the next step, and begins a round where the last one is used up.
 
@@ -187,9 +212,12 @@ class RoundBatches:
         self._owner, self._trainer, self._stage, self._tokenizer = owner, trainer, stage, owner.tokenizer
         self._prompts, self._scorer, self._reference = prompts, scorer, reference
         self._rl, self._updates = owner.rl, owner.rl.rollouts.updates
-        self._weights = ServingWeights(trainer, generation_config_of(owner.tokenizer))
-        # With one update a round the first forward pass of the update gives them.
-        self._old = log_probs_of_state(trainer, owner.config, owner.tokenizer) if self._updates > 1 else None
+        self._weights = ServingWeights(trainer, generation_config_of(owner.tokenizer), _rollout_mesh(owner.config))
+        on_policy = self._rl.rollouts.is_on_policy  # then the first forward pass of the update gives them
+        self._old = None if on_policy else log_probs_of_state(trainer, owner.config, owner.tokenizer)
+        self._ahead: Ahead[Answers] = Ahead()
+        self._ahead_on_disk = False
+        self._epochs = prompts.epochs
         # Before anything is sampled: a server or a sandbox that does not start ends the run.
         self._environments = None if owner.rl.environment is None else EnvironmentSource(owner.rl.environment)
         if self._environments is not None and self._environments.note:
@@ -202,19 +230,24 @@ class RoundBatches:
         self.applied = self._coefficient
 
     def get_state(self) -> dict[str, Any]:
-        """Return the position behind the last batch, as JSON values."""
+        """Return the position behind the last batch, as JSON values; a round that is sampled ahead is waited for."""
+        self._ahead.wait()
         return {
             "step": self._step, "round": self._start, "prompts": self._prompts.state, "entropy_coefficient": self._coefficient,
-            "entropy_applied": self.applied,
+            "entropy_applied": self.applied, "ahead": self._ahead.is_begun or self._ahead_on_disk,
         }  # fmt: skip
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Move to a position."""
         self._step, self._start, self._prompts.state = state["step"], state["round"], state["prompts"]
         self._coefficient, self.applied, self._round = state["entropy_coefficient"], state["entropy_applied"], None
+        self._ahead_on_disk = state["ahead"]
 
     def close(self) -> None:
-        """End what scores answers, and environments."""
+        """End what scores answers, and environments; give up the round that is sampled ahead."""
+        if self._rounds is not None:
+            self._rounds.stopping.set()
+        self._ahead.join()
         if self._scorer is not None:
             self._scorer.close()
         if self._environments is not None:
@@ -222,15 +255,15 @@ class RoundBatches:
 
     @property
     def epochs(self) -> dict[str, float]:
-        """How often the prompts of each source have been asked."""
-        return dict(zip([source.name for source in self._rl.prompts], self._prompts.epochs, strict=True))
+        """How often the prompts of each source have been asked, up to the end of the present round."""
+        return dict(zip([source.name for source in self._rl.prompts], self._epochs, strict=True))
 
     def next(self, state: TrainState) -> DeviceBatch:
         """Return the batch of the step after `state`, placed."""
         if self._step >= self._start + self._updates:
             self._round, self._start = None, self._step
         if self._round is None:
-            self._round = self._resumed_or_new(state)
+            self._round = self._resumed(state) if self._step > self._start else self._new(state)
         samples = self._round.parts[self._step - self._start]
         self._step += 1
         data = self._stage.run.data
@@ -250,6 +283,7 @@ class RoundBatches:
         count = sum(map(len, draws.values())) * self._rl.eval_samples
         if not count:
             return {}
+        self._ahead.wait()  # the engine answers one set of requests at a time
         rounds = self._with_weights(state)
         with progress_bar("held-out prompts", count, visible=False) as bar:
             return {name: figures_of(rounds.measure(some, bar)) for name, some in draws.items()}
@@ -262,14 +296,47 @@ class RoundBatches:
             for number, prompt in enumerate(some)
         ]
 
-    def _resumed_or_new(self, state: TrainState) -> Round:
-        if self._step > self._start:  # the run was interrupted in the middle of the round
-            return self._all(state).resume(self._start)
-        rounds = self._with_weights(state)
+    def _resumed(self, state: TrainState) -> Round:
+        """Return the round in the middle of which the run was interrupted."""
+        resumed = self._all(state).resume(self._start)
+        self._epochs = self._prompts.epochs
+        return resumed
+
+    def _new(self, state: TrainState) -> Round:
         old = None if self._old is None else functools.partial(self._old, state.params)
-        made = rounds.make(self._step, old)
+        if self._rl.rollouts.mesh is None:
+            made = self._with_weights(state).make(self._step, old)
+            self._epochs = self._prompts.epochs
+        else:
+            waited, sampled = self._sampled_ahead(state)
+            self._epochs = self._prompts.epochs
+            staleness = 0 if waited is None else self._updates
+            if self._step + self._updates < self._stage.last:
+                rounds = self._with_weights(state)
+                self._ahead.begin(functools.partial(rounds.sample, self._step + self._updates))
+            made = self._all(state).finish(self._step, sampled, old)
+            self._owner.add_figures({"staleness": staleness, "seconds_waited": waited or 0.0})
         self._owner.add_figures(made.figures)
         return made
+
+    def _sampled_ahead(self, state: TrainState) -> tuple[float | None, Answers]:
+        """Return the seconds that the trainer waited for the answers of the round that begins, and these.
+
+        The first round of a run has not been sampled ahead: it is sampled now, with the weights that learn from it, and None.
+        """
+        if self._ahead.is_begun:
+            waited = self._ahead.wait()
+            return waited, self._ahead.take()
+        if self._ahead_on_disk:
+            self._ahead_on_disk = False
+            found = self._all(state).sampled_before(self._step)
+            if found is None:
+                raise UserError(
+                    f"{self._owner.run_dir / 'rollouts'} lacks {self._step}.npz, the answers that were sampled ahead of the "
+                    f"checkpoint; restore it, or delete the checkpoints after step {self._step - self._updates}."
+                )
+            return 0.0, found
+        return None, self._with_weights(state).sample(self._step)
 
     def _with_weights(self, state: TrainState) -> Rounds:
         """Return the rounds, whose engine answers with the weights of a state."""

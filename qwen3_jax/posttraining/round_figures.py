@@ -32,6 +32,7 @@ class RoundFigures:
         environment.failed_calls, .ended.ENDING      share of the calls that brought an error, of the episodes by how they ended
         equal                                        share of the prompts whose answers all have the same reward
         seconds_rollout, _rewards, _log_probabilities, _round, rollout_tokens_per_second
+        staleness, seconds_waited                    with rollouts.mesh: updates since the weights that sampled, trainer's wait
 
     Figures of rewards and lengths are over all answers that were sampled, those of groups that dynamic sampling replaced
     included: they are the policy's.

@@ -9,10 +9,12 @@ answers, and with the log probabilities of the weights that it began with.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -80,6 +82,25 @@ class Round:
     figures: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass
+class Answers:
+    """The answers of a round, before the log probabilities of trainer and reference are known.
+
+    Attributes:
+        samples: of all updates.
+        position: of the prompts behind the round.
+        figures: see `RoundFigures`.
+    """
+
+    samples: list[Sample]
+    position: dict[str, Any]
+    figures: dict[str, float]
+
+
+class Stopped(Exception):
+    """A round that is sampled ahead was given up."""
+
+
 class Rounds:
     """Makes rounds.
 
@@ -91,6 +112,9 @@ class Rounds:
         folder: RUN/rollouts.
         reference: log probabilities under the reference model; None without a KL term.
         saved_steps: gives the steps of the checkpoints; the rounds that they are in the middle of are never deleted.
+
+    Attributes:
+        stopping: set it to give up the round that is being sampled.
     """
 
     def __init__(
@@ -100,6 +124,7 @@ class Rounds:
         self._config, self._prompts, self._rollouts, self._scorer = config, prompts, rollouts, scorer
         self._folder, self._reference, self._saved_steps = folder, reference, saved_steps
         self._refused: set[str] = set()
+        self.stopping = threading.Event()
 
     @property
     def engine(self) -> Engine:
@@ -113,23 +138,54 @@ class Rounds:
             step: steps taken so far.
             old: log probabilities under the trainer's weights; None where the only update of the round computes them itself.
         """
+        return self.finish(step, self.sample(step), old)
+
+    def sample(self, step: int) -> Answers:
+        """Sample the answers of a round with the engine's weights; the position of the prompts moves behind it.
+
+        Raises:
+            Stopped: `stopping` was set.
+        """
         figures = RoundFigures()
         started = time.perf_counter()
         count = self._config.rollouts.prompts * self._config.rollouts.group_size
         with progress_bar("rollouts", count, visible=False) as bar:
             groups, left_out = self._groups(figures, bar)
         samples = [sample for group in groups for sample in self._samples(group)]
-        with figures.timed("log_probabilities"):
-            for name, compute in (("old", old), ("reference", self._reference)):
-                if compute is not None and samples:
-                    for sample, values in zip(samples, compute(samples), strict=True):
-                        setattr(sample, name, values)
         figures.add_groups(groups, left_out)
+        row = figures.row() | {"seconds_round": time.perf_counter() - started}
+        answers = Answers(samples, self._prompts.state, row)
+        if self._config.rollouts.mesh is not None:  # a run that resumes in the round before finds it here
+            self._write(step, answers)
+        return answers
+
+    def finish(self, step: int, answers: Answers, old: LogProbs | None) -> Round:
+        """Compute the log probabilities that the updates need, and write the round."""
+        started = time.perf_counter()
+        for name, compute in (("old", old), ("reference", self._reference)):
+            if compute is not None and answers.samples:
+                for sample, values in zip(answers.samples, compute(answers.samples), strict=True):
+                    setattr(sample, name, values)
+        seconds = time.perf_counter() - started
+        self._write(step, answers)
         if jax.process_index() == 0:
-            storage.save(self._folder, step, samples, self._prompts.state)
             self._prune(step)
-        figures.values["seconds_round"] = time.perf_counter() - started
-        return Round(step, self._parts(samples), figures.row())
+        figures = answers.figures | {"seconds_log_probabilities": seconds}
+        if "seconds_round" in figures:
+            figures["seconds_round"] += seconds
+        return Round(step, self._parts(answers.samples), figures)
+
+    def _write(self, step: int, answers: Answers) -> None:
+        if jax.process_index() == 0:
+            storage.save(self._folder, step, answers.samples, answers.position, answers.figures)
+
+    def sampled_before(self, step: int) -> Answers | None:
+        """Return the answers of a round that was sampled ahead, as written; the position of the prompts is behind it."""
+        loaded = storage.load(self._folder, step)
+        if loaded is None:
+            return None
+        samples, self._prompts.state, figures = loaded
+        return Answers(samples, self._prompts.state, figures)
 
     def resume(self, step: int) -> Round:
         """Return the round that began at a step, as it was written; the position of the prompts is behind it.
@@ -143,7 +199,7 @@ class Rounds:
                 f"{self._folder} lacks {step}.npz, the answers of the round that the checkpoint is in the middle of; restore "
                 f"it, or delete the checkpoints after step {step}."
             )
-        samples, self._prompts.state = loaded
+        samples, self._prompts.state, _ = loaded
         return Round(step, self._parts(samples))
 
     def measure(self, draws: Sequence[Draw], bar: Bar | None = None) -> list[Group]:
@@ -192,6 +248,8 @@ class Rounds:
         refused: list[tuple[Draw, str]] = []
         with figures.timed("rollout"):
             for draw, result in self._rollouts.sample(draws, samples, bar):
+                if self.stopping.is_set():
+                    raise Stopped
                 if isinstance(result, str):
                     refused.append((draw, result))
                 else:
@@ -243,6 +301,8 @@ class Rounds:
         )
         updates = self._config.rollouts.updates
         needed = {saved // updates * updates for saved in self._saved_steps()}
+        if self._config.rollouts.mesh is not None:
+            needed |= {begun + updates for begun in needed}
         for old in steps[: max(len(steps) - max(self._config.rollouts.keep, 1), 0)]:
             if old in needed:
                 continue

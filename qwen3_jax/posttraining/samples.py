@@ -154,7 +154,13 @@ def take_back(values: np.ndarray, samples: Sequence[Sample], rows: Sequence[Sequ
     return out
 
 
-def save(folder: Path, step: int, samples: Sequence[Sample], position: Mapping[str, Any]) -> None:
+def save(
+    folder: Path,
+    step: int,
+    samples: Sequence[Sample],
+    position: Mapping[str, Any],
+    figures: Mapping[str, float] | None = None,
+) -> None:
     """Write a round. Each file is written whole or not at all, the arrays last.
 
     Args:
@@ -162,6 +168,7 @@ def save(folder: Path, step: int, samples: Sequence[Sample], position: Mapping[s
         step: steps taken before its first update.
         samples: of the round.
         position: where the prompts stand after it, JSON values.
+        figures: of the round, where a run that resumes has not written them yet.
     """
     if not is_url(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -179,15 +186,15 @@ def save(folder: Path, step: int, samples: Sequence[Sample], position: Mapping[s
     if known:
         arrays["experts"] = np.concatenate(known)
         arrays["expert_lengths"] = np.asarray([0 if s.experts is None else len(s.experts) for s in samples], np.int64)
-    about = {"position": position, "about": [one.about for one in samples]}
+    about = {"position": position, "figures": dict(figures or {}), "about": [one.about for one in samples]}
     arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
     raw = io.BytesIO()
     np.savez(raw, **arrays)  # type: ignore[arg-type] # its stub takes the names for options
     replace_file(folder / f"{step}.npz", raw.getvalue())
 
 
-def load(folder: Path, step: int) -> tuple[list[Sample], dict[str, Any]] | None:
-    """Return the samples of a round and the position after it; None where it was not written.
+def load(folder: Path, step: int) -> tuple[list[Sample], dict[str, Any], dict[str, float]] | None:
+    """Return the samples of a round, the position after it, and its figures; None where it was not written.
 
     Raises:
         UserError: the file is damaged.
@@ -219,4 +226,4 @@ def load(folder: Path, step: int) -> tuple[list[Sample], dict[str, Any]] | None:
         raise UserError(
             f"{file} is damaged ({error}); delete it, and the same command samples the round again."
         ) from None
-    return samples, about["position"]
+    return samples, about["position"], about["figures"]

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 import sharding
 from qwen3_jax.config import Qwen3Config
@@ -32,10 +33,11 @@ class ServingWeights:
     Args:
         trainer: whose parameters they are.
         generation_config: of the model.
+        mesh: of the engine; None is the trainer's. On devices of its own every weight is a copy.
     """
 
-    def __init__(self, trainer: Trainer, generation_config: GenerationConfig):
-        placement = sharding.Placement(trainer.placement.mesh, sharding.SERVING)
+    def __init__(self, trainer: Trainer, generation_config: GenerationConfig, mesh: Mesh | None = None):
+        placement = sharding.Placement(trainer.placement.mesh if mesh is None else mesh, sharding.SERVING)
         execution = Execution(placement, trainer.kernels)
         self._trainer, self._generation_config = trainer, generation_config
         scan_layers = False if prefers_unrolled_decoding(placement) else None
@@ -61,12 +63,14 @@ class ServingWeights:
                 out[name] = value.astype(kinds[name]) if isinstance(value, jax.Array) else value
             return out
 
-        self._move = jax.jit(moved, out_shardings={name: shardings[name] for name in sorted(self._moved)})
+        self._elsewhere = None if mesh is None else shardings
+        there = {name: shardings[name] for name in sorted(self._moved)}
+        self._move = jax.jit(moved, out_shardings=there if mesh is None else None)
 
     @property
     def copied(self) -> set[str]:
         """Names of the served parameters that are copied: to other devices, into another type, or out of a stack of layers."""
-        return set(self._moved)
+        return set(self._moved if self._elsewhere is None else self._sources)
 
     def model(self, params: Params) -> Qwen3:
         """Return the model with these parameters; arrays that are not copied are the trainer's, which its next step donates."""
@@ -74,6 +78,8 @@ class ServingWeights:
         served = {name: every[source] for name, (source, layer) in self._sources.items() if layer is None}
         if self._moved:
             served |= self._move({source: every[source] for source in {self._sources[name][0] for name in self._moved}})
+        if self._elsewhere is not None:
+            served = jax.device_put(served, {name: self._elsewhere[name] for name in served})
         model = self._structure.merge(served)
         model.generation_config = self._generation_config
         return model

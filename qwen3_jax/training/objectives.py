@@ -25,7 +25,7 @@ def objective_of(config: TrainConfig, tokenizer: Tokenizer | None = None) -> Obj
         if settings.aggregation == "constant_length" and settings.constant_length is None:
             settings = dataclasses.replace(settings, constant_length=rl.rollouts.max_new_tokens)
         banned = () if tokenizer is None else banned_tokens(tokenizer)
-        return policy(settings, rl.rollouts.temperature, banned, on_policy=rl.rollouts.updates == 1)
+        return policy(settings, rl.rollouts.temperature, banned, on_policy=rl.rollouts.is_on_policy)
     return REWARD_MODEL if config.method == "reward_model" else LANGUAGE_MODEL
 
 

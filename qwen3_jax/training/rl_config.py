@@ -11,6 +11,8 @@ rl:
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,6 +22,7 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.training.environment_config import EnvironmentConfig
 from qwen3_jax.training.policy_config import EntropyBand, PolicyConfig
 from qwen3_jax.training.reward_config import RewardPart, check_rewards
+from sharding import MeshConfig
 
 PASS_RATE_BINS = ("0", "0-25", "25-50", "50-75", "75-100", "100")
 """Of prompts by the share of their answers that are right, in percent; the first and the last are those numbers alone."""
@@ -81,6 +84,9 @@ class RolloutConfig:
             memory allows.
         cache_type: int8 or fp8 keys and values; null is the compute type, with which trainer and rollout agree best.
         keep: rounds whose answers stay in RUN/rollouts; 0 keeps the newest alone.
+        mesh: devices of the rollouts, all axes given: the last ones, which `mesh` of the run does not use. They sample one
+            round ahead while the others train, with the weights from the beginning of the round that is trained. null samples
+            and trains on the same devices in turn.
     """
 
     prompts: int = 32
@@ -97,6 +103,7 @@ class RolloutConfig:
     cache_tokens: int | None = None
     cache_type: Literal["int8", "fp8"] | None = None
     keep: int = 20
+    mesh: MeshConfig | None = None
 
     def __post_init__(self) -> None:
         check_bounds(
@@ -108,6 +115,10 @@ class RolloutConfig:
         if not 0 <= low <= high:
             raise UserError(
                 f"rl.rollouts.budget is {self.budget}; it must be a number or [lowest, highest], of 0 or more."
+            )
+        if self.mesh is not None and -1 in dataclasses.astuple(self.mesh):
+            raise UserError(
+                "rl.rollouts.mesh has an axis of -1; give each axis, since the run's mesh takes the other devices."
             )
         if self.prompts % self.updates:
             raise UserError(
@@ -125,6 +136,16 @@ class RolloutConfig:
         if len(self.budget) != 2:
             raise UserError(f"rl.rollouts.budget is {self.budget}; it must be a number or [lowest, highest].")
         return self.budget[0], self.budget[1]
+
+    @property
+    def is_on_policy(self) -> bool:
+        """Whether every update learns from answers that were sampled with its own weights."""
+        return self.updates == 1 and self.mesh is None
+
+    @property
+    def own_devices(self) -> int:
+        """Number of devices that sample and do not train."""
+        return 0 if self.mesh is None else math.prod(dataclasses.astuple(self.mesh))
 
     @property
     def samples_per_step(self) -> int:
@@ -165,6 +186,11 @@ class RlConfig:
         if self.environment is None and any(part.environment for part in self.rewards):
             raise UserError(
                 "rl.rewards has a part environment, and there is no rl.environment; set it, or leave the part out."
+            )
+        if self.rollouts.mesh is not None and self.policy.importance_cap is None:
+            raise UserError(
+                "rl.rollouts.mesh samples one round ahead, with older weights than those that learn from it; set "
+                "rl.policy.importance_cap, which corrects for that (2.0 is usual)."
             )
         names = [source.name for source in self.prompts]
         if not names:

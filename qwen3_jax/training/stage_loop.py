@@ -266,7 +266,15 @@ def stage_trainer(
     config = (
         architecture if stage.rope_theta is None else dataclasses.replace(architecture, rope_theta=stage.rope_theta)
     )
-    placement = sharding.Placement(sharding.make_mesh(**dataclasses.asdict(run.mesh)), sharding.TRAINING)
+    devices = jax.devices()
+    if run.rl is not None and (others := run.rl.rollouts.own_devices):
+        if others >= len(devices):
+            raise sharding.ShardingError(
+                f"rl.rollouts.mesh takes {others} of {len(devices)} devices, which leaves none to train on; make it smaller."
+            )
+        devices = devices[:-others]
+    mesh = sharding.make_mesh(**dataclasses.asdict(run.mesh), devices=devices)
+    placement = sharding.Placement(mesh, sharding.TRAINING)
     rate = run_schedule([(one.run.optimizer, one.last - one.first) for one in stages])
     return Trainer(
         config, run.model, run.optimizer, rate, placement, run.loss, run.micro_batches, lora_of(run.lora, config),

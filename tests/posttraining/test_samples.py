@@ -21,6 +21,12 @@ from qwen3_jax.training.rl_config import RolloutConfig
 LENGTH = 24
 
 
+def experts_of(pairs: int) -> st.SearchStrategy[np.ndarray | None]:
+    """Of two layers with three experts per token; an episode that failed has none."""
+    some = np.arange(pairs * 6, dtype=np.int16).reshape(-1, 2, 3)
+    return st.one_of(st.none(), st.integers(0, 99).map(lambda first: (first + some).astype(np.int16)))
+
+
 @st.composite
 def sample(draw) -> Sample:
     """A sample of at most LENGTH pairs, with tokens that were forced."""
@@ -32,7 +38,8 @@ def sample(draw) -> Sample:
         np.asarray(prompt, np.int32), np.asarray(tokens, np.int32), learned, ~learned,
         np.where(learned, -1 - numbers, np.nan).astype(np.float32), draw(st.integers(0, 2**40)), draw(st.integers(0, 9)),
         draw(st.floats(-3, 3, width=32)), np.where(learned, -2 - numbers, np.nan).astype(np.float32),
-        np.where(learned, -3 - numbers, np.nan).astype(np.float32), {"content": draw(st.text(max_size=5)), "reward": 0.5},
+        np.where(learned, -3 - numbers, np.nan).astype(np.float32), draw(experts_of(len(prompt) + len(tokens) - 1)),
+        {"content": draw(st.text(max_size=5)), "reward": 0.5},
     )  # fmt: skip
 
 
@@ -47,7 +54,7 @@ def test_every_token_is_in_the_batch_once_with_its_numbers(samples, parts):
     assert all(part == sorted(part, reverse=True) for part in filled)
     assert max(map(sum, filled)) - min(map(sum, filled)) <= 1
     batch = arrange(samples, rows, LENGTH)
-    assert {array.shape for array in batch.values()} == {(9 * parts, LENGTH)}
+    assert {array.shape[:2] for array in batch.values()} == {(9 * parts, LENGTH)}
     assert batch["loss_mask"].sum() == sum(one.learned.sum() for one in samples)
     assert (batch["segment_ids"] > 0).sum() == sum(one.pairs for one in samples)
     for row, numbers in enumerate(rows):
@@ -62,6 +69,10 @@ def test_every_token_is_in_the_batch_once_with_its_numbers(samples, parts):
             assert (batch["advantages"][row, learned] == np.float32(one.advantage)).all()
             for name in ("behaviour", "old", "reference"):
                 np.testing.assert_array_equal(batch[name][row, learned], getattr(one, name)[one.learned])
+            if one.experts is not None:
+                np.testing.assert_array_equal(batch["experts"][row, at], one.experts.reshape(-1, 6))
+            elif "experts" in batch:
+                assert (batch["experts"][row, at] == -1).all()
             assert batch["banned"][row, at].sum() == one.banned.sum()
     # Nothing of a token that is not learned is left, not even its NaN.
     for name in ("advantages", "behaviour", "old", "reference"):
@@ -75,9 +86,9 @@ def test_every_token_is_in_the_batch_once_with_its_numbers(samples, parts):
 def test_a_round_on_disk_is_the_round_that_was_written(tmp_path_factory, samples):
     folder = tmp_path_factory.mktemp("rollouts")
     assert storage.load(folder, 7) is None
-    storage.save(folder, 7, samples, {"draws": [3]})
-    loaded, position = storage.load(folder, 7)
-    assert position == {"draws": [3]}
+    storage.save(folder, 7, samples, {"draws": [3]}, {"reward": 0.1})
+    loaded, position, figures = storage.load(folder, 7)
+    assert (position, figures) == ({"draws": [3]}, {"reward": 0.1})
     assert len(loaded) == len(samples)
     for one, other in zip(samples, loaded, strict=True):
         for field in dataclasses.fields(Sample):
