@@ -57,7 +57,7 @@ DEFAULTS = {
         shared=False, max_turns=8, seconds_per_call=30.0, seconds_per_episode=300.0, max_result_tokens=1024, concurrency=16,
         history="keep",
     ),
-    PolicyConfig: dict(algorithm="grpo", importance_level="token"),
+    PolicyConfig: dict(algorithm="grpo", importance_level="token", replay_experts=False),
     KlConfig: dict(coefficient=0.0, estimator="k3", unbiased=True),  # DeepSeek-V3.2's form
     EntropyBand: dict(start=0.0),
     PromptSource: dict(format="auto", weight=1.0, eval_fraction=0.0),
@@ -153,7 +153,7 @@ def test_defaults_of_the_engine_and_the_server():
         parameters = inspect.signature(function).parameters.values()
         return {p.name: p.default for p in parameters if p.default not in (None, inspect.Parameter.empty)}
 
-    assert given(Engine.__init__) == dict(rows=32, prefix_cache=True, offline=False)
+    assert given(Engine.__init__) == dict(rows=32, prefix_cache=True, offline=False, report_experts=False)
     assert [getattr(engine, name) for name in ("_ONLINE", "_OFFLINE")] == [(512, 8), (1024, 32)]  # chunk, steps
     assert given(qwen3_jax.generate) == dict(continue_final_message=False, thinking_stop_text=STOP_TEXT, progress=False)
     assert given(qwen3_jax.load) == dict(verify=True)

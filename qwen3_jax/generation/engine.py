@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import warnings
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
@@ -27,6 +26,7 @@ from qwen3_jax.bounds import check_bounds, whole
 from qwen3_jax.errors import RequestError, UserError
 from qwen3_jax.generation.active import ActiveRequest, first_scored
 from qwen3_jax.generation.budget import may_force
+from qwen3_jax.generation.engine_limits import check_model, length_that_fits
 from qwen3_jax.generation.expert_record import ExpertRecord, Run
 from qwen3_jax.generation.program import MAX_EOS, Output, Progress, size_of
 from qwen3_jax.generation.prompt_scores import Scored, prompt_token, scored_by, tokens_of
@@ -109,10 +109,7 @@ class Engine:
         offline: bool = False,
         report_experts: bool = False,
     ):
-        if not model.has_vocabulary:
-            raise UserError("this is a reward model, which writes no text; `qwen3_jax.reward` reads its rewards.")
-        if report_experts and not model.config.moe_layers:
-            raise UserError("engine option report_experts: this model is dense; leave it out.")
+        check_model(model, report_experts)
         context = model.config.max_position_embeddings
         chunk, steps = _OFFLINE if offline else _ONLINE
         prefill_chunk = chunk if prefill_chunk is None else prefill_chunk
@@ -144,7 +141,7 @@ class Engine:
             pages = max_pages if most else min(self._runner.first_pages(_INITIAL_TOKENS), max_pages)
         else:
             pages = max_pages = 1 + max(cache_tokens // shards // size, 1)
-        self.max_length = _length_that_fits(max_length, context, (max_pages - 1) * size, cache_tokens)
+        self.max_length = length_that_fits(max_length, context, (max_pages - 1) * size, cache_tokens)
         steps = decode_steps if speculation is None else speculation.guesses + 1
         self._scheduler: Scheduler[ActiveRequest] = Scheduler(
             shards=shards, pages=pages, max_pages=max_pages, page_size=size, rows=shard_rows, chunk=prefill_chunk,
@@ -419,32 +416,3 @@ def can_continue(request: Request, count: int) -> bool:
     plain = request.constraint is None and request.sampling.logprobs is None and request.score_from is None
     begun = count + len(request.thinking_tokens.stop)
     return plain and bool(request.budget) and count > 0 and begun < request.max_new_tokens
-
-
-def _length_that_fits(max_length: int | None, context: int, slots: int, cache_tokens: int | None) -> int:
-    """Return the tokens of the longest request, in a cache of `slots` tokens.
-
-    Raises:
-        UserError: `max_length` is more than that.
-    """
-    if slots >= (max_length or context):
-        return max_length or context
-    advice = "quantise the cache or the weights, or use more devices"
-    if max_length is not None:
-        if cache_tokens is not None:
-            raise UserError(
-                f"engine option max_length is {max_length}, but a cache of cache_tokens={cache_tokens} holds requests of"
-                f" {slots} tokens at most; lower the one or raise the other."
-            )
-        raise UserError(
-            f"engine option max_length is {max_length}, but half of the free memory holds a cache of {slots} tokens; lower it,"
-            f" {advice}."
-        )
-    if cache_tokens is None:
-        warnings.warn(
-            f"requests may have {slots:,} tokens and not the {context:,} of the model's context, because half of the free"
-            f" memory holds no larger cache; {advice}.",
-            UserWarning,
-            stacklevel=3,
-        )
-    return slots

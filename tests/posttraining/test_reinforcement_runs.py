@@ -70,6 +70,23 @@ def rollouts(run_dir: Path) -> dict[str, list]:
     return {file.name: file.read_text().splitlines() for file in sorted((run_dir / "rollouts").glob("*.jsonl"))}
 
 
+def check_the_report(run: Path) -> None:
+    """It has the answers; a page is written while the run goes on, too."""
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "Answers of the round before step 5" in page
+    assert "reward of sampled answers" in page
+    labels = {}
+    for panel in report_rl.panels(read_run(run)):
+        axes = Figure().subplots()
+        panel(axes, read_run(run))
+        assert axes.has_data(), panel.__name__
+        labels[panel.__name__] = axes.get_legend_handles_labels()[1]
+    assert labels["parts"] == ["record", "answers without a reward"]
+    assert labels["pass_rates"] == [f"{name}% right" for name in PASS_RATE_BINS]
+    assert len(labels) >= 10
+
+
 def test_a_run_resumes_to_the_same_bits_in_the_middle_of_a_round(tmp_path, capsys):
     """With experts, which are sampled, replayed and kept with the answers."""
     base = qwen3_jax.save(tiny_models.model(experts=8), tiny_models.tokenizer(), tmp_path / "hf")
@@ -114,20 +131,7 @@ def test_a_run_resumes_to_the_same_bits_in_the_middle_of_a_round(tmp_path, capsy
         shutil.rmtree(broken)
     capsys.readouterr()
 
-    # The report has the answers; a page is written while the run goes on, too.
-    assert main(["report", str(whole)]) == 0
-    page = (whole / "report.html").read_text()
-    assert "Answers of the round before step 5" in page
-    assert "reward of sampled answers" in page
-    labels = {}
-    for panel in report_rl.panels(read_run(whole)):
-        axes = Figure().subplots()
-        panel(axes, read_run(whole))
-        assert axes.has_data(), panel.__name__
-        labels[panel.__name__] = axes.get_legend_handles_labels()[1]
-    assert labels["parts"] == ["record", "answers without a reward"]
-    assert labels["pass_rates"] == [f"{name}% right" for name in PASS_RATE_BINS]
-    assert len(labels) >= 10
+    check_the_report(whole)
     # Without its round a checkpoint in the middle of it cannot be resumed from, and says so.
     (whole / "rollouts" / "2.npz").unlink()
     for step in (4, 5, 6):
