@@ -27,9 +27,9 @@ def test_programs_copy_neither_weights_nor_cache(monkeypatch):
     for name in ("prefill", "decode"):
         jitted = getattr(program, name)
 
-        def call(*args, jitted=jitted, name=name):
-            compiled[name] = jitted.lower(*args).compile()
-            return jitted(*args)
+        def call(*args, jitted=jitted, name=name, **options):
+            compiled[name] = jitted.lower(*args, **options).compile()
+            return jitted(*args, **options)
 
         monkeypatch.setattr(program, name, call)
     for compile_one in engine.programs():

@@ -88,8 +88,8 @@ def test_norms_and_routing_are_float32_in_a_bfloat16_model():
     logits = exact @ np.asarray(layer.router.get_value(), np.float64)
     probs = np.exp(logits - logits.max(-1, keepdims=True))
     probs /= probs.sum(-1, keepdims=True)
-    _, stats = layer(x, None)
-    np.testing.assert_allclose(stats.prob, probs.sum((0, 1)), rtol=1e-5)
+    _, routed = layer(x, None)
+    np.testing.assert_allclose(routed.stats.prob, probs.sum((0, 1)), rtol=1e-5)
 
 
 def test_initial_weights_are_drawn_in_float32_for_any_storage_type():

@@ -11,6 +11,7 @@ import pytest
 
 import sharding
 from qwen3_jax.training.cross_entropy import token_log_probs, token_scores
+from qwen3_jax.training.losses import EXPERTS, REPLAYED
 from qwen3_jax.training.policy import policy
 from qwen3_jax.training.step import Trainer
 from tests.helpers.answers import BANNED, K3, answers_of, around, batch_of, config_of, trainer
@@ -20,6 +21,15 @@ MESHES = [
     dict(data=2), dict(data=8), dict(tensor=2), dict(data=4, tensor=2), dict(data=2, expert=4), dict(data=2, context=2),
     dict(expert=2, tensor=2), dict(replica=2, data=2, tensor=2),
 ]  # fmt: skip
+
+
+def with_experts(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Add experts of a rollout that follow from token and position: two of 8 in each of two layers; of some tokens none."""
+    tokens = batch["tokens"][..., None]
+    first = tokens + 3 * batch["positions"][..., None] + np.arange(2)
+    experts = np.stack([first % 8, (first + 1 + tokens % 5) % 8], axis=-1).reshape(*batch["tokens"].shape, 4)
+    experts = np.where((tokens % 6 == 0) | (batch["segment_ids"][..., None] == 0), -1, experts).astype(np.int16)
+    return batch | {EXPERTS: experts, REPLAYED: experts}
 
 
 @pytest.mark.parametrize(
@@ -34,23 +44,23 @@ MESHES = [
     ],
 )
 def test_micro_batches_packing_padding_and_eight_meshes_give_the_gradients_of_one_batch(config, meshes):
-    """With every term of the loss, and the load-balancing loss of experts."""
+    """With every term of the loss; of experts, which are replayed, the load-balancing loss too."""
     algorithm = "gspo" if config is TINY else "dr_grpo"
-    settings = config_of(algorithm, importance_cap=1.5, drop_off_policy=0.2, kl=K3)
+    settings = config_of(algorithm, importance_cap=1.5, drop_off_policy=0.2, kl=K3, replay_experts=config is TINY_MOE)
     objective = policy(settings, 0.7, BANNED)
     whole = trainer(config, objective)
     params = whole.init(0).params
     answers = answers_of(16, seed=4)
     guess = [np.full(len(one.learned), -np.log(TINY.vocab_size), np.float32) for one in answers]
     answers = around(answers, guess)
-    batch = batch_of(answers, 8, 48)
+    batch = with_experts(batch_of(answers, 8, 48))
     expected, loss = whole.gradients(params, whole.place(batch))
     assert (loss.balance > 0) == (config is TINY_MOE)
     assert (batch["segment_ids"].max(axis=1) == 0).sum() >= 2  # rows of padding, whose micro-batches are not computed
 
     def check(other: Trainer, batch: dict[str, np.ndarray], where: object) -> None:
         held = jax.device_put(params, other.shardings.params)
-        gradients, got = other.gradients(held, other.place(batch))
+        gradients, got = other.gradients(held, other.place(with_experts(batch)))
         for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(loss), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-6, err_msg=str(where))
         for name, value in gradients.items():
@@ -84,7 +94,7 @@ def test_an_empty_micro_batch_is_not_computed_and_the_result_is_the_same(config)
 
     answers = answers_of(9, seed=5)
     answers = around(answers, [np.full(len(one.learned), -4, np.float32) for one in answers])
-    batch = batch_of(answers, 8, 24)
+    batch = with_experts(batch_of(answers, 8, 24))
     rows = int((batch["segment_ids"].max(axis=1) > 0).sum())
     assert 3 <= rows <= 6
     if config is TINY_MOE:
