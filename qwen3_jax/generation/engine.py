@@ -279,7 +279,7 @@ class Engine:
         if isinstance(plan, Prefill):
             self._start([active for parts in plan.parts for active, _ in parts])
             scored = scored_by(plan)
-            runs = ExpertRecord.runs(plan.parts)
+            runs = self._runs(plan.parts)
             batch, progress, output, states, experts = self._runner.prefill(plan)
             scores = self._score(scored, states)
             for active, count in (pair for parts in plan.parts for pair in parts):
@@ -291,12 +291,16 @@ class Engine:
             # A prompt whose last token comes here had all others in the cache, or in prefill chunks.
             self.stats.prefill_tokens += sum(len(active.tokens) == len(active.request.prompt) for active in decoding)
             self._start(decoding)
-            runs = ExpertRecord.runs([[(active, 0) for active in sequences] for sequences in plan.sequences])
+            runs = self._runs([[(active, 0) for active in sequences] for sequences in plan.sequences])
             batch, progress, output = self._runner.decode(plan, self._scheduler.steps)
         clock.dispatched()
         guessed = 0 if isinstance(plan, Prefill) else self._runner.guessed
         is_prefill = isinstance(plan, Prefill)
         return _Computation(is_prefill, batch, progress, output, scored, scores, guessed, clock, runs, experts)
+
+    def _runs(self, sequences: Sequence[Sequence[tuple[ActiveRequest, int]]]) -> list[list[Run]]:
+        """Return where the experts of a computation will be recorded; nowhere if they are not reported."""
+        return [] if self._experts is None else ExpertRecord.runs(sequences)
 
     def _finish(self, computation: _Computation | None) -> list[Token]:
         """Wait for a computation; return its tokens, without those of requests that were cancelled since."""

@@ -10,7 +10,7 @@ from flax import nnx
 import qwen3_jax
 from qwen3_jax import DraftModel, Engine, PromptLookup, Request, Sampling, UserError
 from tests.helpers import tiny_models
-from tests.helpers.engine_runs import run
+from tests.helpers.engine_runs import LOOKUP, SMALL_SHAPE, ids, leave, run
 
 
 @pytest.mark.parametrize("cache_type", ["int8", pytest.param("fp8", marks=pytest.mark.slow)])
@@ -71,3 +71,32 @@ def test_what_a_request_may_not_be(request_of, words):
         engine.submit(Request(**(dict(prompt=(1,), sampling=Sampling(), max_new_tokens=1) | request_of)))
     assert not engine.busy
     assert jax.tree.leaves(engine._runner.state)  # not donated
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"speculation": LOOKUP}], ids=["plain", "guessed"])
+def test_the_last_token_reports_the_experts_of_all(options):
+    """Those of a plain pass, also where a beginning is shared, and where a preempted request computes its tokens again."""
+    model = tiny_models.model(experts=8)
+    random = np.random.default_rng(0)
+    prefix = random.integers(0, 400, 21).tolist()
+    requests = [
+        Request((*prefix, *random.integers(0, 400, length).tolist()), Sampling(temperature=1, seed=length), 24)
+        for length in (1, 5, 9, 30, 2, 40, 3, 7)
+    ]
+    engine = Engine(model, **SMALL_SHAPE, **options, report_experts=True)
+    leave(engine, 144)
+    got = run(engine, requests, arrivals=[0, 0, 0, 2, 4, 6, 8, 8])
+    assert engine.stats.preemptions
+    assert engine.stats.cached_tokens
+    same = []
+    for request, tokens in zip(requests, got, strict=True):
+        read = [*request.prompt, *ids(tokens)][:-1]
+        padded = np.pad(np.asarray(read), (0, -len(read) % 128))[None]
+        own = np.asarray(model.hidden(padded, report_experts=True).experts)[0, : len(read)]
+        assert tokens[-1].experts.shape == own.shape
+        same.append((np.sort(tokens[-1].experts) == np.sort(own)).all(axis=-1).mean())
+        assert all(token.experts is None for token in tokens[:-1])
+    assert np.mean(same) > 0.999
+    with pytest.raises(UserError, match="engine option report_experts: this model is dense; leave it out"):
+        Engine(tiny_models.model(), rows=1, report_experts=True)
