@@ -5,6 +5,14 @@
 Qwen3 technical report, sections 4.2 and 4.4. Engine and trainer share the devices: a round of answers is sampled with the
 weights of the training state (`serving_weights`), scored (`rewards`), and learned from in `updates` optimizer steps.
 
+With `rl.rollouts.mesh` some devices sample and the others train. Round k + 1 is then sampled with the weights that the updates
+of round k begin with, so it is as many updates old as a round has when it is learned from:
+
+    train     |                  |  updates of round 0  |  updates of round 1  |
+    rollouts  |  sample round 0  |  sample round 1      |  sample round 2      |
+
+A checkpoint waits until the round that is being sampled is on the disk, so that a run that is killed resumes with it.
+
 Invariant: parameters, answers and metrics after step s depend on the configuration alone, not on interruptions of the run.
 """
 
@@ -14,6 +22,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +33,6 @@ from jax.sharding import Mesh
 import sharding
 from qwen3_jax.errors import UserError
 from qwen3_jax.generation import ThinkingTokens
-from qwen3_jax.posttraining.ahead import Ahead
 from qwen3_jax.posttraining.environment_source import EnvironmentSource
 from qwen3_jax.posttraining.episodes import rollouts_for
 from qwen3_jax.posttraining.hosts import from_first
@@ -215,7 +223,8 @@ class RoundBatches:
         self._weights = ServingWeights(trainer, generation_config_of(owner.tokenizer), _rollout_mesh(owner.config))
         on_policy = self._rl.rollouts.is_on_policy  # then the first forward pass of the update gives them
         self._old = None if on_policy else log_probs_of_state(trainer, owner.config, owner.tokenizer)
-        self._ahead: Ahead[Answers] = Ahead()
+        self._sampler = ThreadPoolExecutor(1, "rollouts")
+        self._ahead: Future[Answers] | None = None  # the next round, with rl.rollouts.mesh
         self._ahead_on_disk = False
         self._epochs = prompts.epochs
         # Before anything is sampled: a server or a sandbox that does not start ends the run.
@@ -231,10 +240,10 @@ class RoundBatches:
 
     def get_state(self) -> dict[str, Any]:
         """Return the position behind the last batch, as JSON values; a round that is sampled ahead is waited for."""
-        self._ahead.wait()
+        self._wait_for_sampler()
         return {
             "step": self._step, "round": self._start, "prompts": self._prompts.state, "entropy_coefficient": self._coefficient,
-            "entropy_applied": self.applied, "ahead": self._ahead.is_begun or self._ahead_on_disk,
+            "entropy_applied": self.applied, "ahead": self._ahead is not None or self._ahead_on_disk,
         }  # fmt: skip
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -247,7 +256,7 @@ class RoundBatches:
         """End what scores answers, and environments; give up the round that is sampled ahead."""
         if self._rounds is not None:
             self._rounds.stopping.set()
-        self._ahead.join()
+        self._sampler.shutdown()
         if self._scorer is not None:
             self._scorer.close()
         if self._environments is not None:
@@ -283,7 +292,7 @@ class RoundBatches:
         count = sum(map(len, draws.values())) * self._rl.eval_samples
         if not count:
             return {}
-        self._ahead.wait()  # the engine answers one set of requests at a time
+        self._wait_for_sampler()  # the engine answers one set of requests at a time
         rounds = self._with_weights(state)
         with progress_bar("held-out prompts", count, visible=False) as bar:
             return {name: figures_of(rounds.measure(some, bar)) for name, some in draws.items()}
@@ -313,7 +322,7 @@ class RoundBatches:
             staleness = 0 if waited is None else self._updates
             if self._step + self._updates < self._stage.last:
                 rounds = self._with_weights(state)
-                self._ahead.begin(functools.partial(rounds.sample, self._step + self._updates))
+                self._ahead = self._sampler.submit(rounds.sample, self._step + self._updates)
             made = self._all(state).finish(self._step, sampled, old)
             self._owner.add_figures({"staleness": staleness, "seconds_waited": waited or 0.0})
         self._owner.add_figures(made.figures)
@@ -324,9 +333,10 @@ class RoundBatches:
 
         The first round of a run has not been sampled ahead: it is sampled now, with the weights that learn from it, and None.
         """
-        if self._ahead.is_begun:
-            waited = self._ahead.wait()
-            return waited, self._ahead.take()
+        if self._ahead is not None:
+            started = time.perf_counter()
+            answers, self._ahead = self._ahead.result(), None
+            return time.perf_counter() - started, answers
         if self._ahead_on_disk:
             self._ahead_on_disk = False
             found = self._all(state).sampled_before(self._step)
@@ -337,6 +347,11 @@ class RoundBatches:
                 )
             return 0.0, found
         return None, self._with_weights(state).sample(self._step)
+
+    def _wait_for_sampler(self) -> None:
+        """Wait until the round that is sampled ahead, if there is one, is on the disk; raises what sampling it raised."""
+        if self._ahead is not None:
+            self._ahead.result()
 
     def _with_weights(self, state: TrainState) -> Rounds:
         """Return the rounds, whose engine answers with the weights of a state."""

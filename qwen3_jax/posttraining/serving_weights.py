@@ -1,4 +1,4 @@
-"""The weights of a training state as the engine serves them: on the same devices, under the rules of serving.
+"""The weights of a training state as the engine serves them: on the same devices or on others, under the rules of serving.
 
 Training splits large parameters over `data` too; serving keeps whole copies along it (`sharding.SERVING`). Where both rules and
 both types agree, the engine uses the very arrays of the training state, and no copy exists. Layers that are trained as a stack

@@ -70,8 +70,29 @@ def rollouts(run_dir: Path) -> dict[str, list]:
     return {file.name: file.read_text().splitlines() for file in sorted((run_dir / "rollouts").glob("*.jsonl"))}
 
 
+def check_interruptions(file: Path, whole: Path) -> None:
+    """A run that is interrupted in the middle of a round, or between two and then in one, gives the bits of `whole`."""
+    for stops in ((3,), (2, 5)):
+        broken = whole.parent / f"broken-{len(stops)}"
+        asked = SimpleNamespace(reason=None, saves=False)
+        config = parse_train([f"--config={file}", f"--run_dir={broken}"], "train").config
+        for stop in stops:
+
+            def watch(step: int, _row: dict, stop=stop, asked=asked) -> None:
+                asked.reason = "a test" if step == stop - 1 else None  # it is asked after the next step
+
+            with pytest.raises(Interrupted, match=f"stopped at step {stop}"):
+                train(config, watch, asked)
+            asked.reason = None
+        train(config)
+        assert metrics(broken) == metrics(whole)
+        assert rollouts(broken) == rollouts(whole)
+        assert (broken / "hf/model.safetensors").read_bytes() == (whole / "hf/model.safetensors").read_bytes()
+        shutil.rmtree(broken)
+
+
 def check_the_report(run: Path) -> None:
-    """It has the answers; a page is written while the run goes on, too."""
+    """The page has the newest answers, and every panel draws something."""
     assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
     assert "Answers of the round before step 5" in page
@@ -112,23 +133,7 @@ def test_a_run_resumes_to_the_same_bits_in_the_middle_of_a_round(tmp_path, capsy
     assert all(one.experts.shape == (one.pairs, 2, 2) for one in some)
     assert {one.about["source"] for one in some} == {"short"}
 
-    for stops in ((3,), (2, 5)):
-        broken = tmp_path / f"broken-{len(stops)}"
-        asked = SimpleNamespace(reason=None, saves=False)
-        here = parse_train([f"--config={tmp_path / 'config.yaml'}", f"--run_dir={broken}"], "train").config
-        for stop in stops:
-
-            def watch(step: int, _row: dict, stop=stop, asked=asked) -> None:
-                asked.reason = "a test" if step == stop - 1 else None  # it is asked after the next step
-
-            with pytest.raises(Interrupted, match=f"stopped at step {stop}"):
-                train(here, watch, asked)
-            asked.reason = None
-        train(here)
-        assert metrics(broken) == rows
-        assert rollouts(broken) == rollouts(whole)
-        assert (broken / "hf/model.safetensors").read_bytes() == (whole / "hf/model.safetensors").read_bytes()
-        shutil.rmtree(broken)
+    check_interruptions(tmp_path / "config.yaml", whole)
     capsys.readouterr()
 
     check_the_report(whole)

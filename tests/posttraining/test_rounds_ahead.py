@@ -1,8 +1,5 @@
 """Rounds that are sampled one ahead, on devices of their own: what is learned from, and the resume to the same bits."""
 
-import shutil
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import yaml
@@ -10,14 +7,13 @@ import yaml
 from qwen3_jax.checkpoint import load_model
 from qwen3_jax.cli import train as cli
 from qwen3_jax.cli.train_options import parse_train
-from qwen3_jax.errors import Interrupted
 from qwen3_jax.model import flatten
 from qwen3_jax.posttraining import samples as storage
 from qwen3_jax.posttraining.log_probs import log_probs_of_state
 from qwen3_jax.posttraining.reinforcement import train
 from qwen3_jax.training.stage_loop import stage_trainer
 from tests.helpers import tiny_models
-from tests.posttraining.test_reinforcement_runs import base, metrics, rollouts, write_config
+from tests.posttraining.test_reinforcement_runs import base, check_interruptions, metrics, write_config
 
 __all__ = ["base"]  # a fixture
 
@@ -35,7 +31,7 @@ def test_a_round_is_sampled_while_the_one_before_is_learned_and_resumes_to_the_s
     file = ahead(tmp_path, base)
     config = parse_train([f"--config={file}"], "train").config
     whole = train(config).parent
-    rows, trained = metrics(whole), [row for row in metrics(whole) if "train.total" in row]
+    trained = [row for row in metrics(whole) if "train.total" in row]
     assert [row["rl.staleness"] for row in trained if "rl.staleness" in row] == [0, 2, 2]
     for row in trained:
         assert (abs(row["train.ratio"] - 1) < 1e-5) == (row["step"] % 2 == 1)  # r is against the round's first weights
@@ -54,23 +50,7 @@ def test_a_round_is_sampled_while_the_one_before_is_learned_and_resumes_to_the_s
         np.testing.assert_allclose(values[one.learned], one.behaviour[one.learned], atol=1e-4)
         assert np.isfinite(one.old[one.learned]).all()
 
-    for stops in ((3,), (2, 5)):
-        broken = tmp_path / f"broken-{len(stops)}"
-        here = parse_train([f"--config={file}", f"--run_dir={broken}"], "train").config
-        asked = SimpleNamespace(reason=None, saves=False)
-        for stop in stops:
-
-            def watch(step: int, _row: dict, stop=stop, asked=asked) -> None:
-                asked.reason = "a test" if step == stop - 1 else None  # it is asked after the next step
-
-            with pytest.raises(Interrupted, match=f"stopped at step {stop}"):
-                train(here, watch, asked)
-            asked.reason = None
-        train(here)
-        assert metrics(broken) == rows
-        assert rollouts(broken) == rollouts(whole)
-        assert (broken / "hf/model.safetensors").read_bytes() == (whole / "hf/model.safetensors").read_bytes()
-        shutil.rmtree(broken)
+    check_interruptions(file, whole)
 
 
 @pytest.mark.parametrize(
