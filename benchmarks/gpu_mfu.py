@@ -60,7 +60,7 @@ def measure(name: str, rows: int, length: int, remat: str, moments: str, steps: 
     seconds = []
     for index in range(steps + 2):
         started = time.perf_counter()
-        state, metrics = step(state, placed, trainer.peaks)
+        state, metrics = step(state, placed, trainer.peaks, trainer.frozen)
         loss = float(metrics.loss.cross_entropy)  # waits for the step
         if index >= 2:
             seconds.append(time.perf_counter() - started)

@@ -66,7 +66,7 @@ def train(options: argparse.Namespace, config: Qwen3Config) -> None:
     def run() -> None:
         nonlocal state
         for _ in range(2):
-            state, metrics = step(state, placed, trainer.peaks)
+            state, metrics = step(state, placed, trainer.peaks, trainer.frozen)
         float(metrics.loss.cross_entropy)
 
     run()

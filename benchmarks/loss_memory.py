@@ -30,7 +30,7 @@ def measure(chunk: int, rows: int, length: int) -> dict[str, float]:
     state, placed = trainer.init(0), trainer.place(batch(config, rows, length))
     step = trainer.lower(state, placed).compile()
     for _ in range(2):
-        state, metrics = step(state, placed, trainer.peaks)
+        state, metrics = step(state, placed, trainer.peaks, trainer.frozen)
     jax.block_until_ready(metrics)
     # Not ru_maxrss: in a child process Linux starts it at the peak of the process that forked.
     status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()

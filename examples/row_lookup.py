@@ -2,10 +2,10 @@
 
     python examples/row_lookup.py --output rows --demonstrations 400 --prompts 4000
 
-    user       Add the digits of these rows one by one and give the last digit of the sum: 371 524
-    assistant  (thinks: 371) row(number=371)
+    user       Add the digits of these rows one by one and give the last digit of the sum: 37 52
+    assistant  (thinks: 37) row(number=37)
     tool       a7 b3
-    assistant  (thinks: 524) row(number=524)
+    assistant  (thinks: 52) row(number=52)
     tool       c9 d2
     assistant  (thinks: a7:7 b3:0 c9:9 d2:1) 1
 
@@ -54,7 +54,7 @@ def question(index: int, seed: int = 0, *, most_rows: int = 2, most_digits: int 
         most_digits: a row has 2 to this number of digits.
     """
     rng = random.Random(f"rows/{seed}/{index}")
-    numbers = rng.sample(range(100, 1000), rng.randint(1, most_rows))
+    numbers = rng.sample(range(10, 100), rng.randint(1, most_rows))
     names = iter(string.ascii_lowercase)
     digits = [[rng.randrange(10) for _ in range(rng.randint(2, most_digits))] for _ in numbers]
     rows = [" ".join(f"{next(names)}{digit}" for digit in row) for row in digits]

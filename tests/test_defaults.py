@@ -26,6 +26,7 @@ from qwen3_jax.generation import STOP_TEXT, DraftModel, Engine, PromptLookup, Sa
 from qwen3_jax.sandbox import Limits
 from qwen3_jax.sweeps.config import MixtureConfig, ScalingConfig
 from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig, TokenizerConfig, TrainConfig
+from qwen3_jax.training.distillation_config import DistillationConfig, TeacherServer
 from qwen3_jax.training.environment_config import EnvironmentConfig
 from qwen3_jax.training.methods import LEARNING_RATES, DpoConfig
 from qwen3_jax.training.policy_config import EntropyBand, KlConfig, PolicyConfig
@@ -52,6 +53,8 @@ DEFAULTS = {
         beta1=0.9, beta2=0.95, eps=1e-8, clip_norm=1.0, moment_dtype="float32", spike_sigmas=6.0, spike_window=128,
         max_skips=20,
     ),
+    DistillationConfig: dict(form="exact"),
+    TeacherServer: dict(timeout=300.0, tries=5, concurrency=16),
     DpoConfig: dict(beta=0.1),  # the paper's, and TRL's
     EnvironmentConfig: dict(
         shared=False, max_turns=8, seconds_per_call=30.0, seconds_per_episode=300.0, max_result_tokens=1024, concurrency=16,
@@ -145,7 +148,7 @@ def test_defaults_of_configurations(kind):
 
 
 def test_default_learning_rates_of_methods():  # TRL 1.16's for DPO is 1e-6, for SFT 2e-5
-    assert dict(pretrain=3e-4, sft=1e-5, dpo=1e-6, reward_model=1e-5, grpo=1e-6) == LEARNING_RATES
+    assert dict(pretrain=3e-4, sft=1e-5, dpo=1e-6, reward_model=1e-5, grpo=1e-6, distillation=1e-6) == LEARNING_RATES
 
 
 def test_defaults_of_the_engine_and_the_server():

@@ -83,35 +83,38 @@ def log_probs_of_state(
 
 @doing("loading the reference model")
 def reference_log_probs(
-    config: TrainConfig, trainer: Trainer, tokenizer: Tokenizer
+    config: TrainConfig, trainer: Trainer, tokenizer: Tokenizer, name: str, key: str
 ) -> Callable[[Sequence[Sample]], list[np.ndarray]]:
-    """Return the log probabilities of samples under the reference model.
+    """Return the log probabilities of samples under a reference model, or a teacher.
 
-    With adapters and no `rl.reference` that is the trainer's frozen base, of which there is no second copy.
+    With adapters over model.init_from that model is the trainer's frozen base, of which there is no second copy.
+
+    Args:
+        name: a Hugging Face folder or hub id.
+        key: of the configuration that names it.
 
     Raises:
         UserError: the reference cannot be loaded, or has another vocabulary.
     """
     assert config.rl is not None
-    own = config.rl.reference is None
-    name, key = (config.model.init_from, "model.init_from") if own else (config.rl.reference, "rl.reference")
+    own = key == "model.init_from"
     model = dataclasses.replace(config.model, quantization=None)
     if own and trainer.base is not None:
         architecture, params = trainer.config, {n: v for n, v in trainer.base.items() if "adapters." not in n}
     else:
         loaded = load_model(
-            resolve(str(name), key=key), dtype=model.dtype, param_dtype=model.param_dtype,
+            resolve(name, key=key), dtype=model.dtype, param_dtype=model.param_dtype,
             execution=Execution(trainer.placement), scan_layers=model.scan_layers,
         )  # fmt: skip
         architecture, params = loaded.config, flatten(loaded)
     if architecture.vocab_size != trainer.config.vocab_size:
         raise UserError(
             f"{key}: the reference model has {architecture.vocab_size} vocabulary rows and the trained one "
-            f"{trainer.config.vocab_size}; a KL term needs the same vocabulary."
+            f"{trainer.config.vocab_size}; both must have the same vocabulary."
         )
     judge = Trainer(
         architecture, model, config.optimizer, schedule(config.optimizer, 10**6), trainer.placement, config.loss,
-        config.micro_batches, objective=trainer.objective,
+        config.micro_batches, objective=dataclasses.replace(trainer.objective, computed={}),
     )  # fmt: skip
     compute = log_probs_of_state(judge, config, tokenizer, own_experts=True)
     return lambda samples: compute(params, samples)

@@ -48,6 +48,7 @@ from qwen3_jax.text import Tokenizer
 from qwen3_jax.training import loop
 from qwen3_jax.training.config import Stage, TrainConfig
 from qwen3_jax.training.held_out import HeldOut
+from qwen3_jax.training.method_checks import reads_policy
 from qwen3_jax.training.policy_config import applied_coefficient, next_coefficient
 from qwen3_jax.training.rl_config import RlConfig, RolloutConfig
 from qwen3_jax.training.run_folder import generation_config_of, say
@@ -55,16 +56,18 @@ from qwen3_jax.training.stage_loop import StageLoop, Watch
 from qwen3_jax.training.step import DeviceBatch, Trainer, TrainState
 from qwen3_jax.training.step_metrics import Metrics
 from qwen3_jax.training.stopping import StopSignals
+from qwen3_jax.training.teacher import KEY as TEACHER
+from qwen3_jax.training.teacher import Teacher, teacher_folder
 
 
 def train(config: TrainConfig, watch: Watch | None = None, stop: StopSignals | None = None) -> Path:
     """Run, resume or finish a run of any method; see `qwen3_jax.training.loop.train`."""
-    return loop.train(config, watch, stop, PolicyLoop if config.method == "grpo" else StageLoop)
+    return loop.train(config, watch, stop, StageLoop if config.rl is None else PolicyLoop)
 
 
 @dataclasses.dataclass
 class PolicyLoop(StageLoop):
-    """Runs the steps of the method grpo."""
+    """Runs the steps of the methods grpo, and distillation on answers of the student."""
 
     def __post_init__(self) -> None:
         assert self.config.rl is not None
@@ -81,17 +84,36 @@ class PolicyLoop(StageLoop):
         if rl.policy.replay_experts and not trainer.config.moe_layers:
             raise UserError("rl.policy.replay_experts: the model is dense; leave it out.")
         prompts = Prompts(rl.prompts, rl.rollouts, stage.run.data.seed)
-        reference = reference_log_probs(self.config, trainer, self.tokenizer) if rl.policy.kl.coefficient else None
+        reference = self._reference(trainer)
         # Only the first host judges answers: judges keep their replies in a folder that one process may write.
         scorers: list[Scorer] = []
 
         def begin_scoring() -> None:
+            if not rl.rewards:
+                return
             scorers.append(Scorer(rl.rewards, self.run_dir / "judge", max_new_tokens=rl.rollouts.max_new_tokens))
             prompts.check(scorers[0].unusable)
 
         from_first(begin_scoring)
         self._batches = RoundBatches(self, trainer, stage, prompts, scorers[0] if scorers else None, reference)
         return self._batches
+
+    def _reference(self, trainer: Trainer) -> LogProbs | None:
+        """Return the log probabilities under the other model that the objective needs, None for none; of distillation, attach
+        the teacher to the trainer, or return its log probabilities."""
+        assert self.tokenizer is not None
+        settings = self.config.distillation
+        if settings is None:
+            name, key = (self.config.model.init_from, "model.init_from")
+            if self.rl.reference is not None:
+                name, key = self.rl.reference, "rl.reference"
+            needed = self.rl.policy.kl.coefficient > 0
+            return reference_log_probs(self.config, trainer, self.tokenizer, str(name), key) if needed else None
+        if settings.needs_states:
+            Teacher(self.config, trainer, self.tokenizer).attach()
+            return None
+        folder = teacher_folder(self.config, self.tokenizer)
+        return reference_log_probs(self.config, trainer, self.tokenizer, str(folder), TEACHER)
 
     def next_batch(self, batches: Any, stage: Stage, trainer: Trainer, state: TrainState) -> DeviceBatch:
         """Return the next batch; at the beginning of a round it is sampled with the weights of `state`."""
@@ -151,7 +173,9 @@ class PolicyLoop(StageLoop):
 
     def note(self, row: dict[str, float]) -> str:
         """Return what the progress bar says."""
-        parts = [f"reward {row['rl.reward']:.3f}"] if "rl.reward" in row else []
+        parts = [f"divergence {row['train.divergence']:.3f}"] if "train.divergence" in row else []
+        if "rl.reward" in row:
+            parts.append(f"reward {row['rl.reward']:.3f}")
         if "train.entropy" in row:
             parts.append(f"entropy {row['train.entropy']:.2f}")
         if "rl.tokens" in row:
@@ -221,8 +245,9 @@ class RoundBatches:
         self._prompts, self._scorer, self._reference = prompts, scorer, reference
         self._rl, self._updates = owner.rl, owner.rl.rollouts.updates
         self._weights = ServingWeights(trainer, generation_config_of(owner.tokenizer), _rollout_mesh(owner.config))
-        on_policy = self._rl.rollouts.is_on_policy  # then the first forward pass of the update gives them
-        self._old = None if on_policy else log_probs_of_state(trainer, owner.config, owner.tokenizer)
+        # On-policy the first forward pass of the update gives them.
+        needs_none = self._rl.rollouts.is_on_policy or not reads_policy(owner.config)
+        self._old = None if needs_none else log_probs_of_state(trainer, owner.config, owner.tokenizer)
         self._sampler = ThreadPoolExecutor(1, "rollouts")
         self._ahead: Future[Answers] | None = None  # the next round, with rl.rollouts.mesh
         self._ahead_on_disk = False
@@ -370,5 +395,6 @@ class RoundBatches:
             self._rounds = Rounds(
                 self._rl, self._prompts, rollouts_for(engine, self._tokenizer, self._rl, self._environments), self._scorer,
                 self._owner.run_dir / "rollouts", self._reference, self._owner.checkpoints.steps,
+                by_rewards=self._owner.config.method == "grpo",
             )  # fmt: skip
         return self._rounds

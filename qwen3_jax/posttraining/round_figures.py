@@ -73,14 +73,17 @@ def figures_of(groups: Sequence[Group]) -> dict[str, float]:
     statistics = Statistics.of([scored for _, scored in answers])
     rewards = [scored.reward for _, scored in answers if scored.reward is not None]
     tokens = [one.tokens for one, _ in answers]
-    rates = [group.pass_rate for group in groups]
     out = {
-        "lost": statistics.lost, "tokens": float(np.mean(tokens)), "sampled_tokens": float(sum(tokens)),
+        "tokens": float(np.mean(tokens)), "sampled_tokens": float(sum(tokens)),
         "thinking_tokens": float(np.mean([one.thinking_tokens for one, _ in answers])),
         "halted": float(np.mean([one.halted for one, _ in answers])),
         "truncated": float(np.mean([one.is_cut for one, _ in answers])),
-        "pass_rate": float(np.mean(rates)), "equal": float(np.mean([not teaches(group.rewards) for group in groups])),
     }  # fmt: skip
+    if not statistics.parts:  # nothing was judged
+        return out | _episodes([one.trace for one, _ in answers if one.trace is not None])
+    rates = [group.pass_rate for group in groups]
+    equal = float(np.mean([not teaches(group.rewards) for group in groups]))
+    out |= {"lost": statistics.lost, "pass_rate": float(np.mean(rates)), "equal": equal}
     if statistics.mean is not None:
         out |= {"reward": statistics.mean, "reward_std": float(np.std(rewards))}
     counts = Counter(_bin(rate) for rate in rates)

@@ -111,6 +111,7 @@ class Rounds:
         scorer: judges answers; only the first process asks it, and None on the others.
         folder: RUN/rollouts.
         reference: log probabilities under the reference model; None without a KL term.
+        by_rewards: answers are learned from by their rewards; else rewards are only measured.
         saved_steps: gives the steps of the checkpoints; the rounds that they are in the middle of are never deleted.
 
     Attributes:
@@ -120,8 +121,10 @@ class Rounds:
     def __init__(
         self, config: RlConfig, prompts: Prompts, rollouts: Rollouts, scorer: Scorer | None, folder: Path,
         reference: LogProbs | None = None, saved_steps: Callable[[], Sequence[int]] = tuple,
+        by_rewards: bool = True,
     ):  # fmt: skip
         self._config, self._prompts, self._rollouts, self._scorer = config, prompts, rollouts, scorer
+        self._by_rewards = by_rewards
         self._folder, self._reference, self._saved_steps = folder, reference, saved_steps
         self._refused: set[str] = set()
         self.stopping = threading.Event()
@@ -263,6 +266,9 @@ class Rounds:
     def _scores(self, rollouts: Sequence[Rollout]) -> list[Scored]:
         """Score answers on the first process, for all: a verifier that is out of time on one host must not be on another."""
 
+        if not self._config.rewards:
+            return [Scored(None, ()) for _ in rollouts]
+
         def score() -> list[Scored]:
             assert self._scorer is not None
             return self._scorer.score([sampled(one) for one in rollouts])
@@ -270,11 +276,13 @@ class Rounds:
         return from_first(score)
 
     def _samples(self, group: Group) -> list[Sample]:
-        """Return the samples of a group with their advantages; an answer without a reward is left out."""
-        values = advantages(group.rewards, bool(self._config.policy.normalize_std))
+        """Return the samples of a group with their advantages; an answer without a reward is left out, where it is needed."""
+        values = np.zeros(len(group.rollouts), np.float32)
+        if self._by_rewards:
+            values = advantages(group.rewards, bool(self._config.policy.normalize_std))
         out = []
         for rollout, scored, value in zip(group.rollouts, group.scored, values, strict=True):
-            if scored.reward is None:
+            if scored.reward is None and self._by_rewards:
                 continue
             parts = [{"name": p.name, "score": p.score, "status": p.status, "reason": p.reason} for p in scored.parts]
             record = rollout.draw.prompt.record

@@ -246,6 +246,10 @@ class Tokenizer:
         """Return the id of a token in the vocabulary's spelling (`Ġthe`, `<think>`), or None."""
         return self._backend.token_to_id(token)
 
+    def vocabulary(self) -> dict[str, int]:
+        """Return the id of every token in the vocabulary's spelling, added tokens included."""
+        return self._backend.get_vocab(with_added_tokens=True)
+
     def id_to_token(self, token_id: int) -> str | None:
         """Return the vocabulary's spelling of an id, or None if it has no token."""
         return self._backend.id_to_token(token_id) if 0 <= token_id < _ID_LIMIT else None

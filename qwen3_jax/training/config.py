@@ -17,6 +17,8 @@ from qwen3_jax.evaluation.config import BudgetCurveConfig
 from qwen3_jax.kernels import Kernels
 from qwen3_jax.kernels.execution import Quantization
 from qwen3_jax.model import Remat
+from qwen3_jax.training.distillation_config import DistillationConfig
+from qwen3_jax.training.method_checks import check_method
 from qwen3_jax.training.methods import LEARNING_RATES, DpoConfig, LoraConfig, Method
 from qwen3_jax.training.rl_config import RlConfig
 from qwen3_jax.training.stage_config import StageConfig
@@ -207,7 +209,8 @@ class TrainConfig:
 
     Attributes:
         method: pretrain; sft, the same on records of which a part is learned; dpo, on preferences against a reference model;
-            reward_model, a scalar head on preferences; grpo, reinforcement learning on answers that it samples (`rl`).
+            reward_model, a scalar head on preferences; grpo, reinforcement learning on answers that it samples (`rl`);
+            distillation, the distribution of a teacher, on records as for sft or on answers that the student samples (`rl`).
         run_dir: output folder: checkpoints/, hf/ (or adapter/), metrics.jsonl, tensorboard/, loss.png, config.json. If it
             holds a run, that run is resumed.
         steps: optimizer steps of a run without stages.
@@ -219,7 +222,8 @@ class TrainConfig:
         optimizer: AdamW and its learning rate.
         loss: terms of the loss.
         dpo: settings of the method dpo.
-        rl: settings of the method grpo.
+        rl: settings of the method grpo, and of distillation on answers of the student.
+        distillation: settings of the method distillation.
         lora: train adapters over the frozen weights of model.init_from; null trains all parameters.
         micro_batches: number of parts in which a batch is computed; the result is that of one part.
         mesh: devices; -1 on one axis takes all that are left.
@@ -247,6 +251,7 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     dpo: DpoConfig | None = None
     rl: RlConfig | None = None
+    distillation: DistillationConfig | None = None
     lora: LoraConfig | None = None
     micro_batches: int = 1
     mesh: MeshConfig = field(default_factory=lambda: MeshConfig(data=-1))
@@ -267,7 +272,8 @@ class TrainConfig:
             vars(self), steps=whole(1), micro_batches=whole(1), log_every=whole(1), eval_every=whole(0),
             eval_batches=whole(1), checkpoint_every=whole(0), checkpoint_keep=whole(1), checkpoint_keep_best=whole(0),
         )  # fmt: skip
-        self._check_method()
+        data = check_method(self)
+        object.__setattr__(self, "data", data)
         self._fill_learning_rate()
         if (self.steps is None) == (not self.stages):
             raise UserError("set either steps or stages.")
@@ -288,71 +294,6 @@ class TrainConfig:
         if self.steps is not None and self.optimizer.warmup_steps >= self.steps:
             raise UserError(
                 f"optimizer.warmup_steps is {self.optimizer.warmup_steps}; it must be below the number of steps ({self.steps})."
-            )
-
-    def _check_method(self) -> None:
-        """Refuse settings that the method does not read, and say to the sources what their records are."""
-        if (self.rl is not None) != (self.method == "grpo"):
-            raise UserError(
-                "method: grpo reads its prompts from rl; add that."
-                if self.rl is None
-                else f"rl is read by method: grpo, and this run has method: {self.method}."
-            )
-        if self.rl is not None:
-            self._check_rl(self.rl)
-        elif not self.data.sources:
-            raise UserError("data.sources is empty: nothing to train on")
-        pairs = self.method in ("dpo", "reward_model")
-        for source in self.data.sources:
-            if source.pairs and not pairs:
-                raise UserError(f"source {source.name!r}: preferences (pairs) are for method: dpo or reward_model.")
-            if self.method == "sft" and source.loss_on == "all":
-                raise UserError(
-                    f"source {source.name!r}: loss_on: all learns prompts too, which method: sft does not; leave it out, or "
-                    "set method: pretrain."
-                )
-        if pairs:
-            sources = [dataclasses.replace(source, pairs=True) for source in self.data.sources]
-            object.__setattr__(self, "data", dataclasses.replace(self.data, sources=sources))
-        if self.dpo is not None and self.method != "dpo":
-            raise UserError(f"dpo is read by method: dpo, and this run has method: {self.method}.")
-        if self.method == "dpo" and self.model.init_from is None:
-            raise UserError("method: dpo trains a model that can already answer; set model.init_from.")
-        if pairs and self.loss.z_loss:
-            raise UserError(f"loss.z_loss is not part of method: {self.method}; leave it out.")
-        if self.lora is not None and self.method == "reward_model":
-            raise UserError(
-                "lora: and method: reward_model do not go together, because the new head has no frozen weights to be added to; "
-                "leave lora out to train all parameters."
-            )
-        if self.budget_curve is not None and self.method == "reward_model":
-            raise UserError("budget_curve generates answers, which a reward model cannot; leave it out.")
-
-    def _check_rl(self, rl: RlConfig) -> None:
-        """Refuse what reinforcement learning does not read, and rows that cannot hold its samples."""
-        unread = {
-            "stages": self.stages != [], "data.sources": self.data.sources != [], "data.lengths": self.data.lengths != [],
-            "data.packing_rows": self.data.packing_rows != 256, "data.cache": self.data.cache is not None,
-            "data.prefetch_batches": self.data.prefetch_batches != 4, "loss.z_loss": self.loss.z_loss != 0,
-            "budget_curve": self.budget_curve is not None, "eval_batches": self.eval_batches != 8,
-        }  # fmt: skip
-        for name, given in unread.items():
-            if given:
-                raise UserError(f"{name} is not read by method: grpo; leave it out.")
-        if self.model.init_from is None:
-            raise UserError("method: grpo trains a model that can already answer; set model.init_from.")
-        if rl.rollouts.max_new_tokens >= self.data.sequence_length:
-            raise UserError(
-                f"rl.rollouts.max_new_tokens ({rl.rollouts.max_new_tokens}) leaves no room for a prompt in "
-                f"data.sequence_length ({self.data.sequence_length})."
-            )
-        samples = rl.rollouts.samples_per_step * (rl.environment.most_samples if rl.environment is not None else 1)
-        if self.data.batch_size < samples:
-            turns = " * rl.environment.max_turns" if samples > rl.rollouts.samples_per_step else ""
-            raise UserError(
-                f"data.batch_size is {self.data.batch_size}; a step learns from {samples} answers "
-                f"(rl.rollouts.prompts / updates * group_size{turns}), each of which may fill a row: set it to at least that. "
-                "Rows that stay empty cost no time where micro_batches divides them."
             )
 
     def _fill_learning_rate(self) -> None:

@@ -24,6 +24,20 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from qwen3_jax.training.output_chunks import (
+    Settings,
+    by_chunks,
+    chunked,
+    gradient_axes,
+    logits_of,
+    on_devices,
+    over,
+    products,
+    scattered,
+    settings_of,
+    weight_spec,
+    whole,
+)
 from sharding import Placement
 
 
@@ -53,30 +67,6 @@ class TokenScores(NamedTuple):
     entropy: jax.Array
 
 
-class _Settings(NamedTuple):
-    """Static settings. `vocab` and `embed` are the mesh axes that split the weight; `parts` is the size of `vocab`; a `frozen`
-    weight has no gradient."""
-
-    tied: bool
-    z_loss: float
-    chunk: int
-    vocab: tuple[str, ...]
-    embed: tuple[str, ...]
-    parts: int
-    frozen: bool
-    temperature: float = 1.0
-    banned: tuple[int, ...] = ()
-
-
-def _settings(placement: Placement, tied: bool, chunk: int, frozen: bool, z_loss: float = 0.0) -> _Settings:
-    vocab, embed = placement.axes("vocab"), placement.axes("embed")
-    return _Settings(tied, z_loss, chunk, vocab, embed, placement.parts("vocab"), frozen)
-
-
-def _weight_spec(placement: Placement, tied: bool) -> PartitionSpec:
-    return placement.spec(("vocab", "embed") if tied else ("embed", "vocab"))
-
-
 def token_loss(
     states_btd: jax.Array,
     weight: jax.Array,
@@ -102,7 +92,7 @@ def token_loss(
         placement: of the arrays.
         frozen: the weight is not trained: its gradient is neither computed nor returned.
     """
-    mesh, local = placement.mesh, _settings(placement, tied, chunk, frozen, z_loss)
+    mesh, local = placement.mesh, settings_of(placement, tied, chunk, frozen, z_loss)
     if mesh is None or mesh.size == 1:
         total, parts = _token_loss(local, states_btd, weight, targets_bt, weights_bt)
         return TokenLoss(total, *parts)
@@ -117,7 +107,7 @@ def token_loss(
     shares = jax.shard_map(
         share,
         mesh=mesh,
-        in_specs=(PartitionSpec(*tokens, None), _weight_spec(placement, tied), tokens, tokens),
+        in_specs=(PartitionSpec(*tokens, None), weight_spec(placement, tied), tokens, tokens),
         out_specs=PartitionSpec(mesh.axis_names),
         check_vma=False,
     )(states_btd, weight, targets_bt, weights_bt)
@@ -170,16 +160,16 @@ def token_scores(
         raise ValueError(f"the temperature is {temperature}; a distribution needs one above 0.")
     if (banned_bt is None) != (not banned_ids):
         raise ValueError("give banned_bt and banned_ids together.")
-    settings = _settings(placement, tied, chunk, frozen)._replace(temperature=temperature, banned=tuple(banned_ids))
+    settings = settings_of(placement, tied, chunk, frozen)._replace(temperature=temperature, banned=tuple(banned_ids))
     return TokenScores(*_token_scores(settings, placement, states_btd, weight, targets_bt, banned_bt))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _token_scores(settings: _Settings, placement: Placement, states_btd, weight, targets_bt, banned_bt):
+def _token_scores(settings: Settings, placement: Placement, states_btd, weight, targets_bt, banned_bt):
     """Return (log p, entropy). Outside of shard_map, so that the backward pass says itself what is summed over which axes."""
     tokens = placement.spec(("batch", "length"))
-    inputs = PartitionSpec(*tokens, None), _weight_spec(placement, settings.tied), tokens, tokens
-    compute = _on_devices(placement, functools.partial(_scores, settings), inputs, (tokens, tokens))
+    inputs = PartitionSpec(*tokens, None), weight_spec(placement, settings.tied), tokens, tokens
+    compute = on_devices(placement, functools.partial(_scores, settings), inputs, (tokens, tokens))
     return compute(states_btd, weight, targets_bt, banned_bt)
 
 
@@ -189,13 +179,10 @@ def _scores_forward(settings, placement, states_btd, weight, targets_bt, banned_
 
 
 def _scores_backward(settings, placement, residuals, above):
-    tokens, matrix = placement.spec(("batch", "length")), _weight_spec(placement, settings.tied)
+    tokens, matrix = placement.spec(("batch", "length")), weight_spec(placement, settings.tied)
     states = PartitionSpec(*tokens, None)
-    axes = *placement.axes("batch"), *placement.axes("length")
-    # The weight's gradient is a sum over devices with other tokens; those with the same tokens must count once.
-    summed = tuple(axis for axis in axes if axis not in settings.embed)
-    copies = math.prod(placement.mesh.shape[axis] for axis in settings.embed if axis not in axes)
-    gradients = _on_devices(
+    summed, copies = gradient_axes(placement, settings.embed)
+    gradients = on_devices(
         placement,
         functools.partial(_scores_gradients, settings, summed, copies),
         (states, matrix, *(tokens,) * 5),
@@ -207,30 +194,22 @@ def _scores_backward(settings, placement, residuals, above):
 _token_scores.defvjp(_scores_forward, _scores_backward)
 
 
-def _on_devices(placement: Placement, function, inputs, outputs):
-    """A function of each device's part of arrays as one of the whole arrays."""
-    mesh = placement.mesh
-    if mesh is None or mesh.size == 1:
-        return function
-    return jax.shard_map(function, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
-
-
-def _scores(settings: _Settings, states_btd, weight, targets_bt, banned_bt):
+def _scores(settings: Settings, states_btd, weight, targets_bt, banned_bt):
     """Return (log p, entropy) of this device's tokens, equal on all parts of the vocabulary."""
-    weight = _whole(settings, weight.astype(states_btd.dtype))
+    weight = whole(settings, weight.astype(states_btd.dtype))
 
     def chunk_of(_, rows):
         x_cd, target_c, banned_c = rows
-        logits_cv, log_z_c, _, chosen_c = _logits(settings, x_cd, weight, target_c, banned_c)
+        logits_cv, log_z_c, _, chosen_c = logits_of(settings, x_cd, weight, target_c, banned_c)
         log_prob_cv = logits_cv - log_z_c[:, None]
-        entropy_c = -_over(jax.lax.psum, _times_log(log_prob_cv, log_prob_cv).sum(axis=-1), settings.vocab)
+        entropy_c = -over(jax.lax.psum, _times_log(log_prob_cv, log_prob_cv).sum(axis=-1), settings.vocab)
         return None, (chosen_c - log_z_c, entropy_c)
 
-    return _by_chunks(settings, chunk_of, None, (states_btd, targets_bt, banned_bt))[1]
+    return by_chunks(settings, chunk_of, None, (states_btd, targets_bt, banned_bt))[1]
 
 
 def _scores_gradients(
-    settings: _Settings, summed: tuple[str, ...], copies: int,
+    settings: Settings, summed: tuple[str, ...], copies: int,
     states_btd, weight, targets_bt, banned_bt, entropy_bt, dlog_prob_bt, dentropy_bt,
 ):  # fmt: skip
     """Return the gradients of the states and of this device's part of the weight.
@@ -238,24 +217,24 @@ def _scores_gradients(
     d log p[target] / d z_v = [v = target] - p_v            d H / d z_v = -p_v (log p_v + H)
     """
     dtype, like = states_btd.dtype, weight.dtype
-    weight = _whole(settings, weight.astype(dtype))
+    weight = whole(settings, weight.astype(dtype))
 
     def chunk_of(dweight, rows):
         x_cd, target_c, banned_c, entropy_c, dlog_prob_c, dentropy_c = rows
-        logits_cv, log_z_c, hit_cv, _ = _logits(settings, x_cd, weight, target_c, banned_c)
+        logits_cv, log_z_c, hit_cv, _ = logits_of(settings, x_cd, weight, target_c, banned_c)
         log_prob_cv = logits_cv - log_z_c[:, None]
         slope_cv = dlog_prob_c[:, None] * (hit_cv - jnp.exp(log_prob_cv))
         slope_cv -= dentropy_c[:, None] * _times_log(log_prob_cv, log_prob_cv + entropy_c[:, None])
-        dx_cd, dweight = _products(settings, (slope_cv / settings.temperature).astype(dtype), x_cd, weight, dweight)
-        return dweight, _over(jax.lax.psum, dx_cd, settings.vocab).astype(dtype)
+        dx_cd, dweight = products(settings, (slope_cv / settings.temperature).astype(dtype), x_cd, weight, dweight)
+        return dweight, over(jax.lax.psum, dx_cd, settings.vocab).astype(dtype)
 
     dweight = None if settings.frozen else jnp.zeros(weight.shape, jnp.float32)
     rows = states_btd, targets_bt, banned_bt, entropy_bt, dlog_prob_bt, dentropy_bt
-    dweight, dstates_btd = _by_chunks(settings, chunk_of, dweight, rows)
+    dweight, dstates_btd = by_chunks(settings, chunk_of, dweight, rows)
     if settings.frozen:
         return dstates_btd, None
-    dweight = _over(jax.lax.psum, dweight, summed)
-    return dstates_btd, (_scattered(settings, dweight) / copies).astype(like)
+    dweight = over(jax.lax.psum, dweight, summed)
+    return dstates_btd, (scattered(settings, dweight) / copies).astype(like)
 
 
 def _times_log(log_prob_cv, factor_cv):
@@ -263,20 +242,8 @@ def _times_log(log_prob_cv, factor_cv):
     return jnp.where(log_prob_cv > -jnp.inf, jnp.exp(log_prob_cv) * factor_cv, 0)
 
 
-def _by_chunks(settings: _Settings, chunk_of, carry, arrays):
-    """Scan a function (carry, rows) -> (carry, rows) over chunks of arrays [B, T, ...]; return what it returns, [B, T, ...]."""
-    b, t = arrays[0].shape[:2]
-    rows = jax.tree.map(lambda x: x.reshape(b * t, *x.shape[2:]), arrays)
-    if b * t <= settings.chunk:
-        carry, out = chunk_of(carry, rows)
-    else:
-        carry, out = jax.lax.scan(chunk_of, carry, _chunked(rows, b * t, settings.chunk))
-        out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: b * t], out)
-    return carry, jax.tree.map(lambda x: x.reshape(b, t, *x.shape[1:]), out)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _token_loss(settings: _Settings, states_btd, weight, targets_bt, weights_bt):
+def _token_loss(settings: Settings, states_btd, weight, targets_bt, weights_bt):
     """Return (total, (cross_entropy, log_z_squared)) of this device's tokens, divided by the parts of the vocabulary."""
     sums, _ = _scan(settings, states_btd, weight, targets_bt, weights_bt, gradients=False)
     return sums
@@ -293,28 +260,28 @@ def _backward(settings, residuals, above):
     dstates_btd = (above * dstates_btd.astype(jnp.float32)).astype(dstates_btd.dtype)
     if settings.frozen:
         return dstates_btd, None, None, None
-    return dstates_btd, _scattered(settings, above * dweight).astype(like.dtype), None, None
+    return dstates_btd, scattered(settings, above * dweight).astype(like.dtype), None, None
 
 
 _token_loss.defvjp(_forward, _backward)
 
 
-def _scan(settings: _Settings, states_btd, weight, targets_bt, weights_bt, gradients: bool):
+def _scan(settings: Settings, states_btd, weight, targets_bt, weights_bt, gradients: bool):
     """Compute the sums chunk by chunk; with `gradients`, also the gradients of the states and of the gathered weight."""
     b, t, d = states_btd.shape
     dtype = states_btd.dtype
-    weight = _whole(settings, weight.astype(dtype))
+    weight = whole(settings, weight.astype(dtype))
 
     def chunk_of(dweight, rows):
         x_cd, target_c, w_c = rows
-        logits_cv, log_z_c, hit_cv, chosen_c = _logits(settings, x_cd, weight, target_c)
+        logits_cv, log_z_c, hit_cv, chosen_c = logits_of(settings, x_cd, weight, target_c)
         cross_entropy = ((log_z_c - chosen_c) * w_c).sum()
         log_z_squared = (jnp.square(log_z_c) * w_c).sum()
         if not gradients:
             return None, (cross_entropy, log_z_squared, None)
         prob_cv = jnp.exp(logits_cv - log_z_c[:, None])
         dlogits_cv = (prob_cv * (1 + 2 * settings.z_loss * log_z_c)[:, None] - hit_cv) * w_c[:, None]
-        dx_cd, dweight = _products(settings, dlogits_cv.astype(dtype), x_cd, weight, dweight)
+        dx_cd, dweight = products(settings, dlogits_cv.astype(dtype), x_cd, weight, dweight)
         return dweight, (cross_entropy, log_z_squared, dx_cd.astype(dtype))
 
     rows = states_btd.reshape(b * t, d), targets_bt.reshape(-1), weights_bt.reshape(-1)
@@ -322,70 +289,10 @@ def _scan(settings: _Settings, states_btd, weight, targets_bt, weights_bt, gradi
     if b * t <= settings.chunk:
         dweight, (cross_entropy, log_z_squared, dx_nd) = chunk_of(dweight, rows)
     else:
-        rows = _chunked(rows, b * t, settings.chunk)
+        rows = chunked(rows, b * t, settings.chunk)
         dweight, (cross_entropy, log_z_squared, dx_nd) = jax.lax.scan(chunk_of, dweight, rows)
         cross_entropy, log_z_squared = cross_entropy.sum(), log_z_squared.sum()
         dx_nd = None if dx_nd is None else dx_nd.reshape(-1, d)[: b * t]
     cross_entropy, log_z_squared = cross_entropy / settings.parts, log_z_squared / settings.parts
     sums = cross_entropy + settings.z_loss * log_z_squared, (cross_entropy, log_z_squared)
     return sums, (None if dx_nd is None else dx_nd.reshape(b, t, d), dweight)
-
-
-def _products(settings: _Settings, dlogits_cv, x_cd, weight, dweight):
-    """Return the gradient of the states, float32, of this part of the vocabulary; and that of the weight, added to `dweight`
-    (None where it is frozen)."""
-    back, outer = ("cv,vd->cd", "cv,cd->vd") if settings.tied else ("cv,dv->cd", "cd,cv->dv")
-    dx_cd = jnp.einsum(back, dlogits_cv, weight, preferred_element_type=jnp.float32)
-    if dweight is not None:
-        pair = (dlogits_cv, x_cd) if settings.tied else (x_cd, dlogits_cv)
-        dweight += jnp.einsum(outer, *pair, preferred_element_type=jnp.float32)
-    return dx_cd, dweight
-
-
-def _scattered(settings: _Settings, dweight):
-    """The sum of gradients of the gathered weight over the axes that split "embed", this device's part of it."""
-    if settings.embed:
-        dweight = jax.lax.psum_scatter(dweight, settings.embed, scatter_dimension=1 if settings.tied else 0, tiled=True)
-    return dweight
-
-
-def _whole(settings: _Settings, weight):
-    """The weight gathered over the axes that split "embed"."""
-    if settings.embed:
-        weight = jax.lax.all_gather(weight, settings.embed, axis=1 if settings.tied else 0, tiled=True)
-    return weight
-
-
-def _logits(settings: _Settings, x_cd, weight, target_c, banned_c=None):
-    """Return logits [C, V], log Z [C], where the target is [C, V] and its logit [C]; V is this device's part.
-
-    They are divided by the temperature; those of the banned tokens are -inf where `banned_c`.
-    """
-    logits_cv = jnp.einsum(
-        "cd,vd->cv" if settings.tied else "cd,dv->cv", x_cd, weight, preferred_element_type=jnp.float32
-    )
-    if settings.temperature != 1:
-        logits_cv /= settings.temperature
-    first = jax.lax.axis_index(settings.vocab) * logits_cv.shape[-1] if settings.vocab else 0
-    if banned_c is not None:
-        banned_v = jnp.isin(jnp.arange(logits_cv.shape[-1]) + first, jnp.asarray(settings.banned))
-        logits_cv = jnp.where((banned_c[:, None] != 0) & banned_v[None], -jnp.inf, logits_cv)
-    top_c = _over(jax.lax.pmax, logits_cv.max(axis=-1), settings.vocab)
-    log_z_c = jnp.log(_over(jax.lax.psum, jnp.exp(logits_cv - top_c[:, None]).sum(axis=-1), settings.vocab)) + top_c
-    hit_cv = jnp.arange(logits_cv.shape[-1])[None] == target_c[:, None] - first
-    return logits_cv, log_z_c, hit_cv, _over(jax.lax.psum, jnp.where(hit_cv, logits_cv, 0).sum(axis=-1), settings.vocab)
-
-
-def _chunked(rows, n: int, chunk: int):
-    """Arrays [N, ...] as [chunks, C, ...], filled up with zeros (rows of weight 0)."""
-    chunks = -(-n // chunk)
-    size = -(-n // chunks)
-
-    def of(x):
-        return jnp.pad(x, ((0, chunks * size - n), *((0, 0),) * (x.ndim - 1))).reshape(chunks, size, *x.shape[1:])
-
-    return jax.tree.map(of, rows)
-
-
-def _over(reduce, x, axes: tuple[str, ...]):
-    return reduce(x, axes) if axes else x

@@ -37,6 +37,7 @@ from qwen3_jax.training.run_folder import say
 from qwen3_jax.training.stage_loop import StageLoop, Watch, stage_trainer
 from qwen3_jax.training.step import Trainer, TrainState
 from qwen3_jax.training.stopping import StopSignals
+from qwen3_jax.training.teacher import teacher_folder
 
 
 def train(
@@ -122,6 +123,8 @@ def _prepare(
         _trainers(stages, run_folder.expected_architecture(config, stages))
     tokenizer = run_folder.load_or_train_tokenizer(run_dir, config, source)
     architecture = run_folder.architecture(config, stages, source, tokenizer)
+    if config.distillation is not None and not config.distillation.is_server:
+        teacher_folder(config, tokenizer)  # raises where it does not fit the student
     return tokenizer, architecture, _trainers(stages, architecture, tokenizer)
 
 

@@ -38,7 +38,7 @@ class Objective:
     """What a trainer minimises. Sums of micro-batches add up; what they are divided by is counted over the global batch.
 
     Attributes:
-        fields: of a batch, with their types; each is [B, T].
+        fields: of a batch, with their types; each is [B, T], or of a tuple (type, K) [B, T, K].
         whole: batch -> counts of the global batch.
         share: (model, batch, whole, config) -> (share of the loss, whose gradient is taken; sums).
         finish: (sums, whole, config, coefficient of the balancing loss) -> means, a struct with `total`, `measure`, `tokens`.
@@ -46,6 +46,7 @@ class Objective:
         combine: sums of every micro-batch, along the first axis -> sums of the global batch.
         sparse: batches are filled up to a fixed number of rows: a micro-batch that adds nothing to the loss is not computed.
         experts: one more field of the batches of models with experts, `EXPERTS` or `REPLAYED`; "" for none.
+        computed: fields that a program adds to a placed batch: (type, K) of [B, T, K].
     """
 
     fields: Mapping[str, Any]
@@ -56,6 +57,7 @@ class Objective:
     combine: Callable[[Any], Any] = total_of
     sparse: bool = False
     experts: str = ""
+    computed: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
 
     def skipping(self, function: Callable[..., Any], has_experts: bool) -> Callable[..., Any]:
         """Return a function of (anything, micro-batch, anything) that is 0 without being computed where that adds nothing.

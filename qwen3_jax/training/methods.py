@@ -10,10 +10,17 @@ from qwen3_jax.bounds import above, check_bounds, whole
 from qwen3_jax.errors import UserError
 from qwen3_jax.kernels import WeightType
 
-Method = Literal["pretrain", "sft", "dpo", "reward_model", "grpo"]
+Method = Literal["pretrain", "sft", "dpo", "reward_model", "grpo", "distillation"]
 # Peaks where the configuration names none: fine-tuning moves weights that are good already. TRL 1.16 has 2e-5 for SFT and 1e-6
-# for DPO; verl's and slime's GRPO recipes for Qwen3 have 1e-6.
-LEARNING_RATES: dict[str, float] = {"pretrain": 3e-4, "sft": 1e-5, "dpo": 1e-6, "reward_model": 1e-5, "grpo": 1e-6}
+# for DPO; verl's and slime's GRPO recipes for Qwen3 have 1e-6, and so has verl's on-policy distillation.
+LEARNING_RATES: dict[str, float] = {
+    "pretrain": 3e-4,
+    "sft": 1e-5,
+    "dpo": 1e-6,
+    "reward_model": 1e-5,
+    "grpo": 1e-6,
+    "distillation": 1e-6,
+}
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 # The metric that is a run's training loss, by its unit: of tokens, or of preferences.
 TRAINING_LOSSES = {
+    "train.divergence": "nats per token from the teacher",  # before that of the targets, which the same rows have
     "train.cross_entropy": "nats per token",
     "train.preference": "nats per pair",
     "train.policy": "policy loss",

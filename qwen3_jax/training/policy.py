@@ -6,10 +6,11 @@ holds under a mask of 0 changes anything, not even NaN.
 
 Fields of a batch besides `losses.BATCH_FIELDS`, float32 [B, T], at the place where the token is a target:
 
-    advantages        A of the token's answer, the same for all its tokens
+    advantages        A of the token's answer, the same for all its tokens; absent: log ref - log pi_o of the token, with which
+                      the policy gradient is that of the reverse KL to a teacher (distillation)
     behaviour         log mu: of the policy that sampled, as the rollout measured it
     old               log pi_o: of the trainer's parameters at the round's start (`log_probs_of`); absent: pi_o is pi
-    reference         log ref; where `kl.coefficient` is above 0
+    reference         log ref; where `kl.coefficient` is above 0, or there are no advantages
     entropy_weights   coefficient of the token's entropy: positive is a bonus
     banned            int32, 1 where the rollout left `banned_ids` out; where there are any
     experts, replayed_experts       see `losses.EXPERTS`; one of them, of a model with experts
@@ -191,7 +192,12 @@ class _Answers:
 
 
 def policy(
-    config: PolicyConfig, temperature: float, banned_ids: tuple[int, ...], *, on_policy: bool = False
+    config: PolicyConfig,
+    temperature: float,
+    banned_ids: tuple[int, ...],
+    *,
+    on_policy: bool = False,
+    from_teacher: bool = False,
 ) -> Objective:
     """Return a policy objective.
 
@@ -200,6 +206,7 @@ def policy(
         temperature: of the rollouts.
         banned_ids: tokens that rollouts leave out of the distribution where the batch has `banned`.
         on_policy: every batch is the first that is learned from its rollouts, so that pi_o is pi: the batch has no `old`.
+        from_teacher: the batch has no `advantages`; they follow from `reference`.
 
     Raises:
         UserError: `constant_length` is needed and not filled in.
@@ -210,8 +217,8 @@ def policy(
             "rl.policy.aggregation constant_length needs a length; set rl.policy.constant_length to the longest answer's."
         )
     coefficient = config.kl.coefficient
-    names = ["advantages", "behaviour", "entropy_weights", *([] if on_policy else ["old"])]
-    names += ["reference"] if coefficient else []
+    names = ["behaviour", "entropy_weights", *([] if on_policy else ["old"])]
+    names += [*([] if from_teacher else ["advantages"]), *(["reference"] if coefficient or from_teacher else [])]
     fields = BATCH_FIELDS | dict.fromkeys(names, jnp.float32) | ({"banned": jnp.int32} if banned_ids else {})
 
     def share(model: Qwen3, batch: DeviceBatch, whole: PolicyWhole, loss: LossConfig) -> tuple[jax.Array, PolicySums]:
@@ -276,7 +283,8 @@ def policy_sums(
     learned = answers.learned_bt
     log_pi, behaviour = answers.values(log_prob_bt), answers.values(batch["behaviour"])
     old = answers.values(batch["old"]) if "old" in batch else jax.lax.stop_gradient(log_pi)
-    advantage, entropy = answers.values(batch["advantages"]), answers.values(entropy_bt)
+    entropy = answers.values(entropy_bt)
+    advantage = answers.values(batch["advantages"] if "advantages" in batch else batch["reference"] - old)
     log_token_ratio = log_pi - old
     log_ratio = answers.mean(log_token_ratio) if config.ratio == "sequence" else log_token_ratio
     weight, capped, masked = _importance(config, old - behaviour, answers)

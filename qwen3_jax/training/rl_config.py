@@ -107,7 +107,7 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         check_bounds(
-            vars(self), "rl.rollouts.", prompts=whole(1), group_size=whole(2), updates=whole(1), max_new_tokens=whole(1),
+            vars(self), "rl.rollouts.", prompts=whole(1), group_size=whole(1), updates=whole(1), max_new_tokens=whole(1),
             temperature=above(0, finite=True), thinking=between(0, 1), budget_share=between(0, 1), refill=whole(0),
             keep_rate=between(0, 1), rows=whole(1), cache_tokens=whole(1), keep=whole(0),
         )  # fmt: skip
@@ -160,7 +160,8 @@ class RlConfig:
     Attributes:
         prompts: what is asked.
         rollouts: how answers are sampled.
-        rewards: what they are judged by; by default the verifier that each record names.
+        rewards: what they are judged by; by default the verifier that each record names. [] judges nothing, which method:
+            distillation alone can do without.
         policy: the objective.
         environment: what answers the model in episodes of several turns; null is a single answer to each prompt.
         entropy: the band in which the entropy of the sampled distribution is held; null adds no entropy term.
@@ -182,15 +183,11 @@ class RlConfig:
     def __post_init__(self) -> None:
         check_bounds(vars(self), "rl.", eval_prompts=whole(1), eval_samples=whole(1))
         object.__setattr__(self, "policy", self.policy.filled())
-        check_rewards(self.rewards, self.rollouts.max_new_tokens)
+        if self.rewards:
+            check_rewards(self.rewards, self.rollouts.max_new_tokens)
         if self.environment is None and any(part.environment for part in self.rewards):
             raise UserError(
                 "rl.rewards has a part environment, and there is no rl.environment; set it, or leave the part out."
-            )
-        if self.rollouts.mesh is not None and self.policy.importance_cap is None:
-            raise UserError(
-                "rl.rollouts.mesh samples one round ahead, with older weights than those that learn from it; set "
-                "rl.policy.importance_cap, which corrects for that (2.0 is usual)."
             )
         names = [source.name for source in self.prompts]
         if not names:

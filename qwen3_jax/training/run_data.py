@@ -45,7 +45,7 @@ def prepare_corpora(run_dir: Path, config: TrainConfig, tokenizer: Tokenizer) ->
         if copied and not first:
             _fetch(config.data, shared, folder)
     corpora = open_sources(config.data, tokenizer, folder)
-    if config.method == "sft":
+    if config.method in ("sft", "distillation"):
         _check_fine_tuning(config, corpora)
     return corpora
 
@@ -61,7 +61,7 @@ def _check_fine_tuning(config: TrainConfig, corpora: list[Prepared]) -> None:
         if corpus.whole == len(corpus):
             raise UserError(
                 f"source {source.name!r}: every token of its {len(corpus):,} documents is learned, so it has no prompts to "
-                "answer; method: sft is for chats and completions, and plain text is for method: pretrain."
+                f"answer; method: {config.method} is for chats and completions, and plain text is for method: pretrain."
             )
         if corpus.whole:
             warn(

@@ -5,7 +5,7 @@ The folder is local or in a bucket (gs://).
 RUN/config.json         the configuration, and of a run that was extended the settings of its earlier steps
 RUN/architecture.json   the model's config.json
 RUN/tokenizer/          the tokenizer
-RUN/rollouts/           of the method grpo, the answers of the newest rounds
+RUN/rollouts/           of runs whose model samples answers (`rl`), those of the newest rounds
 RUN/data/               prepared corpora of raw sources
 RUN/checkpoints/STEP/   state and data position (Orbax)
 RUN/metrics.jsonl, router.jsonl, history.jsonl, tensorboard/, loss.png
@@ -48,11 +48,25 @@ from qwen3_jax.training.preferences import REWARD_MODEL
 from qwen3_jax.training.step import Trainer, TrainState
 
 # What a resumed run must not change,
-_FIXED = ("method", "model", "tokenizer", "data", "optimizer", "loss", "dpo", "lora", "rl", "seed", "steps", "stages")
+_FIXED = (
+    "method",
+    "model",
+    "tokenizer",
+    "data",
+    "optimizer",
+    "loss",
+    "dpo",
+    "distillation",
+    "lora",
+    "rl",
+    "seed",
+    "steps",
+    "stages",
+)
 # except these, which change no result: the restart may be on other hardware.
 _FREE = (
     "model.remat", "model.kernels", "lora.merge", "data.cache", "data.prefetch_batches", "rl.rollouts.keep", "rl.eval_prompts",
-    "rl.eval_samples",
+    "rl.eval_samples", "distillation.mesh", "distillation.server",
 )  # fmt: skip
 _FREE_IN_STAGES = ("mesh", "remat", "micro_batches")
 

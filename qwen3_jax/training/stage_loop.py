@@ -32,6 +32,7 @@ from qwen3_jax.training.optimizer import run_schedule
 from qwen3_jax.training.profiler import Profiler
 from qwen3_jax.training.step import DeviceBatch, Trainer, TrainState
 from qwen3_jax.training.step_metrics import Metrics, fetch_metrics
+from qwen3_jax.training.teacher import Teacher
 
 Watch = Callable[[int, dict[str, float]], None]
 
@@ -100,7 +101,10 @@ class StageLoop:
 
     def loader(self, stage: Stage, trainer: Trainer) -> Any:
         """Return the batches of a stage: an iterator with `get_state`, `set_state` and `close`."""
-        data = stage.run.data
+        data, settings = stage.run.data, self.config.distillation
+        if settings is not None and settings.needs_states:
+            assert self.tokenizer is not None
+            Teacher(self.config, trainer, self.tokenizer).attach()
         rows = trainer.local_rows(data.batch_size)
         return iter(make_train_loader(data, self.corpora, weights=stage.weights, rows=rows, reference=self.reference))
 
@@ -118,7 +122,10 @@ class StageLoop:
 
     def held_out(self, stage: Stage) -> HeldOut:
         """Return the held-out data of a stage."""
-        return HeldOut(stage, self.corpora, self.config.eval_batches, self.reference)
+        held_out = HeldOut(stage, self.corpora, self.config.eval_batches, self.reference)
+        if self.config.distillation is not None:
+            held_out.baseline = {}  # of a divergence there is none
+        return held_out
 
     def data_position(self, position: dict[str, Any], stage: Stage) -> dict[str, Any]:
         """Return the state of a stage's loader. It takes the rows that follow those of the stage of `position` if it is
@@ -214,11 +221,11 @@ class StageLoop:
         losses, baseline = held_out.losses(trainer, state.params), held_out.baseline
         row = {f"eval.{name}": loss for name, loss in losses.items()}
         row |= {f"accuracy.{name}": value for name, value in held_out.accuracy.items()}
-        notes = {name: f"accuracy {value:.1%}" for name, value in held_out.accuracy.items()}
+        notes = {name: f" (accuracy {value:.1%})" for name, value in held_out.accuracy.items()}
         if not held_out.accuracy:
-            row |= {f"eval.{name}_unigram_entropy": baseline[name] for name in losses}
-            notes = {name: f"unigram entropy {baseline[name]:.2f}" for name in losses}
-        text = ", ".join(f"{name} {loss:.3f} ({notes[name]})" for name, loss in losses.items())
+            row |= {f"eval.{name}_unigram_entropy": value for name, value in baseline.items()}
+            notes = {name: f" (unigram entropy {value:.2f})" for name, value in baseline.items()}
+        text = ", ".join(f"{name} {loss:.3f}{notes.get(name, '')}" for name, loss in losses.items())
         if text:
             bar.print(f"step {step}: held-out loss {text}")
         if step == stage.last:
@@ -232,13 +239,14 @@ class StageLoop:
         return losses
 
     def _by_position(self, stage: Stage, trainer: Trainer, state: TrainState, held_out: HeldOut) -> dict[str, float]:
-        """Return the held-out loss by position, on rows of the longest stage; {} if all stages have one length, or of pairs.
+        """Return the held-out loss by position, on rows of the longest stage; {} if all stages have one length, of pairs, or of
+        divergences.
 
         The model has this stage's rotary base, so this measures long text before the stage that trains on it.
         """
         longest = max(self.stages, key=lambda one: one.run.data.sequence_length)
         edges = position_edges(one.run.data.sequence_length for one in self.stages)
-        if len(edges) == 2 or held_out.accuracy:
+        if len(edges) == 2 or held_out.accuracy or self.config.distillation is not None:
             return {}
         params = state.params
         if stage.run.data.sequence_length < longest.run.data.sequence_length:

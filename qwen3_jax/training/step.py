@@ -28,6 +28,7 @@ from qwen3_jax.model import Lora, Qwen3, RewardModel, Structure, abstract, flatt
 from qwen3_jax.training import guard, losses
 from qwen3_jax.training.config import LossConfig, ModelConfig, OptimizerConfig
 from qwen3_jax.training.flops import training_flops_per_token
+from qwen3_jax.training.frozen import Frozen
 from qwen3_jax.training.optimizer import Schedule, make_optimizer
 from qwen3_jax.training.step_metrics import Metrics
 from sharding import Placement, ShardingError, compiler_options
@@ -85,6 +86,8 @@ class Trainer:
         self.micro_batches = micro_batches
         self.lora = lora
         self.base: Params | None = None  # by name: frozen parameters, perhaps quantised, and constants of the adapters
+        self.objective_arrays: dict[str, jax.Array] = {}  # arrays besides the batch that the objective reads
+        self.completes: Callable[[DeviceBatch], DeviceBatch] = lambda batch: batch  # adds fields to one that is placed
         self.objective = objective
         self._model_config = model
         self._loss_config = loss
@@ -97,16 +100,16 @@ class Trainer:
         self._schedule = rate
         self.peaks = rate.peaks  # third argument of the compiled step
         self.shardings = self._state_shardings()
-        # (state, batch, peaks[, base]) -> (state, Metrics); the state is donated.
+        # (state, batch, peaks, frozen) -> (state, Metrics); the state is donated.
         self._program: jax.stages.Wrapped = jax.jit(
             self._step,
             donate_argnums=0,
             out_shardings=(self.shardings, None),
             compiler_options=compiler_options(placement.mesh),
         )
-        # (params, batch[, base]) -> Loss
+        # (params, batch, frozen) -> Loss
         self._evaluation: jax.stages.Wrapped = jax.jit(self._evaluate)
-        # (params, batch[, base]) -> (gradients, Loss)
+        # (params, batch, frozen) -> (gradients, Loss)
         self._gradient: jax.stages.Wrapped = jax.jit(self._gradients, out_shardings=(self.shardings.params, None))
 
     def build(self, rngs: nnx.Rngs, execution: Execution, *, scan_layers: bool | None = None) -> Qwen3:
@@ -219,20 +222,18 @@ class Trainer:
 
     def evaluate(self, params: Params, batch: DeviceBatch) -> losses.Loss:
         """Return the loss of a placed global batch."""
-        return self._evaluation(params, batch, *self.frozen)
+        return self._evaluation(params, batch, self.frozen)
 
     def gradients(self, params: Params, batch: DeviceBatch) -> tuple[Params, losses.Loss]:
         """Return the gradients of what is trained, and the loss of a placed global batch."""
-        return self._gradient(params, batch, *self.frozen)
+        return self._gradient(params, batch, self.frozen)
 
     @property
-    def frozen(self) -> tuple[Params, ...]:
-        """The last argument of the compiled functions, where there are adapters."""
-        if self.lora is None:
-            return ()
-        if self.base is None:
+    def frozen(self) -> Frozen:
+        """The last argument of the compiled functions."""
+        if self.lora is not None and self.base is None:
             raise ValueError("a trainer of adapters needs its base model: call take_base first.")
-        return (self.base,)
+        return Frozen(self.base, self.objective_arrays)
 
     def _start(self, params: Params) -> TrainState:
         """Return the state before the first step. Call it under jit: else counters share a buffer, which cannot be donated."""
@@ -260,19 +261,20 @@ class Trainer:
         sharding = self._batch_sharding((batch_size, length))
         return {
             name: jax.ShapeDtypeStruct((batch_size, length, *rest), kind, sharding=sharding)
-            for name, (kind, *rest) in self.fields.items()
+            for name, (kind, *rest) in (self.fields | dict(self.objective.computed)).items()
         }
 
     @property
     def fields(self) -> dict[str, tuple[Any, ...]]:
-        """The fields of a batch: type, and what [B, T] is followed by."""
+        """The fields of a batch that is placed: type, and what [B, T] is followed by."""
         experts, config = self.objective.experts, self.config
         more = (
             {experts: (jnp.int16, config.moe_layers * config.num_experts_per_tok)}
             if config.moe_layers and experts
             else {}
         )
-        return {name: (kind,) for name, kind in self.objective.fields.items()} | more
+        fields = self.objective.fields.items()
+        return {name: kind if isinstance(kind, tuple) else (kind,) for name, kind in fields} | more
 
     def local_rows(self, batch_size: int) -> list[int]:
         """The rows of a global batch that this process's devices need, ascending."""
@@ -297,7 +299,7 @@ class Trainer:
         shape = (held if batch_size is None else batch_size, length)
         sharding = self._batch_sharding(shape)
         if self.placement.mesh is None:
-            return jax.device_put(batch)
+            return self.completes(jax.device_put(batch))
         if self.execution.balanced:
             order = self.execution.order(length)
             batch = {name: rows[:, order] for name, rows in batch.items()}
@@ -312,7 +314,7 @@ class Trainer:
 
             return jax.make_array_from_callback((*shape, *rows.shape[2:]), sharding, part)
 
-        return {name: put(np.asarray(rows)) for name, rows in batch.items()}
+        return self.completes({name: put(np.asarray(rows)) for name, rows in batch.items()})
 
     def _batch_sharding(self, shape: tuple[int, ...]) -> jax.sharding.Sharding:
         rows, length = shape
@@ -327,17 +329,17 @@ class Trainer:
 
     def step(self, state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
         """Take one optimizer step on a placed global batch. `state` is donated; do not reuse it."""
-        return self._program(state, batch, self.peaks, *self.frozen)
+        return self._program(state, batch, self.peaks, self.frozen)
 
     def lower(self, state: Any, batch: Any) -> jax.stages.Lowered:
-        """Lower the step for a state and batch, abstract or not; the compiled step takes (state, batch, `peaks`[, `base`])."""
-        return self._program.lower(state, batch, self.peaks, *self.frozen)
+        """Lower the step for a state and batch, abstract or not; the compiled step takes (state, batch, `peaks`, `frozen`)."""
+        return self._program.lower(state, batch, self.peaks, self.frozen)
 
     def _step(
-        self, state: TrainState, batch: DeviceBatch, peaks: jax.Array, base: Params | None = None
+        self, state: TrainState, batch: DeviceBatch, peaks: jax.Array, frozen: Frozen
     ) -> tuple[TrainState, Metrics]:
         schedule = self._schedule.at(peaks)
-        gradients, loss = self._gradients(state.params, batch, base)
+        gradients, loss = self._gradients(state.params, batch, frozen)
         norm = optax.tree.norm(gradients)
         take, watched = guard.judge(state.guard, loss.total, norm, self._optimizer_config.spike_sigmas)
         update = make_optimizer(self._optimizer_config, schedule).update
@@ -355,18 +357,18 @@ class Trainer:
         """Return the model with these parameters, and those that are frozen, as the compiled functions see it."""
         return self.structure.merge(params if base is None else params | base)
 
-    def _gradients(self, params: Params, batch: DeviceBatch, base: Params | None = None) -> tuple[Params, Any]:
+    def _gradients(self, params: Params, batch: DeviceBatch, frozen: Frozen) -> tuple[Params, Any]:
         """Return the gradient of the loss of a global batch, in the type of the parameters, and the loss."""
         objective, whole = self.objective, self.objective.whole(batch)
 
         def share(params: Params, rows: DeviceBatch, whole: losses.Whole) -> tuple[jax.Array, Any]:
-            return objective.share(self.merge(params, base), rows, whole, self._loss_config)
+            return objective.share(self.merge(params, frozen.base), rows | frozen.arrays, whole, self._loss_config)
 
         gradient = objective.skipping(jax.grad(share, has_aux=True), bool(self.config.num_experts))
         if self.micro_batches == 1:
             gradients, sums = gradient(params, batch, whole)
         else:
-            gradients, sums = self._accumulate(gradient, params, self.split(batch), whole, base)
+            gradients, sums = self._accumulate(gradient, params, self.split(batch), whole, frozen.base)
         return gradients, objective.finish(sums, whole, self._loss_config, self.config.router_aux_loss_coef)
 
     def _accumulate(
@@ -425,13 +427,13 @@ class Trainer:
 
         return {name: split(x) for name, x in batch.items()}
 
-    def _evaluate(self, params: Params, batch: DeviceBatch, base: Params | None = None) -> Any:
+    def _evaluate(self, params: Params, batch: DeviceBatch, frozen: Frozen) -> Any:
         """Return the loss of a global batch, one micro-batch at a time; its balance counts each micro-batch by itself."""
-        model, whole = self.merge(params, base), self.objective.whole(batch)
+        model, whole = self.merge(params, frozen.base), self.objective.whole(batch)
         share = self.objective.skipping(self.objective.share, bool(self.config.num_experts))
 
         def body(_: None, rows: DeviceBatch) -> tuple[None, Any]:
-            return None, share(model, rows, whole, self._loss_config)[1]
+            return None, share(model, rows | frozen.arrays, whole, self._loss_config)[1]
 
         _, sums = jax.lax.scan(body, None, self.split(batch))
         sums = self.objective.combine(sums)

@@ -1,4 +1,4 @@
-"""A value of every token of a global batch, computed as a step computes its loss: in the same rows and micro-batches."""
+"""Values of every token of a global batch, computed as a step computes its loss: in the same rows and micro-batches."""
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from qwen3_jax.model import Qwen3
+from qwen3_jax.training.frozen import Frozen
 from qwen3_jax.training.step import DeviceBatch, Params, Trainer
 
 
 class TokenValues:
-    """A compiled function of (parameters, placed global batch), which returns values [B, T] on the host of every process.
+    """A compiled function of (parameters, placed global batch), which returns values [B, T, ...].
 
     A micro-batch without a learned token is skipped and gives zeros.
 
     Args:
         trainer: whose model, mesh and micro-batches are used.
-        function: (model, rows) -> float32 [rows, T].
+        function: (model, rows) -> [rows, T, ...].
     """
 
     def __init__(self, trainer: Trainer, function: Callable[[Qwen3, DeviceBatch], jax.Array]):
         self._trainer = trainer
 
-        def compute(params: Params, batch: DeviceBatch, base: Params | None = None) -> jax.Array:
-            model = trainer.merge(params, base)
+        def compute(params: Params, batch: DeviceBatch, frozen: Frozen) -> jax.Array:
+            model = trainer.merge(params, frozen.base)
 
             def of(rows: DeviceBatch) -> jax.Array:
-                zeros = jnp.zeros(rows["tokens"].shape, jnp.float32)
+                like = jax.eval_shape(lambda: function(model, rows))
+                zeros = jnp.zeros(like.shape, like.dtype)
                 return jax.lax.cond(rows["loss_mask"].any(), lambda: function(model, rows), lambda: zeros)
 
             return self._joined(jax.lax.map(of, trainer.split(batch)))
@@ -38,20 +40,24 @@ class TokenValues:
         self._program = jax.jit(compute)
 
     def __call__(self, params: Params, batch: DeviceBatch) -> np.ndarray:
-        """Return the values, float32 [B, T], with the tokens of each row in order."""
-        return self._fetch(self._program(params, batch, *self._trainer.frozen))
+        """Return the values on the host of every process, with the tokens of each row in order."""
+        return self._fetch(self.on_devices(params, batch))
+
+    def on_devices(self, params: Params, batch: DeviceBatch) -> jax.Array:
+        """Return the values on the trainer's mesh, with the tokens of each row in the order of the batch."""
+        return self._program(params, batch, self._trainer.frozen)
 
     def lower(self, params: Any, batch: Any) -> jax.stages.Lowered:
         """Lower the program for parameters and a batch, abstract or not."""
-        return self._program.lower(params, batch, *self._trainer.frozen)
+        return self._program.lower(params, batch, self._trainer.frozen)
 
     def _joined(self, parts_mrt: jax.Array) -> jax.Array:
-        """The inverse of `Trainer.split`: [micro-batches, rows, T] -> [B, T]."""
+        """The inverse of `Trainer.split`: [micro-batches, rows, T, ...] -> [B, T, ...]."""
         placement = self._trainer.placement
         parts = placement.parts("batch")
-        count, rows, length = parts_mrt.shape
-        whole = parts_mrt.reshape(count, parts, rows // parts, length).swapaxes(0, 1).reshape(-1, length)
-        return placement.constrain(whole, ("batch", "length"))
+        count, rows, *rest = parts_mrt.shape
+        whole = parts_mrt.reshape(count, parts, rows // parts, *rest).swapaxes(0, 1).reshape(-1, *rest)
+        return placement.constrain(whole, ("batch", "length", *(None for _ in rest[1:])))
 
     def _fetch(self, values: jax.Array) -> np.ndarray:
         if values.is_fully_addressable:

@@ -1,0 +1,134 @@
+"""The output projection in chunks of tokens, on each device for its own part of the vocabulary: what all losses are made of.
+
+Functions are for the inside of a shard_map: arrays are this device's parts, and `Settings` says over which axes to sum.
+
+Shapes: b batch, t length, n tokens, c tokens of a chunk, d hidden, v vocabulary of this device.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from sharding import Placement
+
+
+class Settings(NamedTuple):
+    """Static settings. `vocab` and `embed` are the mesh axes that split the weight; `parts` is the size of `vocab`; a `frozen`
+    weight has no gradient."""
+
+    tied: bool
+    z_loss: float
+    chunk: int
+    vocab: tuple[str, ...]
+    embed: tuple[str, ...]
+    parts: int
+    frozen: bool
+    temperature: float = 1.0
+    banned: tuple[int, ...] = ()
+
+
+def settings_of(placement: Placement, tied: bool, chunk: int, frozen: bool, z_loss: float = 0.0) -> Settings:
+    """Return the settings of a mesh; arguments as for `cross_entropy.token_loss`."""
+    vocab, embed = placement.axes("vocab"), placement.axes("embed")
+    return Settings(tied, z_loss, chunk, vocab, embed, placement.parts("vocab"), frozen)
+
+
+def weight_spec(placement: Placement, tied: bool) -> PartitionSpec:
+    """Return how the weight of the projection is split, or the embedding where `tied`."""
+    return placement.spec(("vocab", "embed") if tied else ("embed", "vocab"))
+
+
+def on_devices(placement: Placement, function, inputs, outputs):
+    """A function of each device's part of arrays as one of the whole arrays."""
+    mesh = placement.mesh
+    if mesh is None or mesh.size == 1:
+        return function
+    return jax.shard_map(function, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
+
+
+def gradient_axes(placement: Placement, embed: tuple[str, ...]) -> tuple[tuple[str, ...], int]:
+    """Return the axes over which the gradient of the weight is summed, and the number of devices with the same tokens.
+
+    The gradient is a sum over devices with other tokens; those with the same tokens must count once. Axes that split "embed"
+    are summed over by `scattered`.
+    """
+    tokens = *placement.axes("batch"), *placement.axes("length")
+    summed = tuple(axis for axis in tokens if axis not in embed)
+    mesh = placement.mesh
+    return summed, 1 if mesh is None else math.prod(mesh.shape[axis] for axis in embed if axis not in tokens)
+
+
+def by_chunks(settings: Settings, chunk_of, carry, arrays):
+    """Scan a function (carry, rows) -> (carry, rows) over chunks of arrays [B, T, ...]; return what it returns, [B, T, ...]."""
+    b, t = arrays[0].shape[:2]
+    rows = jax.tree.map(lambda x: x.reshape(b * t, *x.shape[2:]), arrays)
+    if b * t <= settings.chunk:
+        carry, out = chunk_of(carry, rows)
+    else:
+        carry, out = jax.lax.scan(chunk_of, carry, chunked(rows, b * t, settings.chunk))
+        out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: b * t], out)
+    return carry, jax.tree.map(lambda x: x.reshape(b, t, *x.shape[1:]), out)
+
+
+def products(settings: Settings, dlogits_cv, x_cd, weight, dweight):
+    """Return the gradient of the states, float32, of this part of the vocabulary; and that of the weight, added to `dweight`
+    (None where it is frozen)."""
+    back, outer = ("cv,vd->cd", "cv,cd->vd") if settings.tied else ("cv,dv->cd", "cd,cv->dv")
+    dx_cd = jnp.einsum(back, dlogits_cv, weight, preferred_element_type=jnp.float32)
+    if dweight is not None:
+        pair = (dlogits_cv, x_cd) if settings.tied else (x_cd, dlogits_cv)
+        dweight += jnp.einsum(outer, *pair, preferred_element_type=jnp.float32)
+    return dx_cd, dweight
+
+
+def scattered(settings: Settings, dweight):
+    """The sum of gradients of the gathered weight over the axes that split "embed", this device's part of it."""
+    if settings.embed:
+        dweight = jax.lax.psum_scatter(dweight, settings.embed, scatter_dimension=1 if settings.tied else 0, tiled=True)
+    return dweight
+
+
+def whole(settings: Settings, weight):
+    """The weight gathered over the axes that split "embed"."""
+    if settings.embed:
+        weight = jax.lax.all_gather(weight, settings.embed, axis=1 if settings.tied else 0, tiled=True)
+    return weight
+
+
+def logits_of(settings: Settings, x_cd, weight, target_c, banned_c=None):
+    """Return logits [C, V], log Z [C], where the target is [C, V] and its logit [C]; V is this device's part.
+
+    They are divided by the temperature; those of the banned tokens are -inf where `banned_c`.
+    """
+    logits_cv = jnp.einsum(
+        "cd,vd->cv" if settings.tied else "cd,dv->cv", x_cd, weight, preferred_element_type=jnp.float32
+    )
+    if settings.temperature != 1:
+        logits_cv /= settings.temperature
+    first = jax.lax.axis_index(settings.vocab) * logits_cv.shape[-1] if settings.vocab else 0
+    if banned_c is not None:
+        banned_v = jnp.isin(jnp.arange(logits_cv.shape[-1]) + first, jnp.asarray(settings.banned))
+        logits_cv = jnp.where((banned_c[:, None] != 0) & banned_v[None], -jnp.inf, logits_cv)
+    top_c = over(jax.lax.pmax, logits_cv.max(axis=-1), settings.vocab)
+    log_z_c = jnp.log(over(jax.lax.psum, jnp.exp(logits_cv - top_c[:, None]).sum(axis=-1), settings.vocab)) + top_c
+    hit_cv = jnp.arange(logits_cv.shape[-1])[None] == target_c[:, None] - first
+    return logits_cv, log_z_c, hit_cv, over(jax.lax.psum, jnp.where(hit_cv, logits_cv, 0).sum(axis=-1), settings.vocab)
+
+
+def chunked(rows, n: int, chunk: int):
+    """Arrays [N, ...] as [chunks, C, ...], filled up with zeros (rows of weight 0)."""
+    chunks = -(-n // chunk)
+    size = -(-n // chunks)
+
+    def of(x):
+        return jnp.pad(x, ((0, chunks * size - n), *((0, 0),) * (x.ndim - 1))).reshape(chunks, size, *x.shape[1:])
+
+    return jax.tree.map(of, rows)
+
+
+def over(reduce, x, axes: tuple[str, ...]):
+    """A collective over axes, of which there may be none."""
+    return reduce(x, axes) if axes else x
