@@ -1,13 +1,15 @@
 """Write the quickstart's problems as queries with references, for `qwen3 data generate`.
 
 python examples/queries.py --output queries.jsonl --count 200
+python examples/queries.py --output solved.jsonl --count 400 --solved
 """
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
-from qwen3_jax.data import running_sum_problem
+from qwen3_jax.data import problem_messages, running_sum_problem
 
 
 def main(arguments: list[str] | None = None) -> Path:
@@ -16,15 +18,19 @@ def main(arguments: list[str] | None = None) -> Path:
     parser.add_argument("--output", type=Path, required=True, help="the file to write")
     parser.add_argument("--count", type=int, default=200, help="problems (default: 200)")
     parser.add_argument("--digits", type=int, default=12, help="most digits of a problem (default: 12)")
+    parser.add_argument("--seed", type=int, default=1, help="of the problems (default: 1)")
+    parser.add_argument("--solved", action="store_true", help="chats with steps and answer, for fine-tuning")
     args = parser.parse_args(arguments)
     with args.output.open("w", encoding="utf-8") as out:
         for index in range(args.count):
-            problem = running_sum_problem(index, 1, "train", min_digits=2, max_digits=args.digits, eval_fraction=0.01)
-            line = {
+            problem = running_sum_problem(index, args.seed, "train", min_digits=2, max_digits=args.digits, eval_fraction=0.01)
+            line: dict[str, Any] = {
                 "question": problem.question,
                 "answer": problem.answer,
                 "domain": f"{len(problem.steps.split())} digits",
             }
+            if args.solved:
+                line = {"messages": problem_messages(problem, "thinking")}
             out.write(json.dumps(line) + "\n")
     return args.output
 

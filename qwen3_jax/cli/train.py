@@ -6,14 +6,15 @@
 
 Every key of the file is also a flag, by its dotted name. An unknown key is refused with the nearest valid one, in the file and
 on the command line. The same command resumes a run that was interrupted. `--plan` trains nothing: it compiles the step for
-TPUs or GPUs that are not present (see `qwen3 plan --help`). `--profile` also writes a trace for xprof.
+TPUs or GPUs that are not present (see `qwen3 plan --help`). `--profile` also writes a trace for xprof. A file with `phases` is
+a recipe, a list of such runs and of commands (configs/recipe).
 """
 
 from __future__ import annotations
 
 import sys
 
-from qwen3_jax.cli import background, compile_cache, plan
+from qwen3_jax.cli import background, compile_cache, plan, recipe
 from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.cli.lost_process import until_lost
 from qwen3_jax.cli.train_options import parse_train
@@ -24,6 +25,8 @@ from qwen3_jax.training.stopping import StopSignals
 def main(argv: list[str] | None = None, prog: str = "qwen3 train") -> int:
     """Train; return the exit code."""
     words = sys.argv[1:] if argv is None else argv
+    if recipe.file_of(words) is not None:
+        return recipe.main(words, prog)
 
     def work() -> int:
         with StopSignals(prog) as stop:

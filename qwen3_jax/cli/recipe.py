@@ -1,0 +1,78 @@
+"""Run a recipe: a list of training runs and commands, each taking what those before it made.
+
+    python train.py --config configs/recipe/laptop.yaml
+    python train.py --config configs/recipe/laptop.yaml --list
+    python train.py --config configs/recipe/laptop.yaml --phase pretrain cold-start
+    python train.py --config configs/recipe/laptop.yaml --redo reasoning
+    python train.py --config configs/recipe/qwen3-8b.yaml --plan v5p:4x4x4
+
+Phases that are done are skipped; the same command resumes one that was interrupted. `qwen3 report FOLDER` draws the page.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from qwen3_jax.cli.arguments import Parser, whole_number
+from qwen3_jax.cli.exit_codes import guarded
+from qwen3_jax.recipes import runner
+from qwen3_jax.recipes.config import Recipe, is_recipe, read_recipe
+
+
+def file_of(words: Sequence[str]) -> Path | None:
+    """Return the recipe that a command line of `train` names with --config; None where it names another configuration."""
+    for place, word in enumerate(words):
+        name, _, value = word.partition("=")
+        if name == "--config":
+            file = Path(value or next(iter(words[place + 1 : place + 2]), ""))
+            return file if is_recipe(file) else None
+    return None
+
+
+def main(argv: Sequence[str], prog: str) -> int:
+    """Run a recipe; return the exit code."""
+    parser = Parser(prog=prog, description=__doc__)
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE", help="the recipe")
+    add("--folder", metavar="FOLDER", help="where phases have their folders (default: the recipe's `folder`)")
+    add("--seed", type=whole_number(0), metavar="N", help="what {seed} stands for (default: the recipe's `seed`)")
+    add(
+        "--phase",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="run these phases alone; those that they take from must be done",
+    )
+    add("--redo", metavar="NAME", help="first delete what this phase made, and what was made from it")
+    add("--list", action="store_true", help="print the phases and what is done, and run nothing")
+    add("--plan", metavar="TOPOLOGY", help="compile each training phase for absent devices, and run nothing")
+    args = parser.parse_args(argv)
+
+    def work() -> int:
+        recipe = read_recipe(Path(args.config), args.folder, args.seed)
+        if args.list:
+            for name, state, about in runner.table(recipe):
+                print(f"{name:<24} {state:>12}  {about}")
+            return 0
+        if args.plan is not None:
+            return _plan(recipe, args.phase, args.plan)
+        if args.redo is not None:
+            runner.redo(recipe, args.redo)
+        runner.run(recipe, args.phase, say=lambda text: print(text, flush=True))
+        return 0
+
+    return guarded(prog, work)
+
+
+def _plan(recipe: Recipe, only: Sequence[str], topology: str) -> int:
+    """Plan the training phases; return the exit code of the first that fails."""
+    for phase in recipe.phases:
+        if phase.train is None or (only and phase.name not in only):
+            continue
+        print(f"phase {phase.name}", flush=True)
+        code = subprocess.call([*runner.program(recipe, phase), "--plan", topology])
+        if code:
+            return code
+    return 0

@@ -1,0 +1,4 @@
+"""Recipes: lists of ordinary configurations and commands that one command runs, each taking what those before it made.
+
+`config` reads a recipe, `runner` runs its phases.
+"""

@@ -1,0 +1,224 @@
+"""A recipe: phases in order, each a training run or commands, with what it takes from the phases before.
+
+    folder: runs/recipe
+    phases:
+      - name: corpus
+        run: python examples/collect_corpus.py --output {here}
+      - name: pretrain
+        train: configs/recipe/laptop/pretrain.yaml
+        set: {"data.sources": [{name: text, path: "{corpus}"}]}
+      - name: cold-start
+        train: configs/posttrain/cold-start-laptop.yaml
+        set: {model.init_from: "{pretrain}/hf", seed: "{seed}"}
+      - name: measured
+        run:
+          - qwen3 eval --model {cold-start}/hf --task examples/flags.yaml --output {here}
+
+`{NAME}` is the folder of an earlier phase, `{here}` that of the phase itself, `{folder}` the recipe's, `{seed}` its seed. `set`
+is laid over the configuration, by dotted key. A training phase runs in FOLDER/NAME.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qwen3_jax.errors import UserError, nearest
+from qwen3_jax.json_fields import digest
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+_PLACE = re.compile(r"\{([a-z0-9-]+)\}")
+_RESERVED = ("here", "folder", "seed")
+_KEYS = ("name", "about", "train", "set", "run")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase as the file has it.
+
+    Attributes:
+        name: a unique label, and the name of its folder.
+        about: what it is for, in one line.
+        train: a configuration file, or the configuration itself; None of commands.
+        set: dotted keys of the configuration, with their values.
+        run: commands, in order; () of a training run.
+    """
+
+    name: str
+    about: str = ""
+    train: str | Mapping[str, Any] | None = None
+    set: Mapping[str, Any] = field(default_factory=dict)
+    run: tuple[str, ...] = ()
+
+    @property
+    def takes(self) -> list[str]:
+        """Names of the phases whose folders it reads, in order."""
+        texts = [*self.run, json.dumps(self.train), json.dumps(self.set)]
+        found = dict.fromkeys(name for text in texts for name in _PLACE.findall(text))
+        return [name for name in found if name not in _RESERVED]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe with its options.
+
+    Attributes:
+        file: that it was read from.
+        folder: where its phases have their folders.
+        seed: what `{seed}` stands for.
+        phases: in order.
+        about: what it is for.
+    """
+
+    file: Path
+    folder: Path
+    seed: int
+    phases: tuple[Phase, ...]
+    about: str = ""
+
+    def phase(self, name: str) -> Phase:
+        """Return a phase by name.
+
+        Raises:
+            UserError: there is none.
+        """
+        names = [phase.name for phase in self.phases]
+        if name not in names:
+            raise UserError(f"{self.file} has no phase {name!r}; it has {', '.join(names)}.{nearest(name, names)}")
+        return self.phases[names.index(name)]
+
+    def place(self, phase: Phase) -> Path:
+        """The folder of a phase."""
+        return self.folder / phase.name
+
+    def filled(self, phase: Phase, value: Any) -> Any:
+        """Return a value of a phase with its places filled in; a text that is nothing but `{seed}` becomes the number."""
+        if isinstance(value, Mapping):
+            return {key: self.filled(phase, one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [self.filled(phase, one) for one in value]
+        if not isinstance(value, str):
+            return value
+        if value == "{seed}":
+            return self.seed
+        places = {"here": self.place(phase), "folder": self.folder, "seed": self.seed}
+        places |= {other.name: self.place(other) for other in self.phases}
+        return _PLACE.sub(lambda match: str(places.get(match[1], match[0])), value)
+
+    def commands(self, phase: Phase) -> list[list[str]]:
+        """Return the command lines of a phase, as lists of words without the interpreter."""
+        if phase.train is None:
+            return [shlex.split(self.filled(phase, text)) for text in phase.run]
+        config = phase.train if isinstance(phase.train, str) else str(self.place(phase)) + ".yaml"
+        settings = {"run_dir": str(self.place(phase)), **self.filled(phase, dict(phase.set))}
+        return [
+            ["qwen3", "train", f"--config={config}", *(f"--{key}={_flag(value)}" for key, value in settings.items())]
+        ]
+
+    def key(self, phase: Phase) -> str:
+        """Return a digest of what decides a phase's result: commands, configuration, and the phases that it takes from."""
+        config: Any = _read(Path(phase.train)) if isinstance(phase.train, str) else phase.train
+        own = json.dumps([config, phase.set, phase.run], sort_keys=True, default=str)  # wherever the folder is
+        parts = [self.key(self.phase(name)) for name in phase.takes]
+        return digest(["phase/1", own, self.seed if "{seed}" in own else None, parts])
+
+
+def is_recipe(file: Path) -> bool:
+    """Whether a configuration file is a recipe: it has `phases`. One that cannot be read is none."""
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False
+    return isinstance(values, dict) and "phases" in values
+
+
+def read_recipe(file: Path, folder: str | None = None, seed: int | None = None) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        file: YAML.
+        folder, seed: in place of the file's.
+
+    Raises:
+        UserError: names the key or the phase that does not fit.
+    """
+    values = _read(file)
+    unknown = [key for key in values if key not in ("folder", "seed", "phases", "about")]
+    if unknown:
+        raise UserError(f"{file}: unknown key {unknown[0]!r}; a recipe has folder, seed, about and phases.")
+    chosen = values.get("folder") if folder is None else folder
+    if not isinstance(chosen, str) or not chosen:
+        raise UserError(f"{file}: folder is {chosen!r}; it must be the path of a folder.")
+    number = values.get("seed", 0) if seed is None else seed
+    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+        raise UserError(f"{file}: seed is {number!r}; it must be a whole number of 0 or more.")
+    if not isinstance(values["phases"], list) or not values["phases"]:
+        raise UserError(f"{file}: phases must be a list of at least one phase.")
+    phases: list[Phase] = []
+    for place, one in enumerate(values["phases"], start=1):
+        phases.append(_phase(file, place, one, [phase.name for phase in phases]))
+    return Recipe(file, Path(chosen), number, tuple(phases), str(values.get("about", "")))
+
+
+def _phase(file: Path, place: int, values: Any, before: list[str]) -> Phase:
+    label = f"{file}: phase {place}"
+    if not isinstance(values, dict) or not isinstance(values.get("name"), str):
+        raise UserError(f"{label} has no name.")
+    name = values["name"]
+    label = f"{file}: phase {name!r}"
+    if not _NAME.fullmatch(name) or name in _RESERVED:
+        raise UserError(
+            f"{label}: a name has small letters, digits and hyphens, and is none of {', '.join(_RESERVED)}."
+        )
+    if name in before:
+        raise UserError(f"{label} occurs twice.")
+    for key in values:
+        if key not in _KEYS:
+            raise UserError(f"{label}: unknown key {key!r}; a phase has {', '.join(_KEYS)}.{nearest(key, list(_KEYS))}")
+    train, run, settings = values.get("train"), values.get("run", []), values.get("set", {})
+    run = [run] if isinstance(run, str) else run
+    if (train is None) == (not run):
+        raise UserError(f"{label} needs either train, a configuration, or run, its commands.")
+    if not isinstance(run, list) or not all(isinstance(text, str) and text.strip() for text in run):
+        raise UserError(f"{label}: run must be a command, or a list of commands.")
+    if not isinstance(settings, dict) or (settings and train is None):
+        raise UserError(f"{label}: set is laid over a configuration: it must be keys with values, beside train.")
+    if train is not None and not isinstance(train, str | dict):
+        raise UserError(f"{label}: train must be the path of a configuration, or the configuration itself.")
+    if isinstance(train, str) and not Path(train).is_file():
+        raise UserError(f"{label}: there is no file {train}.")
+    if "run_dir" in settings or (isinstance(train, dict) and "run_dir" in train):
+        raise UserError(f"{label}: run_dir is the phase's own folder; leave it out.")
+    for text in run:
+        first = shlex.split(text)[0]
+        if first not in ("qwen3", "python"):
+            raise UserError(f"{label}: a command begins with qwen3 or python, and this one with {first!r}.")
+    phase = Phase(name, str(values.get("about", "")), train, settings, tuple(run))
+    for other in phase.takes:
+        if other not in before:
+            raise UserError(f"{label} takes {{{other}}}, and no earlier phase has that name.{nearest(other, before)}")
+    return phase
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read ({error}).") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file} holds no keys.")
+    return values
+
+
+def _flag(value: Any) -> str:
+    """A value as a flag's text."""
+    return value if isinstance(value, str) else json.dumps(value)

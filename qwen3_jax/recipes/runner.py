@@ -1,0 +1,217 @@
+"""Runs the phases of a recipe, each in a process of its own, and records what is done.
+
+FOLDER/phases.json    of each phase that has begun: the key of what it was run from, whether it is done, seconds of its attempts
+FOLDER/NAME/          what the phase made; of a training phase a run's folder
+FOLDER/NAME.yaml      the configuration of a training phase that the recipe holds itself
+
+A phase that is done is skipped. One that was interrupted runs again. Training runs and the commands of `_RESUMING` resume by
+themselves; what other commands have made by then is deleted first. A phase ends with this process, however that ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qwen3_jax.errors import Interrupted, UserError
+from qwen3_jax.json_fields import read_json
+from qwen3_jax.paths import replace_file
+from qwen3_jax.recipes.config import Phase, Recipe
+
+RECORD = "phases.json"
+Say = Callable[[str], None]
+# Commands that resume what their folder holds.
+_RESUMING = ("qwen3 eval", *(f"qwen3 data {name}" for name in ("generate", "synthesize", "refine", "annotate")))
+
+
+@dataclass
+class State:
+    """What is recorded of a phase.
+
+    Attributes:
+        key: `Recipe.key` at its start.
+        done: it ended by itself, without an error.
+        seconds: of all attempts that were not killed with this process.
+    """
+
+    key: str
+    done: bool = False
+    seconds: float = 0.0
+
+
+class Record:
+    """The states of a recipe's phases, on disk."""
+
+    def __init__(self, folder: Path):
+        self._file = folder / RECORD
+        self.states: dict[str, State] = {}
+        if self._file.exists():
+            self.states = {name: State(**values) for name, values in read_json(self._file).items()}
+
+    def write(self) -> None:
+        """Write all states; the file is replaced whole."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        values = {name: dataclasses.asdict(state) for name, state in self.states.items()}
+        replace_file(self._file, json.dumps(values, indent=1) + "\n")
+
+    def is_done(self, recipe: Recipe, phase: Phase) -> bool:
+        """Whether a phase is done, from what it would be run from now."""
+        state = self.states.get(phase.name)
+        return state is not None and state.done and state.key == recipe.key(phase)
+
+    def check(self, recipe: Recipe, phase: Phase) -> None:
+        """Refuse to run a phase over what another form of it made.
+
+        Raises:
+            UserError: says how to run it again.
+        """
+        state = self.states.get(phase.name)
+        if state is not None and state.key != recipe.key(phase):
+            raise UserError(
+                f"phase {phase.name!r} was run from other settings, or from phases that were run again since; --redo "
+                f"{phase.name} deletes {recipe.place(phase)} and what was made from it, and runs them again."
+            )
+
+
+def run(recipe: Recipe, only: Sequence[str] = (), say: Say = print) -> None:
+    """Run the phases that are not done, in order.
+
+    Args:
+        recipe: checked.
+        only: names of the phases to run; () is all.
+        say: prints a line.
+
+    Raises:
+        UserError: a phase was run from other settings, takes from one that is not done, or fails.
+        Interrupted: this process was asked to end, or a phase was.
+    """
+    record = Record(recipe.folder)
+    for name in only:
+        recipe.phase(name)
+    chosen = [phase for phase in recipe.phases if not only or phase.name in only]
+    for number, phase in enumerate(chosen, start=1):
+        label = f"[{number}/{len(chosen)}] {phase.name}"
+        if record.is_done(recipe, phase):
+            say(f"{label}: done in {record.states[phase.name].seconds:,.0f} s")
+            continue
+        record.check(recipe, phase)
+        for name in phase.takes:
+            if not record.is_done(recipe, recipe.phase(name)):
+                raise UserError(f"phase {phase.name!r} takes from {name!r}, which is not done; run that first.")
+        say(f"{label}: {phase.about or 'begins'}")
+        state = record.states.setdefault(phase.name, State(recipe.key(phase)))
+        record.write()
+        started = time.perf_counter()
+        try:
+            _run_phase(recipe, phase)
+            state.done = True
+        finally:
+            state.seconds += time.perf_counter() - started
+            record.write()
+        say(f"{label}: done in {state.seconds:,.0f} s")
+
+
+def redo(recipe: Recipe, name: str, say: Say = print) -> None:
+    """Delete what a phase made, and what phases made that take from it, directly or through others."""
+    record = Record(recipe.folder)
+    stale = {recipe.phase(name).name}
+    for phase in recipe.phases:
+        if stale.intersection(phase.takes):
+            stale.add(phase.name)
+    for phase in recipe.phases:
+        if phase.name in stale and (phase.name in record.states or recipe.place(phase).exists()):
+            say(f"deleting {recipe.place(phase)}")
+            record.states.pop(phase.name, None)
+            record.write()
+            shutil.rmtree(recipe.place(phase), ignore_errors=True)
+
+
+def table(recipe: Recipe) -> list[tuple[str, str, str]]:
+    """Return of each phase its name, its state in a word, and what it is for."""
+    record, rows = Record(recipe.folder), []
+    for phase in recipe.phases:
+        state = record.states.get(phase.name)
+        word = "not begun"
+        if state is not None:
+            same = state.key == recipe.key(phase)
+            word = "changed" if not same else f"{state.seconds:,.0f} s" if state.done else "interrupted"
+        rows.append((phase.name, word, phase.about))
+    return rows
+
+
+def _run_phase(recipe: Recipe, phase: Phase) -> None:
+    """Run the commands of a phase, one after the other."""
+    _write_config(recipe, phase)
+    if phase.train is None:
+        if not all(text.startswith(_RESUMING) for text in phase.run):
+            shutil.rmtree(recipe.place(phase), ignore_errors=True)
+        recipe.place(phase).mkdir(parents=True, exist_ok=True)
+    for words in recipe.commands(phase):
+        code = _call(_program(words))
+        if code:
+            line = " ".join(words)
+            if code in (130, 143):
+                raise Interrupted(
+                    f"stopped in phase {phase.name!r}; the same command resumes there.",
+                    "Ctrl-C" if code == 130 else "SIGTERM",
+                )
+            raise UserError(f"phase {phase.name!r} failed (exit code {code}): {line}")
+
+
+def program(recipe: Recipe, phase: Phase) -> list[str]:
+    """Return the command line of a training phase, whose configuration is written."""
+    _write_config(recipe, phase)
+    (words,) = recipe.commands(phase)
+    return _program(words)
+
+
+def _write_config(recipe: Recipe, phase: Phase) -> None:
+    """Write the configuration of a training phase that the recipe holds itself."""
+    if isinstance(phase.train, dict):
+        recipe.folder.mkdir(parents=True, exist_ok=True)
+        config = recipe.filled(phase, phase.train)
+        replace_file(Path(f"{recipe.place(phase)}.yaml"), yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+def _program(words: list[str]) -> list[str]:
+    """A command line with this process's interpreter."""
+    return [sys.executable, "-m", "qwen3_jax.cli", *words[1:]] if words[0] == "qwen3" else [sys.executable, *words[1:]]
+
+
+def _call(words: list[str]) -> int:
+    """Run a program on this terminal; pass signals on to it; return its exit code."""
+    environment: dict[str, Any] = dict(os.environ)
+    paths = [str(Path(__file__).parents[2]), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    process = subprocess.Popen(words, env=environment, preexec_fn=_ends_with_its_parent)
+
+    def pass_on(number: int, _: Any) -> None:
+        if number != signal.SIGINT or not sys.stdin.isatty():  # a terminal sends Ctrl-C to the phase too
+            process.send_signal(number)
+
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return 128 - code if code < 0 else code
+
+
+def _ends_with_its_parent() -> None:
+    """In the child: be killed when the parent is, so that no phase is left behind that another start would meet."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
