@@ -28,9 +28,10 @@ MAY_IMPORT = {
     "posttraining": {"checkpoint", "data", "endpoints", "evaluation", "generation", "kernels", "model", "sandbox", "text",
                      "training", "verifiers"},
     "sweeps": {"checkpoint", "data", "model", "text", "training"},
+    "recipes": {"training"},
     "planner": {"checkpoint", "generation", "kernels", "model", "training"},
     "cli": {"checkpoint", "data", "endpoints", "evaluation", "sweeps", "generation", "kernels", "model", "planner",
-            "posttraining", "serving", "text", "training", "verifiers"},
+            "posttraining", "recipes", "serving", "text", "training", "verifiers"},
 }  # fmt: skip
 ALL_MAY_IMPORT = {
     "absent_tpu", "bounds", "config", "errors", "file_writes", "generation_config", "json_fields", "paths", "position_config",

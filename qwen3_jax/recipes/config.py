@@ -12,7 +12,11 @@
         set: {model.init_from: "{pretrain}/hf", seed: "{seed}"}
       - name: measured
         run:
-          - qwen3 eval --model {cold-start}/hf --task examples/flags.yaml --output {here}
+          - qwen3 eval --model {cold-start}/hf --task running_sum --output {here}
+    claims:
+      long-stage: {run: "{pretrain}"}
+
+`claims` says which phases are evidence for which of the report's claims (`qwen3_jax.recipes.claims`), for the page.
 
 `{NAME}` is the folder of an earlier phase, `{here}` that of the phase itself, `{folder}` the recipe's, `{seed}` its seed. `set`
 is laid over the configuration, by dotted key. A training phase runs in FOLDER/NAME.
@@ -75,6 +79,7 @@ class Recipe:
         seed: what `{seed}` stands for.
         phases: in order.
         about: what it is for.
+        claims: by claim, which place is which evidence: {"budget": {"eval": "{measured}"}}.
     """
 
     file: Path
@@ -82,6 +87,16 @@ class Recipe:
     seed: int
     phases: tuple[Phase, ...]
     about: str = ""
+    claims: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def description(self) -> dict[str, Any]:
+        """Return what a report needs: JSON values; places of claims are relative to the folder."""
+        claims = {
+            claim: {role: _PLACE.sub(lambda match: match[1], place) for role, place in roles.items()}
+            for claim, roles in self.claims.items()
+        }
+        phases = [{"name": phase.name, "about": phase.about} for phase in self.phases]
+        return {"about": self.about, "seed": self.seed, "phases": phases, "claims": claims}
 
     def phase(self, name: str) -> Phase:
         """Return a phase by name.
@@ -115,7 +130,7 @@ class Recipe:
     def commands(self, phase: Phase) -> list[list[str]]:
         """Return the command lines of a phase, as lists of words without the interpreter."""
         if phase.train is None:
-            return [shlex.split(self.filled(phase, text)) for text in phase.run]
+            return [[self.filled(phase, word) for word in shlex.split(text)] for text in phase.run]
         config = phase.train if isinstance(phase.train, str) else str(self.place(phase)) + ".yaml"
         settings = {"run_dir": str(self.place(phase)), **self.filled(phase, dict(phase.set))}
         return [
@@ -150,9 +165,9 @@ def read_recipe(file: Path, folder: str | None = None, seed: int | None = None) 
         UserError: names the key or the phase that does not fit.
     """
     values = _read(file)
-    unknown = [key for key in values if key not in ("folder", "seed", "phases", "about")]
+    unknown = [key for key in values if key not in ("folder", "seed", "phases", "about", "claims")]
     if unknown:
-        raise UserError(f"{file}: unknown key {unknown[0]!r}; a recipe has folder, seed, about and phases.")
+        raise UserError(f"{file}: unknown key {unknown[0]!r}; a recipe has folder, seed, about, phases and claims.")
     chosen = values.get("folder") if folder is None else folder
     if not isinstance(chosen, str) or not chosen:
         raise UserError(f"{file}: folder is {chosen!r}; it must be the path of a folder.")
@@ -164,7 +179,8 @@ def read_recipe(file: Path, folder: str | None = None, seed: int | None = None) 
     phases: list[Phase] = []
     for place, one in enumerate(values["phases"], start=1):
         phases.append(_phase(file, place, one, [phase.name for phase in phases]))
-    return Recipe(file, Path(chosen), number, tuple(phases), str(values.get("about", "")))
+    claims = _claims(file, values.get("claims", {}), [phase.name for phase in phases])
+    return Recipe(file, Path(chosen), number, tuple(phases), str(values.get("about", "")), claims)
 
 
 def _phase(file: Path, place: int, values: Any, before: list[str]) -> Phase:
@@ -205,6 +221,22 @@ def _phase(file: Path, place: int, values: Any, before: list[str]) -> Phase:
         if other not in before:
             raise UserError(f"{label} takes {{{other}}}, and no earlier phase has that name.{nearest(other, before)}")
     return phase
+
+
+def _claims(file: Path, values: Any, names: list[str]) -> dict[str, dict[str, str]]:
+    label = f"{file}: claims"
+    if not isinstance(values, dict):
+        raise UserError(f"{label} must be claims with their evidence by role.")
+    for claim, roles in values.items():
+        if not isinstance(roles, dict) or not all(isinstance(place, str) for place in roles.values()):
+            raise UserError(f"{label}: {claim} must have a place for each role.")
+        for place in roles.values():
+            for name in _PLACE.findall(place):
+                if name not in names:
+                    raise UserError(
+                        f"{label}: {claim} names the phase {name!r}, which there is not.{nearest(name, names)}"
+                    )
+    return values
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Runs the phases of a recipe, each in a process of its own, and records what is done.
 
+FOLDER/recipe.json    what the recipe is: its phases, and which of them are evidence for which claim
 FOLDER/phases.json    of each phase that has begun: the key of what it was run from, whether it is done, seconds of its attempts
 FOLDER/NAME/          what the phase made; of a training phase a run's folder
 FOLDER/NAME.yaml      the configuration of a training phase that the recipe holds itself
@@ -32,6 +33,7 @@ from qwen3_jax.paths import replace_file
 from qwen3_jax.recipes.config import Phase, Recipe
 
 RECORD = "phases.json"
+DESCRIPTION = "recipe.json"
 Say = Callable[[str], None]
 # Commands that resume what their folder holds.
 _RESUMING = ("qwen3 eval", *(f"qwen3 data {name}" for name in ("generate", "synthesize", "refine", "annotate")))
@@ -99,6 +101,8 @@ def run(recipe: Recipe, only: Sequence[str] = (), say: Say = print) -> None:
         Interrupted: this process was asked to end, or a phase was.
     """
     record = Record(recipe.folder)
+    recipe.folder.mkdir(parents=True, exist_ok=True)
+    replace_file(recipe.folder / DESCRIPTION, json.dumps(recipe.description(), indent=1) + "\n")
     for name in only:
         recipe.phase(name)
     chosen = [phase for phase in recipe.phases if not only or phase.name in only]

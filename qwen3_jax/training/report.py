@@ -41,7 +41,7 @@ def write_report(run_dir: Path) -> Path:
         report_panels.throughput,
         report_panels.time,
     ]
-    if run.config.get("method") == "grpo":
+    if run.config.get("rl"):
         panels = report_rl.panels(run)
     if any(name.startswith("position.") for row in run.rows for name in row):
         panels.insert(2, report_panels.position)

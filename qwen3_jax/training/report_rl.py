@@ -26,10 +26,13 @@ pre.thinking { opacity: .75; }
 
 
 def panels(run: RunLog) -> list[Panel]:
-    """Return the panels of a run of this method."""
+    """Return the panels of a run on sampled answers; those of rewards, ratios and divergences where the run has them."""
+    divergence = [report_panels.loss] if run.loss == "train.divergence" else []
+    rewards = [reward, held_out_reward, parts, pass_rates] if any("rl.reward" in row for row in run.train) else []
+    ratios = [clipping] if any("train.ratio" in row for row in run.train) else []
     return [
-        reward, held_out_reward, parts, pass_rates, lengths, ended, entropy, agreement, clipping, seconds,
-        report_panels.learning_rate, report_panels.norms, speed, report_panels.time,
+        *divergence, *rewards, lengths, ended, entropy, agreement, *ratios, seconds, report_panels.learning_rate,
+        report_panels.norms, speed, report_panels.time,
     ]  # fmt: skip
 
 
