@@ -130,7 +130,7 @@ class Recipe:
     def commands(self, phase: Phase) -> list[list[str]]:
         """Return the command lines of a phase, as lists of words without the interpreter."""
         if phase.train is None:
-            return [[self.filled(phase, word) for word in shlex.split(text)] for text in phase.run]
+            return [[str(self.filled(phase, word)) for word in shlex.split(text)] for text in phase.run]
         config = phase.train if isinstance(phase.train, str) else str(self.place(phase)) + ".yaml"
         settings = {"run_dir": str(self.place(phase)), **self.filled(phase, dict(phase.set))}
         return [

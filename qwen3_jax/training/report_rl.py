@@ -110,10 +110,9 @@ def lengths(axes: Any, run: RunLog) -> None:
 
 
 def ended(axes: Any, run: RunLog) -> None:
-    names = [
-        ("rl.halted", "thinking halted by the budget"), ("rl.truncated", "cut off by the limit"),
-        ("rl.equal", "prompts without signal"),
-    ]  # fmt: skip
+    names = [("rl.halted", "thinking halted by the budget"), ("rl.truncated", "cut off by the limit")]
+    if run.config.get("method") == "grpo":
+        names.append(("rl.equal", "prompts without signal"))
     drawn = _lines(axes, run, names)
     axes.set(ylabel="share", title="how answers end", ylim=(-0.02, 1.02))
     over_steps(axes, run)

@@ -1,0 +1,291 @@
+"""Recipes: what a file may say, that phases run once, resume after any kill and run again when they change, and verdicts."""
+
+import dataclasses
+import html
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from qwen3_jax.cli.main import main
+from qwen3_jax.cli.train_options import parse_train
+from qwen3_jax.errors import UserError
+from qwen3_jax.recipes import claims, runner
+from qwen3_jax.recipes.config import is_recipe, read_recipe
+from qwen3_jax.recipes.evidence import Measured, mean_of
+from qwen3_jax.recipes.page import summary
+
+ROOT = Path(__file__).parents[2]
+# writes its second argument, and what the files behind it hold, to the first, after some seconds
+SCRIPT = """
+import pathlib, sys, time
+target, text, seconds, *files = sys.argv[1:]
+time.sleep(float(seconds))
+pathlib.Path(target).write_text("".join(pathlib.Path(file).read_text() for file in files) + text)
+"""
+
+
+def write(folder: Path, phases, **more) -> Path:
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump({"folder": str(folder / "out"), "phases": phases, **more}))
+    return file
+
+
+def simple(tmp_path: Path, *, text="one", wait=0, **more) -> Path:
+    """Three phases; the second takes from the first, the third from none."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    phases = [
+        {"name": "first", "about": "writes", "run": f"python {script} {{here}}/a.txt {text} {wait}"},
+        {
+            "name": "second",
+            "run": [
+                f"python {script} {{here}}/b.txt {{seed}} 0 {{first}}/a.txt", f"python {script} {{here}}/c.txt '' {wait}",
+            ],
+        },
+        {"name": "third", "run": f"python {script} {{here}}/d.txt three {wait}"},
+    ]  # fmt: skip
+    return write(tmp_path, phases, seed=7, **more)
+
+
+def files(tmp_path: Path) -> dict[str, str]:
+    return {str(f.relative_to(tmp_path / "out")): f.read_text() for f in sorted((tmp_path / "out").rglob("*.txt"))}
+
+
+WHOLE = {"first/a.txt": "one", "second/b.txt": "one7", "second/c.txt": "", "third/d.txt": "three"}
+
+
+def test_phases_run_once_and_again_when_they_or_what_they_take_changes(tmp_path, capfd):
+    file, said = simple(tmp_path), []
+    recipe = read_recipe(file)
+    assert [phase.takes for phase in recipe.phases] == [[], ["first"], []]
+    runner.run(recipe, ["first"], said.append)
+    with pytest.raises(UserError, match="'second' takes from 'first', which is not done"):
+        runner.run(dataclasses.replace(recipe, folder=tmp_path / "elsewhere"), ["second"], said.append)
+    runner.run(recipe, say=said.append)
+    assert files(tmp_path) == WHOLE
+    assert "[1/3] first: done in 0 s" in said
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.txt")}
+    runner.run(recipe, say=said.append)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.txt")} == before
+    # A moved folder is the same run; another seed changes the phase that reads it, and another text all that take from it.
+    assert [row[1] for row in runner.table(dataclasses.replace(recipe, seed=8))] == ["0 s", "changed", "0 s"]
+    changed = read_recipe(simple(tmp_path, text="new"))
+    assert [row[1] for row in runner.table(changed)] == ["changed", "changed", "0 s"]
+    with pytest.raises(UserError, match="'first' was run from other settings.*--redo first"):
+        runner.run(changed, say=said.append)
+    assert files(tmp_path) == WHOLE
+    runner.redo(changed, "first", said.append)
+    runner.run(changed, say=said.append)
+    assert files(tmp_path) == WHOLE | {"first/a.txt": "new", "second/b.txt": "new7"}
+
+
+def test_a_phase_that_fails_or_is_interrupted_is_named_and_resumes(tmp_path, capfd):
+    file = write(tmp_path, [{"name": "bad", "run": "python -c 'raise SystemExit(5)'"}])
+    assert main(["train", "--config", str(file)]) == 2
+    assert "phase 'bad' failed (exit code 5): python -c" in capfd.readouterr().err
+    file = simple(tmp_path, wait=1.5)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "qwen3_jax.cli", "train", "--config", str(file)], cwd=ROOT, stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        _until(lambda: (tmp_path / "out/first").exists() and not (tmp_path / "out/first/a.txt").exists())
+        time.sleep(0.3)
+        process.send_signal(number)
+        error = process.communicate(timeout=20)[1]
+        assert "stopped in phase 'first'; the same command resumes there" in error
+        assert process.returncode == (143 if number == signal.SIGTERM else 130)
+        assert not (tmp_path / "out/second").exists()
+        shutil.rmtree(tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_a_recipe_that_is_killed_in_every_phase_ends_with_the_same_files(tmp_path):
+    """kill -9 of the recipe's process ends the phase too."""
+    file = simple(tmp_path, wait=1.0)
+    for number in range(7):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "qwen3_jax.cli", "train", "--config", str(file)], cwd=ROOT, stdin=subprocess.DEVNULL
+        )
+        if number == 6:
+            assert process.wait(60) == 0
+            break
+        time.sleep(1.0 + 0.7 * number)
+        process.kill()
+        process.wait()
+        time.sleep(0.2)
+        assert not [line for line in _children() if str(tmp_path) in line]
+    assert files(tmp_path) == WHOLE
+
+
+def _children() -> list[str]:
+    out = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            if "script.py" in line:
+                out.append(line)
+    return out
+
+
+def _until(condition, seconds=20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("phases", "message"),
+    [
+        ([], "phases must be a list of at least one phase"),
+        ([{"run": "python x"}], "phase 1 has no name"),
+        ([{"name": "A b", "run": "python x"}], "a name has small letters, digits and hyphens"),
+        ([{"name": "seed", "run": "python x"}], "is none of here, folder, seed"),
+        ([{"name": "a", "run": "python x"}, {"name": "a", "run": "python y"}], "phase 'a' occurs twice"),
+        ([{"name": "a"}], "phase 'a' needs either train, a configuration, or run, its commands"),
+        ([{"name": "a", "run": "python x", "train": {}}], "needs either train"),
+        ([{"name": "a", "run": "rm -r /"}], "a command begins with qwen3 or python, and this one with 'rm'"),
+        ([{"name": "a", "run": "python x", "set": {"b": 1}}], "set is laid over a configuration"),
+        ([{"name": "a", "train": "nowhere.yaml"}], "there is no file nowhere.yaml"),
+        ([{"name": "a", "train": {"run_dir": "x"}}], "run_dir is the phase's own folder"),
+        ([{"name": "a", "runs": "python x"}], "unknown key 'runs'"),
+        ([{"name": "a", "run": "python {b}"}, {"name": "b", "run": "python x"}], "takes {b}, and no earlier phase"),
+    ],
+)  # fmt: skip
+def test_a_recipe_that_says_nonsense_is_refused_by_phase(phases, message, tmp_path, capsys):
+    assert main(["train", "--config", str(write(tmp_path, phases))]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_every_training_phase_of_the_recipes_is_a_configuration(tmp_path):
+    for file in sorted((ROOT / "configs/recipe").glob("*.yaml")):
+        assert is_recipe(file)
+        recipe = read_recipe(file, str(tmp_path / file.stem), seed=3)
+        for phase in recipe.phases:
+            if phase.train is None:
+                continue
+            words = runner.program(recipe, phase)
+            config = parse_train(words[words.index("train") + 1 :], "train").config
+            assert config.run_dir == str(recipe.place(phase))
+        roles = {claim.key: set(claim.needs) for claim in claims.CLAIMS}
+        for key, places in recipe.claims.items():
+            assert set(places) == roles[key], key
+    assert not is_recipe(ROOT / "configs/quickstart.yaml")
+
+
+def run_folder(folder: Path, rows, **config) -> None:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(
+        json.dumps({"data": {"sequence_length": 128}, "steps": 9, "stages": [], **config})
+    )
+    for name in ("router", "history"):
+        (folder / f"{name}.jsonl").write_text("")
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def results(folder: Path, *rows) -> None:
+    """Rows of (mode, budget, value, more)."""
+    folder.mkdir(parents=True)
+    written = [
+        {
+            "mode": mode, "thinking_budget": budget, "group": None, "value": value, "standard_error": 0.01, "halted": 0.0,
+            "unparsable": 0.0, "thinking_tokens": 20.0, "answer_tokens": 2.0, "pass": {"1": value, "16": 0.9}, **more,
+        }
+        for mode, budget, value, more in rows
+    ]  # fmt: skip
+    (folder / "results.json").write_text(json.dumps({"rows": written}))
+
+
+def held_out(step: int, right: float) -> dict:
+    return {
+        "step": step, "held_out.sums.pass_rate": right, "held_out.sums.tokens": 10.0, "held_out.sums.sampled_tokens": 2000.0
+    }  # fmt: skip
+
+
+def rl_rows(values, entropy):
+    rows = [held_out(10 * (number + 1), value) for number, value in enumerate(values)]
+    rows += [{"step": step, "train.policy": 0.0, "train.entropy": entropy} for step in range(1, 31)]
+    return sorted(rows, key=lambda row: row["step"])
+
+
+@pytest.mark.parametrize(
+    ("key", "good", "bad"),
+    [
+        ("long-stage", (2.0, 1.5), (2.0, 2.5)),
+        ("reasoning", ((0.1, 0.5, 0.9), 0.3), ((0.5, 0.5, 0.2), 0.3)),
+        ("budget", ((0.1, 0.4, 0.7, 1.0), 0.0), ((0.1, 0.1, 0.1, 1.0), 0.5)),
+        ("fusion", (0.9, 0.9, 0.95), (0.9, 0.5, 0.95)),
+        ("general", (0.9, 0.99), (0.9, 0.8)),
+    ],
+)  # fmt: skip
+def test_verdicts_follow_from_the_figures(key, good, bad, tmp_path):
+    claim = next(one for one in claims.CLAIMS if one.key == key)
+
+    def build(folder: Path, values):
+        if key == "long-stage":
+            rows = [{"step": 5, "train.cross_entropy": 2.0, "train.skipped": 0}]
+            rows += [
+                {"step": 6 + i, "position.0-128": 2.0, "position.128-256": value} for i, value in enumerate(values)
+            ]
+            run_folder(folder / "run", rows)
+        elif key == "reasoning":
+            run_folder(folder / "run", rl_rows(*values), rl={"eval_samples": 1})
+        elif key == "budget":
+            rows = zip((0, 16, 32, None), values[0], strict=True)
+            results(folder / "eval", *[("thinking", b, v, {"halted": 1.0, "unparsable": values[1]}) for b, v in rows])
+        elif key == "fusion":
+            results(folder / "before", ("thinking", None, values[0], {}))
+            direct = ("non-thinking", None, 0.1, {"thinking_tokens": 0.0})
+            results(folder / "after", ("thinking", None, values[1], {}), direct)
+            results(folder / "flags", ("thinking", None, values[2], {}))
+        else:
+            for name, value in zip(("flags before", "flags after"), values, strict=True):
+                results(folder / name, ("thinking", None, value, {}))
+            for name in ("sums before", "sums after"):
+                results(folder / name, ("thinking", None, 0.9, {}))
+        return {role: folder / role for role in claim.needs}
+
+    for name, values, verdict in (("good", good, "holds"), ("bad", bad, "does not hold")):
+        found = claims.finding(claim, [build(tmp_path / name, values)])
+        assert (found.verdict, found.seeds) == (verdict, 1), found.words
+    both = claims.finding(claim, [{role: tmp_path / name / role for role in claim.needs} for name in ("good", "bad")])
+    assert both.seeds == 2
+    nothing = claims.finding(claim, [{role: tmp_path / "none" / role for role in claim.needs}])
+    assert (nothing.verdict, nothing.evidence) == ("not measured", None)
+
+
+def test_seeds_are_joined_with_the_larger_of_their_errors():
+    assert mean_of([Measured(0.5, 0.1)]) == Measured(0.5, 0.1, 1)
+    near, far = mean_of([Measured(0.5, 0.1), Measured(0.5, 0.1)]), mean_of([Measured(0.2, 0.01), Measured(0.8, 0.01)])
+    assert (near.value, near.error, near.seeds) == (0.5, pytest.approx(0.1 / 2**0.5), 2)
+    assert (far.value, far.error) == (0.5, pytest.approx(0.3))
+    assert Measured(0.3, 0.1).is_above_0
+    assert not Measured(0.2, 0.1).is_above_0
+    assert Measured(-0.3, 0.1).is_below_0
+
+
+def test_the_page_shows_every_claim_also_of_a_recipe_that_has_not_begun(tmp_path, capsys):
+    recipe = read_recipe(simple(tmp_path, claims={"budget": {"eval": "{second}"}}))
+    runner.run(recipe, say=lambda text: None)
+    results(tmp_path / "out/second/x", ("thinking", None, 0.5, {}))
+    (tmp_path / "out/second/x/results.json").rename(tmp_path / "out/second/results.json")
+    assert main(["report", str(recipe.folder)]) == 0
+    page = (recipe.folder / "report.html").read_text()
+    for claim in claims.CLAIMS:
+        assert html.escape(claim.title) in page
+    assert page.count('class="verdict not-measured"') == len(claims.CLAIMS)
+    assert "fewer than three budgets" in summary([recipe.folder])["budget"]["words"]
+    assert main(["report", str(recipe.folder), str(tmp_path)]) == 2
+    assert "is not the folder of a recipe" in capsys.readouterr().err
