@@ -16,7 +16,7 @@
     claims:
       long-stage: {run: "{pretrain}"}
 
-`claims` says which phases are evidence for which of the report's claims (`qwen3_jax.recipes.claims`), for the page.
+`claims` says which phases are evidence for which of the report's claims (`qwen3_jax.recipes.report_claims`), for the page.
 
 `{NAME}` is the folder of an earlier phase, `{here}` that of the phase itself, `{folder}` the recipe's, `{seed}` its seed. `set`
 is laid over the configuration, by dotted key. A training phase runs in FOLDER/NAME.

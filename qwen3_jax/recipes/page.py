@@ -13,7 +13,8 @@ from qwen3_jax import report_page
 from qwen3_jax.errors import UserError
 from qwen3_jax.json_fields import read_json
 from qwen3_jax.paths import replace_file
-from qwen3_jax.recipes.claims import CLAIMS, Finding, finding
+from qwen3_jax.recipes.claims import Finding, finding
+from qwen3_jax.recipes.report_claims import CLAIMS
 from qwen3_jax.recipes.runner import DESCRIPTION, Record
 
 STYLE = """

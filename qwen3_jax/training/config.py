@@ -171,12 +171,13 @@ class LossConfig:
         balance_counts: how the load-balancing loss of an MoE model counts expert choices over the global batch with several
             micro-batches. exact: an additional forward pass counts them first; the result equals that of one big batch.
             buffer: the running buffer of Qiu et al. 2025 (arXiv 2501.11873), without that pass; each micro-batch uses the
-            counts of the step so far.
+            counts of the step so far. micro_batch: each micro-batch is balanced by itself, as most frameworks have it; it is
+            not Qwen3's loss, and keeps experts from specialising.
     """
 
     z_loss: float = 0.0
     chunk_tokens: int = 1024
-    balance_counts: Literal["exact", "buffer"] = "exact"
+    balance_counts: Literal["exact", "buffer", "micro_batch"] = "exact"
 
     def __post_init__(self) -> None:
         check_bounds(vars(self), "loss.", z_loss=at_least(0), chunk_tokens=whole(1))

@@ -31,6 +31,8 @@ class HeldOut:
             loss of a model that cannot tell them apart.
         named: the name of the baseline.
         accuracy: of preferences, the share of pairs whose chosen answer had the higher reward when `losses` was last called.
+        router_load: of a model with experts, by source or domain [L, E]: the load of each expert, 1 is an even share, when
+            `losses` was last called.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class HeldOut:
                 with contextlib.suppress(UserError):  # no document of this domain is held out
                     self.batches[name] = make_eval_batches(data, corpora, source.name, max_batches, only, reference)
         self.accuracy: dict[str, float] = {}
+        self.router_load: dict[str, np.ndarray] = {}
         if any(corpus.pairs for corpus in corpora):
             self.named, self.baseline = "log 2, by chance,", dict.fromkeys(self.batches, math.log(2))
         else:
@@ -64,6 +67,9 @@ class HeldOut:
         for name, rows in self.batches.items():
             parts = _parts(trainer, params, rows)
             out[name] = _mean(parts)
+            if parts[0].router_load is not None:
+                counts = [float(part.tokens) for part in parts]
+                self.router_load[name] = np.average([np.asarray(p.router_load) for p in parts], axis=0, weights=counts)
             if isinstance(parts[0], PairLoss):
                 counts = [float(part.tokens) for part in parts]
                 self.accuracy[name] = float(np.average([float(part.accuracies) for part in parts], weights=counts))

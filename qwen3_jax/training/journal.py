@@ -42,10 +42,10 @@ class Journal:
         if self._writer:
             self._writer.write(step, row)
 
-    def write_routers(self, step: int, load_le: np.ndarray) -> None:
-        """Write the load of each expert [L, E]."""
+    def write_routers(self, step: int, load_le: np.ndarray, held_out: str | None = None) -> None:
+        """Write the load of each expert [L, E] in a training batch, or on the held-out data of a source or domain."""
         if self._writer:
-            self._writer.write_routers(step, load_le)
+            self._writer.write_routers(step, load_le, held_out)
 
     def plot(self, baseline: dict[str, float], named: str) -> None:
         """Draw loss.png; `baseline` is what to compare the loss of each source or domain with, and `named` its name."""

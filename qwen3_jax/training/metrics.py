@@ -62,9 +62,10 @@ class MetricsWriter:
         """Copy what was written to the run's folder, if that is in a bucket; see `WorkingCopy.push`."""
         self._copy.push(seldom)
 
-    def write_routers(self, step: int, load_le: np.ndarray) -> None:
-        """Write the load of every expert of every MoE layer; 1 is an even share."""
-        self._append(self._routers, {"step": step, "load": np.round(load_le, 4).tolist()})
+    def write_routers(self, step: int, load_le: np.ndarray, held_out: str | None = None) -> None:
+        """Write the load of every expert of every MoE layer, 1 is an even share: of a training batch, or held-out data."""
+        where = {} if held_out is None else {"held_out": held_out}
+        self._append(self._routers, {"step": step, **where, "load": np.round(load_le, 4).tolist()})
 
     def close(self, reason: str | None = None) -> None:
         """Close all files; `reason` is why the run ended early, None at its regular end."""

@@ -23,7 +23,8 @@ class RunLog:
         config: config.json.
         train: rows of metrics.jsonl with training metrics.
         rows: all rows of metrics.jsonl.
-        routers: rows of router.jsonl.
+        routers: rows of router.jsonl, of training batches.
+        held_out_routers: those of held-out data.
         history: rows of history.jsonl: starts and ends.
         loss: the name of the training loss in `train`.
         unit: its unit.
@@ -34,6 +35,7 @@ class RunLog:
     train: list[dict[str, Any]]
     rows: list[dict[str, Any]]
     routers: list[dict[str, Any]]
+    held_out_routers: list[dict[str, Any]]
     history: list[dict[str, Any]]
     loss: str
     unit: str
@@ -87,4 +89,7 @@ def read_run(run_dir: Path) -> RunLog:
     train, loss, unit = training_losses(rows)
     if not train:
         raise UserError(f"{run_dir} has no metrics yet.")
-    return RunLog(run_dir, read_json(run_dir / "config.json"), train, rows, routers, history, loss, unit)
+    routers, held_out = (
+        [row for row in routers if ("held_out" in row) == is_held_out] for is_held_out in (False, True)
+    )
+    return RunLog(run_dir, read_json(run_dir / "config.json"), train, rows, routers, held_out, history, loss, unit)

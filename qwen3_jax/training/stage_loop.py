@@ -235,6 +235,8 @@ class StageLoop:
             if text:
                 bar.print(f"step {step}: held-out loss by position {text}")
         self.journal.write(step, row)
+        for name, load in held_out.router_load.items():
+            self.journal.write_routers(step, load, name)
         self.journal.plot(baseline, held_out.named)
         return losses
 

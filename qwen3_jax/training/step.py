@@ -4,7 +4,7 @@ With adapters (`lora`) the parameters of the state are theirs; the base model's 
 
 Invariants: parameters and both Adam moments have the parameter's sharding from initialisation on. The step donates its state,
 so there is one copy. Loss and gradients depend on the global batch alone, not on the mesh or the number of micro-batches
-(except with the running buffer of the balancing loss, `LossConfig.balance_counts`).
+(except with other counts of the balancing loss than exact ones, `LossConfig.balance_counts`).
 """
 
 from __future__ import annotations
@@ -380,7 +380,9 @@ class Trainer:
         if moe:
             load = jax.eval_shape(self._count, params, base, jax.tree.map(lambda x: x[0], parts))
             seen = jnp.zeros(load.shape, load.dtype), jnp.zeros((), jnp.float32)
-        if moe and not buffer:
+        if self._loss_config.balance_counts == "micro_batch":
+            seen = None
+        elif moe and not buffer:
             seen = self._count_all(params, base, parts, seen), whole.valid
 
         def body(carry: tuple, rows: DeviceBatch) -> tuple[tuple, Any]:

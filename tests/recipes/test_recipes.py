@@ -21,6 +21,7 @@ from qwen3_jax.recipes import claims, runner
 from qwen3_jax.recipes.config import is_recipe, read_recipe
 from qwen3_jax.recipes.evidence import Measured, mean_of
 from qwen3_jax.recipes.page import summary
+from qwen3_jax.recipes.report_claims import CLAIMS
 
 ROOT = Path(__file__).parents[2]
 # writes its second argument, and what the files behind it hold, to the first, after some seconds
@@ -79,7 +80,7 @@ def test_phases_run_once_and_again_when_they_or_what_they_take_changes(tmp_path,
     assert [row[1] for row in runner.table(dataclasses.replace(recipe, seed=8))] == ["0 s", "changed", "0 s"]
     changed = read_recipe(simple(tmp_path, text="new"))
     assert [row[1] for row in runner.table(changed)] == ["changed", "changed", "0 s"]
-    with pytest.raises(UserError, match="'first' was run from other settings.*--redo first"):
+    with pytest.raises(UserError, match=r"'first' was run from other settings.*--redo first"):
         runner.run(changed, say=said.append)
     assert files(tmp_path) == WHOLE
     runner.redo(changed, "first", said.append)
@@ -179,7 +180,7 @@ def test_every_training_phase_of_the_recipes_is_a_configuration(tmp_path):
             words = runner.program(recipe, phase)
             config = parse_train(words[words.index("train") + 1 :], "train").config
             assert config.run_dir == str(recipe.place(phase))
-        roles = {claim.key: set(claim.needs) for claim in claims.CLAIMS}
+        roles = {claim.key: set(claim.needs) for claim in CLAIMS}
         for key, places in recipe.claims.items():
             assert set(places) == roles[key], key
     assert not is_recipe(ROOT / "configs/quickstart.yaml")
@@ -231,7 +232,7 @@ def rl_rows(values, entropy):
     ],
 )  # fmt: skip
 def test_verdicts_follow_from_the_figures(key, good, bad, tmp_path):
-    claim = next(one for one in claims.CLAIMS if one.key == key)
+    claim = next(one for one in CLAIMS if one.key == key)
 
     def build(folder: Path, values):
         if key == "long-stage":
@@ -283,9 +284,9 @@ def test_the_page_shows_every_claim_also_of_a_recipe_that_has_not_begun(tmp_path
     (tmp_path / "out/second/x/results.json").rename(tmp_path / "out/second/results.json")
     assert main(["report", str(recipe.folder)]) == 0
     page = (recipe.folder / "report.html").read_text()
-    for claim in claims.CLAIMS:
+    for claim in CLAIMS:
         assert html.escape(claim.title) in page
-    assert page.count('class="verdict not-measured"') == len(claims.CLAIMS)
+    assert page.count('class="verdict not-measured"') == len(CLAIMS)
     assert "fewer than three budgets" in summary([recipe.folder])["budget"]["words"]
     assert main(["report", str(recipe.folder), str(tmp_path)]) == 2
     assert "is not the folder of a recipe" in capsys.readouterr().err

@@ -1,0 +1,321 @@
+"""The report's claims that a recipe gives evidence for: how each is measured, and by what rule it holds."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from qwen3_jax.recipes.claims import Claim, Curve, Evidence, Folders, Verdict
+from qwen3_jax.recipes.evidence import (
+    Measured,
+    Missing,
+    compute_of,
+    evaluation_of,
+    held_out_curve,
+    mean_of,
+    row_of,
+    run_of,
+    value_of,
+)
+from qwen3_jax.training.metrics import last_held_out
+
+
+def _falls(before: Measured, after: Measured) -> bool:
+    """Whether the second of two values is below the first by more than two standard errors."""
+    return (after - before).is_below_0
+
+
+def _long_stage(folders: Folders) -> Evidence:
+    run = run_of(folders["run"])
+    rows = [row for row in run.rows if any(name.startswith("position.") for name in row)]
+    if len(rows) < 2:
+        raise Missing(f"{run.folder} has not measured the loss by position after two stages.")
+    ranges = [name.removeprefix("position.") for name in rows[-1] if name.startswith("position.")]
+    beyond = [name for name in ranges if int(name.partition("-")[0]) >= run.config["data"]["sequence_length"]]
+
+    def of(row: dict[str, Any], name: str) -> Measured:
+        return Measured(row[f"position.{name}"], row.get(f"position_error.{name}", 0.0))
+
+    before, after = rows[-2], rows[-1]
+    figures = {
+        "before": mean_of([of(before, name) for name in beyond]), "after": mean_of([of(after, name) for name in beyond]),
+        "near before": of(before, ranges[0]), "near after": of(after, ranges[0]),
+    }  # fmt: skip
+    labels = [name.replace("-", " to ") for name in ranges]
+    curves = [
+        Curve("before the long stage", labels, [of(before, name) for name in ranges]),
+        Curve("after it", labels, [of(after, name) for name in ranges]),
+    ]
+    return Evidence(figures, curves, ("position in the document, tokens", "held-out loss, nats per token"))
+
+
+def _judge_long_stage(figures: Mapping[str, Measured]) -> tuple[Verdict, str]:
+    gain = figures["before"] - figures["after"]
+    words = (
+        f"Beyond the length of the second stage the held-out loss goes from {figures['before'].text()} to "
+        f"{figures['after'].text()} nats per token, within that length from {figures['near before'].text()} to "
+        f"{figures['near after'].text()}."
+    )
+    return ("holds" if gain.is_above_0 else "does not hold" if gain.is_below_0 else "open"), words
+
+
+def _reasoning(folders: Folders) -> Evidence:
+    run = run_of(folders["run"])
+    steps, values = held_out_curve(run)
+    entropy = [row["train.entropy"] for row in run.train if "train.entropy" in row]
+    third = max(len(entropy) // 3, 1)
+    pairs = list(itertools.pairwise(values))
+    kept = sum(not _falls(a, b) for a, b in pairs) / max(len(pairs), 1)
+    figures = {
+        "first": values[0], "last": values[-1], "kept": Measured(kept),
+        "entropy first": Measured(math.fsum(entropy[:third]) / third),
+        "entropy last": Measured(math.fsum(entropy[-third:]) / third),
+    }  # fmt: skip
+    logged = [row["step"] for row in run.train if "train.entropy" in row]
+    curves = [
+        Curve("right, held-out questions", steps, values),
+        Curve("entropy, nats per token", logged, [Measured(value) for value in entropy]),
+    ]
+    return Evidence(figures, curves, ("step of reinforcement learning", "share, nats"))
+
+
+def _judge_reasoning(figures: Mapping[str, Measured]) -> tuple[Verdict, str]:
+    gain = figures["last"] - figures["first"]
+    first, last = figures["entropy first"].value, figures["entropy last"].value
+    words = (
+        f"Held-out accuracy goes from {figures['first'].percent()} to {figures['last'].percent()}; "
+        f"{figures['kept'].value:.0%} of the evaluations are not below the one before. Entropy: {first:.2f} nats in the first "
+        f"third of the steps, {last:.2f} in the last."
+    )
+    if gain.is_above_0 and figures["kept"].value >= 0.9 and last >= 0.8 * first:
+        return "holds", words
+    return ("open" if gain.is_above_0 else "does not hold"), words
+
+
+def _fusion(folders: Folders) -> Evidence:
+    before = value_of(row_of(evaluation_of(folders["before"])))
+    rows, flags = evaluation_of(folders["after"]), value_of(row_of(evaluation_of(folders["flags"])))
+    thinking, direct = row_of(rows), row_of(rows, "non-thinking")
+    figures = {
+        "before": before, "after": value_of(thinking), "flags": flags,
+        "thinking tokens": Measured(thinking["thinking_tokens"] or 0.0),
+        "direct thinking": Measured(direct["thinking_tokens"] or 0.0),
+        "direct tokens": Measured(direct["answer_tokens"] or 0.0),
+    }  # fmt: skip
+    labels = ["thinking, before", "thinking, after", "flags obeyed, after"]
+    return Evidence(figures, [Curve("share right", labels, [before, figures["after"], flags])], ("", "share"))
+
+
+def _judge_fusion(figures: Mapping[str, Measured]) -> tuple[Verdict, str]:
+    loss = figures["before"] - figures["after"]
+    words = (
+        f"Thinking answers are right in {figures['before'].percent()} before fusion and {figures['after'].percent()} after it. "
+        f"Without thinking an answer has {figures['direct tokens'].value:.1f} tokens and "
+        f"{figures['direct thinking'].value:.1f} of thinking, with it {figures['thinking tokens'].value:.1f}. Flags are obeyed "
+        f"in {figures['flags'].percent()} of unseen conversations."
+    )
+    kept = loss.value <= 0.05 and figures["direct thinking"].value < 1 <= figures["thinking tokens"].value
+    return ("holds" if kept and figures["flags"].value >= 0.85 else "does not hold"), words
+
+
+def _budgets(folders: Folders) -> Evidence:
+    rows = [row for row in evaluation_of(folders["eval"]) if row["mode"] == "thinking"]
+    rows.sort(key=lambda row: math.inf if row["thinking_budget"] is None else row["thinking_budget"])
+    if len(rows) < 3:
+        raise Missing(f"{folders['eval']} has fewer than three budgets.")
+    values = [value_of(row) for row in rows]
+    rise = values[-1].value - values[0].value
+    steps = [b.value - a.value for a, b in itertools.pairwise(values)]
+    halted = [row for row in rows if row["halted"]]
+    figures = {
+        "least": values[0], "most": values[-1],
+        "largest step": Measured(max(steps) / rise if rise > 0 else 1.0),
+        "falls": Measured(sum(_falls(a, b) for a, b in itertools.pairwise(values))),
+        "unparsable": Measured(math.fsum(row["unparsable"] for row in halted) / len(halted) if halted else 0.0),
+    }  # fmt: skip
+    labels = ["none" if row["thinking_budget"] is None else str(row["thinking_budget"]) for row in rows]
+    return Evidence(figures, [Curve("accuracy", labels, values)], ("thinking budget, tokens", "share right"))
+
+
+def _judge_budgets(figures: Mapping[str, Measured]) -> tuple[Verdict, str]:
+    rise = figures["most"] - figures["least"]
+    words = (
+        f"Accuracy goes from {figures['least'].percent()} under the smallest budget to {figures['most'].percent()} without "
+        f"one; the largest step between two budgets is {figures['largest step'].value:.0%} of the rise, and it falls "
+        f"{figures['falls'].value:.0f} times. After a stop {figures['unparsable'].value:.0%} of the answers cannot be read."
+    )
+    smooth = figures["largest step"].value <= 0.6 and figures["falls"].value == 0
+    if rise.is_above_0 and smooth and figures["unparsable"].value <= 0.1:
+        return "holds", words
+    return "does not hold", words
+
+
+def _general(folders: Folders) -> Evidence:
+    before, after = (row_of(evaluation_of(folders[name])) for name in ("flags before", "flags after"))
+    sums = [row_of(evaluation_of(folders[name])) for name in ("sums before", "sums after")]
+    figures = {
+        "flags before": value_of(before), "flags after": value_of(after), "sums before": value_of(sums[0]),
+        "sums after": value_of(sums[1]),
+    }  # fmt: skip
+    labels = ["flags, stage 3", "flags, stage 4", "reasoning, stage 3", "reasoning, stage 4"]
+    return Evidence(figures, [Curve("share right", labels, list(figures.values()))], ("", "share"))
+
+
+def _judge_general(figures: Mapping[str, Measured]) -> tuple[Verdict, str]:
+    gain, cost = figures["flags after"] - figures["flags before"], figures["sums before"] - figures["sums after"]
+    words = (
+        f"Flags are obeyed in {figures['flags before'].percent()} before stage 4 and {figures['flags after'].percent()} after "
+        f"it; reasoning goes from {figures['sums before'].percent()} to {figures['sums after'].percent()}."
+    )
+    if (
+        figures["flags after"].value >= 0.98
+        and (gain.is_above_0 or figures["flags before"].value >= 0.98)
+        and cost.value <= 0.05
+    ):
+        return "holds", words
+    return ("open" if gain.is_above_0 else "does not hold"), words
+
+
+def _distillation(folders: Folders) -> Evidence:
+    start, on, rl = (row_of(evaluation_of(folders[name])) for name in ("off-policy eval", "on-policy eval", "rl eval"))
+    runs = {name: run_of(folders[name]) for name in ("on-policy", "rl")}
+    figures = {"start": value_of(start), "on-policy": value_of(on), "rl": value_of(rl)}
+    for name, row in (("start", start), ("on-policy", on), ("rl", rl)):
+        if not row["pass"]:
+            raise Missing("the evaluations have one answer to each question, and pass@k needs several.")
+        figures[f"{name} pass"] = Measured(max(row["pass"].items(), key=lambda item: int(item[0]))[1])
+    curves = []
+    for name, label in (("on-policy", "on-policy distillation"), ("rl", "reinforcement learning")):
+        run = runs[name]
+        steps, values = held_out_curve(run)
+        teacher = folders["teacher"] if name == "on-policy" else None
+        whole = compute_of(run, steps[-1], teacher)
+        figures |= {f"{name} flops": Measured(whole.flops), f"{name} seconds": Measured(whole.seconds)}
+        # The first evaluation that has reached what the other run ends with.
+        goal = held_out_curve(runs["rl" if name == "on-policy" else "on-policy"])[1][-1]
+        reached = next(
+            (step for step, value in zip(steps, values, strict=True) if value.value >= goal.value - goal.error), None
+        )
+        if reached is not None:
+            cost = compute_of(run, reached, teacher)
+            figures |= {
+                f"{name} reaches flops": Measured(cost.flops),
+                f"{name} reaches seconds": Measured(cost.seconds),
+            }
+        curves.append(Curve(label, [compute_of(run, step, teacher).flops for step in steps], values))
+    return Evidence(figures, curves, ("FLOPs of products", "right, held-out questions"))
+
+
+def _judge_distillation(figures: Mapping[str, Measured]) -> tuple[Verdict, str]:
+    gap = figures["on-policy"] - figures["rl"]
+    flops = figures["rl flops"].value / figures["on-policy flops"].value
+    seconds = figures["rl seconds"].value / figures["on-policy seconds"].value
+    words = (
+        f"From {figures['start'].percent()} after off-policy distillation: on-policy distillation "
+        f"{figures['on-policy'].percent()}, reinforcement learning {figures['rl'].percent()}, which took {flops:.1f} times its "
+        f"FLOPs and {seconds:.1f} times its seconds. pass@k: {figures['start pass'].value:.1%}, "
+        f"{figures['on-policy pass'].value:.1%}, {figures['rl pass'].value:.1%}."
+    )
+    if "on-policy reaches flops" in figures:
+        earlier = figures["rl flops"].value / figures["on-policy reaches flops"].value
+        words += (
+            f" What reinforcement learning ends with, on-policy distillation reaches with 1/{earlier:.0f} of its FLOPs."
+        )
+    spent = figures.get("on-policy reaches flops", figures["on-policy flops"]).value
+    if not gap.is_below_0 and figures["rl flops"].value >= 10 * spent:
+        return "holds", words
+    return ("open" if not gap.is_below_0 else "does not hold"), words
+
+
+def _balance(folders: Folders) -> Evidence:
+    figures, curves = {}, []
+    for name, label in (("global", "balanced over the batch"), ("micro", "balanced in micro-batches")):
+        run = run_of(folders[name])
+        last = {row["held_out"]: np.asarray(row["load"]) for row in run.held_out_routers}  # the last of each domain
+        if len(last) < 2:
+            raise Missing(f"{run.folder} has no loads of experts on held-out data of two domains.")
+        shares = np.stack(
+            [load / load.sum(axis=-1, keepdims=True) for load in last.values()]
+        )  # [domains, layers, experts]
+        apart = _jensen_shannon(shares)
+        figures[name] = Measured(
+            float(apart.mean()), float(apart.std(ddof=1) / math.sqrt(len(apart))) if len(apart) > 1 else 0.0
+        )
+        figures[f"{name} loss"] = Measured(
+            float(np.mean([value for value in last_held_out(run.rows).values() if value is not None]))
+        )
+        spread = shares.std(axis=0).mean(axis=0)  # of an expert's share over domains
+        curves.append(
+            Curve(label, list(range(1, len(spread) + 1)), [Measured(float(value)) for value in np.sort(spread)[::-1]])
+        )
+    return Evidence(figures, curves, ("expert, by its spread", "spread of its share over domains"))
+
+
+def _jensen_shannon(shares_dle: np.ndarray) -> np.ndarray:
+    """Mean divergence of the domains' distributions over experts from their mean, in nats, [L]."""
+    mean = shares_dle.mean(axis=0)
+    safe = np.where(shares_dle > 0, shares_dle, 1)
+    return (shares_dle * (np.log(safe) - np.log(np.where(mean > 0, mean, 1)))).sum(axis=-1).mean(axis=0)
+
+
+def _judge_balance(figures: Mapping[str, Measured]) -> tuple[Verdict, str]:
+    gain = figures["global"] - figures["micro"]
+    words = (
+        f"The distributions of domains over experts differ by {figures['global'].text()} nats with balancing over the batch "
+        f"and by {figures['micro'].text()} with balancing in micro-batches (mean over layers). Held-out loss: "
+        f"{figures['global loss'].value:.3f} and {figures['micro loss'].value:.3f} nats per token."
+    )
+    return ("holds" if gain.is_above_0 else "does not hold" if gain.is_below_0 else "open"), words
+
+
+CLAIMS = (
+    Claim(
+        "long-stage", "The long stage lowers the loss beyond the second stage's length.",
+        "Section 3.2: 32,768 tokens in the third stage instead of 4,096. The report has no figure of the loss.",
+        ("run",), _long_stage, _judge_long_stage, "the mean loss beyond that length falls by two standard errors",
+    ),
+    Claim(
+        "reasoning", "Reinforcement learning raises accuracy step by step, with entropy steady or rising.",
+        "Section 4.2: AIME'24 from 70.1 to 85.1 in 170 steps, without any manual intervention.",
+        ("run",), _reasoning, _judge_reasoning,
+        "accuracy rises by two standard errors, nine of ten evaluations are not below the one before, and the entropy of the "
+        "last third of the steps is at least 80% of that of the first",
+    ),
+    Claim(
+        "fusion", "Fusion keeps thinking and adds non-thinking; flags are obeyed.",
+        "Table 22 (32B): ThinkFollow 88.7, AIME'24 in thinking mode 83.8 before and 81.9 after.",
+        ("before", "after", "flags"), _fusion, _judge_fusion,
+        "at most 5 points of thinking accuracy are lost, answers without thinking have none, and 85% of the flags are obeyed",
+    ),
+    Claim(
+        "budget", "Stopping at a thinking budget works without having been trained, and accuracy rises smoothly with it.",
+        "Section 4.3 and figure 2: performance rises smoothly with the budget; the ability emerges from fusion.",
+        ("eval",), _budgets, _judge_budgets,
+        "accuracy rises by two standard errors and never falls by two, no step between two budgets is more than 60% of the "
+        "rise, and at most 10% of the answers after a stop cannot be read",
+    ),
+    Claim(
+        "general", "General reinforcement learning takes the following of flags to above 98, at a small cost in reasoning.",
+        "Table 22 (32B): ThinkFollow from 88.7 to 98.9, AIME'24 from 81.9 to 81.4.",
+        ("flags before", "flags after", "sums before", "sums after"), _general, _judge_general,
+        "at least 98% of the flags are obeyed after it, and at most 5 points of accuracy are lost",
+    ),
+    Claim(
+        "distillation", "On-policy distillation beats reinforcement learning at a tenth of the compute, and raises pass@k.",
+        "Table 21 (8B): AIME'24 67.6 by reinforcement learning in 17,920 GPU hours, 74.4 by on-policy distillation in 1,800; "
+        "pass@64 90.0 before, 90.0 and 93.3.",
+        ("off-policy eval", "on-policy eval", "rl eval", "on-policy", "rl", "teacher"), _distillation, _judge_distillation,
+        "its accuracy is not below by two standard errors, and it takes a tenth of the FLOPs, in all or to reach what "
+        "reinforcement learning ends with",
+    ),
+    Claim(
+        "balance", "Balancing over the global batch lets experts specialise by domain, balancing in micro-batches does not.",
+        "Section 2 (global-batch load balancing) and Qiu et al. 2025, arXiv 2501.11873, figures of experts' load by domain.",
+        ("global", "micro"), _balance, _judge_balance,
+        "the domains' distributions over experts differ more, by two standard errors over layers and seeds",
+    ),
+)  # fmt: skip
