@@ -75,12 +75,15 @@ class HeldOut:
                 self.accuracy[name] = float(np.average([float(part.accuracies) for part in parts], weights=counts))
         return out
 
-    def by_position(self, trainer: Trainer, params: Params, edges: Sequence[int]) -> dict[str, float]:
-        """Return {"0-4096": cross-entropy of the tokens at these positions of their document, ...}.
+    def by_position(
+        self, trainer: Trainer, params: Params, edges: Sequence[int]
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Return {"0-4096": cross-entropy of the tokens at these positions of their document, ...}, and standard errors of
+        those means over batches, where there are several.
 
         Over all sources that the stage trains on; the short texts of others would change the first positions.
         """
-        out = {}
+        out, errors = {}, {}
         rows = [
             batch for name, some in self.batches.items() if name.partition("/")[0] in self._trained for batch in some
         ]
@@ -88,8 +91,11 @@ class HeldOut:
             some = [_within(batch, low, high) for batch in rows]
             some = [batch for batch in some if batch["loss_mask"].any()]
             if some:
-                out[f"{low}-{high}"] = _mean(_parts(trainer, params, some))
-        return out
+                parts, name = _parts(trainer, params, some), f"{low}-{high}"
+                out[name] = _mean(parts)
+                if len(parts) > 1:
+                    errors[name] = _error(parts)
+        return out, errors
 
 
 def position_edges(lengths: Iterable[int]) -> list[int]:
@@ -109,6 +115,14 @@ def _within(batch: Batch, low: int, high: int) -> Batch:
 
 def _parts(trainer: Trainer, params: Params, batches: Iterable[Batch]) -> list[Any]:
     return [trainer.evaluate(params, trainer.place(batch)) for batch in batches]
+
+
+def _error(parts: Sequence[Any]) -> float:
+    """Return the standard error of `_mean` over batches, which count by their tokens."""
+    shares = np.asarray([float(part.tokens) for part in parts])
+    shares /= shares.sum()
+    off = np.asarray([float(part.measure) for part in parts]) - _mean(parts)
+    return math.sqrt(float((shares**2 * off**2).sum()) * len(parts) / (len(parts) - 1))
 
 
 def _mean(parts: Sequence[Any]) -> float:

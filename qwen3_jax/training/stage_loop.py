@@ -229,8 +229,9 @@ class StageLoop:
         if text:
             bar.print(f"step {step}: held-out loss {text}")
         if step == stage.last:
-            by_position = self._by_position(stage, trainer, state, held_out)
+            by_position, errors = self._by_position(stage, trainer, state, held_out)
             row |= {f"position.{name}": loss for name, loss in by_position.items()}
+            row |= {f"position_error.{name}": error for name, error in errors.items()}
             text = ", ".join(f"{name} {loss:.3f}" for name, loss in by_position.items())
             if text:
                 bar.print(f"step {step}: held-out loss by position {text}")
@@ -240,16 +241,18 @@ class StageLoop:
         self.journal.plot(baseline, held_out.named)
         return losses
 
-    def _by_position(self, stage: Stage, trainer: Trainer, state: TrainState, held_out: HeldOut) -> dict[str, float]:
-        """Return the held-out loss by position, on rows of the longest stage; {} if all stages have one length, of pairs, or of
-        divergences.
+    def _by_position(
+        self, stage: Stage, trainer: Trainer, state: TrainState, held_out: HeldOut
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Return the held-out loss by position and its error, on rows of the longest stage; {} if all stages have one length,
+        of pairs, or of divergences.
 
         The model has this stage's rotary base, so this measures long text before the stage that trains on it.
         """
         longest = max(self.stages, key=lambda one: one.run.data.sequence_length)
         edges = position_edges(one.run.data.sequence_length for one in self.stages)
         if len(edges) == 2 or held_out.accuracy or self.config.distillation is not None:
-            return {}
+            return {}, {}
         params = state.params
         if stage.run.data.sequence_length < longest.run.data.sequence_length:
             own = trainer

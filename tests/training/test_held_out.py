@@ -22,7 +22,9 @@ class Evaluated:
     def evaluate(self, params, batch):
         mask = np.asarray(batch["loss_mask"], np.float64)
         return SimpleNamespace(
-            measure=(batch["tokens"] / 10 * mask).sum() / max(mask.sum(), 1), tokens=np.float32(mask.sum())
+            measure=(batch["tokens"] / 10 * mask).sum() / max(mask.sum(), 1),
+            tokens=np.float32(mask.sum()),
+            router_load=None,
         )
 
 
@@ -39,7 +41,7 @@ def batch(tokens, mask=None, positions=None):
 
 def held_out(batches, trained=("a",)) -> HeldOut:
     out = object.__new__(HeldOut)
-    out.batches, out._trained, out.accuracy = batches, trained, {}
+    out.batches, out._trained, out.accuracy, out.router_load = batches, trained, {}, {}
     return out
 
 
@@ -55,10 +57,12 @@ def test_the_loss_by_position_takes_each_token_once_of_trained_sources_alone():
     two_documents = batch([[10, 20, 30, 40, 50, 60]], positions=[[0, 1, 2, 3, 0, 1]])
     masked = batch([[90, 90, 90, 70]], mask=[[0, 0, 0, 1]])
     measured = held_out({"a": [two_documents], "a/x": [masked], "b": [masked]}, trained=("a",))
-    losses = measured.by_position(Evaluated(), None, [0, 2, 3, 4, 8])
+    losses, errors = measured.by_position(Evaluated(), None, [0, 2, 3, 4, 8])
     assert losses == {
         "0-2": pytest.approx((1 + 2 + 5 + 6) / 4), "2-3": pytest.approx(3), "3-4": pytest.approx((4 + 7) / 2),
     }  # fmt: skip
+    # Of two batches with a token each the error of the mean is half of their distance.
+    assert errors == {"3-4": pytest.approx((7 - 4) / 2)}
 
 
 def test_positions_are_divided_at_the_lengths_of_stages_and_their_doublings():

@@ -97,6 +97,7 @@ class FakeCheckpoints:
 class FakeHeldOut:
     def __init__(self, *args):
         self.baseline, self.named, self.accuracy = {"a": 5.0, "b": 6.0}, "unigram entropy", {}
+        self.router_load = {}
 
     def losses(self, trainer, params):
         return {"a": 1.0, "b": 2.0}
@@ -262,7 +263,7 @@ def test_loss_by_position_is_that_of_the_stages_own_rotary_base_on_the_longest_r
 
         def by_position(self, trainer, params, edges):
             measured.append((trainer, self.length, edges))
-            return {"0-4": 1.0}
+            return {"0-4": 1.0}, {}
 
     def trainer(stage, stages, architecture, tokenizer=None):
         built.append((stage.name, stage.rope_theta))
@@ -273,12 +274,12 @@ def test_loss_by_position_is_that_of_the_stages_own_rotary_base_on_the_longest_r
     monkeypatch.setattr(stage_loop, "stage_trainer", trainer)
     own = FakeTrainer()
     for stage in loop.stages:
-        assert loop._by_position(stage, own, state_at(2), FakeHeldOut()) == {"0-4": 1.0}
+        assert loop._by_position(stage, own, state_at(2), FakeHeldOut()) == ({"0-4": 1.0}, {})
     assert built == [("long", None)]  # the first stage has the architecture's base
     assert [(length, edges) for _, length, edges in measured] == [(16, [0, 4, 8, 16])] * 2
     assert measured[1][0] is own
     same, *_ = loop_of(tmp_path, monkeypatch)
-    assert same._by_position(same.stages[0], own, state_at(7), FakeHeldOut()) == {}
+    assert same._by_position(same.stages[0], own, state_at(7), FakeHeldOut()) == ({}, {})
 
 
 def test_the_trainer_of_a_stage_has_its_base_its_batch_and_the_schedule_of_all(monkeypatch):
