@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from qwen3_jax.json_fields import read_json
 from qwen3_jax.recipes.claims import Claim, Curve, Evidence, Folders, Verdict
 from qwen3_jax.recipes.evidence import (
     Measured,
@@ -272,6 +274,65 @@ def _judge_balance(figures: Mapping[str, Measured]) -> tuple[Verdict, str]:
     return ("holds" if gain.is_above_0 else "does not hold" if gain.is_below_0 else "open"), words
 
 
+def _result_of(folder: Path, command: str) -> dict[str, Any]:
+    file = folder / "result.json"
+    if not file.exists():
+        raise Missing(f"{folder} has no result.json; {command} writes it.")
+    return read_json(file)
+
+
+def _laws(folders: Folders) -> Evidence:
+    result = _result_of(folders["sweep"], "qwen3 scaling fit --config configs/sweeps/scaling-laptop.yaml")
+    rate = result["learning_rate"]
+    figures = {f"rate {name}": Measured(one["value"], one["standard_error"]) for name, one in rate["exponents"].items()}
+    if result["batch_tokens"] is not None:
+        figures |= {
+            f"batch {name}": Measured(one["value"], one["standard_error"])
+            for name, one in result["batch_tokens"]["exponents"].items()
+        }
+    curves = []
+    for parameters in sorted({cell["parameters"] for cell in result["cells"]}):
+        cells = [cell for cell in result["cells"] if cell["parameters"] == parameters and cell["usable"]]
+        rates = [Measured(cell["learning_rate"], cell["learning_rate"] * cell["log_error"]) for cell in cells]
+        curves.append(Curve(f"{parameters:,.0f} parameters", [cell["tokens"] for cell in cells], rates))
+    return Evidence(figures, curves, ("tokens", "best learning rate"))
+
+
+def _judge_laws(figures: Mapping[str, Measured]) -> tuple[Verdict, str]:
+    words = "Exponents, with a published law as prior: " + ", ".join(
+        f"{name} {value.value:+.2f} ± {value.error:.2f}" for name, value in figures.items()
+    )
+    parameters, tokens = (
+        next((v for n, v in figures.items() if n.startswith("rate") and n.endswith(end)), None) for end in "ND"
+    )
+    if parameters is None or tokens is None:
+        return "open", f"{words}. The sweep varies only one of size and tokens."
+    return ("holds" if parameters.is_below_0 and tokens.is_above_0 else "open"), f"{words}."
+
+
+def _mixture(folders: Folders) -> Evidence:
+    result = _result_of(folders["search"], "qwen3 mixture search --config configs/sweeps/mixture-laptop.yaml")
+    check = result["verification"]
+    low, high = check["interval"]
+    pairs = [mean_of([Measured(value) for value in check[name]]) for name in ("proposal", "uniform")]
+    figures = {
+        "difference": Measured(check["difference"]), "low": Measured(low), "high": Measured(high),
+        "rank": Measured(result["rank_correlation"]), "proxies": Measured(result["proxies"]),
+    }  # fmt: skip
+    return Evidence(
+        figures, [Curve("mean held-out loss", ["proposal", "uniform"], pairs)], ("mixture", "nats per token")
+    )
+
+
+def _judge_mixture(figures: Mapping[str, Measured]) -> tuple[Verdict, str]:
+    words = (
+        f"{figures['proxies'].value:.0f} proxies, ranked with a correlation of {figures['rank'].value:.2f}. On the same tokens "
+        f"the proposed mixture's loss differs from the uniform one's by {figures['difference'].value:+.3f} nats (95% interval "
+        f"{figures['low'].value:+.3f} to {figures['high'].value:+.3f})."
+    )
+    return ("holds" if figures["high"].value < 0 else "does not hold" if figures["low"].value > 0 else "open"), words
+
+
 CLAIMS = (
     Claim(
         "long-stage", "The long stage lowers the loss beyond the second stage's length.",
@@ -317,5 +378,15 @@ CLAIMS = (
         "Section 2 (global-batch load balancing) and Qiu et al. 2025, arXiv 2501.11873, figures of experts' load by domain.",
         ("global", "micro"), _balance, _judge_balance,
         "the domains' distributions over experts differ more, by two standard errors over layers and seeds",
+    ),
+    Claim(
+        "laws", "The best learning rate falls with the size of the model and rises with the tokens.",
+        "Section 3.2: scaling laws predict learning rate and batch size of every model; they are not published.",
+        ("sweep",), _laws, _judge_laws, "both exponents have these signs by two standard errors",
+    ),
+    Claim(
+        "mixture", "A mixture that small proxies find is better than the uniform one.",
+        "Section 3.1: the mixture is optimised at the level of instances by ablations on small proxy models; no figure.",
+        ("search",), _mixture, _judge_mixture, "the 95% interval of the difference over pairs of runs is below 0",
     ),
 )  # fmt: skip
