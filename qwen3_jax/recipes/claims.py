@@ -113,8 +113,9 @@ def finding(claim: Claim, seeds: Sequence[Folders]) -> Finding:
 
 
 def _joined(some: Sequence[Evidence]) -> Evidence:
-    """Evidence of several seeds as one."""
-    figures = {name: mean_of([one.figures[name] for one in some]) for name in some[0].figures}
+    """Evidence of several seeds as one: the figures that all of them have."""
+    names = [name for name in some[0].figures if all(name in one.figures for one in some)]
+    figures = {name: mean_of([one.figures[name] for one in some]) for name in names}
     curves = []
     for place, curve in enumerate(some[0].curves):
         others = [one.curves[place] for one in some if list(one.curves[place].x) == list(curve.x)]

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -22,6 +23,7 @@ from qwen3_jax.recipes.config import is_recipe, read_recipe
 from qwen3_jax.recipes.evidence import Measured, mean_of
 from qwen3_jax.recipes.page import summary
 from qwen3_jax.recipes.report_claims import CLAIMS
+from tests.helpers import tiny_models
 
 ROOT = Path(__file__).parents[2]
 # writes its second argument, and what the files behind it hold, to the first, after some seconds
@@ -229,6 +231,10 @@ def rl_rows(values, entropy):
         ("budget", ((0.1, 0.4, 0.7, 1.0), 0.0), ((0.1, 0.1, 0.1, 1.0), 0.5)),
         ("fusion", (0.9, 0.9, 0.95), (0.9, 0.5, 0.95)),
         ("general", (0.9, 0.99), (0.9, 0.8)),
+        ("balance", (0.4, 0.05), (0.05, 0.4)),
+        ("distillation", (0.95, 0.9), (0.3, 0.9)),
+        ("laws", (-0.3, 0.3), None),
+        ("mixture", (-0.2, -0.1), (0.1, 0.2)),
     ],
 )  # fmt: skip
 def test_verdicts_follow_from_the_figures(key, good, bad, tmp_path):
@@ -251,6 +257,43 @@ def test_verdicts_follow_from_the_figures(key, good, bad, tmp_path):
             direct = ("non-thinking", None, 0.1, {"thinking_tokens": 0.0})
             results(folder / "after", ("thinking", None, values[1], {}), direct)
             results(folder / "flags", ("thinking", None, values[2], {}))
+        elif key == "balance":
+            for name, apart in zip(("global", "micro"), values, strict=True):
+                rows = [{"step": 5, "train.cross_entropy": 2.0}, {"step": 5, "eval.a": 2.0, "eval.b": 3.0}]
+                run_folder(folder / name, rows)
+                loads = [[[1 + sign * apart, 1 - sign * apart]] * 2 for sign in (1, -1)]
+                lines = [
+                    {"step": 5, "held_out": domain, "load": load} for domain, load in zip("ab", loads, strict=True)
+                ]
+                (folder / name / "router.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        elif key == "distillation":
+            for name, value in zip(("off-policy eval", "on-policy eval", "rl eval"), (0.2, *values), strict=True):
+                results(folder / name, ("thinking", None, value, {}))
+            config = tiny_models.TINY.to_hf()
+            (folder / "teacher").mkdir()
+            (folder / "teacher/config.json").write_text(json.dumps(config))
+            for name, answers, value in (("on-policy", 8, values[0]), ("rl", 256, values[1])):
+                rows = [
+                    {"step": step, "train.policy": 0.0, "rl.tokens": 10.0, "rl.sampled_tokens": 10.0 * answers,
+                     "seconds_step": 1.0, "seconds_input": 1.0} for step in range(1, 11)
+                ]  # fmt: skip
+                run_folder(folder / name, [*rows, held_out(10, value)], rl={"eval_samples": 1})
+                (folder / name / "architecture.json").write_text(json.dumps(config))
+                (folder / name / "rollouts").mkdir()
+                np.savez(folder / name / "rollouts/9.npz", prompt_lengths=np.full(4, 20))
+        elif key == "laws":
+            (folder / "sweep").mkdir(parents=True)
+            exponents = {n: {"value": v, "standard_error": 0.1} for n, v in zip("ND", values, strict=True)}
+            cells = [
+                {"parameters": 9, "tokens": t, "usable": True, "learning_rate": 0.1, "log_error": 0.1} for t in (1, 2)
+            ]
+            text = json.dumps({"learning_rate": {"exponents": exponents}, "batch_tokens": None, "cells": cells})
+            (folder / "sweep/result.json").write_text(text)
+        elif key == "mixture":
+            (folder / "search").mkdir(parents=True)
+            check = {"proposal": [1.0], "uniform": [1.1], "difference": sum(values) / 2, "interval": values}
+            text = json.dumps({"verification": check, "rank_correlation": 0.9, "proxies": 24})
+            (folder / "search/result.json").write_text(text)
         else:
             for name, value in zip(("flags before", "flags after"), values, strict=True):
                 results(folder / name, ("thinking", None, value, {}))
@@ -258,7 +301,8 @@ def test_verdicts_follow_from_the_figures(key, good, bad, tmp_path):
                 results(folder / name, ("thinking", None, 0.9, {}))
         return {role: folder / role for role in claim.needs}
 
-    for name, values, verdict in (("good", good, "holds"), ("bad", bad, "does not hold")):
+    bad, failing = ((0.1, 0.1), "open") if bad is None else (bad, "does not hold")
+    for name, values, verdict in (("good", good, "holds"), ("bad", bad, failing)):
         found = claims.finding(claim, [build(tmp_path / name, values)])
         assert (found.verdict, found.seeds) == (verdict, 1), found.words
     both = claims.finding(claim, [{role: tmp_path / name / role for role in claim.needs} for name in ("good", "bad")])
