@@ -71,8 +71,10 @@ def _plan(recipe: Recipe, only: Sequence[str], topology: str) -> int:
     for phase in recipe.phases:
         if phase.train is None or (only and phase.name not in only):
             continue
-        print(f"phase {phase.name}", flush=True)
-        code = subprocess.call([*runner.program(recipe, phase), "--plan", topology])
-        if code:
-            return code
+        words = [*runner.program(recipe, phase, planned=True), "--plan", topology]
+        for stage in recipe.stages(phase) or [""]:
+            print(f"phase {phase.name}" + (f", stage {stage}" if stage else ""), flush=True)
+            code = subprocess.call([*words, *(["--stage", stage] if stage else [])])
+            if code:
+                return code
     return 0

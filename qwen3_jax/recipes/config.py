@@ -40,7 +40,7 @@ from qwen3_jax.json_fields import digest
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 _PLACE = re.compile(r"\{([a-z0-9-]+)\}")
 _RESERVED = ("here", "folder", "seed")
-_KEYS = ("name", "about", "train", "set", "run")
+_KEYS = ("name", "about", "train", "set", "plan", "run")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Phase:
         about: what it is for, in one line.
         train: a configuration file, or the configuration itself; None of commands.
         set: dotted keys of the configuration, with their values.
+        plan: further keys, for `--plan` alone: what stands for checkpoints that earlier phases have not made yet.
         run: commands, in order; () of a training run.
     """
 
@@ -59,6 +60,7 @@ class Phase:
     about: str = ""
     train: str | Mapping[str, Any] | None = None
     set: Mapping[str, Any] = field(default_factory=dict)
+    plan: Mapping[str, Any] = field(default_factory=dict)
     run: tuple[str, ...] = ()
 
     @property
@@ -127,12 +129,18 @@ class Recipe:
         places |= {other.name: self.place(other) for other in self.phases}
         return _PLACE.sub(lambda match: str(places.get(match[1], match[0])), value)
 
-    def commands(self, phase: Phase) -> list[list[str]]:
-        """Return the command lines of a phase, as lists of words without the interpreter."""
+    def stages(self, phase: Phase) -> list[str]:
+        """Return the names of a training phase's stages; [] where it has none."""
+        config = _read(Path(phase.train)) if isinstance(phase.train, str) else phase.train or {}
+        return [stage["name"] for stage in config.get("stages") or []]
+
+    def commands(self, phase: Phase, *, planned: bool = False) -> list[list[str]]:
+        """Return the command lines of a phase, as lists of words without the interpreter; with `planned`, to be planned."""
         if phase.train is None:
             return [[str(self.filled(phase, word)) for word in shlex.split(text)] for text in phase.run]
         config = phase.train if isinstance(phase.train, str) else str(self.place(phase)) + ".yaml"
-        settings = {"run_dir": str(self.place(phase)), **self.filled(phase, dict(phase.set))}
+        more = dict(phase.set) | (dict(phase.plan) if planned else {})
+        settings = {"run_dir": str(self.place(phase)), **self.filled(phase, more)}
         return [
             ["qwen3", "train", f"--config={config}", *(f"--{key}={_flag(value)}" for key, value in settings.items())]
         ]
@@ -198,14 +206,16 @@ def _phase(file: Path, place: int, values: Any, before: list[str]) -> Phase:
     for key in values:
         if key not in _KEYS:
             raise UserError(f"{label}: unknown key {key!r}; a phase has {', '.join(_KEYS)}.{nearest(key, list(_KEYS))}")
-    train, run, settings = values.get("train"), values.get("run", []), values.get("set", {})
+    train, run = values.get("train"), values.get("run", [])
+    settings, plan = values.get("set", {}), values.get("plan", {})
     run = [run] if isinstance(run, str) else run
     if (train is None) == (not run):
         raise UserError(f"{label} needs either train, a configuration, or run, its commands.")
     if not isinstance(run, list) or not all(isinstance(text, str) and text.strip() for text in run):
         raise UserError(f"{label}: run must be a command, or a list of commands.")
-    if not isinstance(settings, dict) or (settings and train is None):
-        raise UserError(f"{label}: set is laid over a configuration: it must be keys with values, beside train.")
+    for key, laid in (("set", settings), ("plan", plan)):
+        if not isinstance(laid, dict) or (laid and train is None):
+            raise UserError(f"{label}: {key} is laid over a configuration: it must be keys with values, beside train.")
     if train is not None and not isinstance(train, str | dict):
         raise UserError(f"{label}: train must be the path of a configuration, or the configuration itself.")
     if isinstance(train, str) and not Path(train).is_file():
@@ -216,7 +226,7 @@ def _phase(file: Path, place: int, values: Any, before: list[str]) -> Phase:
         first = shlex.split(text)[0]
         if first not in ("qwen3", "python"):
             raise UserError(f"{label}: a command begins with qwen3 or python, and this one with {first!r}.")
-    phase = Phase(name, str(values.get("about", "")), train, settings, tuple(run))
+    phase = Phase(name, str(values.get("about", "")), train, settings, plan, tuple(run))
     for other in phase.takes:
         if other not in before:
             raise UserError(f"{label} takes {{{other}}}, and no earlier phase has that name.{nearest(other, before)}")

@@ -175,10 +175,10 @@ def _run_phase(recipe: Recipe, phase: Phase) -> None:
             raise UserError(f"phase {phase.name!r} failed (exit code {code}): {line}")
 
 
-def program(recipe: Recipe, phase: Phase) -> list[str]:
-    """Return the command line of a training phase, whose configuration is written."""
+def program(recipe: Recipe, phase: Phase, *, planned: bool = False) -> list[str]:
+    """Return the command line of a training phase, whose configuration is written; with `planned`, to be planned."""
     _write_config(recipe, phase)
-    (words,) = recipe.commands(phase)
+    (words,) = recipe.commands(phase, planned=planned)
     return _program(words)
 
 
