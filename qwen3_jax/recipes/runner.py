@@ -28,6 +28,7 @@ from typing import Any
 import yaml
 
 from qwen3_jax.errors import Interrupted, UserError
+from qwen3_jax.file_writes import locked
 from qwen3_jax.json_fields import read_json
 from qwen3_jax.paths import replace_file
 from qwen3_jax.recipes.config import Phase, Recipe
@@ -100,8 +101,13 @@ def run(recipe: Recipe, only: Sequence[str] = (), say: Say = print) -> None:
         UserError: a phase was run from other settings, takes from one that is not done, or fails.
         Interrupted: this process was asked to end, or a phase was.
     """
-    record = Record(recipe.folder)
     recipe.folder.mkdir(parents=True, exist_ok=True)
+    with locked(recipe.folder / ".lock", f"{recipe.folder} is in use by another process; wait for it, or stop it."):
+        _run(recipe, only, say)
+
+
+def _run(recipe: Recipe, only: Sequence[str], say: Say) -> None:
+    record = Record(recipe.folder)
     replace_file(recipe.folder / DESCRIPTION, json.dumps(recipe.description(), indent=1) + "\n")
     for name in only:
         recipe.phase(name)

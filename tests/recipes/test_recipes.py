@@ -102,6 +102,8 @@ def test_a_phase_that_fails_or_is_interrupted_is_named_and_resumes(tmp_path, cap
         )  # fmt: skip
         _until(lambda: (tmp_path / "out/first").exists() and not (tmp_path / "out/first/a.txt").exists())
         time.sleep(0.3)
+        with pytest.raises(UserError, match="is in use by another process"):
+            runner.run(read_recipe(file))
         process.send_signal(number)
         error = process.communicate(timeout=20)[1]
         assert "stopped in phase 'first'; the same command resumes there" in error
