@@ -46,16 +46,20 @@ class Batch(TypedDict):
     teacher_log_probs: NotRequired[np.ndarray]
 
 
-def empty_batch(rows: int, length: int) -> Batch:
-    """Return a batch of padding [rows, length], with the fields of documents."""
+def empty_batch(rows: int, length: int, k: int | None = None) -> Batch:
+    """Return a batch of padding [rows, length], with the fields of documents; with `k`, of k tokens of a teacher too."""
     shape = (rows, length)
-    return Batch(
+    batch = Batch(
         tokens=np.zeros(shape, np.int32),
         targets=np.zeros(shape, np.int32),
         loss_mask=np.zeros(shape, np.float32),
         segment_ids=np.zeros(shape, np.int32),
         positions=np.zeros(shape, np.int32),
     )
+    if k is not None:
+        batch["teacher_ids"] = np.full((*shape, k), -1, np.int32)
+        batch["teacher_log_probs"] = np.zeros((*shape, k), np.float32)
+    return batch
 
 
 def read_rows(
@@ -79,10 +83,7 @@ def read_rows(
         UserError: a file of `targets` is damaged.
     """
     shape = (len(rows), length)
-    batch = empty_batch(*shape)
-    if targets is not None:
-        batch["teacher_ids"] = np.full((*shape, targets[0].k), -1, np.int32)
-        batch["teacher_log_probs"] = np.zeros((*shape, targets[0].k), np.float32)
+    batch = empty_batch(*shape, None if targets is None else targets[0].k)
     if corpora and corpora[0].pairs:
         batch["last"] = np.zeros(shape, np.float32)
         if reference is not None:
