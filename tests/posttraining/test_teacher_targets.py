@@ -216,7 +216,7 @@ def test_two_processes_compute_the_same_targets_together(base, teacher, tmp_path
 @pytest.mark.slow
 def test_a_run_on_the_top_tokens_of_data_resumes_to_the_same_bits(base, teacher, tmp_path, monkeypatch):
     small_parts(monkeypatch)
-    file = off_policy(tmp_path, base, teacher, distillation={"top_k": 8, "divergence": "jsd", "temperature": 2.0})
+    file = off_policy(tmp_path, base, teacher, distillation={"top_k": 8})
     whole = train(config_of(file)).parent
     trained = [row["train.divergence"] for row in metrics(whole) if "train.divergence" in row]
     assert trained[-1] < trained[0]
@@ -291,7 +291,9 @@ def test_a_run_whose_server_dies_ends_with_one_sentence_and_asks_for_the_rest_la
         assert sorted(file.name for file in folder.glob("*.top")) == ["00000.top", "00001.top"]
         fake.answers, first = None, len(fake.asked)
         assert cli.main([f"--config={file}"]) == 0
-        assert len(fake.asked) == first + 28  # of the parts that were not there
+        later = [tuple(body["prompt"]) for body in fake.asked[first:]]
+        assert len(set(later)) == 28  # of the parts that were not there
+        assert len(later) <= 28 + 4  # requests that were under way when it died may be answered late
         corpus = Prepared(tmp_path / "run/data/answers")
         stored = StoredTargets(folder, len(corpus), 6, VOCABULARY, 16)
         for document in (0, 37, 59):
