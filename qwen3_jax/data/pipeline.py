@@ -29,6 +29,7 @@ from qwen3_jax.data.preparation import prepare
 from qwen3_jax.data.prepared import Prepared, is_prepared
 from qwen3_jax.data.records import DataError, TextTokenizer
 from qwen3_jax.data.streams import Piece, pieces_of, streams
+from qwen3_jax.data.token_targets import StoredTargets
 from qwen3_jax.errors import UserError, warn
 
 
@@ -78,6 +79,7 @@ def make_train_loader(
     weights: Mapping[str, float] | None = None,
     rows: Sequence[int] | None = None,
     reference: Sequence[np.ndarray] | None = None,
+    targets: Sequence[StoredTargets] | None = None,
 ) -> grain.IterDataset[Batch]:
     """An endless dataset of batches; `iter()` of it has `get_state` and `set_state`.
 
@@ -91,6 +93,7 @@ def make_train_loader(
         weights: weights by source name, which replace the sources' own; a source without one is left out.
         rows: rows of the global batch to read on this host; all by default.
         reference: of preferences, for each corpus the log-probabilities float32 [documents, 2] under the reference model.
+        targets: of documents, for each corpus the most probable tokens of a teacher.
 
     Raises:
         UserError: a weight of a source that there is not, or a row outside the batch.
@@ -101,7 +104,7 @@ def make_train_loader(
         raise UserError(f"rows {list(chosen)} are not all in a batch of {config.batch_size}")
     for name in weights or ():
         config.source(name)
-    planned = _Planned(config, corpora, _shares(config, weights), chosen, reference)
+    planned = _Planned(config, corpora, _shares(config, weights), chosen, reference, targets)
     return grain.experimental.ThreadPrefetchIterDataset(planned, prefetch_buffer_size=config.prefetch_batches)
 
 
@@ -112,6 +115,7 @@ def make_eval_batches(
     max_batches: int | None = None,
     domain: str | None = None,
     reference: Sequence[np.ndarray] | None = None,
+    targets: Sequence[StoredTargets] | None = None,
 ) -> list[Batch]:
     """Batches of held-out documents, the same list each time; the last one is filled up with padding rows.
 
@@ -122,7 +126,7 @@ def make_eval_batches(
         source_name: the source.
         max_batches: the most; None is all.
         domain: only documents of this domain.
-        reference: as for `make_train_loader`.
+        reference, targets: as for `make_train_loader`.
 
     Raises:
         UserError: an unknown source, or nothing is held out.
@@ -150,7 +154,7 @@ def make_eval_batches(
     for start in range(0, len(rows), config.batch_size):
         part = rows[start : start + config.batch_size]
         part += [()] * (config.batch_size - len(part))
-        batches.append(read_rows(part, corpora, config.sequence_length, reference))
+        batches.append(read_rows(part, corpora, config.sequence_length, reference, targets))
     return batches
 
 
@@ -238,10 +242,11 @@ class _Planned(grain.IterDataset[Batch]):
         weights: Mapping[str, float],
         rows: Sequence[int],
         reference: Sequence[np.ndarray] | None,
+        targets: Sequence[StoredTargets] | None,
     ):
         super().__init__()
         self.config, self.corpora, self.weights, self.rows = config, corpora, weights, rows
-        self.reference = reference
+        self.reference, self.targets = reference, targets
         self.streams, self.sizes = streams(config, corpora, weights), _sizes(config, corpora)
 
     def __iter__(self) -> _PlannedIterator:
@@ -254,10 +259,10 @@ class _PlannedIterator(grain.DatasetIterator[Batch]):
         self._planned, self._planner = planned, RowPlanner(planned.config, planned.streams)
 
     def __next__(self) -> Batch:
-        config = self._planned.config
+        planned, config = self._planned, self._planned.config
         plan = [next(self._planner) for _ in range(config.batch_size)]
-        rows = [plan[row] for row in self._planned.rows]
-        return read_rows(rows, self._planned.corpora, config.sequence_length, self._planned.reference)
+        rows = [plan[row] for row in planned.rows]
+        return read_rows(rows, planned.corpora, config.sequence_length, planned.reference, planned.targets)
 
     def get_state(self) -> dict[str, Any]:
         return self._planner.state() | {"text": self._planned.sizes}

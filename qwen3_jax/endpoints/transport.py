@@ -112,16 +112,17 @@ class Transport:
         """
         return self._send("POST", route, json.dumps(body).encode("utf-8", "replace"), headers or {})
 
-    def key_hint(self, status: int) -> str:
-        """What to add to an error of this HTTP status: how to send a key, where none was sent."""
+    def key_hint(self, status: int, option: str = "--api-key-env NAME") -> str:
+        """What to add to an error of this HTTP status: how to send a key, where none was sent; `option` is what sends one."""
         return (
-            " No key was sent; --api-key-env NAME sends one."
-            if status == 401 and "Authorization" not in self._headers
-            else ""
+            f" No key was sent; {option} sends one." if status == 401 and "Authorization" not in self._headers else ""
         )
 
-    def only_model(self) -> str:
+    def only_model(self, option: str = "--endpoint-model", key_option: str = "--api-key-env NAME") -> str:
         """The name of the server's model.
+
+        Args:
+            option, key_option: what names a model, and what sends a key, for errors.
 
         Raises:
             EndpointError: it cannot be asked, or has several.
@@ -142,7 +143,7 @@ class Transport:
             if tried < _MODEL_TRIES:
                 time.sleep(pause(tried, None if reply is None else reply.retry_after))
         if failure or reply is None:
-            hint = "" if reply is None else self.key_hint(reply.status)
+            hint = "" if reply is None else self.key_hint(reply.status, key_option)
             raise EndpointError(f"{self.url} cannot be asked for its model ({failure}).{hint}")
         try:
             names = [str(model["id"]) for model in json.loads(reply.body)["data"]]
@@ -150,7 +151,7 @@ class Transport:
             names = []
         if len(names) != 1:
             has = f"has {len(names)} models" + (f" ({', '.join(names[:8])})" if names else "")
-            raise EndpointError(f"{self.url} {has}; name one with --endpoint-model.")
+            raise EndpointError(f"{self.url} {has}; name one with {option}.")
         return names[0]
 
     def close(self) -> None:

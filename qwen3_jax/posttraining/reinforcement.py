@@ -35,19 +35,20 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.generation import ThinkingTokens
 from qwen3_jax.posttraining.environment_source import EnvironmentSource
 from qwen3_jax.posttraining.episodes import rollouts_for
-from qwen3_jax.posttraining.hosts import from_first
 from qwen3_jax.posttraining.log_probs import batch_of, log_probs_of_state, reference_log_probs
 from qwen3_jax.posttraining.prompts import Draw, Mode, Prompt, Prompts
 from qwen3_jax.posttraining.rewards import Scorer
 from qwen3_jax.posttraining.rollouts import engine_for
 from qwen3_jax.posttraining.round_figures import figures_of
-from qwen3_jax.posttraining.rounds import Answers, LogProbs, Round, Rounds
+from qwen3_jax.posttraining.rounds import Answers, LogProbs, Round, Rounds, Targets
 from qwen3_jax.posttraining.serving_weights import ServingWeights
+from qwen3_jax.posttraining.teacher_values import teacher_of_rounds
 from qwen3_jax.progress import Bar, progress_bar
 from qwen3_jax.text import Tokenizer
 from qwen3_jax.training import loop
 from qwen3_jax.training.config import Stage, TrainConfig
 from qwen3_jax.training.held_out import HeldOut
+from qwen3_jax.training.hosts import from_first
 from qwen3_jax.training.method_checks import reads_policy
 from qwen3_jax.training.policy_config import applied_coefficient, next_coefficient
 from qwen3_jax.training.rl_config import RlConfig, RolloutConfig
@@ -56,8 +57,6 @@ from qwen3_jax.training.stage_loop import StageLoop, Watch
 from qwen3_jax.training.step import DeviceBatch, Trainer, TrainState
 from qwen3_jax.training.step_metrics import Metrics
 from qwen3_jax.training.stopping import StopSignals
-from qwen3_jax.training.teacher import KEY as TEACHER
-from qwen3_jax.training.teacher import Teacher, teacher_folder
 
 
 def train(config: TrainConfig, watch: Watch | None = None, stop: StopSignals | None = None) -> Path:
@@ -84,7 +83,7 @@ class PolicyLoop(StageLoop):
         if rl.policy.replay_experts and not trainer.config.moe_layers:
             raise UserError("rl.policy.replay_experts: the model is dense; leave it out.")
         prompts = Prompts(rl.prompts, rl.rollouts, stage.run.data.seed)
-        reference = self._reference(trainer)
+        reference, teacher = self._other_models(trainer, stage)
         # Only the first host judges answers: judges keep their replies in a folder that one process may write.
         scorers: list[Scorer] = []
 
@@ -95,25 +94,22 @@ class PolicyLoop(StageLoop):
             prompts.check(scorers[0].unusable)
 
         from_first(begin_scoring)
-        self._batches = RoundBatches(self, trainer, stage, prompts, scorers[0] if scorers else None, reference)
+        scorer = scorers[0] if scorers else None
+        self._batches = RoundBatches(self, trainer, stage, prompts, scorer, reference, teacher)
         return self._batches
 
-    def _reference(self, trainer: Trainer) -> LogProbs | None:
-        """Return the log probabilities under the other model that the objective needs, None for none; of distillation, attach
-        the teacher to the trainer, or return its log probabilities."""
+    def _other_models(self, trainer: Trainer, stage: Stage) -> tuple[LogProbs | None, Targets | None]:
+        """Return the log probabilities under the other model that the objective needs, and the targets of a teacher; None for
+        none."""
         assert self.tokenizer is not None
-        settings = self.config.distillation
-        if settings is None:
-            name, key = (self.config.model.init_from, "model.init_from")
-            if self.rl.reference is not None:
-                name, key = self.rl.reference, "rl.reference"
-            needed = self.rl.policy.kl.coefficient > 0
-            return reference_log_probs(self.config, trainer, self.tokenizer, str(name), key) if needed else None
-        if settings.needs_states:
-            Teacher(self.config, trainer, self.tokenizer).attach()
-            return None
-        folder = teacher_folder(self.config, self.tokenizer)
-        return reference_log_probs(self.config, trainer, self.tokenizer, str(folder), TEACHER)
+        if self.config.distillation is not None:
+            return teacher_of_rounds(self.config, stage, trainer, self.tokenizer)
+        name, key = (self.config.model.init_from, "model.init_from")
+        if self.rl.reference is not None:
+            name, key = self.rl.reference, "rl.reference"
+        if self.rl.policy.kl.coefficient <= 0:
+            return None, None
+        return reference_log_probs(self.config, trainer, self.tokenizer, str(name), key), None
 
     def next_batch(self, batches: Any, stage: Stage, trainer: Trainer, state: TrainState) -> DeviceBatch:
         """Return the next batch; at the beginning of a round it is sampled with the weights of `state`."""
@@ -228,7 +224,7 @@ class RoundBatches:
     Args:
         owner: the loop, which gets the figures.
         trainer, stage: of the run.
-        prompts, scorer, reference: see `Rounds`.
+        prompts, scorer, reference, teacher: see `Rounds`.
     """
 
     def __init__(
@@ -239,10 +235,11 @@ class RoundBatches:
         prompts: Prompts,
         scorer: Scorer | None,
         reference: LogProbs | None,
+        teacher: Targets | None,
     ):
         assert owner.tokenizer is not None
         self._owner, self._trainer, self._stage, self._tokenizer = owner, trainer, stage, owner.tokenizer
-        self._prompts, self._scorer, self._reference = prompts, scorer, reference
+        self._prompts, self._scorer, self._reference, self._teacher = prompts, scorer, reference, teacher
         self._rl, self._updates = owner.rl, owner.rl.rollouts.updates
         self._weights = ServingWeights(trainer, generation_config_of(owner.tokenizer), _rollout_mesh(owner.config))
         # On-policy the first forward pass of the update gives them.
@@ -395,6 +392,6 @@ class RoundBatches:
             self._rounds = Rounds(
                 self._rl, self._prompts, rollouts_for(engine, self._tokenizer, self._rl, self._environments), self._scorer,
                 self._owner.run_dir / "rollouts", self._reference, self._owner.checkpoints.steps,
-                by_rewards=self._owner.config.method == "grpo",
+                by_rewards=self._owner.config.method == "grpo", teacher=self._teacher,
             )  # fmt: skip
         return self._rounds

@@ -19,11 +19,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from qwen3_jax.data.token_targets import TopTokens
 from qwen3_jax.errors import UserError, warn
 from qwen3_jax.generation import Engine
 from qwen3_jax.posttraining import samples as storage
 from qwen3_jax.posttraining.advantages import advantages, teaches
-from qwen3_jax.posttraining.hosts import from_first
 from qwen3_jax.posttraining.prompts import Draw, Prompts
 from qwen3_jax.posttraining.rewards import Scorer
 from qwen3_jax.posttraining.rollouts import Rollout, Rollouts, about_of
@@ -31,11 +31,14 @@ from qwen3_jax.posttraining.round_figures import RoundFigures
 from qwen3_jax.posttraining.sampled import Sampled, Scored
 from qwen3_jax.posttraining.samples import Sample
 from qwen3_jax.progress import Bar, progress_bar
+from qwen3_jax.training.hosts import from_first
 from qwen3_jax.training.rl_config import RlConfig
 from qwen3_jax.verifiers import STATUSES
 
 # (samples) -> log probabilities of each sample's tokens
 LogProbs = Callable[[Sequence[Sample]], list[np.ndarray]]
+# (samples) -> the most probable tokens of a teacher at each sample's learned tokens
+Targets = Callable[[Sequence[Sample]], list[TopTokens]]
 
 
 @dataclass
@@ -110,7 +113,8 @@ class Rounds:
         rollouts: the engine.
         scorer: judges answers; only the first process asks it, and None on the others.
         folder: RUN/rollouts.
-        reference: log probabilities under the reference model; None without a KL term.
+        reference: log probabilities under the reference model or a teacher; None where the objective reads none.
+        teacher: targets of distillation with `top_k`; None without.
         by_rewards: answers are learned from by their rewards; else rewards are only measured.
         saved_steps: gives the steps of the checkpoints; the rounds that they are in the middle of are never deleted.
 
@@ -121,11 +125,12 @@ class Rounds:
     def __init__(
         self, config: RlConfig, prompts: Prompts, rollouts: Rollouts, scorer: Scorer | None, folder: Path,
         reference: LogProbs | None = None, saved_steps: Callable[[], Sequence[int]] = tuple,
-        by_rewards: bool = True,
+        by_rewards: bool = True, teacher: Targets | None = None,
     ):  # fmt: skip
         self._config, self._prompts, self._rollouts, self._scorer = config, prompts, rollouts, scorer
         self._by_rewards = by_rewards
-        self._folder, self._reference, self._saved_steps = folder, reference, saved_steps
+        self._folder, self._saved_steps = folder, saved_steps
+        self._reference, self._teacher = reference, teacher
         self._refused: set[str] = set()
         self.stopping = threading.Event()
 
@@ -165,7 +170,8 @@ class Rounds:
     def finish(self, step: int, answers: Answers, old: LogProbs | None) -> Round:
         """Compute the log probabilities that the updates need, and write the round."""
         started = time.perf_counter()
-        for name, compute in (("old", old), ("reference", self._reference)):
+        of_samples = ("old", old), ("reference", self._reference), ("teacher", self._teacher)
+        for name, compute in of_samples:
             if compute is not None and answers.samples:
                 for sample, values in zip(answers.samples, compute(answers.samples), strict=True):
                     setattr(sample, name, values)

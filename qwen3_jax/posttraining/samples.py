@@ -16,8 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from qwen3_jax.data import Encoded
+from qwen3_jax.data.token_targets import TopTokens
 from qwen3_jax.errors import UserError
 from qwen3_jax.paths import is_url, replace_file
+from qwen3_jax.training.distillation import IDS, LOG_PROBS
 from qwen3_jax.training.losses import EXPERTS, REPLAYED
 
 _ARRAYS = {
@@ -51,6 +54,7 @@ class Sample:
         experts: int16 [P + N - 1, L, K], the experts that the engine's MoE layers sent each token but the last to; None for a
             dense model.
         about: what people want to see of it: texts, reward and its parts, JSON values.
+        teacher: the teacher's most probable tokens at the learned tokens; None unless they are learned from.
     """
 
     prompt: np.ndarray
@@ -65,6 +69,7 @@ class Sample:
     reference: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     experts: np.ndarray | None = None
     about: dict[str, Any] = field(default_factory=dict)
+    teacher: TopTokens | None = None
 
     def __post_init__(self) -> None:
         for name in ("old", "reference"):
@@ -75,6 +80,12 @@ class Sample:
     def pairs(self) -> int:
         """Number of (input, target) pairs: places of a row that it takes."""
         return len(self.prompt) + len(self.tokens) - 1
+
+    @property
+    def document(self) -> Encoded:
+        """All of its tokens, and which of them are learned."""
+        before = np.zeros(len(self.prompt), bool)
+        return Encoded(np.concatenate([self.prompt, self.tokens]), np.concatenate([before, self.learned]))
 
 
 def pack(sizes: Sequence[int], rows: int, length: int) -> list[list[int]]:
@@ -112,13 +123,17 @@ def arrange(samples: Sequence[Sample], rows: Sequence[Sequence[int]], length: in
 
     Arrays are [rows, T]; `advantages`, `behaviour`, `old`, `reference` float32 and `banned` int32 stand at the place of the
     input whose target they are of; `entropy_weights` are 0. Of a model with experts both fields of them are there, the same
-    int16 [rows, T, L K].
+    int16 [rows, T, L K]. With a teacher's most probable tokens `teacher_ids` int32 and `teacher_log_probs` float32 are there,
+    [rows, T, K], as in `qwen3_jax.data.Batch`.
     """
     shape = len(rows), length
     batch: dict[str, np.ndarray] = {name: np.zeros(shape, kind) for name, kind in _FIELDS.items()}
     known = next((one.experts for one in samples if one.experts is not None), None)
     if known is not None:
         batch[EXPERTS] = batch[REPLAYED] = np.full((*shape, known[0].size), _UNKNOWN, np.int16)
+    width = next((one.teacher.ids.shape[1] for one in samples if one.teacher is not None), None)
+    if width is not None:
+        batch[IDS], batch[LOG_PROBS] = np.full((*shape, width), -1, np.int32), np.zeros((*shape, width), np.float32)
     for row, numbers in enumerate(rows):
         start = 0
         for segment, number in enumerate(numbers, start=1):
@@ -134,6 +149,9 @@ def arrange(samples: Sequence[Sample], rows: Sequence[Sequence[int]], length: in
             batch["advantages"][row, answer:stop] = np.where(one.learned, one.advantage, 0)
             if one.experts is not None:
                 batch[EXPERTS][row, start:stop] = one.experts.reshape(one.pairs, -1)
+            if one.teacher is not None:
+                places = answer + np.flatnonzero(one.learned)
+                batch[IDS][row, places], batch[LOG_PROBS][row, places] = one.teacher.fields()
             for name in ("behaviour", "old", "reference"):
                 batch[name][row, answer:stop] = np.where(one.learned, getattr(one, name), 0)
             start = stop
@@ -186,6 +204,10 @@ def save(
     if known:
         arrays["experts"] = np.concatenate(known)
         arrays["expert_lengths"] = np.asarray([0 if s.experts is None else len(s.experts) for s in samples], np.int64)
+    top = [one.teacher for one in samples if one.teacher is not None]
+    if top:
+        for name in TopTokens._fields:
+            arrays[f"teacher_{name}"] = np.concatenate([getattr(one, name) for one in top])
     about = {"position": position, "figures": dict(figures or {}), "about": [one.about for one in samples]}
     arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
     raw = io.BytesIO()
@@ -214,11 +236,18 @@ def load(folder: Path, step: int) -> tuple[list[Sample], dict[str, Any], dict[st
         if "experts" in arrays:
             pieces = np.split(arrays["experts"], np.cumsum(arrays["expert_lengths"])[:-1])
             experts = [piece if len(piece) else None for piece in pieces]
+        top: Sequence[TopTokens | None] = [None] * len(about["about"])
+        if "teacher_ids" in arrays:
+            ends = np.cumsum([int(learned.sum()) for learned in parts["learned"]])[:-1]
+            top = [TopTokens(*pair) for pair in zip(
+                *(np.split(arrays[f"teacher_{name}"], ends) for name in TopTokens._fields), strict=True
+            )]  # fmt: skip
         samples = [
             Sample(
                 **{name: parts[name][number] for name in _ARRAYS},
                 group=int(arrays["group"][number]), episode=int(arrays["episode"][number]),
-                advantage=float(arrays["advantage"][number]), experts=experts[number], about=text,
+                advantage=float(arrays["advantage"][number]), experts=experts[number], teacher=top[number],
+                about=text,
             )
             for number, text in enumerate(about["about"])
         ]  # fmt: skip

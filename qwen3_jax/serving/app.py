@@ -240,8 +240,11 @@ class Server:
         try:
             requests = await asyncio.to_thread(self._resolve, body)
             answers = [Answer(self.tokenizer, each) for each in requests]
-            repeated = {"prompts": body.prompts} if isinstance(body, CompletionRequest) and body.echo else {}
-            reply = kind(body.model or self.name, self.tokenizer, answers, body.n or 1, **repeated)
+            form: dict[str, Any] = {}
+            if isinstance(body, CompletionRequest):
+                prompts = body.prompts if body.echo else ()
+                form = {"prompts": prompts, "as_ids": bool(body.return_tokens_as_token_ids)}
+            reply = kind(body.model or self.name, self.tokenizer, answers, body.n or 1, **form)
             deltas = self._deltas(reply, requests, request, body)
             if body.stream:
                 wanted = body.stream_options or StreamOptions()

@@ -118,7 +118,6 @@ REFUSED = {
     "spaces_between_special_tokens": Refusal(_VISIBLE, (True, False)),
     "detokenize": Refusal(_IDS, (True,)),
     "return_token_ids": Refusal(_IDS, (False,)),
-    "return_tokens_as_token_ids": Refusal(_IDS, (False,)),
     "include_response_logits": Refusal("use 'logprobs'", (False,)),
     "return_prompt_token_ids": Refusal(_IDS, (False,)),
     "return_routed_experts": Refusal("only text and log probabilities are returned", (False,)),

@@ -183,7 +183,9 @@ class _Common(Body):
 class ChatRequest(_Common):
     """POST /v1/chat/completions."""
 
-    elsewhere: ClassVar[dict[str, str]] = dict.fromkeys(("prompt", "echo"), "POST /v1/completions")
+    elsewhere: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("prompt", "echo", "return_tokens_as_token_ids"), "POST /v1/completions"
+    )
 
     messages: Messages
     max_completion_tokens: Limit | None = None
@@ -312,6 +314,7 @@ class CompletionRequest(_Common):
     max_tokens: Annotated[Whole, Field(ge=-1)] | None = None
     echo: StrictBool | None = None
     logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] | Literal[False] | None = None
+    return_tokens_as_token_ids: StrictBool | None = None
 
     @model_validator(mode="after")
     def _agrees(self) -> "CompletionRequest":

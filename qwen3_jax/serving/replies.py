@@ -158,6 +158,7 @@ class TextReply(Reply):
 
     Args:
         prompts: as in the request, to be repeated before the answers to them (`echo`); empty repeats none.
+        as_ids: tokens of log probabilities are spelled "token_id:9707", as vLLM does, so that they can be told apart.
         model, tokenizer, answers, samples: see `Reply`.
     """
 
@@ -165,9 +166,10 @@ class TextReply(Reply):
 
     def __init__(
         self, model: str, tokenizer: Tokenizer, answers: Sequence[Answer], samples: int,
-        prompts: Sequence[str | Sequence[int]] = (),
+        prompts: Sequence[str | Sequence[int]] = (), as_ids: bool = False,
     ):  # fmt: skip
         super().__init__(model, tokenizer, answers, samples)
+        self._as_ids = as_ids
         self._prompts = [_Prompt.of(tokenizer, prompt, answers[i * samples]) for i, prompt in enumerate(prompts)]
         self._places = [self._new_places(choice) for choice in range(len(answers))]
         self._begun = [False] * len(answers)
@@ -182,6 +184,9 @@ class TextReply(Reply):
         return self._entry(
             index, result.text, result.finish_reason, result.logprobs, self._new_places(index), first=True
         )
+
+    def _spelled(self, token: int) -> str:
+        return f"token_id:{token}" if self._as_ids else super()._spelled(token)
 
     def _prompt(self, choice: int) -> "_Prompt | None":
         return self._prompts[choice // self._samples] if self._prompts else None

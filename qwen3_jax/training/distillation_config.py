@@ -87,6 +87,11 @@ class DistillationConfig:
             raise UserError(
                 f"distillation.server is for a teacher behind an address, and {self.teacher!r} is none; leave it out."
             )
+        if self.is_server and self.temperature not in (None, 1):
+            raise UserError(
+                f"distillation.temperature is {self.temperature:g}; a server gives the teacher's log-probabilities at 1: leave "
+                "it out."
+            )
         if self.form == "policy_gradient":
             self._check_policy_gradient()
         elif self.is_server and self.top_k is None:

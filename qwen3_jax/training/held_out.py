@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from qwen3_jax.data import Batch, Prepared, corpus_unigram_entropy, make_eval_batches
+from qwen3_jax.data.token_targets import StoredTargets
 from qwen3_jax.errors import UserError
 from qwen3_jax.training.config import Stage
 from qwen3_jax.training.preferences import PairLoss
@@ -24,7 +25,7 @@ class HeldOut:
         stage: row length, batch size and sources.
         corpora: the prepared corpus of each source.
         max_batches: most batches of each source or domain.
-        reference: of preferences, see `make_eval_batches`.
+        reference, targets: of preferences, and of documents with a teacher; see `make_eval_batches`.
 
     Attributes:
         baseline: what to compare losses with: by source or domain the unigram entropy of its targets; of preferences log 2, the
@@ -41,6 +42,7 @@ class HeldOut:
         corpora: Sequence[Prepared],
         max_batches: int,
         reference: Sequence[np.ndarray] | None = None,
+        targets: Sequence[StoredTargets] | None = None,
     ):
         self.batches: dict[str, list[Batch]] = {}
         data = stage.run.data
@@ -52,7 +54,9 @@ class HeldOut:
             for domain in domains:
                 name, only = (source.name, None) if len(domains) == 1 else (f"{source.name}/{domain}", domain)
                 with contextlib.suppress(UserError):  # no document of this domain is held out
-                    self.batches[name] = make_eval_batches(data, corpora, source.name, max_batches, only, reference)
+                    self.batches[name] = make_eval_batches(
+                        data, corpora, source.name, max_batches, only, reference, targets
+                    )
         self.accuracy: dict[str, float] = {}
         self.router_load: dict[str, np.ndarray] = {}
         if any(corpus.pairs for corpus in corpora):

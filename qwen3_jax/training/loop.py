@@ -38,6 +38,7 @@ from qwen3_jax.training.stage_loop import StageLoop, Watch, stage_trainer
 from qwen3_jax.training.step import Trainer, TrainState
 from qwen3_jax.training.stopping import StopSignals
 from qwen3_jax.training.teacher import teacher_folder
+from qwen3_jax.training.teacher_targets import stored_targets
 
 
 def train(
@@ -78,14 +79,14 @@ def train(
     if plan.note:
         say(plan.note)
     reference = reference_log_probs(run_dir, config, stages, corpora, trainers[0].placement)
-
+    targets = stored_targets(run_dir, config, stages, corpora, trainers, tokenizer)
     signals = StopSignals() if stop is None else contextlib.nullcontext(stop)
     with contextlib.closing(checkpoints), checkpoints.disk_full_is_user_error(None), signals as stop:
         step, state, position = _first_state(config, stages, trainers, checkpoints, source)
         with Journal(run_dir, config, step, started) as journal:
             stage_loop = (make_loop or StageLoop)(
                 config, run_dir, stages, architecture, corpora, checkpoints, journal, watch, _asked_to_end(stop), reference,
-                tokenizer,
+                tokenizer, targets,
             )  # fmt: skip
             for stage, trainer in zip(stages, trainers, strict=True):
                 if step < stage.last:

@@ -148,3 +148,9 @@ def reads_policy(config: TrainConfig) -> bool:
     return config.method == "grpo" or (
         config.distillation is not None and config.distillation.form == "policy_gradient"
     )
+
+
+def teacher_temperature(config: TrainConfig) -> float:
+    """Return what the logits of teacher and student are divided by, in a run of distillation."""
+    assert config.distillation is not None
+    return (config.distillation.temperature or 1.0) if config.rl is None else config.rl.rollouts.temperature

@@ -8,7 +8,7 @@ from qwen3_jax.text import Tokenizer
 from qwen3_jax.training.config import TrainConfig
 from qwen3_jax.training.distillation import distillation
 from qwen3_jax.training.losses import LANGUAGE_MODEL, Objective
-from qwen3_jax.training.method_checks import reads_policy
+from qwen3_jax.training.method_checks import reads_policy, teacher_temperature
 from qwen3_jax.training.methods import DpoConfig
 from qwen3_jax.training.policy import policy
 from qwen3_jax.training.preferences import REWARD_MODEL, dpo
@@ -23,8 +23,7 @@ def objective_of(config: TrainConfig, tokenizer: Tokenizer | None = None) -> Obj
         return dpo((config.dpo or DpoConfig()).beta)
     rl, banned = config.rl, () if tokenizer is None else banned_tokens(tokenizer)
     if config.distillation is not None and not reads_policy(config):
-        temperature = config.distillation.temperature or 1.0 if rl is None else rl.rollouts.temperature
-        return distillation(config.distillation, temperature, banned, on_policy=rl is not None)
+        return distillation(config.distillation, teacher_temperature(config), banned, on_policy=rl is not None)
     if rl is not None:
         settings = rl.policy
         if settings.aggregation == "constant_length" and settings.constant_length is None:

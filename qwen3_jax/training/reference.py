@@ -3,16 +3,14 @@
 RUN/reference/SOURCE/key.json       what they were computed from: the prepared corpus and its tokenizer, the reference's files
 RUN/reference/SOURCE/00000.npy ...  float32 [documents of this part, 2], chosen and rejected; NaN where a document is not used
 
-A part is written whole or not at all, so an interrupted computation resumes after the last one. The first process writes; it
-also says which parts there are, so that all processes compute the same ones together.
+How parts are written and resumed: `qwen3_jax.training.document_parts`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import functools
 import io
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,21 +25,18 @@ from qwen3_jax.data import Prepared, read_rows
 from qwen3_jax.data.mixture import pack
 from qwen3_jax.data.streams import Piece
 from qwen3_jax.errors import UserError
-from qwen3_jax.json_fields import read_json
 from qwen3_jax.kernels import Execution
 from qwen3_jax.model import Qwen3, flatten
-from qwen3_jax.paths import is_url, replace_file
 from qwen3_jax.progress import progress_bar
 from qwen3_jax.training.config import Stage, TrainConfig
 from qwen3_jax.training.cross_entropy import token_log_probs
+from qwen3_jax.training.document_parts import Parts, digest_of
 from qwen3_jax.training.losses import BATCH_FIELDS, LANGUAGE_MODEL, hidden_of
 from qwen3_jax.training.methods import DpoConfig
 from qwen3_jax.training.optimizer import schedule
 from qwen3_jax.training.preferences import sums_of_segments
 from qwen3_jax.training.step import Trainer
 from sharding import Placement
-
-_PART = 1024  # documents whose log-probabilities are one file
 
 # pieces of a row, in order -> log-probabilities [pieces, 2]
 LogProbs = Callable[[Sequence[Sequence[Piece]]], list[np.ndarray]]
@@ -70,44 +65,34 @@ def reference_log_probs(
     folder = resolve(name or str(config.model.init_from), key=key)
     length = max(stage.run.data.sequence_length for stage in stages)
     log_probs: LogProbs | None = None
+    names = {"reference": f"the weights of {key}", "corpus": "the prepared preferences"}
     out = []
     for number, (source, corpus) in enumerate(zip(config.data.sources, corpora, strict=True)):
-        target = run_dir / "reference" / source.name
-        _claim(target, {"corpus": _digest(corpus), "reference": identity(folder)}, key)
+        parts = Parts(run_dir / "reference" / source.name, len(corpus), ".npy")
+        parts.claim({"corpus": digest_of(corpus), "reference": identity(folder)}, names, "log-probabilities")
         lengths = np.asarray(corpus.lengths)
         used = np.flatnonzero(corpus.select(source.where) & (lengths <= length))
-        starts = range(0, len(corpus), _PART)
-        done = _agreed(
-            [_is_done(_part(target, start), start, min(_PART, len(corpus) - start), used) for start in starts]
-        )
-        parts: list[np.ndarray] = []
-        missing = done.count(False)
-        with progress_bar("reference log-probabilities", missing, visible=None if missing > 1 else False) as bar:
-            for start, is_done in zip(starts, done, strict=True):
-                file, size = _part(target, start), min(_PART, len(corpus) - start)
-                if is_done:
-                    parts.append(_read(file, size))
-                    continue
+        missing = parts.missing(functools.partial(_is_done, parts, used))
+        values: dict[int, np.ndarray] = {}
+        with progress_bar(
+            "reference log-probabilities", len(missing), visible=None if len(missing) > 1 else False
+        ) as bar:
+            for place in missing:
                 log_probs = log_probs or _log_probs(folder, config, length, placement, corpora)
-                part = np.full((size, 2), np.nan, np.float32)
-                here = used[(used >= start) & (used < start + _PART)].tolist()
+                here, start = parts.within(place, used).tolist(), parts.range(place).start
+                part = np.full((len(parts.range(place)), 2), np.nan, np.float32)
                 rows = pack([Piece(number, document, 0, int(lengths[document])) for document in here], length)
-                for row, values in zip(rows, log_probs(rows), strict=True):
-                    part[[piece.document - start for piece in row]] = values
-                _write(file, part)
-                parts.append(part)
+                for row, pairs in zip(rows, log_probs(rows), strict=True):
+                    part[[piece.document - start for piece in row]] = pairs
+                raw = io.BytesIO()
+                np.save(raw, part)
+                parts.write(place, raw.getvalue())
+                values[place] = part
                 bar.advance()
-        out.append(np.concatenate(parts))
+        out.append(
+            np.concatenate([values[place] if place in values else _read(parts, place) for place in range(len(parts))])
+        )
     return out
-
-
-def _agreed(done: list[bool]) -> list[bool]:
-    """What the first process says, on all of them."""
-    if jax.process_count() == 1:
-        return done
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(done))).tolist()
 
 
 def _log_probs(
@@ -170,41 +155,13 @@ def _fetch(values: jax.Array) -> np.ndarray:
     return np.asarray(process_allgather(values, tiled=True))
 
 
-def _digest(corpus: Prepared) -> str:
-    """A digest of all tokens of a corpus, and of what is learned of them: of its shards, wherever they lie."""
-    whole = hashlib.blake2b(str(corpus.manifest["tokenizer"]).encode(), digest_size=16)
-    for shard in corpus.manifest["shards"]:
-        with open(corpus.folder / shard["file"], "rb") as file:
-            whole.update(hashlib.file_digest(file, "blake2b").digest())
-    return whole.hexdigest()
-
-
-def _claim(target: Path, key: dict[str, str], name: str) -> None:
-    """Write what the log-probabilities of a folder are computed from, or compare it.
-
-    Raises:
-        UserError: they are of other weights or other data.
-    """
-    file = target / "key.json"
-    if file.exists():
-        saved = read_json(file)
-        for what, of in (("reference", f"the weights of {name}"), ("corpus", "the prepared preferences")):
-            if saved.get(what) != key[what]:
-                raise UserError(
-                    f"{target} holds log-probabilities for other files than {of} are now; restore those, or start a new run."
-                )
-    elif jax.process_index() == 0:
-        if not is_url(target):
-            target.mkdir(parents=True, exist_ok=True)
-        replace_file(file, json.dumps(key) + "\n")
-
-
-def _read(file: Path, size: int) -> np.ndarray:
-    """Read a part of `size` documents.
+def _read(parts: Parts, number: int) -> np.ndarray:
+    """Read a part.
 
     Raises:
         UserError: it is damaged.
     """
+    file, size = parts.file(number), len(parts.range(number))
     try:
         with file.open("rb") as stream:
             part = np.load(stream)
@@ -215,25 +172,7 @@ def _read(file: Path, size: int) -> np.ndarray:
     return part
 
 
-def _is_done(file: Path, start: int, size: int, used: np.ndarray) -> bool:
-    """Whether a part is there and has every document that is used; longer rows use more."""
-    if not file.exists():
-        return False
-    here = used[(used >= start) & (used < start + size)] - start
-    return bool(np.isfinite(_read(file, size)[here]).all())
-
-
-def _part(target: Path, start: int) -> Path:
-    return target / f"{start // _PART:05d}.npy"
-
-
-def _write(file: Path, part: np.ndarray) -> None:
-    """Write a part whole; in a bucket every write is."""
-    if jax.process_index() != 0:
-        return
-    raw = io.BytesIO()
-    np.save(raw, part)
-    work = file if is_url(file) else file.with_name(file.name + ".tmp")
-    work.write_bytes(raw.getvalue())
-    if work is not file:
-        work.replace(file)
+def _is_done(parts: Parts, used: np.ndarray, number: int) -> bool:
+    """Whether a part has every document that is used; longer rows use more."""
+    here = parts.within(number, used) - parts.range(number).start
+    return bool(np.isfinite(_read(parts, number)[here]).all())

@@ -17,6 +17,7 @@ from qwen3_jax.checkpoint.training import TrainCheckpoints
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.data import Prepared, make_train_loader
 from qwen3_jax.data.pipeline import at_boundary
+from qwen3_jax.data.token_targets import StoredTargets
 from qwen3_jax.errors import Diverged, Interrupted
 from qwen3_jax.progress import Bar, doing, progress_bar
 from qwen3_jax.text import Tokenizer
@@ -53,6 +54,7 @@ class StageLoop:
         asked_to_end: called after a step; what has asked the run to end there ("SIGTERM"), or "".
         reference: of the method dpo, for each corpus the log-probabilities under the reference model.
         tokenizer: of the run.
+        targets: of distillation on records with `top_k`, for each corpus the teacher's most probable tokens.
     """
 
     config: TrainConfig
@@ -66,6 +68,7 @@ class StageLoop:
     asked_to_end: Callable[[int], str]
     reference: Sequence[np.ndarray] | None = None
     tokenizer: Tokenizer | None = None
+    targets: Sequence[StoredTargets] | None = None
 
     def run(
         self, stage: Stage, trainer: Trainer, state: TrainState, position: dict[str, Any] | None
@@ -106,7 +109,9 @@ class StageLoop:
             assert self.tokenizer is not None
             Teacher(self.config, trainer, self.tokenizer).attach()
         rows = trainer.local_rows(data.batch_size)
-        return iter(make_train_loader(data, self.corpora, weights=stage.weights, rows=rows, reference=self.reference))
+        return iter(make_train_loader(
+            data, self.corpora, weights=stage.weights, rows=rows, reference=self.reference, targets=self.targets
+        ))  # fmt: skip
 
     def next_batch(self, batches: Any, stage: Stage, trainer: Trainer, state: TrainState) -> DeviceBatch:
         """Return the batch of the next step, placed; `state` is what that step begins with."""
@@ -122,7 +127,7 @@ class StageLoop:
 
     def held_out(self, stage: Stage) -> HeldOut:
         """Return the held-out data of a stage."""
-        held_out = HeldOut(stage, self.corpora, self.config.eval_batches, self.reference)
+        held_out = HeldOut(stage, self.corpora, self.config.eval_batches, self.reference, self.targets)
         if self.config.distillation is not None:
             held_out.baseline = {}  # of a divergence there is none
         return held_out

@@ -21,7 +21,7 @@ from qwen3_jax.checkpoint.hub import resolve
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
 from qwen3_jax.kernels import Execution
-from qwen3_jax.model import flatten
+from qwen3_jax.model import Qwen3, flatten
 from qwen3_jax.progress import doing
 from qwen3_jax.text import Tokenizer
 from qwen3_jax.training.config import TrainConfig
@@ -58,6 +58,33 @@ def teacher_folder(config: TrainConfig, tokenizer: Tokenizer) -> Path:
     return folder
 
 
+@doing("loading the teacher")
+def load_teacher(config: TrainConfig, placement: Placement, tokenizer: Tokenizer, vocabulary: int) -> Qwen3:
+    """Return the teacher, in the run's compute type.
+
+    Args:
+        placement: of its weights.
+        tokenizer: of the student.
+        vocabulary: rows of the student's.
+
+    Raises:
+        UserError: the teacher cannot be loaded or has another vocabulary.
+        ShardingError: it does not divide over its mesh.
+    """
+    dtype = config.model.dtype
+    model = load_model(
+        teacher_folder(config, tokenizer), dtype=dtype, param_dtype=dtype, execution=Execution(placement),
+        scan_layers=config.model.scan_layers,
+    )  # fmt: skip
+    assert isinstance(model, Qwen3)
+    if model.config.vocab_size != vocabulary:
+        raise UserError(
+            f"{KEY}: the teacher has {model.config.vocab_size} vocabulary rows and the student {vocabulary}; distributions are "
+            "compared row by row."
+        )
+    return model
+
+
 class Teacher:
     """A model whose distribution is learned.
 
@@ -72,23 +99,8 @@ class Teacher:
     """
 
     def __init__(self, config: TrainConfig, trainer: Trainer, tokenizer: Tokenizer):
-        assert config.distillation is not None
-        folder = teacher_folder(config, tokenizer)
         placement = teacher_placement(config, trainer.placement)
-        dtype = config.model.dtype
-        with doing("loading the teacher"):
-            model = load_model(
-                folder,
-                dtype=dtype,
-                param_dtype=dtype,
-                execution=Execution(placement),
-                scan_layers=config.model.scan_layers,
-            )
-        if model.config.vocab_size != trainer.config.vocab_size:
-            raise UserError(
-                f"{KEY}: the teacher has {model.config.vocab_size} vocabulary rows and the student "
-                f"{trainer.config.vocab_size}; distributions are compared row by row."
-            )
+        model = load_teacher(config, placement, tokenizer, trainer.config.vocab_size)
         self._student, self._params = trainer, flatten(model)
         self.trainer = teacher_trainer(config, model.config, placement, trainer.micro_batches)
         self._states = TokenValues(self.trainer, lambda model, rows: hidden_of(model, rows).states.astype(model.dtype))

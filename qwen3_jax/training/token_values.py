@@ -15,35 +15,35 @@ from qwen3_jax.training.step import DeviceBatch, Params, Trainer
 
 
 class TokenValues:
-    """A compiled function of (parameters, placed global batch), which returns values [B, T, ...].
+    """A compiled function of (parameters, placed global batch), which returns values [B, T, ...] or a tree of such.
 
     A micro-batch without a learned token is skipped and gives zeros.
 
     Args:
         trainer: whose model, mesh and micro-batches are used.
-        function: (model, rows) -> [rows, T, ...].
+        function: (model, rows) -> [rows, T, ...], or a tree of such.
     """
 
-    def __init__(self, trainer: Trainer, function: Callable[[Qwen3, DeviceBatch], jax.Array]):
+    def __init__(self, trainer: Trainer, function: Callable[[Qwen3, DeviceBatch], Any]):
         self._trainer = trainer
 
-        def compute(params: Params, batch: DeviceBatch, frozen: Frozen) -> jax.Array:
+        def compute(params: Params, batch: DeviceBatch, frozen: Frozen) -> Any:
             model = trainer.merge(params, frozen.base)
 
-            def of(rows: DeviceBatch) -> jax.Array:
+            def of(rows: DeviceBatch) -> Any:
                 like = jax.eval_shape(lambda: function(model, rows))
-                zeros = jnp.zeros(like.shape, like.dtype)
+                zeros = jax.tree.map(lambda of: jnp.zeros(of.shape, of.dtype), like)
                 return jax.lax.cond(rows["loss_mask"].any(), lambda: function(model, rows), lambda: zeros)
 
-            return self._joined(jax.lax.map(of, trainer.split(batch)))
+            return jax.tree.map(self._joined, jax.lax.map(of, trainer.split(batch)))
 
         self._program = jax.jit(compute)
 
-    def __call__(self, params: Params, batch: DeviceBatch) -> np.ndarray:
-        """Return the values on the host of every process, with the tokens of each row in order."""
-        return self._fetch(self.on_devices(params, batch))
+    def __call__(self, params: Params, batch: DeviceBatch) -> Any:
+        """Return the values, NumPy arrays, on the host of every process, with the tokens of each row in order."""
+        return jax.tree.map(self._fetch, self.on_devices(params, batch))
 
-    def on_devices(self, params: Params, batch: DeviceBatch) -> jax.Array:
+    def on_devices(self, params: Params, batch: DeviceBatch) -> Any:
         """Return the values on the trainer's mesh, with the tokens of each row in the order of the batch."""
         return self._program(params, batch, self._trainer.frozen)
 

@@ -59,8 +59,8 @@ PLANTED = (
         "loss_mask",
         "the loss mask is that of the inputs, not of the targets",
         "qwen3_jax/data/batches.py",
-        'batch["loss_mask"][row, here] = document.loss[piece.start + 1 : stop + 1]',
-        'batch["loss_mask"][row, here] = document.loss[piece.start : stop]',
+        'batch["loss_mask"][row, here] = document.loss[first + 1 : stop + 1]',
+        'batch["loss_mask"][row, here] = document.loss[first:stop]',
     ),
     Planted(
         "label_numbers",

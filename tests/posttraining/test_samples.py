@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwen3_jax.data.token_targets import TopTokens
 from qwen3_jax.errors import UserError
 from qwen3_jax.generation import Request, Sampling, ThinkingTokens
 from qwen3_jax.posttraining import samples as storage
@@ -16,6 +17,7 @@ from qwen3_jax.posttraining.advantages import advantages, teaches
 from qwen3_jax.posttraining.rollouts import banned_places
 from qwen3_jax.posttraining.rounds import Rounds
 from qwen3_jax.posttraining.samples import Sample, arrange, pack, spread, take_back
+from qwen3_jax.training.distillation import IDS, LOG_PROBS
 from qwen3_jax.training.rl_config import RolloutConfig
 
 LENGTH = 24
@@ -34,12 +36,15 @@ def sample(draw) -> Sample:
     tokens = draw(st.lists(st.integers(0, 99), min_size=1, max_size=12))
     learned = np.asarray(draw(st.lists(st.booleans(), min_size=len(tokens), max_size=len(tokens))))
     numbers = np.arange(len(tokens), dtype=np.float32)
+    count, first = int(learned.sum()), draw(st.integers(0, 60_000))
+    ids = (first + np.arange(3 * count).reshape(-1, 3)).astype(np.uint16)
+    top = TopTokens(ids, np.where(ids % 5 == 4, -np.inf, -(ids % 7).astype(np.float16)).astype(np.float16))
     return Sample(
         np.asarray(prompt, np.int32), np.asarray(tokens, np.int32), learned, ~learned,
         np.where(learned, -1 - numbers, np.nan).astype(np.float32), draw(st.integers(0, 2**40)), draw(st.integers(0, 9)),
         draw(st.floats(-3, 3, width=32)), np.where(learned, -2 - numbers, np.nan).astype(np.float32),
         np.where(learned, -3 - numbers, np.nan).astype(np.float32), draw(experts_of(len(prompt) + len(tokens) - 1)),
-        {"content": draw(st.text(max_size=5)), "reward": 0.5},
+        {"content": draw(st.text(max_size=5)), "reward": 0.5}, top,
     )  # fmt: skip
 
 
@@ -69,6 +74,9 @@ def test_every_token_is_in_the_batch_once_with_its_numbers(samples, parts):
             assert (batch["advantages"][row, learned] == np.float32(one.advantage)).all()
             for name in ("behaviour", "old", "reference"):
                 np.testing.assert_array_equal(batch[name][row, learned], getattr(one, name)[one.learned])
+            for name, values in zip((IDS, LOG_PROBS), one.teacher.fields(), strict=True):
+                np.testing.assert_array_equal(batch[name][row, learned], values)
+            assert (batch[IDS][row, at & ~learned] == -1).all()
             if one.experts is not None:
                 np.testing.assert_array_equal(batch["experts"][row, at], one.experts.reshape(-1, 6))
             elif "experts" in batch:

@@ -65,6 +65,31 @@ def test_prompt_tokens_come_first(server, model, limit):
         assert (usage["completion_tokens"] == 0) == (limit == 0)
 
 
+def test_tokens_are_spelled_as_ids(server, model):
+    """Of prompt and answer; every alternative is there, also parts of characters, which have one text."""
+    ids = TOK.encode("one é two 🙂")
+    plain = ask(server, prompt=ids, max_tokens=2, logprobs=5, echo=True)["choices"][0]
+    got = ask(server, prompt=ids, max_tokens=2, logprobs=5, echo=True, return_tokens_as_token_ids=True)["choices"][0]
+    assert got["text"] == plain["text"]
+    of = got["logprobs"]
+    assert of["tokens"][: len(ids)] == [f"token_id:{token}" for token in ids]
+    assert [TOK.decode([int(token.removeprefix("token_id:"))]) for token in of["tokens"][len(ids) :]] == plain[
+        "logprobs"
+    ]["tokens"][len(ids) :]
+    assert [of[name] for name in ("token_logprobs", "text_offset")] == [
+        plain["logprobs"][name] for name in ("token_logprobs", "text_offset")
+    ]
+    _, logs = expected(model, ids)
+    for token, log, top in zip(ids[1:], logs, of["top_logprobs"][1:], strict=False):
+        best = {f"token_id:{i}" for i in (*np.argsort(-log)[:5], token)}
+        assert top.keys() == best
+    refused = server.post(
+        "/v1/chat/completions", messages=[dict(role="user", content="a")], return_tokens_as_token_ids=True
+    )
+    assert refused.status_code == 400
+    assert "is one of POST /v1/completions" in refused.text
+
+
 def test_a_stream_and_several_answers(server):
     """The chunks of a choice, joined, are what the whole object has."""
     body = dict(prompt=["What is", "2 + 3?"], n=2, max_tokens=5, logprobs=1, echo=True, temperature=1, seed=4)

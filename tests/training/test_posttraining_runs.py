@@ -1,5 +1,6 @@
 """Runs of the methods sft, dpo and reward_model: what they refuse, keep, resume and export."""
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -15,6 +16,7 @@ from qwen3_jax.data import Record, documents, encode
 from qwen3_jax.errors import UserError
 from qwen3_jax.model import RewardModel, flatten
 from qwen3_jax.training import reference
+from qwen3_jax.training.document_parts import Parts
 from qwen3_jax.verifiers import verify
 from tests.helpers import tiny_models
 
@@ -82,7 +84,7 @@ def said(capsys, code: int) -> str:
 
 
 def test_dpo_keeps_its_reference_resumes_and_refuses_a_stale_one(base, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(reference, "_PART", 16)
+    monkeypatch.setattr(reference, "Parts", functools.partial(Parts, size=16))
     config = write_config(tmp_path, base, "dpo", pairs(40), dpo={"beta": 0.3})
     whole, broken = tmp_path / "run", tmp_path / "broken"
     assert cli.main([f"--config={config}"]) == 0
@@ -98,20 +100,20 @@ def test_dpo_keeps_its_reference_resumes_and_refuses_a_stale_one(base, tmp_path,
     assert np.isfinite(np.concatenate([np.load(file) for file in files])).all()
 
     # Killed while it computed the reference: what is there is not computed again.
-    computed, original = [], reference._write
+    computed, original = [], Parts.write
 
-    def write(file, part):
+    def write(parts, number, raw):
         if len(computed) == 1:
             raise KeyboardInterrupt
-        computed.append(file.name)
-        original(file, part)
+        computed.append(number)
+        original(parts, number, raw)
 
-    monkeypatch.setattr(reference, "_write", write)
+    monkeypatch.setattr(Parts, "write", write)
     command = [f"--config={config}", f"--run_dir={broken}"]
     assert cli.main(command) == 130
-    monkeypatch.setattr(reference, "_write", lambda file, part: (computed.append(file.name), original(file, part)))
+    monkeypatch.setattr(Parts, "write", lambda *part: (computed.append(part[1]), original(*part)))
     assert cli.main(command) == 0
-    assert computed == ["00000.npy", "00001.npy", "00002.npy"]
+    assert computed == [0, 1, 2]
     for file in files:
         assert (broken / "reference" / "sums" / file.name).read_bytes() == file.read_bytes()
     assert metrics(broken) == metrics(whole)
@@ -140,8 +142,8 @@ def test_dpo_refuses_a_reference_of_other_data(base, tmp_path, monkeypatch, caps
     config = write_config(tmp_path, base, "dpo", pairs(40), steps=1, eval_every=1, checkpoint_every=1)
     assert cli.main([f"--config={config}"]) == 0
     kept = tmp_path / "run/reference"
-    written, original = [], reference._write
-    monkeypatch.setattr(reference, "_write", lambda file, part: (written.append(file.name), original(file, part)))
+    written, original = [], Parts.write
+    monkeypatch.setattr(Parts, "write", lambda *part: (written.append(part[1]), original(*part)))
     same, changed = pairs(40), pairs(40)
     changed[7] = pairs(40)[7] | {"rejected": [{"role": "assistant", "content": "12"}]}
     for name, records in (("same", same), ("swapped", [same[1], same[0], *same[2:]]), ("changed", changed)):
@@ -161,7 +163,7 @@ def test_dpo_refuses_a_reference_of_other_data(base, tmp_path, monkeypatch, caps
             shutil.rmtree(tmp_path / "short/checkpoints")
             (tmp_path / "short/config.json").unlink()
             assert cli.main([f"--config={config}", f"--run_dir={tmp_path / 'short'}"]) == 0
-            assert written == ["00000.npy"]
+            assert written == [0]
             np.testing.assert_array_equal(np.load(tmp_path / "short/reference/sums/00000.npy"), short)
             capsys.readouterr()
         else:
