@@ -31,9 +31,8 @@ from qwen3_jax.training.teacher import KEY
 
 _SPELLED = "token_id:"
 _AGAIN = (408, 409, 425, 429)  # and 5xx: another try may succeed
-_NEARBY = (
-    5  # alternatives of a token whose own log-probability is asked for: among them is a token that could not be sampled
-)
+# Alternatives of a token whose own log-probability is asked for: among them is a token that could not be sampled.
+_NEARBY = 5
 
 T = TypeVar("T")
 
