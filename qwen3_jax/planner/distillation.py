@@ -97,7 +97,11 @@ def _plan_states(config: TrainConfig, topology: Topology, model: Qwen3Config) ->
     with lowering_for(topology):
         lowered = values.lower(state.params, batch)
     seconds = time.perf_counter() - started
-    return planned(config, topology, trainer, state, lowered, "the teacher", seconds, notes, passes=1)
+    named = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, preset=None, init_from=_teacher(config))
+    )
+    what = "the teacher's forward pass"
+    return planned(named, topology, trainer, state, lowered, what, seconds, notes, passes=1)
 
 
 def _attach(trainer: Trainer, config: TrainConfig, model: Qwen3Config) -> None:
