@@ -4,9 +4,10 @@
     python -m benchmarks.distillation --student DIR --teacher DIR --prompts FILE --steps 8 --seeds 1 --modes reverse_kl
 
 Off-policy (reverse_kl, jsd; lmbda 0) both sides learn the same documents in every step, answers of the teacher: ours in packed
-rows, TRL's in rows of a document each, padded to the longest. So their losses are compared step by step. On-policy (lmbda 1) both
-sample answers to the same prompts in every step, and curves are compared. Both have the same models in float32, learning rate,
-AdamW and clipping, and temperature 1. Each seed is run by both sides in turn. The first two steps, which compile, are not timed.
+rows, TRL's in rows of a document each, padded to the longest. So their losses are compared step by step. On-policy (lmbda 1)
+both sample answers to the same prompts in every step, and curves are compared. Both have the same models in float32, learning
+rate, AdamW, clipping and temperature 1. Each seed is run by both sides in turn. The first two steps, which compile, are not
+timed.
 
 GKDTrainer divides the loss of sampled answers by the number of tokens of the data's answers; here it is their mean, as ours is.
 """

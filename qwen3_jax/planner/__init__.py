@@ -25,5 +25,6 @@ with epy.lazy_api_imports(globals()):
     from qwen3_jax.planner.training_step import plan_training
 
 __all__ = [
-    "Plan", "Topology", "plan_decoding", "plan_distillation", "plan_reinforcement", "plan_training", "topology", "topology_mesh",
+    "Plan", "Topology", "plan_decoding", "plan_distillation", "plan_reinforcement", "plan_training", "topology",
+    "topology_mesh",
 ]  # fmt: skip

@@ -17,7 +17,7 @@ import jax
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
 from qwen3_jax.planner.architecture import checkpoint_architecture, training_architecture
-from qwen3_jax.planner.compile import bytes_per_device, lowering_for
+from qwen3_jax.planner.compile import lowering_for
 from qwen3_jax.planner.plan import Plan
 from qwen3_jax.planner.reinforcement import gib, with_rollouts
 from qwen3_jax.planner.topologies import Topology
@@ -44,8 +44,7 @@ def plan_distillation(config: TrainConfig, topology: Topology) -> list[Plan]:
     if settings.mesh is not None:
         raise UserError("distillation.mesh is not planned; plan the run without it, on the devices of each part.")
     model = None if settings.is_server else _teacher_architecture(config)
-    stays: list[str] = []
-    plans: list[Plan] = []
+    plans, stays = list[Plan](), list[str]()
     if model is None or settings.top_k is not None:
         learning = _noted(plan_training(config, topology), "what the teacher computes before the steps is not planned")
     elif settings.needs_states:
@@ -97,11 +96,11 @@ def _plan_states(config: TrainConfig, topology: Topology, model: Qwen3Config) ->
     with lowering_for(topology):
         lowered = values.lower(state.params, batch)
     seconds = time.perf_counter() - started
-    named = dataclasses.replace(
-        config, model=dataclasses.replace(config.model, preset=None, init_from=_teacher(config))
-    )
+    assert config.distillation is not None
+    named = dataclasses.replace(config.model, preset=None, init_from=config.distillation.teacher)
+    config = dataclasses.replace(config, model=named)
     what = "the teacher's forward pass"
-    return planned(named, topology, trainer, state, lowered, what, seconds, notes, passes=1)
+    return planned(config, topology, trainer, state, lowered, what, seconds, notes, passes=1)
 
 
 def _attach(trainer: Trainer, config: TrainConfig, model: Qwen3Config) -> None:
