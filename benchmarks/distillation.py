@@ -33,7 +33,7 @@ MODES = ("reverse_kl", "jsd", "on_policy")
 PHASES = ("rollout", "teacher", "rest")
 FIRST = 2  # steps that are not timed
 LENGTH = 256  # tokens of a row
-Step = dict[str, float]  # divergence, tokens, whole; on-policy also reward, rollout, teacher, rest
+Step = dict[str, float]  # divergence, tokens, whole, cpu; on-policy also reward, rollout, teacher, rest
 Document = dict[str, Any]  # tokens, labels (-100: not learned); of prompts answer instead of labels
 
 
@@ -128,15 +128,16 @@ def ours(
 
     file, on_policy = folder / f"{mode}-{seed}.json", mode == "on_policy"
     file.write_text(json.dumps(configuration(options, mode, data, seed, folder / f"{mode}-{seed}")))
-    ends: list[float] = []
+    ends: list[tuple[float, float]] = []
     with placed_batches() as documents, timed_teacher() if on_policy else contextlib.nullcontext([]) as teacher:
         config = parse_train([f"--config={file}"], "train").config
-        run = train(config, lambda *_: ends.append(time.perf_counter())).parent
+        run = train(config, lambda *_: ends.append((time.perf_counter(), time.process_time()))).parent
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = []
     rows = [line for line in lines if "train.divergence" in line]
-    for number, (row, whole) in enumerate(zip(rows, np.diff([np.nan, *ends]), strict=True)):
-        step = Step(divergence=row["train.divergence"], tokens=row["train.tokens"], whole=whole)
+    taken = np.diff([(np.nan, np.nan), *ends], axis=0)
+    for number, (row, (whole, cpu)) in enumerate(zip(rows, taken, strict=True)):
+        step = Step(divergence=row["train.divergence"], tokens=row["train.tokens"], whole=whole, cpu=cpu)
         if on_policy:
             rollout = row["rl.seconds_rollout"]
             rest = whole - rollout - teacher[number]
@@ -215,16 +216,16 @@ def gkd(
             return loss
 
     class Clock(TrainerCallback):
-        started = 0.0
+        started, cpu = 0.0, 0.0
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             seconds.update(dict.fromkeys(seconds, 0.0))
-            self.started = time.perf_counter()
+            self.started, self.cpu = time.perf_counter(), time.process_time()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            whole = time.perf_counter() - self.started
+            whole, cpu = time.perf_counter() - self.started, time.process_time() - self.cpu
             learned = now["labels"] != -100
-            step = Step(divergence=now["divergence"], tokens=float(learned.sum()), whole=whole)
+            step = Step(divergence=now["divergence"], tokens=float(learned.sum()), whole=whole, cpu=cpu)
             if seconds["rollout"]:
                 asked = documents[len(steps)]
                 texts = [tokenizer.decode(row[row != -100], skip_special_tokens=True) for row in now["labels"]]
@@ -307,15 +308,16 @@ def report(options: argparse.Namespace, mode: str, runs: Mapping[str, list[list[
             spread = f" ± {statistics.stdev(means):.4f}" if len(means) > 1 else ""
             return f"{statistics.fmean(means):.4f}{spread}"
 
-        keys = ("whole", *PHASES) if on_policy else ("whole",)
-        medians.append(statistics.median(step["whole"] for step in timed))
+        keys = ("whole", "cpu", *PHASES) if on_policy else ("whole", "cpu")
+        medians.append([statistics.median(step[key] for step in timed) for key in keys[:2]])
         row = [name, *(f"{statistics.median(step[key] for step in timed):.3f}" for key in keys)]
         row += [f"{statistics.median(step['tokens'] for step in timed):,.0f}", ended("divergence")]
         rows.append([*row, ended("reward")] if on_policy else row)
-    columns = ["", "s/step", *(phase for phase in PHASES if on_policy), "tokens", "divergence"]
+    columns = ["", "s/step", "CPU s", *(phase for phase in PHASES if on_policy), "tokens", "divergence"]
     title = f"{mode}, {options.steps} steps, {options.seeds} seeds; divergence of the last third"
     show(title, [*columns, "reward"] if on_policy else columns, rows)
-    print(f"{mode}: TRL / qwen3-jax: {medians[1] / medians[0]:.2f}x seconds per step")
+    wall, cpu = (other / one for one, other in zip(*medians, strict=True))
+    print(f"{mode}: TRL / qwen3-jax: {wall:.2f}x seconds per step, {cpu:.2f}x seconds of the processor")
     one, other = (np.array([[s["divergence"] for s in steps] for steps in runs[name]]) for name in runs)
     if not on_policy:
         apart = np.abs(one - other) / other
