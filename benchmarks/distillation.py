@@ -5,7 +5,8 @@
 
 Off-policy (reverse_kl, jsd; lmbda 0) both sides learn the same documents in every step, answers of the teacher: ours in packed
 rows, TRL's in rows of a document each, padded to the longest. So their losses are compared step by step. On-policy (lmbda 1)
-both sample answers to the same prompts in every step, and curves are compared. Both have the same models in float32, learning
+both sample answers to the same prompts in every step, and curves are compared; TRL also learns our answers of the first seed,
+step by step, which tells a difference of the update from one of sampling. Both have the same models in float32, learning
 rate, AdamW, clipping and temperature 1. Each seed is run by both sides in turn. The first two steps, which compile, are not
 timed.
 
@@ -120,8 +121,8 @@ def configuration(options: argparse.Namespace, mode: str, data: Path, seed: int,
 
 def ours(
     options: argparse.Namespace, mode: str, data: Path, seed: int, folder: Path
-) -> tuple[list[Step], list[list[Document]]]:
-    """Train; return the figures of each step, and the documents or prompts that it learned from."""
+) -> tuple[list[Step], list[list[Document]], list[list[Document]]]:
+    """Train; return the figures of each step, the documents that it learned from, and on-policy its prompts."""
     from qwen3_jax.cli.train_options import parse_train
     from qwen3_jax.posttraining import samples
     from qwen3_jax.posttraining.reinforcement import train
@@ -143,12 +144,13 @@ def ours(
             rest = whole - rollout - teacher[number]
             step |= Step(reward=row["rl.reward"], rollout=rollout, teacher=teacher[number], rest=rest)
         steps.append(step)
+    prompts: list[list[Document]] = []
     if on_policy:
         rounds = [samples.load(run / "rollouts", step)[0] for step in range(options.steps)]
-        documents = [
+        prompts = [
             [{"tokens": one.prompt.tolist(), "answer": one.about["answer"]} for one in answers] for answers in rounds
         ]
-    return steps, documents[: options.steps]
+    return steps, documents[: options.steps], prompts
 
 
 def collated(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -263,17 +265,21 @@ def gkd(
     return model, steps
 
 
-def theirs(
-    options: argparse.Namespace, mode: str, documents: list[list[Document]], seed: int, folder: Path
-) -> list[Step]:
-    """Train with TRL on the same documents or prompts; return the figures of each step."""
-    on_policy = mode == "on_policy"
-    settings = dict(
-        seed=seed, lmbda=1.0 if on_policy else 0.0, beta=0.5 if mode == "jsd" else 1.0,
-        max_new_tokens=options.max_new_tokens,
-    )  # fmt: skip
-    output = folder / f"trl-{mode}-{seed}"
-    return gkd(options.student, options.teacher, documents, output, verifier=options.verifier, **settings)[1]
+def compare(options: argparse.Namespace, mode: str, data: Path, folder: Path) -> None:
+    """Run a mode on both sides in turn, and print its figures."""
+    on_policy, beta = mode == "on_policy", 0.5 if mode == "jsd" else 1.0
+    runs: dict[str, list[list[Step]]] = {"qwen3-jax": [], "TRL": []}
+    replayed: list[list[Step]] = []
+    for seed in range(options.seeds):
+        output, pair = folder / f"trl-{mode}-{seed}", (options.student, options.teacher)
+        steps, documents, prompts = ours(options, mode, data, seed, folder)
+        runs["qwen3-jax"].append(steps)
+        settings = dict(seed=seed, beta=beta, verifier=options.verifier, max_new_tokens=options.max_new_tokens)
+        given = prompts if on_policy else documents
+        runs["TRL"].append(gkd(*pair, given, output, lmbda=float(on_policy), **settings)[1])
+        if on_policy and not replayed:
+            replayed.append(gkd(*pair, documents, output, lmbda=0.0, **settings)[1])
+    report(options, mode, runs, replayed or runs["TRL"])
 
 
 def teacher_answers(options: argparse.Namespace, folder: Path) -> Path:
@@ -296,8 +302,10 @@ def teacher_answers(options: argparse.Namespace, folder: Path) -> Path:
     return folder / "answers/records"
 
 
-def report(options: argparse.Namespace, mode: str, runs: Mapping[str, list[list[Step]]]) -> None:
-    """Print the figures of a mode."""
+def report(
+    options: argparse.Namespace, mode: str, runs: Mapping[str, list[list[Step]]], same: list[list[Step]]
+) -> None:
+    """Print the figures of a mode; `same` are TRL's steps on the documents that ours learned from."""
     on_policy, rows, medians = mode == "on_policy", [], []
     for name, all_steps in runs.items():
         timed = [step for steps in all_steps for step in steps[FIRST:]]
@@ -319,11 +327,11 @@ def report(options: argparse.Namespace, mode: str, runs: Mapping[str, list[list[
     wall, cpu = (other / one for one, other in zip(*medians, strict=True))
     print(f"{mode}: TRL / qwen3-jax: {wall:.2f}x seconds per step, {cpu:.2f}x seconds of the processor")
     one, other = (np.array([[s["divergence"] for s in steps] for steps in runs[name]]) for name in runs)
-    if not on_policy:
-        apart = np.abs(one - other) / other
-        print(
-            f"{mode}: losses of a step differ by {apart[:, 0].max():.1e} at first, by at most {apart.max():.1e} later"
-        )
+    again = np.array([[step["divergence"] for step in steps] for steps in same])
+    apart, where = np.abs(one[: len(again)] - again) / again, "on our answers " if on_policy else ""
+    print(
+        f"{mode}: {where}losses of a step differ by {apart[:, 0].max():.1e} at first, by at most {apart.max():.1e} later"
+    )
     for number in range(0, options.steps, max(options.steps // 6, 1)):
         text = ", ".join(
             f"{name} {values[:, number].mean():.4f}" for name, values in zip(runs, (one, other), strict=True)
@@ -361,12 +369,7 @@ def main() -> None:
         answers = teacher_answers(options, folder) if set(options.modes) - {"on_policy"} else folder
         for mode in options.modes:
             data = folder / "prompts.jsonl" if mode == "on_policy" else answers
-            runs: dict[str, list[list[Step]]] = {"qwen3-jax": [], "TRL": []}
-            for seed in range(options.seeds):
-                steps, documents = ours(options, mode, data, seed, folder)
-                runs["qwen3-jax"].append(steps)
-                runs["TRL"].append(theirs(options, mode, documents, seed, folder))
-            report(options, mode, runs)
+            compare(options, mode, data, folder)
     import trl
 
     print(f"trl {trl.__version__}; {cpu_name()}")

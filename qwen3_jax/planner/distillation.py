@@ -14,14 +14,15 @@ from typing import Any
 
 import jax
 
+import sharding
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
 from qwen3_jax.planner.architecture import checkpoint_architecture, training_architecture
 from qwen3_jax.planner.compile import lowering_for
 from qwen3_jax.planner.plan import Plan
 from qwen3_jax.planner.reinforcement import gib, with_rollouts
-from qwen3_jax.planner.topologies import Topology
-from qwen3_jax.planner.training_step import across_slices, make_trainer, plan_log_probs, plan_training, planned
+from qwen3_jax.planner.topologies import Topology, topology_mesh
+from qwen3_jax.planner.training_step import across_slices, plan_log_probs, plan_training, planned
 from qwen3_jax.training.config import TrainConfig
 from qwen3_jax.training.distillation import EMBEDDING, OUTPUT, STATES
 from qwen3_jax.training.losses import hidden_of
@@ -29,6 +30,7 @@ from qwen3_jax.training.method_checks import reads_policy
 from qwen3_jax.training.step import Trainer
 from qwen3_jax.training.teacher import KEY, teacher_trainer
 from qwen3_jax.training.token_values import TokenValues
+from sharding import Placement
 
 
 def plan_distillation(config: TrainConfig, topology: Topology) -> list[Plan]:
@@ -52,7 +54,7 @@ def plan_distillation(config: TrainConfig, topology: Topology) -> list[Plan]:
         learning = plan_training(config, topology, lambda trainer: _attach(trainer, config, model))
         learning = _noted(learning, "other arguments are the teacher's states of the batch, and its output projection")
     else:
-        plans.append(plan_log_probs(dataclasses.replace(config, lora=None), topology, model))
+        plans.append(plan_log_probs(_of_teacher(config), topology, model))
         learning = plan_training(config, topology)
     if plans:
         stays = [f"the teacher's weights, {gib(plans[0].holds['weights'])} of each chip, stay beside this phase"]
@@ -84,23 +86,27 @@ def _teacher_architecture(config: TrainConfig) -> Qwen3Config:
     return model
 
 
+def _of_teacher(config: TrainConfig) -> TrainConfig:
+    """The run with the teacher in the student's place."""
+    assert config.distillation is not None
+    model = dataclasses.replace(config.model, preset=None, init_from=config.distillation.teacher)
+    return dataclasses.replace(config, model=model, lora=None)
+
+
 def _plan_states(config: TrainConfig, topology: Topology, model: Qwen3Config) -> Plan:
     """Compile the pass that gives the teacher's hidden states of a batch, as `Teacher` runs it."""
     started = time.perf_counter()
     config, notes = across_slices(config, topology)
-    student = make_trainer(config, training_architecture(config), topology)
-    trainer = teacher_trainer(config, model, student.placement, config.micro_batches)
+    placement = Placement(topology_mesh(topology, config.mesh), sharding.TRAINING)
+    trainer = teacher_trainer(config, model, placement, config.micro_batches)
     state = trainer.abstract_state()
     batch = trainer.abstract_batch(config.data.batch_size, config.data.sequence_length)
     values = TokenValues(trainer, lambda model, rows: hidden_of(model, rows).states.astype(model.dtype))
     with lowering_for(topology):
         lowered = values.lower(state.params, batch)
     seconds = time.perf_counter() - started
-    assert config.distillation is not None
-    named = dataclasses.replace(config.model, preset=None, init_from=config.distillation.teacher)
-    config = dataclasses.replace(config, model=named)
     what = "the teacher's forward pass"
-    return planned(config, topology, trainer, state, lowered, what, seconds, notes, passes=1)
+    return planned(_of_teacher(config), topology, trainer, state, lowered, what, seconds, notes, passes=1)
 
 
 def _attach(trainer: Trainer, config: TrainConfig, model: Qwen3Config) -> None:
