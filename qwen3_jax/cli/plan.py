@@ -55,8 +55,10 @@ def run(config: TrainConfig, options: PlanOptions) -> int:
     config = config.stage(options.stage)
     topology = planner.topology(options.topology, options.slices)
     with doing(f"compiling for {options.topology}"):
-        if options.search and config.rl is not None:
-            raise UserError("--search is for one program, and method: grpo has several; plan each mesh by itself.")
+        if options.search and config.method in ("grpo", "distillation"):
+            raise UserError(
+                f"--search is for one program, and method: {config.method} has several; plan each mesh by itself."
+            )
         if options.search:
             from qwen3_jax.planner import search
 
@@ -67,8 +69,12 @@ def run(config: TrainConfig, options: PlanOptions) -> int:
             lines = [json.dumps(result.plan.json()) for result in ranking]
             text = "\n".join(lines) if options.json else search.table(ranking, topology)
         else:
-            is_rl = config.rl is not None
-            plans = planner.plan_reinforcement(config, topology) if is_rl else [planner.plan_training(config, topology)]
+            if config.method == "distillation":
+                plans = planner.plan_distillation(config, topology)
+            elif config.method == "grpo":
+                plans = planner.plan_reinforcement(config, topology)
+            else:
+                plans = [planner.plan_training(config, topology)]
             lines = [json.dumps(plan.json()) if options.json else plan.text() for plan in plans]
             text = "\n".join(lines) if options.json else "\n\n".join(lines)
     print(text)

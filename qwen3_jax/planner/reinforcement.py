@@ -27,6 +27,22 @@ def plan_reinforcement(config: TrainConfig, topology: Topology) -> list[Plan]:
         ShardingError: likewise.
     """
     assert config.rl is not None
+    training = plan_training(config, topology)
+    passes = config.rl.rollouts.updates > 1 or config.rl.policy.kl.coefficient
+    scored = [plan_log_probs(config, topology)] if passes else []
+    return with_rollouts(config, topology, [*scored, training])
+
+
+def with_rollouts(config: TrainConfig, topology: Topology, learning: list[Plan], *notes: str) -> list[Plan]:
+    """Compile the engine's decode step, and return it before the phases that learn from its answers, the update last.
+
+    Args:
+        notes: on what else stays on the devices in the rollouts.
+
+    Raises:
+        UserError, ShardingError: as `plan_decoding`.
+    """
+    assert config.rl is not None
     rollouts, model = config.rl.rollouts, training_architecture(config)
     if rollouts.mesh is not None:
         raise UserError("rl.rollouts.mesh is not planned; plan the run without it, on the devices of each part.")
@@ -34,11 +50,14 @@ def plan_reinforcement(config: TrainConfig, topology: Topology) -> list[Plan]:
     rows = rollouts.rows or min(rollouts.prompts * rollouts.group_size, 256)
     name = str(config.model.preset or config.model.init_from)
     decoding = plan_decoding(model, topology, mesh, rows, config.data.sequence_length, config.model.dtype, name)
-    training = plan_training(config, topology)
-    scored = [plan_log_probs(config, topology)] if rollouts.updates > 1 or config.rl.policy.kl.coefficient else []
-    stays = sum(training.holds.values())
-    note = f"the training state, {stays / GIB:.1f} GiB of each chip, stays beside this phase and is not in its peak"
-    decoding = dataclasses.replace(decoding, notes=(*decoding.notes, note))
-    cache = decoding.holds["cache"] + decoding.holds["weights"]
-    beside = f"the engine's weights and cache, at most {cache / GIB:.1f} GiB of each chip, stay beside this phase"
-    return [decoding, *(dataclasses.replace(plan, notes=(*plan.notes, beside)) for plan in [*scored, training])]
+    stays = gib(sum(learning[-1].holds.values()))
+    note = f"the training state, {stays} of each chip, stays beside this phase and is not in its peak"
+    decoding = dataclasses.replace(decoding, notes=(*decoding.notes, note, *notes))
+    cache = gib(decoding.holds["cache"] + decoding.holds["weights"])
+    beside = f"the engine's weights and cache, at most {cache} of each chip, stay beside this phase"
+    return [decoding, *(dataclasses.replace(plan, notes=(*plan.notes, beside)) for plan in learning)]
+
+
+def gib(size: float) -> str:
+    """Bytes for a note."""
+    return f"{size / GIB:.1f} GiB"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
 from jax.sharding import Mesh
@@ -32,10 +33,15 @@ from sharding import Placement, ShardingError
 from sharding.hardware import Gpu
 
 
-def plan_training(config: TrainConfig, topology: Topology) -> Plan:
+def plan_training(
+    config: TrainConfig, topology: Topology, prepare: Callable[[Trainer], None] = lambda trainer: None
+) -> Plan:
     """Compile the training step of a configuration without stages for the slice(s) or nodes.
 
-    Of the method grpo every row of the batch is counted as full; a step skips micro-batches without answers.
+    Of answers that are sampled (rl) every row of the batch is counted as full; a step skips micro-batches without answers.
+
+    Args:
+        prepare: gives the trainer what its objective reads besides the data.
 
     Raises:
         UserError: the architecture cannot be known without the data or tokenizer, or options exclude each other.
@@ -45,6 +51,7 @@ def plan_training(config: TrainConfig, topology: Topology) -> Plan:
     config, notes = across_slices(config, topology)
     model = training_architecture(config)
     trainer = make_trainer(config, model, topology)
+    prepare(trainer)
     try:
         batch = trainer.abstract_batch(config.data.batch_size, config.data.sequence_length)
     except ShardingError as error:
@@ -53,11 +60,14 @@ def plan_training(config: TrainConfig, topology: Topology) -> Plan:
     trainer.base = trainer.abstract_base(config.lora.quantize if config.lora is not None else None)
     with lowering_for(topology):
         lowered = trainer.lower(state, batch)
-    return _planned(config, topology, trainer, state, lowered, "training", time.perf_counter() - started, notes)
+    return planned(config, topology, trainer, state, lowered, "training", time.perf_counter() - started, notes)
 
 
-def plan_log_probs(config: TrainConfig, topology: Topology) -> Plan:
-    """Compile the pass of the method grpo that gives the log probabilities of a step's rows, before its updates.
+def plan_log_probs(config: TrainConfig, topology: Topology, teacher: Qwen3Config | None = None) -> Plan:
+    """Compile the pass that gives the log probabilities of a step's rows, before its updates.
+
+    Args:
+        teacher: whose they are; None is the model that is trained.
 
     Raises:
         UserError, ShardingError: as `plan_training`.
@@ -65,7 +75,7 @@ def plan_log_probs(config: TrainConfig, topology: Topology) -> Plan:
     started = time.perf_counter()
     config, notes = across_slices(config, topology)
     assert config.rl is not None
-    trainer = make_trainer(config, training_architecture(config), topology)
+    trainer = make_trainer(config, teacher or training_architecture(config), topology)
     batch = trainer.abstract_batch(config.data.batch_size, config.data.sequence_length)
     state = trainer.abstract_state()
     trainer.base = trainer.abstract_base(config.lora.quantize if config.lora is not None else None)
@@ -74,10 +84,11 @@ def plan_log_probs(config: TrainConfig, topology: Topology) -> Plan:
     with lowering_for(topology):
         lowered = values.lower(state.params, batch)
     seconds = time.perf_counter() - started
-    return _planned(config, topology, trainer, state, lowered, "log probabilities", seconds, notes, passes=1)
+    what = "log probabilities" if teacher is None else "the teacher's log probabilities"
+    return planned(config, topology, trainer, state, lowered, what, seconds, notes, passes=1)
 
 
-def _planned(
+def planned(
     config: TrainConfig, topology: Topology, trainer: Trainer, state: TrainState, lowered: Any, what: str, seconds: float,
     notes: tuple[str, ...], passes: int = 3,
 ) -> Plan:  # fmt: skip
