@@ -173,6 +173,51 @@ def collated(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _gkd_config(folder: Path, steps: int, settings: dict[str, Any]) -> Any:
+    """TRL's configuration with the settings that both sides have."""
+    from trl.experimental.gkd import GKDConfig
+
+    return GKDConfig(
+        **dict(
+            output_dir=str(folder), use_cpu=True, bf16=False, report_to="none", save_strategy="no", disable_tqdm=True,
+            logging_strategy="no", gradient_checkpointing=False, max_steps=steps, per_device_train_batch_size=1,
+            temperature=1.0, learning_rate=RATE, lr_scheduler_type="constant", adam_beta1=BETAS[0], adam_beta2=BETAS[1],
+            weight_decay=0.0, max_grad_norm=CLIP,
+        )
+        | settings
+    )  # fmt: skip
+
+
+def _clock(
+    documents: list[list[Document]], tokenizer: Any, verifier: str, seconds: Step, now: dict[str, Any], steps: list[Step]
+) -> Any:  # fmt: skip
+    """A callback of TRL's trainer that adds the figures of each step to `steps`."""
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        started, cpu = 0.0, 0.0
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            seconds.update(dict.fromkeys(seconds, 0.0))
+            self.started, self.cpu = time.perf_counter(), time.process_time()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            whole, cpu = time.perf_counter() - self.started, time.process_time() - self.cpu
+            learned = now["labels"] != -100
+            step = Step(divergence=now["divergence"], tokens=float(learned.sum()), whole=whole, cpu=cpu)
+            if seconds["rollout"]:
+                asked = documents[len(steps)]
+                texts = [tokenizer.decode(row[row != -100], skip_special_tokens=True) for row in now["labels"]]
+                scores = [
+                    verify(verifier, text, one["answer"]).score or 0.0 for text, one in zip(texts, asked, strict=True)
+                ]
+                rest = whole - seconds["rollout"] - seconds["teacher"]
+                step |= seconds | {"reward": statistics.fmean(scores), "rest": rest}
+            steps.append(step)
+
+    return Clock()
+
+
 def gkd(
     student: str,
     teacher: str,
@@ -189,8 +234,8 @@ def gkd(
     """
     import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl.experimental.gkd import GKDConfig, GKDTrainer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl.experimental.gkd import GKDTrainer
 
     seconds: Step = dict.fromkeys(PHASES, 0.0)
     steps: list[Step] = []
@@ -217,36 +262,8 @@ def gkd(
             now.update(divergence=loss.item())
             return loss
 
-    class Clock(TrainerCallback):
-        started, cpu = 0.0, 0.0
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            seconds.update(dict.fromkeys(seconds, 0.0))
-            self.started, self.cpu = time.perf_counter(), time.process_time()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            whole, cpu = time.perf_counter() - self.started, time.process_time() - self.cpu
-            learned = now["labels"] != -100
-            step = Step(divergence=now["divergence"], tokens=float(learned.sum()), whole=whole, cpu=cpu)
-            if seconds["rollout"]:
-                asked = documents[len(steps)]
-                texts = [tokenizer.decode(row[row != -100], skip_special_tokens=True) for row in now["labels"]]
-                scores = [
-                    verify(verifier, text, one["answer"]).score or 0.0 for text, one in zip(texts, asked, strict=True)
-                ]
-                rest = whole - seconds["rollout"] - seconds["teacher"]
-                step |= seconds | {"reward": statistics.fmean(scores), "rest": rest}
-            steps.append(step)
-
-    config = GKDConfig(
-        **dict(
-            output_dir=str(folder), use_cpu=True, bf16=False, report_to="none", save_strategy="no", disable_tqdm=True,
-            logging_strategy="no", gradient_checkpointing=False, max_steps=len(documents), per_device_train_batch_size=1,
-            temperature=1.0, learning_rate=RATE, lr_scheduler_type="constant", adam_beta1=BETAS[0], adam_beta2=BETAS[1],
-            weight_decay=0.0, max_grad_norm=CLIP,
-        )
-        | settings
-    )  # fmt: skip
+    clock = _clock(documents, tokenizer, verifier, seconds, now, steps)
+    config = _gkd_config(folder, len(documents), settings)
     model, other = (AutoModelForCausalLM.from_pretrained(of, dtype=torch.float32) for of in (student, teacher))
     other.register_forward_pre_hook(lambda *_: now.update(started=time.perf_counter()))
     other.register_forward_hook(
@@ -260,7 +277,7 @@ def gkd(
         data_collator=collated,
         train_dataset=data,
         processing_class=tokenizer,
-        callbacks=[Clock()],
+        callbacks=[clock],
     ).train()
     return model, steps
 

@@ -5,7 +5,7 @@
       - name: corpus
         run: python examples/collect_corpus.py --output {here}
       - name: pretrain
-        train: configs/recipe/laptop/pretrain.yaml
+        train: configs/pretrain/laptop.yaml
         set: {"data.sources": [{name: text, path: "{corpus}"}]}
       - name: cold-start
         train: configs/posttrain/cold-start-laptop.yaml
@@ -36,6 +36,7 @@ import yaml
 
 from qwen3_jax.errors import UserError, nearest
 from qwen3_jax.json_fields import digest
+from qwen3_jax.text_files import read_text
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 _PLACE = re.compile(r"\{([a-z0-9-]+)\}")
@@ -156,8 +157,8 @@ class Recipe:
 def is_recipe(file: Path) -> bool:
     """Whether a configuration file is a recipe: it has `phases`. One that cannot be read is none."""
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        values = yaml.safe_load(read_text(file))
+    except (UserError, yaml.YAMLError):
         return False
     return isinstance(values, dict) and "phases" in values
 
@@ -251,9 +252,7 @@ def _claims(file: Path, values: Any, names: list[str]) -> dict[str, dict[str, st
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read ({error}).") from None
+        values = yaml.safe_load(read_text(file))
     except yaml.YAMLError as error:
         raise UserError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
