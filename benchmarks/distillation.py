@@ -271,14 +271,8 @@ def gkd(
     )
     data = Dataset.from_list([{"documents": some} for some in documents])
     Trainer(
-        model,
-        other,
-        config,
-        data_collator=collated,
-        train_dataset=data,
-        processing_class=tokenizer,
-        callbacks=[clock],
-    ).train()
+        model, other, config, data_collator=collated, train_dataset=data, processing_class=tokenizer, callbacks=[clock]
+    ).train()  # fmt: skip
     return model, steps
 
 
