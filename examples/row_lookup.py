@@ -1,6 +1,6 @@
 """A task for reinforcement learning with a tool: look rows up, and add their digits.
 
-    python examples/row_lookup.py --output rows --demonstrations 400 --prompts 4000
+    python examples/row_lookup.py --output rows --demonstrations 3000 --prompts 4000
 
     user       Add the digits of these rows one by one and give the last digit of the sum: 37 52
     assistant  (thinks: 37) row(number=37)
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     """Write both files; return their folder."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--output", default="rows", help="folder (default: rows)")
-    parser.add_argument("--demonstrations", type=int, default=400, help="their number (default: 400)")
+    parser.add_argument("--demonstrations", type=int, default=3000, help="their number (default: 3000)")
     parser.add_argument("--prompts", type=int, default=4000, help="their number (default: 4000)")
     parser.add_argument("--seed", type=int, default=0, help="of the questions (default: 0)")
     options = parser.parse_args(arguments)
