@@ -19,7 +19,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,7 +27,6 @@ from unittest import mock
 import numpy as np
 
 from benchmarks.common import add_devices, cpu_mesh, show
-from qwen3_jax.verifiers import verify
 
 RATE, BETAS, CLIP = 1e-3, (0.9, 0.99), 1.0
 MODES = ("reverse_kl", "jsd", "on_policy")
@@ -153,131 +152,10 @@ def ours(
     return steps, documents[: options.steps], prompts
 
 
-def collated(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """TRL's batch of a step: documents padded on the right, and prompts on the left."""
-    import torch
-
-    (example,) = examples
-    tokens = [one["tokens"] for one in example["documents"]]
-    labels = [one.get("labels") or one["tokens"] for one in example["documents"]]
-    width = max(map(len, tokens))
-
-    def padded(rows: list[list[int]], fill: int, left: bool = False) -> torch.Tensor:
-        fills = [[fill] * (width - len(row)) for row in rows]
-        return torch.tensor([more + row if left else row + more for row, more in zip(rows, fills, strict=True)])
-
-    ones = [[1] * len(row) for row in tokens]
-    return {
-        "input_ids": padded(tokens, 0), "attention_mask": padded(ones, 0), "labels": padded(labels, -100),
-        "prompts": padded(tokens, 0, left=True), "prompt_attention_mask": padded(ones, 0, left=True),
-    }  # fmt: skip
-
-
-def _gkd_config(folder: Path, steps: int, settings: dict[str, Any]) -> Any:
-    """TRL's configuration with the settings that both sides have."""
-    from trl.experimental.gkd import GKDConfig
-
-    return GKDConfig(
-        **dict(
-            output_dir=str(folder), use_cpu=True, bf16=False, report_to="none", save_strategy="no", disable_tqdm=True,
-            logging_strategy="no", gradient_checkpointing=False, max_steps=steps, per_device_train_batch_size=1,
-            temperature=1.0, learning_rate=RATE, lr_scheduler_type="constant", adam_beta1=BETAS[0], adam_beta2=BETAS[1],
-            weight_decay=0.0, max_grad_norm=CLIP,
-        )
-        | settings
-    )  # fmt: skip
-
-
-def _clock(
-    documents: list[list[Document]], tokenizer: Any, verifier: str, seconds: Step, now: dict[str, Any], steps: list[Step]
-) -> Any:  # fmt: skip
-    """A callback of TRL's trainer that adds the figures of each step to `steps`."""
-    from transformers import TrainerCallback
-
-    class Clock(TrainerCallback):
-        started, cpu = 0.0, 0.0
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            seconds.update(dict.fromkeys(seconds, 0.0))
-            self.started, self.cpu = time.perf_counter(), time.process_time()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            whole, cpu = time.perf_counter() - self.started, time.process_time() - self.cpu
-            learned = now["labels"] != -100
-            step = Step(divergence=now["divergence"], tokens=float(learned.sum()), whole=whole, cpu=cpu)
-            if seconds["rollout"]:
-                asked = documents[len(steps)]
-                texts = [tokenizer.decode(row[row != -100], skip_special_tokens=True) for row in now["labels"]]
-                scores = [
-                    verify(verifier, text, one["answer"]).score or 0.0 for text, one in zip(texts, asked, strict=True)
-                ]
-                rest = whole - seconds["rollout"] - seconds["teacher"]
-                step |= seconds | {"reward": statistics.fmean(scores), "rest": rest}
-            steps.append(step)
-
-    return Clock()
-
-
-def gkd(
-    student: str,
-    teacher: str,
-    documents: list[list[Document]],
-    folder: Path,
-    *,
-    verifier: str = "number",
-    **settings: Any,
-) -> tuple[Any, list[Step]]:
-    """Train with TRL, a step for each list of documents; return the model and the figures of each step.
-
-    Args:
-        settings: of GKDConfig, over those that both sides have.
-    """
-    import torch
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl.experimental.gkd import GKDTrainer
-
-    seconds: Step = dict.fromkeys(PHASES, 0.0)
-    steps: list[Step] = []
-    now: dict[str, Any] = {}
-    tokenizer = AutoTokenizer.from_pretrained(student, padding_side="left")
-
-    class Trainer(GKDTrainer):
-        def _get_train_sampler(self, *_: Any) -> Any:
-            return torch.utils.data.SequentialSampler(self.train_dataset)
-
-        @staticmethod
-        def generate_on_policy_outputs(*args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
-            out = GKDTrainer.generate_on_policy_outputs(*args, **kwargs)
-            seconds["rollout"] += time.perf_counter() - started
-            return out
-
-        def compute_loss(
-            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-        ) -> Any:
-            now.update(labels=inputs["labels"])
-            count = None if self.lmbda else num_items_in_batch
-            loss = super().compute_loss(model, inputs, False, count)
-            now.update(divergence=loss.item())
-            return loss
-
-    clock = _clock(documents, tokenizer, verifier, seconds, now, steps)
-    config = _gkd_config(folder, len(documents), settings)
-    model, other = (AutoModelForCausalLM.from_pretrained(of, dtype=torch.float32) for of in (student, teacher))
-    other.register_forward_pre_hook(lambda *_: now.update(started=time.perf_counter()))
-    other.register_forward_hook(
-        lambda *_: seconds.update(teacher=seconds["teacher"] + time.perf_counter() - now["started"])
-    )
-    data = Dataset.from_list([{"documents": some} for some in documents])
-    Trainer(
-        model, other, config, data_collator=collated, train_dataset=data, processing_class=tokenizer, callbacks=[clock]
-    ).train()  # fmt: skip
-    return model, steps
-
-
 def compare(options: argparse.Namespace, mode: str, data: Path, folder: Path) -> None:
     """Run a mode on both sides in turn, and print its figures."""
+    from benchmarks.gkd import gkd
+
     on_policy, beta = mode == "on_policy", 0.5 if mode == "jsd" else 1.0
     runs: dict[str, list[list[Step]]] = {"qwen3-jax": [], "TRL": []}
     replayed: list[list[Step]] = []

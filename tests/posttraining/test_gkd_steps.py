@@ -5,7 +5,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.distillation import BETAS, CLIP, RATE, gkd, placed_batches
+from benchmarks.distillation import BETAS, CLIP, RATE, placed_batches
+from benchmarks.gkd import gkd
 from qwen3_jax.posttraining.reinforcement import train
 from tests.posttraining.test_distillation import config_of, off_policy, teacher
 from tests.posttraining.test_reinforcement_runs import base, metrics
