@@ -23,7 +23,9 @@ def main(arguments: list[str] | None = None) -> Path:
     args = parser.parse_args(arguments)
     with args.output.open("w", encoding="utf-8") as out:
         for index in range(args.count):
-            problem = running_sum_problem(index, args.seed, "train", min_digits=2, max_digits=args.digits, eval_fraction=0.01)
+            problem = running_sum_problem(
+                index, args.seed, "train", min_digits=2, max_digits=args.digits, eval_fraction=0.01
+            )
             line: dict[str, Any] = {
                 "question": problem.question,
                 "answer": problem.answer,

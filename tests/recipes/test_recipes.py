@@ -225,6 +225,89 @@ def rl_rows(values, entropy):
     return sorted(rows, key=lambda row: row["step"])
 
 
+def write_long_stage(folder: Path, values) -> None:
+    rows = [{"step": 5, "train.cross_entropy": 2.0, "train.skipped": 0}]
+    rows += [{"step": 6 + i, "position.0-128": 2.0, "position.128-256": value} for i, value in enumerate(values)]
+    run_folder(folder / "run", rows)
+
+
+def write_reasoning(folder: Path, values) -> None:
+    run_folder(folder / "run", rl_rows(*values), rl={"eval_samples": 1})
+
+
+def write_budget(folder: Path, values) -> None:
+    rows = zip((0, 16, 32, None), values[0], strict=True)
+    results(folder / "eval", *[("thinking", b, v, {"halted": 1.0, "unparsable": values[1]}) for b, v in rows])
+
+
+def write_fusion(folder: Path, values) -> None:
+    results(folder / "before", ("thinking", None, values[0], {}))
+    direct = ("non-thinking", None, 0.1, {"thinking_tokens": 0.0})
+    results(folder / "after", ("thinking", None, values[1], {}), direct)
+    results(folder / "flags", ("thinking", None, values[2], {}))
+
+
+def write_balance(folder: Path, values) -> None:
+    for name, apart in zip(("global", "micro"), values, strict=True):
+        rows = [{"step": 5, "train.cross_entropy": 2.0}, {"step": 5, "eval.a": 2.0, "eval.b": 3.0}]
+        run_folder(folder / name, rows)
+        loads = [[[1 + sign * apart, 1 - sign * apart]] * 2 for sign in (1, -1)]
+        lines = [{"step": 5, "held_out": domain, "load": load} for domain, load in zip("ab", loads, strict=True)]
+        (folder / name / "router.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def write_distillation(folder: Path, values) -> None:
+    for name, value in zip(("off-policy eval", "on-policy eval", "rl eval"), (0.2, *values), strict=True):
+        results(folder / name, ("thinking", None, value, {}))
+    config = tiny_models.TINY.to_hf()
+    (folder / "teacher").mkdir()
+    (folder / "teacher/config.json").write_text(json.dumps(config))
+    for name, answers, value in (("on-policy", 8, values[0]), ("rl", 256, values[1])):
+        rows = [
+            {"step": step, "train.policy": 0.0, "rl.tokens": 10.0, "rl.sampled_tokens": 10.0 * answers,
+             "seconds_step": 1.0, "seconds_input": 1.0} for step in range(1, 11)
+        ]  # fmt: skip
+        run_folder(folder / name, [*rows, held_out(10, value)], rl={"eval_samples": 1})
+        (folder / name / "architecture.json").write_text(json.dumps(config))
+        (folder / name / "rollouts").mkdir()
+        np.savez(folder / name / "rollouts/9.npz", prompt_lengths=np.full(4, 20))
+
+
+def write_laws(folder: Path, values) -> None:
+    (folder / "sweep").mkdir(parents=True)
+    exponents = {n: {"value": v, "standard_error": 0.1} for n, v in zip("ND", values, strict=True)}
+    cells = [{"parameters": 9, "tokens": t, "usable": True, "learning_rate": 0.1, "log_error": 0.1} for t in (1, 2)]
+    text = json.dumps({"learning_rate": {"exponents": exponents}, "batch_tokens": None, "cells": cells})
+    (folder / "sweep/result.json").write_text(text)
+
+
+def write_mixture(folder: Path, values) -> None:
+    (folder / "search").mkdir(parents=True)
+    check = {"proposal": [1.0], "uniform": [1.1], "difference": sum(values) / 2, "interval": values}
+    text = json.dumps({"verification": check, "rank_correlation": 0.9, "proxies": 24})
+    (folder / "search/result.json").write_text(text)
+
+
+def write_general(folder: Path, values) -> None:
+    for name, value in zip(("flags before", "flags after"), values, strict=True):
+        results(folder / name, ("thinking", None, value, {}))
+    for name in ("sums before", "sums after"):
+        results(folder / name, ("thinking", None, 0.9, {}))
+
+
+WRITERS = {
+    "long-stage": write_long_stage,
+    "reasoning": write_reasoning,
+    "budget": write_budget,
+    "fusion": write_fusion,
+    "balance": write_balance,
+    "distillation": write_distillation,
+    "laws": write_laws,
+    "mixture": write_mixture,
+    "general": write_general,
+}
+
+
 @pytest.mark.parametrize(
     ("key", "good", "bad"),
     [
@@ -243,64 +326,7 @@ def test_verdicts_follow_from_the_figures(key, good, bad, tmp_path):
     claim = next(one for one in CLAIMS if one.key == key)
 
     def build(folder: Path, values):
-        if key == "long-stage":
-            rows = [{"step": 5, "train.cross_entropy": 2.0, "train.skipped": 0}]
-            rows += [
-                {"step": 6 + i, "position.0-128": 2.0, "position.128-256": value} for i, value in enumerate(values)
-            ]
-            run_folder(folder / "run", rows)
-        elif key == "reasoning":
-            run_folder(folder / "run", rl_rows(*values), rl={"eval_samples": 1})
-        elif key == "budget":
-            rows = zip((0, 16, 32, None), values[0], strict=True)
-            results(folder / "eval", *[("thinking", b, v, {"halted": 1.0, "unparsable": values[1]}) for b, v in rows])
-        elif key == "fusion":
-            results(folder / "before", ("thinking", None, values[0], {}))
-            direct = ("non-thinking", None, 0.1, {"thinking_tokens": 0.0})
-            results(folder / "after", ("thinking", None, values[1], {}), direct)
-            results(folder / "flags", ("thinking", None, values[2], {}))
-        elif key == "balance":
-            for name, apart in zip(("global", "micro"), values, strict=True):
-                rows = [{"step": 5, "train.cross_entropy": 2.0}, {"step": 5, "eval.a": 2.0, "eval.b": 3.0}]
-                run_folder(folder / name, rows)
-                loads = [[[1 + sign * apart, 1 - sign * apart]] * 2 for sign in (1, -1)]
-                lines = [
-                    {"step": 5, "held_out": domain, "load": load} for domain, load in zip("ab", loads, strict=True)
-                ]
-                (folder / name / "router.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        elif key == "distillation":
-            for name, value in zip(("off-policy eval", "on-policy eval", "rl eval"), (0.2, *values), strict=True):
-                results(folder / name, ("thinking", None, value, {}))
-            config = tiny_models.TINY.to_hf()
-            (folder / "teacher").mkdir()
-            (folder / "teacher/config.json").write_text(json.dumps(config))
-            for name, answers, value in (("on-policy", 8, values[0]), ("rl", 256, values[1])):
-                rows = [
-                    {"step": step, "train.policy": 0.0, "rl.tokens": 10.0, "rl.sampled_tokens": 10.0 * answers,
-                     "seconds_step": 1.0, "seconds_input": 1.0} for step in range(1, 11)
-                ]  # fmt: skip
-                run_folder(folder / name, [*rows, held_out(10, value)], rl={"eval_samples": 1})
-                (folder / name / "architecture.json").write_text(json.dumps(config))
-                (folder / name / "rollouts").mkdir()
-                np.savez(folder / name / "rollouts/9.npz", prompt_lengths=np.full(4, 20))
-        elif key == "laws":
-            (folder / "sweep").mkdir(parents=True)
-            exponents = {n: {"value": v, "standard_error": 0.1} for n, v in zip("ND", values, strict=True)}
-            cells = [
-                {"parameters": 9, "tokens": t, "usable": True, "learning_rate": 0.1, "log_error": 0.1} for t in (1, 2)
-            ]
-            text = json.dumps({"learning_rate": {"exponents": exponents}, "batch_tokens": None, "cells": cells})
-            (folder / "sweep/result.json").write_text(text)
-        elif key == "mixture":
-            (folder / "search").mkdir(parents=True)
-            check = {"proposal": [1.0], "uniform": [1.1], "difference": sum(values) / 2, "interval": values}
-            text = json.dumps({"verification": check, "rank_correlation": 0.9, "proxies": 24})
-            (folder / "search/result.json").write_text(text)
-        else:
-            for name, value in zip(("flags before", "flags after"), values, strict=True):
-                results(folder / name, ("thinking", None, value, {}))
-            for name in ("sums before", "sums after"):
-                results(folder / name, ("thinking", None, 0.9, {}))
+        WRITERS[key](folder, values)
         return {role: folder / role for role in claim.needs}
 
     bad, failing = ((0.1, 0.1), "open") if bad is None else (bad, "does not hold")
