@@ -21,7 +21,7 @@ import pytest
 import qwen3_jax
 import sharding
 from qwen3_jax import endpoints, evaluation, planner, posttraining, sandbox, verifiers
-from qwen3_jax.cli import data_factory, infer, scaling, serve, train
+from qwen3_jax.cli import data_factory, infer, recipe, scaling, serve, train
 from qwen3_jax.cli.configuration import parse_configuration
 from qwen3_jax.cli.main import main as qwen3
 from qwen3_jax.cli.train_options import parse_config, parse_plan, parse_train
@@ -187,6 +187,9 @@ def _check_environment_command(words):
 
 
 def _train(script, arguments, monkeypatch):
+    if recipe.file_of(arguments) is not None:
+        _recipe(arguments, monkeypatch)
+        return
     if "--plan" in arguments:
         command = parse_train(arguments, "train.py")
         assert command.plan is not None
@@ -201,6 +204,15 @@ def _train(script, arguments, monkeypatch):
     else:
         assert train.main(arguments, "train.py") == 0
         assert given[0].total_steps > 0
+
+
+def _recipe(arguments, monkeypatch):
+    """Phases are not run: their first commands, the training configurations, are tests of tests/recipes."""
+    called = []
+    monkeypatch.setattr("qwen3_jax.recipes.runner.run", lambda recipe, *_, **__: called.append(recipe))
+    monkeypatch.setattr("subprocess.call", lambda words: called.append(words) or 0)
+    assert recipe.main(arguments, "train.py") == 0
+    assert called or "--list" in arguments
 
 
 def _infer(script, arguments, monkeypatch):

@@ -122,7 +122,8 @@ class Transport:
         """The name of the server's model.
 
         Args:
-            option, key_option: what names a model, and what sends a key, for errors.
+            option: what names a model, for errors.
+            key_option: what sends a key, for errors.
 
         Raises:
             EndpointError: it cannot be asked, or has several.
