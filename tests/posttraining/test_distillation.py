@@ -167,6 +167,7 @@ def test_a_step_has_the_gradient_of_all_logits_on_every_mesh(meshes, base, teach
         check(trainer, batch_of(samples, trainer, 16, 96)[0], sizes)
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_its_own_answers_and_resumes_to_the_same_bits(base, teacher, tmp_path):
     """Under budgets; the divergence falls, and rewards are measured."""
     optimizer = {"learning_rate": 3e-3, "warmup_steps": 0, "schedule": "constant", "weight_decay": 0.0}
@@ -219,6 +220,7 @@ def test_the_policy_gradient_form_has_the_reverse_kl_s_gradient_of_the_sampled_t
         assert np.abs(np.asarray(value) - wanted).max() <= 1e-4 * np.abs(wanted).max() + 1e-9, name
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_answers_of_others_and_resumes_to_the_same_bits(base, teacher, tmp_path, capsys):
     """Held-out rows are measured by the divergence."""
     file = off_policy(tmp_path, base, teacher, distillation={"divergence": "jsd", "beta": 0.3, "temperature": 2.0})
