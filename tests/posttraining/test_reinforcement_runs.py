@@ -175,13 +175,13 @@ def test_rewards_rise_and_nothing_is_compiled_after_the_first_round(base, tmp_pa
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "sft"}, "rl is read by method: grpo, and this run has method: sft"),
+        ({"method": "sft"}, "rl is read by method: grpo and distillation, and this run has method: sft"),
         ({"rl": None}, "method: grpo reads its prompts from rl; add that"),
         ({"data": {"sequence_length": 160, "batch_size": 7}}, "data.batch_size is 7; a step learns from 8 answers"),
         ({"data": {"sequence_length": 64, "batch_size": 8}}, "max_new_tokens (64) leaves no room for a prompt"),
         ({"data": {"sequence_length": 160, "batch_size": 8, "packing_rows": 8}}, "data.packing_rows is not read"),
         ({"loss": {"z_loss": 0.1}}, "loss.z_loss is not read by method: grpo"),
-        ({"rl": {"rewards": []}}, "rl.rewards has no part that scores answers"),
+        ({"rl": {"rewards": []}}, "rl.rewards is empty, and method: grpo learns from rewards"),
         ({"rl": {"policy": {"replay_experts": True}}}, "rl.policy.replay_experts: the model is dense; leave it out"),
         ({"model": {}}, "method: grpo trains a model that can already answer; set model.init_from"),
     ],
