@@ -28,7 +28,7 @@ import numpy as np
 
 from benchmarks.common import add_devices, cpu_mesh, show
 
-RATE, BETAS, CLIP = 1e-3, (0.9, 0.99), 1.0
+RATE, BETAS, CLIP = 4e-4, (0.9, 0.99), 1.0
 MODES = ("reverse_kl", "jsd", "on_policy")
 PHASES = ("rollout", "teacher", "rest")
 FIRST = 2  # steps that are not timed

@@ -6,7 +6,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.distillation import BETAS, CLIP, RATE, placed_batches
-from benchmarks.gkd import gkd
 from qwen3_jax.posttraining.reinforcement import train
 from tests.posttraining.test_distillation import config_of, off_policy, teacher
 from tests.posttraining.test_reinforcement_runs import base, metrics
@@ -27,6 +26,8 @@ STEPS = 3
     ids=["reverse_kl", "forward_kl", "jsd"],
 )
 def test_steps_on_the_same_documents_give_the_weights_of_trl(settings, beta, base, teacher, tmp_path, monkeypatch):
+    from benchmarks.gkd import gkd
+
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     optimizer = {
         "learning_rate": RATE, "warmup_steps": 0, "weight_decay": 0.0, "schedule": "constant", "beta1": BETAS[0],
