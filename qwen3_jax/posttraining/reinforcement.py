@@ -26,11 +26,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
-import sharding
 from qwen3_jax.errors import UserError
 from qwen3_jax.generation import ThinkingTokens
 from qwen3_jax.posttraining.environment_source import EnvironmentSource
@@ -50,6 +48,7 @@ from qwen3_jax.training.config import Stage, TrainConfig
 from qwen3_jax.training.held_out import HeldOut
 from qwen3_jax.training.hosts import from_first
 from qwen3_jax.training.method_checks import reads_policy
+from qwen3_jax.training.own_devices import own_mesh
 from qwen3_jax.training.policy_config import applied_coefficient, next_coefficient
 from qwen3_jax.training.rl_config import RlConfig, RolloutConfig
 from qwen3_jax.training.run_folder import generation_config_of, say
@@ -88,12 +87,11 @@ class PolicyLoop(StageLoop):
         scorers: list[Scorer] = []
 
         def begin_scoring() -> None:
-            if not rl.rewards:
-                return
             scorers.append(Scorer(rl.rewards, self.run_dir / "judge", max_new_tokens=rl.rollouts.max_new_tokens))
             prompts.check(scorers[0].unusable)
 
-        from_first(begin_scoring)
+        if rl.rewards:
+            from_first(begin_scoring)
         scorer = scorers[0] if scorers else None
         self._batches = RoundBatches(self, trainer, stage, prompts, scorer, reference, teacher)
         return self._batches
@@ -205,17 +203,12 @@ def _rollout_mesh(config: TrainConfig) -> Mesh | None:
         ShardingError: it does not fit the devices.
     """
     assert config.rl is not None
-    sizes, count = config.rl.rollouts.mesh, config.rl.rollouts.own_devices
+    sizes, key = config.rl.rollouts.mesh, "rl.rollouts.mesh"
     if sizes is None:
         return None
-    if jax.process_count() > 1:
-        raise UserError(
-            f"rl.rollouts.mesh is for one process, and this run has {jax.process_count()}; leave it out, and all devices "
-            "sample and train in turn."
-        )
     if config.lora is not None and config.lora.quantize is not None:
-        raise UserError("rl.rollouts.mesh does not copy a quantised base; leave out lora.quantize or rl.rollouts.mesh.")
-    return sharding.make_mesh(**dataclasses.asdict(sizes), devices=jax.devices()[-count:])
+        raise UserError(f"{key} does not copy a quantised base; leave out lora.quantize or {key}.")
+    return own_mesh(sizes, key, "all devices sample and train in turn")
 
 
 class RoundBatches:

@@ -8,13 +8,13 @@ rl: {prompts: [{name: queries, path: queries.jsonl}]}               # or on-poli
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
 from qwen3_jax.bounds import above, between, check_bounds, whole
 from qwen3_jax.endpoints import is_address
 from qwen3_jax.errors import UserError
+from qwen3_jax.training.own_devices import check_own_mesh
 from sharding import MeshConfig
 
 
@@ -85,7 +85,7 @@ class DistillationConfig:
             )
         if self.server is not None and not self.is_server:
             raise UserError(
-                f"distillation.server is for a teacher behind an address, and {self.teacher!r} is none; leave it out."
+                f"distillation.server is for a teacher behind an address, which {self.teacher!r} is not; leave it out."
             )
         if self.is_server and self.temperature not in (None, 1):
             raise UserError(
@@ -99,10 +99,7 @@ class DistillationConfig:
                 "distillation.teacher is a server, which gives no whole distributions: set distillation.top_k to the number of "
                 "log-probabilities that it gives (20 of OpenAI's interface)."
             )
-        if self.mesh is not None and -1 in dataclasses.astuple(self.mesh):
-            raise UserError(
-                "distillation.mesh has an axis of -1; give each axis, since the run's mesh takes the other devices."
-            )
+        check_own_mesh(self.mesh, "distillation.mesh")
 
     def _check_policy_gradient(self) -> None:
         for name in ("divergence", "top_k", "mesh"):

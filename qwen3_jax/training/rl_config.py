@@ -11,8 +11,6 @@ rl:
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,6 +18,7 @@ from qwen3_jax.bounds import above, at_least, between, check_bounds, whole
 from qwen3_jax.data.config import Format
 from qwen3_jax.errors import UserError
 from qwen3_jax.training.environment_config import EnvironmentConfig
+from qwen3_jax.training.own_devices import check_own_mesh
 from qwen3_jax.training.policy_config import EntropyBand, PolicyConfig
 from qwen3_jax.training.reward_config import RewardPart, check_rewards
 from sharding import MeshConfig
@@ -116,10 +115,7 @@ class RolloutConfig:
             raise UserError(
                 f"rl.rollouts.budget is {self.budget}; it must be a number or [lowest, highest], of 0 or more."
             )
-        if self.mesh is not None and -1 in dataclasses.astuple(self.mesh):
-            raise UserError(
-                "rl.rollouts.mesh has an axis of -1; give each axis, since the run's mesh takes the other devices."
-            )
+        check_own_mesh(self.mesh, "rl.rollouts.mesh")
         if self.prompts % self.updates:
             raise UserError(
                 f"rl.rollouts.prompts ({self.prompts}) does not divide by rl.rollouts.updates ({self.updates}); a group stays "
@@ -141,11 +137,6 @@ class RolloutConfig:
     def is_on_policy(self) -> bool:
         """Whether every update learns from answers that were sampled with its own weights."""
         return self.updates == 1 and self.mesh is None
-
-    @property
-    def own_devices(self) -> int:
-        """Number of devices that sample and do not train."""
-        return 0 if self.mesh is None else math.prod(dataclasses.astuple(self.mesh))
 
     @property
     def samples_per_step(self) -> int:

@@ -30,6 +30,7 @@ from qwen3_jax.training.meter import Meter, device_peak
 from qwen3_jax.training.metrics import TRAINING_LOSSES
 from qwen3_jax.training.objectives import objective_of
 from qwen3_jax.training.optimizer import run_schedule
+from qwen3_jax.training.own_devices import devices_to_train_on
 from qwen3_jax.training.profiler import Profiler
 from qwen3_jax.training.step import DeviceBatch, Trainer, TrainState
 from qwen3_jax.training.step_metrics import Metrics, fetch_metrics
@@ -284,14 +285,7 @@ def stage_trainer(
     config = (
         architecture if stage.rope_theta is None else dataclasses.replace(architecture, rope_theta=stage.rope_theta)
     )
-    devices = jax.devices()
-    if run.rl is not None and (others := run.rl.rollouts.own_devices):
-        if others >= len(devices):
-            raise sharding.ShardingError(
-                f"rl.rollouts.mesh takes {others} of {len(devices)} devices, which leaves none to train on; make it smaller."
-            )
-        devices = devices[:-others]
-    mesh = sharding.make_mesh(**dataclasses.asdict(run.mesh), devices=devices)
+    mesh = sharding.make_mesh(**dataclasses.asdict(run.mesh), devices=devices_to_train_on(run))
     placement = sharding.Placement(mesh, sharding.TRAINING)
     rate = run_schedule([(one.run.optimizer, one.last - one.first) for one in stages])
     return Trainer(

@@ -10,7 +10,6 @@ projection, and get its hidden states.
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 
 import jax
@@ -28,6 +27,7 @@ from qwen3_jax.training.config import TrainConfig
 from qwen3_jax.training.distillation import EMBEDDING, OUTPUT, STATES
 from qwen3_jax.training.losses import BATCH_FIELDS, LANGUAGE_MODEL, hidden_of
 from qwen3_jax.training.optimizer import schedule
+from qwen3_jax.training.own_devices import own_mesh
 from qwen3_jax.training.step import DeviceBatch, Trainer
 from qwen3_jax.training.token_values import TokenValues
 from sharding import Placement
@@ -136,14 +136,7 @@ def teacher_placement(config: TrainConfig, student: Placement) -> Placement:
     sizes = config.distillation.mesh
     if sizes is None:
         return student
-    if jax.process_count() > 1:
-        raise UserError(
-            f"distillation.mesh is for one process, and this run has {jax.process_count()}; leave it out, and the teacher has "
-            "the run's mesh."
-        )
-    count = math.prod(dataclasses.astuple(sizes))
-    mesh = sharding.make_mesh(**dataclasses.asdict(sizes), devices=jax.devices()[-count:])
-    placement = Placement(mesh, sharding.TRAINING)
+    placement = Placement(own_mesh(sizes, "distillation.mesh", "the teacher has the run's mesh"), sharding.TRAINING)
     if placement.parts("length") != student.parts("length"):
         raise UserError(
             f"distillation.mesh splits sequences into {placement.parts('length')} parts and the run's mesh into "

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import qwen3_jax
+import sharding
 from qwen3_jax.checkpoint import load_model
 from qwen3_jax.cli import train as cli
 from qwen3_jax.cli.train_options import parse_train
@@ -89,6 +90,16 @@ def trainer_of(config, **changes):
     trainer = stage_trainer(stage, [stage], load_model(Path(config.model.init_from)).config, tiny_models.tokenizer())
     Teacher(config, trainer, tiny_models.tokenizer()).attach()
     return trainer
+
+
+def test_a_teacher_on_devices_of_its_own_leaves_the_others_to_the_student(base, teacher, tmp_path):
+    """Where the run's mesh takes what is left; all devices for the teacher are refused."""
+    config = config_of(on_policy(tmp_path, base, teacher, distillation={"mesh": {"data": 4}}, mesh={"data": -1}))
+    student = trainer_of(config).placement.mesh.devices
+    assert [device.id for device in student.flat] == list(range(4))
+    whole = dataclasses.replace(config.distillation, mesh=dataclasses.replace(config.mesh, data=8))
+    with pytest.raises(sharding.ShardingError, match=r"distillation\.mesh takes 8 of 8 devices"):
+        trainer_of(config, distillation=whole)
 
 
 def some_samples(count=9):
