@@ -24,12 +24,10 @@ from qwen3_jax.planner.reinforcement import gib, with_rollouts
 from qwen3_jax.planner.topologies import Topology, topology_mesh
 from qwen3_jax.planner.training_step import across_slices, plan_log_probs, plan_training, planned
 from qwen3_jax.training.config import TrainConfig
-from qwen3_jax.training.distillation import EMBEDDING, OUTPUT, STATES
-from qwen3_jax.training.losses import hidden_of
+from qwen3_jax.training.distillation import STATES, projection
 from qwen3_jax.training.method_checks import reads_policy
 from qwen3_jax.training.step import Trainer
-from qwen3_jax.training.teacher import KEY, teacher_trainer
-from qwen3_jax.training.token_values import TokenValues
+from qwen3_jax.training.teacher import KEY, check_rows, states_program, teacher_trainer
 from sharding import Placement
 
 
@@ -77,12 +75,7 @@ def _teacher_architecture(config: TrainConfig) -> Qwen3Config:
         model = checkpoint_architecture(config.distillation.teacher)
     except UserError as error:
         raise UserError(f"{KEY}: {error}") from None
-    rows = training_architecture(config).vocab_size
-    if model.vocab_size != rows:
-        raise UserError(
-            f"{KEY}: the teacher has {model.vocab_size} vocabulary rows and the student {rows}; distributions are compared row "
-            "by row."
-        )
+    check_rows(model.vocab_size, training_architecture(config).vocab_size)
     return model
 
 
@@ -101,9 +94,8 @@ def _plan_states(config: TrainConfig, topology: Topology, model: Qwen3Config) ->
     trainer = teacher_trainer(config, model, placement, config.micro_batches)
     state = trainer.abstract_state()
     batch = trainer.abstract_batch(config.data.batch_size, config.data.sequence_length)
-    values = TokenValues(trainer, lambda model, rows: hidden_of(model, rows).states.astype(model.dtype))
     with lowering_for(topology):
-        lowered = values.lower(state.params, batch)
+        lowered = states_program(trainer).lower(state.params, batch)
     seconds = time.perf_counter() - started
     what = "the teacher's forward pass"
     return planned(_of_teacher(config), topology, trainer, state, lowered, what, seconds, notes, passes=1)
@@ -111,11 +103,9 @@ def _plan_states(config: TrainConfig, topology: Topology, model: Qwen3Config) ->
 
 def _attach(trainer: Trainer, config: TrainConfig, model: Qwen3Config) -> None:
     """Describe to the student's trainer what `Teacher.attach` gives it."""
-    tied = model.tie_word_embeddings
-    shape, axes = (model.hidden_size, model.vocab_size), ("embed", "vocab")
-    if tied:
-        shape, axes = shape[::-1], axes[::-1]
-    kind = trainer.compute_type
+    (name, axes), kind = projection(model.tie_word_embeddings), trainer.compute_type
+    sizes = {"embed": model.hidden_size, "vocab": model.vocab_size}
+    shape = tuple(sizes[axis] for axis in axes)
     weight: Any = jax.ShapeDtypeStruct(shape, kind, sharding=trainer.placement.sharding(axes, shape))
-    trainer.objective_arrays = {EMBEDDING if tied else OUTPUT: weight}
+    trainer.objective_arrays = {name: weight}
     trainer.objective = dataclasses.replace(trainer.objective, computed={STATES: (kind, model.hidden_size)})

@@ -28,10 +28,12 @@ from qwen3_jax.training.output_chunks import (
     Settings,
     by_chunks,
     chunked,
+    entropy_of,
     gradient_axes,
     logits_of,
     on_devices,
     over,
+    prob_times,
     products,
     scattered,
     settings_of,
@@ -202,7 +204,7 @@ def _scores(settings: Settings, states_btd, weight, targets_bt, banned_bt):
         x_cd, target_c, banned_c = rows
         logits_cv, log_z_c, _, chosen_c = logits_of(settings, x_cd, weight, target_c, banned_c)
         log_prob_cv = logits_cv - log_z_c[:, None]
-        entropy_c = -over(jax.lax.psum, _times_log(log_prob_cv, log_prob_cv).sum(axis=-1), settings.vocab)
+        entropy_c = entropy_of(settings, log_prob_cv)
         return None, (chosen_c - log_z_c, entropy_c)
 
     return by_chunks(settings, chunk_of, None, (states_btd, targets_bt, banned_bt))[1]
@@ -224,7 +226,7 @@ def _scores_gradients(
         logits_cv, log_z_c, hit_cv, _ = logits_of(settings, x_cd, weight, target_c, banned_c)
         log_prob_cv = logits_cv - log_z_c[:, None]
         slope_cv = dlog_prob_c[:, None] * (hit_cv - jnp.exp(log_prob_cv))
-        slope_cv -= dentropy_c[:, None] * _times_log(log_prob_cv, log_prob_cv + entropy_c[:, None])
+        slope_cv -= dentropy_c[:, None] * prob_times(log_prob_cv, log_prob_cv + entropy_c[:, None])
         dx_cd, dweight = products(settings, (slope_cv / settings.temperature).astype(dtype), x_cd, weight, dweight)
         return dweight, over(jax.lax.psum, dx_cd, settings.vocab).astype(dtype)
 
@@ -235,11 +237,6 @@ def _scores_gradients(
         return dstates_btd, None
     dweight = over(jax.lax.psum, dweight, summed)
     return dstates_btd, (scattered(settings, dweight) / copies).astype(like)
-
-
-def _times_log(log_prob_cv, factor_cv):
-    """p times a factor, 0 where p is: a token that is left out has log p = -inf."""
-    return jnp.where(log_prob_cv > -jnp.inf, jnp.exp(log_prob_cv) * factor_cv, 0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -42,6 +42,11 @@ IDS, LOG_PROBS = "teacher_ids", "teacher_log_probs"
 DeviceBatch = dict[str, jax.Array]
 
 
+def projection(tied: bool) -> tuple[str, tuple[str, str]]:
+    """Return the name of the teacher's output projection among the step's arrays, and its logical axes."""
+    return (EMBEDDING, ("vocab", "embed")) if tied else (OUTPUT, ("embed", "vocab"))
+
+
 @struct.dataclass
 class DistillationSums:
     """Sums over the learned tokens of one micro-batch, float32 scalars; balance and router as in `losses.Sums`.

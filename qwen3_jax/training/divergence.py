@@ -32,6 +32,7 @@ from jax.sharding import PartitionSpec
 from qwen3_jax.training.output_chunks import (
     Settings,
     by_chunks,
+    entropy_of,
     gradient_axes,
     logits_of,
     on_devices,
@@ -180,7 +181,7 @@ _divergences.defvjp(_forward, _backward)
 
 
 def _computed(choice: _Choice, placement: Placement, states_btd, weight, rows, teacher_weight, *, gradients: bool):
-    """Return the values of every token, and the gradients of the states and of the weight (None where there is none)."""
+    """Return the values of every token, and the gradients of the states and of the weight, None where it is not computed."""
     student, teacher = choice.student, choice.teacher
     tokens, matrix = placement.spec(("batch", "length")), weight_spec(placement, student.tied)
     deep = PartitionSpec(*tokens, None)
@@ -208,13 +209,11 @@ def _on_device(
         log_prob_cv = logits_cv - log_z_c[:, None]
         divergence_cv, u_cv = _terms(choice, log_prob_cv, *_compared(choice, log_prob_cv, of, teacher_weight))
         divergence_c, u_c = (over(jax.lax.psum, x.sum(axis=-1), settings.vocab) for x in (divergence_cv, u_cv))
-        probs_cv = jnp.exp(log_prob_cv)
-        entropy_c = -over(jax.lax.psum, _times(probs_cv, log_prob_cv).sum(axis=-1), settings.vocab)
-        out = divergence_c, chosen_c - log_z_c, entropy_c
+        out = divergence_c, chosen_c - log_z_c, entropy_of(settings, log_prob_cv)
         if not gradients:
             return None, (out, None)
         weight_c1 = of["weights"][:, None] / settings.temperature
-        slope_cv = jnp.where(weight_c1 != 0, (u_cv - probs_cv * u_c[:, None]) * weight_c1, 0)
+        slope_cv = jnp.where(weight_c1 != 0, (u_cv - jnp.exp(log_prob_cv) * u_c[:, None]) * weight_c1, 0)
         dx_cd, dweight = products(settings, slope_cv.astype(dtype), x_cd, weight, dweight)
         return dweight, (out, over(jax.lax.psum, dx_cd, settings.vocab).astype(dtype))
 
@@ -271,8 +270,3 @@ def _terms(choice: _Choice, log_prob_cv, student_cv, teacher_cv, share_cv):
         u_cv = (1 - choice.beta) * jnp.exp(log_prob_cv) * (student_cv - mean_cv)
         terms = choice.beta * teacher_prob_cv * (teacher_cv - mean_cv) + u_cv, u_cv
     return tuple(jnp.where(is_left_out, 0, x) for x in terms)
-
-
-def _times(prob_cv, factor_cv):
-    """p times a factor, 0 where p is."""
-    return jnp.where(prob_cv > 0, prob_cv * factor_cv, 0)

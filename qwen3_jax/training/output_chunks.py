@@ -118,6 +118,16 @@ def logits_of(settings: Settings, x_cd, weight, target_c, banned_c=None):
     return logits_cv, log_z_c, hit_cv, over(jax.lax.psum, jnp.where(hit_cv, logits_cv, 0).sum(axis=-1), settings.vocab)
 
 
+def prob_times(log_prob_cv, factor_cv):
+    """Return p times a factor, 0 where p is 0: a token that is left out has log p = -inf."""
+    return jnp.where(log_prob_cv > -jnp.inf, jnp.exp(log_prob_cv) * factor_cv, 0)
+
+
+def entropy_of(settings: Settings, log_prob_cv):
+    """Return the entropy of each token's distribution over the whole vocabulary, [C], in nats."""
+    return -over(jax.lax.psum, prob_times(log_prob_cv, log_prob_cv).sum(axis=-1), settings.vocab)
+
+
 def chunked(rows, n: int, chunk: int):
     """Arrays [N, ...] as [chunks, C, ...], filled up with zeros (rows of weight 0)."""
     chunks = -(-n // chunk)

@@ -130,7 +130,7 @@ class StageLoop:
         """Return the held-out data of a stage."""
         held_out = HeldOut(stage, self.corpora, self.config.eval_batches, self.reference, self.targets)
         if self.config.distillation is not None:
-            held_out.baseline = {}  # of a divergence there is none
+            held_out.baseline = {}  # a divergence has no baseline
         return held_out
 
     def data_position(self, position: dict[str, Any], stage: Stage) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from qwen3_jax.model import Qwen3, flatten
 from qwen3_jax.progress import doing
 from qwen3_jax.text import Tokenizer
 from qwen3_jax.training.config import TrainConfig
-from qwen3_jax.training.distillation import EMBEDDING, OUTPUT, STATES
+from qwen3_jax.training.distillation import STATES, projection
 from qwen3_jax.training.losses import BATCH_FIELDS, LANGUAGE_MODEL, hidden_of
 from qwen3_jax.training.optimizer import schedule
 from qwen3_jax.training.own_devices import own_mesh
@@ -42,20 +42,38 @@ def teacher_folder(config: TrainConfig, tokenizer: Tokenizer) -> Path:
         tokenizer: of the student.
 
     Raises:
-        UserError: it cannot be read, or its tokens are others than the student's.
+        UserError: it cannot be read, or it has another tokenizer than the student.
     """
     assert config.distillation is not None
     name = config.distillation.teacher
     folder = resolve(name, key=KEY)
     own = load_tokenizer(folder)
     if own is None:
-        raise UserError(f"{KEY}: {name} has no tokenizer, so nobody can tell whether its tokens are the student's.")
+        raise UserError(f"{KEY}: {name} has no tokenizer, so its tokens cannot be compared with the student's.")
     if own.vocabulary() != tokenizer.vocabulary():
         raise UserError(
             f"{KEY}: {name} has another tokenizer than the student ({config.model.init_from}): token ids mean other texts. "
             "Take a teacher with the same vocabulary, or train on its answers as text (method: sft)."
         )
     return folder
+
+
+def check_rows(teacher: int, student: int) -> None:
+    """Refuse a teacher whose vocabulary has another number of rows than the student's.
+
+    Raises:
+        UserError: says both.
+    """
+    if teacher != student:
+        raise UserError(
+            f"{KEY}: the teacher has {teacher} vocabulary rows and the student {student}; distributions are compared row by "
+            "row."
+        )
+
+
+def states_program(trainer: Trainer) -> TokenValues:
+    """Return the program that gives the final hidden states of a placed batch, [B, T, E] in the compute type."""
+    return TokenValues(trainer, lambda model, rows: hidden_of(model, rows).states.astype(model.dtype))
 
 
 @doing("loading the teacher")
@@ -77,11 +95,7 @@ def load_teacher(config: TrainConfig, placement: Placement, tokenizer: Tokenizer
         scan_layers=config.model.scan_layers,
     )  # fmt: skip
     assert isinstance(model, Qwen3)
-    if model.config.vocab_size != vocabulary:
-        raise UserError(
-            f"{KEY}: the teacher has {model.config.vocab_size} vocabulary rows and the student {vocabulary}; distributions are "
-            "compared row by row."
-        )
+    check_rows(model.config.vocab_size, vocabulary)
     return model
 
 
@@ -103,14 +117,15 @@ class Teacher:
         model = load_teacher(config, placement, tokenizer, trainer.config.vocab_size)
         self._student, self._params = trainer, flatten(model)
         self.trainer = teacher_trainer(config, model.config, placement, trainer.micro_batches)
-        self._states = TokenValues(self.trainer, lambda model, rows: hidden_of(model, rows).states.astype(model.dtype))
+        self._states = states_program(self.trainer)
 
     def attach(self) -> None:
         """Make the student's trainer add the teacher's states to the batches that it places."""
         weight, tied = self.trainer.merge(self._params, None).output_matrix()
-        axes = ("vocab", "embed") if tied else ("embed", "vocab")
-        placed = jax.device_put(weight, self._student.placement.sharding(axes, weight.shape))
-        self._student.objective_arrays = {EMBEDDING if tied else OUTPUT: placed}
+        name, axes = projection(tied)
+        self._student.objective_arrays = {
+            name: jax.device_put(weight, self._student.placement.sharding(axes, weight.shape))
+        }
         self._student.completes = self.states
 
     def states(self, batch: DeviceBatch) -> DeviceBatch:

@@ -99,20 +99,21 @@ class TeacherAtAddress:
     ) -> list[T]:
         """Ask for every document; the first error ends the work of all threads."""
         workers: Workers[int, T] = Workers(self._server.concurrency, "teacher")
-        stopped, out = threading.Event(), {}
+        stopped, out = threading.Event(), dict[int, T]()
         try:
             for number, document in enumerate(documents):
                 workers.put(number, functools.partial(self._ask, document, k, read, stopped))
             while (done := workers.take()) is not None:
                 if done.error is not None:
                     raise done.error
+                assert done.value is not None
                 out[done.tag] = done.value
                 if bar is not None:
                     bar.advance()
         finally:
             stopped.set()
             workers.close()
-        return [out[number] for number in range(len(documents))]  # type: ignore[misc]
+        return [out[number] for number in range(len(documents))]
 
     def _ask(
         self, document: Encoded, k: int, read: Callable[[Encoded, Mapping[str, Any]], T], stopped: threading.Event
@@ -169,7 +170,7 @@ class TeacherAtAddress:
             )
         if not all(token.startswith(_SPELLED) for token in tokens):
             raise EndpointError(
-                f"{KEY}: {url} spells tokens as text ({tokens[0]!r}), so nobody can tell which they are; the server must "
+                f"{KEY}: {url} spells tokens as text ({tokens[0]!r}), which may stand for several ids; the server must "
                 "support return_tokens_as_token_ids, as vLLM and qwen3 serve do."
             )
         ids = [_id_of(token) for token in tokens]
@@ -213,7 +214,7 @@ class TeacherAtAddress:
 
     def _ordered(self, top: Any) -> list[tuple[int, float]]:
         """The alternatives of one token as (id, log-probability), the most probable first. The prompt's own token is always one
-        of them: the last of k + 1, where it is none of the k most probable ones."""
+        of them: the last of k + 1, where it is not among the k most probable ones."""
         try:
             pairs = [(_id_of(token), float(value)) for token, value in top.items()]
         except (AttributeError, TypeError, ValueError):

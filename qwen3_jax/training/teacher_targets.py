@@ -153,12 +153,15 @@ def stored_targets(
     teacher: list[TopTeacher] = []
 
     def asked() -> str:
-        """The name of the server's model; makes the teacher on the first process."""
+        """The name of the server's model; makes the teacher on the first process, once."""
         assert settings is not None
         if not teacher:
-            teacher.append(TeacherAtAddress(settings, vocabulary))
-        return teacher[0].model  # type: ignore[attr-defined]
+            server = TeacherAtAddress(settings, vocabulary)
+            teacher.append(server)
+            models.append(server.model)
+        return models[0]
 
+    models: list[str] = []
     out = []
     for source, corpus in zip(config.data.sources, corpora, strict=True):
         parts = Parts(run_dir / "teacher" / source.name, len(corpus), SUFFIX)
