@@ -17,6 +17,7 @@ from pathlib import Path
 
 from qwen3_jax.cli.arguments import Parser, whole_number
 from qwen3_jax.cli.exit_codes import guarded
+from qwen3_jax.errors import UserError
 from qwen3_jax.recipes import runner
 from qwen3_jax.recipes.config import Recipe, is_recipe, read_recipe
 
@@ -45,14 +46,17 @@ def main(argv: Sequence[str], prog: str) -> int:
         metavar="NAME",
         help="run these phases alone; those that they take from must be done",
     )
+    add = parser.add_mutually_exclusive_group().add_argument
     add("--redo", metavar="NAME", help="first delete what this phase made, and what was made from it")
-    add("--list", action="store_true", help="print the phases and what is done, and run nothing")
+    add("--list", action="store_true", help="print all phases and what is done, and run nothing")
     add("--plan", metavar="TOPOLOGY", help="compile each training phase for absent devices, and run nothing")
     args = parser.parse_args(argv)
 
     def work() -> int:
         recipe = read_recipe(Path(args.config), args.folder, args.seed)
         if args.list:
+            if args.phase:
+                raise UserError("--list prints all phases: leave --phase out.")
             for name, state, about in runner.table(recipe):
                 print(f"{name:<24} {state:>12}  {about}")
             return 0
@@ -68,8 +72,8 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 def _plan(recipe: Recipe, only: Sequence[str], topology: str) -> int:
     """Plan the training phases; return the exit code of the first that fails."""
-    for phase in recipe.phases:
-        if phase.train is None or (only and phase.name not in only):
+    for phase in recipe.chosen(only):
+        if phase.train is None:
             continue
         words = [*runner.program(recipe, phase, planned=True), "--plan", topology]
         for stage in recipe.stages(phase) or [""]:

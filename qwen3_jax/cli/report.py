@@ -7,6 +7,7 @@ qwen3 report runs/recipe runs/recipe-1    # a recipe, here of two seeds
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +32,23 @@ def main(argv: list[str] | None = None, prog: str = "qwen3 report") -> int:
     def work() -> int:
         with doing("drawing"):
             page, numbers = _draw([run_path(run, "the run") for run in args.run])
-        print(json.dumps(numbers) if args.json else page)
+        print(json.dumps(numbers()) if args.json else page)
         return 0
 
     return guarded(prog, work)
 
 
-def _draw(runs: list[Path]) -> tuple[Path, dict[str, Any]]:
-    """Draw the page; return it and its numbers."""
+def _draw(runs: list[Path]) -> tuple[Path, Callable[[], dict[str, Any]]]:
+    """Draw the page; return it and a function that gives its numbers."""
     from qwen3_jax.recipes import page
 
     if page.is_recipe_folder(runs[0]):
-        return page.write_page(runs), page.summary(runs)
+        found = page.findings(runs)
+        return page.write_page(runs, found), lambda: page.summary(found)
     if len(runs) > 1:
-        raise UserError(f"several folders are seeds of one recipe, and {runs[0]} is none of a recipe's: give one run.")
+        raise UserError(
+            f"several folders are seeds of one recipe, and {runs[0]} is not that of a recipe: give one run."
+        )
     from qwen3_jax.training.report import summary, write_report
 
-    return write_report(runs[0]), summary(runs[0])
+    return write_report(runs[0]), lambda: summary(runs[0])

@@ -7,15 +7,12 @@ lies within them is "open". Evidence of several seeds is joined first (`evidence
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from qwen3_jax.recipes.evidence import (
-    Measured,
-    Missing,
-    mean_of,
-)
+from qwen3_jax.recipes.config import ROLES
+from qwen3_jax.recipes.evidence import Measured, Missing, mean_of
 
 Verdict = Literal["holds", "does not hold", "open", "not measured"]
 Folders = Mapping[str, Path]
@@ -59,7 +56,6 @@ class Claim:
         key: its name in recipes, under `claims`.
         title: the claim in a sentence.
         report: what the report says, with its figures and where.
-        needs: the roles that phases must fill.
         collect: folders by role -> evidence of one seed; raises `Missing`.
         judge: figures -> verdict and the words for it.
         rule: by what the verdict is computed.
@@ -68,10 +64,14 @@ class Claim:
     key: str
     title: str
     report: str
-    needs: tuple[str, ...]
     collect: Callable[[Folders], Evidence]
     judge: Callable[[Mapping[str, Measured]], tuple[Verdict, str]]
     rule: str
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The roles that phases must fill."""
+        return ROLES[self.key]
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ class Finding:
         words: what was measured.
         evidence: joined over seeds; None where nothing was measured.
         seeds: their number.
+        notes: why seeds are left out.
     """
 
     claim: Claim
@@ -91,7 +92,7 @@ class Finding:
     words: str
     evidence: Evidence | None = None
     seeds: int = 0
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
 def finding(claim: Claim, seeds: Sequence[Folders]) -> Finding:
@@ -99,9 +100,6 @@ def finding(claim: Claim, seeds: Sequence[Folders]) -> Finding:
     collected, missing = [], []
     for folders in seeds:
         try:
-            for role in claim.needs:
-                if role not in folders:
-                    raise Missing(f"the recipe names no phase for {role!r} of the claim {claim.key!r}.")
             collected.append(claim.collect(folders))
         except Missing as error:
             missing.append(str(error))

@@ -27,7 +27,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,18 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 _PLACE = re.compile(r"\{([a-z0-9-]+)\}")
 _RESERVED = ("here", "folder", "seed")
 _KEYS = ("name", "about", "train", "set", "plan", "run")
+ROLES = {
+    "long-stage": ("run",),
+    "reasoning": ("run",),
+    "fusion": ("before", "after", "flags"),
+    "budget": ("eval",),
+    "general": ("flags before", "flags after", "sums before", "sums after"),
+    "distillation": ("off-policy eval", "on-policy eval", "rl eval", "on-policy", "rl", "teacher"),
+    "balance": ("global", "micro"),
+    "laws": ("sweep",),
+    "mixture": ("search",),
+}
+"""Of each claim (`qwen3_jax.recipes.report_claims`) the evidence that a recipe has to name."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +117,22 @@ class Recipe:
         """Return a phase by name.
 
         Raises:
-            UserError: there is none.
+            UserError: the recipe has no such phase.
         """
         names = [phase.name for phase in self.phases]
         if name not in names:
             raise UserError(f"{self.file} has no phase {name!r}; it has {', '.join(names)}.{nearest(name, names)}")
         return self.phases[names.index(name)]
+
+    def chosen(self, names: Sequence[str]) -> list[Phase]:
+        """Return the phases with some names, in the recipe's order; all of them for no names.
+
+        Raises:
+            UserError: the recipe has no such phase.
+        """
+        for name in names:
+            self.phase(name)
+        return [phase for phase in self.phases if not names or phase.name in names]
 
     def place(self, phase: Phase) -> Path:
         """The folder of a phase."""
@@ -155,7 +177,7 @@ class Recipe:
 
 
 def is_recipe(file: Path) -> bool:
-    """Whether a configuration file is a recipe: it has `phases`. One that cannot be read is none."""
+    """Whether a configuration file is a recipe: it has `phases`; False for a file that cannot be read."""
     try:
         values = yaml.safe_load(read_text(file))
     except (UserError, yaml.YAMLError):
@@ -200,7 +222,7 @@ def _phase(file: Path, place: int, values: Any, before: list[str]) -> Phase:
     label = f"{file}: phase {name!r}"
     if not _NAME.fullmatch(name) or name in _RESERVED:
         raise UserError(
-            f"{label}: a name has small letters, digits and hyphens, and is none of {', '.join(_RESERVED)}."
+            f"{label}: a name has small letters, digits and hyphens, and must not be {', '.join(_RESERVED)}."
         )
     if name in before:
         raise UserError(f"{label} occurs twice.")
@@ -224,7 +246,10 @@ def _phase(file: Path, place: int, values: Any, before: list[str]) -> Phase:
     if "run_dir" in settings or (isinstance(train, dict) and "run_dir" in train):
         raise UserError(f"{label}: run_dir is the phase's own folder; leave it out.")
     for text in run:
-        first = shlex.split(text)[0]
+        try:
+            first = shlex.split(text)[0]
+        except ValueError as error:
+            raise UserError(f"{label}: the command {text!r} cannot be split into words ({error}).") from None
         if first not in ("qwen3", "python"):
             raise UserError(f"{label}: a command begins with qwen3 or python, and this one with {first!r}.")
     phase = Phase(name, str(values.get("about", "")), train, settings, plan, tuple(run))
@@ -239,8 +264,15 @@ def _claims(file: Path, values: Any, names: list[str]) -> dict[str, dict[str, st
     if not isinstance(values, dict):
         raise UserError(f"{label} must be claims with their evidence by role.")
     for claim, roles in values.items():
+        if claim not in ROLES:
+            raise UserError(f"{label}: there is no claim {claim!r}.{nearest(str(claim), list(ROLES))}")
+        wanted = ROLES[claim]
         if not isinstance(roles, dict) or not all(isinstance(place, str) for place in roles.values()):
-            raise UserError(f"{label}: {claim} must have a place for each role.")
+            raise UserError(f"{label}: {claim} must have a place for each role: {', '.join(wanted)}.")
+        if set(roles) != set(wanted):
+            raise UserError(
+                f"{label}: {claim} has the roles {', '.join(map(str, roles))}; it needs {', '.join(wanted)}."
+            )
         for place in roles.values():
             for name in _PLACE.findall(place):
                 if name not in names:

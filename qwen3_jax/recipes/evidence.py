@@ -102,7 +102,7 @@ def row_of(rows: Sequence[dict[str, Any]], mode: str = "thinking", budget: int |
     """Return the row of a mode and a budget.
 
     Raises:
-        Missing: there is none.
+        Missing: the evaluation has no such row.
     """
     for row in rows:
         if row["mode"] == mode and row["thinking_budget"] == budget:
@@ -115,7 +115,7 @@ def value_of(row: dict[str, Any]) -> Measured:
     return Measured(row["value"], row["standard_error"] or 0.0)
 
 
-def held_out_curve(run: RunLog, key: str = "pass_rate") -> tuple[list[int], list[Measured]]:
+def held_out_curve(run: RunLog) -> tuple[list[int], list[Measured]]:
     """Return steps and shares of held-out prompts that were answered right, over all sources.
 
     Raises:
@@ -123,17 +123,14 @@ def held_out_curve(run: RunLog, key: str = "pass_rate") -> tuple[list[int], list
     """
     steps, values = [], []
     for row in run.rows:
-        found = [name for name in row if name.startswith("held_out.") and name.endswith(f".{key}")]
+        found = [name for name in row if name.startswith("held_out.") and name.endswith(".pass_rate")]
         if found:
             rl = run.config["rl"]
-            asked = [
-                row[f"{name.removesuffix(key)}sampled_tokens"] / row[f"{name.removesuffix(key)}tokens"]
-                for name in found
-            ]
+            of = [name.removesuffix("pass_rate") for name in found]
+            answers = [row[f"{name}sampled_tokens"] / row[f"{name}tokens"] for name in of]
+            mean = float(np.average([row[name] for name in found], weights=answers))
             steps.append(row["step"])
-            values.append(
-                share(float(np.average([row[name] for name in found], weights=asked)), sum(asked) / rl["eval_samples"])
-            )
+            values.append(share(mean, sum(answers) / rl["eval_samples"]))
     if not steps:
         raise Missing(f"{run.folder} has measured no held-out prompts.")
     return steps, values
@@ -146,12 +143,10 @@ class Compute:
     Attributes:
         flops: of products, by formula: rollouts and a teacher's pass forward, updates forward and backward.
         seconds: of rounds and steps, without compiling, evaluation and checkpoints.
-        answers: that were sampled.
     """
 
     flops: float
     seconds: float
-    answers: int
 
 
 def compute_of(run: RunLog, step: int, teacher: Path | None = None) -> Compute:
@@ -171,7 +166,7 @@ def compute_of(run: RunLog, step: int, teacher: Path | None = None) -> Compute:
     if teacher is not None:
         flops += tokens * training_flops_per_token(_architecture(teacher / "config.json"), length) / 3
     seconds = sum(row.get("seconds_step", 0.0) + row.get("seconds_input", 0.0) for row in rows)
-    return Compute(flops, seconds, answers)
+    return Compute(flops, seconds)
 
 
 def _answers(run: RunLog, row: dict[str, Any]) -> int:

@@ -38,26 +38,28 @@ def findings(folders: Sequence[Path]) -> list[Finding]:
     """Return the finding of every claim from the folders of one recipe, one for each seed.
 
     Raises:
-        UserError: a folder is none of a recipe's.
+        UserError: a folder is not that of a recipe.
     """
     seeds: dict[str, list[dict[str, Path]]] = {claim.key: [] for claim in CLAIMS}
     for folder in folders:
         for key, roles in _description(folder)["claims"].items():
-            if key in seeds:
-                seeds[key].append({role: folder / place for role, place in roles.items()})
+            seeds[key].append({role: folder / place for role, place in roles.items()})
     return [finding(claim, seeds[claim.key]) for claim in CLAIMS]
 
 
-def write_page(folders: Sequence[Path]) -> Path:
+def write_page(folders: Sequence[Path], found: Sequence[Finding]) -> Path:
     """Draw the page of a recipe, of one seed or several, into the first folder; return report.html.
 
+    Args:
+        folders: one for each seed.
+        found: `findings` of them.
+
     Raises:
-        UserError: a folder is none of a recipe's.
+        UserError: a folder is not that of a recipe.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
-    found = findings(folders)
     drawn = [one for one in found if one.evidence is not None]
     if drawn:
         height = math.ceil(len(drawn) / 2)
@@ -81,10 +83,10 @@ def write_page(folders: Sequence[Path]) -> Path:
     return page
 
 
-def summary(folders: Sequence[Path]) -> dict[str, Any]:
+def summary(found: Sequence[Finding]) -> dict[str, Any]:
     """Return verdicts, words and figures by claim, as JSON values."""
     out = {}
-    for one in findings(folders):
+    for one in found:
         figures = {} if one.evidence is None else one.evidence.figures
         out[one.claim.key] = {
             "verdict": one.verdict, "words": one.words, "seeds": one.seeds,

@@ -337,56 +337,56 @@ CLAIMS = (
     Claim(
         "long-stage", "The long stage lowers the loss beyond the second stage's length.",
         "Section 3.2: 32,768 tokens in the third stage instead of 4,096. The report has no figure of the loss.",
-        ("run",), _long_stage, _judge_long_stage, "the mean loss beyond that length falls by two standard errors",
+        _long_stage, _judge_long_stage, "the mean loss beyond that length falls by two standard errors",
     ),
     Claim(
         "reasoning", "Reinforcement learning raises accuracy step by step, with entropy steady or rising.",
         "Section 4.2: AIME'24 from 70.1 to 85.1 in 170 steps, without any manual intervention.",
-        ("run",), _reasoning, _judge_reasoning,
+        _reasoning, _judge_reasoning,
         "accuracy rises by two standard errors, nine of ten evaluations are not below the one before, and the entropy of the "
         "last third of the steps is at least 80% of that of the first",
     ),
     Claim(
         "fusion", "Fusion keeps thinking and adds non-thinking; flags are obeyed.",
         "Table 22 (32B): ThinkFollow 88.7, AIME'24 in thinking mode 83.8 before and 81.9 after.",
-        ("before", "after", "flags"), _fusion, _judge_fusion,
+        _fusion, _judge_fusion,
         "at most 5 points of thinking accuracy are lost, answers without thinking have none, and 85% of the flags are obeyed",
     ),
     Claim(
         "budget", "Stopping at a thinking budget works without having been trained, and accuracy rises smoothly with it.",
         "Section 4.3 and figure 2: performance rises smoothly with the budget; the ability emerges from fusion.",
-        ("eval",), _budgets, _judge_budgets,
+        _budgets, _judge_budgets,
         "accuracy rises by two standard errors and never falls by two, no step between two budgets is more than 60% of the "
         "rise, and at most 10% of the answers after a stop cannot be read",
     ),
     Claim(
         "general", "General reinforcement learning takes the following of flags to above 98, at a small cost in reasoning.",
         "Table 22 (32B): ThinkFollow from 88.7 to 98.9, AIME'24 from 81.9 to 81.4.",
-        ("flags before", "flags after", "sums before", "sums after"), _general, _judge_general,
+        _general, _judge_general,
         "at least 98% of the flags are obeyed after it, and at most 5 points of accuracy are lost",
     ),
     Claim(
         "distillation", "On-policy distillation beats reinforcement learning at a tenth of the compute, and raises pass@k.",
         "Table 21 (8B): AIME'24 67.6 by reinforcement learning in 17,920 GPU hours, 74.4 by on-policy distillation in 1,800; "
         "pass@64 90.0 before, 90.0 and 93.3.",
-        ("off-policy eval", "on-policy eval", "rl eval", "on-policy", "rl", "teacher"), _distillation, _judge_distillation,
+        _distillation, _judge_distillation,
         "its accuracy is not below by two standard errors, and it takes a tenth of the FLOPs, in all or to reach what "
         "reinforcement learning ends with",
     ),
     Claim(
         "balance", "Balancing over the global batch lets experts specialise by domain, balancing in micro-batches does not.",
         "Section 2 (global-batch load balancing) and Qiu et al. 2025, arXiv 2501.11873, figures of experts' load by domain.",
-        ("global", "micro"), _balance, _judge_balance,
+        _balance, _judge_balance,
         "the domains' distributions over experts differ more, by two standard errors over layers and seeds",
     ),
     Claim(
         "laws", "The best learning rate falls with the size of the model and rises with the tokens.",
         "Section 3.2: scaling laws predict learning rate and batch size of every model; they are not published.",
-        ("sweep",), _laws, _judge_laws, "both exponents have these signs by two standard errors",
+        _laws, _judge_laws, "both exponents have these signs by two standard errors",
     ),
     Claim(
         "mixture", "A mixture that small proxies find is better than the uniform one.",
         "Section 3.1: the mixture is optimised at the level of instances by ablations on small proxy models; no figure.",
-        ("search",), _mixture, _judge_mixture, "the 95% interval of the difference over pairs of runs is below 0",
+        _mixture, _judge_mixture, "the 95% interval of the difference over pairs of runs is below 0",
     ),
 )  # fmt: skip

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,17 +102,24 @@ def run(recipe: Recipe, only: Sequence[str] = (), say: Say = print) -> None:
         UserError: a phase was run from other settings, takes from one that is not done, or fails.
         Interrupted: this process was asked to end, or a phase was.
     """
+    chosen = recipe.chosen(only)
+    with _in_use(recipe):
+        replace_file(recipe.folder / DESCRIPTION, json.dumps(recipe.description(), indent=1) + "\n")
+        _run(recipe, chosen, say)
+
+
+def _in_use(recipe: Recipe) -> AbstractContextManager[None]:
+    """Keep other processes out of the folder of a recipe.
+
+    Raises:
+        UserError: one of them is in it.
+    """
     recipe.folder.mkdir(parents=True, exist_ok=True)
-    with locked(recipe.folder / ".lock", f"{recipe.folder} is in use by another process; wait for it, or stop it."):
-        _run(recipe, only, say)
+    return locked(recipe.folder / ".lock", f"{recipe.folder} is in use by another process; wait for it, or stop it.")
 
 
-def _run(recipe: Recipe, only: Sequence[str], say: Say) -> None:
+def _run(recipe: Recipe, chosen: Sequence[Phase], say: Say) -> None:
     record = Record(recipe.folder)
-    replace_file(recipe.folder / DESCRIPTION, json.dumps(recipe.description(), indent=1) + "\n")
-    for name in only:
-        recipe.phase(name)
-    chosen = [phase for phase in recipe.phases if not only or phase.name in only]
     for number, phase in enumerate(chosen, start=1):
         label = f"[{number}/{len(chosen)}] {phase.name}"
         if record.is_done(recipe, phase):
@@ -136,17 +144,18 @@ def _run(recipe: Recipe, only: Sequence[str], say: Say) -> None:
 
 def redo(recipe: Recipe, name: str, say: Say = print) -> None:
     """Delete what a phase made, and what phases made that take from it, directly or through others."""
-    record = Record(recipe.folder)
     stale = {recipe.phase(name).name}
     for phase in recipe.phases:
         if stale.intersection(phase.takes):
             stale.add(phase.name)
-    for phase in recipe.phases:
-        if phase.name in stale and (phase.name in record.states or recipe.place(phase).exists()):
-            say(f"deleting {recipe.place(phase)}")
-            record.states.pop(phase.name, None)
-            record.write()
-            shutil.rmtree(recipe.place(phase), ignore_errors=True)
+    with _in_use(recipe):
+        record = Record(recipe.folder)
+        for phase in recipe.phases:
+            if phase.name in stale and (phase.name in record.states or recipe.place(phase).exists()):
+                say(f"deleting {recipe.place(phase)}")
+                record.states.pop(phase.name, None)
+                record.write()
+                shutil.rmtree(recipe.place(phase), ignore_errors=True)
 
 
 def table(recipe: Recipe) -> list[tuple[str, str, str]]:

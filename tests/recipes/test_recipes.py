@@ -19,9 +19,9 @@ from qwen3_jax.cli.main import main
 from qwen3_jax.cli.train_options import parse_train
 from qwen3_jax.errors import UserError
 from qwen3_jax.recipes import claims, runner
-from qwen3_jax.recipes.config import is_recipe, read_recipe
+from qwen3_jax.recipes.config import ROLES, is_recipe, read_recipe
 from qwen3_jax.recipes.evidence import Measured, mean_of
-from qwen3_jax.recipes.page import summary
+from qwen3_jax.recipes.page import findings, summary
 from qwen3_jax.recipes.report_claims import CLAIMS
 from tests.helpers import tiny_models
 
@@ -157,7 +157,7 @@ def _until(condition, seconds=20.0) -> None:
         ([], "phases must be a list of at least one phase"),
         ([{"run": "python x"}], "phase 1 has no name"),
         ([{"name": "A b", "run": "python x"}], "a name has small letters, digits and hyphens"),
-        ([{"name": "seed", "run": "python x"}], "is none of here, folder, seed"),
+        ([{"name": "seed", "run": "python x"}], "must not be here, folder, seed"),
         ([{"name": "a", "run": "python x"}, {"name": "a", "run": "python y"}], "phase 'a' occurs twice"),
         ([{"name": "a"}], "phase 'a' needs either train, a configuration, or run, its commands"),
         ([{"name": "a", "run": "python x", "train": {}}], "needs either train"),
@@ -166,12 +166,36 @@ def _until(condition, seconds=20.0) -> None:
         ([{"name": "a", "train": "nowhere.yaml"}], "there is no file nowhere.yaml"),
         ([{"name": "a", "train": {"run_dir": "x"}}], "run_dir is the phase's own folder"),
         ([{"name": "a", "runs": "python x"}], "unknown key 'runs'"),
+        ([{"name": "a", "run": "python 'x"}], "cannot be split into words (No closing quotation)"),
         ([{"name": "a", "run": "python {b}"}, {"name": "b", "run": "python x"}], "takes {b}, and no earlier phase"),
     ],
 )  # fmt: skip
 def test_a_recipe_that_says_nonsense_is_refused_by_phase(phases, message, tmp_path, capsys):
     assert main(["train", "--config", str(write(tmp_path, phases))]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("claims", "options", "message"),
+    [
+        ({"budgets": {"eval": "{first}"}}, [], "there is no claim 'budgets'"),
+        ({"budget": {"evals": "{first}"}}, [], "budget has the roles evals; it needs eval"),
+        ({"budget": {"eval": "{fourth}"}}, [], "budget names the phase 'fourth', which there is not"),
+        ({}, ["--phase", "forth"], "has no phase 'forth'"),
+        ({}, ["--plan", "v5p:2x2x1", "--phase", "forth"], "has no phase 'forth'"),
+        ({}, ["--list", "--phase", "first"], "--list prints all phases"),
+        ({}, ["--list", "--redo", "first"], "not allowed with argument"),
+    ],
+)
+def test_claims_and_options_that_nothing_reads_are_refused(claims, options, message, tmp_path, capsys):
+    words = ["train", "--config", str(simple(tmp_path, claims=claims)), *options]
+    try:
+        code = main(words)
+    except SystemExit as error:
+        code = error.code
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_training_phase_of_the_recipes_is_a_configuration(tmp_path):
@@ -185,6 +209,7 @@ def test_every_training_phase_of_the_recipes_is_a_configuration(tmp_path):
             config = parse_train(words[words.index("train") + 1 :], "train").config
             assert config.run_dir == str(recipe.place(phase))
         roles = {claim.key: set(claim.needs) for claim in CLAIMS}
+        assert roles.keys() == ROLES.keys()
         for key, places in recipe.claims.items():
             assert set(places) == roles[key], key
     assert not is_recipe(ROOT / "configs/quickstart.yaml")
@@ -359,6 +384,6 @@ def test_the_page_shows_every_claim_also_of_a_recipe_that_has_not_begun(tmp_path
     for claim in CLAIMS:
         assert html.escape(claim.title) in page
     assert page.count('class="verdict not-measured"') == len(CLAIMS)
-    assert "fewer than three budgets" in summary([recipe.folder])["budget"]["words"]
+    assert "fewer than three budgets" in summary(findings([recipe.folder]))["budget"]["words"]
     assert main(["report", str(recipe.folder), str(tmp_path)]) == 2
     assert "is not the folder of a recipe" in capsys.readouterr().err
