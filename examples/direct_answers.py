@@ -2,9 +2,11 @@
 
     python examples/direct_answers.py --output direct.jsonl
     python examples/direct_answers.py --output held_out.jsonl --held-out --thinking --count 2400
+    python examples/direct_answers.py --output instructions.jsonl --lists --count 8000
 
 Half of them are the quickstart's running sums, answered at once (a small model can only guess); half ask for a digit of a list.
 With --thinking half of the sums have their steps: both modes of questions that no training data holds, to measure a model with.
+With --lists there are no sums: chats for a base model to have read.
 """
 
 import argparse
@@ -36,11 +38,14 @@ def main(arguments: list[str] | None = None) -> Path:
     parser.add_argument("--seed", type=int, default=2, help="of the questions (default: 2)")
     parser.add_argument("--held-out", action="store_true", help="sums that no training data holds")
     parser.add_argument("--thinking", action="store_true", help="half of the sums with their steps")
+    parser.add_argument("--lists", action="store_true", help="no sums, which --held-out and --thinking are about")
     args = parser.parse_args(arguments)
+    if args.lists and (args.held_out or args.thinking):
+        parser.error("--held-out and --thinking are about sums, of which --lists writes none")
     rng = random.Random(f"direct/{args.seed}/{args.held_out}")
     with args.output.open("w", encoding="utf-8") as out:
         for number in range(args.count):
-            if number % 2:
+            if args.lists or number % 2:
                 messages = lookup(rng)
             else:
                 problem = running_sum_problem(
