@@ -27,7 +27,6 @@ from jax.sharding import PartitionSpec
 from qwen3_jax.training.output_chunks import (
     Settings,
     by_chunks,
-    chunked,
     entropy_of,
     gradient_axes,
     logits_of,
@@ -58,7 +57,8 @@ class TokenLoss(NamedTuple):
 
 
 class TokenScores(NamedTuple):
-    """What a model's distribution says of every token; gradients flow through both.
+    """What a model's distribution says of every token; gradients flow through both. Values at tokens that are not needed mean
+    nothing.
 
     Attributes:
         log_probs: float32 [B, T], log p(target), in nats.
@@ -127,10 +127,12 @@ def token_log_probs(
     tied: bool,
     chunk: int = 1024,
     placement: Placement = Placement(),
+    needed_bt: jax.Array | None = None,
 ) -> jax.Array:
-    """Return log p(target) of every token, float32 [B, T], without a gradient; arguments as for `token_loss`."""
+    """Return log p(target) of every token, float32 [B, T], without a gradient; arguments as for `token_scores`."""
     states_btd, weight = jax.lax.stop_gradient((states_btd, weight))
-    return token_scores(states_btd, weight, targets_bt, tied=tied, chunk=chunk, placement=placement).log_probs
+    options = dict(tied=tied, chunk=chunk, placement=placement, needed_bt=needed_bt)
+    return token_scores(states_btd, weight, targets_bt, **options).log_probs
 
 
 def token_scores(
@@ -145,6 +147,7 @@ def token_scores(
     temperature: float = 1.0,
     banned_bt: jax.Array | None = None,
     banned_ids: tuple[int, ...] = (),
+    needed_bt: jax.Array | None = None,
 ) -> TokenScores:
     """Return log p(target) and the entropy of every token's distribution, differentiable by the states and the weight.
 
@@ -154,6 +157,7 @@ def token_scores(
         banned_bt: bool [B, T], where the tokens `banned_ids` are left out of the distribution; None is nowhere. A target
             that is left out has log p = -inf.
         banned_ids: the tokens, ascending or not.
+        needed_bt: bool [B, T], where the values are used; the incoming gradients of others are 0. None is everywhere.
 
     Raises:
         ValueError: the temperature is not above 0, or only one of `banned_bt` and `banned_ids` is given.
@@ -163,21 +167,21 @@ def token_scores(
     if (banned_bt is None) != (not banned_ids):
         raise ValueError("give banned_bt and banned_ids together.")
     settings = settings_of(placement, tied, chunk, frozen)._replace(temperature=temperature, banned=tuple(banned_ids))
-    return TokenScores(*_token_scores(settings, placement, states_btd, weight, targets_bt, banned_bt))
+    return TokenScores(*_token_scores(settings, placement, states_btd, weight, targets_bt, banned_bt, needed_bt))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _token_scores(settings: Settings, placement: Placement, states_btd, weight, targets_bt, banned_bt):
+def _token_scores(settings: Settings, placement: Placement, states_btd, weight, targets_bt, banned_bt, needed_bt):
     """Return (log p, entropy). Outside of shard_map, so that the backward pass says itself what is summed over which axes."""
     tokens = placement.spec(("batch", "length"))
-    inputs = PartitionSpec(*tokens, None), weight_spec(placement, settings.tied), tokens, tokens
+    inputs = PartitionSpec(*tokens, None), weight_spec(placement, settings.tied), *(tokens,) * 3
     compute = on_devices(placement, functools.partial(_scores, settings), inputs, (tokens, tokens))
-    return compute(states_btd, weight, targets_bt, banned_bt)
+    return compute(states_btd, weight, targets_bt, banned_bt, needed_bt)
 
 
-def _scores_forward(settings, placement, states_btd, weight, targets_bt, banned_bt):
-    log_prob_bt, entropy_bt = _token_scores(settings, placement, states_btd, weight, targets_bt, banned_bt)
-    return (log_prob_bt, entropy_bt), (states_btd, weight, targets_bt, banned_bt, entropy_bt)
+def _scores_forward(settings, placement, states_btd, weight, targets_bt, banned_bt, needed_bt):
+    log_prob_bt, entropy_bt = _token_scores(settings, placement, states_btd, weight, targets_bt, banned_bt, needed_bt)
+    return (log_prob_bt, entropy_bt), (states_btd, weight, targets_bt, banned_bt, needed_bt, entropy_bt)
 
 
 def _scores_backward(settings, placement, residuals, above):
@@ -187,16 +191,16 @@ def _scores_backward(settings, placement, residuals, above):
     gradients = on_devices(
         placement,
         functools.partial(_scores_gradients, settings, summed, copies),
-        (states, matrix, *(tokens,) * 5),
+        (states, matrix, *(tokens,) * 6),
         (states, None if settings.frozen else matrix),
     )
-    return *gradients(*residuals, *above), None, None
+    return *gradients(*residuals, *above), None, None, None
 
 
 _token_scores.defvjp(_scores_forward, _scores_backward)
 
 
-def _scores(settings: Settings, states_btd, weight, targets_bt, banned_bt):
+def _scores(settings: Settings, states_btd, weight, targets_bt, banned_bt, needed_bt):
     """Return (log p, entropy) of this device's tokens, equal on all parts of the vocabulary."""
     weight = whole(settings, weight.astype(states_btd.dtype))
 
@@ -207,12 +211,12 @@ def _scores(settings: Settings, states_btd, weight, targets_bt, banned_bt):
         entropy_c = entropy_of(settings, log_prob_cv)
         return None, (chosen_c - log_z_c, entropy_c)
 
-    return by_chunks(settings, chunk_of, None, (states_btd, targets_bt, banned_bt))[1]
+    return by_chunks(settings, chunk_of, None, (states_btd, targets_bt, banned_bt), needed_bt)[1]
 
 
 def _scores_gradients(
     settings: Settings, summed: tuple[str, ...], copies: int,
-    states_btd, weight, targets_bt, banned_bt, entropy_bt, dlog_prob_bt, dentropy_bt,
+    states_btd, weight, targets_bt, banned_bt, needed_bt, entropy_bt, dlog_prob_bt, dentropy_bt,
 ):  # fmt: skip
     """Return the gradients of the states and of this device's part of the weight.
 
@@ -232,7 +236,7 @@ def _scores_gradients(
 
     dweight = None if settings.frozen else jnp.zeros(weight.shape, jnp.float32)
     rows = states_btd, targets_bt, banned_bt, entropy_bt, dlog_prob_bt, dentropy_bt
-    dweight, dstates_btd = by_chunks(settings, chunk_of, dweight, rows)
+    dweight, dstates_btd = by_chunks(settings, chunk_of, dweight, rows, needed_bt)
     if settings.frozen:
         return dstates_btd, None
     dweight = over(jax.lax.psum, dweight, summed)
@@ -265,31 +269,23 @@ _token_loss.defvjp(_forward, _backward)
 
 def _scan(settings: Settings, states_btd, weight, targets_bt, weights_bt, gradients: bool):
     """Compute the sums chunk by chunk; with `gradients`, also the gradients of the states and of the gathered weight."""
-    b, t, d = states_btd.shape
     dtype = states_btd.dtype
     weight = whole(settings, weight.astype(dtype))
 
     def chunk_of(dweight, rows):
         x_cd, target_c, w_c = rows
         logits_cv, log_z_c, hit_cv, chosen_c = logits_of(settings, x_cd, weight, target_c)
-        cross_entropy = ((log_z_c - chosen_c) * w_c).sum()
-        log_z_squared = (jnp.square(log_z_c) * w_c).sum()
+        terms_c = (log_z_c - chosen_c) * w_c, jnp.square(log_z_c) * w_c
         if not gradients:
-            return None, (cross_entropy, log_z_squared, None)
+            return None, (*terms_c, None)
         prob_cv = jnp.exp(logits_cv - log_z_c[:, None])
         dlogits_cv = (prob_cv * (1 + 2 * settings.z_loss * log_z_c)[:, None] - hit_cv) * w_c[:, None]
         dx_cd, dweight = products(settings, dlogits_cv.astype(dtype), x_cd, weight, dweight)
-        return dweight, (cross_entropy, log_z_squared, dx_cd.astype(dtype))
+        return dweight, (*terms_c, dx_cd.astype(dtype))
 
-    rows = states_btd.reshape(b * t, d), targets_bt.reshape(-1), weights_bt.reshape(-1)
     dweight = jnp.zeros(weight.shape, jnp.float32) if gradients and not settings.frozen else None
-    if b * t <= settings.chunk:
-        dweight, (cross_entropy, log_z_squared, dx_nd) = chunk_of(dweight, rows)
-    else:
-        rows = chunked(rows, b * t, settings.chunk)
-        dweight, (cross_entropy, log_z_squared, dx_nd) = jax.lax.scan(chunk_of, dweight, rows)
-        cross_entropy, log_z_squared = cross_entropy.sum(), log_z_squared.sum()
-        dx_nd = None if dx_nd is None else dx_nd.reshape(-1, d)[: b * t]
-    cross_entropy, log_z_squared = cross_entropy / settings.parts, log_z_squared / settings.parts
+    rows = states_btd, targets_bt, weights_bt
+    dweight, (*terms_bt, dstates_btd) = by_chunks(settings, chunk_of, dweight, rows, weights_bt != 0)
+    cross_entropy, log_z_squared = (x.sum() / settings.parts for x in terms_bt)
     sums = cross_entropy + settings.z_loss * log_z_squared, (cross_entropy, log_z_squared)
-    return sums, (None if dx_nd is None else dx_nd.reshape(b, t, d), dweight)
+    return sums, (dstates_btd, dweight)

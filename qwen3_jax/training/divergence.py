@@ -79,7 +79,7 @@ class TeacherTop:
 
 
 class TokenDivergence(NamedTuple):
-    """Values of every token, float32 [B, T], without a gradient.
+    """Values of every token with a weight, float32 [B, T], without a gradient. Those of others mean nothing.
 
     Attributes:
         divergence: in nats.
@@ -218,7 +218,7 @@ def _on_device(
         return dweight, (out, over(jax.lax.psum, dx_cd, settings.vocab).astype(dtype))
 
     dweight = jnp.zeros(weight.shape, jnp.float32) if gradients and not settings.frozen else None
-    dweight, (out, dstates_btd) = by_chunks(settings, chunk_of, dweight, (states_btd, rows))
+    dweight, (out, dstates_btd) = by_chunks(settings, chunk_of, dweight, (states_btd, rows), rows["weights"] != 0)
     if dweight is not None:
         dweight = (scattered(settings, over(jax.lax.psum, dweight, summed)) / copies).astype(like)
     return out, (dstates_btd, dweight)

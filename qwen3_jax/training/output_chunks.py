@@ -16,14 +16,15 @@ from sharding import Placement
 
 
 class Settings(NamedTuple):
-    """Static settings. `vocab` and `embed` are the mesh axes that split the weight; `parts` is the size of `vocab`; a `frozen`
-    weight has no gradient."""
+    """Static settings. `vocab` and `embed` are the mesh axes that split the weight, `tokens` those that split batch and length;
+    `parts` is the size of `vocab`; a `frozen` weight has no gradient."""
 
     tied: bool
     z_loss: float
     chunk: int
     vocab: tuple[str, ...]
     embed: tuple[str, ...]
+    tokens: tuple[str, ...]
     parts: int
     frozen: bool
     temperature: float = 1.0
@@ -32,8 +33,9 @@ class Settings(NamedTuple):
 
 def settings_of(placement: Placement, tied: bool, chunk: int, frozen: bool, z_loss: float = 0.0) -> Settings:
     """Return the settings of a mesh; arguments as for `cross_entropy.token_loss`."""
+    tokens = *placement.axes("batch"), *placement.axes("length")
     vocab, embed = placement.axes("vocab"), placement.axes("embed")
-    return Settings(tied, z_loss, chunk, vocab, embed, placement.parts("vocab"), frozen)
+    return Settings(tied, z_loss, chunk, vocab, embed, tokens, placement.parts("vocab"), frozen)
 
 
 def weight_spec(placement: Placement, tied: bool) -> PartitionSpec:
@@ -61,16 +63,45 @@ def gradient_axes(placement: Placement, embed: tuple[str, ...]) -> tuple[tuple[s
     return summed, 1 if mesh is None else math.prod(mesh.shape[axis] for axis in embed if axis not in tokens)
 
 
-def by_chunks(settings: Settings, chunk_of, carry, arrays):
-    """Scan a function (carry, rows) -> (carry, rows) over chunks of arrays [B, T, ...]; return what it returns, [B, T, ...]."""
+def by_chunks(settings: Settings, chunk_of, carry, arrays, needed_bt=None):
+    """Scan a function (carry, rows) -> (carry, rows) over chunks of arrays [B, T, ...]; return what it returns, [B, T, ...].
+
+    Where tokens are not needed, for instance those of a prompt, the needed ones are moved together, and chunks without any are
+    not computed: what the function returns is 0 there, and the carry stays. It may be 0 or not at other tokens that are not
+    needed.
+    """
     b, t = arrays[0].shape[:2]
-    rows = jax.tree.map(lambda x: x.reshape(b * t, *x.shape[2:]), arrays)
-    if b * t <= settings.chunk:
+    n = b * t
+    rows = jax.tree.map(lambda x: jnp.asarray(x).reshape(n, *x.shape[2:]), arrays)
+    if n <= settings.chunk:
         carry, out = chunk_of(carry, rows)
+    elif needed_bt is None:
+        carry, out = jax.lax.scan(chunk_of, carry, chunked(rows, n, settings.chunk))
+        out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], out)
     else:
-        carry, out = jax.lax.scan(chunk_of, carry, chunked(rows, b * t, settings.chunk))
-        out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: b * t], out)
+        carry, out = _needed_chunks(settings, chunk_of, carry, rows, needed_bt.reshape(n))
     return carry, jax.tree.map(lambda x: x.reshape(b, t, *x.shape[1:]), out)
+
+
+def _needed_chunks(settings: Settings, chunk_of, carry, rows, needed_n):
+    """`by_chunks` of rows [N, ...]."""
+    n, count = len(needed_n), needed_n.sum()
+    order_n = jnp.argsort(~needed_n, stable=True)
+    place_n = jnp.where(needed_n, jnp.cumsum(needed_n) - 1, count + jnp.cumsum(~needed_n) - 1)  # the inverse
+    chunks = chunked(jax.tree.map(lambda x: x[order_n], rows), n, settings.chunk)
+    size = jax.tree.leaves(chunks)[0].shape[1]
+    # Collectives over parts of the vocabulary are inside of a chunk, so all devices compute equally many.
+    count = over(jax.lax.pmax, count, settings.tokens) if settings.vocab else count
+
+    def computed_or_not(carry, chunk):
+        number, chunk = chunk
+        like = jax.eval_shape(chunk_of, carry, chunk)[1]
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+        return jax.lax.cond(number * size < count, lambda: chunk_of(carry, chunk), lambda: (carry, zeros))
+
+    numbers = jnp.arange(jax.tree.leaves(chunks)[0].shape[0])
+    carry, out = jax.lax.scan(computed_or_not, carry, (numbers, chunks))
+    return carry, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[place_n], out)
 
 
 def products(settings: Settings, dlogits_cv, x_cd, weight, dweight):

@@ -422,7 +422,7 @@ def _scores(
     return token_scores(
         states.astype(model.dtype), weight, batch["targets"], tied=tied, chunk=chunk,
         placement=model.execution.placement, frozen=is_output_frozen(model), temperature=temperature,
-        banned_bt=batch["banned"] if banned_ids else None, banned_ids=banned_ids,
+        banned_bt=batch["banned"] if banned_ids else None, banned_ids=banned_ids, needed_bt=batch["loss_mask"] > 0,
     )  # fmt: skip
 
 

@@ -115,8 +115,10 @@ def dpo(beta: float) -> Objective:
         hidden = hidden_of(model, batch)
         states, (weight, tied) = hidden.states.astype(model.dtype), model.output_matrix()
         options: dict[str, Any] = dict(tied=tied, chunk=config.chunk_tokens, placement=model.execution.placement)
-        segments = batch["segment_ids"]
-        logp_bt = token_log_probs(states, weight, batch["targets"], **options) * batch["loss_mask"]
+        segments, learned_bt = batch["segment_ids"], batch["loss_mask"] > 0
+        logp_bt = (
+            token_log_probs(states, weight, batch["targets"], needed_bt=learned_bt, **options) * batch["loss_mask"]
+        )
         logp_bp2 = sums_of_segments(logp_bt, segments)
         reward_bp2 = beta * (logp_bp2 - sums_of_segments(batch["reference"], segments))
         real_bp = _real(batch)

@@ -142,7 +142,7 @@ def pair_log_probs(model: Qwen3, batch: dict[str, jax.Array], chunk: int = 1024)
     weight, tied = model.output_matrix()
     logp_bt = token_log_probs(
         hidden_of(model, batch).states.astype(model.dtype), weight, batch["targets"], tied=tied, chunk=chunk,
-        placement=model.execution.placement,
+        placement=model.execution.placement, needed_bt=batch["loss_mask"] > 0,
     )  # fmt: skip
     return sums_of_segments(logp_bt * batch["loss_mask"], batch["segment_ids"])
 

@@ -79,7 +79,7 @@ class TeacherInProcess:
             weight, tied = model.output_matrix()
             return tuple(top_log_probs(
                 hidden_of(model, rows).states.astype(model.dtype), weight, k, tied=tied, chunk=chunk, placement=placement,
-                temperature=temperature,
+                temperature=temperature, needed_bt=rows["loss_mask"] > 0,
             ))  # fmt: skip
 
         self._values = TokenValues(self._trainer, of)

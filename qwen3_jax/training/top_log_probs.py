@@ -42,6 +42,7 @@ def top_log_probs(
     chunk: int = 1024,
     placement: Placement = Placement(),
     temperature: float = 1.0,
+    needed_bt: jax.Array | None = None,
 ) -> TopLogProbs:
     """Return the k most probable tokens of every token's distribution, without a gradient.
 
@@ -49,6 +50,7 @@ def top_log_probs(
         states_btd, weight, tied, chunk, placement: as for `cross_entropy.token_loss`.
         k: at most the rows of the vocabulary.
         temperature: logits are divided by it.
+        needed_bt: bool [B, T], the tokens whose result is used; that of others means nothing. None is all.
 
     Raises:
         ValueError: k is not from 1 to the rows of the vocabulary, or the temperature is not above 0.
@@ -59,14 +61,14 @@ def top_log_probs(
     if not temperature > 0:
         raise ValueError(f"the temperature is {temperature}; a distribution needs one above 0.")
     settings = settings_of(placement, tied, chunk, frozen=True)._replace(temperature=temperature)
-    deep = PartitionSpec(*placement.spec(("batch", "length")), None)
-    compute = on_devices(
-        placement, functools.partial(_on_device, settings, k), (deep, weight_spec(placement, tied)), (deep, deep)
-    )
-    return TopLogProbs(*compute(*jax.lax.stop_gradient((states_btd, weight))))
+    tokens = placement.spec(("batch", "length"))
+    deep = PartitionSpec(*tokens, None)
+    inputs = deep, weight_spec(placement, tied), tokens
+    compute = on_devices(placement, functools.partial(_on_device, settings, k), inputs, (deep, deep))
+    return TopLogProbs(*compute(*jax.lax.stop_gradient((states_btd, weight)), needed_bt))
 
 
-def _on_device(settings: Settings, k: int, states_btd, weight):
+def _on_device(settings: Settings, k: int, states_btd, weight, needed_bt):
     """Return (ids, log p) of this device's tokens, equal on all parts of the vocabulary."""
     weight = whole(settings, weight.astype(states_btd.dtype))
 
@@ -82,4 +84,4 @@ def _on_device(settings: Settings, k: int, states_btd, weight):
             ids_ck = jnp.take_along_axis(ids_ck, places_ck, axis=1)
         return None, (ids_ck.astype(jnp.int32), best_ck - log_z_c[:, None])
 
-    return by_chunks(settings, chunk_of, None, (states_btd,))[1]
+    return by_chunks(settings, chunk_of, None, (states_btd,), needed_bt)[1]

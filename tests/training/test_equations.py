@@ -15,10 +15,11 @@ from qwen3_jax.training.optimizer import decayed, make_optimizer, run_schedule, 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("chunk", [5, 100])
 def test_token_loss_and_its_gradients_equal_numpy(tied, chunk):
-    """Weights of any size, not 0 and 1 alone; 12 tokens in chunks of 5 need padding."""
+    """Weights of any size, some 0; 12 tokens in chunks of 5 need padding, and with 7 weights one chunk is skipped."""
     rng = np.random.default_rng(0)
     x, w = rng.normal(size=(3, 4, 6)), rng.normal(size=(6, 11))
     targets, weights, z_loss = rng.integers(0, 11, (3, 4)), rng.random((3, 4)), 0.3
+    weights[:, 1] = weights[1, 2] = weights[2, 0] = 0
     logits = x.reshape(12, 6) @ w
     log_z = np.log(np.exp(logits).sum(-1))
     n, t = weights.reshape(-1), targets.reshape(-1)

@@ -12,6 +12,7 @@ import pytest
 import sharding
 from qwen3_jax.training.cross_entropy import token_log_probs, token_scores
 from qwen3_jax.training.losses import EXPERTS, REPLAYED
+from qwen3_jax.training.output_chunks import by_chunks, settings_of
 from qwen3_jax.training.policy import policy
 from qwen3_jax.training.step import Trainer
 from tests.helpers.answers import BANNED, K3, answers_of, around, batch_of, config_of, trainer
@@ -126,8 +127,10 @@ def test_scores_and_their_gradients_equal_those_of_all_logits(tied):
     states = random.normal(size=(b, t, d)).astype(np.float32)
     weight = random.normal(size=(v, d) if tied else (d, v)).astype(np.float32)
     targets = random.integers(0, v, (b, t)).astype(np.int32)
+    needed = random.random((b, t)) < 0.5
+    needed[:, 8:] = needed[0] = False  # some devices need no token
     left_out = (random.random((b, t)) < 0.5) & ~np.isin(targets, (3, 20))
-    above = tuple(random.normal(size=(2, b, t)).astype(np.float32))
+    above = tuple((random.normal(size=(2, b, t)) * needed).astype(np.float32))
 
     def plain(states, weight, temperature, banned_ids):
         logits = states @ (weight.T if tied else weight) / temperature
@@ -145,14 +148,15 @@ def test_scores_and_their_gradients_equal_those_of_all_logits(tied):
             def ours(states, weight, frozen, options=options):
                 def scores(states, weight):
                     banned = jnp.asarray(left_out) if options["banned_ids"] else None
-                    return tuple(token_scores(states, weight, targets, banned_bt=banned, frozen=frozen, **options))
+                    of = dict(banned_bt=banned, needed_bt=jnp.asarray(needed), frozen=frozen)
+                    return tuple(token_scores(states, weight, targets, **of, **options))
 
                 values, pull = jax.vjp(scores, states, weight)
-                return values, pull(above)
+                return jax.tree.map(lambda x: x * needed, values), pull(above)
 
             def all_logits(states, weight, temperature=temperature, banned_ids=banned_ids):
                 values, pull = jax.vjp(lambda *x: plain(*x, temperature, banned_ids), states, weight)
-                return values, pull(above)
+                return jax.tree.map(lambda x: jnp.where(needed, x, 0), values), pull(above)
 
             placed = (
                 jax.device_put(states, placement.sharding(("batch", "length", None), states.shape)),
@@ -169,4 +173,25 @@ def test_scores_and_their_gradients_equal_those_of_all_logits(tied):
                     np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5 * np.abs(e).max(), err_msg=str(mesh))
             if not banned_ids:
                 found = token_log_probs(states, weight, targets, tied=tied, chunk=7)
-                np.testing.assert_allclose(found, expected[0][0], rtol=1e-5, atol=1e-5)
+                np.testing.assert_allclose(found[needed], expected[0][0][needed], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("needed", [0, 1, 4, 5, 12])
+def test_chunks_without_a_token_that_is_needed_are_not_computed(needed):
+    """12 tokens in chunks of 4, wherever the needed ones are; each gets its own value, and the carry has theirs."""
+    computed: list[int] = []
+    is_needed = np.random.default_rng(0).permutation(np.arange(12) < needed).reshape(3, 4)
+    values = np.arange(12.0).reshape(3, 4)
+
+    def chunk_of(carry, rows):
+        value, of_use = rows
+        jax.debug.callback(lambda _: computed.append(1), carry)
+        return carry + (value * of_use).sum(), 2 * value
+
+    settings = settings_of(sharding.Placement(), tied=True, chunk=4, frozen=True)
+    run = jax.jit(lambda *x: by_chunks(settings, chunk_of, jnp.zeros(()), x, x[1]))
+    total, out = run(values, is_needed)
+    jax.effects_barrier()
+    assert len(computed) == -(-needed // 4)
+    assert total == values[is_needed].sum()
+    np.testing.assert_array_equal(out[is_needed], 2 * values[is_needed])
