@@ -77,7 +77,7 @@ DEFAULTS = {
     LossConfig: dict(z_loss=0.0, chunk_tokens=1024, balance_counts="exact"),
     TrainConfig: dict(
         method="pretrain", run_dir="runs/default",
-        micro_batches=1, seed=0, log_every=10, eval_every=0, eval_batches=8, checkpoint_every=0,
+        micro_batches=1, seed=0, log_every=10, eval_every=0, eval_at_start=False, eval_batches=8, checkpoint_every=0,
         checkpoint_keep=2, checkpoint_keep_best=1, profile=False,
     ),
     DataConfig: dict(sequence_length=512, batch_size=32, seed=0, packing_rows=256, prefetch_batches=4),

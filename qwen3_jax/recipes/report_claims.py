@@ -197,10 +197,15 @@ def _distillation(folders: Folders) -> Evidence:
         teacher = folders["teacher"] if name == "on-policy" else None
         whole = compute_of(run, steps[-1], teacher)
         figures |= {f"{name} flops": Measured(whole.flops), f"{name} seconds": Measured(whole.seconds)}
-        # The first evaluation that has reached what the other run ends with.
+        # The first evaluation after a step that has reached what the other run ends with.
         goal = held_out_curve(runs["rl" if name == "on-policy" else "on-policy"])[1][-1]
         reached = next(
-            (step for step, value in zip(steps, values, strict=True) if value.value >= goal.value - goal.error), None
+            (
+                step
+                for step, value in zip(steps, values, strict=True)
+                if step and value.value >= goal.value - goal.error
+            ),
+            None,
         )
         if reached is not None:
             cost = compute_of(run, reached, teacher)

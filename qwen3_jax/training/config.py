@@ -231,6 +231,7 @@ class TrainConfig:
         seed: of the initial weights; `data.seed` is that of the data.
         log_every: steps between lines of metrics.
         eval_every: steps between evaluations on held-out data; 0 evaluates at the end of each stage only.
+        eval_at_start: evaluate before the first step too.
         eval_batches: most held-out batches of each source.
         checkpoint_every: steps between checkpoints; 0 saves at the end of each stage only.
         checkpoint_keep: number of newest checkpoints kept, besides the ends of stages.
@@ -259,6 +260,7 @@ class TrainConfig:
     seed: int = 0
     log_every: int = 10
     eval_every: int = 0
+    eval_at_start: bool = False
     eval_batches: int = 8
     checkpoint_every: int = 0
     checkpoint_keep: int = 2

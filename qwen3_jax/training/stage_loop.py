@@ -156,6 +156,9 @@ class StageLoop:
     ) -> tuple[TrainState, dict[str, Any]]:
         config, held_out = self.config, self.held_out(stage)
         step = logged = started = int(state.step)
+        if config.eval_at_start and step == 0:
+            with meter.during("eval"):
+                self.evaluate(step, stage, trainer, state, held_out, bar)
         while step < stage.last:
             profiler.before(step)
             batch = meter.fetch(functools.partial(self.next_batch, batches, stage, trainer, state))
