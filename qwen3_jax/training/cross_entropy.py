@@ -131,8 +131,9 @@ def token_log_probs(
 ) -> jax.Array:
     """Return log p(target) of every token, float32 [B, T], without a gradient; arguments as for `token_scores`."""
     states_btd, weight = jax.lax.stop_gradient((states_btd, weight))
-    options = dict(tied=tied, chunk=chunk, placement=placement, needed_bt=needed_bt)
-    return token_scores(states_btd, weight, targets_bt, **options).log_probs
+    return token_scores(
+        states_btd, weight, targets_bt, tied=tied, chunk=chunk, placement=placement, needed_bt=needed_bt
+    ).log_probs
 
 
 def token_scores(

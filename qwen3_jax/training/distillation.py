@@ -27,6 +27,7 @@ from qwen3_jax.training.divergence import TeacherStates, TeacherTop, token_diver
 from qwen3_jax.training.losses import (
     BATCH_FIELDS,
     Objective,
+    RouterMeans,
     Whole,
     balance_share,
     hidden_of,
@@ -68,8 +69,8 @@ class DistillationSums:
 
 
 @struct.dataclass
-class DistillationLoss:
-    """Means over the learned tokens of a global batch, in nats; see `losses.Loss` for the routers.
+class DistillationLoss(RouterMeans):
+    """Means over the learned tokens of a global batch, in nats.
 
     Attributes:
         total: divergence + router_aux_loss_coef * balance; its gradient is taken.
@@ -89,10 +90,6 @@ class DistillationLoss:
     mismatch_max: jax.Array | None
     balance: jax.Array
     tokens: jax.Array
-    router_entropy: jax.Array | None
-    router_max_load: jax.Array | None
-    router_min_load: jax.Array | None
-    router_load: jax.Array | None
 
     @property
     def measure(self) -> jax.Array:
@@ -163,5 +160,5 @@ def _finish(sums: DistillationSums, whole: Whole, _: LossConfig, balance_coeffic
     return DistillationLoss(
         divergence + balance_coefficient * sums.balance, divergence, sums.cross_entropy / tokens, sums.entropy / tokens,
         None if sums.mismatch is None else sums.mismatch / tokens, sums.mismatch_max, sums.balance, whole.tokens,
-        *router_means(sums.router),
+        **router_means(sums.router),
     )  # fmt: skip

@@ -96,9 +96,26 @@ class Sums:
     router: RouterStats | None
 
 
+@struct.dataclass(kw_only=True)
+class RouterMeans:
+    """What a loss says of the routers, float32; None for a dense model.
+
+    Attributes:
+        router_entropy: [L], mean entropy of each router's distribution, in nats.
+        router_max_load: [L], share of the busiest expert times the number of experts; 1 is perfect balance.
+        router_min_load: [L], the same of the least used expert; 0 is a dead expert.
+        router_load: [L, E], the same of every expert.
+    """
+
+    router_entropy: jax.Array | None
+    router_max_load: jax.Array | None
+    router_min_load: jax.Array | None
+    router_load: jax.Array | None
+
+
 @struct.dataclass
-class Loss:
-    """Means over a global batch, float32; scalars except those of routers.
+class Loss(RouterMeans):
+    """Means over a global batch, float32 scalars.
 
     Attributes:
         total: cross_entropy + z_loss * z + router_aux_loss_coef * balance; its gradient is taken.
@@ -106,10 +123,6 @@ class Loss:
         z: mean of (log Z)^2 over the learned tokens.
         balance: load-balancing loss, mean over MoE layers (0 for a dense model).
         tokens: learned tokens.
-        router_entropy: [L], mean entropy of each router's distribution, in nats; None for a dense model.
-        router_max_load: [L], share of the busiest expert times the number of experts; 1 is perfect balance.
-        router_min_load: [L], the same of the least used expert; 0 is a dead expert.
-        router_load: [L, E], the same of every expert.
     """
 
     total: jax.Array
@@ -117,10 +130,6 @@ class Loss:
     z: jax.Array
     balance: jax.Array
     tokens: jax.Array
-    router_entropy: jax.Array | None
-    router_max_load: jax.Array | None
-    router_min_load: jax.Array | None
-    router_load: jax.Array | None
 
     @property
     def measure(self) -> jax.Array:
@@ -220,16 +229,21 @@ def finish(sums: Sums, whole: Whole, config: LossConfig, balance_coefficient: fl
     tokens = jnp.maximum(whole.tokens, 1)
     cross_entropy, z = sums.cross_entropy / tokens, sums.log_z_squared / tokens
     total = cross_entropy + config.z_loss * z + balance_coefficient * sums.balance
-    return Loss(total, cross_entropy, z, sums.balance, whole.tokens, *router_means(sums.router))
+    return Loss(total, cross_entropy, z, sums.balance, whole.tokens, **router_means(sums.router))
 
 
-def router_means(router: RouterStats | None) -> tuple[jax.Array | None, ...]:
-    """Return entropy, largest, smallest and every expert's load of each router, see `Loss`; None for a dense model."""
+def router_means(router: RouterStats | None) -> dict[str, jax.Array | None]:
+    """Return the fields of `RouterMeans`."""
     if router is None:
-        return None, None, None, None
+        return {field.name: None for field in dataclasses.fields(RouterMeans)}
     entropy = router.entropy / jnp.maximum(router.tokens, 1)
     load = router.load / jnp.maximum(router.load.sum(axis=-1, keepdims=True), 1) * router.load.shape[-1]
-    return entropy, load.max(axis=-1), load.min(axis=-1), load
+    return dict(
+        router_entropy=entropy,
+        router_max_load=load.max(axis=-1),
+        router_min_load=load.min(axis=-1),
+        router_load=load,
+    )
 
 
 def compute(model: Qwen3, batch: dict[str, jax.Array], config: LossConfig | None = None) -> Loss:

@@ -40,6 +40,7 @@ from qwen3_jax.training.losses import (
     EXPERTS,
     REPLAYED,
     Objective,
+    RouterMeans,
     Whole,
     balance_share,
     hidden_of,
@@ -105,8 +106,8 @@ class PolicySums:
 
 
 @struct.dataclass
-class PolicyLoss:
-    """Means over a global batch, float32 scalars except those of routers; see `losses.Loss` for those.
+class PolicyLoss(RouterMeans):
+    """Means over a global batch, float32 scalars.
 
     Attributes:
         total: policy + kl.coefficient * kl - bonus + router_aux_loss_coef * balance; its gradient is taken.
@@ -145,10 +146,6 @@ class PolicyLoss:
     balance: jax.Array
     answers: jax.Array
     tokens: jax.Array
-    router_entropy: jax.Array | None
-    router_max_load: jax.Array | None
-    router_min_load: jax.Array | None
-    router_load: jax.Array | None
     router_agreement: jax.Array | None
 
     @property
@@ -238,7 +235,7 @@ def policy(
             sums.clipped_low / tokens, sums.clipped_high / tokens, sums.clipped_dual / tokens, sums.capped / tokens,
             sums.masked / answers, sums.dropped / answers, sums.mismatch / tokens,
             _percentile(sums.mismatch_counts, 0.999), sums.mismatch_max, sums.balance, whole.answers, whole.tokens,
-            *(*router_means(sums.router), _agreement(sums.router)),
+            _agreement(sums.router), **router_means(sums.router),
         )  # fmt: skip
 
     experts = REPLAYED if config.replay_experts else EXPERTS

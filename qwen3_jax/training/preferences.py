@@ -27,6 +27,7 @@ from qwen3_jax.training.cross_entropy import token_log_probs, token_loss
 from qwen3_jax.training.losses import (
     BATCH_FIELDS,
     Objective,
+    RouterMeans,
     Whole,
     balance_share,
     hidden_of,
@@ -59,8 +60,8 @@ class PairSums:
 
 
 @struct.dataclass
-class PairLoss:
-    """Means over the pairs of a global batch, float32; see `PairSums`, and `losses.Loss` for the routers.
+class PairLoss(RouterMeans):
+    """Means over the pairs of a global batch, float32 scalars; see `PairSums`.
 
     Attributes:
         total: preference + router_aux_loss_coef * balance; its gradient is taken.
@@ -79,10 +80,6 @@ class PairLoss:
     logps_rejected: jax.Array | None
     balance: jax.Array
     pairs: jax.Array
-    router_entropy: jax.Array | None
-    router_max_load: jax.Array | None
-    router_min_load: jax.Array | None
-    router_load: jax.Array | None
 
     @property
     def measure(self) -> jax.Array:
@@ -169,7 +166,7 @@ def _finish(sums: PairSums, whole: Whole, _: LossConfig, balance_coefficient: fl
     preference = sums.loss / count
     return PairLoss(
         preference + balance_coefficient * sums.balance, preference, chosen, rejected, chosen - rejected,
-        sums.accuracies / count, logp_chosen, logp_rejected, sums.balance, whole.tokens, *router_means(sums.router),
+        sums.accuracies / count, logp_chosen, logp_rejected, sums.balance, whole.tokens, **router_means(sums.router),
     )  # fmt: skip
 
 

@@ -47,7 +47,8 @@ class FakeTrainer:
         self.batches.append(batch)
         self.guards.append(state.guard)
         step = state.step + 1
-        loss = losses.Loss(10.0 - step, 9.0 - step, 1.0, 0.0, 4.0, None, None, None, np.full((1, 2), float(step)))
+        routers = losses.router_means(None) | {"router_load": np.full((1, 2), float(step))}
+        loss = losses.Loss(10.0 - step, 9.0 - step, 1.0, 0.0, 4.0, **routers)
         metrics = Metrics(loss, 2.0, 3.0, 0.5, 1.0, float(self.skipped_in_row))
         return TrainState(state.params, state.optimizer, state.guard, step), metrics
 
@@ -300,8 +301,9 @@ def test_the_trainer_of_a_stage_has_its_base_its_batch_and_the_schedule_of_all(m
 
 def test_metrics_are_flattened_by_name_and_layer():
     loss = losses.Loss(
-        *(jnp.float32(i) for i in range(5)), jnp.asarray([1.0, 3.0]), jnp.asarray([2.0, 2.0]), None, jnp.ones((2, 4))
-    )
+        *(jnp.float32(i) for i in range(5)), router_entropy=jnp.asarray([1.0, 3.0]),
+        router_max_load=jnp.asarray([2.0, 2.0]), router_min_load=None, router_load=jnp.ones((2, 4)),
+    )  # fmt: skip
     flat = fetch_metrics(Metrics(loss, *(jnp.float32(i) for i in range(10, 15))))
     assert flat == {
         "loss.total": 0, "loss.cross_entropy": 1, "loss.z": 2, "loss.balance": 3, "loss.tokens": 4, "loss.router_entropy": 2,
