@@ -37,7 +37,7 @@ def write_config(folder: Path, base: Path, **changes) -> Path:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     config = {
         "method": "grpo", "run_dir": str(folder / "run"), "steps": 6, "log_every": 1, "eval_every": 3, "checkpoint_every": 1,
-        "checkpoint_keep": 20, "model": {"init_from": str(base), "scan_layers": False},
+        "eval_at_start": True, "checkpoint_keep": 20, "model": {"init_from": str(base), "scan_layers": False},
         "data": {"sequence_length": 160, "batch_size": 8}, "micro_batches": 2,
         "optimizer": {"learning_rate": 3e-3, "warmup_steps": 0, "weight_decay": 0.0, "schedule": "constant"},
         "mesh": {"data": 1},
@@ -120,7 +120,7 @@ def test_a_run_resumes_to_the_same_bits_in_the_middle_of_a_round(tmp_path, capsy
     assert [row["step"] for row in trained] == list(range(1, 7))
     # A round is every second step; its figures stand on the line of its first step.
     assert [("rl.reward" in row) for row in trained] == [True, False] * 3
-    assert [row["step"] for row in rows if "held_out.short.reward" in row] == [3, 6]
+    assert [row["step"] for row in rows if "held_out.short.reward" in row] == [0, 3, 6]
     for row in trained:
         assert row["train.mismatch_max"] < 1e-4
         assert row["train.mismatch"] <= row["train.mismatch_999"]
@@ -167,6 +167,7 @@ def test_rewards_rise_and_nothing_is_compiled_after_the_first_round(base, tmp_pa
         jax.monitoring.unregister_event_duration_listener(note)
     assert by_step[1] > 5
     assert by_step[15] == by_step[2]
+    assert [row["step"] for row in metrics(run) if "held_out.short.reward" in row] == [0, 16]
     rewards = [row["rl.reward"] for row in metrics(run) if "rl.reward" in row]
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.2, rewards
     assert all(row["train.ratio"] == 1 for row in metrics(run) if "train.ratio" in row)
