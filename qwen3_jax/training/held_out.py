@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,24 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.training.config import Stage
 from qwen3_jax.training.preferences import PairLoss
 from qwen3_jax.training.step import Params, Trainer
+
+
+class PositionLoss(NamedTuple):
+    """The cross-entropy of the tokens of each held-out batch in a range of positions.
+
+    Attributes:
+        losses: float64 [batches], means in nats, 0 where there is no token; always of the same batches, so that two
+            measurements of a run can be compared batch by batch.
+        tokens: float64 [batches].
+    """
+
+    losses: np.ndarray
+    tokens: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """The mean over all tokens."""
+        return float(np.average(self.losses, weights=self.tokens))
 
 
 class HeldOut:
@@ -79,27 +97,26 @@ class HeldOut:
                 self.accuracy[name] = float(np.average([float(part.accuracies) for part in parts], weights=counts))
         return out
 
-    def by_position(
-        self, trainer: Trainer, params: Params, edges: Sequence[int]
-    ) -> tuple[dict[str, float], dict[str, float]]:
-        """Return {"0-4096": cross-entropy of the tokens at these positions of their document, ...}, and standard errors of
-        those means over batches, where there are several.
+    def by_position(self, trainer: Trainer, params: Params, edges: Sequence[int]) -> dict[str, PositionLoss]:
+        """Return {"0-4096": losses of the tokens at these positions of their document, ...}, ranges without a token left out.
 
         Over all sources that the stage trains on; the short texts of others would change the first positions.
         """
-        out, errors = {}, {}
+        out = {}
         rows = [
             batch for name, some in self.batches.items() if name.partition("/")[0] in self._trained for batch in some
         ]
         for low, high in itertools.pairwise(edges):
             some = [_within(batch, low, high) for batch in rows]
-            some = [batch for batch in some if batch["loss_mask"].any()]
-            if some:
-                parts, name = _parts(trainer, params, some), f"{low}-{high}"
-                out[name] = _mean(parts)
-                if len(parts) > 1:
-                    errors[name] = _error(parts)
-        return out, errors
+            has_tokens = np.asarray([batch["loss_mask"].any() for batch in some], bool)
+            if has_tokens.any():
+                parts = _parts(trainer, params, itertools.compress(some, has_tokens))
+                of = PositionLoss(np.zeros(len(some)), np.zeros(len(some)))
+                of.losses[has_tokens], of.tokens[has_tokens] = zip(
+                    *((float(part.measure), float(part.tokens)) for part in parts), strict=True
+                )
+                out[f"{low}-{high}"] = of
+        return out
 
 
 def position_edges(lengths: Iterable[int]) -> list[int]:
@@ -119,14 +136,6 @@ def _within(batch: Batch, low: int, high: int) -> Batch:
 
 def _parts(trainer: Trainer, params: Params, batches: Iterable[Batch]) -> list[Any]:
     return [trainer.evaluate(params, trainer.place(batch)) for batch in batches]
-
-
-def _error(parts: Sequence[Any]) -> float:
-    """Return the standard error of `_mean` over batches, which count by their tokens."""
-    shares = np.asarray([float(part.tokens) for part in parts])
-    shares /= shares.sum()
-    off = np.asarray([float(part.measure) for part in parts]) - _mean(parts)
-    return math.sqrt(float((shares**2 * off**2).sum()) * len(parts) / (len(parts) - 1))
 
 
 def _mean(parts: Sequence[Any]) -> float:

@@ -47,6 +47,11 @@ class Journal:
         if self._writer:
             self._writer.write_routers(step, load_le, held_out)
 
+    def write_positions(self, step: int, name: str, losses: np.ndarray, tokens: np.ndarray) -> None:
+        """Write the held-out loss and the number of tokens of each batch in a range of positions."""
+        if self._writer:
+            self._writer.write_positions(step, name, losses, tokens)
+
     def plot(self, baseline: dict[str, float], named: str) -> None:
         """Draw loss.png; `baseline` is what to compare the loss of each source or domain with, and `named` its name."""
         if self._writer:

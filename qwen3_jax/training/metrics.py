@@ -1,5 +1,5 @@
-"""Writes the metrics of a run: metrics.jsonl, router.jsonl (load of every expert), history.jsonl (starts and ends), TensorBoard
-and Weights & Biases.
+"""Writes the metrics of a run: metrics.jsonl, router.jsonl (load of every expert), positions.jsonl (held-out loss by position
+and batch), history.jsonl (starts and ends), TensorBoard and Weights & Biases.
 
 Invariant: metrics.jsonl has one line of training metrics per logged step and one of held-out losses per evaluation, in order,
 without gaps or repeats, also after a resume.
@@ -35,7 +35,7 @@ class MetricsWriter:
 
     def __init__(self, run_dir: Path, resume_step: int, started: float, wandb: str | None = None):
         # A bucket has no files that grow: they are kept here and copied.
-        self._copy = WorkingCopy(run_dir, ("metrics.jsonl", "router.jsonl", "history.jsonl"))
+        self._copy = WorkingCopy(run_dir, ("metrics.jsonl", "router.jsonl", "positions.jsonl", "history.jsonl"))
         self.folder = self._copy.folder
         self.path = self.folder / "metrics.jsonl"
         self._step = resume_step
@@ -43,6 +43,7 @@ class MetricsWriter:
         self._note("start", started)
         self._metrics = _lines(self.path, resume_step)
         self._routers = _lines(self.folder / "router.jsonl", resume_step)
+        self._positions = _lines(self.folder / "positions.jsonl", resume_step)
         self._board = _Board(self.folder / "tensorboard", resume_step)
         self._wandb = _wandb_run(wandb, run_dir, self.folder) if wandb else None
         self.push()
@@ -67,6 +68,11 @@ class MetricsWriter:
         where = {} if held_out is None else {"held_out": held_out}
         self._append(self._routers, {"step": step, **where, "load": np.round(load_le, 4).tolist()})
 
+    def write_positions(self, step: int, name: str, losses: np.ndarray, tokens: np.ndarray) -> None:
+        """Write the held-out loss and the number of tokens of each batch in a range of positions."""
+        plain = [loss if math.isfinite(loss) else None for loss in losses.tolist()]
+        self._append(self._positions, {"step": step, "positions": name, "losses": plain, "tokens": tokens.tolist()})
+
     def close(self, reason: str | None = None) -> None:
         """Close all files; `reason` is why the run ended early, None at its regular end."""
         if reason is None:
@@ -78,6 +84,7 @@ class MetricsWriter:
                 self._note("end", time.time(), reason=reason)
         self._metrics.close()
         self._routers.close()
+        self._positions.close()
         self._board.close()
         if self._wandb:
             self._wandb.finish(exit_code=1 if reason else 0)

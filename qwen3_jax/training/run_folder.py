@@ -8,7 +8,7 @@ RUN/tokenizer/          the tokenizer
 RUN/rollouts/           of runs whose model samples answers (`rl`), those of the newest rounds
 RUN/data/               prepared corpora of raw sources
 RUN/checkpoints/STEP/   state and data position (Orbax)
-RUN/metrics.jsonl, router.jsonl, history.jsonl, tensorboard/, loss.png
+RUN/metrics.jsonl, router.jsonl, positions.jsonl, history.jsonl, tensorboard/, loss.png
 RUN/hf/                 the exported checkpoint, written at the end
 RUN/adapter/            of a run with `lora:` the adapter in its place; hf/ too if `lora.merge` asks for it
 """

@@ -25,6 +25,7 @@ class RunLog:
         rows: all rows of metrics.jsonl.
         routers: rows of router.jsonl, of training batches.
         held_out_routers: those of held-out data.
+        positions: rows of positions.jsonl, held-out losses by batch and position.
         history: rows of history.jsonl: starts and ends.
         loss: the name of the training loss in `train`.
         unit: its unit.
@@ -36,6 +37,7 @@ class RunLog:
     rows: list[dict[str, Any]]
     routers: list[dict[str, Any]]
     held_out_routers: list[dict[str, Any]]
+    positions: list[dict[str, Any]]
     history: list[dict[str, Any]]
     loss: str
     unit: str
@@ -85,11 +87,13 @@ def read_run(run_dir: Path) -> RunLog:
     """
     if not (run_dir / "config.json").exists():
         raise UserError(f"{run_dir} is not the folder of a training run: it has no config.json.")
-    rows, routers, history = (read_lines(run_dir / f"{name}.jsonl") for name in ("metrics", "router", "history"))
+    names = "metrics", "router", "positions", "history"
+    rows, routers, positions, history = (read_lines(run_dir / f"{name}.jsonl") for name in names)
     train, loss, unit = training_losses(rows)
     if not train:
         raise UserError(f"{run_dir} has no metrics yet.")
     routers, held_out = (
         [row for row in routers if ("held_out" in row) == is_held_out] for is_held_out in (False, True)
     )
-    return RunLog(run_dir, read_json(run_dir / "config.json"), train, rows, routers, held_out, history, loss, unit)
+    config = read_json(run_dir / "config.json")
+    return RunLog(run_dir, config, train, rows, routers, held_out, positions, history, loss, unit)

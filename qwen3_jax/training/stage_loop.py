@@ -24,7 +24,7 @@ from qwen3_jax.text import Tokenizer
 from qwen3_jax.training import guard
 from qwen3_jax.training.adapters import lora_of
 from qwen3_jax.training.config import Stage, TrainConfig
-from qwen3_jax.training.held_out import HeldOut, position_edges
+from qwen3_jax.training.held_out import HeldOut, PositionLoss, position_edges
 from qwen3_jax.training.journal import Journal
 from qwen3_jax.training.meter import Meter, device_peak
 from qwen3_jax.training.metrics import TRAINING_LOSSES
@@ -238,10 +238,11 @@ class StageLoop:
         if text:
             bar.print(f"step {step}: held-out loss {text}")
         if step == stage.last:
-            by_position, errors = self._by_position(stage, trainer, state, held_out)
-            row |= {f"position.{name}": loss for name, loss in by_position.items()}
-            row |= {f"position_error.{name}": error for name, error in errors.items()}
-            text = ", ".join(f"{name} {loss:.3f}" for name, loss in by_position.items())
+            by_position = self._by_position(stage, trainer, state, held_out)
+            row |= {f"position.{name}": one.mean for name, one in by_position.items()}
+            for name, one in by_position.items():
+                self.journal.write_positions(step, name, *one)
+            text = ", ".join(f"{name} {one.mean:.3f}" for name, one in by_position.items())
             if text:
                 bar.print(f"step {step}: held-out loss by position {text}")
         self.journal.write(step, row)
@@ -252,16 +253,16 @@ class StageLoop:
 
     def _by_position(
         self, stage: Stage, trainer: Trainer, state: TrainState, held_out: HeldOut
-    ) -> tuple[dict[str, float], dict[str, float]]:
-        """Return the held-out loss by position and its error, on rows of the longest stage; {} if all stages have one length,
-        of pairs, or of divergences.
+    ) -> dict[str, PositionLoss]:
+        """Return the held-out loss by position, on rows of the longest stage; {} if all stages have one length, of pairs, or of
+        divergences.
 
         The model has this stage's rotary base, so this measures long text before the stage that trains on it.
         """
         longest = max(self.stages, key=lambda one: one.run.data.sequence_length)
         edges = position_edges(one.run.data.sequence_length for one in self.stages)
         if len(edges) == 2 or held_out.accuracy or self.config.distillation is not None:
-            return {}, {}
+            return {}
         params = state.params
         if stage.run.data.sequence_length < longest.run.data.sequence_length:
             own = trainer

@@ -252,8 +252,14 @@ def rl_rows(values, entropy):
 
 def write_long_stage(folder: Path, values) -> None:
     rows = [{"step": 5, "train.cross_entropy": 2.0, "train.skipped": 0}]
-    rows += [{"step": 6 + i, "position.0-128": 2.0, "position.128-256": value} for i, value in enumerate(values)]
     run_folder(folder / "run", rows)
+    # Batches differ by much more than the stages do.
+    lines = [
+        {"step": 6 + i, "positions": name, "losses": [loss - 1, loss + 1], "tokens": [100.0, 100.0]}
+        for i, value in enumerate(values)
+        for name, loss in (("0-128", 2.0), ("128-256", value))
+    ]
+    (folder / "run" / "positions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def write_reasoning(folder: Path, values) -> None:

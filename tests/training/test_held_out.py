@@ -57,12 +57,16 @@ def test_the_loss_by_position_takes_each_token_once_of_trained_sources_alone():
     two_documents = batch([[10, 20, 30, 40, 50, 60]], positions=[[0, 1, 2, 3, 0, 1]])
     masked = batch([[90, 90, 90, 70]], mask=[[0, 0, 0, 1]])
     measured = held_out({"a": [two_documents], "a/x": [masked], "b": [masked]}, trained=("a",))
-    losses, errors = measured.by_position(Evaluated(), None, [0, 2, 3, 4, 8])
-    assert losses == {
+    found = measured.by_position(Evaluated(), None, [0, 2, 3, 4, 8])
+    assert {name: one.mean for name, one in found.items()} == {
         "0-2": pytest.approx((1 + 2 + 5 + 6) / 4), "2-3": pytest.approx(3), "3-4": pytest.approx((4 + 7) / 2),
     }  # fmt: skip
-    # Of two batches with a token each the error of the mean is half of their distance.
-    assert errors == {"3-4": pytest.approx((7 - 4) / 2)}
+    # Of each batch, also those without a token there.
+    by_batch = {name: (one.losses.tolist(), one.tokens.tolist()) for name, one in found.items()}
+    assert by_batch == {
+        "0-2": ([pytest.approx(3.5), 0], [4, 0]), "2-3": ([pytest.approx(3), 0], [1, 0]),
+        "3-4": ([pytest.approx(4), pytest.approx(7)], [1, 1]),
+    }  # fmt: skip
 
 
 def test_positions_are_divided_at_the_lengths_of_stages_and_their_doublings():

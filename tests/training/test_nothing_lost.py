@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from qwen3_jax.training import metrics
 from qwen3_jax.training.run_folder import load_run
 from tests.helpers import staged_run
 from tests.helpers.staged_run import STEPS, lines, output_of, run, saved, start, weights
@@ -60,6 +61,18 @@ def learning_rates() -> np.ndarray:
     ])  # fmt: skip
 
 
+def check_positions(run: Path) -> None:
+    """positions.jsonl has each range of each stage's end once, the same batches of all, with the mean of metrics.jsonl."""
+    found = {(row["step"], row["positions"]): row for row in metrics.read(run / "positions.jsonl")}
+    assert len(found) == len(metrics.read(run / "positions.jsonl"))
+    assert [end for end, name in found if name == "64-128"] == ENDS
+    assert len({len(row["losses"]) for row in found.values()}) == 1
+    for row in lines(run):
+        for name in (name for name in row if name.startswith("position.")):
+            one = found[row["step"], name.removeprefix("position.")]
+            assert row[name] == pytest.approx(np.average(one["losses"], weights=one["tokens"]), rel=1e-9)
+
+
 @both
 @pytest.mark.slow
 def test_three_stages_change_what_they_say_and_carry_the_rest_over(unbroken):
@@ -72,6 +85,7 @@ def test_three_stages_change_what_they_say_and_carry_the_rest_over(unbroken):
     assert [row["step"] for row in rows if "eval.problems" in row] == sorted(evaluated)
     assert [row["step"] for row in rows if "position.64-128" in row] == ENDS
     assert {"eval.north/north0", "eval.north/north1", "eval.south/south1"} <= set(rows[-2])
+    check_positions(whole)
 
     kept = {int(name) for name in os.listdir(whole / "checkpoints")}
     means = {
@@ -235,6 +249,7 @@ def test_another_mesh_and_more_processes_continue_the_same_curve(unbroken):
         assert process.exitcode == (143 if until else 0), output_of(run_dir)
     ours, theirs = lines(run_dir), lines(whole)
     assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+    check_positions(run_dir)
     for mine, row in zip(ours, theirs, strict=True):
         for name in ("train.cross_entropy", "train.gradient_norm", "eval.north/north0", "position.64-128"):
             if name in row:

@@ -255,7 +255,7 @@ def test_without_a_bar_about_twenty_lines_tell_of_a_run(tmp_path, monkeypatch, c
 def test_loss_by_position_is_that_of_the_stages_own_rotary_base_on_the_longest_rows(tmp_path, monkeypatch):
     data = DataConfig([Source("text", "unused")], sequence_length=4, batch_size=2)
     stages = [StageConfig("short", 2), StageConfig("long", 2, sequence_length=16, rope_theta=1e6)]
-    built, measured = [], []
+    built, measured, loss = [], [], object()
 
     class HeldOut(FakeHeldOut):
         def __init__(self, stage, corpora, batches):
@@ -264,7 +264,7 @@ def test_loss_by_position_is_that_of_the_stages_own_rotary_base_on_the_longest_r
 
         def by_position(self, trainer, params, edges):
             measured.append((trainer, self.length, edges))
-            return {"0-4": 1.0}, {}
+            return {"0-4": loss}
 
     def trainer(stage, stages, architecture, tokenizer=None):
         built.append((stage.name, stage.rope_theta))
@@ -275,12 +275,12 @@ def test_loss_by_position_is_that_of_the_stages_own_rotary_base_on_the_longest_r
     monkeypatch.setattr(stage_loop, "stage_trainer", trainer)
     own = FakeTrainer()
     for stage in loop.stages:
-        assert loop._by_position(stage, own, state_at(2), FakeHeldOut()) == ({"0-4": 1.0}, {})
+        assert loop._by_position(stage, own, state_at(2), FakeHeldOut()) == {"0-4": loss}
     assert built == [("long", None)]  # the first stage has the architecture's base
     assert [(length, edges) for _, length, edges in measured] == [(16, [0, 4, 8, 16])] * 2
     assert measured[1][0] is own
     same, *_ = loop_of(tmp_path, monkeypatch)
-    assert same._by_position(same.stages[0], own, state_at(7), FakeHeldOut()) == ({}, {})
+    assert same._by_position(same.stages[0], own, state_at(7), FakeHeldOut()) == {}
 
 
 def test_the_trainer_of_a_stage_has_its_base_its_batch_and_the_schedule_of_all(monkeypatch):
