@@ -210,6 +210,7 @@ def _recipe(arguments, monkeypatch):
     """Phases are not run: their first commands, the training configurations, are tests of tests/recipes."""
     called = []
     monkeypatch.setattr("qwen3_jax.recipes.runner.run", lambda recipe, *_, **__: called.append(recipe))
+    monkeypatch.setattr("qwen3_jax.cli.recipe._report", called.append)
     monkeypatch.setattr("subprocess.call", lambda words: called.append(words) or 0)
     assert recipe.main(arguments, "train.py") == 0
     assert called or "--list" in arguments

@@ -6,7 +6,8 @@
     python train.py --config configs/recipe/laptop.yaml --redo reasoning
     python train.py --config configs/recipe/qwen3-8b.yaml --plan v5p:4x4x4
 
-Phases that are done are skipped; the same command resumes one that was interrupted. `qwen3 report FOLDER` draws the page.
+Phases that are done are skipped; the same command resumes one that was interrupted. After the last one FOLDER/report.html and
+report.png are drawn, which `qwen3 report FOLDER` does at any time and for several seeds.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from pathlib import Path
 from qwen3_jax.cli.arguments import Parser, whole_number
 from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.errors import UserError
-from qwen3_jax.recipes import runner
+from qwen3_jax.progress import doing
+from qwen3_jax.recipes import page, runner
 from qwen3_jax.recipes.config import Recipe, is_recipe, read_recipe
 
 
@@ -65,9 +67,21 @@ def main(argv: Sequence[str], prog: str) -> int:
         if args.redo is not None:
             runner.redo(recipe, args.redo)
         runner.run(recipe, args.phase, say=lambda text: print(text, flush=True))
+        if recipe.claims and not args.phase:
+            _report(recipe)
         return 0
 
     return guarded(prog, work)
+
+
+def _report(recipe: Recipe) -> None:
+    """Draw the page of a recipe that is done; print the verdicts."""
+    with doing("drawing"):
+        found = page.findings([recipe.folder])
+        place = page.write_page([recipe.folder], found)
+    for one in found:
+        print(f"{one.verdict:<14} {one.claim.title}")
+    print(place)
 
 
 def _plan(recipe: Recipe, only: Sequence[str], topology: str) -> int:

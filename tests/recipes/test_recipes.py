@@ -381,8 +381,12 @@ def test_seeds_are_joined_with_the_larger_of_their_errors():
 
 
 def test_the_page_shows_every_claim_also_of_a_recipe_that_has_not_begun(tmp_path, capsys):
-    recipe = read_recipe(simple(tmp_path, claims={"budget": {"eval": "{second}"}}))
-    runner.run(recipe, say=lambda text: None)
+    file = simple(tmp_path, claims={"budget": {"eval": "{second}"}})
+    recipe = read_recipe(file)
+    assert main(["train", "--config", str(file)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == str(recipe.folder / "report.html")
+    assert said[-1 - len(CLAIMS) : -1] == [f"not measured   {claim.title}" for claim in CLAIMS]
     results(tmp_path / "out/second/x", ("thinking", None, 0.5, {}))
     (tmp_path / "out/second/x/results.json").rename(tmp_path / "out/second/results.json")
     assert main(["report", str(recipe.folder)]) == 0
