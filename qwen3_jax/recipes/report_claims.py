@@ -21,6 +21,7 @@ from qwen3_jax.recipes.evidence import (
     mean_of,
     row_of,
     run_of,
+    share,
     value_of,
 )
 from qwen3_jax.training.metrics import last_held_out
@@ -205,7 +206,7 @@ def _distillation(folders: Folders) -> Evidence:
     for name, row in (("start", start), ("on-policy", on), ("rl", rl)):
         if not row["pass"]:
             raise Missing("the evaluations have one answer to each question, and pass@k needs several.")
-        figures[f"{name} pass"] = Measured(max(row["pass"].items(), key=lambda item: int(item[0]))[1])
+        figures[f"{name} pass"] = share(max(row["pass"].items(), key=lambda item: int(item[0]))[1], row["questions"])
     curves = []
     for name, label in (("on-policy", "on-policy distillation"), ("rl", "reinforcement learning")):
         run = runs[name]
@@ -240,8 +241,8 @@ def _judge_distillation(figures: Mapping[str, Measured]) -> tuple[Verdict, str]:
     words = (
         f"From {figures['start'].percent()} after off-policy distillation: on-policy distillation "
         f"{figures['on-policy'].percent()}, reinforcement learning {figures['rl'].percent()}, which took {flops:.1f} times its "
-        f"FLOPs and {seconds:.1f} times its seconds. pass@k: {figures['start pass'].value:.1%}, "
-        f"{figures['on-policy pass'].value:.1%}, {figures['rl pass'].value:.1%}."
+        f"FLOPs and {seconds:.1f} times its seconds. pass@k: {figures['start pass'].percent()}, "
+        f"{figures['on-policy pass'].percent()}, {figures['rl pass'].percent()}."
     )
     if "on-policy reaches flops" in figures:
         earlier = figures["rl flops"].value / figures["on-policy reaches flops"].value
@@ -249,9 +250,13 @@ def _judge_distillation(figures: Mapping[str, Measured]) -> tuple[Verdict, str]:
             f" What reinforcement learning ends with, on-policy distillation reaches with 1/{earlier:.0f} of its FLOPs."
         )
     spent = figures.get("on-policy reaches flops", figures["on-policy flops"]).value
-    if not gap.is_below_0 and figures["rl flops"].value >= 10 * spent:
-        return "holds", words
-    return ("open" if not gap.is_below_0 else "does not hold"), words
+    if gap.is_below_0:
+        return "does not hold", words
+    cheap = figures["rl flops"].value >= 10 * spent
+    raised = {name: (figures[f"{name} pass"] - figures["start pass"]).is_above_0 for name in ("on-policy", "rl")}
+    if cheap and not (raised["on-policy"] and not raised["rl"]):
+        words += " Of the claim the half about compute is seen, that about pass@k is not."
+    return ("holds" if cheap and raised["on-policy"] and not raised["rl"] else "open"), words
 
 
 def _balance(folders: Folders) -> Evidence:
@@ -387,12 +392,13 @@ CLAIMS = (
         "at least 98% of the flags are obeyed after it, and at most 5 points of accuracy are lost",
     ),
     Claim(
-        "distillation", "On-policy distillation beats reinforcement learning at a tenth of the compute, and raises pass@k.",
+        "distillation",
+        "On-policy distillation beats reinforcement learning at a tenth of the compute, and it alone raises pass@k.",
         "Table 21 (8B): AIME'24 67.6 by reinforcement learning in 17,920 GPU hours, 74.4 by on-policy distillation in 1,800; "
         "pass@64 90.0 before, 90.0 and 93.3.",
         _distillation, _judge_distillation,
-        "its accuracy is not below by two standard errors, and it takes a tenth of the FLOPs, in all or to reach what "
-        "reinforcement learning ends with",
+        "its accuracy is not below by two standard errors, it takes a tenth of the FLOPs, in all or to reach what "
+        "reinforcement learning ends with, and pass@k rises by two standard errors with it alone",
     ),
     Claim(
         "balance", "Balancing over the global batch lets experts specialise by domain, balancing in micro-batches does not.",

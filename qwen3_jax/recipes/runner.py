@@ -103,9 +103,43 @@ def run(recipe: Recipe, only: Sequence[str] = (), say: Say = print) -> None:
         Interrupted: this process was asked to end, or a phase was.
     """
     chosen = recipe.chosen(only)
-    with _in_use(recipe):
+    with _in_use(recipe), _Signals() as signals:
         replace_file(recipe.folder / DESCRIPTION, json.dumps(recipe.description(), indent=1) + "\n")
-        _run(recipe, chosen, say)
+        _run(recipe, chosen, say, signals)
+
+
+class _Signals:
+    """SIGTERM and Ctrl-C are passed on to the program of a phase; where none runs yet they end the recipe by themselves.
+
+    Attributes:
+        phase: the name of the phase that has begun.
+        program: its program.
+    """
+
+    def __init__(self) -> None:
+        self.phase = ""
+        self.program: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> _Signals:
+        self._previous = {number: signal.signal(number, self._heard) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def stopped(self, number: int) -> Interrupted:
+        """The exception of a recipe that a signal has ended."""
+        where = f"in phase {self.phase!r}" if self.phase else "before the first phase"
+        return Interrupted(
+            f"stopped {where}; the same command resumes there.", "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+        )
+
+    def _heard(self, number: int, _: Any) -> None:
+        if self.program is None:
+            raise self.stopped(number)
+        if number != signal.SIGINT or not sys.stdin.isatty():  # a terminal sends Ctrl-C to the program too
+            self.program.send_signal(number)
 
 
 def _in_use(recipe: Recipe) -> AbstractContextManager[None]:
@@ -118,7 +152,7 @@ def _in_use(recipe: Recipe) -> AbstractContextManager[None]:
     return locked(recipe.folder / ".lock", f"{recipe.folder} is in use by another process; wait for it, or stop it.")
 
 
-def _run(recipe: Recipe, chosen: Sequence[Phase], say: Say) -> None:
+def _run(recipe: Recipe, chosen: Sequence[Phase], say: Say, signals: _Signals) -> None:
     record = Record(recipe.folder)
     for number, phase in enumerate(chosen, start=1):
         label = f"[{number}/{len(chosen)}] {phase.name}"
@@ -132,9 +166,9 @@ def _run(recipe: Recipe, chosen: Sequence[Phase], say: Say) -> None:
         say(f"{label}: {phase.about or 'begins'}")
         state = record.states.setdefault(phase.name, State(recipe.key(phase)))
         record.write()
-        started = time.perf_counter()
+        signals.phase, started = phase.name, time.perf_counter()
         try:
-            _run_phase(recipe, phase)
+            _run_phase(recipe, phase, signals)
             state.done = True
         finally:
             state.seconds += time.perf_counter() - started
@@ -171,7 +205,7 @@ def table(recipe: Recipe) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _run_phase(recipe: Recipe, phase: Phase) -> None:
+def _run_phase(recipe: Recipe, phase: Phase, signals: _Signals) -> None:
     """Run the commands of a phase, one after the other."""
     _write_config(recipe, phase)
     if phase.train is None:
@@ -179,15 +213,11 @@ def _run_phase(recipe: Recipe, phase: Phase) -> None:
             shutil.rmtree(recipe.place(phase), ignore_errors=True)
         recipe.place(phase).mkdir(parents=True, exist_ok=True)
     for words in recipe.commands(phase):
-        code = _call(_program(words))
+        code = _call(_program(words), signals)
+        if code in (130, 143):
+            raise signals.stopped(code - 128)
         if code:
-            line = " ".join(words)
-            if code in (130, 143):
-                raise Interrupted(
-                    f"stopped in phase {phase.name!r}; the same command resumes there.",
-                    "Ctrl-C" if code == 130 else "SIGTERM",
-                )
-            raise UserError(f"phase {phase.name!r} failed (exit code {code}): {line}")
+            raise UserError(f"phase {phase.name!r} failed (exit code {code}): {' '.join(words)}")
 
 
 def program(recipe: Recipe, phase: Phase, *, planned: bool = False) -> list[str]:
@@ -210,23 +240,16 @@ def _program(words: list[str]) -> list[str]:
     return [sys.executable, "-m", "qwen3_jax.cli", *words[1:]] if words[0] == "qwen3" else [sys.executable, *words[1:]]
 
 
-def _call(words: list[str]) -> int:
-    """Run a program on this terminal; pass signals on to it; return its exit code."""
+def _call(words: list[str], signals: _Signals) -> int:
+    """Run a program on this terminal; return its exit code."""
     environment: dict[str, Any] = dict(os.environ)
     paths = [str(Path(__file__).parents[2]), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-    process = subprocess.Popen(words, env=environment, preexec_fn=_ends_with_its_parent)
-
-    def pass_on(number: int, _: Any) -> None:
-        if number != signal.SIGINT or not sys.stdin.isatty():  # a terminal sends Ctrl-C to the phase too
-            process.send_signal(number)
-
-    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    signals.program = subprocess.Popen(words, env=environment, preexec_fn=_ends_with_its_parent)
     try:
-        code = process.wait()
+        code = signals.program.wait()
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        signals.program = None
     return 128 - code if code < 0 else code
 
 

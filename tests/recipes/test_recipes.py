@@ -289,7 +289,8 @@ def write_balance(folder: Path, values) -> None:
 
 def write_distillation(folder: Path, values) -> None:
     for name, value in zip(("off-policy eval", "on-policy eval", "rl eval"), (0.2, *values), strict=True):
-        results(folder / name, ("thinking", None, value, {}))
+        most = {"off-policy eval": 0.5, "rl eval": 0.55}.get(name, 0.9)
+        results(folder / name, ("thinking", None, value, {"pass": {"1": value, "16": most}, "questions": 100}))
     config = tiny_models.TINY.to_hf()
     (folder / "teacher").mkdir()
     (folder / "teacher/config.json").write_text(json.dumps(config))
