@@ -20,7 +20,7 @@ from qwen3_jax.cli.arguments import Parser, whole_number
 from qwen3_jax.cli.exit_codes import guarded
 from qwen3_jax.errors import UserError
 from qwen3_jax.progress import doing
-from qwen3_jax.recipes import page, runner
+from qwen3_jax.recipes import runner
 from qwen3_jax.recipes.config import Recipe, is_recipe, read_recipe
 
 
@@ -76,6 +76,8 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 def _report(recipe: Recipe) -> None:
     """Draw the page of a recipe that is done; print the verdicts."""
+    from qwen3_jax.recipes import page  # imports JAX
+
     with doing("drawing"):
         found = page.findings([recipe.folder])
         place = page.write_page([recipe.folder], found)

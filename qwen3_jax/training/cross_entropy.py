@@ -114,7 +114,7 @@ def token_loss(
         check_vma=False,
     )(states_btd, weight, targets_bt, weights_bt)
     # Devices along axes that split neither tokens nor vocabulary return equal parts.
-    used = {*placement.axes("batch"), *placement.axes("length"), *local.vocab}
+    used = {*local.tokens, *local.vocab}
     copies = math.prod(size for axis, size in mesh.shape.items() if axis not in used)
     return TokenLoss(*(x.sum() / copies for x in shares))
 
@@ -188,7 +188,7 @@ def _scores_forward(settings, placement, states_btd, weight, targets_bt, banned_
 def _scores_backward(settings, placement, residuals, above):
     tokens, matrix = placement.spec(("batch", "length")), weight_spec(placement, settings.tied)
     states = PartitionSpec(*tokens, None)
-    summed, copies = gradient_axes(placement, settings.embed)
+    summed, copies = gradient_axes(placement, settings)
     gradients = on_devices(
         placement,
         functools.partial(_scores_gradients, settings, summed, copies),

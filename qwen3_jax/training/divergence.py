@@ -188,7 +188,7 @@ def _computed(choice: _Choice, placement: Placement, states_btd, weight, rows, t
     specs = {name: deep if x is not None and x.ndim == 3 else tokens for name, x in rows.items()}
     inputs = deep, matrix, specs, None if teacher is None else weight_spec(placement, teacher.tied)
     outputs = (tokens,) * 3, (deep if gradients else None, matrix if gradients and not student.frozen else None)
-    summed, copies = gradient_axes(placement, student.embed)
+    summed, copies = gradient_axes(placement, student)
     compute = functools.partial(_on_device, choice, summed, copies, gradients)
     return on_devices(placement, compute, inputs, outputs)(states_btd, weight, rows, teacher_weight)
 

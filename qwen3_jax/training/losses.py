@@ -18,6 +18,7 @@ from flax import struct
 from qwen3_jax.model import Hidden, Qwen3, RouterStats, Routes
 from qwen3_jax.training.config import LossConfig
 from qwen3_jax.training.cross_entropy import token_loss
+from qwen3_jax.training.zeros import zeros_of
 
 # int16 [B, T, L * K]: the experts that a rollout's engine sent each token to, in each MoE layer; -1 where they are unknown.
 EXPERTS = "experts"  # the router's own choices are compared with them
@@ -69,12 +70,11 @@ class Objective:
             return function
 
         def skip_empty(model: Any, rows: dict[str, jax.Array], *others: Any) -> Any:
-            like = jax.eval_shape(lambda: function(model, rows, *others))
-            return jax.lax.cond(
-                (rows["segment_ids"] > 0).any() if has_experts else (rows["loss_mask"] > 0).any(),
-                lambda: function(model, rows, *others),
-                lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like),
-            )
+            def compute() -> Any:
+                return function(model, rows, *others)
+
+            adds = (rows["segment_ids"] > 0).any() if has_experts else (rows["loss_mask"] > 0).any()
+            return jax.lax.cond(adds, compute, lambda: zeros_of(compute))
 
         return skip_empty
 

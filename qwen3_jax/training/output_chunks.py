@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from qwen3_jax.training.zeros import zeros_of
 from sharding import Placement
 
 
@@ -51,24 +52,22 @@ def on_devices(placement: Placement, function, inputs, outputs):
     return jax.shard_map(function, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
 
 
-def gradient_axes(placement: Placement, embed: tuple[str, ...]) -> tuple[tuple[str, ...], int]:
+def gradient_axes(placement: Placement, settings: Settings) -> tuple[tuple[str, ...], int]:
     """Return the axes over which the gradient of the weight is summed, and the number of devices with the same tokens.
 
     The gradient is a sum over devices with other tokens; those with the same tokens must count once. Axes that split "embed"
     are summed over by `scattered`.
     """
-    tokens = *placement.axes("batch"), *placement.axes("length")
+    tokens, embed, mesh = settings.tokens, settings.embed, placement.mesh
     summed = tuple(axis for axis in tokens if axis not in embed)
-    mesh = placement.mesh
     return summed, 1 if mesh is None else math.prod(mesh.shape[axis] for axis in embed if axis not in tokens)
 
 
 def by_chunks(settings: Settings, chunk_of, carry, arrays, needed_bt=None):
     """Scan a function (carry, rows) -> (carry, rows) over chunks of arrays [B, T, ...]; return what it returns, [B, T, ...].
 
-    Where tokens are not needed, for instance those of a prompt, the needed ones are moved together, and chunks without any are
-    not computed: what the function returns is 0 there, and the carry stays. It may be 0 or not at other tokens that are not
-    needed.
+    With `needed_bt` the needed tokens are moved together, and chunks without any, for instance of prompts, are not computed:
+    the carry stays, and what is returned is 0. What is returned of tokens that are not needed therefore means nothing.
     """
     b, t = arrays[0].shape[:2]
     n = b * t
@@ -85,22 +84,22 @@ def by_chunks(settings: Settings, chunk_of, carry, arrays, needed_bt=None):
 
 def _needed_chunks(settings: Settings, chunk_of, carry, rows, needed_n):
     """`by_chunks` of rows [N, ...]."""
-    n, count = len(needed_n), needed_n.sum()
-    order_n = jnp.argsort(~needed_n, stable=True)
-    place_n = jnp.where(needed_n, jnp.cumsum(needed_n) - 1, count + jnp.cumsum(~needed_n) - 1)  # the inverse
-    chunks = chunked(jax.tree.map(lambda x: x[order_n], rows), n, settings.chunk)
-    size = jax.tree.leaves(chunks)[0].shape[1]
+    count, order_n = needed_n.sum(), jnp.argsort(~needed_n, stable=True)
+    chunks = chunked(jax.tree.map(lambda x: x[order_n], rows), len(needed_n), settings.chunk)
+    number, size = jax.tree.leaves(chunks)[0].shape[:2]
     # Collectives over parts of the vocabulary are inside of a chunk, so all devices compute equally many.
     count = over(jax.lax.pmax, count, settings.tokens) if settings.vocab else count
 
     def computed_or_not(carry, chunk):
-        number, chunk = chunk
-        like = jax.eval_shape(chunk_of, carry, chunk)[1]
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-        return jax.lax.cond(number * size < count, lambda: chunk_of(carry, chunk), lambda: (carry, zeros))
+        first, chunk = chunk
+        return jax.lax.cond(
+            first < count,
+            lambda: chunk_of(carry, chunk),
+            lambda: (carry, zeros_of(lambda: chunk_of(carry, chunk)[1])),
+        )
 
-    numbers = jnp.arange(jax.tree.leaves(chunks)[0].shape[0])
-    carry, out = jax.lax.scan(computed_or_not, carry, (numbers, chunks))
+    carry, out = jax.lax.scan(computed_or_not, carry, (size * jnp.arange(number), chunks))
+    place_n = jnp.argsort(order_n)
     return carry, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[place_n], out)
 
 

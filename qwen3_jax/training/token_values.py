@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from qwen3_jax.model import Qwen3
 from qwen3_jax.training.frozen import Frozen
 from qwen3_jax.training.step import DeviceBatch, Params, Trainer
+from qwen3_jax.training.zeros import zeros_of
 
 
 class TokenValues:
@@ -31,9 +31,10 @@ class TokenValues:
             model = trainer.merge(params, frozen.base)
 
             def of(rows: DeviceBatch) -> Any:
-                like = jax.eval_shape(lambda: function(model, rows))
-                zeros = jax.tree.map(lambda of: jnp.zeros(of.shape, of.dtype), like)
-                return jax.lax.cond(rows["loss_mask"].any(), lambda: function(model, rows), lambda: zeros)
+                def values() -> Any:
+                    return function(model, rows)
+
+                return jax.lax.cond(rows["loss_mask"].any(), values, lambda: zeros_of(values))
 
             return jax.tree.map(self._joined, jax.lax.map(of, trainer.split(batch)))
 
