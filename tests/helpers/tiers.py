@@ -15,9 +15,7 @@ SLOW: dict[str, dict[str, dict[str, float]]] = {
             "test_prompts_that_cannot_be_scored_or_asked_are_named": 35,
         },
         "posttraining/test_rollout_log_probs.py": {
-            "test_sampled_tokens_have_the_trainers_log_probabilities[dense-mesh]": 38,
             "test_sampled_tokens_have_the_trainers_log_probabilities[dense-preempted]": 34,
-            "test_sampled_tokens_have_the_trainers_log_probabilities[bfloat16]": 29,
             "test_new_weights_answer_as_a_fresh_engine_and_share_nothing_with_the_old_ones": 20,
         },
         "posttraining/test_episodes.py": {
@@ -75,7 +73,6 @@ SLOW: dict[str, dict[str, dict[str, float]]] = {
         },
         "generation/test_sampling.py": {
             "test_streams_return_what_generate_does[tools1]": 19,
-            "test_streams_return_what_generate_does[None]": 32,
             "test_n_answers_differ_and_repeat": 12,
         },
         "generation/test_bookkeeping.py": {
@@ -109,7 +106,6 @@ SLOW: dict[str, dict[str, dict[str, float]]] = {
             "test_requests_choose_an_adapter_by_the_name_of_the_model": 17,
         },
         "model/test_dual_chunk.py": {
-            "test_the_engine_gives_the_statements_greedy_tokens[plain-as_it_is]": 13,
             "test_prefill_and_decode_equal_the_statement[plain]": 6,
         },
     },
@@ -198,96 +194,203 @@ SLOW: dict[str, dict[str, dict[str, float]]] = {
 
 MOVED_TO_SLOW = {f"tests/{file}::{test}" for files in SLOW.values() for file, tests in files.items() for test in tests}
 
-_ENGINE = "tests/generation/test_engine.py::"
-_MESHES = "test_micro_batches_packing_and_eight_meshes_give_the_gradients_of_one_batch"
-_POLICY = "test_micro_batches_packing_padding_and_eight_meshes_give_the_gradients_of_one_batch"
-_SHARED = "test_answers_that_share_their_thinking_equal_those_generated_whole"
-
-# test: (CPU seconds, what CI runs of the same)
-LONG: dict[str, tuple[float, str]] = {
-    "tests/checkpoint/test_memory.py::test_peak_host_memory_of_load[float32-False]": (
-        31, "the peak of a quantised load, in the same file",
-    ),
-    "tests/cli/test_evaluate.py::test_a_command_that_is_killed_or_interrupted_continues": (
-        48, "kills and interruptions of a run in evaluation/test_samples.py",
-    ),
-    "tests/cli/test_plan.py::test_the_command_runs_where_jax_has_not_started": (15, "plans by the command in this process"),
-    "tests/data/factory/test_estimate.py::test_estimates_of_judged_answers_hold_what_the_job_uses[16]": (
-        22, "the same assertions on 2 corpora",
-    ),
-    "tests/data/factory/test_filter.py::test_planted_faults_are_sorted_out_and_good_answers_stay[1-200]": (
-        20, "all three phrasings with 30 problems",
-    ),
-    "tests/data/factory/test_generate.py::test_the_engine_gives_the_same_answers_again_and_a_forced_text_is_not_learned": (
-        16, "jobs against an endpoint; forced tokens in generation/test_budget.py",
-    ),
-    "tests/data/factory/test_kills.py::test_killed_with_the_engine[2]": (56, "kills against an endpoint, in the same file"),
-    "tests/data/test_prepare_command.py::test_memory_is_flat_over_a_corpus_larger_than_its_buffers": (
-        36, "three kills of the same command",
-    ),
-    f"tests/evaluation/test_engine_source.py::{_SHARED}[hot-options3]": (13, "the same with other options and seeds"),
-    f"tests/evaluation/test_engine_source.py::{_SHARED}[hot-options6]": (22, "the same with other options and seeds"),
-    f"tests/evaluation/test_engine_source.py::{_SHARED}[penalties-options2]": (12, "the same with other options and seeds"),
-    "tests/evaluation/test_engine_source.py::test_a_sample_does_not_depend_on_the_tasks_and_samples_beside_it": (
-        20, "the engine's own test: a seed gives the same tokens in any company",
-    ),
-    "tests/evaluation/test_harness.py::test_equal_to_transformers_on_other_checkpoints[True-True]": (
-        29, "test_equal_to_transformers, and the other checkpoints' logits in model/test_parity_with_transformers.py",
-    ),
-    "tests/evaluation/test_harness.py::test_the_command_finds_the_model_where_the_package_is_installed[editable0]": (
-        29, "test_the_command_of_a_checkout",
-    ),
-    "tests/generation/test_budget.py::test_budgets_hold_under_speculation_and_preemption[draft_and_preemptions-3]": (
-        38, "the same with prompt lookup, preempted too",
-    ),
-    f"{_ENGINE}test_constraints_and_biases_hold_in_any_company[data_2_tensor_2-preemptions]": (
-        22, "the same on one device, offline; mixed requests on this mesh",
-    ),
-    f"{_ENGINE}test_mixed_requests_equal_transformers[moe-1_device-lookup_and_preemptions-60]": (
-        25, "the same with the dense model, and MoE on eight devices",
-    ),
-    f"{_ENGINE}test_mixed_requests_equal_transformers[dense_tied-1_device-no_prefix_cache-60]": (
-        17, "the same with the cache; a preempted run",
-    ),
-    f"{_ENGINE}test_a_seed_gives_the_same_tokens_alone_and_in_any_company[guessed]": (19, "the same batched"),
-    "tests/model/test_dual_chunk.py::test_the_engine_gives_the_statements_greedy_tokens"
-    "[everything-one_at_a_time_and_preemptions]": (18, "the same with small chunks and prompt lookup"),
-    "tests/planner/test_gpu_plans.py::test_a_search_of_meshes_for_decoding": (40, "the search in planner/test_search.py"),
-    "tests/planner/test_gpu_plans.py::test_decoding_on_one_gpu[4-8192]": (24, "other decode steps in the same file"),
-    "tests/planner/test_gpu_plans.py::test_gpus_that_split_the_vocabulary_divide_the_rows_that_they_sample": (
-        18, "sampling on a mesh gives the same tokens, in generation/test_sampling.py",
-    ),
-    "tests/planner/test_gpu_plans.py::test_the_command_prints_nothing_but_the_plan": (25, "plans for TPUs by the command"),
-    "tests/planner/test_training_step.py::test_search_compiles_the_promising_and_ranks_them[none-1]": (
-        29, "the search over given plans, in test_search.py",
-    ),
-    "tests/posttraining/test_reinforcement_processes.py::test_adapters_learn_and_their_base_is_the_reference": (
-        53, "LoRA and RL apart: training/test_lora.py, test_reinforcement_runs.py",
-    ),
-    "tests/posttraining/test_reinforcement_processes.py::test_kills_at_random_moments_leave_no_trace[2]": (
-        60, "the resume in the middle of a round, to the same bits",
-    ),
-    "tests/posttraining/test_reinforcement_processes.py::test_two_processes_sample_and_learn_as_one": (
-        143, "two processes train as one (training/test_processes.py) and generate as one (sharding/test_two_processes.py)",
-    ),
-    "tests/serving/test_load.py::test_many_clients[8]": (70, "eight agents and clients in the other files of tests/serving"),
-    "tests/sweeps/test_sweeps.py::test_a_search_proposes_verifies_and_is_read_by_train": (
-        32, "a sweep that is resumed and read by train; the regression of a search",
-    ),
-    "tests/test_examples.py::test_finetune_trains_an_adapter": (22, "the same example with all weights; training/test_lora.py"),
-    "tests/training/test_lora.py::test_a_plan_counts_no_moments_of_the_base[small]": (80, "the state has no such moments"),
-    "tests/training/test_lora.py::test_a_run_resumes_to_the_same_bits_and_exports_what_it_trained": (
-        59, "the resume of a run without adapters; adapters against peft",
-    ),
-    f"tests/training/test_policy_meshes.py::{_POLICY}[moe-some]": (35, "the same with all weights, and dense with some"),
-    "tests/training/test_policy_meshes.py::test_an_empty_micro_batch_is_not_computed_and_the_result_is_the_same[moe]": (
-        23, "the same, dense",
-    ),
-    "tests/training/test_posttraining_kills.py::test_the_laptop_configurations_run_and_learn": (
-        37, "the commands of the configurations in test_readme.py",
-    ),
-    "tests/training/test_posttraining_kills.py::test_two_processes_compute_the_same_reference_together": (
-        66, "the reference by one process; two processes train as one",
-    ),
-    f"tests/training/test_preferences.py::{_MESHES}[reward_model-moe-some]": (17, "the same for sft and dpo"),
+# file: test: (CPU seconds, what CI runs of the same)
+_LONG: dict[str, dict[str, tuple[float, str]]] = {
+    "checkpoint/test_memory.py": {
+        "test_peak_host_memory_of_load[float32-False]": (31, "the peak of a quantised load, in the same file"),
+    },
+    "cli/test_evaluate.py": {
+        "test_a_command_that_is_killed_or_interrupted_continues": (
+            48, "kills and interruptions of a run in evaluation/test_samples.py",
+        ),
+    },
+    "cli/test_plan.py": {
+        "test_the_command_runs_where_jax_has_not_started": (15, "plans by the command in this process"),
+    },
+    "data/factory/test_estimate.py": {
+        "test_estimates_of_judged_answers_hold_what_the_job_uses[16]": (22, "the same assertions on 2 corpora"),
+    },
+    "data/factory/test_filter.py": {
+        "test_planted_faults_are_sorted_out_and_good_answers_stay[1-200]": (20, "all three phrasings with 30 problems"),
+    },
+    "data/factory/test_generate.py": {
+        "test_the_engine_gives_the_same_answers_again_and_a_forced_text_is_not_learned": (
+            16, "jobs against an endpoint; forced tokens in generation/test_budget.py",
+        ),
+    },
+    "data/factory/test_kills.py": {
+        "test_killed_with_the_engine[2]": (56, "kills against an endpoint, in the same file"),
+    },
+    "data/test_prepare_command.py": {
+        "test_memory_is_flat_over_a_corpus_larger_than_its_buffers": (36, "three kills of the same command"),
+    },
+    "evaluation/test_engine_source.py": {
+        "test_answers_that_share_their_thinking_equal_those_generated_whole[hot-options3]": (
+            13, "the same with other options and seeds",
+        ),
+        "test_answers_that_share_their_thinking_equal_those_generated_whole[hot-options6]": (
+            22, "the same with other options and seeds",
+        ),
+        "test_answers_that_share_their_thinking_equal_those_generated_whole[penalties-options2]": (
+            12, "the same with other options and seeds",
+        ),
+        "test_a_sample_does_not_depend_on_the_tasks_and_samples_beside_it": (
+            20, "the engine's own test: a seed gives the same tokens in any company",
+        ),
+        "test_answers_that_share_their_thinking_equal_those_generated_whole[greedy-options5]": (
+            15, "other options, greedy and sampled",
+        ),
+    },
+    "evaluation/test_harness.py": {
+        "test_equal_to_transformers_on_other_checkpoints[True-True]": (
+            29, "test_equal_to_transformers, and the other checkpoints' logits in model/test_parity_with_transformers.py",
+        ),
+        "test_the_command_finds_the_model_where_the_package_is_installed[editable0]": (
+            29, "test_the_command_of_a_checkout",
+        ),
+    },
+    "generation/test_adapters.py": {
+        "test_a_batch_of_three_adapters_and_none_is_each_alone[moe]": (
+            38, "the same, dense; adapters of MoE models in checkpoint/test_adapters.py",
+        ),
+        "test_quantised_bases_and_meshes[8-int8-axes1-compared1]": (
+            20, "an int4 base on one device; adapters on meshes in training/test_lora.py",
+        ),
+    },
+    "generation/test_budget.py": {
+        "test_budgets_hold_under_speculation_and_preemption[draft_and_preemptions-3]": (
+            38, "the same with prompt lookup, preempted too",
+        ),
+    },
+    "generation/test_engine.py": {
+        "test_constraints_and_biases_hold_in_any_company[data_2_tensor_2-preemptions]": (
+            22, "the same on one device, offline; mixed requests on this mesh",
+        ),
+        "test_mixed_requests_equal_transformers[moe-1_device-lookup_and_preemptions-60]": (
+            25, "the same with the dense model, and MoE on eight devices",
+        ),
+        "test_mixed_requests_equal_transformers[dense_tied-1_device-no_prefix_cache-60]": (
+            17, "the same with the cache; a preempted run",
+        ),
+        "test_a_seed_gives_the_same_tokens_alone_and_in_any_company[guessed]": (19, "the same batched"),
+        "test_a_seed_gives_the_same_tokens_alone_and_in_any_company[preempted_and_drafted]": (
+            19, "the same with prompt lookup",
+        ),
+        "test_mixed_requests_equal_transformers[dense_tied-1_device-preemptions-60]": (
+            15, "the same with prompt lookup, and without a prefix cache",
+        ),
+        "test_mixed_requests_equal_transformers[dense_tied-data_2_tensor_2-preemptions-60]": (
+            13, "MoE on eight devices, preemptions on one",
+        ),
+    },
+    "generation/test_sampling.py": {
+        "test_streams_return_what_generate_does[None]": (32, "the same with tools"),
+        "test_a_draw_does_not_depend_on_rounding[{'top_p': 0.99}-400]": (14, "100 draws of it, and 400 without top_p"),
+    },
+    "generation/test_scores.py": {
+        "test_log_probabilities_of_texts[moe]": (15, "the same, dense; on a mesh"),
+    },
+    "kernels/test_attention.py": {
+        "test_32k_tokens_over_eight_parts": (16, "fewer tokens over as many parts"),
+    },
+    "kernels/test_attention_compiles_for_tpu.py": {
+        "test_splash_compiles[v5p-32k in order]": (19, "the same kernels with fewer tokens"),
+    },
+    "kernels/test_experts.py": {
+        "test_compiles_for_tpu[data2_expert2-v5p-sizes15]": (12, "the other meshes and sizes in the same test"),
+        "test_compiles_for_tpu[one-v5p-sizes10]": (10, "the other meshes and sizes in the same test"),
+    },
+    "model/test_dual_chunk.py": {
+        "test_the_engine_gives_the_statements_greedy_tokens[everything-one_at_a_time_and_preemptions]": (
+            18, "the same with small chunks and prompt lookup",
+        ),
+        "test_the_engine_gives_the_statements_greedy_tokens[plain-as_it_is]": (
+            14, "the same with small chunks, prompt lookup and everything else",
+        ),
+    },
+    "planner/test_gpu_plans.py": {
+        "test_a_search_of_meshes_for_decoding": (40, "the search in planner/test_search.py"),
+        "test_decoding_on_one_gpu[4-8192]": (24, "other decode steps in the same file"),
+        "test_gpus_that_split_the_vocabulary_divide_the_rows_that_they_sample": (
+            18, "sampling on a mesh gives the same tokens, in generation/test_sampling.py",
+        ),
+        "test_the_command_prints_nothing_but_the_plan": (25, "plans for TPUs by the command"),
+        "test_training_of_the_smallest_model_on_eight_gpus": (
+            22, "a training step compiled for eight GPUs in kernels/test_gpu_compiles.py; two nodes planned",
+        ),
+        "test_decoding_with_int8_weights": (21, "the step itself in kernels/test_gpu_compiles.py"),
+    },
+    "planner/test_training_step.py": {
+        "test_search_compiles_the_promising_and_ranks_them[none-1]": (
+            29, "the search over given plans, in test_search.py",
+        ),
+    },
+    "posttraining/test_reinforcement_processes.py": {
+        "test_adapters_learn_and_their_base_is_the_reference": (
+            53, "LoRA and RL apart: training/test_lora.py, test_reinforcement_runs.py",
+        ),
+        "test_kills_at_random_moments_leave_no_trace[2]": (60, "the resume in the middle of a round, to the same bits"),
+        "test_two_processes_sample_and_learn_as_one": (
+            143, "two processes train as one (training/test_processes.py) and generate as one (sharding/test_two_processes.py)",
+        ),
+    },
+    "posttraining/test_rollout_log_probs.py": {
+        "test_sampled_tokens_have_the_trainers_log_probabilities[dense-mesh]": (38, "MoE on a mesh, dense preempted"),
+        "test_sampled_tokens_have_the_trainers_log_probabilities[bfloat16]": (
+            29, "the same in float32; bfloat16 of the model and of the trainer in their own files",
+        ),
+    },
+    "serving/test_load.py": {
+        "test_many_clients[8]": (70, "eight agents and clients in the other files of tests/serving"),
+    },
+    "sharding/test_meshes_agree.py": {
+        "test_generation_on_a_mesh_gives_the_same_tokens[tensor4-dense]": (16, "the same with MoE over three axes"),
+    },
+    "sweeps/test_sweeps.py": {
+        "test_a_search_proposes_verifies_and_is_read_by_train": (
+            32, "a sweep that is resumed and read by train; the regression of a search",
+        ),
+    },
+    "test_examples.py": {
+        "test_finetune_trains_an_adapter": (22, "the same example with all weights; training/test_lora.py"),
+    },
+    "training/test_lora.py": {
+        "test_a_plan_counts_no_moments_of_the_base[small]": (80, "the state has no such moments"),
+        "test_a_run_resumes_to_the_same_bits_and_exports_what_it_trained": (
+            59, "the resume of a run without adapters; adapters against peft",
+        ),
+        "test_gradients_agree_on_meshes_layouts_and_quantised_bases[moe]": (
+            33, "gradients against peft; layouts and meshes of adapters in checkpoint/test_adapters.py",
+        ),
+    },
+    "training/test_losses_and_optimizer.py": {
+        "test_steps_on_a_mesh_equal_one_device_and_split_the_state_as_the_rules_say": (
+            19, "gradients of meshes in training/test_exact_step.py; the planner's state by the rules",
+        ),
+    },
+    "training/test_policy_meshes.py": {
+        "test_micro_batches_packing_padding_and_eight_meshes_give_the_gradients_of_one_batch[moe-some]": (
+            35, "the same with all weights, and dense with some",
+        ),
+        "test_an_empty_micro_batch_is_not_computed_and_the_result_is_the_same[moe]": (23, "the same, dense"),
+        "test_micro_batches_packing_padding_and_eight_meshes_give_the_gradients_of_one_batch[moe]": (
+            27, "the same with the dense model; MoE on meshes in training/test_exact_step.py",
+        ),
+    },
+    "training/test_posttraining_kills.py": {
+        "test_the_laptop_configurations_run_and_learn": (37, "the commands of the configurations in test_readme.py"),
+        "test_two_processes_compute_the_same_reference_together": (
+            66, "the reference by one process; two processes train as one",
+        ),
+    },
+    "training/test_preferences.py": {
+        "test_micro_batches_packing_and_eight_meshes_give_the_gradients_of_one_batch[reward_model-moe-some]": (
+            17, "the same for sft and dpo",
+        ),
+        "test_micro_batches_packing_and_eight_meshes_give_the_gradients_of_one_batch[sft-moe-some]": (
+            17, "the same for dpo, and dense",
+        ),
+    },
 }  # fmt: skip
+
+LONG = {f"tests/{file}::{test}" for file, tests in _LONG.items() for test in tests}
