@@ -2,12 +2,12 @@
 
     python examples/row_lookup.py --output rows --demonstrations 3000 --prompts 4000
 
-    user       Add the digits of these rows one by one and give the last digit of the sum: 37 52
-    assistant  (thinks: 37) row(number=37)
-    tool       a7 b3
-    assistant  (thinks: 52) row(number=52)
-    tool       c9 d2
-    assistant  (thinks: a7:7 b3:0 c9:9 d2:1) 1
+    user       Add the digits of these rows one by one and give the last digit of the sum: a4 b8, c2 d7
+    assistant  (thinks: a4 b8) row(name="a4 b8")
+    tool       e7 f3
+    assistant  (thinks: c2 d7) row(name="c2 d7")
+    tool       g9 h2
+    assistant  (thinks: e7:7 f3:0 g9:9 h2:1) 1
 
 Digits are drawn anew for each question, so the answer cannot be learned by heart: a model that calls no tool is right one time
 in ten. `demonstrations.jsonl` is for supervised fine-tuning, `prompts.jsonl` for reinforcement learning with the class `Rows`
@@ -30,7 +30,7 @@ QUESTION = "Add the digits of these rows one by one and give the last digit of t
 
 
 class Rows(ToolEnvironment):
-    """Has the rows of one question: `rows` of its record, texts by number."""
+    """Has the rows of one question: `rows` of its record, texts by name."""
 
     def reset(self, record: Mapping[str, Any], seed: int) -> Start | None:
         """Take the rows of the question."""
@@ -38,29 +38,32 @@ class Rows(ToolEnvironment):
         return super().reset(record, seed)
 
     @tool
-    def row(self, number: int) -> str:
+    def row(self, name: str) -> str:
         """Return the digits of a row."""
-        if str(number) not in self._rows:
-            raise ToolError(f"there is no row {number}")
-        return self._rows[str(number)]
+        if name not in self._rows:
+            raise ToolError(f"there is no row {name}")
+        return self._rows[name]
 
 
-def question(index: int, seed: int = 0, *, most_rows: int = 2, most_digits: int = 3) -> dict[str, Any]:
+def question(index: int, seed: int = 0, *, rows: int = 2, most_digits: int = 3) -> dict[str, Any]:
     """Return a prompt: `messages`, the `rows` behind it, its `answer`, and the verifier that compares.
 
     Args:
         index, seed: determine it.
-        most_rows: the number of rows asked for is 1 to this.
+        rows: the number of rows asked for.
         most_digits: a row has 2 to this number of digits.
     """
     rng = random.Random(f"rows/{seed}/{index}")
-    numbers = rng.sample(range(10, 100), rng.randint(1, most_rows))
-    names = iter(string.ascii_lowercase)
-    digits = [[rng.randrange(10) for _ in range(rng.randint(2, most_digits))] for _ in numbers]
-    rows = [" ".join(f"{next(names)}{digit}" for digit in row) for row in digits]
+    letters = iter(string.ascii_lowercase)  # a small model copies a digit by the letter before it
+
+    def named(digits: Sequence[int]) -> str:
+        return " ".join(f"{next(letters)}{digit}" for digit in digits)
+
+    names = [named([rng.randrange(10) for _ in range(2)]) for _ in range(rows)]
+    digits = [[rng.randrange(10) for _ in range(rng.randint(2, most_digits))] for _ in names]
     return {
-        "messages": [{"role": "user", "content": QUESTION + " ".join(map(str, numbers))}],
-        "rows": dict(zip(map(str, numbers), rows, strict=True)),
+        "messages": [{"role": "user", "content": QUESTION + ", ".join(names)}],
+        "rows": dict(zip(names, map(named, digits), strict=True)),
         "answer": str(sum(map(sum, digits)) % 10),
         "verifier": "number",
     }
@@ -69,9 +72,9 @@ def question(index: int, seed: int = 0, *, most_rows: int = 2, most_digits: int 
 def demonstration(prompt: Mapping[str, Any]) -> dict[str, Any]:
     """Return a prompt with the calls, the steps and the answer, as a record for supervised fine-tuning."""
     messages = list(prompt["messages"])
-    for number, row in prompt["rows"].items():
-        call = {"type": "function", "function": {"name": "row", "arguments": json.dumps({"number": int(number)})}}
-        messages.append({"role": "assistant", "reasoning_content": number, "content": "", "tool_calls": [call]})
+    for name, row in prompt["rows"].items():
+        call = {"type": "function", "function": {"name": "row", "arguments": json.dumps({"name": name})}}
+        messages.append({"role": "assistant", "reasoning_content": name, "content": "", "tool_calls": [call]})
         messages.append({"role": "tool", "name": "row", "content": row})
     total, steps = 0, []
     for digit in " ".join(prompt["rows"].values()).split():

@@ -48,6 +48,24 @@ def test_queries_have_their_references(tmp_path):
     assert len(lines) == 5
 
 
+def test_steps_are_written_twice_in_a_share_of_the_solved_chats(tmp_path, capsys):
+    arguments = ["--output", str(tmp_path / "solved.jsonl"), "--count", "200", "--solved"]
+    once, some, all_twice = (
+        [
+            json.loads(line)["messages"][1]["reasoning_content"].split()
+            for line in main("queries.py")([*arguments, "--checked", share]).read_text().splitlines()
+        ]
+        for share in ("0", "0.5", "1")
+    )
+    assert all_twice == [[step for step in steps for _ in range(2)] for steps in once]
+    assert all(steps in (short, long) for steps, short, long in zip(some, once, all_twice, strict=True))
+    assert 70 < sum(steps == short for steps, short in zip(some, once, strict=True)) < 130
+    for wrong, why in (["--checked", "1.5"], "between 0 and 1"), (["--checked", "0.5"], "--solved only"):
+        with pytest.raises(SystemExit):
+            main("queries.py")(["--output", str(tmp_path / "no"), *wrong])
+        assert why in capsys.readouterr().err
+
+
 def test_rows_are_looked_up_and_added(tmp_path):
     module = runpy.run_path(str(EXAMPLES / "row_lookup.py"))
     folder = module["main"](["--output", str(tmp_path / "rows"), "--demonstrations", "20", "--prompts", "30"])
@@ -74,7 +92,7 @@ def test_rows_are_looked_up_and_added(tmp_path):
         if message.get("tool_calls"):
             assert environment.step(message).messages == [result]
     assert environment.step(demonstrated[-1]).done
-    assert environment.call("row", {"number": int(next(iter(record["rows"])))}) in demonstrated[2]["content"]
+    assert environment.call("row", {"name": next(iter(record["rows"]))}) in demonstrated[2]["content"]
 
 
 @pytest.mark.slow

@@ -45,24 +45,24 @@ def _long_stage(folders: Folders) -> Evidence:
     if not beyond:
         raise Missing(f"{run.folder} has no stage of rows longer than data.sequence_length.")
     long_before, long_after = (_together([end[name] for name in beyond]) for end in (before, after))
-    # The same batches were measured, so differences are of each batch.
-    gain = _over_batches(np.stack([long_before[0] - long_after[0], long_after[1]]))
     figures = {
-        "before": _over_batches(long_before), "after": _over_batches(long_after), "gain": gain,
+        "before": _over_batches(long_before), "after": _over_batches(long_after), "gain": _gain(long_before, long_after),
         "near before": _over_batches(before[first]), "near after": _over_batches(after[first]),
     }  # fmt: skip
     labels = [name.replace("-", " to ") for name in ranges]
-    curves = [
-        Curve(label, labels, [_over_batches(end[name]) for name in ranges])
-        for label, end in (("before the long stage", before), ("after it", after))
-    ]
-    return Evidence(figures, curves, ("position in the document, tokens", "held-out loss, nats per token"))
+    curve = Curve("long stage", labels, [_gain(before[name], after[name]) for name in ranges])
+    return Evidence(figures, [curve], ("position in the document, tokens", "fall of the held-out loss, nats per token"))
 
 
 def _together(ranges: Sequence[np.ndarray]) -> np.ndarray:
     """Losses and tokens [2, N] of several ranges of positions as one range."""
     tokens = sum(tokens for _, tokens in ranges)
     return np.stack([sum(losses * tokens for losses, tokens in ranges) / np.maximum(tokens, 1), tokens])
+
+
+def _gain(before_2n: np.ndarray, after_2n: np.ndarray) -> Measured:
+    """By how much the loss falls: the same batches were measured, so differences are of each batch."""
+    return _over_batches(np.stack([before_2n[0] - after_2n[0], after_2n[1]]))
 
 
 def _over_batches(range_2n: np.ndarray) -> Measured:
