@@ -179,6 +179,24 @@ def test_a_step_has_the_gradient_of_all_logits_on_every_mesh(meshes, base, teach
 
 
 @pytest.mark.slow
+def test_the_best_tokens_of_a_teacher_on_other_devices_give_the_gradient_of_one_on_the_same(base, teacher, tmp_path):
+    config = config_of(on_policy(tmp_path, base, teacher, distillation={"top_k": 5}))
+    apart = dataclasses.replace(config.distillation, mesh=dataclasses.replace(config.mesh, data=1, tensor=2))
+    params = flatten(load_model(base, scan_layers=False))
+    found = []
+    for distillation in (config.distillation, apart, dataclasses.replace(config.distillation, top_k=None)):
+        trainer = trainer_of(config, micro_batches=2, distillation=distillation)
+        batch = trainer.place(batch_of(some_samples(), trainer, 16, 96)[0])
+        gradients, parts = trainer.gradients(jax.device_put(params, trainer.shardings.params), batch)
+        found.append((float(parts.divergence), {name: np.asarray(value) for name, value in gradients.items()}))
+    (loss, expected), (got, gradients), (all_tokens, _) = found
+    np.testing.assert_allclose(got, loss, rtol=2e-5)
+    assert abs(all_tokens - loss) > 1e-3 * loss, "five tokens and a tail are not the whole distribution"
+    for name, value in gradients.items():
+        assert np.abs(value - expected[name]).max() <= 2e-5 * np.abs(expected[name]).max() + 1e-9, name
+
+
+@pytest.mark.slow
 def test_a_student_learns_from_its_own_answers_and_resumes_to_the_same_bits(base, teacher, tmp_path):
     """Under budgets; the divergence falls, and rewards are measured."""
     optimizer = {"learning_rate": 3e-3, "warmup_steps": 0, "schedule": "constant", "weight_decay": 0.0}
