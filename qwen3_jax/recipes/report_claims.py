@@ -257,9 +257,11 @@ def _judge_distillation(figures: Mapping[str, Measured]) -> tuple[Verdict, str]:
     if figures["rl flops"].value < 10 * spent:
         return "open", words
     raised, also = ((figures[f"{name} pass"] - figures["start pass"]).is_above_0 for name in ("on-policy", "rl"))
-    if raised and not also:
+    if also:
+        return "does not hold", f"{words} The half about compute is seen; pass@k rises with reinforcement learning too."
+    if raised:
         return "holds", words
-    return "open", f"{words} Of the claim the half about compute is seen, that about pass@k is not."
+    return "open", f"{words} The half about compute is seen, that about pass@k is not."
 
 
 def _balance(folders: Folders) -> Evidence:

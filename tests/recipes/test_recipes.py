@@ -288,8 +288,9 @@ def write_balance(folder: Path, values) -> None:
 
 
 def write_distillation(folder: Path, values) -> None:
+    *values, rl_pass = values
     for name, value in zip(("off-policy eval", "on-policy eval", "rl eval"), (0.2, *values), strict=True):
-        most = {"off-policy eval": 0.5, "rl eval": 0.55}.get(name, 0.9)
+        most = {"off-policy eval": 0.5, "rl eval": rl_pass}.get(name, 0.9)
         results(folder / name, ("thinking", None, value, {"pass": {"1": value, "16": most}, "questions": 100}))
     config = tiny_models.TINY.to_hf()
     (folder / "teacher").mkdir()
@@ -349,7 +350,8 @@ WRITERS = {
         ("fusion", (0.9, 0.9, 0.95), (0.9, 0.5, 0.95)),
         ("general", (0.9, 0.99), (0.9, 0.8)),
         ("balance", (0.4, 0.05), (0.05, 0.4)),
-        ("distillation", (0.95, 0.9), (0.3, 0.9)),
+        ("distillation", (0.95, 0.9, 0.55), (0.3, 0.9, 0.55)),
+        ("distillation", (0.95, 0.9, 0.55), (0.95, 0.9, 0.9)),  # reinforcement learning raises pass@k too
         ("laws", (-0.3, 0.3), None),
         ("mixture", (-0.2, -0.1), (0.1, 0.2)),
     ],
