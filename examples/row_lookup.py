@@ -27,6 +27,7 @@ from typing import Any
 from qwen3_jax.posttraining.environments import Start, ToolEnvironment, ToolError, tool
 
 QUESTION = "Add the digits of these rows one by one and give the last digit of the sum: "
+MOST_QUESTIONS = 10_000  # two rows, each named by two digits
 
 
 class Rows(ToolEnvironment):
@@ -92,6 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser.add_argument("--prompts", type=int, default=4000, help="their number (default: 4000)")
     parser.add_argument("--seed", type=int, default=0, help="of the questions (default: 0)")
     options = parser.parse_args(arguments)
+    if options.demonstrations + options.prompts > MOST_QUESTIONS:
+        parser.error(f"--demonstrations and --prompts: there are {MOST_QUESTIONS:,} different questions")
     folder = Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
     unique: dict[str, dict[str, Any]] = {}

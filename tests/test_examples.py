@@ -83,6 +83,8 @@ def test_rows_are_looked_up_and_added(tmp_path):
         ]
         assert answer["content"] == str(sum(digits) % 10)
         assert answer["reasoning_content"].endswith(f":{answer['content']}")
+    with pytest.raises(SystemExit):
+        module["main"](["--output", str(tmp_path / "too_many"), "--prompts", "9000"])
     # The environment answers the demonstrated calls as it was demonstrated.
     environment = module["Rows"]()
     record = asked[0]

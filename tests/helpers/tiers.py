@@ -273,9 +273,6 @@ _LONG: dict[str, dict[str, tuple[float, str]]] = {
             17, "the same with the cache; a preempted run",
         ),
         "test_a_seed_gives_the_same_tokens_alone_and_in_any_company[guessed]": (19, "the same batched"),
-        "test_a_seed_gives_the_same_tokens_alone_and_in_any_company[preempted_and_drafted]": (
-            19, "the same with prompt lookup",
-        ),
         "test_mixed_requests_equal_transformers[dense_tied-1_device-preemptions-60]": (
             15, "the same with prompt lookup, and without a prefix cache",
         ),
@@ -359,9 +356,6 @@ _LONG: dict[str, dict[str, tuple[float, str]]] = {
         "test_a_run_resumes_to_the_same_bits_and_exports_what_it_trained": (
             59, "the resume of a run without adapters; adapters against peft",
         ),
-        "test_gradients_agree_on_meshes_layouts_and_quantised_bases[moe]": (
-            33, "gradients against peft; layouts and meshes of adapters in checkpoint/test_adapters.py",
-        ),
     },
     "training/test_losses_and_optimizer.py": {
         "test_steps_on_a_mesh_equal_one_device_and_split_the_state_as_the_rules_say": (
@@ -373,9 +367,6 @@ _LONG: dict[str, dict[str, tuple[float, str]]] = {
             35, "the same with all weights, and dense with some",
         ),
         "test_an_empty_micro_batch_is_not_computed_and_the_result_is_the_same[moe]": (23, "the same, dense"),
-        "test_micro_batches_packing_padding_and_eight_meshes_give_the_gradients_of_one_batch[moe]": (
-            27, "the same with the dense model; MoE on meshes in training/test_exact_step.py",
-        ),
     },
     "training/test_posttraining_kills.py": {
         "test_the_laptop_configurations_run_and_learn": (37, "the commands of the configurations in test_readme.py"),
@@ -385,7 +376,7 @@ _LONG: dict[str, dict[str, tuple[float, str]]] = {
     },
     "training/test_preferences.py": {
         "test_micro_batches_packing_and_eight_meshes_give_the_gradients_of_one_batch[reward_model-moe-some]": (
-            17, "the same for sft and dpo",
+            17, "the same for dpo, and dense",
         ),
         "test_micro_batches_packing_and_eight_meshes_give_the_gradients_of_one_batch[sft-moe-some]": (
             17, "the same for dpo, and dense",
