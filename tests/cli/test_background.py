@@ -3,6 +3,7 @@
 import io
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -65,15 +66,15 @@ def test_the_status_line_names_the_innermost_work_and_leaves_nothing_behind(monk
     monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.02)
 
     def seen(text: str) -> bool:
-        end = time.monotonic() + 10
-        while text not in sys.stderr.getvalue() and time.monotonic() < end:
+        pattern, end = re.escape(text) + r" \.\.\. \d+ s", time.monotonic() + 10
+        while not (found := re.search(pattern, sys.stderr.getvalue())) and time.monotonic() < end:
             time.sleep(0.01)
-        return text in sys.stderr.getvalue()
+        return found is not None
 
     with progress.status_line(visible=True), progress.doing("loading weights"):
-        assert seen("loading weights ... 0 s")
+        assert seen("loading weights")
         with progress.doing("compiling prefill, 512 tokens"):
-            assert seen("compiling prefill, 512 tokens ... 0 s")
+            assert seen("compiling prefill, 512 tokens")
             with progress.no_status():
                 before = sys.stderr.getvalue()
                 time.sleep(0.1)

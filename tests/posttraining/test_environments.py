@@ -155,7 +155,7 @@ def test_the_tools_of_an_mcp_server(tmp_path, shared):
         started = time.perf_counter()
         with pytest.raises(Exception, match=r"did not answer|failed"):
             step_of(fresh, ("hang", {}))
-        assert time.perf_counter() - started < 8
+        assert time.perf_counter() - started < 40
         after = source.make()
         assert step_of(after, ("add", {"a": 5, "b": 4})).messages[0]["content"] == "9 at call 1"
         after.close()
@@ -170,11 +170,11 @@ def test_calls_run_beside_each_other_and_a_hanging_one_is_replaced():
     calls = TimedCalls(2, "test")
     started = time.perf_counter()
     for tag in range(4):
-        calls.start(tag, lambda tag=tag: time.sleep(5 if tag < 2 else 0.01) or tag, 0.3)
+        calls.start(tag, lambda tag=tag: time.sleep(60 if tag < 2 else 0.01) or tag, 0.3)
     got = {}
     while calls.open:
         got |= {ended.tag: ended.value for ended in calls.ended(wait=True)}
-    assert time.perf_counter() - started < 3
+    assert time.perf_counter() - started < 30
     assert isinstance(got[0], TimeIsUp)
     assert isinstance(got[1], TimeIsUp)
     assert (got[2], got[3]) == (2, 3)

@@ -55,21 +55,25 @@ def started(out, programs: int, first: int, hold: threading.Event | None = None)
     return done, startup
 
 
+def without_times(out: io.StringIO) -> list[str]:
+    return re.sub(r"\d+ s\b", "N s", out.getvalue()).splitlines()
+
+
 def test_requests_are_accepted_once_the_first_programs_exist_and_every_program_is_counted():
     out = io.StringIO()
     done, startup = started(out, 5, 2)
     assert done == [1, 2, "accepting", 3, 4, 5]
     assert startup.left == 0
-    assert out.getvalue().splitlines() == [
-        "compiling 1 of 5", "compiling 2 of 5", "requests are accepted after 0 s", "compiling 3 of 5", "compiling 4 of 5",
-        "compiling 5 of 5", "ready after 0 s",
+    assert without_times(out) == [
+        "compiling 1 of 5", "compiling 2 of 5", "requests are accepted after N s", "compiling 3 of 5", "compiling 4 of 5",
+        "compiling 5 of 5", "ready after N s",
     ]  # fmt: skip
 
 
 def test_without_programs_it_is_ready_at_once():
     out = io.StringIO()
     assert started(out, 0, 2)[0] == ["accepting"]
-    assert out.getvalue() == "ready after 0 s\n"
+    assert without_times(out) == ["ready after N s"]
 
 
 def test_a_terminal_gets_one_line_that_is_redrawn_during_a_compilation():
@@ -132,7 +136,7 @@ def test_a_signal_during_the_start_is_heard(tiny_folder, tmp_path, sent, code):
         server.process.send_signal(sent)
         asked = time.monotonic()
         assert server.process.wait(20) == code
-        assert time.monotonic() - asked < 5
+        assert time.monotonic() - asked < 15
         assert "Traceback" not in server.log, server.log
         assert "ready after" not in server.log
 

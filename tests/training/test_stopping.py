@@ -12,7 +12,7 @@ import pytest
 
 from tests.helpers import small_run
 
-# A run that is inside of C code for some 20 s; `saves` as after the first step.
+# A run that is inside of C code for some 80 s; `saves` as after the first step.
 BUSY = """
 import hashlib, os, sys
 from qwen3_jax.cli import background
@@ -21,7 +21,7 @@ with StopSignals("busy") as stop:
     stop.saves = sys.argv[1] == "saves"
     stop.before_exit.append(lambda: os.write(1, b"told\\n"))  # print may be what was interrupted
     print("begun", flush=True)
-    background.call(lambda: hashlib.pbkdf2_hmac("sha256", b"long", b"computation", 40_000_000))
+    background.call(lambda: hashlib.pbkdf2_hmac("sha256", b"long", b"computation", 160_000_000))
 print("asked by", stop.reason, flush=True)
 """
 
@@ -40,8 +40,8 @@ def started(saves: str) -> subprocess.Popen:
 def test_where_nothing_can_be_lost_a_signal_ends_the_program_at_once(number, code):
     process, since = started("not yet"), time.monotonic()
     process.send_signal(number)
-    out, err = process.communicate(timeout=10)
-    assert time.monotonic() - since < 5
+    out, err = process.communicate(timeout=60)
+    assert time.monotonic() - since < 20
     assert (process.returncode, err, out) == (code, "\nbusy: stopped.\n", "told\n")
 
 
@@ -52,8 +52,8 @@ def test_a_first_ctrl_c_is_answered_at_once_and_a_second_one_ends_the_program():
         "busy: Ctrl-C: saving a checkpoint after this step; Ctrl-C again ends at once.\n"
     )
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=10)
-    assert time.monotonic() - since < 5
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - since < 20
     assert (process.returncode, err) == (130, "\nbusy: stopped. The run resumes from its last checkpoint.\n")
 
 
@@ -82,7 +82,7 @@ def test_ctrl_c_in_the_first_seconds_ends_train_without_a_traceback(tmp_path, af
     process.send_signal(signal.SIGINT)
     since = time.monotonic()
     code = process.wait(30)
-    assert time.monotonic() - since < 5
+    assert time.monotonic() - since < 20
     if "init_import_site" in log.read_text():
         return  # Python itself was still starting
     assert code in (130, -signal.SIGINT), log.read_text()
