@@ -5,6 +5,7 @@
 #   tests/pythons.sh 3.13 tests/text  # one version; what follows goes to pytest
 #
 # PYTHONS=DIR keeps the environments there for the next time. UV=FILE is an executable uv, which installs more quickly than pip.
+# JAX_COMPILATION_CACHE_DIR=DIR keeps compiled programs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 versions=()
@@ -41,5 +42,5 @@ for version in "${versions[@]}"; do
     touch "$environment/complete"
   fi
   "$environment/bin/python" -c 'import sys, jax, flax; print("Python", sys.version.split()[0], "jax", jax.__version__, "flax", flax.__version__)'
-  JAX_COMPILATION_CACHE_DIR="$environment/jax_cache" "$environment/bin/python" -m pytest "$@"
+  JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$environment/jax_cache}" "$environment/bin/python" -m pytest "$@"
 done
