@@ -1,10 +1,11 @@
-"""GRPO against TRL's GRPOTrainer: rewards over the steps, and seconds of a step by phase.
+"""GRPO against TRL's GRPOTrainer and google-tunix' GRPOLearner: rewards over the steps, and seconds of a step by phase.
 
-    python -m benchmarks.reinforcement --model runs/cold-start-laptop/hf       # goal: at least 3x TRL
+    python -m benchmarks.reinforcement --model runs/cold-start-laptop/hf       # goals: at least 3x TRL, 1.5x tunix
     python -m benchmarks.reinforcement --model DIR --steps 10 --seeds 1 --devices 2
+    python -m benchmarks.reinforcement --model DIR --tunix TUNIX_ENVIRONMENT/bin/python
 
-Both sides have the same model in float32, prompts, verifier, temperature 1, group size, learning rate, AdamW and clipping; one
-update of all answers a step, no KL term. Each seed is run by both sides in turn. Samples differ, so rewards are compared as
+All sides have the same model in float32, prompts, verifier, temperature 1, group size, learning rate, AdamW and clipping; one
+update of all answers a step, no KL term. Each seed is run by each side in turn. Samples differ, so rewards are compared as
 curves: the mean of the last third of the steps, with its spread over seeds. The first two steps, which compile, are not timed.
 """
 
@@ -13,6 +14,7 @@ import contextlib
 import json
 import os
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -145,6 +147,28 @@ def theirs(options: argparse.Namespace, records: list[dict[str, str]], seed: int
     return steps
 
 
+def tunix(options: argparse.Namespace, records: list[dict[str, str]], seed: int, folder: Path) -> list[Step]:
+    """Train with google-tunix, in its own environment; return the figures of each step."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    chats = [[{"role": "user", "content": one["question"]}] for one in records]
+    texts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
+    settings = {
+        "model": options.model, "prompts": options.prompts, "group_size": options.group_size, "steps": options.steps,
+        "records": [
+            {"prompt": text, "answer": one["answer"]} for text, one in zip(texts, records, strict=True)
+        ],
+        "max_new_tokens": options.max_new_tokens, "rate": RATE,
+        "betas": BETAS, "clip": CLIP,
+    }  # fmt: skip
+    file = folder / f"tunix-{seed}.json"
+    file.write_text(json.dumps(settings))
+    command = [options.tunix, str(Path(__file__).with_name("tunix_grpo.py")), str(file)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return [json.loads(line.removeprefix("step ")) for line in done.stdout.splitlines() if line.startswith("step {")]
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -159,6 +183,7 @@ def main() -> None:
     parser.add_argument("--digits", type=int, default=8, help="most digits of a problem (default: %(default)s)")
     add_devices(parser)
     parser.add_argument("--accumulate", type=int, default=1, help="micro-batches of a step in TRL (default: 1)")
+    parser.add_argument("--tunix", metavar="PYTHON", help="of an environment with google-tunix, which is measured too")
     options = parser.parse_args()
     if not options.model:
         parser.error("--model or QWEN3_MODEL: a folder with a model that answers some of the questions")
@@ -166,7 +191,7 @@ def main() -> None:
         parser.error(f"--steps must be at least {2 * FIRST}")
     cpu_mesh(options.devices)
     options.model = str(Path(options.model).resolve())
-    runs: dict[str, list[list[Step]]] = {"qwen3-jax": [], "TRL": []}
+    runs: dict[str, list[list[Step]]] = {"qwen3-jax": [], "TRL": []} | ({"tunix": []} if options.tunix else {})
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         for seed in range(options.seeds):
@@ -174,6 +199,8 @@ def main() -> None:
             records = write_prompts(prompts, options.prompts * options.steps, options.digits, seed)
             runs["qwen3-jax"].append(ours(options, prompts, seed, folder))
             runs["TRL"].append(theirs(options, records, seed, folder))
+            if options.tunix:
+                runs["tunix"].append(tunix(options, records, seed, folder))
     rows = []
     for name, all_steps in runs.items():
         timed = [step for steps in all_steps for step in steps[FIRST:]]
@@ -186,8 +213,9 @@ def main() -> None:
         )
     columns = ["", "s/step", *(f"{phase}, s" for phase in PHASES), "tokens", "reward, last third"]
     show(f"GRPO, {options.prompts} prompts x {options.group_size} answers, {options.steps} steps", columns, rows)
-    one, other = (statistics.median(s["whole"] for steps in runs[name] for s in steps[FIRST:]) for name in runs)
-    print(f"TRL / qwen3-jax: {other / one:.2f}x seconds per step")
+    medians = {name: statistics.median(s["whole"] for steps in runs[name] for s in steps[FIRST:]) for name in runs}
+    for name in list(runs)[1:]:
+        print(f"{name} / qwen3-jax: {medians[name] / medians['qwen3-jax']:.2f}x seconds per step")
     for number in range(0, options.steps, max(options.steps // 9, 1)):
         means = [statistics.fmean(steps[number]["reward"] for steps in runs[name]) for name in runs]
         print(
