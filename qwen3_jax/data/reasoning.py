@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+import zlib
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,9 +38,12 @@ Mode = Literal["thinking", "non_thinking", "disabled", "truncated", "document"]
 - non_thinking: the user text ends with ` /no_think`; the model itself writes the empty thinking block.
 - disabled: as with enable_thinking=False, the empty thinking block is in the prompt and is not learned.
 - truncated: thinking stops after some tokens, the stop text is forced (not learned), then the answer.
-- document: plain text, the question, the steps and the answer on a line each, as a base model may have read them.
+- document: plain text, the question, the steps and one of `ENDINGS` with the answer, as a base model may have read them.
 """
 MODES: tuple[Mode, ...] = ("thinking", "non_thinking", "disabled", "truncated", "document")
+# What a document says after its steps. With one ending, a small model copies the last total from a fixed distance, and not in chats,
+# where other tokens are between them.
+ENDINGS = ("\n{}", "\n\n{}", ", so {}.", "\nThe last digit is {}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +125,8 @@ def problem_record(problem: Problem, mode: Mode, *, cut: int = 0, stop_text: str
     if mode in ("thinking", "non_thinking"):
         return {"messages": problem_messages(problem, "thinking" if mode == "thinking" else "non_thinking")}
     if mode == "document":
-        return {"text": f"{problem.question}\n{problem.steps}\n{problem.answer}"}
+        ending = ENDINGS[zlib.crc32(problem.question.encode()) % len(ENDINGS)]
+        return {"text": f"{problem.question}\n{problem.steps}{ending.format(problem.answer)}"}
     messages = [{"role": "user", "content": problem.question}]
     answer = {"text": problem.answer + END_OF_TURN, "loss": True}
     if mode == "disabled":
