@@ -16,8 +16,8 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-import zlib
 import string
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -41,8 +41,8 @@ Mode = Literal["thinking", "non_thinking", "disabled", "truncated", "document"]
 - document: plain text, the question, the steps and one of `ENDINGS` with the answer, as a base model may have read them.
 """
 MODES: tuple[Mode, ...] = ("thinking", "non_thinking", "disabled", "truncated", "document")
-# What a document says after its steps. With one ending, a small model copies the last total from a fixed distance, and not in chats,
-# where other tokens are between them.
+# What a document says after its steps. With one ending, a small model copies the last total from a fixed distance, and not in
+# chats, where other tokens are between them.
 ENDINGS = ("\n{}", "\n\n{}", ", so {}.", "\nThe last digit is {}.")
 
 

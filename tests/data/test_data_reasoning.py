@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from qwen3_jax.data import Problem, RunningSum, is_correct, problem_messages, problem_record, running_sum_problem
-from qwen3_jax.data.reasoning import MODES, QUESTION, RunningSumRecords
+from qwen3_jax.data.reasoning import ENDINGS, MODES, QUESTION, RunningSumRecords
 
 PROBLEMS = {split: [running_sum_problem(i, 5, split) for i in range(4000)] for split in ("train", "eval")}
 
@@ -88,3 +88,15 @@ def test_records_follow_the_configured_mixture_of_modes():
     assert all(problem_record(problem, mode) for mode in MODES)
     with pytest.raises(ValueError, match="truncated"):
         problem_messages(problem, "truncated")
+
+
+def test_documents_state_the_answer_in_every_way_about_as_often():
+    counts = dict.fromkeys(ENDINGS, 0)
+    for index in range(400):
+        problem = running_sum_problem(index)
+        text = problem_record(problem, "document")["text"]
+        assert problem_record(problem, "document")["text"] == text
+        start = f"{problem.question}\n{problem.steps}"
+        (ending,) = (ending for ending in ENDINGS if text == start + ending.format(problem.answer))
+        counts[ending] += 1
+    assert min(counts.values()) > 70, counts
