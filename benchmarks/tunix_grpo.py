@@ -43,10 +43,9 @@ def load(folder: Path, mesh: jax.sharding.Mesh) -> Any:
 
 
 def is_right(text: str, answer: str) -> float:
-    """Return 1.0 for an answer whose only number is the reference: what the verifier `number` says of these answers."""
-    thinking, closed, content = text.partition("</think>")
-    numbers = re.findall(r"-?\d+", content if closed else thinking)
-    return float(bool(closed) and numbers[-1:] == [answer])
+    """Return 1.0 for an answer whose last number is the reference: what the verifier `number` says of these answers."""
+    _, _, content = text.partition("</think>")  # empty while it thinks
+    return float(re.findall(r"-?\d+", content)[-1:] == [answer])
 
 
 def cluster_of(settings: dict[str, Any]) -> rl_cluster.RLCluster:

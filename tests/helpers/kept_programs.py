@@ -3,8 +3,8 @@
     python -m tests.helpers.kept_programs restore FOLDER
     python -m tests.helpers.kept_programs save FOLDER
 
-FOLDER is a compilation cache of JAX. The programs are kept for each set of processor features in `$QWEN3_CI_CACHE`, by default
-`~/.cache/qwen3-jax-ci`: machine code for another processor may not run. JAX's key of a program names everything else.
+FOLDER is a compilation cache of JAX. The programs are kept in `$QWEN3_CI_CACHE`, which `.ci/run` sets, for each set of processor
+features: machine code for another processor may not run. JAX's key of a program names everything else.
 """
 
 import hashlib
@@ -15,28 +15,27 @@ import sys
 import zlib
 from pathlib import Path
 
+import zstandard
+
 MOST_BYTES = 3 << 30
 
 
 def store() -> Path:
     """Return the folder of programs for this machine's processor."""
-    base = Path(os.environ.get("QWEN3_CI_CACHE") or Path.home() / ".cache/qwen3-jax-ci")
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     features = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
-    return base / "programs" / hashlib.sha256(features.encode()).hexdigest()[:16]
+    return Path(os.environ["QWEN3_CI_CACHE"]) / "programs" / hashlib.sha256(features.encode()).hexdigest()[:16]
 
 
 def is_whole(entry: bytes) -> bool:
     """Return whether an entry can be read: a process that was killed leaves a part of one, and JAX warns of it ever after."""
     try:
         if entry[:4] == b"\x28\xb5\x2f\xfd":
-            import zstandard  # there if JAX compressed with it
-
             zstandard.ZstdDecompressor().decompress(entry)
         else:
             zlib.decompress(entry)
-    except Exception:
+    except (zstandard.ZstdError, zlib.error):
         return False
     return True
 
