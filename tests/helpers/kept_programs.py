@@ -3,8 +3,8 @@
     python -m tests.helpers.kept_programs restore FOLDER
     python -m tests.helpers.kept_programs save FOLDER
 
-FOLDER is a compilation cache of JAX. The programs are kept in `$QWEN3_CI_CACHE`, which `.ci/run` sets, for each set of processor
-features: machine code for another processor may not run. JAX's key of a program names everything else.
+FOLDER is a compilation cache of JAX. The programs are kept in `$QWEN3_CI_CACHE`, which `.ci/run` sets, for each set of
+processor features: machine code for another processor may not run. JAX's key of a program names everything else.
 """
 
 import hashlib
