@@ -6,9 +6,11 @@ lies within them is "open". Evidence of several seeds is joined first (`evidence
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from qwen3_jax.recipes.config import ROLES
@@ -26,11 +28,13 @@ class Curve:
         label: of the legend.
         x: numbers, or texts of bars.
         y: with errors.
+        joined: draw a line through the points; the points of unordered categories have none.
     """
 
     label: str
     x: Sequence[Any]
     y: Sequence[Measured]
+    joined: bool = True
 
 
 @dataclass(frozen=True)
@@ -96,27 +100,44 @@ class Finding:
 
 
 def finding(claim: Claim, seeds: Sequence[Folders]) -> Finding:
-    """Return the finding of a claim from the folders of one or several seeds; seeds that are not finished are left out."""
+    """Return the finding of a claim from the folders of one or several seeds.
+
+    Seeds that are not finished are left out, and folders that several seeds name count once: a sweep beside the recipe is one
+    measurement, however many recipes there are.
+    """
     collected, missing = [], []
-    for folders in seeds:
+    unique = {tuple(sorted((role, folder.resolve()) for role, folder in folders.items())): folders for folders in seeds}
+    for folders in unique.values():
         try:
             collected.append(claim.collect(folders))
         except Missing as error:
             missing.append(str(error))
     if not collected:
         return Finding(claim, "not measured", missing[0] if missing else "no recipe was run.")
-    evidence = _joined(collected)
+    evidence = joined(collected)
     verdict, words = claim.judge(evidence.figures)
     return Finding(claim, verdict, words, evidence, len(collected), tuple(dict.fromkeys(missing)))
 
 
-def _joined(some: Sequence[Evidence]) -> Evidence:
-    """Evidence of several seeds as one: the figures that all of them have."""
+def joined(some: Sequence[Evidence]) -> Evidence:
+    """Evidence of several seeds as one: the figures that all of them have.
+
+    Points of curves are means of x and y: FLOPs of a step differ from seed to seed. A seed whose curve has other texts or
+    another number of points is left out of that curve.
+    """
     names = [name for name in some[0].figures if all(name in one.figures for one in some)]
     figures = {name: mean_of([one.figures[name] for one in some]) for name in names}
     curves = []
     for place, curve in enumerate(some[0].curves):
-        others = [one.curves[place] for one in some if list(one.curves[place].x) == list(curve.x)]
-        points = [mean_of([other.y[number] for other in others]) for number in range(len(curve.x))]
-        curves.append(Curve(curve.label, curve.x, points))
+        x, all_y = curve.x, [curve.y]
+        if any(isinstance(text, str) for text in x):
+            all_y = [one.curves[place].y for one in some if list(one.curves[place].x) == list(x)]
+        else:
+            alike = [one.curves[place] for one in some if len(one.curves[place].x) == len(x)]
+            x, all_y = (
+                [fmean(values) for values in zip(*(one.x for one in alike), strict=True)],
+                [one.y for one in alike],
+            )
+        points = [mean_of(values) for values in zip(*all_y, strict=True)]
+        curves.append(dataclasses.replace(curve, x=x, y=points))
     return Evidence(figures, curves, some[0].axes)

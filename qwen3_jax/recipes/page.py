@@ -96,7 +96,7 @@ def summary(found: Sequence[Finding]) -> dict[str, Any]:
 
 
 def _draw(axes: Any, one: Finding) -> None:
-    """Draw the curves of a finding; texts on the x axis are bars, or points of one curve in their order."""
+    """Draw the curves of a finding; texts on the x axis are bars, or points in their order."""
     assert one.evidence is not None
     curves = one.evidence.curves
     bars = len(curves) == 1 and one.evidence.axes[0] == ""
@@ -118,8 +118,11 @@ def _draw(axes: Any, one: Finding) -> None:
                 color=colour,
                 marker=marker,
                 ms=3.5,
+                linestyle="-" if curve.joined else "none",
                 label=curve.label,
             )
+        if texts and not curve.joined:
+            axes.set_xlim(-0.5, len(places) - 0.5)
         if texts:
             axes.set_xticks(places, curve.x, rotation=0 if len(curve.x) < 7 else 30, fontsize=8)
     if not bars:

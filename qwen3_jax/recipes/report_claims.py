@@ -350,9 +350,8 @@ def _mixture(folders: Folders) -> Evidence:
         "difference": Measured(check["difference"]), "low": Measured(low), "high": Measured(high),
         "rank": Measured(result["rank_correlation"]), "proxies": Measured(result["proxies"]),
     }  # fmt: skip
-    return Evidence(
-        figures, [Curve("mean held-out loss", ["proposal", "uniform"], pairs)], ("mixture", "nats per token")
-    )
+    curve = Curve("mean held-out loss", ["proposal", "uniform"], pairs, joined=False)
+    return Evidence(figures, [curve], ("mixture", "held-out loss, nats per token"))
 
 
 def _judge_mixture(figures: Mapping[str, Measured]) -> tuple[Verdict, str]:

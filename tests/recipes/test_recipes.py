@@ -20,6 +20,7 @@ from qwen3_jax.cli.main import main
 from qwen3_jax.cli.train_options import parse_train
 from qwen3_jax.errors import UserError
 from qwen3_jax.recipes import claims, runner
+from qwen3_jax.recipes.claims import Curve, Evidence
 from qwen3_jax.recipes.config import ROLES, is_recipe, read_recipe
 from qwen3_jax.recipes.evidence import Measured, mean_of
 from qwen3_jax.recipes.page import findings, summary
@@ -377,8 +378,29 @@ def test_verdicts_follow_from_the_figures(key, good, bad, tmp_path):
         assert (found.verdict, found.seeds) == (verdict, 1), found.words
     both = claims.finding(claim, [{role: tmp_path / name / role for role in claim.needs} for name in ("good", "bad")])
     assert both.seeds == 2
+    sweep = {role: tmp_path / "good" / role for role in claim.needs}  # one folder beside the recipes of two seeds
+    assert claims.finding(claim, [sweep, {role: folder / ".." / role for role, folder in sweep.items()}]).seeds == 1
     nothing = claims.finding(claim, [{role: tmp_path / "none" / role for role in claim.needs}])
     assert (nothing.verdict, nothing.evidence) == ("not measured", None)
+
+
+def test_curves_of_seeds_are_means_of_both_axes():
+    def evidence(*curves):
+        return Evidence({}, curves, ("x", "y"))
+
+    flops, also, longer = (
+        Curve("reward", x, [Measured(y) for y in values])
+        for x, values in (([0, 2], [0.1, 0.5]), ([0, 4], [0.3, 0.9]), ([0, 2, 4], [0.0, 0.0, 0.0]))
+    )
+    joined = claims.joined([evidence(one) for one in (flops, also, longer)]).curves[0]
+    assert list(joined.x) == [0, 3]
+    assert [point.value for point in joined.y] == [pytest.approx(0.2), pytest.approx(0.7)]
+    first, second = (
+        Curve("", ["8", "none"], [Measured(0.1)] * 2),
+        Curve("", ["8", "16"], [Measured(0.3)] * 2, joined=False),
+    )
+    assert [point.value for point in claims.joined([evidence(first), evidence(second)]).curves[0].y] == [0.1, 0.1]
+    assert not claims.joined([evidence(second)]).curves[0].joined
 
 
 def test_seeds_are_joined_with_the_larger_of_their_errors():
