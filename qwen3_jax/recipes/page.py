@@ -128,8 +128,11 @@ def _draw(axes: Any, one: Finding) -> None:
     if not bars:
         axes.set_xlabel(one.evidence.axes[0])
     axes.set_ylabel(one.evidence.axes[1])
+    low, high = axes.get_ylim()
+    if one.evidence.axes[1].startswith(("share", "right")):
+        axes.set_ylim(max(low, -0.03), min(high, 1.03))  # an error of seeds that differ may pass the ends of a share
     if len(curves) > 1:
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(framealpha=0.85, edgecolor="none", fontsize=8)
 
 
 def _page(folders: Sequence[Path], found: Sequence[Finding]) -> str:
