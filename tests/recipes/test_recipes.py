@@ -3,6 +3,7 @@
 import dataclasses
 import html
 import json
+import math
 import os
 import re
 import shutil
@@ -25,6 +26,7 @@ from qwen3_jax.recipes.config import ROLES, is_recipe, read_recipe
 from qwen3_jax.recipes.evidence import Measured, mean_of
 from qwen3_jax.recipes.page import findings, summary
 from qwen3_jax.recipes.report_claims import CLAIMS
+from sharding.mesh import AXES
 from tests.helpers import tiny_models
 
 ROOT = Path(__file__).parents[2]
@@ -211,12 +213,19 @@ def test_every_training_phase_of_the_recipes_is_a_configuration(tmp_path):
     for file in sorted((ROOT / "configs/recipe").glob("*.yaml")):
         assert is_recipe(file)
         recipe = read_recipe(file, str(tmp_path / file.stem), seed=3)
+        topology = re.search(r"--plan \w+:(\S+)", file.read_text())  # the slice on which every phase is planned and run
+        chips = math.prod(map(int, topology[1].split("x"))) if topology else 1
         for phase in recipe.phases:
             if phase.train is None:
                 continue
             words = runner.program(recipe, phase)
             config = parse_train(words[words.index("train") + 1 :], "train").config
             assert config.run_dir == str(recipe.place(phase))
+            for stage in config.resolved():
+                sizes = dict(zip(AXES, stage.run.mesh.sizes(chips), strict=True))
+                assert math.prod(sizes.values()) == chips, phase.name
+                rows = stage.run.data.batch_size / stage.run.micro_batches
+                assert rows % (chips // sizes["tensor"] // sizes["context"]) == 0, phase.name
         roles = {claim.key: set(claim.needs) for claim in CLAIMS}
         assert roles.keys() == ROLES.keys()
         for key, places in recipe.claims.items():
