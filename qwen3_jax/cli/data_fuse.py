@@ -9,11 +9,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
+from pathlib import Path
 
 from qwen3_jax.cli.arguments import Parser, local_target, whole_number
 from qwen3_jax.cli.input_options import add_max_malformed, add_paths, add_records
 from qwen3_jax.errors import UserError
+from qwen3_jax.paths import is_url
 
 HELP = "join answers of both modes to conversations, with /think and /no_think"
 
@@ -74,7 +77,7 @@ def _fuse(args: argparse.Namespace) -> int:
         try:
             if isinstance(record, Malformed):
                 raise DataError(record.reason)
-            chats.append(chat_of(record))
+            chats.append(dataclasses.replace(chat_of(record), location=_from(args.output, record.location)))
         except DataError as error:
             malformed += 1
             if malformed > args.max_malformed:
@@ -92,3 +95,12 @@ def _fuse(args: argparse.Namespace) -> int:
     print(json.dumps(report.json()))
     print(f"{len(records):,} conversations in {args.output}", file=sys.stderr)
     return 0
+
+
+def _from(output: Path, location: str) -> str:
+    """A record's place as seen from the folder of the output.
+
+    Training holds records out by where they begin in their file: with absolute paths in the records that would depend on the
+    length of the folder's name.
+    """
+    return location if is_url(location) else os.path.relpath(location, output.parent)

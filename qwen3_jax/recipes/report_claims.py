@@ -324,8 +324,12 @@ def _laws(folders: Folders) -> Evidence:
     curves = []
     for parameters in sorted({cell["parameters"] for cell in result["cells"]}):
         cells = [cell for cell in result["cells"] if cell["parameters"] == parameters and cell["usable"]]
-        rates = [Measured(cell["learning_rate"], cell["learning_rate"] * cell["log_error"]) for cell in cells]
-        curves.append(Curve(f"{parameters:,.0f} parameters", [cell["tokens"] for cell in cells], rates))
+        sure = [cell for cell in cells if cell["log_error"] <= 1]  # the others would fill the drawing with their error
+        label = f"{parameters:,.0f} parameters" + (
+            f" ({len(cells) - len(sure)} uncertain)" if len(sure) < len(cells) else ""
+        )
+        rates = [Measured(cell["learning_rate"], cell["learning_rate"] * cell["log_error"]) for cell in sure]
+        curves.append(Curve(label, [cell["tokens"] for cell in sure], rates))
     return Evidence(figures, curves, ("tokens", "best learning rate"))
 
 

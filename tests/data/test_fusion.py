@@ -176,3 +176,24 @@ def test_the_command(tmp_path, capsys):
     assert main(["fuse", "--path", str(path), "--output", str(out), "--max-malformed", "1"]) == 0
     assert main(["fuse", "--path", str(path), "--output", str(out), "--flagged", "2"]) == 2
     assert "flagged" in capsys.readouterr().err
+
+
+def test_what_is_written_does_not_depend_on_the_name_of_the_folder(tmp_path):
+    """Else a recipe in another folder would hold other conversations out, by where they begin in the file."""
+    from qwen3_jax.cli.data import main
+
+    written = []
+    for name in ("here", "some/other/folder"):
+        folder = tmp_path / name
+        (folder / "answers").mkdir(parents=True)
+        lines = [json.dumps({"messages": chat(number)}) + "\n" for number in range(20)]
+        (folder / "answers" / "records.jsonl").write_text("".join(lines))
+        out = folder / "fused.jsonl"
+        assert main(["fuse", "--path", str(folder / "answers" / "records.jsonl"), "--output", str(out)]) == 0
+        written.append(out.read_text())
+    assert written[0] == written[1]
+    assert "answers/records.jsonl:7" in written[0]
+
+
+def chat(number: int) -> list[dict[str, str]]:
+    return [{"role": "user", "content": f"Say {number}"}, {"role": "assistant", "content": str(number)}]
