@@ -95,7 +95,10 @@ def kill_in(file: Path, folder: Path, name: str, seconds: float, rng: random.Ran
         time.sleep(rng.uniform(0, 0.9) * seconds / 2**attempt)
         within = process.poll() is None and not states(folder)[name]["done"]
         child = None if whole or not within else program_of(process)
-        os.kill(process.pid if child is None else child, signal.SIGKILL)
+        try:
+            os.kill(process.pid if child is None else child, signal.SIGKILL)
+        except ProcessLookupError:  # it has just ended by itself
+            process.kill()
         process.wait()
         time.sleep(0.2)  # the phase's process ends with it
         if within:
