@@ -7,7 +7,6 @@ start, pi the policy that is trained, r = pi / pi_o of a token, A the advantage 
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -161,14 +160,13 @@ class PolicyConfig:
 
 @dataclass(frozen=True)
 class EntropyBand:
-    """A coefficient of the entropy bonus that holds the entropy of a token, in nats, near the middle of a band.
+    """A coefficient of the entropy bonus that keeps the entropy of a token, in nats, within a band.
 
-    Skywork-OR1 (arXiv 2505.22312) has one target, and no term above it; see `next_coefficient` and `applied_coefficient` for
-    what differs.
+    The adaptive control of Skywork-OR1 (arXiv 2505.22312) with an upper end: see `next_coefficient`.
 
     Attributes:
         low, high: ends of the band, in nats per token.
-        step: by how much the coefficient moves at each step where the entropy is at an end of the band or beyond.
+        step: by how much the coefficient moves at each step outside of the band.
         maximum: largest absolute value of the coefficient.
         start: the first coefficient.
     """
@@ -191,38 +189,29 @@ class EntropyBand:
 def next_coefficient(band: EntropyBand, coefficient: float, entropy: float) -> float:
     """Return the coefficient of the entropy bonus after a measurement; the loss has minus coefficient x entropy.
 
-    It moves by `step` times the distance from the middle of the band, of which an end of the band has 1 and what is beyond
-    has no more. Where the entropy is not a number it stays.
+    Below the band it is a bonus and rises by `step`; above the band it is a penalty and falls by `step`. A coefficient of the
+    other sign starts at 0 again, so that the term never drives the entropy away from the band. Within the band, and where the
+    entropy is not a number, it is kept for the next time that the entropy leaves the band, but not applied: see
+    `applied_coefficient`.
 
     Args:
         band: its settings.
         coefficient: the last one; at the start `band.start`.
         entropy: mean over tokens, in nats.
     """
-    moved = coefficient + band.step * _below_the_middle(band, entropy)
-    return min(max(moved, -band.maximum), band.maximum)
+    if entropy < band.low:
+        return min(max(coefficient, 0.0) + band.step, band.maximum)
+    if entropy > band.high:
+        return max(min(coefficient, 0.0) - band.step, -band.maximum)
+    return coefficient
 
 
 def applied_coefficient(band: EntropyBand, coefficient: float, entropy: float) -> float:
-    """Return the coefficient that the loss has: with half of `maximum` times the distance from the middle of the band added.
-
-    The entropy follows the loss several steps late, because of the optimizer's first moment: a coefficient that only adds up
-    distances would swing through the band, and one that is 0 within it lets the entropy rest at an end.
+    """Return the coefficient that the loss has: 0 within the band.
 
     Args:
         band: its settings.
         coefficient: from `next_coefficient` with this entropy.
         entropy: mean over tokens, in nats.
     """
-    applied = coefficient + band.maximum / 2 * _below_the_middle(band, entropy)
-    return min(max(applied, -band.maximum), band.maximum)
-
-
-def _below_the_middle(band: EntropyBand, entropy: float) -> float:
-    """Return how far the entropy is below the middle of the band: 1 at its lower end, -1 at its upper end, and no more."""
-    middle, half = (band.low + band.high) / 2, (band.high - band.low) / 2
-    if math.isnan(entropy) or entropy == middle:
-        return 0.0
-    if half == 0:
-        return math.copysign(1.0, middle - entropy)
-    return min(max((middle - entropy) / half, -1.0), 1.0)
+    return coefficient if entropy < band.low or entropy > band.high else 0.0
