@@ -218,12 +218,12 @@ def policy(
         return total, dataclasses.replace(sums, balance=balance, router=hidden.router)
 
     def finish(sums: PolicySums, whole: PolicyWhole, _: LossConfig, balance_coefficient: float) -> PolicyLoss:
-        means = _means(sums, _count(config, whole), whole)
+        means = _means(sums, _count(config, whole), whole) | router_means(sums.router)
         penalty = 0 if means["kl"] is None else coefficient * means["kl"]
         return PolicyLoss(
             total=means["policy"] + penalty - means["bonus"] + balance_coefficient * sums.balance, **means,
             mismatch_999=_percentile(sums.mismatch_counts, 0.999), mismatch_max=sums.mismatch_max, balance=sums.balance,
-            answers=whole.answers, tokens=whole.tokens, router_agreement=_agreement(sums.router), **router_means(sums.router),
+            answers=whole.answers, tokens=whole.tokens, router_agreement=_agreement(sums.router),
         )  # fmt: skip
 
     experts = REPLAYED if config.replay_experts else EXPERTS
@@ -378,7 +378,7 @@ def _count(config: PolicyConfig, whole: PolicyWhole) -> jax.Array:
     return jnp.maximum(whole.tokens if config.aggregation == "token_mean" else whole.answers, 1)
 
 
-def _means(sums: PolicySums, count: jax.Array, whole: PolicyWhole) -> dict[str, jax.Array | None]:
+def _means(sums: PolicySums, count: jax.Array, whole: PolicyWhole) -> dict[str, Any]:
     """Return the means by name: of terms over `count`, of others over learned tokens or answers of the global batch."""
     divisors = dict.fromkeys(_TERMS, count) | dict.fromkeys(_OF_TOKENS, jnp.maximum(whole.tokens, 1))
     divisors |= dict.fromkeys(_OF_ANSWERS, jnp.maximum(whole.answers, 1))

@@ -237,7 +237,7 @@ class StageLoop:
         if text:
             bar.print(f"step {step}: held-out loss {text}")
         if step == stage.last:
-            by_position = self._by_position(stage, trainer, state)
+            by_position = self._by_position(stage, trainer, state, held_out)
             row |= {f"position.{name}": one.mean for name, one in by_position.items()}
             for name, one in by_position.items():
                 self.journal.write_positions(step, name, *one)
@@ -250,7 +250,9 @@ class StageLoop:
         self.journal.plot(baseline, held_out.named)
         return losses
 
-    def _by_position(self, stage: Stage, trainer: Trainer, state: TrainState) -> dict[str, PositionLoss]:
+    def _by_position(
+        self, stage: Stage, trainer: Trainer, state: TrainState, held_out: HeldOut
+    ) -> dict[str, PositionLoss]:
         """Return the held-out loss by position, on rows of the longest stage; {} if all stages have one length, of pairs, or of
         divergences.
 
@@ -258,7 +260,7 @@ class StageLoop:
         """
         longest = max(self.stages, key=lambda one: one.run.data.sequence_length)
         edges = position_edges(one.run.data.sequence_length for one in self.stages)
-        if len(edges) == 2 or self._held_out.accuracy or self.config.distillation is not None:
+        if len(edges) == 2 or held_out.accuracy or self.config.distillation is not None:
             return {}
         params = state.params
         if stage.run.data.sequence_length < longest.run.data.sequence_length:
