@@ -18,6 +18,7 @@ import docstring_parser
 import jsonargparse
 import yaml
 
+from qwen3_jax.cli.value_types import wrong_value
 from qwen3_jax.errors import UserError, nearest, repeated
 from qwen3_jax.text_files import read_text
 
@@ -120,6 +121,10 @@ class ConfigurationParser(jsonargparse.ArgumentParser):
 
     kind: type | None = None
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.files: list[tuple[Path, Any]] = []  # that were read, with what they hold
+
     def format_help(self, *args: Any, **kwargs: Any) -> str:
         """The usual help, and behind it the keys of what a configuration file lists (`stages`, `data.sources`)."""
         lists = [] if self.kind is None else list(_item_keys(self.kind, ""))
@@ -129,13 +134,14 @@ class ConfigurationParser(jsonargparse.ArgumentParser):
         """Return the dataclass filled with parsed values; options that are not its fields are left out.
 
         Raises:
-            UserError: a dataclass refuses its values; of an optional one, jsonargparse would report every alternative.
+            UserError: a dataclass refuses its values, or a value is no dataclass; jsonargparse would report every alternative.
         """
         assert self.kind is not None
         try:
             values = vars(self.instantiate(namespace))
-        except ValueError as error:
-            if (reason := _user_error(error)) is None:
+        except (TypeError, ValueError) as error:
+            reason = _user_error(error) or self._wrong_value()
+            if reason is None:
                 raise
             raise reason from None
         return self.kind(**{field.name: values[field.name] for field in dataclasses.fields(self.kind)})
@@ -153,8 +159,30 @@ class ConfigurationParser(jsonargparse.ArgumentParser):
             if option.startswith("--") and option not in self._option_string_actions:
                 own = [name[2:] for name in self._option_string_actions if name.startswith("--") and "." not in name]
                 check_option(self.kind, option[2:].split("."), "--", own)
+        if (reason := self._wrong_value()) is not None:
+            raise reason
         sentence = " ".join(message.split())
         raise UserError(sentence if sentence.endswith(".") else sentence + ".")
+
+    def _wrong_value(self) -> UserError | None:
+        """Return an error about the first value, in a file or of an option, that is not of its type; None for none."""
+        for path, content in self.files:
+            if sentence := wrong_value(self.kind, content):
+                return UserError(f"{path}: {sentence}")
+        words = list(self.args)
+        for place, word in enumerate(words):
+            option, has_value, text = word.partition("=")
+            text = text if has_value else "".join(words[place + 1 : place + 2])
+            kind = _kind_of(self.kind, option[2:].split(".")) if option.startswith("--") else None
+            if kind is None:
+                continue
+            try:
+                value = yaml.safe_load(text)
+            except yaml.YAMLError:
+                value = text
+            if sentence := wrong_value(kind, value, option):
+                return UserError(sentence)
+        return None
 
 
 def _user_error(error: BaseException | None) -> UserError | None:
@@ -168,7 +196,8 @@ class _ConfigFile(jsonargparse.ActionConfigFile):
     """`--config FILE`: the names in the file are checked before jsonargparse reads it."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        check_file(parser.kind, Path(values).expanduser(), values)
+        path = Path(values).expanduser()
+        parser.files.append((path, check_file(parser.kind, path, values)))
         super().__call__(parser, cfg, values, option_string)
 
 
@@ -202,8 +231,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def check_file(kind: Any, path: Path, written: str) -> None:
-    """Refuse a YAML file that is missing, broken, or has a key that `kind` (a dataclass) has not, by name.
+def check_file(kind: Any, path: Path, written: str) -> dict[Any, Any]:
+    """Return what a YAML file holds; refuse one that is missing, broken, or has a key that `kind` (a dataclass) has not.
 
     Raises:
         UserError: one of these; `written` is the path as the user wrote it.
@@ -217,6 +246,7 @@ def check_file(kind: Any, path: Path, written: str) -> None:
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold keys and values.")
     _check_keys(kind, content, "", path)
+    return content
 
 
 def _check_keys(kind: Any, content: Any, prefix: str, path: Path) -> None:
@@ -251,6 +281,16 @@ def check_option(kind: Any, parts: list[str], prefix: str, others: Sequence[str]
         raise UserError(f"there is no option {prefix}{name}.{nearest(name, names)}")
     if len(parts) > 1:
         check_option(typing.get_type_hints(dataclass_type).get(name), parts[1:], f"{prefix}{name}.")
+
+
+def _kind_of(kind: Any, parts: Sequence[str]) -> Any:
+    """The type of the key of a dotted name, given in parts; None where there is no such key."""
+    for part in parts:
+        inner = _dataclass_in(kind)
+        kind = None if inner is None else typing.get_type_hints(inner).get(part)
+        if kind is None:
+            return None
+    return kind
 
 
 def _dataclass_in(kind: Any) -> Any:

@@ -18,6 +18,7 @@ from qwen3_jax.data.factory.queries import query_of
 from qwen3_jax.data.records import Malformed, Record
 from qwen3_jax.data.sources import records_of
 from qwen3_jax.errors import UserError, warn
+from qwen3_jax.json_fields import digest
 from qwen3_jax.training.rl_config import PromptSource, RolloutConfig
 
 Mode = Literal["thinking", "non-thinking"]
@@ -30,7 +31,7 @@ class Prompt:
     """One prompt.
 
     Attributes:
-        id: 16 hexadecimal digits, equal for equal messages and tools.
+        id: 16 hexadecimal digits, equal for equal messages and tools; of episodes, for equal records.
         source: the name of its source.
         messages: to ask.
         tools: that the model may call, in OpenAI's form.
@@ -74,22 +75,25 @@ class Prompts:
         sources: at least one.
         rollouts: shares of the modes, budgets and `keep_rate`.
         seed: of the order, the modes and the budgets.
+        by_record: prompts are equal where their whole records are: environments read those, so that one question may stand
+            for different tasks.
 
     Raises:
         UserError: a file cannot be read, a record has no question, or a source has none left to train on.
     """
 
-    def __init__(self, sources: list[PromptSource], rollouts: RolloutConfig, seed: int):
+    def __init__(self, sources: list[PromptSource], rollouts: RolloutConfig, seed: int, *, by_record: bool = False):
         self._sources, self._rollouts, self._seed = sources, rollouts, seed
         self.training: list[list[Prompt]] = []
         self.held_out: dict[str, list[Prompt]] = {}
         for source in sources:
-            training, held_out = split(source, read_prompts(source))
+            training, held_out = split(source, read_prompts(source, by_record=by_record))
             if not training:
                 raise UserError(f"rl.prompts {source.name!r}: no prompt is left to train on.")
             self.training.append(training)
             if held_out:
                 self.held_out[source.name] = held_out
+        self._read = digest([[prompt.id for prompt in prompts] for prompts in self.training])
         self._orders: dict[tuple[int, int], np.ndarray] = {}
         # Draws of each source, and places passed in its epochs, which are more where solved prompts were passed over.
         self._draws, self._places = [0] * len(sources), [0] * len(sources)
@@ -111,11 +115,22 @@ class Prompts:
 
     @property
     def state(self) -> dict[str, Any]:
-        """The position, as JSON values."""
-        return {"draws": list(self._draws), "places": list(self._places), "solved": sorted(self._solved)}
+        """The position, as JSON values.
+
+        Raises:
+            UserError: it is set to a position in other prompts.
+        """
+        solved = sorted(self._solved)
+        return {"draws": list(self._draws), "places": list(self._places), "solved": solved, "prompts": self._read}
 
     @state.setter
     def state(self, value: Mapping[str, Any]) -> None:
+        if value["prompts"] != self._read:
+            names = ", ".join(repr(source.name) for source in self._sources)
+            raise UserError(
+                f"rl.prompts {names}: the files hold other prompts than those that the run has begun with; restore them, or "
+                "set run_dir to another folder."
+            )
         self._draws, self._places, self._solved = list(value["draws"]), list(value["places"]), set(value["solved"])
 
     @property
@@ -190,8 +205,8 @@ class Prompts:
         return self._number(*of) / 2**64
 
 
-def read_prompts(source: PromptSource) -> list[Prompt]:
-    """Read the prompts of a source, in order; equal ones once.
+def read_prompts(source: PromptSource, *, by_record: bool = False) -> list[Prompt]:
+    """Read the prompts of a source, in order; equal ones once, see `Prompts`.
 
     Raises:
         UserError: a file cannot be read, or a record has no question; names file and line.
@@ -201,7 +216,7 @@ def read_prompts(source: PromptSource) -> list[Prompt]:
     for record in records_of(Source(source.name, source.path, source.format), f"reading {source.name}"):
         if isinstance(record, Malformed):
             raise UserError(f"rl.prompts {source.name!r}: {record.reason}")
-        prompt = _prompt(source, record)
+        prompt = _prompt(source, record, by_record)
         if source.pass_rate is not None and not _is_within(record, source.pass_rate):
             continue
         repeated += prompt.id in prompts
@@ -219,12 +234,13 @@ def split(source: PromptSource, prompts: Iterable[Prompt]) -> tuple[list[Prompt]
     return sides
 
 
-def _prompt(source: PromptSource, record: Record) -> Prompt:
+def _prompt(source: PromptSource, record: Record, by_record: bool) -> Prompt:
     query = query_of(record)
+    name = digest([query.id, dict(record.body)])[: len(query.id)] if by_record else query.id
     mode = record.body.get("mode")
     if mode is not None and mode not in _MODES:
         raise UserError(f"{record.location}: mode is {mode!r}; it must be one of {', '.join(_MODES)}.")
-    return Prompt(query.id, source.name, query.messages, query.tools, record.body, mode, record.location)
+    return Prompt(name, source.name, query.messages, query.tools, record.body, mode, record.location)
 
 
 def _is_within(record: Record, rates: list[float]) -> bool:

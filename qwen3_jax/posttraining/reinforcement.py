@@ -45,7 +45,6 @@ from qwen3_jax.progress import Bar, progress_bar
 from qwen3_jax.text import Tokenizer
 from qwen3_jax.training import loop
 from qwen3_jax.training.config import Stage, TrainConfig
-from qwen3_jax.training.held_out import HeldOut
 from qwen3_jax.training.hosts import from_first
 from qwen3_jax.training.method_checks import reads_policy
 from qwen3_jax.training.own_devices import own_mesh
@@ -81,7 +80,7 @@ class PolicyLoop(StageLoop):
         _check_budget(rl.rollouts, self.tokenizer)
         if rl.policy.replay_experts and not trainer.config.moe_layers:
             raise UserError("rl.policy.replay_experts: the model is dense; leave it out.")
-        prompts = Prompts(rl.prompts, rl.rollouts, stage.run.data.seed)
+        prompts = Prompts(rl.prompts, rl.rollouts, stage.run.data.seed, by_record=rl.environment is not None)
         reference, teacher = self._other_models(trainer, stage)
         # Only the first host judges answers: judges keep their replies in a folder that one process may write.
         scorers: list[Scorer] = []
@@ -118,7 +117,7 @@ class PolicyLoop(StageLoop):
         """Move the coefficient of the entropy by the entropy of the step."""
         del step
         assert self._batches is not None
-        if self.rl.entropy is not None:
+        if self.rl.entropy is not None and float(metrics.loss.tokens) > 0:  # a round may have nothing to learn from
             self._batches.note_entropy(float(metrics.loss.entropy))
 
     def figures(self) -> dict[str, float]:
@@ -140,16 +139,12 @@ class PolicyLoop(StageLoop):
         del stage
         return position["data"]
 
-    def held_out(self, stage: Stage) -> HeldOut | None:  # type: ignore[override]
+    def prepare_held_out(self, stage: Stage) -> None:
         """Nothing is prepared: held-out prompts are asked by the engine."""
-        del stage
-        return None
 
-    def evaluate(
-        self, step: int, stage: Stage, trainer: Trainer, state: TrainState, held_out: Any, bar: Bar
-    ) -> dict[str, float]:
+    def evaluate(self, step: int, stage: Stage, trainer: Trainer, state: TrainState, bar: Bar) -> dict[str, float]:
         """Ask the held-out prompts; write, print and return minus the mean reward of each source."""
-        del stage, trainer, held_out
+        del stage, trainer
         assert self._batches is not None
         rewards = self._batches.evaluate(state)
         row: dict[str, float] = {}

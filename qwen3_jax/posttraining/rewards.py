@@ -297,7 +297,7 @@ def combine(parts: Sequence[RewardPart], scores: Sequence[PartScore]) -> float |
         scores: of those parts that score answers, by name.
 
     Returns:
-        None where a part that counts has no score.
+        None where a part that counts has no score; one of weight 0 is for figures alone.
     """
     by_name = {score.name: score.score for score in scores}
     scoring = [part for part in parts if part.label in by_name]
@@ -307,6 +307,6 @@ def combine(parts: Sequence[RewardPart], scores: Sequence[PartScore]) -> float |
     ]  # fmt: skip
     if failed:
         return float(min(failed))
-    if any(score is None for score in by_name.values()):
+    if any(by_name[part.label] is None for part in scoring if part.gate or part.weight):
         return None
     return math.fsum(part.weight * (by_name[part.label] or 0.0) for part in scoring if not part.gate)

@@ -282,7 +282,8 @@ class Rounds:
         return from_first(score)
 
     def _samples(self, group: Group) -> list[Sample]:
-        """Return the samples of a group with their advantages; an answer without a reward is left out, where it is needed."""
+        """Return the samples of a group with their advantages; an answer without a reward is left out, where it is needed, and
+        an episode that failed before its first token."""
         values = np.zeros(len(group.rollouts), np.float32)
         if self._by_rewards:
             values = advantages(group.rewards, bool(self._config.policy.normalize_std))
@@ -295,6 +296,8 @@ class Rounds:
             reference = record.get("answer", record.get("reference"))
             about = about_of(rollout) | {"reward": scored.reward, "parts": parts, "answer": reference}
             for sample in rollout.samples:
+                if not len(sample.tokens):
+                    continue
                 sample.advantage, sample.about = float(value), about
                 out.append(sample)
         return out

@@ -65,25 +65,23 @@ class PolicyWhole(Whole):
     answers: jax.Array
 
 
-@struct.dataclass
-class PolicySums:
-    """Sums over the learned tokens of one micro-batch, float32 scalars; terms of the loss are weighted as `aggregation` says.
+@struct.dataclass(kw_only=True)
+class PolicyFigures:
+    """Of learned tokens, float32 scalars: sums over a micro-batch (`PolicySums`), means over the global batch (`PolicyLoss`).
 
     Attributes:
-        policy: the policy loss.
-        kl: the estimator's term, without its coefficient; None without a coefficient.
-        bonus: coefficient x entropy.
-        entropy: of the tokens' distributions.
+        policy, kl, bonus: terms of the loss, aggregated as `PolicyConfig.aggregation` says: the policy loss; the estimator
+            without its coefficient, None without one; coefficient x entropy.
+        entropy: of the tokens' whole distributions, in nats.
         ratio: r of tokens or sequences.
-        kl_old: r - 1 - log r of tokens.
+        kl_old: r - 1 - log r of tokens, whose mean is KL(pi_o || pi), in nats.
         clipped_low, clipped_high, clipped_dual: tokens whose r is replaced by 1 - clip_low, 1 + clip_high, or `dual_clip`.
         capped: tokens whose pi_o / mu is above `importance_cap`, with importance_level token.
-        masked: answers that importance_level sequence masks.
-        dropped: answers that `drop_off_policy` drops.
+        masked: answers that importance_level sequence masks; the mean is over answers.
+        dropped: answers that `drop_off_policy` drops; the mean is over answers.
         mismatch: of |log pi_o - log mu|: how far the rollout's log-probabilities are from the trainer's, in nats.
-        mismatch_max: the largest, not a sum.
-        mismatch_counts: [100], learned tokens by their |log pi_o - log mu|, see `_histogram`.
-        balance, router: as in `losses.Sums`.
+        mismatch_max: the largest, neither sum nor mean.
+        balance: as in `losses.Sums`.
     """
 
     policy: jax.Array
@@ -100,27 +98,35 @@ class PolicySums:
     dropped: jax.Array
     mismatch: jax.Array
     mismatch_max: jax.Array
-    mismatch_counts: jax.Array
     balance: jax.Array
+
+
+_TERMS, _OF_ANSWERS = ("policy", "kl", "bonus"), ("masked", "dropped")
+_OF_TOKENS = (
+    "entropy", "ratio", "kl_old", "clipped_low", "clipped_high", "clipped_dual", "capped", "mismatch",
+)  # fmt: skip
+
+
+@struct.dataclass(kw_only=True)
+class PolicySums(PolicyFigures):
+    """Sums over the learned tokens of one micro-batch; terms of the loss are weighted as `aggregation` says.
+
+    Attributes:
+        mismatch_counts: [100], learned tokens by their |log pi_o - log mu|, see `_histogram`.
+        router: as in `losses.Sums`.
+    """
+
+    mismatch_counts: jax.Array
     router: RouterStats | None
 
 
-@struct.dataclass
-class PolicyLoss(RouterMeans):
-    """Means over a global batch, float32 scalars.
+@struct.dataclass(kw_only=True)
+class PolicyLoss(PolicyFigures, RouterMeans):
+    """Means over a global batch.
 
     Attributes:
         total: policy + kl.coefficient * kl - bonus + router_aux_loss_coef * balance; its gradient is taken.
-        policy, kl, bonus: terms of the loss, aggregated as `PolicyConfig.aggregation` says; kl is None without a coefficient.
-        entropy: mean over learned tokens of the whole distribution's entropy, in nats.
-        ratio: mean of r over learned tokens.
-        kl_old: mean of r - 1 - log r over learned tokens: KL(pi_o || pi), in nats.
-        clipped_low, clipped_high, clipped_dual: shares of learned tokens, see `PolicySums`.
-        capped: share of learned tokens.
-        masked, dropped: shares of answers.
-        mismatch: mean of |log pi_o - log mu| over learned tokens, in nats.
         mismatch_999: a bound that 99.9% of the learned tokens do not exceed, at most 26% above the percentile.
-        mismatch_max: the largest.
         answers: their number.
         tokens: learned tokens.
         router_agreement: [L], share of the experts that the rollout sent tokens to which the router chooses itself, over tokens
@@ -128,22 +134,7 @@ class PolicyLoss(RouterMeans):
     """
 
     total: jax.Array
-    policy: jax.Array
-    kl: jax.Array | None
-    bonus: jax.Array
-    entropy: jax.Array
-    ratio: jax.Array
-    kl_old: jax.Array
-    clipped_low: jax.Array
-    clipped_high: jax.Array
-    clipped_dual: jax.Array
-    capped: jax.Array
-    masked: jax.Array
-    dropped: jax.Array
-    mismatch: jax.Array
     mismatch_999: jax.Array
-    mismatch_max: jax.Array
-    balance: jax.Array
     answers: jax.Array
     tokens: jax.Array
     router_agreement: jax.Array | None
@@ -227,15 +218,12 @@ def policy(
         return total, dataclasses.replace(sums, balance=balance, router=hidden.router)
 
     def finish(sums: PolicySums, whole: PolicyWhole, _: LossConfig, balance_coefficient: float) -> PolicyLoss:
-        count, tokens, answers = _count(config, whole), jnp.maximum(whole.tokens, 1), jnp.maximum(whole.answers, 1)
-        terms, kl, bonus = sums.policy / count, None if sums.kl is None else sums.kl / count, sums.bonus / count
-        total = terms + (0 if kl is None else coefficient * kl) - bonus + balance_coefficient * sums.balance
+        means = _means(sums, _count(config, whole), whole) | router_means(sums.router)
+        penalty = 0 if means["kl"] is None else coefficient * means["kl"]
         return PolicyLoss(
-            total, terms, kl, bonus, sums.entropy / tokens, sums.ratio / tokens, sums.kl_old / tokens,
-            sums.clipped_low / tokens, sums.clipped_high / tokens, sums.clipped_dual / tokens, sums.capped / tokens,
-            sums.masked / answers, sums.dropped / answers, sums.mismatch / tokens,
-            _percentile(sums.mismatch_counts, 0.999), sums.mismatch_max, sums.balance, whole.answers, whole.tokens,
-            _agreement(sums.router), **router_means(sums.router),
+            total=means["policy"] + penalty - means["bonus"] + balance_coefficient * sums.balance, **means,
+            mismatch_999=_percentile(sums.mismatch_counts, 0.999), mismatch_max=sums.mismatch_max, balance=sums.balance,
+            answers=whole.answers, tokens=whole.tokens, router_agreement=_agreement(sums.router),
         )  # fmt: skip
 
     experts = REPLAYED if config.replay_experts else EXPERTS
@@ -304,10 +292,12 @@ def policy_sums(
     low, high, dual = _clipped(config, log_ratio, advantage)
     mismatch = jnp.abs(old - behaviour)
     sums = PolicySums(
-        aggregated(policy_bt), None if kl_bt is None else aggregated(kl_bt), aggregated(bonus_bt), over(entropy),
-        over(jnp.exp(log_ratio)), over(jnp.expm1(log_token_ratio) - log_token_ratio), over(low), over(high), over(dual),
-        over(capped), answers.count(masked), answers.count(dropped), over(mismatch), jnp.where(learned, mismatch, 0).max(),
-        _histogram(mismatch, learned), jnp.zeros(()), None,
+        policy=aggregated(policy_bt), kl=None if kl_bt is None else aggregated(kl_bt), bonus=aggregated(bonus_bt),
+        entropy=over(entropy), ratio=over(jnp.exp(log_ratio)), kl_old=over(jnp.expm1(log_token_ratio) - log_token_ratio),
+        clipped_low=over(low), clipped_high=over(high), clipped_dual=over(dual), capped=over(capped),
+        masked=answers.count(masked), dropped=answers.count(dropped), mismatch=over(mismatch),
+        mismatch_max=jnp.where(learned, mismatch, 0).max(), mismatch_counts=_histogram(mismatch, learned),
+        balance=jnp.zeros(()), router=None,
     )  # fmt: skip
     return aggregated(loss_bt), jax.lax.stop_gradient(sums)
 
@@ -355,6 +345,8 @@ def _importance(
 def _kl(config: KlConfig, d: jax.Array, log_ratio: jax.Array) -> jax.Array:
     """The term of each token, see `KlConfig`; `d` is log pi - log ref."""
     if config.estimator == "k3":
+        if config.unbiased:
+            return _weighted_k3(d, log_ratio)
         term = jnp.expm1(-d) + d
     else:
         term = d if config.estimator == "k1" else d * d / 2
@@ -362,6 +354,16 @@ def _kl(config: KlConfig, d: jax.Array, log_ratio: jax.Array) -> jax.Array:
         return term
     ratio = jnp.exp(log_ratio)
     return (jax.lax.stop_gradient(ratio) if config.estimator == "k2" else ratio) * term
+
+
+_FAR = -20.0  # nats: below, exp(-d) is more than float32 can add d - 1 to
+
+
+def _weighted_k3(d: jax.Array, log_ratio: jax.Array) -> jax.Array:
+    """r (exp(-d) + d - 1). Where pi is far below the reference r exp(-d) = ref / pi_o is one power, else 0 times infinity."""
+    is_far, ratio = d < _FAR, jnp.exp(log_ratio)
+    near = ratio * (jnp.expm1(-jnp.maximum(d, _FAR)) + d)
+    return jnp.where(is_far, jnp.exp(jnp.where(is_far, log_ratio - d, 0)) + ratio * (d - 1), near)
 
 
 def _weights(config: PolicyConfig, answers: _Answers) -> Any:
@@ -374,6 +376,14 @@ def _weights(config: PolicyConfig, answers: _Answers) -> Any:
 def _count(config: PolicyConfig, whole: PolicyWhole) -> jax.Array:
     """What sums of the loss are divided by: tokens or answers of the global batch."""
     return jnp.maximum(whole.tokens if config.aggregation == "token_mean" else whole.answers, 1)
+
+
+def _means(sums: PolicySums, count: jax.Array, whole: PolicyWhole) -> dict[str, Any]:
+    """Return the means by name: of terms over `count`, of others over learned tokens or answers of the global batch."""
+    divisors = dict.fromkeys(_TERMS, count) | dict.fromkeys(_OF_TOKENS, jnp.maximum(whole.tokens, 1))
+    divisors |= dict.fromkeys(_OF_ANSWERS, jnp.maximum(whole.answers, 1))
+    values = {name: getattr(sums, name) for name in divisors}
+    return {name: None if value is None else value / divisors[name] for name, value in values.items()}
 
 
 def _whole(batch: DeviceBatch) -> PolicyWhole:

@@ -181,7 +181,7 @@ class EntropyBand:
         prefix = "rl.entropy."
         finite = above(0, finite=True)
         check_bounds(
-            vars(self), prefix, low=at_least(0), high=at_least(self.low), step=finite, maximum=finite,
+            vars(self), prefix, low=at_least(0), high=Bound(self.low, high_excluded=True), step=finite, maximum=finite,
             start=Bound(-self.maximum, self.maximum),
         )  # fmt: skip
 

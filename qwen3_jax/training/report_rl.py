@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from qwen3_jax.training.metrics import read as read_lines
 from qwen3_jax.training.report_panels import over_steps
 from qwen3_jax.training.rl_config import PASS_RATE_BINS
 from qwen3_jax.training.run_log import RunLog
+from qwen3_jax.verifiers import STATUSES
 
+_STATUSES = (*STATUSES, "scored", "not_judged")  # of a part: `qwen3_jax.posttraining.sampled`
 Panel = Callable[[Any, RunLog], None]
 _TRANSCRIPTS = 6  # groups of the newest round
 _LONGEST = 4000  # characters of one text
@@ -77,10 +80,11 @@ def held_out_reward(axes: Any, run: RunLog) -> None:
 
 
 def parts(axes: Any, run: RunLog) -> None:
-    names = sorted({name for row in run.train for name in row if name.startswith("rl.part.") and name.count(".") == 2})
+    every = {name for row in run.train for name in row if name.startswith("rl.part.")}
+    names = sorted(name for name in every if name.rpartition(".")[2] not in _STATUSES)  # a part's name may have points
     drawn = _lines(axes, run, [(name, name.removeprefix("rl.part.")) for name in names])
     for status in ("timed_out", "error", "not_judged"):
-        failing = sorted({name for row in run.train for name in row if name.endswith(f".{status}")})
+        failing = sorted(name for name in every if name.endswith(f".{status}"))
         drawn |= _lines(axes, run, [(name, name.removeprefix("rl.part.")) for name in failing])
     drawn |= _lines(axes, run, [("rl.lost", "answers without a reward")])
     axes.set(ylabel="mean score, share", title="parts of the reward, and what failed")
@@ -202,19 +206,22 @@ def transcripts(folder: Path) -> str:
     groups: dict[int, list[dict[str, Any]]] = {}
     for row in read_lines(files[-1]):
         groups.setdefault(row["group"], []).append(row)
-    # Prompts with different rewards first: they are what is learned from.
-    ordered = sorted(groups.values(), key=lambda rows: max(r["reward"] for r in rows) == min(r["reward"] for r in rows))
+    # Prompts with different rewards first: they are what is learned from. Distillation may have answers without a reward.
+    ordered = sorted(groups.values(), key=lambda rows: len(set(_rewards(rows))) < 2)
     out = [f"<h2>Answers of the round before step {int(files[-1].stem) + 1:,}</h2>"]
     for rows in ordered[:_TRANSCRIPTS]:
-        rows = sorted(rows, key=lambda row: -row["reward"])
+        rows = sorted(rows, key=lambda row: math.inf if row["reward"] is None else -row["reward"])
         question = html.escape(_short(str(rows[0]["messages"][-1].get("content", ""))))
-        mean = sum(row["reward"] for row in rows) / len(rows)
+        rewards = _rewards(rows)
+        mean = f"mean reward {sum(rewards) / len(rewards):.2f} of {len(rewards)}" if rewards else f"{len(rows)} answers"
         shown = rows if len(rows) == 1 else [rows[0], rows[-1]]
         answers = "".join(_answer(row) for row in shown)
-        out.append(
-            f"<details><summary>{question[:160]} (mean reward {mean:.2f} of {len(rows)})</summary>{answers}</details>"
-        )
+        out.append(f"<details><summary>{question[:160]} ({mean})</summary>{answers}</details>")
     return "\n".join(out)
+
+
+def _rewards(rows: Iterable[dict[str, Any]]) -> list[float]:
+    return [row["reward"] for row in rows if row["reward"] is not None]
 
 
 def _answer(row: dict[str, Any]) -> str:
@@ -222,7 +229,8 @@ def _answer(row: dict[str, Any]) -> str:
     budget = (
         "" if row.get("budget") is None else f", budget {row['budget']}" + (" (halted)" if row.get("halted") else "")
     )
-    head = f"reward {row['reward']:.3f}, {row['mode']}{budget}, {row['tokens']} tokens, ended by {row['finish_reason']}"
+    reward = "no reward" if row["reward"] is None else f"reward {row['reward']:.3f}"
+    head = f"{reward}, {row['mode']}{budget}, {row['tokens']} tokens, ended by {row['finish_reason']}"
     expected = (
         "" if row.get("answer") is None else f"<p>reference: {html.escape(_short(json.dumps(row['answer'])))}</p>"
     )

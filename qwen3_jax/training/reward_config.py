@@ -22,7 +22,8 @@ The reward of an answer is
     sum over the parts i that are no gates of  weight_i * score_i,
 
 unless a gate's score is below its `pass_at`: then it is that gate's `below` (the least, of several). A part without a score
-(its verifier or judge failed) costs the answer, which then has no reward; a gate that has failed decides all the same.
+(its verifier or judge failed) costs the answer, which then has no reward; a gate that has failed decides all the same, and a
+part of weight 0 costs nothing: it is for figures alone.
 `qwen3_jax.posttraining.rewards` computes it.
 """
 
@@ -44,7 +45,8 @@ from qwen3_jax.verifiers.registry import names
 
 RECORD = "record"
 """The verifier of a part that leaves the choice to each record."""
-KINDS = ("verifier", "judge", "reward_model", "environment", "overlong", "unfinished")
+_SCORING = ("verifier", "judge", "reward_model", "environment")
+KINDS = (*_SCORING, "overlong", "unfinished")
 
 MATCHES_REFERENCE, INSTRUCTIONS, QUALITY, HARMLESS = "matches_reference", "instructions", "quality", "harmless"
 RUBRICS: dict[str, str] = {
@@ -100,7 +102,7 @@ class RewardPart:
         unfinished: the whole reward of an answer that reached its limit of tokens, which no other part scores then; drop: it
             has no reward.
         name: of the part in metrics; null is that of the verifier, or judge, reward_model, environment, overlong, unfinished.
-        weight: factor of the score in the sum.
+        weight: factor of the score in the sum; 0 is for figures alone.
         gate: the score is not added; below pass_at it decides the reward.
         pass_at: least score of a gate that is passed.
         below: the reward of an answer that fails the gate.
@@ -267,8 +269,11 @@ def check_rewards(parts: Sequence[RewardPart], max_new_tokens: int | None = None
     Raises:
         UserError: no part that is added, two parts of one name, two penalties of a kind, a buffer that is longer than answers.
     """
-    if not any(not part.gate and part.kind in ("verifier", "judge", "reward_model", "environment") for part in parts):
+    scoring = [part for part in parts if not part.gate and part.kind in _SCORING]
+    if not scoring:
         raise UserError("rl.rewards has no part that scores answers; add one, such as `verifier: record`.")
+    if not any(part.weight for part in scoring):
+        raise UserError("rl.rewards: every part that scores answers has the weight 0; give one of them another weight.")
     for kind in ("environment", "overlong", "unfinished"):
         if sum(part.kind == kind for part in parts) > 1:
             raise UserError(f"rl.rewards has two parts {kind}; keep one.")

@@ -115,6 +115,8 @@ class RolloutConfig:
             raise UserError(
                 f"rl.rollouts.budget is {self.budget}; it must be a number or [lowest, highest], of 0 or more."
             )
+        if self.budget is None and self.budget_share != 1:
+            raise UserError("rl.rollouts.budget_share is read with rl.rollouts.budget; set that, or leave it out.")
         check_own_mesh(self.mesh, "rl.rollouts.mesh")
         if self.prompts % self.updates:
             raise UserError(

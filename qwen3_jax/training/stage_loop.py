@@ -126,12 +126,11 @@ class StageLoop:
         """Return further figures of the steps since the last call, for the line of metrics that is written now."""
         return {}
 
-    def held_out(self, stage: Stage) -> HeldOut:
-        """Return the held-out data of a stage."""
-        held_out = HeldOut(stage, self.corpora, self.config.eval_batches, self.reference, self.targets)
+    def prepare_held_out(self, stage: Stage) -> None:
+        """Prepare what `evaluate` measures in a stage: its held-out data."""
+        self._held_out = HeldOut(stage, self.corpora, self.config.eval_batches, self.reference, self.targets)
         if self.config.distillation is not None:
-            held_out.baseline = {}  # a divergence has no baseline
-        return held_out
+            self._held_out.baseline = {}  # a divergence has no baseline
 
     def data_position(self, position: dict[str, Any], stage: Stage) -> dict[str, Any]:
         """Return the state of a stage's loader. It takes the rows that follow those of the stage of `position` if it is
@@ -154,11 +153,12 @@ class StageLoop:
         bar: Bar,
         profiler: Profiler,
     ) -> tuple[TrainState, dict[str, Any]]:
-        config, held_out = self.config, self.held_out(stage)
+        config = self.config
+        self.prepare_held_out(stage)
         step = logged = started = int(state.step)
         if config.eval_at_start and step == 0:
             with meter.during("eval"):
-                self.evaluate(step, stage, trainer, state, held_out, bar)
+                self.evaluate(step, stage, trainer, state, bar)
         while step < stage.last:
             profiler.before(step)
             batch = meter.fetch(functools.partial(self.next_batch, batches, stage, trainer, state))
@@ -174,7 +174,7 @@ class StageLoop:
             losses: dict[str, float] = {}
             if last or _due(step, config.eval_every):
                 with meter.during("eval"):
-                    losses = self.evaluate(step, stage, trainer, state, held_out, bar)
+                    losses = self.evaluate(step, stage, trainer, state, bar)
                     if (load := step_metrics.loss.router_load) is not None:
                         self.journal.write_routers(step, jax.device_get(load))
             if last or step % config.log_every == 0:
@@ -223,10 +223,9 @@ class StageLoop:
         """Return what the progress bar says of a line of metrics."""
         return _note(row)
 
-    def evaluate(
-        self, step: int, stage: Stage, trainer: Trainer, state: TrainState, held_out: HeldOut, bar: Bar
-    ) -> dict[str, float]:
+    def evaluate(self, step: int, stage: Stage, trainer: Trainer, state: TrainState, bar: Bar) -> dict[str, float]:
         """Measure the held-out losses; write, print and return them."""
+        held_out = self._held_out
         losses, baseline = held_out.losses(trainer, state.params), held_out.baseline
         row = {f"eval.{name}": loss for name, loss in losses.items()}
         row |= {f"accuracy.{name}": value for name, value in held_out.accuracy.items()}

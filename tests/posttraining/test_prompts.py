@@ -1,5 +1,6 @@
 """Which prompts are drawn, in which mode and with which budget; what is refused."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -93,6 +94,14 @@ def test_solved_prompts_are_drawn_less_often(sources):
     assert len(Prompts(sources[1:], RolloutConfig(keep_rate=0.0), 3).draw(9)) == 9
 
 
+def test_a_budget_of_one_value_is_that_value_and_a_share_needs_a_budget(sources):
+    for budget in (5, [5, 5]):
+        assert {draw.budget for draw in Prompts(sources, RolloutConfig(budget=budget), 0).draw(40)} == {5}
+    assert {draw.mode for draw in Prompts(sources, RolloutConfig(budget=0), 0).draw(40)} == {"non-thinking"}
+    with pytest.raises(UserError, match=r"rl\.rollouts\.budget_share is read with rl\.rollouts\.budget"):
+        RolloutConfig(budget_share=0.5)
+
+
 def test_records_say_mode_tools_and_pass_rate(tmp_path):
     tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
     records = [
@@ -125,6 +134,28 @@ def test_records_say_mode_tools_and_pass_rate(tmp_path):
         Prompts([PromptSource("two", write(tmp_path / "two.jsonl", records))], RolloutConfig(), 0).check(
             lambda _record, _messages: "why"
         )
+
+
+def test_a_position_holds_for_its_own_prompts_alone(sources, tmp_path):
+    """Order and epochs depend on what the files hold, so that a run with others would go on somewhere else."""
+    state = Prompts(sources, RolloutConfig(), 0).state
+    changed = dataclasses.replace(sources[1], path=write(tmp_path / "small.jsonl", questions(8, "How much")))
+    with pytest.raises(UserError, match=r"rl\.prompts 'big', 'small': the files hold other prompts .*; restore them"):
+        Prompts([sources[0], changed], RolloutConfig(), 0).state = state
+    Prompts(sources, RolloutConfig(), 0).state = state
+
+
+def test_episodes_of_one_question_are_told_apart_by_their_records(tmp_path, capsys):
+    """An environment reads the record: "Guess my number." is another task with another number."""
+    records = [{"question": "Guess my number.", "answer": number} for number in (*range(20), 3)]
+    source = PromptSource("guess", write(tmp_path / "guess.jsonl", records), eval_fraction=0.3)
+    assert len(read_prompts(source)) == 1
+    assert "20 prompts occur more than once" in capsys.readouterr().err
+    prompts = Prompts([source], RolloutConfig(keep_rate=0.5), 0, by_record=True)
+    asked = [*prompts.training[0], *prompts.held_out["guess"]]
+    assert sorted(prompt.record["answer"] for prompt in asked) == list(range(20))
+    assert len({prompt.id for prompt in asked}) == 20
+    assert "1 prompts occur more than once" in capsys.readouterr().err
 
 
 def test_verifiers_read_the_prompt_in_every_form_of_record(tmp_path):

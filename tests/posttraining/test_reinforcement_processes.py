@@ -63,7 +63,7 @@ def test_two_processes_sample_and_learn_as_one(base, tmp_path):
     assert len(first) == len(second) == 2
     for one, two in zip(first, second, strict=True):
         for name in ("train.total", "train.policy", "train.kl", "train.entropy", "train.gradient_norm"):
-            np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-6, err_msg=name)
+            np.testing.assert_allclose(two[name], one[name], rtol=1e-6, atol=1e-9, err_msg=name)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from qwen3_jax.cli.main import main
 from qwen3_jax.cli.train_options import parse_train
 from qwen3_jax.errors import Interrupted
 from qwen3_jax.posttraining import samples as storage
-from qwen3_jax.posttraining.reinforcement import train
+from qwen3_jax.posttraining.reinforcement import PolicyLoop, train
 from qwen3_jax.training import report_rl
 from qwen3_jax.training.rl_config import PASS_RATE_BINS
 from qwen3_jax.training.run_log import read_run
@@ -143,6 +143,37 @@ def test_a_run_resumes_to_the_same_bits_in_the_middle_of_a_round(tmp_path, capsy
         shutil.rmtree(whole / "checkpoints" / str(step))
     assert cli.main([f"--config={tmp_path / 'config.yaml'}"]) == 2
     assert "lacks 2.npz, the answers of the round that the checkpoint is in the middle of" in capsys.readouterr().err
+
+
+def test_the_report_shows_answers_without_a_reward_and_parts_whose_names_have_points(tmp_path):
+    """Distillation learns from answers that nothing judges, or that could not be judged."""
+    row = {
+        "group": 0, "messages": [{"role": "user", "content": "Two?"}], "mode": "thinking", "budget": None, "content": "2",
+        "finish_reason": "stop", "tokens": 3, "reward": None, "parts": [],
+    }  # fmt: skip
+    judged = [row | {"group": 1, "reward": reward} for reward in (0.0, None, 0.5)]
+    (tmp_path / "rollouts").mkdir()
+    (tmp_path / "rollouts/4.jsonl").write_text("".join(json.dumps(one) + "\n" for one in [row, row, *judged]))
+    page = report_rl.transcripts(tmp_path)
+    assert "(mean reward 0.25 of 2)" in page
+    assert "(2 answers)" in page
+    assert page.index("0.25 of 2") < page.index("(2 answers)")  # prompts with different rewards first
+    assert "no reward, thinking, 3 tokens" in page
+    train = [
+        {"step": step, "rl.part.p0.5": 0.5, "rl.part.p0.5.right": 0.5, "rl.part.p0.5.error": 0.1} for step in (1, 2)
+    ]
+    axes = Figure().subplots()
+    report_rl.parts(axes, SimpleNamespace(train=train, steps=[1, 2], stages=list, starts=list))
+    assert axes.get_legend_handles_labels()[1] == ["p0.5", "p0.5.error"]
+
+
+def test_a_round_without_an_answer_to_learn_from_moves_no_entropy_coefficient():
+    """Its entropy is a mean over no token, which says nothing of the band."""
+    noted: list[float] = []
+    loop = SimpleNamespace(rl=SimpleNamespace(entropy=object()), _batches=SimpleNamespace(note_entropy=noted.append))
+    for tokens in (0.0, 4.0):
+        PolicyLoop.taken(loop, 1, SimpleNamespace(loss=SimpleNamespace(tokens=tokens, entropy=tokens / 8)))
+    assert noted == [0.5]
 
 
 def test_rewards_rise_and_nothing_is_compiled_after_the_first_round(base, tmp_path):

@@ -193,10 +193,11 @@ def test_the_reward_is_the_weighted_sum_and_a_failed_gate_decides(plain, gates):
     reward = combine(parts, scores)
     if failed:
         assert reward == min(failed)
-    elif None in values:
+    elif None in [score for weight, score in plain if weight] + [score for _, _, score in gates]:
         assert reward is None
     else:
-        assert reward == pytest.approx(np.dot(*np.array(plain, float).T), abs=1e-12)
+        counted = [(weight, score) for weight, score in plain if weight]  # a part of weight 0 is for figures alone
+        assert reward == pytest.approx(sum(weight * score for weight, score in counted), abs=1e-12)
 
 
 def test_of_several_failed_gates_the_least_value_holds():
@@ -355,6 +356,7 @@ def test_a_missing_package_is_refused_by_key(monkeypatch):
         ([], "has no part that scores answers"),
         ([{"verifier": "math", "gate": True}], "has no part that scores answers"),
         ([{"overlong": 9}], "has no part that scores answers"),
+        ([{"weight": 0}, {"overlong": 9}], "every part that scores answers has the weight 0"),
         ([{"verifier": "math"}, {"verifier": "math"}], "two parts 'math'; give one of them a name"),
         ([{}, {"unfinished": 0}, {"unfinished": 1, "name": "x"}], "two parts unfinished"),
         ([{}, {"overlong": 200}], "answers have at most 100 tokens"),

@@ -14,11 +14,14 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.generation import Request, Sampling, ThinkingTokens
 from qwen3_jax.posttraining import samples as storage
 from qwen3_jax.posttraining.advantages import advantages, teaches
-from qwen3_jax.posttraining.rollouts import banned_places
-from qwen3_jax.posttraining.rounds import Rounds
+from qwen3_jax.posttraining.rollouts import Rollout, banned_places, nothing
+from qwen3_jax.posttraining.rounds import Group, Rounds
+from qwen3_jax.posttraining.sampled import Scored
 from qwen3_jax.posttraining.samples import Sample, arrange, pack, spread, take_back
+from qwen3_jax.posttraining.traces import Trace
 from qwen3_jax.training.distillation import IDS, LOG_PROBS
 from qwen3_jax.training.rl_config import RolloutConfig
+from tests.helpers.episodes import draw
 
 LENGTH = 24
 
@@ -121,6 +124,23 @@ def test_advantages_are_their_definition():
         assert not np.nansum(np.abs(advantages(equal, True)))
         assert not teaches(equal)
     assert teaches([0.1, None, 0.2])
+
+
+@pytest.mark.parametrize("by_rewards", [True, False])
+def test_an_episode_that_failed_before_its_first_token_is_no_sample(by_rewards, tmp_path):
+    """Distillation learns from answers without a reward too, and has no place for one without a token."""
+    config = SimpleNamespace(rollouts=RolloutConfig(), policy=SimpleNamespace(normalize_std=True))
+    rounds = Rounds(config, None, None, None, tmp_path, by_rewards=by_rewards)
+    asked, empty, some = draw(), np.zeros(0), np.ones(3)
+    samples = [
+        Sample(x[:2].astype(np.int32), x.astype(np.int32), x > 0, x > 1, x.astype(np.float32), 0, number)
+        for number, x in enumerate((empty, some))
+    ]
+    lost = Trace("error", "no reset", ())
+    rollouts = [Rollout(asked, one.episode, one, nothing(), False, lost) for one in samples]
+    left = rounds._samples(Group(asked, rollouts, [Scored(None, ()), Scored(None if by_rewards else 1.0, ())]))
+    assert [one.episode for one in left] == ([] if by_rewards else [1])
+    assert arrange(left, pack([one.pairs for one in left], 1, 8), 8)["loss_mask"].sum() == (0 if by_rewards else 3)
 
 
 def test_rounds_that_a_checkpoint_needs_are_kept(tmp_path):
