@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TypeVar
 import docstring_parser
 import jsonargparse
 
+from qwen3_jax.cli.parse_errors import sentence
 from qwen3_jax.errors import UserError, nearest
 from qwen3_jax.yaml_files import read_yaml
 
@@ -152,8 +153,7 @@ class ConfigurationParser(jsonargparse.ArgumentParser):
             if option.startswith("--") and option not in self._option_string_actions:
                 own = [name[2:] for name in self._option_string_actions if name.startswith("--") and "." not in name]
                 check_option(self.kind, option[2:].split("."), "--", own)
-        sentence = " ".join(message.split())
-        raise UserError(sentence if sentence.endswith(".") else sentence + ".")
+        raise UserError(sentence(message))
 
 
 def _user_error(error: BaseException | None) -> UserError | None:
