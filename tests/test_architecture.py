@@ -35,7 +35,7 @@ MAY_IMPORT = {
 }  # fmt: skip
 ALL_MAY_IMPORT = {
     "absent_tpu", "bounds", "config", "errors", "file_writes", "generation_config", "json_fields", "paths", "position_config",
-    "progress", "report_page", "text_files", "threads",
+    "progress", "report_page", "text_files", "threads", "yaml_files",
 }  # fmt: skip
 
 

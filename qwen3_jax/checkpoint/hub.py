@@ -37,6 +37,10 @@ def _resolve(path_or_repo_id: str | os.PathLike, revision: str | None) -> Path:
         if revision is not None:
             raise UserError(f"revision {revision!r} is for a repository on the hub; {text} is a URL.")
         return fetch(text)
+    if not text:
+        raise UserError(
+            "the name of the model is empty; give a folder, or a hub repository id such as 'Qwen/Qwen3-0.6B'."
+        )
     path = Path(text).expanduser()
     if path.is_dir():
         if revision is not None:

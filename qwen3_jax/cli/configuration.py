@@ -19,8 +19,8 @@ import jsonargparse
 import yaml
 
 from qwen3_jax.cli.value_types import wrong_value
-from qwen3_jax.errors import UserError, nearest, repeated
-from qwen3_jax.text_files import read_text
+from qwen3_jax.errors import UserError, nearest
+from qwen3_jax.yaml_files import read_yaml
 
 T = TypeVar("T")
 
@@ -216,21 +216,6 @@ class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
         return "".join(indent + line for line in text.splitlines(keepends=True))
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a mapping with a key twice, of which YAML's own loader takes the last value."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Return the mapping."""
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        twice = repeated(keys)
-        if twice is not None:
-            line = node.start_mark.line + 1
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {twice!r} stands twice in the block of line {line}"
-            )
-        return super().construct_mapping(node, deep)
-
-
 def check_file(kind: Any, path: Path, written: str) -> dict[Any, Any]:
     """Return what a YAML file holds; refuse one that is missing, broken, or has a key that `kind` (a dataclass) has not.
 
@@ -239,12 +224,7 @@ def check_file(kind: Any, path: Path, written: str) -> dict[Any, Any]:
     """
     if not path.is_file():
         raise UserError(f"the config file {written!r} does not exist.")
-    try:
-        content = yaml.load(read_text(path), _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())}).") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold keys and values.")
+    content = read_yaml(path)
     _check_keys(kind, content, "", path)
     return content
 

@@ -88,7 +88,13 @@ def _report(recipe: Recipe) -> None:
 
 def _plan(recipe: Recipe, only: Sequence[str], topology: str) -> int:
     """Plan the training phases; return the exit code of the first that fails."""
-    for phase in recipe.chosen(only):
+    chosen = recipe.chosen(only)
+    commands = [phase.name for phase in chosen if phase.train is None]
+    if only and commands:
+        raise UserError(f"--plan compiles training phases, and {commands[0]!r} runs commands: leave it out.")
+    if len(commands) == len(chosen):
+        raise UserError(f"--plan compiles training phases, and {recipe.file} has none.")
+    for phase in chosen:
         if phase.train is None:
             continue
         words = [*runner.program(recipe, phase, planned=True), "--plan", topology]

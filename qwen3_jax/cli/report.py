@@ -13,7 +13,7 @@ from typing import Any
 
 from qwen3_jax.cli.arguments import Parser
 from qwen3_jax.cli.exit_codes import guarded
-from qwen3_jax.errors import UserError
+from qwen3_jax.errors import UserError, repeated
 from qwen3_jax.paths import run_path
 from qwen3_jax.progress import doing
 
@@ -42,6 +42,9 @@ def _draw(runs: list[Path]) -> tuple[Path, Callable[[], dict[str, Any]]]:
     """Draw the page; return it and a function that gives its numbers."""
     from qwen3_jax.recipes import page
 
+    twice = repeated([str(run) for run in runs])
+    if twice is not None:
+        raise UserError(f"{twice} is given twice; a seed counts once.")
     if page.is_recipe_folder(runs[0]):
         found = page.findings(runs)
         return page.write_page(runs, found), lambda: page.summary(found)

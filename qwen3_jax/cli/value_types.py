@@ -62,6 +62,10 @@ def _of_union(kind: Any, alternatives: Sequence[Any], value: Any, name: str) -> 
 
 def _of_fields(kind: Any, value: dict[Any, Any], name: str) -> str:
     hints = typing.get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind)]
+    unknown = next((key for key in value if key not in names), None)
+    if unknown is not None:
+        return f"there is no key {f'{name}.' if name else ''}{unknown}.{nearest(str(unknown), names)}"
     for field in dataclasses.fields(kind):
         path = f"{name}.{field.name}" if name else field.name
         if field.name in value:

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+from qwen3_jax.errors import UserError
 from qwen3_jax.recipes.config import ROLES
 from qwen3_jax.recipes.evidence import Measured, Missing, mean_of
 
@@ -99,18 +100,23 @@ class Finding:
     notes: tuple[str, ...] = ()
 
 
-def finding(claim: Claim, seeds: Sequence[Folders]) -> Finding:
+def finding(claim: Claim, seeds: Sequence[Folders], unfinished: Sequence[str] = ()) -> Finding:
     """Return the finding of a claim from the folders of one or several seeds.
 
-    Seeds that are not finished are left out, and folders that several seeds name count once: a sweep beside the recipe is one
-    measurement, however many recipes there are.
+    Seeds whose folders lack something, or are damaged, are left out, and folders that several seeds name count once: a sweep
+    beside the recipe is one measurement, however many recipes there are.
+
+    Args:
+        claim: to be judged.
+        seeds: folders by role.
+        unfinished: why further seeds are left out.
     """
-    collected, missing = [], []
+    collected, missing = [], list(unfinished)
     unique = {tuple(sorted((role, folder.resolve()) for role, folder in folders.items())): folders for folders in seeds}
     for folders in unique.values():
         try:
             collected.append(claim.collect(folders))
-        except Missing as error:
+        except (Missing, UserError) as error:
             missing.append(str(error))
     if not collected:
         return Finding(claim, "not measured", missing[0] if missing else "no recipe was run.")
@@ -122,22 +128,26 @@ def finding(claim: Claim, seeds: Sequence[Folders]) -> Finding:
 def joined(some: Sequence[Evidence]) -> Evidence:
     """Evidence of several seeds as one: the figures that all of them have.
 
-    Points of curves are means of x and y: FLOPs of a step differ from seed to seed. A seed whose curve has other texts or
-    another number of points is left out of that curve.
+    The curves are those of the first seed, and their points means of x and of y over the seeds: FLOPs of a step differ from
+    seed to seed. A seed without a curve of that label, or with other texts or another number of points in it, is left out
+    of the curve.
     """
     names = [name for name in some[0].figures if all(name in one.figures for one in some)]
     figures = {name: mean_of([one.figures[name] for one in some]) for name in names}
     curves = []
-    for place, curve in enumerate(some[0].curves):
-        x, all_y = curve.x, [curve.y]
-        if any(isinstance(text, str) for text in x):
-            all_y = [one.curves[place].y for one in some if list(one.curves[place].x) == list(x)]
-        else:
-            alike = [one.curves[place] for one in some if len(one.curves[place].x) == len(x)]
-            x, all_y = (
-                [fmean(values) for values in zip(*(one.x for one in alike), strict=True)],
-                [one.y for one in alike],
-            )
-        points = [mean_of(values) for values in zip(*all_y, strict=True)]
+    for curve in some[0].curves:
+        alike = [other for one in some for other in one.curves if _has_the_points(other, curve)]
+        points = [mean_of(values) for values in zip(*(one.y for one in alike), strict=True)]
+        x = curve.x if _has_texts(curve) else [fmean(values) for values in zip(*(one.x for one in alike), strict=True)]
         curves.append(dataclasses.replace(curve, x=x, y=points))
     return Evidence(figures, curves, some[0].axes)
+
+
+def _has_texts(curve: Curve) -> bool:
+    return any(isinstance(text, str) for text in curve.x)
+
+
+def _has_the_points(curve: Curve, first: Curve) -> bool:
+    """Whether a curve can be joined with that of the first seed."""
+    same = list(curve.x) == list(first.x) if _has_texts(first) else len(curve.x) == len(first.x)
+    return same and curve.label == first.label

@@ -32,14 +32,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from qwen3_jax.errors import UserError, nearest
 from qwen3_jax.json_fields import digest
-from qwen3_jax.text_files import read_text
+from qwen3_jax.yaml_files import read_yaml
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
-_PLACE = re.compile(r"\{([a-z0-9-]+)\}")
+_PLACE = re.compile(r"\{([A-Za-z0-9_-]+)\}")
 _RESERVED = ("here", "folder", "seed")
 _KEYS = ("name", "about", "train", "set", "plan", "run")
 ROLES = {
@@ -79,7 +77,7 @@ class Phase:
     @property
     def takes(self) -> list[str]:
         """Names of the phases whose folders it reads, in order."""
-        texts = [*self.run, json.dumps(self.train), json.dumps(self.set)]
+        texts = [*self.run, _json(self.train), _json(self.set)]
         found = dict.fromkeys(name for text in texts for name in _PLACE.findall(text))
         return [name for name in found if name not in _RESERVED]
 
@@ -153,9 +151,12 @@ class Recipe:
         return _PLACE.sub(lambda match: str(places.get(match[1], match[0])), value)
 
     def stages(self, phase: Phase) -> list[str]:
-        """Return the names of a training phase's stages; [] where it has none."""
-        config = _read(Path(phase.train)) if isinstance(phase.train, str) else phase.train or {}
-        return [stage["name"] for stage in config.get("stages") or []]
+        """Return the names of a training phase's stages, to be planned one by one; [] where it has none."""
+        config = read_yaml(Path(phase.train)) if isinstance(phase.train, str) else phase.train or {}
+        stages = {**config, **phase.set, **phase.plan}.get("stages")
+        if not isinstance(stages, list) or not all(isinstance(stage, dict) and "name" in stage for stage in stages):
+            return []  # none, or no stages: the configuration itself is refused
+        return [str(stage["name"]) for stage in stages]
 
     def commands(self, phase: Phase, *, planned: bool = False) -> list[list[str]]:
         """Return the command lines of a phase, as lists of words without the interpreter; with `planned`, to be planned."""
@@ -170,19 +171,24 @@ class Recipe:
 
     def key(self, phase: Phase) -> str:
         """Return a digest of what decides a phase's result: commands, configuration, and the phases that it takes from."""
-        config: Any = _read(Path(phase.train)) if isinstance(phase.train, str) else phase.train
-        own = json.dumps([config, phase.set, phase.run], sort_keys=True, default=str)  # wherever the folder is
-        parts = [self.key(self.phase(name)) for name in phase.takes]
-        return digest(["phase/1", own, self.seed if "{seed}" in own else None, parts])
+        return self._key(phase, {})
+
+    def _key(self, phase: Phase, known: dict[str, str]) -> str:
+        if phase.name not in known:
+            config: Any = read_yaml(Path(phase.train)) if isinstance(phase.train, str) else phase.train
+            values = json.loads(_json([config, phase.set, phase.run]))  # whose keys are all texts
+            own = json.dumps(values, sort_keys=True)  # wherever the folder is
+            parts = [self._key(self.phase(name), known) for name in phase.takes]
+            known[phase.name] = digest(["phase/1", own, self.seed if "{seed}" in own else None, parts])
+        return known[phase.name]
 
 
 def is_recipe(file: Path) -> bool:
     """Whether a configuration file is a recipe: it has `phases`; False for a file that cannot be read."""
     try:
-        values = yaml.safe_load(read_text(file))
-    except (UserError, yaml.YAMLError):
+        return "phases" in read_yaml(file)
+    except UserError:
         return False
-    return isinstance(values, dict) and "phases" in values
 
 
 def read_recipe(file: Path, folder: str | None = None, seed: int | None = None) -> Recipe:
@@ -195,7 +201,7 @@ def read_recipe(file: Path, folder: str | None = None, seed: int | None = None) 
     Raises:
         UserError: names the key or the phase that does not fit.
     """
-    values = _read(file)
+    values = read_yaml(file)
     unknown = [key for key in values if key not in ("folder", "seed", "phases", "about", "claims")]
     if unknown:
         raise UserError(f"{file}: unknown key {unknown[0]!r}; a recipe has folder, seed, about, phases and claims.")
@@ -205,7 +211,7 @@ def read_recipe(file: Path, folder: str | None = None, seed: int | None = None) 
     number = values.get("seed", 0) if seed is None else seed
     if not isinstance(number, int) or isinstance(number, bool) or number < 0:
         raise UserError(f"{file}: seed is {number!r}; it must be a whole number of 0 or more.")
-    if not isinstance(values["phases"], list) or not values["phases"]:
+    if not isinstance(values.get("phases"), list) or not values["phases"]:
         raise UserError(f"{file}: phases must be a list of at least one phase.")
     phases: list[Phase] = []
     for place, one in enumerate(values["phases"], start=1):
@@ -228,7 +234,7 @@ def _phase(file: Path, place: int, values: Any, before: list[str]) -> Phase:
         raise UserError(f"{label} occurs twice.")
     for key in values:
         if key not in _KEYS:
-            raise UserError(f"{label}: unknown key {key!r}; a phase has {', '.join(_KEYS)}.{nearest(key, list(_KEYS))}")
+            raise UserError(f"{label}: unknown key {key!r}; a phase has {', '.join(_KEYS)}.{nearest(str(key), _KEYS)}")
     train, run = values.get("train"), values.get("run", [])
     settings, plan = values.get("set", {}), values.get("plan", {})
     run = [run] if isinstance(run, str) else run
@@ -243,6 +249,8 @@ def _phase(file: Path, place: int, values: Any, before: list[str]) -> Phase:
         raise UserError(f"{label}: train must be the path of a configuration, or the configuration itself.")
     if isinstance(train, str) and not Path(train).is_file():
         raise UserError(f"{label}: there is no file {train}.")
+    if isinstance(train, str) and "phases" in read_yaml(Path(train)):
+        raise UserError(f"{label}: {train} is a recipe; train must be the configuration of one run.")
     if "run_dir" in settings or (isinstance(train, dict) and "run_dir" in train):
         raise UserError(f"{label}: run_dir is the phase's own folder; leave it out.")
     for text in run:
@@ -282,16 +290,11 @@ def _claims(file: Path, values: Any, names: list[str]) -> dict[str, dict[str, st
     return values
 
 
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(read_text(file))
-    except yaml.YAMLError as error:
-        raise UserError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{file} holds no keys.")
-    return values
-
-
 def _flag(value: Any) -> str:
     """A value as a flag's text."""
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else _json(value)
+
+
+def _json(value: Any) -> str:
+    """A value of YAML, which has dates, as JSON."""
+    return json.dumps(value, default=str)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,9 +82,12 @@ def run_of(folder: Path) -> RunLog:
         Missing: nothing.
     """
     try:
-        return read_run(folder)
+        run = read_run(folder)
     except UserError as error:
         raise Missing(str(error)) from None
+    if "data" not in run.config:
+        raise Missing(f"{folder / 'config.json'} is damaged: it has no settings of a run.")
+    return run
 
 
 def evaluation_of(folder: Path) -> list[dict[str, Any]]:
@@ -95,7 +99,10 @@ def evaluation_of(folder: Path) -> list[dict[str, Any]]:
     file = folder / "results.json"
     if not file.exists():
         raise Missing(f"{folder} has no results of an evaluation.")
-    return [row for row in read_json(file)["rows"] if row["group"] is None]
+    rows = read_json(file).get("rows")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "group" in row for row in rows):
+        raise Missing(f"{file} is damaged: it has no rows of an evaluation.")
+    return [row for row in rows if row["group"] is None]
 
 
 def row_of(rows: Sequence[dict[str, Any]], mode: str = "thinking", budget: int | None = None) -> dict[str, Any]:
@@ -122,10 +129,12 @@ def held_out_curve(run: RunLog) -> tuple[list[int], list[Measured]]:
         Missing: nothing was measured.
     """
     steps, values = [], []
+    rl = run.config.get("rl")
+    if rl is None:
+        raise Missing(f"{run.folder} is of a run without rl, which measures held-out prompts.")
     for row in run.rows:
         found = [name for name in row if name.startswith("held_out.") and name.endswith(".pass_rate")]
         if found:
-            rl = run.config["rl"]
             of = [name.removesuffix("pass_rate") for name in found]
             answers = [row[f"{name}sampled_tokens"] / row[f"{name}tokens"] for name in of]
             mean = float(np.average([row[name] for name in found], weights=answers))
@@ -178,8 +187,11 @@ def _prompt_tokens(folder: Path) -> float:
     files = sorted((folder / "rollouts").glob("*.npz"), key=lambda file: int(file.stem))
     if not files:
         raise Missing(f"{folder} has no rollouts.")
-    with np.load(files[-1]) as arrays:
-        return float(np.mean(arrays["prompt_lengths"]))
+    try:
+        with np.load(files[-1]) as arrays:
+            return float(np.mean(arrays["prompt_lengths"]))
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise Missing(f"{files[-1]} is damaged ({error}).") from None
 
 
 def _architecture(file: Path) -> Qwen3Config:

@@ -14,6 +14,7 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.json_fields import read_json
 from qwen3_jax.paths import replace_file
 from qwen3_jax.recipes.claims import Finding, finding
+from qwen3_jax.recipes.config import ROLES
 from qwen3_jax.recipes.report_claims import CLAIMS
 from qwen3_jax.recipes.runner import DESCRIPTION, Record
 
@@ -37,14 +38,28 @@ def is_recipe_folder(folder: Path) -> bool:
 def findings(folders: Sequence[Path]) -> list[Finding]:
     """Return the finding of every claim from the folders of one recipe, one for each seed.
 
+    Phases that are not done are no evidence, whatever they have written by then.
+
     Raises:
-        UserError: a folder is not that of a recipe.
+        UserError: a folder is not that of a recipe, or they are of different ones.
     """
     seeds: dict[str, list[dict[str, Path]]] = {claim.key: [] for claim in CLAIMS}
+    unfinished: dict[str, list[str]] = {claim.key: [] for claim in CLAIMS}
+    first = _names(folders[0])
     for folder in folders:
+        if _names(folder) != first:
+            raise UserError(
+                f"{folders[0]} and {folder} are of recipes with different phases; give seeds of one recipe."
+            )
+        states = Record(folder).states
+        open_phases = [name for name in first if name not in states or not states[name].done]
         for key, roles in _description(folder)["claims"].items():
-            seeds[key].append({role: folder / place for role, place in roles.items()})
-    return [finding(claim, seeds[claim.key]) for claim in CLAIMS]
+            waits = [name for name in open_phases if any(Path(place).parts[:1] == (name,) for place in roles.values())]
+            if waits:
+                unfinished[key].append(f"phase {waits[0]!r} of {folder} is not done.")
+            else:
+                seeds[key].append({role: folder / place for role, place in roles.items()})
+    return [finding(claim, seeds[claim.key], unfinished[claim.key]) for claim in CLAIMS]
 
 
 def write_page(folders: Sequence[Path], found: Sequence[Finding]) -> Path:
@@ -182,7 +197,17 @@ def _phases(folder: Path) -> str:
     )
 
 
+def _names(folder: Path) -> list[str]:
+    return [phase["name"] for phase in _description(folder)["phases"]]
+
+
 def _description(folder: Path) -> dict[str, Any]:
     if not is_recipe_folder(folder):
         raise UserError(f"{folder} is not the folder of a recipe: it has no {DESCRIPTION}.")
-    return read_json(folder / DESCRIPTION)
+    values = read_json(folder / DESCRIPTION)
+    if not {"about", "phases", "claims"} <= values.keys() or not ROLES.keys() >= values["claims"].keys():
+        raise UserError(
+            f"{folder / DESCRIPTION} is damaged, or of another version; running the recipe writes it again, and what is done "
+            "is not run again."
+        )
+    return values

@@ -215,6 +215,8 @@ def _distillation(folders: Folders) -> Evidence:
         steps, values = held_out_curve(run)
         teacher = folders["teacher"] if name == "on-policy" else None
         whole = compute_of(run, steps[-1], teacher)
+        if not (whole.flops and whole.seconds):
+            raise Missing(f"{run.folder} has measured no held-out prompts after its first step.")
         figures |= {f"{name} flops": Measured(whole.flops), f"{name} seconds": Measured(whole.seconds)}
         # The first evaluation after a step that has reached what the other run ends with.
         goal = held_out_curve(runs["rl" if name == "on-policy" else "on-policy"])[1][-1]
@@ -325,11 +327,9 @@ def _laws(folders: Folders) -> Evidence:
     for parameters in sorted({cell["parameters"] for cell in result["cells"]}):
         cells = [cell for cell in result["cells"] if cell["parameters"] == parameters and cell["usable"]]
         sure = [cell for cell in cells if cell["log_error"] <= 1]  # the others would fill the drawing with their error
-        label = f"{parameters:,.0f} parameters" + (
-            f" ({len(cells) - len(sure)} uncertain)" if len(sure) < len(cells) else ""
-        )
+        uncertain = f" ({len(cells) - len(sure)} uncertain)" if len(sure) < len(cells) else ""
         rates = [Measured(cell["learning_rate"], cell["learning_rate"] * cell["log_error"]) for cell in sure]
-        curves.append(Curve(label, [cell["tokens"] for cell in sure], rates))
+        curves.append(Curve(f"{parameters:,.0f} parameters{uncertain}", [cell["tokens"] for cell in sure], rates))
     return Evidence(figures, curves, ("tokens", "best learning rate"))
 
 

@@ -63,7 +63,13 @@ class Record:
         self._file = folder / RECORD
         self.states: dict[str, State] = {}
         if self._file.exists():
-            self.states = {name: State(**values) for name, values in read_json(self._file).items()}
+            try:
+                self.states = {name: State(**values) for name, values in read_json(self._file).items()}
+            except TypeError:
+                raise UserError(
+                    f"{self._file} is damaged: a phase has {', '.join(vars(State('')))} there; restore the file, or delete "
+                    f"{folder}, and all phases run again."
+                ) from None
 
     def write(self) -> None:
         """Write all states; the file is replaced whole."""
@@ -77,12 +83,21 @@ class Record:
         return state is not None and state.done and state.key == recipe.key(phase)
 
     def check(self, recipe: Recipe, phase: Phase) -> None:
-        """Refuse to run a phase over what another form of it made.
+        """Refuse to run a phase over what another form of it made, or something else, and to pass over one that is gone.
 
         Raises:
             UserError: says how to run it again.
         """
-        state = self.states.get(phase.name)
+        state, place = self.states.get(phase.name), recipe.place(phase)
+        if state is None and _holds_something(place):
+            raise UserError(
+                f"{place} is there already, and phase {phase.name!r} has not begun; move it, or choose another --folder."
+            )
+        if state is not None and state.done and not place.exists():
+            raise UserError(
+                f"phase {phase.name!r} is done, but {place} is gone; put it back, or --redo {phase.name} runs it again, and "
+                "what was made from it."
+            )
         if state is not None and state.key != recipe.key(phase):
             raise UserError(
                 f"phase {phase.name!r} was run from other settings, or from phases that were run again since; --redo "
@@ -99,11 +114,13 @@ def run(recipe: Recipe, only: Sequence[str] = (), say: Say = print) -> None:
         say: prints a line.
 
     Raises:
-        UserError: a phase was run from other settings, takes from one that is not done, or fails.
+        UserError: the folder is another recipe's, a phase was run from other settings, takes from one that is not done, or
+            fails.
         Interrupted: this process was asked to end, or a phase was.
     """
     chosen = recipe.chosen(only)
     with _in_use(recipe), _Signals() as signals:
+        _check(recipe, chosen)
         replace_file(recipe.folder / DESCRIPTION, json.dumps(recipe.description(), indent=1) + "\n")
         _run(recipe, chosen, say, signals)
 
@@ -148,8 +165,24 @@ def _in_use(recipe: Recipe) -> AbstractContextManager[None]:
     Raises:
         UserError: one of them is in it.
     """
-    recipe.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        recipe.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{recipe.folder} cannot be the folder of a recipe ({error.strerror}); choose another."
+        ) from None
     return locked(recipe.folder / ".lock", f"{recipe.folder} is in use by another process; wait for it, or stop it.")
+
+
+def _check(recipe: Recipe, chosen: Sequence[Phase]) -> None:
+    """Check, before the first phase runs, all of them against what the folder holds."""
+    record = Record(recipe.folder)
+    done = [name for name, state in record.states.items() if state.done]
+    if done and not any(phase.name in record.states for phase in recipe.phases):
+        raise UserError(f"{recipe.folder} holds phases of another recipe ({', '.join(done)}); choose another --folder.")
+    for phase in chosen:
+        for one in (*(recipe.phase(name) for name in phase.takes), phase):
+            record.check(recipe, one)
 
 
 def _run(recipe: Recipe, chosen: Sequence[Phase], say: Say, signals: _Signals) -> None:
@@ -159,7 +192,7 @@ def _run(recipe: Recipe, chosen: Sequence[Phase], say: Say, signals: _Signals) -
         if record.is_done(recipe, phase):
             say(f"{label}: done in {record.states[phase.name].seconds:,.0f} s")
             continue
-        record.check(recipe, phase)
+        record.check(recipe, phase)  # again: its configuration may have been edited since
         for name in phase.takes:
             if not record.is_done(recipe, recipe.phase(name)):
                 raise UserError(f"phase {phase.name!r} takes from {name!r}, which is not done; run that first.")
@@ -185,11 +218,13 @@ def redo(recipe: Recipe, name: str, say: Say = print) -> None:
     with _in_use(recipe):
         record = Record(recipe.folder)
         for phase in recipe.phases:
-            if phase.name in stale and (phase.name in record.states or recipe.place(phase).exists()):
+            if phase.name in stale and phase.name in record.states:
                 say(f"deleting {recipe.place(phase)}")
-                record.states.pop(phase.name, None)
+                record.states[phase.name] = State("being deleted")  # until it is, it is of other settings
                 record.write()
-                shutil.rmtree(recipe.place(phase), ignore_errors=True)
+                _delete(recipe.place(phase))
+                del record.states[phase.name]
+                record.write()
 
 
 def table(recipe: Recipe) -> list[tuple[str, str, str]]:
@@ -201,8 +236,32 @@ def table(recipe: Recipe) -> list[tuple[str, str, str]]:
         if state is not None:
             same = state.key == recipe.key(phase)
             word = "changed" if not same else f"{state.seconds:,.0f} s" if state.done else "interrupted"
+            word = word if recipe.place(phase).exists() or not state.done else "gone"
         rows.append((phase.name, word, phase.about))
     return rows
+
+
+def _holds_something(place: Path) -> bool:
+    """Whether a path is anything but an empty folder."""
+    return place.exists() and not (place.is_dir() and not any(place.iterdir()))
+
+
+def _delete(place: Path) -> None:
+    """Delete a phase's folder; of a link to one, on another disk, what is in it.
+
+    Raises:
+        UserError: it cannot be deleted.
+    """
+    try:
+        if place.is_symlink() and place.is_dir():
+            for entry in place.iterdir():
+                _delete(entry)
+        elif place.is_symlink() or place.is_file():
+            place.unlink()
+        elif place.exists():
+            shutil.rmtree(place)
+    except OSError as error:
+        raise UserError(f"{place} cannot be deleted ({error.strerror}: {error.filename}).") from None
 
 
 def _run_phase(recipe: Recipe, phase: Phase, signals: _Signals) -> None:
@@ -210,7 +269,7 @@ def _run_phase(recipe: Recipe, phase: Phase, signals: _Signals) -> None:
     _write_config(recipe, phase)
     if phase.train is None:
         if not all(text.startswith(_RESUMING) for text in phase.run):
-            shutil.rmtree(recipe.place(phase), ignore_errors=True)
+            _delete(recipe.place(phase))
         recipe.place(phase).mkdir(parents=True, exist_ok=True)
     for words in recipe.commands(phase):
         code = _call(_program(words), signals)

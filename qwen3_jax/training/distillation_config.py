@@ -72,6 +72,8 @@ class DistillationConfig:
 
     def __post_init__(self) -> None:
         check_bounds(vars(self), "distillation.", temperature=above(0, finite=True), top_k=whole(1), beta=between(0, 1))
+        if self.form == "policy_gradient":
+            self._check_policy_gradient()
         if self.beta is not None and self.divergence != "jsd":
             raise UserError("distillation.beta is read by divergence: jsd; leave it out, or set that.")
         if self.beta in (0, 1):
@@ -92,9 +94,7 @@ class DistillationConfig:
                 f"distillation.temperature is {self.temperature:g}; a server gives the teacher's log-probabilities at 1: leave "
                 "it out."
             )
-        if self.form == "policy_gradient":
-            self._check_policy_gradient()
-        elif self.is_server and self.top_k is None:
+        if self.form == "exact" and self.is_server and self.top_k is None:
             raise UserError(
                 "distillation.teacher is a server, which gives no whole distributions: set distillation.top_k to the number of "
                 "log-probabilities that it gives (20 of OpenAI's interface)."
@@ -102,7 +102,7 @@ class DistillationConfig:
         check_own_mesh(self.mesh, "distillation.mesh")
 
     def _check_policy_gradient(self) -> None:
-        for name in ("divergence", "top_k", "mesh"):
+        for name in ("divergence", "beta", "top_k", "mesh"):
             if getattr(self, name) is not None:
                 raise UserError(
                     f"distillation.{name} is read by form: exact, and the form is policy_gradient; leave it out."

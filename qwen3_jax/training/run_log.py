@@ -86,7 +86,9 @@ def read_run(run_dir: Path) -> RunLog:
         UserError: the folder is not a run's, or nothing was logged yet.
     """
     if not (run_dir / "config.json").exists():
-        raise UserError(f"{run_dir} is not the folder of a training run: it has no config.json.")
+        raise UserError(
+            f"{run_dir} is not the folder of a training run, which has config.json, nor of a recipe, which has recipe.json."
+        )
     names = "metrics", "router", "positions", "history"
     rows, routers, positions, history = (read_lines(run_dir / f"{name}.jsonl") for name in names)
     train, loss, unit = training_losses(rows)

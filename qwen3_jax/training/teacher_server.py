@@ -33,6 +33,7 @@ _SPELLED = "token_id:"
 _AGAIN = (408, 409, 425, 429)  # and 5xx: another try may succeed
 # Alternatives of a token whose own log-probability is asked for: among them is a token that could not be sampled.
 _NEARBY = 5
+_ROUNDING = 0.01  # by which probabilities that a server computes in few bits may be above 1
 
 T = TypeVar("T")
 
@@ -205,11 +206,16 @@ class TeacherAtAddress:
     def _own(self, document: Encoded, reported: Mapping[str, Any]) -> tuple[np.ndarray, list[dict[int, float]]]:
         places = (1 + np.flatnonzero(document.loss[1:])).tolist()
         try:
-            own = np.asarray([reported["token_logprobs"][place] for place in places], np.float32)
+            own = np.asarray([float(reported["token_logprobs"][place]) for place in places], np.float32)
         except (TypeError, ValueError):
             raise EndpointError(
                 f"{KEY}: {self._transport.url} has no log-probability of some tokens of a prompt."
             ) from None
+        for value in own[~(np.isfinite(own) & (own <= _ROUNDING))]:
+            raise EndpointError(
+                f"{KEY}: {self._transport.url} gives {value:g} as the log-probability of a token of a prompt; it must be a "
+                "number up to 0."
+            )
         return own, [dict(self._ordered(reported["top_logprobs"][place])) for place in places]
 
     def _ordered(self, top: Any) -> list[tuple[int, float]]:
@@ -221,6 +227,18 @@ class TeacherAtAddress:
             raise EndpointError(
                 f"{KEY}: {self._transport.url} has no alternatives of some tokens of a prompt."
             ) from None
+        if any(token < 0 for token, _ in pairs):
+            raise EndpointError(
+                f"{KEY}: {self._transport.url} spells alternatives of a token as text ({', '.join(map(repr, top))}); the "
+                "server must support return_tokens_as_token_ids for them too, as vLLM and qwen3 serve do."
+            )
+        with np.errstate(over="ignore"):
+            total = float(np.exp(np.asarray([value for _, value in pairs])).sum())
+        if not 0 < total <= 1 + _ROUNDING:
+            raise EndpointError(
+                f"{KEY}: {self._transport.url} gives alternatives of a token whose probabilities have the sum {total:g}; it "
+                "must give log-probabilities of the distribution at temperature 1."
+            )
         return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
 
 

@@ -9,6 +9,21 @@ import numpy as np
 
 from tests.helpers.tiny_models import VOCABULARY
 
+# by fault, what becomes of the alternatives of a token
+ODD = {
+    "text alternatives": lambda top: {token.replace("token_id:", "w"): value for token, value in top.items()},
+    "nan": lambda top: dict.fromkeys(top, float("nan")),
+    "positive": lambda top: dict.fromkeys(top, 2.0),
+    "above 1": lambda top: dict.fromkeys(top, -0.1),
+    "impossible": lambda top: dict.fromkeys(top, float("-inf")),
+    "null": lambda top: dict.fromkeys(top),
+}
+OWN = {
+    "own null": None,
+    "own nan": float("nan"),
+    "own positive": 3.0,
+}  # what it gives as the token's own log-probability
+
 
 @dataclasses.dataclass
 class FakeTeacher:
@@ -46,6 +61,10 @@ class FakeTeacher:
             "token_logprobs": [None, *(top[own] for top, own in zip(tops, ids[1:], strict=True))],
             "top_logprobs": [None, *({spell(token): value for token, value in top.items()} for top in tops)],
         }
+        if self.fault in ODD:
+            logprobs["top_logprobs"][1:] = [ODD[self.fault](top) for top in logprobs["top_logprobs"][1:]]
+        if self.fault in OWN:
+            logprobs["token_logprobs"] = [OWN[self.fault]] * len(seen)
         if self.fault == "no echo":
             logprobs = {name: [] for name in logprobs}
         return {"choices": [{"text": "", "logprobs": logprobs}]}

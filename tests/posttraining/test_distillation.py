@@ -279,7 +279,9 @@ def test_a_student_learns_from_answers_of_others_and_resumes_to_the_same_bits(ba
         ({"distillation": {"teacher": "http://127.0.0.1:1/v1"}}, "set distillation.top_k to the number"),
         ({"distillation": {"server": {"tries": 2}}}, "distillation.server is for a teacher behind an address"),
         ({"distillation": {"mesh": {"data": -1}}}, "distillation.mesh has an axis of -1; give each axis"),
+        ({"distillation": {"form": "policy_gradient", "beta": 0.5}}, "beta is read by form: exact, and the form is"),
         ({"distillation": {"teacher": "/nowhere"}}, "distillation.teacher"),
+        ({"distillation": {"teacher": ""}}, "distillation.teacher: the name of the model is empty; give a folder"),
     ],
 )  # fmt: skip
 def test_what_distillation_does_not_read_is_refused(changes, message, base, teacher, tmp_path, capsys):

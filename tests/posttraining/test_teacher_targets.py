@@ -25,6 +25,7 @@ from qwen3_jax.posttraining.log_probs import batch_of
 from qwen3_jax.posttraining.reinforcement import train
 from qwen3_jax.training import teacher_targets
 from qwen3_jax.training.distillation import IDS, LOG_PROBS
+from qwen3_jax.training.distillation_config import DistillationConfig
 from qwen3_jax.training.document_parts import Parts
 from qwen3_jax.training.held_out import HeldOut
 from qwen3_jax.training.stage_loop import stage_trainer
@@ -325,6 +326,12 @@ def test_a_run_whose_server_dies_ends_with_one_sentence_and_asks_for_the_rest_la
         ("other ids", "was sent; it must take token ids as they are"),
         ("no echo", "gives log-probabilities of 0 of"),
         ("few", "alternatives of a token; set distillation.top_k, which is 6, to that or less"),
+        ("text alternatives", "spells alternatives of a token as text ('w"),
+        ("nan", "alternatives of a token whose probabilities have the sum nan"),
+        ("positive", "the sum 51.7"),
+        ("above 1", "the sum 6.3"),
+        ("impossible", "the sum 0; it must give log-probabilities"),
+        ("null", "has no alternatives of some tokens of a prompt"),
         ("400", "6 log-probabilities of each of"),
         ("key", "the environment has no variable NO_SUCH_KEY"),
     ],
@@ -378,6 +385,25 @@ def test_the_policy_gradient_form_reads_log_probabilities_of_a_server(base, tmp_
             renormalised += lost > 0
             np.testing.assert_allclose(values[place], top[own] - np.log1p(-lost), rtol=1e-5)
     assert len(fake.asked) == len(samples)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("own null", "has no log-probability of some tokens of a prompt"),
+        ("own nan", "gives nan as the log-probability of a token of a prompt; it must be a number up to 0"),
+        ("own positive", "gives 3 as the log-probability"),
+        ("above 1", "the sum 5.4"),
+    ],
+)
+def test_log_probabilities_that_are_none_are_refused_by_name(fault, message):
+    documents = [sample.document for sample in some_samples(5)]
+    banned = [np.zeros(int(one.loss[1:].sum()), bool) for one in documents]
+    with loopback.serving(FakeTeacher(fault=fault).handler()) as url:
+        server = TeacherAtAddress(DistillationConfig(f"{url}/v1", form="policy_gradient"), VOCABULARY)
+        with pytest.raises(UserError) as error:
+            server.log_probs(documents, banned, [])
+    assert message in str(error.value)
 
 
 @pytest.mark.slow

@@ -168,6 +168,25 @@ def test_divergences_do_not_depend_on_the_mesh_or_the_chunks(meshes):
                     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=worst, err_msg=str(mesh))
 
 
+def largest(jaxpr) -> int:
+    """Elements of the largest array that a program computes, in inner programs too."""
+    sizes = [0]
+    for equation in jaxpr.eqns:
+        sizes += [int(np.prod(out.aval.shape)) for out in equation.outvars if hasattr(out.aval, "shape")]
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")):
+            inner = getattr(value, "jaxpr", value)
+            sizes += [largest(inner)] if hasattr(inner, "eqns") else []
+    return max(sizes)
+
+
+@pytest.mark.parametrize("top", [False, True], ids=["whole", "top-k"])
+def test_logits_of_all_tokens_exist_neither_of_the_student_nor_of_the_teacher(top):
+    case = Case(tied=False)
+    for chunk, is_whole in ((16, False), (B * T, True)):
+        program = jax.make_jaxpr(lambda c=chunk: case.ours(sharding.Placement(), "jsd", 0.5, 1.0, top, chunk=c))()
+        assert (largest(program.jaxpr) >= B * T * V) == is_whole
+
+
 def test_a_frozen_projection_has_no_gradient_and_what_has_no_weight_counts_nothing():
     """Not even where the teacher's states are NaN."""
     case = Case(tied=False)

@@ -245,6 +245,39 @@ def test_unknown_keys_in_a_file_are_refused_with_the_nearest_name(tmp_path):
         parse_config(["--config=/nowhere.yaml"])
 
 
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("data.batch_size=x", "--data.batch_size is 'x'; it must be a whole number."),
+        ("mesh={data: x}", "--mesh.data is 'x'; it must be a whole number."),
+        ("mesh=3", "--mesh is 3; it must be keys and values."),
+        ("stages=[{name: a, steps: x}]", "--stages[0].steps is 'x'; it must be a whole number."),
+        ("stages=[3]", "--stages[0] is 3; it must be keys and values."),
+        ("data.sources=[{path: x}]", "--data.sources[0].name is missing; add it."),
+        ("data.sources=[{name: x, path: x, nam: 3}]", "there is no key --data.sources[0].nam. Did you mean 'name'?"),
+        (
+            "rl.rollouts.budget=a",
+            "--rl.rollouts.budget is 'a'; it must be a whole number, a list of whole numbers or null.",
+        ),
+        ("rl={prompts: [], rewards: [{verifier: 3}]}", "--rl.rewards[0].verifier is 3; it must be a text or null."),
+        ("distillation.top_k=2.5", "--distillation.top_k is 2.5; it must be a whole number or null."),
+        ("distillation.temperature=hot", "--distillation.temperature is 'hot'; it must be a number or null."),
+        ("distillation={top_k: 3}", "--distillation.teacher is missing; add it."),
+        ("distillation={teacher: x, mesh: {data: a}}", "--distillation.mesh.data is 'a'; it must be a whole number."),
+        (
+            "distillation={teacher: x, form: kl}",
+            "--distillation.form is 'kl'; it must be one of exact, policy_gradient.",
+        ),
+        ("eval_at_start=maybe", "--eval_at_start is 'maybe'; it must be true or false."),
+    ],
+)
+def test_a_value_of_another_type_is_refused_in_one_sentence_by_its_key(flag, message):
+    """Also within what may be null, of which jsonargparse reports every alternative."""
+    with pytest.raises(UserError) as error:
+        parse_config(["--config=configs/quickstart.yaml", f"--{flag}"])
+    assert str(error.value) == message
+
+
 def test_the_quickstart_configuration_is_valid_and_its_flags_override():
     parsed = parse_config(["--config=configs/quickstart.yaml", "--model.config.hidden_size=192", "--steps=77"])
     assert parsed.model.config["hidden_size"] == 192

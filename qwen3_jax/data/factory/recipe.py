@@ -18,14 +18,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from qwen3_jax.bounds import check_bounds, whole
 from qwen3_jax.data.factory.parsing import Parser
 from qwen3_jax.endpoints import ChatRequest
 from qwen3_jax.endpoints.chat import SAMPLING
 from qwen3_jax.errors import UserError, nearest, repeated
-from qwen3_jax.text_files import read_text
+from qwen3_jax.yaml_files import read_yaml
 
 FOLDER = Path(__file__).parent / "recipes"
 _PLACE = re.compile(r"\{\{\s*([A-Za-z_][\w.]*)\s*\}\}")
@@ -181,12 +179,7 @@ def load_recipe(name: str) -> Recipe:
             f"there is no recipe {name!r}; there are {', '.join(recipe_names())}.{nearest(name, recipe_names())}"
         )
     path = Path(name).expanduser() if is_path else own
-    try:
-        values = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())}).") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold the fields of a recipe.")
+    values = read_yaml(path, "the fields of a recipe")
     fields = {each.name for each in dataclasses.fields(Recipe)}
     for field_name in values:
         if field_name not in fields:

@@ -28,7 +28,6 @@ from qwen3_jax.evaluation.task import NON_THINKING, THINKING, Problem, Source, T
 from qwen3_jax.evaluation.tasks import prompts
 from qwen3_jax.evaluation.tasks.choices import place_of
 from qwen3_jax.generation import Sampling
-from qwen3_jax.text_files import read_text
 
 _COLUMN = re.compile(r"\{\{|\}\}|\{([^\W\d]\w*)\}")
 _SAMPLING = (
@@ -131,14 +130,9 @@ def read_task(path: Path) -> Task:
 
 
 def _declaration(path: Path) -> Declaration:
-    import yaml
+    from qwen3_jax.yaml_files import read_yaml
 
-    try:
-        value = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())}).") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold keys of a task, such as prompt, reference and verifier; got {value!r:.60}.")
+    value = read_yaml(path, "keys of a task, such as prompt, reference and verifier")
     known = [field.name for field in dataclasses.fields(Declaration)]
     for key in value:
         if key not in known:
