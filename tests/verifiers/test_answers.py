@@ -174,6 +174,11 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}, "d": {"form
         ("text", None, "unparsable"),
         ("[1]", None, "right"),
         ("```\n1\n```\n```\n2\n```", None, "unparsable"),
+        ('Run\n```python\nx = 1\n```\nto get\n```json\n{"a": 1}\n```', SCHEMA, "right"),
+        ('```JSON5\n{"a": 1}\n```', SCHEMA, "right"),
+        ('~~~json\n{"a": 1}\n~~~', SCHEMA, "right"),
+        ('```json\n{"a": 1, "d": "2020-01-01",\n "e": "```"}\n```', SCHEMA, "right"),
+        ('```json\n{"a": 1}\n```\n```json\n{"a": 2}\n```', SCHEMA, "unparsable"),
         ("1", {"type": "nothing"}, "error"),
         ("1", {"$ref": "https://example.com/schema.json"}, "error"),
         ("1", {"$ref": "#/$defs/x"}, "error"),
@@ -202,6 +207,15 @@ def test_json_reasons_name_the_place():
         ("Text\n```python\nx\ny", "x\ny"),  # cut off
         ("```python\nprint('```')\n```", "print('```')\n"),
         ("```python\r\nx\r\n```\r\n", "x\n"),
+        ("```py3\nx\n```", "x\n"),
+        ("```python3.11\nx\n```", "x\n"),
+        ("```python:main.py\nx\n```", "x\n"),
+        ("```{.python .numberLines}\nx\n```", "x\n"),
+        ('```python title="x"\nx\n```', "x\n"),
+        ("```pycon\n>>> x\n```", ""),
+        ("~~~python\nx\n~~~", "x\n"),
+        ("1. First:\n   ```python\n   if x:\n     y\n   ```", "if x:\n  y\n"),
+        ("````python\n'''\n```\n'''\n````", "'''\n```\n'''\n"),
     ],
 )
 def test_the_program_is_the_last_python_block(answer, program):
