@@ -331,6 +331,11 @@ def test_tool_calls(answer, reference, settings, expected, score):
     assert (verdict.status, verdict.score) == (expected, score), verdict
 
 
+def test_texts_of_tool_calls_are_equal_in_any_form_of_unicode():
+    reference = [{"name": "weather", "arguments": {"city": "Orl\u00e9ans"}}]
+    assert status("tool_calls", call("weather", '{"city": "Orle\u0301ans"}'), reference) == "right"
+
+
 def test_tool_call_reasons_name_the_argument():
     assert verify("tool_calls", call("weather", '{"city": "Rom", "days": 5}'), [PARIS]).reason == (
         "call 1: the argument 'city' of weather is 'Rom', not 'Paris'"
