@@ -33,11 +33,13 @@ from qwen3_jax.training.policy_config import EntropyBand, KlConfig, PolicyConfig
 from qwen3_jax.training.reward_config import RewardPart
 from qwen3_jax.training.rl_config import PromptSource, RlConfig, RolloutConfig
 from qwen3_jax.verifiers.checks import ChecksSettings
+from qwen3_jax.verifiers.choice import ChoiceSettings
 from qwen3_jax.verifiers.content import PremiseSettings, RecallSettings
+from qwen3_jax.verifiers.exact import ExactSettings
 from qwen3_jax.verifiers.ifeval import IFEvalSettings
 from qwen3_jax.verifiers.mathematics import MathSettings
+from qwen3_jax.verifiers.number import NumberSettings
 from qwen3_jax.verifiers.patterns import JsonSettings, RegexSettings
-from qwen3_jax.verifiers.plain import ChoiceSettings, ExactSettings, NumberSettings
 from qwen3_jax.verifiers.programs import CodeSettings
 from qwen3_jax.verifiers.reasoning_gym import ReasoningGymSettings
 from qwen3_jax.verifiers.style import LanguageSettings, LengthSettings, RepetitionSettings, ThinkingSettings

@@ -111,6 +111,7 @@ def _reply(reply: endpoints.Reply, item: Item) -> Reply:
     """An answer of the server; its text is put together as the model writes it."""
     calls = tuple({name: call["function"][name] for name in ("name", "arguments")} for call in reply.tool_calls)
     tokens, thinking = reply.tokens or endpoints.Tokens(), reply.thinking
+    reported = reply.tokens is not None and bool(tokens.thinking or not thinking)
     text = reply.content if reply.text is None else reply.text
     if thinking is not None and reply.text is None:
         closed = bool(text or calls) or reply.finish_reason != "length"
@@ -120,6 +121,6 @@ def _reply(reply: endpoints.Reply, item: Item) -> Reply:
         text += f'\n<tool_call>\n{{"name": {name}, "arguments": {call["arguments"]}}}\n</tool_call>'
     return Reply(
         text, thinking, reply.content, calls, reply.finish_reason, None if reply.tokens is None else tokens.prompt,
-        tokens.completion, tokens.thinking if tokens.thinking or not thinking else None, reply.forced_tokens,
+        tokens.completion, tokens.thinking if reported else None, reply.forced_tokens,
         max_new_tokens=item.max_new_tokens, thinking_budget=item.budget,
     )  # fmt: skip

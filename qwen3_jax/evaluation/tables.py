@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, Any]
-_WIDTH = 140
+_WIDTH = 150
 
 
 def budget_name(budget: int | None, mode: str = "thinking") -> str:
@@ -23,8 +23,8 @@ def percent(value: float | None, sign: str = "") -> str:
 def results(rows: Sequence[Row], title: str) -> str:
     """Return a line for each task, mode and budget; those of groups come behind theirs."""
     heads = (
-        "task", "mode", "budget", "questions", "value", "error", "pass", "thinking", "answer", "halted", "unparsable",
-        "no verdict",
+        "task", "mode", "budget", "questions", "value", "error", "pass", "maj", "thinking", "answer", "halted",
+        "unparsable", "no verdict",
     )  # fmt: skip
     lines = []
     for row in rows:
@@ -33,11 +33,13 @@ def results(rows: Sequence[Row], title: str) -> str:
         lines.append([
             name, row["mode"], budget_name(row["thinking_budget"], row["mode"]), str(row["questions"]), percent(row["value"]),
             "" if row["standard_error"] is None else f"± {percent(row['standard_error'])}",
-            "" if k == "1" else f"pass@{k} {percent(row['pass'][k])}", _tokens(row["thinking_tokens"]),
-            _tokens(row["answer_tokens"]), percent(row["halted"]), percent(row["unparsable"]),
+            "" if k == "1" else f"pass@{k} {percent(row['pass'][k])}", percent(row["majority"]),
+            _tokens(row["thinking_tokens"]), _tokens(row["answer_tokens"]), percent(row["halted"]), percent(row["unparsable"]),
             percent(row["timed_out"] + row["error"] + row["too_long"]),
         ])  # fmt: skip
-    empty = [place for place, name in enumerate(heads) if name == "pass" and not any(line[place] for line in lines)]
+    empty = [
+        place for place, name in enumerate(heads) if name in ("pass", "maj") and not any(line[place] for line in lines)
+    ]
     kept = [place for place in range(len(heads)) if place not in empty]
     return _table(title, [heads[i] for i in kept], [[line[i] for i in kept] for line in lines])
 

@@ -46,7 +46,7 @@ def main():
         exec(compile(source, "solution.py", "exec"), module.__dict__)
     except Exception as error:
         answer(_raised(error))
-        return
+        sys.exit(1)
     answer(
         {
             "names": [

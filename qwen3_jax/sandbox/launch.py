@@ -233,17 +233,32 @@ def _watch(program, plan):
 
 def _exceeded(plan):
     """The name of a limit that all processes together exceed, or None. No answer where /proc is not there."""
-    pages, tasks = 0, 0
-    for pid in _others(plan):
+    most, memory, exact, tasks = plan["limits"]["memory_mb"] << 10, 0, 0, 0
+    pids = _others(plan)
+    for pid in pids:
         try:
-            resident, shared = _read(f"/proc/{pid}/statm").split()[1:3]
-            pages += int(resident) - int(shared)
+            memory += _kilobytes(f"/proc/{pid}/status", ("RssAnon:", "RssShmem:"))
             tasks += len(os.listdir(f"/proc/{pid}/task"))
         except (OSError, ValueError):
             continue  # it has ended
-    if pages * resource.getpagesize() > plan["limits"]["memory_mb"] << 20:
+    if memory > most:  # pages that several processes share are in each of their counts
+        for pid in pids:
+            try:
+                exact += _kilobytes(f"/proc/{pid}/smaps_rollup", ("Pss_Anon:", "Pss_Shmem:"))
+            except ProcessLookupError:
+                continue  # it has ended
+            except (OSError, ValueError):
+                if os.path.isdir(f"/proc/{pid}"):  # it is not to be read
+                    exact = memory
+                    break
+    if exact > most:
         return "memory"
     return "processes" if tasks > plan["limits"]["processes"] else None
+
+
+def _kilobytes(file, names):
+    """The sum of some lines of a file of /proc; 0 of a process that has ended and is not waited for."""
+    return sum(int(line.split()[1]) for line in _read(file).splitlines() if line.startswith(names))
 
 
 def _kill_all(plan):

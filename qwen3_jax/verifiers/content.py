@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qwen3_jax.errors import UserError
+from qwen3_jax.verifiers.number import NO_SPACES
 from qwen3_jax.verifiers.verdict import BadReference, Verdict, graded, right, unparsable, wrong
 
 
@@ -52,14 +53,17 @@ def verify_recall(answer: str, reference: Any, settings: RecallSettings) -> Verd
     return graded(sum(parts) / len(parts), reason + (f", not {missing[0][:80]!r}" if missing else ""), parts)
 
 
+_LETTER = rf"[^\W_{NO_SPACES}]"  # or a digit; scripts without spaces have no whole words, and _12_ is 12 in Markdown
+
+
 def _holds(answer: str, text: str, settings: RecallSettings) -> bool:
     answer, text = (unicodedata.normalize("NFC", value) for value in (answer, text.strip()))
     if settings.ignore_case:
         answer, text = answer.casefold(), text.casefold()
     if not settings.whole_words:
         return text in answer
-    before = r"(?<!\w)" if re.match(r"\w", text) else ""
-    after = r"(?!\w)" if re.search(r"\w\Z", text) else ""
+    before = rf"(?<!{_LETTER})(?<!{_LETTER}_)" if re.match(_LETTER, text) else ""
+    after = rf"(?!_?{_LETTER})" if re.search(rf"{_LETTER}\Z", text) else ""
     return re.search(before + re.escape(text) + after, answer) is not None
 
 

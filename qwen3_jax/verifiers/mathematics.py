@@ -9,6 +9,7 @@ product of integers; they are off, and the process is ended instead. See `verify
 import functools
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from qwen3_jax.bounds import above, check_bounds, whole
@@ -16,8 +17,10 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.processes.steps import step
 from qwen3_jax.verifiers.verdict import BadReference, Verdict, right, unparsable, wrong
 
-_PLAIN = re.compile(r"[\d\s.,+*/%-]+")  # numbers and quotients, which math-verify finds without delimiters
-_DELIMITED = re.compile(r"\$|\\\(|\\\[|\\boxed")
+# One number or quotient, which math-verify finds without delimiters; of several it would read the last or a part alone.
+_PLAIN = re.compile(r"[-+]?\s*(?:\d{1,3}(?:[, ]\d{3})+|\d+)?(?:\.\d+)?(?:\s*/\s*\d+)?\s*%?")
+_EXPONENT = re.compile(r"[-+]?(?:\d{1,30}\.?\d{0,30}|\.\d{1,30})[eE][-+]?\d{1,3}")
+_DELIMITED = re.compile(r"(?<!\\)(?:\$|\\\(|\\\[|\\boxed)")  # \$ is money, \\[ a line of a matrix
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,9 @@ def preload() -> None:
 
 
 def delimited(reference: str) -> str:
-    """The reference as math-verify reads it: LaTeX without delimiters gets dollar signs, plain numbers stay."""
+    """The reference as math-verify reads it: LaTeX without delimiters gets dollar signs, a number stays; 1e-3 is 0.001."""
+    if _EXPONENT.fullmatch(reference.strip()):
+        return f"{Decimal(reference.strip()):f}"
     return reference if _DELIMITED.search(reference) or _PLAIN.fullmatch(reference) else f"${reference}$"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from qwen3_jax.bounds import above, check_bounds
 from qwen3_jax.errors import UserError
+from qwen3_jax.verifiers.fences import fenced_blocks
 from qwen3_jax.verifiers.verdict import BadReference, Verdict, right, unparsable, wrong
 
 
@@ -46,7 +47,7 @@ def verify_regex(answer: str, reference: Any, settings: RegexSettings) -> Verdic
     return wrong(f"the pattern {reference[:200]!r} does not match" + (" the whole answer" if settings.whole else ""))
 
 
-_FENCE = re.compile(r"```[ \t]*(?:json|JSON|Json|jsonc?)?[ \t]*\r?\n(.*?)\r?\n?[ \t]*```", re.DOTALL)
+_JSON = ("json", "jsonc", "json5")  # languages of a fenced block
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class JsonSettings:
     """Of `verify_json`.
 
     Attributes:
-        fenced: the answer may hold the JSON in one fenced block of Markdown, with text around it.
+        fenced: the answer may hold the JSON in one fenced block of Markdown that is JSON's or names no language, with text and
+            blocks of other languages around it.
         formats: `format` of the schema counts ("date", "email", ...), as far as jsonschema checks it without other packages.
         seconds: of time for one answer.
     """
@@ -74,9 +76,12 @@ def verify_json(answer: str, reference: Any, settings: JsonSettings) -> Verdict:
         reference: a JSON Schema (its `$schema` names the draft, 2020-12 otherwise); None or true: any JSON.
     """
     validator = _validator(reference, settings)
-    blocks = _FENCE.findall(answer) if settings.fenced else []
+    fenced = fenced_blocks(answer) if settings.fenced else []
+    blocks = [block.text for block in fenced if block.language in _JSON] or [
+        block.text for block in fenced if not block.language
+    ]
     if len(blocks) > 1:
-        return unparsable(f"the answer holds {len(blocks)} fenced blocks")
+        return unparsable(f"the answer holds {len(blocks)} fenced blocks of JSON")
     try:
         value = json.loads(blocks[0] if blocks else answer.strip(), parse_constant=_refuse, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:

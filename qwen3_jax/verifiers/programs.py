@@ -15,9 +15,10 @@ from typing import Any
 from qwen3_jax.bounds import at_least, check_bounds
 from qwen3_jax.errors import UserError
 from qwen3_jax.sandbox import CannotTest, Checked, Limits, Outcome, SandboxFailed, check_calls, run
+from qwen3_jax.verifiers.fences import fenced_blocks
 from qwen3_jax.verifiers.verdict import BadReference, Verdict, graded, unparsable
 
-_PYTHON = ("python", "python3", "py")
+_PYTHON = re.compile(r"(?:python|py)[\d.]*")
 
 
 @dataclass(frozen=True)
@@ -79,32 +80,15 @@ def verify_code(answer: str, reference: Any, settings: CodeSettings) -> Verdict:
 
 def program_of(answer: str, entry_point: str | None = None) -> str:
     """The program in an answer, as `verify_code` finds it. A block that the end of the answer cuts off counts."""
-    blocks = _fenced_blocks(answer)
+    blocks = fenced_blocks(answer)
     if not blocks:
         return answer
-    fitting = [code for language, code in blocks if language in _PYTHON] or [
+    fitting = [code for language, code in blocks if _PYTHON.fullmatch(language)] or [
         code for language, code in blocks if not language
     ]
     if entry_point is not None:
         fitting = [code for code in fitting if _defines(code, entry_point)] or fitting
     return fitting[-1] if fitting else ""
-
-
-def _fenced_blocks(answer: str) -> list[tuple[str, str]]:
-    """The language and the text of each fenced block, in time linear in the answer."""
-    blocks: list[tuple[str, list[str]]] = []
-    inside = False
-    for line in re.split(r"(?<=\n)", answer.replace("\r\n", "\n")):
-        mark = line.strip()
-        if inside and len(mark) >= 3 and not mark.strip("`"):
-            inside = False
-        elif inside:
-            blocks[-1][1].append(line)
-        elif mark.startswith("```") and "`" not in mark.lstrip("`"):
-            words = mark.lstrip("`").split()
-            blocks.append((words[0].lower() if words else "", []))
-            inside = True
-    return [(language, "".join(lines)) for language, lines in blocks]
 
 
 def _defines(program: str, name: str) -> bool:

@@ -27,12 +27,14 @@ from qwen3_jax.json_fields import check_types
 from qwen3_jax.processes import Crashed, Failed, TimedOut
 from qwen3_jax.text.parsers import parse
 from qwen3_jax.verifiers import (
+    choice,
     content,
+    exact,
     ifeval,
     livecodebench,
     mathematics,
+    number,
     patterns,
-    plain,
     programs,
     reasoning_gym,
     style,
@@ -63,9 +65,9 @@ class Verifier:
 
 _VERIFIERS: dict[str, Verifier] = {
     "math": Verifier(mathematics.verify_math, killable=True),
-    "exact": Verifier(plain.verify_exact),
-    "number": Verifier(plain.verify_number),
-    "choice": Verifier(plain.verify_choice),
+    "exact": Verifier(exact.verify_exact),
+    "number": Verifier(number.verify_number),
+    "choice": Verifier(choice.verify_choice),
     "regex": Verifier(patterns.verify_regex, killable=True),
     "json": Verifier(patterns.verify_json, killable=True),
     "ifeval": Verifier(ifeval.verify_ifeval, killable=True),

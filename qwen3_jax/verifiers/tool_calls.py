@@ -4,6 +4,7 @@ verify("tool_calls", answer, [{"name": "weather", "arguments": {"city": "Paris"}
 verify("tool_calls", answer, [{"name": "weather", "allowed": {"city": ["Paris", "paris"], "unit": ["C", ""]}}])
 """
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,7 @@ def verify_tool_calls(answer: str, reference: Any, settings: ToolCallSettings) -
     """Whether the answer makes the calls of the reference and no others. The score is the share of calls that fit.
 
     Calls are read as the server reads them (`qwen3_jax.text.parse`): Hermes' JSON and Qwen3-Coder's XML. Numbers are equal by
-    value (5 and 5.0), not to texts or booleans.
+    value (5 and 5.0), not to texts or booleans; texts in Unicode's form NFC.
 
     Args:
         reference: a list of calls; the empty list: no call must be made. Each has `name` and either `arguments`, which must be
@@ -115,6 +116,7 @@ def _equal(value: Any, other: Any, settings: ToolCallSettings) -> bool:
     if isinstance(value, list) and isinstance(other, list):
         return len(value) == len(other) and all(_equal(a, b, settings) for a, b in zip(value, other, strict=True))
     if isinstance(value, str) and isinstance(other, str):
+        value, other = (unicodedata.normalize("NFC", text) for text in (value, other))
         if settings.loose:
             return _without_marks(value) == _without_marks(other)
         if settings.ignore_case:

@@ -10,6 +10,7 @@ import pytest
 from qwen3_jax.endpoints import Endpoint
 from qwen3_jax.errors import UserError
 from qwen3_jax.evaluation.endpoint_source import EndpointSource
+from qwen3_jax.evaluation.metrics import Scored
 from qwen3_jax.evaluation.runner import run
 from qwen3_jax.evaluation.samples import SampleList
 from qwen3_jax.evaluation.task import Problem
@@ -70,7 +71,8 @@ def source_of(url, retries=6, **options):
 def test_a_request_has_the_fields_of_its_sample_and_a_reply_becomes_the_text_that_a_model_writes():
     def answer(path, body):
         if path == "/v1/completions":
-            return 200, {"choices": [{"text": " 5", "finish_reason": "length"}], "usage": {"completion_tokens": 2}}, {}
+            usage = {"prompt_tokens": 5, "completion_tokens": 2}
+            return 200, {"choices": [{"text": " 5", "finish_reason": "length"}], "usage": usage}, {}
         if "tools" in body:
             call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
             return message(None, "tool_calls", tool_calls=[call])
@@ -209,6 +211,15 @@ def test_a_filtered_answer_is_judged_and_ends_no_run():
     with serving(lambda path, body: message("", "content_filter")) as (url, _):
         samples = samples_of(planned(sums(1), budgets=(None,), samples=1), source_of(url))
     assert [sample["finish_reason"] for sample in samples.values()] == ["content_filter"]
+
+
+def test_tokens_that_a_server_does_not_report_are_unknown_not_zero():
+    body = {"choices": [{"message": {"role": "assistant", "content": "5"}, "finish_reason": "stop"}]}
+    with serving(lambda path, _: (200, body, {})) as (url, _):
+        samples = samples_of(planned([Problem("p", ({"role": "user", "content": "2 + 3?"},), "5")]), source_of(url))
+    sample = next(iter(samples.values()))
+    assert sample["verdict"]["status"] == "right"
+    assert (Scored.of(sample).thinking_tokens, Scored.of(sample).answer_tokens) == (None, None)
 
 
 def test_budget_fields_of_other_servers():

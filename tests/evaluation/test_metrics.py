@@ -141,3 +141,12 @@ def test_rows_are_of_tasks_modes_budgets_and_groups():
     assert "a [title]" in shown
     assert "33.3%" in shown
     assert "unlimited" in shown
+
+
+def test_the_table_shows_pass_and_majority_where_there_are_several_answers():
+    one, two = ([[scored("a", number, "right") for number in range(count)]] for count in (1, 2))
+    shown = [tables.results([dict(task="t", mode="thinking", thinking_budget=None, group=None, **figures(q, "accuracy"))], "")
+             for q in (one, two)]  # fmt: skip
+    assert " maj " not in shown[0]
+    assert " maj " in shown[1]
+    assert "pass@2 100.0%" in shown[1]

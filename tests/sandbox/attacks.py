@@ -31,6 +31,10 @@ ATTACKS = {  # name: the program, what its reason says
         "import os, time\nfor _ in range(3): os.fork()\nx = b'x' * (40 << 20)\ntime.sleep(2)\nprint('right')",
         "128 MiB",
     ),
+    "memory in a shared mapping": (
+        "import mmap\nx = mmap.mmap(-1, 300 << 20)\nfor _ in range(300): x.write(b'x' * (1 << 20))\nprint('right')",
+        "128 MiB",
+    ),
     "memory in files": ("for i in range(99): open(f'f{i}', 'wb').write(b'x' * (1 << 20))\nprint('right')", "No space"),
     "memory without a name": ("import os\nos.memfd_create('x')\nprint('right')", "not permitted"),
     "endless loop": ("while True: pass", "processor time|longer"),

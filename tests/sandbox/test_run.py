@@ -70,6 +70,12 @@ def test_limits_are_checked_by_name():
         Limits(seconds=float("inf"))
 
 
+def test_pages_that_processes_share_count_once():
+    forks = "for _ in range(3):\n  if os.fork() == 0:\n    time.sleep(0.3); os._exit(0)\ntime.sleep(0.4)"
+    program = f"import os, time\nx = b'x' * (60 << 20)\nif os.fork() == 0: os._exit(0)\n{forks}\nprint(len(x))"
+    assert run(program, limits=Limits(memory_mb=128)).stdout == f"{60 << 20}\n"
+
+
 def test_programs_run_beside_one_another():
     with ThreadPoolExecutor(8) as threads:
         outcomes = list(threads.map(lambda number: run("print(int(input()) ** 2)", str(number)), range(12)))

@@ -73,6 +73,26 @@ def test_exact(answer, reference, settings, expected):
         ("5", True, {}, "error"),
         ("9" * 300, "9" * 300, {}, "right"),
         ("1e999", 5, {}, "wrong"),
+        (r"\boxed{-\frac{3}{4}}", -0.75, {}, "right"),
+        (r"\frac{1}{2}", 2, {}, "wrong"),
+        (r"$2\dfrac12$", 2.5, {}, "right"),
+        ("½", 0.5, {}, "right"),
+        ("1½ or 1 1/2", 1.5, {"take": "only"}, "right"),
+        ("It is 3/4.", 0.75, {}, "right"),
+        ("1/1,000", 0.001, {}, "right"),
+        (r"1.5 \times 10^{3}", 1500, {}, "right"),
+        ("1.5 × 10⁻³ m", 0.0015, {}, "right"),
+        ("2^10", 1024, {}, "right"),
+        ("12 cm^2", 12, {}, "right"),
+        ("10²", 102, {}, "wrong"),
+        ("9" * 900 + "^999", 5, {}, "unparsable"),  # not computed
+        ("5\u202f000 €", 5000, {}, "right"),
+        ("5'000", 5000, {}, "right"),
+        ("1,00,000", 100000, {}, "right"),
+        ("\u20135", -5, {}, "right"),
+        ("- 5 apples", 5, {}, "right"),  # an item of a list
+        ("x = - 5", -5, {}, "right"),
+        ("10 - 5", 5, {}, "right"),
     ],
 )
 def test_number(answer, reference, settings, expected):
@@ -96,6 +116,16 @@ def test_number(answer, reference, settings, expected):
         ('"answer": "B. Blue"', "B"), ('**"answer": "B"**', "B"), ('"Answer": "B",\n"reason": "A is not"', "B"),
         ('"answer": "A"? No: A. x\nB. y\n"answer": "B"', "B"), ('"answer": "Because"', None),
         ('e.g. "answer": "C".\n\n"answer": "B"', "B"), ('"answer": ["B"]', "B"), ('"answer": ""', None),
+        # other words and marks
+        (r"\boxed{\mathbf{B}}", "B"), (r"\fbox{B}", "B"), ("<answer>B</answer>\nA is wrong", "B"), ("__B__", "B"),
+        ("**B) 42**\n\nbecause", "B"), ("Therefore, B is the correct answer.", "B"), ("I choose B", "B"),
+        ("A is wrong. B is right.", "B"), ("I would not choose B", None), ("Neither A nor B is correct", None),
+        ("the answer is letter B", "B"), ("The answer depends on B", None), ("Vitamin B is healthy", None),
+        ("La respuesta correcta es B", "B"), ("La réponse est B.", "B"), ("Die Antwort ist B.", "B"), ("Ответ: B", "B"),
+        ("答えはBです", "B"), ("정답은 B입니다", "B"), ("الإجابة: B", "B"), ('"réponse": "B"', "B"),
+        # several letters are no choice
+        ("The answer is A or B", None), ("Answer: A, B", None), (r"\boxed{A, B}", None), ("Answer: A and B", None),
+        ("A. x\nB. y", None), ("A) x\nB) y\n\nAnswer: B, A is wrong", "B"), ("Answer: B, A is wrong", "B"),
     ],
 )  # fmt: skip
 def test_choice(answer, expected):
@@ -144,6 +174,11 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}, "d": {"form
         ("text", None, "unparsable"),
         ("[1]", None, "right"),
         ("```\n1\n```\n```\n2\n```", None, "unparsable"),
+        ('Run\n```python\nx = 1\n```\nto get\n```json\n{"a": 1}\n```', SCHEMA, "right"),
+        ('```JSON5\n{"a": 1}\n```', SCHEMA, "right"),
+        ('~~~json\n{"a": 1}\n~~~', SCHEMA, "right"),
+        ('```json\n{"a": 1, "d": "2020-01-01",\n "e": "```"}\n```', SCHEMA, "right"),
+        ('```json\n{"a": 1}\n```\n```json\n{"a": 2}\n```', SCHEMA, "unparsable"),
         ("1", {"type": "nothing"}, "error"),
         ("1", {"$ref": "https://example.com/schema.json"}, "error"),
         ("1", {"$ref": "#/$defs/x"}, "error"),
@@ -172,6 +207,15 @@ def test_json_reasons_name_the_place():
         ("Text\n```python\nx\ny", "x\ny"),  # cut off
         ("```python\nprint('```')\n```", "print('```')\n"),
         ("```python\r\nx\r\n```\r\n", "x\n"),
+        ("```py3\nx\n```", "x\n"),
+        ("```python3.11\nx\n```", "x\n"),
+        ("```python:main.py\nx\n```", "x\n"),
+        ("```{.python .numberLines}\nx\n```", "x\n"),
+        ('```python title="x"\nx\n```', "x\n"),
+        ("```pycon\n>>> x\n```", ""),
+        ("~~~python\nx\n~~~", "x\n"),
+        ("1. First:\n   ```python\n   if x:\n     y\n   ```", "if x:\n  y\n"),
+        ("````python\n'''\n```\n'''\n````", "'''\n```\n'''\n"),
     ],
 )
 def test_the_program_is_the_last_python_block(answer, program):
@@ -285,6 +329,11 @@ PARIS = {"name": "weather", "arguments": {"city": "Paris", "days": 5}}
 def test_tool_calls(answer, reference, settings, expected, score):
     verdict = verify("tool_calls", answer, reference, settings)
     assert (verdict.status, verdict.score) == (expected, score), verdict
+
+
+def test_texts_of_tool_calls_are_equal_in_any_form_of_unicode():
+    reference = [{"name": "weather", "arguments": {"city": "Orl\u00e9ans"}}]
+    assert status("tool_calls", call("weather", '{"city": "Orle\u0301ans"}'), reference) == "right"
 
 
 def test_tool_call_reasons_name_the_argument():

@@ -8,8 +8,9 @@ r"""A task that a user declares in a YAML file.
     reference: answer
     verifier: math
 
-`qwen3 eval --task rivers.yaml`. `Declaration` lists the keys; `{name}` in `prompt` and `system` is a column, and braces around
-anything else are text ({{name}} for a text that looks like a column).
+`qwen3 eval --task rivers.yaml`. `Declaration` lists the keys; `{name}` in `prompt` and `system` is a column, `{{name}}` the
+text {name}, `{{{name}}}` a column between braces. All other braces are text. A name that is no word, as {Correct Answer}, is a
+column if the data has it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from qwen3_jax.evaluation.tasks import prompts
 from qwen3_jax.evaluation.tasks.choices import place_of
 from qwen3_jax.generation import Sampling
 
-_COLUMN = re.compile(r"\{\{|\}\}|\{([^\W\d]\w*)\}")
+_COLUMN = re.compile(r"\{\{\{([^{}\n]+)\}\}\}|\{\{([^{}\n]+)\}\}|\{([^{}\n]+)\}")
 _SAMPLING = (
     "temperature",
     "top_k",
@@ -224,28 +225,39 @@ def _columns(task: Declaration) -> dict[str, str]:
 
 
 def columns_of(template: str) -> list[str]:
-    """The columns that a template names, in order."""
-    return list(dict.fromkeys(match[1] for match in _COLUMN.finditer(template) if match[1]))
+    """The columns that a template names, in order; those whose names are words."""
+    names = [match[1] or match[3] for match in _COLUMN.finditer(template)]
+    return list(dict.fromkeys(name for name in names if name and name.isidentifier()))
 
 
-def rendered(template: str, row: Row) -> str:
-    """The template with the row's texts; what a text holds is not read as a template again."""
+def rendered(template: str, row: Row, columns: Container[str] = ()) -> str:
+    """The template with the row's texts; what a text holds is not read as a template again.
+
+    Args:
+        columns: of the data, whose names may be no words.
+    """
 
     def value(match: re.Match[str]) -> str:
-        if match[1] is None:
-            return match[0][0]
-        found = row.value(match[1])
-        return json.dumps(found, ensure_ascii=False) if isinstance(found, list | dict | bool) else row.text(match[1])
+        name = match[1] or match[2] or match[3]
+        if not name.isidentifier() and name not in columns:
+            return match[0]
+        if match[2]:
+            return f"{{{name}}}"
+        found = row.value(name)
+        text = json.dumps(found, ensure_ascii=False) if isinstance(found, list | dict | bool) else row.text(name)
+        return f"{{{text}}}" if match[1] else text
 
     return _COLUMN.sub(value, template)
 
 
 def _problems(task: Declaration, rows: Iterable[Row]) -> Iterator[Problem]:
     row, with_tools = None, False
+    rows = list(rows)
+    columns = {column for row in rows for column in row.body}
     for number, row in enumerate(rows):
         settings: dict[str, Any] = {}
         reference = _reference(task, row)
-        prompt = _prompt(task, row)
+        prompt = _prompt(task, row, columns)
         if task.choices is not None:
             choices = row.texts(task.choices)
             if not 2 <= len(choices) <= len(prompts.LETTERS):
@@ -305,7 +317,7 @@ def _right_letter(task: Declaration, row: Row, choices: list[str]) -> str:
     return prompts.LETTERS[place]
 
 
-def _prompt(task: Declaration, row: Row) -> str | tuple[Mapping[str, Any], ...]:
+def _prompt(task: Declaration, row: Row, columns: Container[str]) -> str | tuple[Mapping[str, Any], ...]:
     if task.messages is not None:
         messages = row.items(task.messages)
         if not messages or not all(
@@ -313,10 +325,12 @@ def _prompt(task: Declaration, row: Row) -> str | tuple[Mapping[str, Any], ...]:
         ):
             raise row.error(f"the column {task.messages!r} must be a list of messages with role and content")
         return tuple(messages)
-    text = rendered(task.prompt or "", row).strip("\n")
+    text = rendered(task.prompt or "", row, columns).strip("\n")
     if task.choices is not None:
         text = str(prompts.multiple_choice(text, row.texts(task.choices))[0]["content"])
     if task.raw:
         return text
-    system = () if task.system is None else ({"role": "system", "content": rendered(task.system, row).strip("\n")},)
+    system = (
+        () if task.system is None else ({"role": "system", "content": rendered(task.system, row, columns).strip("\n")},)
+    )
     return (*system, *prompts.user(text))

@@ -217,14 +217,28 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
 
 
 WORDS = st.text(string.ascii_letters + "{}%\\$'\"\n :-漢🙂", max_size=30)
+OUTSIDE = WORDS.filter(lambda text: not re.search(r"\{[^{}\n]+\}", text) and text[-1:] != "{" and text[:1] != "}")
 
 
-@given(WORDS, WORDS, WORDS)
+@given(OUTSIDE, WORDS, OUTSIDE)
 def test_texts_of_columns_are_never_read_as_templates(before, value, after):
-    before, after = (text.replace("{", "{{").replace("}", "}}") for text in (before, after))
     row = Row({"q": value, "n": 3}, "here")
-    expected = before.replace("{{", "{").replace("}}", "}") + value + "3" + after.replace("{{", "{").replace("}}", "}")
-    assert rendered(f"{before}{{q}}{{n}}{after}", row) == expected
+    assert rendered(f"{before}{{q}}{{n}}{after}", row) == f"{before}{value}3{after}"
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (r"{q} \frac{\sqrt{2}}{3}", r"Why? \frac{\sqrt{2}}{3}"),
+        ('{q} As JSON: {"a": {"b": 1}}', 'Why? As JSON: {"a": {"b": 1}}'),
+        (r"{{q}} \boxed{{{q}}} {}", r"{q} \boxed{Why?} {}"),
+        ("{the answer}: {no column}", "5: {no column}"),
+    ],
+)
+def test_all_other_braces_of_a_prompt_are_text(template, expected, declared, tmp_path):
+    write_lines(tmp_path / "rows.jsonl", [{"q": "Why?", "the answer": 5}])
+    [problem] = load(find(declared({**GOOD, "data": "rows.jsonl", "prompt": template, "reference": "the answer"})))
+    assert problem.prompt[0]["content"] == expected
 
 
 KEYS = st.sampled_from(
