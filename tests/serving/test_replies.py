@@ -10,6 +10,7 @@ from qwen3_jax.generation import Stats, Token, TokenLogprob
 from qwen3_jax.generation.answer import Answer, extend
 from qwen3_jax.serving.app import _events
 from qwen3_jax.serving.meters import Meters
+from qwen3_jax.serving.objects import StreamOptions
 from qwen3_jax.serving.replies import ChatReply, TextReply
 from qwen3_jax.serving.worker import Load
 from tests.helpers import tiny_models
@@ -170,7 +171,7 @@ def test_usage_counts_each_prompt_once(samples, prompts):
 @pytest.mark.parametrize("usage", [True, False])
 def test_the_events_of_a_stream(usage):
     """The role with the first tokens, nothing for tokens without text, the usage once at the end, and the end mark."""
-    reply, a = ChatReply("m", TOK, [answer()], 1), ids("a")[0]
+    reply, a = ChatReply("m", TOK, [answer()], 1, StreamOptions(include_usage=usage)), ids("a")[0]
 
     async def deltas():
         end = [token(ids("</think>")[0]), token(a), token(END, finish="stop")]
@@ -178,7 +179,7 @@ def test_the_events_of_a_stream(usage):
             yield list(extend(reply.answers, [(0, each) for each in step], lambda index: None))
 
     async def collect() -> list[bytes]:
-        return [part async for part in _events(reply, deltas(), usage)]
+        return [part async for part in _events(reply, deltas())]
 
     parts = asyncio.run(collect())
     assert len(parts) == 4  # three with chunks, and the end
