@@ -18,19 +18,24 @@ from qwen3_jax.generation import Delta, Engine, end_tokens, resolve
 from qwen3_jax.generation import Request as EngineRequest
 from qwen3_jax.generation.answer import Answer, extend
 from qwen3_jax.serving.common import EFFORTS, Defaults
-from qwen3_jax.serving.errors import RETRY_SECONDS, Refused, add_handlers
+from qwen3_jax.serving.errors import OVERLOADED, RETRY_SECONDS, Refused, add_handlers
 from qwen3_jax.serving.events import EventStream, while_connected
 from qwen3_jax.serving.grammars import Grammars
 from qwen3_jax.serving.guard import Guard, Limits
+from qwen3_jax.serving.messages_body import CountTokensRequest, MessagesRequest
+from qwen3_jax.serving.messages_reply import MessagesReply
 from qwen3_jax.serving.meters import Meters
 from qwen3_jax.serving.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from qwen3_jax.serving.replies import ChatReply, Reply, TextReply
+from qwen3_jax.serving.responses_body import ResponsesRequest
+from qwen3_jax.serving.responses_reply import ResponsesReply
 from qwen3_jax.serving.startup import Startup
 from qwen3_jax.serving.worker import Stopped, Worker
 from qwen3_jax.text import Tokenizer
 
 PAGE = Path(__file__).parent / "page"
 _STOP_SECONDS = 3.0  # that the end of the server waits for the engine's current step; a compilation takes longer
+_ANY_LENGTH = 1 << 40  # of a prompt that is only counted
 _NO_CACHE = {"cache-control": "no-cache", "x-content-type-options": "nosniff"}
 
 
@@ -111,6 +116,10 @@ class Server:
         get: dict[str, Any] = dict(methods=["GET"], response_model=None)
         api.add_api_route("/v1/chat/completions", self.chat, **(post | {"responses": errors | events}))
         api.add_api_route("/v1/completions", self.complete, **(post | {"responses": errors | events}))
+        api.add_api_route("/v1/responses", self.respond, **(post | {"responses": errors | events}))
+        anthropic = errors | {OVERLOADED: {**errors[429], "description": "at capacity"}}
+        api.add_api_route("/v1/messages", self.message, **(post | {"responses": anthropic | events}))
+        api.add_api_route("/v1/messages/count_tokens", self.count_tokens, **(post | {"responses": anthropic}))
         api.add_api_route("/v1/models", self.models, **get)
         # A path, because names of models have slashes; an escaped one arrives as a slash.
         api.add_api_route("/v1/models/{name:path}", self.model, **get, responses={404: errors[404]})
@@ -138,6 +147,24 @@ class Server:
             as_ids=bool(body.return_tokens_as_token_ids),
         )  # fmt: skip
         return await self._answer(body, request, make)
+
+    async def respond(self, body: ResponsesRequest, request: Request) -> Response:
+        """Answer the items of a conversation, in OpenAI's form for agents."""
+        return await self._answer(body.chat(), request, functools.partial(ResponsesReply, asked=body))
+
+    async def message(self, body: MessagesRequest, request: Request) -> Response:
+        """Answer a conversation in Anthropic's form."""
+        return await self._answer(body.chat(), request, functools.partial(MessagesReply, asked=body))
+
+    async def count_tokens(self, body: CountTokensRequest) -> dict[str, Any]:
+        """Count the tokens of the prompt of a conversation in Anthropic's form, however many they are."""
+        self._check_name(body.model)
+        chat = body.chat()
+        options = chat.options(None, self._defaults)
+        requests = await asyncio.to_thread(
+            resolve, chat.messages, options, self._engine.model, self.tokenizer, max_length=_ANY_LENGTH
+        )
+        return {"input_tokens": len(requests[0].prompt)}
 
     async def models(self) -> dict[str, Any]:
         """A list of the model and its adapters."""

@@ -65,7 +65,7 @@ RESPONSES_NAMES = {
     "messages": "input",
 }  # fmt: skip
 MESSAGES_NAMES = {
-    "thinking_budget": "thinking.budget_tokens", "enable_thinking": "thinking.type", "stop": "stop_sequences",
+    "thinking_budget": "thinking.budget_tokens", "enable_thinking": "thinking", "stop": "stop_sequences",
     "response_format": "output_config.format", "reasoning_effort": "output_config.effort",
 }  # fmt: skip
 
@@ -217,6 +217,75 @@ REFUSED = {
 
 
 _WITHOUT_TOOLS = {"tool_choice": ("none", "auto"), "parallel_tool_calls": (True,)}  # say nothing to /v1/completions
+
+_ONE_ANSWER = Refusal("an answer is one; send the request again for another", (1,))
+_STORES_NOTHING = Refusal("this server keeps no answers; send all the items so far in 'input'", ("",))
+_LOGPROBS = Refusal("POST /v1/chat/completions has log probabilities", (False, 0))
+RESPONSES = Own(
+    ignored={
+        "client_metadata": "identifies the client of Codex",
+        "max_tool_calls": "limits calls of tools that OpenAI runs; this server runs none",
+        "background_options": "is about 'background', which is refused",
+        "access_programs": "is about OpenAI's access to its models",
+    },
+    refused={
+        "previous_response_id": _STORES_NOTHING,
+        "conversation": _STORES_NOTHING,
+        "prompt": Refusal("write it into 'instructions' or 'input'"),
+        "context_management": Refusal("this server compacts nothing; ask for a summary in a request", ([],)),
+        "image": Refusal(_TEXT, ({},)),
+        "messages": Refusal("use 'input'"),
+        "max_tokens": Refusal("use 'max_output_tokens'"),
+        "max_completion_tokens": Refusal("use 'max_output_tokens'"),
+        "response_format": Refusal("use 'text.format'"),
+        "reasoning_effort": Refusal("use 'reasoning.effort'"),
+        "thinking": Refusal("use 'reasoning'"),
+        "n": _ONE_ANSWER,
+        "logprobs": _LOGPROBS,
+        "top_logprobs": _LOGPROBS,
+        "continue_final_message": Refusal("use POST /v1/chat/completions", (False,)),
+        "add_generation_prompt": Refusal("use POST /v1/chat/completions", (True,)),
+        "separate_reasoning": Refusal("thinking is always an item of its own", (True,)),
+        "echo": Refusal("use POST /v1/completions", (False,)),
+        "return_tokens_as_token_ids": Refusal("use POST /v1/completions", (False,)),
+    },
+    names=RESPONSES_NAMES,
+)
+MESSAGES = Own(
+    ignored={
+        "cache_control": "marks what to cache; here every prompt is cached",
+        "diagnostics": "asks why a cache was missed; 'usage' has the tokens that were in it",
+        "inference_geo": "chooses a place of Anthropic's machines",
+        "workspace_id": "identifies a workspace at Anthropic",
+        "user_profile_id": "identifies the end user",
+    },
+    refused={
+        "container": Refusal("this server runs no code"),
+        "mcp_servers": Refusal("give their tools in 'tools'", ([],)),
+        "speed": Refusal("this server has one speed", ("standard",)),
+        "output_format": Refusal("use 'output_config.format'"),
+        "stop": Refusal("use 'stop_sequences'", ([],)),
+        "max_completion_tokens": Refusal("use 'max_tokens'"),
+        "max_output_tokens": Refusal("use 'max_tokens'"),
+        "response_format": Refusal("use 'output_config.format'"),
+        "reasoning": Refusal("use 'thinking'", ({},)),
+        "reasoning_effort": Refusal("use 'output_config.effort'"),
+        "instructions": Refusal("use 'system'", ("",)),
+        "input": Refusal("use 'messages'"),
+        "prompt": Refusal("use 'messages'"),
+        "parallel_tool_calls": Refusal("use 'tool_choice.disable_parallel_tool_use'", (True,)),
+        "n": _ONE_ANSWER,
+        "logprobs": _LOGPROBS,
+        "top_logprobs": _LOGPROBS,
+        "stream_options": Refusal("a stream always has the token counts", ({},)),
+        "continue_final_message": Refusal("a last message of the assistant is always continued", (False,)),
+        "add_generation_prompt": Refusal("a last message of the assistant is always continued", (True,)),
+        "separate_reasoning": Refusal("thinking is always a block of its own", (True,)),
+        "echo": Refusal("use POST /v1/completions", (False,)),
+        "return_tokens_as_token_ids": Refusal("use POST /v1/completions", (False,)),
+    },
+    names=MESSAGES_NAMES,
+)
 
 
 def accepted(

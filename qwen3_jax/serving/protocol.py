@@ -7,11 +7,12 @@ at which a field that is not supported changes nothing.
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, StrictBool, StrictStr, model_validator
+from pydantic import BeforeValidator, Field, StrictBool, StrictStr, ValidationError, model_validator
 
+from qwen3_jax.errors import RequestError
 from qwen3_jax.generation import Options
 from qwen3_jax.generation.sampling import MAX_LOGPROBS
-from qwen3_jax.serving.common import EFFORTS, Common, Defaults, Id, Limit, MakeConstraint, once
+from qwen3_jax.serving.common import EFFORTS, Common, Defaults, Id, Limit, MakeConstraint, Sampled, once
 from qwen3_jax.serving.objects import (
     Body,
     Function,
@@ -159,13 +160,38 @@ class ChatRequest(Common):
             **self._most(self.limit, defaults),
             **self._thinking(defaults, enable, effort),
             enable_thinking=enable,
-            preserve_thinking=_preserved(self.preserve_thinking, self.chat_template_kwargs),
+            preserve_thinking=preserved(self.preserve_thinking, self.chat_template_kwargs),
             tools=self.shown_tools,
             continue_final_message=bool(self.continue_final_message),
             constraint=constraint,
             raw=self.separate_reasoning is False,
             one_call=self.parallel_tool_calls is False,
         )
+
+
+class CappedChatRequest(ChatRequest):
+    """A conversation whose thinking budget is a cap, as Anthropic's clients mean it: they send nearly all of `max_tokens`."""
+
+    fits_budget: ClassVar[bool] = True
+
+
+def as_chat(kind: type[ChatRequest], body: Sampled, **fields: Any) -> ChatRequest:
+    """Return the request for a conversation that another route's body asks for.
+
+    Args:
+        kind: of the request.
+        body: gives the fields that all routes have.
+        fields: the others.
+
+    Raises:
+        RequestError: the fields contradict one another.
+    """
+    shared = {name: getattr(body, name) for name in Sampled.model_fields}
+    try:
+        return kind(**(shared | fields))
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise RequestError(reason if reason.endswith((".", "?")) else f"{reason}.") from None
 
 
 class CompletionRequest(Common):
@@ -248,7 +274,7 @@ class TokenizeRequest(Body):
             add_generation_prompt=self.add_generation_prompt and not self.continue_final_message,
             continue_final_message=self.continue_final_message,
             enable_thinking=enable is not False,
-            preserve_thinking=_preserved(self.preserve_thinking, self.chat_template_kwargs),
+            preserve_thinking=preserved(self.preserve_thinking, self.chat_template_kwargs),
             tokenize=True,
         )
 
@@ -260,7 +286,7 @@ class DetokenizeRequest(Body):
     tokens: list[Id]
 
 
-def _preserved(own: bool | None, template: TemplateOptions | None) -> bool | None:
+def preserved(own: bool | None, template: TemplateOptions | None) -> bool | None:
     names = {
         "preserve_thinking": own,
         "chat_template_kwargs.preserve_thinking": None if template is None else template.preserve_thinking,
