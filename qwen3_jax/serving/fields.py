@@ -286,6 +286,12 @@ MESSAGES = Own(
     },
     names=MESSAGES_NAMES,
 )
+COUNTS = MESSAGES._replace(
+    ignored={
+        **MESSAGES.ignored,
+        **dict.fromkeys(("max_tokens", "stop_sequences"), "is about the answer, which is not counted"),
+    }
+)
 
 
 def accepted(

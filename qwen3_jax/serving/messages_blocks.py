@@ -65,7 +65,7 @@ def messages_of(messages: Sequence[Any], system: str | Sequence[Any] | None) -> 
     """
     plain: list[Json] = []
     if system:
-        plain.append({"role": "system", "content": _Blocks("system", system, "system").text})
+        plain += _Blocks("system", system, "system").messages
     for i, message in enumerate(messages):
         place = f"messages[{i}]"
         if not isinstance(message, Mapping):
@@ -82,7 +82,6 @@ class _Blocks:
 
     Attributes:
         messages: what it is in /v1/chat/completions: tool results are messages of their own there.
-        text: of all blocks of text.
     """
 
     def __init__(self, role: str, content: Any, place: str):
@@ -102,9 +101,8 @@ class _Blocks:
         elif self._texts or not self.messages:
             self._flush()
 
-    @property
-    def text(self) -> str:
-        """The text of the blocks so far."""
+    def _text(self) -> str:
+        """The blocks of text that stand together."""
         return ("" if self._role == "assistant" else _BETWEEN).join(self._texts)
 
     def _read(self, block: Any, place: str) -> None:
@@ -115,13 +113,13 @@ class _Blocks:
             known = f"the blocks there are {', '.join(_BLOCKS[self._role])}"
             raise _error(place, f"is of type {kind!r}: {_OTHER_BLOCKS.get(str(kind), known)}")
         if kind == "text":
-            self._texts.append(_text(block, "text", place))
+            self._texts.append(_string(block, "text", place))
         elif kind == "thinking":
             if self._texts or self._calls:
                 raise _error(
                     place, "is thinking behind the text or a call of its answer; Qwen3 thinks only before them"
                 )
-            thinking = _text(block, "thinking", place)
+            thinking = _string(block, "thinking", place)
             self._thinking.append(thinking or unpacked(str(block.get("signature"))) or "")
         elif kind == "tool_use":
             if not isinstance(block.get("name"), str) or not isinstance(block.get("input"), Mapping):
@@ -135,17 +133,17 @@ class _Blocks:
         if self._texts:
             self._flush()
         content = block.get("content")
-        text = "" if content is None else _Blocks("tool_result", content, f"{place}.content").text
+        text = "" if content is None else _Blocks("tool_result", content, f"{place}.content").messages[0]["content"]
         if block.get("is_error"):
             text = f"Error: {text}"
         self.messages.append({"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": text})
 
     def _flush(self) -> None:
-        self.messages.append({"role": self._role, "content": self.text})
+        self.messages.append({"role": self._role, "content": self._text()})
         self._texts = []
 
     def _answer(self) -> Json:
-        answer: Json = {"role": "assistant", "content": self.text}
+        answer: Json = {"role": "assistant", "content": self._text()}
         if self._thinking:
             answer["reasoning_content"] = "\n\n".join(self._thinking)
         if self._calls:
@@ -153,7 +151,7 @@ class _Blocks:
         return answer
 
 
-def _text(block: Mapping[str, Any], field: str, place: str) -> str:
+def _string(block: Mapping[str, Any], field: str, place: str) -> str:
     text = block.get(field)
     if not isinstance(text, str):
         raise _error(place, f"must have a string {field!r}")

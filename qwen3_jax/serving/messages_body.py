@@ -7,7 +7,7 @@ from pydantic import Field, StrictBool, StrictStr, model_validator
 from qwen3_jax.errors import RequestError
 from qwen3_jax.serving import objects
 from qwen3_jax.serving.common import Sampled
-from qwen3_jax.serving.fields import MESSAGES, Own
+from qwen3_jax.serving.fields import COUNTS, MESSAGES, Own
 from qwen3_jax.serving.messages_blocks import functions_of, messages_of
 from qwen3_jax.serving.objects import (
     Budget,
@@ -180,6 +180,8 @@ class MessagesRequest(_Conversation):
 
 class CountTokensRequest(_Conversation):
     """POST /v1/messages/count_tokens."""
+
+    own: ClassVar[Own] = COUNTS
 
     def chat(self) -> ChatRequest:
         """Return the conversation whose prompt is counted.

@@ -5,7 +5,6 @@ secret: whoever has the field can decode it.
 """
 
 import base64
-import binascii
 
 _PREFIX = "qwen3-jax:"
 
@@ -21,5 +20,5 @@ def unpacked(field: str) -> str | None:
         return None
     try:
         return base64.b64decode(field.removeprefix(_PREFIX), altchars=b"-_", validate=True).decode("utf-8")
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # not its alphabet, or not UTF-8
         return None
