@@ -351,7 +351,8 @@ ARGUMENTS = st.dictionaries(WORD, JSON, max_size=2)
 FIELDS = {
     "arguments": ARGUMENTS.map(json.dumps) | st.sampled_from(["", "[1]"]), "parameters": st.just({}), "schema": st.just(SCHEMA),
     "call_id": st.just("c1"), "input": ARGUMENTS, "input_schema": st.just(SCHEMA), "encrypted_content": st.none(),
-    "source": st.just({"type": "url"}), "signature": WORD, "citations": st.none(), "annotations": st.just([]), "logprobs": st.just([]),
+    "logprobs": st.just([]),
+    "source": st.just({"type": "url"}), "signature": WORD, "citations": st.none(), "annotations": st.just([]),
     "namespace": st.none(), "caller": st.none(), "effort": st.sampled_from(["low", None]),
 }  # fmt: skip
 ITEMS = st.lists(
