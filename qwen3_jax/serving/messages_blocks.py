@@ -20,6 +20,7 @@ _BLOCKS = {
     "tool_result": ("text",),
 }
 _ROLES = ("user", "assistant", "system")
+_BILLING = "x-anthropic-billing-header:"  # Claude Code's; it differs each time, so that no prompt would be cached
 _OTHER_BLOCKS = {
     "redacted_thinking": "only Anthropic can read it; leave it out",
     **dict.fromkeys(("image", "document", "container_upload", "file"), "Qwen3 reads only text"),
@@ -64,6 +65,8 @@ def messages_of(messages: Sequence[Any], system: str | Sequence[Any] | None) -> 
         RequestError: a block that cannot be read; names its place.
     """
     plain: list[Json] = []
+    if isinstance(system, Sequence) and not isinstance(system, str):
+        system = [block for block in system if not _is_billing(block)]
     if system:
         plain += _Blocks("system", system, "system").messages
     for i, message in enumerate(messages):
@@ -149,6 +152,10 @@ class _Blocks:
         if self._calls:
             answer["tool_calls"] = self._calls
         return answer
+
+
+def _is_billing(block: Any) -> bool:
+    return isinstance(block, Mapping) and str(block.get("text")).startswith(_BILLING)
 
 
 def _string(block: Mapping[str, Any], field: str, place: str) -> str:

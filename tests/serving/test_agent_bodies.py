@@ -135,6 +135,15 @@ def test_blocks_are_messages(turns, messages):
         assert CountTokensRequest(messages=turns, system=system).chat().messages == expected
 
 
+def test_the_billing_block_of_claude_code_is_left_out():
+    """It differs in each request, in front of everything that is cached."""
+    billing = {"type": "text", "text": "x-anthropic-billing-header: cc_version=2.1; cc_entrypoint=cli; cch=1a2b;"}
+    said = {"role": "system", "content": "Be brief."}
+    assert asked({"messages": [HI], "system": [billing, {"type": "text", "text": "Be brief."}]}).messages == [said, HI]
+    assert asked({"messages": [HI], "system": [billing]}).messages == [HI]
+    assert asked({"messages": [HI], "system": []}).messages == [HI]
+
+
 def test_a_last_message_of_the_assistant_is_continued():
     body = {"messages": [HI, {"role": "assistant", "content": "It is"}]}
     assert asked(body).continue_final_message

@@ -235,18 +235,27 @@ def test_options_that_serve_refuses(options, words, tmp_path, capsys):
 
 
 def test_the_lists_in_the_documentation_are_those_of_the_code():
-    from qwen3_jax.serving import fields, protocol
+    from qwen3_jax.serving import fields, messages_body, protocol, responses_body
 
     text = (ROOT / "docs/serving.md").read_text()
-    for start, names in (("Accepted and ignored", fields.IGNORED), ("Refused by name", fields.REFUSED)):
-        paragraph = text[text.index(start) :].partition("\n\n")[0]
-        assert re.findall(r"`(\w+)`", paragraph) == list(names)
+    openai, anthropic = text.index("## OpenAI's Responses"), text.index("## Anthropic's Messages")
+    for begin, start, names in (
+        (0, "Accepted and ignored", fields.IGNORED), (0, "Refused by name", fields.REFUSED),
+        (openai, "Ignored here", fields.RESPONSES.ignored), (openai, "Refused here", fields.RESPONSES.refused),
+        (anthropic, "Ignored here", fields.MESSAGES.ignored), (anthropic, "Refused here", fields.MESSAGES.refused),
+    ):  # fmt: skip
+        paragraph = text[text.index(start, begin) :].partition("\n\n")[0]
+        listed = re.findall(r"`(\w+)`", paragraph[paragraph.index(": ") :].partition(";")[0].partition(". `count")[0])
+        assert listed == list(names)
     efforts = next(line for line in text.splitlines() if line.startswith("| `reasoning_effort`"))
     for name, budget in protocol.EFFORTS.items():
         assert f"{name} without limit" in efforts if budget is None else f"{name} {budget:,}" in efforts
-    for kind in (protocol.ChatRequest, protocol.CompletionRequest):
+    for kind, start in (
+        (protocol.ChatRequest, 0), (protocol.CompletionRequest, 0), (responses_body.ResponsesRequest, openai),
+        (messages_body.CountTokensRequest, openai), (messages_body.MessagesRequest, openai),
+    ):  # fmt: skip
         for name in kind.model_fields:
-            assert f"`{name}" in text, name
+            assert f"`{name}" in text[start:], name
 
 
 @pytest.mark.parametrize("name", vars(Limits()))
