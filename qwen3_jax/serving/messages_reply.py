@@ -3,8 +3,8 @@
 Invariant: the deltas of a stream, joined, are the texts of the finished message, which is the same without a stream.
 """
 
-import copy
 import json
+import math
 import sys
 import uuid
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ class MessagesReply(Reply):
         """Return the message as it is."""
         return {
             "id": self._id, "type": "message", "role": "assistant", "model": self.model,
-            "content": copy.deepcopy(self._blocks), **self._stop, "usage": self._usage(),
+            "content": [dict(block) for block in self._blocks], **self._stop, "usage": self._usage(),
         }  # fmt: skip
 
     def _usage(self) -> Json:
@@ -88,7 +88,7 @@ class MessagesReply(Reply):
 
     def _start(self, block: Json) -> Json:
         self._blocks.append(block)
-        return {"type": "content_block_start", "index": len(self._blocks) - 1, "content_block": copy.deepcopy(block)}
+        return {"type": "content_block_start", "index": len(self._blocks) - 1, "content_block": dict(block)}
 
     def _delta(self, kind: str, **fields: Any) -> Json:
         return {"type": "content_block_delta", "index": len(self._blocks) - 1, "delta": {"type": kind, **fields}}
@@ -125,13 +125,19 @@ class MessagesReply(Reply):
     def _call(self, call: ToolCall) -> list[Json]:
         """Give a whole call."""
         started = self._start({"type": "tool_use", "id": call.id, "name": call.name, "input": {}})
-        arguments = json.loads(call.arguments, parse_float=_finite, parse_constant=lambda _: None)
-        self._blocks[-1]["input"] = arguments
-        is_plain = json.loads(call.arguments) == arguments
-        text = call.arguments if is_plain else json.dumps(arguments, ensure_ascii=False)
+        self._blocks[-1]["input"], text = _arguments(call.arguments)
         return [started, self._delta("input_json_delta", partial_json=text), self._stopped()]
 
 
-def _finite(text: str) -> float:
-    """A number within what JSON's readers can hold: 1e999 is no infinity."""
-    return max(-sys.float_info.max, min(sys.float_info.max, float(text)))
+def _arguments(text: str) -> tuple[Json, str]:
+    """The arguments of a call, and their text: as written, unless it has numbers that JSON's readers cannot hold."""
+    replaced = []
+
+    def number(written: str) -> float:
+        value = float(written)
+        if math.isinf(value):
+            replaced.append(written)
+        return max(-sys.float_info.max, min(sys.float_info.max, value))
+
+    value = json.loads(text, parse_float=number, parse_constant=replaced.append)  # NaN and the like become null
+    return value, json.dumps(value, ensure_ascii=False) if replaced else text

@@ -212,8 +212,10 @@ def _thinking(item: Mapping[str, Any], place: str) -> str:
         if field == "encrypted_content":
             text = unpacked(value) if isinstance(value, str) else ""
         else:
-            parts = value if isinstance(value, list) else []
-            if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts):
+            parts = [] if value is None else value
+            if not isinstance(parts, list) or not all(
+                isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts
+            ):
                 raise _error(f"{place}.{field}", "must be a list of texts", "input")
             text = "\n\n".join(part["text"] for part in parts)
         if text:

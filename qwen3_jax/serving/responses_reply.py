@@ -3,7 +3,6 @@
 Invariant: the deltas of a stream, joined, are the texts of the finished response, which is the same without a stream.
 """
 
-import copy
 import time
 import uuid
 from collections.abc import Sequence
@@ -72,7 +71,7 @@ class ResponsesReply(Reply):
             "completed_at": int(time.time()) if done else None, "error": None,
             "incomplete_details": {"reason": "max_output_tokens"} if self._status == "incomplete" else None,
             "instructions": asked.instructions, "max_output_tokens": asked.max_output_tokens, "model": self.model,
-            "output": copy.deepcopy(self._items), "parallel_tool_calls": asked.parallel_tool_calls is not False,
+            "output": [dict(item) for item in self._items], "parallel_tool_calls": asked.parallel_tool_calls is not False,
             "previous_response_id": None,
             "reasoning": {
                 "effort": None if reasoning is None else reasoning.effort,
@@ -111,7 +110,7 @@ class ResponsesReply(Reply):
 
     def _item(self, kind: str) -> Json:
         """The event of the last item's begin or end."""
-        item, index = copy.deepcopy(self._items[-1]), len(self._items) - 1
+        item, index = dict(self._items[-1]), len(self._items) - 1
         return self._event(f"response.output_item.{kind}", output_index=index, item=item)
 
     def _open(self, kind: str) -> list[Json]:

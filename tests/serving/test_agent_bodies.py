@@ -295,6 +295,7 @@ def test_every_field_takes_effect(body, chat):
          "one: '[1]' is a list."),
         ({"input": [{"type": "reasoning", "id": "r", "summary": [], "encrypted_content": "gAAA"}]},
          "input[0].encrypted_content comes from another server, which alone can read it; leave the item out."),
+        ({"input": [REASONING | {"content": "hm"}]}, "input[0].content must be a list of texts."),
         ({"messages": [HI], "max_tokens": None}, "the field 'max_tokens': field required."),
         ({"messages": [HI], "stop": ["a"]}, "the field 'stop' is not supported: use 'stop_sequences'."),
         ({"messages": [HI], "stop_regex": "a"}, "the field 'stop_regex' is not supported: use 'stop_sequences'."),

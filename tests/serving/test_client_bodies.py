@@ -230,5 +230,17 @@ def test_the_packages_themselves(captured):
             del body["max_tokens"]
             counted = await theirs.messages.count_tokens(**body)
             assert counted.input_tokens == len(captured.requests[0].prompt)
+            with pytest.raises(openai.InternalServerError, match="captured"):
+                await own.responses.create(model="tiny", input="hi")
+            captured.server._open = captured.server.limits.requests
+            try:
+                with pytest.raises(openai.RateLimitError, match="server at capacity") as limited:
+                    await own.responses.create(model="tiny", input="hi")
+                with pytest.raises(anthropic.InternalServerError, match="server at capacity") as overloaded:
+                    await theirs.messages.create(**body, max_tokens=9)
+            finally:
+                captured.server._open = 0
+            assert (limited.value.status_code, overloaded.value.status_code) == (429, 529)
+            assert overloaded.value.body["error"]["type"] == "overloaded_error"
 
     asyncio.run(ask())
