@@ -131,7 +131,7 @@ class MessagesReply(Reply):
 
 def _arguments(text: str) -> tuple[Json, str]:
     """The arguments of a call, and their text: as written, unless it has numbers that JSON's readers cannot hold."""
-    replaced = []
+    replaced: list[str] = []
 
     def number(written: str) -> float:
         value = float(written)
@@ -139,5 +139,5 @@ def _arguments(text: str) -> tuple[Json, str]:
             replaced.append(written)
         return max(-sys.float_info.max, min(sys.float_info.max, value))
 
-    value = json.loads(text, parse_float=number, parse_constant=replaced.append)  # NaN and the like become null
+    value = json.loads(text, parse_float=number)
     return value, json.dumps(value, ensure_ascii=False) if replaced else text
