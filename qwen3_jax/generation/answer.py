@@ -57,6 +57,7 @@ class Generation:
         finish_reason: "stop" (an end token or stop text), "length" (max_new_tokens), "tool_calls".
         usage: token counts.
         others: the other answers to the same prompt if `Sampling.n` > 1.
+        stop_text: the stop text that ended the answer; None if none did.
     """
 
     text: str
@@ -69,6 +70,7 @@ class Generation:
     finish_reason: FinishReason
     usage: Usage
     others: tuple[Generation, ...] = ()
+    stop_text: str | None = None
 
     @property
     def message(self) -> dict[str, Any]:
@@ -221,6 +223,7 @@ class Answer:
             logprobs=None if self.request.sampling.logprobs is None else self.logprobs,
             finish_reason=reason,
             usage=self.usage,
+            stop_text=self._reader.stop_text,
         )
         return [*deltas, Delta("end", "", *self._place, result=self.result)]
 
@@ -252,6 +255,11 @@ class _Reader:
         assert self._stops is not None
         assert self._stops.end is not None
         return self._stops.end
+
+    @property
+    def stop_text(self) -> str | None:
+        """The stop text that has ended the answer; None if none has."""
+        return "".join(self._texts)[self._stops.cut : self._stops.end] if self._stops and self.stopped else None
 
     @property
     def text(self) -> str:

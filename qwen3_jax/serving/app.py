@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+import functools
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +17,25 @@ from qwen3_jax.errors import RequestError, UserError
 from qwen3_jax.generation import Delta, Engine, end_tokens, resolve
 from qwen3_jax.generation import Request as EngineRequest
 from qwen3_jax.generation.answer import Answer, extend
-from qwen3_jax.serving.errors import RETRY_SECONDS, Refused, add_handlers
-from qwen3_jax.serving.events import EventStream, event, while_connected
+from qwen3_jax.serving.common import EFFORTS, Defaults
+from qwen3_jax.serving.errors import OVERLOADED, RETRY_SECONDS, Refused, add_handlers
+from qwen3_jax.serving.events import EventStream, while_connected
 from qwen3_jax.serving.grammars import Grammars
 from qwen3_jax.serving.guard import Guard, Limits
+from qwen3_jax.serving.messages_body import CountTokensRequest, MessagesRequest
+from qwen3_jax.serving.messages_reply import MessagesReply
 from qwen3_jax.serving.meters import Meters
-from qwen3_jax.serving.objects import StreamOptions
-from qwen3_jax.serving.protocol import (
-    EFFORTS,
-    ChatRequest,
-    CompletionRequest,
-    Defaults,
-    DetokenizeRequest,
-    TokenizeRequest,
-)
+from qwen3_jax.serving.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from qwen3_jax.serving.replies import ChatReply, Reply, TextReply
+from qwen3_jax.serving.responses_body import ResponsesRequest
+from qwen3_jax.serving.responses_reply import ResponsesReply
 from qwen3_jax.serving.startup import Startup
 from qwen3_jax.serving.worker import Stopped, Worker
 from qwen3_jax.text import Tokenizer
 
 PAGE = Path(__file__).parent / "page"
 _STOP_SECONDS = 3.0  # that the end of the server waits for the engine's current step; a compilation takes longer
+_ANY_LENGTH = 1 << 40  # of a prompt that is only counted
 _NO_CACHE = {"cache-control": "no-cache", "x-content-type-options": "nosniff"}
 
 
@@ -117,6 +116,10 @@ class Server:
         get: dict[str, Any] = dict(methods=["GET"], response_model=None)
         api.add_api_route("/v1/chat/completions", self.chat, **(post | {"responses": errors | events}))
         api.add_api_route("/v1/completions", self.complete, **(post | {"responses": errors | events}))
+        api.add_api_route("/v1/responses", self.respond, **(post | {"responses": errors | events}))
+        anthropic = errors | {OVERLOADED: {**errors[429], "description": "at capacity"}}
+        api.add_api_route("/v1/messages", self.message, **(post | {"responses": anthropic | events}))
+        api.add_api_route("/v1/messages/count_tokens", self.count_tokens, **(post | {"responses": anthropic}))
         api.add_api_route("/v1/models", self.models, **get)
         # A path, because names of models have slashes; an escaped one arrives as a slash.
         api.add_api_route("/v1/models/{name:path}", self.model, **get, responses={404: errors[404]})
@@ -134,11 +137,34 @@ class Server:
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
-        return await self._answer(body, request, ChatReply)
+        make = functools.partial(ChatReply, tokenizer=self.tokenizer, wanted=body.stream_options)
+        return await self._answer(body, request, make)
 
     async def complete(self, body: CompletionRequest, request: Request) -> Response:
         """Continue a text or token ids."""
-        return await self._answer(body, request, TextReply)
+        make = functools.partial(
+            TextReply, tokenizer=self.tokenizer, wanted=body.stream_options, prompts=body.prompts if body.echo else (),
+            as_ids=bool(body.return_tokens_as_token_ids),
+        )  # fmt: skip
+        return await self._answer(body, request, make)
+
+    async def respond(self, body: ResponsesRequest, request: Request) -> Response:
+        """Answer the items of a conversation, in OpenAI's form for agents."""
+        return await self._answer(body.chat(), request, functools.partial(ResponsesReply, asked=body))
+
+    async def message(self, body: MessagesRequest, request: Request) -> Response:
+        """Answer a conversation in Anthropic's form."""
+        return await self._answer(body.chat(), request, functools.partial(MessagesReply, asked=body))
+
+    async def count_tokens(self, body: CountTokensRequest) -> dict[str, Any]:
+        """Count the tokens of the prompt of a conversation in Anthropic's form, however many they are."""
+        self._check_name(body.model)
+        chat = body.chat()
+        options = chat.options(None, self._defaults)
+        requests = await asyncio.to_thread(
+            resolve, chat.messages, options, self._engine.model, self.tokenizer, max_length=_ANY_LENGTH
+        )
+        return {"input_tokens": len(requests[0].prompt)}
 
     async def models(self) -> dict[str, Any]:
         """A list of the model and its adapters."""
@@ -226,8 +252,10 @@ class Server:
 
     # ---- one request -------------------------------------------------------------------------------------------------
 
-    async def _answer(self, body: ChatRequest | CompletionRequest, request: Request, kind: type[Reply]) -> Response:
-        """Answer a request, as a stream or whole."""
+    async def _answer(
+        self, body: ChatRequest | CompletionRequest, request: Request, make: Callable[..., Reply]
+    ) -> Response:
+        """Answer a request, as a stream or whole; `make` gives the reply in the form of the route."""
         self._check(body)
         handed_over = False
 
@@ -240,17 +268,11 @@ class Server:
         try:
             requests = await asyncio.to_thread(self._resolve, body)
             answers = [Answer(self.tokenizer, each) for each in requests]
-            form: dict[str, Any] = {}
-            if isinstance(body, CompletionRequest):
-                prompts = body.prompts if body.echo else ()
-                form = {"prompts": prompts, "as_ids": bool(body.return_tokens_as_token_ids)}
-            reply = kind(body.model or self.name, self.tokenizer, answers, body.n or 1, **form)
+            reply = make(model=body.model or self.name, answers=answers, samples=body.n or 1)
             deltas = self._deltas(reply, requests, request, body)
             if body.stream:
-                wanted = body.stream_options or StreamOptions()
-                events = _events(reply, deltas, wanted.include_usage, wanted.continuous_usage_stats)
                 handed_over = True
-                return EventStream(events, self.limits.seconds, request, close)
+                return EventStream(_events(reply, deltas), self.limits.seconds, request, close, reply.failed)
             return await while_connected(request, _whole(reply, deltas), self.limits.seconds)
         finally:
             if not handed_over:
@@ -329,30 +351,25 @@ def _defaults(tokenizer: Tokenizer, limits: Limits, budget: int | None, most: in
 
 async def _whole(reply: Reply, deltas: AsyncGenerator[Any, None]) -> Response:
     async with contextlib.aclosing(deltas):
-        async for _ in deltas:
-            pass
+        async for pairs in deltas:
+            for choice, delta in pairs:
+                reply.take(choice, delta)
     return JSONResponse(reply.whole())
 
 
-async def _events(
-    reply: Reply, deltas: AsyncGenerator[list[tuple[int, Delta]], None], usage: bool, continuous: bool = False
-) -> AsyncGenerator[bytes, None]:
-    """Encode the chunks. The first is sent with the first token, so that earlier errors have an HTTP status of their own.
-
-    Args:
-        usage: a last chunk has the token counts.
-        continuous: every chunk has those of its step.
-    """
+async def _events(reply: Reply, deltas: AsyncGenerator[list[tuple[int, Delta]], None]) -> AsyncGenerator[bytes, None]:
+    """Encode the events. The first is sent with the first token, so that earlier errors have an HTTP status of their own."""
     opened = False
     async with contextlib.aclosing(deltas):
         async for pairs in deltas:
-            chunks = [] if opened else reply.opening()
+            events = [] if opened else reply.opening()
             opened = True
-            chunks += [reply.chunk(choice, delta) for choice, delta in pairs]
-            if chunks:
-                counts = {"usage": reply.usage()} if continuous else {"usage": None} if usage else {}
-                yield b"".join(event(chunk | counts) for chunk in chunks)
-    yield (event(reply.closing()) if usage else b"") + b"data: [DONE]\n\n"
+            for choice, delta in pairs:
+                events += reply.events(choice, delta)
+            if events:
+                yield b"".join(map(reply.encode, events))
+    if ending := reply.ending():
+        yield ending
 
 
 class _NoCacheFiles(StaticFiles):

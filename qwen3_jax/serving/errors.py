@@ -1,4 +1,4 @@
-"""Errors of requests, in OpenAI's form: an HTTP status, a sentence, the field at fault and a code."""
+"""Errors of requests: an HTTP status, a sentence, the field at fault and a code; in Anthropic's form on its routes."""
 
 from collections.abc import Mapping, MutableMapping
 from typing import Any
@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from qwen3_jax.errors import RequestError, UserError, nearest
+from qwen3_jax.serving.fields import MESSAGES_NAMES, RESPONSES_NAMES, reworded
 from qwen3_jax.text import TextError
 
 RETRY_SECONDS = 2  # when the server is at capacity, or compiles
@@ -18,20 +19,26 @@ _CHAT = "use POST /v1/chat/completions"
 _TEXT = "the model reads and writes text only"
 _OLLAMA, _LLAMA = "this is not Ollama's API", "this is not llama.cpp's own API"
 _SGLANG = "this is not TGI's or SGLang's own API"
-_MESSAGES = "Anthropic's Messages API is not available yet"
 _EMBEDDINGS = "a model that generates text gives no embeddings"
 _RANKS = "a model that generates text ranks nothing"
 _NO_JOBS = "this server has no batch jobs; `qwen3 infer` works through a file"
+OVERLOADED = 529  # Anthropic's status of a server at capacity; 429 is its rate limit of one client
+_ANTHROPIC = {
+    401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
+    429: "overloaded_error", 504: "timeout_error",
+}  # fmt: skip
 # Routes of other servers -> why they and those below them are not here, and what to use.
 ELSEWHERE = {
-    "/v1/responses": f"the Responses API is not available yet; {_CHAT}",
-    "/v1/conversations": f"the Responses API is not available yet; {_CHAT}",
+    "/v1/responses": "this server keeps no responses; POST /v1/responses gives one, from all the items so far",
+    "/v1/responses/input_tokens": "use POST /tokenize",
+    "/v1/responses/compact": "this server compacts nothing; ask for a summary in a request",
+    "/v1/conversations": "this server keeps no conversations; use POST /v1/responses with all the items so far",
     "/v1/assistants": f"this server keeps no assistants; {_CHAT}",
     "/v1/threads": f"this server keeps no conversations; {_CHAT}",
     "/v1/realtime": _TEXT,
-    "/v1/messages": f"{_MESSAGES}; {_CHAT}, or a proxy that translates",
-    "/v1/messages/count_tokens": f"{_MESSAGES}; use POST /tokenize",
-    "/v1/complete": "this is not Anthropic's API; use POST /v1/completions",
+    "/v1/messages": "use POST /v1/messages",
+    "/v1/messages/batches": _NO_JOBS,
+    "/v1/complete": "use POST /v1/messages",
     "/v1/embeddings": _EMBEDDINGS,
     "/v1/rerank": _RANKS,
     "/v2/rerank": _RANKS,
@@ -87,31 +94,40 @@ class Refused(HTTPException):
         self.status, self.code, self.param = status, code, param
 
     @classmethod
-    def of(cls, error: Exception) -> "Refused":
-        """Return the refusal for an error of the layers below."""
+    def of(cls, error: Exception, path: str = "") -> "Refused":
+        """Return the refusal for an error of the layers below, with the names that fields have on a route."""
         if isinstance(error, Refused):
             return error
         if isinstance(error, RequestError):
             code = "context_length_exceeded" if error.too_long else None
-            text = str(error).replace("max_new_tokens", "max_tokens")
-            return cls(400, text, param=_FIELDS.get(error.param or "", error.param), code=code)
+            names = MESSAGES_NAMES if speaks_anthropic(path) else RESPONSES_NAMES if path == "/v1/responses" else {}
+            text = reworded(str(error).replace("max_new_tokens", "max_tokens"), names)
+            param = _FIELDS.get(error.param or "", error.param)
+            return cls(400, text, param=names.get(param or "", param), code=code)
         return cls(400, "the request is nested too deeply." if isinstance(error, RecursionError) else str(error))
 
-    @property
-    def body(self) -> dict[str, Any]:
-        """The JSON body, in OpenAI's form."""
+    def body(self, path: str = "") -> dict[str, Any]:
+        """The JSON body, in the form of the route."""
+        if speaks_anthropic(path):
+            kind = _ANTHROPIC.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
+            return {"type": "error", "error": {"type": kind, "message": self.detail}}
         kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
         kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
 
-    @property
-    def response(self) -> Response:
+    def response(self, path: str) -> Response:
         """The whole response."""
-        return JSONResponse(self.body, self.status, headers=self.headers)
+        status = OVERLOADED if self.status == 429 and speaks_anthropic(path) else self.status
+        return JSONResponse(self.body(path), status, headers=self.headers)
+
+
+def speaks_anthropic(path: str) -> bool:
+    """Whether a route is one of Anthropic's API."""
+    return path == "/v1/messages" or path.startswith("/v1/messages/")
 
 
 def add_handlers(api: FastAPI) -> None:
-    """Answer every error of a request in OpenAI's form."""
+    """Answer every error of a request in the form of its route."""
     for kind in (HTTPException, UserError, TextError, RecursionError):
         api.add_exception_handler(kind, _refuse)
     api.add_exception_handler(RequestValidationError, _invalid)
@@ -124,7 +140,7 @@ def note(scope: MutableMapping[str, Any], refused: Refused) -> None:
 
 def _answered(request: Request, refused: Refused) -> Response:
     note(request.scope, refused)
-    return refused.response
+    return refused.response(request.url.path)
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
@@ -135,19 +151,21 @@ async def _refuse(request: Request, error: Exception) -> Response:
         elif error.status_code == 405 and error.headers:
             detail = f"the method is {error.headers.get('Allow', 'another one')}"
         error = Refused(error.status_code, f"{request.method} {request.url.path}: {detail}.", headers=error.headers)
-    return _answered(request, Refused.of(error))
+    return _answered(request, Refused.of(error, request.url.path))
 
 
 def _missing(request: Request) -> str:
     """Say why there is no such route, and what to use."""
     path = request.url.path.rstrip("/")
+    routes = [route.path for route in request.app.routes if "{" not in route.path and len(route.path) > 1]
+    if f"/v1{path}" in routes:
+        return f"there is no such route. Did you mean '/v1{path}'?"
     for prefix in ("", "/v1"):
         part = prefix + path
         while part not in ELSEWHERE and part:
             part = part.rpartition("/")[0]
         if part:
             return ELSEWHERE[part]
-    routes = [route.path for route in request.app.routes if "{" not in route.path and len(route.path) > 1]
     return f"there is no such route.{nearest(path, routes)} GET /openapi.json lists them"
 
 
@@ -164,6 +182,9 @@ async def _invalid(request: Request, error: Exception) -> Response:
     messages = [message.removeprefix("Value error, ") for message in dict.fromkeys([first["msg"], *same])]
     name = ".".join(map(str, path)) or None
     text = messages[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, RequestError):  # it names the place itself
+        return _answered(request, Refused.of(cause, request.url.path))
     if name is not None:
         text = f"the field {name!r}: {', or '.join(message[:1].lower() + message[1:] for message in messages)}"
     return _answered(request, Refused(400, text if text.endswith((".", "?")) else f"{text}.", param=name))

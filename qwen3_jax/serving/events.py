@@ -22,29 +22,32 @@ class EventStream(Response):
         seconds: time limit.
         request: whose client to watch.
         closed: called at the end, in any case.
+        failed: encodes the event of an error behind the first event.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncGenerator[bytes, None], seconds: float, request: Request, closed: Callable[[], None]
-    ):
+        self, events: AsyncGenerator[bytes, None], seconds: float, request: Request, closed: Callable[[], None],
+        failed: Callable[[Refused], bytes],
+    ):  # fmt: skip
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._events, self._seconds, self._request, self._closed = events, seconds, request, closed
+        self._events, self._seconds, self._request = events, seconds, request
+        self._closed, self._failed = closed, failed
         self._started = False
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
             await while_connected(self._request, self._send(send), self._seconds)
         except (Refused, UserError) as error:
-            refused = Refused.of(error)
+            refused = Refused.of(error, self._request.url.path)
             note(scope, refused)
             if not self._started:
-                await refused.response(scope, receive, send)
+                await refused.response(self._request.url.path)(scope, receive, send)
             elif refused.status != 499:  # the status line is sent already
                 async with asyncio.timeout(_LAST_SECONDS):
-                    await send({"type": "http.response.body", "body": event(refused.body), "more_body": True})
+                    await send({"type": "http.response.body", "body": self._failed(refused), "more_body": True})
                     await send({"type": "http.response.body", "body": b""})
         finally:
             self._closed()
@@ -59,9 +62,10 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": b""})
 
 
-def event(value: dict[str, Any]) -> bytes:
-    """Encode one event."""
-    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n\n"
+def event(value: dict[str, Any], name: str | None = None) -> bytes:
+    """Encode one event, with its name in APIs whose events have names."""
+    data = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    return (b"" if name is None else f"event: {name}\n".encode()) + b"data: " + data + b"\n\n"
 
 
 async def while_connected(request: Request, work: Any, seconds: float) -> Any:

@@ -4,7 +4,9 @@ Clients send many fields at the value that changes nothing (`best_of: 1`, `suffi
 a field is no reason to refuse a request. docs/serving.md prints the same lists.
 """
 
+import re
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from qwen3_jax.errors import nearest
@@ -42,6 +44,30 @@ class Refusal(NamedTuple):
     harmless: tuple[Any, ...] = ()
     needs: tuple[str, ...] = ()
 
+
+class Own(NamedTuple):
+    """What a route has besides the tables for all routes.
+
+    Attributes:
+        ignored: further fields that are ignored -> why.
+        refused: further refusals, or the route's own words for one of `REFUSED`.
+        names: fields of /v1/chat/completions, which the layers below speak of -> the names that the route has for them.
+    """
+
+    ignored: Mapping[str, str] = MappingProxyType({})
+    refused: Mapping[str, Refusal] = MappingProxyType({})
+    names: Mapping[str, str] = MappingProxyType({})
+
+
+# Fields of /v1/chat/completions, which the layers below speak of, under their names on other routes.
+RESPONSES_NAMES = {
+    "max_tokens": "max_output_tokens", "response_format": "text.format", "reasoning_effort": "reasoning.effort",
+    "messages": "input",
+}  # fmt: skip
+MESSAGES_NAMES = {
+    "thinking_budget": "thinking.budget_tokens", "enable_thinking": "thinking", "stop": "stop_sequences",
+    "response_format": "output_config.format", "reasoning_effort": "output_config.effort",
+}  # fmt: skip
 
 _MERGED = Refusal("start a server with the merged weights", ([], {}, ""))
 _SAMPLED = Refusal("answers are sampled; use 'n'", (False,))
@@ -192,27 +218,107 @@ REFUSED = {
 
 _WITHOUT_TOOLS = {"tool_choice": ("none", "auto"), "parallel_tool_calls": (True,)}  # say nothing to /v1/completions
 
+_ONE_ANSWER = Refusal("an answer is one; send the request again for another", (1,))
+_STORES_NOTHING = Refusal("this server keeps no answers; send all the items so far in 'input'", ("",))
+_LOGPROBS = Refusal("POST /v1/chat/completions has log probabilities", (False, 0))
+RESPONSES = Own(
+    ignored={
+        "client_metadata": "identifies the client of Codex",
+        "max_tool_calls": "limits calls of tools that OpenAI runs; this server runs none",
+        "background_options": "is about 'background', which is refused",
+        "access_programs": "is about OpenAI's access to its models",
+    },
+    refused={
+        "previous_response_id": _STORES_NOTHING,
+        "conversation": _STORES_NOTHING,
+        "prompt": Refusal("write it into 'instructions' or 'input'"),
+        "context_management": Refusal("this server compacts nothing; ask for a summary in a request", ([],)),
+        "image": Refusal(_TEXT, ({},)),
+        "messages": Refusal("use 'input'"),
+        "max_tokens": Refusal("use 'max_output_tokens'"),
+        "max_completion_tokens": Refusal("use 'max_output_tokens'"),
+        "response_format": Refusal("use 'text.format'"),
+        "reasoning_effort": Refusal("use 'reasoning.effort'"),
+        "thinking": Refusal("use 'reasoning'"),
+        "n": _ONE_ANSWER,
+        "logprobs": _LOGPROBS,
+        "top_logprobs": _LOGPROBS,
+        "continue_final_message": Refusal("use POST /v1/chat/completions", (False,)),
+        "add_generation_prompt": Refusal("use POST /v1/chat/completions", (True,)),
+        "separate_reasoning": Refusal("thinking is always an item of its own", (True,)),
+        "echo": Refusal("use POST /v1/completions", (False,)),
+        "return_tokens_as_token_ids": Refusal("use POST /v1/completions", (False,)),
+    },
+    names=RESPONSES_NAMES,
+)
+MESSAGES = Own(
+    ignored={
+        "cache_control": "marks what to cache; here every prompt is cached",
+        "diagnostics": "asks why a cache was missed; 'usage' has the tokens that were in it",
+        "inference_geo": "chooses a place of Anthropic's machines",
+        "workspace_id": "identifies a workspace at Anthropic",
+        "user_profile_id": "identifies the end user",
+    },
+    refused={
+        "container": Refusal("this server runs no code"),
+        "mcp_servers": Refusal("give their tools in 'tools'", ([],)),
+        "speed": Refusal("this server has one speed", ("standard",)),
+        "output_format": Refusal("use 'output_config.format'"),
+        "stop": Refusal("use 'stop_sequences'", ([],)),
+        "max_completion_tokens": Refusal("use 'max_tokens'"),
+        "max_output_tokens": Refusal("use 'max_tokens'"),
+        "response_format": Refusal("use 'output_config.format'"),
+        "reasoning": Refusal("use 'thinking'", ({},)),
+        "reasoning_effort": Refusal("use 'output_config.effort'"),
+        "instructions": Refusal("use 'system'", ("",)),
+        "input": Refusal("use 'messages'"),
+        "prompt": Refusal("use 'messages'"),
+        "parallel_tool_calls": Refusal("use 'tool_choice.disable_parallel_tool_use'", (True,)),
+        "n": _ONE_ANSWER,
+        "logprobs": _LOGPROBS,
+        "top_logprobs": _LOGPROBS,
+        "stream_options": Refusal("a stream always has the token counts", ({},)),
+        "continue_final_message": Refusal("a last message of the assistant is always continued", (False,)),
+        "add_generation_prompt": Refusal("a last message of the assistant is always continued", (True,)),
+        "separate_reasoning": Refusal("thinking is always a block of its own", (True,)),
+        "echo": Refusal("use POST /v1/completions", (False,)),
+        "return_tokens_as_token_ids": Refusal("use POST /v1/completions", (False,)),
+    },
+    names=MESSAGES_NAMES,
+)
+COUNTS = MESSAGES._replace(
+    ignored={
+        **MESSAGES.ignored,
+        **dict.fromkeys(("max_tokens", "stop_sequences"), "is about the answer, which is not counted"),
+    }
+)
 
-def accepted(fields: Mapping[str, Any], valid: Collection[str], elsewhere: Mapping[str, str]) -> dict[str, Any]:
+
+def accepted(
+    fields: Mapping[str, Any], valid: Collection[str], elsewhere: Mapping[str, str], own: Own
+) -> dict[str, Any]:
     """Return the fields that a request has to read.
 
     Args:
         fields: of the body.
         valid: names that the request knows; null is the same as absent.
         elsewhere: names that requests to another route know -> that route.
+        own: what the route has besides `IGNORED` and `REFUSED`.
 
     Raises:
         ValueError: a field that would change something and that is not supported; names it.
     """
     kept = {}
+    refused = {**REFUSED, **own.refused}
     for name, value in fields.items():
-        if value is None or name in IGNORED:
-            continue
-        if name in valid:
+        if name in valid and value is not None:
             kept[name] = value
-        elif name in REFUSED:
-            if not _is_harmless(name, value, fields):
-                raise ValueError(f"the field {name!r} is not supported: {REFUSED[name].reason}")
+        elif value is None or name in IGNORED or name in own.ignored:
+            continue
+        elif name in refused:
+            if not _is_harmless(name, value, fields, refused):
+                reason = reworded(REFUSED[name].reason, own.names) if name not in own.refused else refused[name].reason
+                raise ValueError(f"the field {name!r} is not supported: {reason}")
         elif name not in elsewhere:
             raise ValueError(f"there is no field {name!r}.{nearest(name, sorted(valid))}")
         elif value not in ([], {}, False, *_WITHOUT_TOOLS.get(name, ())):
@@ -220,10 +326,10 @@ def accepted(fields: Mapping[str, Any], valid: Collection[str], elsewhere: Mappi
     return kept
 
 
-def _is_harmless(name: str, value: Any, fields: Mapping[str, Any]) -> bool:
+def _is_harmless(name: str, value: Any, fields: Mapping[str, Any], refused: Mapping[str, Refusal]) -> bool:
     """Whether a field that is not supported changes nothing. 0 is not false, nor 1 true."""
-    harmless, needs = REFUSED[name].harmless, REFUSED[name].needs
-    if needs and not any(_acts(each, fields) for each in needs):
+    harmless, needs = refused[name].harmless, refused[name].needs
+    if needs and not any(_acts(each, fields, refused) for each in needs):
         return True
     if name == "best_of":
         n = fields.get("n")
@@ -231,9 +337,18 @@ def _is_harmless(name: str, value: Any, fields: Mapping[str, Any]) -> bool:
     return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in harmless)
 
 
-def _acts(name: str, fields: Mapping[str, Any]) -> bool:
+def _acts(name: str, fields: Mapping[str, Any], refused: Mapping[str, Refusal]) -> bool:
     """Whether a field is given and changes something."""
     value = fields.get(name)
     if value is None or name in _PENALTIES:
         return value is not None and value != _PENALTIES[name]
-    return not _is_harmless(name, value, fields)
+    return not _is_harmless(name, value, fields, refused)
+
+
+def reworded(text: str, names: Mapping[str, str]) -> str:
+    """Return a sentence about fields of /v1/chat/completions with the names that another route has for them."""
+    if not names:
+        return text
+    # A name that is also a word of English is one only in quotation marks.
+    forms = [rf"(?<![\w.]){name}(?![\w.]*\w)" if "_" in name else f"(?<='){name}(?=')" for name in names]
+    return re.sub("|".join(forms), lambda match: names[match[0]], text)

@@ -114,7 +114,7 @@ class Guard:
         except Refused as error:
             note(scope, error)
             if status == 0:
-                response = error.response
+                response = error.response(scope["path"])
                 response.headers["connection"] = "close"  # the body may be unread
                 await response(scope, receive, watched_send)
         finally:

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from qwen3_jax.errors import nearest
-from qwen3_jax.serving.fields import accepted
+from qwen3_jax.serving.fields import Own, accepted
 
 
 def _whole(value: Any) -> Any:
@@ -57,10 +57,11 @@ class Body(Strict):
     """The body of a request, which may also have the fields of `fields`."""
 
     elsewhere: ClassVar[dict[str, str]] = {}  # fields of another route -> that route
+    own: ClassVar[Own] = Own()
 
     @classmethod
     def _known(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
-        return accepted(fields, cls.names(), cls.elsewhere)
+        return accepted(fields, cls.names(), cls.elsewhere, cls.own)
 
 
 class StreamOptions(Strict):

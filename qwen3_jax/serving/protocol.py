@@ -4,50 +4,26 @@ Every field takes effect or is refused by name; `fields` lists those that a serv
 at which a field that is not supported changes nothing.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    StrictBool,
-    StrictFloat,
-    StrictInt,
-    StrictStr,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, StrictBool, StrictStr, ValidationError, model_validator
 
 from qwen3_jax.errors import RequestError
-from qwen3_jax.generation import Constraint, Options, Sampling
+from qwen3_jax.generation import Options
 from qwen3_jax.generation.sampling import MAX_LOGPROBS
+from qwen3_jax.serving.common import EFFORTS, Common, Defaults, Id, Limit, MakeConstraint, Sampled, once
 from qwen3_jax.serving.objects import (
     Body,
-    Budget,
-    CustomParams,
     Function,
     NamedTool,
     Reasoning,
-    ResponseFormat,
-    StreamOptions,
     TemplateOptions,
     Thinking,
     Tool,
     Whole,
 )
 from qwen3_jax.text import Tokenizer
-
-# reasoning_effort -> thinking budget; the report's figure 2 has the accuracy of budgets in this range.
-EFFORTS: dict[str, int | None] = {
-    "none": 0, "minimal": 512, "low": 1024, "medium": 4096, "high": 16_384, "xhigh": None, "max": None,
-}  # fmt: skip
-
-
-def _not_zero(limit: int) -> int:
-    if limit == 0:
-        raise ValueError("an answer has at least one token; -1 is no limit")
-    return limit
 
 
 def _choice(value: Any) -> Any:
@@ -61,11 +37,6 @@ def _choice(value: Any) -> Any:
     return value
 
 
-Number = StrictInt | StrictFloat
-Id = Annotated[Whole, Field(ge=0, lt=2**31)]
-Texts = StrictStr | list[StrictStr]
-Limit = Annotated[Whole, Field(ge=-1), AfterValidator(_not_zero)]
-MakeConstraint = Callable[[], Constraint] | None
 # For the API's description only: the chat template checks messages.
 _MESSAGE = {
     "type": "object",
@@ -79,108 +50,7 @@ _MESSAGE = {
 Messages = Annotated[list[dict[str, Any]], Field(min_length=1, json_schema_extra={"items": _MESSAGE})]
 
 
-@dataclass(frozen=True)
-class Defaults:
-    """What a server adds to requests.
-
-    Attributes:
-        supports_thinking: of the model; an effort, which clients send to any model, has no effect without it.
-        max_tokens: upper bound of the tokens of an answer; None is the room that the prompt leaves.
-        thinking_budget: of requests that name none; None is unlimited.
-        max_thinking_budget: upper bound of every budget; None is unlimited.
-    """
-
-    supports_thinking: bool = True
-    max_tokens: int | None = None
-    thinking_budget: int | None = None
-    max_thinking_budget: int | None = None
-
-
-class _Common(Body):
-    """Fields of both chat and text completions."""
-
-    model: StrictStr | None = None
-    stream: StrictBool | None = None
-    stream_options: StreamOptions | None = None
-    max_tokens: Limit | None = None
-    n: Annotated[Whole, Field(ge=1)] | None = None
-    temperature: Annotated[Number, Field(ge=0)] | None = None
-    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[Whole, Field(ge=-1)] | None = None
-    min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
-    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[Number, Field(gt=0)] | None = None
-    logit_bias: dict[str, Annotated[Number, Field(ge=-100, le=100)]] | None = None
-    seed: Annotated[Whole, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Texts | None = None
-    stop_token_ids: list[Id] | Id | None = None
-    thinking_budget: Budget | None = None
-    thinking_token_budget: Budget | None = None
-    custom_params: CustomParams | None = None
-    response_format: ResponseFormat | None = None
-
-    @property
-    def budgets(self) -> dict[str, int | None]:
-        """The thinking budget under each of its names."""
-        custom = self.custom_params
-        return {
-            "thinking_budget": self.thinking_budget,
-            "thinking_token_budget": self.thinking_token_budget,
-            "custom_params.thinking_budget": None if custom is None else custom.thinking_budget,
-        }
-
-    @property
-    def budget(self) -> int | None:
-        """The thinking budget; None if absent, -1 for no limit."""
-        return _once(self.budgets, "thinking_budget", "the thinking budget")
-
-    def _thinking(self, defaults: Defaults, enable: bool | None, effort: str | None) -> dict[str, Any]:
-        """Return the options of the thinking budget: the request's, else the server's, within the server's bound."""
-        own = self.budget
-        budget = None if own == -1 else own
-        if own is None and defaults.supports_thinking and enable is not False:
-            if effort is not None:
-                budget = EFFORTS[effort]
-            elif enable is None or defaults.thinking_budget != 0:
-                budget = defaults.thinking_budget
-        most = defaults.max_thinking_budget
-        lowered = most is not None and enable is not False and (budget is None or budget > most)
-        if lowered:
-            if most == 0 and enable:
-                raise RequestError("this server allows no thinking; leave 'enable_thinking' out.", "enable_thinking")
-            budget = most
-        return {"thinking_budget": budget, "fit_budget": own is None or lowered}
-
-    def _most(self, limit: int | None, defaults: Defaults) -> dict[str, Any]:
-        """Return the options of the limit, which is a cap: less is generated where less fits."""
-        most = defaults.max_tokens
-        limit = limit if limit is None or most is None else min(limit, most)
-        return {"max_new_tokens": limit, "fit_limit": True, "default_limit": most}
-
-    @property
-    def prompts(self) -> list[Any]:
-        """One entry per prompt."""
-        raise NotImplementedError
-
-    @property
-    def answers(self) -> int:
-        """How many answers the request asks for, over all its prompts."""
-        return (self.n or 1) * len(self.prompts)
-
-    def _sampling(self, logprobs: int | None) -> Sampling:
-        ends = self.stop_token_ids or ()
-        return Sampling(
-            temperature=self.temperature, top_p=self.top_p, min_p=self.min_p, repetition_penalty=self.repetition_penalty,
-            top_k=None if self.top_k is None else max(self.top_k, 0),  # -1 is "all" in vLLM
-            presence_penalty=self.presence_penalty or 0.0, frequency_penalty=self.frequency_penalty or 0.0,
-            logit_bias=_biases(self.logit_bias or {}), seed=None if self.seed is None else self.seed % 2**63,
-            stop=() if self.stop is None else self.stop, stop_token_ids=(ends,) if isinstance(ends, int) else tuple(ends),
-            logprobs=logprobs, n=self.n or 1,
-        )  # fmt: skip
-
-
-class ChatRequest(_Common):
+class ChatRequest(Common):
     """POST /v1/chat/completions."""
 
     elsewhere: ClassVar[dict[str, str]] = dict.fromkeys(
@@ -245,7 +115,7 @@ class ChatRequest(_Common):
     def limit(self) -> int | None:
         """Most tokens of an answer; None for no limit."""
         names = {"max_tokens": self.max_tokens, "max_completion_tokens": self.max_completion_tokens}
-        limit = _once(names, "max_tokens", "the limit")
+        limit = once(names, "max_tokens", "the limit")
         return None if limit == -1 else limit
 
     @property
@@ -274,7 +144,7 @@ class ChatRequest(_Common):
             "thinking.type": None if kind in (None, "adaptive") else kind == "enabled",
             "reasoning.enabled": None if self.reasoning is None else self.reasoning.enabled,
         }
-        return _once(names, "enable_thinking", "the switch")
+        return once(names, "enable_thinking", "the switch")
 
     @property
     def prompts(self) -> list[Any]:
@@ -284,13 +154,13 @@ class ChatRequest(_Common):
     def options(self, constraint: MakeConstraint, defaults: Defaults) -> Options:
         """Return the options of each prompt."""
         enable = self.switch
-        effort = _once(self.efforts, "reasoning_effort", "the effort")
+        effort = once(self.efforts, "reasoning_effort", "the effort")
         return Options(
             sampling=self._sampling((self.top_logprobs or 0) if self.logprobs else None),
             **self._most(self.limit, defaults),
             **self._thinking(defaults, enable, effort),
             enable_thinking=enable,
-            preserve_thinking=_preserved(self.preserve_thinking, self.chat_template_kwargs),
+            preserve_thinking=preserved(self.preserve_thinking, self.chat_template_kwargs),
             tools=self.shown_tools,
             continue_final_message=bool(self.continue_final_message),
             constraint=constraint,
@@ -299,11 +169,36 @@ class ChatRequest(_Common):
         )
 
 
-class CompletionRequest(_Common):
+class CappedChatRequest(ChatRequest):
+    """A conversation whose thinking budget is a cap, as Anthropic's clients mean it: they send nearly all of `max_tokens`."""
+
+    fits_budget: ClassVar[bool] = True
+
+
+def as_chat(kind: type[ChatRequest], body: Sampled, **fields: Any) -> ChatRequest:
+    """Return the request for a conversation that another route's body asks for.
+
+    Args:
+        kind: of the request.
+        body: gives the fields that all routes have.
+        fields: the others.
+
+    Raises:
+        RequestError: the fields contradict one another.
+    """
+    shared = {name: getattr(body, name) for name in Sampled.model_fields}
+    try:
+        return kind(**(shared | fields))
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise RequestError(reason if reason.endswith((".", "?")) else f"{reason}.") from None
+
+
+class CompletionRequest(Common):
     """POST /v1/completions: a text, or token ids, is continued as it is."""
 
     elsewhere: ClassVar[dict[str, str]] = dict.fromkeys(
-        (name for name in ChatRequest.model_fields if name not in _Common.model_fields and name != "logprobs"),
+        (name for name in ChatRequest.model_fields if name not in Common.model_fields and name != "logprobs"),
         "POST /v1/chat/completions",
     )
     forced_tools: ClassVar[list[Function]] = []
@@ -372,14 +267,14 @@ class TokenizeRequest(Body):
             return tokenizer.encode(self.prompt)
         template = None if self.chat_template_kwargs is None else self.chat_template_kwargs.enable_thinking
         names = {"enable_thinking": self.enable_thinking, "chat_template_kwargs.enable_thinking": template}
-        enable = _once(names, "enable_thinking", "the switch")
+        enable = once(names, "enable_thinking", "the switch")
         return tokenizer.apply_chat_template(
             self.messages or [],
             tools=None if not self.tools else [tool.shown for tool in self.tools],
             add_generation_prompt=self.add_generation_prompt and not self.continue_final_message,
             continue_final_message=self.continue_final_message,
             enable_thinking=enable is not False,
-            preserve_thinking=_preserved(self.preserve_thinking, self.chat_template_kwargs),
+            preserve_thinking=preserved(self.preserve_thinking, self.chat_template_kwargs),
             tokenize=True,
         )
 
@@ -391,35 +286,9 @@ class DetokenizeRequest(Body):
     tokens: list[Id]
 
 
-T = TypeVar("T")
-
-
-def _once(names: Mapping[str, T | None], param: str, what: str) -> T | None:
-    """Return the value that is given under one or several names; None if there is none.
-
-    Raises:
-        RequestError: the values differ.
-    """
-    given = {name: value for name, value in names.items() if value is not None}
-    if len(set(given.values())) > 1:
-        texts = " and ".join(f"{name}={value}" for name, value in given.items())
-        raise RequestError(f"the request has {texts}; give {what} once.", param)
-    return next(iter(given.values()), None)
-
-
-def _preserved(own: bool | None, template: TemplateOptions | None) -> bool | None:
+def preserved(own: bool | None, template: TemplateOptions | None) -> bool | None:
     names = {
         "preserve_thinking": own,
         "chat_template_kwargs.preserve_thinking": None if template is None else template.preserve_thinking,
     }
-    return _once(names, "preserve_thinking", "the switch")
-
-
-def _biases(given: Mapping[str, float]) -> dict[int, float]:
-    biases = {}
-    for text, bias in given.items():
-        if not text.isascii() or not text.isdecimal():
-            reason = f"'logit_bias' has the key {text!r}; its keys are token ids."
-            raise RequestError(reason, "logit_bias")
-        biases[int(text)] = bias
-    return biases
+    return once(names, "preserve_thinking", "the switch")

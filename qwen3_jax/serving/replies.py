@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 
 from qwen3_jax.generation import Delta, Generation, TokenLogprob
 from qwen3_jax.generation.answer import Answer
+from qwen3_jax.serving.errors import Refused
+from qwen3_jax.serving.events import event
+from qwen3_jax.serving.objects import StreamOptions
 from qwen3_jax.text import Tokenizer, ToolCall
 
 Json = dict[str, Any]
@@ -19,30 +22,23 @@ Logprobs = Sequence[TokenLogprob] | None  # None unless requested
 
 
 class Reply(ABC):
-    """The answers to one HTTP request as they grow; base of `ChatReply` and `TextReply`.
+    """The answers to one HTTP request as they grow: the form of an API's objects and events.
 
     Args:
         model: its name on this server.
-        tokenizer: spells the tokens of log probabilities.
         answers: one per choice, prompt by prompt.
         samples: choices per prompt.
 
     Attributes:
-        answers: as given.
+        model, answers: as given.
         started, first: times of the request and of its first token (`time.perf_counter`).
     """
 
-    prefix, object, chunk_object = "", "", ""
-
-    def __init__(self, model: str, tokenizer: Tokenizer, answers: Sequence[Answer], samples: int):
-        self.answers = answers
+    def __init__(self, model: str, answers: Sequence[Answer], samples: int = 1):
+        self.model, self.answers = model, answers
         self.started = time.perf_counter()
         self.first: float | None = None
         self._samples = samples
-        self._tokenizer = tokenizer
-        self._common = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
-        # Per choice, in earlier chunks: log probabilities, and tool calls.
-        self._sent, self._calls = ([0] * len(answers) for _ in range(2))
 
     @property
     def done(self) -> bool:
@@ -53,9 +49,89 @@ class Reply(ABC):
         """Set the time of the first token, unless it is set."""
         self.first = self.first or time.perf_counter()
 
+    def usage(self) -> Json:
+        """Return the token counts of all answers together, each prompt once."""
+        usages = [answer.usage for answer in self.answers]
+        prompts = usages[:: self._samples]
+        prompt = sum(usage.prompt_tokens for usage in prompts)
+        completion = sum(usage.completion_tokens for usage in usages)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in prompts)},
+            "completion_tokens_details": {
+                "reasoning_tokens": sum(usage.thinking_tokens for usage in usages),
+                "forced_tokens": sum(usage.forced_tokens for usage in usages),
+            },
+        }
+
     def opening(self) -> list[Json]:
-        """Return the chunks before any token."""
+        """Return the events before any token."""
         return []
+
+    @abstractmethod
+    def events(self, choice: int, delta: Delta) -> list[Json]:
+        """Take a delta; return its events."""
+
+    def take(self, choice: int, delta: Delta) -> None:
+        """Take a delta of a request that does not stream."""
+        self.events(choice, delta)
+
+    def encode(self, value: Json) -> bytes:
+        """Encode an event."""
+        return event(value)
+
+    def ending(self) -> bytes:
+        """Return the encoded events behind the last delta's."""
+        return b""
+
+    def failed(self, refused: Refused) -> bytes:
+        """Return the encoded event of an error behind the first event."""
+        return event(refused.body())
+
+    @abstractmethod
+    def whole(self) -> Json:
+        """Return the object of a finished request that does not stream."""
+
+
+class Chunks(Reply):
+    """OpenAI's older APIs; base of `ChatReply` and `TextReply`.
+
+    Args:
+        tokenizer: spells the tokens of log probabilities.
+        wanted: token counts in a stream.
+        model, answers, samples: see `Reply`.
+    """
+
+    prefix, object, chunk_object = "", "", ""
+
+    def __init__(
+        self, model: str, tokenizer: Tokenizer, answers: Sequence[Answer], samples: int, wanted: StreamOptions | None = None
+    ):  # fmt: skip
+        super().__init__(model, answers, samples)
+        self._tokenizer = tokenizer
+        self._wanted = wanted or StreamOptions()
+        self._common = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+        # Per choice, in earlier chunks: log probabilities, and tool calls.
+        self._sent, self._calls = ([0] * len(answers) for _ in range(2))
+
+    def events(self, choice: int, delta: Delta) -> list[Json]:
+        """Return the chunk of a delta."""
+        return [self.chunk(choice, delta)]
+
+    def take(self, choice: int, delta: Delta) -> None:
+        """Take a delta of a request that does not stream: `whole` is made from the results."""
+
+    def encode(self, value: Json) -> bytes:
+        """Encode a chunk, with the token counts so far if they are wanted."""
+        if self._wanted.continuous_usage_stats:
+            return event(value | {"usage": self.usage()})
+        return event(value | {"usage": None} if self._wanted.include_usage else value)
+
+    def ending(self) -> bytes:
+        """Return the chunk with the token counts, if it is wanted, and the end mark."""
+        return (event(self.closing()) if self._wanted.include_usage else b"") + b"data: [DONE]\n\n"
 
     def chunk(self, choice: int, delta: Delta) -> Json:
         """Return the chunk of one delta, with the log probabilities that are new since the choice's previous chunk."""
@@ -76,23 +152,6 @@ class Reply(ABC):
             choices.append(self._choice(index, answer.result))
         return self._common | {"object": self.object, "choices": choices, "usage": self.usage()}
 
-    def usage(self) -> Json:
-        """Return the token counts of all answers together, each prompt once."""
-        usages = [answer.usage for answer in self.answers]
-        prompts = usages[:: self._samples]
-        prompt = sum(usage.prompt_tokens for usage in prompts)
-        completion = sum(usage.completion_tokens for usage in usages)
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-            "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in prompts)},
-            "completion_tokens_details": {
-                "reasoning_tokens": sum(usage.thinking_tokens for usage in usages),
-                "forced_tokens": sum(usage.forced_tokens for usage in usages),
-            },
-        }
-
     @abstractmethod
     def _chunk(self, choice: int, delta: Delta, logprobs: Logprobs) -> Json:
         """Return the chunk of a delta."""
@@ -105,7 +164,7 @@ class Reply(ABC):
         return self._tokenizer.bytes_of(token).decode("utf-8", "replace")
 
 
-class ChatReply(Reply):
+class ChatReply(Chunks):
     """/v1/chat/completions."""
 
     prefix, object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
@@ -153,22 +212,22 @@ class ChatReply(Reply):
         return {"content": entries, "refusal": None}
 
 
-class TextReply(Reply):
+class TextReply(Chunks):
     """/v1/completions.
 
     Args:
         prompts: as in the request, to be repeated before the answers to them (`echo`); empty repeats none.
         as_ids: tokens of log probabilities are spelled "token_id:9707", as vLLM does, so that they can be told apart.
-        model, tokenizer, answers, samples: see `Reply`.
+        model, tokenizer, answers, samples, wanted: see `Chunks`.
     """
 
     prefix, object, chunk_object = "cmpl", "text_completion", "text_completion"
 
     def __init__(
         self, model: str, tokenizer: Tokenizer, answers: Sequence[Answer], samples: int,
-        prompts: Sequence[str | Sequence[int]] = (), as_ids: bool = False,
+        wanted: StreamOptions | None = None, prompts: Sequence[str | Sequence[int]] = (), as_ids: bool = False,
     ):  # fmt: skip
-        super().__init__(model, tokenizer, answers, samples)
+        super().__init__(model, tokenizer, answers, samples, wanted)
         self._as_ids = as_ids
         self._prompts = [_Prompt.of(tokenizer, prompt, answers[i * samples]) for i, prompt in enumerate(prompts)]
         self._places = [self._new_places(choice) for choice in range(len(answers))]

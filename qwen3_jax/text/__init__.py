@@ -9,6 +9,7 @@ parse("<think>\\nEasy.\\n</think>\\n\\n4").content       # "4"
 from .chat import built_in_template, check_messages, render, soft_switch
 from .detokenize import Detokenizer
 from .errors import ChatTemplateError, TextError, TokenizerError
+from .messages import check_message
 from .parsers import AnswerParser, Parsed, Piece, ThinkingParser, ToolCallParser, parse
 from .thinking import STOP_TEXT
 from .tokenizer import Tokenizer
@@ -29,6 +30,7 @@ __all__ = [
     "ToolCall",
     "ToolCallParser",
     "built_in_template",
+    "check_message",
     "check_messages",
     "parse",
     "render",

@@ -54,6 +54,15 @@ def plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
     return [_plain_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
 
+def check_message(message: Mapping[str, Any], name: str) -> None:
+    """Refuse a message that no template can render; `name` is what it is called in the error.
+
+    Raises:
+        ChatTemplateError: names the field.
+    """
+    _plain_message(message, name)
+
+
 def plain_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
     """Return copies of tools, with all that was sent, in its order.
 

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from qwen3_jax.serving.grammars import Grammars
-from qwen3_jax.serving.protocol import Function, ResponseFormat
+from qwen3_jax.serving.objects import Function, ResponseFormat
 from tests.helpers import tiny_models
 
 TOK = tiny_models.tokenizer()

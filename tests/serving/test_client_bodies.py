@@ -1,12 +1,9 @@
 """Bodies made of the real clients' own types: each is accepted with nothing lost, or refused naming the place."""
 
 import asyncio
-import contextlib
 import json
-from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import httpx2
 import openai
 import pytest
@@ -19,10 +16,8 @@ from openai.types.chat import completion_create_params as chat_params
 from openai.types.chat.chat_completion_message_param import ChatCompletionMessageParam
 from pydantic import BaseModel
 
-from qwen3_jax import Engine
-from qwen3_jax.serving.app import Server
-from qwen3_jax.serving.worker import Stopped
 from tests.helpers import tiny_models
+from tests.helpers.captured_server import Captured, check_place
 from tests.helpers.client_types import JSON, WORD, bodies, values, words
 from tests.helpers.schema_models import Address, models
 
@@ -38,50 +33,9 @@ MESSAGES = st.lists(PLAIN | MESSAGE, min_size=1, max_size=3)
 FAST = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-class Captured:
-    """A server that accepts requests and generates nothing."""
-
-    def __init__(self) -> None:
-        self.server = Server(Engine(tiny_models.model(0), rows=2, cache_tokens=2048), TOK, "tiny")
-        self.server.ready = True
-        self.server._engine.max_length = 1 << 16  # schemas are long in the tokens of the tiny tokenizer
-        self.server.app._log = None
-        self.server.worker.submit = self._submit  # type: ignore[method-assign]
-        self.requests: list = []
-
-    @contextlib.contextmanager
-    def _submit(self, requests) -> Iterator[None]:
-        self.requests = list(requests)
-        raise Stopped("captured")
-        yield
-
-    def ask(self, path: str, body: dict) -> dict | None:
-        """Send a body; return the error, or None if it was accepted."""
-
-        async def send() -> httpx.Response:
-            transport = httpx.ASGITransport(self.server.app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
-                return await http.post(path, json=body)
-
-        response = asyncio.run(send())
-        error = response.json()["error"]
-        if error["message"] == "captured.":
-            return None
-        assert response.status_code == 400, (response.status_code, error)
-        return error
-
-
 @pytest.fixture(scope="module")
 def captured() -> Captured:
     return Captured()
-
-
-def check_place(error: dict, body: dict) -> None:
-    """A refusal names a field of the body, in one sentence."""
-    names = [name for name in body if name in error["message"]]
-    assert error["param"] or names, error
-    assert error["message"].endswith((".", "?"))
-    assert "\n" not in error["message"]
 
 
 @FAST
@@ -255,7 +209,7 @@ SCHEMA_OF_ANTHROPIC = st.fixed_dictionaries(
 
 
 def test_the_packages_themselves(captured):
-    """With the headers that they send; Anthropic's route is named as not there yet."""
+    """With the headers that they send."""
     transport = httpx2.ASGITransport(captured.server.app)
 
     async def ask() -> None:
@@ -271,12 +225,22 @@ def test_the_packages_themselves(captured):
                 base_url="http://localhost", api_key="any", max_retries=0, http_client=http
             )
             body = {"model": "tiny", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
-            with pytest.raises(
-                anthropic.NotFoundError, match="Anthropic's Messages API is not available yet; use POST"
-            ):
+            with pytest.raises(anthropic.InternalServerError, match="captured"):
                 await theirs.messages.create(**body)
             del body["max_tokens"]
-            with pytest.raises(anthropic.NotFoundError, match="use POST /tokenize"):
-                await theirs.messages.count_tokens(**body)
+            counted = await theirs.messages.count_tokens(**body)
+            assert counted.input_tokens == len(captured.requests[0].prompt)
+            with pytest.raises(openai.InternalServerError, match="captured"):
+                await own.responses.create(model="tiny", input="hi")
+            captured.server._open = captured.server.limits.requests
+            try:
+                with pytest.raises(openai.RateLimitError, match="server at capacity") as limited:
+                    await own.responses.create(model="tiny", input="hi")
+                with pytest.raises(anthropic.InternalServerError, match="server at capacity") as overloaded:
+                    await theirs.messages.create(**body, max_tokens=9)
+            finally:
+                captured.server._open = 0
+            assert (limited.value.status_code, overloaded.value.status_code) == (429, 529)
+            assert overloaded.value.body["error"]["type"] == "overloaded_error"
 
     asyncio.run(ask())

@@ -371,8 +371,8 @@ def test_openais_client_raises_its_own_errors(server):
     long = [{"role": "user", "content": "no " * 2000}]
     with pytest.raises(openai.BadRequestError, match="maximum context length"):
         server.client().chat.completions.create(model=server.model, messages=long)
-    with pytest.raises(openai.NotFoundError, match="Responses API is not available yet"):
-        server.client().responses.create(model=server.model, input="hi")
+    with pytest.raises(openai.NotFoundError, match="this server keeps no responses"):
+        server.client().responses.retrieve("resp_1")
     assert server.client().models.retrieve(server.model).id == server.model
 
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from qwen3_jax.serving.errors import Refused
 from qwen3_jax.serving.guard import Guard, Limits
 
 POST = dict(method="POST", path="/v1/chat/completions", headers={"content-type": "application/json"})
@@ -134,6 +135,43 @@ def test_who_needs_a_key(path, header, status):
 def test_keys_in_the_headers_of_other_clients(headers, status):
     guard = Guard(read_all, Limits(), ("one", "two"), (), lambda *_: None, log=None)
     assert ask(guard, headers=POST["headers"] | headers)["status"] == status
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+@pytest.mark.parametrize(
+    ("headers", "pieces", "status", "kind"),
+    [
+        ({}, [b"{}"], 401, "authentication_error"),
+        ({"x-api-key": "one"}, [b"{}"], 200, None),
+        ({"x-api-key": "one"}, [b"x" * 11], 413, "request_too_large"),
+        ({"x-api-key": "one", "content-type": "text/plain"}, [b"{}"], 415, "invalid_request_error"),
+        ({"x-api-key": "one", "host": "evil.example"}, [b"{}"], 421, "invalid_request_error"),
+    ],
+)
+def test_anthropics_routes_have_errors_in_its_form(path, headers, pieces, status, kind):
+    guard = Guard(read_all, Limits(body_bytes=10), ("one",), ("localhost",), lambda *_: None, log=None)
+    got = ask(guard, pieces, path=path, headers=POST["headers"] | {"host": "localhost"} | headers)
+    assert got["status"] == status
+    if kind is not None:
+        body = json.loads(got["body"])
+        assert (body.keys(), body["error"].keys()) == ({"type", "error"}, {"type", "message"})
+        assert (body["type"], body["error"]["type"]) == ("error", kind)
+
+
+@pytest.mark.parametrize(
+    ("status", "sent", "kind"),
+    [
+        (400, 400, "invalid_request_error"), (404, 404, "not_found_error"), (405, 405, "invalid_request_error"),
+        (429, 529, "overloaded_error"), (500, 500, "api_error"), (503, 503, "api_error"), (504, 504, "timeout_error"),
+    ],
+)  # fmt: skip
+def test_statuses_of_anthropics_errors(status, sent, kind):
+    """A server at capacity is overloaded there; 429 would be the rate limit of one client."""
+    response = Refused(status, "no.", retry=2).response("/v1/messages")
+    assert response.status_code == sent
+    assert json.loads(response.body)["error"] == {"type": kind, "message": "no."}
+    assert response.headers["retry-after"] == "2"
+    assert Refused(status, "no.").response("/v1/responses").status_code == status
 
 
 def test_an_encoded_body_is_refused_by_name():

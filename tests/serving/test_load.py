@@ -1,4 +1,4 @@
-"""Many clients at once, most of them well-behaved."""
+"""Many clients at once, of all APIs, most of them well-behaved."""
 
 import asyncio
 import contextlib
@@ -15,6 +15,7 @@ from tests.helpers import tiny_models
 from tests.helpers.served import Running, raw_chat, serve
 
 CLIENTS = 64
+CHAT, RESPONSES, MESSAGES = ROUTES = ("/v1/chat/completions", "/v1/responses", "/v1/messages")
 MEGABYTE = 1 << 20
 
 
@@ -41,7 +42,9 @@ def load(folder: Path, work: Path, seconds: float) -> None:
         assert "Traceback" not in server.log, server.log[-5000:]
         assert done["answers"] > seconds
         assert server.meter("qwen3_preemptions_total") > 0
-        assert min(done[kind] for kind in ("left", "malformed", "too large", "too long", "slow")) > seconds / 20
+        assert (
+            min(done[kind] for kind in (*ROUTES, "left", "malformed", "too large", "too long", "slow")) > seconds / 20
+        )
         memory = done["memory"]
         assert memory[-1] - memory[len(memory) // 2] < 32 * MEGABYTE, memory
 
@@ -72,7 +75,17 @@ def answered(server: Running, request: dict) -> tuple[dict, tuple]:
 
 
 async def crowd(server: Running, references: list, seconds: float) -> dict:
-    done = {"answers": 0, "left": 0, "malformed": 0, "too large": 0, "too long": 0, "slow": 0, "busy": 0, "memory": []}
+    done = {
+        **dict.fromkeys(ROUTES, 0),
+        "answers": 0,
+        "left": 0,
+        "malformed": 0,
+        "too large": 0,
+        "too long": 0,
+        "slow": 0,
+        "busy": 0,
+        "memory": [],
+    }
     ends = time.monotonic() + seconds
 
     async def watch() -> None:
@@ -88,16 +101,16 @@ async def crowd(server: Running, references: list, seconds: float) -> dict:
 
 
 async def one(client: httpx.AsyncClient, server: Running, references: list, random, done: dict, ends: float) -> None:
-    url = f"{server.url}/v1/chat/completions"
     while time.monotonic() < ends:
         request, expected = references[random.integers(len(references))]
         what = random.choice(
             ["ask", "leave", "malformed", "too large", "too long", "slow"], p=[0.7, 0.1, 0.05, 0.05, 0.05, 0.05]
         )
-        body = json.dumps(request | {"stream": True, "stream_options": {"include_usage": True}}).encode()
+        route = random.choice(ROUTES)
+        url, body = f"{server.url}{route}", json.dumps(of_route(route, request)).encode()
         if what in ("ask", "leave"):
             leaves_after = random.integers(0, 12) if what == "leave" else None
-            got = await stream(client, url, body, leaves_after)
+            got = await stream(client, url, route, body, leaves_after)
             if got is None:
                 done["left"] += 1
             elif got == "busy":
@@ -106,14 +119,15 @@ async def one(client: httpx.AsyncClient, server: Running, references: list, rand
             else:
                 assert got == expected, (request, got, expected)
                 done["answers"] += 1
+                done[route] += 1
         elif what == "slow":
-            await read_slowly(server, body, random)
+            await read_slowly(server, json.dumps(of_route(CHAT, request)).encode(), random)
             done["slow"] += 1
         else:
             bad, status = {
                 "malformed": (body[: random.integers(1, len(body) - 1)], 400),
-                "too large": (json.dumps({"messages": [{"role": "user", "content": "x" * 200_000}]}).encode(), 413),
-                "too long": (json.dumps({"messages": [{"role": "user", "content": "no " * 3000}]}).encode(), 400),
+                "too large": (json.dumps(of_route(route, said("x" * 200_000))).encode(), 413),
+                "too long": (json.dumps(of_route(route, said("no " * 3000))).encode(), 400),
             }[what]
             with contextlib.suppress(httpx.WriteError):  # the server may hang up before it has read all
                 response = await client.post(url, content=bad, headers={"Content-Type": "application/json"})
@@ -122,11 +136,25 @@ async def one(client: httpx.AsyncClient, server: Running, references: list, rand
             done[what] += 1
 
 
-async def stream(client: httpx.AsyncClient, url: str, body: bytes, leaves_after: int | None):
+def said(text: str) -> dict:
+    return {"messages": [{"role": "user", "content": text}], "max_tokens": 9}
+
+
+def of_route(route: str, request: dict) -> dict:
+    """The body that asks another API for the same answer, as a stream."""
+    if route == CHAT:
+        return request | {"stream": True, "stream_options": {"include_usage": True}}
+    if route == MESSAGES:
+        return request | {"stream": True}
+    renamed = {"messages": "input", "max_tokens": "max_output_tokens"}
+    return {renamed.get(name, name): value for name, value in request.items()} | {"stream": True}
+
+
+async def stream(client: httpx.AsyncClient, url: str, route: str, body: bytes, leaves_after: int | None):
     """The parts of a streamed answer, or None if the client leaves after some lines of it."""
-    thinking, content, finish, tokens, lines = "", "", None, None, 0
+    answer, lines = {"thinking": "", "content": "", "finish": None, "tokens": None}, 0
     async with client.stream("POST", url, content=body, headers={"Content-Type": "application/json"}) as response:
-        if response.status_code == 429:
+        if response.status_code in (429, 529):
             return "busy"
         assert response.status_code == 200, await response.aread()
         async for line in response.aiter_lines():
@@ -136,12 +164,33 @@ async def stream(client: httpx.AsyncClient, url: str, body: bytes, leaves_after:
                 continue
             event = json.loads(line[6:])
             assert "error" not in event, event
-            tokens = event["usage"]["completion_tokens"] if event["usage"] else tokens
-            for choice in event["choices"]:
-                thinking += choice["delta"].get("reasoning_content") or ""
-                content += choice["delta"].get("content") or ""
-                finish = choice["finish_reason"] or finish
-    return thinking, content, finish, tokens
+            {CHAT: read_chunk, RESPONSES: read_response, MESSAGES: read_message}[route](event, answer)
+    return tuple(answer.values())
+
+
+def read_chunk(event: dict, answer: dict) -> None:
+    answer["tokens"] = event["usage"]["completion_tokens"] if event["usage"] else answer["tokens"]
+    for choice in event["choices"]:
+        answer["thinking"] += choice["delta"].get("reasoning_content") or ""
+        answer["content"] += choice["delta"].get("content") or ""
+        answer["finish"] = choice["finish_reason"] or answer["finish"]
+
+
+def read_response(event: dict, answer: dict) -> None:
+    if event["type"] in ("response.reasoning_text.delta", "response.output_text.delta"):
+        answer["thinking" if "reasoning" in event["type"] else "content"] += event["delta"]
+    elif event["type"] in ("response.completed", "response.incomplete"):
+        answer["finish"] = "stop" if event["type"] == "response.completed" else "length"
+        answer["tokens"] = event["response"]["usage"]["output_tokens"]
+
+
+def read_message(event: dict, answer: dict) -> None:
+    if event["type"] == "content_block_delta":
+        answer["thinking"] += event["delta"].get("thinking", "")
+        answer["content"] += event["delta"].get("text", "")
+    elif event["type"] == "message_delta":
+        answer["finish"] = {"end_turn": "stop", "max_tokens": "length"}[event["delta"]["stop_reason"]]
+        answer["tokens"] = event["usage"]["output_tokens"]
 
 
 async def read_slowly(server: Running, body: bytes, random) -> None:

@@ -252,7 +252,7 @@ def test_max_tokens_is_a_cap(server, roomy):
     long = [{"role": "user", "content": "no " * 900}]
     with pytest.raises(RequestError, match="the maximum context length is 512 tokens") as caught:
         roomy._resolve(ChatRequest(messages=long, max_tokens=100_000))
-    body = Refused.of(caught.value).body["error"]
+    body = Refused.of(caught.value).body()["error"]
     assert (body["param"], body["code"]) == (None, "context_length_exceeded")
     with pytest.raises(ValueError, match="an answer has at least one token"):
         CompletionRequest(prompt="Hi", max_tokens=0)
@@ -262,7 +262,7 @@ def test_the_advice_of_a_refused_budget_can_be_followed(roomy):
     def refused(**body) -> dict:
         with pytest.raises(RequestError) as caught:
             roomy._resolve(ChatRequest(messages=ASK, **body))
-        return Refused.of(caught.value).body["error"]
+        return Refused.of(caught.value).body()["error"]
 
     def numbers(message: str) -> list[int]:
         return [int(each) for each in re.findall(r"at (?:least|most) (\d+)", message)]
@@ -370,7 +370,7 @@ def test_limits_are_exact(server):
     ):  # fmt: skip
         refused = check(server, **body)
         assert (refused.status, refused.param) == (400, param)
-    assert check(server, model="other").body["error"]["code"] == "model_not_found"
+    assert check(server, model="other").body()["error"]["code"] == "model_not_found"
     assert check(server, stream=True, stream_options={"include_usage": True}) is None
     assert check(server, stream_options={}, max_tokens=10) is None
     for requests, answers, status in ((1, 0, None), (2, 0, 429), (0, 6, None), (0, 7, 429)):  # 2 rows, 5 may wait

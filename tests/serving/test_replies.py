@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 
 import pytest
 
@@ -9,7 +10,10 @@ from qwen3_jax import Request, Sampling
 from qwen3_jax.generation import Stats, Token, TokenLogprob
 from qwen3_jax.generation.answer import Answer, extend
 from qwen3_jax.serving.app import _events
+from qwen3_jax.serving.messages_body import MessagesRequest
+from qwen3_jax.serving.messages_reply import MessagesReply
 from qwen3_jax.serving.meters import Meters
+from qwen3_jax.serving.objects import StreamOptions
 from qwen3_jax.serving.replies import ChatReply, TextReply
 from qwen3_jax.serving.worker import Load
 from tests.helpers import tiny_models
@@ -146,6 +150,23 @@ def test_each_log_probability_is_in_one_chunk():
     assert entries[1] == spelled(ids("a")[0])
 
 
+def test_the_blocks_of_a_message():
+    """Arguments are as written, but for numbers that no reader of JSON can hold."""
+    body = MessagesRequest(messages=[{"role": "user", "content": "hi"}], max_tokens=9)
+    reply = MessagesReply("m", [answer(tools=True)], 1, body)
+    calls = [CALL, CALL.replace('{"a": 1}', '{"a":  -1e999, "b": [1.50]}')]
+    text = [*ids("<think>"), *ids("7"), *ids("</think>"), *ids("a"), *ids(calls[0]), *ids("b"), *ids(calls[1]), END]
+    pairs = [(0, token(id, finish="stop" if id == END else None)) for id in text]
+    events = [event for pair in extend(reply.answers, pairs, lambda index: None) for event in reply.events(*pair)]
+    big = -sys.float_info.max
+    blocks = reply.whole()["content"]
+    assert [block["type"] for block in blocks] == ["thinking", "text", "tool_use", "text", "tool_use"]
+    assert [block["input"] for block in blocks if "input" in block] == [{"a": 1}, {"a": big, "b": [1.5]}]
+    written = [event["delta"]["partial_json"] for event in events if "partial_json" in event.get("delta", {})]
+    assert written == ['{"a": 1}', f'{{"a": {big}, "b": [1.5]}}']
+    assert json.loads(json.dumps(reply.whole(), allow_nan=False))["stop_reason"] == "tool_use"
+
+
 @pytest.mark.parametrize(("samples", "prompts"), [(1, 12), (2, 6), (4, 3)])
 def test_usage_counts_each_prompt_once(samples, prompts):
     answers = [answer() for _ in range(4)]
@@ -170,7 +191,7 @@ def test_usage_counts_each_prompt_once(samples, prompts):
 @pytest.mark.parametrize("usage", [True, False])
 def test_the_events_of_a_stream(usage):
     """The role with the first tokens, nothing for tokens without text, the usage once at the end, and the end mark."""
-    reply, a = ChatReply("m", TOK, [answer()], 1), ids("a")[0]
+    reply, a = ChatReply("m", TOK, [answer()], 1, StreamOptions(include_usage=usage)), ids("a")[0]
 
     async def deltas():
         end = [token(ids("</think>")[0]), token(a), token(END, finish="stop")]
@@ -178,7 +199,7 @@ def test_the_events_of_a_stream(usage):
             yield list(extend(reply.answers, [(0, each) for each in step], lambda index: None))
 
     async def collect() -> list[bytes]:
-        return [part async for part in _events(reply, deltas(), usage)]
+        return [part async for part in _events(reply, deltas())]
 
     parts = asyncio.run(collect())
     assert len(parts) == 4  # three with chunks, and the end

@@ -9,7 +9,9 @@ import threading
 import time
 from collections.abc import Iterator
 
+import anthropic
 import httpx
+import openai
 import pytest
 
 from qwen3_jax.cli.main import main as qwen3
@@ -86,6 +88,27 @@ def test_keys_hosts_and_origins(guarded):
     answered = [line for line in lines if line["method"] == "POST" and line["status"] == 200]
     assert answered
     assert all(line["completion_tokens"] <= 4 and line["prompt_tokens"] > 4 for line in answered)
+
+
+def test_official_clients_give_their_keys(guarded):
+    """OpenAI's as a bearer token, Anthropic's in x-api-key; a wrong key is the error of each."""
+    hi = [{"role": "user", "content": "hi"}]
+    for key in ("second", "fourth"):
+        own = openai.OpenAI(base_url=f"{guarded.url}/v1", api_key=key, max_retries=0)
+        theirs = anthropic.Anthropic(base_url=guarded.url, api_key=key, max_retries=0)
+        if key == "second":
+            assert own.responses.create(model="mine", input="hi", max_output_tokens=4).usage.output_tokens <= 4
+            assert theirs.messages.create(model="mine", messages=hi, max_tokens=4).usage.output_tokens <= 4
+            assert theirs.messages.count_tokens(model="mine", messages=hi).input_tokens > 4
+            continue
+        with pytest.raises(openai.AuthenticationError):
+            own.responses.create(model="mine", input="hi")
+        with pytest.raises(anthropic.AuthenticationError) as caught:
+            theirs.messages.create(model="mine", messages=hi, max_tokens=4)
+        assert caught.value.body["error"]["type"] == "authentication_error"
+    theirs = anthropic.Anthropic(base_url=guarded.url, api_key="first", max_retries=0)
+    with pytest.raises(anthropic.BadRequestError, match="the request has 4 messages; the limit is 3"):
+        theirs.messages.create(model="mine", messages=hi * 4, max_tokens=4)
 
 
 def test_by_default_no_page_of_another_origin_may_ask(server):
@@ -235,18 +258,27 @@ def test_options_that_serve_refuses(options, words, tmp_path, capsys):
 
 
 def test_the_lists_in_the_documentation_are_those_of_the_code():
-    from qwen3_jax.serving import fields, protocol
+    from qwen3_jax.serving import fields, messages_body, protocol, responses_body
 
     text = (ROOT / "docs/serving.md").read_text()
-    for start, names in (("Accepted and ignored", fields.IGNORED), ("Refused by name", fields.REFUSED)):
-        paragraph = text[text.index(start) :].partition("\n\n")[0]
-        assert re.findall(r"`(\w+)`", paragraph) == list(names)
+    openai, anthropic = text.index("## OpenAI's Responses"), text.index("## Anthropic's Messages")
+    for begin, start, names in (
+        (0, "Accepted and ignored", fields.IGNORED), (0, "Refused by name", fields.REFUSED),
+        (openai, "Ignored here", fields.RESPONSES.ignored), (openai, "Refused here", fields.RESPONSES.refused),
+        (anthropic, "Ignored here", fields.MESSAGES.ignored), (anthropic, "Refused here", fields.MESSAGES.refused),
+    ):  # fmt: skip
+        paragraph = text[text.index(start, begin) :].partition("\n\n")[0]
+        listed = re.findall(r"`(\w+)`", paragraph[paragraph.index(": ") :].partition(";")[0].partition(". `count")[0])
+        assert listed == list(names)
     efforts = next(line for line in text.splitlines() if line.startswith("| `reasoning_effort`"))
     for name, budget in protocol.EFFORTS.items():
         assert f"{name} without limit" in efforts if budget is None else f"{name} {budget:,}" in efforts
-    for kind in (protocol.ChatRequest, protocol.CompletionRequest):
+    for kind, start in (
+        (protocol.ChatRequest, 0), (protocol.CompletionRequest, 0), (responses_body.ResponsesRequest, openai),
+        (messages_body.CountTokensRequest, openai), (messages_body.MessagesRequest, openai),
+    ):  # fmt: skip
         for name in kind.model_fields:
-            assert f"`{name}" in text, name
+            assert f"`{name}" in text[start:], name
 
 
 @pytest.mark.parametrize("name", vars(Limits()))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from qwen3_jax.errors import RequestError
-from qwen3_jax.serving.protocol import Function, ResponseFormat
+from qwen3_jax.serving.objects import Function, ResponseFormat
 from qwen3_jax.serving.schemas import ENFORCED, REFUSED
 from qwen3_jax.text import parse
 from tests.helpers.grammar_checks import GRAMMARS, answered, called
