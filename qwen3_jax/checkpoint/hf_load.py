@@ -16,7 +16,7 @@ from flax import nnx
 
 from qwen3_jax.checkpoint import keys
 from qwen3_jax.checkpoint.checksums import verify_checksums
-from qwen3_jax.checkpoint.formats.opening import HEAD, SCORE, model_class, open_checkpoint
+from qwen3_jax.checkpoint.formats.opening import HEAD, SCORE, Checkpoint, open_checkpoint
 from qwen3_jax.checkpoint.keys import Slot
 from qwen3_jax.checkpoint.slot_load import load_slot, weight_type
 from qwen3_jax.checkpoint.source import TensorSource
@@ -24,7 +24,7 @@ from qwen3_jax.checkpoint.storage import as_dtype
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError, warn
 from qwen3_jax.kernels import ONE_DEVICE, Execution, WeightType, check_weight_type
-from qwen3_jax.model import EmbeddingModel, Qwen3, abstract
+from qwen3_jax.model import EmbeddingModel, Qwen3, RewardModel, abstract
 from qwen3_jax.progress import progress_bar
 
 _BAR_FROM_BYTES = 1 << 30  # smaller checkpoints load before a bar could be read
@@ -55,16 +55,9 @@ def load_model(
         verify_checksums(folder)
     stored = config.dtype or next(iter(tensors.entries.values())).dtype
     compute, storage = as_dtype(dtype or stored), as_dtype(param_dtype or stored)
-    head, embeds = HEAD in tensors.entries, checkpoint.embedding is not None
-    kind = model_class(config, head=head, score=SCORE in tensors.entries, embeds=embeds)
-    if kind is EmbeddingModel and not embeds:
-        warn(
-            f"{folder} has no {HEAD!r}, and config.json does not tie it to the embedding: an embedding model, which cannot "
-            "generate. If the embedding is the head, set tie_word_embeddings to true; else the folder may be incomplete."
-        )
     make = functools.partial(
         _make,
-        kind,
+        _class(checkpoint, config),
         config,
         dtype=compute,
         param_dtype=storage,
@@ -93,6 +86,21 @@ def load_model(
         model.generation_config = checkpoint.generation
     model.embedding_config = checkpoint.embedding
     return model
+
+
+def _class(checkpoint: Checkpoint, config: Qwen3Config) -> type[Qwen3]:
+    """The class of the model that a checkpoint holds: one with an output projection, or with the head that its files show."""
+    tensors = checkpoint.tensors
+    if SCORE in tensors.entries:
+        return RewardModel
+    if HEAD in tensors.entries or (config.tie_word_embeddings and checkpoint.embedding is None):
+        return Qwen3
+    if checkpoint.embedding is None:
+        warn(
+            f"{tensors.folder} has no {HEAD!r}, and config.json does not tie it to the embedding: an embedding model, which "
+            "cannot generate. If the embedding is the head, set tie_word_embeddings to true; else the folder may be incomplete."
+        )
+    return EmbeddingModel
 
 
 def _make(kind: type[Qwen3], config: Qwen3Config, **options: Any) -> Qwen3:

@@ -23,7 +23,6 @@ from flax import nnx
 
 from qwen3_jax.checkpoint.checksums import verify_checksums, write_checksums
 from qwen3_jax.checkpoint.embedding_files import read_embedding_config
-from qwen3_jax.checkpoint.formats.opening import model_class
 from qwen3_jax.checkpoint.publish import publishing
 from qwen3_jax.checkpoint.small_files import load_tokenizer, write_small_files
 from qwen3_jax.checkpoint.storage import as_dtype, refuse_adapter, refuse_quantized
@@ -32,7 +31,7 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.generation_config import GenerationConfig
 from qwen3_jax.json_fields import read_json
 from qwen3_jax.kernels import ONE_DEVICE, Execution
-from qwen3_jax.model import Qwen3, Structure, flatten, layer_groups
+from qwen3_jax.model import EmbeddingModel, Qwen3, RewardModel, Structure, flatten, layer_groups
 from qwen3_jax.paths import local_path
 from qwen3_jax.text import Tokenizer
 from sharding import Placement
@@ -107,7 +106,8 @@ def load_native(
     folder = Path(path).expanduser().absolute()
     if not folder.is_dir():
         raise UserError(f"there is no checkpoint folder {folder}.")
-    config = Qwen3Config.from_hf(read_json(folder / "config.json"))
+    raw = read_json(folder / "config.json")
+    config = Qwen3Config.from_hf(raw)
     if not (folder / PARAMS).is_dir():
         raise UserError(
             f"{folder} has no {PARAMS}/ folder; it is not a checkpoint that `qwen3 convert --to orbax` wrote."
@@ -120,9 +120,7 @@ def load_native(
     compute, storage = as_dtype(dtype or kind), as_dtype(param_dtype or kind)
 
     placement = execution.placement
-    embedding = read_embedding_config(folder, config.hidden_size)
-    head, score = "lm_head" in stored, "score" in stored
-    make = model_class(config, head=head, score=score, embeds=embedding is not None)
+    make = _class(raw.get("architectures"))
     wanted = _abstract(make, config, placement, storage, True)
     _check(stored, wanted, folder)
     with _reading(folder), ocp.StandardCheckpointer() as checkpointer:
@@ -134,8 +132,16 @@ def load_native(
     generation = folder / "generation_config.json"
     if generation.exists():
         model.generation_config = GenerationConfig.from_hf(read_json(generation))
-    model.embedding_config = embedding
+    model.embedding_config = read_embedding_config(folder, config.hidden_size)
     return model, load_tokenizer(folder)
+
+
+def _class(architectures: Any) -> type[Qwen3]:
+    """The class whose folder has this in config.json, see `write_small_files`."""
+    name = str(architectures[0]) if architectures else ""
+    if name.endswith("ForSequenceClassification"):
+        return RewardModel
+    return EmbeddingModel if name.endswith("Model") else Qwen3
 
 
 def _abstract(

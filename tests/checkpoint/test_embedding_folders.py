@@ -187,9 +187,7 @@ def test_modules_that_cannot_be_read_are_named(modules, words, tmp_path):
 
 
 def test_transformers_and_an_orbax_folder_have_the_same_states(decoder, tmp_path):
-    import torch
-    import transformers
-
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     model, tokenizer = qwen3_jax.load(write_layout(shutil.copytree(decoder, tmp_path / "x")))
     expected = qwen3_jax.embed(model, tokenizer, TEXTS)
     native = save_native(model, tokenizer, tmp_path / "native")

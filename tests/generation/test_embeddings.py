@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
+import transformers
 from flax import nnx
 
 import qwen3_jax
@@ -13,7 +15,7 @@ from qwen3_jax.errors import RequestError
 from qwen3_jax.generation.readout import Job, Reader, padded
 from qwen3_jax.model import RewardModel
 from qwen3_jax.text import TokenizerError
-from tests.helpers import embedding_folders, tiny_models
+from tests.helpers import embedding_folders, hf_checkpoints, tiny_models
 from tests.helpers.embedding_folders import PROMPTS, QUERY, TEXTS
 
 TOLERANCE = 2e-5
@@ -39,8 +41,6 @@ def loaded(folder):
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory):
     """A language model with tokens of its own for yes and no, and transformers' of the same weights."""
-    from tests.helpers import hf_checkpoints
-
     folder = tmp_path_factory.mktemp("judge") / "x"
     peer = hf_checkpoints.build_from(False, embedding_folders.FIELDS)
     peer.lm_head.weight.data *= 0.2  # so that it is in doubt
@@ -51,8 +51,6 @@ def judge(tmp_path_factory):
 
 def last_token_pool(states, mask):
     """As the model card has it."""
-    import torch
-
     left_padding = mask[:, -1].sum() == mask.shape[0]
     if left_padding:
         return states[:, -1]
@@ -62,9 +60,6 @@ def last_token_pool(states, mask):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_embeddings_are_those_of_the_model_card(side, folder, loaded):
-    import torch
-    import transformers
-
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side=side)
     peer = transformers.AutoModel.from_pretrained(folder)
     texts = [f"{QUERY}{text}" for text in TEXTS]
@@ -101,8 +96,6 @@ def test_a_text_has_one_embedding_alone_in_a_batch_as_ids_and_on_a_mesh(folder, 
 
 
 def test_a_language_model_embeds_too(judge):
-    import torch
-
     _, model, tokenizer, peer = judge
     given = qwen3_jax.embed(model, tokenizer, TEXTS[2:], normalize=False)
     for row, text in zip(given, TEXTS[2:], strict=True):
@@ -203,8 +196,6 @@ SYSTEM = (
 
 def card_inputs(tokenizer, query, documents, instruction, side):
     """The token ids, mask and padding of the model card; its `pad` at either side."""
-    import torch
-
     prefix = tokenizer.encode(f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n")
     suffix = tokenizer.encode("<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
     rows = [
@@ -221,8 +212,6 @@ def card_inputs(tokenizer, query, documents, instruction, side):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_relevance_is_that_of_the_model_card(side, judge):
-    import torch
-
     _, model, tokenizer, peer = judge
     query, plain = "What is the capital?", DOCUMENTS[:3]
     ids, mask = card_inputs(
@@ -241,9 +230,6 @@ def test_relevance_is_that_of_the_model_card(side, judge):
 
 
 def test_relevance_on_a_mesh_and_of_a_classifier_with_one_label(judge, tmp_path):
-    import torch
-    import transformers
-
     folder, model, tokenizer, peer = judge
     expected = qwen3_jax.rerank(model, tokenizer, "What?", DOCUMENTS, instruction="Find it.")
     spread, _ = qwen3_jax.load(folder, mesh=sharding.make_mesh(data=2, tensor=4))

@@ -30,7 +30,6 @@ from qwen3_jax.embedding_config import EmbeddingConfig
 from qwen3_jax.errors import UserError, warn
 from qwen3_jax.generation_config import GenerationConfig
 from qwen3_jax.json_fields import read_config, read_json
-from qwen3_jax.model import EmbeddingModel, Qwen3, RewardModel
 from qwen3_jax.paths import visible_files
 
 _SCHEMES: dict[str, type[Scheme]] = {"fp8": Fp8Blocks, "awq": Awq, "gptq": Gptq, "compressed-tensors": Int8}
@@ -71,20 +70,6 @@ def gguf_file(path: Path) -> Path | None:
 
 SCORE = "score.weight"  # the head of transformers' classes for sequence classification
 HEAD = "lm_head.weight"  # the output projection
-
-
-def model_class(config: Qwen3Config, *, head: bool, score: bool, embeds: bool) -> type[Qwen3]:
-    """Return the class of a checkpoint's model.
-
-    Args:
-        config: the architecture.
-        head: it has an output projection of its own.
-        score: it has the head of a classifier.
-        embeds: files of sentence-transformers say how it makes embeddings.
-    """
-    if score:
-        return RewardModel
-    return Qwen3 if head or (config.tie_word_embeddings and not embeds) else EmbeddingModel
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
