@@ -19,7 +19,7 @@ import numpy as np
 
 from qwen3_jax.embedding_config import EmbeddingConfig
 from qwen3_jax.errors import RequestError, UserError
-from qwen3_jax.generation.readout import Job, Reader, checked, last_states, run
+from qwen3_jax.generation.readout import Job, Reader, Reading, checked, last_states, run
 from qwen3_jax.model import Qwen3, RewardModel
 from qwen3_jax.text import Tokenizer
 
@@ -104,9 +104,14 @@ def embedding_job(
     model: Qwen3, tokenizer: Tokenizer | None, texts: Sequence[Any], *,
     prompt_name: str | None = None, prompt: str | None = None, instruction: str | None = None,
     dimensions: int | None = None, normalize: bool | None = None, truncate: bool = False,
-    name: str = "texts",
+    name: str = "texts", limit: int | None = None,
 ) -> Job:  # fmt: skip
-    """Return what `embed` computes; arguments and errors as there. `name` is that of the texts in errors."""
+    """Return what `embed` computes; arguments and errors as there.
+
+    Args:
+        name: of the texts in errors.
+        limit: most tokens of a text, besides the checkpoint's own limit.
+    """
     if isinstance(model, RewardModel):
         raise UserError(f"{model.no_text}, or `qwen3_jax.rerank` the relevance of documents.")
     config = _config(model)
@@ -114,7 +119,8 @@ def embedding_job(
     width = model.config.hidden_size * len(config.pooling)
     if dimensions is not None and not 1 <= dimensions <= width:
         raise RequestError(f"dimensions is {dimensions}; this model's embeddings have 1 to {width}.", "dimensions")
-    limit = _limit(model, tokenizer, config)
+    own = _limit(model, tokenizer, config)
+    limit = own if limit is None else min(own, limit)
     every = []
     for place, text in enumerate(texts):
         ids = _tokens(tokenizer, text, before, limit if truncate else None, f"{name}[{place}]")
@@ -134,7 +140,12 @@ def embedding_job(
         lengths = np.linalg.norm(pooled, axis=-1, keepdims=True) if unit else 1
         return (pooled / np.maximum(lengths, _SMALLEST)).astype(np.float32)
 
-    return Job(every, Pooling(config.pooling), starts, finish)
+    return Job(every, embedding_reading(model), starts, finish)
+
+
+def embedding_reading(model: Qwen3) -> Reading:
+    """Return what is read of texts."""
+    return Pooling(_config(model).pooling)
 
 
 def _config(model: Qwen3) -> EmbeddingConfig:

@@ -92,7 +92,6 @@ class Reader:
             most_tokens: most tokens of a batch of several texts, with padding.
         """
         order = sorted(range(len(job.ids)), key=lambda place: len(job.ids[place]))
-        parts = self.model.execution.placement.parts("batch")
         start = 0
         while start < len(order):
             count = 1
@@ -101,8 +100,18 @@ class Reader:
                     break
                 count += 1
             places = order[start : start + count]
-            yield _batch(job, places, -(-_power(count) // parts) * parts)
+            yield _batch(job, places, self._rows(count))
             start += count
+
+    def sizes(self, length: int, batch_size: int, most_tokens: int = MOST_TOKENS) -> list[tuple[int, int]]:
+        """Return (rows, length) of the smallest and the largest batch of texts of this length; arguments as for `batches`."""
+        largest = max(min(batch_size, most_tokens // padded(length)), 1)
+        return [(rows, padded(length)) for rows in sorted({self._rows(1), self._rows(largest)})]
+
+    def _rows(self, count: int) -> int:
+        """The rows of a batch of so many texts: they are divided over the mesh."""
+        parts = self.model.execution.placement.parts("batch")
+        return -(-_power(count) // parts) * parts
 
     def prepare(self, reading: Reading, rows: int, length: int) -> None:
         """Compile for batches [rows, length]; nothing to do where that was done."""
@@ -139,7 +148,9 @@ def join(job: Job, batches: Sequence[Batch], values: Sequence[np.ndarray]) -> An
     return job.finish(np.concatenate(values)[np.argsort(order)])
 
 
-def checked(model: Qwen3, ids: Sequence[int], name: str, param: str | None = None) -> list[int]:
+def checked(
+    model: Qwen3, ids: Sequence[int], name: str, param: str | None = None, limit: int | None = None
+) -> list[int]:
     """Return token ids that a model can compute whole.
 
     Raises:
@@ -148,8 +159,14 @@ def checked(model: Qwen3, ids: Sequence[int], name: str, param: str | None = Non
     config = model.config
     if not len(ids):
         raise RequestError(f"{name} has no tokens.", param)
-    if len(ids) > (limit := config.max_position_embeddings):
-        raise RequestError(f"{name} has {len(ids)} tokens; the model has positions for {limit}.", param, too_long=True)
+    positions = config.max_position_embeddings
+    if len(ids) > positions:
+        raise RequestError(
+            f"{name} has {len(ids)} tokens; the model has positions for {positions}.", param, too_long=True
+        )
+    if limit is not None and len(ids) > limit:
+        reason = f"{name} has {len(ids)} tokens; the maximum context length is {limit}."
+        raise RequestError(reason, param, too_long=True)
     chunks = config.dual_chunk_attention_config
     if chunks is not None and padded(len(ids)) > chunks.chunk:
         reason = (

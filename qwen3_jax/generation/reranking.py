@@ -76,9 +76,10 @@ def _score(model: Qwen3, states: jax.Array, starts: jax.Array, lengths: jax.Arra
 
 
 def relevance_job(
-    model: Qwen3, tokenizer: Tokenizer, query: str, documents: Sequence[str], instruction: str = INSTRUCTION
-) -> Job:
-    """Return what `rerank` computes; arguments and errors as there."""
+    model: Qwen3, tokenizer: Tokenizer, query: str, documents: Sequence[str], instruction: str = INSTRUCTION,
+    *, limit: int | None = None,
+) -> Job:  # fmt: skip
+    """Return what `rerank` computes; arguments and errors as there. `limit` is the most tokens of a document with its query."""
     if isinstance(model, EmbeddingModel):
         raise UserError("an embedding model judges no documents; compare the embeddings of `qwen3_jax.embed`.")
     for name, text in (
@@ -93,7 +94,7 @@ def relevance_job(
     for place, document in enumerate(documents):
         text = f"<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}"
         ids = [*prefix, *tokenizer.encode_quoted(tokenizer.quoted(text)), *suffix]
-        every.append(checked(model, ids, f"documents[{place}] with its query", "documents"))
+        every.append(checked(model, ids, f"documents[{place}] with its query", "documents", limit))
     return Job(every, relevance_reading(model, tokenizer), finish=np.ndarray.tolist)
 
 
