@@ -177,7 +177,10 @@ def _limit(model: Qwen3, tokenizer: Tokenizer | None, config: EmbeddingConfig) -
 def _tokens(tokenizer: Tokenizer | None, text: Any, prompt: str, most: int | None, name: str) -> list[int]:
     """Return the ids of a text with its prompt and end token; with `most`, no more than that."""
     if not isinstance(text, str):
-        return list(text)[:most]
+        ids = list(text) if isinstance(text, Sequence | np.ndarray) else [None]
+        if not all(isinstance(one, int | np.integer) for one in ids):
+            raise RequestError(f"{name} must be a text or a list of token ids.", name.partition("[")[0])
+        return ids[:most]
     if tokenizer is None:
         raise UserError(f"{name} is text, which needs the tokenizer of the model.")
     return tokenizer.encode_whole(prompt + text, most)

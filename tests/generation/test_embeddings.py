@@ -12,7 +12,8 @@ import qwen3_jax
 import sharding
 from qwen3_jax import EmbeddingConfig, EmbeddingModel, UserError
 from qwen3_jax.errors import RequestError
-from qwen3_jax.generation.readout import Job, Reader, padded
+from qwen3_jax.generation import embedding_job
+from qwen3_jax.generation.readout import Job, Reader, join, padded
 from qwen3_jax.model import RewardModel
 from qwen3_jax.text import TokenizerError
 from tests.helpers import embedding_folders, hf_checkpoints, tiny_models
@@ -92,6 +93,12 @@ def test_a_text_has_one_embedding_alone_in_a_batch_as_ids_and_on_a_mesh(folder, 
     spread, _ = qwen3_jax.load(folder, mesh=sharding.make_mesh(data=2, tensor=4))
     np.testing.assert_allclose(together, qwen3_jax.embed(spread, tokenizer, TEXTS, batch_size=4), atol=TOLERANCE)
     np.testing.assert_allclose(together[:1], qwen3_jax.embed(spread, tokenizer, TEXTS[:1]), atol=TOLERANCE)
+    job, reader = embedding_job(spread, tokenizer, TEXTS), Reader(spread)
+    for batch in (batches := list(reader.batches(job, 4))):
+        reader.prepare(job.reading, *batch.tokens.shape)  # as the server does
+    assert len(reader._programs) > 0
+    ahead = join(job, batches, [reader.read(job.reading, batch) for batch in batches])
+    np.testing.assert_allclose(together, ahead, atol=TOLERANCE)
     assert qwen3_jax.embed(model, tokenizer, [], dimensions=7).shape == (0, 7)
 
 
@@ -156,6 +163,8 @@ def test_what_cannot_be_embedded_is_named(loaded, judge):
         "batch_size is 0": dict(batch_size=0),
         r"texts\[1\] has no tokens": dict(texts=["a", []]),
         rf"texts\[0\] has the token {vocabulary}; ids are from 0 to": dict(texts=[[vocabulary]]),
+        r"texts\[1\] must be a text or a list of token ids": dict(texts=["a", None]),
+        r"texts\[0\] must be a text or a list": dict(texts=[["a"]]),
         r"texts\[0\] is text, which needs the tokenizer": dict(tokenizer=None),
         "this is a reward model": dict(model=reward_model),
     }.items():
