@@ -177,7 +177,7 @@ def _limit(model: Qwen3, tokenizer: Tokenizer | None, config: EmbeddingConfig) -
 def _tokens(tokenizer: Tokenizer | None, text: Any, prompt: str, most: int | None, name: str) -> list[int]:
     """Return the ids of a text with its prompt and end token; with `most`, no more than that."""
     if not isinstance(text, str):
-        ids = list(text) if isinstance(text, Sequence | np.ndarray) else [None]
+        ids: list[Any] = list(text) if isinstance(text, Sequence | np.ndarray) else [None]
         if not all(isinstance(one, int | np.integer) for one in ids):
             raise RequestError(f"{name} must be a text or a list of token ids.", name.partition("[")[0])
         return ids[:most]
