@@ -16,6 +16,7 @@ skip_absent_tpu()  # before JAX looks for devices
 with epy.lazy_api_imports(globals()):
     from qwen3_jax.checkpoint import AdapterConfig, load, merged, save, save_adapter
     from qwen3_jax.config import PRESETS, Qwen3Config
+    from qwen3_jax.embedding_config import EmbeddingConfig
     from qwen3_jax.errors import UserError
     from qwen3_jax.generation import (
         Delta,
@@ -26,14 +27,16 @@ with epy.lazy_api_imports(globals()):
         Request,
         Sampling,
         Scores,
+        embed,
         generate,
+        rerank,
         reward,
         score,
         stream,
     )
     from qwen3_jax.generation_config import GenerationConfig
     from qwen3_jax.kernels import Execution, Kernels
-    from qwen3_jax.model import KVCache, Qwen3
+    from qwen3_jax.model import EmbeddingModel, KVCache, Qwen3
     from qwen3_jax.position_config import RopeScaling
     from qwen3_jax.text import Tokenizer
 
@@ -43,6 +46,8 @@ __all__ = [
     "AdapterConfig",
     "Delta",
     "DraftModel",
+    "EmbeddingConfig",
+    "EmbeddingModel",
     "Engine",
     "Execution",
     "Generation",
@@ -58,9 +63,11 @@ __all__ = [
     "Scores",
     "Tokenizer",
     "UserError",
+    "embed",
     "generate",
     "load",
     "merged",
+    "rerank",
     "reward",
     "save",
     "save_adapter",

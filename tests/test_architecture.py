@@ -34,8 +34,8 @@ MAY_IMPORT = {
             "posttraining", "recipes", "serving", "text", "training", "verifiers"},
 }  # fmt: skip
 ALL_MAY_IMPORT = {
-    "absent_tpu", "bounds", "config", "errors", "file_writes", "generation_config", "json_fields", "paths", "position_config",
-    "progress", "report_page", "text_files", "threads", "yaml_files",
+    "absent_tpu", "bounds", "config", "embedding_config", "errors", "file_writes", "generation_config", "json_fields", "paths",
+    "position_config", "progress", "report_page", "text_files", "threads", "yaml_files",
 }  # fmt: skip
 
 

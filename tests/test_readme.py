@@ -37,6 +37,7 @@ PUBLIC = [  # documented on pages of docs/api
 NEED_A_SERVER = {
     "serving.md": "tests/serving/test_docs.py",
     "agents.md": "tests/serving/test_agents.py",
+    "embeddings.md": "tests/serving/test_embeddings.py",
 }  # run their Python
 RUN_ELSEWHERE = {  # command -> the test that runs it to its end
     "infer.py --chat": "tests/cli/test_chat.py",

@@ -16,15 +16,15 @@ from flax import nnx
 
 from qwen3_jax.checkpoint import keys
 from qwen3_jax.checkpoint.checksums import verify_checksums
-from qwen3_jax.checkpoint.formats.opening import SCORE, open_checkpoint
+from qwen3_jax.checkpoint.formats.opening import HEAD, SCORE, Checkpoint, open_checkpoint
 from qwen3_jax.checkpoint.keys import Slot
 from qwen3_jax.checkpoint.slot_load import load_slot, weight_type
 from qwen3_jax.checkpoint.source import TensorSource
 from qwen3_jax.checkpoint.storage import as_dtype
 from qwen3_jax.config import Qwen3Config
-from qwen3_jax.errors import UserError
+from qwen3_jax.errors import UserError, warn
 from qwen3_jax.kernels import ONE_DEVICE, Execution, WeightType, check_weight_type
-from qwen3_jax.model import Qwen3, RewardModel, abstract
+from qwen3_jax.model import EmbeddingModel, Qwen3, RewardModel, abstract
 from qwen3_jax.progress import progress_bar
 
 _BAR_FROM_BYTES = 1 << 30  # smaller checkpoints load before a bar could be read
@@ -55,10 +55,9 @@ def load_model(
         verify_checksums(folder)
     stored = config.dtype or next(iter(tensors.entries.values())).dtype
     compute, storage = as_dtype(dtype or stored), as_dtype(param_dtype or stored)
-    model_class = RewardModel if SCORE in tensors.entries else Qwen3
     make = functools.partial(
         _make,
-        model_class,
+        _class(checkpoint, config),
         config,
         dtype=compute,
         param_dtype=storage,
@@ -77,19 +76,35 @@ def load_model(
     visible = None if gigabytes * 1e9 > _BAR_FROM_BYTES else False
     with progress_bar(f"loading {folder.name}", gigabytes, unit="GB", visible=visible) as bar:
         for slot in slots:
-            kind = weight_type(slot, config, quantize)
-            arrays[slot.path] = load_slot(slot, tensors, execution.placement, storage, kind)
+            packed = weight_type(slot, config, quantize)
+            arrays[slot.path] = load_slot(slot, tensors, execution.placement, storage, packed)
             bar.advance(float(np.prod(slot.shape)) * len(slot.prefixes) * storage.itemsize / 1e9)
     flat = nnx.to_flat_state(state)
     filled = [(path, variable.replace(arrays[path])) for path, variable in flat]
     model = nnx.merge(graphdef, nnx.from_flat_state(filled))
     if checkpoint.generation is not None:
         model.generation_config = checkpoint.generation
+    model.embedding_config = checkpoint.embedding
     return model
 
 
-def _make(model_class: type[Qwen3], config: Qwen3Config, **options: Any) -> Qwen3:
-    return model_class(config, rngs=nnx.Rngs(0), **options)
+def _class(checkpoint: Checkpoint, config: Qwen3Config) -> type[Qwen3]:
+    """The class of the model that a checkpoint holds: one with an output projection, or with the head that its files show."""
+    tensors = checkpoint.tensors
+    if SCORE in tensors.entries:
+        return RewardModel
+    if HEAD in tensors.entries or (config.tie_word_embeddings and checkpoint.embedding is None):
+        return Qwen3
+    if checkpoint.embedding is None:
+        warn(
+            f"{tensors.folder} has no {HEAD!r}, and config.json does not tie it to the embedding: an embedding model, which "
+            "cannot generate. If the embedding is the head, set tie_word_embeddings to true; else the folder may be incomplete."
+        )
+    return EmbeddingModel
+
+
+def _make(kind: type[Qwen3], config: Qwen3Config, **options: Any) -> Qwen3:
+    return kind(config, rngs=nnx.Rngs(0), **options)
 
 
 def _check(slots: list[Slot], tensors: TensorSource, config: Qwen3Config) -> None:
@@ -114,12 +129,6 @@ def _check(slots: list[Slot], tensors: TensorSource, config: Qwen3Config) -> Non
                 _check_shape(fused, tensors, _fused_shape(slot))
                 continue
             for name in slot.names(layer):
-                if name == "lm_head.weight" and name not in tensors.entries:
-                    raise UserError(
-                        f"{tensors.folder} has no {name!r}, and config.json does not tie it to the embedding: it is an encoder "
-                        "without a head (as Qwen3-Embedding is), which cannot generate, or it is incomplete; if the embedding "
-                        "is the head, set tie_word_embeddings to true."
-                    )
                 if name not in tensors.entries:
                     raise UserError(f"tensor {name!r} is missing from {tensors.folder}.")
                 used.add(name)

@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from qwen3_jax.checkpoint.checksums import verify_checksums, write_checksums
+from qwen3_jax.checkpoint.embedding_files import read_embedding_config
 from qwen3_jax.checkpoint.publish import publishing
 from qwen3_jax.checkpoint.small_files import load_tokenizer, write_small_files
 from qwen3_jax.checkpoint.storage import as_dtype, refuse_adapter, refuse_quantized
@@ -30,7 +31,7 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.generation_config import GenerationConfig
 from qwen3_jax.json_fields import read_json
 from qwen3_jax.kernels import ONE_DEVICE, Execution
-from qwen3_jax.model import Qwen3, Structure, flatten, layer_groups
+from qwen3_jax.model import EmbeddingModel, Qwen3, RewardModel, Structure, flatten, layer_groups
 from qwen3_jax.paths import local_path
 from qwen3_jax.text import Tokenizer
 from sharding import Placement
@@ -58,7 +59,11 @@ def save_native(
     storage = as_dtype(model.param_dtype if dtype is None else dtype)
     named = flatten(model)
     if not model.scan_layers:
-        named = _stack(named, model.config, _abstract(model.config, model.execution.placement, model.param_dtype, True))
+        named = _stack(
+            named,
+            model.config,
+            _abstract(type(model), model.config, model.execution.placement, model.param_dtype, True),
+        )
     named = {name: array.astype(storage) for name, array in named.items()}
     with publishing(target, overwrite) as work:
         with ocp.StandardCheckpointer() as checkpointer:
@@ -101,7 +106,8 @@ def load_native(
     folder = Path(path).expanduser().absolute()
     if not folder.is_dir():
         raise UserError(f"there is no checkpoint folder {folder}.")
-    config = Qwen3Config.from_hf(read_json(folder / "config.json"))
+    raw = read_json(folder / "config.json")
+    config = Qwen3Config.from_hf(raw)
     if not (folder / PARAMS).is_dir():
         raise UserError(
             f"{folder} has no {PARAMS}/ folder; it is not a checkpoint that `qwen3 convert --to orbax` wrote."
@@ -114,23 +120,35 @@ def load_native(
     compute, storage = as_dtype(dtype or kind), as_dtype(param_dtype or kind)
 
     placement = execution.placement
-    wanted = _abstract(config, placement, storage, True)
+    make = _class(raw.get("architectures"))
+    wanted = _abstract(make, config, placement, storage, True)
     _check(stored, wanted, folder)
     with _reading(folder), ocp.StandardCheckpointer() as checkpointer:
         named = checkpointer.restore(folder / PARAMS, wanted)
     options |= dict(dtype=compute, param_dtype=storage, execution=execution, scan_layers=scan_layers)
     if not scan_layers:
-        named = _unstack(named, config, _abstract(config, placement, storage, False))
-    model = Structure(lambda: Qwen3(config, rngs=nnx.Rngs(0), **options)).merge(named)
+        named = _unstack(named, config, _abstract(make, config, placement, storage, False))
+    model = Structure(lambda: make(config, rngs=nnx.Rngs(0), **options)).merge(named)
     generation = folder / "generation_config.json"
     if generation.exists():
         model.generation_config = GenerationConfig.from_hf(read_json(generation))
+    model.embedding_config = read_embedding_config(folder, config.hidden_size)
     return model, load_tokenizer(folder)
 
 
-def _abstract(config: Qwen3Config, placement: Placement, storage: jnp.dtype, scan_layers: bool) -> Named:
+def _class(architectures: Any) -> type[Qwen3]:
+    """The class whose folder has this in config.json, see `write_small_files`."""
+    name = str(architectures[0]) if architectures else ""
+    if name.endswith("ForSequenceClassification"):
+        return RewardModel
+    return EmbeddingModel if name.endswith("Model") else Qwen3
+
+
+def _abstract(
+    make: type[Qwen3], config: Qwen3Config, placement: Placement, storage: jnp.dtype, scan_layers: bool
+) -> Named:
     """Shape, type and sharding of every parameter in one of the two layouts."""
-    structure = Structure(lambda: Qwen3(config, rngs=nnx.Rngs(0), param_dtype=storage, scan_layers=scan_layers))
+    structure = Structure(lambda: make(config, rngs=nnx.Rngs(0), param_dtype=storage, scan_layers=scan_layers))
     shardings = structure.shardings(placement)
     return {
         name: jax.ShapeDtypeStruct(value.shape, storage, sharding=shardings[name])

@@ -1,4 +1,5 @@
-"""The files of a checkpoint folder besides the weights: config.json, generation_config.json, the tokenizer and its template."""
+"""The files of a checkpoint folder besides the weights: config.json, generation_config.json, the tokenizer, its template, and
+sentence-transformers' files of an embedding model."""
 
 import dataclasses
 import json
@@ -7,9 +8,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from qwen3_jax.checkpoint.embedding_files import write_embedding_files
 from qwen3_jax.checkpoint.formats.opening import gguf_file
 from qwen3_jax.config import Qwen3Config
-from qwen3_jax.model import Qwen3, RewardModel
+from qwen3_jax.model import EmbeddingModel, Qwen3, RewardModel
 from qwen3_jax.text import Tokenizer
 
 
@@ -32,7 +34,7 @@ def write_small_files(
     folder: Path,
     quantization: dict[str, Any] | None = None,
 ) -> None:
-    """Write config.json, generation_config.json and the tokenizer's files.
+    """Write config.json, generation_config.json, the tokenizer's files and, of an embedding model, sentence-transformers'.
 
     `dtype` is what the weights are stored in, and `quantization` describes those that are not.
     """
@@ -40,9 +42,13 @@ def write_small_files(
     generation = model.generation_config
     if not generation.eos_token_id:
         generation = dataclasses.replace(generation, eos_token_id=config.eos_token_ids)
-    described = {} if quantization is None else {"quantization_config": quantization}
+    described: dict[str, Any] = {} if quantization is None else {"quantization_config": quantization}
     if isinstance(model, RewardModel):
         described |= _classifier(config, generation.pad_token_id)
+    if isinstance(model, EmbeddingModel):
+        described |= {"architectures": ["Qwen3MoeModel" if config.num_experts else "Qwen3Model"]}
+    if model.embedding_config is not None:
+        write_embedding_files(model.embedding_config, folder, config.hidden_size)
     write_json(folder / "config.json", config.to_hf() | described)
     write_json(folder / "generation_config.json", generation.to_hf())
     if tokenizer is not None:

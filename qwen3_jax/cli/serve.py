@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from qwen3_jax.serving.app import Server
 
 KEYS = "QWEN3_API_KEYS"
+# Options that are about answers in text.
+_OF_TEXT = (
+    "lookup", "draft", "cache_tokens", "cache_type", "prefill_chunk", "max_tokens", "thinking_budget", "max_thinking_budget",
+)  # fmt: skip
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -151,7 +155,13 @@ def _add_limits(parser: Parser) -> None:
 
 def _add_batching(parser: Parser) -> None:
     add = parser.add_argument_group("batching").add_argument
-    add("--rows", type=whole_number(1), default=32, metavar="N", help="answers decoded together (default %(default)s)")
+    add(
+        "--rows",
+        type=whole_number(1),
+        default=32,
+        metavar="N",
+        help="answers decoded, or texts embedded, together (default %(default)s)",
+    )
     add(
         "--cache-tokens", type=whole_number(1), metavar="N",
         help="tokens in the cache, of all answers (default: grows up to half of the free memory, or --rows whole contexts)",
@@ -165,9 +175,8 @@ def _add_batching(parser: Parser) -> None:
     add(
         "--prefill-chunk",
         type=whole_number(16),
-        default=512,
         metavar="N",
-        help="prompt tokens computed at a time (default %(default)s)",
+        help="prompt tokens computed at a time (default 512)",
     )
     add("--no-warm-up", action="store_true", help="compile each program when a request first needs it")
 
@@ -226,7 +235,7 @@ def _load(args: argparse.Namespace, axes: dict[str, int] | None, keys: list[str]
     )
     model, tokenizer = model_options.load_model(args, mesh)
     return Server(
-        _engine(args, mesh, model),
+        _engine(args, mesh, model, tokenizer),
         tokenizer,
         args.name or args.model.rstrip("/").split("/")[-1],
         limits=limits,
@@ -266,13 +275,20 @@ def _run(http: Any, listener: socket.socket, server: Any) -> int:
     return 0
 
 
-def _engine(args: argparse.Namespace, mesh: Any, model: Any) -> Any:
+def _engine(args: argparse.Namespace, mesh: Any, model: Any, tokenizer: Any) -> Any:
     import jax
 
     from qwen3_jax.generation import Engine
+    from qwen3_jax.generation.headless import Headless
 
     if jax.process_count() > 1:
         raise UserError("serving needs a single process; run one server per host, behind a load balancer.")
+    if model.no_text is not None:
+        for name in _OF_TEXT:
+            if getattr(args, name) is not None:
+                option = f"--{name.replace('_', '-')}"
+                raise UserError(f"{option} is for models that write text, which {args.model} is not; leave it out.")
+        return Headless(model, tokenizer, rows=args.rows, max_length=args.max_length)
     return Engine(
         model,
         rows=args.rows,

@@ -88,7 +88,7 @@ class Engine:
         stats: totals so far.
 
     Raises:
-        UserError: an invalid option, by name; a cache that holds less than a given `max_length`; or a reward model.
+        UserError: an invalid option, by name; a cache that holds less than a given `max_length`; or a model without text.
     """
 
     FIRST_PROGRAMS: ClassVar[int] = 2  # of `programs`: one prefill and one decode step

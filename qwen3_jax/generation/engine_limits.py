@@ -12,10 +12,10 @@ def check_model(model: Qwen3, report_experts: bool) -> None:
     """Check that an engine can answer with a model.
 
     Raises:
-        UserError: a reward model; `report_experts` of a dense one.
+        UserError: a model without a vocabulary; `report_experts` of a dense one.
     """
-    if not model.has_vocabulary:
-        raise UserError("this is a reward model, which writes no text; `qwen3_jax.reward` reads its rewards.")
+    if model.no_text is not None:
+        raise UserError(f"{model.no_text}.")
     if report_experts and not model.config.moe_layers:
         raise UserError("engine option report_experts: this model is dense; leave it out.")
 

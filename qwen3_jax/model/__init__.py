@@ -2,6 +2,7 @@
 
 from qwen3_jax.model.cache import KVCache
 from qwen3_jax.model.decoder import Hidden, Qwen3, abstract, parameter_count
+from qwen3_jax.model.embedding import EmbeddingModel
 from qwen3_jax.model.flat import Structure, flatten
 from qwen3_jax.model.layer_loop import REMAT, Remat, layer_groups
 from qwen3_jax.model.lora import Addition, Lora, is_adapter
@@ -11,6 +12,7 @@ from qwen3_jax.model.reward import RewardModel
 __all__ = [
     "REMAT",
     "Addition",
+    "EmbeddingModel",
     "Hidden",
     "KVCache",
     "Lora",

@@ -11,13 +11,14 @@ Shapes: b batch, t length, d hidden, v vocabulary, l layers, e experts, n adapte
 """
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
 from qwen3_jax.config import Qwen3Config
+from qwen3_jax.embedding_config import EmbeddingConfig
 from qwen3_jax.errors import UserError
 from qwen3_jax.generation_config import GenerationConfig
 from qwen3_jax.kernels import (
@@ -79,7 +80,11 @@ class Qwen3(nnx.Module):
 
     Attributes:
         generation_config: sampling defaults, from the checkpoint's generation_config.json.
+        embedding_config: how the checkpoint makes embeddings, from sentence-transformers' files; None where it has none.
+        no_text: why the model has no vocabulary to answer with, and what it is for; None if it has one.
     """
+
+    no_text: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -97,6 +102,7 @@ class Qwen3(nnx.Module):
             raise ValueError(f"remat must be one of {', '.join(map(repr, REMAT))}; got {remat!r}.")
         self.config = config
         self.generation_config = GenerationConfig()
+        self.embedding_config: EmbeddingConfig | None = None
         self.dtype = jnp.dtype(dtype)
         self.param_dtype = jnp.dtype(param_dtype)
         self.scan_layers = scan_layers
@@ -213,7 +219,7 @@ class Qwen3(nnx.Module):
     @property
     def has_vocabulary(self) -> bool:
         """Whether there is an output projection, from which answers are drawn."""
-        return True
+        return self.no_text is None
 
     @property
     def output_weight(self) -> tuple[Weight, bool]:
@@ -221,6 +227,8 @@ class Qwen3(nnx.Module):
         return self._output_weight(None)
 
     def _output_weight(self, chosen: jax.Array | None) -> tuple[Weight, bool]:
+        if self.no_text is not None:
+            raise UserError(f"{self.no_text}.")
         tied = self.config.tie_word_embeddings
         weight = self.embed[...] if tied else self.lm_head[...]
         return adapted(weight, self.adapters, "lm_head", chosen), tied

@@ -7,17 +7,21 @@ The reward of a text is that of its last token, which has seen all the others. (
 with one label.)
 """
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 
-from qwen3_jax.errors import UserError
-from qwen3_jax.kernels import Weight
 from qwen3_jax.model.decoder import Qwen3
 from qwen3_jax.model.params import Declare
 
 
 class RewardModel(Qwen3):
     """A Qwen3 decoder with a scalar head; arguments as for `Qwen3`."""
+
+    no_text: ClassVar[str | None] = (
+        "this is a reward model, which has no vocabulary to answer with; `qwen3_jax.reward` reads its rewards"
+    )
 
     def _declare_head(self, declare: Declare) -> None:
         self.adapters = None
@@ -29,13 +33,3 @@ class RewardModel(Qwen3):
         return jnp.einsum("...d,do->...o", states.astype(self.dtype), weight, preferred_element_type=jnp.float32)[
             ..., 0
         ]
-
-    @property
-    def has_vocabulary(self) -> bool:
-        """A reward model has none."""
-        return False
-
-    def _output_weight(self, chosen: jax.Array | None) -> tuple[Weight, bool]:
-        raise UserError(
-            "this is a reward model, which has no vocabulary to answer with; `qwen3_jax.reward` reads its rewards."
-        )

@@ -18,6 +18,7 @@ from qwen3_jax.generation import Delta, Engine, end_tokens, resolve
 from qwen3_jax.generation import Request as EngineRequest
 from qwen3_jax.generation.answer import Answer, extend
 from qwen3_jax.serving.common import EFFORTS, Defaults
+from qwen3_jax.serving.embeddings import Encoders
 from qwen3_jax.serving.errors import OVERLOADED, RETRY_SECONDS, Refused, add_handlers
 from qwen3_jax.serving.events import EventStream, while_connected
 from qwen3_jax.serving.grammars import Grammars
@@ -83,6 +84,7 @@ class Server:
         self._startup = Startup(self.worker, programs, engine.FIRST_PROGRAMS)
         self._grammars = Grammars(tokenizer, end_tokens(engine.model, tokenizer, chat=True))
         self._meters = Meters(self.worker)
+        self._encoders = Encoders(self, engine, log_text)
         self._open = self._open_answers = 0
         api = FastAPI(title="qwen3-jax", version="1", lifespan=self._lifespan, docs_url=None, redoc_url=None)
         self._add_routes(api)
@@ -120,6 +122,7 @@ class Server:
         anthropic = errors | {OVERLOADED: {**errors[429], "description": "at capacity"}}
         api.add_api_route("/v1/messages", self.message, **(post | {"responses": anthropic | events}))
         api.add_api_route("/v1/messages/count_tokens", self.count_tokens, **(post | {"responses": anthropic}))
+        self._encoders.add_routes(api, **post)
         api.add_api_route("/v1/models", self.models, **get)
         # A path, because names of models have slashes; an escaped one arrives as a slash.
         api.add_api_route("/v1/models/{name:path}", self.model, **get, responses={404: errors[404]})
@@ -223,6 +226,7 @@ class Server:
     def _check(self, body: ChatRequest | CompletionRequest) -> None:
         """Refuse what can be refused without rendering the prompt."""
         self._check_name(body.model)
+        self._encoders.refuse_text()
         self._check_ready()
         limits = self.limits
         if body.answers > limits.n:
@@ -235,6 +239,21 @@ class Server:
             raise Refused(400, reason, param="messages")
         if body.stream_options is not None and body.stream_options.any and not body.stream:
             raise Refused(400, "'stream_options' needs 'stream': true.", param="stream_options")
+
+    def check_open(self, model: str | None) -> None:
+        """Refuse a request while the server is not ready or at capacity, or if it is for another model."""
+        self._check_name(model)
+        self._check_ready()
+        if self._open >= self.limits.requests:
+            raise Refused(429, "server at capacity; retry later.", retry=RETRY_SECONDS)
+
+    def opened(self, count: int) -> None:
+        """Count requests that are open from now on, or with a negative number answered."""
+        self._open += count
+
+    def count_read(self, tokens: int) -> None:
+        """Count the tokens of texts that were read for embeddings or relevance."""
+        self._meters.count_read(tokens)
 
     def _check_name(self, name: str | None) -> None:
         if name is not None and name not in self.names:

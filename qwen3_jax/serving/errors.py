@@ -19,8 +19,7 @@ _CHAT = "use POST /v1/chat/completions"
 _TEXT = "the model reads and writes text only"
 _OLLAMA, _LLAMA = "this is not Ollama's API", "this is not llama.cpp's own API"
 _SGLANG = "this is not TGI's or SGLang's own API"
-_EMBEDDINGS = "a model that generates text gives no embeddings"
-_RANKS = "a model that generates text ranks nothing"
+_EMBEDDINGS, _RANKS = "use POST /v1/embeddings", "use POST /v1/rerank"
 _NO_JOBS = "this server has no batch jobs; `qwen3 infer` works through a file"
 OVERLOADED = 529  # Anthropic's status of a server at capacity; 429 is its rate limit of one client
 _ANTHROPIC = {
@@ -39,10 +38,8 @@ ELSEWHERE = {
     "/v1/messages": "use POST /v1/messages",
     "/v1/messages/batches": _NO_JOBS,
     "/v1/complete": "use POST /v1/messages",
-    "/v1/embeddings": _EMBEDDINGS,
-    "/v1/rerank": _RANKS,
-    "/v2/rerank": _RANKS,
     "/v1/score": _RANKS,
+    "/v2/embed": _EMBEDDINGS,
     "/v1/moderations": "this server moderates nothing",
     "/v1/images": _TEXT,
     "/v1/audio": _TEXT,
@@ -60,15 +57,16 @@ ELSEWHERE = {
     "/api/show": f"{_OLLAMA}; use GET /v1/models",
     "/api/ps": f"{_OLLAMA}; use GET /v1/models",
     "/api/version": f"{_OLLAMA}; use GET /v1/models",
-    "/api/embed": _EMBEDDINGS,
-    "/api/embeddings": _EMBEDDINGS,
+    "/api/embed": f"{_OLLAMA}; {_EMBEDDINGS}",
+    "/api/embeddings": f"{_OLLAMA}; {_EMBEDDINGS}",
     "/api/pull": f"{_OLLAMA}; `qwen3 serve --model ID` downloads a model",
     "/completion": f"{_LLAMA}; use POST /v1/completions",
     "/props": f"{_LLAMA}; use GET /v1/models",
     "/slots": f"{_LLAMA}; use GET /metrics",
     "/infill": "the model was not trained to fill in the middle",
     "/apply-template": f"{_LLAMA}; use POST /tokenize with messages",
-    "/embedding": _EMBEDDINGS,
+    "/embedding": f"{_LLAMA}; {_EMBEDDINGS}",
+    "/embed": f"{_SGLANG}; {_EMBEDDINGS}",
     "/generate": f"{_SGLANG}; use POST /v1/completions",
     "/generate_stream": f"{_SGLANG}; use POST /v1/completions",
     "/get_model_info": f"{_SGLANG}; use GET /v1/models",

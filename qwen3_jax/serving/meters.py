@@ -27,6 +27,7 @@ class Meters:
         self._requests = Counter("qwen3_requests", "HTTP requests", ["path", "status"], registry=self._registry)
         self._generated = Counter("qwen3_generated_tokens", "tokens of finished answers", registry=self._registry)
         self._thinking = Counter("qwen3_reasoning_tokens", "thinking tokens of these", registry=self._registry)
+        self._read = Counter("qwen3_read_tokens", "tokens of embedded and ranked texts", registry=self._registry)
         self._ttft = histogram("qwen3_time_to_first_token_seconds", "time to the first token", _SECONDS)
         self._tpot = histogram("qwen3_time_per_output_token_seconds", "time of each further token", _FRACTIONS)
         self._whole = histogram("qwen3_request_seconds", "time of a whole request", _SECONDS)
@@ -47,6 +48,10 @@ class Meters:
             further = max(usage.completion_tokens for usage in usages) - 1
             if further > 0:
                 self._tpot.observe((now - reply.first) / further)
+
+    def count_read(self, tokens: int) -> None:
+        """Count the tokens of a request for embeddings or relevance."""
+        self._read.inc(tokens)
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

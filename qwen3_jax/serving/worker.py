@@ -12,10 +12,12 @@ import queue
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from qwen3_jax.errors import UserError
 from qwen3_jax.generation import Engine, Request, Stats, Token
+
+T = TypeVar("T")
 
 _FAILED, _STOPPING = "the engine has failed", "the server is shutting down"
 
@@ -123,6 +125,40 @@ class Worker:
         """Call something in the engine's thread, between two steps."""
         self._inbox.put((call, arguments))
 
+    async def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Await a call in the engine's thread, between two steps; it is not made if it is cancelled before.
+
+        Raises:
+            Stopped: the engine has failed or is shutting down.
+            Exception: what the call raises.
+        """
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[T] = loop.create_future()
+
+        def settle(value: Any, error: BaseException | None) -> None:
+            if result.done():
+                return
+            if error is None:
+                result.set_result(value)
+            else:
+                result.set_exception(error)
+
+        def run() -> None:
+            value: Any = None
+            error: Exception | None = None
+            if self.failure is not None or self._stopping:
+                error = Stopped(_STOPPING if self.failure is None else _FAILED)
+            elif not result.cancelled():
+                try:
+                    value = function(*arguments)
+                except Exception as raised:
+                    error = raised
+            with contextlib.suppress(RuntimeError):  # the event loop is closed
+                loop.call_soon_threadsafe(settle, value, error)
+
+        self.post(run)
+        return await result
+
     def when_idle(self, call: Callable[[], None]) -> None:
         """Call something in the engine's thread while there is nothing to compute, after earlier calls of this kind."""
         self.post(self._when_idle.append, call)
@@ -173,7 +209,8 @@ class Worker:
             self._tickets.clear()
             for ticket in unfinished.values():
                 ticket.give(Stopped(_FAILED if self.failure else _STOPPING))
-            if self.failure is not None:  # refuse later requests as well
+            self._read(wait=False)  # refuse what was posted since
+            if self.failure is not None:  # and later requests as well
                 while not self._stopping:
                     self._read(wait=True)
 

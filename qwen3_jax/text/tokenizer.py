@@ -13,6 +13,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, overload
 
+from tokenizers import Encoding
 from tokenizers import Tokenizer as Backend
 
 from qwen3_jax.paths import as_path
@@ -79,6 +80,29 @@ class Tokenizer:
         """
         return self.encode_batch([text])[0]
 
+    def encode_whole(self, text: str, max_length: int | None = None) -> list[int]:
+        """Return the ids of a text that stands alone, as transformers' tokenizers do when they are called.
+
+        Those are the ids of `encode` and the tokens that the post-processor of tokenizer.json adds: Qwen3-Embedding's ends a
+        text with `<|endoftext|>`, Qwen3's adds none.
+
+        Args:
+            text: the text.
+            max_length: most ids; the text's last ones are cut off, the added ones are kept. None for no limit.
+
+        Raises:
+            TokenizerError: `text` is not a string, or has a lone surrogate; no id of the text has room.
+        """
+        encoding = _encodings(self._backend, [text])[0]
+        if max_length is not None:
+            room = max_length - self._backend.num_special_tokens_to_add(False)
+            if room < 1:
+                raise TokenizerError(
+                    f"max_length {max_length} leaves no room beside the tokens that the tokenizer adds"
+                )
+            encoding.truncate(room)
+        return self._backend.post_process(encoding).ids
+
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """Encode each text, in parallel over the machine's cores."""
         return _encode(self._backend, texts)
@@ -89,6 +113,10 @@ class Tokenizer:
         For untrusted text, which must not contain turn boundaries.
         """
         return _encode(self._plain, [text])[0]
+
+    def quoted(self, text: str) -> str:
+        """Return a text with its special tokens marked, for `encode_quoted`, which then reads them as plain characters."""
+        return quoting.quote(text, self.special_tokens)
 
     def encode_quoted(self, text: str) -> list[int]:
         """Return the ids of a text in which special tokens are marked (`apply_chat_template`): they are plain characters."""
@@ -255,6 +283,12 @@ class Tokenizer:
         return self._backend.id_to_token(token_id) if 0 <= token_id < _ID_LIMIT else None
 
     @property
+    def model_max_length(self) -> int | None:
+        """The most tokens of a text, as tokenizer_config.json has it; None if it has none."""
+        limit = self._config.get("model_max_length")
+        return int(limit) if isinstance(limit, int | float) and limit >= 1 else None
+
+    @property
     def bos_token_id(self) -> int | None:
         return self._named_id("bos_token")
 
@@ -350,9 +384,13 @@ def _check_id(token_id: int) -> None:
 
 
 def _encode(backend: Backend, texts: Iterable[str]) -> list[list[int]]:
+    return [encoding.ids for encoding in _encodings(backend, texts)]
+
+
+def _encodings(backend: Backend, texts: Iterable[str]) -> list[Encoding]:
     texts = list(texts)
     try:
-        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        return backend.encode_batch_fast(texts, add_special_tokens=False)
     except TypeError:  # what the library says of a wrong type and of a lone surrogate alike
         for text in texts:
             if not isinstance(text, str):

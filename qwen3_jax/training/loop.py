@@ -202,6 +202,8 @@ def _initial_state(config: TrainConfig, trainer: Trainer, source: Path | None) -
     if trainer.objective.model is RewardModel and "score" not in params:  # a model of the vocabulary gets a new head
         params = {name: value for name, value in params.items() if name != "lm_head"}
         params["score"] = trainer.initial("score", config.seed)
+    if model.no_text is not None and "lm_head" in shapes:
+        raise UserError(f"model.init_from is {source}: {model.no_text}, so there is no output projection to train.")
     for name, shape in shapes.items():
         if name not in params or params[name].shape != shape.shape:
             raise UserError(f"model.config changes the shape of {name!r}; so model.init_from has no value for it.")

@@ -100,7 +100,7 @@ def blocks(random, shape: tuple[int, ...], kind: Type) -> np.ndarray:
 
 
 def write(
-    path: Path, *, moe=False, tied=False, kinds=None, change=None, omit=(), tokenizer=True
+    path: Path, *, moe=False, tied=False, kinds=None, change=None, omit=(), tokenizer=True, ends=False
 ) -> dict[str, np.ndarray]:
     """Write a file as llama.cpp's converter does; return what it stands for, by HF's names."""
     random, meant = np.random.default_rng(0), {}
@@ -127,6 +127,8 @@ def write(
     writer.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", 1e-6)
     if tokenizer:
         add_tokenizer(writer, pre="qwen2" if tokenizer is True else tokenizer)
+    if ends:
+        writer.add_add_eos_token(True)
     for name, shape in shapes(moe, tied).items():
         if name in omit:
             continue
@@ -225,6 +227,15 @@ def test_the_tokenizer_is_read_from_the_file_or_from_beside_it(tmp_path):
     (tmp_path / "alone").mkdir()
     shutil.move(tmp_path / "bare.gguf", tmp_path / "alone/bare.gguf")
     assert qwen3_jax.load(tmp_path / "alone")[1] is None
+
+
+def test_the_end_token_of_an_embedding_model_is_added_to_texts_that_stand_alone(tmp_path):
+    """Qwen3-Embedding's files have add_eos_token."""
+    for name, ends in (("plain", False), ("embedding", True)):
+        write(tmp_path / f"{name}.gguf", ends=ends)
+        _, tok = qwen3_jax.load(tmp_path / f"{name}.gguf")
+        added = [tok.eos_token_id] if ends else []
+        assert tok.encode_whole("the cat") == [*tok.encode("the cat"), *added]
 
 
 def test_damage_and_what_is_not_read_are_named(tmp_path):

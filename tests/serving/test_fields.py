@@ -158,7 +158,7 @@ async def post(
 @pytest.mark.parametrize(
     ("method", "path", "status", "words"),
     [
-        ("POST", "/v1/embeddings", 404, "no embeddings"),
+        ("POST", "/api/embed", 404, "not Ollama's API; use POST /v1/embeddings"),
         ("GET", "/v1/responses/resp_1", 404, "this server keeps no responses; POST /v1/responses gives one"),
         ("POST", "/v1/messages/batches", 404, "`qwen3 infer` works through a file"),
         ("POST", "/v1/responses/input_tokens", 404, "use POST /tokenize"),
@@ -173,7 +173,8 @@ async def post(
         ("POST", "/v1/images/generations", 404, "text only"),
         ("POST", "/v1/files", 404, "this server keeps no files"),
         ("POST", "/v1/batches", 404, "`qwen3 infer` works through a file"),
-        ("POST", "/v1/rerank", 404, "ranks nothing"),
+        ("POST", "/v1/score", 404, "use POST /v1/rerank"),
+        ("POST", "/embeddings", 404, "Did you mean '/v1/embeddings'?"),
         ("POST", "/v1/fine_tuning/jobs", 404, "train.py does"),
         ("POST", "/generate", 404, "use POST /v1/completions"),
         ("GET", "/props", 404, "use GET /v1/models"),

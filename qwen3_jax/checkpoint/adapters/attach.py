@@ -32,7 +32,7 @@ from qwen3_jax.checkpoint.storage import refuse_quantized, refuse_several
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
 from qwen3_jax.kernels import LowRank, folded
-from qwen3_jax.model import Lora, Qwen3, Structure, flatten, layer_groups
+from qwen3_jax.model import EmbeddingModel, Lora, Qwen3, Structure, flatten, layer_groups
 from qwen3_jax.paths import as_path
 from qwen3_jax.text import Tokenizer
 
@@ -67,7 +67,7 @@ def with_adapter(model: Qwen3, adapter: AdapterTensors) -> Qwen3:
     """Return the model with an adapter on its weights, which are shared with `model`.
 
     Raises:
-        UserError: the model has an adapter already, or is a reward model.
+        UserError: the model has an adapter already, or no vocabulary.
     """
     return attach(model, adapter.lora, adapter.values)
 
@@ -76,12 +76,15 @@ def attach(model: Qwen3, lora: Lora, values: Mapping[Key, Pair]) -> Qwen3:
     """Return the model with A and B of some weights; see `with_adapter`."""
     if model.lora is not None:
         raise UserError("the model has an adapter already; merge it first.")
-    if not model.has_vocabulary:
-        raise UserError("a reward model takes no adapter: its head was trained on these weights; load it alone.")
+    if model.no_text is not None:
+        kind = "an embedding model" if isinstance(model, EmbeddingModel) else "a reward model"
+        raise UserError(
+            f"{kind} takes no adapter; load it alone, or merge the adapter into its weights with PEFT first."
+        )
     whole = structure(model, lora)
     arrays = adapter_arrays(whole, model, lora, values)
     out = whole.merge(flatten(model) | arrays)
-    out.generation_config = model.generation_config
+    out.generation_config, out.embedding_config = model.generation_config, model.embedding_config
     return out
 
 
@@ -197,7 +200,7 @@ def merged(model: Qwen3) -> Qwen3:
             halves = (named[f"{adapter}.{half}"] for half in ("a", "b", "scaling"))
             named[parameter] = add(named[parameter], *halves, part, model.execution, axes[parameter], model.param_dtype)
     out = plain.merge({name: named[name] for name in plain.shapes})
-    out.generation_config = model.generation_config
+    out.generation_config, out.embedding_config = model.generation_config, model.embedding_config
     return out
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
 
 from qwen3_jax.checkpoint.formats.gguf import read_header
 from qwen3_jax.errors import UserError
@@ -63,6 +64,11 @@ def gguf_tokenizer(path: Path) -> Tokenizer | None:
             raise UserError(
                 f"{path}: the token {text!r} has the id {i}, which leaves a gap in the vocabulary; {advice}"
             )
+    end = fields.get("tokenizer.ggml.eos_token_id", -1)
+    if fields.get("tokenizer.ggml.add_eos_token") and 0 <= end < len(
+        tokens
+    ):  # of texts that stand alone: embedding models
+        backend.post_processor = TemplateProcessing(single=f"$A {tokens[end]}", special_tokens=[(tokens[end], end)])
     return Tokenizer(backend, _config(backend, tokens, fields), _templates(fields))
 
 

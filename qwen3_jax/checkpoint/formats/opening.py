@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen3_jax.checkpoint.embedding_files import read_embedding_config
 from qwen3_jax.checkpoint.formats.fp8 import Fp8Blocks
 from qwen3_jax.checkpoint.formats.int4 import Awq, Gptq
 from qwen3_jax.checkpoint.formats.int8 import Int8
@@ -25,6 +26,7 @@ from qwen3_jax.checkpoint.formats.unpacked import Scheme, Unpacked
 from qwen3_jax.checkpoint.safetensors import SafetensorsFolder
 from qwen3_jax.checkpoint.source import TensorSource
 from qwen3_jax.config import Qwen3Config
+from qwen3_jax.embedding_config import EmbeddingConfig
 from qwen3_jax.errors import UserError, warn
 from qwen3_jax.generation_config import GenerationConfig
 from qwen3_jax.json_fields import read_config, read_json
@@ -41,11 +43,13 @@ class Checkpoint:
         config: the architecture.
         tensors: by HF's names.
         generation: sampling defaults, or None where there are none.
+        embedding: how it makes embeddings, or None where no file says so.
     """
 
     config: Qwen3Config
     tensors: TensorSource
     generation: GenerationConfig | None
+    embedding: EmbeddingConfig | None = None
 
 
 def gguf_file(path: Path) -> Path | None:
@@ -65,6 +69,7 @@ def gguf_file(path: Path) -> Path | None:
 
 
 SCORE = "score.weight"  # the head of transformers' classes for sequence classification
+HEAD = "lm_head.weight"  # the output projection
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -90,7 +95,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
             "vocabulary has ForCausalLM there."
         )
     generation = path / "generation_config.json"
-    return Checkpoint(config, tensors, GenerationConfig.from_hf(read_json(generation)) if generation.exists() else None)
+    sampling = GenerationConfig.from_hf(read_json(generation)) if generation.exists() else None
+    return Checkpoint(config, tensors, sampling, None if scores else read_embedding_config(path, config.hidden_size))
 
 
 def _tensors(path: Path, quantization: Any) -> TensorSource:
