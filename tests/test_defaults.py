@@ -166,5 +166,5 @@ def test_defaults_of_the_engine_and_the_server():
     limits = {name: value for name, value in options.items() if type(value) in (int, float)}
     assert limits == dict(
         port=8000, max_n=16, max_messages=2048, max_body=8 * 2**20, max_requests=512, max_waiting=256, timeout=3600.0,
-        rows=32, prefill_chunk=512, drain=60,
+        rows=32, drain=60,
     )  # fmt: skip

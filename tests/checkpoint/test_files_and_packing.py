@@ -26,7 +26,7 @@ from qwen3_jax.checkpoint.storage import as_dtype
 
 def written(folder, config, generation, **more):
     folder.mkdir()
-    model = SimpleNamespace(config=config, generation_config=generation)
+    model = SimpleNamespace(config=config, generation_config=generation, embedding_config=None)
     write_small_files(model, None, jnp.dtype("bfloat16"), folder, **more)
     return [json.loads((folder / name).read_text()) for name in ("config.json", "generation_config.json")]
 

@@ -2,6 +2,8 @@
 
 import json
 import re
+import socket
+import urllib.parse
 
 import pytest
 
@@ -185,7 +187,10 @@ def test_a_judge_that_is_gone_costs_the_answers_and_one_that_refuses_ends_the_ru
         with Scorer([part(endpoint, name="kind")], tmp_path / "refused") as scorer:
             assert "HTTP 400" in scorer.score([refused])[0].lost
     parts = [RewardPart(verifier="exact"), gone]
-    with Scorer(parts, tmp_path / "judge") as scorer:
+    # Bound and not listening: else another test's server may get the port, and answers.
+    with socket.socket() as held, Scorer(parts, tmp_path / "judge") as scorer:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", urllib.parse.urlsplit(endpoint.url).port))
         scored = scorer.score([sampled(f"{number}", RECORD) for number in range(30)])
         assert all(one.reward is None for one in scored)
         assert scored[4].parts[0].status == "right"

@@ -231,7 +231,7 @@ def test_the_page_shows_the_run_and_its_numbers_are_right(tmp_path, capsys):
     assert "training loss not finite" in page
     assert "<tr><td>one</td><td>1 to 10</td><td>1,280</td><td>not finite</td><td></td><td>44</td></tr>" in page
     assert "<tr><td>two</td><td>11 to 20</td><td>1,280</td><td>not started</td><td></td><td></td></tr>" in page
-    with pytest.raises(UserError, match="it has no config"):
+    with pytest.raises(UserError, match=r"is not the folder of a training run, which has config\.json"):
         read_run(tmp_path)
     (run / "metrics.jsonl").unlink()
     with pytest.raises(UserError, match="has no metrics yet"):

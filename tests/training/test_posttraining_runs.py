@@ -248,11 +248,7 @@ def test_a_reward_model_judges_and_answers_nothing(rewards, base, tmp_path, caps
     filtering += ["--verifier-settings", json.dumps(settings | {"threshold": -1e6})]
     assert "2 solved without thinking" in said(capsys, main(filtering))
     assert "--verifier reward judges with one model" in said(capsys, main([*filtering, "--processes", "2"]))
-    for command in (
-        ["eval", "--model", str(folder), *options[:-1], str(tmp_path / "none")],
-        ["serve", "--model", str(folder), "--port", "0"],
-    ):
-        assert "reward model" in said(capsys, main(command))
+    assert "reward model" in said(capsys, main(["eval", "--model", str(folder), *options[:-1], str(tmp_path / "none")]))
     with pytest.raises(UserError, match="reward model"):
         qwen3_jax.generate(model, tokenizer, ["a"])
 
