@@ -33,7 +33,7 @@ class EmbeddingConfig:
         """Return the text of a prompt.
 
         Raises:
-            UserError: there is none of that name.
+            UserError: there is no prompt of that name.
         """
         texts = dict(self.prompts)
         if name not in texts:

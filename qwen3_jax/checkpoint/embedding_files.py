@@ -69,7 +69,7 @@ def read_embedding_config(folder: Path, width: int) -> EmbeddingConfig | None:
     named = tuple((name, text) for name, text in texts.items() if text is not None)
     default = prompts.get("default_prompt_name")
     if default is not None and default not in dict(named):
-        raise _refusal(folder / PROMPTS, f"field 'default_prompt_name' is {default!r}, which is none of its prompts")
+        raise _refusal(folder / PROMPTS, f"field 'default_prompt_name' is {default!r}; it must be among its prompts")
     return EmbeddingConfig(
         pooling=_pooling(pooling, fields),
         include_prompt=bool(fields.get("include_prompt", True)),

@@ -79,18 +79,19 @@ def _of_fields(kind: Any, value: dict[Any, Any], name: str) -> str:
 def _is_plain(kind: Any, value: Any) -> bool:
     """Whether a value can be one of a plain type; True of a type that is not known here."""
     if kind is float:
-        return (isinstance(value, int | float) and not isinstance(value, bool)) or _is_number(value)
+        return _is_number(value)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, kind) if kind in _NAMES else True
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a text is a number, as 1e-3 is in YAML 1.1."""
+    """Whether a value is a number, or a text of one, as 1e-3 is in YAML 1.1."""
     try:
-        return isinstance(value, str) and float(value) is not None
-    except ValueError:
+        float(value)
+    except (TypeError, ValueError):
         return False
+    return not isinstance(value, bool)
 
 
 def _sentence(name: str, value: Any, kind: Any) -> str:

@@ -109,7 +109,7 @@ class Reader:
         return [(rows, padded(length)) for rows in sorted({self._rows(1), self._rows(largest)})]
 
     def _rows(self, count: int) -> int:
-        """The rows of a batch of so many texts: they are divided over the mesh."""
+        """The rows of a batch of `count` texts: a power of two, and a multiple of the parts of the mesh."""
         parts = self.model.execution.placement.parts("batch")
         return -(-_power(count) // parts) * parts
 

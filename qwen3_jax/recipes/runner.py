@@ -83,7 +83,7 @@ class Record:
         return state is not None and state.done and state.key == recipe.key(phase)
 
     def check(self, recipe: Recipe, phase: Phase) -> None:
-        """Refuse to run a phase over what another form of it made, or something else, and to pass over one that is gone.
+        """Refuse a phase whose folder holds results of other settings or other files, or is missing although the phase is done.
 
         Raises:
             UserError: says how to run it again.

@@ -16,6 +16,7 @@
 | `replies`  | answers as OpenAI's objects and chunks              |
 | `responses_body`, `responses_items`, `responses_reply` | OpenAI's API for agents: as a conversation, its answer |
 | `messages_body`, `messages_blocks`, `messages_reply` | Anthropic's API: as a conversation, its answer |
+| `agent_tools` | tools, and errors at a place, of both             |
 | `replay`   | thinking that a client carries without reading it   |
 | `events`   | server-sent events                                  |
 | `errors`   | errors in the form of their route                   |

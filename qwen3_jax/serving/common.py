@@ -141,7 +141,7 @@ T = TypeVar("T")
 
 
 def once(names: Mapping[str, T | None], param: str, what: str) -> T | None:
-    """Return the value that is given under one or several names; None if there is none.
+    """Return the value that is given under one or several names; None if it is absent.
 
     Raises:
         RequestError: the values differ.

@@ -4,15 +4,16 @@ A message is a list of blocks there. Blocks of text are paragraphs, with a blank
 joined with nothing, so that a replayed answer has its own tokens.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qwen3_jax.errors import RequestError
+from qwen3_jax.serving.agent_tools import error_at, plain_function
 from qwen3_jax.serving.replay import unpacked
-from qwen3_jax.serving.responses_items import plain_function
 
 Json = dict[str, Any]
 _BETWEEN = "\n\n"
+_error = functools.partial(error_at, field="messages")
 _BLOCKS = {
     "user": ("text", "tool_result"),
     "assistant": ("text", "thinking", "tool_use"),
@@ -46,12 +47,12 @@ def functions_of(tools: Sequence[Any]) -> list[Json]:
     for i, tool in enumerate(tools):
         place = f"tools[{i}]"
         if not isinstance(tool, Mapping):
-            raise _error(place, "must be an object", "tools")
+            raise error_at(place, "must be an object", "tools")
         if tool.get("type") not in (None, "custom"):
-            raise _error(place, f"is of type {tool['type']!r}: {_RUNS_NONE}", "tools")
+            raise error_at(place, f"is of type {tool['type']!r}: {_RUNS_NONE}", "tools")
         if "input_schema" not in tool:
             form = "{'name', 'description', 'input_schema'}"
-            raise _error(place, f"has no 'input_schema'; the form of a tool is {form}", "tools")
+            raise error_at(place, f"has no 'input_schema'; the form of a tool is {form}", "tools")
         renamed = {"parameters" if name == "input_schema" else name: value for name, value in tool.items()}
         renamed.pop("cache_control", None)
         functions.append({"type": "function", "function": plain_function(renamed, place, _DEFAULTS)})
@@ -163,7 +164,3 @@ def _string(block: Mapping[str, Any], field: str, place: str) -> str:
     if not isinstance(text, str):
         raise _error(place, f"must have a string {field!r}")
     return text
-
-
-def _error(place: str, reason: str, field: str = "messages") -> RequestError:
-    return RequestError(f"{place} {reason}.", field)

@@ -50,8 +50,8 @@ class MessagesReply(Reply):
             return [*self._close(), *self._call(delta.tool_call)]
         if delta.result is None:
             kind = "thinking" if delta.kind == "thinking" else "text"
-            goes_on = self._is_open and self._blocks[-1]["type"] == kind
-            return [*([] if goes_on else [*self._close(), *self._open(kind)]), *self._grow(kind, delta.text)]
+            is_open = self._is_open and self._blocks[-1]["type"] == kind
+            return [*([] if is_open else [*self._close(), *self._open(kind)]), *self._grow(kind, delta.text)]
         stop = delta.result.stop_text
         reasons = {"length": "max_tokens", "tool_calls": "tool_use"}
         reason = reasons.get(delta.result.finish_reason, "end_turn" if stop is None else "stop_sequence")

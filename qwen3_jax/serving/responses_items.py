@@ -6,10 +6,8 @@ An answer is several items there: reasoning, messages and calls that stand next 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
-
 from qwen3_jax.errors import RequestError
-from qwen3_jax.serving.objects import Function
+from qwen3_jax.serving.agent_tools import error_at, plain_function
 from qwen3_jax.serving.replay import unpacked
 from qwen3_jax.text import ChatTemplateError, check_message
 
@@ -60,51 +58,26 @@ class Tools:
 
     def _add(self, tool: Any, place: str, namespace: str | None) -> None:
         if not isinstance(tool, Mapping):
-            raise _error(place, "must be an object", "tools")
+            raise error_at(place, "must be an object", "tools")
         kind = tool.get("type")
         if kind == "namespace" and namespace is None:
             name, inner = tool.get("name"), tool.get("tools")
             if not isinstance(name, str) or not name or not isinstance(inner, list):
-                raise _error(place, "must have a name and a list of tools", "tools")
+                raise error_at(place, "must have a name and a list of tools", "tools")
             for i, each in enumerate(inner):
                 self._add(each, f"{place}.tools[{i}]", name)
             return
         if kind != "function":
-            raise _error(place, f"is of type {kind!r}: {_TOOLS.get(str(kind), _RUNS_NONE)}", "tools")
+            raise error_at(place, f"is of type {kind!r}: {_TOOLS.get(str(kind), _RUNS_NONE)}", "tools")
         if "function" in tool:
             form = "{'type': 'function', 'name', 'description', 'parameters'}"
-            raise _error(place, f"is a tool of /v1/chat/completions; the form here is {form}", "tools")
+            raise error_at(place, f"is a tool of /v1/chat/completions; the form here is {form}", "tools")
         function = plain_function(tool, place, _DEFAULTS)
         if namespace is not None:
             shown = f"{namespace}{_SEPARATOR}{function['name']}"
             self._namespaces[shown] = namespace, function["name"]
             function["name"] = shown
         self.shown.append({"type": "function", "function": function})
-
-
-def plain_function(tool: Mapping[str, Any], place: str, defaults: Mapping[str, tuple[Any, ...]]) -> Json:
-    """Return a tool as a function of /v1/chat/completions, in the order in which the client sent its fields.
-
-    Args:
-        tool: with `parameters`, and everything else beside them.
-        place: for messages.
-        defaults: fields that the model is not shown, with the values at which they change nothing.
-
-    Raises:
-        RequestError: names the place and the field.
-    """
-    for name, harmless in defaults.items():
-        if tool.get(name) is not None and tool[name] not in harmless:
-            raise _error(f"{place}.{name}", "is not supported; leave it out", "tools")
-    function = {name: value for name, value in tool.items() if value is not None and name not in ("type", *defaults)}
-    try:
-        Function.model_validate(function)
-    except ValidationError as error:
-        first = error.errors()[0]
-        inner = "".join(f".{part}" for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise _error(f"{place}{inner}:", message[:1].lower() + message[1:], "tools") from None
-    return function
 
 
 def messages_of(items: str | Sequence[Any], instructions: str | None) -> list[Json]:
@@ -129,7 +102,7 @@ class _Turns:
 
     def __init__(self) -> None:
         self.messages: list[Json] = []
-        self._answer: Json | None = None  # the assistant's turn that goes on
+        self._answer: Json | None = None  # the assistant's turn that the next item may continue
         self._calls: set[str] = set()
 
     def add(self, message: Json) -> None:
@@ -140,7 +113,7 @@ class _Turns:
     def read(self, item: Any, place: str) -> None:
         """Read one item."""
         if not isinstance(item, Mapping):
-            raise _error(place, "must be an object", "input")
+            raise error_at(place, "must be an object", "input")
         kind = item.get("type") or ("message" if "role" in item else None)
         if kind == "message":
             self._message(item, place)
@@ -156,13 +129,13 @@ class _Turns:
             self._output(item, place)
         else:
             reason = _ITEMS.get(str(kind), f"the items that are read are {_READ}")
-            raise _error(place, f"is of type {kind!r}: {reason}", "input")
+            raise error_at(place, f"is of type {kind!r}: {reason}", "input")
 
     def _message(self, item: Mapping[str, Any], place: str) -> None:
         role, content = item.get("role"), item.get("content")
         if role not in _ROLES:
             hint = "; the result of a tool is an item of type 'function_call_output'" * (role in ("tool", "function"))
-            raise _error(place, f"has the role {role!r}; the roles are {', '.join(_ROLES)}{hint}", "input")
+            raise error_at(place, f"has the role {role!r}; the roles are {', '.join(_ROLES)}{hint}", "input")
         message = {"role": role, "content": content}
         _check(message, place)
         if role != "assistant":
@@ -190,15 +163,15 @@ class _Turns:
         number = item.get("call_id")
         if number is not None and str(number) not in self._calls:
             reason = f"is the output of the call {number!r}, which is not among the items before it; send its function_call too"
-            raise _error(place, reason, "input")
+            raise error_at(place, reason, "input")
         message = {"role": "tool", "tool_call_id": number, "content": item.get("output")}
         if message["content"] is None:
-            raise _error(place, "has no output", "input")
+            raise error_at(place, "has no output", "input")
         _check(message, place, (".content", ".output"))
         self.add(message)
 
     def _turn(self, *, new: bool = False) -> Json:
-        """The assistant's turn that goes on, or a new one."""
+        """The assistant's turn so far, or a new one."""
         if self._answer is None or new:
             self._answer = {"role": "assistant"}
             self.messages.append(self._answer)
@@ -216,12 +189,12 @@ def _thinking(item: Mapping[str, Any], place: str) -> str:
             if not isinstance(parts, list) or not all(
                 isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts
             ):
-                raise _error(f"{place}.{field}", "must be a list of texts", "input")
+                raise error_at(f"{place}.{field}", "must be a list of texts", "input")
             text = "\n\n".join(part["text"] for part in parts)
         if text:
             return text
     if item.get("encrypted_content") and unpacked(str(item["encrypted_content"])) is None:
-        raise _error(
+        raise error_at(
             f"{place}.encrypted_content",
             "comes from another server, which alone can read it; leave the item out",
             "input",
@@ -237,7 +210,3 @@ def _check(message: Json, place: str, *renamed: tuple[str, str]) -> None:
         for old, new in renamed:
             text = text.replace(place + old, place + new)
         raise RequestError(f"{text}.", "input") from None
-
-
-def _error(place: str, reason: str, field: str) -> RequestError:
-    return RequestError(f"{place} {reason}{'' if reason.endswith('?') else '.'}", field)

@@ -45,8 +45,8 @@ class ResponsesReply(Reply):
             return [*self._close(), *self._call(delta.tool_call)]
         if delta.result is None:
             kind = "reasoning" if delta.kind == "thinking" else "message"
-            goes_on = self._text is not None and self._items[-1]["type"] == kind
-            return [*([] if goes_on else [*self._close(), *self._open(kind)]), *self._grow(kind, delta.text)]
+            is_open = self._text is not None and self._items[-1]["type"] == kind
+            return [*([] if is_open else [*self._close(), *self._open(kind)]), *self._grow(kind, delta.text)]
         self._status = "incomplete" if delta.result.finish_reason == "length" else "completed"
         return [*self._close(self._status), self._event(f"response.{self._status}", response=self.whole())]
 

@@ -12,6 +12,7 @@ import queue
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
 from qwen3_jax.errors import UserError
@@ -132,32 +133,20 @@ class Worker:
             Stopped: the engine has failed or is shutting down.
             Exception: what the call raises.
         """
-        loop = asyncio.get_running_loop()
-        result: asyncio.Future[T] = loop.create_future()
-
-        def settle(value: Any, error: BaseException | None) -> None:
-            if result.done():
-                return
-            if error is None:
-                result.set_result(value)
-            else:
-                result.set_exception(error)
+        result: Future[T] = Future()
 
         def run() -> None:
-            value: Any = None
-            error: Exception | None = None
-            if self.failure is not None or self._stopping:
-                error = Stopped(_STOPPING if self.failure is None else _FAILED)
-            elif not result.cancelled():
-                try:
-                    value = function(*arguments)
-                except Exception as raised:
-                    error = raised
-            with contextlib.suppress(RuntimeError):  # the event loop is closed
-                loop.call_soon_threadsafe(settle, value, error)
+            if not result.set_running_or_notify_cancel():
+                return
+            try:
+                if self.failure is not None or self._stopping:
+                    raise Stopped(_STOPPING if self.failure is None else _FAILED)
+                result.set_result(function(*arguments))
+            except Exception as error:
+                result.set_exception(error)
 
         self.post(run)
-        return await result
+        return await asyncio.wrap_future(result)
 
     def when_idle(self, call: Callable[[], None]) -> None:
         """Call something in the engine's thread while there is nothing to compute, after earlier calls of this kind."""

@@ -145,7 +145,7 @@ REFUSED = {
         pooling=NEW | {"pooling_mode": "attention"}
     ),
     "1_Pooling/config.json gives the states 65 numbers, and config.json 64": dict(width=65),
-    "field 'default_prompt_name' is 'x', which is none": dict(prompts={"default_prompt_name": "x"}),
+    "field 'default_prompt_name' is 'x'; it must be among its prompts": dict(prompts={"default_prompt_name": "x"}),
     "field 'prompts' must map names to texts": dict(prompts={"prompts": {"a": 3}}),
     "field 'model_type' is 'SparseEncoder'": dict(prompts={"model_type": "SparseEncoder"}),
     "field 'do_lower_case' is True, which is not implemented": dict(limits={"do_lower_case": True}),
