@@ -4,9 +4,14 @@
 SIGTERM with everything saved. A traceback is a bug.
 """
 
+import _thread
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from qwen3_jax.cli import background
 from qwen3_jax.errors import Interrupted, UserError
@@ -16,12 +21,13 @@ BAD_INPUT = 2
 LOST_PROCESS = 3
 INTERRUPTED = 130
 TERMINATED = 143
+_REPEATED_AFTER = 0.01  # seconds
 
 
 def guarded(prog: str, work: Callable[[], int]) -> int:
     """Run a command, with a status line for what takes long; turn user errors, Ctrl-C and a closed pipe into exit codes."""
     try:
-        with status_line():
+        with _interrupts_repeated(), status_line():
             code = work()
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -40,6 +46,35 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return BAD_INPUT
     return code
+
+
+@contextmanager
+def _interrupts_repeated() -> Iterator[None]:
+    """Repeat an interrupt that was raised where Python cannot pass an exception on, a moment later.
+
+    A signal's handler runs between any two instructions of the main thread, also in a callback of the garbage collector (JAX
+    has one), of a weak reference, or in `__del__`. An exception there only reaches `sys.unraisablehook`: the program would
+    print a traceback and not stop.
+    """
+    before = sys.unraisablehook
+
+    def repeat(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if isinstance(error, KeyboardInterrupt | Interrupted):
+            terminated = isinstance(error, Interrupted) and error.reason != "Ctrl-C"
+            number = signal.SIGTERM if terminated else signal.SIGINT
+            timer = threading.Timer(_REPEATED_AFTER, _thread.interrupt_main, (number,))
+            timer.daemon = True
+            timer.start()
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = repeat
+    try:
+        yield
+    finally:
+        if sys.unraisablehook is repeat:  # an import may have put its own before it
+            sys.unraisablehook = before
 
 
 def _is_user_error(error: ValueError) -> bool:
