@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from qwen3_jax.generation.budget import BudgetRules, BudgetState
-from qwen3_jax.generation.program import MAX_EOS, Output, Progress, Settings
 from qwen3_jax.generation.request import Request
+from qwen3_jax.generation.rows import MAX_EOS, Output, Progress, Settings
 from qwen3_jax.generation.sampling import Sampling, SamplingRows
 from qwen3_jax.generation.scheduler import TokenSequence
 from qwen3_jax.generation.tokens import FinishReason, Token, TokenLogprob

@@ -16,8 +16,8 @@ import numpy as np
 from qwen3_jax.errors import RequestError, UserError
 from qwen3_jax.generation.answer import Answer, Delta, Generation, extend
 from qwen3_jax.generation.engine import Engine
-from qwen3_jax.generation.program import row_size
 from qwen3_jax.generation.request import Options, Prompt, Request, check_batch_size, is_message, require, resolve
+from qwen3_jax.generation.rows import row_size
 from qwen3_jax.generation.sampling import Sampling
 from qwen3_jax.model import Qwen3
 from qwen3_jax.progress import progress_bar

@@ -28,9 +28,9 @@ from qwen3_jax.generation.active import ActiveRequest, first_scored
 from qwen3_jax.generation.budget import may_force
 from qwen3_jax.generation.engine_limits import check_model, length_that_fits
 from qwen3_jax.generation.expert_record import ExpertRecord, Run
-from qwen3_jax.generation.program import MAX_EOS, Output, Progress, size_of
 from qwen3_jax.generation.prompt_scores import Scored, prompt_token, scored_by, tokens_of
 from qwen3_jax.generation.request import Request, require
+from qwen3_jax.generation.rows import MAX_EOS, Output, Progress, size_of
 from qwen3_jax.generation.runner import MIN_PREFILL_TOKENS, ActiveBatch, Runner
 from qwen3_jax.generation.sampling import MAX_LOGPROBS, Logprobs
 from qwen3_jax.generation.scheduler import Grow, Prefill, Scheduler

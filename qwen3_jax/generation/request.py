@@ -43,7 +43,7 @@ class Request:
         prompt: token ids, at least one.
         sampling: settings; fields that are None follow the model's generation_config. `n` is ignored.
         max_new_tokens: tokens after which the answer ends.
-        eos: tokens that end it, at most `program.MAX_EOS`.
+        eos: tokens that end it, at most `rows.MAX_EOS`.
         budget: thinking tokens allowed; None is unlimited.
         thinking: the prompt leaves `<think>` open.
         thinking_tokens: ids of the think tags and of the stop text.

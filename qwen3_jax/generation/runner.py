@@ -12,10 +12,12 @@ import numpy as np
 from flax import nnx
 
 from qwen3_jax.errors import UserError
-from qwen3_jax.generation import program
+from qwen3_jax.generation import layered, program
 from qwen3_jax.generation.active import ActiveRequest
-from qwen3_jax.generation.program import Output, Progress, Settings, row_size, size_of
+from qwen3_jax.generation.layered import LayeredPrograms
+from qwen3_jax.generation.program import Structures, WholePrograms
 from qwen3_jax.generation.request import Request
+from qwen3_jax.generation.rows import Output, Progress, Settings, row_size, size_of
 from qwen3_jax.generation.sampling import MAX_LOGPROBS, Logprobs, Sampling
 from qwen3_jax.generation.scheduler import Decode, Grow, Prefill
 from qwen3_jax.generation.speculation import DraftModel, PromptLookup, Speculation
@@ -57,13 +59,16 @@ class Runner:
         self._factor, self._chunk = 4 if offline else 2, chunk
         self._prefill_sizes = [self.prefill_rows] if offline else sorted({min(n, self.prefill_rows) for n in (1, 8)})
         self.guessed = 0
-        self._reporting = {"report_experts": report_experts}
+        self._report_experts = report_experts
         self._model, self._speculation, self._cache_type = model, speculation, cache_type
         self._shards, self._rows = model.execution.placement.parts("batch"), rows
         self._page_size = page_size
         self._words = -(-model.config.vocab_size // 32)  # of `Constraint.allowed`
         self._width = -(-max_length // page_size)
-        self._graphdefs, self._params = zip(*(nnx.split(m) for m in models), strict=True)
+        graphdefs, self._params = zip(*(nnx.split(m) for m in models), strict=True)
+        self._graphdefs = Structures(graphdefs)
+        self._layered = len(models) == 1 and layered.is_better(model)
+        self._programs = self._choose_programs()
         self.slots = list(range(self._shards * rows))
         nothing = Request((0,), Sampling(temperature=0, seed=0), 1)
         self._padding = ActiveRequest.of(nothing, model.generation_config, len(self.slots))
@@ -127,6 +132,12 @@ class Runner:
                 "the new weights differ from the engine's model in more than their values; make a new Engine."
             )
         self._model, self._params = model, (params, *self._params[1:])
+        self._programs = self._choose_programs()
+
+    def _choose_programs(self) -> LayeredPrograms | WholePrograms:
+        if self._layered:
+            return LayeredPrograms(self._model, self._report_experts)
+        return WholePrograms(self._graphdefs, self._params, self._report_experts)
 
     def grow(self, plan: Grow) -> None:
         """Extend the cache; its contents stay."""
@@ -155,9 +166,7 @@ class Runner:
         settings, progress = self._stacked(batch)
         arrays = settings, progress.replace(active=ends), tokens, counts, self._tables(batch)
         with self._announced("prefill", width, f"compiling prefill, {width} tokens"):
-            self.state, progress, output, states, experts = program.prefill(
-                self._graphdefs, self._params, self.state, *arrays, **self._reporting
-            )
+            self.state, progress, output, states, experts = self._programs.prefill(self.state, *arrays)
         return batch, progress, output, states, experts
 
     def score(self, states: jax.Array, wanted: Sequence[Sequence[tuple[int, int, int]]], few: int) -> list[Logprobs]:
@@ -196,7 +205,7 @@ class Runner:
         batch: ActiveBatch = [None] * (self._shards * rows)
         for shard, sequences in enumerate(plan.sequences):
             batch[shard * rows : shard * rows + len(sequences)] = sequences
-        arrays = self._params, self.state, *self._stacked(batch), self._tables(batch)
+        arrays = self.state, *self._stacked(batch), self._tables(batch)
         allowed, guesses = self._allowed(batch), None
         if allowed is None and self._speculation is not None and plan.steps > self._speculation.guesses:
             guesses = self._propose(batch, self._speculation)
@@ -204,12 +213,10 @@ class Runner:
         if guesses is None:
             rest = *arrays, np.int32(plan.steps), np.int32(plan.least), allowed
             with self._announced("plain" if allowed is None else "constrained", rows):
-                self.state, progress, output = program.decode(self._graphdefs, max_steps, *rest, **self._reporting)
+                self.state, progress, output = self._programs.decode(max_steps, *rest)
         else:
             with self._announced("guesses", rows):
-                self.state, progress, output = program.verify(
-                    self._graphdefs, guesses.shape[1], *arrays, guesses, **self._reporting
-                )
+                self.state, progress, output = self._programs.verify(*arrays, guesses)
         return batch, progress, output
 
     def prepare(self, count: int, max_steps: int, kind: DecodeKind) -> None:
@@ -234,16 +241,16 @@ class Runner:
     def _compile_decode(self, rows: int, max_steps: int, kind: DecodeKind) -> None:
         """Call a decode step with nothing but padding."""
         batch: ActiveBatch = [None] * (self._shards * rows)
-        arrays = self._params, self.state, *self._stacked(batch), self._tables(batch)
+        arrays = self.state, *self._stacked(batch), self._tables(batch)
         with self._announced(kind, rows):
             if kind == "guesses":
                 assert self._speculation is not None
                 none = np.full((len(batch), self._speculation.guesses), -1, np.int32)
-                self.state, *_ = program.verify(self._graphdefs, none.shape[1], *arrays, none, **self._reporting)
+                self.state, *_ = self._programs.verify(*arrays, none)
             else:
                 allowed = np.zeros((len(batch), self._words), np.uint32) if kind == "constrained" else None
                 rest = *arrays, np.int32(1), np.int32(1), allowed
-                self.state, *_ = program.decode(self._graphdefs, max_steps, *rest, **self._reporting)
+                self.state, *_ = self._programs.decode(max_steps, *rest)
 
     @contextmanager
     def _announced(self, name: str, size: int, text: str | None = None) -> Iterator[None]:
@@ -298,9 +305,7 @@ class Runner:
         tokens, counts = np.zeros((self._shards, width), np.int32), np.zeros((self._shards, rows), np.int32)
         rest = *self._stacked(batch), tokens, counts, self._tables(batch)
         with self._announced("prefill", width, f"compiling prefill, {width} tokens"):
-            self.state, _, _, states, _ = program.prefill(
-                self._graphdefs, self._params, self.state, *rest, **self._reporting
-            )
+            self.state, _, _, states, _ = self._programs.prefill(self.state, *rest)
         return states
 
     def _compile_picks(self, widths: Sequence[int]) -> None:

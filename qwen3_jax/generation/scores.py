@@ -21,8 +21,8 @@ import numpy as np
 
 from qwen3_jax.errors import RequestError, UserError
 from qwen3_jax.generation.engine import Engine
-from qwen3_jax.generation.program import row_size
 from qwen3_jax.generation.request import Request, adapter_number, check_batch_size, is_message, require, why_not_ids
+from qwen3_jax.generation.rows import row_size
 from qwen3_jax.generation.sampling import MAX_LOGPROBS, Sampling
 from qwen3_jax.generation.tokens import TokenLogprob
 from qwen3_jax.model import Qwen3

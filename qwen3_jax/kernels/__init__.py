@@ -14,6 +14,7 @@ from qwen3_jax.kernels.platform import (
     default_compute_dtype,
     early_cache_bytes,
     free_memory,
+    is_one_cpu,
     prefers_unrolled_decoding,
     return_freed_memory,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "expert_mlp",
     "folded",
     "free_memory",
+    "is_one_cpu",
     "is_quantized",
     "linear",
     "new_pages",

@@ -126,6 +126,11 @@ def early_cache_bytes(placement: Placement) -> int | None:
     return _share_of_host(1 << 30, placement)
 
 
+def is_one_cpu(placement: Placement) -> bool:
+    """Return whether everything runs on one CPU device, whose programs the host can call one after another at little cost."""
+    return placement.mesh is None and platform_of(placement) == "cpu"
+
+
 def _share_of_host(size: int, placement: Placement) -> int:
     """Bytes of the host's memory for each of its devices."""
     return size // (1 if placement.mesh is None else len(placement.mesh.local_devices))

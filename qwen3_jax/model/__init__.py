@@ -1,10 +1,10 @@
 """The decoder in Flax NNX. Single-device maths: names logical axes, never mesh axes; no file I/O, no platform checks."""
 
 from qwen3_jax.model.cache import KVCache
-from qwen3_jax.model.decoder import Hidden, Qwen3, abstract, parameter_count
+from qwen3_jax.model.decoder import Entered, Hidden, Qwen3, abstract, parameter_count
 from qwen3_jax.model.embedding import EmbeddingModel
 from qwen3_jax.model.flat import Structure, flatten
-from qwen3_jax.model.layer_loop import REMAT, Remat, layer_groups
+from qwen3_jax.model.layer_loop import REMAT, Remat, layer_groups, run_group
 from qwen3_jax.model.lora import Addition, Lora, is_adapter
 from qwen3_jax.model.moe import RouterStats, Routes
 from qwen3_jax.model.reward import RewardModel
@@ -13,6 +13,7 @@ __all__ = [
     "REMAT",
     "Addition",
     "EmbeddingModel",
+    "Entered",
     "Hidden",
     "KVCache",
     "Lora",
@@ -27,4 +28,5 @@ __all__ = [
     "is_adapter",
     "layer_groups",
     "parameter_count",
+    "run_group",
 ]

@@ -11,7 +11,7 @@ Shapes: b batch, t length, d hidden, v vocabulary, l layers, e experts, n adapte
 """
 
 import functools
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,21 @@ from qwen3_jax.model.layers import RMSNorm
 from qwen3_jax.model.lora import Lora, adapted
 from qwen3_jax.model.moe import RouterStats, Routes
 from qwen3_jax.model.params import Declare
-from qwen3_jax.model.rope import angles
+from qwen3_jax.model.rope import Angles, angles
+
+
+class Entered(NamedTuple):
+    """What the first layer starts from.
+
+    Attributes:
+        x_btd: embedded tokens, in the compute type.
+        rope: angles of the rotations.
+        chosen_btn: float32, 1 at the adapter of each token; None where the model has none.
+    """
+
+    x_btd: jax.Array
+    rope: Angles
+    chosen_btn: jax.Array | None
 
 
 @struct.dataclass
@@ -186,29 +200,40 @@ class Qwen3(nnx.Module):
             routes: experts that tokens were sent to before, to compare with or to send them to again.
             report_experts: return the experts of each token.
         """
-        b, t = tokens.shape
-        if positions is None and cache is not None:
-            positions = cache.rows.positions(b, t)
-        elif positions is None:
-            positions = jnp.broadcast_to(jnp.asarray(self.execution.order(t)), (b, t))
         if cache is not None and segment_ids is not None:
             raise ValueError("segment_ids cannot be combined with a cache: a cached row is one document.")
-        dual_chunk = self.config.dual_chunk_attention_config
+        dual_chunk, t = self.config.dual_chunk_attention_config, tokens.shape[1]
         if cache is None and dual_chunk is not None and t > dual_chunk.chunk:
             raise ValueError(
                 f"{t} tokens without a cache exceed the {dual_chunk.chunk} of one chunk; Dual Chunk Attention needs a cache "
                 "(`new_cache`, or an Engine). To train, remove dual_chunk_attention_config."
             )
+        x_btd, rope, chosen_btn = self.enter(tokens, positions, None if cache is None else cache.rows, adapter)
+        x_btd, cache, router, experts = run_layers(
+            self.groups, x_btd, rope, segment_ids, cache, self.remat, chosen_btn, routes, report_experts
+        )
+        return Hidden(self.norm(x_btd), cache, router, experts)
+
+    def enter(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array | None = None,
+        rows: Rows | None = None,
+        adapter: jax.Array | None = None,
+    ) -> Entered:
+        """Embed tokens and compute their rotations, before the first layer; arguments as for `hidden`, `rows` of its cache."""
+        b, t = tokens.shape
+        if positions is None and rows is not None:
+            positions = rows.positions(b, t)
+        elif positions is None:
+            positions = jnp.broadcast_to(jnp.asarray(self.execution.order(t)), (b, t))
         rope = angles(self.config, positions)
 
         chosen_btn = self._chosen(adapter)
         embed = adapted(self.embed[...], self.adapters, "embed", chosen_btn)
         x_btd = take_rows(embed, tokens, self.dtype, self.execution)
         x_btd = self.execution.placement.constrain(x_btd, ("batch", "length", "hidden"))
-        x_btd, cache, router, experts = run_layers(
-            self.groups, x_btd, rope, segment_ids, cache, self.remat, chosen_btn, routes, report_experts
-        )
-        return Hidden(self.norm(x_btd), cache, router, experts)
+        return Entered(x_btd, rope, chosen_btn)
 
     def logits(self, states: jax.Array, adapter: jax.Array | None = None) -> jax.Array:
         """Project hidden states [..., D] to float32 logits [..., V]; `adapter` as in `hidden`, int32 [...]."""

@@ -66,7 +66,7 @@ def run_layers(
         if routes is not None and group.moe:
             own = Routes(routes.experts[:, :, moe_layers : moe_layers + layers], routes.replay)
         moe_layers += layers
-        x_btd, pages, of_group = _run_group(
+        x_btd, pages, of_group = run_group(
             group, x_btd, rope, segment_ids_bt, pages, rows, remat, chosen_btn, own, report_experts
         )
         if pages is not None:
@@ -80,11 +80,11 @@ def run_layers(
     return x_btd, new_cache, stats, None if experts is None else jnp.moveaxis(experts, 0, 2)
 
 
-def _run_group(
+def run_group(
     group: Block, x_btd, rope: Angles, segment_ids_bt, pages: Pages | None, rows: Rows | None, remat: Remat, chosen_btn,
     routes: Routes | None, report_experts: bool,
 ) -> tuple[jax.Array, Pages | None, Routed | None]:  # fmt: skip
-    """Run one group of layers: a single block, or a scan over a stack."""
+    """Run one group of layers, a single block or a scan over a stack; arguments and results of `run_layers` for it alone."""
     layers = group.stack or 1
     # Experts may stay in their stack: a kernel then reads a layer's experts in place, where a scan would copy them.
     whole = pages is not None and group.stack is not None and group.moe and takes_stacks(group.execution)

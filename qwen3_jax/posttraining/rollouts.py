@@ -19,7 +19,7 @@ import numpy as np
 from qwen3_jax.errors import RequestError
 from qwen3_jax.generation import Engine, Options, Request, Sampling, resolve
 from qwen3_jax.generation.answer import Answer, Generation, Usage
-from qwen3_jax.generation.program import row_size
+from qwen3_jax.generation.rows import row_size
 from qwen3_jax.generation.tokens import Token
 from qwen3_jax.model import Qwen3
 from qwen3_jax.posttraining.prompts import Draw

@@ -16,7 +16,7 @@ from qwen3_jax import DraftModel, Engine, Request, Sampling
 from qwen3_jax.generation import ThinkingTokens
 from qwen3_jax.generation.stats import Clock
 from tests.helpers import hf_checkpoints, tiny_models
-from tests.helpers.engine_runs import DRAFT_SHAPE, LOOKUP, SHAPE, SMALL_SHAPE, ids, leave, run
+from tests.helpers.engine_runs import DRAFT_SHAPE, LOOKUP, SHAPE, SMALL_SHAPE, ids, layered_engine, leave, run
 from tests.helpers.pool_check import check_pool
 
 THINK = ThinkingTokens(start=310, end=311, stop=(17, 311, 18))
@@ -106,6 +106,8 @@ WAYS: dict[str, tuple[dict, int | None]] = {  # options, and the tokens that are
     "offline_and_preemptions": (dict(offline=True), TIGHT),
     "lookup": (dict(speculation=LOOKUP), None),
     "lookup_and_preemptions": (dict(speculation=LOOKUP), TIGHT),
+    "layered": ({}, None),
+    "layered_lookup_and_preemptions": (dict(speculation=LOOKUP), TIGHT),
 }
 FEW_WAYS = (
     "as_it_is",
@@ -113,6 +115,7 @@ FEW_WAYS = (
     "offline_and_preemptions",
     "preemptions_no_prefix_cache",
     "lookup_and_preemptions",
+    "layered_lookup_and_preemptions",
 )
 SHARED = "dense_tied", "1_device"  # what most tests use
 MESHES = {"1_device": None, "data_2_tensor_2": dict(data=2, tensor=2), "8_devices": dict(data=2, expert=2, tensor=2)}
@@ -130,7 +133,8 @@ def engine_of(variant: str, mesh: str, way: str, folder) -> tuple[Engine, int]:
     model = loaded(variant, mesh, folder)
     shards, shape = model.execution.placement.parts("batch"), SHAPE if (variant, mesh) == SHARED else SMALL_SHAPE
     options, tokens = WAYS[way]
-    engine = Engine(model, **shape | dict(rows=shards * shape["rows"], cache_tokens=shards * 2048) | options)
+    make = layered_engine if "layered" in way else Engine
+    engine = make(model, **shape | dict(rows=shards * shape["rows"], cache_tokens=shards * 2048) | options)
     return engine, 0 if tokens is None else leave(engine, tokens)
 
 
@@ -178,6 +182,7 @@ def constrained_requests() -> list[tuple[Request, Expected]]:
     [
         ("1_device", "offline"),
         pytest.param("1_device", "lookup_and_preemptions", marks=pytest.mark.slow),
+        pytest.param("1_device", "layered", marks=pytest.mark.slow),
         pytest.param("1_device", "small_chunks", marks=pytest.mark.slow),
         pytest.param("data_2_tensor_2", "preemptions", marks=pytest.mark.slow),
         pytest.param("1_device", "single_steps", marks=pytest.mark.soak),
@@ -201,7 +206,7 @@ QUICK = [("dense_tied", "1_device", way, FEW) for way in WAYS if way in FEW_WAYS
 MORE = pytest.mark.soak  # the same cases with more requests
 EVERY = [("dense_tied", "1_device", way) for way in WAYS]
 EVERY += [("moe", "8_devices", "as_it_is")]
-EVERY += [("moe", "1_device", "lookup_and_preemptions")]
+EVERY += [("moe", "1_device", way) for way in ("lookup_and_preemptions", "layered")]
 EVERY += [("dense_tied", "data_2_tensor_2", "preemptions")]
 BY_HAND = [("moe", "8_devices", way) for way in ("single_steps", *FEW_WAYS[2:], "lookup")] + [
     ("moe", "1_device", "as_it_is")
@@ -290,16 +295,18 @@ def sampled_alone() -> list[list]:
         ({}, 160),
         pytest.param(dict(prefill_chunk=16, speculation=LOOKUP), None, marks=pytest.mark.slow),
         (dict(speculation=LOOKUP), 160),
+        pytest.param(dict(layered=True, speculation=LOOKUP), 160, marks=pytest.mark.slow),
         pytest.param(dict(speculation="draft"), 160, marks=pytest.mark.slow),
     ],
-    ids=["batched", "preempted", "guessed", "preempted_and_guessed", "preempted_and_drafted"],
+    ids=["batched", "preempted", "guessed", "preempted_and_guessed", "layered", "preempted_and_drafted"],
 )
 def test_a_seed_gives_the_same_tokens_alone_and_in_any_company(options, left):
     """With penalties, budgets and log probabilities, of prompts too; all of them survive preemption."""
     model, requests = tiny_models.model(3, eos=False), sampled_requests(40)
     if options.get("speculation") == "draft":
         options = DRAFT_SHAPE | dict(speculation=DraftModel(tiny_models.model(7, eos=False), 3))
-    engine = Engine(model, **SHAPE | options)
+    make = layered_engine if options.get("layered") else Engine
+    engine = make(model, **SHAPE | {name: value for name, value in options.items() if name != "layered"})
     if left is not None:
         leave(engine, left)
     together = run(engine, requests)

@@ -1,8 +1,10 @@
 """Requests through an engine, with all of their tokens."""
 
 from typing import Any
+from unittest import mock
 
 from qwen3_jax import Engine, PromptLookup
+from qwen3_jax.generation import layered
 
 # One shape for engines of one shard, so that tests share their programs: decode steps are guesses and one more. The smaller
 # ones are for engines with a draft model, and for models that one or two tests use.
@@ -10,6 +12,14 @@ SHAPE: dict[str, Any] = dict(rows=8, cache_tokens=2048, slots_per_page=4, prefil
 SMALL_SHAPE: dict[str, Any] = SHAPE | dict(rows=4, prefill_chunk=16)
 DRAFT_SHAPE: dict[str, Any] = SHAPE | dict(rows=4, prefill_chunk=32)
 LOOKUP = PromptLookup(3, shortest=1)
+
+
+def layered_engine(model, **options) -> Engine:
+    """An engine that calls a tiny model layer by layer, as it calls a large one."""
+    with mock.patch.object(layered, "_LEAST_LAYER_BYTES", 0):
+        engine = Engine(model, **options)
+    assert isinstance(engine._runner._programs, layered.LayeredPrograms)
+    return engine
 
 
 def leave(engine: Engine, tokens: int) -> int:
