@@ -17,7 +17,7 @@ from flax import struct
 from jax.sharding import PartitionSpec
 
 from qwen3_jax.generation.rows import Output, Progress, Settings
-from qwen3_jax.generation.sampling import Seen, logprobs, penalise, sample, sampled_logprobs, shift
+from qwen3_jax.generation.sampling import Seen, logprobs, penalise, sample, shift
 from qwen3_jax.kernels import Rows
 from qwen3_jax.model import Hidden, Qwen3
 from sharding import Placement
@@ -185,12 +185,13 @@ def _next(settings: Settings, seen: Seen, progress: Progress, logits_bv, allowed
         end_be = jnp.where(masked_be, settings.eos, shaped_bv.shape[1])
         shaped_bv = shaped_bv.at[jnp.arange(len(end_be))[:, None], end_be].set(-jnp.inf, mode="drop")
     shaped_bv = progress.budget.forbid(shaped_bv, settings.rules)
-    sampled_b = sample(shaped_bv, settings.sampling, progress.position)
+    sampled_b, drawn_b = sample(shaped_bv, settings.sampling, progress.position)
     token_b, forced_b, budget = progress.budget.advance(sampled_b, settings.rules)
     thinking_b = budget.used > progress.budget.used
     reported = logprobs(logits_bv, token_b, settings.sampling.logprobs)
-    drawn_b = jnp.where(forced_b, jnp.nan, sampled_logprobs(shaped_bv, settings.sampling, token_b))
-    output = Output(active_b, token_b, forced_b, thinking_b, reported.replace(sampled=drawn_b))
+    output = Output(
+        active_b, token_b, forced_b, thinking_b, reported.replace(sampled=jnp.where(forced_b, jnp.nan, drawn_b))
+    )
     remaining_b = progress.remaining - 1
     ended_b = (~forced_b & (token_b[:, None] == settings.eos).any(axis=1)) | (remaining_b == 0)
     after = Progress(token_b, progress.length + 1, progress.position + 1, remaining_b, ~ended_b, budget)

@@ -39,7 +39,7 @@ def expected_probabilities(logits: np.ndarray, sampling: Sampling) -> np.ndarray
     return out
 
 
-jitted_sample = jax.jit(sample)
+jitted_sample = jax.jit(lambda *inputs: sample(*inputs)[0])
 
 
 def draw_settings() -> list[Sampling]:
@@ -95,6 +95,30 @@ def test_draws_follow_the_distribution(setting):
     assert_drawn_from(np.asarray(over_positions), probs)
     over_seeds = jitted_sample(many, rows.replace(key=keys_of_seeds()), np.full(DRAWS, 5, np.int32))
     assert_drawn_from(np.asarray(over_seeds), probs)
+
+
+def test_candidates_among_equal_logits_are_the_first_and_their_log_probabilities_are_exact():
+    """Rows of few different logits, so that most bounds fall between equal ones; some are masked, some rows keep all."""
+    rng = np.random.default_rng(5)
+    count = 3000
+    logits = (rng.integers(-3, 4, (count, SIZE)) * rng.choice([0.0, 0.5, 1.0], (count, 1))).astype(np.float32)
+    logits[rng.random((count, SIZE)) < rng.choice([0, 0.5, 0.98], (count, 1))] = -np.inf
+    logits[np.arange(count), rng.integers(0, SIZE, count)] = 0
+    logits[(logits == 0) & (rng.random(logits.shape) < 0.5)] = -0.0  # equal to 0
+    settings = [
+        Sampling(
+            temperature=float(rng.choice([0.5, 1.0, 2.0])), top_k=int(rng.choice([0, 3, 64, 65, 80, 10**6])),
+            top_p=float(rng.choice([1e-9, 0.3133, 0.7791, 0.9987, 1.0])), min_p=float(rng.choice([0, 0, 0.21, 1.0])),
+            repetition_penalty=1.0, seed=place, logprobs=0, sampled_logprobs=True,
+        )
+        for place in range(count)
+    ]  # fmt: skip
+    rows = SamplingRows.of(settings, [0] * count)
+    token_b, logprob_b = map(np.asarray, jax.jit(sample)(logits, rows, np.zeros(count, np.int32)))
+    for row, setting, token, logprob in zip(logits, settings, token_b, logprob_b, strict=True):
+        probs = expected_probabilities(row, setting)
+        assert probs[token] > 0, (setting, token)
+        np.testing.assert_allclose(logprob, np.log(probs[token]), atol=2e-5)
 
 
 @pytest.mark.parametrize("draws", [100, pytest.param(400, marks=pytest.mark.slow)])

@@ -24,7 +24,7 @@ DRAWS, SIZE = 20_000, 100
 @jax.jit
 def draw(logits, rows, in_prompt, position):
     seen = Seen(in_prompt, in_prompt.astype(jnp.int16) * 0)
-    return sample(penalise(logits, rows, seen, jnp.arange(DRAWS)), rows, position)
+    return sample(penalise(logits, rows, seen, jnp.arange(DRAWS)), rows, position)[0]
 
 
 @pytest.mark.parametrize(
