@@ -3,8 +3,8 @@
     configuration_file("configs/quickstart.yaml")     # that file, or the one of the package
     configuration_file("quickstart")                  # the package's
 
-In a checkout they lie at its root; setup.py copies them into a wheel. So the commands of the documentation are the same where the
-package was installed without a checkout.
+In a checkout they lie at its root; setup.py copies them into a wheel. So the commands of the documentation are the same where
+the package was installed without a checkout.
 """
 
 import os
