@@ -56,8 +56,7 @@ SMALL += [
 SMALL += [
     "--tokenizer.vocab_size=320",
     "--model.config.num_hidden_layers=1",
-    "--budget_curve.problems=4",
-    "--budget_curve.budgets=[0, 8]",
+    "--budget_curve=null",
 ]
 
 
@@ -170,11 +169,29 @@ def test_the_wheel_trains_the_quickstart_serves_its_page_and_runs_a_notebook(dis
     assert not (work / "qwen3-jax").exists()
 
 
-def run_uv(*words: object) -> None:
-    """Run uv, which takes packages from its cache: CI's, or this user's."""
+@pytest.mark.slow
+@pytest.mark.parametrize("accelerator", ["", "cuda", "tpu"])
+def test_what_the_images_install_can_be_had_for_the_wheel(distributions, accelerator):
+    text = (ROOT / "deploy/Dockerfile").read_text("utf-8").replace("/dist/", f"{distributions[0].parent}/")
+    requirements = re.findall(r'RUN pip install --no-cache-dir ("\$\(echo .+\]")', text)
+    assert len(requirements) == 2
+    for requirement in requirements:
+        words = ["bash", "-c", f"echo {requirement}"]
+        done = subprocess.run(
+            words, env={"ACCELERATOR": accelerator, "PATH": os.environ["PATH"]}, capture_output=True, text=True
+        )
+        assert done.stdout.startswith(f"{distributions[0]}["), done.stderr
+        assert accelerator in done.stdout
+        said = run_uv("pip", "install", "--dry-run", "--python", sys.executable, done.stdout.strip())
+        assert "does not have an extra" not in said, said
+
+
+def run_uv(*words: object) -> str:
+    """Run uv, which takes packages from its cache: CI's, or this user's. Return what it says."""
     command = [os.environ.get("UV") or uv.find_uv_bin(), *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
 
 
 def installed(requirement: Path | str, work: Path) -> Path:
