@@ -5,6 +5,7 @@ Paths and replies are those that `modelscope_hub` 0.5.1 asks for and reads.
 
 import hashlib
 import json
+import os
 import sys
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -45,7 +46,9 @@ class FakeModelScope(BaseHTTPRequestHandler):
         repo, what = "/".join(parts[3:5]), "/".join(parts[5:])
         if repo == "org/private" and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self._refuse(403, 10010205003, "无权限访问")
-        files = self.repositories.get(repo, {}).get(query["Revision"])
+        if parts[:3] == ["openapi", "v1", "models"] and repo in self.repositories:  # whether this site has it
+            return self._send(200, json.dumps({"success": True, "data": {"id": repo}}).encode(), {})
+        files = self.repositories.get(repo, {}).get(query.get("Revision"))
         if parts[:3] != ["api", "v1", "models"] or files is None:
             return self._refuse(404, 10010205001, "获取模型信息失败，信息不存在")
         if what == "repo/files":
@@ -208,6 +211,19 @@ def test_what_cannot_be_had_is_refused_in_one_sentence_and_leaves_no_half_file(h
     assert "only in part" in refused("modelscope:org/cut")
     monkeypatch.setitem(sys.modules, "modelscope_hub", None)
     assert 'pip install "qwen3-jax[modelscope]"' in refused("modelscope:org/tiny")
+
+
+def test_a_model_that_only_the_international_site_has_is_loaded_from_there(hub, tmp_path, monkeypatch):
+    first = type("Handler", (FakeModelScope,), {"repositories": {}, "requests": []})
+    second = os.environ["MODELSCOPE_ENDPOINT"]
+    monkeypatch.delenv("MODELSCOPE_ENDPOINT")
+    with serving(first) as address:
+        for module in ("constants", "config"):
+            monkeypatch.setattr(f"modelscope_hub.{module}.DEFAULT_ENDPOINT", address)
+        monkeypatch.setattr("modelscope_hub.constants.DEFAULT_INTL_ENDPOINT", second)
+        assert "model.safetensors" in names_in(resolve("modelscope:org/tiny"))
+        assert "ModelScope has no model 'org/missing' that you may read (HTTP 404)" in refused("modelscope:org/missing")
+    assert not any("repo" in path for path in first.requests), "no files are asked of a site without the model"
 
 
 def test_an_adapter_of_modelscope_has_its_base_model_there_and_names_are_known_without_the_hub(hub):

@@ -1,6 +1,7 @@
 """Configurations and examples that come with the package, found from a folder that has neither."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +37,12 @@ def test_a_configuration_is_found_by_its_path_and_name_and_a_users_own_comes_fir
         file.relative_to(ROOT / "configs").with_suffix("").as_posix() for file in ROOT.glob("configs/**/*.yaml")
     )
     assert shipped_file("examples/queries.py") == place / "examples/queries.py"
+    for name in (
+        "setup.py",
+        "notebooks/install.py",
+        "qwen3_jax/paths.py",
+    ):  # of the checkout or the package, but no user's
+        assert shipped_file(name) == Path(name)
     words = ["examples/none.py", "examples/../setup.py", "http://host//x", "--output", "configs.yaml", "a // b"]
     assert [shipped_word(word) for word in words] == words
     assert parse_config(["--config=quickstart", "--steps=70"]).steps == 70
