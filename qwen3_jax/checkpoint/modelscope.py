@@ -59,24 +59,33 @@ def is_from_modelscope(folder: Path) -> bool:
 
 
 def _downloaded(repo_id: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    from modelscope_hub import APIError, FileDownloadError, HubError, NetworkError, NotExistError, ServerError
+    from modelscope_hub import (
+        APIError,
+        FileDownloadError,
+        HubError,
+        NetworkError,
+        NotExistError,
+        RateLimitError,
+        ServerError,
+    )
 
     label = _label(repo_id, revision)
+    where = f" at {address}" if (address := os.environ.get("MODELSCOPE_ENDPOINT")) else ""
     try:
         with doing(f"asking ModelScope for {repo_id}"):
             api = _client()
             api = _client(api.resolve_endpoint_for_read(repo_id))
             listed = api.list_repo_files(repo_id, "model", revision=revision)
-    except (NetworkError, ServerError) as error:
-        return _cached(repo_id, revision, why=f"ModelScope cannot be reached ({_reason(error)})")
+    except (NetworkError, RateLimitError, ServerError) as error:
+        return _cached(repo_id, revision, why=f"ModelScope cannot be reached{where} ({_reason(error)})")
     except APIError as error:
         status = 404 if isinstance(error, NotExistError) else error.status_code
         answer = f" (HTTP {status})" if status else ""
         raise UserError(
             f"ModelScope has no {label} that you may read{answer}; check the name, the revision and MODELSCOPE_API_TOKEN."
         ) from None
-    except HubError as error:  # its own folders cannot be written
-        raise UserError(f"{label} could not be downloaded ({_reason(error)}).") from None
+    except (HubError, OSError, ValueError) as error:
+        raise UserError(f"ModelScope{where} could not be asked for {label} ({_reason(error)}).") from None
     wanted = [file for file in listed if not file.is_dir and _is_wanted(file.path, patterns, label)]
     if not wanted:
         raise UserError(f"ModelScope's {label} has no checkpoint: it holds none of {', '.join(patterns)}.")
@@ -161,5 +170,7 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, FileIntegrityError):
         return "what arrived is not what is listed"
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    if isinstance(error, ValueError):
+        return str(error)
     return {"NetworkError": "no connection"}.get(type(error).__name__, type(error).__name__)

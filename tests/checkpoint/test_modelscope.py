@@ -46,6 +46,8 @@ class FakeModelScope(BaseHTTPRequestHandler):
         repo, what = "/".join(parts[3:5]), "/".join(parts[5:])
         if repo == "org/private" and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self._refuse(403, 10010205003, "无权限访问")
+        if repo == "org/busy":
+            return self._refuse(429, 10010000429, "too many requests")
         if parts[:3] == ["openapi", "v1", "models"] and repo in self.repositories:  # whether this site has it
             return self._send(200, json.dumps({"success": True, "data": {"id": repo}}).encode(), {})
         files = self.repositories.get(repo, {}).get(query.get("Revision"))
@@ -201,13 +203,20 @@ def test_what_cannot_be_had_is_refused_in_one_sentence_and_leaves_no_half_file(h
         assert weights.with_name("config.json").exists()
     monkeypatch.setenv("MODELSCOPE_API_TOKEN", TOKEN)
     assert "model.safetensors" in names_in(resolve("modelscope:org/private"))
+    assert "(HTTP 429)" in refused("modelscope:org/busy")
+    (tmp_path / "a file").touch()
+    with monkeypatch.context() as patch:
+        patch.setenv("MODELSCOPE_CACHE", str(tmp_path / "a file/cache"))
+        assert f"Not a directory: {tmp_path / 'a file'}" in refused("modelscope:org/tiny")
+        patch.setenv("MODELSCOPE_ENDPOINT", "http://[")
+        assert "ModelScope at http://[ could not be asked for model 'org/tiny'" in refused("modelscope:org/tiny")
     monkeypatch.setenv("QWEN3_USE_MODELSCOPE", "perhaps")
     assert "QWEN3_USE_MODELSCOPE is 'perhaps'; it must be true or false" in refused("org/tiny")
 
     monkeypatch.setenv("MODELSCOPE_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
     modelscope._HAD.clear()
     assert "model.safetensors" in names_in(resolve("modelscope:org/private")), "what is cached is enough"
-    assert "cannot be reached (no connection)" in refused("modelscope:org/tiny")
+    assert "cannot be reached at http://127.0.0.1:9 (no connection)" in refused("modelscope:org/tiny")
     assert "only in part" in refused("modelscope:org/cut")
     monkeypatch.setitem(sys.modules, "modelscope_hub", None)
     assert 'pip install "qwen3-jax[modelscope]"' in refused("modelscope:org/tiny")
