@@ -1,6 +1,7 @@
-"""Make this checkout importable in the running kernel and install what it needs; the first cell of each notebook calls it.
+"""Make the project importable in the running kernel and install what it needs; the first cell of each notebook calls it.
 
-A fresh editable install is seen by new processes only, so the checkout also goes to the front of `sys.path`: no restart.
+In a checkout that is the checkout. A fresh editable install is seen by new processes only, so it also goes to the front of
+`sys.path`: no restart. Where the package is installed without a checkout, this file lies in it, and only packages are added.
 """
 
 import importlib
@@ -13,30 +14,44 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 OLDEST_PYTHON = (3, 11)
+NAME = "qwen3-jax"
+CHECKOUT = (ROOT / "pyproject.toml").is_file()
 
 
-def install(*extras: str) -> None:
-    """Install the checkout with these extras into this kernel's Python, if it or a package that it needs is not there yet.
+def install(*extras: str) -> Path:
+    """Install the project with these extras into this kernel's Python, if it or a package that it needs is not there yet.
+
+    Returns:
+        The folder for `runs/`: the checkout, or the current folder.
 
     Raises:
         RuntimeError: this Python is too old, or pip failed (it has printed why).
     """
     if sys.version_info < OLDEST_PYTHON:
-        raise RuntimeError(f"this kernel runs Python {sys.version.split()[0]}; qwen3-jax needs 3.11 or later.")
-    if str(ROOT) not in sys.path:
+        raise RuntimeError(f"this kernel runs Python {sys.version.split()[0]}; {NAME} needs 3.11 or later.")
+    if CHECKOUT and str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
-    missing = list(_missing(extras))
+    missing = list(dict.fromkeys(_missing(extras)))
     if missing:
-        print(f"installing qwen3-jax from {ROOT} (the first time this takes minutes): {', '.join(missing)}", flush=True)
+        source = f"{NAME} from {ROOT}" if CHECKOUT else "packages"
+        print(f"installing {source} (the first time this takes minutes): {', '.join(missing)}", flush=True)
         before = _versions()
-        _pip("install", "-q", "-e", f"{ROOT}[{','.join(extras)}]" if extras else str(ROOT))
+        if CHECKOUT:
+            _pip("install", "-q", "-e", f"{ROOT}[{','.join(extras)}]" if extras else str(ROOT))
+        else:
+            _pip("install", "-q", *missing)
         importlib.invalidate_caches()
         _say_what_needs_a_restart(before)
-    print(f"qwen3-jax is ready: {ROOT}")
+    print(f"{NAME} is ready: {ROOT}")
+    return ROOT if CHECKOUT else Path.cwd()
 
 
 def _missing(extras: tuple[str, ...]) -> Iterator[str]:
-    """Yield the requirements of the checkout that are not met."""
+    """Yield the requirements of the project that are not met."""
+    if not CHECKOUT:
+        for extra in ("", *extras):
+            yield from _unmet(importlib.metadata.requires(NAME) or [], extra)
+        return
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -54,6 +69,7 @@ def _unmet(requirements: list[str], extra: str = "") -> Iterator[str]:
     for requirement in map(Requirement, requirements):
         if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
             continue
+        requirement.marker = None
         try:
             found = importlib.metadata.distribution(requirement.name)
         except importlib.metadata.PackageNotFoundError:

@@ -35,7 +35,7 @@ MAY_IMPORT = {
 }  # fmt: skip
 ALL_MAY_IMPORT = {
     "absent_tpu", "bounds", "config", "embedding_config", "errors", "file_writes", "generation_config", "json_fields", "paths",
-    "position_config", "progress", "report_page", "text_files", "threads", "yaml_files",
+    "position_config", "progress", "report_page", "shipped", "text_files", "threads", "yaml_files",
 }  # fmt: skip
 
 

@@ -32,7 +32,7 @@ FOREIGN = set(
         r"\S+",
         """
     --kl-divergence --accelerator-type --add-host --allow-private-ips --build-arg --privileged --net --gpus --spot
-    --help --version --no-deps
+    --help --version --no-deps --wheel-dir
     --merge --outtype --jinja --kill-on-bad-exit --addons --user
     --reasoning-parser --enable-auto-tool-choice --tool-call-parser --model-path --outfile --hf-path --mlx-path
     --runner --direct_num_workers --flink_master --index-url --strict --logdir

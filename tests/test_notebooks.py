@@ -4,23 +4,26 @@ The kernel's environment has every package but this one, and the first cell clon
 and installs it. Short forms (`QWEN3_NOTEBOOK=short`: smaller sizes) take one minute, whole ones up to four.
 """
 
-import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
-import time
 from pathlib import Path
 
 import nbformat
 import pytest
-from jupyter_client.manager import run_kernel
 
 from tests.helpers import quick_xla
+from tests.helpers.notebooks import copy_checkout, run_cells, write_kernel
 from tests.helpers.repository_url import ROOT, repository_url
 
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
+SHORT = [
+    path for path in NOTEBOOKS if path.name != "evaluate_a_model.ipynb"
+]  # which tests/test_distribution.py runs short
+INSTALLING = re.compile(r"\n(?:WORK = )?install\(")  # the rest of the first cell differs
 SECONDS = 360
 LONGER = {"the_whole_recipe.ipynb": 7200}  # of the whole form
 
@@ -28,14 +31,9 @@ LONGER = {"the_whole_recipe.ipynb": 7200}  # of the whole form
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory) -> Path:
     """A repository to clone: this checkout as it is, committed or not."""
-    folder = tmp_path_factory.mktemp("origin") / "qwen3-jax"
+    folder = copy_checkout(tmp_path_factory.mktemp("origin") / "qwen3-jax")
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-C", folder]
     subprocess.run(["git", "init", "-q", folder], check=True)
-    listed = ["git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    for name in subprocess.run(listed, check=True, capture_output=True, text=True).stdout.split("\0"):
-        if name and (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "-q", "-m", "a copy"], check=True)
     return folder
@@ -56,17 +54,17 @@ def kernel_without_the_project(work: Path) -> Path:
                 (links / entry.name).symlink_to(entry)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     (python.parents[1] / f"lib/{version}/site-packages/links.pth").write_text(f"{links}\n")
-    kernel = work / "jupyter/kernels/without_the_project/kernel.json"
-    kernel.parent.mkdir(parents=True)
-    argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    kernel.write_text(json.dumps({"argv": argv, "display_name": "without the project", "language": "python"}))
+    write_kernel(work, "without_the_project", python)
     return python
 
 
 @pytest.mark.parametrize(
-    "form", [pytest.param("short", marks=pytest.mark.slow), pytest.param("whole", marks=pytest.mark.soak)]
+    ("form", "notebook"),
+    [
+        *(pytest.param("short", path, marks=pytest.mark.slow, id=f"short-{path.name}") for path in SHORT),
+        *(pytest.param("whole", path, marks=pytest.mark.soak, id=f"whole-{path.name}") for path in NOTEBOOKS),
+    ],
 )
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name)
 def test_a_notebook_runs_where_the_project_is_not_installed_from_another_folder(
     notebook, form, origin, tmp_path, monkeypatch
 ):
@@ -80,7 +78,7 @@ def test_a_notebook_runs_where_the_project_is_not_installed_from_another_folder(
     monkeypatch.setenv("QWEN3_REPOSITORY", str(origin))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     monkeypatch.setenv("PYTHONUNBUFFERED", "1")
-    if form == "short" and notebook != NOTEBOOKS[0]:  # one of them builds the package with tools that pip fetches
+    if form == "short":  # `.ci/run` builds the package with tools that pip fetches, before
         monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # pip reads 0 as: no isolation
     cells = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
     if not any("planner" in source for source in cells):  # it loads libtpu, which does not know all of these
@@ -92,7 +90,9 @@ def test_a_notebook_runs_where_the_project_is_not_installed_from_another_folder(
                 "needs the quickstart's model: python train.py --config configs/quickstart.yaml, or QWEN3_MODEL=DIR"
             )
         monkeypatch.setenv("QWEN3_MODEL", str(quickstart))
-    run_cells(cells, elsewhere, LONGER.get(notebook.name, SECONDS) if form == "whole" else SECONDS)
+    run_cells(
+        cells, "without_the_project", elsewhere, LONGER.get(notebook.name, SECONDS) if form == "whole" else SECONDS
+    )
     assert (elsewhere / "qwen3-jax/notebooks/install.py").exists()
     assert not list((elsewhere / "qwen3-jax").glob("**/metrics.jsonl")), "a run belongs to the reader's folder"
     written = [path.relative_to(elsewhere) for path in elsewhere.iterdir() if path.name != "qwen3-jax"]
@@ -100,27 +100,6 @@ def test_a_notebook_runs_where_the_project_is_not_installed_from_another_folder(
         assert not subprocess.run(["git", "check-ignore", "-q", f"notebooks/{name}"], cwd=ROOT).returncode, name
     clone = ["git", "-C", elsewhere / "qwen3-jax", "status", "--porcelain"]
     assert subprocess.run(clone, check=True, capture_output=True, text=True).stdout == ""
-
-
-def run_cells(cells: list[str], work: Path, seconds: int) -> None:
-    """Execute cells in one kernel that never restarts; fail at the first error, of widgets as well."""
-    deadline = time.monotonic() + seconds
-    errors = []
-
-    def look(message):
-        if message["msg_type"] == "error":
-            errors.append("\n".join(message["content"]["traceback"]))
-
-    # Not nbclient: on a busy machine it may not notice the reply to a cell with widgets before its timeout (its issue 312).
-    with run_kernel(kernel_name="without_the_project", cwd=str(work)) as kernel:
-        for number, source in enumerate(cells, 1):
-            try:
-                reply = kernel.execute_interactive(source, timeout=deadline - time.monotonic(), output_hook=look)
-            except TimeoutError:
-                pytest.fail(f"after {seconds} s the notebook was here:\n{source}")
-            assert not errors, "\n".join([source, *errors])
-            assert reply["content"]["status"] == "ok"
-            assert reply["content"]["execution_count"] == number
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name)
@@ -132,13 +111,13 @@ def test_a_notebook_opens_in_colab_and_installs_the_project_by_itself(notebook):
     others = [
         next(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code") for path in NOTEBOOKS
     ]
-    assert {source.partition("\ninstall(")[0] for source in others} == {first.partition("\ninstall(")[0]}, "one form"
+    assert {INSTALLING.split(source)[0] for source in others} == {INSTALLING.split(first)[0]}, "one form"
     assert not any(cell.get("outputs") for cell in cells), "no outputs in the repository"
 
 
 def test_the_first_cell_finds_a_checkout_above_and_says_what_it_cannot_clone(tmp_path):
     first = nbformat.read(NOTEBOOKS[0], as_version=4).cells
-    source = next(cell.source for cell in first if cell.cell_type == "code").partition("\ninstall(")[0]
+    source = INSTALLING.split(next(cell.source for cell in first if cell.cell_type == "code"))[0]
     below = tmp_path / "checkout/notebooks"
     below.mkdir(parents=True)
     shutil.copy2(ROOT / "notebooks/install.py", below)

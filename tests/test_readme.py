@@ -283,6 +283,9 @@ def _qwen3(command, rest, checkout, monkeypatch):
         elif not Path(rest[1]).exists():
             assert qwen3(["data", "prepare", "--path", "corpus", "--tokenizer", "tokenizer", "--output", rest[1]]) == 0
         assert qwen3([command, *rest]) == 0
+    elif command == "configs":
+        assert qwen3([command, *rest]) == 0
+        assert "--copy" not in rest or (checkout / rest[1] / "configs/quickstart.yaml").exists()
     elif command == "report":
         assert qwen3([command, "runs/quickstart"]) == 0
         assert Path("runs/quickstart/report.html").exists()

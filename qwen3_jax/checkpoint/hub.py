@@ -1,4 +1,9 @@
-"""From "a folder, a URL or a repository id" to a local folder."""
+"""From "a folder, a URL or a repository id" to a local folder.
+
+resolve("Qwen/Qwen3-0.6B")                # Hugging Face's hub, or ModelScope where QWEN3_USE_MODELSCOPE is true
+resolve("modelscope:Qwen/Qwen3-0.6B")     # ModelScope
+resolve("hf:Qwen/Qwen3-0.6B")             # Hugging Face's hub
+"""
 
 import os
 import re
@@ -10,14 +15,19 @@ from qwen3_jax.paths import fetch, is_url, visible_files
 # What a checkpoint consists of; other formats in the same repository (GGUF, ONNX, original .pth) stay there.
 _FILES = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "*.sha256")
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+HUGGING_FACE, MODELSCOPE = "hf:", "modelscope:"  # what a name may begin with
+VARIABLE = "QWEN3_USE_MODELSCOPE"
 
 
 def resolve(path_or_repo_id: str | os.PathLike, *, revision: str | None = None, key: str | None = None) -> Path:
     """Return the local folder (or GGUF file) of a checkpoint, downloading it when it is a repository id or a URL (gs://).
 
-    Credentials, cache folder and endpoint are huggingface_hub's (HF_TOKEN, HF_HOME, HF_ENDPOINT).
+    Credentials, cache folder and endpoint are huggingface_hub's (HF_TOKEN, HF_HOME, HF_ENDPOINT), or those of ModelScope's
+    client: see `checkpoint.modelscope`.
 
     Args:
+        path_or_repo_id: a prefix chooses the hub, "modelscope:" or "hf:".
+        revision: of a repository: a branch, a tag or a commit.
         key: the option or key that names it, for errors.
 
     Raises:
@@ -33,7 +43,7 @@ def resolve(path_or_repo_id: str | os.PathLike, *, revision: str | None = None, 
 
 def _resolve(path_or_repo_id: str | os.PathLike, revision: str | None) -> Path:
     text = os.fspath(path_or_repo_id)
-    if is_url(text):
+    if is_url(text) and not text.startswith(MODELSCOPE):
         if revision is not None:
             raise UserError(f"revision {revision!r} is for a repository on the hub; {text} is a URL.")
         return fetch(text)
@@ -41,6 +51,12 @@ def _resolve(path_or_repo_id: str | os.PathLike, revision: str | None) -> Path:
         raise UserError(
             "the name of the model is empty; give a folder, or a hub repository id such as 'Qwen/Qwen3-0.6B'."
         )
+    for prefix, download in ((MODELSCOPE, _of_modelscope), (HUGGING_FACE, _of_hugging_face)):
+        if text.startswith(prefix):
+            repo_id = text.removeprefix(prefix)
+            if not _REPO_ID.fullmatch(repo_id) or "/" not in repo_id:
+                raise UserError(f"{text}: after {prefix} stands a repository id such as 'Qwen/Qwen3-0.6B'.")
+            return download(repo_id, revision)
     path = Path(text).expanduser()
     if path.is_dir():
         if revision is not None:
@@ -56,25 +72,57 @@ def _resolve(path_or_repo_id: str | os.PathLike, revision: str | None) -> Path:
         return path
     if not _REPO_ID.fullmatch(text) or text.startswith((".", "/", "~")) or "/" not in text:
         raise UserError(f"{text} is neither a folder nor a hub repository id such as 'Qwen/Qwen3-0.6B'.")
+    return _of_modelscope(text, revision) if _uses_modelscope() else _of_hugging_face(text, revision)
+
+
+def same_hub(repo_id: str, folder: Path) -> str:
+    """Return the name of a repository that the files of `folder` name: on ModelScope, where the folder came from there."""
+    from qwen3_jax.checkpoint.modelscope import is_from_modelscope
+
+    is_id = _REPO_ID.fullmatch(repo_id) and not Path(repo_id).exists()
+    return MODELSCOPE + repo_id if is_id and is_from_modelscope(folder) else repo_id
+
+
+def without_hub(name: str) -> str:
+    """Return a name without the prefix that chooses the hub, as other software writes it."""
+    return name.removeprefix(MODELSCOPE).removeprefix(HUGGING_FACE)
+
+
+def _uses_modelscope() -> bool:
+    value = os.environ.get(VARIABLE, "").strip().lower()
+    if value not in ("", "0", "1", "false", "true"):
+        raise UserError(f"{VARIABLE} is {value!r}; it must be true or false.")
+    return value in ("1", "true")
+
+
+def _of_modelscope(repo_id: str, revision: str | None) -> Path:
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    from qwen3_jax.checkpoint.modelscope import snapshot
+
+    return snapshot(repo_id, revision, _FILES, offline=HF_HUB_OFFLINE)
+
+
+def _of_hugging_face(repo_id: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(snapshot_download(text, revision=revision, allow_patterns=list(_FILES)))
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(_FILES)))
     except HFValidationError as error:
-        raise UserError(f"{text!r} is no hub repository id ({_line(error)}).") from None
+        raise UserError(f"{repo_id!r} is no hub repository id ({_line(error)}).") from None
     except Exception as error:
         if not (isinstance(error, OSError) or _is_transport(error)):
             raise
         response = getattr(error, "response", None)
         if isinstance(error, HfHubHTTPError) and response is not None:
             raise UserError(
-                f"the hub has no checkpoint {text!r} that you may read (HTTP {response.status_code}); check the name, the "
+                f"the hub has no checkpoint {repo_id!r} that you may read (HTTP {response.status_code}); check the name, the "
                 "revision and HF_TOKEN."
             ) from None
         raise UserError(
-            f"{text!r} is not a local folder and could not be downloaded ({_line(error)}); downloaded files are kept, and the "
-            "same command resumes."
+            f"{repo_id!r} is not a local folder and could not be downloaded ({_line(error)}); downloaded files are kept, and "
+            f"the same command resumes (ModelScope's copy, if it has one: {MODELSCOPE}{repo_id})."
         ) from None
 
 

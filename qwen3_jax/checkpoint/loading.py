@@ -43,9 +43,10 @@ def load(
     """Load a Qwen3 checkpoint for inference.
 
     Args:
-        path_or_repo_id: a folder in Hugging Face's format, a repository on the hub ("Qwen/Qwen3-0.6B"), a GGUF file, or a
-            folder that `qwen3 convert --to orbax` wrote, or a LoRA adapter's folder, which names its base model. Quantised
-            checkpoints (FP8, AWQ, GPTQ, int8, GGUF) are unpacked to `dtype`, tensor by tensor.
+        path_or_repo_id: a folder in Hugging Face's format, a repository on the hub ("Qwen/Qwen3-0.6B") or on ModelScope
+            ("modelscope:Qwen/Qwen3-0.6B"), a GGUF file, or a folder that `qwen3 convert --to orbax` wrote, or a LoRA adapter's
+            folder, which names its base model. Quantised checkpoints (FP8, AWQ, GPTQ, int8, GGUF) are unpacked to `dtype`,
+            tensor by tensor.
         dtype: storage and compute type, "float32", "bfloat16" or "float16"; None is the checkpoint's own.
         mesh: devices to spread the model over (`sharding.make_mesh`); None is one device.
         scan_layers: stack equal layers; None is what decodes fastest on this platform.

@@ -20,6 +20,7 @@ import yaml
 
 from qwen3_jax.cli.value_types import wrong_value
 from qwen3_jax.errors import UserError, nearest
+from qwen3_jax.shipped import configuration_file
 from qwen3_jax.yaml_files import read_yaml
 
 T = TypeVar("T")
@@ -196,9 +197,9 @@ class _ConfigFile(jsonargparse.ActionConfigFile):
     """`--config FILE`: the names in the file are checked before jsonargparse reads it."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        path = Path(values).expanduser()
-        parser.files.append((path, check_file(parser.kind, path, values)))
-        super().__call__(parser, cfg, values, option_string)
+        path = configuration_file(values)
+        parser.files.append((path, check_file(parser.kind, path)))
+        super().__call__(parser, cfg, str(path), option_string)
 
 
 class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
@@ -216,14 +217,12 @@ class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
         return "".join(indent + line for line in text.splitlines(keepends=True))
 
 
-def check_file(kind: Any, path: Path, written: str) -> dict[Any, Any]:
-    """Return what a YAML file holds; refuse one that is missing, broken, or has a key that `kind` (a dataclass) has not.
+def check_file(kind: Any, path: Path) -> dict[Any, Any]:
+    """Return what a YAML file holds; refuse one that is broken, or has a key that `kind` (a dataclass) has not.
 
     Raises:
-        UserError: one of these; `written` is the path as the user wrote it.
+        UserError: one of these.
     """
-    if not path.is_file():
-        raise UserError(f"the config file {written!r} does not exist.")
     content = read_yaml(path)
     _check_keys(kind, content, "", path)
     return content

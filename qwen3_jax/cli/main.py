@@ -31,6 +31,7 @@ COMMANDS = {
     "quantize": ("qwen3_jax.cli.quantize", "write an int8, fp8 or int4 checkpoint and measure what it lost"),
     "eval": ("qwen3_jax.cli.evaluate", "measure a model on tasks, under thinking budgets; compare two runs"),
     "report": ("qwen3_jax.cli.report", "draw one page about a training run"),
+    "configs": ("qwen3_jax.cli.configs", "list, print or copy the configurations that come with the package"),
     "data": ("qwen3_jax.cli.data", "prepare a corpus: tokens and labels, deduplicated, in ArrayRecord"),
     "scaling": ("qwen3_jax.cli.scaling", "learning rate and batch size by experiment: sweep, power laws, prediction"),
     "mixture": ("qwen3_jax.cli.mixture", "weights of a data mixture by experiment: proxies, regression, verification"),

@@ -74,5 +74,5 @@ def _search(config: MixtureConfig) -> int:
     print(f"predicted {proposal.predicted:.4f}, uniform {proposal.uniform:.4f} nats")
     print(result.sentence)
     print(output / "mixture.png")
-    print(f"{file}: python train.py --config BASE --config {file}")
+    print(f"{file}: qwen3 train --config BASE --config {file}")
     return 0

@@ -25,7 +25,8 @@ def add_model(parser: Parser, *, servers: bool = False, without: str = "", adapt
     more = ", or the address of a server with OpenAI's API (http://localhost:8000/v1)" * servers
     add(
         "--model", required=not without, metavar="DIR|ID" + "|URL" * servers,
-        help=f"checkpoint folder, or hub repository (Qwen/Qwen3-0.6B){more}" + (f"; {without}" if without else ""),
+        help=f"checkpoint folder, or hub repository (Qwen/Qwen3-0.6B; modelscope:Qwen/Qwen3-0.6B){more}"
+        + (f"; {without}" if without else ""),
     )  # fmt: skip
     if adapters:
         add(

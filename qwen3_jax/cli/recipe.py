@@ -22,6 +22,7 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.progress import doing
 from qwen3_jax.recipes import runner
 from qwen3_jax.recipes.config import Recipe, is_recipe, read_recipe
+from qwen3_jax.shipped import configuration_file
 
 
 def file_of(words: Sequence[str]) -> Path | None:
@@ -29,7 +30,10 @@ def file_of(words: Sequence[str]) -> Path | None:
     for place, word in enumerate(words):
         name, _, value = word.partition("=")
         if name == "--config":
-            file = Path(value or next(iter(words[place + 1 : place + 2]), ""))
+            try:
+                file = configuration_file(value or next(iter(words[place + 1 : place + 2]), ""))
+            except UserError:  # the command that wants it says so
+                return None
             return file if is_recipe(file) else None
     return None
 
@@ -55,7 +59,7 @@ def main(argv: Sequence[str], prog: str) -> int:
     args = parser.parse_args(argv)
 
     def work() -> int:
-        recipe = read_recipe(Path(args.config), args.folder, args.seed)
+        recipe = read_recipe(configuration_file(args.config), args.folder, args.seed)
         if args.list:
             if args.phase:
                 raise UserError("--list prints all phases: leave --phase out.")

@@ -87,7 +87,7 @@ def _fit(config: ScalingConfig, runs: list[Path]) -> int:
         print(line)
     if target is not None and prediction is not None:
         file = write(output / "config.yaml", scaling.fragment(config, prediction, target[2]))
-        print(f"{file}: python train.py --config BASE --config {file}")
+        print(f"{file}: qwen3 train --config BASE --config {file}")
     return 0
 
 

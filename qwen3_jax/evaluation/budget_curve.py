@@ -151,6 +151,8 @@ def plot(points: list[Point], output: Path) -> None:
 
 
 def suggestion(folder: Path, config: BudgetCurveConfig, data: DataConfig) -> str:
-    """Return an infer.py command for the exported model, with a held-out problem."""
+    """Return a command for the exported model, with a held-out problem."""
     problem = held_out_problems(data, config.source, 1)[0]
-    return f"python infer.py --model {shlex.quote(str(folder))} --prompt {shlex.quote(problem.question)} --thinking-budget 8"
+    return (
+        f"qwen3 infer --model {shlex.quote(str(folder))} --prompt {shlex.quote(problem.question)} --thinking-budget 8"
+    )

@@ -34,6 +34,7 @@ from typing import Any
 
 from qwen3_jax.errors import UserError, nearest
 from qwen3_jax.json_fields import digest
+from qwen3_jax.shipped import shipped_file, shipped_word
 from qwen3_jax.yaml_files import read_yaml
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
@@ -152,7 +153,7 @@ class Recipe:
 
     def stages(self, phase: Phase) -> list[str]:
         """Return the names of a training phase's stages, to be planned one by one; [] where it has none."""
-        config = read_yaml(Path(phase.train)) if isinstance(phase.train, str) else phase.train or {}
+        config = read_yaml(shipped_file(phase.train)) if isinstance(phase.train, str) else phase.train or {}
         stages = {**config, **phase.set, **phase.plan}.get("stages")
         if not isinstance(stages, list) or not all(isinstance(stage, dict) and "name" in stage for stage in stages):
             return []  # none, or no stages: the configuration itself is refused
@@ -161,7 +162,8 @@ class Recipe:
     def commands(self, phase: Phase, *, planned: bool = False) -> list[list[str]]:
         """Return the command lines of a phase, as lists of words without the interpreter; with `planned`, to be planned."""
         if phase.train is None:
-            return [[str(self.filled(phase, word)) for word in shlex.split(text)] for text in phase.run]
+            lines = [[str(self.filled(phase, word)) for word in shlex.split(text)] for text in phase.run]
+            return [[shipped_word(word) for word in words] for words in lines]
         config = phase.train if isinstance(phase.train, str) else str(self.place(phase)) + ".yaml"
         more = dict(phase.set) | (dict(phase.plan) if planned else {})
         settings = {"run_dir": str(self.place(phase)), **self.filled(phase, more)}
@@ -175,7 +177,7 @@ class Recipe:
 
     def _key(self, phase: Phase, known: dict[str, str]) -> str:
         if phase.name not in known:
-            config: Any = read_yaml(Path(phase.train)) if isinstance(phase.train, str) else phase.train
+            config: Any = read_yaml(shipped_file(phase.train)) if isinstance(phase.train, str) else phase.train
             values = json.loads(_json([config, phase.set, phase.run]))  # whose keys are all texts
             own = json.dumps(values, sort_keys=True)  # wherever the folder is
             parts = [self._key(self.phase(name), known) for name in phase.takes]
@@ -247,9 +249,9 @@ def _phase(file: Path, place: int, values: Any, before: list[str]) -> Phase:
             raise UserError(f"{label}: {key} is laid over a configuration: it must be keys with values, beside train.")
     if train is not None and not isinstance(train, str | dict):
         raise UserError(f"{label}: train must be the path of a configuration, or the configuration itself.")
-    if isinstance(train, str) and not Path(train).is_file():
+    if isinstance(train, str) and not shipped_file(train).is_file():
         raise UserError(f"{label}: there is no file {train}.")
-    if isinstance(train, str) and "phases" in read_yaml(Path(train)):
+    if isinstance(train, str) and "phases" in read_yaml(shipped_file(train)):
         raise UserError(f"{label}: {train} is a recipe; train must be the configuration of one run.")
     if "run_dir" in settings or (isinstance(train, dict) and "run_dir" in train):
         raise UserError(f"{label}: run_dir is the phase's own folder; leave it out.")

@@ -18,7 +18,7 @@ from qwen3_jax.checkpoint.adapters.config import AdapterConfig, read_adapter_con
 from qwen3_jax.checkpoint.adapters.files import AdapterTensors, read_adapter
 from qwen3_jax.checkpoint.adapters.folders import adapter_folder, holds_adapter
 from qwen3_jax.checkpoint.adapters.targets import targets
-from qwen3_jax.checkpoint.hub import resolve
+from qwen3_jax.checkpoint.hub import resolve, without_hub
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.errors import UserError
 from qwen3_jax.kernels import Execution, WeightType
@@ -113,7 +113,7 @@ def export(trainer: Trainer, model: Qwen3, tokenizer: Tokenizer, run_dir: Path, 
     """Write RUN/adapter, and RUN/hf where it is asked for; return the last."""
     assert config.lora is not None
     base = Path(str(config.model.init_from)).expanduser()
-    named = str(base.resolve()) if base.exists() else str(config.model.init_from)
+    named = str(base.resolve()) if base.exists() else without_hub(str(config.model.init_from))
     settings = with_base(adapter_config(config.lora), named)
     folder = save_adapter(model, settings, run_dir / "adapter", tokenizer, overwrite=True)
     if not config.lora.merge:

@@ -23,7 +23,7 @@ def test_problems_are_the_first_of_the_evaluation_split_of_the_named_source():
     ]
     assert budget_curve.held_out_problems(DATA, "sums", 4) == expected
     text = budget_curve.suggestion("a folder", BudgetCurveConfig("sums"), DATA)
-    assert text.startswith("python infer.py --model 'a folder' --prompt ")
+    assert text.startswith("qwen3 infer --model 'a folder' --prompt ")
     assert expected[0].question.split()[0] in text
 
 

@@ -145,7 +145,7 @@ def test_a_run_writes_everything_it_promises_and_its_export_works_everywhere(fin
     ):
         assert (run / name).exists(), name
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert f"python infer.py --model {run / 'hf'} --prompt" in out
+    assert f"qwen3 infer --model {run / 'hf'} --prompt" in out
     points = json.loads((run / "budget_curve.json").read_text())
     assert [point["budget"] for point in points] == [0, 3, None]
     assert points[1]["thinking_tokens"] <= 3

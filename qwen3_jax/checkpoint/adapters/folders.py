@@ -8,7 +8,7 @@ from pathlib import Path
 from qwen3_jax.checkpoint.adapters.attach import merged, with_adapter
 from qwen3_jax.checkpoint.adapters.config import FILE
 from qwen3_jax.checkpoint.adapters.files import read_adapter
-from qwen3_jax.checkpoint.hub import resolve
+from qwen3_jax.checkpoint.hub import resolve, same_hub
 from qwen3_jax.checkpoint.small_files import load_tokenizer
 from qwen3_jax.errors import UserError, warn
 from qwen3_jax.json_fields import read_json
@@ -28,6 +28,8 @@ def holds_adapter(folder: Path) -> bool:
 def base_and_adapter(folder: Path) -> tuple[Path, Path | None]:
     """Return a checkpoint's folder and None; of an adapter's folder that of its base model, downloaded if need be, and itself.
 
+    The base model of an adapter from ModelScope is sought there.
+
     Raises:
         UserError: the adapter does not name its base model, or that is not to be had.
     """
@@ -41,7 +43,7 @@ def base_and_adapter(folder: Path) -> tuple[Path, Path | None]:
             "as the model and this folder as the adapter (--model BASE --adapter FOLDER)."
         )
     try:
-        base = resolve(name, revision=raw.get("revision") or None)
+        base = resolve(same_hub(name, folder), revision=raw.get("revision") or None)
     except UserError as error:
         raise UserError(f"{folder} holds an adapter, and its base model cannot be had: {error}") from None
     if holds_adapter(base):
