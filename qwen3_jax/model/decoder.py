@@ -43,7 +43,7 @@ from qwen3_jax.model.layer_loop import REMAT, Remat, layer_groups, run_layers
 from qwen3_jax.model.layers import RMSNorm
 from qwen3_jax.model.lora import Lora, adapted
 from qwen3_jax.model.moe import RouterStats, Routes
-from qwen3_jax.model.params import Declare
+from qwen3_jax.model.params import Declare, shapes_of
 from qwen3_jax.model.rope import Angles, angles
 
 
@@ -314,7 +314,7 @@ def _forward(graphdef, state, tokens, positions, segment_ids, cache):
 
 def abstract(make: Any) -> tuple[nnx.GraphDef, nnx.State]:
     """Return (graphdef, state of ShapeDtypeStructs) of the model that `make()` builds, without allocating it."""
-    return nnx.split(nnx.eval_shape(make))
+    return nnx.split(shapes_of(make))
 
 
 def parameter_count(config: Qwen3Config, active: bool = False) -> int:

@@ -12,6 +12,7 @@ import jax
 from flax import nnx
 
 from qwen3_jax.model.decoder import Qwen3
+from qwen3_jax.model.params import shapes_of
 from sharding import Placement
 
 
@@ -23,7 +24,7 @@ class Structure:
     """
 
     def __init__(self, make: Callable[[], Qwen3]):
-        self.graphdef, state = nnx.split(nnx.eval_shape(make))
+        self.graphdef, state = nnx.split(shapes_of(make))
         self._variables = dict(nnx.to_flat_state(state))
         self._names = {path: dotted(path) for path in self._variables}
 
