@@ -22,10 +22,11 @@ from flax import nnx
 from qwen3_jax.generation.parts import (
     Steps,
     decode_rows,
-    decoded,
     guessed_tokens,
+    last_states,
     prefill_rows,
-    prefilled,
+    small,
+    take,
     verified,
 )  # fmt: skip
 from qwen3_jax.generation.rows import Output, Progress, Settings, State
@@ -93,8 +94,9 @@ class LayeredPrograms:
         rest = self._rest, self._rest.leaves
         entered, rows = _enter_prefill(*rest, settings, progress, tokens_df, counts_dr, tables_drw)
         x_dfd, groups, experts = self._run_layers(entered, state.groups, rows)
-        seen, *results = _leave_prefill(*rest, state.seen, settings, progress, counts_dr, x_dfd, experts)
-        return State(groups, (), seen), *results
+        states_dfd, last_b1d, progress, reported = _leave_prefill(*rest, progress, counts_dr, x_dfd, experts)
+        seen, progress, output = _answer(*rest, state.seen, settings, progress, last_b1d, None)
+        return State(groups, (), seen), progress, output, states_dfd, reported
 
     def decode(
         self, most: int, state: State, settings: Settings, progress: Progress, tables_drw: Any, steps: Any, least: Any,
@@ -109,9 +111,10 @@ class LayeredPrograms:
         for _ in range(int(steps)):
             if int(unfinished) < int(least):
                 break
-            entered, rows = _enter_decode(*rest, settings, taken, tables_drw)
+            entered, rows, running = _enter_decode(*rest, settings, taken, tables_drw)
             x_b1d, groups, experts = self._run_layers(entered, groups, rows)
-            seen, taken, unfinished = _leave_decode(*rest, seen, settings, taken, x_b1d, experts, allowed_bw)
+            seen, after, output = _answer(*rest, seen, settings, running, x_b1d, allowed_bw)
+            taken, unfinished = _advance(allowed_bw is not None, taken, settings, after, output, experts)
         return State(groups, (), seen), taken.progress, taken.outputs
 
     def verify(
@@ -146,9 +149,8 @@ def _layer(module: _Module, report_experts: bool, leaves, x_btd, pages, rope, ch
     return x_btd, pages, None if routed is None else routed.experts
 
 
-def _hidden(model: Qwen3, x_btd: jax.Array, experts: Sequence[jax.Array]) -> Hidden:
-    experts_btlk = jnp.stack(experts, axis=2) if experts else None
-    return Hidden(model.norm(x_btd), None, None, experts_btlk)
+def _reported(experts: Sequence[jax.Array]) -> jax.Array | None:
+    return jnp.stack(experts, axis=2) if experts else None
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -157,10 +159,22 @@ def _enter_prefill(module: _Module, leaves, settings, progress, tokens_df, count
     return module.merge(leaves).enter(tokens_df, rows=rows, adapter=adapter_df), rows
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _leave_prefill(module: _Module, leaves, progress, counts_dr, x_dfd, experts):
+    last_bd, progress = last_states(progress, counts_dr, x_dfd)
+    return module.merge(leaves).norm(x_dfd), last_bd[:, None], progress, small(_reported(experts))
+
+
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _leave_prefill(module: _Module, leaves, seen, settings, progress, counts_dr, x_dfd, experts):
+def _answer(module: _Module, leaves, seen, settings, progress, x_b1d, allowed_bw):
+    """Sample a token of each row from the output of the last layer: one program for prefills and decode steps.
+
+    It takes as long to compile as a layer.
+    """
     model = module.merge(leaves)
-    return prefilled(model, seen, settings, progress, counts_dr, _hidden(model, x_dfd, experts))
+    logits_bv = model.logits(model.norm(x_b1d)[:, 0], settings.adapter)
+    seen, progress, output = take(model, settings, seen, progress, logits_bv, allowed_bw)
+    return seen, progress, jax.tree.map(lambda x_b: x_b[None], output)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3))
@@ -171,16 +185,17 @@ def _start_steps(module: _Module, leaves, most, report_experts, settings, seen: 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _enter_decode(module: _Module, leaves, settings, steps: Steps, tables_drw):
-    progress = steps.running
-    rows = decode_rows(progress, tables_drw)
-    return module.merge(leaves).enter(progress.token[:, None], rows=rows, adapter=settings.adapter[:, None]), rows
+    running = steps.running
+    rows = decode_rows(running, tables_drw)
+    entered = module.merge(leaves).enter(running.token[:, None], rows=rows, adapter=settings.adapter[:, None])
+    return entered, rows, running
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=(2, 4))
-def _leave_decode(module: _Module, leaves, seen, settings, steps, x_b1d, experts, allowed_bw):
-    model = module.merge(leaves)
-    seen, steps = decoded(model, seen, settings, steps, _hidden(model, x_b1d, experts), allowed_bw)
-    return seen, steps, steps.unfinished
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _advance(constrained: bool, steps: Steps, settings, progress, output, experts):
+    output = jax.tree.map(lambda x_1b: x_1b[0], output).replace(experts=small(_reported(experts), 0))
+    steps = steps.after(settings, progress, output, constrained)
+    return steps, steps.unfinished
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -193,4 +208,5 @@ def _enter_verify(module: _Module, leaves, settings, progress, tables_drw, guess
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _leave_verify(module: _Module, leaves, seen, settings, progress, guess_bg, x_bgd, experts):
     model = module.merge(leaves)
-    return verified(model, seen, settings, progress, guess_bg, _hidden(model, x_bgd, experts))
+    hidden = Hidden(model.norm(x_bgd), None, None, _reported(experts))
+    return verified(model, seen, settings, progress, guess_bg, hidden)

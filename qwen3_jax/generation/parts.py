@@ -35,14 +35,18 @@ def prefilled(
     model: Qwen3, seen: Seen, settings: Settings, progress: Progress, counts_dr: jax.Array, hidden: Hidden
 ) -> tuple[Seen, Progress, Output, jax.Array, jax.Array | None]:
     """What a prefill computes from the hidden states of its tokens, [D, F, hidden]; returns as `prefill`."""
-    last_dr = jnp.maximum(jnp.cumsum(counts_dr, axis=1) - 1, 0)
-    last_bd = jnp.take_along_axis(hidden.states, last_dr[:, :, None], axis=1).reshape(counts_dr.size, -1)
-    # `take` adds one to the length.
-    progress = progress.replace(length=progress.length + counts_dr.reshape(-1) - 1)
+    last_bd, progress = last_states(progress, counts_dr, hidden.states)
     seen, progress, output = take(model, settings, seen, progress, model.logits(last_bd, settings.adapter))
     output = jax.tree.map(lambda x: x[None], output)
-    experts = _small(hidden.experts)
+    experts = small(hidden.experts)
     return to_all(model, seen), *to_all(model, (progress, output)), hidden.states, to_all(model, experts)
+
+
+def last_states(progress: Progress, counts_dr: jax.Array, states_dfd: jax.Array) -> tuple[jax.Array, Progress]:
+    """Return the state of the last token of each row of a prefill, [B, hidden], and its progress, to which `take` adds one."""
+    last_dr = jnp.maximum(jnp.cumsum(counts_dr, axis=1) - 1, 0)
+    last_bd = jnp.take_along_axis(states_dfd, last_dr[:, :, None], axis=1).reshape(counts_dr.size, -1)
+    return last_bd, progress.replace(length=progress.length + counts_dr.reshape(-1) - 1)
 
 
 class Steps(struct.PyTreeNode):
@@ -83,18 +87,28 @@ class Steps(struct.PyTreeNode):
         """int32, rows that another step would continue."""
         return self.running.active.sum()
 
+    def after(self, settings: Settings, progress: Progress, output: Output, constrained: bool) -> Steps:
+        """Return the state after a step.
+
+        Args:
+            settings: of the rows.
+            progress, output: of `take`.
+            constrained: rows with a constraint wait for the host from now on, where their thinking is over.
+        """
+        outputs = jax.tree.map(lambda all_nb, x_b: all_nb.at[self.count].set(x_b), self.outputs, output)
+        progress = progress.replace(active=progress.active | (self.progress.active & self.waits))
+        waits_b = settings.constrained & ~progress.budget.busy if constrained else self.waits
+        return Steps(self.count + 1, progress, waits_b, outputs)
+
 
 def decoded(
     model: Qwen3, seen: Seen, settings: Settings, steps: Steps, hidden: Hidden, allowed_bw: jax.Array | None
 ) -> tuple[Seen, Steps]:
     """What a decode step computes from the hidden states of its tokens, [B, 1, hidden]; returns the state after the step."""
     logits_bv = model.logits(hidden.states[:, 0], settings.adapter)
-    seen, after, output = take(model, settings, seen, steps.running, logits_bv, allowed_bw)
-    output = output.replace(experts=_small(hidden.experts, 0))
-    outputs = jax.tree.map(lambda all_nb, x_b: all_nb.at[steps.count].set(x_b), steps.outputs, output)
-    after = after.replace(active=after.active | (steps.progress.active & steps.waits))
-    waits_b = steps.waits if allowed_bw is None else settings.constrained & ~after.budget.busy
-    return seen, Steps(steps.count + 1, after, waits_b, outputs)
+    seen, progress, output = take(model, settings, seen, steps.running, logits_bv, allowed_bw)
+    output = output.replace(experts=small(hidden.experts, 0))
+    return seen, steps.after(settings, progress, output, allowed_bw is not None)
 
 
 def guessed_tokens(settings: Settings, progress: Progress, guess_bg: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -123,7 +137,7 @@ def verified(
     guesses_tb = jnp.concatenate([guess_bg, jnp.full_like(guess_bg[:, :1], -1)], axis=1).T
     start = seen, progress, started_b
     (seen, progress, _), outputs = jax.lax.scan(place, start, (logits_btv.swapaxes(0, 1), guesses_tb))
-    if (experts := _small(hidden.experts)) is not None:
+    if (experts := small(hidden.experts)) is not None:
         outputs = outputs.replace(experts=experts.swapaxes(0, 1))
     return to_all(model, seen), *to_all(model, (progress, outputs))
 
@@ -207,7 +221,7 @@ def to_all(model: Qwen3, small: Any) -> Any:
     return jax.tree.map(lambda x: model.execution.placement.constrain(x, (None,) * x.ndim), small)
 
 
-def _small(experts_btlk: jax.Array | None, place: int | None = None) -> jax.Array | None:
+def small(experts_btlk: jax.Array | None, place: int | None = None) -> jax.Array | None:
     """Return experts as they are sent to the host, int16, of all places or of one."""
     if experts_btlk is None:
         return None

@@ -34,13 +34,14 @@ def check_equal(got, expected) -> None:
 def test_equal_layers_are_compiled_once_and_new_weights_compile_nothing():
     """Nor does a second request, whose first step begins where another engine's ends."""
     first, second = (tiny_models.model(seed, eos=False) for seed in (0, 1))
-    before = layered._layer._cache_size()
+    before, answered = layered._layer._cache_size(), layered._answer._cache_size()
     engine = layered_engine(first, **SMALL_SHAPE)
     run(engine, requests()[:1])
     # A prefill of 16 tokens and a decode step of one row.
     assert len(first.groups) == 2
     assert layered._layer._cache_size() == before + 2
-    programs = "_enter_prefill", "_leave_prefill", "_start_steps", "_enter_decode", "_leave_decode", "_layer"
+    assert layered._answer._cache_size() == answered + 1  # of both
+    programs = "_enter_prefill", "_leave_prefill", "_answer", "_start_steps", "_enter_decode", "_advance", "_layer"
     sizes = {name: getattr(layered, name)._cache_size() for name in programs}
     engine.take_weights(second)
     got = run(engine, requests()[:1])

@@ -11,7 +11,7 @@ import sharding
 from qwen3_jax import Engine, GenerationConfig, Request, Sampling, UserError
 from qwen3_jax.errors import RequestError
 from qwen3_jax.generation import ThinkingTokens
-from qwen3_jax.generation.sampling import SamplingRows, sample, sampled_logprobs
+from qwen3_jax.generation.sampling import SamplingRows, sample
 from tests.generation.test_sampling import SIZE, draw_settings, expected_probabilities
 from tests.helpers import small_checkpoints, tiny_models
 from tests.helpers.engine_runs import SHAPE, leave, run
@@ -185,26 +185,26 @@ def test_what_a_request_may_not_ask():
 
 
 def test_log_probabilities_of_draws():
-    """Every setting in one batch, and each alone: the choice of the partial or the full sort changes nothing."""
+    """Every setting in one batch, and each alone: whether a partial sort or a search finds the candidates changes nothing."""
     settings = [dataclasses.replace(each, logprobs=0, sampled_logprobs=True) for each in draw_settings()]
     settings += [Sampling(temperature=0, logprobs=0, sampled_logprobs=True).resolve(GenerationConfig())]
     logits = np.random.default_rng(3).normal(size=(len(settings), SIZE)).astype(np.float32) * 2
     logits[:, 7] = -np.inf
-    compute = jax.jit(sampled_logprobs)
+    compute = jax.jit(sample)
     for position in range(3):
-        rows = SamplingRows.of(settings, range(len(settings)))
-        tokens = np.asarray(jax.jit(sample)(logits, rows, np.full(len(settings), position, np.int32)))
-        together = np.asarray(compute(logits, rows, tokens))
+        rows, positions = SamplingRows.of(settings, range(len(settings))), np.full(len(settings), position, np.int32)
+        tokens, together = map(np.asarray, compute(logits, rows, positions))
         for i, setting in enumerate(settings):
             one = jax.tree.map(lambda x, i=i: x[i : i + 1], rows)
-            alone = np.asarray(compute(logits[i : i + 1], one, tokens[i : i + 1]))
+            token, alone = map(np.asarray, compute(logits[i : i + 1], one, positions[:1]))
             probs = expected_probabilities(logits[i], setting) if setting.temperature else np.eye(SIZE)[tokens[i]]
+            assert token[0] == tokens[i]
             assert together[i] == pytest.approx(np.log(probs[tokens[i]]), abs=2e-5)
             assert alone[0] == pytest.approx(together[i], abs=2e-5)
     unasked = SamplingRows.of(
         [dataclasses.replace(each, sampled_logprobs=False) for each in settings], range(len(settings))
     )
-    assert not np.asarray(compute(logits, unasked, tokens)).any()
+    assert not np.asarray(compute(logits, unasked, positions)[1]).any()
 
 
 def test_log_probabilities_of_what_an_answer_was_drawn_from():
@@ -245,11 +245,24 @@ def test_log_probabilities_of_what_an_answer_was_drawn_from():
     assert {token.logprob.sampled for token in unasked} == {None}
 
 
-def test_what_nobody_asks_for_is_not_computed():
-    """The branch is skipped at run time: its operations stand inside of a conditional, and none outside of it."""
+def test_log_probabilities_that_no_row_asks_for_are_not_computed():
+    """They are computed in branches of conditionals, of which the other one does nothing."""
     rows = SamplingRows.of(draw_settings(), range(len(draw_settings())))
     logits = np.zeros((len(draw_settings()), SIZE), np.float32)
-    program = jax.make_jaxpr(sampled_logprobs)(logits, rows, np.zeros(len(logits), np.int32))
-    outside = [equation.primitive.name for equation in program.eqns]
-    assert outside.count("cond") == 1
-    assert not {"sort", "top_k", "exp", "reduce_max", "cumsum"} & set(outside)
+    program = jax.make_jaxpr(sample)(logits, rows, np.zeros(len(logits), np.int32))
+    assert not {"sort", "top_k", "exp", "cumsum"} & {equation.primitive.name for equation in program.eqns}
+    sums = {"reduce_max", "is_finite", "exp", "reduce_sum", "log"}  # of logsumexp
+    skipped = [branches for branches in conditionals(program.jaxpr) if sums <= branches[1] and not sums & branches[0]]
+    assert len(skipped) == 2  # among the most likely tokens, and among all
+
+
+def conditionals(jaxpr) -> list[tuple[set[str], ...]]:
+    """The operations of each branch of every conditional, without those of conditionals inside."""
+    found = []
+    for equation in jaxpr.eqns:
+        inside = [each.jaxpr for each in equation.params.get("branches", ())]
+        if inside:
+            found.append(tuple({inner.primitive.name for inner in each.eqns} for each in inside))
+        for each in [*inside, *(equation.params[key].jaxpr for key in ("jaxpr",) if key in equation.params)]:
+            found += conditionals(each)
+    return found
