@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import PartitionSpec
 
+from qwen3_jax.generation.draw import sample
 from qwen3_jax.generation.rows import Output, Progress, Settings
-from qwen3_jax.generation.sampling import Seen, logprobs, penalise, sample, shift
+from qwen3_jax.generation.sampling import Seen, logprobs, penalise, shift
 from qwen3_jax.kernels import Rows
 from qwen3_jax.model import Hidden, Qwen3
 from sharding import Placement

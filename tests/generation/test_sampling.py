@@ -13,7 +13,8 @@ import qwen3_jax
 from qwen3_jax import GenerationConfig, Request, Sampling, UserError
 from qwen3_jax.generation import Token
 from qwen3_jax.generation.answer import Answer
-from qwen3_jax.generation.sampling import SamplingRows, Seen, penalise, sample
+from qwen3_jax.generation.draw import sample
+from qwen3_jax.generation.sampling import SamplingRows, Seen, penalise
 from qwen3_jax.text.byte_level import BYTE_CHARACTERS
 from tests.helpers import tiny_models
 

@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from qwen3_jax import GenerationConfig, Sampling
-from qwen3_jax.generation.sampling import SamplingRows, Seen, penalise, sample
+from qwen3_jax.generation.draw import sample
+from qwen3_jax.generation.sampling import SamplingRows, Seen, penalise
 
 DRAWS, SIZE = 20_000, 100
 

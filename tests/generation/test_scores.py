@@ -11,7 +11,8 @@ import sharding
 from qwen3_jax import Engine, GenerationConfig, Request, Sampling, UserError
 from qwen3_jax.errors import RequestError
 from qwen3_jax.generation import ThinkingTokens
-from qwen3_jax.generation.sampling import SamplingRows, sample
+from qwen3_jax.generation.draw import sample
+from qwen3_jax.generation.sampling import SamplingRows
 from tests.generation.test_sampling import SIZE, draw_settings, expected_probabilities
 from tests.helpers import small_checkpoints, tiny_models
 from tests.helpers.engine_runs import SHAPE, leave, run
