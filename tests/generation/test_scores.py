@@ -13,7 +13,7 @@ from qwen3_jax.errors import RequestError
 from qwen3_jax.generation import ThinkingTokens
 from qwen3_jax.generation.draw import sample
 from qwen3_jax.generation.sampling import SamplingRows
-from tests.generation.test_sampling import SIZE, draw_settings, expected_probabilities
+from tests.generation.test_draw import SIZE, draw_settings, expected_probabilities
 from tests.helpers import small_checkpoints, tiny_models
 from tests.helpers.engine_runs import SHAPE, leave, run
 

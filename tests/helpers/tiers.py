@@ -280,9 +280,11 @@ _LONG: dict[str, dict[str, tuple[float, str]]] = {
             13, "MoE on eight devices, preemptions on one",
         ),
     },
+    "generation/test_draw.py": {
+        "test_a_draw_does_not_depend_on_rounding[{'top_p': 0.99}-400]": (14, "100 draws of it, and 400 without top_p"),
+    },
     "generation/test_sampling.py": {
         "test_streams_return_what_generate_does[None]": (32, "the same with tools"),
-        "test_a_draw_does_not_depend_on_rounding[{'top_p': 0.99}-400]": (14, "100 draws of it, and 400 without top_p"),
     },
     "generation/test_scores.py": {
         "test_log_probabilities_of_texts[moe]": (15, "the same, dense; on a mesh"),
