@@ -1,15 +1,12 @@
 """The experts as TPUs compute them equal the formula as plain JAX (Pallas's interpret mode)."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import pytest
 
 from qwen3_jax.kernels import Execution, expert_mlp
-from qwen3_jax.kernels.experts import dispatch, megablox_mlp, parallel
+from qwen3_jax.kernels.experts import dispatch, parallel
 from sharding import Placement, make_mesh
-from sharding.scatter import scatter_in_phases, two_phases
 from tests.kernels.test_experts import MESHES, assert_mesh_equals_dense, layer, on_mesh
 
 
@@ -21,28 +18,20 @@ def test_the_tpu_product_on_meshes(name, pallas_anywhere, monkeypatch):
     assert_mesh_equals_dense(Placement(make_mesh(**axes), rules), "grouped", ("random", "one"))
 
 
-def test_gradients_are_those_of_the_storage_type_also_in_two_phases(pallas_anywhere, monkeypatch):
-    """bfloat16 products of float32 weights: the gradient has more digits than bfloat16, on all devices of the axis."""
+def test_gradients_have_the_storage_type(pallas_anywhere, monkeypatch):
+    """bfloat16 products of float32 weights: the gradient has more digits than bfloat16."""
     monkeypatch.setattr(dispatch, "choose_product", lambda *_: "megablox")
     placement = Placement(make_mesh(data=8))
     x, index, weight, *weights = on_mesh(layer(n=48, e=8, k=2), placement)
 
-    def gradients():
-        def loss(weights):
-            halves = x.astype(jnp.bfloat16), index, weight.astype(jnp.bfloat16)
-            y = expert_mlp(*halves, *weights, Execution(placement)).astype(jnp.float32)
-            return (y * jnp.cos(jnp.arange(y.size)).reshape(y.shape)).sum()
+    def loss(weights):
+        halves = x.astype(jnp.bfloat16), index, weight.astype(jnp.bfloat16)
+        y = expert_mlp(*halves, *weights, Execution(placement)).astype(jnp.float32)
+        return (y * jnp.cos(jnp.arange(y.size)).reshape(y.shape)).sum()
 
-        return jax.jit(jax.grad(loss))(weights)
-
-    plain = gradients()
-    steps = [(("data",), groups) for groups in two_phases(8, 4)]
-    in_phases = functools.partial(scatter_in_phases, steps=steps)
-    monkeypatch.setattr(megablox_mlp, "scatter_sum", lambda x, axes, dimension, mesh: in_phases(x, dimension=dimension))
-    for one, other, stored in zip(plain, gradients(), weights, strict=True):
-        assert other.sharding.is_equivalent_to(stored.sharding, 3)
-        assert (other != other.astype(jnp.bfloat16).astype(jnp.float32)).mean() > 0.9
-        assert jnp.abs(one - other).max() <= 6e-6 * jnp.abs(one).max()
+    for gradient, stored in zip(jax.jit(jax.grad(loss))(weights), weights, strict=True):
+        assert gradient.sharding.is_equivalent_to(stored.sharding, 3)
+        assert (gradient != gradient.astype(jnp.bfloat16).astype(jnp.float32)).mean() > 0.9
 
 
 @pytest.mark.slow

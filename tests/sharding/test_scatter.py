@@ -1,71 +1,51 @@
-"""A sum scattered in phases is the plain one, and the phases follow the torus."""
+"""What TPUs' compiler makes of a sum of which each device keeps its part, with the options of a training step."""
 
-import functools
 import importlib.util
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import sharding
 from qwen3_jax import planner
+from qwen3_jax.planner.compile import compile_for
 from sharding import MeshConfig
-from sharding.scatter import phases, scatter_in_phases, two_phases
+from sharding.scatter import scatter_sum
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
 
 
-@pytest.mark.parametrize(
-    ("mesh_axes", "axes", "steps"),
-    [
-        ({"data": 8}, ("data",), [(("data",), groups) for groups in two_phases(8, 2)]),
-        ({"data": 8}, ("data",), [(("data",), groups) for groups in two_phases(8, 4)]),
-        ({"data": 4, "tensor": 2}, ("data",), [(("data",), groups) for groups in two_phases(4, 2)]),
-        ({"data": 4, "context": 2}, ("data", "context"), [(("data",), None), (("context",), None)]),
-        (
-            {"data": 4, "context": 2},
-            ("data", "context"),
-            [*((("data",), groups) for groups in two_phases(4, 2)), (("context",), None)],
-        ),
-    ],
-)
-def test_phases_give_the_plain_sum_and_every_device_its_part(mesh_axes, axes, steps):
-    mesh = sharding.make_mesh(**mesh_axes)
-    x = jax.random.normal(jax.random.key(0), (8, 3, 16, 5))  # one [3, 16, 5] for each device
-
-    def scattered(sum_of):
-        spec = P(tuple(mesh.axis_names))
-        run = jax.shard_map(lambda own: sum_of(own[0])[None], mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-        return np.asarray(jax.jit(run)(x))
-
-    plain = scattered(functools.partial(jax.lax.psum_scatter, axis_name=axes, scatter_dimension=1, tiled=True))
-    np.testing.assert_allclose(scattered(lambda own: scatter_in_phases(own, steps, 1)), plain, rtol=6e-6, atol=6e-6)
-    assert jnp.abs(plain).max() > 1
-
-
 @needs_libtpu
-@pytest.mark.parametrize(
-    ("name", "axes", "over", "groups"),
-    [
-        ("v5p:2x2x1", {"data": 4}, ("data",), [None]),
-        ("v6e:8x8", {"data": 64}, ("data",), [None]),
-        ("v5p:4x4x4", {"data": 64}, ("data",), [(4, 16), (16, 4)]),
-        ("v5p:8x8x8", {"data": 512}, ("data",), [(8, 64), (64, 8)]),
-        ("v5p:4x4x4", {"data": 16, "context": 4}, ("data", "context"), [None, None]),
-        ("v5p:8x8x8", {"data": 128, "context": 4}, ("data", "context"), [(8, 16), (16, 8), None]),
-        ("tpu7x:4x4x4", {"data": 128}, ("data",), [(8, 16), (16, 8)]),
-    ],
-)
-def test_phases_follow_the_torus(name, axes, over, groups):
-    """No collective spans three dimensions; a plane comes before the line, whose devices are neighbours."""
-    mesh = planner.topology_mesh(planner.topology(name), MeshConfig(**axes))
-    steps = phases(mesh, over)
-    assert [None if step is None else np.asarray(step).shape for _, step in steps] == groups
-    for names, step in steps:
-        devices = np.moveaxis(mesh.devices, [mesh.axis_names.index(n) for n in names], range(len(names)))
-        devices = devices.reshape(*devices.shape[: len(names)], -1)[..., 0].reshape(-1)
-        for group in [range(len(devices))] if step is None else step:
-            coords = np.asarray([devices[index].coords for index in group])
-            assert (coords != coords[0]).any(axis=0).sum() <= 2
+@pytest.mark.parametrize(("name", "size"), [("v5p:4x4x4", 64), pytest.param("v5p:2x2x1", 4, marks=pytest.mark.slow)])
+def test_a_scattered_sum_is_one_and_runs_beside_arithmetic(name, size):
+    """A gradient of a bfloat16 product, summed in float32: n - 1 of n parts leave a device, and the next products hide them."""
+    slices = planner.topology(name)
+    mesh = planner.topology_mesh(slices, MeshConfig(data=size))
+
+    def step(x, w):
+        def local(x, w):
+            gradient = jnp.einsum("md,mf->df", x, x).astype(jnp.float32)
+            part = scatter_sum(gradient, ("data",), 0, mesh)
+            for _ in range(6):
+                x = jnp.tanh(x @ w)
+            return part, x
+
+        specs = P("data"), P()
+        return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=(P("data"), P("data")), check_vma=False)(x, w)
+
+    def abstract(shape, spec):
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, spec))
+
+    jitted = jax.jit(step, compiler_options=sharding.compiler_options(mesh))
+    lowered = jitted.lower(abstract((size * 16384, 2048), P("data")), abstract((2048, 2048), P()))
+    compiled = compile_for(lowered, slices, mesh)
+    assert compiled.program is not None
+    assert compiled.roofline is not None
+    (collective, times), *others = [c for c in compiled.program.collectives if c[0].bytes > 1e6]
+    assert not others
+    assert (collective.kind, times, collective.groups.shape) == ("reduce-scatter", 1, (1, size))
+    assert collective.bytes == 2048 * 2048 * 4 * (size - 1) / size
+    assert collective.key is not None
+    assert compiled.roofline.waiting_s < 1e-5 < sum(compiled.roofline.ici_s.values())
