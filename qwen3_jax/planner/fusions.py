@@ -45,13 +45,18 @@ class _Needed:
 
     def share(self, name: str, computed: bool = False) -> float:
         """Return the share, 0 to 1; `computed`: something was computed between the fusion's parameter and this value."""
-        key = name, computed
-        if key not in self.known:
-            value, root = self.computation.instructions[name], self.computation.root
-            total = self.result(None, computed) if root is not None and root.name == name else 0.0
-            total += sum(self._by(user, value, computed) for user in self.computation.users(name))
-            self.known[key] = min(total, 1.0)
-        return self.known[key]
+        if (
+            not self.known
+        ):  # the last first, so that what users need is known: a chain may be longer than Python's stack
+            for value in reversed(self.computation.instructions.values()):
+                self.known[value.name, True] = self._share(value, True)
+                self.known[value.name, False] = self._share(value, False)
+        return self.known[name, computed]
+
+    def _share(self, value: Instruction, computed: bool) -> float:
+        root = self.computation.root
+        total = self.result(None, computed) if root is not None and root.name == value.name else 0.0
+        return min(total + sum(self._by(user, value, computed) for user in self.computation.users(value.name)), 1.0)
 
     def _by(self, user: Instruction, value: Instruction, computed: bool) -> float:
         """The share of a value that one of its users needs."""
