@@ -145,9 +145,11 @@ def theirs(row: Row, policy: str, folder: Path, python: Path | None, again: bool
             f"per_device_batch_size={config.data.batch_size // len(slices.devices)}",
             f"max_target_length={config.data.sequence_length}",
             f"remat_policy={first}",
+            f"base_output_directory={folder}",
             *more,
-            "compile_xla_flags=" + " ".join(f"--{name}={value}" for name, value in flags.items()),
         ]
+        if flags:  # an empty value is refused
+            arguments.append("compile_xla_flags=" + " ".join(f"--{name}={value}" for name, value in flags.items()))
         _run([str(python), "benchmarks/maxtext_step.py", str(folder), *arguments], {})
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     text = (folder / "program.txt").read_text(encoding="utf-8")
@@ -251,9 +253,9 @@ def main() -> None:
     figures = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
     if not arguments.write_only:
         for name in arguments.only:
-            figures[name] = compare(name, arguments)
-            ordered = {name: figures[name] for name in ROWS if name in figures}
-            FIGURES.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
+            measured = figures | {name: compare(name, arguments)}
+            figures = {row: measured[row] for row in ROWS if row in measured}
+            FIGURES.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     print(table(figures))
     assert PAGE.exists()
     write_between(BEGIN, END, table(figures))

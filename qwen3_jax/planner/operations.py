@@ -57,7 +57,7 @@ MARKS = {
 _NO_PRODUCT_CALLS = re.compile(
     r"TopK|PartialReduce|ApproxTopK|__gpu\$TopK|.*cub.*[Ss]ort.*|.*[Rr]adix[Ss]ort.*|cu_threefry2x32.*|__cudnn\$norm|"
     r"__onednn\$(?:softmax|layernorm)|PadToStatic|SliceToDynamic|MoveToHost|MoveToDevice|X64Split(?:Low|High)|"
-    r"annotate_device_placement|PrepareAsyncCall(?:Start|Done)|ZeroCrop|ResizeNearest.*|Pin|Unpin|CreateBuffer|LayoutConstraint"
+    r"annotate_device_placement|GatherSortedIndicesOrders|PrepareAsyncCall(?:Start|Done)|ZeroCrop|ResizeNearest.*|Pin|Unpin|CreateBuffer|LayoutConstraint"
 )
 
 _PRODUCTS = re.compile(r"__cublas\$(?:gemm|lt\$matmul|lt\$matmul\$f8|lt\$groupedMatmul)|__onednn\$matmul")
