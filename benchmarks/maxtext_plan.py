@@ -77,7 +77,8 @@ ROWS = {
     "30b-a3b": Row("qwen3-30b-a3b", "v5p:4x4x4", "v5p-128", "qwen3-30b-a3b", policies=("full", _SAVED)),
     "235b-a22b": Row("qwen3-235b-a22b", "v5p:8x8x8", "v5p-1024", "qwen3-235b-a22b"),
     "0.6b": Row(
-        "qwen3-0.6b", "v5e:2x2", "v5e-4", "qwen3-0.6b", policies=("full", "save_dot_with_context_except_mlp"),
+        "qwen3-0.6b", "v5e:2x2", "v5e-4", "qwen3-0.6b", ("--model.remat=mlp",),
+        policies=("full", "save_dot_with_context_except_mlp"),
     ),
     "32b": Row("qwen3-32b", "v6e:8x8", "v6e-64", "qwen3-32b"),
 }  # fmt: skip
