@@ -22,6 +22,8 @@ BEGIN = "<!-- {name}: written by benchmarks/plan_table.py -->"
 END = "<!-- end of {name} -->"
 
 LONG = ["--data.sequence_length=32768"]
+ATTENTION = ["--model.remat=attention"]
+QKV = ["--model.remat=qkv"]
 # row -> (configuration, topology, slices, overrides)
 ROWS: dict[str, tuple[str, str, int, list[str]]] = {
     "0.6b": ("qwen3-0.6b", "v5e:2x2", 1, []),
@@ -29,8 +31,8 @@ ROWS: dict[str, tuple[str, str, int, list[str]]] = {
     "32b": ("qwen3-32b", "v6e:8x8", 1, []),
     "30b-a3b": ("qwen3-30b-a3b", "v5p:4x4x4", 1, []),
     "235b-a22b": ("qwen3-235b-a22b", "v5p:8x8x8", 1, []),
-    "235b-a22b-two-slices": ("qwen3-235b-a22b", "v5p:8x8x8", 2, ["--mesh.replica=2", "--data.batch_size=4096"]),
-    "235b-a22b-tpu7x": ("qwen3-235b-a22b", "tpu7x:4x4x4", 1, ["--mesh.data=128", "--data.batch_size=512"]),
+    "235b-a22b-two-slices": ("qwen3-235b-a22b", "v5p:8x8x8", 2, [*ATTENTION, "--mesh.replica=2", "--data.batch_size=4096"]),
+    "235b-a22b-tpu7x": ("qwen3-235b-a22b", "tpu7x:4x4x4", 1, [*ATTENTION, "--mesh.data=128", "--data.batch_size=512"]),
     "32b-tpu7x": ("qwen3-32b", "tpu7x:4x4x4", 1, ["--mesh.data=128", "--data.batch_size=256"]),
     "0.6b-long": ("qwen3-0.6b", "v5e:2x2", 1, [*LONG, "--data.batch_size=2", "--mesh.data=1", "--mesh.context=4"]),
     "8b-long": (
@@ -43,7 +45,7 @@ ROWS: dict[str, tuple[str, str, int, list[str]]] = {
     ),
     "235b-a22b-long": (
         "qwen3-235b-a22b", "v5p:8x8x8", 1,
-        [*LONG, "--data.batch_size=256", "--mesh.data=128", "--mesh.context=4"],
+        [*LONG, *ATTENTION, "--data.batch_size=256", "--mesh.data=128", "--mesh.context=4"],
     ),
 }  # fmt: skip
 
@@ -51,9 +53,9 @@ ROWS: dict[str, tuple[str, str, int, list[str]]] = {
 # Of GPUs; the compiler is jax's CUDA plug-in.
 GPU_ROWS: dict[str, tuple[str, str, int, list[str]]] = {
     "0.6b-h100": ("qwen3-0.6b", "h100:8", 1, ["--mesh.data=8"]),
-    "8b-h100": ("qwen3-8b", "h100:8", 1, ["--mesh.data=8"]),
-    "8b-h200": ("qwen3-8b", "h200:8", 1, ["--mesh.data=8"]),
-    "8b-b200": ("qwen3-8b", "b200:8", 1, ["--mesh.data=8"]),
+    "8b-h100": ("qwen3-8b", "h100:8", 1, [*QKV, "--mesh.data=8"]),
+    "8b-h200": ("qwen3-8b", "h200:8", 1, [*QKV, "--mesh.data=8"]),
+    "8b-b200": ("qwen3-8b", "b200:8", 1, [*QKV, "--mesh.data=8"]),
     "32b-h100": ("qwen3-32b", "h100:8x8", 1, ["--mesh.data=64"]),
     "30b-a3b-h100": (
         "qwen3-30b-a3b",

@@ -18,6 +18,8 @@ _SPARSE_CORES = {
     "xla_tpu_enable_sparse_core_collective_offload_2d_all_gather": "true",
     "xla_tpu_enable_sparse_core_collective_offload_3d_all_gather": "true",
     "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true",
+    # The same for sums of which each device keeps a part.
+    "xla_tpu_enable_sparse_core_collective_offload_nd_reduce_scatter": "true",
     "xla_tpu_enable_sparse_core_collective_offload_all_reduce": "true",
     "xla_tpu_prefer_async_allgather_to_allreduce": "true",
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "false",

@@ -17,7 +17,9 @@ from qwen3_jax.model.lora import adapted
 from qwen3_jax.model.params import Declare
 from qwen3_jax.model.rope import Angles, rotate
 
-QKV = "qkv"  # the name of queries, keys and values for policies of `jax.checkpoint`
+# The name of queries, keys and values for policies of `jax.checkpoint`: as their products give them, since the gradients of the
+# norms of queries and keys need those, and norms and rotations are computed again for less than products.
+QKV = "qkv"
 
 
 class Attention(nnx.Module):
@@ -55,15 +57,14 @@ class Attention(nnx.Module):
         chosen_btn: jax.Array | None = None,
     ) -> tuple[jax.Array, Pages | None]:
         """Return the attention output [B, T, D] and, with a cache, its pages with this call's keys and values."""
-        q_btnh = self._linear("btd,dnh->btnh", x_btd, "q", chosen_btn)
-        k_bkth = self._linear("btd,dkh->bkth", x_btd, "k", chosen_btn)
-        v_bkth = self._linear("btd,dkh->bkth", x_btd, "v", chosen_btn)
+        q_btnh = checkpoint_name(self._linear("btd,dnh->btnh", x_btd, "q", chosen_btn), QKV)
+        k_bkth = checkpoint_name(self._linear("btd,dkh->bkth", x_btd, "k", chosen_btn), QKV)
+        v_bkth = checkpoint_name(self._linear("btd,dkh->bkth", x_btd, "v", chosen_btn), QKV)
 
         q_btnh = self.q_norm(q_btnh)
         q_btnh, *chunk_queries = [self._rotated(q_btnh, cos_sin) for cos_sin in rope.queries]
         cos_bth, sin_bth = rope.keys
-        k_bkth = checkpoint_name(rotate(self.k_norm(k_bkth), cos_bth[:, None], sin_bth[:, None]), QKV)
-        v_bkth = checkpoint_name(v_bkth, QKV)
+        k_bkth = rotate(self.k_norm(k_bkth), cos_bth[:, None], sin_bth[:, None])
 
         if cache is None:
             out_btnh, pages = attention(q_btnh, k_bkth, v_bkth, segment_ids_bt, self.execution), None
@@ -80,4 +81,4 @@ class Attention(nnx.Module):
     def _rotated(self, q_btnh: jax.Array, cos_sin: tuple[jax.Array, jax.Array]) -> jax.Array:
         cos_bth, sin_bth = cos_sin
         q_btnh = rotate(q_btnh, cos_bth[:, :, None], sin_bth[:, :, None])
-        return checkpoint_name(self.execution.placement.constrain(q_btnh, ("batch", "length", "heads", None)), QKV)
+        return self.execution.placement.constrain(q_btnh, ("batch", "length", "heads", None))

@@ -87,8 +87,10 @@ class Qwen3(nnx.Module):
         dtype: compute type of activations; norms, softmax, routing and logits are always float32.
         param_dtype: storage type of parameters.
         scan_layers: stack equal layers and scan over them.
-        remat: what the backward pass computes again: "none"; "dots", all but the products with weights; "qkv", all but
-            queries, keys, values and attention; "attention", all but attention; "full", whole layers.
+        remat: what the backward pass computes again: "none"; "dots", all but the products with weights; "mlp", all but
+            queries, keys, values, attention and the product of the MLP's gate (of experts only where a product of their own
+            gives it: not with tiles or Triton); "qkv", all but queries, keys, values and attention; "attention", all but
+            attention; "full", whole layers.
         execution: mesh and rules, kernels, 8-bit products, order of the tokens; by default one device.
         lora: the weights that have low-rank adapters, float32; None for none.
 

@@ -15,17 +15,19 @@ from flax import nnx
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.kernels import Pages, Rows, Stacked, is_quantized, takes_stacks
 from qwen3_jax.kernels.attention.partition import SAVE_NAME
+from qwen3_jax.kernels.names import GATE
 from qwen3_jax.model.attention import QKV
 from qwen3_jax.model.block import Block
 from qwen3_jax.model.cache import KVCache, LayerCache
 from qwen3_jax.model.moe import Routed, RouterStats, Routes
 from qwen3_jax.model.rope import Angles
 
-Remat = Literal["none", "dots", "qkv", "attention", "full"]
+Remat = Literal["none", "dots", "mlp", "qkv", "attention", "full"]
 REMAT: tuple[Remat, ...] = get_args(Remat)
 # What is saved of each layer for the backward pass besides its input; the rest is computed again. Most memory first.
 _POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "mlp": jax.checkpoint_policies.save_only_these_names(QKV, SAVE_NAME, GATE),
     "qkv": jax.checkpoint_policies.save_only_these_names(QKV, SAVE_NAME),
     "attention": jax.checkpoint_policies.save_only_these_names(SAVE_NAME),
     "full": jax.checkpoint_policies.nothing_saveable,

@@ -8,9 +8,11 @@ Shapes: b batch, t length, d hidden, f MLP width.
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from qwen3_jax.config import Qwen3Config
 from qwen3_jax.kernels import Execution, linear
+from qwen3_jax.kernels.names import GATE
 from qwen3_jax.model.lora import adapted
 from qwen3_jax.model.params import Declare
 
@@ -50,7 +52,7 @@ class MLP(nnx.Module):
     ) -> tuple[jax.Array, None]:
         """Return (output [B, T, D], None): the signature of `MoE`, which has a router."""
         del segment_ids_bt, routes
-        gate_btf = self._linear("btd,df->btf", x_btd, "gate", chosen_btn)
+        gate_btf = checkpoint_name(self._linear("btd,df->btf", x_btd, "gate", chosen_btn), GATE)
         up_btf = self._linear("btd,df->btf", x_btd, "up", chosen_btn)
         hidden_btf = jax.nn.silu(gate_btf) * up_btf
         hidden_btf = self.execution.placement.constrain(hidden_btf, ("batch", "length", "mlp"))

@@ -121,7 +121,7 @@ def compile_for(
         needed = None if asked is None else asked * topology.chip.devices
         return Compiled(lowering_seconds + time.perf_counter() - started, None, needed, None, "", None, reason)
     seconds = lowering_seconds + time.perf_counter() - started
-    memory = _memory(executable.memory_analysis(), topology.chip.devices)
+    memory = memory_of(executable.memory_analysis(), topology.chip.devices)
     module = hlo.parse(text, hbm_spaces=GPU_HBM_SPACES if isinstance(topology.chip, Gpu) else (0,))
     program = costs.count(module, price)
     compiled = Compiled(seconds, memory, memory.peak, roofline.bound(program, topology, mesh), text, program)
@@ -185,7 +185,7 @@ def uncached() -> Iterator[None]:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
 
 
-def _memory(stats: Any, devices: int) -> Memory:
+def memory_of(stats: Any, devices: int) -> Memory:
     return Memory(
         arguments=devices * stats.argument_size_in_bytes,
         results=devices * (stats.output_size_in_bytes - stats.alias_size_in_bytes),

@@ -24,15 +24,14 @@ from collections.abc import Callable
 import numpy as np
 
 from qwen3_jax.planner.formulas import estimate, ring_bytes
+from qwen3_jax.planner.fusions import fusion_bytes
 from qwen3_jax.planner.hlo import Computation, Instruction, Module, Shape, UnreadableProgram
 from qwen3_jax.planner.operations import COLLECTIVES, FREE, MARKS, multiplies_nothing, product_flops, results
 from qwen3_jax.planner.program import Collective, Cost, Event, Loop, Program, Wait, Work
 from qwen3_jax.planner.replica_groups import replica_groups
-from qwen3_jax.planner.trip_counts import trip_count
+from qwen3_jax.planner.trip_counts import decided_by_data, trip_count
 
 Price = Callable[[Instruction, list[Shape]], Cost | None]
-
-_VIEWS = ("bitcast", "reshape", "get-tuple-element")
 
 
 def count(module: Module, price: Price | None = None) -> Program:
@@ -63,6 +62,9 @@ class _Walk:
         called = [self._called(i, name) for name in i.called]
         if i.opcode == "while":
             trips = trip_count(self.module, computation, i)
+            if trips is None and not decided_by_data(self.module, i):
+                where = i.source or i.name
+                raise UnreadableProgram(f"the loop {where} has a fixed length, and its condition is not understood")
             if trips is None:
                 self.program.unknown_loops.append(i.source or i.name)
             body = self._called(i, (i.attribute("body") or "").lstrip("%"))
@@ -107,18 +109,24 @@ class _Walk:
 
     def _fusion(self, i: Instruction, inner: Computation, times: float) -> list[Event]:
         events: list[Event] = []
+        moved = fusion_bytes(self.module, i)
         for collective in inner:
             if not _is_collective(collective):
                 continue
-            targets = {user.target for user in inner.users(collective.name)}
+            users = inner.users(collective.name)
+            targets = {user.target for user in users}
             key = f"{collective.opcode} {collective.attribute('channel_id')}"
             if "AsyncCollectiveDone" in targets:
                 events.append(Wait(key))
-            elif "AsyncCollectiveStart" in targets:
-                events.append(dataclasses.replace(self._collective(inner, collective, i), key=key))
-            elif "async_collective" not in inner.name:  # else: it was started in an earlier fusion
-                events.append(self._collective(inner, collective, i))
-        return [*events, Work(i.name, self._flops(inner, times), self._fusion_bytes(inner))]
+            elif "AsyncCollectiveStart" in targets or "async_collective" not in inner.name:
+                started = self._collective(inner, collective, i)
+                events.append(dataclasses.replace(started, key=key) if "AsyncCollectiveStart" in targets else started)
+                # Read, and written where it is a result as it is and not one of what follows in the fusion.
+                moved += sum(shape.hbm for source in inner.inputs(collective) for shape in source.shapes)
+                if inner.root is collective or any(u.opcode == "tuple" or u.target in MARKS for u in users):
+                    moved += sum(shape.hbm for shape in results(collective))
+            # else: it was started in an earlier fusion
+        return [*events, Work(i.name, self._flops(inner, times), moved)]
 
     def _start_of(self, computation: Computation, done: Instruction) -> str:
         """The name of the instruction that started what this one ends."""
@@ -185,61 +193,14 @@ class _Walk:
         held = read if i.opcode != base and len(i.shapes) > len(_operands(computation, i)) else 0.0
         return read + max(sum(shape.hbm for shape in results(i)) - held, 0.0)
 
-    def _fusion_bytes(self, inner: Computation) -> float:
-        read = sum(self._read(inner, parameter) for parameter in inner.parameters.values())
-        return read + (self._written(inner, inner.root) if inner.root is not None else 0.0)
-
-    def _read(self, inner: Computation, value: Instruction) -> float:
-        """HBM bytes that a fusion reads of one parameter: of slices where only slices are used."""
-        whole, sliced = value.shapes[0].hbm if value.shapes else 0.0, 0.0
-        if whole == 0.0:
-            return 0.0
-        for user in inner.users(value.name):
-            first = user.operands[0] == value.name
-            if user.opcode in ("dynamic-slice", "slice", "gather") and first:
-                sliced += user.shapes[0].bytes
-            elif user.opcode in ("dynamic-update-slice", "scatter") and first:
-                continue  # updated in place
-            elif user.opcode == "tuple" or _is_collective(user) or user.target in MARKS:
-                continue  # passed on, or counted as a collective
-            elif user.opcode in _VIEWS:
-                sliced += self._read(inner, user)
-            elif user.opcode == "fusion":
-                nested = self.module.computations[user.called[0]]
-                for number, name in enumerate(user.operands):
-                    if name == value.name and number in nested.parameters:
-                        sliced += self._read(nested, nested.parameters[number])
-            else:
-                return whole
-        return min(whole, sliced)
-
-    def _written(self, inner: Computation, value: Instruction) -> float:
-        """HBM bytes that a fusion writes for (a part of) its result."""
-        if value.opcode == "tuple":
-            return sum(self._written(inner, source) for source in inner.inputs(value))
-        if value.opcode == "parameter" or value.target in MARKS or _is_collective(value):
-            return 0.0
-        if value.opcode == "dynamic-update-slice":
-            return inner.inputs(value)[1].shapes[0].bytes if value.shapes[0].space == 0 else 0.0
-        if value.opcode == "scatter":
-            sources = inner.inputs(value)
-            updates = sources[len(sources) // 2 + 1 :]
-            return sum(x.shapes[0].bytes for x in updates) if value.shapes[0].space == 0 else 0.0
-        if value.opcode in _VIEWS and value.opcode != "get-tuple-element":
-            return (
-                min(self._written(inner, inner.inputs(value)[0]), value.shapes[0].bytes) if value.shapes[0].hbm else 0.0
-            )
-        if value.opcode == "fusion":
-            nested = self.module.computations[value.called[0]]
-            return self._written(nested, nested.root) if nested.root is not None else 0.0
-        return sum(shape.hbm for shape in value.shapes)
-
     # ---- networks
 
     def _collective(self, computation: Computation, i: Instruction, fusion: Instruction | None = None) -> Collective:
         kind = i.opcode.removesuffix("-start")
         operands = [shape.bytes for source in computation.inputs(i) for shape in source.shapes]
         size = operands[0] if kind in ("ragged-all-to-all", "collective-permute") and operands else sum(operands)
+        if kind in ("all-reduce", "reduce-scatter"):
+            size *= _width_of_sums(computation, i)
         if kind == "ragged-all-to-all":
             size = min(size, i.shapes[0].bytes)  # one side is a padded buffer
         if kind == "collective-permute":
@@ -278,6 +239,14 @@ def _rendezvous(i: Instruction) -> str:
 
 def _is_collective(i: Instruction) -> bool:
     return i.opcode.removesuffix("-start") in COLLECTIVES
+
+
+def _width_of_sums(computation: Computation, i: Instruction) -> float:
+    """How much wider the result's type is than the operands': partial sums travel in the type in which they are added."""
+    operands = [shape for shape in _operands(computation, i) if shape.elements]
+    widest = max((shape.bytes / shape.elements for shape in operands), default=0.0)
+    summed = max((shape.bytes / shape.elements for shape in i.shapes if shape.elements and shape.bytes), default=widest)
+    return max(summed / widest, 1.0) if widest else 1.0
 
 
 def _operands(computation: Computation, i: Instruction) -> list[Shape]:

@@ -82,6 +82,7 @@ def _memory(config: TrainConfig, model: Qwen3Config, load: _Load) -> float:
         "full": d,
         "attention": d + queries,
         "qkv": d + 2 * queries + keys_values,
+        "mlp": d + 2 * queries + keys_values + mlp,
         "dots": 3 * d + 2 * queries + keys_values + 2 * mlp,
         "none": 8 * d + 4 * queries + 2 * keys_values + 4 * mlp,
     }[config.model.remat]
@@ -105,7 +106,8 @@ def _seconds(config: TrainConfig, model: Qwen3Config, topology: Topology, load: 
     recomputed = {
         "none": 0.0,
         "dots": attention / 3,
-        "qkv": (arithmetic - attention) / 3,
+        "mlp": (arithmetic - attention) / 9,
+        "qkv": (arithmetic - attention) / 5,
         "attention": (arithmetic - attention) / 3,
     }
     flops = arithmetic + recomputed.get(remat, arithmetic / 3)

@@ -24,19 +24,28 @@ COLLECTIVES = (
     "collective-broadcast",
 )  # fmt: skip
 
-# Operations without products of matrices (openxla.org/xla/operation_semantics; xla/hlo/ir/hlo_opcode.h).
-_NO_PRODUCTS = {
-    "abs", "acos", "acosh", "add", "and", "asin", "asinh", "atan2", "atanh", "batch-norm-grad", "batch-norm-inference",
-    "batch-norm-training", "bitcast-convert", "broadcast", "call", "cbrt", "ceil", "clamp", "compare", "complex", "concatenate",
-    "conditional", "convert", "copy", "cosine", "cosh", "count-leading-zeros", "divide", "dynamic-reshape", "dynamic-slice",
-    "dynamic-update-slice", "erf", "exponential", "exponential-minus-one", "floor", "fusion", "gather", "get-dimension-size",
-    "imag", "infeed", "iota", "is-finite", "log", "log-plus-one", "logistic", "map", "maximum", "minimum", "multiply", "negate",
-    "not", "or", "outfeed", "pad", "popcnt", "power", "real", "recv-done", "reduce", "reduce-precision", "reduce-window",
-    "remainder", "reshape", "reverse", "rng", "rng-bit-generator", "rng-get-and-update-state", "round-nearest-afz",
-    "round-nearest-even", "rsqrt", "scatter", "select", "select-and-scatter", "send", "send-done", "set-dimension-size",
-    "shift-left", "shift-right-arithmetic", "shift-right-logical", "sign", "sine", "sinh", "slice", "sort", "sqrt",
-    "stochastic-convert", "subtract", "tan", "tanh", "topk", "transpose", "while", "xor",
+# Each element of the result is computed from one element of each operand of the same size.
+ELEMENTWISE = {
+    "abs", "acos", "acosh", "add", "and", "asin", "asinh", "atan2", "atanh", "bitcast-convert", "cbrt", "ceil", "clamp",
+    "compare", "complex", "convert", "copy", "cosh", "cosine", "count-leading-zeros", "divide", "erf", "exponential",
+    "exponential-minus-one", "floor", "imag", "is-finite", "log", "log-plus-one", "logistic", "maximum", "minimum",
+    "multiply", "negate", "not", "or", "popcnt", "power", "real", "reduce-precision", "remainder", "reverse",
+    "round-nearest-afz", "round-nearest-even", "rsqrt", "select", "shift-left", "shift-right-arithmetic",
+    "shift-right-logical", "sign", "sine", "sinh", "sqrt", "stochastic-convert", "subtract", "tan", "tanh", "transpose",
+    "xor",
 }  # fmt: skip
+
+# Other operations without products of matrices (openxla.org/xla/operation_semantics; xla/hlo/ir/hlo_opcode.h).
+_NO_PRODUCTS = {
+    "batch-norm-grad", "batch-norm-inference", "batch-norm-training", "broadcast", "call", "concatenate", "conditional",
+    "dynamic-reshape", "dynamic-slice", "dynamic-update-slice", "fusion", "gather", "get-dimension-size", "infeed",
+    "iota", "map", "outfeed", "pad", "recv-done", "reduce", "reduce-window", "reshape", "rng", "rng-bit-generator",
+    "rng-get-and-update-state", "scatter", "select-and-scatter", "send", "send-done", "set-dimension-size", "slice",
+    "sort", "topk", "while",
+}  # fmt: skip
+
+# The same elements under another shape or name.
+VIEWS = ("bitcast", "reshape", "get-tuple-element")
 
 # Custom calls that move no data: marks for the compiler, and the ends of asynchronous collectives.
 MARKS = {
@@ -48,7 +57,7 @@ MARKS = {
 _NO_PRODUCT_CALLS = re.compile(
     r"TopK|PartialReduce|ApproxTopK|__gpu\$TopK|.*cub.*[Ss]ort.*|.*[Rr]adix[Ss]ort.*|cu_threefry2x32.*|__cudnn\$norm|"
     r"__onednn\$(?:softmax|layernorm)|PadToStatic|SliceToDynamic|MoveToHost|MoveToDevice|X64Split(?:Low|High)|"
-    r"annotate_device_placement|PrepareAsyncCall(?:Start|Done)|ZeroCrop|ResizeNearest.*|Pin|Unpin|CreateBuffer|LayoutConstraint"
+    r"annotate_device_placement|GatherSortedIndicesOrders|PrepareAsyncCall(?:Start|Done)|ZeroCrop|ResizeNearest.*|Pin|Unpin|CreateBuffer|LayoutConstraint"
 )
 
 _PRODUCTS = re.compile(r"__cublas\$(?:gemm|lt\$matmul|lt\$matmul\$f8|lt\$groupedMatmul)|__onednn\$matmul")
@@ -59,7 +68,7 @@ def multiplies_nothing(i: Instruction) -> bool:
     opcode = i.opcode.removesuffix("-start").removesuffix("-done").removesuffix("-update")
     if opcode == "custom-call":
         return i.target in MARKS or _NO_PRODUCT_CALLS.fullmatch(i.target) is not None
-    return opcode in _NO_PRODUCTS or opcode in FREE or opcode in COLLECTIVES or opcode == "async"
+    return any(opcode in known for known in (ELEMENTWISE, _NO_PRODUCTS, FREE, COLLECTIVES)) or opcode == "async"
 
 
 def product_flops(i: Instruction, operands: list[Shape]) -> float | None:

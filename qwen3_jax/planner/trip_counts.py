@@ -1,4 +1,4 @@
-"""How often the body of a `while` runs, read off the program's text."""
+"""How often the body of a `while` runs, read off the program's text, or whether only the data decides it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
     """Return how often the body of `loop`, a `while` of `computation`, runs; None where the program fixes no number."""
     stated = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
     return int(stated[1]) if stated else _Counter(module).trips(computation, loop)
+
+
+def decided_by_data(module: Module, loop: Instruction) -> bool:
+    """Return whether the length of `loop` depends on the program's arguments, random numbers or the device.
+
+    Where it does not, the program fixes a number, which a reader that does not find it must not replace by another.
+    """
+    return _Origins(module).any_data(loop.attribute("condition") or "")
 
 
 class _Scalar(NamedTuple):
@@ -63,6 +71,8 @@ class _Counter:
 
     def _initial(self, computation: Computation, loop: Instruction, index: int) -> int | None:
         start = computation.instructions.get(loop.operands[0])
+        while start is not None and start.opcode in ("opt-barrier", "copy"):
+            start = computation.instructions.get(start.operands[0])
         if start is None or start.opcode != "tuple":
             return None
         scalar = self._trace(computation, start.operands[index], {})
@@ -131,3 +141,81 @@ def _sum(left: _Scalar, right: _Scalar, sign: int) -> _Scalar:
     if left.kind == "constant" and right.kind == "element" and sign == 1:
         return right._replace(offset=right.offset + left.value)
     return _UNKNOWN
+
+
+_KNOWN_AT_RUN_TIME = {
+    "infeed", "recv", "rng", "rng-bit-generator", "rng-get-and-update-state", "partition-id", "replica-id",
+}  # fmt: skip
+
+
+class _Origins:
+    """Follows values back through a program, to constants or to what is known only when it runs."""
+
+    def __init__(self, module: Module):
+        self.module = module
+        self.callers: dict[str, list[tuple[Computation, Instruction]]] = {}
+        for computation in module.computations.values():
+            for instruction in computation:
+                for name in instruction.called:
+                    self.callers.setdefault(name, []).append((computation, instruction))
+
+    def any_data(self, condition: str) -> bool:
+        """Whether the result of a loop's condition depends on more than constants."""
+        called = self.module.computations.get(condition.lstrip("%"))
+        if called is None or called.root is None:
+            return False
+        seen: set[tuple[str, str, int | None]] = set()
+        rest: list[tuple[Computation, str, int | None]] = [(called, called.root.name, None)]
+        while rest:
+            inside, name, element = rest.pop()
+            if (inside.name, name, element) in seen:
+                continue
+            seen.add((inside.name, name, element))
+            instruction = inside.instructions[name]
+            if instruction.opcode in _KNOWN_AT_RUN_TIME or (
+                instruction.opcode == "parameter" and not self._calls(inside)
+            ):
+                return True
+            rest += self._sources(inside, instruction, element)
+        return False
+
+    def _calls(self, computation: Computation) -> list[tuple[Computation, Instruction]]:
+        return [] if computation is self.module.entry else self.callers.get(computation.name, [])
+
+    def _sources(
+        self, inside: Computation, i: Instruction, element: int | None
+    ) -> list[tuple[Computation, str, int | None]]:
+        """The values that one (of a tuple maybe one element) is computed from."""
+        if i.opcode == "parameter":
+            return [
+                source
+                for call in self._calls(inside)
+                for source in self._passed(inside, *call, int(i.argument), element)
+            ]
+        if i.opcode == "get-tuple-element":
+            return [(inside, i.operands[0], int(i.attribute("index") or 0))]
+        if i.opcode == "tuple" and element is not None:
+            return [(inside, i.operands[element], None)]
+        if i.opcode in ("copy", "opt-barrier"):
+            return [(inside, i.operands[0], element)]
+        called = [self.module.computations[name] for name in i.called if name in self.module.computations]
+        results = [(inner, inner.root.name, element) for inner in called if inner.root is not None]
+        if i.opcode in ("fusion", "call"):
+            return results
+        if i.opcode == "while":
+            return [*results, (inside, i.operands[0], element)]
+        return [*results, *((inside, name, None) for name in i.operands)]
+
+    def _passed(
+        self, inner: Computation, inside: Computation, call: Instruction, number: int, element: int | None
+    ) -> list[tuple[Computation, str, int | None]]:
+        """What a call passes as the parameter of this number."""
+        if call.opcode == "while":
+            body = self.module.computations.get((call.attribute("body") or "").lstrip("%"))
+            again = [] if body is None or body.root is None else [(body, body.root.name, element)]
+            return [(inside, call.operands[0], element), *again]
+        if call.opcode == "conditional":
+            return [(inside, call.operands[call.called.index(inner.name) + 1], element)]
+        if call.opcode in ("fusion", "call"):
+            return [(inside, call.operands[number], element)]
+        return [(inside, name, None) for name in call.operands]

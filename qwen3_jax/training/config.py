@@ -44,8 +44,9 @@ class ModelConfig:
         dtype: compute type of activations.
         param_dtype: storage type of parameters; float32 keeps master weights.
         scan_layers: stack equal layers, so that compile time is independent of depth; false is faster for small models.
-        remat: what the backward pass recomputes: none; dots, all but products with weights; qkv, all but queries, keys,
-            values and attention; attention, all but attention; full, whole layers. From most memory to least.
+        remat: what the backward pass recomputes: none; dots, all but products with weights; mlp, all but queries, keys,
+            values, attention and the product of the MLP's gate (of experts on TPUs); qkv, all but queries, keys, values and
+            attention; attention, all but attention; full, whole layers. From most memory to least.
         quantization: int8 or fp8 products of the attention projections and of dense MLPs, through qwix.
         kernels: implementation of attention and of the experts; auto picks the platform's fastest.
     """

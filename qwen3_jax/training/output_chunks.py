@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from qwen3_jax.training.zeros import zeros_of
 from sharding import Placement
+from sharding.scatter import scatter_sum
 
 
 class Settings(NamedTuple):
@@ -28,6 +29,7 @@ class Settings(NamedTuple):
     tokens: tuple[str, ...]
     parts: int
     frozen: bool
+    mesh: Mesh | None
     temperature: float = 1.0
     banned: tuple[int, ...] = ()
 
@@ -36,7 +38,7 @@ def settings_of(placement: Placement, tied: bool, chunk: int, frozen: bool, z_lo
     """Return the settings of a mesh; arguments as for `cross_entropy.token_loss`."""
     tokens = *placement.axes("batch"), *placement.axes("length")
     vocab, embed = placement.axes("vocab"), placement.axes("embed")
-    return Settings(tied, z_loss, chunk, vocab, embed, tokens, placement.parts("vocab"), frozen)
+    return Settings(tied, z_loss, chunk, vocab, embed, tokens, placement.parts("vocab"), frozen, placement.mesh)
 
 
 def weight_spec(placement: Placement, tied: bool) -> PartitionSpec:
@@ -117,7 +119,8 @@ def products(settings: Settings, dlogits_cv, x_cd, weight, dweight):
 def scattered(settings: Settings, dweight):
     """The sum of gradients of the gathered weight over the axes that split "embed", this device's part of it."""
     if settings.embed:
-        dweight = jax.lax.psum_scatter(dweight, settings.embed, scatter_dimension=1 if settings.tied else 0, tiled=True)
+        assert settings.mesh is not None
+        dweight = scatter_sum(dweight, settings.embed, 1 if settings.tied else 0, settings.mesh)
     return dweight
 
 

@@ -24,5 +24,5 @@ def no_compilation_cache():
 def pallas_anywhere(monkeypatch):
     """Run Pallas kernels as plain JAX, where there is no TPU and no GPU."""
     monkeypatch.setattr(grouped, "megablox_dot", lambda x, w, sizes: megablox_dot(x, w, sizes, True))
-    for module, name in ((triton, "quantized_dot"), (triton_mlp, "triton_mlp")):
+    for module, name in ((triton, "quantized_dot"), (triton_mlp, "triton_mlp"), (grouped, "gathered_mlp")):
         monkeypatch.setattr(module, name, functools.partial(getattr(module, name), interpret=True))

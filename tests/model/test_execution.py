@@ -43,9 +43,8 @@ def test_execution_is_checked_and_can_be_a_key_of_jit():
 
 
 # Products and loops over blocks that the gradient of one layer computes a second time. Attention is a loop with two products;
-# q, k, v, o, gate and up are the products with weights (down's value is not needed). Saved queries and keys do not save
-# theirs, which the gradient of their norms needs.
-AGAIN = {"none": (0, 0), "dots": (2, 1), "qkv": (5, 0), "attention": (6, 0), "full": (8, 1)}
+# q, k, v, o, gate and up are the products with weights (down's value is not needed).
+AGAIN = {"none": (0, 0), "dots": (2, 1), "mlp": (2, 0), "qkv": (3, 0), "attention": (6, 0), "full": (8, 1)}
 
 
 def primitives(jaxpr) -> collections.Counter:

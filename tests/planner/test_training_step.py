@@ -242,7 +242,7 @@ def test_estimates_order_settings_as_they_should():
         )
         return estimate_of(one, model, slice, MeshConfig(**axes).sizes(64))
 
-    kept = [estimate(remat, data=64) for remat in ("full", "attention", "qkv", "dots", "none")]
+    kept = [estimate(remat, data=64) for remat in ("full", "attention", "qkv", "mlp", "dots", "none")]
     assert [one.memory for one in kept] == sorted(one.memory for one in kept)
     assert kept[-1].seconds < kept[0].seconds
     assert estimate(micro=2, data=64).memory < kept[0].memory + 4 * 8.2e9 / 64
@@ -250,7 +250,7 @@ def test_estimates_order_settings_as_they_should():
     assert estimate(optimizer=OptimizerConfig(moment_dtype="bfloat16"), data=64).memory < kept[0].memory
     every = list(search.candidates(run, model, slice))
     assert all(mesh_works(one, model, one.mesh.sizes(64)) for one, _ in every)
-    assert {one.model.remat for one, _ in every} == {"none", "dots", "qkv", "attention", "full"}
+    assert {one.model.remat for one, _ in every} == {"none", "dots", "mlp", "qkv", "attention", "full"}
 
 
 @needs_libtpu
@@ -269,7 +269,7 @@ def test_search_compiles_the_promising_and_ranks_them(remat, limit):
     steps = [result.plan.compiled.roofline.step_s for result in results if result.plan.fits]
     assert steps == sorted(steps)
     settings = {(result.mesh, result.remat, result.micro_batches) for result in results}
-    policies = ("none", "dots", "qkv", "attention", "full")
+    policies = ("none", "dots", "mlp", "qkv", "attention", "full")
     own = {((1, 4, 1, 1, 1), policy, 1) for policy in policies[: policies.index(remat) + 1]}
     assert own <= settings, "the configuration's own mesh under its policy and all that recompute less, which fit"
     assert len({mesh for mesh, *_ in settings}) >= limit, "other meshes than its own"
@@ -294,10 +294,10 @@ class FakePlan:
 
 
 @needs_libtpu
-@pytest.mark.parametrize("policy", ["none", "dots", "qkv", "attention", "full"])
+@pytest.mark.parametrize("policy", ["none", "dots", "mlp", "qkv", "attention", "full"])
 def test_search_finds_what_one_flag_finds(monkeypatch, policy):
     """Whichever policy is the quickest that fits, on the configuration's own mesh: estimates do not decide it."""
-    order = ["none", "dots", "qkv", "attention", "full"]
+    order = ["none", "dots", "mlp", "qkv", "attention", "full"]
     compiled = []
 
     def plan(setting, topology):

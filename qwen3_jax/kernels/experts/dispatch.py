@@ -12,7 +12,7 @@ from qwen3_jax.errors import UserError
 from qwen3_jax.kernels.execution import ONE_DEVICE, Execution, ExpertsKernel
 from qwen3_jax.kernels.experts.dense import dense_mlp
 from qwen3_jax.kernels.experts.grouped import choose_product, grouped_mlp
-from qwen3_jax.kernels.experts.parallel import Exchange, sharded_mlp, token_axes, unsplittable
+from qwen3_jax.kernels.experts.parallel import Exchange, Form, sharded_mlp, token_axes, unsplittable
 from qwen3_jax.kernels.experts.stack import Stacked, takes_stacks, unstacked
 from qwen3_jax.kernels.low_rank import LowRank, folded
 from qwen3_jax.kernels.quantized import Weight, dequantize, is_quantized, primal_values, zeros_of
@@ -37,7 +37,8 @@ def expert_mlp(
         gate_edf, up_edf, down_efd: expert weights in their storage type, or quantised, or `Stacked`, or `LowRank` (which is
             added up for all experts of the layer; adapters that differ between tokens are multiplied with all experts on all
             tokens, `dense`); used in x's dtype. Their gradients are computed in x's dtype on each device (on GPUs in the
-            storage type, where devices split the width) and summed over devices in the storage type.
+            storage type where devices split the width, on TPUs if also no axis splits the experts) and summed over devices in
+            the storage type.
         execution: placement, and `kernels.experts`: see the table of the package.
 
     Raises:
@@ -136,8 +137,11 @@ def _sharded(name, arrays, execution: Execution, over: Exchange | None) -> jax.A
 
 def _traced(name, arrays, execution: Execution, over: Exchange | None) -> jax.Array:
     mlp = _grouped(name, execution, arrays[0].dtype, complete=over is None)
-    width_first = mlp.keywords["product"] == "triton"
-    return sharded_mlp(*arrays, mlp=mlp, over=over, placement=execution.placement, width_first=width_first)
+    product = mlp.keywords["product"]
+    form: Form = (
+        "width_first" if product == "triton" else "joined" if product == "megablox" and over is None else "arrays"
+    )
+    return sharded_mlp(*arrays, mlp=mlp, over=over, placement=execution.placement, form=form)
 
 
 _jitted = jax.jit(_traced, static_argnums=(0, 2, 3))

@@ -18,15 +18,18 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from qwen3_jax.errors import UserError
 from qwen3_jax.kernels.card import Card
 from qwen3_jax.kernels.experts import triton, triton_mlp
 from qwen3_jax.kernels.experts.megablox import megablox_dot
+from qwen3_jax.kernels.experts.megablox_mlp import Gathered, gathered_mlp
 from qwen3_jax.kernels.experts.rows import sort_by_expert, sum_rows, take_rows, take_weights
 from qwen3_jax.kernels.experts.stack import Stacked
 from qwen3_jax.kernels.experts.tiles import tiles_mlp
 from qwen3_jax.kernels.experts.triton_mlp import WidthFirst
+from qwen3_jax.kernels.names import GATE
 from qwen3_jax.kernels.quantized import dequantize, is_quantized
 
 Product = Literal["tiles", "megablox", "triton", "ragged_dot"]
@@ -85,7 +88,7 @@ def grouped_mlp(
         index_nk: int32; E stands for an expert on another device, whose output is not added.
         weight_nk: the weights of the outputs.
         gate_edf, up_edf, down_efd: expert weights in x's dtype, or quantised; `Stacked` not for "tiles", `WidthFirst` only for
-            "triton".
+            "triton"; of `Gathered`, only for "megablox", `gate_edf` holds gate and up, and `up_edf` is None.
         product: see the table above.
         card: the GPU.
         complete: every row has its expert here: no index is E.
@@ -93,15 +96,18 @@ def grouped_mlp(
     if product == "tiles":
         return tiles_mlp(x_nd, index_nk, weight_nk, gate_edf, up_edf, down_efd)
     unpacked_by_kernel = product == "triton" and _unpacks(gate_edf, x_nd, card)
-    if not unpacked_by_kernel and not isinstance(gate_edf, (Stacked, WidthFirst)):
+    if not unpacked_by_kernel and not isinstance(gate_edf, (Stacked, WidthFirst, Gathered)):
         gate_edf, up_edf, down_efd = (dequantize(w, x_nd.dtype) for w in (gate_edf, up_edf, down_efd))
-    experts = gate_edf.experts if isinstance(gate_edf, WidthFirst) else gate_edf.shape[0]
+    experts = gate_edf.experts if isinstance(gate_edf, (WidthFirst, Gathered)) else gate_edf.shape[0]
     rows = sort_by_expert(index_nk, experts)
+    if isinstance(gate_edf, Gathered):
+        return gathered_mlp(x_nd, weight_nk, rows, gate_edf, down_efd)
     if product == "triton" and not unpacked_by_kernel:
         return triton_mlp.triton_mlp(x_nd, weight_nk, rows, gate_edf, up_edf, down_efd, card, complete)
     dot = functools.partial(grouped_dot, sizes_e=rows.sizes_e, product=product, card=card)
     x_md = take_rows(x_nd, rows)
-    hidden_mf = jax.nn.silu(dot(x_md, gate_edf)) * dot(x_md, up_edf) * take_weights(weight_nk, rows)[:, None]
+    gate_mf = checkpoint_name(dot(x_md, gate_edf), GATE)
+    hidden_mf = jax.nn.silu(gate_mf) * dot(x_md, up_edf) * take_weights(weight_nk, rows)[:, None]
     return sum_rows(dot(hidden_mf, down_efd), rows)
 
 

@@ -30,10 +30,7 @@ def _forward(x_md, w_edf, sizes_e, interpret):
 def _backward(interpret, residuals, dy_mf):
     x_md, w_edf, sizes_e = residuals
     dx_md = _gmm(dy_mf, w_edf, sizes_e, True, interpret)
-    x_dm, dy_mf = _padded(x_md).T, _padded(dy_mf)
-    tiling = functools.partial(_tiling, itemsize=x_md.dtype.itemsize)
-    dw_edf = tgmm(x_dm, dy_mf, sizes_e, w_edf.dtype, tiling, interpret=interpret)
-    return dx_md, dw_edf, None
+    return dx_md, weight_gradient(x_md, dy_mf, sizes_e, w_edf.dtype, interpret), None
 
 
 megablox_dot.defvjp(_forward, _backward)
@@ -41,10 +38,27 @@ megablox_dot.defvjp(_forward, _backward)
 
 def _gmm(x_md, w_edf, sizes_e, transposed: bool, interpret: bool):
     """Return the product with the weights or their transposes; rows without a group are zero."""
-    m = x_md.shape[0]
+    y_mf = rows_product(x_md, w_edf, sizes_e, transposed, interpret)
+    return jnp.where((jnp.arange(len(x_md)) < sizes_e.sum())[:, None], y_mf, 0)
+
+
+def rows_product(x_md, w_edf, sizes_e, transposed: bool, interpret: bool):
+    """Return the product with the weights or their transposes, in x's dtype; rows without a group are undefined."""
     tiling = functools.partial(_tiling, itemsize=x_md.dtype.itemsize)
     y_mf = gmm(_padded(x_md), w_edf, sizes_e, x_md.dtype, tiling, transpose_rhs=transposed, interpret=interpret)
-    return jnp.where((jnp.arange(m) < sizes_e.sum())[:, None], y_mf[:m], 0)
+    return y_mf[: len(x_md)]
+
+
+def weight_gradient(x_md, dy_mf, sizes_e, dtype, interpret: bool):
+    """Return the product of the transposed rows of each expert with `dy`, [E, D, F] in `dtype`."""
+    itemsize = x_md.dtype.itemsize
+    # VMEM holds two tiles of the result besides its float32 sum.
+    widest = _TILE_BYTES // itemsize * (3 if jnp.dtype(dtype).itemsize > itemsize else 4) // 4
+
+    def tiling(m: int, k: int, n: int) -> tuple[int, int, int]:
+        return _row_tile(m), _column_tile(k, itemsize), _largest_tile(n, widest)
+
+    return tgmm(_padded(x_md).T, _padded(dy_mf), sizes_e, dtype, tiling, interpret=interpret)
 
 
 def _row_tile(m: int) -> int:
@@ -64,8 +78,11 @@ def _tiling(m: int, k: int, n: int, itemsize: int) -> tuple[int, int, int]:
 
 
 def _column_tile(size: int, itemsize: int) -> int:
-    """Return the largest multiple of 128 lanes that divides `size` and fits; all of a small or odd size."""
-    widest = _TILE_BYTES // itemsize
+    return _largest_tile(size, _TILE_BYTES // itemsize)
+
+
+def _largest_tile(size: int, widest: int) -> int:
+    """Return the largest multiple of 128 lanes that divides `size` and is at most `widest`; all of a small or odd size."""
     if size <= widest:
         return size
     return next((tile for tile in range(widest, 0, -128) if size % tile == 0), widest)

@@ -22,22 +22,29 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
+from qwen3_jax.kernels.experts import megablox_mlp
 from qwen3_jax.kernels.experts.exchange import exchange
 from qwen3_jax.kernels.experts.rows import sort_by_expert, sum_rows, take_rows, take_weights
 from qwen3_jax.kernels.experts.stack import Stacked, unstacked
 from qwen3_jax.kernels.experts.triton_mlp import WidthFirst
 from qwen3_jax.kernels.quantized import is_quantized, specs
 from sharding import Placement
+from sharding.scatter import scatter_sum
 
 Exchange = Literal["all_gather", "all_to_all", "all_tokens"]
+# How gathered weights are passed on: as arrays, as `WidthFirst` each, or as `megablox_mlp.Gathered`, gate and up in one.
+Form = Literal["arrays", "width_first", "joined"]
 
 # The receiving buffer of the all-to-all holds this many times the rows that a device sends: balanced routing fills half of it.
 # If some device would receive more, the tokens are sent in several chunks; none is dropped.
 _BUFFER = 2
-# A worst case of up to this many rows (a decode step, a small batch) is allocated in full.
+# A worst case of up to this many rows (a decode step, a small batch) is allocated in full where some device would receive more
+# than the buffer holds; off TPUs always, since a branch costs a GPU more than passes over rows that are not used.
 _SMALL = 4096
+# On TPUs a worst case of up to this many rows is always allocated in full: half of a tile of the grouped products.
+_TINY = 256
 
 
 def token_axes(x_btd: jax.Array, placement: Placement) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -85,7 +92,7 @@ def sharded_mlp(
     mlp: Callable,
     over: Exchange | None,
     placement: Placement,
-    width_first: bool = False,
+    form: Form = "arrays",
 ):
     """Return the weighted sum of the chosen experts' outputs, [B, T, D]; arguments as in `expert_mlp`.
 
@@ -93,7 +100,7 @@ def sharded_mlp(
         mlp: `grouped_mlp` with its product chosen; runs on each device.
         over: how tokens reach their experts; None where the expert axis is not split.
         placement: mesh and rules for which `unsplittable` is None, of batch and length only if `over` is an exchange.
-        width_first: `mlp` takes weights that are gathered over the devices that split D as `WidthFirst`.
+        form: in which `mlp` takes weights that are gathered over the devices that split D; "joined" where `over` is None.
     """
     mesh = placement.mesh
     assert mesh is not None
@@ -104,7 +111,7 @@ def sharded_mlp(
     routing_spec = PartitionSpec(*tokens_spec[:2], None)
     wide_spec, narrow_spec = placement.spec(("expert", "embed", "mlp")), placement.spec(("expert", "mlp", "embed"))
     return jax.shard_map(
-        functools.partial(_on_device, mlp=mlp, over=over, placement=placement, width_first=width_first),
+        functools.partial(_on_device, mlp=mlp, over=over, placement=placement, form=form),
         mesh=mesh,
         in_specs=(
             tokens_spec,
@@ -130,16 +137,15 @@ def _on_device(
     mlp: Callable,
     over: Exchange | None,
     placement: Placement,
-    width_first: bool,
+    form: Form,
 ):
     """Compute one device's part of `sharded_mlp`."""
     b, t, d = x_btd.shape
     tokens = x_btd.reshape(b * t, d), index_btk.reshape(b * t, -1), weight_btk.reshape(b * t, -1)
-    experts, embed = gate_ldf.shape[0], placement.axes("embed")
+    experts, embed, mesh = gate_ldf.shape[0], placement.axes("embed"), placement.mesh
+    assert mesh is not None
     if not is_quantized(gate_ldf) and not isinstance(gate_ldf, Stacked):
-        gather = WidthFirst.gathered if width_first and embed else _gathered
-        gate_ldf, up_ldf = (gather(w, embed, 1, x_btd.dtype) for w in (gate_ldf, up_ldf))
-        down_lfd = gather(down_lfd, embed, 2, x_btd.dtype)
+        gate_ldf, up_ldf, down_lfd = _whole(gate_ldf, up_ldf, down_lfd, embed, x_btd.dtype, mesh, form)
     local = functools.partial(mlp, gate_edf=gate_ldf, up_edf=up_ldf, down_efd=down_lfd)
     if over is None:
         y_nd = local(*tokens)
@@ -151,12 +157,26 @@ def _on_device(
             x_nd, index_nk, weight_nk = tokens
             y_nd = _add_up(local(x_nd, _own(index_nk, experts, axis), weight_nk), (axis,))
         else:
-            y_nd = _all_to_all(*tokens, local, experts, axis, placement.mesh)
+            y_nd = _all_to_all(*tokens, local, experts, axis, mesh)
     return _add_up(y_nd, placement.axes("mlp")).reshape(b, t, d)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _gathered(w: jax.Array, axes: tuple[str, ...], dimension: int, dtype: jnp.dtype) -> jax.Array:
+def _whole(gate_ldf, up_ldf, down_lfd, axes: tuple[str, ...], dtype, mesh: Mesh, form: Form):
+    """Return this device's experts in the compute type, gathered along D over the axes that split it."""
+    if form == "joined" and axes:
+        gate_up, down = megablox_mlp.gathered(gate_ldf, up_ldf, down_lfd, axes, dtype, mesh)
+        return gate_up, None, down
+
+    def gather(w, dimension: int):
+        if form == "width_first" and axes:
+            return WidthFirst.gathered(w, axes, dimension, dtype)
+        return _gathered(w, axes, dimension, dtype, mesh)
+
+    return gather(gate_ldf, 1), gather(up_ldf, 1), gather(down_lfd, 2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _gathered(w: jax.Array, axes: tuple[str, ...], dimension: int, dtype: jnp.dtype, mesh: Mesh) -> jax.Array:
     """Return the weight in the compute type, whole along a dimension that is split over `axes`.
 
     It is sent in the compute type; its gradient is returned, and summed, in the weight's storage type.
@@ -165,13 +185,13 @@ def _gathered(w: jax.Array, axes: tuple[str, ...], dimension: int, dtype: jnp.dt
     return lax.all_gather(w, axes, axis=dimension, tiled=True) if axes else w
 
 
-def _gathered_forward(w, axes, dimension, dtype):
-    return _gathered(w, axes, dimension, dtype), jnp.empty((0,), w.dtype)
+def _gathered_forward(w, axes, dimension, dtype, mesh):
+    return _gathered(w, axes, dimension, dtype, mesh), jnp.empty((0,), w.dtype)
 
 
-def _gathered_backward(axes, dimension, dtype, storage_0, dw):
+def _gathered_backward(axes, dimension, dtype, mesh, storage_0, dw):
     dw = dw.astype(storage_0.dtype)
-    return (lax.psum_scatter(dw, axes, scatter_dimension=dimension, tiled=True) if axes else dw,)
+    return (scatter_sum(dw, axes, dimension, mesh) if axes else dw,)
 
 
 _gathered.defvjp(_gathered_forward, _gathered_backward)
@@ -210,19 +230,23 @@ def _all_to_all(x_nd, index_nk, weight_nk, local: Callable, experts: int, axis: 
     """Each row goes to its expert's device and back.
 
     The receiving buffer has a fixed size. In the worst case all rows of the axis go to one device, p times what it sends, but
-    that is rare: the buffer is `_BUFFER` times what it sends. Where some device would receive more, all devices send their
-    tokens in as many chunks as the worst case needs.
+    that is rare: the buffer is `_BUFFER` times what it sends. Where some device would receive more, the buffer is that of the
+    worst case if that is small; else all devices send their tokens in as many chunks as the worst case needs.
     """
     p, (n, k) = lax.axis_size(axis), index_nk.shape
-    native = mesh.devices.flat[0].platform != "cpu"  # XLA:CPU has no ragged all-to-all
+    platform = mesh.devices.flat[0].platform
+    native = platform != "cpu"  # XLA:CPU has no ragged all-to-all
     worst = p * n * k
-    rows = max(_BUFFER * n * k, min(worst, _SMALL))
+    rows = max(_BUFFER * n * k, min(worst, _always_in_full(platform)))
     send = functools.partial(_send_and_return, local=local, experts=experts, axis=axis, native=native)
     if worst <= rows:
         return send(x_nd, index_nk, weight_nk, rows=worst)
 
     def at_once(*tokens):
         return send(*tokens, rows=rows)
+
+    def in_full(*tokens):
+        return send(*tokens, rows=worst)
 
     def in_chunks(*tokens):
         chunks = -(-worst // rows)
@@ -241,7 +265,12 @@ def _all_to_all(x_nd, index_nk, weight_nk, local: Callable, experts: int, axis: 
     received_p = _counts(index_nk, p * experts, axis).reshape(p, p, experts).sum(axis=(0, 2))
     # Equal on the whole mesh, so that all devices take the same branch.
     largest = lax.pmax(received_p.max(), mesh.axis_names)
-    return lax.cond(largest <= rows, at_once, in_chunks, x_nd, index_nk, weight_nk)
+    return lax.cond(largest <= rows, at_once, in_full if worst <= _SMALL else in_chunks, x_nd, index_nk, weight_nk)
+
+
+def _always_in_full(platform: str) -> int:
+    """Rows of a worst case up to which the buffer is always that of the worst case."""
+    return _TINY if platform == "tpu" else _SMALL
 
 
 def _counts(index_nk, experts: int, axis: str):
