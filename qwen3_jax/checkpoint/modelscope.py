@@ -20,9 +20,9 @@ from qwen3_jax.progress import doing
 if TYPE_CHECKING:
     from modelscope_hub import HubApi
 
-# What this process has had. The client compares the SHA-256 of every cached file each time it is asked, and a command asks more
-# than once.
-_HAD: dict[tuple[str, str | None], Path] = {}
+# Folders that this process has downloaded or found. The client compares the SHA-256 of every cached file each time it is asked,
+# and a command asks more than once.
+_FOLDERS: dict[tuple[str, str | None], Path] = {}
 
 
 def snapshot(repo_id: str, revision: str | None, patterns: Sequence[str], *, offline: bool) -> Path:
@@ -37,9 +37,9 @@ def snapshot(repo_id: str, revision: str | None, patterns: Sequence[str], *, off
         offline: take what is cached, and ask nothing of the network.
 
     Raises:
-        UserError: the client is not installed, or the model is not to be had; names it.
+        UserError: the client is not installed, or the model is not available; names it.
     """
-    if (folder := _HAD.get((repo_id, revision))) is None or not folder.is_dir():
+    if (folder := _FOLDERS.get((repo_id, revision))) is None or not folder.is_dir():
         try:
             import modelscope_hub
         except ImportError:
@@ -49,13 +49,13 @@ def snapshot(repo_id: str, revision: str | None, patterns: Sequence[str], *, off
         del modelscope_hub
         with _quiet():
             folder = _cached(repo_id, revision) if offline else _downloaded(repo_id, revision, patterns)
-        _HAD[repo_id, revision] = folder
+        _FOLDERS[repo_id, revision] = folder
     return folder
 
 
 def is_from_modelscope(folder: Path) -> bool:
     """Whether a folder is one that `snapshot` has returned."""
-    return folder in _HAD.values()
+    return folder in _FOLDERS.values()
 
 
 def _downloaded(repo_id: str, revision: str | None, patterns: Sequence[str]) -> Path:

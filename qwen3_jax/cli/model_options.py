@@ -122,7 +122,7 @@ def folders(args: argparse.Namespace) -> "tuple[Path, Path | None, Path | None]"
     """Return the folder of the model's weights, that of the adapter where --model names one, and that of the adapter to add.
 
     Raises:
-        UserError: one of them is not to be had.
+        UserError: one of them is not available.
     """
     from qwen3_jax.checkpoint.adapters.folders import adapter_folder, base_and_adapter
     from qwen3_jax.checkpoint.hub import resolve

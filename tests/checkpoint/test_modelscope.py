@@ -118,7 +118,7 @@ def hub(repositories, tmp_path, monkeypatch):
         monkeypatch.delenv(name.upper(), raising=False)
     for name in ("MODELSCOPE_API_TOKEN", "MODELSCOPE_DOMAIN", "MODELSCOPE_LOG_LEVEL", "QWEN3_USE_MODELSCOPE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(modelscope, "_HAD", {})
+    monkeypatch.setattr(modelscope, "_FOLDERS", {})
     monkeypatch.setattr("modelscope_hub._download.DOWNLOAD_RETRY_TIMES", 1)  # the client waits seconds before others
     monkeypatch.setattr("modelscope_hub._download.DOWNLOAD_HASH_RETRY_TIMES", 1)
     monkeypatch.setattr("modelscope_hub._legacy_api.REPO_TREE_PAGE_MAX_ATTEMPTS", 1)
@@ -157,14 +157,14 @@ def test_a_model_is_loaded_from_modelscope_and_again_from_its_cache(hub, tmp_pat
     asked = len(hub.requests)
     assert resolve("modelscope:org/tiny") == folder
     assert len(hub.requests) == asked, "a command that names a model twice asks once"
-    modelscope._HAD.clear()
+    modelscope._FOLDERS.clear()
     monkeypatch.setenv("QWEN3_USE_MODELSCOPE", "true")
     assert resolve("org/tiny") == folder
     assert {urlsplit(path).path for path in hub.requests[asked:]} == {"/api/v1/models/org/tiny/repo/files"}, (
         "all cached"
     )
     (folder / "config.json").write_text("{}")
-    modelscope._HAD.clear()
+    modelscope._FOLDERS.clear()
     resolve("org/tiny")
     assert (folder / "config.json").read_bytes() == hub.repositories["org/tiny"]["master"]["config.json"], "mended"
 
@@ -173,7 +173,7 @@ def test_a_model_is_loaded_from_modelscope_and_again_from_its_cache(hub, tmp_pat
     assert (second / "config.json").read_bytes() == hub.repositories["org/tiny"]["v1"]["config.json"]
 
     assert qwen3.main(["convert", "modelscope:org/tiny", str(tmp_path / "orbax"), "--to", "orbax"]) == 0
-    monkeypatch.setattr(modelscope, "_HAD", {})
+    monkeypatch.setattr(modelscope, "_FOLDERS", {})
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     asked = len(hub.requests)
     assert resolve("modelscope:org/tiny") == folder
@@ -214,7 +214,7 @@ def test_what_cannot_be_had_is_refused_in_one_sentence_and_leaves_no_half_file(h
     assert "QWEN3_USE_MODELSCOPE is 'perhaps'; it must be true or false" in refused("org/tiny")
 
     monkeypatch.setenv("MODELSCOPE_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
-    modelscope._HAD.clear()
+    modelscope._FOLDERS.clear()
     assert "model.safetensors" in names_in(resolve("modelscope:org/private")), "what is cached is enough"
     assert "cannot be reached at http://127.0.0.1:9 (no connection)" in refused("modelscope:org/tiny")
     assert "only in part" in refused("modelscope:org/cut")

@@ -31,7 +31,7 @@ def base_and_adapter(folder: Path) -> tuple[Path, Path | None]:
     The base model of an adapter from ModelScope is sought there.
 
     Raises:
-        UserError: the adapter does not name its base model, or that is not to be had.
+        UserError: the adapter does not name its base model, or that is not available.
     """
     if not holds_adapter(folder):
         return folder, None
@@ -55,7 +55,7 @@ def adapter_folder(path: str | os.PathLike) -> Path:
     """Return the folder of an adapter by path or hub id; that of a training run stands for what it exported.
 
     Raises:
-        UserError: it is not to be had, or holds no adapter.
+        UserError: it is not available, or holds no adapter.
     """
     exported = Path(path).expanduser() / "adapter"
     folder = exported if (exported / FILE).is_file() else resolve(path, key="adapter")
