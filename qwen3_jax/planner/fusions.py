@@ -45,9 +45,8 @@ class _Needed:
 
     def share(self, name: str, computed: bool = False) -> float:
         """Return the share, 0 to 1; `computed`: something was computed between the fusion's parameter and this value."""
-        if (
-            not self.known
-        ):  # the last first, so that what users need is known: a chain may be longer than Python's stack
+        if not self.known:
+            # The last first, so that what users need is known: a chain may be longer than Python's stack.
             for value in reversed(self.computation.instructions.values()):
                 self.known[value.name, True] = self._share(value, True)
                 self.known[value.name, False] = self._share(value, False)

@@ -1,13 +1,11 @@
 """The experts as TPUs compute them equal the formula as plain JAX (Pallas's interpret mode)."""
 
-import jax
-import jax.numpy as jnp
 import pytest
 
-from qwen3_jax.kernels import Execution, expert_mlp
 from qwen3_jax.kernels.experts import dispatch, parallel
 from sharding import Placement, make_mesh
-from tests.kernels.test_experts import MESHES, assert_mesh_equals_dense, layer, on_mesh
+from tests.kernels.test_experts import MESHES, assert_mesh_equals_dense
+from tests.kernels.test_experts_triton import assert_gradients_have_the_storage_type
 
 
 @pytest.mark.parametrize("name", ["replica2_data2_context2", pytest.param("data2_tensor4", marks=pytest.mark.slow)])
@@ -21,17 +19,7 @@ def test_the_tpu_product_on_meshes(name, pallas_anywhere, monkeypatch):
 def test_gradients_have_the_storage_type(pallas_anywhere, monkeypatch):
     """bfloat16 products of float32 weights: the gradient has more digits than bfloat16."""
     monkeypatch.setattr(dispatch, "choose_product", lambda *_: "megablox")
-    placement = Placement(make_mesh(data=8))
-    x, index, weight, *weights = on_mesh(layer(n=48, e=8, k=2), placement)
-
-    def loss(weights):
-        halves = x.astype(jnp.bfloat16), index, weight.astype(jnp.bfloat16)
-        y = expert_mlp(*halves, *weights, Execution(placement)).astype(jnp.float32)
-        return (y * jnp.cos(jnp.arange(y.size)).reshape(y.shape)).sum()
-
-    for gradient, stored in zip(jax.jit(jax.grad(loss))(weights), weights, strict=True):
-        assert gradient.sharding.is_equivalent_to(stored.sharding, 3)
-        assert (gradient != gradient.astype(jnp.bfloat16).astype(jnp.float32)).mean() > 0.9
+    assert_gradients_have_the_storage_type()
 
 
 @pytest.mark.slow

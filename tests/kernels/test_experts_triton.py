@@ -68,16 +68,22 @@ def test_the_gpu_product_on_meshes(name, implementation, pallas_anywhere, monkey
     assert_mesh_equals_dense(Placement(make_mesh(**axes), rules), implementation, ("random", "one"))
 
 
-def test_gradients_of_gathered_weights_are_summed_in_their_storage_type(pallas_anywhere, monkeypatch):
-    """bfloat16 products of float32 weights: the gradient has more digits than bfloat16."""
-    monkeypatch.setattr(dispatch, "choose_product", lambda *_: "triton")
+def assert_gradients_have_the_storage_type() -> None:
+    """bfloat16 products of float32 weights: the gradient of each has more digits than bfloat16."""
     placement = Placement(make_mesh(data=8))
     x, index, weight, *weights = on_mesh(layer(n=48, e=8, k=2), placement)
 
-    def loss(gate):
+    def loss(weights):
         halves = x.astype(jnp.bfloat16), index, weight.astype(jnp.bfloat16)
-        return expert_mlp(*halves, gate, *weights[1:], Execution(placement)).astype(jnp.float32).sum()
+        y = expert_mlp(*halves, *weights, Execution(placement)).astype(jnp.float32)
+        return (y * jnp.cos(jnp.arange(y.size)).reshape(y.shape)).sum()
 
-    gradient = jax.jit(jax.grad(loss))(weights[0])
-    assert gradient.sharding.is_equivalent_to(weights[0].sharding, 3)
-    assert (gradient != gradient.astype(jnp.bfloat16).astype(jnp.float32)).mean() > 0.9
+    for gradient, stored in zip(jax.jit(jax.grad(loss))(weights), weights, strict=True):
+        assert gradient.sharding.is_equivalent_to(stored.sharding, 3)
+        assert (gradient != gradient.astype(jnp.bfloat16).astype(jnp.float32)).mean() > 0.9
+
+
+def test_gradients_of_gathered_weights_are_summed_in_their_storage_type(pallas_anywhere, monkeypatch):
+    """bfloat16 products of float32 weights: the gradient has more digits than bfloat16."""
+    monkeypatch.setattr(dispatch, "choose_product", lambda *_: "triton")
+    assert_gradients_have_the_storage_type()
